@@ -1,0 +1,86 @@
+//! The small names everything else speaks in: nodes, pairs, places, incarnations, terms.
+
+use std::fmt;
+
+/// A memcached server behind the proxy: its index in [`crate::ring::Topology`], primaries first, then backups.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub u16);
+
+impl NodeId {
+    /// The index into per-node tables.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// All keys that one primary and one backup own together: the unit of replication.
+///
+/// Without backups every primary is a pair of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PairId(pub u32);
+
+impl PairId {
+    /// The index into per-pair tables.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// On which ring a node stands. It never changes while the proxy runs; who *leads* a pair is a role, not a place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// On the ring of primaries (`-s`).
+    Primary,
+    /// On the ring of backups (`-b`).
+    Backup,
+}
+
+impl Place {
+    /// The place of the other copy.
+    #[must_use]
+    pub fn other(self) -> Place {
+        match self {
+            Place::Primary => Place::Backup,
+            Place::Backup => Place::Primary,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Place::Primary => "primary",
+            Place::Backup => "backup",
+        })
+    }
+}
+
+/// One life of a node's memory, by the random number in the marker the proxy keeps on the node.
+///
+/// It ends when the process restarts or the memory is flushed by anyone but the proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Incarnation(pub u64);
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Leadership term of a pair: the upper 16 bits of the cas tokens that clients see.
+///
+/// It changes with every change of leader or of the leader's memory, so that a token taken under another one never wins.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Term(pub u16);
+
+/// Counts the changes of who holds what in a pair; starts at unix microseconds and grows from the largest seen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Epoch(pub u64);
+
+/// Every key that begins so belongs to the proxy: invisible to clients, never copied.
+pub const RESERVED_PREFIX: &[u8] = b"__resilver__:";
+
+/// Whether a key is one of the proxy's own (a marker).
+pub fn is_reserved(key: &[u8]) -> bool {
+    key.starts_with(RESERVED_PREFIX)
+}

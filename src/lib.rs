@@ -1,0 +1,8 @@
+//! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
+
+pub mod backend;
+pub mod config;
+pub mod ids;
+pub mod protocol;
+pub mod resync;
+pub mod ring;

@@ -1,0 +1,3 @@
+//! The `resilver` daemon.
+
+fn main() {}

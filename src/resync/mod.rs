@@ -1,0 +1,1 @@
+//! Refilling a node.
