@@ -2,7 +2,12 @@
 
 pub mod backend;
 pub mod config;
+pub mod health;
 pub mod ids;
 pub mod protocol;
 pub mod resync;
 pub mod ring;
+pub mod pair;
+pub mod proxy;
+pub mod server;
+pub mod stats;

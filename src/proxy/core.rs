@@ -15,7 +15,8 @@ use slab::Slab;
 
 use crate::ids::{Incarnation, NodeId, PairId, is_reserved};
 use crate::pair::Reason;
-use crate::protocol::reply::{self, Reply, ReplyKind};
+use crate::protocol::number::parse_i64;
+use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};
 use crate::protocol::request::{self, Limits, Parsed, Request, Verb};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
@@ -33,6 +34,9 @@ const REPAIR_TRIES: u32 = 3;
 
 /// Seconds up to which an exptime is relative.
 const RELATIVE_EXPTIME_MAX: i64 = 60 * 60 * 24 * 30;
+
+/// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most 1 GiB.
+const REPLY_LIMITS: ReplyLimits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 };
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;
@@ -932,10 +936,10 @@ impl Core {
                 conn.input.clear();
                 return;
             }
-            let reply = match reply::parse_reply(&conn.input) {
-                Ok(Some(reply)) => reply,
-                Ok(None) => {
-                    conn.need = reply::need(&conn.input);
+            let reply = match reply::parse_reply_within(&conn.input, &REPLY_LIMITS) {
+                Ok(ParsedReply::Reply(reply)) => reply,
+                Ok(ParsedReply::Incomplete { need }) => {
+                    conn.need = need;
                     return;
                 }
                 Err(error) => {
@@ -1344,7 +1348,7 @@ impl Core {
         let outstanding = repair.outstanding;
         let leader = self.leader_of(pair);
         let Some(fence) = self.fences.get_mut(&key) else { return true };
-        let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(reply::parse_i64);
+        let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
         match (step, &reply.kind) {
             (RepairStep::Marker, ReplyKind::MetaVa { data }) => {
                 fence.marker_ok = self.links[leader.index()].incarnation.is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());

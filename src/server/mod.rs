@@ -1,0 +1,4 @@
+//! Client side.
+mod stream;
+mod worker;
+pub use stream::ClientStream;
