@@ -108,8 +108,7 @@ impl Command<'_> {
         let (Some(cas), Ok(length @ ..=VALUE_LEN_MAX)) = (cas, usize::try_from(length)) else {
             return self.reject(answer::BAD_FORMAT, noreply);
         };
-        let request =
-            Request { noreply, keys: args.key(), flags, exptime: exptime.into(), cas, ..Request::new(verb) };
+        let request = Request { noreply, keys: args.key(), flags, exptime: exptime.into(), cas, ..Request::new(verb) };
         self.value(request, length)
     }
 
@@ -156,12 +155,9 @@ impl Command<'_> {
             return self.reject(answer::BAD_FORMAT, noreply);
         }
         match client_i32(args.word(1)) {
-            Some(exptime) => self.accept(Request {
-                noreply,
-                keys: args.key(),
-                exptime: exptime.into(),
-                ..Request::new(Verb::Touch)
-            }),
+            Some(exptime) => {
+                self.accept(Request { noreply, keys: args.key(), exptime: exptime.into(), ..Request::new(Verb::Touch) })
+            }
             None => self.reject(answer::BAD_EXPTIME, noreply),
         }
     }
@@ -200,9 +196,7 @@ impl Command<'_> {
             return self.accept(Request { noreply, ..Request::new(Verb::FlushAll) });
         }
         match client_i32(args.word(0)) {
-            Some(delay) => {
-                self.accept(Request { noreply, exptime: delay.into(), ..Request::new(Verb::FlushAll) })
-            }
+            Some(delay) => self.accept(Request { noreply, exptime: delay.into(), ..Request::new(Verb::FlushAll) }),
             None => self.reject(answer::BAD_EXPTIME, noreply),
         }
     }
@@ -224,7 +218,8 @@ impl Command<'_> {
 
     /// `ms <key> <length> ...`: refused, but the value goes with it. Left in the stream it would be taken for commands.
     fn unserved_meta_set(&self, mut words: Words<'_>) -> Parsed {
-        let length = words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
+        let length =
+            words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
         let swallow = length.map_or(0, |length| length + 2);
         Parsed::Reject { reply: answer::ERROR, len: self.line_len, swallow, close: false }
     }

@@ -56,7 +56,8 @@ pub(super) fn first_line(buf: &[u8]) -> Line {
 fn is_retrieval(buf: &[u8]) -> bool {
     let blanks = buf.iter().take_while(|&&byte| byte == b' ').count();
     let name = &buf[blanks..];
-    blanks <= LEADING_BLANKS_MAX && [&b"get "[..], b"gets ", b"gat ", b"gats "].iter().any(|verb| name.starts_with(verb))
+    blanks <= LEADING_BLANKS_MAX
+        && [&b"get "[..], b"gets ", b"gat ", b"gats "].iter().any(|verb| name.starts_with(verb))
 }
 
 /// The words of `buf[pos..end]`, separated by blanks (and nothing else: a tab belongs to the word).

@@ -28,8 +28,7 @@ pub fn parse_i64(text: &[u8]) -> Option<i64> {
 /// wraps around, and is refused only where the result looks negative.
 pub fn client_u64(word: &[u8]) -> Option<u64> {
     let number = c_number(word)?;
-    let magnitude = u64::try_from(number.magnitude).ok()?;
-    let value = if number.negative { magnitude.wrapping_neg() } else { magnitude };
+    let value = if number.negative { number.magnitude.wrapping_neg() } else { number.magnitude };
     // memcached looks for the minus anywhere in the word, not only before the number.
     ((value as i64) >= 0 || !word.contains(&b'-')).then_some(value)
 }

@@ -76,7 +76,10 @@ fn errors_name_what_was_wrong() {
         ("VALUE\r\n", "malformed reply line: no key in \"VALUE\""),
         ("VALUE  0 5\r\n", "malformed reply line: key empty or too long in \"VALUE  0 5\""),
         ("VALUE foo x 5\r\n", "malformed reply line: no client flags of 32 bits in \"VALUE foo x 5\""),
-        ("VALUE foo 4294967296 5\r\n", "malformed reply line: no client flags of 32 bits in \"VALUE foo 4294967296 5\""),
+        (
+            "VALUE foo 4294967296 5\r\n",
+            "malformed reply line: no client flags of 32 bits in \"VALUE foo 4294967296 5\"",
+        ),
         ("VALUE foo 0 -5\r\n", "malformed reply line: no length in \"VALUE foo 0 -5\""),
         ("VALUE foo 0 5 x\r\n", "malformed reply line: cas id is no number in \"VALUE foo 0 5 x\""),
         ("VALUE foo 0 5 1 2\r\n", "malformed reply line: too many words in \"VALUE foo 0 5 1 2\""),

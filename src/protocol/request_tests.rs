@@ -67,7 +67,8 @@ fn every_verb_is_found_by_its_name() {
 #[test]
 fn retrievals_take_many_keys() {
     let mut buf = b"gats -1".to_vec();
-    let keys: Vec<Vec<u8>> = (0..3000).map(|i| format!("key:{i:0>width$}", width = 10 + i % 200).into_bytes()).collect();
+    let keys: Vec<Vec<u8>> =
+        (0..3000).map(|i| format!("key:{i:0>width$}", width = 10 + i % 200).into_bytes()).collect();
     for key in &keys {
         buf.extend_from_slice(b"  ");
         buf.extend_from_slice(key);
@@ -164,7 +165,8 @@ fn check(buf: &[u8]) {
             let mut keys = request.key_iter(buf).peekable();
             let keyed = request.verb.is_retrieval() || request.verb.is_storage();
             assert!(!keyed || keys.peek().is_some());
-            assert!(keys.all(|key| (1..=crate::protocol::KEY_LEN_MAX).contains(&key.len()) && !key.iter().any(|b| b" \n\0".contains(b))));
+            assert!(keys.all(|key| (1..=crate::protocol::KEY_LEN_MAX).contains(&key.len())
+                && !key.iter().any(|b| b" \n\0".contains(b))));
         }
         Parsed::TooLarge { len, swallow, .. } => assert!(*len <= buf.len() && *swallow >= 2),
         Parsed::Reject { reply, len, .. } => {
