@@ -1,6 +1,7 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
 
 pub mod backend;
+pub mod cluster;
 pub mod config;
 pub mod health;
 pub mod ids;

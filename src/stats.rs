@@ -9,7 +9,11 @@ macro_rules! counters {
         $(#[$doc])*
         #[derive(Default, Debug)]
         #[repr(align(128))] // a cache line pair of its own, so that workers do not slow each other
-        pub struct $name { $($(#[$field_doc])* pub $field: AtomicU64,)* }
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: AtomicU64,)*
+            /// By node.
+            pub nodes: Vec<NodeStats>,
+        }
 
         impl $name {
             /// Every counter's name and value, in the order of the definition.
@@ -58,12 +62,26 @@ counters! {
     }
 }
 
+/// One worker's gauges of a node.
+#[derive(Default, Debug)]
+pub struct NodeStats {
+    /// Connections open.
+    pub connections: AtomicU64,
+    /// Commands unanswered.
+    pub in_flight: AtomicU64,
+}
+
 /// A worker is the only writer of its counters, so a plain load and store does what a locked add would.
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 impl WorkerStats {
+    /// Zeroes, for a worker with connections to `nodes` nodes.
+    pub fn new(nodes: usize) -> WorkerStats {
+        WorkerStats { nodes: (0..nodes).map(|_| NodeStats::default()).collect(), ..WorkerStats::default() }
+    }
+
     pub(crate) fn count(&self, kind: Kind) {
         match kind {
             Kind::Get | Kind::Gets => add(&self.cmd_get, 1),

@@ -157,10 +157,10 @@ impl Cluster {
 
     /// A marker of another ring, or of another place on this one, says nothing about this node's items.
     fn is_ours(&self, node: NodeId, view: &NodeView) -> bool {
-        view.incarnation.is_some() && view.ring.as_deref() == Some(&self.ring_text(node))
+        view.incarnation.is_some() && view.ring.as_deref() == Some(&self.ring_of(node))
     }
 
-    fn ring_text(&self, node: NodeId) -> String {
+    pub(super) fn ring_of(&self, node: NodeId) -> String {
         format!("{:016x} {}", self.topology.fingerprint(), node.0)
     }
 
@@ -180,7 +180,7 @@ impl Cluster {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             let incarnation = if self.is_ours(node, view) { view.incarnation } else { None };
             let incarnation = incarnation.unwrap_or_else(|| Incarnation(rand::rng().random()));
-            let marked = self.controls[node.index()].mark(view.incarnation, incarnation, &self.ring_text(node), self.session).await;
+            let marked = self.controls[node.index()].mark(view.incarnation, incarnation, &self.ring_of(node), self.session).await;
             let run = &mut self.nodes[node.index()];
             match marked {
                 Ok(()) => {
@@ -452,7 +452,7 @@ impl Cluster {
             _ => Incarnation(rand::rng().random()),
         };
         let control = self.controls[node.index()].clone();
-        let (ring, session, internal) = (self.ring_text(node), self.session, self.internal.clone());
+        let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
         tokio::spawn(async move {
             let result = control.mark(view.incarnation, incarnation, &ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
@@ -575,14 +575,5 @@ impl Cluster {
         if wanted && !needy.is_empty() {
             self.begin_job(node, needy);
         }
-    }
-}
-
-impl Cluster {
-    /// For tests and the status: epoch and term of a pair.
-    #[allow(dead_code)]
-    pub(super) fn epoch_of(&self, pair: PairId) -> (Epoch, Term) {
-        let pair = &self.pairs[pair.index()].pair;
-        (pair.epoch(), pair.term())
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
@@ -1231,8 +1232,17 @@ impl Core {
         self.tell_undrained(node);
     }
 
+    fn publish_gauges(&self) {
+        for (link, gauges) in self.links.iter().zip(&self.stats.nodes) {
+            let open = |c: &&super::link::Conn| matches!(c.state, LinkState::Checking | LinkState::Ready | LinkState::Discarding);
+            gauges.connections.store(link.conns.iter().filter(open).count() as u64, Relaxed);
+            gauges.in_flight.store(link.conns.iter().map(|c| c.flights.len() as u64).sum(), Relaxed);
+        }
+    }
+
     /// Looks for answers that are late and for operations parked too long. Called every few milliseconds.
     pub fn tick(&mut self) {
+        self.publish_gauges();
         for index in 0..self.links.len() {
             for lane in 0..self.settings.lanes {
                 let conn = &mut self.links[index].conns[lane];
