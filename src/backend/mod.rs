@@ -1,5 +1,11 @@
 //! Nodes as the proxy reaches them: dialling, and the control plane's pipelined connection.
 
 mod dial;
+mod drain;
+mod frame;
+mod pipe;
 
 pub use dial::{Dial, NodeStream, TcpDialer};
+pub use drain::{Drain, DrainEnd};
+pub use frame::Frame;
+pub use pipe::{Batch, Effect, NodeError, Pipe};
