@@ -4,7 +4,6 @@ mod control;
 mod dial;
 mod drain;
 mod frame;
-pub mod marker;
 mod pipe;
 
 pub use control::{MarkError, NodeControl, NodeView};
