@@ -2,7 +2,9 @@
 
 pub mod backend;
 pub mod config;
+pub mod daemon;
 pub mod ids;
 pub mod protocol;
 pub mod resync;
 pub mod ring;
+pub mod server;
