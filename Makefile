@@ -4,6 +4,9 @@ CARGO ?= cargo
 # memcached is in sbin on some systems.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
+# Where the demo's proxy listens: make demo PORT=12100
+PORT ?= 12000
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fmt build
 
@@ -16,7 +19,7 @@ build: ## Build the daemon: target/release/resilver
 demo: ## Watch a cluster lose a node and heal, with live figures
 	@scripts/need-memcached
 	$(CARGO) build --release --locked --bin resilver --example demo
-	@$(CARGO) run --quiet --release --locked --example demo -- target/release/resilver
+	@$(CARGO) run --quiet --release --locked --example demo -- --port $(PORT) target/release/resilver
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached

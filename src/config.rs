@@ -153,6 +153,17 @@ impl CommandLine {
     /// # Errors
     ///
     /// All that is wrong or contradictory, not just the first.
+    ///
+    /// ```
+    /// use resilver::config::{CommandLine, Host};
+    ///
+    /// let line = "resilver -p 12000 -s 127.0.0.1:11211 -s 127.0.0.1:11212 -b 127.0.0.1:11213";
+    /// let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
+    /// assert_eq!(settings.listen[0].port(), 12000);
+    ///
+    /// let errors = CommandLine::parse(["resilver", "-p", "99999", "--timeout", "0"], &Host::this()).unwrap_err();
+    /// assert_eq!(errors.0.len(), 3, "the port, the timeout, and no server: {errors}");
+    /// ```
     pub fn parse(
         arguments: impl IntoIterator<Item = impl Into<OsString>>,
         host: &Host,

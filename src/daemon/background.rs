@@ -43,7 +43,8 @@ pub fn start_in_background(arguments: impl IntoIterator<Item = OsString>) -> Res
     let program = std::env::current_exe().map_err(failed("finding the own program"))?;
     let (mut reader, writer) = io::pipe().map_err(failed("pipe"))?;
     let mut command = Command::new(program);
-    command.args(arguments).arg("--background-child").stdin(Stdio::null()).stdout(writer);
+    // First: behind a `--` it would be no flag.
+    command.arg("--background-child").args(arguments).stdin(Stdio::null()).stdout(writer);
     let mut child = command.spawn().map_err(failed("starting the own program"))?;
     // It holds our end of the pipe: the end of the file would never come.
     drop(command);
