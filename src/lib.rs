@@ -3,12 +3,9 @@
 pub mod backend;
 pub mod cluster;
 pub mod config;
-pub mod health;
+pub mod daemon;
 pub mod ids;
 pub mod protocol;
 pub mod resync;
 pub mod ring;
-pub mod pair;
-pub mod proxy;
 pub mod server;
-pub mod stats;
