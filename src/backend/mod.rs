@@ -4,6 +4,7 @@ mod control;
 mod dial;
 mod drain;
 mod frame;
+pub mod marker;
 mod pipe;
 
 pub use control::{MarkError, NodeControl, NodeView};

@@ -3,7 +3,7 @@
 //!
 //! A *delayed* flush is kept here and run when it is due: the nodes never see a delay, which any later flush would overwrite.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -316,10 +316,10 @@ impl Cluster {
         }
         match &run.job {
             Some(job) => match job.progress.phase() {
-                Phase::Purging => "purging",
+                Phase::Preparing | Phase::Purging | Phase::Barrier => "purging",
                 Phase::HandingBack => "handing_back",
-                Phase::Done => "up",
-                _ => "copying",
+                Phase::Finished => "up",
+                Phase::Copying => "copying",
             },
             None if !run.is_drained() => "draining",
             None => {

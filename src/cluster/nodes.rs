@@ -12,7 +12,7 @@ use crate::backend::marker::Record;
 use crate::backend::{MarkError, NodeError, NodeView};
 use crate::config::ResyncMode;
 use crate::health::Health;
-use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Loss, Reason, State};
 use crate::proxy::Command;
 
@@ -21,7 +21,7 @@ use super::start::{self, Knowledge, Seen};
 use super::{Cluster, Internal, QUIET_PERIOD};
 
 /// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
-const LOST_PROBE_MAX: Duration = Duration::from_millis(500);
+const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
 
 /// What the control plane knows of a node.
 pub(super) struct NodeRun {
