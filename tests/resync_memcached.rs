@@ -208,7 +208,11 @@ fn item(i: usize, now: u64) -> Vec<u8> {
         "4000000" => (now + 4_000_000).to_string(),
         ttl => ttl.to_owned(),
     };
-    let value = if i % 10 == 0 { String::new() } else { format!("{i}\r\n").repeat(if i % 1000 == 7 { 5000 } else { 1 + i % 9 }) };
+    let value = if i % 10 == 0 {
+        String::new()
+    } else {
+        format!("{i}\r\n").repeat(if i % 1000 == 7 { 5000 } else { 1 + i % 9 })
+    };
     let (key, binary) = wire_key(i);
     format!("ms {key} {}{binary} F{} T{ttl}\r\n{value}\r\n", value.len(), i % 70_000).into_bytes()
 }
@@ -293,7 +297,8 @@ async fn a_hundred_thousand_items_under_mutations() {
         stop.store(true, Ordering::SeqCst);
         end
     };
-    let ((outcome, progress), a, b) = tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
+    let ((outcome, progress), a, b) =
+        tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
     assert_eq!(outcome.result, Ok(()));
     assert!(outcome.drains.is_empty() && outcome.undone);
     let sum = |f: fn(&resilver::resync::PairProgress) -> &AtomicU64| progress.sum(f);
@@ -312,7 +317,8 @@ async fn a_hundred_thousand_items_under_mutations() {
     let mut keys = all_keys(COUNT);
     keys.extend((0..5_000).map(|i| format!("old-{i}").into_bytes()));
     assert!(world.assert_equal(&keys).await > COUNT / 2);
-    let others: Vec<Vec<u8>> = [&b"foreign-x"[..], b"foreign-y", b"__resilver__:m", b"__resilver__:n"].map(Vec::from).to_vec();
+    let others: Vec<Vec<u8>> =
+        [&b"foreign-x"[..], b"foreign-y", b"__resilver__:m", b"__resilver__:n"].map(Vec::from).to_vec();
     let held = world.content(TARGET, &others).await;
     assert_eq!(held.keys().collect::<Vec<_>>(), [b"__resilver__:m"]);
 }

@@ -133,7 +133,8 @@ impl NodeControl {
             }
             let values = [incarnation.to_string(), ring.to_owned(), session.to_string()];
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
-            let writes = keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
+            let writes =
+                keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
             Ok(write(pipe, deadline, writes).await?)
         })
         .await?
@@ -166,7 +167,12 @@ impl NodeControl {
     /// Puts an incarnation marker back that was evicted: only if there still is none.
     pub async fn restore(&self, incarnation: Incarnation) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
-            Ok(write(pipe, deadline, std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None))).await?)
+            Ok(write(
+                pipe,
+                deadline,
+                std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)),
+            )
+            .await?)
         })
         .await?
     }
@@ -208,7 +214,10 @@ impl NodeControl {
         }
     }
 
-    async fn with_pipe<T>(&self, work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>) -> Result<T, NodeError> {
+    async fn with_pipe<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
         let mut guard = self.pipe.lock().await;
         let deadline = Instant::now() + self.timeout;
         let mut pipe = match guard.take() {

@@ -94,7 +94,9 @@ impl Record {
 
 /// Reads an incarnation marker.
 pub fn parse_incarnation(bytes: &[u8]) -> Option<Incarnation> {
-    (bytes.len() == 16).then(|| std::str::from_utf8(bytes).ok().and_then(|t| u64::from_str_radix(t, 16).ok()))?.map(Incarnation)
+    (bytes.len() == 16)
+        .then(|| std::str::from_utf8(bytes).ok().and_then(|t| u64::from_str_radix(t, 16).ok()))?
+        .map(Incarnation)
 }
 
 /// The session marker: which proxy wrote last, and whether it stopped cleanly.
@@ -136,7 +138,16 @@ mod tests {
             let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(65535) };
             assert_eq!(Record::parse(record.to_string().as_bytes()), Some(record));
         }
-        for bad in ["", "1", "1 sync", "1 sync primary", "1 sync primary 65536", "x sync primary 1", "1 sync primary 1 2", "1 what primary 1"] {
+        for bad in [
+            "",
+            "1",
+            "1 sync",
+            "1 sync primary",
+            "1 sync primary 65536",
+            "x sync primary 1",
+            "1 sync primary 1 2",
+            "1 what primary 1",
+        ] {
             assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(Record::parse(&[0xff, 0xfe]), None);

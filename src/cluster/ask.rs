@@ -53,7 +53,9 @@ impl Cluster {
                 "resync" => self.resync_status(),
                 "settings" => self.stats_settings(),
                 "reset" => Bytes::from_static(b"CLIENT_ERROR stats reset: the proxy's counters are never reset\r\n"),
-                other => client_error(format_args!("stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings")),
+                other => client_error(format_args!(
+                    "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings"
+                )),
             },
             Question::Resync(args) => self.resync_asked(&args),
         };
@@ -64,12 +66,16 @@ impl Cluster {
         let mut words = args.split_ascii_whitespace();
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
-            return client_error("resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]");
+            return client_error(
+                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]",
+            );
         }
         match (first, second) {
             (Some("status"), None) => self.resync_status(),
             (Some("status"), Some(word)) => client_error(format_args!("resync status takes no argument, not {word}")),
-            _ if !self.topology.has_backups() => client_error("resync: there are no backups (-b), so there is nothing to refill from"),
+            _ if !self.topology.has_backups() => {
+                client_error("resync: there are no backups (-b), so there is nothing to refill from")
+            }
             (None, _) => {
                 for node in self.topology.nodes() {
                     self.ask_refill(node);
@@ -113,11 +119,11 @@ impl Cluster {
     /// Refills a node in full, even if it seems fine.
     fn distrust(&mut self, node: NodeId, name: &str) -> Bytes {
         let place = self.topology.place(node);
-        let leads_alone = |p: PairId| {
-            matches!(self.pairs[p.index()].pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place)
-        };
+        let leads_alone = |p: PairId| matches!(self.pairs[p.index()].pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place);
         if self.topology.pairs_of(node).all(leads_alone) {
-            return client_error(format_args!("resync: {name} holds the only full copy of its keys, there is nothing to refill it from"));
+            return client_error(format_args!(
+                "resync: {name} holds the only full copy of its keys, there is nothing to refill it from"
+            ));
         }
         for pair in self.topology.pairs_of(node) {
             self.apply(pair, pair::Event::Distrust(place));
@@ -191,7 +197,9 @@ impl Cluster {
         for (at, (name, _)) in all.first().map(Vec::as_slice).unwrap_or_default().iter().enumerate() {
             out.put(name, all.iter().map(|counters| counters[at].1).sum::<u64>());
         }
-        for (name, state) in [("mirrored", "mirrored"), ("degraded", "degraded"), ("recovering", "recovering"), ("dark", "dark")] {
+        for (name, state) in
+            [("mirrored", "mirrored"), ("degraded", "degraded"), ("recovering", "recovering"), ("dark", "dark")]
+        {
             out.put(format_args!("pairs_{name}"), self.pairs.iter().filter(|p| p.pair.state().word() == state).count());
         }
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
@@ -212,8 +220,13 @@ impl Cluster {
                 None => out.put(format_args!("{addr}:incarnation"), "none"),
             }
             out.put(format_args!("{addr}:version"), run.view.as_ref().map_or("unknown", |v| &v.version));
-            let sum = |counter: fn(&crate::stats::NodeStats) -> u64| self.stats.iter().map(|s| counter(&s.nodes[node.index()])).sum::<u64>();
-            out.put(format_args!("{addr}:connections"), sum(|n| n.connections.load(std::sync::atomic::Ordering::Relaxed)));
+            let sum = |counter: fn(&crate::stats::NodeStats) -> u64| {
+                self.stats.iter().map(|s| counter(&s.nodes[node.index()])).sum::<u64>()
+            };
+            out.put(
+                format_args!("{addr}:connections"),
+                sum(|n| n.connections.load(std::sync::atomic::Ordering::Relaxed)),
+            );
             out.put(format_args!("{addr}:in_flight"), sum(|n| n.in_flight.load(std::sync::atomic::Ordering::Relaxed)));
             out.put(format_args!("{addr}:lost"), run.health.losses());
             for (reason, count) in &run.faults {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use crate::backend::marker::{self, Fact, Record};
 use crate::backend::MarkError;
+use crate::backend::marker::{self, Fact, Record};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
@@ -52,7 +52,8 @@ impl Flushes {
 impl Cluster {
     pub(super) fn flush_all(&mut self, asker: Asker, delay: i64) {
         let delay = if delay > RELATIVE_MAX {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+            let now =
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
             delay - now
         } else {
             delay
@@ -115,7 +116,8 @@ impl Cluster {
         for pair in draining {
             self.apply(pair, pair::Event::Drained(false));
         }
-        let closed = self.pairs.iter().all(|run| run.pair.gate() == Gate::Open && (run.flush_closed || run.held_for_flush));
+        let closed =
+            self.pairs.iter().all(|run| run.pair.gate() == Gate::Open && (run.flush_closed || run.held_for_flush));
         let Some(running) = &mut self.flush.running else { return };
         if !closed || running.waiting.is_some() {
             return;
@@ -218,6 +220,7 @@ impl Cluster {
     }
 
     pub(super) fn answer(&self, asker: Asker, bytes: Bytes) {
-        let _ = self.workers[asker.worker as usize].send(Command::Answer { client: asker.client, slot: asker.slot, bytes });
+        let _ =
+            self.workers[asker.worker as usize].send(Command::Answer { client: asker.client, slot: asker.slot, bytes });
     }
 }

@@ -233,7 +233,8 @@ impl Cluster {
         }
         let progress = job.progress;
         let elapsed = progress.elapsed();
-        let (copied, skipped, failed) = (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
+        let (copied, skipped, failed) =
+            (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
         let bytes = progress.sum(|p| &p.bytes);
         let (reason, end) = match &outcome.result {
             Ok(()) => {
@@ -272,7 +273,8 @@ impl Cluster {
         // Leaders that proved empty while the job was ending: now it is known whether the follower may lead.
         for (pair, source) in &job.pairs {
             if self.nodes[source.index()].memory_gone
-                || (self.nodes[source.index()].health.is_up() && matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. }))
+                || (self.nodes[source.index()].health.is_up()
+                    && matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. }))
             {
                 let reason = self.nodes[source.index()].reason;
                 self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));

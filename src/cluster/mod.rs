@@ -117,7 +117,8 @@ impl Cluster {
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
         let now = Instant::now();
-        let unix_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        let unix_us =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
         let controls = topology
             .nodes()
             .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
@@ -274,7 +275,8 @@ impl Cluster {
 
     fn log_state(&self, id: PairId, before: State) {
         let pair = &self.pairs[id.index()].pair;
-        let leader = pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
+        let leader =
+            pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
         let name = self.pair_name(id);
         let (from, to, reason) = (before.word(), pair.state().word(), pair.reason());
         match pair.state() {
@@ -371,8 +373,12 @@ impl Cluster {
         let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
         let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
         let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
-        let witnesses: Vec<_> =
-            self.topology.nodes().filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up()).map(with).collect();
+        let witnesses: Vec<_> = self
+            .topology
+            .nodes()
+            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up())
+            .map(with)
+            .collect();
         tokio::spawn(async move {
             let mut result = Ok(());
             for (node, control, incarnation) in must {

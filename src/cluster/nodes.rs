@@ -180,7 +180,9 @@ impl Cluster {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             let incarnation = if self.is_ours(node, view) { view.incarnation } else { None };
             let incarnation = incarnation.unwrap_or_else(|| Incarnation(rand::rng().random()));
-            let marked = self.controls[node.index()].mark(view.incarnation, incarnation, &self.ring_of(node), self.session).await;
+            let marked = self.controls[node.index()]
+                .mark(view.incarnation, incarnation, &self.ring_of(node), self.session)
+                .await;
             let run = &mut self.nodes[node.index()];
             match marked {
                 Ok(()) => {
@@ -233,7 +235,8 @@ impl Cluster {
                 _ => None,
             })
             .max_by_key(|r| r.epoch);
-        let known = Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
+        let known =
+            Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
         let state = start::decide(&known);
         self.pairs[pair.index()].undecided = state.is_none();
         if newest.is_none()
@@ -369,7 +372,10 @@ impl Cluster {
             Ok(now) => {
                 let evicted = run.view.as_ref().is_some_and(|then| {
                     // The start time is a difference of two clocks read to the second: it wavers by one.
-                    now.started.abs_diff(then.started) <= 1 && now.cmd_flush == then.cmd_flush && now.time >= then.time && now.curr_items > 0
+                    now.started.abs_diff(then.started) <= 1
+                        && now.cmd_flush == then.cmd_flush
+                        && now.time >= then.time
+                        && now.curr_items > 0
                 });
                 match (now.incarnation, evicted, run.incarnation) {
                     (Some(found), _, Some(known)) if found == known => {}
@@ -395,7 +401,9 @@ impl Cluster {
         let affected: Vec<PairId> = self
             .topology
             .pairs_of(node)
-            .filter(|pair| !(reason == Reason::Timeout && !patience_over && waited_for(self.pairs[pair.index()].pair.state())))
+            .filter(|pair| {
+                !(reason == Reason::Timeout && !patience_over && waited_for(self.pairs[pair.index()].pair.state()))
+            })
             .collect();
         if affected.is_empty() {
             return;
@@ -459,7 +467,13 @@ impl Cluster {
         });
     }
 
-    pub(super) fn marked_node(&mut self, node: NodeId, view: NodeView, incarnation: Incarnation, result: Result<(), MarkError>) {
+    pub(super) fn marked_node(
+        &mut self,
+        node: NodeId,
+        view: NodeView,
+        incarnation: Incarnation,
+        result: Result<(), MarkError>,
+    ) {
         self.nodes[node.index()].looking = false;
         match result {
             Ok(()) => self.take_back(node, view, Some(incarnation)),

@@ -120,9 +120,21 @@ mod tests {
             ("backup restarted", marked(sync), empty, true, alone(Primary)),
             ("backup led alone", marked(sync), marked(record(6, Fact::Alone(Backup))), false, alone(Backup)),
             ("primary led alone", marked(record(6, Fact::Alone(Primary))), marked(sync), false, alone(Primary)),
-            ("backup was being filled", marked(record(6, Fact::Alone(Primary))), marked(record(7, Fact::Filling(Backup))), false, alone(Primary)),
+            (
+                "backup was being filled",
+                marked(record(6, Fact::Alone(Primary))),
+                marked(record(7, Fact::Filling(Backup))),
+                false,
+                alone(Primary),
+            ),
             ("leader's memory gone while filling", empty, marked(record(7, Fact::Filling(Backup))), false, none),
-            ("hand-back cut between the two records", marked(record(7, Fact::Sync)), marked(record(6, Fact::Alone(Backup))), false, alone(Primary)),
+            (
+                "hand-back cut between the two records",
+                marked(record(7, Fact::Sync)),
+                marked(record(6, Fact::Alone(Backup))),
+                false,
+                alone(Primary),
+            ),
             ("both fresh", empty, empty, true, Some(State::Mirrored)),
             ("both with items, no markers", items, items, true, alone(Primary)),
             ("items on the backup only", empty, items, true, alone(Backup)),
@@ -130,8 +142,20 @@ mod tests {
             ("primary unreachable, backup in sync", Seen::Unreachable, marked(sync), true, alone(Backup)),
             ("backup unreachable, primary in sync", marked(sync), Seen::Unreachable, true, alone(Primary)),
             ("primary unreachable, first start", Seen::Unreachable, items, true, alone(Backup)),
-            ("unreachable, the other being filled", Seen::Unreachable, marked(record(7, Fact::Filling(Backup))), true, dark(Primary)),
-            ("unreachable, the other recorded as stale", Seen::Unreachable, marked(record(7, Fact::Alone(Primary))), true, dark(Primary)),
+            (
+                "unreachable, the other being filled",
+                Seen::Unreachable,
+                marked(record(7, Fact::Filling(Backup))),
+                true,
+                dark(Primary),
+            ),
+            (
+                "unreachable, the other recorded as stale",
+                Seen::Unreachable,
+                marked(record(7, Fact::Alone(Primary))),
+                true,
+                dark(Primary),
+            ),
             ("both unreachable", Seen::Unreachable, Seen::Unreachable, true, None),
             ("both lost their memory", empty, empty, false, Some(State::Mirrored)),
         ];
@@ -146,15 +170,22 @@ mod tests {
     #[test]
     fn a_witness_keeps_a_stale_primary_from_leading() {
         let newest = Some(record(9, Fact::Alone(Backup)));
-        let known = Knowledge { primary: marked(record(5, Fact::Sync)), backup: Seen::Unreachable, newest, clean: false };
+        let known =
+            Knowledge { primary: marked(record(5, Fact::Sync)), backup: Seen::Unreachable, newest, clean: false };
         assert_eq!(decide(&known), Some(State::Dark { in_sync: Some(Backup), fallback: None }));
     }
 
     /// Every combination: what leads alone is never a node that the newest record does not call full, unless it has nothing.
     #[test]
     fn no_combination_lets_a_stale_node_lead() {
-        let facts = [Fact::Sync, Fact::Alone(Primary), Fact::Alone(Backup), Fact::Filling(Primary), Fact::Filling(Backup)];
-        let mut seens = vec![Seen::Unreachable, Seen::Blank { empty: true }, Seen::Blank { empty: false }, Seen::Marked { record: None }];
+        let facts =
+            [Fact::Sync, Fact::Alone(Primary), Fact::Alone(Backup), Fact::Filling(Primary), Fact::Filling(Backup)];
+        let mut seens = vec![
+            Seen::Unreachable,
+            Seen::Blank { empty: true },
+            Seen::Blank { empty: false },
+            Seen::Marked { record: None },
+        ];
         for epoch in 1..=2 {
             seens.extend(facts.iter().map(|&f| marked(record(epoch, f))));
         }
@@ -164,7 +195,8 @@ mod tests {
             for &backup in &seens {
                 for witness in &newest_options {
                     let of = |seen| if let Seen::Marked { record } = seen { record } else { None };
-                    let newest = [of(primary), of(backup), *witness].into_iter().flatten().max_by_key(|r: &Record| r.epoch);
+                    let newest =
+                        [of(primary), of(backup), *witness].into_iter().flatten().max_by_key(|r: &Record| r.epoch);
                     for clean in [false, true] {
                         let known = Knowledge { primary, backup, newest, clean };
                         let leaders: Vec<Place> = match decide(&known) {
@@ -176,9 +208,13 @@ mod tests {
                             let seen = if leader == Primary { primary } else { backup };
                             assert_ne!(seen, Seen::Unreachable, "{known:?}");
                             if let Some(newest) = newest {
-                                let nothing_left = primary == Seen::Blank { empty: true } && backup == Seen::Blank { empty: true };
+                                let nothing_left =
+                                    primary == Seen::Blank { empty: true } && backup == Seen::Blank { empty: true };
                                 assert!(newest.full_at(leader) || nothing_left, "{known:?} lets {leader} lead");
-                                assert!(nothing_left || matches!(seen, Seen::Marked { .. }), "{known:?} lets {leader} lead");
+                                assert!(
+                                    nothing_left || matches!(seen, Seen::Marked { .. }),
+                                    "{known:?} lets {leader} lead"
+                                );
                             }
                         }
                     }

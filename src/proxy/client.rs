@@ -102,7 +102,10 @@ impl Client {
 
     /// Whether another request may begin.
     pub fn has_room(&self) -> bool {
-        self.slots.len() < MAX_PIPELINE && self.out.len() < MAX_UNSENT && self.bytes < MAX_IN_FLIGHT_BYTES && !self.exclusive
+        self.slots.len() < MAX_PIPELINE
+            && self.out.len() < MAX_UNSENT
+            && self.bytes < MAX_IN_FLIGHT_BYTES
+            && !self.exclusive
     }
 
     /// Whether every request is answered.
@@ -141,7 +144,9 @@ impl Client {
         let Some(entry) = self.slots.get_mut(at as usize) else { return false };
         match (&mut entry.reply, answer) {
             (Reply::Failed(_), _) => {}
-            (Reply::Many(values), Answer::Bytes(bytes)) if bytes.starts_with(b"VALUE ") => values[part as usize] = Some(bytes),
+            (Reply::Many(values), Answer::Bytes(bytes)) if bytes.starts_with(b"VALUE ") => {
+                values[part as usize] = Some(bytes)
+            }
             (Reply::Many(_), Answer::Static(b"END\r\n")) => {}
             (reply @ Reply::Many(_), failure) => *reply = Reply::Failed(failure),
             (reply, answer) => *reply = Reply::One(answer),

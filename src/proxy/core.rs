@@ -677,7 +677,9 @@ impl Core {
         let in_flight = self
             .ops
             .iter()
-            .filter(|(_, op)| op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair))
+            .filter(|(_, op)| {
+                op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair)
+            })
             .count();
         if let Some(closing) = &mut self.pairs[pair.index()].closing {
             closing.in_flight = in_flight;
@@ -1084,7 +1086,10 @@ impl Core {
     fn ask_marker_after_miss(&mut self, node: NodeId, lane: usize) {
         let link = &mut self.links[node.index()];
         let conn = &mut link.conns[lane];
-        if link.incarnation.is_none() || self.now_us < conn.marker_asked_us + MARKER_CHECK_US || conn.state != LinkState::Ready {
+        if link.incarnation.is_none()
+            || self.now_us < conn.marker_asked_us + MARKER_CHECK_US
+            || conn.state != LinkState::Ready
+        {
             return;
         }
         conn.marker_asked_us = self.now_us;
@@ -1234,7 +1239,9 @@ impl Core {
 
     fn publish_gauges(&self) {
         for (link, gauges) in self.links.iter().zip(&self.stats.nodes) {
-            let open = |c: &&super::link::Conn| matches!(c.state, LinkState::Checking | LinkState::Ready | LinkState::Discarding);
+            let open = |c: &&super::link::Conn| {
+                matches!(c.state, LinkState::Checking | LinkState::Ready | LinkState::Discarding)
+            };
             gauges.connections.store(link.conns.iter().filter(open).count() as u64, Relaxed);
             gauges.in_flight.store(link.conns.iter().map(|c| c.flights.len() as u64).sum(), Relaxed);
         }
@@ -1248,7 +1255,8 @@ impl Core {
                 let conn = &mut self.links[index].conns[lane];
                 let Some(oldest) = conn.flights.iter().find(|s| s.flight != Flight::Void) else { continue };
                 let age = self.now_us.saturating_sub(oldest.at_us);
-                let lateness = u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
+                let lateness =
+                    u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
                 if lateness > conn.lateness {
                     conn.lateness = lateness;
                     self.fault(NodeId(index as u16), Reason::Timeout, lateness > 1);
@@ -1262,7 +1270,10 @@ impl Core {
             {
                 self.pairs[index].parked.pop_front();
                 self.stats.refused();
-                self.finish(id, Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"));
+                self.finish(
+                    id,
+                    Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"),
+                );
             }
         }
     }
@@ -1281,7 +1292,9 @@ impl Core {
             self.fence_progress_key(&key);
             return;
         }
-        let begun = |op: &Op| op.kind.is_write() && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_)) && op.key() == &key[..];
+        let begun = |op: &Op| {
+            op.kind.is_write() && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_)) && op.key() == &key[..]
+        };
         let waiting_for = self.ops.iter().filter(|(_, op)| begun(op)).count() as u32;
         self.fences.insert(key.clone(), Fence { owner: id, waiting_for, ..Fence::default() });
         if waiting_for == 0 {
@@ -1319,7 +1332,8 @@ impl Core {
         let leader = self.leader_of(pair);
         let lane = self.lane(op.hash);
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
-        let usable = |node: NodeId| !self.is_void(pair, node) && self.links[node.index()].conns[lane].state == LinkState::Ready;
+        let usable =
+            |node: NodeId| !self.is_void(pair, node) && self.links[node.index()].conns[lane].state == LinkState::Ready;
         match follower {
             Some(f) if usable(leader) && usable(f) => {}
             Some(f) if usable(leader) => return self.repair_broken(id, f),
@@ -1361,13 +1375,16 @@ impl Core {
         let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
         match (step, &reply.kind) {
             (RepairStep::Marker, ReplyKind::MetaVa { data }) => {
-                fence.marker_ok = self.links[leader.index()].incarnation.is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
+                fence.marker_ok = self.links[leader.index()]
+                    .incarnation
+                    .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
             }
             (RepairStep::Marker, ReplyKind::MetaEn) => {
                 self.fault(leader, Reason::MarkerLost, false);
             }
             (RepairStep::Read, ReplyKind::MetaVa { data }) => {
-                let stale = [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(&unit[reply.line.clone()], f).is_some());
+                let stale =
+                    [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(&unit[reply.line.clone()], f).is_some());
                 let item = LeaderItem {
                     data: unit.slice(data.clone()),
                     flags: flag(b'f').unwrap_or(0) as u32,
@@ -1530,7 +1547,8 @@ impl Core {
     }
 }
 
-const OUTCOME_UNKNOWN: &[u8] = b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
+const OUTCOME_UNKNOWN: &[u8] =
+    b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
 
 fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
     if !client.dirty {

@@ -110,7 +110,11 @@ pub fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     use ReplyKind as R;
     Some(match (kind, reply) {
         (_, R::ServerError) => {
-            if kind.is_write() { Effect::Unknown } else { Effect::Nothing }
+            if kind.is_write() {
+                Effect::Unknown
+            } else {
+                Effect::Nothing
+            }
         }
         (_, R::ClientError | R::Error) => Effect::Nothing,
         (Kind::Get | Kind::Gets, R::Value { .. } | R::End) => Effect::Nothing,

@@ -65,14 +65,30 @@ pub(super) enum End {
 pub(super) enum Stage {
     Read,
     Add(Item),
-    Verify { cas: u64, seen: Seen, bytes: u64, copy: u64, late: bool },
-    VerifyRefused { cas: u64, seen: Seen },
-    Undo { copy: u64 },
+    Verify {
+        cas: u64,
+        seen: Seen,
+        bytes: u64,
+        copy: u64,
+        late: bool,
+    },
+    VerifyRefused {
+        cas: u64,
+        seen: Seen,
+    },
+    Undo {
+        copy: u64,
+    },
     TargetLook(Look),
     SourceLook(Item),
-    Drop { cas: u64 },
+    Drop {
+        cas: u64,
+    },
     /// We won the right to recompute a stale item by merely looking at it: give it back, then go on.
-    GiveBack { cas: u64, then: Box<Stage> },
+    GiveBack {
+        cas: u64,
+        then: Box<Stage>,
+    },
     Done(End),
 }
 

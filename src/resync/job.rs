@@ -39,7 +39,11 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     ctx.progress.set_phase(Phase::Finished);
     if ctx.progress.incomplete() > 0 {
         let evicted = ctx.progress.incomplete();
-        tracing::warn!(target_node = spec.target.0, evicted, "the node evicted items while it was filled: its copy is incomplete");
+        tracing::warn!(
+            target_node = spec.target.0,
+            evicted,
+            "the node evicted items while it was filled: its copy is incomplete"
+        );
     }
     outcome
 }
@@ -75,7 +79,9 @@ async fn steps(
     let sources = by_source.len();
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
-        .map(|(source, pairs)| Refill::new(ctx.clone(), source, spec.target, stats.clock, pairs, sources, stop.clone()).run())
+        .map(|(source, pairs)| {
+            Refill::new(ctx.clone(), source, spec.target, stats.clock, pairs, sources, stop.clone()).run()
+        })
         .collect();
     let mut result = Ok(());
     while let Some(end) = running.next().await {
@@ -113,9 +119,8 @@ async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, Nod
     let asked = async {
         let stats = pipe.stats("", deadline).await?;
         let at = Instant::now();
-        let number = |name: &str| {
-            stats.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<u64>().ok())
-        };
+        let number =
+            |name: &str| stats.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<u64>().ok());
         let time = number("time").and_then(|t| i64::try_from(t).ok());
         let unix_secs = time.ok_or_else(|| NodeError::Protocol("stats without a time".to_owned()))?;
         let evictions = number("evictions").unwrap_or(0);

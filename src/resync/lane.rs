@@ -107,9 +107,10 @@ impl Lane {
             }
         }
         let (mut source_blind, mut target_blind) = (false, false);
-        let from = stop.run_until_cancelled(self.source.exchange(to_source, asked + tuning.source_timeout, |i, frame| {
-            take(&mut self.at_source, i, &frame, asked, &mut source_blind)
-        }));
+        let from =
+            stop.run_until_cancelled(self.source.exchange(to_source, asked + tuning.source_timeout, |i, frame| {
+                take(&mut self.at_source, i, &frame, asked, &mut source_blind)
+            }));
         let to = self.target.exchange(to_target, asked + tuning.target_timeout, |i, frame| {
             take(&mut self.at_target, i, &frame, asked, &mut target_blind)
         });

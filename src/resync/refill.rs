@@ -11,8 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::enumerate::{Coverage, enumerate};
 use super::entry::{End, Entry};
+use super::enumerate::{Coverage, enumerate};
 use super::item::{NodeClock, wire_form};
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
@@ -240,11 +240,19 @@ impl Refill {
         self.pass = None;
         self.pass_ended = Instant::now();
         if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
-            tracing::warn!(node = self.source.0, "the node knows only `metadump all`, which misses items: several passes");
+            tracing::warn!(
+                node = self.source.0,
+                "the node knows only `metadump all`, which misses items: several passes"
+            );
         }
         self.coverage = coverage;
         if self.passes == 1 {
-            let found: u64 = self.slots.iter().filter_map(|s| self.ctx.progress.pair(s.pair)).map(|p| p.enumerated.load(Relaxed)).sum();
+            let found: u64 = self
+                .slots
+                .iter()
+                .filter_map(|s| self.ctx.progress.pair(s.pair))
+                .map(|p| p.enumerated.load(Relaxed))
+                .sum();
             self.ctx.progress.total.fetch_add(found, Relaxed);
         }
     }
@@ -442,7 +450,8 @@ impl Refill {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
-                    lane.largest = lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
+                    lane.largest =
+                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),

@@ -67,16 +67,18 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
             clients: clients.clone(),
             max_clients: settings.max_clients,
         };
-        let own = Own { tcp: clone_all(&listeners.tcp)?, unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()? };
+        let own =
+            Own { tcp: clone_all(&listeners.tcp)?, unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()? };
         let (shutdown, grace, nodes) = (shutdown.clone(), settings.shutdown_grace, topology.node_count());
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            LocalSet::new().block_on(&runtime, async move {
-                let listeners = own.into_listeners()?;
-                worker::run(core, setup, listeners, nodes, lanes, shutdown, grace).await;
-                Ok(())
-            })
-        })?;
+        let thread =
+            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
+                let runtime = Builder::new_current_thread().enable_all().build()?;
+                LocalSet::new().block_on(&runtime, async move {
+                    let listeners = own.into_listeners()?;
+                    worker::run(core, setup, listeners, nodes, lanes, shutdown, grace).await;
+                    Ok(())
+                })
+            })?;
         threads.push(thread);
     }
     drop(events);

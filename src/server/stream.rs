@@ -30,7 +30,11 @@ impl AsyncRead for ClientStream {
 
 impl ClientStream {
     /// Writes as much of `slices` as the stream takes now.
-    pub(crate) fn poll_write_slices(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self {
             ClientStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
             ClientStream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),

@@ -231,7 +231,9 @@ impl Worker {
         shell.turn();
         for _ in 0..READS_PER_TURN {
             // A successor may sit in this client's place already.
-            let Some(client) = shell.core.client(index).filter(|c| c.generation == generation) else { return Poll::Ready(()) };
+            let Some(client) = shell.core.client(index).filter(|c| c.generation == generation) else {
+                return Poll::Ready(());
+            };
             let Some(io) = shell.clients[index as usize].as_mut() else { return Poll::Ready(()) };
             if client.closing {
                 return Poll::Ready(());
@@ -366,8 +368,11 @@ impl Worker {
                     shell.core.conn_up(node, lane);
                 }
                 Err(error) => {
-                    let reason =
-                        if error.kind() == io::ErrorKind::ConnectionRefused { Reason::Refused } else { Reason::Timeout };
+                    let reason = if error.kind() == io::ErrorKind::ConnectionRefused {
+                        Reason::Refused
+                    } else {
+                        Reason::Timeout
+                    };
                     shell.core.conn_down(node, lane, reason);
                 }
             }
@@ -491,7 +496,10 @@ impl Shell {
 }
 
 /// Writes until the queue is empty or the socket takes no more.
-fn write_out(out: &mut OutQueue, mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>) -> Poll<io::Result<()>> {
+fn write_out(
+    out: &mut OutQueue,
+    mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+) -> Poll<io::Result<()>> {
     while !out.is_empty() {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = out.slices(&mut slices);
