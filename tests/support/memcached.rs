@@ -1,0 +1,141 @@
+//! One real memcached process, which can be killed, restarted on its port, stopped and continued.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::port::Port;
+
+/// A node. Dropping it kills the process (by pid).
+#[derive(Debug)]
+pub struct Memcached {
+    port: Port,
+    args: Vec<String>,
+    child: Option<Child>,
+    log: tempfile::NamedTempFile,
+}
+
+impl Memcached {
+    pub fn start(args: &[&str]) -> Memcached {
+        let mut node = Memcached {
+            port: Port::reserve(),
+            args: args.iter().map(|a| a.to_string()).collect(),
+            child: None,
+            log: tempfile::NamedTempFile::new().expect("temporary file"),
+        };
+        node.restart();
+        node
+    }
+
+    /// A node that has a port but no process yet: dialling it is refused.
+    pub fn absent(args: &[&str]) -> Memcached {
+        Memcached {
+            port: Port::reserve(),
+            args: args.iter().map(|a| a.to_string()).collect(),
+            child: None,
+            log: tempfile::NamedTempFile::new().expect("temporary file"),
+        }
+    }
+
+    pub fn addr(&self) -> String {
+        self.port.addr()
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// SIGKILL, and the process is reaped when this returns.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill memcached");
+            child.wait().expect("reap memcached");
+        }
+    }
+
+    /// Kills what runs and starts an empty memcached on the same port; returns when it answers.
+    pub fn restart(&mut self) {
+        self.spawn();
+        self.wait_answering(Duration::from_secs(20));
+    }
+
+    /// As [`Self::restart`], without waiting for the first answer.
+    pub fn spawn(&mut self) {
+        self.kill();
+        let mut command = Command::new("memcached");
+        command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string(), "-U", "0", "-c", "4096"]);
+        if nix::unistd::geteuid().is_root() {
+            command.args(["-u", "nobody"]);
+        }
+        if !self.args.iter().any(|a| a == "-m") {
+            command.args(["-m", "256"]);
+        }
+        if !self.args.iter().any(|a| a == "-t") {
+            command.args(["-t", "2"]);
+        }
+        let log = File::create(self.log.path()).expect("memcached's log");
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().expect("start memcached (is it installed?)"));
+    }
+
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|a| a.to_string()).collect();
+    }
+
+    pub fn wait_answering(&mut self, deadline: Duration) {
+        let begun = Instant::now();
+        loop {
+            if let Ok(mut client) = Client::try_connect(&self.addr()) {
+                client.set_deadline(Duration::from_millis(500));
+                if client.version().is_ok() {
+                    return;
+                }
+            }
+            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().expect("wait")) {
+                let log = std::fs::read_to_string(self.log.path()).unwrap_or_default();
+                panic!("memcached {} ended at once ({status}): {log}", self.addr());
+            }
+            assert!(begun.elapsed() < deadline, "memcached {} does not answer after {deadline:?}", self.addr());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let child = self.child.as_ref().expect("a running memcached");
+        signal(child.id(), name);
+    }
+
+    /// A connection past the proxy.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.addr())
+    }
+
+    /// One of memcached's own `stats`.
+    pub fn stat(&self, name: &str) -> String {
+        let stats = self.client().stats("").expect("stats of a node");
+        stats.into_iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no stat {name}")).1
+    }
+}
+
+impl Drop for Memcached {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a signal to a child of ours that has not been reaped, so the pid cannot be anyone else's.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().expect("run kill(1)");
+    assert!(status.success(), "kill -{name} {pid}: {status}");
+}

@@ -1,0 +1,220 @@
+//! The real `resilver` process.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::memcached::signal;
+use super::port::Port;
+use super::wait_until;
+
+/// The proxy under test. Dropping it kills the process (by pid); the log's tail is printed when a test is failing.
+pub struct Proxy {
+    port: Port,
+    child: Option<Child>,
+    log: tempfile::NamedTempFile,
+    pub args: Vec<String>,
+}
+
+/// What `resync status` said.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub all: BTreeMap<String, String>,
+}
+
+impl Status {
+    pub fn mirrored(&self) -> bool {
+        self.all.get("mirrored").is_some_and(|v| v == "1")
+    }
+
+    pub fn mode(&self) -> &str {
+        self.all.get("mode").map_or("", String::as_str)
+    }
+
+    /// `up`, `lost`, `copying`, …
+    pub fn node(&self, addr: &str) -> &str {
+        self.field(&format!("node:{addr}:state"))
+    }
+
+    pub fn node_number(&self, addr: &str, field: &str) -> u64 {
+        let value = self.field(&format!("node:{addr}:{field}"));
+        value.parse().unwrap_or_else(|_| panic!("node:{addr}:{field} is no number: {value}"))
+    }
+
+    pub fn pair(&self, primary: &str, backup: &str, field: &str) -> &str {
+        self.field(&format!("pair:{primary}|{backup}:{field}"))
+    }
+
+    fn field(&self, name: &str) -> &str {
+        self.all.get(name).unwrap_or_else(|| panic!("`resync status` has no line {name}: {self}"))
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.all.iter().try_for_each(|(name, value)| write!(f, "\n    {name} {value}"))
+    }
+}
+
+impl Proxy {
+    /// The binary under test; `RESILVER_TEST_BIN` puts another in its place (to try the harness on something else).
+    pub fn binary() -> PathBuf {
+        std::env::var_os("RESILVER_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_resilver").into(), PathBuf::from)
+    }
+
+    /// Starts it with `args` on a port of its own and waits until it answers clients.
+    pub fn start(args: &[String]) -> Proxy {
+        let mut proxy = Proxy {
+            port: Port::reserve(),
+            child: None,
+            log: tempfile::NamedTempFile::new().expect("temporary file"),
+            args: args.to_vec(),
+        };
+        proxy.spawn();
+        proxy.wait_listening(Duration::from_secs(20));
+        proxy
+    }
+
+    pub fn spawn(&mut self) {
+        let log = File::options().append(true).open(self.log.path()).expect("the proxy's log");
+        let mut command = Command::new(Proxy::binary());
+        command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]).args(&self.args);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
+        self.child = Some(command.spawn().expect("start resilver"));
+    }
+
+    pub fn wait_listening(&mut self, deadline: Duration) {
+        let begun = Instant::now();
+        loop {
+            if let Ok(mut client) = Client::try_connect(&self.addr()) {
+                client.set_deadline(Duration::from_millis(500));
+                if client.version().is_ok() {
+                    return;
+                }
+            }
+            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().expect("wait")) {
+                panic!("resilver {:?} ended at once ({status}):\n{}", self.args, self.log_tail(40));
+            }
+            assert!(begun.elapsed() < deadline, "resilver does not answer:\n{}", self.log_tail(40));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub fn addr(&self) -> String {
+        self.port.addr()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.addr())
+    }
+
+    pub fn status(&self) -> Status {
+        let lines = self.client().stat_lines("resync status").unwrap_or_else(|e| panic!("`resync status`: {e}"));
+        let count = lines.len();
+        let all: BTreeMap<_, _> = lines.into_iter().collect();
+        assert_eq!(all.len(), count, "a name stands twice in `resync status`");
+        Status { all }
+    }
+
+    /// Waits until every pair is mirrored.
+    pub fn wait_mirrored(&self, deadline: Duration) {
+        self.wait_status("every pair mirrored", deadline, Status::mirrored);
+    }
+
+    /// Polls `resync status` until `holds`.
+    pub fn wait_status(&self, what: &str, deadline: Duration, holds: impl Fn(&Status) -> bool) -> Status {
+        let begun = Instant::now();
+        let mut client = self.client();
+        loop {
+            let lines = client.stat_lines("resync status").unwrap_or_else(|e| panic!("`resync status`: {e}"));
+            let status = Status { all: lines.into_iter().collect() };
+            if holds(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < deadline, "waited {deadline:?} in vain for: {what}. Status:{status}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the proxy calls the node `state`.
+    pub fn wait_node(&self, addr: &str, state: &str) -> Status {
+        self.wait_status(&format!("node {addr} {state}"), super::DEADLINE, |s| s.node(addr) == state)
+    }
+
+    /// An operator's word that must be answered with `OK`.
+    pub fn operator(&self, command: &str) {
+        let answer = self.client().raw_command(command);
+        assert_eq!(answer.as_deref(), Ok("OK"), "`{command}`");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| c.try_wait().expect("wait").is_none())
+    }
+
+    pub fn terminate(&self) {
+        signal(self.child.as_ref().expect("a running proxy").id(), "TERM");
+    }
+
+    /// SIGTERM, then its exit status.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.wait_exit()
+    }
+
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a running proxy");
+        let mut status = None;
+        wait_until("resilver to end after SIGTERM", super::DEADLINE, || {
+            status = child.try_wait().expect("wait");
+            status.is_some()
+        });
+        status.expect("just waited for it")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill resilver");
+            child.wait().expect("reap resilver");
+        }
+    }
+
+    pub fn resident_bytes(&self) -> u64 {
+        let pid = self.child.as_ref().expect("a running proxy").id();
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("/proc");
+        let pages: u64 = statm.split(' ').nth(1).and_then(|w| w.parse().ok()).expect("resident pages");
+        pages * 4096
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read(self.log.path()).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+    }
+
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let died = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+        if std::thread::panicking() {
+            if let Some(status) = died {
+                eprintln!("*** resilver had ended by itself: {status}");
+            }
+            eprintln!("*** resilver {:?}, end of its log:\n{}\n***", self.args, self.log_tail(80));
+        }
+        if died.is_none() {
+            self.kill();
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the nodes really hold, read past the proxy, and whether two rings hold the same.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, Failure, show};
+use super::memcached::Memcached;
+
+/// Items of the proxy's own: kept on nodes, of no interest to a client.
+pub const RESERVED: &[u8] = b"__resilver__:";
+
+/// One item as a node holds it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RingItem {
+    pub value: Vec<u8>,
+    pub flags: u32,
+    /// Seconds left when it was read; `None` = never expires.
+    pub ttl: Option<i64>,
+    pub read_at: Instant,
+    /// Which node of the ring holds it.
+    pub node: usize,
+}
+
+pub type RingMap = BTreeMap<Vec<u8>, RingItem>;
+
+/// Every live item of a ring. A key held by two nodes of one ring fails the test: one of them is not its owner.
+pub fn read_ring(nodes: &[Memcached]) -> RingMap {
+    let mut ring = RingMap::new();
+    for (index, node) in nodes.iter().enumerate().filter(|(_, n)| n.is_running()) {
+        for (key, mut item) in read_node(&node.addr()) {
+            item.node = index;
+            if let Some(other) = ring.insert(key.clone(), item) {
+                panic!("{} stands on nodes {} and {index} of one ring", show(&key), other.node);
+            }
+        }
+    }
+    ring
+}
+
+/// Every live item of one node, but for the proxy's own: enumerated by `lru_crawler metadump hash`, read by `mg`.
+pub fn read_node(addr: &str) -> RingMap {
+    let mut client = Client::connect(addr);
+    client.set_deadline(Duration::from_secs(60));
+    let mut items = RingMap::new();
+    let keys = list_keys(&mut client);
+    for chunk in keys.chunks(200) {
+        let mut batch = Vec::new();
+        for key in chunk {
+            batch.extend_from_slice(b"mg ");
+            batch.extend_from_slice(key);
+            batch.extend_from_slice(b" v f t c\r\n");
+        }
+        client.send(&batch).expect("send mg");
+        for key in chunk {
+            if let Some(item) = read_mg(&mut client, key) {
+                items.insert(key.clone(), item);
+            }
+        }
+    }
+    items
+}
+
+fn read_mg(client: &mut Client, key: &[u8]) -> Option<RingItem> {
+    let line = client.line().unwrap_or_else(|e| panic!("mg {}: {e}", show(key)));
+    if line == b"EN" {
+        return None; // expired or deleted since it was listed
+    }
+    let text = String::from_utf8(line).expect("an answer to mg is text");
+    let words: Vec<&str> = text.split(' ').collect();
+    assert!(words.len() == 5 && words[0] == "VA", "mg {} answered {text}", show(key));
+    let number = |word: &str| word[1..].parse::<i64>().unwrap_or_else(|_| panic!("mg answered {text}"));
+    let len: usize = words[1].parse().unwrap_or_else(|_| panic!("mg answered {text}"));
+    let value = client.exactly(len).unwrap_or_else(|e| panic!("mg {}: {e}", show(key)));
+    let ttl = number(words[3]);
+    Some(RingItem {
+        value,
+        flags: number(words[2]) as u32,
+        ttl: (ttl >= 0).then_some(ttl),
+        read_at: Instant::now(),
+        node: 0,
+    })
+}
+
+/// The keys on a node (also expired ones that are not reclaimed yet), without the proxy's own.
+fn list_keys(client: &mut Client) -> Vec<Vec<u8>> {
+    let begun = Instant::now();
+    loop {
+        client.send(b"lru_crawler metadump hash\r\n").expect("send metadump");
+        match client.dump_lines() {
+            Ok(lines) => {
+                return lines
+                    .iter()
+                    .filter_map(|line| line.strip_prefix(b"key="))
+                    .map(|rest| decode(rest.split(|&b| b == b' ').next().expect("at least one word")))
+                    .filter(|key| !key.starts_with(RESERVED))
+                    .collect();
+            }
+            // Another crawl is under way.
+            Err(Failure::Server(_)) if begun.elapsed() < super::DEADLINE => std::thread::sleep(Duration::from_millis(20)),
+            Err(failure) => panic!("metadump: {failure}"),
+        }
+    }
+}
+
+fn decode(encoded: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let hex = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match hex {
+            Some(value) if byte == b'%' => {
+                key.push(value);
+                rest = &tail[2..];
+            }
+            _ => {
+                key.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    key
+}
+
+/// Differences between two rings, each as a sentence; none = each alone holds every live item exactly. TTLs may differ
+/// by two seconds: each server's clock ticks once a second, and the two are read at different moments.
+pub fn compare_rings(primaries: &RingMap, backups: &RingMap) -> Vec<String> {
+    let mut differences = Vec::new();
+    for (key, p) in primaries {
+        let Some(b) = backups.get(key) else {
+            // It may have expired between the two readings.
+            if p.ttl.is_none_or(|t| t > 2) {
+                differences.push(format!("{} is on no backup (TTL {:?})", show(key), p.ttl));
+            }
+            continue;
+        };
+        if p.value != b.value {
+            differences.push(format!("{}: value {} on primary, {} on backup", show(key), show(&p.value), show(&b.value)));
+        }
+        if p.flags != b.flags {
+            differences.push(format!("{}: flags {} on primary, {} on backup", show(key), p.flags, b.flags));
+        }
+        if !same_expiry(p, b) {
+            differences.push(format!("{}: TTL {:?} on primary, {:?} on backup", show(key), p.ttl, b.ttl));
+        }
+    }
+    for (key, b) in backups {
+        if !primaries.contains_key(key) && b.ttl.is_none_or(|t| t > 2) {
+            differences.push(format!("{} is on no primary (TTL {:?})", show(key), b.ttl));
+        }
+    }
+    differences
+}
+
+fn same_expiry(p: &RingItem, b: &RingItem) -> bool {
+    match (p.ttl, b.ttl) {
+        (None, None) => true,
+        (Some(pt), Some(bt)) => {
+            // Both brought to the moment of the later reading.
+            let (earlier, later, gap) = if p.read_at <= b.read_at {
+                (pt, bt, b.read_at - p.read_at)
+            } else {
+                (bt, pt, p.read_at - b.read_at)
+            };
+            ((earlier as f64 - gap.as_secs_f64()) - later as f64).abs() <= 2.1
+        }
+        _ => false,
+    }
+}
