@@ -98,6 +98,9 @@ impl Cluster {
 
     /// Waits until every pair is mirrored.
     pub fn mirrored(&self) {
+        if std::env::var_os("H3_PLAIN").is_some() {
+            return;
+        }
         self.proxy.wait_mirrored(super::DEADLINE);
     }
 
