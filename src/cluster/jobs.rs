@@ -123,9 +123,12 @@ impl Cluster {
                     }
                     return;
                 }
-                job.go = Some(reply);
                 for pair in &pairs {
                     self.apply(*pair, pair::Event::BeginRecovery);
+                }
+                // Only now: the first pair's edge must not judge those that have not been told yet.
+                if let Some(job) = self.nodes[node.index()].job.as_mut() {
+                    job.go = Some(reply);
                 }
                 self.answer_go(node);
             }

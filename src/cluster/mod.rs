@@ -265,12 +265,6 @@ impl Cluster {
             self.carry_out(id, effect);
         }
         self.answer_job(id);
-        if before != after {
-            for place in [Place::Primary, Place::Backup] {
-                let node = self.node_at(id, place);
-                self.consider(node);
-            }
-        }
     }
 
     fn log_state(&self, id: PairId, before: State) {
@@ -345,6 +339,10 @@ impl Cluster {
         run.flush_closed = false;
         for worker in &self.workers {
             let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+        }
+        // A refill begins only behind an open gate.
+        for place in [Place::Primary, Place::Backup] {
+            self.consider(self.node_at(id, place));
         }
     }
 
