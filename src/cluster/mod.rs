@@ -265,6 +265,11 @@ impl Cluster {
             self.carry_out(id, effect);
         }
         self.answer_job(id);
+        if before != after {
+            for place in [Place::Primary, Place::Backup] {
+                self.consider(self.node_at(id, place));
+            }
+        }
     }
 
     fn log_state(&self, id: PairId, before: State) {
