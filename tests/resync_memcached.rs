@@ -360,12 +360,13 @@ async fn odd_nodes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn speed() {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).init();
     const COUNT: usize = 500_000;
     let world = World::start(&[], &[]);
     let value = "v".repeat(100);
     fill(&mut world.pipe(LEADER).await, COUNT, |i| format!("ms key-{i} 100\r\n{value}\r\n").into_bytes()).await;
     for purge in [false, true] {
-        for batch in [128, 256, 512, 1024] {
+        for batch in [256, 512, 1024] {
             for lanes in [1, 2, 4] {
                 if !purge {
                     world.pipe(TARGET).await.ask(b"flush_all\r\n", Effect::Mutation, deadline()).await.unwrap();

@@ -239,6 +239,7 @@ impl Refill {
     fn end_pass(&mut self, coverage: Coverage) {
         self.pass = None;
         self.pass_ended = Instant::now();
+        tracing::debug!(source = self.source.0, pass = self.passes, waiting = self.spool_len(), "enumerated");
         if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
             tracing::warn!(node = self.source.0, "the node knows only `metadump all`, which misses items: several passes");
         }
