@@ -14,15 +14,15 @@ use tokio::sync::mpsc;
 
 /// What stands under a key. TTLs do not count down: a run takes some milliseconds of virtual time.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Stored {
-    pub value: String,
-    pub ttl: i64,
-    pub cas: u64,
+pub(crate) struct Stored {
+    pub(crate) value: String,
+    pub(crate) ttl: i64,
+    pub(crate) cas: u64,
 }
 
 /// What is deliberately wrong with the world, to show that the checks can fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     /// The source answers a verify with what the copier has read, whatever stands there: as if there were no verify.
     NoVerify,
@@ -35,14 +35,14 @@ pub enum Fault {
 }
 
 #[derive(Default, Debug)]
-pub struct Node {
-    pub items: BTreeMap<String, Stored>,
+pub(crate) struct Node {
+    pub(crate) items: BTreeMap<String, Stored>,
     next_cas: u64,
     refuses: bool,
 }
 
 impl Node {
-    pub fn put(&mut self, key: &str, value: &str, ttl: i64) -> u64 {
+    pub(crate) fn put(&mut self, key: &str, value: &str, ttl: i64) -> u64 {
         self.next_cas += 1;
         let cas = self.next_cas;
         self.items.insert(key.to_owned(), Stored { value: value.to_owned(), ttl, cas });
@@ -59,31 +59,31 @@ struct Connection {
     last_read: BTreeMap<String, Stored>,
 }
 
-pub struct World {
-    pub nodes: [Node; 2],
+pub(crate) struct World {
+    pub(crate) nodes: [Node; 2],
     connections: Vec<Connection>,
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
-pub type Shared = Arc<Mutex<World>>;
+pub(crate) type Shared = Arc<Mutex<World>>;
 
 impl World {
-    pub fn new(fault: Fault) -> World {
+    pub(crate) fn new(fault: Fault) -> World {
         World { nodes: [Node::default(), Node::default()], connections: Vec::new(), fault }
     }
 
     /// Connections on which a command is held.
-    pub fn held(&self) -> Vec<usize> {
+    pub(crate) fn held(&self) -> Vec<usize> {
         (0..self.connections.len()).filter(|&i| !self.connections[i].pending.is_empty()).collect()
     }
 
-    pub fn describe(&self, connection: usize) -> String {
+    pub(crate) fn describe(&self, connection: usize) -> String {
         let c = &self.connections[connection];
         format!("{} runs {:?}", if c.node == 0 { "leader" } else { "target" }, c.pending.front())
     }
 
     /// Runs the oldest command of a connection and answers it.
-    pub fn execute(&mut self, connection: usize) {
+    pub(crate) fn execute(&mut self, connection: usize) {
         let command = self.connections[connection].pending.pop_front().expect("a command is held");
         let reply = self.run(connection, &command);
         let c = &mut self.connections[connection];
@@ -94,7 +94,7 @@ impl World {
     }
 
     /// Breaks all connections to a node. Commands held are lost or, with `executed`, run without an answer.
-    pub fn break_connections(&mut self, node: usize, executed: bool) {
+    pub(crate) fn break_connections(&mut self, node: usize, executed: bool) {
         for i in 0..self.connections.len() {
             if self.connections[i].node == node {
                 self.connections[i].replies = None;
@@ -107,17 +107,17 @@ impl World {
     }
 
     /// SIGKILL; the process is there again at once, empty, and counts cas ids from 1.
-    pub fn kill(&mut self, node: usize) {
+    pub(crate) fn kill(&mut self, node: usize) {
         self.break_connections(node, false);
         self.nodes[node] = Node::default();
     }
 
-    pub fn refuse(&mut self, node: usize) {
+    pub(crate) fn refuse(&mut self, node: usize) {
         self.break_connections(node, false);
         self.nodes[node].refuses = true;
     }
 
-    pub fn hash(&self, hasher: &mut impl Hasher) {
+    pub(crate) fn hash(&self, hasher: &mut impl Hasher) {
         for node in &self.nodes {
             node.items.hash(hasher);
             node.next_cas.hash(hasher);
@@ -183,7 +183,7 @@ impl World {
 }
 
 /// Dials the scripted nodes.
-pub struct ScriptedDialer(pub Shared);
+pub(crate) struct ScriptedDialer(pub(crate) Shared);
 
 impl Dial for ScriptedDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
