@@ -494,10 +494,12 @@ fn every_order_of_everything() {
     all_hold("two mutations", sequences(2).iter().map(|ops| scenario(ops)));
     all_hold("leftovers", sequences(2).iter().map(|ops| Scenario { prefilled: true, ..scenario(ops) }));
     all_hold("two keys", OPS.iter().flat_map(|&a| OPS.map(|b| (a, b))).map(two_keys));
-    all_hold("two lanes", sequences(2).iter().map(|ops| Scenario { lanes: 2, ..scenario(ops) }));
     for failure in FAILURES {
         all_hold(&format!("{failure:?}"), sequences(2).iter().map(|ops| Scenario { failure, ..scenario(ops) }));
     }
+    // Three copiers of one key (two conditional mutations) have more than a million orders: not among these.
+    let two = TELLING.into_iter().filter(|ops| *ops != [Op::Incr, Op::Set] && *ops != [Op::Set, Op::Incr]);
+    all_hold("two lanes", two.map(|ops| Scenario { lanes: 2, ..scenario(&ops) }));
 }
 
 const FAILURES: [Failure; 4] = [Failure::TargetKilled, Failure::TargetReset, Failure::SourceReset, Failure::Cancel];
@@ -523,7 +525,8 @@ fn the_checks_can_fail() {
 /// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.
 #[tokio::test(start_paused = true)]
 async fn a_slow_source_is_waited_for() {
-    let scenario = scenario(&[Op::Set, Op::Incr, Op::Touch]);
+    // No touch: these nodes' TTLs do not count down, which over seconds looks like a change.
+    let scenario = scenario(&[Op::Set, Op::Incr, Op::Incr]);
     let (mut run, job) = begin(&scenario);
     while !job.is_finished() {
         run.settle(1).await;
