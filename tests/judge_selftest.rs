@@ -162,3 +162,45 @@ fn two_rings_that_differ_are_told_apart() {
         assert!(found.iter().any(|d| d.contains(word)), "{word} missing in {found:#?}");
     }
 }
+
+/// What every cache without a second copy does when its node restarts.
+#[test]
+fn a_restart_of_the_only_copy_is_seen() {
+    let mut node = Memcached::start(&[]);
+    let load = Load::start(&node.addr(), Mix::small(support::seed("only copy")));
+    load.wait_operations(1000);
+    node.restart();
+    support::wait_until("the losses to be seen", support::DEADLINE, || {
+        let violations = load.verdict().violations;
+        violations.iter().any(|v| v.contains("LOST")) && violations.iter().any(|v| v.contains("connection lost"))
+    });
+    load.stop();
+}
+
+/// Deletes that one copy missed: the older copy, served again, is told from the newer.
+#[test]
+fn an_old_copy_served_again_is_seen() {
+    let (fresh, old) = (Memcached::start(&[]), Memcached::start(&[]));
+    let mut history = support::judge::History::default();
+    let content = |text: &str| Some(support::judge::Content { bytes: text.into(), flags: 0, expires: None });
+    let (mut now, mut before) = (fresh.client(), old.client());
+    for (text, missed) in [("one", false), ("two", true)] {
+        let version = history.begin("set", content(text));
+        now.set("k", text.as_bytes()).expect("set");
+        if !missed {
+            before.set("k", text.as_bytes()).expect("set");
+        }
+        history.acknowledge(version);
+    }
+    let read = |client: &mut Client| client.get("k").expect("get");
+    assert_eq!(history.judge(history.acked(), read(&mut now).as_ref()), Ok(()));
+    let stale = history.judge(history.acked(), read(&mut before).as_ref());
+    assert!(stale.as_ref().is_err_and(|w| w.starts_with("STALE")), "{stale:?}");
+    let version = history.begin("delete", None);
+    now.delete("k").expect("delete");
+    assert_eq!(history.judge(history.acked(), read(&mut now).as_ref()), Ok(()), "a delete under way may be seen or not");
+    history.acknowledge(version);
+    let resurrected = history.judge(history.acked(), read(&mut before).as_ref());
+    assert!(resurrected.as_ref().is_err_and(|w| w.starts_with("RESURRECTED")), "{resurrected:?}");
+    assert_eq!(history.judge(history.acked(), read(&mut now).as_ref()), Ok(()));
+}
