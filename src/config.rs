@@ -1,10 +1,25 @@
-//! Settings.
+//! Settings, and the command line that they are made from.
+//!
+//! One definition (`config/args.rs`) feeds the parser and `--help`; `config/check.rs` judges all values together, so
+//! that whoever made three mistakes hears of three.
 
+mod accounts;
+mod args;
+mod check;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ring::{Distribution, ServerSpec};
+
+pub use accounts::{Account, find_group};
+pub use check::Host;
 
 /// Whether and how a node that comes back is refilled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -18,6 +33,37 @@ pub enum ResyncMode {
     Off,
 }
 
+impl fmt::Display for ResyncMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ResyncMode::Auto => "auto",
+            ResyncMode::Manual => "manual",
+            ResyncMode::Off => "off",
+        })
+    }
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+/// What is logged, how and where to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogSettings {
+    /// What is logged, in `RUST_LOG`'s syntax: made from `-v`, or `RUST_LOG` itself where that is set and `-v` is not.
+    pub filter: String,
+    /// `--log-format`.
+    pub format: LogFormat,
+    /// `--log-file`, absolute; `None` = stderr.
+    pub file: Option<PathBuf>,
+}
+
 /// Everything the daemon can be told. Built by the command line; plain data.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -29,7 +75,7 @@ pub struct Settings {
     pub distribution: Distribution,
     /// `-l` and `-p`; empty with `-p 0`.
     pub listen: Vec<SocketAddr>,
-    /// `-f`.
+    /// `-f`, absolute.
     pub unix_socket: Option<PathBuf>,
     /// `-n`: how many clients at once; more get a refusal.
     pub max_clients: usize,
@@ -61,4 +107,67 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// `--idle-timeout`: clients silent for so long are closed; `None` = never.
     pub idle_timeout: Option<Duration>,
+    /// `-u`: run as this user, a name or number, once the sockets are bound; `None` = whoever started the process.
+    pub user: Option<String>,
+    /// `-g`: run as this group, a name or number; `None` = the user's own.
+    pub group: Option<String>,
+    /// `-d`: go to the background.
+    pub daemonize: bool,
+    /// Set in the copy of the process that runs in the background; never by people.
+    pub background_child: bool,
+    /// `--pid-file`, absolute; without `-d` only if it was given.
+    pub pid_file: Option<PathBuf>,
+    /// `-v`, `--log-format`, `--log-file`.
+    pub log: LogSettings,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum CommandLine {
+    /// Run the proxy.
+    Run(Box<Settings>),
+    /// Print this on stdout and exit 0: the help or the version.
+    Print(String),
+}
+
+/// Everything that is wrong with a command line, one sentence each; never empty.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UsageErrors(pub Vec<String>);
+
+impl fmt::Display for UsageErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.0 {
+            writeln!(f, "resilver: {error}")?;
+        }
+        let count = self.0.len();
+        let (noun, verb) = if count == 1 { ("setting", "is") } else { ("settings", "are") };
+        writeln!(f, "resilver: {count} {noun} {verb} wrong, nothing was started; resilver --help lists them all")
+    }
+}
+
+impl std::error::Error for UsageErrors {}
+
+impl CommandLine {
+    /// Reads a command line; `arguments` begins with the program's name. `host` is the machine that it is judged for.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong or contradictory, not just the first.
+    ///
+    /// ```
+    /// use resilver::config::{CommandLine, Host};
+    ///
+    /// let line = "resilver -p 12000 -s 127.0.0.1:11211 -s 127.0.0.1:11212 -b 127.0.0.1:11213";
+    /// let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
+    /// assert_eq!(settings.listen[0].port(), 12000);
+    ///
+    /// let errors = CommandLine::parse(["resilver", "-p", "99999", "--timeout", "0"], &Host::this()).unwrap_err();
+    /// assert_eq!(errors.0.len(), 3, "the port, the timeout, and no server: {errors}");
+    /// ```
+    pub fn parse(
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        host: &Host,
+    ) -> Result<CommandLine, UsageErrors> {
+        check::command_line(arguments.into_iter().map(Into::into).collect(), host)
+    }
 }

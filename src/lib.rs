@@ -1,8 +1,15 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
 
 pub mod backend;
+pub mod cluster;
 pub mod config;
+pub mod daemon;
+pub mod health;
 pub mod ids;
+pub mod pair;
 pub mod protocol;
+pub mod proxy;
 pub mod resync;
 pub mod ring;
+pub mod server;
+pub mod stats;

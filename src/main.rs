@@ -1,3 +1,119 @@
-//! The `resilver` daemon.
+//! The `resilver` daemon: arguments to settings, settings to a running proxy, and what went wrong to an exit code.
 
-fn main() {}
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use resilver::config::{CommandLine, Host, Settings};
+use resilver::daemon::{self, BackgroundError, Identity, PidFile, Signals, SocketFile};
+use tokio_util::sync::CancellationToken;
+
+/// Wrong or contradictory settings (`EX_USAGE`).
+const EXIT_USAGE: u8 = 64;
+/// The system refused (`EX_OSERR`).
+const EXIT_OS: u8 = 71;
+
+fn main() -> ExitCode {
+    let settings = match CommandLine::parse(std::env::args_os(), &Host::this()) {
+        Ok(CommandLine::Run(settings)) => *settings,
+        Ok(CommandLine::Print(text)) => {
+            // Not println: `resilver -h | head -1` closes the pipe, and that is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(errors) => {
+            let _ = write!(std::io::stderr(), "{errors}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let outcome =
+        if settings.daemonize && !settings.background_child { start_child() } else { serve(settings).map(|()| 0) };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "resilver: {error}");
+            ExitCode::from(EXIT_OS)
+        }
+    }
+}
+
+/// `-d`: everything is done by a child in the background; its failure is ours.
+fn start_child() -> Result<u8, Box<dyn Error>> {
+    match daemon::start_in_background(std::env::args_os().skip(1)) {
+        Ok(_) => Ok(0),
+        // It has said why itself.
+        Err(BackgroundError::Ended(Some(code))) => Ok(u8::try_from(code).unwrap_or(EXIT_OS)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs the proxy in this process until it is told to stop.
+fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
+    if settings.background_child {
+        daemon::detach()?;
+    }
+    daemon::start_logging(&settings.log)?;
+    let identity = Identity::wanted(&settings)?;
+    let limit = daemon::raise_file_limit(&settings)?;
+    if limit.clients < settings.max_clients {
+        tracing::warn!(
+            "-n {} needs {} open files, but the system allows {}: taking {} clients at most; raise the hard limit \
+             (ulimit -Hn, or LimitNOFILE= in a systemd unit) or give -n {}",
+            settings.max_clients,
+            limit.needed,
+            limit.allowed,
+            limit.clients,
+            limit.clients
+        );
+        settings.max_clients = limit.clients;
+    }
+    // First the pid file: "already running" tells more than "address in use".
+    let pid_file = settings.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let listeners = daemon::bind(&settings)?;
+    let socket_file = settings.unix_socket.as_deref().map(SocketFile::own).transpose()?;
+    if let Some(identity) = &identity {
+        let files = [pid_file.as_ref().map(PidFile::path), socket_file.as_ref().map(SocketFile::path)];
+        for path in files.into_iter().flatten() {
+            identity.hand_over(path)?;
+        }
+        identity.assume()?;
+    }
+
+    let shutdown = CancellationToken::new();
+    let files = Arc::new(Mutex::new(Some((pid_file, socket_file))));
+    let remove_files = {
+        let files = Arc::clone(&files);
+        move || drop(files.lock().ok().and_then(|mut files| files.take()))
+    };
+    Signals::catch()?.watch(shutdown.clone(), remove_files.clone())?;
+    announce(&settings);
+    if settings.background_child {
+        daemon::tell_ready()?;
+    }
+    let ended = resilver::server::run(settings, listeners, shutdown);
+    remove_files();
+    match &ended {
+        Ok(()) => tracing::info!("stopped"),
+        Err(error) => tracing::error!(%error, "ended"),
+    }
+    Ok(ended?)
+}
+
+/// One line that says what runs: the first thing wanted from a log.
+fn announce(settings: &Settings) {
+    let listen: Vec<String> = (settings.listen.iter().map(ToString::to_string))
+        .chain(settings.unix_socket.iter().map(|path| format!("unix:{}", path.display())))
+        .collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %listen.join(","),
+        primaries = settings.primaries.len(),
+        backups = settings.backups.len(),
+        threads = settings.threads,
+        node_connections = settings.node_connections,
+        max_clients = settings.max_clients,
+        resync = %settings.resync,
+        "started"
+    );
+}

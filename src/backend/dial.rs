@@ -100,7 +100,10 @@ impl Dial for TcpDialer {
                 Ok(NodeStream::Tcp(stream))
             };
             tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| {
-                Err(io::Error::new(io::ErrorKind::TimedOut, format!("{addr} did not accept a connection in {timeout:?}")))
+                Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{addr} did not accept a connection in {timeout:?}"),
+                ))
             })
         }
         .boxed()

@@ -1,5 +1,14 @@
-//! Nodes as the proxy reaches them: dialling, and the control plane's pipelined connection.
+//! Nodes as the proxy reaches them: dialling, the control plane's pipelined connection, the markers on them.
 
+mod control;
 mod dial;
+mod drain;
+mod frame;
+pub mod marker;
+mod pipe;
 
+pub use control::{MarkError, NodeControl, NodeView};
 pub use dial::{Dial, NodeStream, TcpDialer};
+pub use drain::{Drain, DrainEnd};
+pub use frame::Frame;
+pub use pipe::{Batch, Effect, NodeError, Pipe};

@@ -1,1 +1,309 @@
-//! Refilling a node.
+//! Refilling a node from the surviving copies, while clients go on reading and writing.
+//!
+//! # When
+//!
+//! A node that was lost and answers again holds nothing (it was restarted) or possibly old items (it hung). The control
+//! plane first waits until every connection given up on that node has [drained](crate::backend::Drain): a hung node executes
+//! what sat in its sockets when it wakes. Then it starts one *job* for the node, the *target*, over all its pairs that need
+//! it. Each pair's *source* is its leader, which serves its clients all along. A lost backup is refilled in the same way.
+//!
+//! # How
+//!
+//! 1. **Purge** ([`JobSpec::skip_purge`] unless the target is provably empty). What the target holds of the pairs is deleted,
+//!    by enumeration, while the pairs are still Degraded and no client's write goes there. Without it a key deleted in the
+//!    node's absence comes back; and copies left by a job that was cut off (`resync_model.py design crash`) stay for good, since
+//!    only their own copier knew that they were unverified.
+//! 2. **Barrier** ([`JobEvent::Purged`]): the control plane brings the pairs into Recovering; from now on writes reach the leader first
+//!    and the target after. The enumeration begins only now: a key written before would otherwise be missed by both.
+//! 3. **Enumerate** each source (`lru_crawler metadump hash`), drained at full speed into a spool. **Read** each key, **add** it on
+//!    the target, **verify**: ask the leader for its cas id and expiry again. If they changed, the copy is **undone**, guarded by the
+//!    cas id that the target gave it, and made again.
+//! 4. **Re-copy** the keys that workers push to [`Recopy`], by the same three steps.
+//! 5. **Hand back** pair by pair. [`JobEvent::Ready`]: the control plane closes the pair's gate, so that no mutation is in flight; the job
+//!    copies the last few keys within [`Tuning::gate_budget`]; [`JobEvent::Drained`] says whether nothing is outstanding. If so the control plane
+//!    checks the markers and opens the pair as Mirrored; after that the job does not touch the pair again.
+//!
+//! # What clients may do meanwhile
+//!
+//! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation that the leader executes at m
+//! and the target at f > m. If m < r the copy saw it. If r < m < v the verify sees the change and repeats. If m > v then f > m > v > a:
+//! the target gets the mutation after the copy. So the order *leader first* carries the proof; a write sent to both at once breaks it.
+//! What a target that does not hold the key cannot execute (incr, append, touch …) is not sent to it: its worker *drops* the
+//! key there, guarded by nothing, and then pushes it to `Recopy`. Executed on a copy, an incr would be counted twice where the copy was
+//! read after it (`resync_model.py reexec`).
+//!
+//! The odd steps, each with the case that it exists for:
+//!
+//! - *NOT_STORED is compared*, not taken for a newer write: another copier's unverified copy may stand there, which is undone a moment
+//!   later, or a leftover that a purge missed. The two sides cannot be read at one moment; the target is read **first**. An item on the
+//!   target was put there by a mutation, which is right until a later one, whose target step is still to come; or by a copier, which
+//!   verifies it itself. So "equal" needs no second look. "Differs" drops exactly what was seen (by its cas id), and copies again.
+//! - *A key that the leader does not have* (gone, expired, marked stale) is looked for on the target in the same way; nothing is dropped
+//!   there unseen, for a worker's newer `set` may just have landed.
+//! - *The expiry is verified too*: `touch` changes it and not the cas id.
+//! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Above 30 days a TTL is sent as a date by the target's
+//!   own clock. An add that took long is repeated, because its TTL counts from when it was executed.
+//! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value: it is verified like a stored one.
+//! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to recompute it (`W`), and the client that
+//!   is to do so would never be asked: it is given back by marking it stale again.
+//! - *Verify on the connection of the read, undo on that of the add*: cas ids restart at 1 with the process, so an id seen on a new
+//!   connection may belong to another item. An unbroken connection is the proof that the process is the same.
+//! - *All cas ids 0* (`-C`): verify is blind. The job fails with [`JobError::CannotEnumerate`] before it copies anything.
+//! - *A key leaves `Recopy` before its copy starts*, so that a push during the copy is not taken for the one being served.
+//! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: it is being written without pause, and the gate at the hand-back is
+//!   what ends that.
+//!
+//! # Failure in mid-stream
+//!
+//! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*: connections with unanswered mutations are returned as
+//! drains, and the next job purges. *The source fails, or the job is cancelled*: the target's answers are awaited (a mutation sent is a mutation
+//! executed), unverified copies are undone, and [`Outcome::undone`] tells that what the target holds of the pairs is verified: a part, but a true one,
+//! so that it may lead if the leader's memory is proved gone. *A slow source is waited for* ([`Tuning::source_timeout`]): it holds the last full copy.
+//! *The target refuses items*: they are counted and the first few named. *It evicts*: the job ends well but says how incomplete the copy is.
+//!
+//! `flush_all` takes [`Context::quiesce`] for writing: then no copy is in flight, so none read before the flush lands after it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Dial, Drain, NodeError};
+use crate::ids::{NodeId, PairId};
+
+mod entry;
+mod enumerate;
+mod item;
+mod job;
+mod lane;
+mod limiter;
+mod progress;
+mod purge;
+mod recopy;
+mod refill;
+mod spool;
+
+pub use job::run;
+pub use limiter::RateLimiter;
+pub use progress::{PairProgress, Phase, Progress};
+pub use recopy::{MAX_RECOPY_KEYS, Recopy};
+
+/// What a job is to do.
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    /// The node to be filled.
+    pub target: NodeId,
+    /// The pairs, each with its source: the leader.
+    pub pairs: Vec<(PairId, NodeId)>,
+    /// The target is provably empty: a fresh process that no write of these pairs can have reached.
+    pub skip_purge: bool,
+}
+
+/// Which pair a key belongs to.
+pub type Owner = Arc<dyn Fn(&[u8]) -> PairId + Send + Sync>;
+/// Whether a node is one of a pair's two.
+pub type Holds = Arc<dyn Fn(NodeId, PairId) -> bool + Send + Sync>;
+
+/// What a job works with. Shared parts are shared between jobs.
+#[derive(Clone)]
+pub struct Context {
+    /// Opens connections to nodes.
+    pub dialer: Arc<dyn Dial>,
+    /// Which pair a key belongs to.
+    pub owner: Owner,
+    /// Whether a node is one of a pair's two: keys of other pairs are leftovers, and purged.
+    pub holds: Holds,
+    /// Bounds and deadlines.
+    pub tuning: Tuning,
+    /// The rate, over all jobs.
+    pub limiter: Arc<RateLimiter>,
+    /// One enumeration per node at a time, over all jobs.
+    pub crawls: Arc<Crawls>,
+    /// Stops the job; go on awaiting [`run`].
+    pub cancel: CancellationToken,
+    /// Held for reading while copies are under way; `flush_all` takes it for writing.
+    pub quiesce: Arc<RwLock<()>>,
+    /// What the job has done so far; written by the job.
+    pub progress: Arc<Progress>,
+    /// Per pair the keys to be copied again, pushed by the workers.
+    pub recopy: BTreeMap<PairId, Arc<Recopy>>,
+    /// The control plane.
+    pub coordinator: mpsc::Sender<JobEvent>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("tuning", &self.tuning).finish_non_exhaustive()
+    }
+}
+
+/// Bounds and deadlines of a job.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Bytes that key list and values on their way may take, about half each; the rest of the list goes to a file.
+    pub memory_bytes: usize,
+    /// Keys sent to a node in one go on one connection.
+    pub batch: usize,
+    /// Pairs of connections per source.
+    pub lanes: usize,
+    /// How long a connect may take.
+    pub connect_timeout: Duration,
+    /// How long the source may take for one batch. Long: it holds the last full copy, and is waited for.
+    pub source_timeout: Duration,
+    /// How long the target may take for one batch.
+    pub target_timeout: Duration,
+    /// How long a crawler that is busy with somebody else's crawl is waited for.
+    pub busy_timeout: Duration,
+    /// How long a pair's gate may stay closed for the last keys.
+    pub gate_budget: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            memory_bytes: 64 * 1024 * 1024,
+            batch: 512,
+            lanes: 2,
+            connect_timeout: Duration::from_secs(2),
+            source_timeout: Duration::from_secs(30),
+            target_timeout: Duration::from_secs(5),
+            busy_timeout: Duration::from_secs(120),
+            gate_budget: Duration::from_millis(50),
+        }
+    }
+}
+
+/// Turns at the nodes' crawlers, one at a time each.
+#[derive(Debug)]
+pub struct Crawls(Vec<Arc<Mutex<()>>>);
+
+impl Crawls {
+    /// For nodes 0 to `nodes` - 1.
+    pub fn new(nodes: usize) -> Crawls {
+        Crawls((0..nodes).map(|_| Arc::default()).collect())
+    }
+
+    /// Waits for the node's turn. The wait ends with the enumerations before it, each of which has deadlines.
+    async fn turn(&self, node: NodeId) -> Option<OwnedMutexGuard<()>> {
+        match self.0.get(node.index()) {
+            Some(lock) => Some(lock.clone().lock_owned().await),
+            None => None,
+        }
+    }
+}
+
+/// What a job tells the control plane. It waits for the answer, unless cancelled; a dropped reply ends the job as [`JobError::Aborted`].
+#[derive(Debug)]
+pub enum JobEvent {
+    /// The target holds nothing of the pairs, which are still Degraded. The control plane brings them into Recovering (barrier, fresh
+    /// marker) and answers `true`, or `false` to end the job.
+    Purged {
+        /// Whether to go on.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
+    /// `true`; `false` = not now, ask again later.
+    Ready {
+        /// Which pair.
+        pair: PairId,
+        /// Whether the gate is closed.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The last keys were copied (`clean`), or could not be within [`Tuning::gate_budget`].
+    Drained {
+        /// Which pair.
+        pair: PairId,
+        /// Nothing of the pair is outstanding, and the target holds what the leader holds.
+        clean: bool,
+        /// What became of it.
+        reply: oneshot::Sender<Verdict>,
+    },
+}
+
+/// What the control plane made of a pair that was [drained](JobEvent::Drained).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Mirrored: the job does not touch the pair any more. Only to be given where `clean` was said.
+    Mirrored,
+    /// Its gate is open again and it is still Recovering: the job goes on and asks again later.
+    Again,
+    /// The job ends.
+    Abort,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// `Ok` = every pair was handed back.
+    pub result: Result<(), JobError>,
+    /// Connections with mutations outstanding: their node must not be refilled before they complete.
+    pub drains: Vec<Drain>,
+    /// Every unverified copy was undone and none can land any more: what the target holds of the pairs is verified.
+    pub undone: bool,
+}
+
+/// Why a job ended before its time.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum JobError {
+    /// Its token was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The control plane ended it.
+    #[error("ended by the control plane")]
+    Aborted,
+    /// The node to be filled failed.
+    #[error("the target {0}")]
+    Target(NodeError),
+    /// A leader failed.
+    #[error("the source, node {n}, {1}", n = .0.0)]
+    Source(NodeId, NodeError),
+    /// A node cannot be enumerated, or its copies not be verified: then it is filled by the reads that pass through.
+    #[error("node {n} cannot be enumerated: {why}", n = node.0)]
+    CannotEnumerate {
+        /// Source or target.
+        node: NodeId,
+        /// For the log.
+        why: String,
+    },
+    /// The purge found keys again and again: somebody writes to the target past the proxy.
+    #[error("the target still held keys after {passes} passes")]
+    PurgeUnfinished {
+        /// How many were made.
+        passes: usize,
+    },
+    /// The temporary file for the keys failed.
+    #[error("the key list's temporary file: {0}")]
+    Spool(String),
+}
+
+impl JobError {
+    /// The word for it in log, metrics and `stats`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            JobError::Cancelled => "cancelled",
+            JobError::Aborted => "aborted",
+            JobError::Target(error) | JobError::Source(_, error) => error.reason(),
+            JobError::CannotEnumerate { .. } => "cannot_enumerate",
+            JobError::PurgeUnfinished { .. } => "purge_unfinished",
+            JobError::Spool(_) => "spool",
+        }
+    }
+
+    fn blind(node: NodeId) -> JobError {
+        JobError::CannotEnumerate { node, why: "its items have no cas ids (-C): verify would be blind".to_owned() }
+    }
+
+    /// `source` is given where the node is one, and not the target.
+    fn of_dump(node: NodeId, source: Option<NodeId>, error: enumerate::DumpError) -> JobError {
+        match (error, source) {
+            (enumerate::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
+            (enumerate::DumpError::Node(error), None) => JobError::Target(error),
+            (enumerate::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
+            (enumerate::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+# Two commands on a fresh machine with Rust: `make demo` shows it, `make test` tests it.
+
+CARGO ?= cargo
+# memcached is in sbin on some systems.
+export PATH := $(PATH):/usr/sbin:/usr/local/sbin
+
+# Where the demo's proxy listens: make demo PORT=12100
+PORT ?= 12000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt build
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the daemon: target/release/resilver
+	$(CARGO) build --release --locked
+
+demo: ## Watch a cluster lose a node and heal, with live figures
+	@scripts/need-memcached
+	$(CARGO) build --release --locked --bin resilver --example demo
+	@$(CARGO) run --quiet --release --locked --example demo -- --port $(PORT) target/release/resilver
+
+test: ## Run every test, on real memcached servers too
+	@scripts/need-memcached
+	$(CARGO) test --locked
+
+check: ## Format, lints, documentation, dependencies
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+	@scripts/need-cargo-deny
+	$(CARGO) deny --locked check bans licenses sources
+
+fmt: ## Format the code
+	$(CARGO) fmt

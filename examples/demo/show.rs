@@ -1,0 +1,84 @@
+//! What is printed: plain lines, and on a terminal moving figures under them.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Whether the story is told, and Ctrl-C is the normal end.
+static OVER: AtomicBool = AtomicBool::new(false);
+
+/// The story is told.
+pub(crate) fn set_over() {
+    OVER.store(true, Ordering::Relaxed);
+}
+
+/// See [`set_over`].
+pub(crate) fn is_over() -> bool {
+    OVER.load(Ordering::Relaxed)
+}
+
+/// A number with its thousands apart.
+pub(crate) fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The screen, or the file that it goes to.
+pub(crate) struct Show {
+    terminal: bool,
+}
+
+impl Show {
+    pub(crate) fn new() -> Show {
+        Show { terminal: std::io::stdout().is_terminal() }
+    }
+
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// A headline.
+    pub(crate) fn act(&self, headline: &str) {
+        if self.terminal {
+            println!("\n\x1b[1m{headline}\x1b[0m");
+        } else {
+            println!("\n{headline}");
+        }
+    }
+
+    /// A line under it.
+    pub(crate) fn say(&self, line: &str) {
+        println!("  {line}");
+    }
+
+    /// A progress bar; nothing where there is no terminal.
+    pub(crate) fn bar(&self, length: u64, unit: &str) -> ProgressBar {
+        if !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let template = format!("  {{bar:40}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{msg}}");
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(length).with_style(style)
+    }
+
+    /// A line that changes; nothing where there is no terminal.
+    pub(crate) fn spinner(&self) -> ProgressBar {
+        if !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let style =
+            ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let spinner = ProgressBar::new_spinner().with_style(style);
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner
+    }
+}

@@ -1,0 +1,287 @@
+//! The control plane's way to one node: probe, view, markers, flush. One command at a time, each under a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::ids::{Incarnation, NodeId, PairId};
+
+use super::marker::{self, Record, Session};
+use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
+
+/// What a node says of itself and what the proxy has written on it.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    /// The incarnation marker.
+    pub incarnation: Option<Incarnation>,
+    /// The ring marker, as text.
+    pub ring: Option<String>,
+    /// The session marker.
+    pub session: Option<Session>,
+    /// The pairs' records, of this node's pairs and of others.
+    pub records: Vec<(PairId, Record)>,
+    /// Items, the proxy's own and flushed ones included: 0 proves emptiness, more proves nothing.
+    pub curr_items: u64,
+    /// The node's clock, unix seconds.
+    pub time: u64,
+    /// `time - uptime`: when the process started, by its own clock.
+    pub started: u64,
+    /// Flushes since then.
+    pub cmd_flush: u64,
+    /// `-I`, bytes.
+    pub item_size_max: Option<usize>,
+    /// Whether items have cas ids (no `-C`).
+    pub cas_enabled: bool,
+    /// memcached's version.
+    pub version: String,
+}
+
+/// Why a marker was not written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MarkError {
+    /// The node could not be talked to.
+    #[error("it {0}")]
+    Node(#[from] NodeError),
+    /// The incarnation marker is gone: so is the memory that the write was meant for.
+    #[error("its memory is gone")]
+    MemoryGone,
+    /// Another incarnation's marker stands there: the memory is not the one that was known.
+    #[error("it holds another incarnation than expected")]
+    OtherMemory,
+    /// The marker was changed by somebody else meanwhile, or could not be stored.
+    #[error("it refused to store a marker: {0}")]
+    Refused(String),
+}
+
+/// The control plane's way to one node.
+pub struct NodeControl {
+    node: NodeId,
+    dialer: Arc<dyn Dial>,
+    timeout: Duration,
+    pipe: Mutex<Option<Pipe>>,
+}
+
+impl NodeControl {
+    /// `timeout` bounds every command, connecting included.
+    pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
+        NodeControl { node, dialer, timeout, pipe: Mutex::new(None) }
+    }
+
+    /// Reads the incarnation marker: `None` = the node lives, and has none.
+    pub async fn probe(&self) -> Result<Option<Incarnation>, NodeError> {
+        self.with_pipe(async |pipe, deadline| Ok(read(pipe, deadline, &[marker::INCARNATION_KEY]).await?.remove(0)))
+            .await
+            .map(|found| found.and_then(|(value, _)| marker::parse_incarnation(&value)))
+    }
+
+    /// Reads all there is to know; the records of pairs `0..pairs`.
+    pub async fn view(&self, pairs: usize) -> Result<NodeView, NodeError> {
+        self.with_pipe(async |pipe, deadline| {
+            let mut view = NodeView { cas_enabled: true, ..NodeView::default() };
+            for (name, value) in pipe.stats("", deadline).await? {
+                let number = || value.parse::<u64>().unwrap_or(0);
+                match name.as_str() {
+                    "curr_items" => view.curr_items = number(),
+                    "time" => view.time = number(),
+                    "uptime" => view.started = number(),
+                    "cmd_flush" => view.cmd_flush = number(),
+                    "version" => view.version = value,
+                    _ => {}
+                }
+            }
+            view.started = view.time.saturating_sub(view.started);
+            for (name, value) in pipe.stats("settings", deadline).await? {
+                match name.as_str() {
+                    "item_size_max" => view.item_size_max = value.parse().ok(),
+                    "cas_enabled" => view.cas_enabled = value != "no",
+                    _ => {}
+                }
+            }
+            let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
+            let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            keys.extend(pair_keys.iter().map(String::as_str));
+            let mut found = read(pipe, deadline, &keys).await?.into_iter();
+            let mut next = || found.next().flatten().map(|(value, _)| value);
+            view.incarnation = next().and_then(|v| marker::parse_incarnation(&v));
+            view.ring = next().map(|v| String::from_utf8_lossy(&v).into_owned());
+            view.session = next().and_then(|v| Session::parse(&v));
+            for pair in 0..pairs {
+                if let Some(record) = next().and_then(|v| Record::parse(&v)) {
+                    view.records.push((PairId(pair as u32), record));
+                }
+            }
+            Ok(view)
+        })
+        .await
+    }
+
+    /// Writes a new incarnation marker: `expected` is what the node had at the last look, so that nothing else is certified.
+    pub async fn mark(
+        &self,
+        expected: Option<Incarnation>,
+        incarnation: Incarnation,
+        ring: &str,
+        session: Session,
+    ) -> Result<(), MarkError> {
+        self.with_pipe(async |pipe, deadline| {
+            let found = read(pipe, deadline, &[marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY]).await?;
+            if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != expected {
+                return Ok(Err(MarkError::OtherMemory));
+            }
+            let values = [incarnation.to_string(), ring.to_owned(), session.to_string()];
+            let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            let writes =
+                keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
+            Ok(write(pipe, deadline, writes).await?)
+        })
+        .await?
+    }
+
+    /// Writes a pair's record on the memory that is `incarnation`, and on no other.
+    pub async fn record(&self, incarnation: Incarnation, pair: PairId, record: Record) -> Result<(), MarkError> {
+        self.write_marked(incarnation, &marker::pair_key(pair), &record.to_string()).await
+    }
+
+    /// Writes the session marker on the memory that is `incarnation`, and on no other.
+    pub async fn session(&self, incarnation: Incarnation, session: Session) -> Result<(), MarkError> {
+        self.write_marked(incarnation, marker::SESSION_KEY, &session.to_string()).await
+    }
+
+    async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {
+        self.with_pipe(async |pipe, deadline| {
+            let found = read(pipe, deadline, &[marker::INCARNATION_KEY, key]).await?;
+            match found[0].as_ref().map(|(v, _)| marker::parse_incarnation(v)) {
+                None => return Ok(Err(MarkError::MemoryGone)),
+                Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
+                Some(_) => {}
+            }
+            let cas = found[1].as_ref().map(|(_, cas)| *cas);
+            Ok(write(pipe, deadline, std::iter::once((key, value, cas))).await?)
+        })
+        .await?
+    }
+
+    /// Puts an incarnation marker back that was evicted: only if there still is none.
+    pub async fn restore(&self, incarnation: Incarnation) -> Result<(), MarkError> {
+        self.with_pipe(async |pipe, deadline| {
+            Ok(write(
+                pipe,
+                deadline,
+                std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)),
+            )
+            .await?)
+        })
+        .await?
+    }
+
+    /// Empties the node and re-sets its markers in the same write, so that no moment shows it without them. If it fails, the
+    /// connection must be drained before the node is used again: the flush may still be executed.
+    pub async fn flush(&self, markers: &[(String, String)]) -> Result<(), (MarkError, Option<Drain>)> {
+        let mut guard = self.pipe.lock().await;
+        let deadline = Instant::now() + self.timeout;
+        let mut pipe = match guard.take() {
+            Some(pipe) => pipe,
+            None => Pipe::connect(&*self.dialer, self.node, deadline).await.map_err(|e| (e.into(), None))?,
+        };
+        let mut batch = Batch::new();
+        batch.command(b"flush_all\r\n", Effect::Mutation);
+        for (key, value) in markers {
+            batch.command(format!("ms {key} {} T0\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
+        }
+        let mut refused = None;
+        let done = pipe
+            .exchange(batch, deadline, |index, frame| {
+                let line = frame.line();
+                if index == 0 && line != b"OK" || index > 0 && !line.starts_with(b"HD") {
+                    refused = Some(String::from_utf8_lossy(line).into_owned());
+                }
+                Ok(())
+            })
+            .await;
+        match (done, refused) {
+            (Ok(()), None) => {
+                *guard = Some(pipe);
+                Ok(())
+            }
+            (Ok(()), Some(said)) => {
+                *guard = Some(pipe);
+                Err((MarkError::Refused(said), None))
+            }
+            (Err(error), _) => Err((error.into(), Some(pipe.into_drain()))),
+        }
+    }
+
+    async fn with_pipe<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
+        let mut guard = self.pipe.lock().await;
+        let deadline = Instant::now() + self.timeout;
+        let mut pipe = match guard.take() {
+            Some(pipe) => pipe,
+            None => Pipe::connect(&*self.dialer, self.node, deadline).await?,
+        };
+        let result = work(&mut pipe, deadline).await;
+        if result.is_ok() {
+            *guard = Some(pipe);
+        }
+        // A pipe in error is dropped: all that was unanswered on it is reads and conditional writes of markers, which cannot
+        // certify a memory they were not meant for.
+        result
+    }
+}
+
+type Found = Option<(Bytes, u64)>;
+
+/// Reads items with their cas ids.
+async fn read(pipe: &mut Pipe, deadline: Instant, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
+    let mut batch = Batch::new();
+    for key in keys {
+        batch.command(format!("mg {key} v c\r\n").as_bytes(), Effect::Read);
+    }
+    let mut found = Vec::with_capacity(keys.len());
+    pipe.exchange(batch, deadline, |_, frame| {
+        let line = frame.line();
+        found.push(match frame.data() {
+            Some(data) => {
+                let cas = crate::protocol::reply::meta_flag(line, b'c').and_then(crate::protocol::number::parse_u64);
+                Some((data, cas.ok_or("no cas id in the answer")?))
+            }
+            None if line == b"EN" => None,
+            None => return Err(format!("unexpected answer to mg: {}", String::from_utf8_lossy(line))),
+        });
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Writes markers: over what was read (by cas), or where there was nothing (add).
+async fn write<'a>(
+    pipe: &mut Pipe,
+    deadline: Instant,
+    writes: impl Iterator<Item = (&'a str, &'a str, Option<u64>)>,
+) -> Result<Result<(), MarkError>, NodeError> {
+    let mut batch = Batch::new();
+    for (key, value, cas) in writes {
+        let condition = match cas {
+            // Without cas ids (-C) nothing can be compared; then the write is as blind as the server wants it.
+            Some(0) => String::new(),
+            Some(cas) => format!(" C{cas}"),
+            None => " ME".to_owned(),
+        };
+        batch.command(format!("ms {key} {} T0{condition}\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
+    }
+    let mut refused = None;
+    pipe.exchange(batch, deadline, |_, frame| {
+        if !frame.line().starts_with(b"HD") {
+            refused = Some(String::from_utf8_lossy(frame.line()).into_owned());
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(refused.map_or(Ok(()), |said| Err(MarkError::Refused(said))))
+}

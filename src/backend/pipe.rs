@@ -1,0 +1,548 @@
+//! The control plane's pipelined connection to one node: batches of commands out, their answers back, under a deadline.
+//!
+//! Reading goes on while writing: a batch whose answers fill both sockets would otherwise stop both sides for ever.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, timeout_at};
+
+use super::drain::Drain;
+use super::frame::{self, Frame, Span};
+use super::{Dial, NodeStream};
+use crate::ids::NodeId;
+
+/// How much is read at once, in bytes. Large, because every system call costs as much as several items.
+const READ_BYTES: usize = 256 * 1024;
+/// Pieces handed to one vectored write.
+const MAX_SLICES: usize = 64;
+/// Values from this size on, in bytes, are written from where they lie; smaller ones are cheaper to copy.
+const OWN_CHUNK_BYTES: usize = 4 * 1024;
+
+/// Why a node could not be talked to.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum NodeError {
+    /// No process listens there.
+    #[error("refused the connection")]
+    Refused,
+    /// The connection was closed or reset.
+    #[error("closed the connection")]
+    Reset,
+    /// No answer within the deadline.
+    #[error("did not answer in time")]
+    Timeout,
+    /// It answered what no memcached answers to the command; nothing more is read from this connection.
+    #[error("broke the protocol: {0}")]
+    Protocol(String),
+    /// It cannot be reached: its name does not resolve, there is no route, and the like.
+    #[error("is unreachable: {0}")]
+    Unreachable(String),
+}
+
+impl NodeError {
+    /// The word for it in log, metrics and `stats`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            NodeError::Refused => "refused",
+            NodeError::Reset => "reset",
+            NodeError::Timeout => "timeout",
+            NodeError::Protocol(_) => "protocol",
+            NodeError::Unreachable(_) => "unreachable",
+        }
+    }
+}
+
+impl From<io::Error> for NodeError {
+    fn from(error: io::Error) -> NodeError {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => NodeError::Refused,
+            io::ErrorKind::TimedOut => NodeError::Timeout,
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof => NodeError::Reset,
+            _ => NodeError::Unreachable(error.to_string()),
+        }
+    }
+}
+
+/// Whether a command changes what the node holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// It only reads.
+    Read,
+    /// It changes items: unanswered, it may still be executed at any later time.
+    Mutation,
+}
+
+/// Commands to be sent in one go.
+#[derive(Default, Debug)]
+pub struct Batch {
+    chunks: Vec<Bytes>,
+    tail: Vec<u8>,
+    len: u64,
+    ends: Vec<u64>,
+    replies: usize,
+    mutates: bool,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Number of answers expected.
+    pub fn replies(&self) -> usize {
+        self.replies
+    }
+
+    /// Appends bytes of the current command.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        self.len += bytes.len() as u64;
+    }
+
+    /// Appends a decimal number to the current command.
+    pub fn put_number(&mut self, number: impl itoa::Integer) {
+        self.put(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// Appends a value: a large one is not copied.
+    pub fn put_value(&mut self, value: &Bytes) {
+        if value.len() < OWN_CHUNK_BYTES {
+            return self.put(value);
+        }
+        self.seal();
+        self.chunks.push(value.clone());
+        self.len += value.len() as u64;
+    }
+
+    /// Ends the current command, which will be answered `replies` times.
+    pub fn end(&mut self, replies: usize, effect: Effect) {
+        self.ends.push(self.len);
+        self.replies += replies;
+        self.mutates |= effect == Effect::Mutation;
+    }
+
+    /// A whole command of one answer.
+    pub fn command(&mut self, line: &[u8], effect: Effect) {
+        self.put(line);
+        self.end(1, effect);
+    }
+
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push(Bytes::from(std::mem::take(&mut self.tail)));
+        }
+    }
+}
+
+/// A connection to one node. After any error it is of no more use than to be dropped or [drained](Pipe::into_drain).
+#[derive(Debug)]
+pub struct Pipe {
+    node: NodeId,
+    stream: NodeStream,
+    /// Bytes not yet taken by the socket.
+    out: VecDeque<Bytes>,
+    /// Bytes of commands taken by the socket, and handed to the pipe, since it was opened.
+    written: u64,
+    loaded: u64,
+    /// Where commands end, counted like `written`: a cut between them leaves the framing whole.
+    ends: VecDeque<u64>,
+    input: BytesMut,
+    spans: Vec<Span>,
+    owed: usize,
+    mutations_owed: bool,
+    failed: Option<NodeError>,
+}
+
+impl Pipe {
+    /// Connects, within the deadline.
+    pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
+        let stream = timeout_at(deadline, dialer.dial(node)).await.map_err(|_| NodeError::Timeout)??;
+        Ok(Pipe::over(node, stream))
+    }
+
+    /// A pipe over a stream that is already open, and on which nothing is outstanding.
+    pub fn over(node: NodeId, stream: NodeStream) -> Pipe {
+        Pipe {
+            node,
+            stream,
+            out: VecDeque::new(),
+            written: 0,
+            loaded: 0,
+            ends: VecDeque::new(),
+            input: BytesMut::new(),
+            spans: Vec::new(),
+            owed: 0,
+            mutations_owed: false,
+            failed: None,
+        }
+    }
+
+    /// The node at the other end.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Whether commands that change items were sent, or begun, and not answered: then drain it, never just drop it.
+    pub fn owes_mutations(&self) -> bool {
+        self.mutations_owed
+    }
+
+    /// Sends a batch and hands each answer, with its number, to `on_reply`. An error from there means that the answer
+    /// does not fit the command; the connection is given up as [`NodeError::Protocol`].
+    ///
+    /// Dropped in the middle, the pipe still knows what is owed, and can be drained.
+    pub async fn exchange<F>(&mut self, batch: Batch, deadline: Instant, mut on_reply: F) -> Result<(), NodeError>
+    where
+        F: FnMut(usize, Frame<'_>) -> Result<(), String>,
+    {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.owed > 0 || !self.out.is_empty() {
+            return Err(NodeError::Protocol("an earlier batch was given up half-way".to_owned()));
+        }
+        self.load(batch);
+        let mut index = 0;
+        let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
+        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        match &result {
+            Ok(()) => self.mutations_owed = false,
+            Err(error) => self.failed = Some(error.clone()),
+        }
+        result
+    }
+
+    /// Sends one command and returns its answer's line.
+    pub async fn ask(&mut self, command: &[u8], effect: Effect, deadline: Instant) -> Result<String, NodeError> {
+        let mut batch = Batch::new();
+        batch.command(command, effect);
+        let mut line = String::new();
+        self.exchange(batch, deadline, |_, frame| {
+            line = String::from_utf8_lossy(frame.line()).into_owned();
+            Ok(())
+        })
+        .await?;
+        Ok(line)
+    }
+
+    /// Sends a `stats` command and returns its lines in the order they came.
+    pub async fn stats(&mut self, what: &str, deadline: Instant) -> Result<Vec<(String, String)>, NodeError> {
+        let command = if what.is_empty() { "stats\r\n".to_owned() } else { format!("stats {what}\r\n") };
+        self.send(command.as_bytes())?;
+        let mut lines = Vec::new();
+        loop {
+            let chunk = self.read_line(deadline).await?;
+            let line = String::from_utf8_lossy(&chunk);
+            let mut words = line.splitn(3, ' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("STAT"), Some(name), value) if lines.len() < MAX_STATS => {
+                    lines.push((name.to_owned(), value.unwrap_or_default().to_owned()));
+                }
+                (Some("END" | "RESET"), None, None) => return Ok(lines),
+                _ => {
+                    let error = NodeError::Protocol(format!("stats: {line}"));
+                    self.failed = Some(error.clone());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Queues a reading command whose answer is not framed like others (`metadump`), to be read by [`Pipe::read_chunk`].
+    pub fn send(&mut self, command: &[u8]) -> Result<(), NodeError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let mut batch = Batch::new();
+        batch.put(command);
+        batch.end(0, Effect::Read);
+        self.load(batch);
+        Ok(())
+    }
+
+    /// Writes what is queued and returns the next bytes that come, whatever they are. Safe to drop and call again.
+    pub async fn read_chunk(&mut self, deadline: Instant) -> Result<Bytes, NodeError> {
+        let work = poll_fn(|cx| {
+            if self.input.is_empty() {
+                ready!(self.poll_move(cx))?;
+            }
+            Poll::Ready(Ok(self.input.split().freeze()))
+        });
+        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    /// Turns a pipe that is no longer used into the future of its last answer.
+    pub fn into_drain(mut self) -> Drain {
+        // Commands of which no byte was sent need not be executed at all: cut after the one that was begun.
+        let cut = self.ends.iter().copied().find(|&end| end >= self.written).unwrap_or(self.loaded);
+        let mut keep = (cut - self.written) as usize;
+        let mut out = VecDeque::new();
+        for chunk in self.out.drain(..) {
+            let take = keep.min(chunk.len());
+            if take > 0 {
+                out.push_back(chunk.slice(..take));
+            }
+            keep -= take;
+        }
+        let framing_lost = matches!(self.failed, Some(NodeError::Protocol(_)));
+        Drain::new(self.node, self.stream, out, self.input, framing_lost)
+    }
+
+    fn load(&mut self, mut batch: Batch) {
+        batch.seal();
+        while self.ends.front().is_some_and(|&end| end <= self.written) {
+            self.ends.pop_front();
+        }
+        let base = self.loaded;
+        self.ends.extend(batch.ends.iter().map(|end| base + end));
+        self.loaded += batch.len;
+        self.owed += batch.replies;
+        self.mutations_owed |= batch.mutates;
+        self.out.extend(batch.chunks);
+    }
+
+    fn poll_exchange<F>(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: &mut usize,
+        on_reply: &mut F,
+    ) -> Poll<Result<(), NodeError>>
+    where
+        F: FnMut(usize, Frame<'_>) -> Result<(), String>,
+    {
+        while self.owed > 0 || !self.out.is_empty() {
+            ready!(self.poll_move(cx))?;
+            self.take_frames(index, on_reply).map_err(NodeError::Protocol)?;
+        }
+        if self.input.is_empty() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Ready(Err(NodeError::Protocol("more answers than commands".to_owned())))
+        }
+    }
+
+    fn take_frames<F>(&mut self, index: &mut usize, on_reply: &mut F) -> Result<(), String>
+    where
+        F: FnMut(usize, Frame<'_>) -> Result<(), String>,
+    {
+        self.spans.clear();
+        let used = frame::scan(&self.input, self.owed, &mut self.spans)?;
+        if used == 0 {
+            return Ok(());
+        }
+        let chunk = self.input.split_to(used).freeze();
+        for span in &self.spans {
+            self.owed -= 1;
+            on_reply(*index, span.frame(&chunk))?;
+            *index += 1;
+        }
+        Ok(())
+    }
+
+    async fn read_line(&mut self, deadline: Instant) -> Result<Bytes, NodeError> {
+        let work = poll_fn(|cx| {
+            loop {
+                self.spans.clear();
+                let used = frame::scan(&self.input, 1, &mut self.spans).map_err(NodeError::Protocol)?;
+                if let Some(span) = self.spans.first() {
+                    let chunk = self.input.split_to(used).freeze();
+                    return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk).line())));
+                }
+                ready!(self.poll_move(cx))?;
+            }
+        });
+        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    /// Moves bytes both ways. Ready once anything was read or written.
+    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NodeError>> {
+        let mut moved = false;
+        if !self.out.is_empty()
+            && let Poll::Ready(n) = poll_write(&mut self.stream, &mut self.out, cx)
+        {
+            self.written += n? as u64;
+            moved = true;
+        }
+        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, cx) {
+            if n? == 0 {
+                return Poll::Ready(Err(NodeError::Reset));
+            }
+            moved = true;
+        }
+        if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+/// Most lines taken from one `stats` answer.
+const MAX_STATS: usize = 10_000;
+
+/// Writes from the front of `out` and removes what was taken.
+pub(super) fn poll_write(
+    stream: &mut NodeStream,
+    out: &mut VecDeque<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    let n = if stream.is_write_vectored() && out.len() > 1 {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = out.len().min(MAX_SLICES);
+        for (slice, chunk) in slices.iter_mut().zip(out.iter()) {
+            *slice = IoSlice::new(chunk);
+        }
+        ready!(stream.poll_write_vectored(cx, &slices[..count]))?
+    } else {
+        let Some(first) = out.front() else { return Poll::Ready(Ok(0)) };
+        ready!(stream.poll_write(cx, first))?
+    };
+    if n == 0 {
+        return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+    }
+    let mut left = n;
+    while let Some(first) = out.front_mut() {
+        if first.len() > left {
+            *first = first.slice(left..);
+            break;
+        }
+        left -= first.len();
+        out.pop_front();
+    }
+    Poll::Ready(Ok(n))
+}
+
+/// Reads into the spare room of `input`; 0 = the peer closed.
+pub(super) fn poll_read(
+    stream: &mut NodeStream,
+    input: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let want = frame::missing(input).max(READ_BYTES / 4);
+    if input.capacity() - input.len() < want {
+        input.reserve(want.max(READ_BYTES));
+    }
+    // The future holds nothing but the two references: made anew at every poll it loses nothing.
+    std::pin::pin!(stream.read_buf(input)).poll(cx)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::backend::DrainEnd;
+
+    fn pair(size: usize) -> (Pipe, DuplexStream) {
+        let (near, far) = duplex(size);
+        (Pipe::over(NodeId(0), NodeStream::Memory(near)), far)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    async fn expect(far: &mut DuplexStream, text: &str) {
+        let mut got = vec![0; text.len()];
+        far.read_exact(&mut got).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&got), text);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_while_it_writes() {
+        // 16 bytes of room each way, an echo that reads no more while its own answer is stuck: writing first would hang.
+        let (mut pipe, mut far) = pair(16);
+        tokio::spawn(async move {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).await.is_ok() {
+                far.write_all(&byte).await.unwrap();
+            }
+        });
+        let mut batch = Batch::new();
+        for i in 0..1000 {
+            batch.put_number(i);
+            batch.command(b"\r\n", Effect::Read);
+        }
+        let mut seen = Vec::new();
+        pipe.exchange(batch, soon(), |i, f| {
+            seen.push((i.to_string(), String::from_utf8_lossy(f.line()).into_owned()));
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(seen.len(), 1000);
+        assert!(seen.iter().all(|(i, line)| i == line));
+        assert!(!pipe.owes_mutations());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_have_their_word() {
+        let (mut pipe, far) = pair(64);
+        assert_eq!(pipe.ask(b"mn\r\n", Effect::Read, soon()).await, Err(NodeError::Timeout));
+        drop(far);
+        let (mut pipe, far) = pair(64);
+        drop(far);
+        assert_eq!(pipe.ask(b"mn\r\n", Effect::Read, soon()).await.unwrap_err().reason(), "reset");
+        let (mut pipe, mut far) = pair(64);
+        far.write_all(b"MN\r\nMN\r\n").await.unwrap();
+        assert_eq!(pipe.ask(b"mn\r\n", Effect::Read, soon()).await.unwrap_err().reason(), "protocol");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_the_command_that_was_begun_and_waits_for_its_answer() {
+        let (mut pipe, mut far) = pair(8);
+        let mut batch = Batch::new();
+        batch.command(b"md first\r\n", Effect::Mutation);
+        batch.command(b"md never-sent\r\n", Effect::Mutation);
+        assert_eq!(pipe.exchange(batch, soon(), |_, _| Ok(())).await, Err(NodeError::Timeout));
+        assert!(pipe.owes_mutations());
+        let mut drain = pipe.into_drain();
+        assert!(timeout_at(soon(), &mut drain).await.is_err(), "the node hangs, so does the drain");
+        let wakes = async {
+            expect(&mut far, "md first\r\nmn\r\n").await;
+            far.write_all(b"HD\r\nMN\r\n").await.unwrap();
+        };
+        assert_eq!(tokio::join!(&mut drain, wakes).0, DrainEnd::Answered);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_does_not_take_a_value_for_the_last_answer() {
+        let (mut pipe, mut far) = pair(64);
+        let mut batch = Batch::new();
+        batch.command(b"mg k v\r\n", Effect::Mutation);
+        let _ = pipe.exchange(batch, soon(), |_, _| Ok(())).await;
+        let mut drain = pipe.into_drain();
+        far.write_all(b"VA 4\r\nMN\r\n\r\n").await.unwrap();
+        assert!(timeout_at(soon(), &mut drain).await.is_err());
+        drop(far);
+        assert_eq!(drain.await, DrainEnd::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stats_are_read_to_their_end() {
+        let (mut pipe, mut far) = pair(256);
+        far.write_all(b"STAT time 12\r\nSTAT version 1.6 x\r\nEND\r\n").await.unwrap();
+        let lines = pipe.stats("", soon()).await.unwrap();
+        assert_eq!(lines[1], ("version".to_owned(), "1.6 x".to_owned()));
+        far.write_all(b"ERROR\r\n").await.unwrap();
+        assert!(pipe.stats("nonsense", soon()).await.is_err());
+    }
+}

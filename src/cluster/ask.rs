@@ -1,0 +1,265 @@
+//! What operators ask over the text protocol: `stats`, `resync`, `flush_all`.
+
+use std::fmt::{Display, Write};
+
+use bytes::Bytes;
+
+use crate::config::ResyncMode;
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, State};
+use crate::proxy::{ClientKey, Question};
+use crate::ring::Distribution;
+
+use super::Cluster;
+use super::jobs::{seconds, sums};
+
+/// Who asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) worker: u16,
+    pub(super) client: ClientKey,
+    pub(super) slot: u64,
+}
+
+/// `STAT` lines under construction.
+#[derive(Default)]
+struct Stats(String);
+
+impl Stats {
+    fn put(&mut self, name: impl Display, value: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.0, "STAT {name} {value}\r\n");
+    }
+
+    fn end(mut self) -> Bytes {
+        self.0.push_str("END\r\n");
+        Bytes::from(self.0)
+    }
+}
+
+fn client_error(what: impl Display) -> Bytes {
+    Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
+}
+
+const OK: Bytes = Bytes::from_static(b"OK\r\n");
+
+impl Cluster {
+    pub(super) fn asked(&mut self, asker: Asker, question: Question) {
+        let answer = match question {
+            Question::FlushAll { delay } => return self.flush_all(asker, delay),
+            Question::Stats(args) => match args.as_str() {
+                "" => self.stats_general(),
+                "servers" => self.stats_servers(),
+                "resync" => self.resync_status(),
+                "settings" => self.stats_settings(),
+                "reset" => Bytes::from_static(b"CLIENT_ERROR stats reset: the proxy's counters are never reset\r\n"),
+                other => client_error(format_args!(
+                    "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings"
+                )),
+            },
+            Question::Resync(args) => self.resync_asked(&args),
+        };
+        self.answer(asker, answer);
+    }
+
+    fn resync_asked(&mut self, args: &str) -> Bytes {
+        let mut words = args.split_ascii_whitespace();
+        let (first, second, third) = (words.next(), words.next(), words.next());
+        if third.is_some() {
+            return client_error(
+                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]",
+            );
+        }
+        match (first, second) {
+            (Some("status"), None) => self.resync_status(),
+            (Some("status"), Some(word)) => client_error(format_args!("resync status takes no argument, not {word}")),
+            _ if !self.topology.has_backups() => {
+                client_error("resync: there are no backups (-b), so there is nothing to refill from")
+            }
+            (None, _) => {
+                for node in self.topology.nodes() {
+                    self.ask_refill(node);
+                }
+                OK
+            }
+            (Some("cancel"), None) => {
+                for node in self.topology.nodes() {
+                    if self.nodes[node.index()].job.is_some() {
+                        self.cancel_job(node);
+                    }
+                }
+                OK
+            }
+            (Some("cancel"), Some(name)) => match self.topology.node_by_name(name) {
+                Some(node) if self.cancel_job(node) => OK,
+                Some(_) => client_error(format_args!("resync cancel: no resync of {name} is under way")),
+                None => self.unknown_node(name),
+            },
+            (Some(name), None) => match self.topology.node_by_name(name) {
+                Some(node) => self.distrust(node, name),
+                None => self.unknown_node(name),
+            },
+            (Some(_), Some(word)) => client_error(format_args!("resync: unexpected word {word}")),
+        }
+    }
+
+    fn unknown_node(&self, name: &str) -> Bytes {
+        let known: Vec<String> = self.topology.nodes().map(|n| self.topology.addr(n).to_string()).collect();
+        client_error(format_args!("resync: unknown node or word {name}; nodes are {}", known.join(" ")))
+    }
+
+    fn ask_refill(&mut self, node: NodeId) {
+        let run = &mut self.nodes[node.index()];
+        run.operator = true;
+        run.cancelled = false;
+        run.retry_pending = false;
+        self.consider(node);
+    }
+
+    /// Refills a node in full, even if it seems fine.
+    fn distrust(&mut self, node: NodeId, name: &str) -> Bytes {
+        let place = self.topology.place(node);
+        let leads_alone = |p: PairId| matches!(self.pairs[p.index()].pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place);
+        if self.topology.pairs_of(node).all(leads_alone) {
+            return client_error(format_args!(
+                "resync: {name} holds the only full copy of its keys, there is nothing to refill it from"
+            ));
+        }
+        for pair in self.topology.pairs_of(node) {
+            self.apply(pair, pair::Event::Distrust(place));
+        }
+        self.ask_refill(node);
+        OK
+    }
+
+    fn mode(&self) -> &'static str {
+        match self.settings.resync {
+            ResyncMode::Auto => "auto",
+            ResyncMode::Manual => "manual",
+            ResyncMode::Off => "off",
+        }
+    }
+
+    fn resync_status(&self) -> Bytes {
+        let mut out = Stats::default();
+        out.put("mode", self.mode());
+        let mirrored = self.topology.has_backups()
+            && self.pairs.iter().all(|run| run.pair.state() == State::Mirrored && run.pair.gate() == pair::Gate::Open);
+        out.put("mirrored", u8::from(mirrored));
+        for id in self.topology.pairs() {
+            let run = &self.pairs[id.index()];
+            let name = self.pair_name(id);
+            let leader = run.pair.state().leader().map(|p| self.node_at(id, p));
+            out.put(format_args!("pair:{name}:state"), run.pair.state().word());
+            match leader {
+                Some(node) => out.put(format_args!("pair:{name}:leader"), self.topology.addr(node)),
+                None => out.put(format_args!("pair:{name}:leader"), "none"),
+            }
+            out.put(format_args!("pair:{name}:reason"), run.pair.reason());
+            out.put(format_args!("pair:{name}:for_seconds"), seconds(run.since));
+        }
+        for node in self.topology.nodes() {
+            let run = &self.nodes[node.index()];
+            let addr = self.topology.addr(node);
+            out.put(format_args!("node:{addr}:state"), self.phase(node));
+            out.put(format_args!("node:{addr}:reason"), run.reason);
+            let (progress, elapsed, end) = match (&run.job, &run.last) {
+                (Some(job), _) => (&job.progress, job.progress.elapsed(), "running"),
+                (None, Some(last)) => (&last.progress, last.elapsed, last.end),
+                (None, None) => continue,
+            };
+            out.put(format_args!("node:{addr}:resync"), end);
+            for (name, value) in sums(progress) {
+                out.put(format_args!("node:{addr}:{name}"), value);
+            }
+            let copied = progress.sum(|p| &p.copied) as f64;
+            let rate = if elapsed.as_secs_f64() > 0.0 { copied / elapsed.as_secs_f64() } else { 0.0 };
+            out.put(format_args!("node:{addr}:rate"), rate.round() as u64);
+            let eta = if run.job.is_some() { progress.eta().map_or(0, |d| d.as_secs()) } else { 0 };
+            out.put(format_args!("node:{addr}:eta_seconds"), eta);
+            out.put(format_args!("node:{addr}:elapsed_seconds"), format_args!("{:.3}", elapsed.as_secs_f64()));
+            out.put(format_args!("node:{addr}:items_evicted"), progress.incomplete());
+        }
+        out.end()
+    }
+
+    fn stats_general(&self) -> Bytes {
+        let mut out = Stats::default();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        out.put("pid", std::process::id());
+        out.put("uptime", self.started.elapsed().as_secs());
+        out.put("time", now);
+        out.put("version", crate::proxy::VERSION_LINE.trim_start_matches("VERSION ").trim_end());
+        out.put("pointer_size", usize::BITS);
+        out.put("threads", self.workers.len());
+        out.put("max_connections", self.settings.max_clients);
+        let all: Vec<_> = self.stats.iter().map(|s| s.all()).collect();
+        for (at, (name, _)) in all.first().map(Vec::as_slice).unwrap_or_default().iter().enumerate() {
+            out.put(name, all.iter().map(|counters| counters[at].1).sum::<u64>());
+        }
+        for (name, state) in
+            [("mirrored", "mirrored"), ("degraded", "degraded"), ("recovering", "recovering"), ("dark", "dark")]
+        {
+            out.put(format_args!("pairs_{name}"), self.pairs.iter().filter(|p| p.pair.state().word() == state).count());
+        }
+        out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
+        out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
+        out.end()
+    }
+
+    fn stats_servers(&self) -> Bytes {
+        let mut out = Stats::default();
+        for node in self.topology.nodes() {
+            let run = &self.nodes[node.index()];
+            let addr = self.topology.addr(node);
+            out.put(format_args!("{addr}:place"), self.topology.place(node));
+            out.put(format_args!("{addr}:state"), self.phase(node));
+            out.put(format_args!("{addr}:reason"), run.reason);
+            match run.incarnation {
+                Some(incarnation) => out.put(format_args!("{addr}:incarnation"), incarnation),
+                None => out.put(format_args!("{addr}:incarnation"), "none"),
+            }
+            out.put(format_args!("{addr}:version"), run.view.as_ref().map_or("unknown", |v| &v.version));
+            let sum = |counter: fn(&crate::stats::NodeStats) -> u64| {
+                self.stats.iter().map(|s| counter(&s.nodes[node.index()])).sum::<u64>()
+            };
+            out.put(
+                format_args!("{addr}:connections"),
+                sum(|n| n.connections.load(std::sync::atomic::Ordering::Relaxed)),
+            );
+            out.put(format_args!("{addr}:in_flight"), sum(|n| n.in_flight.load(std::sync::atomic::Ordering::Relaxed)));
+            out.put(format_args!("{addr}:lost"), run.health.losses());
+            for (reason, count) in &run.faults {
+                out.put(format_args!("{addr}:lost_{reason}"), count);
+            }
+            out.put(format_args!("{addr}:for_seconds"), seconds(run.since));
+        }
+        out.end()
+    }
+
+    fn stats_settings(&self) -> Bytes {
+        let s = &self.settings;
+        let mut out = Stats::default();
+        out.put("maxconns", s.max_clients);
+        out.put("tcpport", s.listen.first().map_or(0, |a| a.port()));
+        out.put("inter", s.listen.first().map_or("NULL".to_owned(), |a| a.ip().to_string()));
+        out.put("domain_socket", s.unix_socket.as_ref().map_or("NULL".to_owned(), |p| p.display().to_string()));
+        out.put("num_threads", s.threads);
+        out.put("item_size_max", s.item_size_max);
+        out.put("distribution", if s.distribution == Distribution::Ketama { "ketama" } else { "modula" });
+        out.put("node_connections", s.node_connections);
+        out.put("resync", self.mode());
+        out.put("resync_rate", s.resync_rate.unwrap_or(0));
+        out.put("resync_memory", s.resync_memory);
+        out.put("timeout", humantime::format_duration(s.timeout));
+        out.put("leader_timeout", humantime::format_duration(s.leader_timeout));
+        out.put("leader_grace", humantime::format_duration(s.leader_grace));
+        out.put("probe_interval", humantime::format_duration(s.probe_interval));
+        out.put("probe_timeout", humantime::format_duration(s.probe_timeout));
+        out.put("probe_successes", s.probe_successes);
+        let primaries = self.topology.nodes().filter(|n| self.topology.place(*n) == Place::Primary).count();
+        out.put("primaries", primaries);
+        out.put("backups", self.topology.node_count() - primaries);
+        out.end()
+    }
+}

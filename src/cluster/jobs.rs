@@ -1,0 +1,350 @@
+//! Refilling nodes: beginning a resync, its questions on the way, its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::{NodeId, PairId};
+use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::resync::{self, Context, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict};
+
+use super::nodes::reason_of;
+use super::{Cluster, Internal};
+
+/// After a resync that failed the next try waits so long, doubling.
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(250);
+/// At most so long.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A resync under way.
+pub(super) struct JobRun {
+    serial: u64,
+    pub(super) pairs: Vec<(PairId, NodeId)>,
+    cancel: CancellationToken,
+    pub(super) progress: Arc<Progress>,
+    /// It only empties the node for pairs of which no copy is left.
+    purge_only: bool,
+    /// The job waits for its pairs to be Recovering.
+    go: Option<oneshot::Sender<bool>>,
+    by_operator: bool,
+}
+
+/// How the last resync of a node went.
+pub(super) struct LastJob {
+    pub(super) progress: Arc<Progress>,
+    pub(super) elapsed: Duration,
+    /// `done`, or why it ended.
+    pub(super) end: &'static str,
+}
+
+impl Cluster {
+    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>) {
+        self.spawn_job(node, pairs, false);
+    }
+
+    /// No copy of these pairs is left: what the node still holds of them is out of date and goes, then the node leads them.
+    pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>) {
+        let place = self.topology.place(node);
+        let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
+        self.spawn_job(node, pairs, true);
+    }
+
+    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, purge_only: bool) {
+        self.job_serial += 1;
+        let serial = self.job_serial;
+        let cancel = CancellationToken::new();
+        let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
+        let mut recopy = BTreeMap::new();
+        for (pair, _) in &pairs {
+            // A fresh one for each resync: keys of an earlier one are copied anyway.
+            let fresh = Arc::new(Recopy::new());
+            self.pairs[pair.index()].recopy = fresh.clone();
+            recopy.insert(*pair, fresh);
+        }
+        let (coordinator, mut questions) = mpsc::channel(16);
+        let (owner, holds) = (self.topology.clone(), self.topology.clone());
+        let context = Context {
+            dialer: self.dialer.clone(),
+            owner: Arc::new(move |key| owner.pair_of(key)),
+            holds: Arc::new(move |node, pair| {
+                let (primary, backup) = holds.nodes_of(pair);
+                node == primary || Some(node) == backup
+            }),
+            tuning: Tuning { memory_bytes: self.settings.resync_memory, ..Tuning::default() },
+            limiter: self.limiter.clone(),
+            crawls: self.crawls.clone(),
+            cancel: cancel.clone(),
+            quiesce: self.quiesce.clone(),
+            progress: progress.clone(),
+            recopy,
+            coordinator,
+        };
+        let run = &mut self.nodes[node.index()];
+        // Emptiness proved once does not last: from the first write on, the next resync purges.
+        let skip_purge = std::mem::take(&mut run.empty);
+        let spec = JobSpec { target: node, pairs: pairs.clone(), skip_purge };
+        let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
+        if purge_only {
+            tracing::info!(node = %self.topology.addr(node), "no copy is left of some pairs: purging what the node holds of them");
+        } else {
+            tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), purge = !skip_purge, "resync begins");
+        }
+        run.job = Some(JobRun { serial, pairs, cancel, progress, purge_only, go: None, by_operator: run.operator });
+        let internal = self.internal.clone();
+        let questions_to = internal.clone();
+        tokio::spawn(async move {
+            while let Some(event) = questions.recv().await {
+                if questions_to.send(Internal::Job { node, serial, event }).is_err() {
+                    return;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let outcome = resync::run(spec, context).await;
+            let _ = internal.send(Internal::JobEnded { node, serial, outcome: Box::new(outcome) });
+        });
+    }
+
+    pub(super) fn job_said(&mut self, node: NodeId, serial: u64, event: JobEvent) {
+        let place = self.topology.place(node);
+        let Some(job) = self.nodes[node.index()].job.as_mut().filter(|j| j.serial == serial) else { return };
+        match event {
+            JobEvent::Purged { reply } => {
+                let pairs: Vec<PairId> = job.pairs.iter().map(|(p, _)| *p).collect();
+                if job.purge_only {
+                    let _ = reply.send(false);
+                    for pair in pairs {
+                        self.apply(pair, pair::Event::Emptied(place));
+                    }
+                    return;
+                }
+                job.go = Some(reply);
+                for pair in &pairs {
+                    self.apply(*pair, pair::Event::BeginRecovery);
+                }
+                self.answer_go(node);
+            }
+            JobEvent::Ready { pair, reply } => {
+                self.pairs[pair.index()].ready_reply = Some(reply);
+                self.apply(pair, pair::Event::HandBack);
+            }
+            JobEvent::Drained { pair, clean, reply } => {
+                self.pairs[pair.index()].drained_reply = Some(reply);
+                self.apply(pair, pair::Event::Drained(clean));
+            }
+        }
+    }
+
+    /// After every event: does the pair's new state answer what its resync waits for?
+    pub(super) fn answer_job(&mut self, id: PairId) {
+        let run = &mut self.pairs[id.index()];
+        let (state, gate) = (run.pair.state(), run.pair.gate());
+        if gate != Gate::Closing
+            && gate != Gate::Draining
+            && let Some(reply) = run.ready_reply.take()
+        {
+            let _ = reply.send(false);
+        }
+        let verdict = match (state, gate) {
+            (State::Mirrored, Gate::Open) => Some(Verdict::Mirrored),
+            (State::Mirrored, _) => None,
+            (State::Recovering { .. }, Gate::Open) => Some(Verdict::Again),
+            (State::Recovering { .. }, Gate::Draining) => None,
+            _ => Some(Verdict::Abort),
+        };
+        if let Some(verdict) = verdict
+            && let Some(reply) = run.drained_reply.take()
+        {
+            let _ = reply.send(verdict);
+        }
+        let nodes: Vec<NodeId> = {
+            let (primary, backup) = self.topology.nodes_of(id);
+            std::iter::once(primary).chain(backup).collect()
+        };
+        for node in nodes {
+            self.answer_go(node);
+        }
+    }
+
+    /// Lets a job copy once all its pairs are Recovering with their gates open; ends it if one cannot be.
+    fn answer_go(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        let Some(job) = self.nodes[node.index()].job.as_mut() else { return };
+        if job.go.is_none() {
+            return;
+        }
+        let mut ready = true;
+        let mut failed = false;
+        for (pair, _) in &job.pairs {
+            let pair = &self.pairs[pair.index()].pair;
+            match pair.state() {
+                State::Recovering { leader } if leader != place => ready &= pair.gate() == Gate::Open,
+                _ => failed = true,
+            }
+        }
+        if (ready || failed)
+            && let Some(go) = job.go.take()
+        {
+            let _ = go.send(!failed);
+        }
+    }
+
+    pub(super) fn abort_job_of(&mut self, pair: PairId) {
+        for node in &self.nodes {
+            if let Some(job) = &node.job
+                && job.pairs.iter().any(|(p, _)| *p == pair)
+            {
+                job.cancel.cancel();
+            }
+        }
+    }
+
+    /// The operator's word; `false` if there was nothing to cancel.
+    pub(super) fn cancel_job(&mut self, node: NodeId) -> bool {
+        let run = &mut self.nodes[node.index()];
+        run.operator = false;
+        run.cancelled = true;
+        match &run.job {
+            Some(job) => {
+                job.cancel.cancel();
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn job_ended(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
+        let place = self.topology.place(node);
+        let Some(job) = self.nodes[node.index()].job.take_if(|j| j.serial == serial) else { return };
+        let addr = self.topology.addr(node).to_string();
+        for drain in outcome.drains {
+            self.nodes[drain.node().index()].drains += 1;
+            let internal = self.internal.clone();
+            tokio::spawn(async move {
+                let node = drain.node();
+                drain.await;
+                let _ = internal.send(Internal::DrainDone { node });
+            });
+        }
+        let progress = job.progress;
+        let elapsed = progress.elapsed();
+        let (copied, skipped, failed) =
+            (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
+        let bytes = progress.sum(|p| &p.bytes);
+        let (reason, end) = match &outcome.result {
+            Ok(()) => {
+                let incomplete = progress.incomplete();
+                tracing::info!(node = %addr, copied, skipped, failed, bytes, elapsed = %humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64)),
+                    "resync done");
+                if incomplete > 0 {
+                    tracing::warn!(node = %addr, evicted = incomplete, "the node evicted items while it was filled: its copy is incomplete");
+                }
+                if failed > 0 {
+                    tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
+                }
+                (Reason::None, "done")
+            }
+            Err(error) if job.purge_only && *error == JobError::Aborted => (Reason::None, "purged"),
+            Err(error) => {
+                let reason = match error {
+                    JobError::Cancelled => Reason::Cancelled,
+                    JobError::CannotEnumerate { .. } => Reason::CannotEnumerate,
+                    _ => Reason::ResyncFailed,
+                };
+                tracing::warn!(node = %addr, %error, copied, "resync ended early");
+                (reason, error.reason())
+            }
+        };
+        for (pair, _) in &job.pairs {
+            self.pairs[pair.index()].ready_reply = None;
+            self.pairs[pair.index()].drained_reply = None;
+            let state = self.pairs[pair.index()].pair.state();
+            if outcome.result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
+                self.apply(*pair, pair::Event::ResyncEnded(reason));
+            } else if outcome.undone && matches!(state, State::Dark { in_sync: Some(p), .. } if p != place) {
+                self.apply(*pair, pair::Event::Undone(place));
+            }
+        }
+        // Leaders that proved empty while the job was ending: now it is known whether the follower may lead.
+        for (pair, source) in &job.pairs {
+            if self.nodes[source.index()].memory_gone
+                || (self.nodes[source.index()].health.is_up()
+                    && matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. }))
+            {
+                let reason = self.nodes[source.index()].reason;
+                self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));
+            }
+        }
+        let run = &mut self.nodes[node.index()];
+        run.last = Some(LastJob { progress, elapsed, end });
+        match outcome.result {
+            Ok(()) => {
+                run.retry_after = RETRY_MIN;
+                run.operator = false;
+            }
+            Err(error) => {
+                if let JobError::Target(error) = &error {
+                    self.fault(node, reason_of(error), true);
+                }
+                if let JobError::Source(source, _) = &error {
+                    self.nodes[source.index()].hint.notify_one();
+                }
+                let run = &mut self.nodes[node.index()];
+                run.operator |= job.by_operator && error != JobError::Cancelled;
+                if !job.purge_only {
+                    run.retry_pending = true;
+                    let (wait, internal) = (run.retry_after, self.internal.clone());
+                    run.retry_after = (run.retry_after * 2).min(RETRY_MAX);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = internal.send(Internal::RetryRefill { node });
+                    });
+                }
+            }
+        }
+        self.consider(node);
+    }
+
+    /// The word for what a node is at in its refill.
+    pub(super) fn phase(&self, node: NodeId) -> &'static str {
+        let run = &self.nodes[node.index()];
+        if !run.health.is_up() {
+            return "lost";
+        }
+        match &run.job {
+            Some(job) => match job.progress.phase() {
+                Phase::Preparing | Phase::Purging | Phase::Barrier => "purging",
+                Phase::HandingBack => "handing_back",
+                Phase::Finished => "up",
+                Phase::Copying => "copying",
+            },
+            None if !run.is_drained() => "draining",
+            None => {
+                let place = self.topology.place(node);
+                let needy = |p: PairId| self.pairs[p.index()].pair.state() == State::Degraded { leader: place.other() };
+                if self.topology.pairs_of(node).any(needy) { "waiting" } else { "up" }
+            }
+        }
+    }
+}
+
+/// Items copied, skipped, failed, bytes: summed over a job's pairs.
+pub(super) fn sums(progress: &Progress) -> [(&'static str, u64); 5] {
+    [
+        ("items_total", progress.total.load(Relaxed).max(progress.sum(|p| &p.enumerated))),
+        ("items_copied", progress.sum(|p| &p.copied)),
+        ("items_skipped", progress.sum(|p| &p.skipped)),
+        ("items_failed", progress.sum(|p| &p.failed)),
+        ("bytes", progress.sum(|p| &p.bytes)),
+    ]
+}
+
+/// Since when, in words of the status.
+pub(super) fn seconds(since: Instant) -> u64 {
+    since.elapsed().as_secs()
+}

@@ -1,0 +1,461 @@
+//! The control plane: the only owner of the pairs' states. One task; everything it learns comes as an event, everything it does is a
+//! command to the workers or a task of its own whose end is again an event.
+//!
+//! - [`nodes`](self): who is up, what a node that comes back holds.
+//! - `jobs`: refilling nodes.
+//! - `flush`: `flush_all`, a barrier over all pairs.
+//! - `ask`: what operators ask over the text protocol.
+//! - `start`: the first states.
+//!
+//! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
+
+mod ask;
+mod flush;
+mod jobs;
+mod nodes;
+mod start;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::marker::{Fact, Record, Session};
+use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView};
+use crate::config::{ResyncMode, Settings};
+use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use crate::pair::{self, Gate, Loss, Pair, Reason, State};
+use crate::proxy::{Command, Event, Flow, Follower, Route};
+use crate::resync::{Crawls, JobEvent, Outcome, RateLimiter, Recopy, Verdict};
+use crate::ring::Topology;
+use crate::stats::WorkerStats;
+
+use nodes::NodeRun;
+
+/// The quiet time after an unclean start: what a dead proxy's sockets still held lands before anything is acknowledged.
+const QUIET_PERIOD: Duration = Duration::from_millis(200);
+
+/// A record that a live node refused to store is tried again so soon; meanwhile the pair's gate stays closed.
+const RECORD_RETRY: Duration = Duration::from_millis(50);
+
+/// What the control plane's own tasks report.
+enum Internal {
+    Probed { node: NodeId, result: Result<Option<Incarnation>, NodeError> },
+    Viewed { node: NodeId, result: Result<NodeView, NodeError> },
+    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<(), MarkError> },
+    EvictionChecked { node: NodeId, result: Result<NodeView, NodeError> },
+    Recorded { pair: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)> },
+    RetryRecord { pair: PairId, epoch: Epoch },
+    Job { node: NodeId, serial: u64, event: JobEvent },
+    JobEnded { node: NodeId, serial: u64, outcome: Box<Outcome> },
+    DrainDone { node: NodeId },
+    RetryRefill { node: NodeId },
+    Quiesced { guard: OwnedRwLockWriteGuard<()> },
+    Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
+    FlushDue,
+}
+
+/// A pair and what surrounds its present edge.
+struct PairRun {
+    pair: Pair,
+    /// Counts the closings, so that an old confirmation is told apart.
+    round: u64,
+    /// Workers that have not confirmed the present closing.
+    unconfirmed: BTreeSet<u16>,
+    /// Keys to be copied again, while it is recovering.
+    recopy: Arc<Recopy>,
+    /// No start row applied yet: too few nodes have answered.
+    undecided: bool,
+    /// Closed for `flush_all` although its own gate is open.
+    flush_closed: bool,
+    /// Its gate would be open but for a `flush_all`.
+    held_for_flush: bool,
+    /// The resync waits for the gate to close.
+    ready_reply: Option<oneshot::Sender<bool>>,
+    /// The resync waits to hear what became of the hand-back.
+    drained_reply: Option<oneshot::Sender<Verdict>>,
+    since: Instant,
+}
+
+/// The control plane.
+pub struct Cluster {
+    settings: Settings,
+    topology: Arc<Topology>,
+    dialer: Arc<dyn Dial>,
+    controls: Vec<Arc<NodeControl>>,
+    workers: Vec<UnboundedSender<Command>>,
+    stats: Vec<Arc<WorkerStats>>,
+    nodes: Vec<NodeRun>,
+    pairs: Vec<PairRun>,
+    internal: UnboundedSender<Internal>,
+    inbox: Option<UnboundedReceiver<Internal>>,
+    session: Session,
+    started: Instant,
+    crawls: Arc<Crawls>,
+    limiter: Arc<RateLimiter>,
+    quiesce: Arc<RwLock<()>>,
+    flush: flush::Flushes,
+    job_serial: u64,
+    /// Stops the tasks that outlive a single step.
+    shutdown: CancellationToken,
+}
+
+impl Cluster {
+    /// A control plane over `workers`. Nothing happens before [`Cluster::run`].
+    pub fn new(
+        settings: Settings,
+        topology: Arc<Topology>,
+        dialer: Arc<dyn Dial>,
+        workers: Vec<UnboundedSender<Command>>,
+        stats: Vec<Arc<WorkerStats>>,
+        shutdown: CancellationToken,
+    ) -> Cluster {
+        let (internal, inbox) = unbounded_channel();
+        let now = Instant::now();
+        let unix_us =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        let controls = topology
+            .nodes()
+            .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
+            .collect();
+        let pairs = topology
+            .pairs()
+            .map(|_| PairRun {
+                pair: Pair::new(Epoch(unix_us), Term(rand::rng().random())),
+                round: 0,
+                unconfirmed: BTreeSet::new(),
+                recopy: Arc::new(Recopy::new()),
+                undecided: true,
+                flush_closed: false,
+                held_for_flush: false,
+                ready_reply: None,
+                drained_reply: None,
+                since: now,
+            })
+            .collect();
+        Cluster {
+            nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
+            crawls: Arc::new(Crawls::new(topology.node_count())),
+            limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
+            settings,
+            topology,
+            dialer,
+            controls,
+            workers,
+            stats,
+            pairs,
+            internal,
+            inbox: Some(inbox),
+            session: Session { id: rand::rng().random(), open: true },
+            started: now,
+            quiesce: Arc::new(RwLock::new(())),
+            flush: flush::Flushes::default(),
+            job_serial: 0,
+            shutdown,
+        }
+    }
+
+    /// Runs until the workers are gone and `shutdown` is cancelled.
+    pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
+        let Some(mut inbox) = self.inbox.take() else { return };
+        self.start().await;
+        for node in self.topology.nodes() {
+            self.spawn_prober(node);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                event = events.recv() => match event {
+                    Some(event) => self.worker_said(event),
+                    // Every worker has drained its clients and ended.
+                    None => break,
+                },
+                internal = inbox.recv() => match internal {
+                    Some(internal) => self.own_task_said(internal),
+                    None => break,
+                },
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Whether nodes carry markers: without backups there is nothing to tell apart, and `off` trusts whoever answers, like magent.
+    fn marked(&self) -> bool {
+        self.topology.has_backups() && self.settings.resync != ResyncMode::Off
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn worker_said(&mut self, event: Event) {
+        match event {
+            Event::Closed { worker, pair, round } => {
+                let run = &mut self.pairs[pair.index()];
+                if run.round == round && run.unconfirmed.remove(&worker) && run.unconfirmed.is_empty() {
+                    if run.pair.gate() == Gate::Closing {
+                        self.apply(pair, pair::Event::Closed);
+                    } else {
+                        run.flush_closed = true;
+                    }
+                    self.flush_progress();
+                }
+            }
+            Event::Fault { node, reason, patience_over } => self.fault(node, reason, patience_over),
+            Event::Undrained { worker, node } => {
+                self.nodes[node.index()].undrained.insert(worker);
+            }
+            Event::Drained { worker, node } => {
+                self.nodes[node.index()].undrained.remove(&worker);
+                self.consider(node);
+            }
+            Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
+            Event::Ask { worker, client, slot, question } => self.asked(ask::Asker { worker, client, slot }, question),
+        }
+    }
+
+    fn own_task_said(&mut self, internal: Internal) {
+        match internal {
+            Internal::Probed { node, result } => self.probed(node, result),
+            Internal::Viewed { node, result } => self.viewed(node, result),
+            Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
+            Internal::EvictionChecked { node, result } => self.eviction_checked(node, result),
+            Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),
+            Internal::RetryRecord { pair, epoch } => self.retry_record(pair, epoch),
+            Internal::Job { node, serial, event } => self.job_said(node, serial, event),
+            Internal::JobEnded { node, serial, outcome } => self.job_ended(node, serial, *outcome),
+            Internal::DrainDone { node } => {
+                let run = &mut self.nodes[node.index()];
+                run.drains = run.drains.saturating_sub(1);
+                self.consider(node);
+            }
+            Internal::RetryRefill { node } => {
+                self.nodes[node.index()].retry_pending = false;
+                self.consider(node);
+            }
+            Internal::Quiesced { guard } => self.quiesced(guard),
+            Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
+            Internal::FlushDue => self.flush_due(),
+        }
+    }
+
+    // ---- edges ------------------------------------------------------------------------------------------------------------------
+
+    fn node_at(&self, pair: PairId, place: Place) -> NodeId {
+        // A place without a node exists only for the backup of a proxy without backups, whose pairs never name it.
+        self.topology.node_at(pair, place).unwrap_or(self.topology.nodes_of(pair).0)
+    }
+
+    /// The only way a pair learns anything.
+    fn apply(&mut self, id: PairId, event: pair::Event) {
+        let run = &mut self.pairs[id.index()];
+        let before = run.pair.state();
+        let effects = run.pair.apply(event);
+        let after = run.pair.state();
+        if before != after {
+            run.since = Instant::now();
+            self.log_state(id, before);
+        }
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        self.answer_job(id);
+        if before != after {
+            for place in [Place::Primary, Place::Backup] {
+                let node = self.node_at(id, place);
+                self.consider(node);
+            }
+        }
+    }
+
+    fn log_state(&self, id: PairId, before: State) {
+        let pair = &self.pairs[id.index()].pair;
+        let leader =
+            pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
+        let name = self.pair_name(id);
+        let (from, to, reason) = (before.word(), pair.state().word(), pair.reason());
+        match pair.state() {
+            State::Dark { .. } if !self.pairs[id.index()].undecided => {
+                tracing::error!(pair = %name, from, to, %leader, %reason, "pair is dark: its keys are refused");
+            }
+            State::Degraded { .. } if before == State::Mirrored => {
+                tracing::warn!(pair = %name, from, to, %leader, %reason, "pair is degraded: one copy left");
+            }
+            _ => tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed"),
+        }
+    }
+
+    fn pair_name(&self, id: PairId) -> String {
+        match self.topology.nodes_of(id) {
+            (primary, Some(backup)) => format!("{}|{}", self.topology.addr(primary), self.topology.addr(backup)),
+            (primary, None) => self.topology.addr(primary).to_string(),
+        }
+    }
+
+    fn carry_out(&mut self, id: PairId, effect: pair::Effect) {
+        match effect {
+            pair::Effect::Close { void } => {
+                let void = void.map(|place| self.node_at(id, place));
+                self.pairs[id.index()].flush_closed = false;
+                self.pairs[id.index()].held_for_flush = false;
+                self.close(id, void);
+            }
+            pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),
+            pair::Effect::RecordFilling { on } => self.record(id, Fact::Filling(on), vec![on]),
+            pair::Effect::RecordSync { follower } => self.record(id, Fact::Sync, vec![follower, follower.other()]),
+            pair::Effect::Open => {
+                if self.flush.is_active() {
+                    self.pairs[id.index()].held_for_flush = true;
+                    self.flush_progress();
+                } else {
+                    self.publish(id);
+                }
+            }
+            pair::Effect::FinishCopies => {
+                if let Some(reply) = self.pairs[id.index()].ready_reply.take() {
+                    let _ = reply.send(true);
+                } else {
+                    // Nobody copies any more: the job ended in between, and its end brings the pair back to Degraded.
+                    self.apply(id, pair::Event::Drained(false));
+                }
+            }
+            pair::Effect::AbortResync => self.abort_job_of(id),
+        }
+    }
+
+    fn close(&mut self, id: PairId, void: Option<NodeId>) {
+        let run = &mut self.pairs[id.index()];
+        run.round += 1;
+        run.unconfirmed = (0..self.workers.len() as u16).collect();
+        for worker in &self.workers {
+            let _ = worker.send(Command::Close { pair: id, void, round: run.round });
+        }
+    }
+
+    /// Tells the workers the route of the pair's present state.
+    fn publish(&mut self, id: PairId) {
+        let route = self.route(id);
+        let run = &mut self.pairs[id.index()];
+        run.held_for_flush = false;
+        run.flush_closed = false;
+        for worker in &self.workers {
+            let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+        }
+    }
+
+    fn route(&self, id: PairId) -> Route {
+        let run = &self.pairs[id.index()];
+        let Some(leader) = run.pair.state().leader() else { return Route::Dark(run.pair.reason()) };
+        let follower = match run.pair.state() {
+            State::Mirrored => self.topology.node_at(id, Place::Backup).map_or(Follower::None, Follower::InSync),
+            State::Recovering { leader } => Follower::Filling(self.node_at(id, leader.other()), run.recopy.clone()),
+            _ => Follower::None,
+        };
+        let term = self.topology.has_backups().then(|| run.pair.term());
+        Route::Open(Flow { leader: self.node_at(id, leader), follower, term })
+    }
+
+    /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.
+    fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
+        let run = &self.pairs[id.index()];
+        let epoch = run.pair.epoch();
+        let record = Record { epoch, fact, term: run.pair.term() };
+        let internal = self.internal.clone();
+        if !self.marked() {
+            let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
+            return;
+        }
+        let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
+        let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
+        let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
+        let witnesses: Vec<_> = self
+            .topology
+            .nodes()
+            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up())
+            .map(with)
+            .collect();
+        tokio::spawn(async move {
+            let mut result = Ok(());
+            for (node, control, incarnation) in must {
+                let Some(incarnation) = incarnation else {
+                    result = Err((node, MarkError::MemoryGone));
+                    break;
+                };
+                if let Err(error) = control.record(incarnation, id, record).await {
+                    result = Err((node, error));
+                    break;
+                }
+            }
+            let recorded = result.is_ok();
+            let _ = internal.send(Internal::Recorded { pair: id, epoch, result });
+            if recorded {
+                for (_, control, incarnation) in witnesses {
+                    if let Some(incarnation) = incarnation {
+                        // A witness that fails now is noticed by its own probe.
+                        let _ = control.record(incarnation, id, record).await;
+                    }
+                }
+            }
+        });
+    }
+
+    fn recorded(&mut self, id: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)>) {
+        let pair = &self.pairs[id.index()].pair;
+        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
+            return;
+        }
+        match result {
+            Ok(()) => self.apply(id, pair::Event::Recorded),
+            Err((node, MarkError::Node(error))) => {
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
+                self.lost(node, nodes::reason_of(&error), Loss::Suspected, true);
+            }
+            Err((node, error @ (MarkError::MemoryGone | MarkError::OtherMemory))) => {
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
+                self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+            }
+            Err((node, error @ MarkError::Refused(_))) => {
+                tracing::error!(node = %self.topology.addr(node), %error, "cannot record a pair's state: its keys wait");
+                let internal = self.internal.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(RECORD_RETRY).await;
+                    let _ = internal.send(Internal::RetryRecord { pair: id, epoch });
+                });
+            }
+        }
+    }
+
+    fn retry_record(&mut self, id: PairId, epoch: Epoch) {
+        let pair = &self.pairs[id.index()].pair;
+        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
+            return;
+        }
+        match pair.state() {
+            State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
+            State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
+            State::Recovering { leader } => self.record(id, Fact::Filling(leader.other()), vec![leader.other()]),
+            State::Dark { .. } => {}
+        }
+    }
+
+    /// Marks the session closed on every node in use: the next start may trust what it finds.
+    async fn stop(&mut self) {
+        if !self.marked() {
+            return;
+        }
+        let closed = Session { id: self.session.id, open: false };
+        for node in self.topology.nodes() {
+            let run = &self.nodes[node.index()];
+            if let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation)
+                && let Err(error) = self.controls[node.index()].session(incarnation, closed).await
+            {
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
+            }
+        }
+    }
+}

@@ -1,0 +1,593 @@
+//! Nodes: who is up, why not, and what one that comes back holds.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::backend::marker::Record;
+use crate::backend::{MarkError, NodeError, NodeView};
+use crate::config::ResyncMode;
+use crate::health::Health;
+use crate::ids::{Incarnation, NodeId, PairId, Place};
+use crate::pair::{self, Loss, Reason, State};
+use crate::proxy::Command;
+
+use super::jobs::JobRun;
+use super::start::{self, Knowledge, Seen};
+use super::{Cluster, Internal, QUIET_PERIOD};
+
+/// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
+const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
+
+/// What the control plane knows of a node.
+pub(super) struct NodeRun {
+    pub(super) health: Health,
+    pub(super) reason: Reason,
+    /// The marker on it, as far as known.
+    pub(super) incarnation: Option<Incarnation>,
+    /// What it said when it was last looked at; empty before the first time.
+    pub(super) view: Option<NodeView>,
+    /// It held no items at all when it was last taken back, and nothing was written to it since.
+    pub(super) empty: bool,
+    /// Workers with void answers outstanding.
+    pub(super) undrained: BTreeSet<u16>,
+    /// Connections of the control plane that are being drained.
+    pub(super) drains: u32,
+    /// A look at it, or its marking, is under way.
+    pub(super) looking: bool,
+    /// Since when its process refuses connections.
+    pub(super) refused_since: Option<Instant>,
+    /// Since when it has not answered.
+    pub(super) silent_since: Option<Instant>,
+    /// Its memory is proved gone since it was lost.
+    pub(super) memory_gone: bool,
+    /// Wakes its prober early.
+    pub(super) hint: Arc<Notify>,
+    /// The operator asked for a refill, whatever the mode.
+    pub(super) operator: bool,
+    /// The operator cancelled its resync: none begins by itself before it is lost again or asked for.
+    pub(super) cancelled: bool,
+    pub(super) job: Option<JobRun>,
+    /// The last job's progress and end.
+    pub(super) last: Option<super::jobs::LastJob>,
+    pub(super) retry_pending: bool,
+    pub(super) retry_after: Duration,
+    /// It was lost for these reasons, so often.
+    pub(super) faults: Vec<(Reason, u64)>,
+    pub(super) since: Instant,
+}
+
+impl NodeRun {
+    pub(super) fn new() -> NodeRun {
+        NodeRun {
+            health: Health::new(),
+            reason: Reason::Starting,
+            incarnation: None,
+            view: None,
+            empty: false,
+            undrained: BTreeSet::new(),
+            drains: 0,
+            looking: false,
+            refused_since: None,
+            silent_since: None,
+            memory_gone: false,
+            hint: Arc::new(Notify::new()),
+            operator: false,
+            cancelled: false,
+            job: None,
+            last: None,
+            retry_pending: false,
+            retry_after: super::jobs::RETRY_MIN,
+            faults: Vec::new(),
+            since: Instant::now(),
+        }
+    }
+
+    pub(super) fn is_drained(&self) -> bool {
+        self.undrained.is_empty() && self.drains == 0
+    }
+
+    fn count_fault(&mut self, reason: Reason) {
+        match self.faults.iter_mut().find(|(r, _)| *r == reason) {
+            Some((_, count)) => *count += 1,
+            None => self.faults.push((reason, 1)),
+        }
+    }
+}
+
+pub(super) fn reason_of(error: &NodeError) -> Reason {
+    match error {
+        NodeError::Refused => Reason::Refused,
+        NodeError::Reset => Reason::Reset,
+        NodeError::Timeout | NodeError::Unreachable(_) => Reason::Timeout,
+        NodeError::Protocol(_) => Reason::Protocol,
+    }
+}
+
+impl Cluster {
+    // ---- start ------------------------------------------------------------------------------------------------------------------
+
+    /// Looks at every node and gives every pair its first state.
+    pub(super) async fn start(&mut self) {
+        let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
+        let looks = self.controls.iter().map(|control| control.view(pairs));
+        let views = futures::future::join_all(looks).await;
+        let mut unclean = false;
+        for (node, view) in self.topology.nodes().zip(views) {
+            match view {
+                Ok(view) => {
+                    unclean |= view.session.is_some_and(|s| s.open) && self.is_ours(node, &view);
+                    self.nodes[node.index()].view = Some(view);
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
+                    let run = &mut self.nodes[node.index()];
+                    run.reason = reason_of(&error);
+                    run.silent_since = Some(Instant::now());
+                    run.refused_since = (error == NodeError::Refused).then(Instant::now);
+                }
+            }
+        }
+        if self.marked() {
+            if unclean {
+                tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
+                tokio::time::sleep(QUIET_PERIOD).await;
+            }
+            self.seed_epochs();
+            self.mark_all().await;
+        }
+        for node in self.topology.nodes() {
+            if self.nodes[node.index()].view.is_some() {
+                let now = self.now();
+                let run = &mut self.nodes[node.index()];
+                run.health.back(now);
+                run.reason = Reason::None;
+                self.allow(node);
+            }
+        }
+        self.tell_item_limit();
+        for pair in self.topology.pairs() {
+            self.decide(pair, !unclean);
+        }
+    }
+
+    /// A marker of another ring, or of another place on this one, says nothing about this node's items.
+    fn is_ours(&self, node: NodeId, view: &NodeView) -> bool {
+        view.incarnation.is_some() && view.ring.as_deref() == Some(&self.ring_of(node))
+    }
+
+    pub(super) fn ring_of(&self, node: NodeId) -> String {
+        format!("{:016x} {}", self.topology.fingerprint(), node.0)
+    }
+
+    fn seed_epochs(&mut self) {
+        for node in self.topology.nodes() {
+            let Some(view) = &self.nodes[node.index()].view else { continue };
+            for &(pair, record) in &view.records {
+                if let Some(run) = self.pairs.get_mut(pair.index()) {
+                    run.pair.seed(record.epoch, record.term);
+                }
+            }
+        }
+    }
+
+    async fn mark_all(&mut self) {
+        for node in self.topology.nodes() {
+            let Some(view) = &self.nodes[node.index()].view else { continue };
+            let incarnation = if self.is_ours(node, view) { view.incarnation } else { None };
+            let incarnation = incarnation.unwrap_or_else(|| Incarnation(rand::rng().random()));
+            let marked = self.controls[node.index()]
+                .mark(view.incarnation, incarnation, &self.ring_of(node), self.session)
+                .await;
+            let run = &mut self.nodes[node.index()];
+            match marked {
+                Ok(()) => {
+                    run.incarnation = Some(incarnation);
+                    run.empty = run.view.as_ref().is_some_and(|v| v.curr_items == 0);
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
+                    run.view = None;
+                    run.reason = Reason::Protocol;
+                }
+            }
+        }
+    }
+
+    fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
+        let Some(node) = node else { return Seen::Unreachable };
+        let run = &self.nodes[node.index()];
+        match &run.view {
+            Some(view) if run.health.is_up() => {
+                if self.is_ours(node, view) {
+                    Seen::Marked { record: view.records.iter().find(|(p, _)| *p == pair).map(|(_, r)| *r) }
+                } else {
+                    Seen::Blank { empty: view.curr_items == 0 }
+                }
+            }
+            _ => Seen::Unreachable,
+        }
+    }
+
+    /// Gives a pair its first state, if what is known suffices.
+    fn decide(&mut self, pair: PairId, clean: bool) {
+        let (primary, backup) = self.topology.nodes_of(pair);
+        if !self.marked() {
+            let up = |node: Option<NodeId>| node.is_some_and(|n| self.nodes[n.index()].health.is_up());
+            let state = match (up(Some(primary)), up(backup)) {
+                (true, true) => State::Mirrored,
+                (true, false) => State::Degraded { leader: Place::Primary },
+                (false, true) => State::Degraded { leader: Place::Backup },
+                (false, false) => State::Dark { in_sync: None, fallback: None },
+            };
+            self.pairs[pair.index()].undecided = false;
+            return self.apply(pair, pair::Event::Start(state));
+        }
+        let newest: Option<Record> = self
+            .topology
+            .nodes()
+            .filter_map(|node| match self.seen(Some(node), pair) {
+                Seen::Marked { record } => record,
+                _ => None,
+            })
+            .max_by_key(|r| r.epoch);
+        let known =
+            Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
+        let state = start::decide(&known);
+        self.pairs[pair.index()].undecided = state.is_none();
+        if newest.is_none()
+            && let Some(State::Degraded { leader }) = state
+            && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
+        {
+            let node = self.topology.addr(self.node_at(pair, leader));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %node,
+                "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
+        }
+        self.apply(pair, pair::Event::Start(state.unwrap_or(State::Dark { in_sync: None, fallback: None })));
+        if self.pairs[pair.index()].undecided {
+            tracing::error!(pair = %self.pair_name(pair), "no node of the pair answers");
+        }
+    }
+
+    // ---- probes -----------------------------------------------------------------------------------------------------------------
+
+    pub(super) fn spawn_prober(&self, node: NodeId) {
+        let control = self.controls[node.index()].clone();
+        let internal = self.internal.clone();
+        let hint = self.nodes[node.index()].hint.clone();
+        let interval = self.settings.probe_interval;
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            let mut lost = false;
+            loop {
+                let interval = if lost { interval.min(LOST_PROBE_MAX) } else { interval };
+                // Jitter keeps many proxies from probing in step.
+                let pause = interval.mul_f64(rand::rng().random_range(0.8..1.2));
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    () = hint.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                let result = control.probe().await;
+                lost = result.is_err();
+                if internal.send(Internal::Probed { node, result }).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn probed(&mut self, node: NodeId, result: Result<Option<Incarnation>, NodeError>) {
+        let (now, marked) = (self.now(), self.marked());
+        let patience = self.settings.leader_timeout;
+        let grace = self.settings.leader_grace;
+        let needed = if self.is_awaited(node) { 1 } else { self.settings.probe_successes };
+        let run = &mut self.nodes[node.index()];
+        match result {
+            Ok(found) => {
+                run.silent_since = None;
+                run.refused_since = None;
+                if run.health.is_up() {
+                    if marked && found != run.incarnation {
+                        match found {
+                            None => self.check_eviction(node),
+                            Some(_) => self.fault(node, Reason::MarkerStale, true),
+                        }
+                    }
+                } else if run.health.good_probe(now, needed) && !run.looking {
+                    // The look waits until nothing that was sent before can still take effect on the node.
+                    if run.is_drained() {
+                        self.look(node);
+                    }
+                }
+            }
+            Err(error) => {
+                run.health.bad_probe();
+                let silent = *run.silent_since.get_or_insert_with(Instant::now);
+                if error == NodeError::Refused {
+                    run.refused_since.get_or_insert_with(Instant::now);
+                } else {
+                    run.refused_since = None;
+                }
+                let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
+                self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+                if gone {
+                    tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
+                    self.lost(node, Reason::Refused, Loss::MemoryGone, true);
+                }
+            }
+        }
+    }
+
+    /// Whether some pair cannot go on without this node: then its first good probe counts.
+    fn is_awaited(&self, node: NodeId) -> bool {
+        let place = self.topology.place(node);
+        self.topology.pairs_of(node).any(|pair| {
+            let run = &self.pairs[pair.index()];
+            run.undecided
+                || match run.pair.state() {
+                    State::Dark { in_sync, .. } => in_sync.is_none_or(|p| p == place),
+                    _ => false,
+                }
+        })
+    }
+
+    /// A node failed a request or a probe.
+    pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
+        if reason == Reason::MarkerLost {
+            return self.check_eviction(node);
+        }
+        let loss = if reason == Reason::MarkerStale { Loss::MemoryGone } else { Loss::Suspected };
+        self.lost(node, reason, loss, patience_over);
+    }
+
+    /// The marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
+    /// flushes tell.
+    fn check_eviction(&mut self, node: NodeId) {
+        let run = &mut self.nodes[node.index()];
+        if !run.health.is_up() || run.looking || !self.marked() {
+            return;
+        }
+        self.nodes[node.index()].looking = true;
+        let control = self.controls[node.index()].clone();
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let result = control.view(0).await;
+            let _ = internal.send(Internal::EvictionChecked { node, result });
+        });
+    }
+
+    pub(super) fn eviction_checked(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
+        let run = &mut self.nodes[node.index()];
+        run.looking = false;
+        if !run.health.is_up() {
+            return;
+        }
+        match result {
+            Ok(now) => {
+                let evicted = run.view.as_ref().is_some_and(|then| {
+                    // The start time is a difference of two clocks read to the second: it wavers by one.
+                    now.started.abs_diff(then.started) <= 1
+                        && now.cmd_flush == then.cmd_flush
+                        && now.time >= then.time
+                        && now.curr_items > 0
+                });
+                match (now.incarnation, evicted, run.incarnation) {
+                    (Some(found), _, Some(known)) if found == known => {}
+                    (None, true, Some(known)) => {
+                        tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
+                        let control = self.controls[node.index()].clone();
+                        tokio::spawn(async move {
+                            // If this fails, the next probe finds the marker missing again.
+                            let _ = control.restore(known).await;
+                        });
+                    }
+                    _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
+                }
+            }
+            Err(error) => self.lost(node, reason_of(&error), Loss::Suspected, false),
+        }
+    }
+
+    /// A node is not to be used. All its pairs learn it, once; but a last full copy is waited for longer when it is only late.
+    pub(super) fn lost(&mut self, node: NodeId, reason: Reason, loss: Loss, patience_over: bool) {
+        let place = self.topology.place(node);
+        let waited_for = |state: State| matches!(state, State::Degraded { leader } | State::Recovering { leader } if leader == place);
+        let affected: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|pair| {
+                !(reason == Reason::Timeout && !patience_over && waited_for(self.pairs[pair.index()].pair.state()))
+            })
+            .collect();
+        if affected.is_empty() {
+            return;
+        }
+        let now = self.now();
+        let run = &mut self.nodes[node.index()];
+        run.memory_gone |= loss == Loss::MemoryGone;
+        if run.health.lost(now) {
+            run.reason = reason;
+            run.count_fault(reason);
+            run.cancelled = false;
+            run.since = Instant::now();
+            tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
+            run.hint.notify_one();
+        }
+        for pair in affected {
+            self.apply(pair, pair::Event::Lost(place, loss, reason));
+        }
+    }
+
+    // ---- return -----------------------------------------------------------------------------------------------------------------
+
+    fn look(&mut self, node: NodeId) {
+        self.nodes[node.index()].looking = true;
+        let control = self.controls[node.index()].clone();
+        let internal = self.internal.clone();
+        let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
+        tokio::spawn(async move {
+            let result = control.view(pairs).await;
+            let _ = internal.send(Internal::Viewed { node, result });
+        });
+    }
+
+    /// A lost node answers well again: what does it hold?
+    pub(super) fn viewed(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
+        let known = self.nodes[node.index()].incarnation;
+        let view = match result {
+            Ok(view) => view,
+            Err(error) => {
+                self.nodes[node.index()].looking = false;
+                self.nodes[node.index()].health.bad_probe();
+                tracing::debug!(node = %self.topology.addr(node), %error, "a node that answered probes cannot be looked at");
+                return;
+            }
+        };
+        if !self.marked() {
+            self.nodes[node.index()].looking = false;
+            return self.take_back(node, view, None);
+        }
+        let ours = self.is_ours(node, &view);
+        let same = ours && known.is_none_or(|k| view.incarnation == Some(k));
+        let incarnation = match view.incarnation {
+            Some(found) if same => found,
+            _ => Incarnation(rand::rng().random()),
+        };
+        let control = self.controls[node.index()].clone();
+        let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
+        tokio::spawn(async move {
+            let result = control.mark(view.incarnation, incarnation, &ring, session).await;
+            let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
+        });
+    }
+
+    pub(super) fn marked_node(
+        &mut self,
+        node: NodeId,
+        view: NodeView,
+        incarnation: Incarnation,
+        result: Result<(), MarkError>,
+    ) {
+        self.nodes[node.index()].looking = false;
+        match result {
+            Ok(()) => self.take_back(node, view, Some(incarnation)),
+            Err(error) => {
+                self.nodes[node.index()].health.bad_probe();
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node that came back");
+            }
+        }
+    }
+
+    fn take_back(&mut self, node: NodeId, view: NodeView, incarnation: Option<Incarnation>) {
+        let place = self.topology.place(node);
+        let now = self.now();
+        let first = self.nodes[node.index()].view.is_none();
+        let same = incarnation.is_some() && view.incarnation == incarnation && !first;
+        let run = &mut self.nodes[node.index()];
+        run.health.back(now);
+        run.reason = if same { Reason::MarkerStale } else { Reason::Empty };
+        run.empty = view.curr_items == 0;
+        run.incarnation = incarnation;
+        run.memory_gone = false;
+        run.since = Instant::now();
+        tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
+        let empty = run.empty;
+        run.view = Some(view);
+        self.allow(node);
+        self.tell_item_limit();
+        for pair in self.topology.pairs_of(node) {
+            if incarnation.is_none() {
+                self.pairs[pair.index()].undecided = false;
+                self.apply(pair, pair::Event::TakenBack(place));
+                continue;
+            }
+            let dark = matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. });
+            if dark && (self.pairs[pair.index()].undecided || first) {
+                self.decide(pair, false);
+            } else if same {
+                self.apply(pair, pair::Event::BackSame(place));
+            } else {
+                self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
+                if empty {
+                    self.apply(pair, pair::Event::Emptied(place));
+                }
+            }
+        }
+        if incarnation.is_none() {
+            self.nodes[node.index()].reason = Reason::None;
+        }
+        self.consider(node);
+        // Nodes whose refill waited for this one as their source.
+        for pair in self.topology.pairs_of(node) {
+            let other = self.node_at(pair, place.other());
+            self.consider(other);
+        }
+    }
+
+    fn allow(&self, node: NodeId) {
+        let run = &self.nodes[node.index()];
+        let unix_time = run.view.as_ref().map_or(0, |v| v.time);
+        for worker in &self.workers {
+            let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, unix_time });
+        }
+    }
+
+    /// The smallest `-I` of the nodes is the limit: an item that only one node of a pair can hold would not be mirrored.
+    fn tell_item_limit(&self) {
+        let smallest = self.nodes.iter().filter_map(|n| n.view.as_ref().and_then(|v| v.item_size_max)).min();
+        if let Some(limit) = smallest {
+            for worker in &self.workers {
+                let _ = worker.send(Command::ItemLimit(limit));
+            }
+        }
+    }
+
+    /// Something changed around a node: is there a refill to begin?
+    pub(super) fn consider(&mut self, node: NodeId) {
+        if !self.nodes[node.index()].health.is_up() {
+            return;
+        }
+        let place = self.topology.place(node);
+        let mirrored = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.state() == State::Mirrored);
+        if mirrored {
+            let run = &mut self.nodes[node.index()];
+            run.reason = Reason::None;
+            run.operator = false;
+            return;
+        }
+        let run = &self.nodes[node.index()];
+        if run.job.is_some() || run.retry_pending || !run.is_drained() || !self.topology.has_backups() {
+            return;
+        }
+        let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
+        let wanted = automatic || run.operator;
+        let open = |pair: PairId| self.pairs[pair.index()].pair.gate() == pair::Gate::Open;
+        let orphaned: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|&p| {
+                let run = &self.pairs[p.index()];
+                !run.undecided && run.pair.state() == State::Dark { in_sync: None, fallback: None } && open(p)
+            })
+            .collect();
+        if !orphaned.is_empty() {
+            return self.begin_purge(node, orphaned);
+        }
+        let needy: Vec<(PairId, NodeId)> = self
+            .topology
+            .pairs_of(node)
+            .filter(|&p| self.pairs[p.index()].pair.state() == State::Degraded { leader: place.other() } && open(p))
+            .map(|p| (p, self.node_at(p, place.other())))
+            .filter(|(_, source)| self.nodes[source.index()].health.is_up())
+            .collect();
+        if wanted && !needy.is_empty() {
+            self.begin_job(node, needy);
+        }
+    }
+}

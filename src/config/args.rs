@@ -1,0 +1,169 @@
+//! The command line as clap sees it: names, help and defaults. Every value stays text here; [`super::check`] judges
+//! them all together, because clap would stop at the first bad one.
+
+use clap::{ArgAction, Parser};
+
+/// What stands at the end of `--help`. Also the reference for exit codes and signals.
+const AFTER_HELP: &str = "\
+Units: times take ms, s, m, h (250ms, 1m30s); sizes are bytes or take k, m, g or KiB, MiB, GiB, all powers of 1024.
+
+A command line of magent's works unchanged:
+  resilver -u root -n 51200 -l 127.0.0.1 -p 12000 -s 127.0.0.1:11211 -s 127.0.0.1:11212 -b 127.0.0.1:11213
+
+Different from magent: it listens on 127.0.0.1, not on all addresses, unless -l says otherwise; it stays in the \
+foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one connection for each thread, not 20, \
+because many clients share one.
+
+Signals: SIGTERM and SIGINT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second one \
+exits at once with 143 or 130. SIGHUP is ignored: no settings are read again.
+
+Environment: RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.
+
+Exit codes: 0 stopped cleanly; 64 wrong or contradictory settings; 71 the system refused (address in use, privileges, \
+file limit, pid file).";
+
+/// The command line. Repeatable or not, every value is collected in a `Vec`, so that one given twice can be reported
+/// together with everything else that is wrong.
+#[derive(Parser, Debug)]
+#[command(
+    name = "resilver",
+    version,
+    about = "A memcached proxy that heals itself: every item on two nodes, and a node that comes back is refilled \
+             before it is trusted.",
+    override_usage = "resilver -s HOST:PORT [-s HOST:PORT]... [-b HOST:PORT]... [options]",
+    after_help = AFTER_HELP,
+    args_override_self = true,
+    next_line_help = false,
+    max_term_width = 120,
+)]
+pub(super) struct Args {
+    /// Primary memcached server; repeat for each. HOST is a name or an address, IPv6 in brackets. With -k a :WEIGHT may follow
+    #[arg(short = 's', long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Servers")]
+    pub(super) server: Vec<String>,
+
+    /// Backup memcached server, which holds the second copy; repeat for each. None = a plain sharding proxy
+    #[arg(short = 'b', long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Servers")]
+    pub(super) backup: Vec<String>,
+
+    /// Spread keys by ketama, as libmemcached does, instead of magent's hash modulo the number of servers
+    #[arg(short = 'k', long, help_heading = "Servers")]
+    pub(super) ketama: bool,
+
+    /// Connections kept to each server, over all threads; 0 or auto = one for each thread, which is also the least
+    #[arg(short = 'i', long, value_name = "N", default_value = "auto", action = ArgAction::Append,
+          allow_negative_numbers = true, help_heading = "Servers")]
+    pub(super) node_connections: Vec<String>,
+
+    /// Address to listen on; repeat for more. 0.0.0.0 or :: = all
+    #[arg(short = 'l', long, value_name = "ADDRESS", default_value = "127.0.0.1", action = ArgAction::Append,
+          help_heading = "Clients")]
+    pub(super) listen: Vec<String>,
+
+    /// TCP port to listen on; 0 = no TCP
+    #[arg(short = 'p', long, value_name = "PORT", default_value = "11211", action = ArgAction::Append,
+          allow_negative_numbers = true, help_heading = "Clients")]
+    pub(super) port: Vec<String>,
+
+    /// Unix socket to listen on too; who may connect is up to the umask
+    #[arg(short = 'f', long, value_name = "PATH", action = ArgAction::Append, help_heading = "Clients")]
+    pub(super) unix_socket: Vec<String>,
+
+    /// Clients at once; one more is refused. Raises the limit of open files to what that needs; fewer where the system forbids
+    #[arg(short = 'n', long, value_name = "N", default_value = "4096", action = ArgAction::Append,
+          allow_negative_numbers = true, help_heading = "Clients")]
+    pub(super) max_clients: Vec<String>,
+
+    /// Largest item taken from clients, from 1k to 1g; the servers' own -I counts too
+    #[arg(long, value_name = "SIZE", default_value = "1m", action = ArgAction::Append, help_heading = "Clients")]
+    pub(super) item_size_max: Vec<String>,
+
+    /// Close clients that sent nothing for so long; 0 = never
+    #[arg(long, value_name = "TIME", default_value = "0", action = ArgAction::Append, help_heading = "Clients")]
+    pub(super) idle_timeout: Vec<String>,
+
+    /// Worker threads, 1 to 64; auto = one for each core, at most 4
+    #[arg(long, value_name = "N", default_value = "auto", action = ArgAction::Append,
+          allow_negative_numbers = true, help_heading = "Process")]
+    pub(super) threads: Vec<String>,
+
+    /// How a server that comes back is refilled: auto = at once; manual = the other copy leads until the operator says
+    /// resync; off = trusted as it is, like magent
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",
+          default_value = "auto", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) resync: Vec<String>,
+
+    /// Items a second that all resyncs together may copy; 0 = unlimited
+    #[arg(long, value_name = "N", default_value = "0", action = ArgAction::Append, allow_negative_numbers = true,
+          help_heading = "Healing")]
+    pub(super) resync_rate: Vec<String>,
+
+    /// Memory for a resync's key list and buffers, at least the largest item; what does not fit goes to a temporary file
+    #[arg(long, value_name = "SIZE", default_value = "64m", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) resync_memory: Vec<String>,
+
+    /// How long a server may take for an answer before it counts as lost and the other copy answers
+    #[arg(long, value_name = "TIME", default_value = "250ms", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) timeout: Vec<String>,
+
+    /// The same for the last full copy, which nobody can stand in for; at least --timeout
+    #[arg(long, value_name = "TIME", default_value = "2s", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) leader_timeout: Vec<String>,
+
+    /// How long the last full copy must refuse connections until its memory counts as gone
+    #[arg(long, value_name = "TIME", default_value = "10s", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) leader_grace: Vec<String>,
+
+    /// Pause between two probes of a server
+    #[arg(long, value_name = "TIME", default_value = "500ms", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) probe_interval: Vec<String>,
+
+    /// How long a probe may take; at most --probe-interval
+    #[arg(long, value_name = "TIME", default_value = "250ms", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) probe_timeout: Vec<String>,
+
+    /// Good probes in a row, 1 to 1000, before a lost server is taken back
+    #[arg(long, value_name = "N", default_value = "3", action = ArgAction::Append, allow_negative_numbers = true,
+          help_heading = "Healing")]
+    pub(super) probe_successes: Vec<String>,
+
+    /// Run as this user, by name or number, once the sockets are bound; needs root
+    #[arg(short = 'u', long, value_name = "USER", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) user: Vec<String>,
+
+    /// Run as this group, by name or number; by default the user's own
+    #[arg(short = 'g', long, value_name = "GROUP", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) group: Vec<String>,
+
+    /// Stay in the foreground (the default)
+    #[arg(short = 'D', long, help_heading = "Process")]
+    pub(super) foreground: bool,
+
+    /// Go to the background once everything is ready, and write a pid file
+    #[arg(short = 'd', long, help_heading = "Process")]
+    pub(super) daemon: bool,
+
+    /// Pid file; written in the foreground only if this is given [default with -d: /run/resilver.pid for root, else
+    /// resilver.pid in $XDG_RUNTIME_DIR, else /tmp/resilver-UID.pid]
+    #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) pid_file: Vec<String>,
+
+    /// How long requests in flight may take after SIGTERM; 0 = not at all
+    #[arg(long, value_name = "TIME", default_value = "5s", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) shutdown_grace: Vec<String>,
+
+    /// Log more: -v debug, -vv trace
+    #[arg(short = 'v', long, action = ArgAction::Count, help_heading = "Log")]
+    pub(super) verbose: u8,
+
+    /// Form of the log: text or json
+    #[arg(long, value_name = "FORM", default_value = "text", action = ArgAction::Append, help_heading = "Log")]
+    pub(super) log_format: Vec<String>,
+
+    /// Append the log to this file instead of stderr, which -d closes
+    #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Log")]
+    pub(super) log_file: Vec<String>,
+
+    /// Set by `resilver -d` for the copy of itself that it starts in the background.
+    #[arg(long, hide = true)]
+    pub(super) background_child: bool,
+}

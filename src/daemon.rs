@@ -1,0 +1,20 @@
+//! The process around the proxy: sockets, file limit, privileges, pid file, background, signals, log.
+//!
+//! `main` calls these in the order that each needs: the pid file first (it says best that another resilver runs), the
+//! sockets while still root, then the privileges are dropped, then whoever waits is told that all is ready.
+
+mod background;
+mod limits;
+mod listen;
+mod logging;
+mod pid_file;
+mod privileges;
+mod signals;
+
+pub use background::{BackgroundError, detach, start_in_background, tell_ready};
+pub use limits::{FileLimit, LimitError, files_needed, raise_file_limit};
+pub use listen::{BindError, Listeners, SocketFile, bind};
+pub use logging::{LogError, start_logging};
+pub use pid_file::{PidFile, PidFileError};
+pub use privileges::{Identity, PrivilegeError};
+pub use signals::Signals;

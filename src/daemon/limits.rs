@@ -1,0 +1,93 @@
+//! The limit of open files, raised to what the settings need.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use thiserror::Error;
+
+use crate::config::Settings;
+
+/// Descriptors beside clients and nodes: standard streams, log, pid file, runtime, temporary files, and refusing clients.
+const RESERVE: u64 = 128;
+/// Per node, beside the connections that `-i` keeps: probe, control, and those of a resync.
+const CONTROL_PER_NODE: u64 = 16;
+
+/// Fewer clients than this are no service, whatever was asked for.
+const FEWEST_CLIENTS: u64 = 16;
+
+/// Why the limit of open files is too low.
+#[derive(Debug, Error)]
+pub enum LimitError {
+    /// The servers alone take everything that the hard limit allows.
+    #[error(
+        "{servers} servers and {clients} clients need {needed} open files, but the hard limit of this process is {hard}, \
+         which leaves nothing for clients; raise it (ulimit -Hn, or LimitNOFILE= in a systemd unit) or use fewer servers"
+    )]
+    TooLow {
+        /// `-n`.
+        clients: u64,
+        /// Number of nodes.
+        servers: usize,
+        /// All descriptors needed.
+        needed: u64,
+        /// `RLIMIT_NOFILE`'s hard limit.
+        hard: u64,
+    },
+    /// The system refused for another reason.
+    #[error("cannot raise the limit of open files to {needed}: {cause}")]
+    System {
+        /// All descriptors needed.
+        needed: u64,
+        /// What the system said.
+        cause: nix::Error,
+    },
+}
+
+/// What came of raising the limit of open files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileLimit {
+    /// Descriptors that the settings may need at once.
+    pub needed: u64,
+    /// Descriptors allowed now.
+    pub allowed: u64,
+    /// Clients that fit: what `-n` asked for, or less where the system allows no more.
+    pub clients: usize,
+}
+
+/// Descriptors that these settings may need at once.
+pub fn files_needed(settings: &Settings) -> u64 {
+    let nodes = (settings.primaries.len() + settings.backups.len()) as u64;
+    // Twice: a connection that timed out is kept and drained while its successor already works.
+    let per_node = 2 * settings.node_connections as u64 + CONTROL_PER_NODE;
+    settings.max_clients as u64 + nodes * per_node + settings.listen.len() as u64 + RESERVE
+}
+
+/// Raises this process's limit of open files to what the settings need; never lowers it.
+///
+/// Where the system allows less, the number of clients gives way: a proxy that takes 19,000 clients of the 51,200 asked
+/// for is of more use than none, as long as it says so.
+///
+/// # Errors
+///
+/// Not even a few clients fit; the message holds the numbers.
+pub fn raise_file_limit(settings: &Settings) -> Result<FileLimit, LimitError> {
+    let needed = files_needed(settings);
+    let system = |cause| LimitError::System { needed, cause };
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(system)?;
+    if soft >= needed {
+        return Ok(FileLimit { needed, allowed: soft, clients: settings.max_clients });
+    }
+    let wanted = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
+    match wanted {
+        Ok(()) => return Ok(FileLimit { needed, allowed: needed, clients: settings.max_clients }),
+        // Root may raise the hard limit too, but not over the kernel's (fs.nr_open), and not in every container.
+        Err(_) if hard < needed => {}
+        Err(cause) => return Err(system(cause)),
+    }
+    let clients = settings.max_clients as u64;
+    let fits = hard.saturating_sub(needed - clients);
+    if fits < FEWEST_CLIENTS.min(clients) {
+        let servers = settings.primaries.len() + settings.backups.len();
+        return Err(LimitError::TooLow { clients, servers, needed, hard });
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(system)?;
+    Ok(FileLimit { needed, allowed: hard, clients: fits as usize })
+}

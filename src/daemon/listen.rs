@@ -1,0 +1,163 @@
+//! Binding what clients connect to.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use thiserror::Error;
+
+use crate::config::Settings;
+
+/// Connections that may wait to be accepted. All of a web farm's workers connect at once after a deployment; the kernel
+/// cuts this down to its own limit (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// Bound, listening, non-blocking sockets.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// One for each of [`Settings::listen`].
+    pub tcp: Vec<TcpListener>,
+    /// For [`Settings::unix_socket`].
+    pub unix: Option<UnixListener>,
+}
+
+/// Why a socket could not be bound.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// The system refused a TCP address.
+    #[error("cannot listen on {address}: {cause}{}", hint(.cause))]
+    Tcp {
+        /// The address as given with `-l` and `-p`.
+        address: SocketAddr,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The system refused a unix socket.
+    #[error("cannot listen on unix socket {}: {cause}", .path.display())]
+    Unix {
+        /// The path given with `-f`.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Another process serves the unix socket.
+    #[error("cannot listen on unix socket {}: another process answers on it; stop that one or give another -f", .0.display())]
+    InUse(PathBuf),
+    /// Something else stands where the unix socket should be, and is left alone.
+    #[error("cannot listen on unix socket {}: a file that is no socket is there; remove it or give another -f", .0.display())]
+    NotASocket(PathBuf),
+}
+
+/// What to do about the refusals that everybody meets.
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => "; stop what listens there or give another -p",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
+        io::ErrorKind::AddrNotAvailable => "; -l must be an address of this machine",
+        _ => "",
+    }
+}
+
+/// Binds everything that the settings name.
+///
+/// # Errors
+///
+/// The first address that could not be bound, with the cause; what was bound before is closed again.
+pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
+    // A wildcard IPv6 socket also takes IPv4 by default, and then an IPv4 address on the same port is "in use".
+    let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
+    let mut listeners = Listeners::default();
+    for &address in &settings.listen {
+        let listener = bind_tcp(address, only_v6).map_err(|cause| BindError::Tcp { address, cause })?;
+        listeners.tcp.push(listener);
+    }
+    if let Some(path) = &settings.unix_socket {
+        listeners.unix = Some(bind_unix(path)?);
+    }
+    Ok(listeners)
+}
+
+fn bind_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // So that a restart does not wait for connections of the last run in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
+    remove_stale(path)?;
+    let bound = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(UnixListener::from(socket))
+    };
+    bound().map_err(|cause| BindError::Unix { path: path.to_owned(), cause })
+}
+
+/// Removes the socket file that a killed process has left, and nothing else.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let system = |cause| BindError::Unix { path: path.to_owned(), cause };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system(error)),
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    let address = SockAddr::unix(path).map_err(system)?;
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
+    // Not to wait for an owner whose queue is full: that is an answer too.
+    probe.set_nonblocking(true).map_err(system)?;
+    match probe.connect(&address) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(system),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => Err(BindError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(BindError::InUse(path.to_owned())),
+        Err(error) => Err(system(error)),
+    }
+}
+
+/// The file of a bound unix socket; removed on drop, if it is still the same one.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: another resilver may have put its own socket there meanwhile.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Takes charge of a socket file that this process has just bound.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there any more.
+    pub fn own(path: &Path) -> io::Result<SocketFile> {
+        let found = std::fs::symlink_metadata(path)?;
+        Ok(SocketFile { path: path.to_owned(), identity: (found.dev(), found.ino()) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let same = std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        // After dropping privileges the directory may forbid it; the next start finds the file stale and removes it.
+        if same && let Err(cause) = std::fs::remove_file(&self.path) {
+            tracing::info!(path = %self.path.display(), %cause, "unix socket left behind; the next start removes it");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! When a node counts as back. Pure: probe results and the time in, verdicts out.
+//!
+//! A node is lost at the first fault; one good probe does not bring it back. Several in a row do, and a node that was lost again soon
+//! after its last return waits longer each time, so that a flapping node never flips leadership back and forth.
+
+use std::time::Duration;
+
+/// A node lost again within so long after its return is flapping.
+const FLAP_WINDOW: Duration = Duration::from_secs(10);
+/// What a flapping node waits at first.
+const HOLD_MIN: Duration = Duration::from_millis(500);
+/// What it waits at most.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+
+/// One node's health. Times are measured from any fixed moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Health {
+    up: bool,
+    good: u32,
+    hold: Duration,
+    hold_until: Duration,
+    back_at: Option<Duration>,
+    /// How often it was lost.
+    losses: u64,
+}
+
+impl Health {
+    /// A node that nothing is known of.
+    pub fn new() -> Health {
+        Health { up: false, good: 0, hold: Duration::ZERO, hold_until: Duration::ZERO, back_at: None, losses: 0 }
+    }
+
+    /// Whether it is in use.
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// How often it was lost.
+    pub fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// It failed. Returns `false` if it was lost already.
+    pub fn lost(&mut self, now: Duration) -> bool {
+        self.good = 0;
+        if !self.up {
+            return false;
+        }
+        self.up = false;
+        self.losses += 1;
+        self.hold = match self.back_at {
+            Some(at) if now.saturating_sub(at) < FLAP_WINDOW => (self.hold * 2).clamp(HOLD_MIN, HOLD_MAX),
+            _ => Duration::ZERO,
+        };
+        self.hold_until = now + self.hold;
+        true
+    }
+
+    /// A probe was answered. `needed`: good probes in a row that make it worth taking back.
+    pub fn good_probe(&mut self, now: Duration, needed: u32) -> bool {
+        self.good = self.good.saturating_add(1);
+        !self.up && self.good >= needed && now >= self.hold_until
+    }
+
+    /// A probe failed.
+    pub fn bad_probe(&mut self) {
+        self.good = 0;
+    }
+
+    /// It is taken back.
+    pub fn back(&mut self, now: Duration) {
+        self.up = true;
+        self.back_at = Some(now);
+    }
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn several_good_probes_in_a_row_bring_a_node_back() {
+        let mut health = Health::new();
+        health.back(S);
+        assert!(health.lost(100 * S) && !health.lost(100 * S));
+        assert!(!health.good_probe(101 * S, 3));
+        assert!(!health.good_probe(102 * S, 3));
+        health.bad_probe();
+        assert!(!health.good_probe(103 * S, 3));
+        assert!(!health.good_probe(104 * S, 3));
+        assert!(health.good_probe(105 * S, 3));
+    }
+
+    #[test]
+    fn a_flapping_node_waits_longer_each_time_and_a_steady_one_not_at_all() {
+        let mut health = Health::new();
+        let mut now = S;
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            health.back(now);
+            health.lost(now + S);
+            let lost = now + S;
+            now = lost;
+            while !health.good_probe(now, 1) {
+                now += Duration::from_millis(100);
+            }
+            waits.push((now - lost).as_millis());
+        }
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        health.back(now);
+        health.lost(now + 60 * S);
+        assert!(health.good_probe(now + 60 * S, 1), "a node that had been up for long is taken back at once");
+    }
+}

@@ -1,0 +1,464 @@
+//! One pair's life: who leads, who follows, and what may happen next. Pure: events in, effects out; no I/O, no clock.
+//!
+//! ```text
+//!              node lost                 node back, purged               all copied, none outstanding
+//!  Mirrored ─────────────▶ Degraded{l} ─────────────────▶ Recovering{l} ────────────────────────────▶ Mirrored
+//!     ▲                     │  ▲  ▲                         │   │                                        │
+//!     │                     │  │  └── follower lost ────────┘   │ leader lost                            │
+//!     │         leader lost ▼  │ back, same memory            ▼                                        │
+//!     │                   Dark{in_sync: l} ◀───────────────────┘                                        │
+//!     │                     │ proof that l's memory is gone (or a flush while it was away)              │
+//!     │                     ▼                                                                           │
+//!     │                   Dark{in_sync: none} ── a node of the pair is empty or purged ──▶ Degraded     │
+//!     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! **Every edge is a barrier**: the state changes at once, but the gate goes `Closing` (no worker begins an operation; each confirms
+//! that nothing it began under the old route is unanswered), then `Recording` (who leads alone, or that both are in sync, is written
+//! on the nodes), and only then `Open`. Without the barrier two workers increment on two leaders (`shared/model/routes.py`).
+//!
+//! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader that is slow or unreachable makes
+//! the pair `Dark`, and `Dark` remembers it: it ends with that node's return, or with the proof that its memory is gone.
+
+use std::fmt;
+
+use crate::ids::{Epoch, Place, Term};
+
+/// Why a node or pair is where it is. One word for log, metrics and `stats`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Reason {
+    /// Nothing is wrong.
+    None,
+    /// The proxy has just started and has not heard of the node yet.
+    Starting,
+    /// The node's process refuses connections.
+    Refused,
+    /// A connection broke with requests unanswered.
+    Reset,
+    /// The node did not answer in time.
+    Timeout,
+    /// The node answered something that is not memcached's protocol, or not the answer to the question.
+    Protocol,
+    /// The marker is gone from a live node: so is its memory.
+    MarkerLost,
+    /// The node holds the marker of an earlier time: it missed writes.
+    MarkerStale,
+    /// The node came back without anything in it.
+    Empty,
+    /// The operator asked for it.
+    Operator,
+    /// A resync stopped before its end.
+    ResyncFailed,
+    /// A resync was cancelled by the operator.
+    Cancelled,
+    /// The leader cannot list its keys, so its follower cannot be refilled.
+    CannotEnumerate,
+    /// The node is recorded as having missed writes, and the one that has them does not answer.
+    StaleAlone,
+}
+
+impl Reason {
+    /// The word shown in log, metrics and `stats`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::None => "none",
+            Reason::Starting => "starting",
+            Reason::Refused => "refused",
+            Reason::Reset => "reset",
+            Reason::Timeout => "timeout",
+            Reason::Protocol => "protocol",
+            Reason::MarkerLost => "marker_lost",
+            Reason::MarkerStale => "marker_stale",
+            Reason::Empty => "empty",
+            Reason::Operator => "operator",
+            Reason::ResyncFailed => "resync_failed",
+            Reason::Cancelled => "cancelled",
+            Reason::CannotEnumerate => "cannot_enumerate",
+            Reason::StaleAlone => "stale_alone",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Where a pair is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    /// Leader (the primary) and follower hold the same items.
+    Mirrored,
+    /// One node leads alone; the other is lost, or not trusted yet.
+    Degraded {
+        /// Who leads.
+        leader: Place,
+    },
+    /// One node leads, the other is being filled from it.
+    Recovering {
+        /// Who leads.
+        leader: Place,
+    },
+    /// Nobody leads: requests are refused at once, with the cause.
+    Dark {
+        /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is known to be in sync.
+        in_sync: Option<Place>,
+        /// A follower that was being filled when its leader was lost: a verified part of the items, nothing unverified.
+        /// It leads if the leader's memory proves gone.
+        fallback: Option<Place>,
+    },
+}
+
+impl State {
+    /// The word shown in log, metrics and `stats`.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Mirrored => "mirrored",
+            State::Degraded { .. } => "degraded",
+            State::Recovering { .. } => "recovering",
+            State::Dark { .. } => "dark",
+        }
+    }
+
+    /// Who leads, if anyone does.
+    pub fn leader(self) -> Option<Place> {
+        match self {
+            State::Mirrored => Some(Place::Primary),
+            State::Degraded { leader } | State::Recovering { leader } => Some(leader),
+            State::Dark { .. } => None,
+        }
+    }
+}
+
+/// Whether requests of the pair flow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Gate {
+    /// They flow, by the state's route.
+    Open,
+    /// Workers finish what they began under the old route.
+    Closing,
+    /// Closed; the new state is being recorded on the nodes.
+    Recording,
+    /// Closed for the last copies of a hand-back.
+    Draining,
+}
+
+/// How a node was lost, as far as it matters to a pair.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Loss {
+    /// Late or broken: its memory may still be there.
+    Suspected,
+    /// Its marker is gone from a live connection, or its process has refused connections beyond the grace: the memory is gone.
+    MemoryGone,
+}
+
+/// What a pair is told.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start.
+    Start(State),
+    /// A node of the pair is not to be used from now on.
+    Lost(Place, Loss, Reason),
+    /// A node is back with the memory that it had when it was lost.
+    BackSame(Place),
+    /// A node holds nothing of this pair: proved empty, or purged. Matters when no copy is left.
+    Emptied(Place),
+    /// The follower is purged and drained: the resync may begin to copy.
+    BeginRecovery,
+    /// Everything is copied: the resync asks for the gate.
+    HandBack,
+    /// The resync finished the last copies behind the closed gate (`true`), or there are more to come (`false`).
+    Drained(bool),
+    /// The resync ended early.
+    ResyncEnded(Reason),
+    /// The ended resync had undone every unverified copy on this follower.
+    Undone(Place),
+    /// Every worker confirmed that nothing begun under the old route is unanswered.
+    Closed,
+    /// The state was recorded on the nodes that must carry it.
+    Recorded,
+    /// `flush_all` emptied the pair's reachable nodes, behind closed gates; the unreachable ones' items are void.
+    Flushed,
+    /// The operator wants a node refilled although it seems fine.
+    Distrust(Place),
+    /// A node is back and taken at its word, unfilled: only with `--resync=off`, which behaves like magent.
+    TakenBack(Place),
+}
+
+/// What a pair asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Publish the route as closed and let the workers confirm. Answers of the `void` node count for nothing any more.
+    Close {
+        /// The deposed node.
+        void: Option<Place>,
+    },
+    /// Record on `on`, by a conditional write, that it leads alone since this epoch.
+    RecordAlone {
+        /// The survivor.
+        on: Place,
+    },
+    /// Record on the follower that it is being filled.
+    RecordFilling {
+        /// The follower.
+        on: Place,
+    },
+    /// Record on both that they are in sync: the follower first.
+    RecordSync {
+        /// Who was filled.
+        follower: Place,
+    },
+    /// Publish the route of the present state.
+    Open,
+    /// Let the resync finish the pair's last copies.
+    FinishCopies,
+    /// Stop the resync of this pair.
+    AbortResync,
+}
+
+/// One pair.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Pair {
+    state: State,
+    gate: Gate,
+    reason: Reason,
+    term: Term,
+    epoch: Epoch,
+    /// Set while a hand-back's gate is closing or drained; cleared by every other edge.
+    handing_back: bool,
+}
+
+impl Pair {
+    /// A pair of which nothing is known yet. `epoch` and `term` must be larger than any recorded one.
+    pub fn new(epoch: Epoch, term: Term) -> Pair {
+        Pair {
+            state: State::Dark { in_sync: None, fallback: None },
+            gate: Gate::Closing,
+            reason: Reason::Starting,
+            term,
+            epoch,
+            handing_back: false,
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether requests flow.
+    pub fn gate(&self) -> Gate {
+        self.gate
+    }
+
+    /// Why it is in this state.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The leadership term, for cas tokens.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The epoch of the present state.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The largest epoch and term found on the nodes; only at the start.
+    pub fn seed(&mut self, epoch: Epoch, term: Term) {
+        self.epoch = self.epoch.max(Epoch(epoch.0 + 1));
+        self.term = Term(term.0.wrapping_add(1));
+    }
+
+    /// Takes an event; returns what is to be done, in order.
+    pub fn apply(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Start(state) => self.edge(state, Reason::None, None),
+            Event::Lost(place, loss, reason) => self.lost(place, loss, reason),
+            Event::BackSame(place) => match self.state {
+                State::Dark { in_sync: Some(p), .. } if p == place => {
+                    self.edge(State::Degraded { leader: place }, self.reason, None)
+                }
+                _ => vec![],
+            },
+            Event::Emptied(place) => match self.state {
+                State::Dark { in_sync: None, .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
+                _ => vec![],
+            },
+            Event::BeginRecovery => match (self.state, self.gate) {
+                (State::Degraded { leader }, Gate::Open) => self.edge(State::Recovering { leader }, self.reason, None),
+                _ => vec![],
+            },
+            Event::HandBack => match (self.state, self.gate) {
+                (State::Recovering { .. }, Gate::Open) => {
+                    self.gate = Gate::Closing;
+                    self.handing_back = true;
+                    vec![Effect::Close { void: None }]
+                }
+                _ => vec![],
+            },
+            Event::Drained(clean) => match (self.state, self.gate) {
+                (State::Recovering { leader }, Gate::Draining) => {
+                    self.handing_back = false;
+                    if clean {
+                        self.advance(State::Mirrored, Reason::None);
+                        self.gate = Gate::Recording;
+                        vec![Effect::RecordSync { follower: leader.other() }]
+                    } else {
+                        self.gate = Gate::Open;
+                        vec![Effect::Open]
+                    }
+                }
+                _ => vec![],
+            },
+            Event::ResyncEnded(reason) => match self.state {
+                State::Recovering { leader } => self.edge(State::Degraded { leader }, reason, None),
+                _ => vec![],
+            },
+            Event::Undone(place) => {
+                if let State::Dark { in_sync: Some(p), fallback } = &mut self.state
+                    && *p != place
+                {
+                    *fallback = Some(place);
+                }
+                vec![]
+            }
+            Event::Closed => self.closed(),
+            Event::Recorded => match self.gate {
+                Gate::Recording => {
+                    self.gate = Gate::Open;
+                    vec![Effect::Open]
+                }
+                _ => vec![],
+            },
+            Event::Flushed => {
+                if let State::Dark { in_sync, fallback } = &mut self.state {
+                    // Whoever is away holds items that the flush has ended: nobody is in sync any more.
+                    *in_sync = None;
+                    *fallback = None;
+                }
+                vec![]
+            }
+            Event::TakenBack(place) => match self.state {
+                State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
+                State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
+                _ => vec![],
+            },
+            Event::Distrust(place) => match self.state {
+                State::Mirrored => self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None),
+                _ => vec![],
+            },
+        }
+    }
+
+    fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
+        match self.state {
+            State::Mirrored if self.gate == Gate::Recording || self.gate == Gate::Closing => {
+                // The hand-back was not recorded on both: whichever is lost, the other one holds everything.
+                self.edge(State::Degraded { leader: place.other() }, reason, Some(place))
+            }
+            State::Mirrored => self.edge(State::Degraded { leader: place.other() }, reason, Some(place)),
+            State::Degraded { leader } if leader == place => {
+                let in_sync = (loss == Loss::Suspected).then_some(leader);
+                self.edge(State::Dark { in_sync, fallback: None }, reason, Some(place))
+            }
+            State::Degraded { .. } => vec![],
+            State::Recovering { leader } if leader == place => {
+                // The half-filled follower leads only on proof, and only after its unverified copies are undone (`Undone`):
+                // otherwise one slow answer in a busy resync promotes a part of the data, and the only full copy is later
+                // purged as older.
+                let mut effects = vec![Effect::AbortResync];
+                effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback: None }, reason, Some(place)));
+                effects
+            }
+            State::Recovering { leader } => {
+                let mut effects = vec![Effect::AbortResync];
+                effects.extend(self.edge(State::Degraded { leader }, reason, Some(place)));
+                effects
+            }
+            State::Dark { in_sync, fallback } => {
+                if fallback == Some(place) {
+                    self.state = State::Dark { in_sync, fallback: None };
+                    return vec![];
+                }
+                if in_sync == Some(place) && loss == Loss::MemoryGone {
+                    return match fallback {
+                        Some(follower) => self.edge(State::Degraded { leader: follower }, reason, None),
+                        None => {
+                            self.state = State::Dark { in_sync: None, fallback: None };
+                            self.reason = reason;
+                            vec![]
+                        }
+                    };
+                }
+                vec![]
+            }
+        }
+    }
+
+    /// The state changes now; the gate closes and opens again when workers and records are through.
+    fn edge(&mut self, next: State, reason: Reason, void: Option<Place>) -> Vec<Effect> {
+        self.advance(next, reason);
+        self.gate = Gate::Closing;
+        self.handing_back = false;
+        vec![Effect::Close { void }]
+    }
+
+    /// The only place where the state changes along an arrow of the diagram.
+    fn advance(&mut self, next: State, reason: Reason) {
+        debug_assert!(legal(self.state, next), "{:?} -> {next:?}", self.state);
+        let (before, after) = (self.last_leader(), next.leader());
+        // A token taken under another leader must never win; leaving Dark counts, for the leader's connection broke.
+        if after.is_some() && before != after {
+            self.term = Term(self.term.0.wrapping_add(1));
+        }
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.state = next;
+        self.reason = reason;
+    }
+
+    fn last_leader(&self) -> Option<Place> {
+        self.state.leader()
+    }
+
+    fn closed(&mut self) -> Vec<Effect> {
+        if self.gate != Gate::Closing {
+            return vec![];
+        }
+        if self.handing_back {
+            self.gate = Gate::Draining;
+            return vec![Effect::FinishCopies];
+        }
+        self.gate = Gate::Recording;
+        match self.state {
+            State::Degraded { leader } => vec![Effect::RecordAlone { on: leader }],
+            State::Recovering { leader } => vec![Effect::RecordFilling { on: leader.other() }],
+            State::Mirrored => vec![Effect::RecordSync { follower: Place::Backup }],
+            State::Dark { .. } => {
+                self.gate = Gate::Open;
+                vec![Effect::Open]
+            }
+        }
+    }
+}
+
+/// The arrows of the diagram at the head of this file.
+pub fn legal(from: State, to: State) -> bool {
+    use State::{Dark, Degraded, Mirrored, Recovering};
+    match (from, to) {
+        (Mirrored, Degraded { .. }) => true,
+        (Degraded { leader: a }, Recovering { leader: b }) => a == b,
+        (Degraded { leader }, Dark { in_sync, .. }) => in_sync.is_none_or(|p| p == leader),
+        (Recovering { leader: a }, Degraded { leader: b }) => a == b,
+        (Recovering { leader }, Dark { in_sync, .. }) => in_sync == Some(leader),
+        (Recovering { .. }, Mirrored) => true,
+        // Only with `--resync=off`.
+        (Degraded { .. }, Mirrored) => true,
+        // From the start every state may follow, by the start-up table; later on Dark ends with one node alone.
+        (Dark { .. }, _) => true,
+        _ => false,
+    }
+}

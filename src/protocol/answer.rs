@@ -1,0 +1,20 @@
+//! The answers that memcached gives by itself, byte for byte as 1.6.18 does.
+
+/// To a command it does not know, or one with too few or too many words.
+pub const ERROR: &[u8] = b"ERROR\r\n";
+/// After the last value.
+pub const END: &[u8] = b"END\r\n";
+/// To a key that is too long or a number that is none.
+pub const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format\r\n";
+/// To a `delete` with something other than `0` or `noreply` behind the key. The two blanks are memcached's.
+pub const BAD_DELETE: &[u8] = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n";
+/// To `touch`, `gat`, `gats` and `flush_all`.
+pub const BAD_EXPTIME: &[u8] = b"CLIENT_ERROR invalid exptime argument\r\n";
+/// To `incr` and `decr`.
+pub const BAD_DELTA: &[u8] = b"CLIENT_ERROR invalid numeric delta argument\r\n";
+/// To a value that is not followed by CR LF where its length says.
+pub const BAD_DATA_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk\r\n";
+/// To an item above `-I`.
+pub const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
+/// No answer: the command asked for none, or the connection is closed without a word.
+pub const SILENCE: &[u8] = b"";

@@ -1,0 +1,280 @@
+//! One command line of the classic text protocol, verb by verb: which words it takes, and how memcached answers wrong ones.
+
+use std::ops::Range;
+
+use super::line::Words;
+use super::number::{client_i32, client_u32, client_u64};
+use super::request::{Limits, Parsed, Request, Verb, item_size};
+use super::{KEY_LEN_MAX, answer};
+
+/// The longest value whose length, CR LF included, fits memcached's `int`.
+const VALUE_LEN_MAX: usize = i32::MAX as usize - 2;
+
+/// A command line being parsed.
+pub(super) struct Command<'a> {
+    /// All that has arrived; the line is at its start.
+    pub(super) buf: &'a [u8],
+    /// Length of the line with its newline.
+    pub(super) line_len: usize,
+    pub(super) limits: &'a Limits,
+}
+
+impl Command<'_> {
+    pub(super) fn parse(&self, mut words: Words<'_>) -> Parsed {
+        let Some(name) = words.next() else {
+            return self.reject(answer::ERROR, false);
+        };
+        match &self.buf[name] {
+            b"get" => self.retrieval(Verb::Get, words),
+            b"gets" => self.retrieval(Verb::Gets, words),
+            b"gat" => self.retrieval(Verb::Gat, words),
+            b"gats" => self.retrieval(Verb::Gats, words),
+            b"set" => self.storage(Verb::Set, words),
+            b"add" => self.storage(Verb::Add, words),
+            b"replace" => self.storage(Verb::Replace, words),
+            b"append" => self.storage(Verb::Append, words),
+            b"prepend" => self.storage(Verb::Prepend, words),
+            b"cas" => self.storage(Verb::Cas, words),
+            b"incr" => self.arithmetic(Verb::Incr, words),
+            b"decr" => self.arithmetic(Verb::Decr, words),
+            b"delete" => self.delete(words),
+            b"touch" => self.touch(words),
+            b"flush_all" => self.flush_all(words),
+            b"verbosity" => self.verbosity(words),
+            b"stats" => self.accept(Request { args: words.rest(), ..Request::new(Verb::Stats) }),
+            b"resync" => self.accept(Request { args: words.rest(), ..Request::new(Verb::Resync) }),
+            // These two take any number of words and heed none.
+            b"version" => self.accept(Request::new(Verb::Version)),
+            b"quit" => self.accept(Request::new(Verb::Quit)),
+            b"ms" => self.unserved_meta_set(words),
+            name => self.unknown(name, words),
+        }
+    }
+
+    fn accept(&self, request: Request) -> Parsed {
+        Parsed::Request { request, len: self.line_len }
+    }
+
+    fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
+        let reply = if noreply { answer::SILENCE } else { reply };
+        Parsed::Reject { reply, len: self.line_len, swallow: 0, close: false }
+    }
+
+    fn retrieval(&self, verb: Verb, mut words: Words<'_>) -> Parsed {
+        let mut request = Request::new(verb);
+        let with_exptime = matches!(verb, Verb::Gat | Verb::Gats);
+        if with_exptime {
+            let Some(word) = words.next() else {
+                return self.reject(answer::ERROR, false);
+            };
+            let Some(exptime) = client_i32(&self.buf[word]) else {
+                return self.reject(answer::BAD_EXPTIME, false);
+            };
+            request.exptime = exptime.into();
+        }
+        let mut keys: Option<Range<usize>> = None;
+        for key in words {
+            // One bad key spoils the whole request. memcached has served the earlier ones by then, and touched them if it
+            // is a gat; here nothing is forwarded that is not right as a whole.
+            if key.len() > KEY_LEN_MAX {
+                return self.reject(answer::BAD_FORMAT, false);
+            }
+            keys = Some(keys.map_or(key.start, |span| span.start)..key.end);
+        }
+        match keys {
+            Some(keys) => self.accept(Request { keys, ..request }),
+            // `gat 10` gets END from memcached: it found none of no keys. Answered here, so that nobody waits for a node.
+            None if with_exptime => self.reject(answer::END, false),
+            None => self.reject(answer::ERROR, false),
+        }
+    }
+
+    /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for `cas`.
+    fn storage(&self, verb: Verb, words: Words<'_>) -> Parsed {
+        let args = Args::collect(self.buf, words);
+        let least = if verb == Verb::Cas { 5 } else { 4 };
+        if args.count != least && args.count != least + 1 {
+            return self.reject(answer::ERROR, false);
+        }
+        let noreply = args.noreply();
+        if args.key().len() > KEY_LEN_MAX {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        }
+        let numbers = (client_u32(args.word(1)), client_i32(args.word(2)), client_i32(args.word(3)));
+        let (Some(flags), Some(exptime), Some(length)) = numbers else {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        };
+        let cas = if verb == Verb::Cas { client_u64(args.word(4)) } else { Some(0) };
+        let (Some(cas), Ok(length @ ..=VALUE_LEN_MAX)) = (cas, usize::try_from(length)) else {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        };
+        let request = Request { noreply, keys: args.key(), flags, exptime: exptime.into(), cas, ..Request::new(verb) };
+        self.value(request, length)
+    }
+
+    /// The value behind the line of a storage command.
+    fn value(&self, request: Request, value_len: usize) -> Parsed {
+        if item_size(request.keys.len(), request.flags, value_len) > self.limits.item_size_max {
+            return Parsed::TooLarge { request, len: self.line_len, swallow: value_len + 2 };
+        }
+        let data = self.line_len..self.line_len + value_len;
+        let len = data.end + 2;
+        match self.buf.get(data.end..len) {
+            None => Parsed::Incomplete { need: len },
+            Some(b"\r\n") => Parsed::Request { request: Request { data, ..request }, len },
+            // memcached takes exactly the announced length, and reads on behind it, be it in the middle of the value.
+            Some(_) => {
+                let reply = if request.noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
+                Parsed::Reject { reply, len, swallow: 0, close: false }
+            }
+        }
+    }
+
+    fn arithmetic(&self, verb: Verb, words: Words<'_>) -> Parsed {
+        let args = Args::collect(self.buf, words);
+        if args.count != 2 && args.count != 3 {
+            return self.reject(answer::ERROR, false);
+        }
+        let noreply = args.noreply();
+        if args.key().len() > KEY_LEN_MAX {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        }
+        match client_u64(args.word(1)) {
+            Some(delta) => self.accept(Request { noreply, keys: args.key(), delta, ..Request::new(verb) }),
+            None => self.reject(answer::BAD_DELTA, noreply),
+        }
+    }
+
+    fn touch(&self, words: Words<'_>) -> Parsed {
+        let args = Args::collect(self.buf, words);
+        if args.count != 2 && args.count != 3 {
+            return self.reject(answer::ERROR, false);
+        }
+        let noreply = args.noreply();
+        if args.key().len() > KEY_LEN_MAX {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        }
+        match client_i32(args.word(1)) {
+            Some(exptime) => {
+                self.accept(Request { noreply, keys: args.key(), exptime: exptime.into(), ..Request::new(Verb::Touch) })
+            }
+            None => self.reject(answer::BAD_EXPTIME, noreply),
+        }
+    }
+
+    /// `delete <key> [0] [noreply]`: the 0 was once a time during which the key could not be added.
+    fn delete(&self, words: Words<'_>) -> Parsed {
+        let args = Args::collect(self.buf, words);
+        if !(1..=3).contains(&args.count) {
+            return self.reject(answer::ERROR, false);
+        }
+        // A lone `noreply` is a key.
+        let noreply = args.count > 1 && args.noreply();
+        let zero = args.word(1) == b"0";
+        let right = match args.count {
+            1 => true,
+            2 => zero || noreply,
+            _ => zero && noreply,
+        };
+        if !right {
+            return self.reject(answer::BAD_DELETE, noreply);
+        }
+        if args.key().len() > KEY_LEN_MAX {
+            return self.reject(answer::BAD_FORMAT, noreply);
+        }
+        self.accept(Request { noreply, keys: args.key(), ..Request::new(Verb::Delete) })
+    }
+
+    /// `flush_all [delay] [noreply]`.
+    fn flush_all(&self, words: Words<'_>) -> Parsed {
+        let args = Args::collect(self.buf, words);
+        if args.count > 2 {
+            return self.reject(answer::ERROR, false);
+        }
+        let noreply = args.noreply();
+        if args.count == usize::from(noreply) {
+            return self.accept(Request { noreply, ..Request::new(Verb::FlushAll) });
+        }
+        match client_i32(args.word(0)) {
+            Some(delay) => self.accept(Request { noreply, exptime: delay.into(), ..Request::new(Verb::FlushAll) }),
+            None => self.reject(answer::BAD_EXPTIME, noreply),
+        }
+    }
+
+    fn verbosity(&self, words: Words<'_>) -> Parsed {
+        let span = words.rest();
+        let args = Args::collect(self.buf, words);
+        if args.count != 1 && args.count != 2 {
+            return self.reject(answer::ERROR, false);
+        }
+        let noreply = args.noreply();
+        match client_u32(args.word(0)) {
+            Some(level) => {
+                self.accept(Request { noreply, delta: level.into(), args: span, ..Request::new(Verb::Verbosity) })
+            }
+            None => self.reject(answer::BAD_FORMAT, noreply),
+        }
+    }
+
+    /// `ms <key> <length> ...`: refused, but the value goes with it. Left in the stream it would be taken for commands.
+    fn unserved_meta_set(&self, mut words: Words<'_>) -> Parsed {
+        let length =
+            words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
+        let swallow = length.map_or(0, |length| length + 2);
+        Parsed::Reject { reply: answer::ERROR, len: self.line_len, swallow, close: false }
+    }
+
+    /// A browser's request is closed without an answer, so that a web page cannot make it talk memcached. memcached comes
+    /// to this test only for names that no command begins like, and only knows the first 23 words.
+    fn unknown(&self, name: &[u8], words: Words<'_>) -> Parsed {
+        const WORDS_MAX: usize = 23;
+        let other_branch = matches!(name, [_] | [b'm', _] | [b'g' | b's' | b'a' | b'c' | b'i' | b'd' | b't', ..]);
+        let last = words.take(WORDS_MAX - 1).last().map_or(name, |word| &self.buf[word]);
+        if last.starts_with(b"HTTP/") && !other_branch {
+            return Parsed::Reject { reply: answer::SILENCE, len: self.line_len, swallow: 0, close: true };
+        }
+        self.reject(answer::ERROR, false)
+    }
+}
+
+/// The words behind a command's name, for commands that take a few.
+struct Args<'a> {
+    buf: &'a [u8],
+    words: [(usize, usize); Args::KEPT],
+    /// How many there are; [`Args::TOO_MANY`] stands for more than any command takes.
+    count: usize,
+}
+
+impl<'a> Args<'a> {
+    /// As many as `cas` takes at most.
+    const KEPT: usize = 6;
+    const TOO_MANY: usize = Args::KEPT + 1;
+
+    fn collect(buf: &'a [u8], words: Words<'_>) -> Args<'a> {
+        let mut args = Args { buf, words: [(0, 0); Args::KEPT], count: 0 };
+        for word in words.take(Args::TOO_MANY) {
+            if let Some(slot) = args.words.get_mut(args.count) {
+                *slot = (word.start, word.end);
+            }
+            args.count += 1;
+        }
+        args
+    }
+
+    /// Empty if there are not that many.
+    fn word(&self, index: usize) -> &'a [u8] {
+        let (start, end) = self.words[index];
+        &self.buf[start..end]
+    }
+
+    fn key(&self) -> Range<usize> {
+        let (start, end) = self.words[0];
+        start..end
+    }
+
+    /// memcached looks for `noreply` in the last word only, whatever belongs there. `incr noreply noreply` is so an `incr`
+    /// of the key `noreply` with a bad delta, about which it keeps silent.
+    fn noreply(&self) -> bool {
+        self.count.checked_sub(1).is_some_and(|last| last < Args::KEPT && self.word(last) == b"noreply")
+    }
+}

@@ -1,0 +1,152 @@
+//! Lines and words, cut as memcached cuts them.
+
+use std::ops::Range;
+
+use memchr::{memchr, memchr2};
+
+/// Longest line that is no get of many keys, without its newline. memcached closes the connection when more than so much
+/// has come without one; it may take more that comes in one piece, which no client should count on.
+pub(super) const LINE_LEN_MAX: usize = 2048;
+/// Longest get of many keys. memcached itself has no bound here: this holds 4,000 keys of the longest kind.
+pub(super) const MULTIGET_LINE_LEN_MAX: usize = 1 << 20;
+/// memcached looks no further for the command's name when it has to decide whether a long line is a get.
+const LEADING_BLANKS_MAX: usize = 100;
+
+/// What the buffer begins with.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Line {
+    /// No newline yet.
+    Incomplete,
+    /// Longer than allowed. `len` is how much proves it.
+    TooLong { len: usize },
+    /// A whole line: `end` is where its text ends, `len` counts its newline too.
+    Whole { end: usize, len: usize },
+}
+
+/// Finds the first line.
+///
+/// Its end is LF, or CR LF. A NUL ends the text earlier, as memcached handles lines as C strings.
+pub(super) fn first_line(buf: &[u8]) -> Line {
+    let window = &buf[..buf.len().min(MULTIGET_LINE_LEN_MAX + 1)];
+    let (text_end, newline) = match memchr2(b'\n', 0, window) {
+        Some(at) if window[at] == b'\n' => (at, Some(at)),
+        Some(nul) => (nul, memchr(b'\n', &window[nul..]).map(|at| nul + at)),
+        None => (window.len(), None),
+    };
+    let text_len = newline.unwrap_or(window.len());
+    if text_len > LINE_LEN_MAX && !is_retrieval(buf) {
+        return Line::TooLong { len: LINE_LEN_MAX + 1 };
+    }
+    let Some(newline) = newline else {
+        if text_len > MULTIGET_LINE_LEN_MAX {
+            return Line::TooLong { len: MULTIGET_LINE_LEN_MAX + 1 };
+        }
+        return Line::Incomplete;
+    };
+    let mut end = text_end;
+    // memcached keeps the CR of an otherwise empty line; the answer is ERROR either way.
+    if end == newline && end > 0 && buf[end - 1] == b'\r' {
+        end -= 1;
+    }
+    Line::Whole { end, len: newline + 1 }
+}
+
+/// memcached lets only `get` and `gets` be long. `gat` and `gats` with many keys it takes or not as they happen to arrive;
+/// here they are taken.
+fn is_retrieval(buf: &[u8]) -> bool {
+    let blanks = buf.iter().take_while(|&&byte| byte == b' ').count();
+    let name = &buf[blanks..];
+    blanks <= LEADING_BLANKS_MAX
+        && [&b"get "[..], b"gets ", b"gat ", b"gats "].iter().any(|verb| name.starts_with(verb))
+}
+
+/// The words of `buf[pos..end]`, separated by blanks (and nothing else: a tab belongs to the word).
+#[derive(Clone)]
+pub(super) struct Words<'a> {
+    buf: &'a [u8],
+    pos: usize,
+    end: usize,
+}
+
+impl<'a> Words<'a> {
+    pub(super) fn new(buf: &'a [u8], span: Range<usize>) -> Words<'a> {
+        Words { buf, pos: span.start, end: span.end }
+    }
+
+    /// What is left, from the next word to the end of the last one; empty at the end when there is none.
+    pub(super) fn rest(&self) -> Range<usize> {
+        let left = &self.buf[self.pos..self.end];
+        match left.iter().position(|&byte| byte != b' ') {
+            Some(skip) => {
+                let trailing = left.iter().rev().take_while(|&&byte| byte == b' ').count();
+                self.pos + skip..self.end - trailing
+            }
+            None => self.end..self.end,
+        }
+    }
+}
+
+impl Iterator for Words<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let left = &self.buf[self.pos..self.end];
+        let start = self.pos + left.iter().position(|&byte| byte != b' ')?;
+        let len = memchr(b' ', &self.buf[start..self.end]).unwrap_or(self.end - start);
+        self.pos = start + len;
+        Some(start..self.pos)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_ends() {
+        for (buf, end, len) in [
+            (&b"a\r\nb"[..], 1, 3),
+            (b"a\n", 1, 2),
+            (b"\n", 0, 1),
+            (b"\r\n", 0, 2),
+            (b"a\r\r\n", 2, 4),
+            (b"a\0b\r\n", 1, 5),
+            (b"a\r\0\n", 2, 4),
+            (b"\0\0\n", 0, 3),
+        ] {
+            assert_eq!(first_line(buf), Line::Whole { end, len }, "{buf:?}");
+        }
+        assert_eq!(first_line(b""), Line::Incomplete);
+        assert_eq!(first_line(b"a\0b"), Line::Incomplete);
+    }
+
+    #[test]
+    fn only_gets_may_be_long() {
+        let line = |start: &str, len: usize| [start.as_bytes(), &vec![b'x'; len - start.len()]].concat();
+        assert_eq!(first_line(&line("set ", 2048)), Line::Incomplete);
+        assert_eq!(first_line(&line("set ", 2049)), Line::TooLong { len: 2049 });
+        let mut ended = line("set ", 2049);
+        ended.push(b'\n');
+        assert_eq!(first_line(&ended), Line::TooLong { len: 2049 });
+        for start in ["get ", "gets ", "   get ", "gat 0 ", "gats 0 "] {
+            assert_eq!(first_line(&line(start, 1 << 20)), Line::Incomplete);
+            assert_eq!(first_line(&line(start, (1 << 20) + 1)), Line::TooLong { len: (1 << 20) + 1 });
+            let mut ended = line(start, 1 << 20);
+            ended.extend_from_slice(b"\r\n");
+            assert_eq!(first_line(&ended), Line::TooLong { len: (1 << 20) + 1 }, "the CR counts");
+        }
+        assert_eq!(first_line(&line(&format!("{:101}get ", ""), 3000)), Line::TooLong { len: 2049 });
+    }
+
+    #[test]
+    fn words_are_cut_at_blanks_only() {
+        let buf = b"  set a\tb   5 ";
+        let mut words = Words::new(buf, 0..buf.len());
+        assert_eq!(words.next(), Some(2..5));
+        assert_eq!(words.rest(), 6..13);
+        let rest: Vec<&[u8]> = words.clone().map(|word| &buf[word]).collect();
+        assert_eq!(rest, [&b"a\tb"[..], b"5"]);
+        assert_eq!(Words::new(buf, 13..14).next(), None);
+        assert!(Words::new(buf, 13..14).rest().is_empty());
+    }
+}

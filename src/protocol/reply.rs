@@ -1,0 +1,365 @@
+//! Replies of nodes, in memcached's classic and meta text protocols.
+//!
+//! Nodes are read strictly: a reply that is not exactly as memcached writes it means that the stream is out of step, and the
+//! only safe thing to do with such a connection is to close it.
+
+use std::ops::Range;
+
+use memchr::memchr;
+use thiserror::Error;
+
+use super::KEY_LEN_MAX;
+use super::number::parse_u64;
+
+/// What a node said. Ranges are offsets into the buffer that was parsed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReplyKind {
+    /// `VALUE`: one item of a get, without the `END` that follows the last one.
+    Value {
+        /// The item's key.
+        key: Range<usize>,
+        /// Client flags.
+        flags: u32,
+        /// The value, without the CR LF behind it.
+        data: Range<usize>,
+        /// The unique id, in the answer to `gets` and `gats`.
+        cas: Option<u64>,
+        /// The buffer goes on with the `END` line: a hint that saves a call. It is not counted in [`Reply::len`], and
+        /// false also when the rest has not arrived.
+        end_follows: bool,
+    },
+    /// `END`: of values, statistics or a dump.
+    End,
+    /// `STORED`.
+    Stored,
+    /// `NOT_STORED`.
+    NotStored,
+    /// `EXISTS`: cas id out of date.
+    Exists,
+    /// `NOT_FOUND`.
+    NotFound,
+    /// `DELETED`.
+    Deleted,
+    /// `TOUCHED`.
+    Touched,
+    /// `OK`.
+    Ok,
+    /// The new value after `incr` or `decr`.
+    Number(u64),
+    /// `RESET`, after `stats reset`.
+    Reset,
+    /// `STAT <name> <value>`.
+    Stat {
+        /// Its name.
+        name: Range<usize>,
+        /// All that follows the name; may contain blanks or be empty.
+        value: Range<usize>,
+    },
+    /// `VERSION <version>`.
+    Version {
+        /// What follows the word, such as `1.6.18`.
+        version: Range<usize>,
+    },
+    /// `ERROR`, alone or with a reason: the command is unknown or malformed.
+    Error,
+    /// `CLIENT_ERROR <reason>`.
+    ClientError,
+    /// `SERVER_ERROR <reason>`.
+    ServerError,
+    /// `BUSY <reason>`: another crawl is under way.
+    Busy,
+    /// `HD`: done, or found, without a value. Flags: [`meta_flag`] on the line.
+    MetaHd,
+    /// `VA`: with a value.
+    MetaVa {
+        /// The value, without the CR LF behind it.
+        data: Range<usize>,
+    },
+    /// `EN`: a miss of `mg`.
+    MetaEn,
+    /// `NS`: not stored.
+    MetaNs,
+    /// `EX`: cas id out of date.
+    MetaEx,
+    /// `NF`: not found.
+    MetaNf,
+    /// `MN`: everything before the `mn` was handled.
+    MetaMn,
+    /// `ME`: debug information about an item.
+    MetaMe,
+}
+
+/// One reply: a line, or a line and a value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// What it says.
+    pub kind: ReplyKind,
+    /// Its first line, without CR LF.
+    pub line: Range<usize>,
+    /// Bytes it takes up, value and all.
+    pub len: usize,
+}
+
+/// How much a node may make us buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReplyLimits {
+    /// Longest line, in bytes, newline included.
+    pub line_len_max: usize,
+    /// Longest value, in bytes.
+    pub value_len_max: usize,
+}
+
+impl Default for ReplyLimits {
+    /// 8 KiB a line, memcached's own write buffer being 1 KiB; 1 GiB a value, the largest that `-I` can be set to. Callers
+    /// who know the node's `-I` should pass that.
+    fn default() -> ReplyLimits {
+        ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 }
+    }
+}
+
+/// What the buffer begins with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ParsedReply {
+    /// More bytes are needed: keep these and call again.
+    Incomplete {
+        /// How long the reply will be in all, where that is known (its value has not arrived), else 0.
+        need: usize,
+    },
+    /// A whole reply.
+    Reply(Reply),
+}
+
+/// Why a node's bytes are no reply. The connection is out of step: it must be closed, and nothing read from it before is in
+/// doubt, but nothing after can be trusted.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ReplyError {
+    /// No newline within the limit.
+    #[error("reply line of more than {max} bytes")]
+    LineTooLong {
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// The value would be longer than the limit.
+    #[error("value of {len} bytes announced, {max} at most expected")]
+    ValueTooLong {
+        /// As announced, in bytes.
+        len: u64,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// The line ends in LF alone.
+    #[error("reply line without carriage return: \"{line}\"")]
+    BareNewline {
+        /// The start of the line, escaped.
+        line: String,
+    },
+    /// `VALUE`, `VA` or `STAT` with a word missing, too many, or no number where one belongs.
+    #[error("malformed reply line: {what} in \"{line}\"")]
+    Malformed {
+        /// What is wrong with it.
+        what: &'static str,
+        /// The start of the line, escaped.
+        line: String,
+    },
+    /// No reply that memcached gives begins so.
+    #[error("unknown reply: \"{line}\"")]
+    Unknown {
+        /// The start of the line, escaped.
+        line: String,
+    },
+    /// No CR LF behind the value.
+    #[error("value of {len} bytes does not end where its length says: \"{line}\"")]
+    BadDataEnd {
+        /// Its length as announced, in bytes.
+        len: usize,
+        /// The start of the line before it, escaped.
+        line: String,
+    },
+}
+
+/// Parses the reply that `buf` begins with, within the default [`ReplyLimits`]. `None`: more bytes are needed.
+pub fn parse_reply(buf: &[u8]) -> Result<Option<Reply>, ReplyError> {
+    match parse_reply_within(buf, &ReplyLimits::default())? {
+        ParsedReply::Incomplete { .. } => Ok(None),
+        ParsedReply::Reply(reply) => Ok(Some(reply)),
+    }
+}
+
+/// Parses the reply that `buf` begins with.
+pub fn parse_reply_within(buf: &[u8], limits: &ReplyLimits) -> Result<ParsedReply, ReplyError> {
+    let window = &buf[..buf.len().min(limits.line_len_max)];
+    let Some(newline) = memchr(b'\n', window) else {
+        if buf.len() >= limits.line_len_max {
+            return Err(ReplyError::LineTooLong { max: limits.line_len_max });
+        }
+        return Ok(ParsedReply::Incomplete { need: 0 });
+    };
+    let Some(line) = buf[..newline].strip_suffix(b"\r") else {
+        return Err(ReplyError::BareNewline { line: excerpt(&buf[..newline]) });
+    };
+    let text = Text { buf, line: 0..line.len(), line_len: newline + 1, limits };
+    if let Some(kind) = fixed(line) {
+        return Ok(text.line_reply(kind));
+    }
+    let (word, rest) = match memchr(b' ', line) {
+        Some(blank) => (&line[..blank], blank + 1..line.len()),
+        None => (line, line.len()..line.len()),
+    };
+    match word {
+        b"VALUE" => text.value(rest),
+        b"VA" => text.meta_value(rest),
+        b"STAT" => text.stat(rest),
+        b"HD" => Ok(text.line_reply(ReplyKind::MetaHd)),
+        b"NS" => Ok(text.line_reply(ReplyKind::MetaNs)),
+        b"EX" => Ok(text.line_reply(ReplyKind::MetaEx)),
+        b"NF" => Ok(text.line_reply(ReplyKind::MetaNf)),
+        b"ME" => Ok(text.line_reply(ReplyKind::MetaMe)),
+        b"VERSION" => Ok(text.line_reply(ReplyKind::Version { version: rest })),
+        b"SERVER_ERROR" => Ok(text.line_reply(ReplyKind::ServerError)),
+        b"CLIENT_ERROR" => Ok(text.line_reply(ReplyKind::ClientError)),
+        b"ERROR" => Ok(text.line_reply(ReplyKind::Error)),
+        b"BUSY" => Ok(text.line_reply(ReplyKind::Busy)),
+        _ => match parse_u64(line) {
+            Some(number) => Ok(text.line_reply(ReplyKind::Number(number))),
+            None => Err(ReplyError::Unknown { line: excerpt(line) }),
+        },
+    }
+}
+
+/// Replies that are always the same line.
+fn fixed(line: &[u8]) -> Option<ReplyKind> {
+    Some(match line {
+        b"END" => ReplyKind::End,
+        b"STORED" => ReplyKind::Stored,
+        b"NOT_STORED" => ReplyKind::NotStored,
+        b"EXISTS" => ReplyKind::Exists,
+        b"NOT_FOUND" => ReplyKind::NotFound,
+        b"DELETED" => ReplyKind::Deleted,
+        b"TOUCHED" => ReplyKind::Touched,
+        b"OK" => ReplyKind::Ok,
+        b"RESET" => ReplyKind::Reset,
+        b"EN" => ReplyKind::MetaEn,
+        b"MN" => ReplyKind::MetaMn,
+        _ => return None,
+    })
+}
+
+/// A whole line, and what may stand behind it.
+struct Text<'a> {
+    buf: &'a [u8],
+    line: Range<usize>,
+    line_len: usize,
+    limits: &'a ReplyLimits,
+}
+
+impl Text<'_> {
+    fn line_reply(&self, kind: ReplyKind) -> ParsedReply {
+        ParsedReply::Reply(Reply { kind, line: self.line.clone(), len: self.line_len })
+    }
+
+    /// `VALUE <key> <flags> <length> [<cas>]`.
+    fn value(&self, rest: Range<usize>) -> Result<ParsedReply, ReplyError> {
+        let mut at = rest.start;
+        let key = self.word(&mut at).ok_or_else(|| self.malformed("no key"))?;
+        if key.is_empty() || key.len() > KEY_LEN_MAX {
+            return Err(self.malformed("key empty or too long"));
+        }
+        let flags = self.word(&mut at).and_then(|word| parse_u64(&self.buf[word])).and_then(|n| u32::try_from(n).ok());
+        let flags = flags.ok_or_else(|| self.malformed("no client flags of 32 bits"))?;
+        let len = self.value_len(&mut at)?;
+        let cas = match self.word(&mut at) {
+            None => None,
+            Some(word) => Some(parse_u64(&self.buf[word]).ok_or_else(|| self.malformed("cas id is no number"))?),
+        };
+        if self.word(&mut at).is_some() {
+            return Err(self.malformed("too many words"));
+        }
+        let Some(data) = self.data(len)? else {
+            return Ok(self.incomplete(len));
+        };
+        let len = data.end + 2;
+        let end_follows = self.buf[len..].starts_with(b"END\r\n");
+        let kind = ReplyKind::Value { key, flags, data, cas, end_follows };
+        Ok(ParsedReply::Reply(Reply { kind, line: self.line.clone(), len }))
+    }
+
+    /// `VA <length> <flag>*`.
+    fn meta_value(&self, rest: Range<usize>) -> Result<ParsedReply, ReplyError> {
+        let mut at = rest.start;
+        let len = self.value_len(&mut at)?;
+        Ok(match self.data(len)? {
+            None => self.incomplete(len),
+            Some(data) => {
+                let len = data.end + 2;
+                ParsedReply::Reply(Reply { kind: ReplyKind::MetaVa { data }, line: self.line.clone(), len })
+            }
+        })
+    }
+
+    fn stat(&self, rest: Range<usize>) -> Result<ParsedReply, ReplyError> {
+        let mut at = rest.start;
+        match self.word(&mut at) {
+            Some(name) if !name.is_empty() => {
+                Ok(self.line_reply(ReplyKind::Stat { name, value: at.min(rest.end)..rest.end }))
+            }
+            _ => Err(self.malformed("no name")),
+        }
+    }
+
+    /// The word that starts at `at`, which moves behind it and one blank. Nodes separate words by exactly one.
+    fn word(&self, at: &mut usize) -> Option<Range<usize>> {
+        let left = self.buf[..self.line.end].get(*at..).filter(|left| !left.is_empty())?;
+        let start = *at;
+        let end = start + memchr(b' ', left).unwrap_or(left.len());
+        *at = end + 1;
+        Some(start..end)
+    }
+
+    fn value_len(&self, at: &mut usize) -> Result<usize, ReplyError> {
+        let len = self.word(at).and_then(|word| parse_u64(&self.buf[word]));
+        let len = len.ok_or_else(|| self.malformed("no length"))?;
+        match usize::try_from(len) {
+            Ok(fits) if fits <= self.limits.value_len_max => Ok(fits),
+            _ => Err(ReplyError::ValueTooLong { len, max: self.limits.value_len_max }),
+        }
+    }
+
+    fn incomplete(&self, value_len: usize) -> ParsedReply {
+        ParsedReply::Incomplete { need: self.line_len.saturating_add(value_len).saturating_add(2) }
+    }
+
+    /// Where the value behind the line is; `None` if it has not arrived.
+    fn data(&self, len: usize) -> Result<Option<Range<usize>>, ReplyError> {
+        let data = self.line_len..self.line_len.saturating_add(len);
+        match self.buf.get(data.end..data.end.saturating_add(2)) {
+            None => Ok(None),
+            Some(b"\r\n") => Ok(Some(data)),
+            Some(_) => Err(ReplyError::BadDataEnd { len, line: excerpt(&self.buf[self.line.clone()]) }),
+        }
+    }
+
+    fn malformed(&self, what: &'static str) -> ReplyError {
+        ReplyError::Malformed { what, line: excerpt(&self.buf[self.line.clone()]) }
+    }
+}
+
+/// Enough of a line to recognise it in a log.
+fn excerpt(line: &[u8]) -> String {
+    const LEN_MAX: usize = 80;
+    line[..line.len().min(LEN_MAX)].escape_ascii().to_string()
+}
+
+/// The argument of a flag in the line of a meta reply: `meta_flag(b"HD c12 kfoo", b'c')` is `Some(b"12")`.
+///
+/// Empty for a flag without argument (`W`, `X`, `Z`), `None` if the flag is not there.
+pub fn meta_flag(line: &[u8], flag: u8) -> Option<&[u8]> {
+    let mut words = line.split(|&byte| byte == b' ');
+    if words.next() == Some(b"VA") {
+        words.next();
+    }
+    words.find_map(|word| word.strip_prefix(&[flag]))
+}
+
+#[cfg(test)]
+#[path = "reply_tests.rs"]
+mod tests;

@@ -1,0 +1,221 @@
+use super::super::fuzz::Dice;
+use super::*;
+
+const LIMITS: Limits = Limits { item_size_max: 1000 };
+
+fn request(buf: &[u8]) -> (Request, usize) {
+    match parse(buf, &LIMITS) {
+        Parsed::Request { request, len } => (request, len),
+        other => panic!("{:?}: {other:?}", buf.escape_ascii().to_string()),
+    }
+}
+
+#[test]
+fn a_set_has_all_its_fields() {
+    let buf = b"  set key-1  7 -3 5 noreply\r\nhello\r\nget x\r\n";
+    let (request, len) = request(buf);
+    assert_eq!(request.verb, Verb::Set);
+    assert_eq!(&buf[request.keys.clone()], b"key-1");
+    assert_eq!((request.flags, request.exptime, request.noreply), (7, -3, true));
+    assert_eq!(&buf[request.data.clone()], b"hello");
+    assert_eq!(&buf[len..], b"get x\r\n");
+}
+
+#[test]
+fn values_may_hold_anything() {
+    let buf = b"add k 0 0 7\r\n\r\n\0END\n\r\n";
+    let (request, len) = request(buf);
+    assert_eq!((&buf[request.data], len), (&b"\r\n\0END\n"[..], buf.len()));
+    assert!(matches!(parse(b"set k 0 0 0\r\n\r\n", &LIMITS), Parsed::Request { len: 15, .. }));
+}
+
+#[test]
+fn every_verb_is_found_by_its_name() {
+    for (line, verb) in [
+        ("get k", Verb::Get),
+        ("gets k", Verb::Gets),
+        ("gat 1 k", Verb::Gat),
+        ("gats 1 k", Verb::Gats),
+        ("set k 0 0 1", Verb::Set),
+        ("add k 0 0 1", Verb::Add),
+        ("replace k 0 0 1", Verb::Replace),
+        ("append k 0 0 1", Verb::Append),
+        ("prepend k 0 0 1", Verb::Prepend),
+        ("cas k 0 0 1 9", Verb::Cas),
+        ("incr k 1", Verb::Incr),
+        ("decr k 1", Verb::Decr),
+        ("delete k", Verb::Delete),
+        ("touch k 1", Verb::Touch),
+        ("flush_all", Verb::FlushAll),
+        ("version", Verb::Version),
+        ("verbosity 1", Verb::Verbosity),
+        ("stats", Verb::Stats),
+        ("resync", Verb::Resync),
+        ("quit", Verb::Quit),
+    ] {
+        let mut buf = format!("{line}\r\n").into_bytes();
+        if verb.is_storage() {
+            buf.extend_from_slice(b"x\r\n");
+        }
+        let (request, len) = request(&buf);
+        assert_eq!((request.verb, len), (verb, buf.len()));
+        assert!(line.starts_with(verb.name()));
+        assert_eq!(request.key_iter(&buf).collect::<Vec<_>>().is_empty(), !line.contains(" k"), "{line}");
+    }
+}
+
+#[test]
+fn retrievals_take_many_keys() {
+    let mut buf = b"gats -1".to_vec();
+    let keys: Vec<Vec<u8>> =
+        (0..3000).map(|i| format!("key:{i:0>width$}", width = 10 + i % 200).into_bytes()).collect();
+    for key in &keys {
+        buf.extend_from_slice(b"  ");
+        buf.extend_from_slice(key);
+    }
+    buf.extend_from_slice(b" \r\n");
+    let (request, len) = request(&buf);
+    assert_eq!((request.exptime, len), (-1, buf.len()));
+    assert!(request.key_iter(&buf).eq(keys.iter().map(Vec::as_slice)));
+}
+
+#[test]
+fn numbers_land_in_their_fields() {
+    let cas = b"cas k 4294967297 4294967297 1 18446744073709551615\r\nx\r\n";
+    let (cas, _) = request(cas);
+    assert_eq!((cas.flags, cas.exptime, cas.cas), (1, 1, u64::MAX), "flags and exptime are cut to 32 bits");
+    assert_eq!(request(b"incr k 18446744073709551615\r\n").0.delta, u64::MAX);
+    assert_eq!(request(b"touch k -2\r\n").0.exptime, -2);
+    assert_eq!(request(b"verbosity 3\r\n").0.delta, 3);
+    for (line, delay, noreply) in [
+        (&b"flush_all\r\n"[..], 0, false),
+        (b"flush_all noreply\r\n", 0, true),
+        (b"flush_all 10\r\n", 10, false),
+        (b"flush_all -1\r\n", -1, false),
+        (b"flush_all 10 noreply\r\n", 10, true),
+        (b"flush_all 10 20\r\n", 10, false),
+    ] {
+        let (request, _) = request(line);
+        assert_eq!((request.verb, request.exptime, request.noreply), (Verb::FlushAll, delay, noreply));
+    }
+}
+
+#[test]
+fn resync_and_stats_keep_their_words() {
+    for (line, args) in [
+        ("resync", ""),
+        ("resync status", "status"),
+        ("resync  cancel   x ", "cancel   x"),
+        ("resync verify", "verify"),
+        ("resync 10.0.0.1:11211", "10.0.0.1:11211"),
+        ("stats", ""),
+        ("stats cachedump 1 0", "cachedump 1 0"),
+    ] {
+        let buf = format!("{line}\r\n");
+        assert_eq!(&buf[request(buf.as_bytes()).0.args], args);
+    }
+}
+
+#[test]
+fn says_how_much_is_missing() {
+    assert_eq!(parse(b"set k 0 0 500\r\nab", &LIMITS), Parsed::Incomplete { need: 15 + 502 });
+    assert_eq!(parse(b"set k 0 0 5", &LIMITS), Parsed::Incomplete { need: 0 });
+    assert_eq!(parse(b"", &LIMITS), Parsed::Incomplete { need: 0 });
+}
+
+#[test]
+fn items_above_the_limit() {
+    // 48 + 8 + 1 + 1 + 2 = 60 bytes beside the value, 64 with client flags.
+    assert_eq!((item_size(1, 0, 940), item_size(1, 1, 936)), (1000, 1000));
+    assert!(matches!(parse(b"set k 0 0 940\r\n", &LIMITS), Parsed::Incomplete { .. }));
+    assert!(matches!(parse(b"set k 1 0 936\r\n", &LIMITS), Parsed::Incomplete { .. }));
+    assert!(matches!(parse(b"set k 4294967296 0 940\r\n", &LIMITS), Parsed::Incomplete { .. }), "these flags are 0");
+    for (line, noreply, swallow) in [
+        (&b"set k 0 0 941\r\n"[..], false, 943),
+        (b"set k 1 0 937\r\n", false, 939),
+        (b"set k 0 0 941 noreply\r\n", true, 943),
+        (b"set k 0 0 2147483645\r\n", false, 2_147_483_647),
+    ] {
+        let Parsed::TooLarge { request, len, swallow: found } = parse(line, &LIMITS) else { panic!() };
+        assert_eq!((request.verb, &line[request.keys], request.noreply), (Verb::Set, &b"k"[..], noreply));
+        assert_eq!((len, found, request.data), (line.len(), swallow, 0..0));
+    }
+    assert!(matches!(parse(b"set k 0 0 2147483646\r\n", &LIMITS), Parsed::Reject { reply: answer::BAD_FORMAT, .. }));
+}
+
+#[test]
+fn meta_sets_are_refused_with_their_value() {
+    let expected = Parsed::Reject { reply: answer::ERROR, len: 13, swallow: 7, close: false };
+    assert_eq!(parse(b"ms key 5 T0\r\nhello\r\n", &LIMITS), expected);
+    let expected = Parsed::Reject { reply: answer::ERROR, len: 8, swallow: 0, close: false };
+    assert_eq!(parse(b"ms key\r\n", &LIMITS), expected);
+    assert_eq!(parse(b"mg k v\r\n", &LIMITS), expected);
+}
+
+/// Ranges lie inside the consumed bytes, and a beginning of the buffer is either too little or gives the same.
+fn check(buf: &[u8]) {
+    let whole = parse(buf, &LIMITS);
+    match &whole {
+        Parsed::Incomplete { need } => assert!(*need == 0 || *need > buf.len()),
+        Parsed::Request { request, len } => {
+            assert!(*len <= buf.len());
+            for range in [&request.keys, &request.data, &request.args] {
+                assert!(range.start <= range.end && range.end <= *len);
+            }
+            let mut keys = request.key_iter(buf).peekable();
+            let keyed = request.verb.is_retrieval() || request.verb.is_storage();
+            assert!(!keyed || keys.peek().is_some());
+            assert!(keys.all(|key| (1..=crate::protocol::KEY_LEN_MAX).contains(&key.len())
+                && !key.iter().any(|b| b" \n\0".contains(b))));
+        }
+        Parsed::TooLarge { len, swallow, .. } => assert!(*len <= buf.len() && *swallow >= 2),
+        Parsed::Reject { reply, len, .. } => {
+            assert!(*len <= buf.len() && *len > 0);
+            assert!(reply.is_empty() || reply.ends_with(b"\r\n"));
+        }
+    }
+    for split in 0..buf.len() {
+        match parse(&buf[..split], &LIMITS) {
+            Parsed::Incomplete { need } => assert!(need == 0 || need > split),
+            other => assert_eq!(other, whole, "{} cut at {split}", buf.escape_ascii()),
+        }
+    }
+}
+
+#[test]
+fn no_bytes_panic_and_splits_change_nothing() {
+    let seeds: [&[u8]; 14] = [
+        b"get a b  c\r\n",
+        b"gat 10 a b\r\n",
+        b"set k 1 2 5\r\nhello\r\nget k\r\n",
+        b"cas k 0 0 3 77 noreply\r\nabc\r\n",
+        b"append k 0 0 0\r\n\r\n",
+        b"incr k 5\r\n",
+        b"delete k 0 noreply\r\n",
+        b"touch k -1\n",
+        b"flush_all 10 noreply\r\n",
+        b"verbosity 1\r\n",
+        b"stats items\r\nquit\r\n",
+        b"resync cancel 10.0.0.1:11211\r\n",
+        b"ms k 3 T0\r\nabc\r\n",
+        b"GET / HTTP/1.1\r\n",
+    ];
+    let mut dice = Dice::new(1);
+    for _ in 0..30_000 {
+        let mut buf = dice.pick(&seeds).to_vec();
+        dice.mutate(&mut buf);
+        check(&buf);
+    }
+    for _ in 0..5_000 {
+        check(&dice.bytes(60));
+    }
+    // Around the bounds on lines.
+    for start in ["get ", "set k 0 0 ", "x", "gat 1 "] {
+        for len in [2047, 2048, 2049, 2050] {
+            let mut buf = start.as_bytes().to_vec();
+            buf.resize(len, b'1');
+            buf.extend_from_slice(b"\r\n");
+            check(&buf);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Client connections: requests in, answers out, in order.
+
+use super::*;
+
+impl Core {
+    /// A client has connected.
+    pub fn client_connected(&mut self) -> ClientKey {
+        self.generation = self.generation.wrapping_add(1);
+        let index = self.clients.insert(Client::new(self.generation, self.now_us));
+        ClientKey { index: index as u32, generation: self.generation }
+    }
+
+    /// A client is gone; what it asked for is still carried through.
+    pub fn client_gone(&mut self, index: u32) {
+        self.clients.try_remove(index as usize);
+    }
+
+    /// The client at a place of the table.
+    pub fn client(&mut self, index: u32) -> Option<&mut Client> {
+        self.clients.get_mut(index as usize)
+    }
+
+    /// The clients connected.
+    pub fn client_count(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Every client's place.
+    pub fn client_indexes(&self) -> Vec<u32> {
+        self.clients.iter().map(|(index, _)| index as u32).collect()
+    }
+
+    /// Takes what a client sent that has nothing in its `partial`. What cannot be begun yet goes there.
+    pub fn client_input(&mut self, index: u32, chunk: BytesMut) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        debug_assert!(client.partial.is_empty());
+        client.heard_us = self.now_us;
+        self.feed(index, chunk);
+    }
+
+    /// More has come behind what was in the client's `partial`.
+    pub fn client_more(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        client.heard_us = self.now_us;
+        if client.partial.len() >= client.need {
+            self.client_resume(index);
+        }
+    }
+
+    /// Goes on with a client's input after answers made room.
+    pub fn client_resume(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        client.stalled = false;
+        let chunk = std::mem::take(&mut client.partial);
+        self.feed(index, chunk);
+    }
+
+    /// Nothing more will be read from a client; it is closed when what it asked for is answered.
+    pub fn client_finished(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            // A request that was read but had to wait is still begun: `feed` goes on until the input is used up.
+            client.finished = true;
+            if !client.stalled {
+                self.close_client(index);
+            }
+        }
+    }
+
+    /// Closes the clients that have sent nothing for so long and wait for nothing.
+    pub fn close_silent(&mut self, timeout_us: u64) {
+        for index in self.client_indexes() {
+            let client = &self.clients[index as usize];
+            if client.is_idle() && self.now_us.saturating_sub(client.heard_us) > timeout_us {
+                self.close_client(index);
+            }
+        }
+    }
+
+    pub(super) fn feed(&mut self, index: u32, chunk: BytesMut) {
+        self.feed_requests(index, chunk);
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            if client.finished && !client.stalled {
+                self.close_client(index);
+            } else if client.partial.len() < SMALL_PARTIAL {
+                // The beginning of a request must not keep the whole shared read block alive.
+                client.partial = BytesMut::from(&client.partial[..]);
+            }
+        }
+    }
+
+    pub(super) fn feed_requests(&mut self, index: u32, mut chunk: BytesMut) {
+        loop {
+            let Some(client) = self.clients.get_mut(index as usize) else { return };
+            if client.closing {
+                return;
+            }
+            if client.swallow > 0 {
+                let cut = client.swallow.min(chunk.len());
+                client.swallow -= cut;
+                bytes::Buf::advance(&mut chunk, cut);
+            }
+            if chunk.is_empty() {
+                return;
+            }
+            if !client.has_room() {
+                client.stalled = true;
+                client.partial = chunk;
+                return;
+            }
+            match request::parse(&chunk, &self.limits) {
+                Parsed::Incomplete { need } => {
+                    client.need = need;
+                    if need > chunk.len() + SMALL_PARTIAL {
+                        // A large item: give it room of its own at once, so that its bytes are copied no second time.
+                        let mut own = BytesMut::with_capacity(need);
+                        own.extend_from_slice(&chunk);
+                        chunk = own;
+                    }
+                    client.partial = chunk;
+                    return;
+                }
+                Parsed::Request { request, len } => {
+                    if !self.begin_request(index, &request, &mut chunk, len) {
+                        let client = &mut self.clients[index as usize];
+                        client.stalled = true;
+                        client.partial = chunk;
+                        return;
+                    }
+                }
+                Parsed::TooLarge { request, len, swallow } => {
+                    if !self.begin_too_large(index, &request, &mut chunk, len) {
+                        let client = &mut self.clients[index as usize];
+                        client.stalled = true;
+                        client.partial = chunk;
+                        return;
+                    }
+                    self.clients[index as usize].swallow = swallow;
+                }
+                Parsed::Reject { reply, len, swallow, close } => {
+                    bytes::Buf::advance(&mut chunk, len);
+                    client.swallow = swallow;
+                    let slot = client.open_slot(0, false, reply.is_empty(), len);
+                    self.answer_client(index, slot, 0, Answer::Static(reply));
+                    if close {
+                        self.close_client(index);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn close_client(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.closing = true;
+            mark_client_dirty(client, index, &mut self.outbox);
+        }
+    }
+
+    /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was consumed.
+    pub(super) fn begin_request(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+        let Some(kind) = Kind::of(request.verb) else {
+            return self.begin_keyless(index, request, chunk, len);
+        };
+        let client = &mut self.clients[index as usize];
+        let write = kind.is_write();
+        let mut keys = 0;
+        for key in request.key_iter(chunk) {
+            keys += 1;
+            if client.conflicts(Topology::key_hash(key), write) {
+                return false;
+            }
+        }
+        let raw = chunk.split_to(len).freeze();
+        let multi = keys > 1;
+        let slot = client.open_slot(keys, multi, request.noreply, len);
+        let generation = client.generation;
+        let base = raw.as_ptr() as usize;
+        for (part, key) in request.key_iter(&raw).enumerate() {
+            let start = (key.as_ptr() as usize - base) as u32;
+            let op = Op {
+                origin: Origin {
+                    worker: self.settings.worker,
+                    client: ClientKey { index, generation },
+                    slot,
+                    part: part as u32,
+                },
+                kind,
+                pair: self.topology.pair_of(key),
+                hash: Topology::key_hash(key),
+                raw: raw.clone(),
+                key: (start, start + key.len() as u32),
+                data: (request.data.start as u32, request.data.end as u32),
+                flags: request.flags,
+                exptime: request.exptime,
+                cas: request.cas,
+                delta: request.delta,
+                multi,
+                stage: Stage::New,
+                answer: None,
+                number: 0,
+                sent: Mirror::Set,
+                parked_at_us: 0,
+                repair: None,
+            };
+            self.admit(op, index);
+        }
+        true
+    }
+
+    /// memcached removes the old item when a `set` is too large; so does the pair.
+    pub(super) fn begin_too_large(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+        let key = &chunk[request.keys.clone()];
+        let hash = Topology::key_hash(key);
+        let client = &mut self.clients[index as usize];
+        if client.conflicts(hash, true) {
+            return false;
+        }
+        let pair = self.topology.pair_of(key);
+        let raw = chunk.split_to(len).freeze();
+        let slot = client.open_slot(1, false, request.noreply, len);
+        let generation = client.generation;
+        let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
+        if request.verb != Verb::Set {
+            self.answer_client(index, slot, 0, error);
+            return true;
+        }
+        let op = Op {
+            origin: Origin { worker: self.settings.worker, client: ClientKey { index, generation }, slot, part: 0 },
+            kind: Kind::Delete,
+            pair,
+            hash,
+            key: (request.keys.start as u32, request.keys.end as u32),
+            data: (0, 0),
+            raw,
+            flags: 0,
+            exptime: 0,
+            cas: 0,
+            delta: 0,
+            multi: false,
+            stage: Stage::New,
+            answer: Some(error),
+            number: 0,
+            sent: Mirror::Delete,
+            parked_at_us: 0,
+            repair: None,
+        };
+        self.admit(op, index);
+        true
+    }
+
+    /// Sends an operation to its key's owner, or begins it here.
+    pub(super) fn admit(&mut self, op: Op, index: u32) {
+        let write = op.kind.is_write();
+        self.stats.count(op.kind);
+        if is_reserved(op.key()) {
+            // The proxy's own items do not exist for clients.
+            let answer = if op.kind.reads() {
+                Answer::Static(b"END\r\n")
+            } else {
+                Answer::Static(b"CLIENT_ERROR this key is reserved for the proxy\r\n")
+            };
+            return self.answer_client(index, op.origin.slot, op.origin.part, answer);
+        }
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.note_key(op.origin.slot, op.hash, write);
+        }
+        let owner = self.owner(op.hash);
+        if write && owner != self.settings.worker {
+            self.outbox.peers.push((owner, PeerMessage::Op(Box::new(op))));
+            return;
+        }
+        let id = self.ops.insert(op) as u32;
+        self.begin(id);
+    }
+
+    /// The worker through which all writes of a key go.
+    pub(super) fn owner(&self, hash: u32) -> u16 {
+        ((hash >> 16) % u32::from(self.settings.workers)) as u16
+    }
+
+    pub(super) fn begin_keyless(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+        let client = &mut self.clients[index as usize];
+        let asks = matches!(request.verb, Verb::FlushAll | Verb::Stats | Verb::Resync);
+        if asks && !client.is_idle() {
+            return false;
+        }
+        let args = String::from_utf8_lossy(&chunk[request.args.clone()]).into_owned();
+        bytes::Buf::advance(chunk, len);
+        let slot = client.open_slot(0, false, request.noreply, len);
+        let question = match request.verb {
+            Verb::FlushAll => Question::FlushAll { delay: request.exptime },
+            Verb::Stats => Question::Stats(args),
+            Verb::Resync => Question::Resync(args),
+            Verb::Version => {
+                self.answer_client(index, slot, 0, Answer::Static(crate::proxy::VERSION_LINE.as_bytes()));
+                return true;
+            }
+            Verb::Quit => {
+                self.answer_client(index, slot, 0, Answer::Static(b""));
+                self.close_client(index);
+                return true;
+            }
+            // Verbosity is the node's affair elsewhere; the proxy's log level is set at its start.
+            _ => {
+                self.answer_client(index, slot, 0, Answer::Static(b"OK\r\n"));
+                return true;
+            }
+        };
+        client.exclusive = true;
+        let client = ClientKey { index, generation: client.generation };
+        self.outbox.events.push(Event::Ask { worker: self.settings.worker, client, slot, question });
+        true
+    }
+
+    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, answer: Answer) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if client.answer(slot, part, answer) {
+            mark_client_dirty(client, index, &mut self.outbox);
+            if client.stalled {
+                client.stalled = false;
+                self.outbox.resumable.push(index);
+            }
+        }
+    }
+
+    pub(super) fn deliver(&mut self, origin: Origin, answer: Answer) {
+        if origin.worker != self.settings.worker {
+            self.outbox.peers.push((origin.worker, PeerMessage::Answer(origin, answer)));
+            return;
+        }
+        if self.clients.get(origin.client.index as usize).is_some_and(|c| c.generation == origin.client.generation) {
+            self.answer_client(origin.client.index, origin.slot, origin.part, answer);
+        }
+    }
+}

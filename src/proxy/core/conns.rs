@@ -1,0 +1,190 @@
+//! Connections: dialled, checked, broken, in doubt, late.
+
+use super::*;
+
+impl Core {
+    pub(super) fn dial(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.state = LinkState::Dialing;
+        conn.generation = conn.generation.wrapping_add(1);
+        self.outbox.dials.push((node, lane, conn.generation));
+    }
+
+    /// A dialled connection stands.
+    pub fn conn_up(&mut self, node: NodeId, lane: usize) {
+        if self.links[node.index()].incarnation.is_some() {
+            self.check(node, lane);
+        } else {
+            self.ready(node, lane);
+        }
+    }
+
+    /// Nothing is sent on the connection until the marker shows whose memory it leads to.
+    pub(super) fn check(&mut self, node: NodeId, lane: usize) {
+        let round = self.links[node.index()].round;
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.state = LinkState::Checking;
+        conn.out.put(crate::proxy::MARKER_READ);
+        self.sent(node, lane, Flight::Marker(round));
+    }
+
+    pub(super) fn ready(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.state = LinkState::Ready;
+        for id in std::mem::take(&mut conn.waiting) {
+            self.send_op(id, node);
+        }
+    }
+
+    pub(super) fn marker_answered(
+        &mut self,
+        node: NodeId,
+        lane: usize,
+        round: u32,
+        reply: &Reply,
+        unit: &Bytes,
+    ) -> bool {
+        if round != self.links[node.index()].round {
+            // Asked before the control plane told of the present memory: the answer may show the one before.
+            return matches!(reply.kind, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn);
+        }
+        let expected = self.links[node.index()].incarnation;
+        let reason = match &reply.kind {
+            ReplyKind::MetaVa { data } => {
+                if expected.is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes()) {
+                    None
+                } else {
+                    Some(Reason::MarkerStale)
+                }
+            }
+            ReplyKind::MetaEn => Some(Reason::MarkerLost),
+            _ => return false,
+        };
+        match reason {
+            None => {
+                if self.links[node.index()].conns[lane].state == LinkState::Checking {
+                    self.ready(node, lane);
+                }
+            }
+            Some(reason) => self.fault(node, reason, false),
+        }
+        true
+    }
+
+    pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
+        self.outbox.events.push(Event::Fault { node, reason, patience_over });
+    }
+
+    /// A dial failed, or the node closed or reset the connection.
+    pub fn conn_down(&mut self, node: NodeId, lane: usize, reason: Reason) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        let was = conn.state;
+        conn.state = LinkState::Idle;
+        conn.generation = conn.generation.wrapping_add(1);
+        conn.out = crate::proxy::out::OutQueue::default();
+        conn.input.clear();
+        conn.need = 0;
+        conn.voids = 0;
+        conn.lateness = 0;
+        let flights = std::mem::take(&mut conn.flights);
+        let waiting = std::mem::take(&mut conn.waiting);
+        let mut hurt = was == LinkState::Dialing || was == LinkState::Checking || !waiting.is_empty();
+        for sent in flights {
+            match sent.flight {
+                Flight::Op(id) | Flight::Repair(id, _) => {
+                    hurt = true;
+                    if self.ops.contains(id as usize) {
+                        self.strand(id, node);
+                    }
+                }
+                Flight::Void | Flight::Marker(_) => {}
+            }
+        }
+        for id in waiting {
+            if self.ops.contains(id as usize) {
+                self.unsent(id, node);
+            }
+        }
+        if hurt {
+            self.fault(node, reason, false);
+        } else {
+            self.outbox.events.push(Event::Hint { node });
+        }
+        self.tell_undrained(node);
+    }
+
+    /// The framing of a connection is in doubt: nothing more is sent on it, and what it still executes is over when the node closes it.
+    pub(super) fn doubt(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        if conn.state == LinkState::Discarding {
+            return;
+        }
+        conn.state = LinkState::Discarding;
+        conn.out = crate::proxy::out::OutQueue::default();
+        conn.input.clear();
+        let flights = std::mem::take(&mut conn.flights);
+        let waiting = std::mem::take(&mut conn.waiting);
+        conn.voids = 1;
+        for sent in flights {
+            if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
+                && self.ops.contains(id as usize)
+            {
+                self.strand(id, node);
+            }
+        }
+        for id in waiting {
+            if self.ops.contains(id as usize) {
+                self.unsent(id, node);
+            }
+        }
+        // The shell sees the state, closes its half, and reads until the node closes the other.
+        let conn = &mut self.links[node.index()].conns[lane];
+        if !conn.dirty {
+            conn.dirty = true;
+            self.outbox.dirty_conns.push((node, lane));
+        }
+        self.fault(node, Reason::Protocol, false);
+        self.tell_undrained(node);
+    }
+
+    pub(super) fn publish_gauges(&self) {
+        for (link, gauges) in self.links.iter().zip(&self.stats.nodes) {
+            let open = |c: &&crate::proxy::link::Conn| {
+                matches!(c.state, LinkState::Checking | LinkState::Ready | LinkState::Discarding)
+            };
+            gauges.connections.store(link.conns.iter().filter(open).count() as u64, Relaxed);
+            gauges.in_flight.store(link.conns.iter().map(|c| c.flights.len() as u64).sum(), Relaxed);
+        }
+    }
+
+    /// Looks for answers that are late and for operations parked too long. Called every few milliseconds.
+    pub fn tick(&mut self) {
+        self.publish_gauges();
+        for index in 0..self.links.len() {
+            for lane in 0..self.settings.lanes {
+                let conn = &mut self.links[index].conns[lane];
+                let Some(oldest) = conn.flights.iter().find(|s| s.flight != Flight::Void) else { continue };
+                let age = self.now_us.saturating_sub(oldest.at_us);
+                let lateness =
+                    u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
+                if lateness > conn.lateness {
+                    conn.lateness = lateness;
+                    self.fault(NodeId(index as u16), Reason::Timeout, lateness > 1);
+                }
+            }
+        }
+        let patience = self.settings.leader_timeout_us + self.settings.timeout_us;
+        for index in 0..self.pairs.len() {
+            while let Some(&id) = self.pairs[index].parked.front()
+                && self.now_us.saturating_sub(self.ops[id as usize].parked_at_us) > patience
+            {
+                self.pairs[index].parked.pop_front();
+                self.stats.refused();
+                self.finish(
+                    id,
+                    Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Other workers, and the edges of pairs: closing, voiding, opening, parking.
+
+use super::*;
+
+impl Core {
+    /// Takes a message of another worker.
+    pub fn peer(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::Op(op) => {
+                let id = self.ops.insert(*op) as u32;
+                self.begin(id);
+            }
+            PeerMessage::Answer(origin, answer) => self.deliver(origin, answer),
+        }
+    }
+
+    /// Takes a command of the control plane.
+    pub fn command(&mut self, command: Command) {
+        match command {
+            Command::Close { pair, void, round } => self.close(pair, void, round),
+            Command::Open { pair, route } => self.open(pair, route),
+            Command::Allow { node, incarnation, unix_time } => self.allow(node, incarnation, unix_time),
+            Command::Answer { client, slot, bytes } => {
+                if let Some(c) = self.clients.get_mut(client.index as usize)
+                    && c.generation == client.generation
+                {
+                    c.exclusive = false;
+                    self.answer_client(client.index, slot, 0, Answer::Bytes(bytes));
+                }
+            }
+            Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
+        }
+    }
+
+    pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>, unix_time: u64) {
+        self.clocks[node.index()] = unix_time as i64 - (self.now_us / 1_000_000) as i64;
+        let link = &mut self.links[node.index()];
+        link.incarnation = incarnation;
+        link.round = link.round.wrapping_add(1);
+        for lane in 0..self.settings.lanes {
+            match self.links[node.index()].conns[lane].state {
+                LinkState::Idle => self.dial(node, lane),
+                // A connection that outlived the node's absence is to the same process; its memory is checked all the same.
+                LinkState::Ready | LinkState::Checking if incarnation.is_some() => self.check(node, lane),
+                LinkState::Checking => self.ready(node, lane),
+                LinkState::Ready | LinkState::Dialing | LinkState::Discarding => {}
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, pair: PairId, void: Option<NodeId>, round: u64) {
+        let slot = &mut self.pairs[pair.index()];
+        let mut voided = slot.closing.take().map(|c| c.void).unwrap_or_default();
+        slot.route = Route::Closed;
+        if let Some(node) = void
+            && !voided.contains(&node)
+        {
+            voided.push(node);
+        }
+        slot.closing = Some(Closing { round, in_flight: 0, void: voided, reported: false });
+        if let Some(node) = void {
+            self.void_flights(pair, node);
+        }
+        let in_flight = self
+            .ops
+            .iter()
+            .filter(|(_, op)| {
+                op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair)
+            })
+            .count();
+        if let Some(closing) = &mut self.pairs[pair.index()].closing {
+            closing.in_flight = in_flight;
+        }
+        self.report_closed(pair);
+    }
+
+    pub(super) fn report_closed(&mut self, pair: PairId) {
+        if let Some(closing) = &mut self.pairs[pair.index()].closing
+            && closing.in_flight == 0
+            && !closing.reported
+        {
+            closing.reported = true;
+            self.outbox.events.push(Event::Closed { worker: self.settings.worker, pair, round: closing.round });
+        }
+    }
+
+    /// What is in flight on a deposed node for the pair counts for nothing any more.
+    pub(super) fn void_flights(&mut self, pair: PairId, node: NodeId) {
+        let mut stranded = Vec::new();
+        for conn in &mut self.links[node.index()].conns {
+            for sent in &mut conn.flights {
+                let (Flight::Op(id) | Flight::Repair(id, _)) = sent.flight else { continue };
+                if self.ops[id as usize].pair == pair {
+                    stranded.push((id, true));
+                    sent.flight = Flight::Void;
+                    conn.voids += 1;
+                }
+            }
+            let (ops, waiting) = (&self.ops, &mut conn.waiting);
+            waiting.retain(|&id| {
+                let ours = ops[id as usize].pair == pair;
+                if ours {
+                    stranded.push((id, false));
+                }
+                !ours
+            });
+        }
+        for (id, sent) in stranded {
+            // A repair that ends on the way answers other operations of this list with its own.
+            if !self.ops.contains(id as usize) {
+                continue;
+            }
+            match sent {
+                true => self.strand(id, node),
+                false => self.unsent(id, node),
+            }
+        }
+        self.tell_undrained(node);
+    }
+
+    pub(super) fn tell_undrained(&mut self, node: NodeId) {
+        let worker = self.settings.worker;
+        let link = &mut self.links[node.index()];
+        let voids = link.voids();
+        if voids && !link.undrained {
+            link.undrained = true;
+            self.outbox.events.push(Event::Undrained { worker, node });
+        } else if !voids && link.undrained {
+            link.undrained = false;
+            self.outbox.events.push(Event::Drained { worker, node });
+        }
+    }
+
+    pub(super) fn open(&mut self, pair: PairId, route: Route) {
+        let slot = &mut self.pairs[pair.index()];
+        slot.closing = None;
+        if let Route::Open(flow) = &route {
+            slot.flow = Some(flow.clone());
+        }
+        slot.route = route;
+        for id in std::mem::take(&mut slot.parked) {
+            self.unpark(id);
+        }
+    }
+
+    pub(super) fn unpark(&mut self, id: u32) {
+        let op = &mut self.ops[id as usize];
+        let leader = match &self.pairs[op.pair.index()].route {
+            Route::Open(flow) => Some(flow.leader),
+            _ => None,
+        };
+        match op.stage {
+            Stage::Held(node) if leader == Some(node) => self.finish_with_answer(id),
+            Stage::Held(_) => self.finish(id, Answer::Static(OUTCOME_UNKNOWN)),
+            Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
+                // The very node that may have executed it leads: running it again could apply it twice.
+                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+            }
+            _ => {
+                op.stage = Stage::New;
+                self.begin(id);
+            }
+        }
+    }
+
+    pub(super) fn park(&mut self, id: u32, stage: Stage) {
+        let op = &mut self.ops[id as usize];
+        op.stage = stage;
+        op.parked_at_us = self.now_us;
+        self.pairs[op.pair.index()].parked.push_back(id);
+    }
+}

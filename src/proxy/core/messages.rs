@@ -1,0 +1,126 @@
+//! What a worker is told, and what it tells.
+
+use bytes::Bytes;
+
+use crate::ids::{Incarnation, NodeId, PairId};
+use crate::pair::Reason;
+use crate::proxy::op::{Answer, ClientKey, Op, Origin};
+use crate::proxy::route::Route;
+
+/// What the control plane tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Begin nothing more for the pair; answer with [`Event::Closed`] once nothing of it is unanswered. From now on what the `void`
+    /// node answers counts for nothing.
+    Close {
+        /// Which pair.
+        pair: PairId,
+        /// The deposed node.
+        void: Option<NodeId>,
+        /// Repeated in the answer, so that an old one is told apart.
+        round: u64,
+    },
+    /// The pair's requests flow (or are refused) by this route from now on.
+    Open {
+        /// Which pair.
+        pair: PairId,
+        /// The way.
+        route: Route,
+    },
+    /// The node is up with this memory; connections to it are opened, and checked to be to that memory.
+    Allow {
+        /// Which node.
+        node: NodeId,
+        /// `None`: no markers are kept.
+        incarnation: Option<Incarnation>,
+        /// The node's own clock, unix seconds, now.
+        unix_time: u64,
+    },
+    /// The answer to an [`Event::Ask`].
+    Answer {
+        /// Who asked.
+        client: ClientKey,
+        /// In which request.
+        slot: u64,
+        /// What it is told.
+        bytes: Bytes,
+    },
+    /// Items larger than this are refused: the smallest limit of the nodes.
+    ItemLimit(usize),
+}
+
+/// What a worker tells the control plane.
+#[derive(Debug)]
+pub enum Event {
+    /// Nothing that this worker began for the pair is unanswered.
+    Closed {
+        /// Which worker.
+        worker: u16,
+        /// Which pair.
+        pair: PairId,
+        /// Of which [`Command::Close`].
+        round: u64,
+    },
+    /// A node failed a request.
+    Fault {
+        /// Which node.
+        node: NodeId,
+        /// How.
+        reason: Reason,
+        /// The longer time, granted to a last full copy, is over too.
+        patience_over: bool,
+    },
+    /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still execute old commands.
+    Undrained {
+        /// Which worker.
+        worker: u16,
+        /// Which node.
+        node: NodeId,
+    },
+    /// They have all come, or their connections were closed by the node.
+    Drained {
+        /// Which worker.
+        worker: u16,
+        /// Which node.
+        node: NodeId,
+    },
+    /// A node closed an idle connection: worth a probe.
+    Hint {
+        /// Which node.
+        node: NodeId,
+    },
+    /// A client's command that the control plane answers.
+    Ask {
+        /// Which worker.
+        worker: u16,
+        /// Who asks.
+        client: ClientKey,
+        /// In which request.
+        slot: u64,
+        /// What.
+        question: Question,
+    },
+}
+
+/// Client commands that the control plane answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Question {
+    /// `flush_all [delay]`, in seconds.
+    FlushAll {
+        /// Seconds from now, or absolute unix time above 30 days; 0 = now.
+        delay: i64,
+    },
+    /// `stats [args]`.
+    Stats(String),
+    /// `resync [args]`.
+    Resync(String),
+}
+
+/// Between workers.
+#[derive(Debug)]
+pub enum PeerMessage {
+    /// A write for a key that the receiver owns.
+    Op(Box<Op>),
+    /// Its answer.
+    Answer(Origin, Answer),
+}

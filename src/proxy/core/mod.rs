@@ -1,0 +1,199 @@
+//! The data plane of one worker thread, without I/O and without a clock: bytes and commands in, bytes and events out.
+//!
+//! A request becomes one [`Op`] a key. Reads go to the pair's leader over this worker's own connections. Writes go through the key's
+//! *owner* (one worker, one connection per node), leader first, then the follower, then the client is answered; so both nodes see the
+//! writes of a key in one order, whichever clients they come from.
+//!
+//! The worker never decides who leads. It follows the routes the control plane publishes, tells what it sees of the nodes, and parks
+//! what cannot go on: an operation whose node broke waits for the pair's next route.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::{Bytes, BytesMut};
+use slab::Slab;
+
+use crate::ids::{Incarnation, NodeId, PairId, is_reserved};
+use crate::pair::Reason;
+use crate::protocol::number::parse_i64;
+use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};
+use crate::protocol::request::{self, Limits, Parsed, Request, Verb};
+use crate::ring::Topology;
+use crate::stats::WorkerStats;
+
+mod clients;
+mod conns;
+mod edges;
+mod messages;
+mod ops;
+mod repairs;
+mod replies;
+
+pub use messages::{Command, Event, PeerMessage, Question};
+
+use crate::proxy::client::Client;
+use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};
+use crate::proxy::op::{self, Agreement, Answer, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
+use crate::proxy::route::{Flow, Follower, Route};
+
+/// After misses a connection asks for the marker again, at most so often: a node whose memory was emptied under it misses.
+const MARKER_CHECK_US: u64 = 10_000;
+
+/// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
+const REPAIR_TRIES: u32 = 3;
+
+/// Seconds up to which an exptime is relative.
+const RELATIVE_EXPTIME_MAX: i64 = 60 * 60 * 24 * 30;
+
+/// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most 1 GiB.
+const REPLY_LIMITS: ReplyLimits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 };
+
+/// Up to this size the beginning of a request is copied out of the shared read block.
+const SMALL_PARTIAL: usize = 4096;
+
+/// What the worker's shell is to do after a turn.
+#[derive(Default, Debug)]
+pub struct Outbox {
+    /// For the control plane.
+    pub events: Vec<Event>,
+    /// For other workers.
+    pub peers: Vec<(u16, PeerMessage)>,
+    /// Connections to open: node, lane, generation.
+    pub dials: Vec<(NodeId, usize, u32)>,
+    /// Connections with something to write.
+    pub dirty_conns: Vec<(NodeId, usize)>,
+    /// Clients with something to write, or to be closed.
+    pub dirty_clients: Vec<u32>,
+    /// Clients whose input can go on.
+    pub resumable: Vec<u32>,
+}
+
+/// A pair's route and what waits for the next one.
+#[derive(Debug)]
+struct PairSlot {
+    route: Route,
+    /// The last open route: what is in flight while the gate closes goes on by it.
+    flow: Option<Flow>,
+    /// Set while the gate closes.
+    closing: Option<Closing>,
+    parked: VecDeque<u32>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    round: u64,
+    in_flight: usize,
+    void: Vec<NodeId>,
+    reported: bool,
+}
+
+/// Writes of one key that wait for its repair.
+#[derive(Debug, Default)]
+struct Fence {
+    /// The operation that repairs.
+    owner: u32,
+    /// Writes of the key begun before; the repair starts when they are through.
+    waiting_for: u32,
+    /// Operations that found a difference too and are answered with the owner.
+    attached: Vec<u32>,
+    queue: VecDeque<u32>,
+    /// What the leader holds, once read. `None` inside: nothing.
+    item: Option<Option<LeaderItem>>,
+    marker_ok: bool,
+}
+
+#[derive(Debug, Clone)]
+struct LeaderItem {
+    data: Bytes,
+    flags: u32,
+    ttl: i64,
+    cas: u64,
+}
+
+/// Settings of a worker.
+#[derive(Clone, Debug)]
+pub struct CoreSettings {
+    /// Its number.
+    pub worker: u16,
+    /// How many there are.
+    pub workers: u16,
+    /// Connections of this worker to each node.
+    pub lanes: usize,
+    /// How long an answer may take, microseconds.
+    pub timeout_us: u64,
+    /// How long the answer of a last full copy may take, microseconds.
+    pub leader_timeout_us: u64,
+    /// Largest item taken from clients, bytes.
+    pub item_size_max: usize,
+}
+
+/// The data plane of one worker.
+#[derive(Debug)]
+pub struct Core {
+    settings: CoreSettings,
+    topology: Arc<Topology>,
+    limits: Limits,
+    /// Microseconds since the worker started; set by the shell at every turn.
+    pub now_us: u64,
+    clients: Slab<Client>,
+    generation: u32,
+    ops: Slab<Op>,
+    links: Vec<Link>,
+    /// The nodes' clocks: unix seconds at microsecond 0 of this worker.
+    clocks: Vec<i64>,
+    pairs: Vec<PairSlot>,
+    fences: HashMap<Bytes, Fence>,
+    /// What is to be done outside.
+    pub outbox: Outbox,
+    stats: Arc<WorkerStats>,
+}
+
+impl Core {
+    /// A worker that knows no route yet: everything waits.
+    pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>) -> Core {
+        let links = (0..topology.node_count()).map(|_| Link::new(settings.lanes)).collect();
+        let pairs = (0..topology.pair_count())
+            .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: VecDeque::new() })
+            .collect();
+        Core {
+            limits: Limits { item_size_max: settings.item_size_max },
+            clocks: vec![0; topology.node_count()],
+            settings,
+            topology,
+            now_us: 0,
+            clients: Slab::new(),
+            generation: 0,
+            ops: Slab::new(),
+            links,
+            pairs,
+            fences: HashMap::new(),
+            outbox: Outbox::default(),
+            stats,
+        }
+    }
+}
+
+const OUTCOME_UNKNOWN: &[u8] =
+    b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
+
+fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
+    if !client.dirty {
+        client.dirty = true;
+        outbox.dirty_clients.push(index);
+    }
+}
+
+fn dark_line(reason: Reason) -> &'static [u8] {
+    match reason {
+        Reason::Refused => b"SERVER_ERROR no copy of this key is reachable: its last node refuses connections\r\n",
+        Reason::Reset => b"SERVER_ERROR no copy of this key is reachable: its last node broke the connection\r\n",
+        Reason::Timeout => b"SERVER_ERROR no copy of this key is reachable: its last node does not answer in time\r\n",
+        Reason::Protocol => b"SERVER_ERROR no copy of this key is reachable: its last node does not speak memcached's protocol\r\n",
+        Reason::StaleAlone => b"SERVER_ERROR the reachable copy of this key is recorded as out of date and the current one does not answer\r\n",
+        Reason::MarkerLost | Reason::MarkerStale | Reason::Empty => {
+            b"SERVER_ERROR no copy of this key is left: its last node lost its memory and the other is not usable yet\r\n"
+        }
+        _ => b"SERVER_ERROR no copy of this key is reachable\r\n",
+    }
+}

@@ -1,0 +1,144 @@
+//! Operations: begun, sent, stranded, finished.
+
+use super::*;
+
+impl Core {
+    pub(super) fn begin(&mut self, id: u32) {
+        let op = &self.ops[id as usize];
+        let write = op.kind.is_write();
+        match &self.pairs[op.pair.index()].route {
+            Route::Closed => return self.park(id, Stage::Parked),
+            Route::Dark(reason) => {
+                let line = dark_line(*reason);
+                self.stats.refused();
+                return self.finish(id, Answer::Static(line));
+            }
+            Route::Open(flow) => {
+                if write
+                    && !self.fences.is_empty()
+                    && let Some(fence) = self.fences.get_mut(op.key())
+                {
+                    fence.queue.push_back(id);
+                    return;
+                }
+                if op.kind == Kind::Cas && flow.term.is_some_and(|term| op::cas_term(op.cas) != term) {
+                    // Taken under another leader or another memory: it must never win, and EXISTS is always a right answer.
+                    return self.finish(id, Answer::Static(b"EXISTS\r\n"));
+                }
+                let leader = flow.leader;
+                self.ops[id as usize].stage = Stage::Leader(leader);
+                self.send_op(id, leader);
+            }
+        }
+    }
+
+    /// Queues the command of the operation's present stage for a node.
+    pub(super) fn send_op(&mut self, id: u32, node: NodeId) {
+        let lane = self.lane(self.ops[id as usize].hash);
+        match self.links[node.index()].conns[lane].state {
+            LinkState::Ready => {
+                let op = &self.ops[id as usize];
+                let conn = &mut self.links[node.index()].conns[lane];
+                match op.stage {
+                    Stage::Leader(_) => {
+                        let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
+                        op.encode_leader(&mut conn.out, term);
+                    }
+                    _ => op.encode_follower(&mut conn.out, op.sent),
+                }
+                self.sent(node, lane, Flight::Op(id));
+            }
+            LinkState::Idle => {
+                self.links[node.index()].conns[lane].waiting.push_back(id);
+                self.dial(node, lane);
+            }
+            LinkState::Dialing | LinkState::Checking => {
+                self.links[node.index()].conns[lane].waiting.push_back(id);
+            }
+            // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next route decides.
+            LinkState::Discarding => self.unsent(id, node),
+        }
+    }
+
+    pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.flights.push_back(Sent { flight, at_us: self.now_us });
+        if !conn.dirty {
+            conn.dirty = true;
+            self.outbox.dirty_conns.push((node, lane));
+        }
+    }
+
+    pub(super) fn lane(&self, hash: u32) -> usize {
+        hash as usize % self.settings.lanes
+    }
+
+    /// An operation was never sent to the node it waited for: it is as new, or the follower is lost before it got its part.
+    pub(super) fn unsent(&mut self, id: u32, node: NodeId) {
+        match self.ops[id as usize].stage {
+            Stage::Follower(n) if n == node => self.strand(id, node),
+            _ => {
+                self.leave_flight(id);
+                self.park(id, Stage::Parked);
+            }
+        }
+    }
+
+    /// The answer of `node` for this operation will not come, or counts for nothing.
+    pub(super) fn strand(&mut self, id: u32, node: NodeId) {
+        let op = &self.ops[id as usize];
+        match op.stage {
+            Stage::Leader(n) if n == node => {
+                self.leave_flight(id);
+                self.park(id, Stage::Unknown(node));
+            }
+            Stage::Follower(n) if n == node => {
+                let leader = self.leader_of(op.pair);
+                self.leave_flight(id);
+                self.park(id, Stage::Held(leader));
+            }
+            Stage::Repair => self.repair_broken(id, node),
+            _ => {}
+        }
+    }
+
+    pub(super) fn leader_of(&self, pair: PairId) -> NodeId {
+        match &self.pairs[pair.index()].flow {
+            Some(flow) => flow.leader,
+            None => self.topology.nodes_of(pair).0,
+        }
+    }
+
+    pub(super) fn is_void(&self, pair: PairId, node: NodeId) -> bool {
+        self.pairs[pair.index()].closing.as_ref().is_some_and(|c| c.void.contains(&node))
+    }
+
+    /// The operation is not in flight any more: the pair's gate may be waiting for that, and so may a repair of its key.
+    pub(super) fn leave_flight(&mut self, id: u32) {
+        let op = &self.ops[id as usize];
+        let pair = op.pair;
+        if let Some(closing) = &mut self.pairs[pair.index()].closing
+            && closing.in_flight > 0
+        {
+            closing.in_flight -= 1;
+        }
+        if !self.fences.is_empty() && op.kind.is_write() && op.stage != Stage::Repair {
+            self.fence_progress(id);
+        }
+        self.report_closed(pair);
+    }
+
+    pub(super) fn finish_with_answer(&mut self, id: u32) {
+        let answer = self.ops[id as usize].answer.take().unwrap_or(Answer::Static(OUTCOME_UNKNOWN));
+        self.finish(id, answer);
+    }
+
+    pub(super) fn finish(&mut self, id: u32, answer: Answer) {
+        // While a gate closes, the counting in `leave_flight` is only for what was in flight.
+        if matches!(self.ops[id as usize].stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair) {
+            self.leave_flight(id);
+        }
+        let op = self.ops.remove(id as usize);
+        self.deliver(op.origin, answer);
+    }
+}

@@ -1,0 +1,271 @@
+//! Repairs: the two copies answered one write differently.
+
+use super::*;
+
+impl Core {
+    /// Leader and follower answered differently: drop the follower's copy, add the leader's, verify; later writes of the key wait.
+    pub(super) fn repair(&mut self, id: u32) {
+        let op = &mut self.ops[id as usize];
+        op.stage = Stage::Repair;
+        op.repair = Some(Box::new(Repair::default()));
+        let key = Bytes::copy_from_slice(op.key());
+        if let Some(fence) = self.fences.get_mut(&key) {
+            // An older write of the key is being repaired: when it is equal, so is this one.
+            fence.attached.push(id);
+            self.fence_progress_key(&key);
+            return;
+        }
+        let begun = |op: &Op| {
+            op.kind.is_write() && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_)) && op.key() == &key[..]
+        };
+        let waiting_for = self.ops.iter().filter(|(_, op)| begun(op)).count() as u32;
+        self.fences.insert(key.clone(), Fence { owner: id, waiting_for, ..Fence::default() });
+        if waiting_for == 0 {
+            self.repair_read(&key);
+        }
+    }
+
+    /// A write begun before the fence stood is through.
+    pub(super) fn fence_progress(&mut self, id: u32) {
+        let key = self.ops[id as usize].key();
+        if let Some((key, _)) = self.fences.get_key_value(key) {
+            let key = key.clone();
+            self.fence_progress_key(&key);
+        }
+    }
+
+    pub(super) fn fence_progress_key(&mut self, key: &Bytes) {
+        if let Some(fence) = self.fences.get_mut(key)
+            && fence.waiting_for > 0
+        {
+            fence.waiting_for -= 1;
+            if fence.waiting_for == 0 {
+                self.repair_read(key);
+            }
+        }
+    }
+
+    pub(super) fn repair_read(&mut self, key: &Bytes) {
+        let Some(fence) = self.fences.get_mut(key) else { return };
+        fence.item = None;
+        fence.marker_ok = false;
+        let id = fence.owner;
+        let op = &self.ops[id as usize];
+        let pair = op.pair;
+        let leader = self.leader_of(pair);
+        let lane = self.lane(op.hash);
+        let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
+        let usable =
+            |node: NodeId| !self.is_void(pair, node) && self.links[node.index()].conns[lane].state == LinkState::Ready;
+        match follower {
+            Some(f) if usable(leader) && usable(f) => {}
+            Some(f) if usable(leader) => return self.repair_broken(id, f),
+            _ => return self.repair_broken(id, leader),
+        }
+        let marked = self.links[leader.index()].incarnation.is_some();
+        let conn = &mut self.links[leader.index()].conns[lane];
+        // Read first whether the leader's memory is still the one the route was made for: if it has just gone, "repairing" would
+        // destroy the good copy.
+        if marked {
+            conn.out.put(crate::proxy::MARKER_READ);
+            self.sent(leader, lane, Flight::Repair(id, RepairStep::Marker));
+        } else if let Some(fence) = self.fences.get_mut(key) {
+            fence.marker_ok = true;
+        }
+        let conn = &mut self.links[leader.index()].conns[lane];
+        conn.out.put(b"mg ");
+        conn.out.put(key);
+        conn.out.put(b" v f t c\r\n");
+        self.sent(leader, lane, Flight::Repair(id, RepairStep::Read));
+        self.set_outstanding(id, 1 + u32::from(marked));
+    }
+
+    pub(super) fn set_outstanding(&mut self, id: u32, count: u32) {
+        if let Some(repair) = &mut self.ops[id as usize].repair {
+            repair.outstanding = count;
+        }
+    }
+
+    pub(super) fn repair_answered(&mut self, id: u32, step: RepairStep, reply: &Reply, unit: &Bytes) -> bool {
+        let Some(op) = self.ops.get_mut(id as usize) else { return true };
+        let pair = op.pair;
+        let key = Bytes::copy_from_slice(op.key());
+        let Some(repair) = &mut op.repair else { return true };
+        repair.outstanding = repair.outstanding.saturating_sub(1);
+        let outstanding = repair.outstanding;
+        let leader = self.leader_of(pair);
+        let Some(fence) = self.fences.get_mut(&key) else { return true };
+        let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
+        match (step, &reply.kind) {
+            (RepairStep::Marker, ReplyKind::MetaVa { data }) => {
+                fence.marker_ok = self.links[leader.index()]
+                    .incarnation
+                    .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
+            }
+            (RepairStep::Marker, ReplyKind::MetaEn) => {
+                self.fault(leader, Reason::MarkerLost, false);
+            }
+            (RepairStep::Read, ReplyKind::MetaVa { data }) => {
+                let stale =
+                    [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(&unit[reply.line.clone()], f).is_some());
+                let item = LeaderItem {
+                    data: unit.slice(data.clone()),
+                    flags: flag(b'f').unwrap_or(0) as u32,
+                    ttl: flag(b't').unwrap_or(0),
+                    cas: flag(b'c').unwrap_or(0) as u64,
+                };
+                // A stale item must not become a fresh one, and a remaining time of 0 stored back would mean for ever.
+                fence.item = Some((!stale && item.ttl != 0).then_some(item));
+            }
+            (RepairStep::Read, ReplyKind::MetaEn) => fence.item = Some(None),
+            (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
+            (RepairStep::Add, ReplyKind::MetaHd) => {}
+            (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
+                // Refused for its size or for want of memory: the follower holds nothing of the key rather than something old.
+                self.stats.repair_failed();
+                fence.item = Some(None);
+            }
+            (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
+                let now = (reply.kind == ReplyKind::MetaHd).then(|| flag(b'c').unwrap_or(0) as u64);
+                let read = fence.item.as_ref().and_then(|i| i.as_ref().map(|i| i.cas));
+                if now == read || read.is_none() {
+                    self.stats.repaired();
+                    self.repair_done(&key);
+                    return true;
+                }
+                if let Some(repair) = &mut self.ops[id as usize].repair {
+                    repair.tries += 1;
+                    if repair.tries < REPAIR_TRIES {
+                        self.repair_read(&key);
+                    } else {
+                        self.stats.repair_failed();
+                        self.repair_done(&key);
+                    }
+                }
+                return true;
+            }
+            (_, ReplyKind::ServerError) => self.stats.repair_failed(),
+            _ => {
+                return false;
+            }
+        }
+        if outstanding > 0 {
+            return true;
+        }
+        match step {
+            RepairStep::Marker | RepairStep::Read => self.repair_write(&key),
+            RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
+            RepairStep::Verify => {}
+        }
+        true
+    }
+
+    pub(super) fn repair_write(&mut self, key: &Bytes) {
+        let Some(fence) = self.fences.get(key) else { return };
+        let id = fence.owner;
+        let op = &self.ops[id as usize];
+        let (pair, lane) = (op.pair, self.lane(op.hash));
+        let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
+        let (Some(node), true, Some(item)) = (follower, fence.marker_ok, fence.item.clone()) else {
+            return self.repair_broken(id, self.leader_of(pair));
+        };
+        if self.is_void(pair, node) || self.links[node.index()].conns[lane].state != LinkState::Ready {
+            return self.repair_broken(id, node);
+        }
+        let clock = self.clocks[node.index()] + (self.now_us / 1_000_000) as i64;
+        let out = &mut self.links[node.index()].conns[lane].out;
+        out.put(b"md ");
+        out.put(key);
+        out.put(b"\r\n");
+        if let Some(item) = &item {
+            out.put(b"ms ");
+            out.put(key);
+            out.put(b" ");
+            out.put_number(item.data.len());
+            out.put(b" ME F");
+            out.put_number(item.flags);
+            if item.ttl > 0 {
+                out.put(b" T");
+                out.put_number(if item.ttl > RELATIVE_EXPTIME_MAX { clock + item.ttl } else { item.ttl });
+            }
+            out.put(b"\r\n");
+            out.put_shared(item.data.clone());
+            out.put(b"\r\n");
+        }
+        self.sent(node, lane, Flight::Repair(id, RepairStep::Drop));
+        if item.is_some() {
+            self.sent(node, lane, Flight::Repair(id, RepairStep::Add));
+        }
+        self.set_outstanding(id, 1 + u32::from(item.is_some()));
+    }
+
+    pub(super) fn repair_verify(&mut self, key: &Bytes) {
+        let Some(fence) = self.fences.get(key) else { return };
+        let id = fence.owner;
+        let op = &self.ops[id as usize];
+        let leader = self.leader_of(op.pair);
+        let lane = self.lane(op.hash);
+        if self.is_void(op.pair, leader) || self.links[leader.index()].conns[lane].state != LinkState::Ready {
+            // The follower holds what the leader held when it answered: that is as good as verified, for the writes are fenced.
+            return self.repair_done(key);
+        }
+        let out = &mut self.links[leader.index()].conns[lane].out;
+        out.put(b"mg ");
+        out.put(key);
+        out.put(b" c\r\n");
+        self.sent(leader, lane, Flight::Repair(id, RepairStep::Verify));
+        self.set_outstanding(id, 1);
+    }
+
+    pub(super) fn repair_done(&mut self, key: &Bytes) {
+        let Some(fence) = self.fences.remove(key) else { return };
+        for id in std::iter::once(fence.owner).chain(fence.attached) {
+            self.finish_with_answer(id);
+        }
+        for id in fence.queue {
+            self.begin(id);
+        }
+    }
+
+    /// The repair cannot go on because `node` is out of use.
+    pub(super) fn repair_broken(&mut self, id: u32, node: NodeId) {
+        let op = &self.ops[id as usize];
+        let pair = op.pair;
+        let key = Bytes::copy_from_slice(op.key());
+        let leader = self.leader_of(pair);
+        let Some(fence) = self.fences.remove(&key) else { return };
+        let rewritten = matches!(fence.item, Some(Some(_))) && fence.marker_ok;
+        let owner = fence.owner;
+        self.forget_repair_flights(owner);
+        for id in std::iter::once(owner).chain(fence.attached) {
+            if node != leader {
+                // The follower is lost: the leader's answer stands, once the loss is recorded.
+                self.leave_flight(id);
+                self.park(id, Stage::Held(leader));
+            } else if rewritten {
+                self.finish_with_answer(id);
+            } else {
+                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+            }
+        }
+        for id in fence.queue {
+            self.begin(id);
+        }
+    }
+
+    pub(super) fn forget_repair_flights(&mut self, id: u32) {
+        for link in &mut self.links {
+            for conn in &mut link.conns {
+                for sent in &mut conn.flights {
+                    if matches!(sent.flight, Flight::Repair(op, _) if op == id) {
+                        sent.flight = Flight::Void;
+                        conn.voids += 1;
+                    }
+                }
+            }
+        }
+        for index in 0..self.links.len() {
+            self.tell_undrained(NodeId(index as u16));
+        }
+    }
+}

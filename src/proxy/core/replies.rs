@@ -1,0 +1,215 @@
+//! What nodes answer.
+
+use super::*;
+
+impl Core {
+    /// A connection: the shell reads into its `input` and writes its `out`.
+    pub fn conn(&mut self, node: NodeId, lane: usize) -> &mut crate::proxy::link::Conn {
+        &mut self.links[node.index()].conns[lane]
+    }
+
+    /// Parses what has come from a node.
+    pub fn node_input(&mut self, node: NodeId, lane: usize) {
+        loop {
+            let conn = &mut self.links[node.index()].conns[lane];
+            if conn.state == LinkState::Discarding {
+                conn.input.clear();
+                return;
+            }
+            let reply = match reply::parse_reply_within(&conn.input, &REPLY_LIMITS) {
+                Ok(ParsedReply::Reply(reply)) => reply,
+                Ok(ParsedReply::Incomplete { need }) => {
+                    conn.need = need;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "a node does not speak memcached's protocol");
+                    return self.doubt(node, lane);
+                }
+            };
+            let mut len = reply.len;
+            if matches!(reply.kind, ReplyKind::Value { .. }) {
+                // A value answers a command on one key, so the end must follow at once.
+                let rest = &conn.input[len..];
+                if !b"END\r\n".starts_with(&rest[..rest.len().min(5)]) {
+                    tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
+                    return self.doubt(node, lane);
+                }
+                if rest.len() < 5 {
+                    conn.need = len + 5;
+                    return;
+                }
+                len += 5;
+            }
+            let Some(sent) = conn.flights.pop_front() else {
+                tracing::warn!(node = %self.topology.addr(node), said = %String::from_utf8_lossy(&conn.input[..len.min(80)]).trim_end(),
+                    "a node answered what it was not asked");
+                return self.doubt(node, lane);
+            };
+            conn.lateness = 0;
+            let unit = conn.input.split_to(len).freeze();
+            let fine = match sent.flight {
+                Flight::Op(id) => self.op_answered(id, node, lane, &reply, unit),
+                Flight::Repair(id, step) => self.repair_answered(id, step, &reply, &unit),
+                Flight::Marker(round) => self.marker_answered(node, lane, round, &reply, &unit),
+                Flight::Void => {
+                    conn.voids -= 1;
+                    self.tell_undrained(node);
+                    true
+                }
+            };
+            if !fine {
+                return self.doubt(node, lane);
+            }
+        }
+    }
+
+    /// `false`: that is no answer to the operation's command.
+    pub(super) fn op_answered(&mut self, id: u32, node: NodeId, lane: usize, reply: &Reply, unit: Bytes) -> bool {
+        match self.ops[id as usize].stage {
+            Stage::Leader(_) => self.leader_answered(id, node, lane, reply, unit),
+            Stage::Follower(_) => self.follower_answered(id, reply),
+            _ => true,
+        }
+    }
+
+    pub(super) fn leader_answered(&mut self, id: u32, node: NodeId, lane: usize, reply: &Reply, unit: Bytes) -> bool {
+        let op = &self.ops[id as usize];
+        let (kind, pair) = (op.kind, op.pair);
+        let right_key = match &reply.kind {
+            ReplyKind::Value { key, .. } => &unit[key.clone()] == op.key(),
+            _ => true,
+        };
+        let Some(effect) = op::effect(kind, &reply.kind).filter(|_| right_key) else {
+            // Whatever it executed is unknown; the connection is closed by the caller.
+            self.strand(id, node);
+            return false;
+        };
+        let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
+        let answer = client_answer(op, reply, unit, term);
+        if kind.reads() {
+            let hit = matches!(reply.kind, ReplyKind::Value { .. });
+            self.stats.read(hit);
+            if !hit {
+                self.ask_marker_after_miss(node, lane);
+            }
+        }
+        if effect == Effect::Nothing {
+            self.finish(id, answer);
+            return true;
+        }
+        let op = &mut self.ops[id as usize];
+        if op.answer.is_none() {
+            op.answer = Some(answer);
+        }
+        if let ReplyKind::Number(number) = reply.kind {
+            op.number = number;
+        }
+        let follower = self.pairs[pair.index()].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
+        let Some(target) = follower.node() else {
+            self.finish_with_answer(id);
+            return true;
+        };
+        if self.is_void(pair, target) {
+            self.leave_flight(id);
+            self.park(id, Stage::Held(node));
+            return true;
+        }
+        let op = &mut self.ops[id as usize];
+        op.sent = match (&follower, effect) {
+            (Follower::InSync(_), Effect::Unknown) => {
+                self.repair(id);
+                return true;
+            }
+            (Follower::Filling(..), Effect::Unknown) => Mirror::Delete,
+            (Follower::Filling(..), _) => op::mirror_filling(kind),
+            _ => op::mirror(kind),
+        };
+        op.stage = Stage::Follower(target);
+        self.send_op(id, target);
+        true
+    }
+
+    pub(super) fn follower_answered(&mut self, id: u32, reply: &Reply) -> bool {
+        let op = &self.ops[id as usize];
+        let pair = op.pair;
+        let Stage::Follower(node) = op.stage else { return true };
+        let Some(agreement) = op::agreement(op.sent, op.number, &reply.kind) else {
+            self.strand(id, node);
+            return false;
+        };
+        let flow = self.pairs[pair.index()].flow.as_ref();
+        if let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = flow {
+            // Registered after the copy was dropped and before the client is answered: a hand-back waits for it.
+            if (op.sent == Mirror::Delete && op.kind != Kind::Delete) || agreement == Agreement::Differ {
+                recopy.push(Bytes::copy_from_slice(op.key()));
+            }
+            self.finish_with_answer(id);
+            return true;
+        }
+        if agreement == Agreement::Agree {
+            self.finish_with_answer(id);
+        } else if flow.is_some_and(|f| self.is_void(pair, f.leader)) {
+            // The leader is deposed: this node leads next, and what it answered decides.
+            let answer = decisive_answer(op, reply);
+            self.finish(id, answer);
+        } else {
+            self.stats.diverged();
+            self.repair(id);
+        }
+        true
+    }
+
+    pub(super) fn ask_marker_after_miss(&mut self, node: NodeId, lane: usize) {
+        let link = &mut self.links[node.index()];
+        let conn = &mut link.conns[lane];
+        if link.incarnation.is_none()
+            || self.now_us < conn.marker_asked_us + MARKER_CHECK_US
+            || conn.state != LinkState::Ready
+        {
+            return;
+        }
+        conn.marker_asked_us = self.now_us;
+        let round = link.round;
+        conn.out.put(crate::proxy::MARKER_READ);
+        self.sent(node, lane, Flight::Marker(round));
+    }
+}
+
+/// What a client is told of the leader's answer.
+fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Answer {
+    match &reply.kind {
+        ReplyKind::Stored => Answer::Static(b"STORED\r\n"),
+        ReplyKind::NotStored => Answer::Static(b"NOT_STORED\r\n"),
+        ReplyKind::Exists => Answer::Static(b"EXISTS\r\n"),
+        ReplyKind::NotFound => Answer::Static(b"NOT_FOUND\r\n"),
+        ReplyKind::Deleted => Answer::Static(b"DELETED\r\n"),
+        ReplyKind::Touched => Answer::Static(b"TOUCHED\r\n"),
+        ReplyKind::End => Answer::Static(b"END\r\n"),
+        ReplyKind::Value { cas: Some(cas), data, .. } if term.is_some() => {
+            // The token the client gets carries the term of this leadership.
+            let token = op::client_cas(*cas, term.unwrap_or(crate::ids::Term(0)));
+            let line = &unit[reply.line.clone()];
+            let head = line.iter().rposition(|&b| b == b' ').map_or(line, |at| &line[..=at]);
+            let tail = &unit[data.start - 2..unit.len() - if op.multi { 5 } else { 0 }];
+            let mut out = BytesMut::with_capacity(head.len() + 20 + tail.len());
+            out.extend_from_slice(head);
+            out.extend_from_slice(itoa::Buffer::new().format(token).as_bytes());
+            out.extend_from_slice(tail);
+            Answer::Bytes(out.freeze())
+        }
+        ReplyKind::Value { .. } if op.multi => Answer::Bytes(unit.slice(..unit.len() - 5)),
+        _ => Answer::Bytes(unit),
+    }
+}
+
+/// What a client is told when the leader that answered was deposed and the follower, which leads next, answered something else.
+fn decisive_answer(op: &Op, reply: &Reply) -> Answer {
+    match (&reply.kind, &op.answer) {
+        (ReplyKind::Number(number), _) => Answer::Bytes(Bytes::from(format!("{number}\r\n"))),
+        (ReplyKind::NotStored, _) => Answer::Static(b"NOT_STORED\r\n"),
+        (ReplyKind::NotFound, _) if op.kind.reads() => Answer::Static(b"END\r\n"),
+        (ReplyKind::NotFound, _) => Answer::Static(b"NOT_FOUND\r\n"),
+        _ => Answer::Static(OUTCOME_UNKNOWN),
+    }
+}

@@ -1,0 +1,138 @@
+//! A worker's connections to one node: what was sent on each and is unanswered, in order.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+
+use crate::ids::Incarnation;
+
+use super::out::OutQueue;
+
+/// What an unanswered command belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flight {
+    /// An operation, by its place in the worker's table.
+    Op(u32),
+    /// A command of an operation's repair.
+    Repair(u32, RepairStep),
+    /// Nobody: the answer is void, but what it answers may still be executed, so the node is not drained before it came.
+    Void,
+    /// The marker, read before anything else on a connection, or after misses; in which round of [`Link::round`].
+    Marker(u32),
+}
+
+/// The commands of a repair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RepairStep {
+    /// The leader's marker: is its memory still the one that the route was made for?
+    Marker,
+    /// The leader's item.
+    Read,
+    /// Removal on the follower.
+    Drop,
+    /// The leader's item, added on the follower.
+    Add,
+    /// Whether the leader's item is still the same.
+    Verify,
+}
+
+/// An unanswered command.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// What it belongs to.
+    pub flight: Flight,
+    /// When it was queued, microseconds of the worker's clock.
+    pub at_us: u64,
+}
+
+/// Whether a connection may be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkState {
+    /// Not connected; the next operation dials.
+    Idle,
+    /// Being connected.
+    Dialing,
+    /// Connected; waits for the answer that shows whose memory this is.
+    Checking,
+    /// In use.
+    Ready,
+    /// Its framing is in doubt: nothing is sent any more, and what comes is thrown away until the peer closes.
+    Discarding,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// Whether it may be used.
+    pub state: LinkState,
+    /// Which connection in this place; answers to an earlier dial are ignored.
+    pub generation: u32,
+    /// To be written.
+    pub out: OutQueue,
+    /// Unanswered, in order.
+    pub flights: VecDeque<Sent>,
+    /// Operations that wait for the connection to be ready.
+    pub waiting: VecDeque<u32>,
+    /// Read and not parsed yet.
+    pub input: BytesMut,
+    /// Length of the answer that has not arrived whole, once known.
+    pub need: usize,
+    /// Already on the worker's list of connections to be written to.
+    pub dirty: bool,
+    /// Void answers outstanding.
+    pub voids: u32,
+    /// The last fault told for the command at the front: 0 none, 1 late, 2 later than the last full copy is waited for.
+    pub lateness: u8,
+    /// When the marker was last asked for because of misses, microseconds of the worker's clock.
+    pub marker_asked_us: u64,
+}
+
+impl Conn {
+    /// Not connected.
+    pub fn new() -> Conn {
+        Conn {
+            state: LinkState::Idle,
+            generation: 0,
+            out: OutQueue::default(),
+            flights: VecDeque::new(),
+            waiting: VecDeque::new(),
+            input: BytesMut::new(),
+            need: 0,
+            dirty: false,
+            voids: 0,
+            lateness: 0,
+            marker_asked_us: 0,
+        }
+    }
+}
+
+impl Default for Conn {
+    fn default() -> Conn {
+        Conn::new()
+    }
+}
+
+/// A worker's way to one node.
+#[derive(Debug)]
+pub struct Link {
+    /// The memory that routes to this node were made for. `None`: not checked (no backups, or `--resync=off`).
+    pub incarnation: Option<Incarnation>,
+    /// Counts what the control plane told of the node's memory, so that markers asked for before are told apart.
+    pub round: u32,
+    /// Commands on one key always take the same connection.
+    pub conns: Vec<Conn>,
+    /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
+    pub undrained: bool,
+}
+
+impl Link {
+    /// `lanes` connections, none of them open.
+    pub fn new(lanes: usize) -> Link {
+        Link { incarnation: None, round: 0, conns: (0..lanes).map(|_| Conn::new()).collect(), undrained: false }
+    }
+
+    /// Void answers outstanding on any connection.
+    pub fn voids(&self) -> bool {
+        self.conns.iter().any(|c| c.voids > 0)
+    }
+}

@@ -1,0 +1,21 @@
+//! The data plane: one request over its pair's route. [`Core`] is one worker thread's part of it, without I/O.
+
+mod client;
+mod core;
+mod link;
+mod op;
+mod out;
+mod route;
+
+pub use client::Client;
+pub use core::{Command, Core, CoreSettings, Event, PeerMessage, Question};
+pub use link::LinkState;
+pub use op::{ClientKey, Kind};
+pub use out::{MAX_SLICES, OutQueue};
+pub use route::{Flow, Follower, Route};
+
+/// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own version.
+pub const VERSION_LINE: &str = concat!("VERSION 1.6.18-resilver-", env!("CARGO_PKG_VERSION"), "\r\n");
+
+/// Reads the marker that names the life of a node's memory. The key is [`crate::backend::marker::INCARNATION_KEY`].
+pub const MARKER_READ: &[u8] = b"mg __resilver__:incarnation v\r\n";

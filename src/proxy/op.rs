@@ -1,0 +1,402 @@
+//! One client command on one key, on its way through the pair: the rules of "leader first, then the follower", without I/O.
+
+use bytes::Bytes;
+
+use crate::ids::{NodeId, PairId, Term};
+use crate::protocol::reply::ReplyKind;
+use crate::protocol::request::Verb;
+
+use super::out::OutQueue;
+
+/// What is done with the key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Read.
+    Get,
+    /// Read with a cas token.
+    Gets,
+    /// Read and touch.
+    Gat,
+    /// Read with a cas token and touch.
+    Gats,
+    /// Store.
+    Set,
+    /// Store if absent.
+    Add,
+    /// Store if present.
+    Replace,
+    /// Add bytes at the end.
+    Append,
+    /// Add bytes at the front.
+    Prepend,
+    /// Store if unchanged.
+    Cas,
+    /// Add to a number.
+    Incr,
+    /// Subtract from a number.
+    Decr,
+    /// Remove.
+    Delete,
+    /// Set the expiry.
+    Touch,
+}
+
+impl Kind {
+    /// The kind of a client's verb; `None` for commands that are not about a key.
+    pub fn of(verb: Verb) -> Option<Kind> {
+        Some(match verb {
+            Verb::Get => Kind::Get,
+            Verb::Gets => Kind::Gets,
+            Verb::Gat => Kind::Gat,
+            Verb::Gats => Kind::Gats,
+            Verb::Set => Kind::Set,
+            Verb::Add => Kind::Add,
+            Verb::Replace => Kind::Replace,
+            Verb::Append => Kind::Append,
+            Verb::Prepend => Kind::Prepend,
+            Verb::Cas => Kind::Cas,
+            Verb::Incr => Kind::Incr,
+            Verb::Decr => Kind::Decr,
+            Verb::Delete => Kind::Delete,
+            Verb::Touch => Kind::Touch,
+            _ => return None,
+        })
+    }
+
+    /// Whether the command changes the item: such commands go through the key's owner and on to the follower.
+    pub fn is_write(self) -> bool {
+        !matches!(self, Kind::Get | Kind::Gets)
+    }
+
+    /// Whether the answer is a value (or a miss).
+    pub fn reads(self) -> bool {
+        matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
+    }
+
+    /// Whether values come with a cas token.
+    pub fn with_cas(self) -> bool {
+        matches!(self, Kind::Gets | Kind::Gats)
+    }
+}
+
+/// What the leader's answer says about its copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// The item is as it was.
+    Nothing,
+    /// The command took effect.
+    Done,
+    /// The leader failed; what its copy is now must be read from it.
+    Unknown,
+}
+
+/// What the follower is sent to be made equal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mirror {
+    /// The same value, flags and exptime, unconditionally.
+    Set,
+    /// Removal.
+    Delete,
+    /// The same arithmetic; the numbers must agree.
+    Arithmetic,
+    /// The same append or prepend.
+    Concat,
+    /// The same expiry.
+    Touch,
+}
+
+/// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot be trusted any more.
+pub fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
+    use ReplyKind as R;
+    Some(match (kind, reply) {
+        (_, R::ServerError) => {
+            if kind.is_write() {
+                Effect::Unknown
+            } else {
+                Effect::Nothing
+            }
+        }
+        (_, R::ClientError | R::Error) => Effect::Nothing,
+        (Kind::Get | Kind::Gets, R::Value { .. } | R::End) => Effect::Nothing,
+        (Kind::Gat | Kind::Gats, R::Value { .. }) => Effect::Done,
+        (Kind::Gat | Kind::Gats, R::End) => Effect::Nothing,
+        (Kind::Set, R::Stored) => Effect::Done,
+        // memcached answers so when it cannot store for want of memory under -M in some versions.
+        (Kind::Set, R::NotStored) => Effect::Unknown,
+        (Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend, R::Stored) => Effect::Done,
+        (Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend, R::NotStored) => Effect::Nothing,
+        (Kind::Cas, R::Stored) => Effect::Done,
+        (Kind::Cas, R::Exists | R::NotFound | R::NotStored) => Effect::Nothing,
+        (Kind::Incr | Kind::Decr, R::Number(_)) => Effect::Done,
+        (Kind::Incr | Kind::Decr, R::NotFound) => Effect::Nothing,
+        // Sent to the follower whatever the leader found: a copy that only the follower holds must go too.
+        (Kind::Delete, R::Deleted | R::NotFound) => Effect::Done,
+        (Kind::Touch, R::Touched) => Effect::Done,
+        (Kind::Touch, R::NotFound) => Effect::Nothing,
+        _ => return None,
+    })
+}
+
+/// How a command that took effect is repeated on a follower that is in sync.
+pub fn mirror(kind: Kind) -> Mirror {
+    match kind {
+        Kind::Set | Kind::Add | Kind::Replace | Kind::Cas => Mirror::Set,
+        Kind::Delete => Mirror::Delete,
+        Kind::Incr | Kind::Decr => Mirror::Arithmetic,
+        Kind::Append | Kind::Prepend => Mirror::Concat,
+        Kind::Touch | Kind::Gat | Kind::Gats => Mirror::Touch,
+        Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),
+    }
+}
+
+/// The same on a follower that is being filled: what would be re-executed there is dropped instead, and copied again.
+/// A re-executed `incr` meets a copy that may or may not have it already (`resync_model.py reexec`).
+pub fn mirror_filling(kind: Kind) -> Mirror {
+    match mirror(kind) {
+        Mirror::Set => Mirror::Set,
+        _ => Mirror::Delete,
+    }
+}
+
+/// What the follower's answer means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Agreement {
+    /// The two copies are equal.
+    Agree,
+    /// They may differ: the key is repaired before the client is answered.
+    Differ,
+}
+
+/// Judges the follower's answer. `number`: what the leader counted. `None`: no answer to this command.
+pub fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<Agreement> {
+    use ReplyKind as R;
+    let agree = match (sent, reply) {
+        (_, R::ServerError | R::ClientError | R::Error) => false,
+        (Mirror::Set | Mirror::Concat, R::Stored) => true,
+        (Mirror::Set | Mirror::Concat, R::NotStored) => false,
+        (Mirror::Delete, R::Deleted | R::NotFound) => true,
+        (Mirror::Arithmetic, R::Number(n)) => *n == number,
+        (Mirror::Arithmetic, R::NotFound) => false,
+        (Mirror::Touch, R::Touched) => true,
+        (Mirror::Touch, R::NotFound) => false,
+        _ => return None,
+    };
+    Some(if agree { Agreement::Agree } else { Agreement::Differ })
+}
+
+/// Who waits for the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// The worker that serves the client.
+    pub worker: u16,
+    /// Which client there.
+    pub client: ClientKey,
+    /// Which of its requests.
+    pub slot: u64,
+    /// Which key of the request.
+    pub part: u32,
+}
+
+/// A client connection of a worker; the generation tells a successor in the same place apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientKey {
+    /// Place in the worker's table.
+    pub index: u32,
+    /// Which occupant of that place.
+    pub generation: u32,
+}
+
+/// An answer to be given to a client.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// A fixed line.
+    Static(&'static [u8]),
+    /// A node's bytes.
+    Bytes(Bytes),
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Answer::Static(bytes) => bytes,
+            Answer::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// Where an operation is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Nothing was sent under the present route.
+    New,
+    /// Sent to the leader, unanswered.
+    Leader(NodeId),
+    /// The leader has answered; sent to the follower, unanswered.
+    Follower(NodeId),
+    /// The two differ; being repaired.
+    Repair,
+    /// Waits for its pair's gate: to be begun.
+    Parked,
+    /// Waits for its pair's gate: the leader executed it, the follower is lost, and the client may be answered only once that is
+    /// recorded on this node.
+    Held(NodeId),
+    /// Waits for its pair's gate: it was sent to this node and may or may not have been executed there.
+    Unknown(NodeId),
+}
+
+/// A command on one key.
+#[derive(Debug)]
+pub struct Op {
+    /// Who waits for the answer.
+    pub origin: Origin,
+    /// What is done.
+    pub kind: Kind,
+    /// With whose items.
+    pub pair: PairId,
+    /// Chooses owner and connection: the same for all commands on the key.
+    pub hash: u32,
+    /// The request as the client sent it, or a part of it that holds key and data.
+    pub raw: Bytes,
+    /// The key, in `raw`.
+    pub key: (u32, u32),
+    /// The value, in `raw`.
+    pub data: (u32, u32),
+    /// Client flags.
+    pub flags: u32,
+    /// As the client gave it.
+    pub exptime: i64,
+    /// The client's cas token.
+    pub cas: u64,
+    /// Of incr and decr.
+    pub delta: u64,
+    /// One of several keys of a get: its value goes without `END`.
+    pub multi: bool,
+    /// Where it is.
+    pub stage: Stage,
+    /// What the client will be told, once decided.
+    pub answer: Option<Answer>,
+    /// What the leader counted, for incr and decr.
+    pub number: u64,
+    /// What the follower was sent.
+    pub sent: Mirror,
+    /// When it was parked, microseconds of the worker's clock.
+    pub parked_at_us: u64,
+    /// The data of a repair under way.
+    pub repair: Option<Box<Repair>>,
+}
+
+/// A repair under way: what the leader holds.
+#[derive(Debug, Default)]
+pub struct Repair {
+    /// How often it was begun.
+    pub tries: u32,
+    /// Commands of the repair that are unanswered.
+    pub outstanding: u32,
+}
+
+impl Op {
+    /// The key.
+    pub fn key(&self) -> &[u8] {
+        &self.raw[self.key.0 as usize..self.key.1 as usize]
+    }
+
+    fn value(&self) -> Bytes {
+        self.raw.slice(self.data.0 as usize..self.data.1 as usize)
+    }
+
+    /// Writes the command for the leader. `term`: the present one; the token was checked against it.
+    pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>) {
+        match self.kind {
+            Kind::Get => self.line(out, b"get "),
+            Kind::Gets => self.line(out, b"gets "),
+            Kind::Gat => self.gat(out, b"gat "),
+            Kind::Gats => self.gat(out, b"gats "),
+            Kind::Set => self.store(out, b"set ", None),
+            Kind::Add => self.store(out, b"add ", None),
+            Kind::Replace => self.store(out, b"replace ", None),
+            Kind::Append => self.store(out, b"append ", None),
+            Kind::Prepend => self.store(out, b"prepend ", None),
+            Kind::Cas => self.store(out, b"cas ", Some(if term.is_some() { raw_cas(self.cas) } else { self.cas })),
+            Kind::Incr => self.arithmetic(out, b"incr "),
+            Kind::Decr => self.arithmetic(out, b"decr "),
+            Kind::Delete => self.line(out, b"delete "),
+            Kind::Touch => self.touch(out),
+        }
+    }
+
+    /// Writes the command for the follower.
+    pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror) {
+        match mirror {
+            Mirror::Set => self.store(out, b"set ", None),
+            Mirror::Delete => self.line(out, b"delete "),
+            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None),
+            Mirror::Touch => self.touch(out),
+        }
+    }
+
+    fn line(&self, out: &mut OutQueue, verb: &[u8]) {
+        out.put(verb);
+        out.put(self.key());
+        out.put(b"\r\n");
+    }
+
+    fn gat(&self, out: &mut OutQueue, verb: &[u8]) {
+        out.put(verb);
+        out.put_number(self.exptime);
+        out.put(b" ");
+        out.put(self.key());
+        out.put(b"\r\n");
+    }
+
+    fn touch(&self, out: &mut OutQueue) {
+        out.put(b"touch ");
+        out.put(self.key());
+        out.put(b" ");
+        out.put_number(self.exptime);
+        out.put(b"\r\n");
+    }
+
+    fn arithmetic(&self, out: &mut OutQueue, verb: &[u8]) {
+        out.put(verb);
+        out.put(self.key());
+        out.put(b" ");
+        out.put_number(self.delta);
+        out.put(b"\r\n");
+    }
+
+    fn store(&self, out: &mut OutQueue, verb: &[u8], cas: Option<u64>) {
+        out.put(verb);
+        out.put(self.key());
+        out.put(b" ");
+        out.put_number(self.flags);
+        out.put(b" ");
+        out.put_number(self.exptime);
+        out.put(b" ");
+        out.put_number(self.data.1 - self.data.0);
+        if let Some(cas) = cas {
+            out.put(b" ");
+            out.put_number(cas);
+        }
+        out.put(b"\r\n");
+        out.put_shared(self.value());
+        out.put(b"\r\n");
+    }
+}
+
+/// Bits of a node's own cas id in a client's token; the leadership term stands above them.
+const RAW_CAS_BITS: u32 = 48;
+
+/// The token a client gets for a node's cas id.
+pub fn client_cas(raw: u64, term: Term) -> u64 {
+    (u64::from(term.0) << RAW_CAS_BITS) | (raw & ((1 << RAW_CAS_BITS) - 1))
+}
+
+/// The node's cas id in a client's token.
+pub fn raw_cas(token: u64) -> u64 {
+    token & ((1 << RAW_CAS_BITS) - 1)
+}
+
+/// The term in a client's token.
+pub fn cas_term(token: u64) -> Term {
+    Term((token >> RAW_CAS_BITS) as u16)
+}

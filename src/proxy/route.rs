@@ -1,0 +1,50 @@
+//! Where the requests of a pair go: what the control plane publishes and every worker keeps a copy of.
+
+use std::sync::Arc;
+
+use crate::ids::{NodeId, Term};
+use crate::pair::Reason;
+use crate::resync::Recopy;
+
+/// The way of a pair's requests.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// They wait: the pair is between two states.
+    Closed,
+    /// They are refused at once with `SERVER_ERROR`: nobody leads.
+    Dark(Reason),
+    /// They flow.
+    Open(Flow),
+}
+
+/// An open route.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Answers reads, decides conditional commands.
+    pub leader: NodeId,
+    /// Made equal before the client is answered.
+    pub follower: Follower,
+    /// The leadership term that cas tokens carry; `None` without backups, where tokens are the node's own.
+    pub term: Option<Term>,
+}
+
+/// The other copy.
+#[derive(Clone, Debug)]
+pub enum Follower {
+    /// None, or none that is trusted.
+    None,
+    /// Holds everything.
+    InSync(NodeId),
+    /// Is being filled: what cannot be repeated on it is dropped there and copied again.
+    Filling(NodeId, Arc<Recopy>),
+}
+
+impl Follower {
+    /// The node, if there is one.
+    pub fn node(&self) -> Option<NodeId> {
+        match self {
+            Follower::None => None,
+            Follower::InSync(node) | Follower::Filling(node, _) => Some(*node),
+        }
+    }
+}

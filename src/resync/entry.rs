@@ -1,0 +1,292 @@
+//! One key on its way: a state machine that always has exactly one command outstanding, at one of the two nodes.
+//!
+//! ```text
+//!  Read ──item──▶ Add ──stored──▶ Verify ──same──▶ copied
+//!   │              │ │               └──changed──▶ Undo ──▶ Read again
+//!   │              │ └─SERVER_ERROR──▶ VerifyRefused ──changed──▶ Read again
+//!   │              │                        └──same──▶ TargetLook
+//!   │              └──NOT_STORED──▶ TargetLook ──nothing there──▶ Read again
+//!   └──gone, expired, stale──▶ TargetLook ──nothing there──▶ skipped
+//!                                  └──something──▶ SourceLook ──equal──▶ equal
+//!                                                       └──differs──▶ Drop ──▶ Read again
+//! ```
+//! Several of them may be at work on one key at once, and clients' mutations between any two steps: leader first, follower
+//! after. Why this ends equal is said at the head of [`crate::resync`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::item::{Answer, Code, Item, NodeClock, Seen, needs_base64, put_key};
+use crate::backend::{Batch, Effect, Frame};
+
+/// How often a key is begun again before it goes to the end of the re-copy queue, where its next turn comes later.
+const MAX_TRIES: u8 = 4;
+/// Slack in comparing two answers of one node about one expiry, in seconds: its clock ticks in seconds.
+const EXPIRY_SLACK_SECS: i64 = 1;
+/// An add that took longer than this has a wrong TTL on the target, which counts from when it executed it.
+const LATE_ADD: Duration = Duration::from_millis(1500);
+
+/// Where an entry's command goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Side {
+    Source,
+    Target,
+}
+
+/// Why the target's item is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Look {
+    /// The leader has nothing to copy.
+    Absent,
+    /// The add was answered NOT_STORED.
+    NotStored,
+    /// The target refused the item.
+    Refused,
+}
+
+/// How an entry ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// Copied and verified: bytes of the value.
+    Copied(u64),
+    /// The target holds the same already.
+    Equal,
+    /// Nothing to copy.
+    Skipped,
+    /// The target takes no such item, and holds nothing under the key.
+    Refused,
+    /// Too many tries: to the end of the re-copy queue.
+    Requeue,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
+    Read,
+    Add(Item),
+    Verify {
+        cas: u64,
+        seen: Seen,
+        bytes: u64,
+        copy: u64,
+        late: bool,
+    },
+    VerifyRefused {
+        cas: u64,
+        seen: Seen,
+    },
+    Undo {
+        copy: u64,
+    },
+    TargetLook(Look),
+    SourceLook(Item),
+    Drop {
+        cas: u64,
+    },
+    /// We won the right to recompute a stale item by merely looking at it: give it back, then go on.
+    GiveBack {
+        cas: u64,
+        then: Box<Stage>,
+    },
+    Done(End),
+}
+
+/// Why an answer ends more than its entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Trouble {
+    /// The connection's framing is in doubt.
+    Protocol(String),
+    /// All cas ids are 0 (`-C`): verify is blind, and an undo cannot be guarded.
+    Blind,
+}
+
+impl From<String> for Trouble {
+    fn from(what: String) -> Trouble {
+        Trouble::Protocol(what)
+    }
+}
+
+/// One key being copied.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) key: Bytes,
+    /// Index into the job's pairs of this source.
+    pub(super) slot: u32,
+    /// Bytes booked in the lane's memory budget.
+    pub(super) booked: usize,
+    /// It came from the re-copy queue, not from the enumeration.
+    pub(super) recopy: bool,
+    pub(super) stage: Stage,
+    binary: bool,
+    tries: u8,
+    /// Cas id of a stale item that we won and must give back.
+    won: Option<u64>,
+}
+
+impl Entry {
+    pub(super) fn new(key: Bytes, binary: bool, slot: u32, booked: usize, recopy: bool) -> Entry {
+        Entry { key, slot, booked, recopy, stage: Stage::Read, binary, tries: 0, won: None }
+    }
+
+    /// Where the next command goes; `None` = done.
+    pub(super) fn side(&self) -> Option<Side> {
+        match self.stage {
+            Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused { .. } => Some(Side::Source),
+            Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
+            Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
+            Stage::Done(_) => None,
+        }
+    }
+
+    /// The copy on the target that was not verified yet, by the cas id it has there.
+    pub(super) fn unverified(&self) -> Option<u64> {
+        let mut stage = &self.stage;
+        while let Stage::GiveBack { then, .. } = stage {
+            stage = then;
+        }
+        match *stage {
+            Stage::Verify { copy, .. } | Stage::Undo { copy } => Some(copy),
+            _ => None,
+        }
+    }
+
+    /// Appends the next command. `false` = there is none: the item expired while it waited, the stage was changed.
+    pub(super) fn command(&mut self, batch: &mut Batch, clock: &NodeClock, now: Instant) -> bool {
+        if let Stage::Add(item) = &self.stage {
+            let Some(exptime) = clock.exptime(&item.seen, now) else {
+                self.stage = Stage::TargetLook(Look::Absent);
+                return false;
+            };
+            put_key(batch, b"ms ", &self.key, self.binary);
+            batch.put(b" ");
+            batch.put_number(item.value.len());
+            batch.put(if self.binary { b" b ME k c T" } else { b" ME k c T" });
+            batch.put_number(exptime);
+            batch.put(b" F");
+            batch.put_number(item.flags);
+            batch.put(b"\r\n");
+            batch.put_value(&item.value);
+            batch.put(b"\r\n");
+            batch.end(1, Effect::Mutation);
+            return true;
+        }
+        let (verb, flags, guard, effect): (&[u8], &[u8], Option<u64>, Effect) = match self.stage {
+            Stage::Read | Stage::TargetLook(_) | Stage::SourceLook(_) => (b"mg ", b" k v f t c", None, Effect::Read),
+            Stage::Verify { .. } | Stage::VerifyRefused { .. } => (b"mg ", b" k t c", None, Effect::Read),
+            Stage::Undo { copy } => (b"md ", b" k", Some(copy), Effect::Mutation),
+            Stage::Drop { cas } => (b"md ", b" k", Some(cas), Effect::Mutation),
+            Stage::GiveBack { cas, .. } => (b"md ", b" k I", Some(cas), Effect::Mutation),
+            Stage::Add(_) | Stage::Done(_) => return false,
+        };
+        put_key(batch, verb, &self.key, self.binary);
+        if self.binary {
+            batch.put(b" b");
+        }
+        batch.put(flags);
+        if let Some(cas) = guard {
+            batch.put(b" C");
+            batch.put_number(cas);
+        }
+        batch.put(b"\r\n");
+        batch.end(1, effect);
+        true
+    }
+
+    /// Takes the answer to the command, which was sent at `asked`.
+    pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Instant) -> Result<(), Trouble> {
+        let answer = Answer::parse(frame.line(), &self.key)?;
+        if answer.won && self.side() == Some(Side::Source) {
+            self.won = Some(answer.cas);
+        }
+        let stage = std::mem::replace(&mut self.stage, Stage::Read);
+        let next = self.next(stage, &answer, frame, asked)?;
+        self.stage = self.give_back_first(next);
+        Ok(())
+    }
+
+    fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Instant) -> Result<Stage, Trouble> {
+        let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
+        let found = matches!(answer.code, Code::Value | Code::Done);
+        Ok(match stage {
+            Stage::Read => match answer.code {
+                Code::Missing => Stage::TargetLook(Look::Absent),
+                Code::Value if answer.cas == 0 => return Err(Trouble::Blind),
+                // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh one.
+                Code::Value if answer.stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
+                Code::Value => {
+                    let item = answer.item(frame, asked);
+                    // The key is kept as binary where the leader keeps it so, and only if it can be written so.
+                    self.binary = item.binary || (self.binary && needs_base64(&self.key));
+                    Stage::Add(item)
+                }
+                _ => return unexpected(),
+            },
+            Stage::Add(item) => match answer.code {
+                Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
+                Code::Done => Stage::Verify {
+                    cas: item.cas,
+                    seen: item.seen,
+                    bytes: item.value.len() as u64,
+                    copy: answer.cas,
+                    late: item.seen.ttl >= 0 && asked.elapsed() > LATE_ADD && self.tries + 1 < MAX_TRIES,
+                },
+                // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
+                Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
+                // A refused store deletes what the target held, be it newer than what we read: verify all the same.
+                Code::Refused => Stage::VerifyRefused { cas: item.cas, seen: item.seen },
+                _ => return unexpected(),
+            },
+            Stage::Verify { cas, seen, bytes, copy, late } => {
+                let same = found && answer.cas == cas && seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS);
+                if same && !late && !answer.stale { Stage::Done(End::Copied(bytes)) } else { Stage::Undo { copy } }
+            }
+            Stage::VerifyRefused { cas, seen } => {
+                let same = found && answer.cas == cas && seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS);
+                if same { Stage::TargetLook(Look::Refused) } else { self.again() }
+            }
+            // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are looked at again.
+            Stage::Undo { .. } | Stage::Drop { .. } => match answer.code {
+                Code::Done | Code::Missing | Code::Exists => self.again(),
+                _ => return unexpected(),
+            },
+            Stage::TargetLook(look) => match (answer.code, look) {
+                (Code::Missing, Look::Absent) => Stage::Done(End::Skipped),
+                (Code::Missing, Look::Refused) => Stage::Done(End::Refused),
+                (Code::Missing, Look::NotStored) => self.again(),
+                (Code::Value, _) if answer.cas == 0 => return Err(Trouble::Blind),
+                // The target is looked at first and the leader after it. The other way round, a write that came between the
+                // two would make the leader's older value the judge, and the drop would hit the newer one.
+                (Code::Value, _) if answer.stale => Stage::Drop { cas: answer.cas },
+                (Code::Value, _) => Stage::SourceLook(answer.item(frame, asked)),
+                _ => return unexpected(),
+            },
+            Stage::SourceLook(theirs) => {
+                let same = answer.code == Code::Value && !answer.stale && theirs.equals(&answer.item(frame, asked));
+                match answer.code {
+                    Code::Value | Code::Missing if same => Stage::Done(End::Equal),
+                    Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
+                    _ => return unexpected(),
+                }
+            }
+            Stage::GiveBack { then, .. } => *then,
+            Stage::Done(_) => return unexpected(),
+        })
+    }
+
+    /// A stale item that we won is given back before the entry goes on, unless an unverified copy must be undone first.
+    fn give_back_first(&mut self, next: Stage) -> Stage {
+        match (self.won, next) {
+            (None, next) | (_, next @ Stage::Undo { .. }) => next,
+            (Some(cas), next) => {
+                self.won = None;
+                Stage::GiveBack { cas, then: Box::new(next) }
+            }
+        }
+    }
+
+    fn again(&mut self) -> Stage {
+        self.tries += 1;
+        if self.tries < MAX_TRIES { Stage::Read } else { Stage::Done(End::Requeue) }
+    }
+}

@@ -1,0 +1,225 @@
+//! Which keys a node holds, by `lru_crawler metadump`.
+
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
+
+use super::Context;
+use crate::backend::{Effect, NodeError, Pipe};
+use crate::ids::NodeId;
+
+/// Longest dump line, in bytes: a key of 250 bytes, each written as `%XX`, and some numbers.
+const MAX_LINE_BYTES: usize = 4096;
+/// Shortest and longest pause before a crawl that was answered `BUSY` is asked for again.
+const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// How much a dump can be trusted to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Coverage {
+    /// `metadump hash` walks the hash table and misses nothing that stays.
+    Whole,
+    /// `metadump all` walks the LRU lists and misses items that move in them meanwhile: the hot ones. One pass is not enough.
+    Leaky,
+}
+
+/// Why a dump failed.
+#[derive(Debug)]
+pub(super) enum DumpError {
+    /// The node failed.
+    Node(NodeError),
+    /// It does not enumerate, by its settings or its version.
+    Cannot(String),
+    /// The keys could not be kept.
+    Spool(std::io::Error),
+}
+
+impl From<NodeError> for DumpError {
+    fn from(error: NodeError) -> DumpError {
+        DumpError::Node(error)
+    }
+}
+
+/// One line of a dump.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct DumpLine<'a> {
+    pub(super) key: &'a [u8],
+    /// Bytes of the whole item.
+    pub(super) size: u32,
+}
+
+enum DumpEnd {
+    Complete,
+    Again,
+    UnknownMode,
+    Off(String),
+}
+
+/// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is called.
+///
+/// A node has one crawler; jobs wait for each other here rather than on the node, where a command that meets a running dump
+/// blocks a worker thread. Other clients' crawls are waited for by asking again.
+pub(super) async fn enumerate(
+    ctx: &Context,
+    node: NodeId,
+    mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
+) -> Result<Coverage, DumpError> {
+    let _turn = ctx.crawls.turn(node).await;
+    let tuning = &ctx.tuning;
+    let mut pipe = Pipe::connect(&*ctx.dialer, node, Instant::now() + tuning.connect_timeout).await?;
+    let give_up = Instant::now() + tuning.busy_timeout;
+    let mut pause = BUSY_PAUSE.0;
+    let (mut coverage, mut enabled) = (Coverage::Whole, false);
+    loop {
+        match dump(&mut pipe, coverage, tuning.source_timeout, &mut on_key).await? {
+            DumpEnd::Complete => return Ok(coverage),
+            DumpEnd::Again if Instant::now() < give_up => {
+                sleep(pause).await;
+                pause = (pause * 2).min(BUSY_PAUSE.1);
+            }
+            DumpEnd::Again => return Err(DumpError::Cannot("its crawler stayed busy".to_owned())),
+            DumpEnd::UnknownMode if coverage == Coverage::Whole => coverage = Coverage::Leaky,
+            DumpEnd::UnknownMode => return Err(DumpError::Cannot("it knows no metadump".to_owned())),
+            DumpEnd::Off(_) if !enabled => {
+                enabled = true;
+                let deadline = Instant::now() + tuning.source_timeout;
+                let answer = pipe.ask(b"lru_crawler enable\r\n", Effect::Read, deadline).await?;
+                tracing::info!(node = node.0, answer, "the node's lru crawler was off; asked to enable it");
+            }
+            DumpEnd::Off(_) if coverage == Coverage::Whole => coverage = Coverage::Leaky,
+            DumpEnd::Off(why) => return Err(DumpError::Cannot(why)),
+        }
+    }
+}
+
+async fn dump(
+    pipe: &mut Pipe,
+    coverage: Coverage,
+    timeout: Duration,
+    on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
+) -> Result<DumpEnd, DumpError> {
+    pipe.send(match coverage {
+        Coverage::Whole => b"lru_crawler metadump hash\r\n",
+        Coverage::Leaky => b"lru_crawler metadump all\r\n",
+    })?;
+    let mut rest: Vec<u8> = Vec::new();
+    let mut key = Vec::new();
+    loop {
+        let chunk = pipe.read_chunk(Instant::now() + timeout).await?;
+        let mut at = 0;
+        while let Some(length) = memchr::memchr(b'\n', &chunk[at..]) {
+            let end = at + length;
+            let done = if rest.is_empty() {
+                line(&chunk[at..end], &mut key, on_key)?
+            } else {
+                rest.extend_from_slice(&chunk[at..end]);
+                let done = line(&rest, &mut key, on_key)?;
+                rest.clear();
+                done
+            };
+            at = end + 1;
+            if let Some(done) = done {
+                return Ok(done);
+            }
+        }
+        rest.extend_from_slice(&chunk[at..]);
+        // The copying shares this task: one chunk, then its turn. A crawler that is never waited for would starve it until the
+        // target's answers, though long there, count as too late.
+        yield_now().await;
+        if rest.len() > MAX_LINE_BYTES {
+            return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
+        }
+    }
+}
+
+/// One line; `Some` = the dump is over.
+fn line(
+    line: &[u8],
+    key: &mut Vec<u8>,
+    on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
+) -> Result<Option<DumpEnd>, DumpError> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if let Some(found) = parse(line, key) {
+        if found.blind {
+            return Err(DumpError::Cannot("its items have no cas ids (-C): verify would be blind".to_owned()));
+        }
+        on_key(DumpLine { key, size: found.size }).map_err(DumpError::Spool)?;
+        return Ok(None);
+    }
+    let text = || String::from_utf8_lossy(line).into_owned();
+    Ok(Some(match line {
+        b"OK" => return Ok(None),
+        b"END" => DumpEnd::Complete,
+        // No items at all.
+        _ if line.starts_with(b"NOTSTARTED") => DumpEnd::Complete,
+        _ if line.starts_with(b"BUSY") => DumpEnd::Again,
+        // The hash table is growing; it may stand in for END after part of the keys.
+        _ if line.starts_with(b"ERROR locked") => DumpEnd::Again,
+        _ if line.starts_with(b"BADCLASS") => DumpEnd::UnknownMode,
+        _ if line.starts_with(b"ERROR") || line.starts_with(b"CLIENT_ERROR") => DumpEnd::Off(text()),
+        _ => return Err(NodeError::Protocol(format!("dump line {:?}", text())).into()),
+    }))
+}
+
+struct Parsed {
+    size: u32,
+    blind: bool,
+}
+
+/// Takes a dump line apart and decodes its key into `key`; `None` = it is no such line.
+fn parse(line: &[u8], key: &mut Vec<u8>) -> Option<Parsed> {
+    let rest = line.strip_prefix(b"key=")?;
+    let end = memchr::memchr(b' ', rest)?;
+    let (encoded, fields) = rest.split_at(end);
+    key.clear();
+    if memchr::memchr(b'%', encoded).is_none() {
+        key.extend_from_slice(encoded);
+    } else {
+        let mut bytes = encoded.iter();
+        while let Some(&byte) = bytes.next() {
+            if byte == b'%' {
+                let (high, low) = (hex(*bytes.next()?)?, hex(*bytes.next()?)?);
+                key.push(high << 4 | low);
+            } else {
+                key.push(byte);
+            }
+        }
+    }
+    let size = field(fields, b" size=").unwrap_or(0);
+    Some(Parsed { size: u32::try_from(size).unwrap_or(u32::MAX), blind: field(fields, b" cas=") == Some(0) })
+}
+
+fn field(fields: &[u8], name: &[u8]) -> Option<u64> {
+    let at = memchr::memmem::find(fields, name)? + name.len();
+    let digits = fields[at..].iter().take_while(|b| b.is_ascii_digit());
+    Some(digits.fold(0_u64, |n, &b| n.saturating_mul(10).saturating_add(u64::from(b - b'0'))))
+}
+
+fn hex(byte: u8) -> Option<u8> {
+    (byte as char).to_digit(16).map(|d| d as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Option<(Vec<u8>, u32, bool)> {
+        let mut key = Vec::new();
+        parse(text.as_bytes(), &mut key).map(|p| (key, p.size, p.blind))
+    }
+
+    #[test]
+    fn reads_lines_of_all_versions() {
+        let line = "key=a%09b%25 exp=-1 la=1795362483 cas=2 fetch=yes cls=1 size=69";
+        assert_eq!(one(line), Some((b"a\tb%".to_vec(), 69, false)));
+        assert_eq!(one("key=foo exp=5 la=1 cas=0 fetch=no cls=1 size=53 flags=7"), Some((b"foo".to_vec(), 53, true)));
+        assert_eq!(one("key=foo exp=5"), Some((b"foo".to_vec(), 0, false)));
+    }
+
+    #[test]
+    fn nonsense_is_no_line() {
+        for text in ["", "END", "key=", "key=%zz ", "key=%4", "key=%4 x", "BUSY currently processing crawler request"] {
+            assert_eq!(one(text), None, "{text}");
+        }
+    }
+}

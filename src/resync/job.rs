@@ -1,0 +1,132 @@
+//! One job from its beginning to its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::item::NodeClock;
+use super::progress::Phase;
+use super::purge::purge;
+use super::refill::Refill;
+use super::{Context, JobError, JobEvent, JobSpec, Outcome};
+use crate::backend::{NodeError, Pipe};
+use crate::ids::{NodeId, PairId};
+
+/// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it, cancel its token and go on
+/// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
+pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
+    let ctx = Arc::new(ctx);
+    ctx.progress.set_phase(Phase::Preparing);
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
+    let deadline = Instant::now() + ctx.tuning.connect_timeout;
+    match Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
+        Err(error) => outcome.result = Err(JobError::Target(error)),
+        Ok(mut pipe) => {
+            outcome.result = steps(&spec, &ctx, &mut pipe, &mut outcome.drains, &mut outcome.undone).await;
+            if pipe.owes_mutations() {
+                outcome.drains.push(pipe.into_drain());
+            } else if outcome.result.is_ok()
+                && let Ok(stats) = target_stats(&mut pipe, &ctx).await
+            {
+                ctx.progress.evictions_after.store(stats.evictions, Relaxed);
+            }
+        }
+    }
+    ctx.progress.set_phase(Phase::Finished);
+    if ctx.progress.incomplete() > 0 {
+        let evicted = ctx.progress.incomplete();
+        tracing::warn!(
+            target_node = spec.target.0,
+            evicted,
+            "the node evicted items while it was filled: its copy is incomplete"
+        );
+    }
+    outcome
+}
+
+async fn steps(
+    spec: &JobSpec,
+    ctx: &Arc<Context>,
+    pipe: &mut Pipe,
+    drains: &mut Vec<crate::backend::Drain>,
+    undone: &mut bool,
+) -> Result<(), JobError> {
+    let stats = target_stats(pipe, ctx).await.map_err(JobError::Target)?;
+    ctx.progress.evictions_before.store(stats.evictions, Relaxed);
+    ctx.progress.evictions_after.store(stats.evictions, Relaxed);
+    if !stats.has_cas {
+        return Err(JobError::blind(spec.target));
+    }
+    if !spec.skip_purge {
+        ctx.progress.set_phase(Phase::Purging);
+        purge(spec, ctx, pipe).await?;
+    }
+    ctx.progress.set_phase(Phase::Barrier);
+    if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
+        return Err(JobError::Aborted);
+    }
+    ctx.progress.set_phase(Phase::Copying);
+    let mut by_source: BTreeMap<NodeId, Vec<PairId>> = BTreeMap::new();
+    for &(pair, source) in &spec.pairs {
+        by_source.entry(source).or_default().push(pair);
+    }
+    // A failure of one source ends the job: its token stops the others, which undo what is unverified.
+    let stop = ctx.cancel.child_token();
+    let sources = by_source.len();
+    let mut running: FuturesUnordered<_> = by_source
+        .into_iter()
+        .map(|(source, pairs)| {
+            Refill::new(ctx.clone(), source, spec.target, stats.clock, pairs, sources, stop.clone()).run()
+        })
+        .collect();
+    let mut result = Ok(());
+    while let Some(end) = running.next().await {
+        drains.extend(end.drains);
+        *undone &= end.undone;
+        if let Err(error) = end.result {
+            stop.cancel();
+            // The first real error is the job's: the others were merely stopped by it.
+            if matches!(result, Ok(()) | Err(JobError::Cancelled)) {
+                result = Err(error);
+            }
+        }
+    }
+    result
+}
+
+/// Asks the control plane and waits for its answer, however long its barrier takes; it ends the wait by cancelling.
+async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEvent) -> Result<bool, JobError> {
+    let (reply, answer) = oneshot::channel();
+    let asked = async {
+        ctx.coordinator.send(event(reply)).await.map_err(|_| JobError::Aborted)?;
+        answer.await.map_err(|_| JobError::Aborted)
+    };
+    ctx.cancel.run_until_cancelled(asked).await.ok_or(JobError::Cancelled)?
+}
+
+struct TargetStats {
+    clock: NodeClock,
+    evictions: u64,
+    has_cas: bool,
+}
+
+async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, NodeError> {
+    let deadline = Instant::now() + ctx.tuning.target_timeout;
+    let asked = async {
+        let stats = pipe.stats("", deadline).await?;
+        let at = Instant::now();
+        let number =
+            |name: &str| stats.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<u64>().ok());
+        let time = number("time").and_then(|t| i64::try_from(t).ok());
+        let unix_secs = time.ok_or_else(|| NodeError::Protocol("stats without a time".to_owned()))?;
+        let evictions = number("evictions").unwrap_or(0);
+        let settings = pipe.stats("settings", deadline).await?;
+        let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
+        Ok(TargetStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
+    };
+    asked.await
+}

@@ -1,0 +1,165 @@
+//! What a job has done so far, for `resync status`, metrics and the log.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ids::PairId;
+
+/// What a job is doing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    /// Reading the target's clock and settings.
+    Preparing,
+    /// Deleting what the target held of the pairs.
+    Purging,
+    /// Waiting for the control plane to bring the pairs into Recovering.
+    Barrier,
+    /// Enumerating the sources and copying.
+    Copying,
+    /// Everything enumerated is copied; pairs are handed back one by one.
+    HandingBack,
+    /// Over, well or not.
+    Finished,
+}
+
+impl Phase {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Preparing => "preparing",
+            Phase::Purging => "purging",
+            Phase::Barrier => "barrier",
+            Phase::Copying => "copying",
+            Phase::HandingBack => "handing_back",
+            Phase::Finished => "finished",
+        }
+    }
+}
+
+/// Counters of one pair. Written by the job only.
+#[derive(Default, Debug)]
+pub struct PairProgress {
+    /// Keys enumerated on the leader.
+    pub enumerated: AtomicU64,
+    /// Items copied and verified.
+    pub copied: AtomicU64,
+    /// Keys that needed no copy: gone, expired, stale, or already equal.
+    pub skipped: AtomicU64,
+    /// Items that the target refused (too large, out of memory) or whose key cannot be written.
+    pub failed: AtomicU64,
+    /// Copies made because a mutation or a failed verify asked for them.
+    pub recopied: AtomicU64,
+    /// Bytes of the values copied.
+    pub bytes: AtomicU64,
+}
+
+/// Counters of one job. Written by the job only, read by anybody at any time.
+#[derive(Debug)]
+pub struct Progress {
+    phase: AtomicU8,
+    started_at: Instant,
+    /// Keys deleted on the target before the copying.
+    pub purged: AtomicU64,
+    /// Keys that will have been enumerated when all sources are done; 0 = not known yet.
+    pub total: AtomicU64,
+    /// Most keys that were lying between enumeration and copying at once.
+    pub spooled_max: AtomicU64,
+    /// The target's `evictions` when the copying began and, once it has ended, then.
+    pub evictions_before: AtomicU64,
+    /// See `evictions_before`.
+    pub evictions_after: AtomicU64,
+    pairs: BTreeMap<PairId, PairProgress>,
+}
+
+impl Progress {
+    /// For a job over these pairs; the clock starts now.
+    pub fn new(pairs: impl IntoIterator<Item = PairId>) -> Progress {
+        Progress {
+            phase: AtomicU8::new(Phase::Preparing as u8),
+            started_at: Instant::now(),
+            purged: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            spooled_max: AtomicU64::new(0),
+            evictions_before: AtomicU64::new(0),
+            evictions_after: AtomicU64::new(0),
+            pairs: pairs.into_iter().map(|pair| (pair, PairProgress::default())).collect(),
+        }
+    }
+
+    /// What the job is doing.
+    pub fn phase(&self) -> Phase {
+        const ALL: [Phase; 6] =
+            [Phase::Preparing, Phase::Purging, Phase::Barrier, Phase::Copying, Phase::HandingBack, Phase::Finished];
+        ALL.get(usize::from(self.phase.load(Relaxed))).copied().unwrap_or(Phase::Finished)
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// The counters of one pair; `None` if the job does not fill it.
+    pub fn pair(&self, pair: PairId) -> Option<&PairProgress> {
+        self.pairs.get(&pair)
+    }
+
+    /// All pairs of the job, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (PairId, &PairProgress)> {
+        self.pairs.iter().map(|(&pair, progress)| (pair, progress))
+    }
+
+    /// Sums one counter over the pairs: `progress.sum(|p| &p.copied)`.
+    pub fn sum(&self, counter: impl Fn(&PairProgress) -> &AtomicU64) -> u64 {
+        self.pairs.values().map(|p| counter(p).load(Relaxed)).sum()
+    }
+
+    /// Items that the target evicted while it was filled: the copy is incomplete by about as many.
+    pub fn incomplete(&self) -> u64 {
+        self.evictions_after.load(Relaxed).saturating_sub(self.evictions_before.load(Relaxed))
+    }
+
+    /// Time since the job began.
+    pub fn elapsed(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    /// Keys dealt with per second since the job began.
+    pub fn rate_per_s(&self) -> f64 {
+        let seconds = self.elapsed().as_secs_f64();
+        if seconds > 0.0 { self.done() as f64 / seconds } else { 0.0 }
+    }
+
+    /// Time left for the streaming at the rate so far; `None` while the total is not known or nothing has moved.
+    pub fn eta(&self) -> Option<Duration> {
+        let (total, rate) = (self.total.load(Relaxed), self.rate_per_s());
+        if total == 0 || rate <= 0.0 {
+            return None;
+        }
+        Duration::try_from_secs_f64(total.saturating_sub(self.done()) as f64 / rate).ok()
+    }
+
+    fn done(&self) -> u64 {
+        self.sum(|p| &p.copied) + self.sum(|p| &p.skipped) + self.sum(|p| &p.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rate_and_eta() {
+        let progress = Progress::new([PairId(1), PairId(2)]);
+        assert_eq!(progress.eta(), None);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        progress.pair(PairId(1)).unwrap().copied.store(100, Relaxed);
+        progress.total.store(300, Relaxed);
+        assert_eq!(progress.rate_per_s(), 50.0);
+        assert_eq!(progress.eta(), Some(Duration::from_secs(4)));
+        progress.set_phase(Phase::Copying);
+        assert_eq!(progress.phase().as_str(), "copying");
+    }
+}

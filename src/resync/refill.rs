@@ -1,0 +1,542 @@
+//! Filling the target from one source: gives keys to the lanes, and hands the pairs back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{End, Entry};
+use super::enumerate::{Coverage, enumerate};
+use super::item::{NodeClock, wire_form};
+use super::lane::{Lane, LaneEnd};
+use super::progress::{PairProgress, Phase};
+use super::spool::Spool;
+use super::{Context, JobError, JobEvent, Recopy, Verdict};
+use crate::ids::{NodeId, PairId, is_reserved};
+
+/// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
+const READY_KEYS: usize = 512;
+/// First and longest pause before a pair that could not be handed back is tried again.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Pause before a source is enumerated again for a pair whose re-copy queue overflowed.
+const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
+/// Passes over a source whose enumeration misses items; they end early with one that finds nothing new.
+const MAX_LEAKY_PASSES: usize = 5;
+/// Part of a batch that re-copies may take while enumerated keys wait.
+const RECOPY_SHARE: usize = 4;
+/// Failed items named in the log, per source.
+const MAX_NAMED_FAILURES: usize = 10;
+/// The least that is booked for a key whose item's size is not known, in bytes.
+const MIN_BOOKED_BYTES: usize = 512;
+
+/// One pair of the source.
+#[derive(Debug)]
+struct Slot {
+    pair: PairId,
+    recopy: Arc<Recopy>,
+    /// Entries under way.
+    in_flight: usize,
+    /// Handed back: nothing of it may be copied any more.
+    done: bool,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+/// How far the hand-back of one pair is; one at a time per source.
+enum Hand {
+    Idle,
+    Asking { slot: usize, reply: BoxFuture<'static, Result<bool, JobError>> },
+    Draining { slot: usize, until: Instant },
+    Judging { slot: usize, clean: bool, reply: BoxFuture<'static, Result<Verdict, JobError>> },
+}
+
+type Step = BoxFuture<'static, (Lane, Result<(), JobError>)>;
+
+/// How the filling from one source ended.
+pub(super) struct RefillEnd {
+    pub(super) result: Result<(), JobError>,
+    pub(super) drains: Vec<crate::backend::Drain>,
+    pub(super) undone: bool,
+}
+
+pub(super) struct Refill {
+    ctx: Arc<Context>,
+    source: NodeId,
+    target: NodeId,
+    clock: NodeClock,
+    stop: CancellationToken,
+    slots: Vec<Slot>,
+    spool: Arc<Mutex<Spool>>,
+    /// Keys found, or pushed for another copy.
+    work: Arc<Notify>,
+    idle: Vec<Lane>,
+    running: FuturesUnordered<Step>,
+    /// The enumeration under way.
+    pass: Option<BoxFuture<'static, Result<Coverage, JobError>>>,
+    passes: usize,
+    coverage: Coverage,
+    /// Enumerated keys that are on a lane, and those of this pass that the target did not have.
+    streaming: usize,
+    new_in_pass: u64,
+    pass_ended: Instant,
+    hand: Hand,
+    /// `flush_all` wants to run: its end.
+    flush: Option<BoxFuture<'static, ()>>,
+    /// The rate limiter gave nothing: when to ask again.
+    limited_until: Option<Instant>,
+    /// Where the round over the pairs' re-copy queues goes on.
+    turn: usize,
+    named_failures: usize,
+    lane_bytes: usize,
+}
+
+impl Refill {
+    /// `sources` = how many sources the job's memory is shared by.
+    pub(super) fn new(
+        ctx: Arc<Context>,
+        source: NodeId,
+        target: NodeId,
+        clock: NodeClock,
+        pairs: Vec<PairId>,
+        sources: usize,
+        stop: CancellationToken,
+    ) -> Refill {
+        let now = Instant::now();
+        let work = Arc::new(Notify::new());
+        let slots = pairs.into_iter().map(|pair| {
+            let recopy = ctx.recopy.get(&pair).cloned().unwrap_or_default();
+            recopy.watch(work.clone());
+            Slot { pair, recopy, in_flight: 0, done: false, retry_at: now, pause: RETRY_PAUSE.0 }
+        });
+        let half = ctx.tuning.memory_bytes / 2 / sources.max(1);
+        Refill {
+            slots: slots.collect(),
+            source,
+            target,
+            clock,
+            stop,
+            spool: Arc::new(Mutex::new(Spool::new(half))),
+            work,
+            idle: Vec::new(),
+            running: FuturesUnordered::new(),
+            pass: None,
+            passes: 0,
+            coverage: Coverage::Whole,
+            streaming: 0,
+            new_in_pass: 0,
+            pass_ended: now,
+            hand: Hand::Idle,
+            flush: None,
+            limited_until: None,
+            turn: 0,
+            named_failures: 0,
+            lane_bytes: half / ctx.tuning.lanes.max(1),
+            ctx,
+        }
+    }
+
+    /// Fills the pairs and hands them back. Always ends with every copy either verified, undone, or reported.
+    pub(super) async fn run(mut self) -> RefillEnd {
+        let result = match self.connect().await {
+            Ok(()) => self.drive().await,
+            Err(error) => Err(error),
+        };
+        self.pass = None;
+        if result.is_err() {
+            // The lanes' reads are given up; what they sent to the target is awaited.
+            self.stop.cancel();
+        }
+        while let Some((lane, _)) = self.running.next().await {
+            self.idle.push(lane);
+        }
+        let mut end = RefillEnd { result, drains: Vec::new(), undone: true };
+        let lanes = std::mem::take(&mut self.idle).into_iter();
+        for LaneEnd { drains, undone } in join_all(lanes.map(|lane| lane.unwind(&self.ctx.tuning))).await {
+            end.drains.extend(drains);
+            end.undone &= undone;
+        }
+        end
+    }
+
+    async fn connect(&mut self) -> Result<(), JobError> {
+        let stop = self.stop.clone();
+        for _ in 0..self.ctx.tuning.lanes.max(1) {
+            let deadline = Instant::now() + self.ctx.tuning.connect_timeout;
+            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, self.clock, deadline);
+            self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
+        }
+        Ok(())
+    }
+
+    async fn drive(&mut self) -> Result<(), JobError> {
+        self.begin_pass();
+        let stop = self.stop.clone();
+        let work = self.work.clone();
+        loop {
+            self.decide();
+            if self.slots.iter().all(|slot| slot.done) {
+                return Ok(());
+            }
+            self.feed()?;
+            let wake = self.next_timer();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(JobError::Cancelled),
+                // Before the lanes: a dump that is not read at full speed freezes the source.
+                coverage = optional(&mut self.pass) => self.end_pass(coverage?),
+                Some((lane, result)) = self.running.next() => {
+                    self.idle.push(lane);
+                    self.collect();
+                    result?;
+                }
+                answer = self.hand.answer() => self.answered(answer)?,
+                () = optional(&mut self.flush) => self.flush = None,
+                () = work.notified() => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    fn begin_pass(&mut self) {
+        for slot in &self.slots {
+            // Before it begins: what overflows during the pass needs another one.
+            slot.recopy.clear_overflow();
+        }
+        self.passes += 1;
+        self.new_in_pass = 0;
+        let (ctx, source, spool, work) = (self.ctx.clone(), self.source, self.spool.clone(), self.work.clone());
+        let open = self.slots.iter().enumerate().filter(|(_, slot)| !slot.done);
+        let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
+        self.pass = Some(
+            async move {
+                let walk = enumerate(&ctx, source, |line| {
+                    let pair = (ctx.owner)(line.key);
+                    let Some(&slot) = slots.get(&pair) else { return Ok(()) };
+                    if is_reserved(line.key) {
+                        return Ok(());
+                    }
+                    count(&ctx, pair, |p| &p.enumerated, 1);
+                    let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
+                    spool.push(slot, line.size, line.key)?;
+                    if spool.len() == 1 {
+                        work.notify_one();
+                    }
+                    ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
+                    Ok(())
+                });
+                walk.await.map_err(|error| JobError::of_dump(source, Some(source), error))
+            }
+            .boxed(),
+        );
+    }
+
+    fn end_pass(&mut self, coverage: Coverage) {
+        self.pass = None;
+        self.pass_ended = Instant::now();
+        if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
+            tracing::warn!(
+                node = self.source.0,
+                "the node knows only `metadump all`, which misses items: several passes"
+            );
+        }
+        self.coverage = coverage;
+        if self.passes == 1 {
+            let found: u64 = self
+                .slots
+                .iter()
+                .filter_map(|s| self.ctx.progress.pair(s.pair))
+                .map(|p| p.enumerated.load(Relaxed))
+                .sum();
+            self.ctx.progress.total.fetch_add(found, Relaxed);
+        }
+    }
+
+    /// Starts what can be started: another pass, the hand-back of a pair, its next step.
+    fn decide(&mut self) {
+        let now = Instant::now();
+        if let Hand::Draining { slot, until } = self.hand {
+            let s = &self.slots[slot];
+            let empty = s.in_flight == 0 && s.recopy.is_empty();
+            if empty || now >= until {
+                self.drained(slot, empty && !s.recopy.overflowed());
+            }
+            return;
+        }
+        let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0;
+        if !streamed || !matches!(self.hand, Hand::Idle) {
+            return;
+        }
+        if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
+            return self.begin_pass();
+        }
+        if self.overflowed() {
+            if now >= self.pass_ended + OVERFLOW_PAUSE {
+                self.begin_pass();
+            }
+            return;
+        }
+        self.ctx.progress.set_phase(Phase::HandingBack);
+        let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS;
+        if let Some(slot) = self.slots.iter().position(ready) {
+            let pair = self.slots[slot].pair;
+            let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
+            self.hand = Hand::Asking { slot, reply };
+        }
+    }
+
+    fn drained(&mut self, slot: usize, clean: bool) {
+        let pair = self.slots[slot].pair;
+        let reply = ask(self.ctx.clone(), move |reply| JobEvent::Drained { pair, clean, reply });
+        self.hand = Hand::Judging { slot, clean, reply };
+    }
+
+    fn answered(&mut self, answer: Answered) -> Result<(), JobError> {
+        let now = Instant::now();
+        match (std::mem::replace(&mut self.hand, Hand::Idle), answer) {
+            (Hand::Asking { slot, .. }, Answered::Ready(closed)) => {
+                if closed? {
+                    self.hand = Hand::Draining { slot, until: now + self.ctx.tuning.gate_budget };
+                } else {
+                    self.slots[slot].later(now);
+                }
+            }
+            (Hand::Judging { slot, clean, .. }, Answered::Drained(verdict)) => match verdict? {
+                Verdict::Mirrored if clean => self.slots[slot].done = true,
+                Verdict::Again => self.slots[slot].later(now),
+                // Mirrored without having been clean would leave copies in flight: never trusted.
+                Verdict::Mirrored | Verdict::Abort => return Err(JobError::Aborted),
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sends every idle lane on that has something to do.
+    fn feed(&mut self) -> Result<(), JobError> {
+        self.limited_until = None;
+        for mut lane in std::mem::take(&mut self.idle) {
+            self.admit(&mut lane)?;
+            self.take_ended(&mut lane);
+            if lane.len() == 0 {
+                lane.quiesce = None;
+                self.idle.push(lane);
+                continue;
+            }
+            let (ctx, stop) = (self.ctx.clone(), self.stop.clone());
+            let step = async move {
+                let result = lane.step(&ctx.tuning, &stop).await;
+                (lane, result)
+            };
+            self.running.push(step.boxed());
+        }
+        Ok(())
+    }
+
+    /// Gives a lane its next keys, as far as window, memory, rate and `flush_all` allow.
+    fn admit(&mut self, lane: &mut Lane) -> Result<(), JobError> {
+        // Taken or wanted for writing, the lock cannot be had for reading: the lane empties itself.
+        let Ok(turn) = self.ctx.quiesce.clone().try_read_owned() else {
+            lane.stop_retries();
+            if self.flush.is_none() {
+                let quiesce = self.ctx.quiesce.clone();
+                self.flush = Some(async move { drop(quiesce.read_owned().await) }.boxed());
+            }
+            return Ok(());
+        };
+        lane.quiesce.get_or_insert(turn);
+        let batch = self.ctx.tuning.batch.max(1);
+        // Three groups are under way: one being read, one added, one verified.
+        let room = batch.min((3 * batch).saturating_sub(lane.len()));
+        if let Hand::Draining { slot, .. } = self.hand {
+            // Clients wait at the gate: nothing else, and no rate limit.
+            self.admit_recopies(lane, slot, room);
+            return Ok(());
+        }
+        let waiting = self.spool_len();
+        let share = if waiting > 0 { room.div_ceil(RECOPY_SHARE) } else { room };
+        let mut taken = 0;
+        for i in 0..self.slots.len() {
+            let slot = (self.turn + i) % self.slots.len();
+            if self.may_recopy(slot) {
+                let wanted = (share - taken).min(self.slots[slot].recopy.len());
+                let granted = self.granted(wanted);
+                taken += self.admit_recopies(lane, slot, granted);
+            }
+        }
+        self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
+        let granted = self.granted((room - taken).min(waiting));
+        self.admit_enumerated(lane, granted)
+    }
+
+    fn may_recopy(&self, slot: usize) -> bool {
+        let judged = matches!(self.hand, Hand::Judging { slot: judged, clean: true, .. } if judged == slot);
+        !judged && !self.slots[slot].done
+    }
+
+    fn granted(&mut self, wanted: usize) -> usize {
+        if wanted == 0 {
+            return 0;
+        }
+        let granted = self.ctx.limiter.take(wanted);
+        if granted < wanted {
+            self.limited_until = Some(self.ctx.limiter.next());
+        }
+        granted
+    }
+
+    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize) -> usize {
+        let booked = lane.largest.max(MIN_BOOKED_BYTES);
+        let free = self.lane_bytes.saturating_sub(lane.booked) / booked;
+        let limit = limit.min(free.max(usize::from(lane.len() == 0)));
+        // Out of the queue before the copy starts: a push during the copy is then kept.
+        let keys = self.slots[slot].recopy.take_batch(limit);
+        let count = keys.len();
+        for key in keys {
+            match wire_form(&key) {
+                Some(binary) => {
+                    self.slots[slot].in_flight += 1;
+                    lane.admit(Entry::new(key, binary, slot as u32, booked, true));
+                }
+                None => self.failed(slot, &key, "the key cannot be written on the wire"),
+            }
+        }
+        count
+    }
+
+    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize) -> Result<(), JobError> {
+        let spool = self.spool.clone();
+        let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..limit {
+            if lane.len() > 0 && lane.booked >= self.lane_bytes {
+                break;
+            }
+            let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
+            let slot = found.slot as usize;
+            if self.slots[slot].done {
+                continue;
+            }
+            match wire_form(&found.key) {
+                Some(binary) => {
+                    self.slots[slot].in_flight += 1;
+                    self.streaming += 1;
+                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize, false));
+                }
+                None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) {
+        if let Some(mut lane) = self.idle.pop() {
+            self.take_ended(&mut lane);
+            self.idle.push(lane);
+        }
+    }
+
+    fn take_ended(&mut self, lane: &mut Lane) {
+        for (entry, end) in std::mem::take(&mut lane.ended) {
+            let slot = entry.slot as usize;
+            let pair = self.slots[slot].pair;
+            let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
+            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if entry.recopy { recopied } else { enumerated };
+            match end {
+                End::Copied(bytes) => {
+                    count(&self.ctx, pair, mine(|p| &p.copied), 1);
+                    count(&self.ctx, pair, |p| &p.bytes, bytes);
+                    lane.largest =
+                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
+                    self.new_in_pass += u64::from(!entry.recopy);
+                }
+                End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
+                End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
+                End::Requeue => self.slots[slot].recopy.push(entry.key),
+            }
+            self.slots[slot].in_flight -= 1;
+            self.streaming -= usize::from(!entry.recopy);
+        }
+    }
+
+    fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
+        count(&self.ctx, self.slots[slot].pair, |p| &p.failed, 1);
+        self.named_failures += 1;
+        if self.named_failures <= MAX_NAMED_FAILURES {
+            let key = String::from_utf8_lossy(key).into_owned();
+            tracing::warn!(target_node = self.target.0, key, why, "an item could not be copied");
+        }
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let hand = match self.hand {
+            Hand::Draining { until, .. } => Some(until),
+            Hand::Idle if self.overflowed() => Some(self.pass_ended + OVERFLOW_PAUSE),
+            Hand::Idle => self.slots.iter().filter(|s| !s.done && s.retry_at > now).map(|s| s.retry_at).min(),
+            _ => None,
+        };
+        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).min()
+    }
+
+    fn overflowed(&self) -> bool {
+        self.slots.iter().any(|slot| !slot.done && slot.recopy.overflowed())
+    }
+
+    fn spool_len(&self) -> usize {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Slot {
+    fn later(&mut self, now: Instant) {
+        self.retry_at = now + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_PAUSE.1);
+    }
+}
+
+enum Answered {
+    Ready(Result<bool, JobError>),
+    Drained(Result<Verdict, JobError>),
+}
+
+impl Hand {
+    /// The control plane's next answer. Safe to drop and call again.
+    async fn answer(&mut self) -> Answered {
+        match self {
+            Hand::Asking { reply, .. } => Answered::Ready(reply.await),
+            Hand::Judging { reply, .. } => Answered::Drained(reply.await),
+            Hand::Idle | Hand::Draining { .. } => std::future::pending().await,
+        }
+    }
+}
+
+/// Waits for a future that may not be there: then for ever.
+async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ask<T: Send + 'static>(
+    ctx: Arc<Context>,
+    event: impl FnOnce(oneshot::Sender<T>) -> JobEvent + Send + 'static,
+) -> BoxFuture<'static, Result<T, JobError>> {
+    async move {
+        let (reply, answer) = oneshot::channel();
+        ctx.coordinator.send(event(reply)).await.map_err(|_| JobError::Aborted)?;
+        answer.await.map_err(|_| JobError::Aborted)
+    }
+    .boxed()
+}
+
+fn count(ctx: &Context, pair: PairId, counter: impl Fn(&PairProgress) -> &AtomicU64, n: u64) {
+    if let Some(progress) = ctx.progress.pair(pair) {
+        counter(progress).fetch_add(n, Relaxed);
+    }
+}

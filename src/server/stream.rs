@@ -1,0 +1,44 @@
+//! A client's byte stream, of whichever kind.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A client connection.
+#[derive(Debug)]
+pub enum ClientStream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over the unix socket.
+    Unix(UnixStream),
+    /// In memory, from a test or a simulation.
+    Memory(DuplexStream),
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            ClientStream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            ClientStream::Unix(s) => Pin::new(s).poll_read(cx, buf),
+            ClientStream::Memory(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl ClientStream {
+    /// Writes as much of `slices` as the stream takes now.
+    pub(crate) fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            ClientStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
+            ClientStream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
+            ClientStream::Memory(s) => Pin::new(s).poll_write_vectored(cx, slices),
+        }
+    }
+}

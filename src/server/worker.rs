@@ -1,0 +1,521 @@
+//! One worker thread's I/O around its [`Core`]: sockets in, sockets out, and nothing decided here.
+//!
+//! Every socket has a small task that reads and feeds the core. All writing is done by one *flusher* task, which runs after the
+//! readers of the same turn of the event loop: so the requests of many clients to one node, and the answers of many requests to one
+//! client, leave in one vectored write.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncWrite;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Dial, NodeStream};
+use crate::ids::NodeId;
+use crate::pair::Reason;
+use crate::proxy::{Command, Core, Event, LinkState, MAX_SLICES, OutQueue, PeerMessage};
+use crate::stats::WorkerStats;
+
+use super::stream::ClientStream;
+
+/// Room for one read from a socket. One block serves all clients of a worker in turn, so idle ones hold no buffer.
+const READ_BLOCK: usize = 64 * 1024;
+
+/// Reads from one socket before the others get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// What a worker needs of the world.
+pub struct WorkerSetup {
+    /// Opens connections to nodes.
+    pub dialer: Arc<dyn Dial>,
+    /// From the control plane.
+    pub commands: UnboundedReceiver<Command>,
+    /// To the control plane.
+    pub events: UnboundedSender<Event>,
+    /// From other workers.
+    pub inbox: UnboundedReceiver<PeerMessage>,
+    /// To every worker, by number.
+    pub peers: Vec<UnboundedSender<PeerMessage>>,
+    /// Its counters.
+    pub stats: Arc<WorkerStats>,
+    /// How often late answers are looked for.
+    pub tick: Duration,
+    /// Clients silent for so long are closed.
+    pub idle_timeout: Option<Duration>,
+    /// Clients connected to all workers, and how many there may be.
+    pub clients: Arc<AtomicUsize>,
+    /// See `clients`.
+    pub max_clients: usize,
+}
+
+struct ClientIo {
+    stream: ClientStream,
+    /// Woken when the client's input may go on.
+    reader: Option<Waker>,
+}
+
+struct NodeIo {
+    stream: NodeStream,
+    /// Its writing half is to be closed, or is.
+    shut: bool,
+}
+
+/// The I/O state of a worker, shared by its tasks (never across an await).
+pub(crate) struct Shell {
+    core: Core,
+    clients: Vec<Option<ClientIo>>,
+    nodes: Vec<Vec<Option<NodeIo>>>,
+    block: BytesMut,
+    started: Instant,
+    flusher: Option<Waker>,
+    blocked_clients: Vec<u32>,
+    blocked_conns: Vec<(NodeId, usize)>,
+    events: UnboundedSender<Event>,
+    peers: Vec<UnboundedSender<PeerMessage>>,
+    stats: Arc<WorkerStats>,
+    draining: bool,
+}
+
+/// A worker's handle for its own tasks.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    shell: Rc<RefCell<Shell>>,
+    dialer: Arc<dyn Dial>,
+    count: Arc<AtomicUsize>,
+    max_clients: usize,
+}
+
+impl Shell {
+    fn turn(&mut self) {
+        self.core.now_us = self.started.elapsed().as_micros() as u64;
+    }
+
+    /// The flusher runs once after everybody who is ready now.
+    fn wake_flusher(&mut self) {
+        let out = &self.core.outbox;
+        if out.events.is_empty()
+            && out.peers.is_empty()
+            && out.dials.is_empty()
+            && out.dirty_conns.is_empty()
+            && out.dirty_clients.is_empty()
+            && out.resumable.is_empty()
+        {
+            return;
+        }
+        if let Some(waker) = self.flusher.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Runs a worker on the current thread until `shutdown`, then until its clients are answered or `grace` is over.
+pub(crate) async fn run(
+    core: Core,
+    setup: WorkerSetup,
+    listeners: Vec<Listener>,
+    nodes: usize,
+    lanes: usize,
+    shutdown: CancellationToken,
+    grace: Duration,
+) {
+    let shell = Rc::new(RefCell::new(Shell {
+        core,
+        clients: Vec::new(),
+        nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
+        block: BytesMut::new(),
+        started: Instant::now(),
+        flusher: None,
+        blocked_clients: Vec::new(),
+        blocked_conns: Vec::new(),
+        events: setup.events,
+        peers: setup.peers,
+        stats: setup.stats,
+        draining: false,
+    }));
+    let worker = Worker { shell, dialer: setup.dialer, count: setup.clients, max_clients: setup.max_clients };
+    tokio::task::spawn_local(worker.clone().flush_forever());
+    tokio::task::spawn_local(worker.clone().take_commands(setup.commands));
+    tokio::task::spawn_local(worker.clone().take_messages(setup.inbox));
+    tokio::task::spawn_local(worker.clone().tick_forever(setup.tick, setup.idle_timeout));
+    for listener in listeners {
+        tokio::task::spawn_local(worker.clone().accept_forever(listener, shutdown.clone()));
+    }
+    shutdown.cancelled().await;
+    worker.drain(grace).await;
+}
+
+/// Where clients come from.
+pub(crate) enum Listener {
+    /// TCP.
+    Tcp(tokio::net::TcpListener),
+    /// The unix socket.
+    Unix(tokio::net::UnixListener),
+    /// In-memory clients of tests and simulations.
+    Memory(UnboundedReceiver<tokio::io::DuplexStream>),
+}
+
+impl Listener {
+    async fn accept(&mut self) -> io::Result<ClientStream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(ClientStream::Tcp(stream))
+            }
+            Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
+            Listener::Memory(queue) => match queue.recv().await {
+                Some(stream) => Ok(ClientStream::Memory(stream)),
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
+impl Worker {
+    async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(stream) => self.admit(stream),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of files, most likely: without a pause this would spin until one is closed.
+                    tracing::warn!(%error, "cannot accept a client");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: ClientStream) {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.max_clients {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            self.shell.borrow().stats.rejected();
+            tokio::task::spawn_local(refuse(stream));
+            return;
+        }
+        let mut shell = self.shell.borrow_mut();
+        shell.turn();
+        let key = shell.core.client_connected();
+        let at = key.index as usize;
+        if shell.clients.len() <= at {
+            shell.clients.resize_with(at + 1, || None);
+        }
+        shell.clients[at] = Some(ClientIo { stream, reader: None });
+        shell.stats.connected();
+        drop(shell);
+        tokio::task::spawn_local(self.clone().read_client(key.index, key.generation));
+    }
+
+    async fn read_client(self, index: u32, generation: u32) {
+        poll_fn(|cx| self.poll_client(index, generation, cx)).await;
+    }
+
+    fn poll_client(&self, index: u32, generation: u32, cx: &mut Context<'_>) -> Poll<()> {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        for _ in 0..READS_PER_TURN {
+            // A successor may sit in this client's place already.
+            let Some(client) = shell.core.client(index).filter(|c| c.generation == generation) else {
+                return Poll::Ready(());
+            };
+            let Some(io) = shell.clients[index as usize].as_mut() else { return Poll::Ready(()) };
+            if client.closing {
+                return Poll::Ready(());
+            }
+            if client.stalled {
+                io.reader = Some(cx.waker().clone());
+                shell.wake_flusher();
+                return Poll::Pending;
+            }
+            let own = !client.partial.is_empty();
+            let buffer = if own {
+                let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
+                client.partial.reserve(missing);
+                &mut client.partial
+            } else {
+                if shell.block.capacity() - shell.block.len() < READ_BLOCK / 4 {
+                    shell.block.reserve(READ_BLOCK);
+                }
+                &mut shell.block
+            };
+            match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
+                Poll::Pending => {
+                    shell.wake_flusher();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    shell.stats.took(n);
+                    if own {
+                        shell.core.client_more(index);
+                    } else {
+                        let chunk = shell.block.split();
+                        shell.core.client_input(index, chunk);
+                    }
+                }
+                Poll::Ready(_) => {
+                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
+                    shell.core.client_finished(index);
+                    shell.wake_flusher();
+                    return Poll::Ready(());
+                }
+            }
+        }
+        shell.wake_flusher();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    async fn flush_forever(self) {
+        poll_fn(|cx| self.poll_flush(cx)).await;
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        shell.flusher = Some(cx.waker().clone());
+        let mut conns = std::mem::take(&mut shell.blocked_conns);
+        let mut clients = std::mem::take(&mut shell.blocked_clients);
+        loop {
+            for event in shell.core.outbox.events.drain(..) {
+                // The control plane outlives the workers but for the last moments of a shutdown.
+                let _ = shell.events.send(event);
+            }
+            for (worker, message) in shell.core.outbox.peers.drain(..) {
+                let _ = shell.peers[worker as usize].send(message);
+            }
+            for (node, lane, generation) in shell.core.outbox.dials.drain(..) {
+                tokio::task::spawn_local(self.clone().run_conn(node, lane, generation));
+            }
+            conns.append(&mut shell.core.outbox.dirty_conns);
+            clients.append(&mut shell.core.outbox.dirty_clients);
+            for (node, lane) in conns.drain(..) {
+                shell.flush_conn(node, lane, cx);
+            }
+            for index in clients.drain(..) {
+                self.flush_client(shell, index, cx);
+            }
+            let resumable = std::mem::take(&mut shell.core.outbox.resumable);
+            if resumable.is_empty() {
+                break;
+            }
+            for index in resumable {
+                shell.core.client_resume(index);
+                if let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut)
+                    && let Some(waker) = io.reader.take()
+                {
+                    waker.wake();
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
+        let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(client) = shell.core.client(index) else { return };
+        client.dirty = false;
+        let before = client.out.len();
+        let outcome = write_out(&mut client.out, |slices| io.stream.poll_write_slices(cx, slices));
+        shell.stats.gave(before - client.out.len());
+        match outcome {
+            Poll::Pending => {
+                client.dirty = true;
+                shell.blocked_clients.push(index);
+            }
+            Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
+                if client.stalled && client.has_room() {
+                    shell.core.outbox.resumable.push(index);
+                }
+            }
+            Poll::Ready(_) => {
+                // Finished, or broken: what it asked for is carried through without it.
+                let reader = io.reader.take();
+                shell.clients[index as usize] = None;
+                shell.core.client_gone(index);
+                shell.stats.disconnected();
+                self.count.fetch_sub(1, Ordering::Relaxed);
+                if let Some(waker) = reader {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
+        let dialled = self.dialer.dial(node).await;
+        {
+            let shell = &mut *self.shell.borrow_mut();
+            shell.turn();
+            match dialled {
+                Ok(stream) => {
+                    shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false });
+                    shell.core.conn_up(node, lane);
+                }
+                Err(error) => {
+                    let reason = if error.kind() == io::ErrorKind::ConnectionRefused {
+                        Reason::Refused
+                    } else {
+                        Reason::Timeout
+                    };
+                    shell.core.conn_down(node, lane, reason);
+                }
+            }
+            shell.wake_flusher();
+            if shell.nodes[node.index()][lane].is_none() {
+                return;
+            }
+        }
+        debug_assert_eq!(self.shell.borrow_mut().core.conn(node, lane).generation, generation);
+        poll_fn(|cx| self.poll_conn(node, lane, cx)).await;
+    }
+
+    fn poll_conn(&self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Poll<()> {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        for _ in 0..READS_PER_TURN {
+            let Some(io) = shell.nodes[node.index()][lane].as_mut() else { return Poll::Ready(()) };
+            let conn = shell.core.conn(node, lane);
+            if conn.input.is_empty() {
+                conn.input.clear();
+            }
+            let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
+            if conn.input.capacity() - conn.input.len() < missing {
+                conn.input.reserve(missing.max(READ_BLOCK));
+            }
+            match poll_read_buf(Pin::new(&mut io.stream), cx, &mut conn.input) {
+                Poll::Pending => {
+                    shell.wake_flusher();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(n)) if n > 0 => shell.core.node_input(node, lane),
+                Poll::Ready(_) => {
+                    shell.nodes[node.index()][lane] = None;
+                    shell.core.conn_down(node, lane, Reason::Reset);
+                    shell.wake_flusher();
+                    return Poll::Ready(());
+                }
+            }
+        }
+        shell.wake_flusher();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            let shell = &mut *self.shell.borrow_mut();
+            shell.turn();
+            shell.core.command(command);
+            shell.wake_flusher();
+        }
+    }
+
+    async fn take_messages(self, mut inbox: UnboundedReceiver<PeerMessage>) {
+        let mut batch = Vec::new();
+        while inbox.recv_many(&mut batch, 256).await > 0 {
+            let shell = &mut *self.shell.borrow_mut();
+            shell.turn();
+            for message in batch.drain(..) {
+                shell.core.peer(message);
+            }
+            shell.wake_flusher();
+        }
+    }
+
+    async fn tick_forever(self, tick: Duration, idle_timeout: Option<Duration>) {
+        let mut ticks = tokio::time::interval(tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let shell = &mut *self.shell.borrow_mut();
+            shell.turn();
+            shell.core.tick();
+            if let Some(timeout) = idle_timeout {
+                shell.core.close_silent(timeout.as_micros() as u64);
+            }
+            shell.wake_flusher();
+        }
+    }
+
+    /// No new requests; what is in flight is answered, for at most `grace`.
+    async fn drain(&self, grace: Duration) {
+        {
+            let shell = &mut *self.shell.borrow_mut();
+            shell.turn();
+            shell.draining = true;
+            for index in shell.core.client_indexes() {
+                shell.core.client_finished(index);
+            }
+            shell.wake_flusher();
+        }
+        let deadline = Instant::now() + grace;
+        while Instant::now() < deadline && self.shell.borrow().core.client_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Shell {
+    fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
+        let conn = self.core.conn(node, lane);
+        conn.dirty = false;
+        let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
+        if conn.state == LinkState::Discarding {
+            if !io.shut {
+                io.shut = true;
+                // An error means that it is closed already; reading finds that out.
+                let _ = Pin::new(&mut io.stream).poll_shutdown(cx);
+            }
+            return;
+        }
+        match write_out(&mut conn.out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
+            Poll::Pending => {
+                conn.dirty = true;
+                self.blocked_conns.push((node, lane));
+            }
+            // A broken connection is found by its reader.
+            Poll::Ready(_) => {}
+        }
+    }
+}
+
+/// Writes until the queue is empty or the socket takes no more.
+fn write_out(
+    out: &mut OutQueue,
+    mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = out.slices(&mut slices);
+        match write(&slices[..count]) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(written)) => out.advance(written),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// memcached's own words to a client too many.
+async fn refuse(stream: ClientStream) {
+    let mut stream = stream;
+    let line = b"ERROR Too many open connections\r\n";
+    let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(line)])).await;
+}

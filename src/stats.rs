@@ -1,0 +1,139 @@
+//! Counters. Each worker counts for itself; whoever asks adds them up.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::proxy::Kind;
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Default, Debug)]
+        #[repr(align(128))] // a cache line pair of its own, so that workers do not slow each other
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: AtomicU64,)*
+            /// By node.
+            pub nodes: Vec<NodeStats>,
+        }
+
+        impl $name {
+            /// Every counter's name and value, in the order of the definition.
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field.load(Relaxed)),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// One worker's counters, under memcached's names where it has them.
+    WorkerStats {
+        /// Client connections open now.
+        curr_connections,
+        /// Client connections ever accepted.
+        total_connections,
+        /// Client connections refused because of `--max-clients`.
+        rejected_connections,
+        /// Keys asked for by get, gets, gat, gats.
+        cmd_get,
+        /// Storage commands.
+        cmd_set,
+        /// touch, gat, gats.
+        cmd_touch,
+        /// delete commands.
+        cmd_delete,
+        /// incr and decr.
+        cmd_arithmetic,
+        /// Keys found.
+        get_hits,
+        /// Keys not found.
+        get_misses,
+        /// Bytes from clients.
+        bytes_read,
+        /// Bytes to clients.
+        bytes_written,
+        /// Requests answered with `SERVER_ERROR` by the proxy itself.
+        server_errors,
+        /// Writes whose two copies answered differently.
+        diverged,
+        /// Keys whose copies were made equal again after that.
+        repaired,
+        /// Keys that could not be: the follower holds nothing of them.
+        repair_failed,
+    }
+}
+
+/// One worker's gauges of a node.
+#[derive(Default, Debug)]
+pub struct NodeStats {
+    /// Connections open.
+    pub connections: AtomicU64,
+    /// Commands unanswered.
+    pub in_flight: AtomicU64,
+}
+
+/// A worker is the only writer of its counters, so a plain load and store does what a locked add would.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+impl WorkerStats {
+    /// Zeroes, for a worker with connections to `nodes` nodes.
+    pub fn new(nodes: usize) -> WorkerStats {
+        WorkerStats { nodes: (0..nodes).map(|_| NodeStats::default()).collect(), ..WorkerStats::default() }
+    }
+
+    pub(crate) fn count(&self, kind: Kind) {
+        match kind {
+            Kind::Get | Kind::Gets => add(&self.cmd_get, 1),
+            Kind::Gat | Kind::Gats => {
+                add(&self.cmd_get, 1);
+                add(&self.cmd_touch, 1);
+            }
+            Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => add(&self.cmd_set, 1),
+            Kind::Incr | Kind::Decr => add(&self.cmd_arithmetic, 1),
+            Kind::Delete => add(&self.cmd_delete, 1),
+            Kind::Touch => add(&self.cmd_touch, 1),
+        }
+    }
+
+    pub(crate) fn read(&self, hit: bool) {
+        add(if hit { &self.get_hits } else { &self.get_misses }, 1);
+    }
+
+    pub(crate) fn refused(&self) {
+        add(&self.server_errors, 1);
+    }
+
+    pub(crate) fn diverged(&self) {
+        add(&self.diverged, 1);
+    }
+
+    pub(crate) fn repaired(&self) {
+        add(&self.repaired, 1);
+    }
+
+    pub(crate) fn repair_failed(&self) {
+        add(&self.repair_failed, 1);
+    }
+
+    pub(crate) fn connected(&self) {
+        add(&self.curr_connections, 1);
+        add(&self.total_connections, 1);
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.curr_connections.store(self.curr_connections.load(Relaxed).saturating_sub(1), Relaxed);
+    }
+
+    pub(crate) fn rejected(&self) {
+        add(&self.rejected_connections, 1);
+    }
+
+    pub(crate) fn took(&self, bytes: usize) {
+        add(&self.bytes_read, bytes as u64);
+    }
+
+    pub(crate) fn gave(&self, bytes: usize) {
+        add(&self.bytes_written, bytes as u64);
+    }
+}

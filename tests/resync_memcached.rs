@@ -1,0 +1,390 @@
+//! The resync job on two real memcached processes.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
+use resilver::ids::{NodeId, PairId};
+use resilver::resync::{Context, Crawls, JobEvent, JobSpec, Progress, RateLimiter, Recopy, Tuning, Verdict, run};
+use resilver::ring::NodeAddr;
+use tokio::sync::{RwLock, mpsc};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+const LEADER: NodeId = NodeId(0);
+const TARGET: NodeId = NodeId(1);
+const PAIR: PairId = PairId(0);
+/// Keys that begin so belong to another pair of the same source.
+const FOREIGN: &[u8] = b"foreign";
+
+/// A memcached of our own, ended by its pid.
+struct Memcached {
+    child: Child,
+    port: u16,
+}
+
+impl Memcached {
+    fn start(args: &[&str]) -> Memcached {
+        // The kernel chooses; between closing and memcached's bind somebody may take it, hence the tries.
+        for _ in 0..20 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut child = Command::new("memcached")
+                .args(["-u", "root", "-l", "127.0.0.1", "-U", "0", "-m", "1024", "-p", &port.to_string()])
+                .args(args)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("memcached is installed");
+            for _ in 0..200 {
+                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                    return Memcached { child, port };
+                }
+                if child.try_wait().unwrap().is_some() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("memcached did not start");
+    }
+}
+
+impl Drop for Memcached {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct World {
+    _leader: Memcached,
+    _target: Memcached,
+    dialer: Arc<TcpDialer>,
+    recopy: Arc<Recopy>,
+    /// Mutations hold it for reading; the control plane closes it for the hand-back.
+    gate: Arc<RwLock<()>>,
+    /// The target is purged: mutations go there too.
+    recovering: Arc<AtomicBool>,
+    mirrored: Arc<AtomicBool>,
+    closed_us: Arc<AtomicU64>,
+}
+
+impl World {
+    fn start(leader: &[&str], target: &[&str]) -> World {
+        let (leader, target) = (Memcached::start(leader), Memcached::start(target));
+        let addr = |m: &Memcached| NodeAddr { host: "127.0.0.1".to_owned(), port: m.port };
+        let dialer = Arc::new(TcpDialer::new(vec![addr(&leader), addr(&target)], Duration::from_secs(2)));
+        World {
+            _leader: leader,
+            _target: target,
+            dialer,
+            recopy: Arc::default(),
+            gate: Arc::default(),
+            recovering: Arc::default(),
+            mirrored: Arc::default(),
+            closed_us: Arc::default(),
+        }
+    }
+
+    async fn pipe(&self, node: NodeId) -> Pipe {
+        Pipe::connect(&*self.dialer as &dyn Dial, node, deadline()).await.unwrap()
+    }
+
+    /// Runs a job with a control plane that only knows the gate.
+    async fn resync(&self, skip_purge: bool, tuning: Tuning) -> (resilver::resync::Outcome, Arc<Progress>) {
+        let (coordinator, mut events) = mpsc::channel(4);
+        let progress = Arc::new(Progress::new([PAIR]));
+        let ctx = Context {
+            dialer: self.dialer.clone(),
+            owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
+            holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
+            tuning,
+            limiter: Arc::new(RateLimiter::new(None)),
+            crawls: Arc::new(Crawls::new(2)),
+            cancel: CancellationToken::new(),
+            quiesce: Arc::default(),
+            progress: progress.clone(),
+            recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
+            coordinator,
+        };
+        let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], skip_purge };
+        let control = async {
+            let mut closed = None;
+            while let Some(event) = events.recv().await {
+                match event {
+                    JobEvent::Purged { reply } => {
+                        let _barrier = self.gate.write().await;
+                        self.recovering.store(true, Ordering::SeqCst);
+                        let _ = reply.send(true);
+                    }
+                    JobEvent::Ready { reply, .. } => {
+                        closed = Some((self.gate.write().await, Instant::now()));
+                        let _ = reply.send(true);
+                    }
+                    JobEvent::Drained { clean, reply, .. } => {
+                        let (_guard, at) = closed.take().expect("the gate is closed");
+                        self.closed_us.store(at.elapsed().as_micros() as u64, Ordering::Relaxed);
+                        self.mirrored.store(clean, Ordering::SeqCst);
+                        let _ = reply.send(if clean { Verdict::Mirrored } else { Verdict::Again });
+                    }
+                }
+            }
+        };
+        let (outcome, ()) = tokio::join!(run(spec, ctx), control);
+        (outcome, progress)
+    }
+
+    /// Everything a node holds, read by `mg`: value, flags, TTL.
+    async fn content(&self, node: NodeId, keys: &[Vec<u8>]) -> BTreeMap<Vec<u8>, (Bytes, String, i64)> {
+        let mut pipe = self.pipe(node).await;
+        let mut found = BTreeMap::new();
+        for group in keys.chunks(1000) {
+            let mut batch = Batch::new();
+            for key in group {
+                batch.command(&[b"mg ", &key[..], b" v f t\r\n"].concat(), Effect::Read);
+            }
+            pipe.exchange(batch, deadline(), |i, frame| {
+                let line = String::from_utf8_lossy(frame.line()).into_owned();
+                if let Some(data) = frame.data() {
+                    let (flags, ttl) = line.split_once(" f").unwrap().1.split_once(" t").unwrap();
+                    found.insert(group[i].clone(), (data, flags.to_owned(), ttl.parse().unwrap()));
+                }
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+        found
+    }
+
+    async fn assert_equal(&self, keys: &[Vec<u8>]) -> usize {
+        let leader = self.content(LEADER, keys).await;
+        let target = self.content(TARGET, keys).await;
+        for key in keys {
+            let name = String::from_utf8_lossy(key);
+            match (leader.get(key), target.get(key)) {
+                (Some((value, flags, ttl)), Some((value2, flags2, ttl2))) => {
+                    assert_eq!((value, flags), (value2, flags2), "{name}");
+                    assert!((ttl < &0) == (ttl2 < &0) && (ttl - ttl2).abs() <= 3, "{name}: TTL {ttl} and {ttl2}");
+                }
+                (one, other) => assert_eq!(one, other, "{name}"),
+            }
+        }
+        leader.len()
+    }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+async fn fill(pipe: &mut Pipe, count: usize, item: impl Fn(usize) -> Vec<u8>) {
+    for from in (0..count).step_by(1000) {
+        let mut batch = Batch::new();
+        for i in from..count.min(from + 1000) {
+            batch.command(&item(i), Effect::Mutation);
+        }
+        pipe.exchange(batch, deadline(), |_, f| {
+            assert!(f.line().starts_with(b"HD") || f.line() == b"STORED", "{:?}", String::from_utf8_lossy(f.line()));
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+const TTLS: [&str; 4] = ["0", "100", "2000000", "4000000"];
+
+/// An item of many kinds: empty and large values, flags, TTLs on both sides of 30 days, binary keys.
+fn item(i: usize, now: u64) -> Vec<u8> {
+    let ttl = match TTLS[i % 4] {
+        "4000000" => (now + 4_000_000).to_string(),
+        ttl => ttl.to_owned(),
+    };
+    let value = if i % 10 == 0 {
+        String::new()
+    } else {
+        format!("{i}\r\n").repeat(if i % 1000 == 7 { 5000 } else { 1 + i % 9 })
+    };
+    let (key, binary) = wire_key(i);
+    format!("ms {key} {}{binary} F{} T{ttl}\r\n{value}\r\n", value.len(), i % 70_000).into_bytes()
+}
+
+fn wire_key(i: usize) -> (String, &'static str) {
+    // "YWJj" + digits is base64 for "abc" and other bytes, among them blanks and control characters.
+    if i % 50 == 3 { (format!("YWJjICAg{i:08}"), " b") } else { (format!("key-{i}"), "") }
+}
+
+fn all_keys(count: usize) -> Vec<Vec<u8>> {
+    (0..count)
+        .map(|i| {
+            let (key, binary) = wire_key(i);
+            format!("{key}{binary}").into_bytes()
+        })
+        .collect()
+}
+
+/// Mutations as the data path makes them while a pair is Recovering: leader first, its answer decides, target after.
+async fn mutate(world: &World, worker: usize, workers: usize, count: usize, stop: &AtomicBool) -> usize {
+    let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
+    let mut seed = 77 + worker as u64;
+    let mut done = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let _open = world.gate.read().await;
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let r = (seed >> 33) as usize;
+        let hot = if r.is_multiple_of(3) { 10 } else { count / workers };
+        let i = ((r / 3) % hot) * workers + worker;
+        let (key, binary) = wire_key(i);
+        let raw = Bytes::from(if binary.is_empty() { key.clone().into_bytes() } else { unbase64(&key) });
+        let set = format!("ms {key} 4{binary} F9 T50\r\n{:04}\r\n", done % 10_000);
+        let (command, conditional) = match r / 7 % 4 {
+            0 => (set, false),
+            1 => (format!("md {key}{binary}\r\n"), false),
+            2 => (format!("ma {key}{binary} D3\r\n"), true),
+            _ => (format!("mg {key}{binary} t T77\r\n"), true),
+        };
+        let answer = leader.ask(command.as_bytes(), Effect::Mutation, deadline()).await.unwrap();
+        let effect = answer.starts_with("HD");
+        if !world.recovering.load(Ordering::SeqCst) {
+            // Degraded: the leader alone.
+        } else if !conditional || (effect && world.mirrored.load(Ordering::SeqCst)) {
+            target.ask(command.as_bytes(), Effect::Mutation, deadline()).await.unwrap();
+        } else if effect {
+            target.ask(format!("md {key}{binary}\r\n").as_bytes(), Effect::Mutation, deadline()).await.unwrap();
+            world.recopy.push(raw);
+        }
+        done += 1;
+    }
+    done
+}
+
+fn unbase64(text: &str) -> Vec<u8> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let six: Vec<u32> = text.bytes().map(|b| ALPHABET.iter().position(|&a| a == b).unwrap() as u32).collect();
+    let groups = six.chunks(4).map(|g| g[0] << 18 | g[1] << 12 | g[2] << 6 | g[3]);
+    groups.flat_map(|bits| bits.to_be_bytes()[1..].to_vec()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_items_under_mutations() {
+    const COUNT: usize = 100_000;
+    let world = World::start(&[], &[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, now)).await;
+    // The target holds old items of the pair, leftovers of a ring that it is no longer part of, and a marker.
+    let mut target = world.pipe(TARGET).await;
+    fill(&mut target, 5_000, |i| format!("ms old-{i} 3\r\nold\r\n").into_bytes()).await;
+    fill(&mut target, 5_000, |i| format!("ms key-{i} 3\r\nold\r\n").into_bytes()).await;
+    fill(&mut target, 1, |_| b"ms foreign-x 3\r\nold\r\n".to_vec()).await;
+    fill(&mut target, 1, |_| b"ms __resilver__:m 1\r\nm\r\n".to_vec()).await;
+    fill(&mut world.pipe(LEADER).await, 1, |_| b"ms foreign-y 1\r\nm\r\n".to_vec()).await;
+    fill(&mut world.pipe(LEADER).await, 1, |_| b"ms __resilver__:n 1\r\nm\r\n".to_vec()).await;
+
+    let stop = AtomicBool::new(false);
+    let job = async {
+        // A small memory bound: the key list has to go through its file.
+        let tuning = Tuning { memory_bytes: 600_000, ..Tuning::default() };
+        let end = world.resync(false, tuning).await;
+        sleep(Duration::from_millis(200)).await;
+        stop.store(true, Ordering::SeqCst);
+        end
+    };
+    let ((outcome, progress), a, b) =
+        tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
+    assert_eq!(outcome.result, Ok(()));
+    assert!(outcome.drains.is_empty() && outcome.undone);
+    let sum = |f: fn(&resilver::resync::PairProgress) -> &AtomicU64| progress.sum(f);
+    eprintln!(
+        "{} mutations, {} copied, {} skipped, {} recopied, gate closed {} us, {:?}",
+        a + b,
+        sum(|p| &p.copied),
+        sum(|p| &p.skipped),
+        sum(|p| &p.recopied),
+        world.closed_us.load(Ordering::Relaxed),
+        progress.elapsed(),
+    );
+    assert!(progress.purged.load(Ordering::Relaxed) >= 10_001);
+    assert_eq!(sum(|p| &p.failed), 0);
+
+    let mut keys = all_keys(COUNT);
+    keys.extend((0..5_000).map(|i| format!("old-{i}").into_bytes()));
+    assert!(world.assert_equal(&keys).await > COUNT / 2);
+    let others: Vec<Vec<u8>> =
+        [&b"foreign-x"[..], b"foreign-y", b"__resilver__:m", b"__resilver__:n"].map(Vec::from).to_vec();
+    let held = world.content(TARGET, &others).await;
+    assert_eq!(held.keys().collect::<Vec<_>>(), [b"__resilver__:m"]);
+}
+
+#[tokio::test]
+async fn odd_nodes() {
+    // Items that the target refuses are counted; what it can take is copied.
+    let world = World::start(&["-I", "4m"], &[]);
+    let mut leader = world.pipe(LEADER).await;
+    let big = "x".repeat(2_000_000);
+    fill(&mut leader, 1, |_| format!("ms big {}\r\n{big}\r\n", big.len()).into_bytes()).await;
+    fill(&mut leader, 100, |i| item(i, 1)).await;
+    // Stale ones are not made fresh, and the right to recompute them is given back.
+    fill(&mut leader, 1, |_| b"ms stale 1\r\nx\r\n".to_vec()).await;
+    leader.ask(b"md stale I T30\r\n", Effect::Mutation, deadline()).await.unwrap();
+    let (outcome, progress) = world.resync(true, Tuning::default()).await;
+    assert_eq!(outcome.result, Ok(()));
+    assert_eq!(progress.sum(|p| &p.failed), 1);
+    let mut keys = all_keys(100);
+    keys.push(b"stale".to_vec());
+    assert!(world.content(TARGET, &keys).await.len() > 70);
+    assert!(world.content(TARGET, &[b"stale".to_vec(), b"big".to_vec()]).await.is_empty());
+    let answer = leader.ask(b"mg stale\r\n", Effect::Mutation, deadline()).await.unwrap();
+    assert!(answer.contains('W'), "{answer}");
+
+    // A crawler that is off is turned on.
+    let world = World::start(&["-o", "no_lru_crawler"], &[]);
+    fill(&mut world.pipe(LEADER).await, 100, |i| item(i, 1)).await;
+    assert_eq!(world.resync(true, Tuning::default()).await.0.result, Ok(()));
+    world.assert_equal(&all_keys(100)).await;
+
+    // Nodes that cannot be enumerated or verified are told so.
+    for (leader, target) in [(&["-X"][..], &[][..]), (&["-C"], &[]), (&[], &["-C"])] {
+        let world = World::start(leader, target);
+        fill(&mut world.pipe(LEADER).await, 1, |i| item(i, 1)).await;
+        let error = world.resync(true, Tuning::default()).await.0.result.unwrap_err();
+        assert_eq!(error.reason(), "cannot_enumerate", "{error}");
+    }
+
+    // An empty source.
+    assert_eq!(World::start(&[], &[]).resync(false, Tuning::default()).await.0.result, Ok(()));
+}
+
+/// `cargo test --release --test resync_memcached -- --ignored --nocapture speed`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn speed() {
+    const COUNT: usize = 500_000;
+    let world = World::start(&[], &[]);
+    let value = "v".repeat(100);
+    fill(&mut world.pipe(LEADER).await, COUNT, |i| format!("ms key-{i} 100\r\n{value}\r\n").into_bytes()).await;
+    for purge in [false, true] {
+        for batch in [128, 256, 512, 1024] {
+            for lanes in [1, 2, 4] {
+                if !purge {
+                    world.pipe(TARGET).await.ask(b"flush_all\r\n", Effect::Mutation, deadline()).await.unwrap();
+                    sleep(Duration::from_millis(2100)).await;
+                } else if batch != 512 {
+                    continue;
+                }
+                let (outcome, p) = world.resync(!purge, Tuning { batch, lanes, ..Tuning::default() }).await;
+                assert_eq!(outcome.result, Ok(()));
+                let copied = p.sum(|p| &p.copied);
+                let rate = copied as f64 / p.elapsed().as_secs_f64();
+                eprintln!("batch {batch}, lanes {lanes}, purge {purge}: {copied} in {:?}, {rate:.0}/s", p.elapsed());
+            }
+        }
+    }
+}
