@@ -157,7 +157,14 @@ pub fn fill(client: &mut Client, prefix: &str, count: usize, len: usize) {
     for chunk in indices.chunks(500) {
         let mut batch = Vec::new();
         for &i in chunk {
-            batch.extend(super::client::storage("set", &format!("{prefix}:{i}"), i as u32, 0, &filled(prefix, i, len), ""));
+            batch.extend(super::client::storage(
+                "set",
+                &format!("{prefix}:{i}"),
+                i as u32,
+                0,
+                &filled(prefix, i, len),
+                "",
+            ));
         }
         client.send(&batch).expect("send a batch of sets");
         for &i in chunk {
