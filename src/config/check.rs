@@ -470,7 +470,7 @@ impl Check<'_> {
         let timeout = self.time("timeout", &args.timeout, short.clone());
         let mut leader_timeout = self.time("leader_timeout", &args.leader_timeout, short.clone());
         let probe_interval = self.time("probe_interval", &args.probe_interval, MIN_PROBE_INTERVAL..=MAX_TIME);
-        let mut probe_timeout = self.time("probe_timeout", &args.probe_timeout, short.clone());
+        let probe_timeout = self.time("probe_timeout", &args.probe_timeout, short.clone());
         // A default gives way to a neighbour that was given; two that were given must agree.
         if let (Some(short), Some(long)) = (timeout, leader_timeout)
             && long < short
@@ -481,15 +481,6 @@ impl Check<'_> {
                 self.bad("leader_timeout", &show_time(long), why);
             }
             leader_timeout = Some(short);
-        }
-        if let (Some(interval), Some(timeout)) = (probe_interval, probe_timeout)
-            && timeout > interval
-        {
-            if self.given("probe_timeout") {
-                let why = format!("is longer than --probe-interval {}; probes would overlap", show_time(interval));
-                self.bad("probe_timeout", &show_time(timeout), why);
-            }
-            probe_timeout = Some(interval);
         }
         Times {
             timeout: timeout.unwrap_or(fallback),
