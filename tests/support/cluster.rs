@@ -74,7 +74,9 @@ impl Cluster {
         let mut args = Vec::new();
         for (flag, value) in DEFAULTS {
             let name = flag.split('=').next().expect("a flag");
-            if shape.proxy_args.iter().any(|a| a.split('=').next() == Some(name)) {
+            // Without backups there is nothing to refill from, and asking for it is an error.
+            let pointless = backups.is_empty() && name == "--resync";
+            if pointless || shape.proxy_args.iter().any(|a| a.split('=').next() == Some(name)) {
                 continue;
             }
             args.push(flag.to_string());
