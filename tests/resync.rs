@@ -438,6 +438,9 @@ fn g5_cas_tokens_do_not_survive_their_leader() {
     cluster.wait_lost(&cluster.primaries[0].addr());
     none_wins(&mut client, &under_primary, "the backup leads, token of the primary");
     let under_backup = tokens(&mut client);
+    for token in under_primary.iter().chain(&under_backup) {
+        assert!(*token < 1 << 63, "token {token:#x} is beyond the 63 bits that PHP and Java can hold");
+    }
     cluster.primaries[0].restart();
     cluster.mirrored();
     // Every key gets new raw ids on the refilled primary: wherever they collide, the token is still of another term.
