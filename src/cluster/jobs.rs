@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::NodeError;
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::resync::{self, Context, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict};
@@ -123,9 +124,12 @@ impl Cluster {
                     }
                     return;
                 }
-                job.go = Some(reply);
                 for pair in &pairs {
                     self.apply(*pair, pair::Event::BeginRecovery);
+                }
+                // Only now: the first pair's edge must not judge those that have not been told yet.
+                if let Some(job) = self.nodes[node.index()].job.as_mut() {
+                    job.go = Some(reply);
                 }
                 self.answer_go(node);
             }
@@ -260,6 +264,11 @@ impl Cluster {
                 (reason, error.reason())
             }
         };
+        if let Err(JobError::Source(source, error @ (NodeError::Refused | NodeError::Reset))) = &outcome.result {
+            // The job saw it first. The pairs must learn of the loss before they learn that the job is over: as `Recovering` they
+            // remember that the follower holds a verified part, which leads if the source's memory proves gone.
+            self.lost(*source, reason_of(error), Loss::Suspected, true);
+        }
         for (pair, _) in &job.pairs {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;

@@ -267,8 +267,7 @@ impl Cluster {
         self.answer_job(id);
         if before != after {
             for place in [Place::Primary, Place::Backup] {
-                let node = self.node_at(id, place);
-                self.consider(node);
+                self.consider(self.node_at(id, place));
             }
         }
     }
@@ -345,6 +344,10 @@ impl Cluster {
         run.flush_closed = false;
         for worker in &self.workers {
             let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+        }
+        // A refill begins only behind an open gate.
+        for place in [Place::Primary, Place::Backup] {
+            self.consider(self.node_at(id, place));
         }
     }
 
