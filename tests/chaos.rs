@@ -68,7 +68,11 @@ fn chaos(shape: &Shape, seconds: u64, seed: u64) {
     cluster.assert_rings_equal();
     model.check_ring("primary", &cluster.primary_ring());
     model.check_ring("backup", &cluster.backup_ring());
-    if rng.percent(50) { cluster.kill_backups() } else { cluster.kill_primaries() }
+    if rng.percent(50) {
+        cluster.kill_backups()
+    } else {
+        cluster.kill_primaries()
+    }
     model.check_through(&mut cluster.client());
     assert_eq!(count_filled(&mut client, "filler", filler, 100), filler);
     eprintln!("{rounds} failures");

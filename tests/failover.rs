@@ -248,7 +248,10 @@ fn g8_the_source_killed_in_mid_resync() {
     cluster.wait_lost(&cluster.primaries[0].addr());
     cluster.primaries[0].restart();
     cluster.wait_copying(&cluster.primaries[0].addr());
-    let load = Load::start(&cluster.proxy.addr(), Mix { prefix: "late".into(), ..Mix::registers(seed("source killed"), 2, 2) });
+    let load = Load::start(
+        &cluster.proxy.addr(),
+        Mix { prefix: "late".into(), ..Mix::registers(seed("source killed"), 2, 2) },
+    );
     load.allow_errors(true);
     drop(load.stop()); // only to have items written in the middle of it
     cluster.backups[0].kill();
@@ -386,7 +389,9 @@ fn g1_a_start_with_one_node_missing_serves_and_heals() {
     let shape = Shape::new(1, 1);
     let mut cluster = Cluster::over(vec![Memcached::absent(&[])], vec![Memcached::start(&[])], &shape);
     let mut client: Client = cluster.client();
-    support::wait_until("the first set to be taken", support::DEADLINE, || client.set("first", b"1") == Ok(Stored::Stored));
+    support::wait_until("the first set to be taken", support::DEADLINE, || {
+        client.set("first", b"1") == Ok(Stored::Stored)
+    });
     fill(&mut client, "k", 1000, 50);
     cluster.primaries[0].restart();
     cluster.mirrored();

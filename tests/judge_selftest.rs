@@ -18,7 +18,10 @@ fn judge(fault: Fault, words: &[&str]) -> Verdict {
     let load = Load::start(&addr, mix);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1500) || fault != Fault::None {
-        if fault != Fault::None && (load.verdict().violations.iter().any(|v| words.iter().any(|w| v.contains(w))) || begun.elapsed() > Duration::from_secs(20)) {
+        if fault != Fault::None
+            && (load.verdict().violations.iter().any(|v| words.iter().any(|w| v.contains(w)))
+                || begun.elapsed() > Duration::from_secs(20))
+        {
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -32,7 +35,9 @@ fn judge(fault: Fault, words: &[&str]) -> Verdict {
 fn must_see(fault: Fault, words: &[&str]) {
     let verdict = judge(fault, words);
     let seen = verdict.violations.iter().find(|v| words.iter().any(|w| v.contains(w)));
-    let seen = seen.unwrap_or_else(|| panic!("{fault:?} went unseen; violations: {:#?}\n{}", verdict.violations, verdict.summary()));
+    let seen = seen.unwrap_or_else(|| {
+        panic!("{fault:?} went unseen; violations: {:#?}\n{}", verdict.violations, verdict.summary())
+    });
     eprintln!("{fault:?} seen as: {seen}");
 }
 
@@ -198,7 +203,11 @@ fn an_old_copy_served_again_is_seen() {
     assert!(stale.as_ref().is_err_and(|w| w.starts_with("STALE")), "{stale:?}");
     let version = history.begin("delete", None);
     now.delete("k").expect("delete");
-    assert_eq!(history.judge(history.acked(), read(&mut now).as_ref()), Ok(()), "a delete under way may be seen or not");
+    assert_eq!(
+        history.judge(history.acked(), read(&mut now).as_ref()),
+        Ok(()),
+        "a delete under way may be seen or not"
+    );
     history.acknowledge(version);
     let resurrected = history.judge(history.acked(), read(&mut before).as_ref());
     assert!(resurrected.as_ref().is_err_and(|w| w.starts_with("RESURRECTED")), "{resurrected:?}");

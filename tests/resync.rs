@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use support::client::show;
 use support::cluster::{count_filled, fill, filled};
-use support::{Client, Cluster, Load, Memcached, Mix, Rng, RingMap, Shape, Stored, seed, unix_now, wait_until};
+use support::{Client, Cluster, Load, Memcached, Mix, RingMap, Rng, Shape, Stored, seed, unix_now, wait_until};
 
 /// A pair whose primary has just come back empty and is being refilled at `rate` items a second; `setup` fills it before.
 fn refilling(rate: u32, more: &[&str], setup: impl FnOnce(&mut Client)) -> Cluster {
@@ -170,7 +170,9 @@ fn mutate(client: &mut Client, rng: &mut Rng, key: &str, slot: &mut Option<(Vec<
             }
         }
         // Never to a shorter number: memcached fills it with blanks unless somebody (the copier) holds the old item.
-        8 if number.is_none_or(|n| n >= 5 && n.to_string().len() == (n - 5).to_string().len()) && present == number.is_some() => {
+        8 if number.is_none_or(|n| n >= 5 && n.to_string().len() == (n - 5).to_string().len())
+            && present == number.is_some() =>
+        {
             let down = number.map(|n| n - 5);
             assert_eq!(client.arithmetic("decr", key, 5), Ok(down), "decr {key}");
             if let (Some((value, _)), Some(n)) = (slot.as_mut(), down) {
@@ -197,8 +199,7 @@ fn g2_deletes_during_a_resync_stay_done() {
     const KEYS: usize = 8000;
     let mut cluster = refilling(3000, &[], |client| fill(client, "d", KEYS, 50));
     let mut client = cluster.client();
-    let mut expected: Expected =
-        (0..KEYS).map(|i| (format!("d:{i}"), Some((filled("d", i, 50), i as u32)))).collect();
+    let mut expected: Expected = (0..KEYS).map(|i| (format!("d:{i}"), Some((filled("d", i, 50), i as u32)))).collect();
     // From the end and from the start: keys copied already and keys not yet listed.
     for i in (0..KEYS / 4).flat_map(|i| [KEYS - 1 - i * 2, i * 2]) {
         let key = format!("d:{i}");
@@ -437,6 +438,9 @@ fn g5_cas_tokens_do_not_survive_their_leader() {
     cluster.wait_lost(&cluster.primaries[0].addr());
     none_wins(&mut client, &under_primary, "the backup leads, token of the primary");
     let under_backup = tokens(&mut client);
+    for token in under_primary.iter().chain(&under_backup) {
+        assert!(*token < 1 << 63, "token {token:#x} is beyond the 63 bits that PHP and Java can hold");
+    }
     cluster.primaries[0].restart();
     cluster.mirrored();
     // Every key gets new raw ids on the refilled primary: wherever they collide, the token is still of another term.
@@ -471,7 +475,11 @@ fn g1_a_hundred_thousand_items() {
     load.mark("mirrored");
     let status = cluster.proxy.status();
     let copied = status.node_number(&cluster.primaries[0].addr(), "items_copied");
-    eprintln!("{copied} items copied, mirrored after {:?}, resident {} MB", begun.elapsed(), cluster.proxy.resident_bytes() >> 20);
+    eprintln!(
+        "{copied} items copied, mirrored after {:?}, resident {} MB",
+        begun.elapsed(),
+        cluster.proxy.resident_bytes() >> 20
+    );
     assert!(copied as usize > ITEMS / 4, "a half of {ITEMS} was to be copied: {status}");
     let model = load.stop();
     let ring = cluster.assert_rings_equal();

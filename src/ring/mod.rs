@@ -226,11 +226,7 @@ mod tests {
     #[test]
     fn both_rings_place_like_a_ring_of_their_own() {
         for distribution in [Distribution::Modula, Distribution::Ketama] {
-            let both = Topology::new(
-                &specs(&["a", "b:1", "c:2"]),
-                &specs(&["d", "e:1", "f", "g", "h"]),
-                distribution,
-            );
+            let both = Topology::new(&specs(&["a", "b:1", "c:2"]), &specs(&["d", "e:1", "f", "g", "h"]), distribution);
             let primaries = Topology::new(&specs(&["a", "b:1", "c:2"]), &[], distribution);
             let backups = Topology::new(&specs(&["d", "e:1", "f", "g", "h"]), &[], distribution);
             for i in 0..2000 {
@@ -252,8 +248,10 @@ mod tests {
             for node in topology.nodes() {
                 assert_eq!(topology.place(node) == Place::Primary, node.index() < primaries);
                 let listed: Vec<_> = topology.pairs_of(node).collect();
-                let expected: Vec<_> =
-                    topology.pairs().filter(|&pair| topology.node_at(pair, topology.place(node)) == Some(node)).collect();
+                let expected: Vec<_> = topology
+                    .pairs()
+                    .filter(|&pair| topology.node_at(pair, topology.place(node)) == Some(node))
+                    .collect();
                 assert_eq!(listed, expected);
                 assert_eq!(topology.node_by_name(&topology.addr(node).to_string()), Some(node));
             }
@@ -277,8 +275,14 @@ mod tests {
         let (modula, ketama) = (base(Distribution::Modula), base(Distribution::Ketama));
         assert_eq!(modula, 0x7ec7_58d3_6e3d_f2af, "it is stored on the nodes: it must not change between releases");
         assert_ne!(modula, ketama);
-        assert_eq!(modula, Topology::new(&specs(&["a:11211", "b"]), &specs(&["c"]), Distribution::Modula).fingerprint());
-        assert_eq!(modula, Topology::new(&specs(&["a", "b:11211:2"]), &specs(&["c"]), Distribution::Modula).fingerprint());
+        assert_eq!(
+            modula,
+            Topology::new(&specs(&["a:11211", "b"]), &specs(&["c"]), Distribution::Modula).fingerprint()
+        );
+        assert_eq!(
+            modula,
+            Topology::new(&specs(&["a", "b:11211:2"]), &specs(&["c"]), Distribution::Modula).fingerprint()
+        );
         for (primaries, backups) in
             [(&["b", "a"][..], &["c"][..]), (&["a", "b", "c"], &[]), (&["a"], &["b", "c"]), (&["a", "b:1"], &["c"])]
         {

@@ -23,7 +23,8 @@ mod tests {
             })
             .collect();
         let mut lines = 0;
-        for line in include_str!("../../tests/vectors/modula-magent.tsv").lines().filter(|line| !line.starts_with('#')) {
+        for line in include_str!("../../tests/vectors/modula-magent.tsv").lines().filter(|line| !line.starts_with('#'))
+        {
             let columns: Vec<&str> = line.split('\t').collect();
             let key = columns[0].as_bytes();
             assert_eq!(hash(key), columns[1].parse::<u32>().unwrap(), "hash of {}", columns[0]);

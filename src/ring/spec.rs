@@ -213,8 +213,14 @@ mod tests {
             ("a:0", "server \"a:0\": port \"0\" is not a number from 1 to 65535"),
             ("a:65536", "server \"a:65536\": port \"65536\" is not a number from 1 to 65535"),
             ("a:+1", "server \"a:+1\": port \"+1\" is not a number from 1 to 65535"),
-            ("a:1:0", "server \"a:1:0\": weight \"0\" is not a number from 1 to 4294967295, or no weight is expected here"),
-            ("a:1:", "server \"a:1:\": weight \"\" is not a number from 1 to 4294967295, or no weight is expected here"),
+            (
+                "a:1:0",
+                "server \"a:1:0\": weight \"0\" is not a number from 1 to 4294967295, or no weight is expected here",
+            ),
+            (
+                "a:1:",
+                "server \"a:1:\": weight \"\" is not a number from 1 to 4294967295, or no weight is expected here",
+            ),
             ("a:1:2:3", "server \"a:1:2:3\": too many colons (an IPv6 address goes in brackets: [::1]:11211)"),
             ("::1", "server \"::1\": too many colons (an IPv6 address goes in brackets: [::1]:11211)"),
             ("[::1]:1:2:3", "server \"[::1]:1:2:3\": too many colons (an IPv6 address goes in brackets: [::1]:11211)"),

@@ -74,7 +74,9 @@ impl Cluster {
         let mut args = Vec::new();
         for (flag, value) in DEFAULTS {
             let name = flag.split('=').next().expect("a flag");
-            if shape.proxy_args.iter().any(|a| a.split('=').next() == Some(name)) {
+            // Without backups there is nothing to refill from, and asking for it is an error.
+            let pointless = backups.is_empty() && name == "--resync";
+            if pointless || shape.proxy_args.iter().any(|a| a.split('=').next() == Some(name)) {
                 continue;
             }
             args.push(flag.to_string());
@@ -98,9 +100,6 @@ impl Cluster {
 
     /// Waits until every pair is mirrored.
     pub fn mirrored(&self) {
-        if std::env::var_os("H3_PLAIN").is_some() {
-            return;
-        }
         self.proxy.wait_mirrored(super::DEADLINE);
     }
 
@@ -160,7 +159,14 @@ pub fn fill(client: &mut Client, prefix: &str, count: usize, len: usize) {
     for chunk in indices.chunks(500) {
         let mut batch = Vec::new();
         for &i in chunk {
-            batch.extend(super::client::storage("set", &format!("{prefix}:{i}"), i as u32, 0, &filled(prefix, i, len), ""));
+            batch.extend(super::client::storage(
+                "set",
+                &format!("{prefix}:{i}"),
+                i as u32,
+                0,
+                &filled(prefix, i, len),
+                "",
+            ));
         }
         client.send(&batch).expect("send a batch of sets");
         for &i in chunk {

@@ -53,7 +53,15 @@ impl Mix {
 
     /// The same on fewer clients.
     pub fn small(seed: u64) -> Mix {
-        Mix { writers: 4, readers: 4, counting: 2, locking: 2, casing: 2, pace: Duration::from_millis(1), ..Mix::full(seed) }
+        Mix {
+            writers: 4,
+            readers: 4,
+            counting: 2,
+            locking: 2,
+            casing: 2,
+            pace: Duration::from_millis(1),
+            ..Mix::full(seed)
+        }
     }
 
     /// Only registers.
@@ -177,7 +185,9 @@ impl Load {
             counters: (0..if mix.counting > 0 { mix.counters } else { 0 })
                 .map(|i| Counter::new(format!("{p}:ctr:{i}"), drives[i % 3]))
                 .collect(),
-            locks: (0..if mix.locking > 0 { mix.locks } else { 0 }).map(|i| Lock::new(format!("{p}:lock:{i}"))).collect(),
+            locks: (0..if mix.locking > 0 { mix.locks } else { 0 })
+                .map(|i| Lock::new(format!("{p}:lock:{i}")))
+                .collect(),
             cells: (0..if mix.casing > 0 { mix.cas_cells } else { 0 })
                 .map(|i| CasCell::new(format!("{p}:cas:{i}")))
                 .collect(),
@@ -713,7 +723,8 @@ fn raise_cells(hand: &mut Hand, _: usize) {
         let key = &cell.key;
         let floor = cell.floor();
         let Some(item) = hand.op("gets", key, |c| c.gets(key)) else { continue };
-        let parsed = item.as_ref().and_then(|i| Some((String::from_utf8(i.value.clone()).ok()?.parse::<u64>().ok()?, i.cas?)));
+        let parsed =
+            item.as_ref().and_then(|i| Some((String::from_utf8(i.value.clone()).ok()?.parse::<u64>().ok()?, i.cas?)));
         let Some((value, token)) = parsed else {
             hand.violation(format!("CAS {key}: LOST, read {item:?}"));
             continue;

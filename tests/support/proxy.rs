@@ -39,8 +39,13 @@ impl Status {
         self.field(&format!("node:{addr}:state"))
     }
 
+    /// A figure of a node's resync; 0 while it has had none (then the lines are left out).
     pub fn node_number(&self, addr: &str, field: &str) -> u64 {
-        let value = self.field(&format!("node:{addr}:{field}"));
+        let state = self.node(addr);
+        let Some(value) = self.all.get(&format!("node:{addr}:{field}")) else {
+            assert!(!matches!(state, "copying" | "handing_back"), "a node being copied to has no {field}: {self}");
+            return 0;
+        };
         value.parse().unwrap_or_else(|_| panic!("node:{addr}:{field} is no number: {value}"))
     }
 

@@ -96,7 +96,9 @@ fn list_keys(client: &mut Client) -> Vec<Vec<u8>> {
                     .collect();
             }
             // Another crawl is under way.
-            Err(Failure::Server(_)) if begun.elapsed() < super::DEADLINE => std::thread::sleep(Duration::from_millis(20)),
+            Err(Failure::Server(_)) if begun.elapsed() < super::DEADLINE => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             Err(failure) => panic!("metadump: {failure}"),
         }
     }
@@ -134,7 +136,12 @@ pub fn compare_rings(primaries: &RingMap, backups: &RingMap) -> Vec<String> {
             continue;
         };
         if p.value != b.value {
-            differences.push(format!("{}: value {} on primary, {} on backup", show(key), show(&p.value), show(&b.value)));
+            differences.push(format!(
+                "{}: value {} on primary, {} on backup",
+                show(key),
+                show(&p.value),
+                show(&b.value)
+            ));
         }
         if p.flags != b.flags {
             differences.push(format!("{}: flags {} on primary, {} on backup", show(key), p.flags, b.flags));
@@ -156,11 +163,8 @@ fn same_expiry(p: &RingItem, b: &RingItem) -> bool {
         (None, None) => true,
         (Some(pt), Some(bt)) => {
             // Both brought to the moment of the later reading.
-            let (earlier, later, gap) = if p.read_at <= b.read_at {
-                (pt, bt, b.read_at - p.read_at)
-            } else {
-                (bt, pt, p.read_at - b.read_at)
-            };
+            let (earlier, later, gap) =
+                if p.read_at <= b.read_at { (pt, bt, b.read_at - p.read_at) } else { (bt, pt, p.read_at - b.read_at) };
             ((earlier as f64 - gap.as_secs_f64()) - later as f64).abs() <= 2.1
         }
         _ => false,
