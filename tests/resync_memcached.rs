@@ -217,7 +217,11 @@ fn item(i: usize, now: u64) -> Vec<u8> {
         "4000000" => (now + 4_000_000).to_string(),
         ttl => ttl.to_owned(),
     };
-    let value = if i.is_multiple_of(10) { String::new() } else { format!("{i}\r\n").repeat(if i % 1000 == 7 { 5000 } else { 1 + i % 9 }) };
+    let value = if i.is_multiple_of(10) {
+        String::new()
+    } else {
+        format!("{i}\r\n").repeat(if i % 1000 == 7 { 5000 } else { 1 + i % 9 })
+    };
     let (key, binary) = wire_key(i);
     format!("ms {key} {}{binary} F{} T{ttl}\r\n{value}\r\n", value.len(), i % 70_000).into_bytes()
 }
@@ -302,7 +306,8 @@ async fn a_hundred_thousand_items_under_mutations() {
         stop.store(true, Ordering::SeqCst);
         end
     };
-    let ((outcome, progress), a, b) = tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
+    let ((outcome, progress), a, b) =
+        tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
     assert_eq!(outcome.result, Ok(()));
     assert!(outcome.drains.is_empty() && outcome.undone);
     let sum = |f: fn(&resilver::resync::PairProgress) -> &AtomicU64| progress.sum(f);
@@ -321,7 +326,8 @@ async fn a_hundred_thousand_items_under_mutations() {
     let mut keys = all_keys(COUNT);
     keys.extend((0..5_000).map(|i| format!("old-{i}").into_bytes()));
     assert!(world.assert_equal(&keys).await > COUNT / 2);
-    let others: Vec<Vec<u8>> = [&b"foreign-x"[..], b"foreign-y", b"__resilver__:m", b"__resilver__:n"].map(Vec::from).to_vec();
+    let others: Vec<Vec<u8>> =
+        [&b"foreign-x"[..], b"foreign-y", b"__resilver__:m", b"__resilver__:n"].map(Vec::from).to_vec();
     let held = world.content(TARGET, &others).await;
     assert_eq!(held.keys().collect::<Vec<_>>(), [b"__resilver__:m"]);
 }
@@ -387,7 +393,8 @@ async fn cut_off_in_mid_stream() {
         fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, now)).await;
         let cancel = CancellationToken::new();
         let tuning = Tuning { target_timeout: Duration::from_millis(300), ..Tuning::default() };
-        let pids = [world.nodes[0].child.id(), world.nodes[1].child.id()].map(|id| nix::unistd::Pid::from_raw(id as i32));
+        let pids =
+            [world.nodes[0].child.id(), world.nodes[1].child.id()].map(|id| nix::unistd::Pid::from_raw(id as i32));
         let signal = |node: NodeId, signal| nix::sys::signal::kill(pids[node.index()], signal).unwrap();
         let cut = async {
             // Some way into the stream: when the target holds a few thousand items.
@@ -406,8 +413,7 @@ async fn cut_off_in_mid_stream() {
                 _ => signal(TARGET, nix::sys::signal::SIGSTOP),
             }
         };
-        let ((mut outcome, _), ()) =
-            tokio::join!(world.resync_with(true, tuning, cancel.clone(), Arc::default()), cut);
+        let ((mut outcome, _), ()) = tokio::join!(world.resync_with(true, tuning, cancel.clone(), Arc::default()), cut);
         let reason = outcome.result.expect_err(case).reason();
         match case {
             "cancel" | "source killed" => {

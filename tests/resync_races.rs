@@ -121,9 +121,8 @@ impl Run<'_> {
         let source_lost = self.failed && matches!(self.scenario.failure, Failure::SourceReset);
         for (i, &p) in self.progress.iter().enumerate() {
             let key = self.scenario.ops[i].1;
-            let earlier = |done: &dyn Fn(u8) -> bool| {
-                (0..i).all(|j| self.scenario.ops[j].1 != key || done(self.progress[j]))
-            };
+            let earlier =
+                |done: &dyn Fn(u8) -> bool| (0..i).all(|j| self.scenario.ops[j].1 != key || done(self.progress[j]));
             // One owner orders a key's writes on each node; the next one need not wait for the target's answer.
             let may = match p {
                 0 => !self.gate_closed && !source_lost && earlier(&|p| p > 0),
@@ -253,7 +252,9 @@ impl Run<'_> {
             let (leader, target) = (content(LEADER, key), content(TARGET, key));
             if outcome.result.is_ok() {
                 if leader != target && !(self.failed && self.scenario.failure == Failure::TargetKilled) {
-                    return Some(format!("handed back, but {key} is {leader:?} on the leader and {target:?} on the target"));
+                    return Some(format!(
+                        "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
+                    ));
                 }
             } else if outcome.undone && target.is_some() && leader != target {
                 return Some(format!("undone, but {key} is {leader:?} on the leader and {target:?} on the target"));
@@ -442,7 +443,8 @@ fn all_hold(what: &str, scenarios: impl IntoIterator<Item = Scenario>) {
 
 fn some_break(what: &str, scenarios: impl IntoIterator<Item = Scenario>) {
     let broken = scenarios.into_iter().find_map(|s| explore(&s).violation);
-    let example = broken.unwrap_or_else(|| panic!("{what}: no order was found to go wrong, so the checks prove nothing"));
+    let example =
+        broken.unwrap_or_else(|| panic!("{what}: no order was found to go wrong, so the checks prove nothing"));
     eprintln!("{what}: {example}");
 }
 
@@ -468,7 +470,10 @@ fn every_order_of_two_mutations_ends_equal() {
 
 #[test]
 fn every_order_with_two_copiers_at_once_ends_equal() {
-    all_hold("two lanes", short().chain([vec![Op::Incr, Op::Delete]]).map(|ops| Scenario { lanes: 2, ..scenario(&ops) }));
+    all_hold(
+        "two lanes",
+        short().chain([vec![Op::Incr, Op::Delete]]).map(|ops| Scenario { lanes: 2, ..scenario(&ops) }),
+    );
 }
 
 #[test]
@@ -507,15 +512,17 @@ const FAILURES: [Failure; 4] = [Failure::TargetKilled, Failure::TargetReset, Fai
 #[test]
 fn a_failure_at_every_step_leaves_a_true_account() {
     for failure in FAILURES {
-        all_hold(&format!("{failure:?}"), short().chain(TELLING.map(Vec::from)).map(|ops| Scenario { failure, ..scenario(&ops) }));
+        all_hold(
+            &format!("{failure:?}"),
+            short().chain(TELLING.map(Vec::from)).map(|ops| Scenario { failure, ..scenario(&ops) }),
+        );
     }
 }
 
 #[test]
 fn the_checks_can_fail() {
-    let with = |fault, prefilled| {
-        sequences(2).into_iter().map(move |ops| Scenario { fault, prefilled, ..scenario(&ops) })
-    };
+    let with =
+        |fault, prefilled| sequences(2).into_iter().map(move |ops| Scenario { fault, prefilled, ..scenario(&ops) });
     some_break("without verify", with(Fault::NoVerify, false));
     some_break("NOT_STORED trusted", with(Fault::TrustNotStored, true));
     some_break("incr executed on the target", with(Fault::Reexecute, false));
@@ -532,7 +539,9 @@ async fn a_slow_source_is_waited_for() {
         run.settle(1).await;
         // Mutations first, then the target: the leader's answers are always the last to come.
         let slow = |a: &Action| matches!(*a, Action::Execute(c) if run.world.lock().unwrap().describe(c).starts_with("leader"));
-        let Some(action) = run.actions().into_iter().min_by_key(|a| (slow(a), matches!(a, Action::Execute(_)))) else { continue };
+        let Some(action) = run.actions().into_iter().min_by_key(|a| (slow(a), matches!(a, Action::Execute(_)))) else {
+            continue;
+        };
         if slow(&action) {
             run.settle(10_000).await;
         }

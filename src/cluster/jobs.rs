@@ -344,7 +344,8 @@ impl Cluster {
 
 /// The counts of a resync for the status, summed over its pairs; zeroes where there was none.
 pub(super) fn sums(progress: Option<&Progress>) -> [(&'static str, u64); 5] {
-    let sum = |counter: fn(&resync::PairProgress) -> &std::sync::atomic::AtomicU64| progress.map_or(0, |p| p.sum(counter));
+    let sum =
+        |counter: fn(&resync::PairProgress) -> &std::sync::atomic::AtomicU64| progress.map_or(0, |p| p.sum(counter));
     let total = progress.map_or(0, |p| p.total.load(Relaxed));
     [
         ("items_total", total.max(sum(|p| &p.enumerated))),

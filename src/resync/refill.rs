@@ -236,11 +236,19 @@ impl Refill {
         self.pass_ended = Instant::now();
         tracing::debug!(source = self.source.0, pass = self.passes, waiting = self.spool_len(), "enumerated");
         if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
-            tracing::warn!(node = self.source.0, "the node knows only `metadump all`, which misses items: several passes");
+            tracing::warn!(
+                node = self.source.0,
+                "the node knows only `metadump all`, which misses items: several passes"
+            );
         }
         self.coverage = coverage;
         if self.passes == 1 {
-            let found: u64 = self.slots.iter().filter_map(|s| self.ctx.progress.pair(s.pair)).map(|p| p.enumerated.load(Relaxed)).sum();
+            let found: u64 = self
+                .slots
+                .iter()
+                .filter_map(|s| self.ctx.progress.pair(s.pair))
+                .map(|p| p.enumerated.load(Relaxed))
+                .sum();
             self.ctx.progress.total.fetch_add(found, Relaxed);
         }
     }

@@ -174,7 +174,8 @@ impl World {
             "stats" if words.len() == 1 => "STAT time 1700000000\r\nSTAT evictions 0\r\nEND\r\n".to_owned(),
             "stats" => "STAT cas_enabled yes\r\nEND\r\n".to_owned(),
             "lru_crawler" => {
-                let lines = node.items.iter().map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} size=60\n", it.cas));
+                let lines =
+                    node.items.iter().map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} size=60\n", it.cas));
                 lines.collect::<String>() + "END\r\n"
             }
             _ => "ERROR\r\n".to_owned(),

@@ -154,7 +154,8 @@ impl Refill {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
-                    lane.largest = lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
+                    lane.largest =
+                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
