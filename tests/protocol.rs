@@ -72,7 +72,7 @@ fn scripts() -> Vec<Vec<u8>> {
         "set a 0 0 3\r\nabc\nget a\r\n",
         "get a\nset b 0 0 1\nx\r\nget b\n",
         "  get a\r\nget  a\r\nget a \r\n",
-        "verbosity 1\r\nverbosity\r\nverbosity 0 noreply\r\nversion noreply x\r\n",
+        "verbosity 1\r\nverbosity\r\nverbosity 0 noreply\r\n",
         "flush_all noreply\r\nget a\r\nset a 0 0 1\r\nx\r\nget a\r\nflush_all\r\nget a\r\nflush_all 0\r\nflush_all x\r\n",
         "set x 0 0 1\r\na\r\nget x\r\nquit\r\nget x\r\n",
     ]
