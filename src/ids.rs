@@ -67,11 +67,25 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// Leadership term of a pair: the upper 16 bits of the cas tokens that clients see.
+/// Leadership term of a pair: the upper 16 bits of the cas tokens that clients see. Of these the topmost stays 0: clients in languages
+/// without unsigned integers (PHP, Java) misread larger tokens.
 ///
 /// It changes with every change of leader or of the leader's memory, so that a token taken under another one never wins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Term(pub u16);
+
+impl Term {
+    /// Any term, from random bits.
+    pub fn random(bits: u16) -> Term {
+        Term(bits & 0x7fff)
+    }
+
+    /// The one after this.
+    #[must_use]
+    pub fn next(self) -> Term {
+        Term(self.0.wrapping_add(1) & 0x7fff)
+    }
+}
 
 /// Counts the changes of who holds what in a pair; starts at unix microseconds and grows from the largest seen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

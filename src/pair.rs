@@ -270,7 +270,7 @@ impl Pair {
     /// The largest epoch and term found on the nodes; only at the start.
     pub fn seed(&mut self, epoch: Epoch, term: Term) {
         self.epoch = self.epoch.max(Epoch(epoch.0 + 1));
-        self.term = Term(term.0.wrapping_add(1));
+        self.term = term.next();
     }
 
     /// Takes an event; returns what is to be done, in order.
@@ -413,7 +413,7 @@ impl Pair {
         let (before, after) = (self.last_leader(), next.leader());
         // A token taken under another leader must never win; leaving Dark counts, for the leader's connection broke.
         if after.is_some() && before != after {
-            self.term = Term(self.term.0.wrapping_add(1));
+            self.term = self.term.next();
         }
         self.epoch = Epoch(self.epoch.0 + 1);
         self.state = next;

@@ -1,5 +1,6 @@
 //! Nodes as the proxy reaches them: dialling, the control plane's pipelined connection, the markers on them.
 
+mod batch;
 mod control;
 mod dial;
 mod drain;
@@ -7,8 +8,9 @@ mod frame;
 pub mod marker;
 mod pipe;
 
+pub use batch::{Batch, Effect};
 pub use control::{MarkError, NodeControl, NodeView};
 pub use dial::{Dial, NodeStream, TcpDialer};
 pub use drain::{Drain, DrainEnd};
 pub use frame::Frame;
-pub use pipe::{Batch, Effect, NodeError, Pipe};
+pub use pipe::{NodeError, Pipe};

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
+use super::batch::{Batch, Effect};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
 use super::{Dial, NodeStream};
@@ -22,8 +23,6 @@ use crate::ids::NodeId;
 const READ_BYTES: usize = 256 * 1024;
 /// Pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
-/// Values from this size on, in bytes, are written from where they lie; smaller ones are cheaper to copy.
-const OWN_CHUNK_BYTES: usize = 4 * 1024;
 
 /// Why a node could not be talked to.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -69,78 +68,6 @@ impl From<io::Error> for NodeError {
             | io::ErrorKind::NotConnected
             | io::ErrorKind::UnexpectedEof => NodeError::Reset,
             _ => NodeError::Unreachable(error.to_string()),
-        }
-    }
-}
-
-/// Whether a command changes what the node holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// It only reads.
-    Read,
-    /// It changes items: unanswered, it may still be executed at any later time.
-    Mutation,
-}
-
-/// Commands to be sent in one go.
-#[derive(Default, Debug)]
-pub struct Batch {
-    chunks: Vec<Bytes>,
-    tail: Vec<u8>,
-    len: u64,
-    ends: Vec<u64>,
-    replies: usize,
-    mutates: bool,
-}
-
-impl Batch {
-    /// An empty batch.
-    pub fn new() -> Batch {
-        Batch::default()
-    }
-
-    /// Number of answers expected.
-    pub fn replies(&self) -> usize {
-        self.replies
-    }
-
-    /// Appends bytes of the current command.
-    pub fn put(&mut self, bytes: &[u8]) {
-        self.tail.extend_from_slice(bytes);
-        self.len += bytes.len() as u64;
-    }
-
-    /// Appends a decimal number to the current command.
-    pub fn put_number(&mut self, number: impl itoa::Integer) {
-        self.put(itoa::Buffer::new().format(number).as_bytes());
-    }
-
-    /// Appends a value: a large one is not copied.
-    pub fn put_value(&mut self, value: &Bytes) {
-        if value.len() < OWN_CHUNK_BYTES {
-            return self.put(value);
-        }
-        self.seal();
-        self.chunks.push(value.clone());
-        self.len += value.len() as u64;
-    }
-
-    /// Ends the current command, which will be answered `replies` times.
-    pub fn end(&mut self, replies: usize, effect: Effect) {
-        self.ends.push(self.len);
-        self.replies += replies;
-        self.mutates |= effect == Effect::Mutation;
-    }
-
-    /// A whole command of one answer.
-    pub fn command(&mut self, line: &[u8], effect: Effect) {
-        self.put(line);
-        self.end(1, effect);
-    }
-
-    fn seal(&mut self) {
-        if !self.tail.is_empty() {
-            self.chunks.push(Bytes::from(std::mem::take(&mut self.tail)));
         }
     }
 }

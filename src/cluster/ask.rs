@@ -1,6 +1,7 @@
 //! What operators ask over the text protocol: `stats`, `resync`, `flush_all`.
 
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -52,9 +53,11 @@ impl Cluster {
                 "servers" => self.stats_servers(),
                 "resync" => self.resync_status(),
                 "settings" => self.stats_settings(),
-                "reset" => Bytes::from_static(b"CLIENT_ERROR stats reset: the proxy's counters are never reset\r\n"),
+                "reset" => self.stats_reset(),
+                // memcached's own answer, which some test suites look for.
+                "noreply" => Bytes::from_static(b"ERROR\r\n"),
                 other => client_error(format_args!(
-                    "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings"
+                    "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings, stats reset"
                 )),
             },
             Question::Resync(args) => self.resync_asked(&args),
@@ -164,23 +167,35 @@ impl Cluster {
             out.put(format_args!("node:{addr}:state"), self.phase(node));
             out.put(format_args!("node:{addr}:reason"), run.reason);
             let (progress, elapsed, end) = match (&run.job, &run.last) {
-                (Some(job), _) => (&job.progress, job.progress.elapsed(), "running"),
-                (None, Some(last)) => (&last.progress, last.elapsed, last.end),
-                (None, None) => continue,
+                (Some(job), _) => (Some(&job.progress), job.progress.elapsed(), "running"),
+                (None, Some(last)) => (Some(&last.progress), last.elapsed, last.end),
+                (None, None) => (None, Duration::ZERO, "none"),
             };
             out.put(format_args!("node:{addr}:resync"), end);
-            for (name, value) in sums(progress) {
+            for (name, value) in sums(progress.map(|p| &**p)) {
                 out.put(format_args!("node:{addr}:{name}"), value);
             }
-            let copied = progress.sum(|p| &p.copied) as f64;
-            let rate = if elapsed.as_secs_f64() > 0.0 { copied / elapsed.as_secs_f64() } else { 0.0 };
+            let copied = progress.map_or(0, |p| p.sum(|p| &p.copied)) as f64;
+            let rate = if elapsed.is_zero() { 0.0 } else { copied / elapsed.as_secs_f64() };
             out.put(format_args!("node:{addr}:rate"), rate.round() as u64);
-            let eta = if run.job.is_some() { progress.eta().map_or(0, |d| d.as_secs()) } else { 0 };
-            out.put(format_args!("node:{addr}:eta_seconds"), eta);
+            let eta = run.job.as_ref().and_then(|job| job.progress.eta()).unwrap_or_default();
+            out.put(format_args!("node:{addr}:eta_seconds"), eta.as_secs());
             out.put(format_args!("node:{addr}:elapsed_seconds"), format_args!("{:.3}", elapsed.as_secs_f64()));
-            out.put(format_args!("node:{addr}:items_evicted"), progress.incomplete());
+            out.put(format_args!("node:{addr}:items_evicted"), progress.map_or(0, |p| p.incomplete()));
         }
         out.end()
+    }
+
+    /// Every counter, summed over the workers.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let all: Vec<_> = self.stats.iter().map(|s| s.all()).collect();
+        let names = all.first().map(Vec::as_slice).unwrap_or_default();
+        names.iter().enumerate().map(|(at, (name, _))| (*name, all.iter().map(|c| c[at].1).sum())).collect()
+    }
+
+    fn stats_reset(&mut self) -> Bytes {
+        self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
+        Bytes::from_static(b"RESET\r\n")
     }
 
     fn stats_general(&self) -> Bytes {
@@ -193,9 +208,9 @@ impl Cluster {
         out.put("pointer_size", usize::BITS);
         out.put("threads", self.workers.len());
         out.put("max_connections", self.settings.max_clients);
-        let all: Vec<_> = self.stats.iter().map(|s| s.all()).collect();
-        for (at, (name, _)) in all.first().map(Vec::as_slice).unwrap_or_default().iter().enumerate() {
-            out.put(name, all.iter().map(|counters| counters[at].1).sum::<u64>());
+        for (at, (name, value)) in self.counters().into_iter().enumerate() {
+            let base = if name == "curr_connections" { 0 } else { self.stats_base.get(at).copied().unwrap_or(0) };
+            out.put(name, value.wrapping_sub(base));
         }
         for (name, state) in
             [("mirrored", "mirrored"), ("degraded", "degraded"), ("recovering", "recovering"), ("dark", "dark")]

@@ -342,14 +342,17 @@ impl Cluster {
     }
 }
 
-/// Items copied, skipped, failed, bytes: summed over a job's pairs.
-pub(super) fn sums(progress: &Progress) -> [(&'static str, u64); 5] {
+/// The counts of a resync for the status, summed over its pairs; zeroes where there was none.
+pub(super) fn sums(progress: Option<&Progress>) -> [(&'static str, u64); 5] {
+    let sum =
+        |counter: fn(&resync::PairProgress) -> &std::sync::atomic::AtomicU64| progress.map_or(0, |p| p.sum(counter));
+    let total = progress.map_or(0, |p| p.total.load(Relaxed));
     [
-        ("items_total", progress.total.load(Relaxed).max(progress.sum(|p| &p.enumerated))),
-        ("items_copied", progress.sum(|p| &p.copied)),
-        ("items_skipped", progress.sum(|p| &p.skipped)),
-        ("items_failed", progress.sum(|p| &p.failed)),
-        ("bytes", progress.sum(|p| &p.bytes)),
+        ("items_total", total.max(sum(|p| &p.enumerated))),
+        ("items_copied", sum(|p| &p.copied)),
+        ("items_skipped", sum(|p| &p.skipped)),
+        ("items_failed", sum(|p| &p.failed)),
+        ("bytes", sum(|p| &p.bytes)),
     ]
 }
 

@@ -90,6 +90,8 @@ pub struct Cluster {
     controls: Vec<Arc<NodeControl>>,
     workers: Vec<UnboundedSender<Command>>,
     stats: Vec<Arc<WorkerStats>>,
+    /// The counters at the last `stats reset`.
+    stats_base: Vec<u64>,
     nodes: Vec<NodeRun>,
     pairs: Vec<PairRun>,
     internal: UnboundedSender<Internal>,
@@ -126,7 +128,7 @@ impl Cluster {
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
-                pair: Pair::new(Epoch(unix_us), Term(rand::rng().random())),
+                pair: Pair::new(Epoch(unix_us), Term::random(rand::rng().random())),
                 round: 0,
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
@@ -148,6 +150,7 @@ impl Cluster {
             controls,
             workers,
             stats,
+            stats_base: Vec::new(),
             pairs,
             internal,
             inbox: Some(inbox),
@@ -339,6 +342,12 @@ impl Cluster {
     /// Tells the workers the route of the pair's present state.
     fn publish(&mut self, id: PairId) {
         let route = self.route(id);
+        if let Route::Open(flow) = &route {
+            // From now on items may be written to them: emptiness that was proved before proves nothing any more.
+            for node in std::iter::once(flow.leader).chain(flow.follower.node()) {
+                self.nodes[node.index()].empty = false;
+            }
+        }
         let run = &mut self.pairs[id.index()];
         run.held_for_flush = false;
         run.flush_closed = false;

@@ -505,7 +505,7 @@ impl Check<'_> {
         };
         let limits: Vec<&str> = ["resync_rate", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
         if args.backup.is_empty() && backups.is_empty() {
-            if self.given("resync") && mode != ResyncMode::Off {
+            if self.given("resync") && mode == ResyncMode::Manual {
                 let sentence = format!(
                     "--resync={mode} without -b/--backup: there is nothing to refill from; give backups or drop it"
                 );

@@ -221,7 +221,6 @@ fn one_fault_at_a_time() {
         ("-s a:1 --threads 0", "--threads 0: "),
         ("-s a:1 --threads 65", "--threads 65: "),
         ("-s a:1 -b b:2 --resync=on", "--resync=on: there is no such mode"),
-        ("-s a:1 --resync", "--resync=auto without -b/--backup"),
         ("-s a:1 --resync=manual", "--resync=manual without -b/--backup"),
         ("-s a:1 --resync-rate 5", "--resync-rate without -b/--backup"),
         ("-s a:1 -b b:2 --resync=off --resync-memory 64m", "--resync-memory contradicts --resync=off"),

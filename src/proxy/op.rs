@@ -316,7 +316,7 @@ impl Op {
             Kind::Replace => self.store(out, b"replace ", None),
             Kind::Append => self.store(out, b"append ", None),
             Kind::Prepend => self.store(out, b"prepend ", None),
-            Kind::Cas => self.store(out, b"cas ", Some(if term.is_some() { raw_cas(self.cas) } else { self.cas })),
+            Kind::Cas => self.store(out, b"cas ", Some(node_cas(self.cas, term))),
             Kind::Incr => self.arithmetic(out, b"incr "),
             Kind::Decr => self.arithmetic(out, b"decr "),
             Kind::Delete => self.line(out, b"delete "),
@@ -391,12 +391,15 @@ pub fn client_cas(raw: u64, term: Term) -> u64 {
     (u64::from(term.0) << RAW_CAS_BITS) | (raw & ((1 << RAW_CAS_BITS) - 1))
 }
 
-/// The node's cas id in a client's token.
-pub fn raw_cas(token: u64) -> u64 {
-    token & ((1 << RAW_CAS_BITS) - 1)
-}
-
-/// The term in a client's token.
-pub fn cas_term(token: u64) -> Term {
-    Term((token >> RAW_CAS_BITS) as u16)
+/// The cas id a node is asked to compare with, for a client's token under the present term.
+///
+/// A token taken under another leader or another memory must never win. It is sent as an id that no item has, so that the node
+/// still answers NOT_FOUND where there is nothing to compare with.
+pub fn node_cas(token: u64, term: Option<Term>) -> u64 {
+    const NO_ITEMS: u64 = u64::MAX;
+    match term {
+        None => token,
+        Some(term) if token >> RAW_CAS_BITS == u64::from(term.0) => token & ((1 << RAW_CAS_BITS) - 1),
+        Some(_) => NO_ITEMS,
+    }
 }

@@ -290,3 +290,112 @@ impl Entry {
         if self.tries < MAX_TRIES { Stage::Read } else { Stage::Done(End::Requeue) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::backend::{NodeStream, Pipe};
+    use crate::ids::NodeId;
+
+    /// Plays a dialogue of (side, command, answer) with an entry and returns how it ended.
+    async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)]) -> End {
+        let mut entry = Entry::new(Bytes::from_static(key), binary, 0, 0, false);
+        let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
+        let (near, mut far) = duplex(4096);
+        let mut pipe = Pipe::over(NodeId(0), NodeStream::Memory(near));
+        for &(side, command, answer) in dialogue {
+            assert_eq!(entry.side(), Some(side), "before {command}");
+            let mut batch = Batch::new();
+            let now = Instant::now();
+            assert!(entry.command(&mut batch, &clock, now));
+            far.write_all(answer.as_bytes()).await.unwrap();
+            let deadline = now + Duration::from_secs(1);
+            let sent =
+                pipe.exchange(batch, deadline, |_, frame| entry.answer(&frame, now).map_err(|t| format!("{t:?}")));
+            sent.await.unwrap();
+            let mut got = vec![0; command.len()];
+            far.read_exact(&mut got).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&got), command);
+        }
+        match entry.stage {
+            Stage::Done(end) => end,
+            stage => panic!("it goes on: {stage:?}"),
+        }
+    }
+
+    use Side::{Source, Target};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_binary_key_is_copied_with_flags_and_ttl() {
+        let end = play(
+            b"a b",
+            true,
+            &[
+                (Source, "mg YSBi b k v f t c\r\n", "VA 1 kYSBi b f7 t100 c9\r\nx\r\n"),
+                (Target, "ms YSBi 1 b ME k c T100 F7\r\nx\r\n", "HD kYSBi b c1\r\n"),
+                (Source, "mg YSBi b k t c\r\n", "HD kYSBi b t99 c9\r\n"),
+            ],
+        );
+        assert_eq!(end.await, End::Copied(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stale_item_is_given_back_and_not_copied() {
+        let end = play(
+            b"k",
+            false,
+            &[
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4 X W\r\nx\r\n"),
+                (Source, "md k k I C4\r\n", "HD kk\r\n"),
+                (Target, "mg k k v f t c\r\n", "EN kk\r\n"),
+            ],
+        );
+        assert_eq!(end.await, End::Skipped);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_touch_is_noticed_and_the_copy_made_again() {
+        let end = play(
+            b"k",
+            false,
+            &[
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c4\r\nx\r\n"),
+                (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
+                (Source, "mg k k t c\r\n", "HD kk t70 c4\r\n"),
+                (Target, "md k k C8\r\n", "HD kk\r\n"),
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
+                (Target, "ms k 1 ME k c T70 F0\r\nx\r\n", "NS kk c0\r\n"),
+                (Target, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c9\r\nx\r\n"),
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
+            ],
+        );
+        assert_eq!(end.await, End::Equal);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_item_leaves_nothing_and_ends() {
+        let end = play(
+            b"k",
+            false,
+            &[
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4\r\nx\r\n"),
+                (Target, "ms k 1 ME k c T0 F0\r\nx\r\n", "SERVER_ERROR out of memory storing object\r\n"),
+                (Source, "mg k k t c\r\n", "HD kk t-1 c4\r\n"),
+                (Target, "mg k k v f t c\r\n", "EN\r\n"),
+            ],
+        );
+        assert_eq!(end.await, End::Refused);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn remaining_ttl_zero_is_never_stored() {
+        let end = play(
+            b"k",
+            false,
+            &[(Source, "mg k k v f t c\r\n", "VA 1 kk f0 t0 c4\r\nx\r\n"), (Target, "mg k k v f t c\r\n", "EN kk\r\n")],
+        );
+        assert_eq!(end.await, End::Skipped);
+    }
+}

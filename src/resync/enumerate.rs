@@ -74,6 +74,7 @@ pub(super) async fn enumerate(
         match dump(&mut pipe, coverage, tuning.source_timeout, &mut on_key).await? {
             DumpEnd::Complete => return Ok(coverage),
             DumpEnd::Again if Instant::now() < give_up => {
+                tracing::debug!(node = node.0, ?pause, "the node's crawler is busy");
                 sleep(pause).await;
                 pause = (pause * 2).min(BUSY_PAUSE.1);
             }

@@ -21,10 +21,6 @@ impl Core {
                     fence.queue.push_back(id);
                     return;
                 }
-                if op.kind == Kind::Cas && flow.term.is_some_and(|term| op::cas_term(op.cas) != term) {
-                    // Taken under another leader or another memory: it must never win, and EXISTS is always a right answer.
-                    return self.finish(id, Answer::Static(b"EXISTS\r\n"));
-                }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);

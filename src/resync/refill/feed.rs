@@ -1,0 +1,178 @@
+//! Which keys go on the lanes, and what becomes of them.
+
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+
+use futures::future::FutureExt;
+
+use super::super::JobError;
+use super::super::entry::{End, Entry};
+use super::super::item::wire_form;
+use super::super::lane::Lane;
+use super::super::progress::PairProgress;
+use super::{Hand, Refill, count};
+
+/// Part of a batch that re-copies may take while enumerated keys wait.
+const RECOPY_SHARE: usize = 4;
+/// Failed items named in the log, per source.
+const MAX_NAMED_FAILURES: usize = 10;
+/// The least that is booked for a key whose item's size is not known, in bytes.
+const MIN_BOOKED_BYTES: usize = 512;
+
+impl Refill {
+    /// Sends every idle lane on that has something to do.
+    pub(super) fn feed(&mut self) -> Result<(), JobError> {
+        self.limited_until = None;
+        for mut lane in std::mem::take(&mut self.idle) {
+            self.admit(&mut lane)?;
+            self.take_ended(&mut lane);
+            if lane.len() == 0 {
+                lane.quiesce = None;
+                self.idle.push(lane);
+                continue;
+            }
+            let (ctx, stop) = (self.ctx.clone(), self.stop.clone());
+            let step = async move {
+                let result = lane.step(&ctx.tuning, &stop).await;
+                (lane, result)
+            };
+            self.running.push(step.boxed());
+        }
+        Ok(())
+    }
+
+    /// Gives a lane its next keys, as far as window, memory, rate and `flush_all` allow.
+    fn admit(&mut self, lane: &mut Lane) -> Result<(), JobError> {
+        // Taken or wanted for writing, the lock cannot be had for reading: the lane empties itself.
+        let Ok(turn) = self.ctx.quiesce.clone().try_read_owned() else {
+            lane.stop_retries();
+            if self.flush.is_none() {
+                let quiesce = self.ctx.quiesce.clone();
+                self.flush = Some(async move { drop(quiesce.read_owned().await) }.boxed());
+            }
+            return Ok(());
+        };
+        lane.quiesce.get_or_insert(turn);
+        let batch = self.ctx.tuning.batch.max(1);
+        // Three groups are under way: one being read, one added, one verified.
+        let room = batch.min((3 * batch).saturating_sub(lane.len()));
+        if let Hand::Draining { slot, .. } = self.hand {
+            // Clients wait at the gate: nothing else, and no rate limit.
+            self.admit_recopies(lane, slot, room);
+            return Ok(());
+        }
+        let waiting = self.spool_len();
+        let share = if waiting > 0 { room.div_ceil(RECOPY_SHARE) } else { room };
+        let mut taken = 0;
+        for i in 0..self.slots.len() {
+            let slot = (self.turn + i) % self.slots.len();
+            if self.may_recopy(slot) {
+                let wanted = (share - taken).min(self.slots[slot].recopy.len());
+                let granted = self.granted(wanted);
+                taken += self.admit_recopies(lane, slot, granted);
+            }
+        }
+        self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
+        let granted = self.granted((room - taken).min(waiting));
+        self.admit_enumerated(lane, granted)
+    }
+
+    fn may_recopy(&self, slot: usize) -> bool {
+        let judged = matches!(self.hand, Hand::Judging { slot: judged, clean: true, .. } if judged == slot);
+        !judged && !self.slots[slot].done
+    }
+
+    fn granted(&mut self, wanted: usize) -> usize {
+        if wanted == 0 {
+            return 0;
+        }
+        let granted = self.ctx.limiter.take(wanted);
+        if granted < wanted {
+            self.limited_until = Some(self.ctx.limiter.next());
+        }
+        granted
+    }
+
+    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize) -> usize {
+        let booked = lane.largest.max(MIN_BOOKED_BYTES);
+        let free = self.lane_bytes.saturating_sub(lane.booked) / booked;
+        let limit = limit.min(free.max(usize::from(lane.len() == 0)));
+        // Out of the queue before the copy starts: a push during the copy is then kept.
+        let keys = self.slots[slot].recopy.take_batch(limit);
+        let count = keys.len();
+        for key in keys {
+            match wire_form(&key) {
+                Some(binary) => {
+                    self.slots[slot].in_flight += 1;
+                    lane.admit(Entry::new(key, binary, slot as u32, booked, true));
+                }
+                None => self.failed(slot, &key, "the key cannot be written on the wire"),
+            }
+        }
+        count
+    }
+
+    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize) -> Result<(), JobError> {
+        let spool = self.spool.clone();
+        let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..limit {
+            if lane.len() > 0 && lane.booked >= self.lane_bytes {
+                break;
+            }
+            let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
+            let slot = found.slot as usize;
+            if self.slots[slot].done {
+                continue;
+            }
+            match wire_form(&found.key) {
+                Some(binary) => {
+                    self.slots[slot].in_flight += 1;
+                    self.streaming += 1;
+                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize, false));
+                }
+                None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what ended on the lane that has just come in.
+    pub(super) fn collect(&mut self) {
+        if let Some(mut lane) = self.idle.pop() {
+            self.take_ended(&mut lane);
+            self.idle.push(lane);
+        }
+    }
+
+    fn take_ended(&mut self, lane: &mut Lane) {
+        for (entry, end) in std::mem::take(&mut lane.ended) {
+            let slot = entry.slot as usize;
+            let pair = self.slots[slot].pair;
+            let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
+            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if entry.recopy { recopied } else { enumerated };
+            match end {
+                End::Copied(bytes) => {
+                    count(&self.ctx, pair, mine(|p| &p.copied), 1);
+                    count(&self.ctx, pair, |p| &p.bytes, bytes);
+                    lane.largest =
+                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
+                    self.new_in_pass += u64::from(!entry.recopy);
+                }
+                End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
+                End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
+                End::Requeue => self.slots[slot].recopy.push(entry.key),
+            }
+            self.slots[slot].in_flight -= 1;
+            self.streaming -= usize::from(!entry.recopy);
+        }
+    }
+
+    fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
+        count(&self.ctx, self.slots[slot].pair, |p| &p.failed, 1);
+        self.named_failures += 1;
+        if self.named_failures <= MAX_NAMED_FAILURES {
+            let key = String::from_utf8_lossy(key).into_owned();
+            tracing::warn!(target_node = self.target.0, key, why, "an item could not be copied");
+        }
+    }
+}

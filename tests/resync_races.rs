@@ -1,0 +1,553 @@
+//! The real job against scripted nodes: every order of the races between copies, re-copies, clients' mutations and failures.
+//!
+//! The nodes hold each command until the explorer lets it run; the clients' mutations are scripted in the steps that the data path
+//! makes them in while a pair is Recovering (leader first, then the target). The explorer walks all orders, depth first,
+//! by running the job from the start for each; two runs that have led to the same contents, held commands and transcripts of
+//! all connections are one. Switches in the world (never in the product) show that the checks can fail.
+#![allow(clippy::unwrap_used)] // a test says what it expects by panicking; clippy.toml covers only #[test] functions
+
+mod scripted;
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use resilver::ids::{NodeId, PairId};
+use resilver::resync::{
+    Context, Crawls, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Recopy, Tuning, Verdict, run,
+};
+use scripted::{Fault, ScriptedDialer, Shared, World};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const LEADER: usize = 0;
+const TARGET: usize = 1;
+/// More steps than any run of these scenarios needs: one that does not end is a violation.
+const MAX_STEPS: usize = 150;
+/// A bound on each exploration; those below end well before it.
+const MAX_RUNS: usize = 1_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Op {
+    Set,
+    Add,
+    Delete,
+    Incr,
+    Touch,
+}
+
+/// What happens besides mutations, once, at any moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Failure {
+    None,
+    /// The target is killed and comes back empty.
+    TargetKilled,
+    /// Its connections break; what was sent is lost, or executed unanswered.
+    TargetReset,
+    SourceReset,
+    Cancel,
+}
+
+#[derive(Clone, Debug)]
+struct Scenario {
+    /// Each on its key.
+    ops: Vec<(Op, &'static str)>,
+    keys: Vec<&'static str>,
+    /// The target holds old items and was not purged, as after a late write of a dead connection.
+    prefilled: bool,
+    failure: Failure,
+    fault: Fault,
+    lanes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Action {
+    Execute(usize),
+    /// The next step of an operation.
+    Step(usize),
+    CloseGate,
+    Fail,
+    FailExecuted,
+}
+
+/// Where an operation stands: 0 not begun, then its steps; see `Run::step`.
+const FINISHED: u8 = 9;
+
+struct Run<'a> {
+    scenario: &'a Scenario,
+    world: Shared,
+    recopy: Arc<Recopy>,
+    cancel: CancellationToken,
+    events: mpsc::Receiver<JobEvent>,
+    ready: Option<oneshot::Sender<bool>>,
+    gate_closed: bool,
+    mirrored: bool,
+    failed: bool,
+    progress: Vec<u8>,
+    /// What the leader's answer was: nothing to do on the target.
+    void: Vec<bool>,
+    value: Vec<Option<String>>,
+    log: Vec<String>,
+}
+
+impl Run<'_> {
+    async fn settle(&mut self, ms: u64) {
+        // With the clock paused, this returns when every task waits for something.
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                JobEvent::Purged { reply } => drop(reply.send(true)),
+                JobEvent::Ready { reply, .. } => self.ready = Some(reply),
+                JobEvent::Drained { clean, reply, .. } => {
+                    self.gate_closed = false;
+                    self.mirrored |= clean;
+                    let _ = reply.send(if clean { Verdict::Mirrored } else { Verdict::Again });
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn in_flight(&self) -> bool {
+        self.progress.iter().any(|&p| p > 0 && p < FINISHED)
+    }
+
+    fn actions(&self) -> Vec<Action> {
+        let mut actions: Vec<Action> = self.world.lock().unwrap().held().into_iter().map(Action::Execute).collect();
+        let source_lost = self.failed && matches!(self.scenario.failure, Failure::SourceReset);
+        for (i, &p) in self.progress.iter().enumerate() {
+            let key = self.scenario.ops[i].1;
+            let earlier =
+                |done: &dyn Fn(u8) -> bool| (0..i).all(|j| self.scenario.ops[j].1 != key || done(self.progress[j]));
+            // One owner orders a key's writes on each node; the next one need not wait for the target's answer.
+            let may = match p {
+                0 => !self.gate_closed && !source_lost && earlier(&|p| p > 0),
+                FINISHED => false,
+                _ => earlier(&|p| p == FINISHED),
+            };
+            if may {
+                actions.push(Action::Step(i));
+            }
+        }
+        if self.ready.is_some() && !self.in_flight() && !self.gate_closed {
+            actions.push(Action::CloseGate);
+        }
+        if !self.failed && self.scenario.failure != Failure::None && !self.mirrored {
+            actions.push(Action::Fail);
+            if self.scenario.failure == Failure::TargetReset {
+                actions.push(Action::FailExecuted);
+            }
+        }
+        actions
+    }
+
+    fn take(&mut self, action: Action) {
+        let mut world = self.world.lock().unwrap();
+        let text = match action {
+            Action::Execute(connection) => world.describe(connection),
+            Action::Step(i) => format!("op {i} {:?}, step {}", self.scenario.ops[i], self.progress[i]),
+            other => format!("{other:?} {:?}", self.scenario.failure),
+        };
+        self.log.push(text);
+        match action {
+            Action::Execute(connection) => world.execute(connection),
+            Action::CloseGate => {
+                self.gate_closed = true;
+                let _ = self.ready.take().expect("asked").send(true);
+            }
+            Action::Fail | Action::FailExecuted => {
+                self.failed = true;
+                match self.scenario.failure {
+                    Failure::TargetKilled => world.kill(TARGET),
+                    Failure::TargetReset => world.break_connections(TARGET, action == Action::FailExecuted),
+                    Failure::SourceReset => world.refuse(LEADER),
+                    Failure::Cancel => self.cancel.cancel(),
+                    Failure::None => {}
+                }
+            }
+            Action::Step(i) => {
+                drop(world);
+                self.step(i);
+            }
+        }
+    }
+
+    /// An operation's next step: 1 = on the leader, 2 = on the target, 3 = the push that follows a drop.
+    fn step(&mut self, i: usize) {
+        let mut world = self.world.lock().unwrap();
+        let (op, key) = self.scenario.ops[i];
+        let conditional = matches!(op, Op::Incr | Op::Touch);
+        let on = |node: &mut scripted::Node| -> bool {
+            let standing = node.items.get(key).cloned();
+            match (op, standing) {
+                (Op::Set, _) | (Op::Add, None) => {
+                    let _ = node.put(key, &(100 * (i + 1)).to_string(), -1);
+                }
+                (Op::Delete, _) => drop(node.items.remove(key)),
+                (Op::Incr, Some(it)) => {
+                    let _ = node.put(key, &(it.value.parse::<u64>().unwrap() + 1).to_string(), it.ttl);
+                }
+                // The TTL changes, the cas id does not.
+                (Op::Touch, Some(_)) => node.items.get_mut(key).expect("stands").ttl = 100 * (i as i64 + 1),
+                _ => return false,
+            }
+            true
+        };
+        let follower_first = self.scenario.fault == Fault::FollowerFirst && !conditional;
+        match self.progress[i] {
+            0 if follower_first => {
+                on(&mut world.nodes[TARGET]);
+                self.progress[i] = 1;
+            }
+            1 if follower_first => {
+                on(&mut world.nodes[LEADER]);
+                self.progress[i] = FINISHED;
+            }
+            0 => {
+                self.void[i] = !on(&mut world.nodes[LEADER]) && op != Op::Delete;
+                self.value[i] = world.nodes[LEADER].items.get(key).map(|it| it.value.clone());
+                self.progress[i] = if self.void[i] { FINISHED } else { 1 };
+            }
+            1 if self.mirrored || (self.scenario.fault == Fault::Reexecute && op == Op::Incr) => {
+                on(&mut world.nodes[TARGET]);
+                self.progress[i] = FINISHED;
+            }
+            1 if conditional => {
+                world.nodes[TARGET].items.remove(key);
+                self.progress[i] = 2;
+            }
+            1 => {
+                match (op, &self.value[i]) {
+                    (Op::Delete, _) | (_, None) => drop(world.nodes[TARGET].items.remove(key)),
+                    (_, Some(value)) => {
+                        let _ = world.nodes[TARGET].put(key, value, -1);
+                    }
+                }
+                self.progress[i] = FINISHED;
+            }
+            _ => {
+                self.recopy.push(Bytes::from_static(key.as_bytes()));
+                self.progress[i] = FINISHED;
+            }
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.world.lock().unwrap().hash(&mut hasher);
+        (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
+        (self.mirrored, self.failed, self.recopy.len()).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// What is wrong at the end.
+    fn judge(&self, outcome: &Outcome) -> Option<String> {
+        let world = self.world.lock().unwrap();
+        let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
+        for &key in &self.scenario.keys {
+            let (leader, target) = (content(LEADER, key), content(TARGET, key));
+            if outcome.result.is_ok() {
+                if leader != target && !(self.failed && self.scenario.failure == Failure::TargetKilled) {
+                    return Some(format!(
+                        "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
+                    ));
+                }
+            } else if outcome.undone && target.is_some() && leader != target {
+                return Some(format!("undone, but {key} is {leader:?} on the leader and {target:?} on the target"));
+            }
+        }
+        match (&outcome.result, self.failed) {
+            (Ok(()), _) if !self.mirrored => Some("ended well without a hand-back".to_owned()),
+            (Err(error), false) => Some(format!("failed without a failure: {error}")),
+            _ => None,
+        }
+    }
+}
+
+struct Explored {
+    violation: Option<String>,
+    runs: usize,
+    states: usize,
+}
+
+/// Walks all orders of a scenario until one is wrong.
+fn explore(scenario: &Scenario) -> Explored {
+    let mut seen = HashSet::new();
+    let mut stack: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut runs = 0;
+    while let Some(prefix) = stack.pop() {
+        runs += 1;
+        assert!(runs <= MAX_RUNS, "{scenario:?}: more orders than the bound");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let violation = runtime.block_on(one(scenario, &prefix, &mut seen, &mut stack));
+        if violation.is_some() {
+            return Explored { violation, runs, states: seen.len() };
+        }
+    }
+    Explored { violation: None, runs, states: seen.len() }
+}
+
+/// Starts the job of a scenario in the current runtime.
+fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
+    let mut world = World::new(scenario.fault);
+    for (i, key) in scenario.keys.iter().enumerate() {
+        if scenario.prefilled {
+            world.nodes[TARGET].put(key, "1", -1);
+        }
+        // The cas ids of the two nodes overlap, so that a mix-up shows.
+        world.nodes[LEADER].put(key, &(5 + i).to_string(), -1);
+    }
+    let world = Arc::new(Mutex::new(world));
+    let (coordinator, events) = mpsc::channel(4);
+    let recopy = Arc::new(Recopy::new());
+    let cancel = CancellationToken::new();
+    let ctx = Context {
+        dialer: Arc::new(ScriptedDialer(world.clone())),
+        owner: Arc::new(|_: &[u8]| PairId(0)),
+        holds: Arc::new(|_, _| true),
+        tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },
+        limiter: Arc::new(RateLimiter::new(None)),
+        crawls: Arc::new(Crawls::new(2)),
+        cancel: cancel.clone(),
+        quiesce: Arc::default(),
+        progress: Arc::new(Progress::new([PairId(0)])),
+        recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
+        coordinator,
+    };
+    let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], skip_purge: true };
+    let job = tokio::spawn(run(spec, ctx));
+    let count = scenario.ops.len();
+    let run = Run {
+        scenario,
+        world,
+        recopy,
+        cancel,
+        events,
+        ready: None,
+        gate_closed: false,
+        mirrored: false,
+        failed: false,
+        progress: vec![0; count],
+        void: vec![false; count],
+        value: vec![None; count],
+        log: Vec::new(),
+    };
+    (run, job)
+}
+
+async fn one(
+    scenario: &Scenario,
+    prefix: &[usize],
+    seen: &mut HashSet<u64>,
+    stack: &mut Vec<Vec<usize>>,
+) -> Option<String> {
+    let (mut run, job) = begin(scenario);
+    let mut path: Vec<usize> = prefix.to_vec();
+    let mut idle = 0;
+    loop {
+        run.settle(1).await;
+        let mut actions = run.actions();
+        if job.is_finished() {
+            actions.retain(|a| matches!(a, Action::Execute(_)) || matches!(a, Action::Step(_)));
+        }
+        if actions.is_empty() {
+            if job.is_finished() {
+                break;
+            }
+            idle += 1;
+            if idle > 20 {
+                return Some(format!("hangs after {:#?}", run.log));
+            }
+            run.settle(2_000).await;
+            continue;
+        }
+        idle = 0;
+        let depth = run.log.len();
+        if depth >= MAX_STEPS {
+            return Some(format!("does not end: {:#?}", run.log));
+        }
+        let choice = if let Some(&choice) = prefix.get(depth) {
+            choice
+        } else {
+            if !seen.insert(run.fingerprint() ^ u64::from(job.is_finished())) {
+                return None;
+            }
+            for alternative in 1..actions.len() {
+                let mut other = path.clone();
+                other.push(alternative);
+                stack.push(other);
+            }
+            path.push(0);
+            0
+        };
+        run.take(actions[choice]);
+    }
+    let outcome = job.await.expect("the job does not panic");
+    let problem = run.judge(&outcome);
+    // Nothing is held any more, so every drain completes.
+    for drain in outcome.drains {
+        if tokio::time::timeout(Duration::from_secs(1), drain).await.is_err() {
+            let held = run.world.lock().unwrap().held();
+            if held.is_empty() {
+                return Some(format!("a drain does not end after {:#?}", run.log));
+            }
+        }
+    }
+    problem.map(|what| format!("{what}, after {:#?}", run.log))
+}
+
+const OPS: [Op; 5] = [Op::Set, Op::Add, Op::Delete, Op::Incr, Op::Touch];
+
+fn scenario(ops: &[Op]) -> Scenario {
+    Scenario {
+        ops: ops.iter().map(|&op| (op, "k")).collect(),
+        keys: vec!["k"],
+        prefilled: false,
+        failure: Failure::None,
+        fault: Fault::None,
+        lanes: 1,
+    }
+}
+
+fn sequences(longest: usize) -> Vec<Vec<Op>> {
+    let mut all: Vec<Vec<Op>> = vec![vec![]];
+    let mut from = 0;
+    for _ in 0..longest {
+        let to = all.len();
+        for i in from..to {
+            for op in OPS {
+                all.push([&all[i][..], &[op]].concat());
+            }
+        }
+        from = to;
+    }
+    all
+}
+
+fn all_hold(what: &str, scenarios: impl IntoIterator<Item = Scenario>) {
+    let started = std::time::Instant::now();
+    let (mut count, mut runs, mut states) = (0, 0, 0);
+    for scenario in scenarios {
+        let explored = explore(&scenario);
+        assert_eq!(explored.violation, None, "{scenario:?}");
+        count += 1;
+        runs += explored.runs;
+        states += explored.states;
+    }
+    eprintln!("{what}: {count} scenarios, {runs} runs, {states} states, {:?}", started.elapsed());
+}
+
+fn some_break(what: &str, scenarios: impl IntoIterator<Item = Scenario>) {
+    let broken = scenarios.into_iter().find_map(|s| explore(&s).violation);
+    let example =
+        broken.unwrap_or_else(|| panic!("{what}: no order was found to go wrong, so the checks prove nothing"));
+    eprintln!("{what}: {example}");
+}
+
+/// Two mutations of which the first can invalidate a copy and the second its repair; the rest is in `every_order_of_everything`.
+const TELLING: [[Op; 2]; 7] = [
+    [Op::Set, Op::Delete],
+    [Op::Delete, Op::Add],
+    [Op::Set, Op::Incr],
+    [Op::Incr, Op::Set],
+    [Op::Touch, Op::Delete],
+    [Op::Touch, Op::Set],
+    [Op::Delete, Op::Set],
+];
+
+fn short() -> impl Iterator<Item = Vec<Op>> {
+    sequences(1).into_iter()
+}
+
+#[test]
+fn every_order_of_two_mutations_ends_equal() {
+    all_hold("two mutations", short().chain(TELLING.map(Vec::from)).map(|ops| scenario(&ops)));
+}
+
+#[test]
+fn every_order_with_two_copiers_at_once_ends_equal() {
+    all_hold(
+        "two lanes",
+        short().chain([vec![Op::Incr, Op::Delete]]).map(|ops| Scenario { lanes: 2, ..scenario(&ops) }),
+    );
+}
+
+#[test]
+fn every_order_over_leftovers_ends_equal() {
+    let ops = short().chain(TELLING.map(Vec::from));
+    all_hold("leftovers", ops.map(|ops| Scenario { prefilled: true, ..scenario(&ops) }));
+}
+
+#[test]
+fn every_order_of_two_keys_ends_equal() {
+    let pairs = [(Op::Set, Op::Delete), (Op::Touch, Op::Delete)];
+    all_hold("two keys", pairs.into_iter().map(two_keys));
+}
+
+fn two_keys((a, b): (Op, Op)) -> Scenario {
+    Scenario { ops: vec![(a, "k"), (b, "l")], keys: vec!["k", "l"], ..scenario(&[]) }
+}
+
+/// `cargo test --release --test resync_races -- --ignored --nocapture`: some minutes.
+#[test]
+#[ignore = "long; the others walk the telling part of it"]
+fn every_order_of_everything() {
+    all_hold("two mutations", sequences(2).iter().map(|ops| scenario(ops)));
+    all_hold("leftovers", sequences(2).iter().map(|ops| Scenario { prefilled: true, ..scenario(ops) }));
+    all_hold("two keys", OPS.iter().flat_map(|&a| OPS.map(|b| (a, b))).map(two_keys));
+    for failure in FAILURES {
+        all_hold(&format!("{failure:?}"), sequences(2).iter().map(|ops| Scenario { failure, ..scenario(ops) }));
+    }
+    // Three copiers of one key (two conditional mutations) have more than a million orders: not among these.
+    let two = TELLING.into_iter().filter(|ops| *ops != [Op::Incr, Op::Set] && *ops != [Op::Set, Op::Incr]);
+    all_hold("two lanes", two.map(|ops| Scenario { lanes: 2, ..scenario(&ops) }));
+}
+
+const FAILURES: [Failure; 4] = [Failure::TargetKilled, Failure::TargetReset, Failure::SourceReset, Failure::Cancel];
+
+#[test]
+fn a_failure_at_every_step_leaves_a_true_account() {
+    for failure in FAILURES {
+        all_hold(
+            &format!("{failure:?}"),
+            short().chain(TELLING.map(Vec::from)).map(|ops| Scenario { failure, ..scenario(&ops) }),
+        );
+    }
+}
+
+#[test]
+fn the_checks_can_fail() {
+    let with =
+        |fault, prefilled| sequences(2).into_iter().map(move |ops| Scenario { fault, prefilled, ..scenario(&ops) });
+    some_break("without verify", with(Fault::NoVerify, false));
+    some_break("NOT_STORED trusted", with(Fault::TrustNotStored, true));
+    some_break("incr executed on the target", with(Fault::Reexecute, false));
+    some_break("target first", with(Fault::FollowerFirst, false));
+}
+
+/// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.
+#[tokio::test(start_paused = true)]
+async fn a_slow_source_is_waited_for() {
+    // No touch: these nodes' TTLs do not count down, which over seconds looks like a change.
+    let scenario = scenario(&[Op::Set, Op::Incr, Op::Incr]);
+    let (mut run, job) = begin(&scenario);
+    while !job.is_finished() {
+        run.settle(1).await;
+        // Mutations first, then the target: the leader's answers are always the last to come.
+        let slow = |a: &Action| matches!(*a, Action::Execute(c) if run.world.lock().unwrap().describe(c).starts_with("leader"));
+        let Some(action) = run.actions().into_iter().min_by_key(|a| (slow(a), matches!(a, Action::Execute(_)))) else {
+            continue;
+        };
+        if slow(&action) {
+            run.settle(10_000).await;
+        }
+        run.take(action);
+    }
+    let outcome = job.await.unwrap();
+    assert_eq!(outcome.result, Ok(()));
+    assert_eq!(run.judge(&outcome), None, "{:#?}", run.log);
+}
