@@ -28,6 +28,7 @@ fn g4_a_killed_primary_costs_no_client_an_error() {
     let mut cluster = Cluster::start(&Shape::new(2, 1));
     let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("killed primary")));
     load.wait_operations(2000);
+    cluster.mirrored();
     load.mark("kill primary 0");
     cluster.primaries[0].kill();
     cluster.wait_lost(&cluster.primaries[0].addr());
@@ -51,6 +52,7 @@ fn g4_a_killed_backup_costs_no_client_an_error() {
     let mut cluster = Cluster::start(&Shape::new(1, 2));
     let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("killed backup")));
     load.wait_operations(2000);
+    cluster.mirrored();
     load.mark("kill backup 0");
     cluster.backups[0].kill();
     cluster.wait_lost(&cluster.backups[0].addr());
@@ -73,6 +75,7 @@ fn g4_g3_a_hung_primary_costs_no_error_and_wakes_up_harmless() {
     let cluster = Cluster::start(&Shape::new(2, 1));
     let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("hung primary")));
     load.wait_operations(1000);
+    cluster.mirrored();
     load.mark("stop primary 0");
     cluster.primaries[0].pause();
     cluster.wait_lost(&cluster.primaries[0].addr());
@@ -89,6 +92,7 @@ fn g4_g3_a_hung_backup_costs_no_error_and_wakes_up_harmless() {
     let mut cluster = Cluster::start(&Shape::new(2, 1));
     let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("hung backup")));
     load.wait_operations(1000);
+    cluster.mirrored();
     load.mark("stop the backup");
     cluster.backups[0].pause();
     cluster.wait_lost(&cluster.backups[0].addr());
@@ -130,6 +134,7 @@ fn g1_g3_a_restart_within_milliseconds_under_load_loses_nothing() {
     let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("quick restarts")));
     for round in 0..2 {
         load.wait_operations(1000);
+        cluster.mirrored();
         load.mark("kill and restart the primary at once");
         cluster.primaries[0].restart();
         load.wait_operations(500);
@@ -199,6 +204,7 @@ fn g1_g4_two_primaries_at_once() {
     let mut cluster = Cluster::start(&Shape::new(2, 2));
     let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("two primaries")));
     load.wait_operations(2000);
+    cluster.mirrored();
     load.mark("kill both primaries");
     let [first, second] = &mut cluster.primaries[..] else { unreachable!("two primaries") };
     first.kill();

@@ -80,7 +80,9 @@ fn scripts() -> Vec<Vec<u8>> {
     .map(|s| s.as_bytes().to_vec())
     .collect();
     for line in ["get", "delete", "gat 1"] {
-        scripts.push(format!("{line} {long_key}\r\n{line} ok {long_key}\r\n").into_bytes());
+        // One to a connection: memcached 1.6.18 forgets the pipelined answers before a get that is refused.
+        scripts.push(format!("{line} {long_key}\r\n").into_bytes());
+        scripts.push(format!("{line} ok {long_key}\r\n").into_bytes());
     }
     for verb in ["set", "add", "append"] {
         scripts.push(storage(verb, &long_key, 0, 0, b"x", ""));

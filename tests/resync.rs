@@ -62,6 +62,7 @@ fn g1_g3_g5_a_resync_under_full_load() {
     fill(&mut cluster.client(), "bulk", 20_000, 100);
     let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("resync under load")));
     load.wait_operations(1000);
+    cluster.mirrored();
     load.mark("kill primary 0");
     cluster.primaries[0].kill();
     load.wait_operations(1000);
@@ -73,6 +74,7 @@ fn g1_g3_g5_a_resync_under_full_load() {
     cluster.mirrored();
     load.mark("mirrored");
     load.wait_operations(500);
+    cluster.mirrored();
     load.mark("kill the backup");
     cluster.backups[0].kill();
     load.wait_operations(1000);

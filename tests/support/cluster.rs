@@ -131,14 +131,18 @@ impl Cluster {
         primaries
     }
 
-    /// Kills every node of a ring and waits until the proxy has noticed, so that only the other ring can answer.
+    /// Kills every node of a ring and waits until the proxy has noticed, so that only the other ring can answer. On a
+    /// starved machine a healthy node may just have been taken for lost: the second failure comes after it is mirrored.
     pub fn kill_backups(&mut self) {
+        self.mirrored();
         self.backups.iter_mut().for_each(Memcached::kill);
         let addrs: Vec<String> = self.backups.iter().map(Memcached::addr).collect();
         addrs.iter().for_each(|a| self.wait_lost(a));
     }
 
+    /// As [`Self::kill_backups`].
     pub fn kill_primaries(&mut self) {
+        self.mirrored();
         self.primaries.iter_mut().for_each(Memcached::kill);
         let addrs: Vec<String> = self.primaries.iter().map(Memcached::addr).collect();
         addrs.iter().for_each(|a| self.wait_lost(a));
