@@ -227,6 +227,10 @@ pub struct Pair {
     epoch: Epoch,
     /// Set while a hand-back's gate is closing or drained; cleared by every other edge.
     handing_back: bool,
+    /// The places whose answers count for nothing since the gate closed: primary, backup.
+    voided: [bool; 2],
+    /// The epoch of the record that `term` was taken from; only at the start.
+    seeded: Epoch,
 }
 
 impl Pair {
@@ -239,6 +243,8 @@ impl Pair {
             term,
             epoch,
             handing_back: false,
+            voided: [false; 2],
+            seeded: Epoch(0),
         }
     }
 
@@ -267,10 +273,16 @@ impl Pair {
         self.epoch
     }
 
-    /// The largest epoch and term found on the nodes; only at the start.
+    /// A record found on a node; only at the start, once for each record in any order.
+    ///
+    /// The newest record's term counts: an older one's successor may have been given to clients already, and tokens taken under it
+    /// would win again.
     pub fn seed(&mut self, epoch: Epoch, term: Term) {
         self.epoch = self.epoch.max(Epoch(epoch.0 + 1));
-        self.term = term.next();
+        if epoch >= self.seeded {
+            self.seeded = epoch;
+            self.term = term.next();
+        }
     }
 
     /// Takes an event; returns what is to be done, in order.
@@ -356,16 +368,13 @@ impl Pair {
 
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
         match self.state {
-            State::Mirrored if self.gate == Gate::Recording || self.gate == Gate::Closing => {
-                // The hand-back was not recorded on both: whichever is lost, the other one holds everything.
-                self.edge(State::Degraded { leader: place.other() }, reason, Some(place))
-            }
+            // Also while a hand-back is being recorded: whichever is lost, the other one holds everything.
             State::Mirrored => self.edge(State::Degraded { leader: place.other() }, reason, Some(place)),
             State::Degraded { leader } if leader == place => {
                 let in_sync = (loss == Loss::Suspected).then_some(leader);
                 self.edge(State::Dark { in_sync, fallback: None }, reason, Some(place))
             }
-            State::Degraded { .. } => vec![],
+            State::Degraded { .. } => self.void_while_closing(place),
             State::Recovering { leader } if leader == place => {
                 // The half-filled follower leads only on proof, and only after its unverified copies are undone (`Undone`):
                 // otherwise one slow answer in a busy resync promotes a part of the data, and the only full copy is later
@@ -382,7 +391,7 @@ impl Pair {
             State::Dark { in_sync, fallback } => {
                 if fallback == Some(place) {
                     self.state = State::Dark { in_sync, fallback: None };
-                    return vec![];
+                    return self.void_while_closing(place);
                 }
                 if in_sync == Some(place) && loss == Loss::MemoryGone {
                     return match fallback {
@@ -390,18 +399,34 @@ impl Pair {
                         None => {
                             self.state = State::Dark { in_sync: None, fallback: None };
                             self.reason = reason;
-                            vec![]
+                            self.void_while_closing(place)
                         }
                     };
                 }
-                vec![]
+                self.void_while_closing(place)
             }
         }
+    }
+
+    /// A node that does not lead is lost. The state stays, but operations begun under the route before may still wait for that node's
+    /// answer (a refill was cancelled, then its target hung): unless they are told to wait no longer, the gate never closes.
+    fn void_while_closing(&mut self, place: Place) -> Vec<Effect> {
+        if self.gate != Gate::Closing || self.voided[place as usize] {
+            return vec![];
+        }
+        self.voided[place as usize] = true;
+        vec![Effect::Close { void: Some(place) }]
     }
 
     /// The state changes now; the gate closes and opens again when workers and records are through.
     fn edge(&mut self, next: State, reason: Reason, void: Option<Place>) -> Vec<Effect> {
         self.advance(next, reason);
+        if self.gate != Gate::Closing {
+            self.voided = [false; 2];
+        }
+        if let Some(place) = void {
+            self.voided[place as usize] = true;
+        }
         self.gate = Gate::Closing;
         self.handing_back = false;
         vec![Effect::Close { void }]
@@ -462,3 +487,6 @@ pub fn legal(from: State, to: State) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod walk;
