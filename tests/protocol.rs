@@ -243,9 +243,9 @@ fn a_multi_get_over_all_nodes_keeps_the_requests_order() {
         let answers = client.get_many(verb, &keys).unwrap_or_else(|e| panic!("{verb}: {e}"));
         for (key, item) in keys.iter().zip(answers) {
             let i: u32 = key[1..].parse().expect("a number");
-            let expected = (i % 2 == 0).then(|| (format!("value {i}").into_bytes(), i));
+            let expected = i.is_multiple_of(2).then(|| (format!("value {i}").into_bytes(), i));
             assert_eq!(item.as_ref().map(|i| (i.value.clone(), i.flags)), expected, "{verb} {key}");
-            let wants_cas = i % 2 == 0 && verb.contains('s');
+            let wants_cas = i.is_multiple_of(2) && verb.contains('s');
             assert_eq!(item.is_some_and(|i| i.cas.is_some()), wants_cas, "{verb} {key}");
         }
     }
