@@ -158,6 +158,14 @@ impl NodeControl {
                 Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
                 Some(_) => {}
             }
+            // Writes of two records of one pair may overtake each other on their way here: the newer one stays.
+            let newer = |old: &Bytes| match (Record::parse(old), Record::parse(value.as_bytes())) {
+                (Some(old), Some(new)) => old.epoch > new.epoch,
+                _ => false,
+            };
+            if found[1].as_ref().is_some_and(|(old, _)| newer(old)) {
+                return Ok(Ok(()));
+            }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
             Ok(write(pipe, deadline, std::iter::once((key, value, cas))).await?)
         })

@@ -20,6 +20,16 @@ impl Core {
         self.clients.get_mut(index as usize)
     }
 
+    /// Which worker this is.
+    pub fn worker(&self) -> usize {
+        usize::from(self.settings.worker)
+    }
+
+    /// Operations unfinished.
+    pub fn op_count(&self) -> usize {
+        self.ops.len()
+    }
+
     /// The clients connected.
     pub fn client_count(&self) -> usize {
         self.clients.len()

@@ -174,6 +174,9 @@ impl Core {
     }
 }
 
+const READ_ONLY: &[u8] =
+    b"SERVER_ERROR the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read\r\n";
+
 const OUTCOME_UNKNOWN: &[u8] =
     b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
 

@@ -21,6 +21,10 @@ impl Core {
                     fence.queue.push_back(id);
                     return;
                 }
+                if write && !flow.writable {
+                    self.stats.refused();
+                    return self.finish(id, Answer::Static(READ_ONLY));
+                }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
