@@ -279,7 +279,7 @@ pub struct Op {
     pub number: u64,
     /// What the follower was sent.
     pub sent: Mirror,
-    /// When it was parked, microseconds of the worker's clock.
+    /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
     /// The data of a repair under way.
     pub repair: Option<Box<Repair>>,
@@ -400,3 +400,7 @@ pub fn raw_cas(token: u64) -> u64 {
 pub fn cas_term(token: u64) -> Term {
     Term((token >> RAW_CAS_BITS) as u16)
 }
+
+#[cfg(test)]
+#[path = "op_tests.rs"]
+mod tests;
