@@ -279,7 +279,7 @@ pub struct Op {
     pub number: u64,
     /// What the follower was sent.
     pub sent: Mirror,
-    /// When it was parked, microseconds of the worker's clock.
+    /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
     /// The data of a repair under way.
     pub repair: Option<Box<Repair>>,
@@ -403,3 +403,7 @@ pub fn node_cas(token: u64, term: Option<Term>) -> u64 {
         Some(_) => NO_ITEMS,
     }
 }
+
+#[cfg(test)]
+#[path = "op_tests.rs"]
+mod tests;

@@ -101,6 +101,8 @@ struct Fence {
     /// What the leader holds, once read. `None` inside: nothing.
     item: Option<Option<LeaderItem>>,
     marker_ok: bool,
+    /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
+    retry_at_us: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -200,3 +202,6 @@ fn dark_line(reason: Reason) -> &'static [u8] {
         _ => b"SERVER_ERROR no copy of this key is reachable\r\n",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ impl Core {
             let unit = conn.input.split_to(len).freeze();
             let fine = match sent.flight {
                 Flight::Op(id) => self.op_answered(id, node, lane, &reply, unit),
-                Flight::Repair(id, step) => self.repair_answered(id, step, &reply, &unit),
+                Flight::Repair(id, step) => self.repair_answered(id, node, step, &reply, &unit),
                 Flight::Marker(round) => self.marker_answered(node, lane, round, &reply, &unit),
                 Flight::Void => {
                     conn.voids -= 1;
@@ -88,11 +88,10 @@ impl Core {
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
         let answer = client_answer(op, reply, unit, term);
         if kind.reads() {
-            let hit = matches!(reply.kind, ReplyKind::Value { .. });
-            self.stats.read(hit);
-            if !hit {
-                self.ask_marker_after_miss(node, lane);
-            }
+            self.stats.read(matches!(reply.kind, ReplyKind::Value { .. }));
+        }
+        if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
+            self.ask_marker_after_miss(node, lane);
         }
         if effect == Effect::Nothing {
             self.finish(id, answer);
