@@ -185,15 +185,15 @@ fn commands_are_written_anew() {
 
 #[test]
 fn a_token_carries_the_term_above_the_nodes_own_id() {
-    for term in [0, 1, 7, u16::MAX] {
+    for term in [0, 1, 7, 0x7fff] {
         for raw in [0, 1, 99, (1 << 48) - 1] {
             let token = client_cas(raw, Term(term));
-            assert_eq!((raw_cas(token), cas_term(token)), (raw, Term(term)));
+            assert!(i64::try_from(token).is_ok(), "clients without unsigned integers read it right");
+            assert_eq!(node_cas(token, Some(Term(term))), raw);
+            assert_eq!(node_cas(token, Some(Term(term).next())), u64::MAX, "another term's token equals no item's id");
+            assert_eq!(node_cas(token, None), token);
         }
     }
-    assert_eq!(
-        cas_term(client_cas(u64::MAX, Term(3))),
-        Term(3),
-        "an id of more than 48 bits does not spill into the term"
-    );
+    let spilled = client_cas(u64::MAX, Term(3));
+    assert_eq!(node_cas(spilled, Some(Term(3))), (1 << 48) - 1, "an id of more than 48 bits does not spill into the term");
 }

@@ -46,7 +46,7 @@ impl Node {
         let data = command.get(end + 2..).filter(|d| !d.is_empty()).map(|d| d[..d.len() - 2].to_vec());
         let words: Vec<&str> = line.split(' ').collect();
         let key = words[1].as_bytes();
-        let number = |at: usize| words[at].parse::<i64>().unwrap();
+        let number = |at: usize| words[at].parse::<i64>().unwrap_or_else(|_| words[at].parse::<u64>().unwrap() as i64);
         let held = self.items.get(key).cloned();
         match (words[0], held) {
             ("gat" | "gats", _) => {

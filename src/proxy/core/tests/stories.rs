@@ -270,7 +270,7 @@ fn a_get_of_many_keys_keeps_their_order() {
         CoreSettings { worker: 0, workers: 1, lanes: 1, timeout_us: 1, leader_timeout_us: 1, item_size_max: 1 << 20 };
     let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)));
     for pair in topology.pairs() {
-        let flow = Flow { leader: topology.nodes_of(pair).0, follower: Follower::None, term: None };
+        let flow = Flow { leader: topology.nodes_of(pair).0, follower: Follower::None, term: None, writable: true };
         core.command(Command::Open { pair, route: Route::Open(flow) });
     }
     let client = core.client_connected().index;
