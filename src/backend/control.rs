@@ -135,7 +135,7 @@ impl NodeControl {
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
             let writes =
                 keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
-            Ok(write(pipe, deadline, writes).await?)
+            write(pipe, deadline, writes).await
         })
         .await?
     }
@@ -167,7 +167,7 @@ impl NodeControl {
                 return Ok(Ok(()));
             }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
-            Ok(write(pipe, deadline, std::iter::once((key, value, cas))).await?)
+            write(pipe, deadline, std::iter::once((key, value, cas))).await
         })
         .await?
     }
@@ -175,12 +175,8 @@ impl NodeControl {
     /// Puts an incarnation marker back that was evicted: only if there still is none.
     pub async fn restore(&self, incarnation: Incarnation) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
-            Ok(write(
-                pipe,
-                deadline,
-                std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)),
-            )
-            .await?)
+            write(pipe, deadline, std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)))
+                .await
         })
         .await?
     }

@@ -8,17 +8,17 @@ use super::op::Answer;
 use super::out::OutQueue;
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
-pub const MAX_PIPELINE: usize = 2048;
+pub(super) const MAX_PIPELINE: usize = 2048;
 
 /// Bytes of answers that may wait for a client to read them; past it no request of the client is begun.
-pub const MAX_UNSENT: usize = 4 * 1024 * 1024;
+pub(super) const MAX_UNSENT: usize = 4 * 1024 * 1024;
 
 /// Bytes of requests that one client may have in flight; past it no further request of the client is begun.
-pub const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 
 /// A request whose answer is not written yet.
 #[derive(Debug)]
-pub struct Slot {
+pub(super) struct Slot {
     /// Keys (or the one command) still unanswered.
     pending: u32,
     noreply: bool,

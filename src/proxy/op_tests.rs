@@ -195,5 +195,9 @@ fn a_token_carries_the_term_above_the_nodes_own_id() {
         }
     }
     let spilled = client_cas(u64::MAX, Term(3));
-    assert_eq!(node_cas(spilled, Some(Term(3))), (1 << 48) - 1, "an id of more than 48 bits does not spill into the term");
+    assert_eq!(
+        node_cas(spilled, Some(Term(3))),
+        (1 << 48) - 1,
+        "an id of more than 48 bits does not spill into the term"
+    );
 }

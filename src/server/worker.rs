@@ -39,7 +39,7 @@ const READS_PER_TURN: usize = 4;
 const LAST_READS: usize = 64;
 
 /// What a worker needs of the world.
-pub struct WorkerSetup {
+pub(super) struct WorkerSetup {
     /// Opens connections to nodes.
     pub dialer: Arc<dyn Dial>,
     /// From the control plane.
@@ -68,7 +68,7 @@ pub struct WorkerSetup {
 
 /// What is unfinished, over all workers: at the end each goes on until the others need nothing of it any more.
 #[derive(Debug)]
-pub struct Work {
+pub(super) struct Work {
     /// Clients and operations, by worker; each writes its own.
     live: Vec<AtomicUsize>,
     /// Messages between workers on their way.
@@ -77,7 +77,7 @@ pub struct Work {
 
 impl Work {
     /// For so many workers.
-    pub fn new(workers: usize) -> Work {
+    pub(super) fn new(workers: usize) -> Work {
         Work { live: (0..workers).map(|_| AtomicUsize::new(1)).collect(), transit: AtomicUsize::new(0) }
     }
 
@@ -199,8 +199,6 @@ pub(crate) enum Listener {
     Tcp(tokio::net::TcpListener),
     /// The unix socket.
     Unix(tokio::net::UnixListener),
-    /// In-memory clients of tests and simulations.
-    Memory(UnboundedReceiver<tokio::io::DuplexStream>),
 }
 
 impl Listener {
@@ -212,10 +210,6 @@ impl Listener {
                 Ok(ClientStream::Tcp(stream))
             }
             Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
-            Listener::Memory(queue) => match queue.recv().await {
-                Some(stream) => Ok(ClientStream::Memory(stream)),
-                None => std::future::pending().await,
-            },
         }
     }
 }

@@ -113,7 +113,8 @@ impl World {
                     .for_each(|c| c.push_back(Command::Open { pair: PAIR, route: Route::Dark(reason) }));
             }
         };
-        let flow = Flow { leader: NodeId(route.0 as u16), follower: route.1, term: Some(self.pair.term()), writable: true };
+        let flow =
+            Flow { leader: NodeId(route.0 as u16), follower: route.1, term: Some(self.pair.term()), writable: true };
         for commands in &mut self.commands {
             commands.push_back(Command::Open { pair: PAIR, route: Route::Open(flow.clone()) });
         }

@@ -109,7 +109,7 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
             let command = world.wires[0][node].to.remove(nth);
             assert!(command.is_some());
             // The answers before it come; then this.
-            while world.wires[0][node].to.len() > 0 {
+            while !world.wires[0][node].to.is_empty() {
                 world.step(&Choice::Execute { worker: 0, node });
             }
             world.wires[0][node].back.push_back(nonsense.as_bytes().to_vec());
