@@ -610,7 +610,7 @@ fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
     client.send(format!("get {}\r\n", keys.join(" ")).as_bytes()).expect("send");
     let mut expected = Vec::new();
     for i in (0..5_000).map(|i| i * 7 % 600).filter(|&i| i < 500) {
-        expected.extend_from_slice(format!("VALUE many:{i} 0 10000\r\n").as_bytes());
+        expected.extend_from_slice(format!("VALUE many:{i} {i} 10000\r\n").as_bytes());
         expected.extend_from_slice(&filled("many", i, 10_000));
         expected.extend_from_slice(b"\r\n");
     }
