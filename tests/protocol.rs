@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::client::{show, storage};
-use support::cluster::{count_filled, fill};
+use support::cluster::{count_filled, fill, filled};
 use support::{Client, Cluster, Failure, Memcached, Rng, Shape, Stored, seed, wait_until};
 
 /// Everything that is answered to `script` on a fresh connection, and whether the connection was closed over it.
@@ -598,4 +598,24 @@ fn phps_clients_work() {
     let ours = run(cluster.proxy.port());
     assert!(ours.0, "{}", ours.1);
     print!("{}", ours.1);
+}
+
+/// More keys than are read at once, and far more bytes than are held at once, in one line.
+#[test]
+fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    let mut client = cluster.client();
+    fill(&mut client, "many", 500, 10_000);
+    let keys: Vec<String> = (0..5_000).map(|i| format!("many:{}", i * 7 % 600)).collect();
+    client.send(format!("get {}\r\n", keys.join(" ")).as_bytes()).expect("send");
+    let mut expected = Vec::new();
+    for i in (0..5_000).map(|i| i * 7 % 600).filter(|&i| i < 500) {
+        expected.extend_from_slice(format!("VALUE many:{i} {i} 10000\r\n").as_bytes());
+        expected.extend_from_slice(&filled("many", i, 10_000));
+        expected.extend_from_slice(b"\r\n");
+    }
+    expected.extend_from_slice(b"END");
+    let got = client.exactly(expected.len()).expect("the answer");
+    assert!(got == expected, "{} bytes that differ from the {} expected", got.len(), expected.len());
+    assert_eq!(client.get("many:1").expect("get").map(|i| i.value), Some(filled("many", 1, 10_000)));
 }

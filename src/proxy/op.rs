@@ -195,6 +195,8 @@ pub struct Origin {
     pub slot: u64,
     /// Which key of the request.
     pub part: u32,
+    /// It counts among the client's keys being read.
+    pub read: bool,
 }
 
 /// A client connection of a worker; the generation tells a successor in the same place apart.

@@ -372,7 +372,7 @@ impl Worker {
                 shell.blocked_clients.push(index);
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if client.stalled && client.has_room() {
+                if client.stalled && client.may_resume() {
                     shell.core.outbox.resumable.push(index);
                 }
             }

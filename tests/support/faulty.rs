@@ -94,7 +94,9 @@ fn serve(client: TcpStream, node: &str, fault: Fault, dice: &AtomicU64) -> Optio
             Fault::AddWins => verb == "add",
             Fault::CasWins => verb == "cas",
             // Counters and locks judge a stale read in words of their own; here it is to be seen where values have versions.
-            Fault::Stale => verb == "get" && words.len() == 2 && is_register(words[1]) && previous.contains_key(words[1]),
+            Fault::Stale => {
+                verb == "get" && words.len() == 2 && is_register(words[1]) && previous.contains_key(words[1])
+            }
             Fault::Miss | Fault::Corrupt | Fault::WrongFlags => matches!(verb, "get" | "gets"),
             Fault::None => false,
             Fault::ServerError | Fault::Close | Fault::Hang => !noreply,

@@ -25,7 +25,7 @@ impl Core {
                     && c.generation == client.generation
                 {
                     c.exclusive = false;
-                    self.answer_client(client.index, slot, 0, Answer::Bytes(bytes));
+                    self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
                 }
             }
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),

@@ -182,3 +182,16 @@ fn an_evicted_marker_costs_nothing() {
         holds("evicted", || world(1, State::Mirrored, None, &programs, Some(Fault::Evict(node))), Errors::None);
     }
 }
+
+/// A token's raw id means something else on the other node: there the item of a later write may bear the same one.
+#[test]
+fn a_token_of_an_earlier_leader_never_wins() {
+    let programs: [&[Req]; 2] = [&[Gets, Cas("7"), Get], &[Set("9")]];
+    let make = || {
+        let mut world = world(1, State::Mirrored, Some("5"), &programs, Some(Fault::Kill(0)));
+        // The primary counts one ahead: its "5" and the backup's "9" will have the same id.
+        world.nodes[0].put(super::world::KEY, "5");
+        world
+    };
+    holds("cas", make, Errors::None);
+}

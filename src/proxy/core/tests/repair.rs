@@ -127,3 +127,54 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
         }
     }
 }
+
+fn deliver_all(world: &mut World, node: usize) {
+    while !world.wires[0][node].to.is_empty() {
+        world.step(&Choice::Execute { worker: 0, node });
+    }
+    while !world.wires[0][node].back.is_empty() {
+        world.step(&Choice::Deliver { worker: 0, node });
+    }
+}
+
+/// The repair waits for the marker when the leader turns out to be lost: nothing of it is in flight, and the gate closes all the same.
+#[test]
+fn a_repair_that_waits_ends_with_its_leader() {
+    let mut world = diverged(&[&[Incr], &[Incr]], Some("90"), None);
+    until(&mut world, "mg __resilver__", 0);
+    world.nodes[0].items.clear();
+    deliver_all(&mut world, 0);
+    world.run();
+    assert_eq!(world.pair.state(), State::Degraded { leader: crate::ids::Place::Backup });
+    assert!(!world.history.unanswered() && world.pair.gate() == crate::pair::Gate::Open);
+}
+
+/// While a key is repaired its later writes are not sent, and the repair begins when the earlier ones are through.
+#[test]
+fn a_repair_has_the_key_for_itself() {
+    let mut world = diverged(&[&[Incr, Incr]], None, None);
+    world.history.pipelined = true;
+    let sent =
+        |w: &World, what: &str| w.wires[0].iter().any(|wire| wire.to.iter().any(|c| c.starts_with(what.as_bytes())));
+    world.step(&Choice::Send(0));
+    world.step(&Choice::Send(0));
+    // Both on the leader; the first one's difference is found with the second one on its way.
+    world.step(&Choice::Execute { worker: 0, node: 0 });
+    world.step(&Choice::Deliver { worker: 0, node: 0 });
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.step(&Choice::Deliver { worker: 0, node: 1 });
+    assert!(sent(&world, "incr") && !sent(&world, "mg"), "the repair waits for the earlier write");
+    world.run();
+    judge(&world, Errors::None).unwrap();
+
+    let mut world = diverged(&[&[Incr], &[Incr]], None, None);
+    world.step(&Choice::Send(0));
+    while !sent(&world, "mg k") {
+        let choice = world.choices().into_iter().find(|c| !matches!(c, Choice::Send(_))).unwrap();
+        world.step(&choice);
+    }
+    world.step(&Choice::Send(1));
+    assert!(!sent(&world, "incr"), "the later write waits for the repair");
+    world.run();
+    judge(&world, Errors::None).unwrap();
+}

@@ -295,3 +295,24 @@ fn a_get_of_many_keys_keeps_their_order() {
     let value = |key: &str| format!("VALUE {key} 0 2\r\n{key}\r\n");
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
 }
+
+/// A sole leader's connection breaks with an incr on it, and the same node leads the next route: it may have counted already.
+#[test]
+fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
+    let mut story = Story::new(State::Degraded { leader: Place::Primary });
+    story.say("incr k 1\r\n");
+    story.world.step(&Choice::Execute { worker: 0, node: 0 });
+    story.world.break_wires(0);
+    story.world.step(&Choice::Break { worker: 0, node: 0 });
+    let flow =
+        Flow { leader: NodeId(0), follower: Follower::None, term: Some(story.world.pair.term()), writable: true };
+    // The control plane has made up its mind before it heard of this.
+    story.world.events[0].clear();
+    let core = &mut story.world.cores[0];
+    core.command(Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
+    core.command(Command::Open { pair: PAIR, route: Route::Open(flow) });
+    story.world.settle(0);
+    let told = story.hear();
+    assert!(told.starts_with("SERVER_ERROR"), "{told}");
+    assert_eq!(story.value(0), Some(&b"6"[..]));
+}
