@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::cluster::{count_filled, fill};
-use support::{Client, Cluster, Failure, Load, Mix, Shape, Stored, seed};
+use support::{Client, Cluster, Failure, Load, Mix, Shape, Stored, seed, wait_until};
 
 /// After the load: every answer was right, each ring alone holds every live item, and each ring alone serves them all.
 fn healed_and_complete(mut cluster: Cluster, load: Load) {
@@ -419,4 +419,34 @@ fn g1_a_start_over_full_primaries_and_empty_backups_keeps_everything() {
     assert_eq!(cluster.assert_rings_equal().len(), 2000);
     cluster.kill_primaries();
     assert_eq!(count_filled(&mut client, "old", 2000, 60), 2000);
+}
+
+/// A node under pressure evicts the proxy's markers one by one. They are written again, and it stays what it was: without its ring marker
+/// it would look like a stranger after its next absence, and the last full copy would be purged.
+#[test]
+fn g1_evicted_markers_are_written_again_and_a_hang_after_that_costs_nothing() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut client = cluster.client();
+    fill(&mut client, "e", 1000, 100);
+    let markers = ["incarnation", "ring", "session", "pair:0"].map(|name| format!("__resilver__:{name}"));
+    let mut node = cluster.backups[0].client();
+    for key in &markers {
+        assert_eq!(node.delete(key), Ok(true), "{key}");
+        wait_until("the marker is written again", support::DEADLINE, || node.get(key).is_ok_and(|item| item.is_some()));
+        assert!(cluster.proxy.status().mirrored(), "losing {key} cost the pair its mirror");
+    }
+    cluster.primaries[0].kill();
+    cluster.wait_lost(&cluster.primaries[0].addr());
+    for key in &markers[1..] {
+        // Its record is restored as what it is now: it leads alone.
+        assert_eq!(node.delete(key), Ok(true), "{key}");
+    }
+    cluster.backups[0].pause();
+    wait_until("the last copy is noticed to hang", support::DEADLINE, || client.get("e:1").is_err());
+    cluster.backups[0].resume();
+    wait_until("it leads again", support::DEADLINE, || client.get("e:1").is_ok());
+    assert_eq!(count_filled(&mut client, "e", 1000, 100), 1000);
+    cluster.primaries[0].restart();
+    cluster.mirrored();
+    assert_eq!(count_filled(&mut client, "e", 1000, 100), 1000);
 }

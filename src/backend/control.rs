@@ -39,6 +39,15 @@ pub struct NodeView {
     pub version: String,
 }
 
+/// What a probe found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The incarnation marker; `None` = the node lives, and has none.
+    pub incarnation: Option<Incarnation>,
+    /// One of the other markers is gone.
+    pub missing: bool,
+}
+
 /// Why a marker was not written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MarkError {
@@ -70,11 +79,16 @@ impl NodeControl {
         NodeControl { node, dialer, timeout, pipe: Mutex::new(None) }
     }
 
-    /// Reads the incarnation marker: `None` = the node lives, and has none.
-    pub async fn probe(&self) -> Result<Option<Incarnation>, NodeError> {
-        self.with_pipe(async |pipe, deadline| Ok(read(pipe, deadline, &[marker::INCARNATION_KEY]).await?.remove(0)))
-            .await
-            .map(|found| found.and_then(|(value, _)| marker::parse_incarnation(&value)))
+    /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first thing a node under pressure evicts.
+    pub async fn probe(&self, others: &[String]) -> Result<Probe, NodeError> {
+        self.with_pipe(async |pipe, deadline| {
+            let mut keys = vec![marker::INCARNATION_KEY];
+            keys.extend(others.iter().map(String::as_str));
+            let mut found = read(pipe, deadline, &keys).await?.into_iter();
+            let incarnation = found.next().flatten().and_then(|(value, _)| marker::parse_incarnation(&value));
+            Ok(Probe { incarnation, missing: found.any(|f| f.is_none()) })
+        })
+        .await
     }
 
     /// Reads all there is to know; the records of pairs `0..pairs`.
@@ -172,11 +186,17 @@ impl NodeControl {
         .await?
     }
 
-    /// Puts an incarnation marker back that was evicted: only if there still is none.
-    pub async fn restore(&self, incarnation: Incarnation) -> Result<(), MarkError> {
+    /// Puts markers back that were evicted, where there still are none; the incarnation marker is among them or still there.
+    pub async fn restore(&self, markers: &[(String, String)]) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
-            write(pipe, deadline, std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)))
-                .await
+            let keys: Vec<&str> = markers.iter().map(|(key, _)| key.as_str()).collect();
+            let found = read(pipe, deadline, &keys).await?;
+            let gone = markers
+                .iter()
+                .zip(&found)
+                .filter(|(_, f)| f.is_none())
+                .map(|((k, v), _)| (k.as_str(), v.as_str(), None));
+            write(pipe, deadline, gone).await
         })
         .await?
     }

@@ -9,7 +9,7 @@ pub mod marker;
 mod pipe;
 
 pub use batch::{Batch, Effect};
-pub use control::{MarkError, NodeControl, NodeView};
+pub use control::{MarkError, NodeControl, NodeView, Probe};
 pub use dial::{Dial, NodeStream, TcpDialer};
 pub use drain::{Drain, DrainEnd};
 pub use frame::Frame;

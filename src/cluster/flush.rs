@@ -166,8 +166,8 @@ impl Cluster {
         self.flush_finished();
     }
 
-    /// Everything that the proxy keeps on a node, as it is to be after the flush.
-    fn markers(&self, node: NodeId) -> Vec<(String, String)> {
+    /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states.
+    pub(super) fn markers(&self, node: NodeId) -> Vec<(String, String)> {
         let run = &self.nodes[node.index()];
         let Some(incarnation) = run.incarnation else { return vec![] };
         let mut markers = vec![

@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::NodeError;
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::backend::{NodeError, Probe};
+use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::resync::{self, Context, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict};
 
@@ -234,7 +234,7 @@ impl Cluster {
             // gone. If it lives (it closes idle connections, or takes no more), it keeps leading.
             let (control, internal) = (self.controls[source.index()].clone(), self.internal.clone());
             tokio::spawn(async move {
-                let probe = control.probe().await;
+                let probe = control.probe(&[]).await;
                 let _ = internal.send(Internal::SourceChecked { node, serial, outcome: Box::new(outcome), probe });
             });
             return;
@@ -247,13 +247,13 @@ impl Cluster {
         node: NodeId,
         serial: u64,
         outcome: Outcome,
-        probe: Result<Option<Incarnation>, NodeError>,
+        probe: Result<Probe, NodeError>,
     ) {
         if let Err(JobError::Source(source, _)) = &outcome.result {
             let known = self.nodes[source.index()].incarnation;
             match probe {
                 Err(error) => self.lost(*source, reason_of(&error), Loss::Suspected, false),
-                Ok(found) if self.marked() && found != known => {
+                Ok(found) if self.marked() && found.incarnation != known => {
                     self.lost(*source, Reason::MarkerLost, Loss::MemoryGone, true)
                 }
                 Ok(_) => {}

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::{Fact, Record, Session};
-use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView};
+use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, Reason, State};
@@ -46,7 +46,7 @@ const RECORD_RETRY: Duration = Duration::from_millis(50);
 
 /// What the control plane's own tasks report.
 enum Internal {
-    Probed { node: NodeId, result: Result<Option<Incarnation>, NodeError> },
+    Probed { node: NodeId, result: Result<Probe, NodeError> },
     Viewed { node: NodeId, result: Result<NodeView, NodeError> },
     Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<(), MarkError> },
     EvictionChecked { node: NodeId, result: Result<NodeView, NodeError> },
@@ -54,7 +54,7 @@ enum Internal {
     RetryRecord { pair: PairId, epoch: Epoch },
     Job { node: NodeId, serial: u64, event: JobEvent },
     JobEnded { node: NodeId, serial: u64, outcome: Box<Outcome> },
-    SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Option<Incarnation>, NodeError> },
+    SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Probe, NodeError> },
     Restored { node: NodeId },
     DrainDone { node: NodeId },
     RetryRefill { node: NodeId },
@@ -487,6 +487,12 @@ impl Cluster {
         if pair.epoch() != epoch || pair.gate() != Gate::Recording {
             return;
         }
+        // Refills of other pairs of these nodes may be waiting for this one, but not for ever.
+        let (primary, backup) = self.topology.nodes_of(id);
+        for node in std::iter::once(primary).chain(backup) {
+            self.consider(node);
+        }
+        let pair = &self.pairs[id.index()].pair;
         match pair.state() {
             State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),

@@ -8,8 +8,8 @@ use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::backend::marker::Record;
-use crate::backend::{MarkError, NodeError, NodeView};
+use crate::backend::marker::{self, Record};
+use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
 use crate::health::Health;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
@@ -264,6 +264,15 @@ impl Cluster {
             tracing::warn!(pair = %self.pair_name(pair), leader = %node,
                 "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
         }
+        if let Some(State::Degraded { leader }) = state
+            && let other = self.topology.node_at(pair, leader.other())
+            && self.seen(other, pair) == (Seen::Blank { empty: false })
+            && let Some(other) = other
+            && self.settings.resync == ResyncMode::Auto
+        {
+            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(self.node_at(pair, leader)), purged = %self.topology.addr(other),
+                "both nodes hold items and nothing tells whose are newer: the leader's count, and what the other holds of the pair is purged and refilled");
+        }
         self.apply(pair, pair::Event::Start(state.unwrap_or(State::Dark { in_sync: None, fallback: None })));
         if self.pairs[pair.index()].undecided {
             tracing::error!(pair = %self.pair_name(pair), "no node of the pair answers");
@@ -278,6 +287,11 @@ impl Cluster {
         let hint = self.nodes[node.index()].hint.clone();
         let interval = self.settings.probe_interval;
         let shutdown = self.shutdown.clone();
+        let mut others = Vec::new();
+        if self.marked() {
+            others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
+            others.extend(self.topology.pairs_of(node).map(marker::pair_key));
+        }
         tokio::spawn(async move {
             let mut lost = false;
             loop {
@@ -290,7 +304,7 @@ impl Cluster {
                     () = hint.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
-                let result = control.probe().await;
+                let result = control.probe(&others).await;
                 lost = result.is_err();
                 if internal.send(Internal::Probed { node, result }).is_err() {
                     return;
@@ -299,7 +313,7 @@ impl Cluster {
         });
     }
 
-    pub(super) fn probed(&mut self, node: NodeId, result: Result<Option<Incarnation>, NodeError>) {
+    pub(super) fn probed(&mut self, node: NodeId, result: Result<Probe, NodeError>) {
         let (now, marked) = (self.now(), self.marked());
         let patience = self.settings.leader_timeout;
         let grace = self.settings.leader_grace;
@@ -311,11 +325,14 @@ impl Cluster {
                 run.silent_since = None;
                 run.refused_since = None;
                 if run.health.is_up() {
-                    if marked && found != run.incarnation {
-                        match found {
-                            None => self.check_eviction(node),
-                            Some(_) => self.fault(node, Reason::MarkerStale, true),
-                        }
+                    if !marked {
+                        return;
+                    }
+                    match found.incarnation {
+                        None => self.check_eviction(node),
+                        known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
+                        Some(_) if found.missing => self.restore_markers(node),
+                        Some(_) => {}
                     }
                 } else if run.health.good_probe(now, needed, awaited) && !run.looking {
                     // The look waits until nothing that was sent before can still take effect on the node.
@@ -364,6 +381,24 @@ impl Cluster {
         self.lost(node, reason, loss, patience_over);
     }
 
+    /// Markers were evicted from a node that kept its memory: they are written again. A node without its ring marker or its records
+    /// would look like a stranger after its next absence, or at the next start.
+    fn restore_markers(&mut self, node: NodeId) {
+        // A pair that is being recorded writes its record anyway.
+        let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
+        if !settled {
+            return;
+        }
+        let markers = self.markers(node);
+        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
+        tokio::spawn(async move {
+            // If this fails, the next probe finds them missing again.
+            if control.restore(&markers).await.is_ok() {
+                let _ = internal.send(Internal::Restored { node });
+            }
+        });
+    }
+
     /// The marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
     /// flushes tell.
     fn check_eviction(&mut self, node: NodeId) {
@@ -400,14 +435,8 @@ impl Cluster {
                     (Some(found), _, Some(known)) if found == known => self.allow(node),
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
-                        let control = self.controls[node.index()].clone();
-                        let internal = self.internal.clone();
-                        tokio::spawn(async move {
-                            // If this fails, the next probe finds the marker missing again.
-                            if control.restore(known).await.is_ok() {
-                                let _ = internal.send(Internal::Restored { node });
-                            }
-                        });
+                        debug_assert_eq!(self.nodes[node.index()].incarnation, Some(known));
+                        self.restore_markers(node);
                     }
                     _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
                 }
@@ -476,7 +505,8 @@ impl Cluster {
             return self.take_back(node, view, None);
         }
         let ours = self.is_ours(node, &view);
-        let same = ours && known.is_none_or(|k| view.incarnation == Some(k));
+        // A memory that this proxy has marked itself needs no other witness: the ring marker may have been evicted.
+        let same = known.map_or(ours, |k| view.incarnation == Some(k));
         let incarnation = match view.incarnation {
             Some(found) if same => found,
             _ => Incarnation(rand::rng().random()),
@@ -620,7 +650,14 @@ impl Cluster {
             .map(|p| (p, self.node_at(p, place.other())))
             .filter(|(_, source)| self.nodes[source.index()].health.is_up())
             .collect();
-        if wanted && !needy.is_empty() {
+        // Pairs that are degraded but not recorded yet come along in a moment: one pass over the sources for all.
+        let coming = self.topology.pairs_of(node).any(|p| {
+            let run = &self.pairs[p.index()];
+            run.pair.state() == State::Degraded { leader: place.other() }
+                && !open(p)
+                && run.since.elapsed() < self.settings.leader_timeout
+        });
+        if wanted && !needy.is_empty() && !coming {
             self.begin_job(node, needy);
         }
     }
