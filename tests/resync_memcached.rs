@@ -74,6 +74,7 @@ struct World {
     recovering: Arc<AtomicBool>,
     mirrored: Arc<AtomicBool>,
     closed_us: Arc<AtomicU64>,
+    rate: Option<u64>,
 }
 
 impl World {
@@ -89,6 +90,7 @@ impl World {
             recovering: Arc::default(),
             mirrored: Arc::default(),
             closed_us: Arc::default(),
+            rate: None,
         }
     }
 
@@ -115,7 +117,7 @@ impl World {
             owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
             holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
             tuning,
-            limiter: Arc::new(RateLimiter::new(None)),
+            limiter: Arc::new(RateLimiter::new(self.rate)),
             crawls: Arc::new(Crawls::new(2)),
             cancel,
             quiesce,
@@ -476,6 +478,62 @@ async fn a_flush_finds_no_copy_in_flight_and_an_overflow_is_made_up_for() {
     assert!(waited < Duration::from_millis(500), "{waited:?}");
     assert!(progress.sum(|p| &p.enumerated) > COUNT as u64, "a second pass");
     world.assert_equal(&all_keys(COUNT)).await;
+}
+
+/// incr on more distinct keys per second than the rate allows to copy, one after the other, so that no two fall together.
+async fn flood(world: &World, count: usize, stop: &AtomicBool) -> usize {
+    let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
+    let mut done = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let _open = world.gate.read().await;
+        let keys: Vec<String> = (done..done + 100).map(|i| format!("n{}", i % count)).collect();
+        let mut batch = Batch::new();
+        keys.iter().for_each(|key| batch.command(format!("ma {key}\r\n").as_bytes(), Effect::Mutation));
+        leader.exchange(batch, deadline(), |_, _| Ok(())).await.unwrap();
+        if world.recovering.load(Ordering::SeqCst) {
+            let command = if world.mirrored.load(Ordering::SeqCst) { "ma" } else { "md" };
+            let mut batch = Batch::new();
+            keys.iter().for_each(|key| batch.command(format!("{command} {key}\r\n").as_bytes(), Effect::Mutation));
+            target.exchange(batch, deadline(), |_, _| Ok(())).await.unwrap();
+            if command == "md" {
+                keys.iter().for_each(|key| world.recopy.push(Bytes::copy_from_slice(key.as_bytes())));
+            }
+        }
+        done += keys.len();
+        sleep(Duration::from_millis(4)).await;
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_resync_ends_under_more_writes_than_its_rate() {
+    const COUNT: usize = 20_000;
+    const RATE: u64 = 4_000;
+    let mut world = World::start(&[], &[]);
+    world.rate = Some(RATE);
+    fill(&mut world.pipe(LEADER).await, COUNT, |i| format!("ms n{i} 1\r\n1\r\n").into_bytes()).await;
+    let stop = AtomicBool::new(false);
+    let job = async {
+        let end = tokio::time::timeout(Duration::from_secs(120), world.resync(true, Tuning::default())).await;
+        sleep(Duration::from_millis(100)).await;
+        stop.store(true, Ordering::SeqCst);
+        end
+    };
+    let (end, written) = tokio::join!(job, flood(&world, COUNT, &stop));
+    let (outcome, progress) = end.expect("it ends");
+    assert_eq!(outcome.result, Ok(()));
+    eprintln!(
+        "{written} written, {} copied, {} recopied, {} enumerated, gate closed {} us, {:?}",
+        progress.sum(|p| &p.copied),
+        progress.sum(|p| &p.recopied),
+        progress.sum(|p| &p.enumerated),
+        world.closed_us.load(Ordering::Relaxed),
+        progress.elapsed(),
+    );
+    // Re-copies take half of the rate from the stream, and no more.
+    assert!(progress.elapsed() >= Duration::from_secs(COUNT as u64 / RATE));
+    let keys: Vec<Vec<u8>> = (0..COUNT).map(|i| format!("n{i}").into_bytes()).collect();
+    assert_eq!(world.assert_equal(&keys).await, COUNT);
 }
 
 /// `cargo test --release --test resync_memcached -- --ignored --nocapture speed`

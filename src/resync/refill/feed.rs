@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicU64;
 use futures::future::FutureExt;
 
 use super::super::JobError;
+use super::super::MAX_RECOPY_KEYS;
 use super::super::entry::{End, Entry};
 use super::super::item::wire_form;
 use super::super::lane::Lane;
 use super::super::progress::PairProgress;
 use super::{Hand, Refill, count};
 
-/// Part of a batch that re-copies may take while enumerated keys wait.
+/// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
+/// queue of re-copies is half full, since one that overflows costs another pass.
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
 const MAX_NAMED_FAILURES: usize = 10;
@@ -23,9 +25,16 @@ impl Refill {
     /// Sends every idle lane on that has something to do.
     pub(super) fn feed(&mut self) -> Result<(), JobError> {
         self.limited_until = None;
-        for mut lane in std::mem::take(&mut self.idle) {
-            self.admit(&mut lane)?;
+        let mut lanes = std::mem::take(&mut self.idle).into_iter();
+        while let Some(mut lane) = lanes.next() {
+            let admitted = self.admit(&mut lane);
             self.take_ended(&mut lane);
+            if admitted.is_err() {
+                // They may hold copies that were not verified: whoever ends the job undoes them.
+                self.idle.push(lane);
+                self.idle.extend(lanes);
+                return admitted;
+            }
             if lane.len() == 0 {
                 lane.quiesce = None;
                 self.idle.push(lane);
@@ -57,24 +66,31 @@ impl Refill {
         // Three groups are under way: one being read, one added, one verified.
         let room = batch.min((3 * batch).saturating_sub(lane.len()));
         if let Hand::Draining { slot, .. } = self.hand {
-            // Clients wait at the gate: nothing else, and no rate limit.
-            self.admit_recopies(lane, slot, room);
+            // Clients wait at the gate: nothing else.
+            let taken = self.admit_recopies(lane, slot, room, self.lane_bytes);
+            self.ctx.limiter.book(taken);
             return Ok(());
         }
         let waiting = self.spool_len();
-        let share = if waiting > 0 { room.div_ceil(RECOPY_SHARE) } else { room };
-        let mut taken = 0;
+        let queued: Vec<usize> =
+            (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
+        let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
+        let part = room.div_ceil(RECOPY_SHARE);
+        let share = if crowded { room - part } else { part }.min(queued.iter().sum());
+        // Neither may fill the lane's memory alone.
+        let bytes = if waiting > 0 { self.lane_bytes - self.lane_bytes / RECOPY_SHARE } else { self.lane_bytes };
+        let full = lane.len() > 0 && lane.booked >= bytes;
+        let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
+        let mut left = room - enumerated;
         for i in 0..self.slots.len() {
             let slot = (self.turn + i) % self.slots.len();
-            if self.may_recopy(slot) {
-                let wanted = (share - taken).min(self.slots[slot].recopy.len());
-                let granted = self.granted(wanted);
-                taken += self.admit_recopies(lane, slot, granted);
-            }
+            // They do not wait for the limiter: the queue would grow with what clients write, and the resync never end.
+            let taken = self.admit_recopies(lane, slot, left.min(queued[slot]), bytes);
+            self.ctx.limiter.book(taken);
+            left -= taken;
         }
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        let granted = self.granted((room - taken).min(waiting));
-        self.admit_enumerated(lane, granted)
+        self.admit_enumerated(lane, enumerated)
     }
 
     fn may_recopy(&self, slot: usize) -> bool {
@@ -93,9 +109,10 @@ impl Refill {
         granted
     }
 
-    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize) -> usize {
+    /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
+    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
         let booked = lane.largest.max(MIN_BOOKED_BYTES);
-        let free = self.lane_bytes.saturating_sub(lane.booked) / booked;
+        let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
         let keys = self.slots[slot].recopy.take_batch(limit);
