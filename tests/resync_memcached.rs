@@ -130,6 +130,9 @@ impl World {
             let mut closed = None;
             while let Some(event) = events.recv().await {
                 match event {
+                    JobEvent::CannotEnumerate { source, pairs, .. } => {
+                        assert_eq!((source, pairs), (LEADER, vec![PAIR]))
+                    }
                     JobEvent::Purged { reply } => {
                         let _barrier = self.gate.write().await;
                         self.recovering.store(true, Ordering::SeqCst);
@@ -362,15 +365,102 @@ async fn odd_nodes() {
     world.assert_equal(&all_keys(100)).await;
 
     // Nodes that cannot be enumerated or verified are told so.
-    for (leader, target) in [(&["-X"][..], &[][..]), (&["-C"], &[]), (&[], &["-C"])] {
-        let world = World::start(leader, target);
+    for (target, purge) in [("-C", false), ("-C", true), ("-X", true)] {
+        let world = World::start(&[], &[target]);
         fill(&mut world.pipe(LEADER).await, 1, |i| item(i, 1)).await;
-        let error = world.resync(true, Tuning::default()).await.0.result.unwrap_err();
+        let error = world.resync(!purge, Tuning::default()).await.0.result.unwrap_err();
         assert_eq!(error.reason(), "cannot_enumerate", "{error}");
     }
+    // A fresh target need not be enumerated.
+    let world = World::start(&[], &["-X"]);
+    fill(&mut world.pipe(LEADER).await, 100, |i| item(i, 1)).await;
+    assert_eq!(world.resync(true, Tuning::default()).await.0.result, Ok(()));
+    world.assert_equal(&all_keys(100)).await;
 
     // An empty source.
     assert_eq!(World::start(&[], &[]).resync(false, Tuning::default()).await.0.result, Ok(()));
+}
+
+/// A leader that cannot be enumerated, or verified by cas ids: its items come as they are read, under mutations, and exactly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_enumerated_is_filled_from_reads() {
+    const COUNT: usize = 4_000;
+    for args in [&["-X"][..], &["-C"], &["-C", "-X"]] {
+        let world = World::start(args, &[]);
+        fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, 1_900_000_000)).await;
+        fill(&mut world.pipe(TARGET).await, 100, |i| format!("ms old-{i} 3\r\nold\r\n").into_bytes()).await;
+        let (cancel, stop) = (CancellationToken::new(), AtomicBool::new(false));
+        let raw = |i: usize| {
+            let (key, binary) = wire_key(i);
+            if binary.is_empty() { key.into_bytes() } else { unbase64(&key) }
+        };
+        // Nothing waits, and what was taken out is through: the target's counters stand still.
+        let settled = async || {
+            let mut target = world.pipe(TARGET).await;
+            let mut before = Vec::new();
+            loop {
+                sleep(Duration::from_millis(200)).await;
+                let mut now = target.stats("", deadline()).await.unwrap();
+                now.retain(|(name, _)| {
+                    name.starts_with("cmd_") || name.ends_with("_hits") || name.ends_with("_misses")
+                });
+                if world.recopy.is_empty() && !world.recopy.overflowed() && now == before {
+                    return;
+                }
+                before = now;
+            }
+        };
+        let reads = async {
+            let begun = Instant::now();
+            while !world.recopy.wants_reads() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "no trickle");
+                sleep(Duration::from_millis(1)).await;
+            }
+            // The even ones, again and again, while half of all keys are written.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(1500) {
+                for i in (0..COUNT).step_by(2) {
+                    world.recopy.push_read(&raw(i));
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            stop.store(true, Ordering::SeqCst);
+            settled().await;
+            // Once more, now that nothing changes: also those that were not there when they were asked for.
+            world.recopy.set_overflow();
+            settled().await;
+            (0..COUNT).step_by(2).for_each(|i| world.recopy.push_read(&raw(i)));
+            settled().await;
+            let keys = all_keys(COUNT);
+            let even: Vec<Vec<u8>> = keys.iter().step_by(2).cloned().collect();
+            world.assert_equal(&even).await;
+            let (leader, target) = (world.content(LEADER, &keys).await, world.content(TARGET, &keys).await);
+            assert!(
+                target.len() > leader.len() / 3 && target.len() < leader.len(),
+                "{} of {}",
+                target.len(),
+                leader.len()
+            );
+            let there: Vec<Vec<u8>> = target.into_keys().collect();
+            world.assert_equal(&there).await;
+            assert!(world.content(TARGET, &[b"old-1".to_vec()]).await.is_empty());
+            cancel.cancel();
+        };
+        let job = async {
+            let end = world.resync_with(false, Tuning::default(), cancel.clone(), Arc::default()).await;
+            stop.store(true, Ordering::SeqCst);
+            assert_eq!(end.0.result.as_ref().map_err(|e| e.reason()), Err("cancelled"), "{:?}", end.0);
+            end
+        };
+        // One of two workers: it writes half of the keys, among them read ones and others.
+        let ((outcome, progress), (), mutations) = tokio::join!(job, reads, mutate(&world, 0, 3, COUNT, &stop));
+        assert!(outcome.undone && outcome.drains.is_empty() && progress.trickles());
+        eprintln!(
+            "{args:?}: {mutations} mutations, {} copied, {} skipped",
+            progress.sum(|p| &p.copied),
+            progress.sum(|p| &p.skipped)
+        );
+    }
 }
 
 /// Old and new items, of which the target may hold any part, but nothing else.

@@ -9,7 +9,7 @@ use super::super::JobError;
 use super::super::MAX_RECOPY_KEYS;
 use super::super::entry::{End, Entry};
 use super::super::item::wire_form;
-use super::super::lane::Lane;
+use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
 use super::{Hand, Refill, count};
 
@@ -18,8 +18,8 @@ use super::{Hand, Refill, count};
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
 const MAX_NAMED_FAILURES: usize = 10;
-/// The least that is booked for a key whose item's size is not known, in bytes.
-const MIN_BOOKED_BYTES: usize = 512;
+/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes.
+const UNSEEN_BYTES: usize = 64 << 10;
 
 impl Refill {
     /// Sends every idle lane on that has something to do.
@@ -84,8 +84,15 @@ impl Refill {
         let mut left = room - enumerated;
         for i in 0..self.slots.len() {
             let slot = (self.turn + i) % self.slots.len();
+            let wanted = left.min(queued[slot]);
+            if self.trickle {
+                // Nothing waits for them: an overflow costs no pass.
+                let granted = self.granted(wanted);
+                left -= self.admit_recopies(lane, slot, granted, bytes);
+                continue;
+            }
             // They do not wait for the limiter: the queue would grow with what clients write, and the resync never end.
-            let taken = self.admit_recopies(lane, slot, left.min(queued[slot]), bytes);
+            let taken = self.admit_recopies(lane, slot, wanted, bytes);
             self.ctx.limiter.book(taken);
             left -= taken;
         }
@@ -111,7 +118,7 @@ impl Refill {
 
     /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
     fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
-        let booked = lane.largest.max(MIN_BOOKED_BYTES);
+        let booked = if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest };
         let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
@@ -121,7 +128,8 @@ impl Refill {
             match wire_form(&key) {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
-                    lane.admit(Entry::new(key, binary, slot as u32, booked, true));
+                    let entry = Entry::new(key, binary, slot as u32, booked, true);
+                    lane.admit(if self.trickle { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &key, "the key cannot be written on the wire"),
             }
@@ -145,7 +153,7 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     self.streaming += 1;
-                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize, false));
+                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize + ENTRY_BYTES, false));
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
             }
@@ -166,18 +174,21 @@ impl Refill {
             let slot = entry.slot as usize;
             let pair = self.slots[slot].pair;
             let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
-            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if entry.recopy { recopied } else { enumerated };
+            let again = entry.recopy && !self.trickle;
+            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if again { recopied } else { enumerated };
             match end {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
-                    lane.largest =
-                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
                 End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
                 End::Requeue => self.slots[slot].recopy.push(entry.key),
+                End::NoCas => {
+                    self.no_cas = true;
+                    self.slots[slot].recopy.push(entry.key);
+                }
             }
             self.slots[slot].in_flight -= 1;
             self.streaming -= usize::from(!entry.recopy);
