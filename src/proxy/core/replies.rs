@@ -92,6 +92,12 @@ impl Core {
             self.stats.read(hit);
             if !hit {
                 self.ask_marker_after_miss(node, lane);
+            } else if effect == Effect::Nothing
+                && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[pair.index()].flow
+                && recopy.wants_reads()
+            {
+                // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
+                recopy.push_read(self.ops[id as usize].key());
             }
         }
         if effect == Effect::Nothing {
