@@ -244,12 +244,12 @@ impl Entry {
                     bytes: item.value.len() as u64,
                     copy: answer.cas,
                     late: item.seen.ttl >= 0 && asked.elapsed() > LATE_ADD && self.tries + 1 < MAX_TRIES,
-                    item: item.to_verify(),
+                    item: item.until_verified(),
                 },
                 // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
                 Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
                 // A refused store deletes what the target held, be it newer than what we read: verify all the same.
-                Code::Refused => Stage::VerifyRefused(item.to_verify()),
+                Code::Refused => Stage::VerifyRefused(item.until_verified()),
                 _ => return unexpected(),
             },
             Stage::Verify { item, bytes, copy, late } => {

@@ -35,7 +35,7 @@ impl Item {
     }
 
     /// What is kept of it until its copy is verified: where there is a cas id, not the value.
-    pub(super) fn to_verify(self) -> Item {
+    pub(super) fn until_verified(self) -> Item {
         if self.cas == 0 { self } else { Item { value: Bytes::new(), ..self } }
     }
 }

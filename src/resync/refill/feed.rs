@@ -204,3 +204,68 @@ impl Refill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use futures::future::BoxFuture;
+    use tokio::io::duplex;
+    use tokio::sync::{RwLock, mpsc};
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::super::entry::Stage;
+    use super::super::super::item::{Item, NodeClock, Seen};
+    use super::super::super::spool::Spool;
+    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::*;
+    use crate::backend::{Dial, NodeStream};
+    use crate::ids::{NodeId, PairId};
+
+    /// Connects to nodes that take everything and answer nothing.
+    struct Deaf(Mutex<Vec<tokio::io::DuplexStream>>);
+
+    impl Dial for Deaf {
+        fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
+            let (near, far) = duplex(4096);
+            self.0.lock().unwrap().push(far);
+            async move { Ok(NodeStream::Memory(near)) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spool_that_fails_loses_no_lane() {
+        let now = Instant::now();
+        let clock = NodeClock { unix_secs: 1_700_000_000, at: now };
+        let ctx = Context {
+            dialer: Arc::new(Deaf(Mutex::default())),
+            owner: Arc::new(|_: &[u8]| PairId(0)),
+            holds: Arc::new(|_, _| true),
+            tuning: Tuning::default(),
+            limiter: Arc::new(RateLimiter::new(None)),
+            crawls: Arc::new(Crawls::new(2)),
+            cancel: CancellationToken::new(),
+            quiesce: Arc::new(RwLock::new(())),
+            progress: Arc::new(Progress::new([PairId(0)])),
+            recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
+            coordinator: mpsc::channel(1).0,
+        };
+        let stop = CancellationToken::new();
+        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), NodeId(1), clock, vec![PairId(0)], 1, stop);
+        refill.connect().await.unwrap();
+        for lane in &mut refill.idle {
+            let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
+            let seen = Seen { ttl: -1, asked: now, answered: now };
+            let item = Item { value: Bytes::new(), flags: 0, cas: 7, seen, binary: false };
+            entry.stage = Stage::Verify { item, bytes: 0, copy: 3, late: false };
+            lane.admit(entry);
+        }
+        refill.spool = Arc::new(Mutex::new(Spool::broken()));
+        assert!(matches!(refill.feed(), Err(JobError::Spool(_))));
+        assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1, 1]);
+        assert!(refill.running.is_empty());
+    }
+}
