@@ -8,9 +8,9 @@ use std::time::Duration;
 /// A node lost again within so long after its return is flapping.
 const FLAP_WINDOW: Duration = Duration::from_secs(10);
 /// What a flapping node waits at first.
-const HOLD_MIN: Duration = Duration::from_millis(500);
-/// What it waits at most.
-const HOLD_MAX: Duration = Duration::from_secs(60);
+const HOLD_MIN: Duration = Duration::from_millis(250);
+/// What it waits at most. Not longer: its pairs have one copy meanwhile, and leadership returns only after a whole resync anyway.
+const HOLD_MAX: Duration = Duration::from_secs(4);
 
 /// One node's health. Times are measured from any fixed moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,10 +56,11 @@ impl Health {
         true
     }
 
-    /// A probe was answered. `needed`: good probes in a row that make it worth taking back.
-    pub fn good_probe(&mut self, now: Duration, needed: u32) -> bool {
+    /// A probe was answered. `needed`: good probes in a row that make it worth taking back. `awaited`: somebody's only copy is on it,
+    /// so that nothing is gained by holding it off.
+    pub fn good_probe(&mut self, now: Duration, needed: u32, awaited: bool) -> bool {
         self.good = self.good.saturating_add(1);
-        !self.up && self.good >= needed && now >= self.hold_until
+        !self.up && self.good >= needed && (awaited || now >= self.hold_until)
     }
 
     /// A probe failed.
@@ -91,12 +92,12 @@ mod tests {
         let mut health = Health::new();
         health.back(S);
         assert!(health.lost(100 * S) && !health.lost(100 * S));
-        assert!(!health.good_probe(101 * S, 3));
-        assert!(!health.good_probe(102 * S, 3));
+        assert!(!health.good_probe(101 * S, 3, false));
+        assert!(!health.good_probe(102 * S, 3, false));
         health.bad_probe();
-        assert!(!health.good_probe(103 * S, 3));
-        assert!(!health.good_probe(104 * S, 3));
-        assert!(health.good_probe(105 * S, 3));
+        assert!(!health.good_probe(103 * S, 3, false));
+        assert!(!health.good_probe(104 * S, 3, false));
+        assert!(health.good_probe(105 * S, 3, false));
     }
 
     #[test]
@@ -109,14 +110,20 @@ mod tests {
             health.lost(now + S);
             let lost = now + S;
             now = lost;
-            while !health.good_probe(now, 1) {
+            while !health.good_probe(now, 1, false) {
                 now += Duration::from_millis(100);
             }
             waits.push((now - lost).as_millis());
         }
-        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        assert_eq!(waits, [300, 500, 1000, 2000, 4000, 4000, 4000, 4000, 4000]);
+        health.back(now);
+        health.lost(now + S);
+        assert!(
+            !health.good_probe(now + S, 1, false) && health.good_probe(now + S, 1, true),
+            "an awaited node is not held off"
+        );
         health.back(now);
         health.lost(now + 60 * S);
-        assert!(health.good_probe(now + 60 * S, 1), "a node that had been up for long is taken back at once");
+        assert!(health.good_probe(now + 60 * S, 1, false), "a node that had been up for long is taken back at once");
     }
 }

@@ -53,7 +53,8 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     if settings.background_child {
         daemon::detach()?;
     }
-    daemon::start_logging(&settings.log)?;
+    // Dropped last: what was logged until then is written.
+    let _log = daemon::start_logging(&settings.log)?;
     let identity = Identity::wanted(&settings)?;
     let limit = daemon::raise_file_limit(&settings)?;
     if limit.clients < settings.max_clients {

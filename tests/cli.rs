@@ -5,7 +5,7 @@
 // Tests say what they expect by panicking, their helpers too.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -440,4 +440,36 @@ fn magents_command_line_runs() {
     );
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end().0, Some(0));
+}
+
+/// stderr is a pipe that is full and that nobody reads, as under a supervisor that hangs: clients are served all the same.
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // Exactly what a pipe holds on Linux: the next byte would wait.
+    writer.write_all(&[b'x'; 65_536]).unwrap();
+    let port = free_port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_resilver"));
+    command
+        .args(SERVER)
+        .args(["-vv", "-p", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(writer);
+    let mut running = Running { child: command.spawn().unwrap() };
+    until("it answers", || {
+        let Ok(mut client) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.write_all(b"version\r\nstats\r\n").unwrap();
+        let mut answer = [0; 8];
+        client.read_exact(&mut answer).is_ok_and(|()| answer.starts_with(b"VERSION"))
+    });
+    kill(Pid::from_raw(running.child.id() as i32), Signal::SIGTERM).unwrap();
+    let mut ended = None;
+    until("it stops", || {
+        ended = running.child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    drop(reader);
 }

@@ -116,7 +116,7 @@ fn g3_g4_short_pauses_around_the_timeout_do_no_harm() {
     let mut rng = support::Rng::new(seed("short pauses"), 1);
     let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("short pauses")));
     for (i, millis) in [100, 240, 260, 300].into_iter().enumerate() {
-        let node = if (i + rng.below(2)) % 2 == 0 { &cluster.primaries[0] } else { &cluster.backups[0] };
+        let node = if (i + rng.below(2)).is_multiple_of(2) { &cluster.primaries[0] } else { &cluster.backups[0] };
         load.mark(&format!("stop {} for {millis} ms", node.addr()));
         node.pause();
         load.run_for(Duration::from_millis(millis));

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::client::{show, storage};
-use support::cluster::{count_filled, fill};
+use support::cluster::{count_filled, fill, filled};
 use support::{Client, Cluster, Failure, Memcached, Rng, Shape, Stored, seed, wait_until};
 
 /// Everything that is answered to `script` on a fresh connection, and whether the connection was closed over it.
@@ -243,9 +243,9 @@ fn a_multi_get_over_all_nodes_keeps_the_requests_order() {
         let answers = client.get_many(verb, &keys).unwrap_or_else(|e| panic!("{verb}: {e}"));
         for (key, item) in keys.iter().zip(answers) {
             let i: u32 = key[1..].parse().expect("a number");
-            let expected = (i % 2 == 0).then(|| (format!("value {i}").into_bytes(), i));
+            let expected = i.is_multiple_of(2).then(|| (format!("value {i}").into_bytes(), i));
             assert_eq!(item.as_ref().map(|i| (i.value.clone(), i.flags)), expected, "{verb} {key}");
-            let wants_cas = i % 2 == 0 && verb.contains('s');
+            let wants_cas = i.is_multiple_of(2) && verb.contains('s');
             assert_eq!(item.is_some_and(|i| i.cas.is_some()), wants_cas, "{verb} {key}");
         }
     }
@@ -598,4 +598,24 @@ fn phps_clients_work() {
     let ours = run(cluster.proxy.port());
     assert!(ours.0, "{}", ours.1);
     print!("{}", ours.1);
+}
+
+/// More keys than are read at once, and far more bytes than are held at once, in one line.
+#[test]
+fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    let mut client = cluster.client();
+    fill(&mut client, "many", 500, 10_000);
+    let keys: Vec<String> = (0..5_000).map(|i| format!("many:{}", i * 7 % 600)).collect();
+    client.send(format!("get {}\r\n", keys.join(" ")).as_bytes()).expect("send");
+    let mut expected = Vec::new();
+    for i in (0..5_000).map(|i| i * 7 % 600).filter(|&i| i < 500) {
+        expected.extend_from_slice(format!("VALUE many:{i} {i} 10000\r\n").as_bytes());
+        expected.extend_from_slice(&filled("many", i, 10_000));
+        expected.extend_from_slice(b"\r\n");
+    }
+    expected.extend_from_slice(b"END");
+    let got = client.exactly(expected.len()).expect("the answer");
+    assert!(got == expected, "{} bytes that differ from the {} expected", got.len(), expected.len());
+    assert_eq!(client.get("many:1").expect("get").map(|i| i.value), Some(filled("many", 1, 10_000)));
 }

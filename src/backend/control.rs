@@ -135,7 +135,7 @@ impl NodeControl {
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
             let writes =
                 keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
-            Ok(write(pipe, deadline, writes).await?)
+            write(pipe, deadline, writes).await
         })
         .await?
     }
@@ -158,8 +158,16 @@ impl NodeControl {
                 Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
                 Some(_) => {}
             }
+            // Writes of two records of one pair may overtake each other on their way here: the newer one stays.
+            let newer = |old: &Bytes| match (Record::parse(old), Record::parse(value.as_bytes())) {
+                (Some(old), Some(new)) => old.epoch > new.epoch,
+                _ => false,
+            };
+            if found[1].as_ref().is_some_and(|(old, _)| newer(old)) {
+                return Ok(Ok(()));
+            }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
-            Ok(write(pipe, deadline, std::iter::once((key, value, cas))).await?)
+            write(pipe, deadline, std::iter::once((key, value, cas))).await
         })
         .await?
     }
@@ -167,12 +175,8 @@ impl NodeControl {
     /// Puts an incarnation marker back that was evicted: only if there still is none.
     pub async fn restore(&self, incarnation: Incarnation) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
-            Ok(write(
-                pipe,
-                deadline,
-                std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)),
-            )
-            .await?)
+            write(pipe, deadline, std::iter::once((marker::INCARNATION_KEY, incarnation.to_string().as_str(), None)))
+                .await
         })
         .await?
     }

@@ -87,9 +87,7 @@ impl Cluster {
             }
             (Some("cancel"), None) => {
                 for node in self.topology.nodes() {
-                    if self.nodes[node.index()].job.is_some() {
-                        self.cancel_job(node);
-                    }
+                    self.cancel_job(node);
                 }
                 OK
             }

@@ -16,7 +16,7 @@ use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
 
 use super::ask::Asker;
-use super::nodes::reason_of;
+use super::nodes::reason_of_mark;
 use super::{Cluster, Internal};
 
 /// Delayed flushes kept at once; more are refused.
@@ -41,11 +41,25 @@ struct Running {
     guard: Option<OwnedRwLockWriteGuard<()>>,
     /// Nodes whose flush is unanswered; `None` before it was sent.
     waiting: Option<BTreeSet<NodeId>>,
+    /// Whether any node was flushed, and which refuse the command (`-F`), with their words.
+    flushed: bool,
+    refused: Vec<(NodeId, String)>,
+}
+
+impl Running {
+    fn new(askers: Vec<Option<Asker>>) -> Running {
+        Running { askers, guard: None, waiting: None, flushed: false, refused: Vec::new() }
+    }
 }
 
 impl Flushes {
     pub(super) fn is_active(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// Whether gates that would open must stay closed. Not yet while copies in flight are waited for: a fail-over is not to wait too.
+    pub(super) fn holds_gates(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.guard.is_some())
     }
 }
 
@@ -84,7 +98,7 @@ impl Cluster {
             self.flush.queued.push(asker);
             return;
         }
-        self.flush.running = Some(Running { askers: vec![asker], guard: None, waiting: None });
+        self.flush.running = Some(Running::new(vec![asker]));
         let (quiesce, internal) = (self.quiesce.clone(), self.internal.clone());
         tokio::spawn(async move {
             let guard = quiesce.write_owned().await;
@@ -122,8 +136,15 @@ impl Cluster {
         if !closed || running.waiting.is_some() {
             return;
         }
-        let up: BTreeSet<NodeId> = self.topology.nodes().filter(|n| self.nodes[n.index()].health.is_up()).collect();
+        // A node that is lost for its mirrored pairs, being late, may lead others all the same.
+        let leads = |node: NodeId| {
+            let place = self.topology.place(node);
+            self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.state().leader() == Some(place))
+        };
+        let up: BTreeSet<NodeId> =
+            self.topology.nodes().filter(|&n| self.nodes[n.index()].health.is_up() || leads(n)).collect();
         running.waiting = Some(up.clone());
+        self.void_dark();
         for node in up {
             let markers = self.markers(node);
             let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
@@ -169,20 +190,37 @@ impl Cluster {
         markers
     }
 
+    /// A last full copy that is not reached holds what the flush has ended: whoever comes back with it must not lead before a purge.
+    /// Told at once, for such a node may come back while others are still being flushed.
+    fn void_dark(&mut self) {
+        for pair in self.topology.pairs() {
+            self.apply(pair, pair::Event::Flushed);
+        }
+    }
+
     pub(super) fn flushed(&mut self, node: NodeId, result: Result<(), MarkError>, drain: bool) {
         if drain {
             self.nodes[node.index()].drains += 1;
         }
-        if let Err(error) = result {
-            tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
-            let reason = match &error {
-                MarkError::Node(error) => reason_of(error),
-                _ => Reason::Protocol,
-            };
-            // Whether it took effect is unknown, so nothing it holds can be trusted: it is purged when it comes back.
-            self.lost(node, reason, Loss::Suspected, true);
-        } else if let Some(view) = &mut self.nodes[node.index()].view {
-            view.cmd_flush += 1;
+        match result {
+            Ok(()) => {
+                if let Some(running) = &mut self.flush.running {
+                    running.flushed = true;
+                }
+                if let Some(view) = &mut self.nodes[node.index()].view {
+                    view.cmd_flush += 1;
+                }
+            }
+            Err(MarkError::Refused(said)) => {
+                tracing::warn!(node = %self.topology.addr(node), %said, "a node refuses flush_all");
+                if let Some(running) = &mut self.flush.running {
+                    running.refused.push((node, said));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
+                self.flush_failed(node, reason_of_mark(&error));
+            }
         }
         if let Some(waiting) = self.flush.running.as_mut().and_then(|r| r.waiting.as_mut()) {
             waiting.remove(&node);
@@ -190,14 +228,27 @@ impl Cluster {
         self.flush_finished();
     }
 
+    /// Whether it took effect is unknown, so nothing the node holds can be trusted: it is purged when it comes back.
+    fn flush_failed(&mut self, node: NodeId, reason: Reason) {
+        self.lost(node, reason, Loss::Suspected, true);
+        self.void_dark();
+    }
+
     fn flush_finished(&mut self) {
         if !self.flush.running.as_ref().is_some_and(|r| r.waiting.as_ref().is_some_and(BTreeSet::is_empty)) {
             return;
         }
-        let Some(running) = self.flush.running.take() else { return };
+        let Some(mut running) = self.flush.running.take() else { return };
+        let mut answer = Bytes::from_static(b"OK\r\n");
+        for (node, said) in std::mem::take(&mut running.refused) {
+            if running.flushed {
+                // The others are empty now: this one is out of step with them.
+                self.flush_failed(node, Reason::Protocol);
+            } else {
+                answer = Bytes::from(format!("{said}\r\n"));
+            }
+        }
         for pair in self.topology.pairs() {
-            // A last full copy that was not reached holds what the flush has ended.
-            self.apply(pair, pair::Event::Flushed);
             let run = &self.pairs[pair.index()];
             if run.pair.gate() == Gate::Open {
                 self.publish(pair);
@@ -205,7 +256,7 @@ impl Cluster {
         }
         drop(running.guard);
         for asker in running.askers.into_iter().flatten() {
-            self.answer(asker, Bytes::from_static(b"OK\r\n"));
+            self.answer(asker, answer.clone());
         }
         for node in self.topology.nodes() {
             self.consider(node);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeError;
-use crate::ids::{NodeId, PairId};
+use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::resync::{self, Context, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict};
 
@@ -83,7 +83,12 @@ impl Cluster {
                 let (primary, backup) = holds.nodes_of(pair);
                 node == primary || Some(node) == backup
             }),
-            tuning: Tuning { memory_bytes: self.settings.resync_memory, ..Tuning::default() },
+            tuning: Tuning {
+                memory_bytes: self.settings.resync_memory,
+                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
+                target_timeout: self.settings.leader_timeout,
+                ..Tuning::default()
+            },
             limiter: self.limiter.clone(),
             crawls: self.crawls.clone(),
             cancel: cancel.clone(),
@@ -235,18 +240,61 @@ impl Cluster {
     /// The operator's word; `false` if there was nothing to cancel.
     pub(super) fn cancel_job(&mut self, node: NodeId) -> bool {
         let run = &mut self.nodes[node.index()];
+        if run.job.is_none() && !run.retry_pending {
+            return false;
+        }
         run.operator = false;
         run.cancelled = true;
-        match &run.job {
-            Some(job) => {
-                job.cancel.cancel();
-                true
-            }
-            None => false,
+        if let Some(job) = &run.job {
+            job.cancel.cancel();
         }
+        true
     }
 
     pub(super) fn job_ended(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
+        if let Err(JobError::Source(source, NodeError::Refused | NodeError::Reset)) = &outcome.result {
+            // Only the job's own connection broke. If the source is dead, its pairs must learn of that before they learn that the job
+            // is over: as `Recovering` they remember that the follower holds a verified part, which leads if the source's memory proves
+            // gone. If it lives (it closes idle connections, or takes no more), it keeps leading.
+            let (control, internal) = (self.controls[source.index()].clone(), self.internal.clone());
+            tokio::spawn(async move {
+                let probe = control.probe().await;
+                let _ = internal.send(Internal::SourceChecked { node, serial, outcome: Box::new(outcome), probe });
+            });
+            return;
+        }
+        self.job_over(node, serial, outcome);
+    }
+
+    pub(super) fn source_checked(
+        &mut self,
+        node: NodeId,
+        serial: u64,
+        outcome: Outcome,
+        probe: Result<Option<Incarnation>, NodeError>,
+    ) {
+        if let Err(JobError::Source(source, _)) = &outcome.result {
+            let known = self.nodes[source.index()].incarnation;
+            match probe {
+                Err(error) => self.lost(*source, reason_of(&error), Loss::Suspected, false),
+                Ok(found) if self.marked() && found != known => {
+                    self.lost(*source, Reason::MarkerLost, Loss::MemoryGone, true)
+                }
+                Ok(_) => {}
+            }
+        }
+        self.job_over(node, serial, outcome);
+    }
+
+    /// Whether a resync of the node, over this pair among others, is under way or winding up.
+    pub(super) fn is_being_filled(&self, node: NodeId, pair: PairId) -> bool {
+        self.nodes[node.index()]
+            .job
+            .as_ref()
+            .is_some_and(|job| !job.purge_only && job.pairs.iter().any(|(p, _)| *p == pair))
+    }
+
+    fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
         let place = self.topology.place(node);
         let Some(job) = self.nodes[node.index()].job.take_if(|j| j.serial == serial) else { return };
         let addr = self.topology.addr(node).to_string();
@@ -288,11 +336,6 @@ impl Cluster {
                 (reason, error.reason())
             }
         };
-        if let Err(JobError::Source(source, error @ (NodeError::Refused | NodeError::Reset))) = &outcome.result {
-            // The job saw it first. The pairs must learn of the loss before they learn that the job is over: as `Recovering` they
-            // remember that the follower holds a verified part, which leads if the source's memory proves gone.
-            self.lost(*source, reason_of(error), Loss::Suspected, true);
-        }
         for (pair, _) in &job.pairs {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;
@@ -307,12 +350,15 @@ impl Cluster {
         }
         // Leaders that proved empty while the job was ending: now it is known whether the follower may lead.
         for (pair, source) in &job.pairs {
-            if self.nodes[source.index()].memory_gone
-                || (self.nodes[source.index()].health.is_up()
-                    && matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. }))
-            {
-                let reason = self.nodes[source.index()].reason;
+            let awaited = matches!(self.pairs[pair.index()].pair.state(), State::Dark { in_sync: Some(p), .. } if p == place.other());
+            let source = &self.nodes[source.index()];
+            // A source that is up and yet awaited came back without the memory that the pair waits for.
+            if awaited && (source.memory_gone || source.health.is_up()) {
+                let (reason, empty) = (source.reason, source.health.is_up() && source.empty);
                 self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));
+                if empty {
+                    self.apply(*pair, pair::Event::Emptied(place.other()));
+                }
             }
         }
         let run = &mut self.nodes[node.index()];
@@ -331,7 +377,7 @@ impl Cluster {
                 }
                 let run = &mut self.nodes[node.index()];
                 run.operator |= job.by_operator && error != JobError::Cancelled;
-                if !job.purge_only {
+                if !(job.purge_only && error == JobError::Aborted) {
                     run.retry_pending = true;
                     let (wait, internal) = (run.retry_after, self.internal.clone());
                     run.retry_after = (run.retry_after * 2).min(RETRY_MAX);

@@ -31,6 +31,8 @@ pub(super) struct NodeRun {
     pub(super) incarnation: Option<Incarnation>,
     /// What it said when it was last looked at; empty before the first time.
     pub(super) view: Option<NodeView>,
+    /// When that was.
+    pub(super) viewed_at: Instant,
     /// It held no items at all when it was last taken back, and nothing was written to it since.
     pub(super) empty: bool,
     /// Workers with void answers outstanding.
@@ -68,6 +70,7 @@ impl NodeRun {
             reason: Reason::Starting,
             incarnation: None,
             view: None,
+            viewed_at: Instant::now(),
             empty: false,
             undrained: BTreeSet::new(),
             drains: 0,
@@ -85,6 +88,11 @@ impl NodeRun {
             faults: Vec::new(),
             since: Instant::now(),
         }
+    }
+
+    /// The node's clock now, unix seconds, by what it said last.
+    fn node_time(&self) -> u64 {
+        self.view.as_ref().map_or(0, |v| v.time + self.viewed_at.elapsed().as_secs())
     }
 
     pub(super) fn is_drained(&self) -> bool {
@@ -108,6 +116,14 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
     }
 }
 
+pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
+    match error {
+        MarkError::Node(error) => reason_of(error),
+        MarkError::MemoryGone | MarkError::OtherMemory => Reason::MarkerLost,
+        MarkError::Refused(_) => Reason::Protocol,
+    }
+}
+
 impl Cluster {
     // ---- start ------------------------------------------------------------------------------------------------------------------
 
@@ -122,6 +138,7 @@ impl Cluster {
                 Ok(view) => {
                     unclean |= view.session.is_some_and(|s| s.open) && self.is_ours(node, &view);
                     self.nodes[node.index()].view = Some(view);
+                    self.nodes[node.index()].viewed_at = Instant::now();
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
@@ -286,7 +303,8 @@ impl Cluster {
         let (now, marked) = (self.now(), self.marked());
         let patience = self.settings.leader_timeout;
         let grace = self.settings.leader_grace;
-        let needed = if self.is_awaited(node) { 1 } else { self.settings.probe_successes };
+        let awaited = self.is_awaited(node);
+        let needed = if awaited { 1 } else { self.settings.probe_successes };
         let run = &mut self.nodes[node.index()];
         match result {
             Ok(found) => {
@@ -299,7 +317,7 @@ impl Cluster {
                             Some(_) => self.fault(node, Reason::MarkerStale, true),
                         }
                     }
-                } else if run.health.good_probe(now, needed) && !run.looking {
+                } else if run.health.good_probe(now, needed, awaited) && !run.looking {
                     // The look waits until nothing that was sent before can still take effect on the node.
                     if run.is_drained() {
                         self.look(node);
@@ -378,13 +396,17 @@ impl Cluster {
                         && now.curr_items > 0
                 });
                 match (now.incarnation, evicted, run.incarnation) {
-                    (Some(found), _, Some(known)) if found == known => {}
+                    // There after all. Connections that were told otherwise wait for a word.
+                    (Some(found), _, Some(known)) if found == known => self.allow(node),
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
                         let control = self.controls[node.index()].clone();
+                        let internal = self.internal.clone();
                         tokio::spawn(async move {
                             // If this fails, the next probe finds the marker missing again.
-                            let _ = control.restore(known).await;
+                            if control.restore(known).await.is_ok() {
+                                let _ = internal.send(Internal::Restored { node });
+                            }
                         });
                     }
                     _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
@@ -498,7 +520,16 @@ impl Cluster {
         run.since = Instant::now();
         tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
         let empty = run.empty;
+        let record_of = |pair: PairId| view.records.iter().find(|(p, _)| *p == pair).map(|(_, r)| *r);
+        let full: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|&p| self.is_ours(node, &view) && record_of(p).is_some_and(|r| r.full_at(place)))
+            .collect();
+        let run = &mut self.nodes[node.index()];
+        run.retry_after = super::jobs::RETRY_MIN;
         run.view = Some(view);
+        run.viewed_at = Instant::now();
         self.allow(node);
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {
@@ -507,11 +538,14 @@ impl Cluster {
                 self.apply(pair, pair::Event::TakenBack(place));
                 continue;
             }
-            let dark = matches!(self.pairs[pair.index()].pair.state(), State::Dark { .. });
-            if dark && (self.pairs[pair.index()].undecided || first) {
+            if self.pairs[pair.index()].undecided {
                 self.decide(pair, false);
-            } else if same {
+            } else if same || (first && full.contains(&pair)) {
+                // `first`: it was recorded as the one in sync before this proxy ran, and has kept that memory.
                 self.apply(pair, pair::Event::BackSame(place));
+            } else if self.is_being_filled(self.node_at(pair, place.other()), pair) {
+                // The other node's resync is still winding up: only at its end is it known whether that one may lead.
+                self.nodes[node.index()].memory_gone = true;
             } else {
                 self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
                 if empty {
@@ -530,9 +564,9 @@ impl Cluster {
         }
     }
 
-    fn allow(&self, node: NodeId) {
+    pub(super) fn allow(&self, node: NodeId) {
         let run = &self.nodes[node.index()];
-        let unix_time = run.view.as_ref().map_or(0, |v| v.time);
+        let unix_time = run.node_time();
         for worker in &self.workers {
             let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, unix_time });
         }

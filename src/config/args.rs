@@ -81,7 +81,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "0", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) idle_timeout: Vec<String>,
 
-    /// Worker threads, 1 to 64; auto = one for each core, at most 4
+    /// Worker threads, 1 to 64; auto = half as many as there are cores, at least 1, at most 4
     #[arg(long, value_name = "N", default_value = "auto", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Process")]
     pub(super) threads: Vec<String>,

@@ -200,7 +200,7 @@ impl Check<'_> {
         self.not_itself(&listen, primaries.iter().chain(&backups));
 
         let threads = match args.threads.last().map(String::as_str) {
-            Some("auto") => self.host.cores.clamp(1, MAX_AUTO_THREADS),
+            Some("auto") => (self.host.cores / 2).clamp(1, MAX_AUTO_THREADS),
             _ => {
                 self.number("threads", &args.threads, 1..=MAX_THREADS, "auto = one for each core").unwrap_or(1) as usize
             }

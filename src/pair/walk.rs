@@ -357,6 +357,10 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
     if event == Event::HandBack && !effects.is_empty() {
         assert!(matches!(before.state, State::Recovering { .. }) && before.gate == Gate::Open, "rule 7: {told}");
     }
+    if event == Event::BeginRecovery && !effects.is_empty() {
+        // Before the survivor is recorded as leading alone, a crash would leave the follower looking in sync.
+        assert_eq!(before.gate, Gate::Open, "rule 6: {told}");
+    }
     if after.gate == Gate::Open && before.gate != Gate::Open {
         assert_eq!(effects, [Effect::Open], "rule 4: {told}");
     }

@@ -4,21 +4,26 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::protocol::request::Request;
+
 use super::op::Answer;
 use super::out::OutQueue;
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
-pub const MAX_PIPELINE: usize = 2048;
+pub(super) const MAX_PIPELINE: usize = 2048;
 
 /// Bytes of answers that may wait for a client to read them; past it no request of the client is begun.
-pub const MAX_UNSENT: usize = 4 * 1024 * 1024;
+pub(super) const MAX_UNSENT: usize = 4 * 1024 * 1024;
 
 /// Bytes of requests that one client may have in flight; past it no further request of the client is begun.
-pub const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Keys of one client that may be read at once. It bounds what one line asks for: 1 MiB of two-byte keys could name 300,000 large items.
+pub(super) const MAX_READS: u32 = 256;
 
 /// A request whose answer is not written yet.
 #[derive(Debug)]
-pub struct Slot {
+pub(super) struct Slot {
     /// Keys (or the one command) still unanswered.
     pending: u32,
     noreply: bool,
@@ -30,10 +35,41 @@ pub struct Slot {
 enum Reply {
     None,
     One(Answer),
-    /// The values of a get of several keys, in request order; then `END`.
-    Many(Vec<Option<Bytes>>),
-    /// What is said instead of any value: an error of one key's node.
-    Failed(Answer),
+    Many(Many),
+}
+
+/// The values of a get of several keys, in request order; then `END`.
+#[derive(Debug, Default)]
+struct Many {
+    /// Of the keys begun and not moved to the socket's queue yet.
+    parts: VecDeque<Part>,
+    /// Number of the first of them.
+    first: u32,
+    /// Values leave as they come: there are too many to be held until the last one. Then an error stands behind the values that left
+    /// before it, not in the place of all.
+    streamed: bool,
+    /// What is said instead: an error of one key's node.
+    failed: Option<Answer>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Waiting,
+    Miss,
+    Hit(Bytes),
+}
+
+/// The keys of a get that are not begun yet.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// The request; its `keys` begin with the next one.
+    pub(super) request: Request,
+    /// Its bytes.
+    pub(super) raw: Bytes,
+    /// Its slot.
+    pub(super) slot: u64,
+    /// Number of the next key.
+    pub(super) part: u32,
 }
 
 /// A key of an unanswered request: commands of the same client on the same key keep their order.
@@ -69,12 +105,18 @@ pub struct Client {
     pub dirty: bool,
     /// When it last sent something, microseconds of the worker's clock.
     pub heard_us: u64,
+    /// Keys of the last get that wait until earlier ones are answered; nothing behind them begins.
+    pub(super) rest: Option<Rest>,
     slots: VecDeque<Slot>,
     /// Number of the first slot.
     first: u64,
     keys: VecDeque<PendingKey>,
     writes: u32,
     bytes: usize,
+    /// Keys being read.
+    reads: u32,
+    /// Bytes of values that wait for earlier answers.
+    held: usize,
 }
 
 impl Client {
@@ -95,17 +137,33 @@ impl Client {
             slots: VecDeque::new(),
             first: 0,
             keys: VecDeque::new(),
+            rest: None,
             writes: 0,
             bytes: 0,
+            reads: 0,
+            held: 0,
         }
     }
 
     /// Whether another request may begin.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.slots.len() < MAX_PIPELINE
-            && self.out.len() < MAX_UNSENT
+            && self.out.len() + self.held < MAX_UNSENT
             && self.bytes < MAX_IN_FLIGHT_BYTES
+            && self.reads < MAX_READS
             && !self.exclusive
+            && self.rest.is_none()
+    }
+
+    /// How many more keys may be read now.
+    pub(super) fn read_room(&self) -> u32 {
+        if self.out.len() + self.held < MAX_UNSENT { MAX_READS.saturating_sub(self.reads) } else { 0 }
+    }
+
+    /// Whether waiting input may go on after an answer.
+    pub(crate) fn may_resume(&self) -> bool {
+        // By the half, so that a long get goes on in strides and not key by key.
+        if self.rest.is_some() { self.read_room() >= MAX_READS / 2 } else { self.has_room() }
     }
 
     /// Whether every request is answered.
@@ -114,12 +172,22 @@ impl Client {
     }
 
     /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number.
-    pub fn open_slot(&mut self, keys: u32, multi: bool, noreply: bool, bytes: usize) -> u64 {
+    pub(super) fn open_slot(&mut self, keys: u32, multi: bool, noreply: bool, bytes: usize) -> u64 {
         let number = self.first + self.slots.len() as u64;
-        let reply = if multi { Reply::Many(vec![None; keys as usize]) } else { Reply::None };
+        let many = || Reply::Many(Many { streamed: keys > MAX_READS, ..Many::default() });
+        let reply = if multi { many() } else { Reply::None };
         self.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
         self.bytes += bytes;
         number
+    }
+
+    /// A key of a get is begun.
+    pub(super) fn begin_read(&mut self, slot: u64) {
+        self.reads += 1;
+        let at = (slot - self.first) as usize;
+        if let Some(Slot { reply: Reply::Many(many), .. }) = self.slots.get_mut(at) {
+            many.parts.push_back(Part::Waiting);
+        }
     }
 
     /// Notes that the slot's request is about a key.
@@ -138,31 +206,56 @@ impl Client {
         self.keys.iter().any(|k| k.hash == hash && k.write != write)
     }
 
-    /// Answers a request, or one key of it, and moves what can be sent to `out`. Returns whether anything was moved.
-    pub fn answer(&mut self, slot: u64, part: u32, answer: Answer) -> bool {
+    /// Answers a request, or one key of it, and moves what can be sent to `out`. `read`: it was counted by [`Client::begin_read`].
+    /// Returns whether anything was moved.
+    pub(super) fn answer(&mut self, slot: u64, part: u32, read: bool, answer: Answer) -> bool {
+        self.reads -= u32::from(read);
         let Some(at) = slot.checked_sub(self.first) else { return false };
         let Some(entry) = self.slots.get_mut(at as usize) else { return false };
         match (&mut entry.reply, answer) {
-            (Reply::Failed(_), _) => {}
-            (Reply::Many(values), Answer::Bytes(bytes)) if bytes.starts_with(b"VALUE ") => {
-                values[part as usize] = Some(bytes)
+            (Reply::Many(many), answer) => {
+                let part = &mut many.parts[(part - many.first) as usize];
+                *part = Part::Miss;
+                match answer {
+                    Answer::Bytes(bytes) if bytes.starts_with(b"VALUE ") => {
+                        self.held += bytes.len();
+                        *part = Part::Hit(bytes);
+                    }
+                    Answer::Static(b"END\r\n") => {}
+                    failure => many.failed = Some(failure),
+                }
             }
-            (Reply::Many(_), Answer::Static(b"END\r\n")) => {}
-            (reply @ Reply::Many(_), failure) => *reply = Reply::Failed(failure),
-            (reply, answer) => *reply = Reply::One(answer),
+            (reply, answer) => {
+                self.held += answer.as_ref().len();
+                *reply = Reply::One(answer);
+            }
         }
         entry.pending -= 1;
-        if entry.pending > 0 || at > 0 {
-            return false;
-        }
-        self.flush_slots()
+        at == 0 && self.flush_slots()
     }
 
     fn flush_slots(&mut self) -> bool {
         let mut moved = false;
-        while let Some(slot) = self.slots.front()
-            && slot.pending == 0
-        {
+        while let Some(slot) = self.slots.front_mut() {
+            let done = slot.pending == 0;
+            if let Reply::Many(many) = &mut slot.reply {
+                let all_or_nothing = many.failed.is_none() && done;
+                while let Some(part) = many.parts.front()
+                    && (done || many.streamed && !matches!(part, Part::Waiting))
+                {
+                    if let Some(Part::Hit(value)) = many.parts.pop_front() {
+                        self.held -= value.len();
+                        if many.streamed || all_or_nothing {
+                            self.out.put_shared(value);
+                            moved = true;
+                        }
+                    }
+                    many.first += 1;
+                }
+            }
+            if !done {
+                return moved;
+            }
             let Some(slot) = self.slots.pop_front() else { break };
             self.bytes -= slot.bytes as usize;
             while let Some(key) = self.keys.front()
@@ -173,18 +266,15 @@ impl Client {
             }
             self.first += 1;
             moved = true;
-            if slot.noreply {
-                continue;
-            }
             match slot.reply {
                 Reply::None => {}
-                Reply::One(answer) | Reply::Failed(answer) => self.put(answer),
-                Reply::Many(values) => {
-                    for value in values.into_iter().flatten() {
-                        self.out.put_shared(value);
+                Reply::One(answer) => {
+                    self.held -= answer.as_ref().len();
+                    if !slot.noreply {
+                        self.put(answer);
                     }
-                    self.out.put(b"END\r\n");
                 }
+                Reply::Many(many) => self.put(many.failed.unwrap_or(Answer::Static(b"END\r\n"))),
             }
         }
         moved
@@ -218,11 +308,11 @@ mod tests {
         let b = client.open_slot(1, false, true, 10);
         let c = client.open_slot(1, false, false, 10);
         client.note_key(a, 7, true);
-        assert!(!client.answer(c, 0, Answer::Static(b"C\r\n")));
-        assert!(!client.answer(b, 0, Answer::Static(b"noreply\r\n")));
+        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n")));
+        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n")));
         assert_eq!(sent(&mut client), "");
         assert!(client.conflicts(7, false) && !client.conflicts(7, true) && !client.conflicts(8, false));
-        assert!(client.answer(a, 0, Answer::Static(b"A\r\n")));
+        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n")));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
         assert!(client.is_idle() && !client.conflicts(7, false));
     }
@@ -231,13 +321,39 @@ mod tests {
     fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
         let mut client = Client::new(0, 0);
         let a = client.open_slot(3, true, false, 0);
-        client.answer(a, 2, Answer::Bytes(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
-        client.answer(a, 1, Answer::Static(b"END\r\n"));
-        client.answer(a, 0, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        (0..3).for_each(|_| client.begin_read(a));
+        client.answer(a, 2, true, Answer::Bytes(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
+        client.answer(a, 1, true, Answer::Static(b"END\r\n"));
+        client.answer(a, 0, true, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
         let b = client.open_slot(2, true, false, 0);
-        client.answer(b, 0, Answer::Static(b"SERVER_ERROR gone\r\n"));
-        client.answer(b, 1, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        (0..2).for_each(|_| client.begin_read(b));
+        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"));
+        client.answer(b, 1, true, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
+    }
+
+    #[test]
+    fn a_get_of_very_many_keys_holds_a_window_of_them() {
+        let mut client = Client::new(0, 0);
+        let total = MAX_READS + 10;
+        let slot = client.open_slot(total, true, false, 0);
+        (0..MAX_READS).for_each(|_| client.begin_read(slot));
+        assert_eq!(client.read_room(), 0);
+        let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
+        client.answer(slot, 1, true, Answer::Bytes(value(1)));
+        assert!(client.out.is_empty(), "the first key is still unanswered");
+        client.answer(slot, 0, true, Answer::Bytes(value(0)));
+        assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
+        assert_eq!(client.read_room(), 2);
+        for part in 2..MAX_READS {
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"));
+        }
+        (0..10).for_each(|_| client.begin_read(slot));
+        for part in MAX_READS..total {
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"));
+        }
+        assert_eq!(sent(&mut client), "END\r\n");
+        assert!(client.is_idle() && client.held == 0 && client.reads == 0);
     }
 }

@@ -114,7 +114,7 @@ impl Default for Conn {
 
 /// A worker's way to one node.
 #[derive(Debug)]
-pub struct Link {
+pub(super) struct Link {
     /// The memory that routes to this node were made for. `None`: not checked (no backups, or `--resync=off`).
     pub incarnation: Option<Incarnation>,
     /// Counts what the control plane told of the node's memory, so that markers asked for before are told apart.
@@ -127,12 +127,12 @@ pub struct Link {
 
 impl Link {
     /// `lanes` connections, none of them open.
-    pub fn new(lanes: usize) -> Link {
+    pub(super) fn new(lanes: usize) -> Link {
         Link { incarnation: None, round: 0, conns: (0..lanes).map(|_| Conn::new()).collect(), undrained: false }
     }
 
     /// Void answers outstanding on any connection.
-    pub fn voids(&self) -> bool {
+    pub(super) fn voids(&self) -> bool {
         self.conns.iter().any(|c| c.voids > 0)
     }
 }

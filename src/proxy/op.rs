@@ -81,7 +81,7 @@ impl Kind {
 
 /// What the leader's answer says about its copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
+pub(super) enum Effect {
     /// The item is as it was.
     Nothing,
     /// The command took effect.
@@ -106,7 +106,7 @@ pub enum Mirror {
 }
 
 /// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot be trusted any more.
-pub fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
+pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     use ReplyKind as R;
     Some(match (kind, reply) {
         (_, R::ServerError) => {
@@ -138,7 +138,7 @@ pub fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
 }
 
 /// How a command that took effect is repeated on a follower that is in sync.
-pub fn mirror(kind: Kind) -> Mirror {
+pub(super) fn mirror(kind: Kind) -> Mirror {
     match kind {
         Kind::Set | Kind::Add | Kind::Replace | Kind::Cas => Mirror::Set,
         Kind::Delete => Mirror::Delete,
@@ -151,7 +151,7 @@ pub fn mirror(kind: Kind) -> Mirror {
 
 /// The same on a follower that is being filled: what would be re-executed there is dropped instead, and copied again.
 /// A re-executed `incr` meets a copy that may or may not have it already (`resync_model.py reexec`).
-pub fn mirror_filling(kind: Kind) -> Mirror {
+pub(super) fn mirror_filling(kind: Kind) -> Mirror {
     match mirror(kind) {
         Mirror::Set => Mirror::Set,
         _ => Mirror::Delete,
@@ -160,7 +160,7 @@ pub fn mirror_filling(kind: Kind) -> Mirror {
 
 /// What the follower's answer means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Agreement {
+pub(super) enum Agreement {
     /// The two copies are equal.
     Agree,
     /// They may differ: the key is repaired before the client is answered.
@@ -168,7 +168,7 @@ pub enum Agreement {
 }
 
 /// Judges the follower's answer. `number`: what the leader counted. `None`: no answer to this command.
-pub fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<Agreement> {
+pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<Agreement> {
     use ReplyKind as R;
     let agree = match (sent, reply) {
         (_, R::ServerError | R::ClientError | R::Error) => false,
@@ -195,6 +195,8 @@ pub struct Origin {
     pub slot: u64,
     /// Which key of the request.
     pub part: u32,
+    /// It counts among the client's keys being read.
+    pub read: bool,
 }
 
 /// A client connection of a worker; the generation tells a successor in the same place apart.
@@ -279,7 +281,7 @@ pub struct Op {
     pub number: u64,
     /// What the follower was sent.
     pub sent: Mirror,
-    /// When it was parked, microseconds of the worker's clock.
+    /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
     /// The data of a repair under way.
     pub repair: Option<Box<Repair>>,
@@ -387,7 +389,7 @@ impl Op {
 const RAW_CAS_BITS: u32 = 48;
 
 /// The token a client gets for a node's cas id.
-pub fn client_cas(raw: u64, term: Term) -> u64 {
+pub(super) fn client_cas(raw: u64, term: Term) -> u64 {
     (u64::from(term.0) << RAW_CAS_BITS) | (raw & ((1 << RAW_CAS_BITS) - 1))
 }
 
@@ -395,7 +397,7 @@ pub fn client_cas(raw: u64, term: Term) -> u64 {
 ///
 /// A token taken under another leader or another memory must never win. It is sent as an id that no item has, so that the node
 /// still answers NOT_FOUND where there is nothing to compare with.
-pub fn node_cas(token: u64, term: Option<Term>) -> u64 {
+pub(super) fn node_cas(token: u64, term: Option<Term>) -> u64 {
     const NO_ITEMS: u64 = u64::MAX;
     match term {
         None => token,
@@ -403,3 +405,7 @@ pub fn node_cas(token: u64, term: Option<Term>) -> u64 {
         Some(_) => NO_ITEMS,
     }
 }
+
+#[cfg(test)]
+#[path = "op_tests.rs"]
+mod tests;

@@ -26,6 +26,8 @@ pub struct Flow {
     pub follower: Follower,
     /// The leadership term that cas tokens carry; `None` without backups, where tokens are the node's own.
     pub term: Option<Term>,
+    /// Whether writes are taken. Not while the node refuses to store the record that it leads alone.
+    pub writable: bool,
 }
 
 /// The other copy.

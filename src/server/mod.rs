@@ -4,7 +4,7 @@ mod stream;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -21,7 +21,7 @@ use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
-use worker::{Listener, WorkerSetup};
+use worker::{Listener, Work, WorkerSetup};
 
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks.
 ///
@@ -35,6 +35,8 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let workers = settings.threads.max(1);
     let lanes = settings.node_connections.div_ceil(workers).max(1);
     let clients = Arc::new(AtomicUsize::new(0));
+    let work = Arc::new(Work::new(workers));
+    let unclean = Arc::new(AtomicBool::new(false));
     let (events, events_from) = unbounded_channel();
     let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
     let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
@@ -66,6 +68,8 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
             idle_timeout: settings.idle_timeout,
             clients: clients.clone(),
             max_clients: settings.max_clients,
+            work: work.clone(),
+            unclean: unclean.clone(),
         };
         let own =
             Own { tcp: clone_all(&listeners.tcp)?, unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()? };
@@ -84,7 +88,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     drop(events);
     drop(peers);
     let probes = CancellationToken::new();
-    let cluster = Cluster::new(settings, topology, dialer, commands, stats, probes.clone());
+    let cluster = Cluster::new(settings, topology, dialer, commands, stats, unclean, probes.clone());
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(cluster.run(events_from));
     probes.cancel();

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A client connection.
@@ -14,8 +14,6 @@ pub enum ClientStream {
     Tcp(TcpStream),
     /// Over the unix socket.
     Unix(UnixStream),
-    /// In memory, from a test or a simulation.
-    Memory(DuplexStream),
 }
 
 impl AsyncRead for ClientStream {
@@ -23,7 +21,6 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             ClientStream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             ClientStream::Unix(s) => Pin::new(s).poll_read(cx, buf),
-            ClientStream::Memory(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -38,7 +35,6 @@ impl ClientStream {
         match self {
             ClientStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
             ClientStream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
-            ClientStream::Memory(s) => Pin::new(s).poll_write_vectored(cx, slices),
         }
     }
 }

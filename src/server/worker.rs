@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -35,8 +35,11 @@ const READ_BLOCK: usize = 64 * 1024;
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
 
+/// Reads from each client at the shutdown: what it had sent by then.
+const LAST_READS: usize = 64;
+
 /// What a worker needs of the world.
-pub struct WorkerSetup {
+pub(super) struct WorkerSetup {
     /// Opens connections to nodes.
     pub dialer: Arc<dyn Dial>,
     /// From the control plane.
@@ -57,6 +60,31 @@ pub struct WorkerSetup {
     pub clients: Arc<AtomicUsize>,
     /// See `clients`.
     pub max_clients: usize,
+    /// Unfinished work of all workers.
+    pub work: Arc<Work>,
+    /// Set if this worker ends with work unfinished.
+    pub unclean: Arc<AtomicBool>,
+}
+
+/// What is unfinished, over all workers: at the end each goes on until the others need nothing of it any more.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// Clients and operations, by worker; each writes its own.
+    live: Vec<AtomicUsize>,
+    /// Messages between workers on their way.
+    transit: AtomicUsize,
+}
+
+impl Work {
+    /// For so many workers.
+    pub(super) fn new(workers: usize) -> Work {
+        Work { live: (0..workers).map(|_| AtomicUsize::new(1)).collect(), transit: AtomicUsize::new(0) }
+    }
+
+    fn is_done(&self) -> bool {
+        // A receiver counts what a message made before it takes the message off, so nothing falls between.
+        self.transit.load(Ordering::SeqCst) == 0 && self.live.iter().all(|l| l.load(Ordering::SeqCst) == 0)
+    }
 }
 
 struct ClientIo {
@@ -84,6 +112,7 @@ pub(crate) struct Shell {
     events: UnboundedSender<Event>,
     peers: Vec<UnboundedSender<PeerMessage>>,
     stats: Arc<WorkerStats>,
+    work: Arc<Work>,
     draining: bool,
 }
 
@@ -97,6 +126,12 @@ pub(crate) struct Worker {
 }
 
 impl Shell {
+    fn count_work(&self) {
+        // Before it drains a worker counts as busy, for clients may still come.
+        let live = self.core.client_count() + self.core.op_count() + usize::from(!self.draining);
+        self.work.live[self.core.worker()].store(live, Ordering::SeqCst);
+    }
+
     fn turn(&mut self) {
         self.core.now_us = self.started.elapsed().as_micros() as u64;
     }
@@ -141,6 +176,7 @@ pub(crate) async fn run(
         events: setup.events,
         peers: setup.peers,
         stats: setup.stats,
+        work: setup.work,
         draining: false,
     }));
     let worker = Worker { shell, dialer: setup.dialer, count: setup.clients, max_clients: setup.max_clients };
@@ -152,7 +188,9 @@ pub(crate) async fn run(
         tokio::task::spawn_local(worker.clone().accept_forever(listener, shutdown.clone()));
     }
     shutdown.cancelled().await;
-    worker.drain(grace).await;
+    if !worker.drain(grace).await {
+        setup.unclean.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Where clients come from.
@@ -161,8 +199,6 @@ pub(crate) enum Listener {
     Tcp(tokio::net::TcpListener),
     /// The unix socket.
     Unix(tokio::net::UnixListener),
-    /// In-memory clients of tests and simulations.
-    Memory(UnboundedReceiver<tokio::io::DuplexStream>),
 }
 
 impl Listener {
@@ -174,10 +210,6 @@ impl Listener {
                 Ok(ClientStream::Tcp(stream))
             }
             Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
-            Listener::Memory(queue) => match queue.recv().await {
-                Some(stream) => Ok(ClientStream::Memory(stream)),
-                None => std::future::pending().await,
-            },
         }
     }
 }
@@ -297,6 +329,7 @@ impl Worker {
                 let _ = shell.events.send(event);
             }
             for (worker, message) in shell.core.outbox.peers.drain(..) {
+                shell.work.transit.fetch_add(1, Ordering::SeqCst);
                 let _ = shell.peers[worker as usize].send(message);
             }
             for (node, lane, generation) in shell.core.outbox.dials.drain(..) {
@@ -339,7 +372,7 @@ impl Worker {
                 shell.blocked_clients.push(index);
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if client.stalled && client.has_room() {
+                if client.stalled && client.may_resume() {
                     shell.core.outbox.resumable.push(index);
                 }
             }
@@ -431,9 +464,12 @@ impl Worker {
         while inbox.recv_many(&mut batch, 256).await > 0 {
             let shell = &mut *self.shell.borrow_mut();
             shell.turn();
+            let count = batch.len();
             for message in batch.drain(..) {
                 shell.core.peer(message);
             }
+            shell.count_work();
+            shell.work.transit.fetch_sub(count, Ordering::SeqCst);
             shell.wake_flusher();
         }
     }
@@ -453,25 +489,58 @@ impl Worker {
         }
     }
 
-    /// No new requests; what is in flight is answered, for at most `grace`.
-    async fn drain(&self, grace: Duration) {
+    /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
+    /// stays for the keys it owns. Returns whether all was finished.
+    async fn drain(&self, grace: Duration) -> bool {
         {
             let shell = &mut *self.shell.borrow_mut();
             shell.turn();
             shell.draining = true;
             for index in shell.core.client_indexes() {
-                shell.core.client_finished(index);
+                shell.last_call(index);
             }
             shell.wake_flusher();
         }
         let deadline = Instant::now() + grace;
-        while Instant::now() < deadline && self.shell.borrow().core.client_count() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        loop {
+            let done = {
+                let shell = self.shell.borrow();
+                shell.count_work();
+                shell.work.is_done()
+            };
+            if done || Instant::now() >= deadline {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 }
 
 impl Shell {
+    /// Takes what a client has sent already, and nothing that it sends from now on.
+    fn last_call(&mut self, index: u32) {
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..LAST_READS {
+            let Some(client) = self.core.client(index) else { return };
+            let Some(io) = self.clients[index as usize].as_mut() else { return };
+            if client.stalled || client.closing {
+                break;
+            }
+            let mut chunk = std::mem::take(&mut client.partial);
+            chunk.reserve(READ_BLOCK);
+            match poll_read_buf(Pin::new(&mut io.stream), &mut cx, &mut chunk) {
+                Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(index, chunk),
+                _ => {
+                    if let Some(client) = self.core.client(index) {
+                        client.partial = chunk;
+                    }
+                    break;
+                }
+            }
+        }
+        self.core.client_finished(index);
+    }
+
     fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
         let conn = self.core.conn(node, lane);
         conn.dirty = false;

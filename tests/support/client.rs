@@ -44,8 +44,9 @@ pub struct Item {
     pub cas: Option<u64>,
 }
 
-/// The answer to a storage command.
+/// The answer to a storage command, by memcached's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::enum_variant_names)] // they are memcached's own words
 pub enum Stored {
     Stored,
     NotStored,

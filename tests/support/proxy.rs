@@ -216,7 +216,7 @@ impl Drop for Proxy {
             if let Some(status) = died {
                 eprintln!("*** resilver had ended by itself: {status}");
             }
-            eprintln!("*** resilver {:?}, end of its log:\n{}\n***", self.args, self.log_tail(80));
+            eprintln!("*** resilver {:?}, end of its log:\n{}\n***", self.args, self.log_tail(400));
         }
         if died.is_none() {
             self.kill();

@@ -20,6 +20,16 @@ impl Core {
         self.clients.get_mut(index as usize)
     }
 
+    /// Which worker this is.
+    pub fn worker(&self) -> usize {
+        usize::from(self.settings.worker)
+    }
+
+    /// Operations unfinished.
+    pub fn op_count(&self) -> usize {
+        self.ops.len()
+    }
+
     /// The clients connected.
     pub fn client_count(&self) -> usize {
         self.clients.len()
@@ -51,6 +61,8 @@ impl Core {
     pub fn client_resume(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.stalled = false;
+        self.begin_rest(index);
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
         let chunk = std::mem::take(&mut client.partial);
         self.feed(index, chunk);
     }
@@ -100,6 +112,8 @@ impl Core {
                 bytes::Buf::advance(&mut chunk, cut);
             }
             if chunk.is_empty() {
+                // What waits for room is not forgotten because nothing waits behind it.
+                client.stalled = client.rest.is_some();
                 return;
             }
             if !client.has_room() {
@@ -140,7 +154,7 @@ impl Core {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     let slot = client.open_slot(0, false, reply.is_empty(), len);
-                    self.answer_client(index, slot, 0, Answer::Static(reply));
+                    self.answer_client(index, slot, 0, false, Answer::Static(reply));
                     if close {
                         self.close_client(index);
                         return;
@@ -172,24 +186,41 @@ impl Core {
             }
         }
         let raw = chunk.split_to(len).freeze();
-        let multi = keys > 1;
-        let slot = client.open_slot(keys, multi, request.noreply, len);
-        let generation = client.generation;
-        let base = raw.as_ptr() as usize;
-        for (part, key) in request.key_iter(&raw).enumerate() {
+        let slot = client.open_slot(keys, keys > 1, request.noreply, len);
+        let room = if kind.reads() { client.read_room().max(1) } else { 1 };
+        self.begin_keys(index, Rest { request: request.clone(), raw, slot, part: 0 }, kind, keys > 1, room);
+        true
+    }
+
+    /// Begins as many keys of a request as there is room for; the others wait in the client.
+    fn begin_keys(&mut self, index: u32, mut rest: Rest, kind: Kind, multi: bool, room: u32) {
+        let generation = self.clients[index as usize].generation;
+        let base = rest.raw.as_ptr() as usize;
+        let raw = rest.raw.clone();
+        let request = rest.request.clone();
+        let mut keys = request.key_iter(&raw);
+        for _ in 0..room {
+            let Some(key) = keys.next() else { return };
             let start = (key.as_ptr() as usize - base) as u32;
+            let end = start + key.len() as u32;
+            if kind.reads()
+                && let Some(client) = self.clients.get_mut(index as usize)
+            {
+                client.begin_read(rest.slot);
+            }
             let op = Op {
                 origin: Origin {
                     worker: self.settings.worker,
                     client: ClientKey { index, generation },
-                    slot,
-                    part: part as u32,
+                    slot: rest.slot,
+                    part: rest.part,
+                    read: kind.reads(),
                 },
                 kind,
                 pair: self.topology.pair_of(key),
                 hash: Topology::key_hash(key),
                 raw: raw.clone(),
-                key: (start, start + key.len() as u32),
+                key: (start, end),
                 data: (request.data.start as u32, request.data.end as u32),
                 flags: request.flags,
                 exptime: request.exptime,
@@ -203,9 +234,28 @@ impl Core {
                 parked_at_us: 0,
                 repair: None,
             };
+            rest.part += 1;
+            rest.request.keys.start = end as usize;
             self.admit(op, index);
         }
-        true
+        if keys.next().is_some()
+            && let Some(client) = self.clients.get_mut(index as usize)
+        {
+            client.rest = Some(rest);
+            client.stalled = true;
+        }
+    }
+
+    /// Goes on with a get of very many keys.
+    fn begin_rest(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let room = client.read_room();
+        if room > 0
+            && let Some(rest) = client.rest.take()
+            && let Some(kind) = Kind::of(rest.request.verb)
+        {
+            self.begin_keys(index, rest, kind, true, room);
+        }
     }
 
     /// memcached removes the old item when a `set` is too large; so does the pair.
@@ -222,11 +272,17 @@ impl Core {
         let generation = client.generation;
         let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
         if request.verb != Verb::Set {
-            self.answer_client(index, slot, 0, error);
+            self.answer_client(index, slot, 0, false, error);
             return true;
         }
         let op = Op {
-            origin: Origin { worker: self.settings.worker, client: ClientKey { index, generation }, slot, part: 0 },
+            origin: Origin {
+                worker: self.settings.worker,
+                client: ClientKey { index, generation },
+                slot,
+                part: 0,
+                read: false,
+            },
             kind: Kind::Delete,
             pair,
             hash,
@@ -260,7 +316,7 @@ impl Core {
             } else {
                 Answer::Static(b"CLIENT_ERROR this key is reserved for the proxy\r\n")
             };
-            return self.answer_client(index, op.origin.slot, op.origin.part, answer);
+            return self.answer_client(index, op.origin.slot, op.origin.part, op.origin.read, answer);
         }
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.note_key(op.origin.slot, op.hash, write);
@@ -293,17 +349,17 @@ impl Core {
             Verb::Stats => Question::Stats(args),
             Verb::Resync => Question::Resync(args),
             Verb::Version => {
-                self.answer_client(index, slot, 0, Answer::Static(crate::proxy::VERSION_LINE.as_bytes()));
+                self.answer_client(index, slot, 0, false, Answer::Static(crate::proxy::VERSION_LINE.as_bytes()));
                 return true;
             }
             Verb::Quit => {
-                self.answer_client(index, slot, 0, Answer::Static(b""));
+                self.answer_client(index, slot, 0, false, Answer::Static(b""));
                 self.close_client(index);
                 return true;
             }
             // Verbosity is the node's affair elsewhere; the proxy's log level is set at its start.
             _ => {
-                self.answer_client(index, slot, 0, Answer::Static(b"OK\r\n"));
+                self.answer_client(index, slot, 0, false, Answer::Static(b"OK\r\n"));
                 return true;
             }
         };
@@ -313,14 +369,15 @@ impl Core {
         true
     }
 
-    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, answer: Answer) {
+    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Answer) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        if client.answer(slot, part, answer) {
+        let moved = client.answer(slot, part, read, answer);
+        if moved {
             mark_client_dirty(client, index, &mut self.outbox);
-            if client.stalled {
-                client.stalled = false;
-                self.outbox.resumable.push(index);
-            }
+        }
+        if client.stalled && (moved || client.rest.is_some()) && client.may_resume() {
+            client.stalled = false;
+            self.outbox.resumable.push(index);
         }
     }
 
@@ -330,7 +387,7 @@ impl Core {
             return;
         }
         if self.clients.get(origin.client.index as usize).is_some_and(|c| c.generation == origin.client.generation) {
-            self.answer_client(origin.client.index, origin.slot, origin.part, answer);
+            self.answer_client(origin.client.index, origin.slot, origin.part, origin.read, answer);
         }
     }
 }

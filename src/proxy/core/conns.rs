@@ -88,27 +88,24 @@ impl Core {
         conn.lateness = 0;
         let flights = std::mem::take(&mut conn.flights);
         let waiting = std::mem::take(&mut conn.waiting);
-        let mut hurt = was == LinkState::Dialing || was == LinkState::Checking || !waiting.is_empty();
+        let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Repair(..));
+        // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
+        if was == LinkState::Dialing || was == LinkState::Checking || !waiting.is_empty() || flights.iter().any(asked) {
+            self.fault(node, reason, false);
+        } else {
+            self.outbox.events.push(Event::Hint { node });
+        }
         for sent in flights {
-            match sent.flight {
-                Flight::Op(id) | Flight::Repair(id, _) => {
-                    hurt = true;
-                    if self.ops.contains(id as usize) {
-                        self.strand(id, node);
-                    }
-                }
-                Flight::Void | Flight::Marker(_) => {}
+            if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
+                && self.ops.contains(id as usize)
+            {
+                self.strand(id, node);
             }
         }
         for id in waiting {
             if self.ops.contains(id as usize) {
                 self.unsent(id, node);
             }
-        }
-        if hurt {
-            self.fault(node, reason, false);
-        } else {
-            self.outbox.events.push(Event::Hint { node });
         }
         self.tell_undrained(node);
     }
@@ -125,6 +122,7 @@ impl Core {
         let flights = std::mem::take(&mut conn.flights);
         let waiting = std::mem::take(&mut conn.waiting);
         conn.voids = 1;
+        self.fault(node, Reason::Protocol, false);
         for sent in flights {
             if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
                 && self.ops.contains(id as usize)
@@ -143,7 +141,6 @@ impl Core {
             conn.dirty = true;
             self.outbox.dirty_conns.push((node, lane));
         }
-        self.fault(node, Reason::Protocol, false);
         self.tell_undrained(node);
     }
 
@@ -173,17 +170,54 @@ impl Core {
                 }
             }
         }
-        let patience = self.settings.leader_timeout_us + self.settings.timeout_us;
+        self.ask_markers_again();
+        self.retry_repairs();
         for index in 0..self.pairs.len() {
-            while let Some(&id) = self.pairs[index].parked.front()
-                && self.now_us.saturating_sub(self.ops[id as usize].parked_at_us) > patience
-            {
-                self.pairs[index].parked.pop_front();
-                self.stats.refused();
-                self.finish(
-                    id,
-                    Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"),
-                );
+            if !self.pairs[index].parked.is_empty() {
+                self.expire_parked(index);
+                self.retry_parked(index);
+            }
+        }
+    }
+
+    /// A connection that found no marker is asked again while operations wait for it: if the marker alone was evicted, the control
+    /// plane writes it again and tells nobody, for nothing has changed.
+    fn ask_markers_again(&mut self) {
+        for index in 0..self.links.len() {
+            for lane in 0..self.settings.lanes {
+                let conn = &self.links[index].conns[lane];
+                if conn.state == LinkState::Checking
+                    && !conn.waiting.is_empty()
+                    && !conn.flights.iter().any(|s| matches!(s.flight, Flight::Marker(_)))
+                {
+                    self.check(NodeId(index as u16), lane);
+                }
+            }
+        }
+    }
+
+    fn expire_parked(&mut self, index: usize) {
+        let patience = self.settings.leader_timeout_us + self.settings.timeout_us;
+        let late = |op: &Op| self.now_us.saturating_sub(op.parked_at_us) > patience;
+        let (late, kept): (Vec<u32>, Vec<u32>) =
+            self.pairs[index].parked.iter().partition(|&&id| late(&self.ops[id as usize]));
+        self.pairs[index].parked = kept.into();
+        for id in late {
+            self.stats.refused();
+            self.finish(
+                id,
+                Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"),
+            );
+        }
+    }
+
+    /// A dial that took too long is no reason to depose the last full copy, so no new route follows: what waited for it is begun again.
+    fn retry_parked(&mut self, index: usize) {
+        let slot = &mut self.pairs[index];
+        let unsent = |&id: &u32| self.ops[id as usize].stage == Stage::Parked;
+        if matches!(slot.route, Route::Open(_)) && slot.parked.iter().all(unsent) {
+            for id in std::mem::take(&mut slot.parked) {
+                self.unpark(id);
             }
         }
     }

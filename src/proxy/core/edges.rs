@@ -25,7 +25,7 @@ impl Core {
                     && c.generation == client.generation
                 {
                     c.exclusive = false;
-                    self.answer_client(client.index, slot, 0, Answer::Bytes(bytes));
+                    self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
                 }
             }
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
@@ -57,10 +57,7 @@ impl Core {
         {
             voided.push(node);
         }
-        slot.closing = Some(Closing { round, in_flight: 0, void: voided, reported: false });
-        if let Some(node) = void {
-            self.void_flights(pair, node);
-        }
+        // Counted before anything is voided: a voided operation leaves the count, and the last one to leave reports the gate closed.
         let in_flight = self
             .ops
             .iter()
@@ -68,8 +65,10 @@ impl Core {
                 op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair)
             })
             .count();
-        if let Some(closing) = &mut self.pairs[pair.index()].closing {
-            closing.in_flight = in_flight;
+        self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
+        if let Some(node) = void {
+            self.void_flights(pair, node);
+            self.void_waiting_repairs(pair, node);
         }
         self.report_closed(pair);
     }
@@ -166,7 +165,10 @@ impl Core {
     pub(super) fn park(&mut self, id: u32, stage: Stage) {
         let op = &mut self.ops[id as usize];
         op.stage = stage;
-        op.parked_at_us = self.now_us;
+        if op.parked_at_us == 0 {
+            // Parked again and again it must end all the same.
+            op.parked_at_us = self.now_us.max(1);
+        }
         self.pairs[op.pair.index()].parked.push_back(id);
     }
 }

@@ -32,7 +32,7 @@ mod replies;
 
 pub use messages::{Command, Event, PeerMessage, Question};
 
-use crate::proxy::client::Client;
+use crate::proxy::client::{Client, Rest};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};
 use crate::proxy::op::{self, Agreement, Answer, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
@@ -101,6 +101,8 @@ struct Fence {
     /// What the leader holds, once read. `None` inside: nothing.
     item: Option<Option<LeaderItem>>,
     marker_ok: bool,
+    /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
+    retry_at_us: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -174,6 +176,9 @@ impl Core {
     }
 }
 
+const READ_ONLY: &[u8] =
+    b"SERVER_ERROR the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read\r\n";
+
 const OUTCOME_UNKNOWN: &[u8] =
     b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
 
@@ -197,3 +202,6 @@ fn dark_line(reason: Reason) -> &'static [u8] {
         _ => b"SERVER_ERROR no copy of this key is reachable\r\n",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,16 @@ impl Core {
         let op = &self.ops[id as usize];
         let write = op.kind.is_write();
         match &self.pairs[op.pair.index()].route {
-            Route::Closed => return self.park(id, Stage::Parked),
+            Route::Closed => self.park(id, Stage::Parked),
             Route::Dark(reason) => {
                 let line = dark_line(*reason);
                 self.stats.refused();
-                return self.finish(id, Answer::Static(line));
+                self.finish(id, Answer::Static(line))
+            }
+            // A write that is parked although the route is open met a broken node: those behind it must not overtake it on a new
+            // connection to that node, which then executes the later of two writes first.
+            Route::Open(_) if write && !self.pairs[op.pair.index()].parked.is_empty() => {
+                self.park(id, Stage::Parked);
             }
             Route::Open(flow) => {
                 if write
@@ -20,6 +25,10 @@ impl Core {
                 {
                     fence.queue.push_back(id);
                     return;
+                }
+                if write && !flow.writable {
+                    self.stats.refused();
+                    return self.finish(id, Answer::Static(READ_ONLY));
                 }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);

@@ -49,18 +49,19 @@ impl Core {
         let Some(fence) = self.fences.get_mut(key) else { return };
         fence.item = None;
         fence.marker_ok = false;
+        fence.retry_at_us = None;
         let id = fence.owner;
         let op = &self.ops[id as usize];
         let pair = op.pair;
         let leader = self.leader_of(pair);
         let lane = self.lane(op.hash);
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
-        let usable =
-            |node: NodeId| !self.is_void(pair, node) && self.links[node.index()].conns[lane].state == LinkState::Ready;
-        match follower {
-            Some(f) if usable(leader) && usable(f) => {}
-            Some(f) if usable(leader) => return self.repair_broken(id, f),
-            _ => return self.repair_broken(id, leader),
+        let Some(follower) = follower else { return self.repair_broken(id, leader) };
+        if let Some(node) = [leader, follower].into_iter().find(|&node| self.is_void(pair, node)) {
+            return self.repair_broken(id, node);
+        }
+        if [leader, follower].into_iter().any(|node| !self.is_ready_for_repair(node, lane)) {
+            return self.repair_later(key);
         }
         let marked = self.links[leader.index()].incarnation.is_some();
         let conn = &mut self.links[leader.index()].conns[lane];
@@ -80,13 +81,54 @@ impl Core {
         self.set_outstanding(id, 1 + u32::from(marked));
     }
 
+    /// A connection may have broken while nothing was in flight on it: that is no fault, so no new route follows. It is dialled again.
+    fn is_ready_for_repair(&mut self, node: NodeId, lane: usize) -> bool {
+        if self.links[node.index()].conns[lane].state == LinkState::Idle {
+            self.dial(node, lane);
+        }
+        self.links[node.index()].conns[lane].state == LinkState::Ready
+    }
+
+    /// The repair begins again at a later tick, unless one of the nodes is deposed before.
+    fn repair_later(&mut self, key: &Bytes) {
+        let at_us = self.now_us + MARKER_CHECK_US;
+        if let Some(fence) = self.fences.get_mut(key) {
+            fence.retry_at_us = Some(at_us);
+        }
+    }
+
+    /// Repairs that wait for a marker or a connection are tried again. Called at every tick.
+    pub(super) fn retry_repairs(&mut self) {
+        let due = |f: &Fence| f.retry_at_us.is_some_and(|at| at <= self.now_us);
+        let keys: Vec<Bytes> = self.fences.iter().filter(|(_, f)| due(f)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.repair_read(&key);
+        }
+    }
+
+    /// A repair that waits for a marker or a connection has nothing in flight that could be voided, and the gate waits for it.
+    pub(super) fn void_waiting_repairs(&mut self, pair: PairId, node: NodeId) {
+        let waits = |f: &Fence| f.retry_at_us.is_some() && self.ops[f.owner as usize].pair == pair;
+        let owners: Vec<u32> = self.fences.values().filter(|f| waits(f)).map(|f| f.owner).collect();
+        for owner in owners {
+            self.repair_broken(owner, node);
+        }
+    }
+
     pub(super) fn set_outstanding(&mut self, id: u32, count: u32) {
         if let Some(repair) = &mut self.ops[id as usize].repair {
             repair.outstanding = count;
         }
     }
 
-    pub(super) fn repair_answered(&mut self, id: u32, step: RepairStep, reply: &Reply, unit: &Bytes) -> bool {
+    pub(super) fn repair_answered(
+        &mut self,
+        id: u32,
+        node: NodeId,
+        step: RepairStep,
+        reply: &Reply,
+        unit: &Bytes,
+    ) -> bool {
         let Some(op) = self.ops.get_mut(id as usize) else { return true };
         let pair = op.pair;
         let key = Bytes::copy_from_slice(op.key());
@@ -101,6 +143,9 @@ impl Core {
                 fence.marker_ok = self.links[leader.index()]
                     .incarnation
                     .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
+                if !fence.marker_ok {
+                    self.fault(leader, Reason::MarkerStale, false);
+                }
             }
             (RepairStep::Marker, ReplyKind::MetaEn) => {
                 self.fault(leader, Reason::MarkerLost, false);
@@ -144,8 +189,11 @@ impl Core {
                 }
                 return true;
             }
-            (_, ReplyKind::ServerError) => self.stats.repair_failed(),
+            (RepairStep::Marker | RepairStep::Drop, ReplyKind::ServerError) => self.stats.repair_failed(),
             _ => {
+                // No answer to this command, or none to go on with: the caller gives the connection up, and nobody else would end
+                // the repair.
+                self.repair_broken(id, node);
                 return false;
             }
         }
@@ -166,11 +214,19 @@ impl Core {
         let op = &self.ops[id as usize];
         let (pair, lane) = (op.pair, self.lane(op.hash));
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
-        let (Some(node), true, Some(item)) = (follower, fence.marker_ok, fence.item.clone()) else {
+        if !fence.marker_ok {
+            // Told already. Either the leader's memory is gone: then the next route is under way; or the marker alone was evicted and
+            // is written again: to give up now would leave two copies that differ in a mirrored pair.
+            return self.repair_later(key);
+        }
+        let (Some(node), Some(item)) = (follower, fence.item.clone()) else {
             return self.repair_broken(id, self.leader_of(pair));
         };
-        if self.is_void(pair, node) || self.links[node.index()].conns[lane].state != LinkState::Ready {
+        if self.is_void(pair, node) {
             return self.repair_broken(id, node);
+        }
+        if !self.is_ready_for_repair(node, lane) {
+            return self.repair_later(key);
         }
         let clock = self.clocks[node.index()] + (self.now_us / 1_000_000) as i64;
         let out = &mut self.links[node.index()].conns[lane].out;

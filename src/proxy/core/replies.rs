@@ -50,7 +50,7 @@ impl Core {
             let unit = conn.input.split_to(len).freeze();
             let fine = match sent.flight {
                 Flight::Op(id) => self.op_answered(id, node, lane, &reply, unit),
-                Flight::Repair(id, step) => self.repair_answered(id, step, &reply, &unit),
+                Flight::Repair(id, step) => self.repair_answered(id, node, step, &reply, &unit),
                 Flight::Marker(round) => self.marker_answered(node, lane, round, &reply, &unit),
                 Flight::Void => {
                     conn.voids -= 1;
@@ -90,15 +90,17 @@ impl Core {
         if kind.reads() {
             let hit = matches!(reply.kind, ReplyKind::Value { .. });
             self.stats.read(hit);
-            if !hit {
-                self.ask_marker_after_miss(node, lane);
-            } else if effect == Effect::Nothing
+            if hit
+                && effect == Effect::Nothing
                 && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[pair.index()].flow
                 && recopy.wants_reads()
             {
                 // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
                 recopy.push_read(self.ops[id as usize].key());
             }
+        }
+        if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
+            self.ask_marker_after_miss(node, lane);
         }
         if effect == Effect::Nothing {
             self.finish(id, answer);

@@ -1,0 +1,26 @@
+//! The data plane against model nodes: every order of what can happen, and single stories step by step.
+//!
+//! | rule | protected by |
+//! |---|---|
+//! | a gate closes when everything is answered | `close`: counted before voiding |
+//! | a fault is told before the gate it closes | `conn_down`, `doubt`: `fault` first |
+//! | answers of a deposed node count for nothing | `void_flights`: `Flight::Void` |
+//! | what one node may have executed is not sent to it again | `unpark`: the arms of `Unknown` and `Held` |
+//! | no write is acknowledged before its lost follower is recorded | `leader_answered`: `is_void(pair, target)` |
+//! | one client's writes keep their order | `begin`: the arm with `parked` |
+//! | a token of an earlier term does not win | `node_cas` |
+//! | a filling node never computes, and what is dropped is copied again | `mirror_filling`; `follower_answered`: `recopy.push` |
+//! | a repair has the key for itself | `begin`: `fence.queue`; `repair`: `waiting_for` |
+//! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
+//! | a connection leads to the memory that the route was made for | `conn_up`: `check` |
+//! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
+
+mod control;
+mod copier;
+mod explore;
+mod history;
+mod node;
+mod races;
+mod repair;
+mod stories;
+mod world;

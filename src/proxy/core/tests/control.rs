@@ -1,0 +1,122 @@
+//! The control plane of the model: what `src/cluster` does with events and effects, one pair, nodes that never come back into use.
+
+use crate::backend::marker::INCARNATION_KEY;
+use crate::ids::Place;
+use crate::pair::{self, Loss, State};
+
+use super::super::*;
+use super::world::{Fault, MARKER, PAIR, Process, World};
+
+impl World {
+    pub(super) fn worker_said(&mut self, event: Event) {
+        match event {
+            Event::Closed { worker, round, .. } => {
+                if round == self.round && self.unconfirmed.remove(&worker) && self.unconfirmed.is_empty() {
+                    self.apply(pair::Event::Closed);
+                }
+            }
+            Event::Fault { node, reason: Reason::MarkerLost, .. } => {
+                let evicted = matches!(self.fault, Some(Fault::Evict(n)) if n == node.index());
+                if evicted {
+                    self.nodes[node.index()].put(INCARNATION_KEY, MARKER);
+                } else {
+                    self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+                }
+            }
+            Event::Fault { node, reason, patience_over } => self.lost(node, reason, Loss::Suspected, patience_over),
+            Event::Undrained { worker, node } => assert!(self.undrained.insert((worker, node.0))),
+            Event::Drained { worker, node } => assert!(self.undrained.remove(&(worker, node.0))),
+            Event::Hint { node } => {
+                // A probe.
+                let empty = !self.nodes[node.index()].items.contains_key(INCARNATION_KEY.as_bytes());
+                if self.process[node.index()] == Process::Dead {
+                    self.lost(node, Reason::Refused, Loss::Suspected, true);
+                } else if empty {
+                    self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+                }
+            }
+            Event::Ask { .. } => panic!("no script asks"),
+        }
+    }
+
+    pub(super) fn lost(&mut self, node: NodeId, reason: Reason, loss: Loss, patience_over: bool) {
+        let place = if node.0 == 0 { Place::Primary } else { Place::Backup };
+        let led =
+            matches!(self.pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place);
+        if reason == Reason::Timeout && !patience_over && led {
+            return;
+        }
+        self.in_use[node.index()] = false;
+        self.apply(pair::Event::Lost(place, loss, reason));
+    }
+
+    pub(super) fn apply(&mut self, event: pair::Event) {
+        for effect in self.pair.apply(event) {
+            match effect {
+                pair::Effect::Close { void } => {
+                    self.round += 1;
+                    self.record_due = false;
+                    let void = void.map(|place| NodeId(place as u16));
+                    self.unconfirmed = (0..self.cores.len() as u16).collect();
+                    for commands in &mut self.commands {
+                        commands.push_back(Command::Close { pair: PAIR, void, round: self.round });
+                    }
+                    if !self.barrier {
+                        self.unconfirmed.clear();
+                        self.apply(pair::Event::Closed);
+                    }
+                }
+                pair::Effect::RecordAlone { .. }
+                | pair::Effect::RecordFilling { .. }
+                | pair::Effect::RecordSync { .. } => {
+                    self.record_due = true;
+                }
+                pair::Effect::Open => self.publish(),
+                pair::Effect::FinishCopies => {
+                    let done = self.copier.as_ref().is_some_and(|c| c.is_done(&self.recopy));
+                    if done || self.copier.is_none() {
+                        self.copier = None;
+                        self.apply(pair::Event::Drained(done));
+                    }
+                }
+                pair::Effect::AbortResync => self.copier = None,
+            }
+        }
+    }
+
+    pub(super) fn record(&mut self) {
+        self.record_due = false;
+        let needed: Vec<usize> = match self.pair.state() {
+            State::Mirrored => vec![0, 1],
+            State::Degraded { leader } => vec![leader as usize],
+            State::Recovering { leader } => vec![leader.other() as usize],
+            State::Dark { .. } => vec![],
+        };
+        match needed.into_iter().find(|&n| self.process[n] != Process::Running) {
+            None => self.apply(pair::Event::Recorded),
+            Some(node) => self.lost(NodeId(node as u16), Reason::Reset, Loss::Suspected, true),
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        let route = match (self.pair.state(), self.pair.state().leader()) {
+            (State::Mirrored, _) => (Place::Primary, Follower::InSync(NodeId(1))),
+            (State::Recovering { leader }, _) => {
+                (leader, Follower::Filling(NodeId(leader.other() as u16), self.recopy.clone()))
+            }
+            (_, Some(leader)) => (leader, Follower::None),
+            (_, None) => {
+                let reason = self.pair.reason();
+                return self
+                    .commands
+                    .iter_mut()
+                    .for_each(|c| c.push_back(Command::Open { pair: PAIR, route: Route::Dark(reason) }));
+            }
+        };
+        let flow =
+            Flow { leader: NodeId(route.0 as u16), follower: route.1, term: Some(self.pair.term()), writable: true };
+        for commands in &mut self.commands {
+            commands.push_back(Command::Open { pair: PAIR, route: Route::Open(flow.clone()) });
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Every order of everything: depth first over distinct states, by replaying choices from the start.
+
+use std::collections::HashSet;
+
+use crate::pair::{Gate, State};
+
+use super::node::Item;
+use super::world::{Fault, KEY, Process, World};
+
+/// What an exploration expects of every end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Errors {
+    /// G4: one node of a mirrored pair failed, and no client may notice.
+    None,
+    /// The only full copy failed.
+    Allowed,
+}
+
+/// More distinct states than this mean that a scenario is too large for a test.
+const MAX_STATES: usize = 400_000;
+
+/// Walks every order; `Err`: what went wrong, and the choices that led there.
+pub(super) fn explore(make: impl Fn() -> World, errors: Errors) -> Result<usize, String> {
+    let mut seen: HashSet<u64> = HashSet::new();
+    let mut stack: Vec<Vec<u8>> = vec![vec![]];
+    while let Some(prefix) = stack.pop() {
+        let mut world = make();
+        let mut path = Vec::with_capacity(prefix.len() + 16);
+        for &at in &prefix {
+            let choice = world.choices().swap_remove(at as usize);
+            world.step(&choice);
+            path.push(at);
+        }
+        if !prefix.is_empty() && !seen.insert(world.digest()) {
+            continue;
+        }
+        loop {
+            let choices = world.choices();
+            if choices.is_empty() {
+                judge(&world, errors).map_err(|error| format!("{error}\n{}", told(&make, &path)))?;
+                break;
+            }
+            for other in (1..choices.len()).rev() {
+                stack.push(path.iter().copied().chain([other as u8]).collect());
+            }
+            world.step(&choices[0]);
+            path.push(0);
+            if !seen.insert(world.digest()) {
+                break;
+            }
+            assert!(seen.len() < MAX_STATES, "the scenario is too large");
+        }
+    }
+    Ok(seen.len())
+}
+
+fn told(make: &impl Fn() -> World, path: &[u8]) -> String {
+    let mut world = make();
+    let mut text = String::new();
+    for &at in path {
+        let choice = world.choices().swap_remove(at as usize);
+        world.step(&choice);
+        text += &format!("  {choice:?}\n");
+    }
+    text + &format!(
+        "  pair {:?} {:?}\n  nodes {:?}\n  {:?}\n",
+        world.pair.state(),
+        world.pair.gate(),
+        world.nodes,
+        world.history
+    )
+}
+
+/// Everything is quiet: what must hold.
+pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
+    if world.history.unanswered() {
+        return Err("a client waits for ever".into());
+    }
+    if let (Errors::None, Some(error)) = (errors, world.history.errors()) {
+        return Err(format!("G4: a client was told {error}"));
+    }
+    let (state, gate) = (world.pair.state(), world.pair.gate());
+    if gate != Gate::Open {
+        return Err(format!("the gate stays {gate:?} in {state:?}"));
+    }
+    let item = |node: usize| world.nodes[node].items.get(KEY.as_bytes());
+    let lost_memory = |node| world.faulted && world.fault == Some(Fault::Restart(node));
+    let last = state
+        .leader()
+        .filter(|&l| world.process[l as usize] != Process::Dead && !lost_memory(l as usize))
+        .map(|l| item(l as usize).map(|i| std::str::from_utf8(&i.value).unwrap()));
+    if !world.diverged && !world.history.is_possible(last) {
+        return Err(format!("no order of the commands explains what clients were told (and {last:?} at the end)"));
+    }
+    let plain = |i: &Item| (i.value.clone(), i.flags, i.exptime);
+    if state == State::Mirrored && item(0).map(plain) != item(1).map(plain) {
+        return Err("leader and follower differ".into());
+    }
+    if let State::Recovering { leader } = state
+        && let Some(copy) = item(leader.other() as usize)
+        && item(leader as usize).map(plain) != Some(plain(copy))
+        && world.recopy.is_empty()
+        && world.copier.is_none()
+    {
+        return Err("the filling node holds something old".into());
+    }
+    if !world.undrained.is_empty() && world.process == [Process::Running; 2] {
+        return Err(format!("undrained for ever: {:?}", world.undrained));
+    }
+    Ok(())
+}
+
+/// Asserts that every order ends well.
+pub(super) fn holds(name: &str, make: impl Fn() -> World, errors: Errors) {
+    if let Err(story) = explore(make, errors) {
+        panic!("{name}: {story}");
+    }
+}

@@ -1,0 +1,137 @@
+//! A memcached of the mind: one map, the commands the data plane sends, one command at a time.
+
+use std::collections::BTreeMap;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Item {
+    pub(super) value: Vec<u8>,
+    pub(super) flags: u32,
+    pub(super) exptime: i64,
+    pub(super) cas: u64,
+}
+
+#[derive(Clone, Default, Debug)]
+pub(super) struct Node {
+    pub(super) items: BTreeMap<Vec<u8>, Item>,
+    cas: u64,
+}
+
+/// The length of the first whole command in the buffer.
+pub(super) fn command_len(buf: &[u8]) -> Option<usize> {
+    let line = buf.iter().position(|&b| b == b'\n')? + 1;
+    let words: Vec<&[u8]> = buf[..line - 2].split(|&b| b == b' ').collect();
+    let number = |at: usize| std::str::from_utf8(words[at]).unwrap().parse::<usize>().unwrap();
+    let data = match words[0] {
+        b"set" | b"add" | b"replace" | b"append" | b"prepend" | b"cas" => number(4) + 2,
+        b"ms" => number(2) + 2,
+        _ => 0,
+    };
+    (buf.len() >= line + data).then_some(line + data)
+}
+
+impl Node {
+    pub(super) fn put(&mut self, key: &str, value: &str) {
+        self.store(key.as_bytes(), value.as_bytes().to_vec(), 0, 0);
+    }
+
+    fn store(&mut self, key: &[u8], value: Vec<u8>, flags: u32, exptime: i64) {
+        self.cas += 1;
+        self.items.insert(key.to_vec(), Item { value, flags, exptime, cas: self.cas });
+    }
+
+    /// Executes one command; the answer's bytes.
+    pub(super) fn execute(&mut self, command: &[u8]) -> Vec<u8> {
+        let end = command.iter().position(|&b| b == b'\r').unwrap();
+        let line = String::from_utf8(command[..end].to_vec()).unwrap();
+        let data = command.get(end + 2..).filter(|d| !d.is_empty()).map(|d| d[..d.len() - 2].to_vec());
+        let words: Vec<&str> = line.split(' ').collect();
+        let key = words[1].as_bytes();
+        let number = |at: usize| words[at].parse::<i64>().unwrap_or_else(|_| words[at].parse::<u64>().unwrap() as i64);
+        let held = self.items.get(key).cloned();
+        match (words[0], held) {
+            ("gat" | "gats", _) => {
+                let key = words[2].as_bytes();
+                if let Some(item) = self.items.get_mut(key) {
+                    item.exptime = number(1);
+                }
+                let held = self.items.get(key).cloned();
+                value_reply(key, held.as_ref(), words[0] == "gats")
+            }
+            ("get" | "gets", held) => value_reply(key, held.as_ref(), words[0] == "gets"),
+            ("add", Some(_)) | ("replace" | "append" | "prepend", None) => b"NOT_STORED\r\n".to_vec(),
+            ("set" | "add" | "replace", _) => {
+                self.store(key, data.unwrap(), number(2) as u32, number(3));
+                b"STORED\r\n".to_vec()
+            }
+            ("append" | "prepend", Some(held)) => {
+                let (old, new) = (held.value, data.unwrap());
+                let value = if words[0] == "append" { [old, new].concat() } else { [new, old].concat() };
+                self.store(key, value, held.flags, held.exptime);
+                b"STORED\r\n".to_vec()
+            }
+            ("cas", None) => b"NOT_FOUND\r\n".to_vec(),
+            ("cas", Some(held)) if held.cas != number(5) as u64 => b"EXISTS\r\n".to_vec(),
+            ("cas", Some(_)) => {
+                self.store(key, data.unwrap(), number(2) as u32, number(3));
+                b"STORED\r\n".to_vec()
+            }
+            ("incr" | "decr" | "touch" | "delete", None) => b"NOT_FOUND\r\n".to_vec(),
+            ("incr" | "decr", Some(held)) => {
+                let Ok(old) = String::from_utf8(held.value).unwrap().parse::<u64>() else {
+                    return b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n".to_vec();
+                };
+                let delta = number(2) as u64;
+                let new = if words[0] == "incr" { old.wrapping_add(delta) } else { old.saturating_sub(delta) };
+                self.store(key, new.to_string().into_bytes(), held.flags, held.exptime);
+                format!("{new}\r\n").into_bytes()
+            }
+            ("touch", Some(_)) => {
+                self.items.get_mut(key).unwrap().exptime = number(2);
+                b"TOUCHED\r\n".to_vec()
+            }
+            ("delete", Some(_)) => {
+                self.items.remove(key);
+                b"DELETED\r\n".to_vec()
+            }
+            ("mg", None) => b"EN\r\n".to_vec(),
+            ("mg", Some(held)) => {
+                let ttl = if held.exptime == 0 { -1 } else { held.exptime };
+                let flag = |word: &str| match word {
+                    "f" => format!(" f{}", held.flags),
+                    "t" => format!(" t{ttl}"),
+                    "c" => format!(" c{}", held.cas),
+                    _ => String::new(),
+                };
+                let flags: String = words[2..].iter().map(|w| flag(w)).collect();
+                if words.contains(&"v") {
+                    let head = format!("VA {}{flags}\r\n", held.value.len()).into_bytes();
+                    [head, held.value, b"\r\n".to_vec()].concat()
+                } else {
+                    format!("HD{flags}\r\n").into_bytes()
+                }
+            }
+            ("md", held) => {
+                self.items.remove(key);
+                if held.is_some() { b"HD\r\n".to_vec() } else { b"NF\r\n".to_vec() }
+            }
+            ("ms", Some(_)) => {
+                assert!(words.contains(&"ME"), "a repair only adds: {line}");
+                b"NS\r\n".to_vec()
+            }
+            ("ms", None) => {
+                let flag = |c| words[3..].iter().find_map(|w| w.strip_prefix(c)).map_or(0, |w| w.parse().unwrap());
+                self.store(key, data.unwrap(), flag('F') as u32, flag('T'));
+                b"HD\r\n".to_vec()
+            }
+            _ => panic!("the model does not know {line}"),
+        }
+    }
+}
+
+fn value_reply(key: &[u8], held: Option<&Item>, cas: bool) -> Vec<u8> {
+    let Some(held) = held else { return b"END\r\n".to_vec() };
+    let key = String::from_utf8_lossy(key);
+    let cas = if cas { format!(" {}", held.cas) } else { String::new() };
+    let head = format!("VALUE {key} {} {}{cas}\r\n", held.flags, held.value.len()).into_bytes();
+    [head, held.value.clone(), b"\r\nEND\r\n".to_vec()].concat()
+}

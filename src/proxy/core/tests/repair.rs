@@ -1,0 +1,180 @@
+//! Repairs: the copies of a mirrored pair differ, a write finds out, and anything may fail meanwhile.
+
+use crate::pair::State;
+
+use super::explore::{Errors, holds, judge};
+use super::history::Req::{self, *};
+use super::world::{Choice, Fault, KEY, World};
+
+/// Mirrored, but the follower lacks the key or holds another value.
+fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -> World {
+    let mut world = World::new(1, State::Mirrored, Some("5"), programs);
+    world.nodes[1].items.remove(KEY.as_bytes());
+    if let Some(value) = follower {
+        world.nodes[1].put(KEY, value);
+    }
+    world.fault = fault;
+    world
+}
+
+#[test]
+fn a_difference_is_repaired_before_the_client_is_answered() {
+    for follower in [None, Some("90"), Some("x")] {
+        for (a, b) in [(Incr, Incr), (Incr, Set("8")), (Append("1"), Delete), (Touch, Incr), (Gat, Append("2"))] {
+            // `append` answers STORED on both whatever they hold: only what answers differently is noticed.
+            if follower.is_some() && !matches!(a, Incr) {
+                continue;
+            }
+            let programs: [&[Req]; 2] = [&[a], &[b, Get]];
+            holds(&format!("{a:?}, {b:?} with {follower:?}"), || diverged(&programs, follower, None), Errors::None);
+        }
+    }
+}
+
+#[test]
+fn later_writes_queue_behind_the_fence() {
+    let make = || {
+        let mut world = diverged(&[&[Incr, Incr, Decr, Get]], None, None);
+        world.history.pipelined = true;
+        world
+    };
+    holds("pipelined", make, Errors::None);
+}
+
+#[test]
+fn the_follower_fails_in_mid_repair() {
+    for fault in [Fault::Kill(1), Fault::Reset(1), Fault::Hang(1)] {
+        let programs: [&[Req]; 2] = [&[Incr], &[Set("8"), Get]];
+        holds(&format!("{fault:?}"), || diverged(&programs, None, Some(fault)), Errors::None);
+    }
+}
+
+/// The copies differed before: a survivor's answers cannot all be right, but nobody waits for ever and the gate opens.
+#[test]
+fn the_leader_fails_in_mid_repair() {
+    for fault in [Fault::Kill(0), Fault::Reset(0), Fault::Restart(0), Fault::Hang(0)] {
+        let make = || {
+            let mut world = diverged(&[&[Incr], &[Incr]], None, Some(fault));
+            world.diverged = true;
+            world
+        };
+        holds(&format!("{fault:?}"), make, Errors::Allowed);
+    }
+}
+
+fn until(world: &mut World, wanted: &str, node: usize) {
+    while !world.wires[0][node].to.iter().any(|c| c.starts_with(wanted.as_bytes())) {
+        let choice = world.choices().into_iter().find(|c| *c != Choice::Fault).expect("the command is sent at last");
+        world.step(&choice);
+    }
+}
+
+/// The marker alone is gone: the repair waits until it is written again. Given up, it would leave two copies that differ in a pair
+/// that calls itself mirrored.
+#[test]
+fn a_marker_evicted_in_mid_repair_leaves_no_difference() {
+    let mut world = diverged(&[&[Incr]], None, Some(Fault::Evict(0)));
+    until(&mut world, "mg __resilver__", 0);
+    world.step(&Choice::Fault);
+    world.run();
+    assert!(world.history.unanswered(), "the repair waits");
+    world.cores[0].now_us += 20_000;
+    world.cores[0].tick();
+    world.settle(0);
+    world.run();
+    judge(&world, Errors::None).unwrap();
+}
+
+/// The leader's memory is gone while a repair runs: the follower's copy is the good one and stays.
+#[test]
+fn a_leader_that_lost_its_memory_destroys_no_copy() {
+    let mut world = diverged(&[&[Incr]], Some("90"), None);
+    until(&mut world, "mg __resilver__", 0);
+    world.nodes[0].items.clear();
+    world.run();
+    assert_eq!(world.pair.state(), State::Degraded { leader: crate::ids::Place::Backup });
+    assert_eq!(world.nodes[1].items[KEY.as_bytes()].value, b"91");
+    assert!(!world.history.unanswered());
+}
+
+/// Whatever a node answers to a command of the repair, it ends.
+#[test]
+fn nonsense_in_answer_to_a_repair_ends_it() {
+    let steps = [("mg __resilver__", 0, 0), ("mg k v", 0, 1), ("md k", 1, 0), ("ms k", 1, 1), ("mg k c", 0, 0)];
+    for (command, node, nth) in steps {
+        for nonsense in ["STORED\r\n", "SERVER_ERROR busy\r\n", "ERROR\r\n"] {
+            let mut world = diverged(&[&[Incr], &[Get]], None, None);
+            until(&mut world, command, node);
+            world.wires[0][node].to.truncate(nth + 1);
+            let command = world.wires[0][node].to.remove(nth);
+            assert!(command.is_some());
+            // The answers before it come; then this.
+            while !world.wires[0][node].to.is_empty() {
+                world.step(&Choice::Execute { worker: 0, node });
+            }
+            world.wires[0][node].back.push_back(nonsense.as_bytes().to_vec());
+            while !world.wires[0][node].back.is_empty() {
+                world.step(&Choice::Deliver { worker: 0, node });
+            }
+            world.break_wires(node);
+            world.run();
+            world.cores[0].now_us += 20_000;
+            world.cores[0].tick();
+            world.settle(0);
+            world.run();
+            assert!(!world.history.unanswered(), "{command:?} answered {nonsense:?}");
+            assert_eq!(world.pair.gate(), crate::pair::Gate::Open);
+        }
+    }
+}
+
+fn deliver_all(world: &mut World, node: usize) {
+    while !world.wires[0][node].to.is_empty() {
+        world.step(&Choice::Execute { worker: 0, node });
+    }
+    while !world.wires[0][node].back.is_empty() {
+        world.step(&Choice::Deliver { worker: 0, node });
+    }
+}
+
+/// The repair waits for the marker when the leader turns out to be lost: nothing of it is in flight, and the gate closes all the same.
+#[test]
+fn a_repair_that_waits_ends_with_its_leader() {
+    let mut world = diverged(&[&[Incr], &[Incr]], Some("90"), None);
+    until(&mut world, "mg __resilver__", 0);
+    world.nodes[0].items.clear();
+    deliver_all(&mut world, 0);
+    world.run();
+    assert_eq!(world.pair.state(), State::Degraded { leader: crate::ids::Place::Backup });
+    assert!(!world.history.unanswered() && world.pair.gate() == crate::pair::Gate::Open);
+}
+
+/// While a key is repaired its later writes are not sent, and the repair begins when the earlier ones are through.
+#[test]
+fn a_repair_has_the_key_for_itself() {
+    let mut world = diverged(&[&[Incr, Incr]], None, None);
+    world.history.pipelined = true;
+    let sent =
+        |w: &World, what: &str| w.wires[0].iter().any(|wire| wire.to.iter().any(|c| c.starts_with(what.as_bytes())));
+    world.step(&Choice::Send(0));
+    world.step(&Choice::Send(0));
+    // Both on the leader; the first one's difference is found with the second one on its way.
+    world.step(&Choice::Execute { worker: 0, node: 0 });
+    world.step(&Choice::Deliver { worker: 0, node: 0 });
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.step(&Choice::Deliver { worker: 0, node: 1 });
+    assert!(sent(&world, "incr") && !sent(&world, "mg"), "the repair waits for the earlier write");
+    world.run();
+    judge(&world, Errors::None).unwrap();
+
+    let mut world = diverged(&[&[Incr], &[Incr]], None, None);
+    world.step(&Choice::Send(0));
+    while !sent(&world, "mg k") {
+        let choice = world.choices().into_iter().find(|c| !matches!(c, Choice::Send(_))).unwrap();
+        world.step(&choice);
+    }
+    world.step(&Choice::Send(1));
+    assert!(!sent(&world, "incr"), "the later write waits for the repair");
+    world.run();
+    judge(&world, Errors::None).unwrap();
+}

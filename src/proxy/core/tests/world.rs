@@ -1,0 +1,513 @@
+//! One pair, its two model nodes, one or two workers, a small control plane around the real [`Pair`], and clients with a script.
+//! Everything that waits somewhere is a choice; [`World::choices`] lists them, [`World::step`] takes one.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher};
+
+use crate::backend::marker::INCARNATION_KEY;
+use crate::ids::{Epoch, Place, Term};
+use crate::pair::{self, Gate, Loss, Pair, State};
+use crate::resync::Recopy;
+use crate::ring::Distribution;
+
+use super::super::*;
+use super::copier::Copier;
+use super::history::{History, Req};
+use super::node::{Node, command_len};
+
+pub(super) const KEY: &str = "k";
+pub(super) const PAIR: PairId = PairId(0);
+/// Ticks after which nothing may wait for one any more.
+const MAX_TICKS: u8 = 8;
+
+pub(super) const MARKER: &str = "00000000000000a1";
+
+/// What goes wrong, once, at any point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// The process is gone: connections break, new ones are refused.
+    Kill(usize),
+    /// It is back at once, empty.
+    Restart(usize),
+    /// Connections break, the memory stays.
+    Reset(usize),
+    /// It accepts and does not answer; once everybody has noticed it may wake and answer everything.
+    Hang(usize),
+    /// The marker is evicted, the memory stays.
+    Evict(usize),
+    /// The target's resync is cancelled, then it hangs.
+    CancelThenHang(usize),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Choice {
+    /// A client sends its next command.
+    Send(usize),
+    /// A node executes the next command of a worker's connection.
+    Execute {
+        worker: usize,
+        node: usize,
+    },
+    /// A worker reads what the node has answered.
+    Deliver {
+        worker: usize,
+        node: usize,
+    },
+    /// A worker sees that its connection is broken.
+    Break {
+        worker: usize,
+        node: usize,
+    },
+    /// The control plane takes a worker's next event.
+    Event(usize),
+    /// A worker takes the control plane's next command.
+    Command(usize),
+    /// A worker takes the next message of another.
+    Peer(usize, usize),
+    /// The control plane's record is written, or fails.
+    Record,
+    Fault,
+    /// The time of an answer is over.
+    Timeout,
+    /// The longer time of a last full copy, too.
+    Patience,
+    /// A hung node goes on.
+    Wake,
+    Copy,
+    HandBack,
+    /// The workers look around, some milliseconds later.
+    Tick,
+}
+
+#[derive(Default, Debug)]
+pub(super) struct Wire {
+    up: bool,
+    /// The other end is gone; not noticed yet.
+    broken: bool,
+    raw: Vec<u8>,
+    pub(super) to: VecDeque<Vec<u8>>,
+    pub(super) back: VecDeque<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Process {
+    Running,
+    Dead,
+    Hung,
+}
+
+pub(super) struct World {
+    pub(super) cores: Vec<Core>,
+    pub(super) nodes: [Node; 2],
+    pub(super) process: [Process; 2],
+    pub(super) wires: Vec<[Wire; 2]>,
+    pub(super) peers: Vec<Vec<VecDeque<PeerMessage>>>,
+    pub(super) events: Vec<VecDeque<Event>>,
+    pub(super) commands: Vec<VecDeque<Command>>,
+    pub(super) pair: Pair,
+    pub(super) round: u64,
+    pub(super) unconfirmed: BTreeSet<u16>,
+    pub(super) in_use: [bool; 2],
+    pub(super) undrained: BTreeSet<(u16, u16)>,
+    pub(super) record_due: bool,
+    pub(super) recopy: Arc<Recopy>,
+    pub(super) copier: Option<Copier>,
+    pub(super) history: History,
+    pub(super) fault: Option<Fault>,
+    pub(super) faulted: bool,
+    timeouts: u8,
+    ticks: u8,
+    /// Without it a new route is opened before the workers have confirmed: what `routes.py` warns of.
+    pub(super) barrier: bool,
+    /// The copies differed from the start: only what every client was told last is not judged.
+    pub(super) diverged: bool,
+    /// What each client was told, by worker and place.
+    pub(super) told: std::collections::BTreeMap<(usize, u32), String>,
+}
+
+impl World {
+    /// Mirrored (or as told), every connection up, `programs[i]` run by a client of worker `i % workers`.
+    pub(super) fn new(workers: u16, state: State, item: Option<&str>, programs: &[&[Req]]) -> World {
+        let spec = |name: &str| vec![name.parse().unwrap()];
+        let topology = Arc::new(Topology::new(&spec("a:1"), &spec("b:1"), Distribution::Modula));
+        let core = |worker| {
+            let settings = CoreSettings {
+                worker,
+                workers,
+                lanes: 1,
+                timeout_us: 250_000,
+                leader_timeout_us: 2_000_000,
+                item_size_max: 1 << 20,
+            };
+            Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)))
+        };
+        let n = workers as usize;
+        let mut world = World {
+            cores: (0..workers).map(core).collect(),
+            nodes: [Node::default(), Node::default()],
+            process: [Process::Running; 2],
+            wires: (0..n).map(|_| [Wire::default(), Wire::default()]).collect(),
+            peers: (0..n).map(|_| (0..n).map(|_| VecDeque::new()).collect()).collect(),
+            events: (0..n).map(|_| VecDeque::new()).collect(),
+            commands: (0..n).map(|_| VecDeque::new()).collect(),
+            pair: Pair::new(Epoch(1), Term(7)),
+            round: 0,
+            unconfirmed: BTreeSet::new(),
+            in_use: [true; 2],
+            undrained: BTreeSet::new(),
+            record_due: false,
+            recopy: Arc::new(Recopy::new()),
+            copier: None,
+            history: History::new(programs, item, n),
+            fault: None,
+            faulted: false,
+            timeouts: 0,
+            ticks: 0,
+            barrier: true,
+            diverged: false,
+            told: std::collections::BTreeMap::new(),
+        };
+        for (at, node) in world.nodes.iter_mut().enumerate() {
+            node.put(INCARNATION_KEY, MARKER);
+            let place = if at == 0 { Place::Primary } else { Place::Backup };
+            if let Some(value) = item
+                && (state == State::Mirrored || state.leader() == Some(place))
+            {
+                node.put(KEY, value);
+            }
+        }
+        for worker in 0..n {
+            for node in 0..2 {
+                let incarnation = Some(Incarnation(0xa1));
+                world.cores[worker].command(Command::Allow { node: NodeId(node), incarnation, unix_time: 1_000_000 });
+                world.settle(worker);
+            }
+        }
+        for client in 0..programs.len() {
+            let key = world.cores[client % n].client_connected();
+            world.history.clients[client].key = Some(key);
+        }
+        if matches!(state, State::Recovering { .. }) {
+            world.copier = Some(Copier::new());
+            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }));
+            world.run();
+            world.apply(pair::Event::BeginRecovery);
+        } else {
+            world.apply(pair::Event::Start(state));
+        }
+        world.run();
+        assert_eq!((world.pair.state(), world.pair.gate()), (state, Gate::Open));
+        world
+    }
+
+    /// Takes the first choice until only clients, copies and faults are left.
+    pub(super) fn run(&mut self) {
+        let free = |c: &Choice| {
+            !matches!(
+                c,
+                Choice::Send(_) | Choice::Fault | Choice::Copy | Choice::HandBack | Choice::Wake | Choice::Tick
+            )
+        };
+        while let Some(choice) = self.choices().into_iter().find(free) {
+            self.step(&choice);
+        }
+    }
+
+    pub(super) fn choices(&self) -> Vec<Choice> {
+        let mut all = Vec::new();
+        for worker in 0..self.cores.len() {
+            if !self.events[worker].is_empty() {
+                all.push(Choice::Event(worker));
+            }
+            if !self.commands[worker].is_empty() {
+                all.push(Choice::Command(worker));
+            }
+            for from in 0..self.cores.len() {
+                if !self.peers[from][worker].is_empty() {
+                    all.push(Choice::Peer(from, worker));
+                }
+            }
+            for node in 0..2 {
+                let wire = &self.wires[worker][node];
+                if !wire.to.is_empty() && self.process[node] == Process::Running {
+                    all.push(Choice::Execute { worker, node });
+                }
+                if !wire.back.is_empty() {
+                    all.push(Choice::Deliver { worker, node });
+                }
+                if wire.up && wire.broken && wire.to.is_empty() {
+                    all.push(Choice::Break { worker, node });
+                }
+            }
+        }
+        if self.record_due {
+            all.push(Choice::Record);
+        }
+        all.extend(self.history.ready().map(Choice::Send));
+        if let Some(copier) = &self.copier {
+            if copier.has_work(&self.recopy) && self.copy_possible() {
+                all.push(Choice::Copy);
+            } else if copier.is_done(&self.recopy) && self.pair.gate() == Gate::Open {
+                all.push(Choice::HandBack);
+            }
+        }
+        if self.fault.is_some() && !self.faulted {
+            all.push(Choice::Fault);
+        }
+        if let Some(hung) = self.hung() {
+            let healthy_is_quiet = self.wires.iter().all(|w| w[1 - hung].to.is_empty() && w[1 - hung].back.is_empty());
+            let waits = healthy_is_quiet && (self.waits_for(hung) || self.copier.is_some());
+            if self.timeouts == 0 && waits {
+                all.push(Choice::Timeout);
+            } else if self.timeouts == 1 && waits && all.is_empty() {
+                all.push(Choice::Patience);
+            }
+            if self.timeouts > 0 && !self.in_use[hung] {
+                all.push(Choice::Wake);
+            }
+        }
+        if all.is_empty() && self.history.unanswered() && self.ticks < MAX_TICKS {
+            all.push(Choice::Tick);
+        }
+        all
+    }
+
+    fn copy_possible(&self) -> bool {
+        self.process == [Process::Running; 2] && matches!(self.pair.gate(), Gate::Open | Gate::Closing | Gate::Draining)
+    }
+
+    fn hung(&self) -> Option<usize> {
+        self.process.iter().position(|&p| p == Process::Hung)
+    }
+
+    fn waits_for(&self, node: usize) -> bool {
+        self.wires.iter().any(|w| !w[node].to.is_empty())
+    }
+
+    pub(super) fn step(&mut self, choice: &Choice) {
+        match *choice {
+            Choice::Send(client) => self.send(client),
+            Choice::Execute { worker, node } => {
+                let command = self.wires[worker][node].to.pop_front().unwrap();
+                let answer = self.nodes[node].execute(&command);
+                self.wires[worker][node].back.push_back(answer);
+            }
+            Choice::Deliver { worker, node } => {
+                let bytes = self.wires[worker][node].back.pop_front().unwrap();
+                let core = &mut self.cores[worker];
+                core.conn(NodeId(node as u16), 0).input.extend_from_slice(&bytes);
+                core.node_input(NodeId(node as u16), 0);
+                self.settle(worker);
+            }
+            Choice::Break { worker, node } => {
+                self.wires[worker][node] = Wire::default();
+                self.cores[worker].conn_down(NodeId(node as u16), 0, Reason::Reset);
+                self.settle(worker);
+            }
+            Choice::Event(worker) => {
+                let event = self.events[worker].pop_front().unwrap();
+                self.worker_said(event);
+            }
+            Choice::Command(worker) => {
+                let command = self.commands[worker].pop_front().unwrap();
+                self.cores[worker].command(command);
+                self.settle(worker);
+            }
+            Choice::Peer(from, to) => {
+                let message = self.peers[from][to].pop_front().unwrap();
+                self.cores[to].peer(message);
+                self.settle(to);
+            }
+            Choice::Record => self.record(),
+            Choice::Fault => self.strike(),
+            Choice::Timeout | Choice::Patience => {
+                self.timeouts += 1;
+                if let (Some(hung), State::Recovering { leader }) = (self.hung(), self.pair.state())
+                    && hung != leader as usize
+                    && self.copier.take().is_some()
+                {
+                    // The job's own connection to its target is late too.
+                    self.apply(pair::Event::ResyncEnded(Reason::ResyncFailed));
+                    self.lost(NodeId(hung as u16), Reason::Timeout, Loss::Suspected, true);
+                }
+                for worker in 0..self.cores.len() {
+                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 1_800_000 };
+                    self.cores[worker].tick();
+                    self.settle(worker);
+                }
+            }
+            Choice::Wake => {
+                let hung = self.hung().unwrap();
+                self.process[hung] = Process::Running;
+            }
+            Choice::Copy => {
+                let State::Recovering { leader } = self.pair.state() else { return self.copier = None };
+                let (source, target) = (leader as usize, leader.other() as usize);
+                let mut copier = self.copier.take().unwrap();
+                copier.step(&mut self.nodes, source, target, &self.recopy);
+                let drained = copier.is_done(&self.recopy) && self.pair.gate() == Gate::Draining;
+                self.copier = Some(copier);
+                if drained {
+                    self.copier = None;
+                    self.apply(pair::Event::Drained(true));
+                }
+            }
+            Choice::HandBack => self.apply(pair::Event::HandBack),
+            Choice::Tick => {
+                self.ticks += 1;
+                for worker in 0..self.cores.len() {
+                    self.cores[worker].now_us += 10_000;
+                    self.cores[worker].tick();
+                    self.settle(worker);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, client: usize) {
+        let line = self.history.send(client);
+        let worker = client % self.cores.len();
+        let index = self.history.clients[client].key.unwrap().index;
+        self.input(worker, index, line.as_bytes());
+    }
+
+    pub(super) fn input(&mut self, worker: usize, index: u32, bytes: &[u8]) {
+        let core = &mut self.cores[worker];
+        let client = core.client(index).unwrap();
+        if client.partial.is_empty() {
+            core.client_input(index, BytesMut::from(bytes));
+        } else {
+            client.partial.extend_from_slice(bytes);
+            if !client.stalled {
+                core.client_more(index);
+            }
+        }
+        self.settle(worker);
+    }
+
+    fn strike(&mut self) {
+        self.faulted = true;
+        match self.fault.unwrap() {
+            Fault::Kill(node) => {
+                self.process[node] = Process::Dead;
+                self.break_wires(node);
+            }
+            Fault::Restart(node) => {
+                self.nodes[node] = Node::default();
+                self.break_wires(node);
+            }
+            Fault::Reset(node) => self.break_wires(node),
+            Fault::Hang(node) => self.process[node] = Process::Hung,
+            Fault::Evict(node) => {
+                self.nodes[node].items.remove(INCARNATION_KEY.as_bytes());
+            }
+            Fault::CancelThenHang(node) => {
+                self.copier = None;
+                self.apply(pair::Event::ResyncEnded(Reason::Cancelled));
+                self.process[node] = Process::Hung;
+            }
+        }
+    }
+
+    pub(super) fn break_wires(&mut self, node: usize) {
+        for wires in &mut self.wires {
+            wires[node].broken |= wires[node].up;
+            wires[node].to.clear();
+        }
+    }
+
+    // ---- the shell, as src/server/worker.rs does it ----------------------------------------------------------------------------------
+
+    pub(super) fn settle(&mut self, worker: usize) {
+        loop {
+            let out = std::mem::take(&mut self.cores[worker].outbox);
+            let idle = out.dials.is_empty() && out.dirty_conns.is_empty() && out.dirty_clients.is_empty();
+            if idle && out.resumable.is_empty() && out.events.is_empty() && out.peers.is_empty() {
+                return;
+            }
+            self.events[worker].extend(out.events);
+            for (to, message) in out.peers {
+                self.peers[worker][to as usize].push_back(message);
+            }
+            let core = &mut self.cores[worker];
+            for (node, lane, _) in out.dials {
+                if self.process[node.index()] == Process::Dead {
+                    core.conn_down(node, lane, Reason::Refused);
+                } else {
+                    self.wires[worker][node.index()] = Wire { up: true, ..Wire::default() };
+                    core.conn_up(node, lane);
+                }
+            }
+            for (node, lane) in out.dirty_conns {
+                let conn = core.conn(node, lane);
+                conn.dirty = false;
+                let wire = &mut self.wires[worker][node.index()];
+                if conn.state == LinkState::Discarding {
+                    // Our half is closed; the node closes the other one when it has seen everything.
+                    wire.broken = true;
+                    continue;
+                }
+                let bytes = take(&mut conn.out);
+                if !wire.up || wire.broken {
+                    continue;
+                }
+                wire.raw.extend_from_slice(&bytes);
+                while let Some(len) = command_len(&wire.raw) {
+                    wire.to.push_back(wire.raw.drain(..len).collect());
+                }
+            }
+            for index in out.dirty_clients {
+                let Some(client) = core.client(index) else { continue };
+                client.dirty = false;
+                let bytes = take(&mut client.out);
+                *self.told.entry((worker, index)).or_default() += &String::from_utf8_lossy(&bytes);
+                self.history.answered(worker, index, &bytes);
+                if client.closing && client.is_idle() {
+                    core.client_gone(index);
+                }
+            }
+            for index in out.resumable {
+                core.client_resume(index);
+            }
+        }
+    }
+
+    /// A hash of everything that decides what can happen next.
+    pub(super) fn digest(&self) -> u64 {
+        struct Sink(DefaultHasher);
+        impl std::fmt::Write for Sink {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                self.0.write(text.as_bytes());
+                Ok(())
+            }
+        }
+        let mut sink = Sink(DefaultHasher::new());
+        for core in &self.cores {
+            let parts = (&core.clients, &core.ops, &core.links, &core.pairs, &core.fences, core.now_us);
+            let _ = write!(sink, "{parts:?}");
+        }
+        let _ =
+            write!(sink, "{:?}", (&self.nodes, self.process, &self.wires, &self.peers, &self.events, &self.commands));
+        let _ = write!(
+            sink,
+            "{:?}",
+            (&self.pair, self.round, &self.unconfirmed, self.in_use, self.record_due, self.timeouts, self.ticks)
+        );
+        let _ = write!(sink, "{:?}", (&self.recopy, &self.copier, &self.history, self.faulted));
+        sink.0.finish()
+    }
+}
+
+/// What a socket would take.
+pub(super) fn take(out: &mut crate::proxy::out::OutQueue) -> Vec<u8> {
+    let mut all = Vec::new();
+    while !out.is_empty() {
+        let mut slices = [std::io::IoSlice::new(&[]); crate::proxy::out::MAX_SLICES];
+        let count = out.slices(&mut slices);
+        let flat: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
+        out.advance(flat.len());
+        all.extend_from_slice(&flat);
+    }
+    all
+}
