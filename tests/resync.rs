@@ -742,3 +742,82 @@ fn g1_a_leader_that_cannot_enumerate_keeps_leading() {
     model.check_through(&mut client);
     model.assert_clean();
 }
+
+/// What a leader cannot list comes as it is read, exactly, and stays right under every mutation; pairs of other leaders are mirrored.
+#[test]
+fn g1_what_cannot_be_enumerated_is_filled_from_reads() {
+    for args in ["-X", "-C"] {
+        const KEYS: usize = 2000;
+        let shape = Shape::new(1, 2);
+        let primaries = vec![Memcached::start(&[])];
+        let mut cluster = Cluster::over(primaries, vec![Memcached::start(&[args]), Memcached::start(&[])], &shape);
+        cluster.mirrored();
+        let mut client = cluster.client();
+        fill_numbers(&mut client, KEYS);
+        lose_and_return(&mut cluster);
+        let (primary, odd, even) = (cluster.primaries[0].addr(), cluster.backups[0].addr(), cluster.backups[1].addr());
+        let status = cluster.proxy.wait_status("the other pair mirrored, this one trickling", support::DEADLINE, |s| {
+            s.pair(&primary, &even, "state") == "mirrored" && s.pair(&primary, &odd, "reason") == "cannot_enumerate"
+        });
+        assert_eq!(status.pair(&primary, &odd, "state"), "recovering", "{status}");
+        assert_eq!(status.pair(&primary, &odd, "leader"), odd, "{status}");
+        assert_eq!(status.node(&primary), "copying", "{status}");
+        let lines = client.stat_lines("stats resync").expect("stats resync");
+        assert!(lines.contains(&(format!("node:{primary}:resync"), "trickle".into())), "{status}");
+        let lines = client.stat_lines("stats").expect("stats");
+        assert!(lines.contains(&("pairs_cannot_enumerate".into(), "1".into())), "{lines:?}");
+
+        // Two thirds are read, and the first half of all written by every kind of mutation.
+        let mut expected: Expected =
+            (0..KEYS).map(|i| (format!("n:{i}"), Some((i.to_string().into_bytes(), i as u32)))).collect();
+        let mut rng = Rng::new(seed("trickle"), 11);
+        for round in 0..2 {
+            for i in (0..KEYS).filter(|i| i % 3 != 0) {
+                let key = format!("n:{i}");
+                let item = client.get(&key).unwrap_or_else(|e| panic!("get {key}: {e}"));
+                assert_eq!(item.map(|i| (i.value, i.flags)), expected[&key], "{key}");
+                if round == 0 {
+                    let key = format!("n:{}", rng.below(KEYS / 2));
+                    let slot = expected.get_mut(&key).expect("a key of ours");
+                    // Without cas ids a token is the same for every item: the node decides, as without a proxy.
+                    if args == "-C" {
+                        assert_eq!(client.delete(&key), Ok(slot.is_some()), "delete {key}");
+                        *slot = None;
+                        if i % 2 == 0 {
+                            assert_eq!(client.store("set", &key, 9, 0, b"5"), Ok(Stored::Stored), "set {key}");
+                            assert_eq!(client.incr(&key, 2), Ok(Some(7)), "incr {key}");
+                            *slot = Some((b"7".to_vec(), 9));
+                        }
+                    } else {
+                        mutate(&mut client, &mut rng, &key, slot);
+                    }
+                }
+            }
+        }
+        // Every key that was read is there, and whatever is there is right.
+        wait_until("what was read to be on the primary", support::DEADLINE, || {
+            let held = cluster.primary_ring();
+            (0..KEYS)
+                .filter(|i| i % 3 != 0)
+                .map(|i| format!("n:{i}"))
+                .all(|key| held.contains_key(key.as_bytes()) == expected[&key].is_some())
+        });
+        let held = cluster.primary_ring();
+        for (key, want) in &expected {
+            if let Some(item) = held.get(key.as_bytes()) {
+                assert_eq!(want.as_ref(), Some(&(item.value.clone(), item.flags)), "{key} on the primary ({args})");
+            }
+        }
+        let status = cluster.proxy.status();
+        assert!(held.len() < KEYS && !status.mirrored(), "{status}");
+        assert_eq!(status.pair(&primary, &odd, "leader"), odd, "{status}");
+        assert!(status.node_number(&primary, "items_copied") > 0, "{status}");
+        // It ends when it is told to.
+        cluster.proxy.operator("resync cancel");
+        cluster.proxy.wait_node(&primary, "waiting");
+        for (key, want) in &expected {
+            let item = client.get(key).unwrap_or_else(|e| panic!("get {key}: {e}"));
+            assert_eq!(item.map(|i| (i.value, i.flags)), *want, "{key} at the end ({args})");
+        }
+    }
+}

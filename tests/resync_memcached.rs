@@ -74,6 +74,7 @@ struct World {
     recovering: Arc<AtomicBool>,
     mirrored: Arc<AtomicBool>,
     closed_us: Arc<AtomicU64>,
+    rate: Option<u64>,
 }
 
 impl World {
@@ -89,6 +90,7 @@ impl World {
             recovering: Arc::default(),
             mirrored: Arc::default(),
             closed_us: Arc::default(),
+            rate: None,
         }
     }
 
@@ -115,7 +117,7 @@ impl World {
             owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
             holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
             tuning,
-            limiter: Arc::new(RateLimiter::new(None)),
+            limiter: Arc::new(RateLimiter::new(self.rate)),
             crawls: Arc::new(Crawls::new(2)),
             cancel,
             quiesce,
@@ -128,6 +130,9 @@ impl World {
             let mut closed = None;
             while let Some(event) = events.recv().await {
                 match event {
+                    JobEvent::CannotEnumerate { source, pairs, .. } => {
+                        assert_eq!((source, pairs), (LEADER, vec![PAIR]))
+                    }
                     JobEvent::Purged { reply } => {
                         let _barrier = self.gate.write().await;
                         self.recovering.store(true, Ordering::SeqCst);
@@ -360,15 +365,102 @@ async fn odd_nodes() {
     world.assert_equal(&all_keys(100)).await;
 
     // Nodes that cannot be enumerated or verified are told so.
-    for (leader, target) in [(&["-X"][..], &[][..]), (&["-C"], &[]), (&[], &["-C"])] {
-        let world = World::start(leader, target);
+    for (target, purge) in [("-C", false), ("-C", true), ("-X", true)] {
+        let world = World::start(&[], &[target]);
         fill(&mut world.pipe(LEADER).await, 1, |i| item(i, 1)).await;
-        let error = world.resync(true, Tuning::default()).await.0.result.unwrap_err();
+        let error = world.resync(!purge, Tuning::default()).await.0.result.unwrap_err();
         assert_eq!(error.reason(), "cannot_enumerate", "{error}");
     }
+    // A fresh target need not be enumerated.
+    let world = World::start(&[], &["-X"]);
+    fill(&mut world.pipe(LEADER).await, 100, |i| item(i, 1)).await;
+    assert_eq!(world.resync(true, Tuning::default()).await.0.result, Ok(()));
+    world.assert_equal(&all_keys(100)).await;
 
     // An empty source.
     assert_eq!(World::start(&[], &[]).resync(false, Tuning::default()).await.0.result, Ok(()));
+}
+
+/// A leader that cannot be enumerated, or verified by cas ids: its items come as they are read, under mutations, and exactly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_enumerated_is_filled_from_reads() {
+    const COUNT: usize = 4_000;
+    for args in [&["-X"][..], &["-C"], &["-C", "-X"]] {
+        let world = World::start(args, &[]);
+        fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, 1_900_000_000)).await;
+        fill(&mut world.pipe(TARGET).await, 100, |i| format!("ms old-{i} 3\r\nold\r\n").into_bytes()).await;
+        let (cancel, stop) = (CancellationToken::new(), AtomicBool::new(false));
+        let raw = |i: usize| {
+            let (key, binary) = wire_key(i);
+            if binary.is_empty() { key.into_bytes() } else { unbase64(&key) }
+        };
+        // Nothing waits, and what was taken out is through: the target's counters stand still.
+        let settled = async || {
+            let mut target = world.pipe(TARGET).await;
+            let mut before = Vec::new();
+            loop {
+                sleep(Duration::from_millis(200)).await;
+                let mut now = target.stats("", deadline()).await.unwrap();
+                now.retain(|(name, _)| {
+                    name.starts_with("cmd_") || name.ends_with("_hits") || name.ends_with("_misses")
+                });
+                if world.recopy.is_empty() && !world.recopy.overflowed() && now == before {
+                    return;
+                }
+                before = now;
+            }
+        };
+        let reads = async {
+            let begun = Instant::now();
+            while !world.recopy.wants_reads() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "no trickle");
+                sleep(Duration::from_millis(1)).await;
+            }
+            // The even ones, again and again, while half of all keys are written.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(1500) {
+                for i in (0..COUNT).step_by(2) {
+                    world.recopy.push_read(&raw(i));
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            stop.store(true, Ordering::SeqCst);
+            settled().await;
+            // Once more, now that nothing changes: also those that were not there when they were asked for.
+            world.recopy.set_overflow();
+            settled().await;
+            (0..COUNT).step_by(2).for_each(|i| world.recopy.push_read(&raw(i)));
+            settled().await;
+            let keys = all_keys(COUNT);
+            let even: Vec<Vec<u8>> = keys.iter().step_by(2).cloned().collect();
+            world.assert_equal(&even).await;
+            let (leader, target) = (world.content(LEADER, &keys).await, world.content(TARGET, &keys).await);
+            assert!(
+                target.len() > leader.len() / 3 && target.len() < leader.len(),
+                "{} of {}",
+                target.len(),
+                leader.len()
+            );
+            let there: Vec<Vec<u8>> = target.into_keys().collect();
+            world.assert_equal(&there).await;
+            assert!(world.content(TARGET, &[b"old-1".to_vec()]).await.is_empty());
+            cancel.cancel();
+        };
+        let job = async {
+            let end = world.resync_with(false, Tuning::default(), cancel.clone(), Arc::default()).await;
+            stop.store(true, Ordering::SeqCst);
+            assert_eq!(end.0.result.as_ref().map_err(|e| e.reason()), Err("cancelled"), "{:?}", end.0);
+            end
+        };
+        // One of two workers: it writes half of the keys, among them read ones and others.
+        let ((outcome, progress), (), mutations) = tokio::join!(job, reads, mutate(&world, 0, 3, COUNT, &stop));
+        assert!(outcome.undone && outcome.drains.is_empty() && progress.trickles());
+        eprintln!(
+            "{args:?}: {mutations} mutations, {} copied, {} skipped",
+            progress.sum(|p| &p.copied),
+            progress.sum(|p| &p.skipped)
+        );
+    }
 }
 
 /// Old and new items, of which the target may hold any part, but nothing else.
@@ -476,6 +568,62 @@ async fn a_flush_finds_no_copy_in_flight_and_an_overflow_is_made_up_for() {
     assert!(waited < Duration::from_millis(500), "{waited:?}");
     assert!(progress.sum(|p| &p.enumerated) > COUNT as u64, "a second pass");
     world.assert_equal(&all_keys(COUNT)).await;
+}
+
+/// incr on more distinct keys per second than the rate allows to copy, one after the other, so that no two fall together.
+async fn flood(world: &World, count: usize, stop: &AtomicBool) -> usize {
+    let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
+    let mut done = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let _open = world.gate.read().await;
+        let keys: Vec<String> = (done..done + 100).map(|i| format!("n{}", i % count)).collect();
+        let mut batch = Batch::new();
+        keys.iter().for_each(|key| batch.command(format!("ma {key}\r\n").as_bytes(), Effect::Mutation));
+        leader.exchange(batch, deadline(), |_, _| Ok(())).await.unwrap();
+        if world.recovering.load(Ordering::SeqCst) {
+            let command = if world.mirrored.load(Ordering::SeqCst) { "ma" } else { "md" };
+            let mut batch = Batch::new();
+            keys.iter().for_each(|key| batch.command(format!("{command} {key}\r\n").as_bytes(), Effect::Mutation));
+            target.exchange(batch, deadline(), |_, _| Ok(())).await.unwrap();
+            if command == "md" {
+                keys.iter().for_each(|key| world.recopy.push(Bytes::copy_from_slice(key.as_bytes())));
+            }
+        }
+        done += keys.len();
+        sleep(Duration::from_millis(4)).await;
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_resync_ends_under_more_writes_than_its_rate() {
+    const COUNT: usize = 20_000;
+    const RATE: u64 = 4_000;
+    let mut world = World::start(&[], &[]);
+    world.rate = Some(RATE);
+    fill(&mut world.pipe(LEADER).await, COUNT, |i| format!("ms n{i} 1\r\n1\r\n").into_bytes()).await;
+    let stop = AtomicBool::new(false);
+    let job = async {
+        let end = tokio::time::timeout(Duration::from_secs(120), world.resync(true, Tuning::default())).await;
+        sleep(Duration::from_millis(100)).await;
+        stop.store(true, Ordering::SeqCst);
+        end
+    };
+    let (end, written) = tokio::join!(job, flood(&world, COUNT, &stop));
+    let (outcome, progress) = end.expect("it ends");
+    assert_eq!(outcome.result, Ok(()));
+    eprintln!(
+        "{written} written, {} copied, {} recopied, {} enumerated, gate closed {} us, {:?}",
+        progress.sum(|p| &p.copied),
+        progress.sum(|p| &p.recopied),
+        progress.sum(|p| &p.enumerated),
+        world.closed_us.load(Ordering::Relaxed),
+        progress.elapsed(),
+    );
+    // Re-copies take half of the rate from the stream, and no more.
+    assert!(progress.elapsed() >= Duration::from_secs(COUNT as u64 / RATE));
+    let keys: Vec<Vec<u8>> = (0..COUNT).map(|i| format!("n{i}").into_bytes()).collect();
+    assert_eq!(world.assert_equal(&keys).await, COUNT);
 }
 
 /// `cargo test --release --test resync_memcached -- --ignored --nocapture speed`

@@ -38,6 +38,21 @@ enum Op {
     Delete,
     Incr,
     Touch,
+    /// Only of use where the leader cannot be enumerated: its worker pushes the key.
+    Read,
+    /// Stores what stood there at first.
+    SetBack,
+    AddBack,
+}
+
+/// How the leader's keys become known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Listed,
+    /// It cannot be enumerated.
+    Unlisted,
+    /// Nor has it cas ids.
+    NoCas,
 }
 
 /// What happens besides mutations, once, at any moment.
@@ -62,6 +77,7 @@ struct Scenario {
     failure: Failure,
     fault: Fault,
     lanes: usize,
+    source: Source,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -87,6 +103,10 @@ struct Run<'a> {
     gate_closed: bool,
     mirrored: bool,
     failed: bool,
+    /// The job goes on without an enumeration.
+    trickles: bool,
+    /// A read was taken up by the job.
+    taken_up: Vec<bool>,
     progress: Vec<u8>,
     /// What the leader's answer was: nothing to do on the target.
     void: Vec<bool>,
@@ -101,6 +121,7 @@ impl Run<'_> {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 JobEvent::Purged { reply } => drop(reply.send(true)),
+                JobEvent::CannotEnumerate { .. } => self.trickles = true,
                 JobEvent::Ready { reply, .. } => self.ready = Some(reply),
                 JobEvent::Drained { clean, reply, .. } => {
                     self.gate_closed = false;
@@ -121,10 +142,15 @@ impl Run<'_> {
         let source_lost = self.failed && matches!(self.scenario.failure, Failure::SourceReset);
         for (i, &p) in self.progress.iter().enumerate() {
             let key = self.scenario.ops[i].1;
-            let earlier =
-                |done: &dyn Fn(u8) -> bool| (0..i).all(|j| self.scenario.ops[j].1 != key || done(self.progress[j]));
+            let earlier = |done: &dyn Fn(u8) -> bool| {
+                (0..i).all(|j| {
+                    self.scenario.ops[j].1 != key || self.scenario.ops[j].0 == Op::Read || done(self.progress[j])
+                })
+            };
             // One owner orders a key's writes on each node; the next one need not wait for the target's answer.
             let may = match p {
+                // Any worker reads, at any time.
+                0 if self.scenario.ops[i].0 == Op::Read => !source_lost,
                 0 => !self.gate_closed && !source_lost && earlier(&|p| p > 0),
                 FINISHED => false,
                 _ => earlier(&|p| p == FINISHED),
@@ -187,6 +213,9 @@ impl Run<'_> {
                 (Op::Set, _) | (Op::Add, None) => {
                     let _ = node.put(key, &(100 * (i + 1)).to_string(), -1);
                 }
+                (Op::SetBack, _) | (Op::AddBack, None) => {
+                    let _ = node.put(key, "5", -1);
+                }
                 (Op::Delete, _) => drop(node.items.remove(key)),
                 (Op::Incr, Some(it)) => {
                     let _ = node.put(key, &(it.value.parse::<u64>().unwrap() + 1).to_string(), it.ttl);
@@ -199,6 +228,14 @@ impl Run<'_> {
         };
         let follower_first = self.scenario.fault == Fault::FollowerFirst && !conditional;
         match self.progress[i] {
+            0 if op == Op::Read => {
+                let hit = world.nodes[LEADER].items.contains_key(key);
+                self.taken_up[i] = hit && self.recopy.wants_reads();
+                if hit {
+                    self.recopy.push_read(key.as_bytes());
+                }
+                self.progress[i] = FINISHED;
+            }
             0 if follower_first => {
                 on(&mut world.nodes[TARGET]);
                 self.progress[i] = 1;
@@ -240,8 +277,22 @@ impl Run<'_> {
         let mut hasher = DefaultHasher::new();
         self.world.lock().unwrap().hash(&mut hasher);
         (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
-        (self.mirrored, self.failed, self.recopy.len()).hash(&mut hasher);
+        (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// What is wrong when a trickle has nothing to do: every key that was taken up is there, and whatever is there is right.
+    fn judge_trickle(&self) -> Option<String> {
+        let world = self.world.lock().unwrap();
+        let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
+        for &key in &self.scenario.keys {
+            let (leader, target) = (content(LEADER, key), content(TARGET, key));
+            let due = (0..self.taken_up.len()).any(|i| self.taken_up[i] && self.scenario.ops[i].1 == key);
+            if (due || target.is_some()) && leader != target {
+                return Some(format!("trickled, but {key} is {leader:?} on the leader and {target:?} on the target"));
+            }
+        }
+        (!self.trickles).then(|| "no trickle".to_owned())
     }
 
     /// What is wrong at the end.
@@ -294,6 +345,8 @@ fn explore(scenario: &Scenario) -> Explored {
 /// Starts the job of a scenario in the current runtime.
 fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
     let mut world = World::new(scenario.fault);
+    world.nodes[LEADER].unlisted = scenario.source != Source::Listed;
+    world.nodes[LEADER].no_cas = scenario.source == Source::NoCas;
     for (i, key) in scenario.keys.iter().enumerate() {
         if scenario.prefilled {
             world.nodes[TARGET].put(key, "1", -1);
@@ -331,6 +384,8 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         gate_closed: false,
         mirrored: false,
         failed: false,
+        trickles: false,
+        taken_up: vec![false; count],
         progress: vec![0; count],
         void: vec![false; count],
         value: vec![None; count],
@@ -359,6 +414,17 @@ async fn one(
                 break;
             }
             idle += 1;
+            if scenario.source != Source::Listed && idle == 2 {
+                // Nobody but the control plane ends it, also when a node is lost while nothing is asked of it.
+                if !run.failed
+                    && let Some(what) = run.judge_trickle()
+                {
+                    return Some(format!("{what}, after {:#?}", run.log));
+                }
+                run.failed = true;
+                run.cancel.cancel();
+                continue;
+            }
             if idle > 20 {
                 return Some(format!("hangs after {:#?}", run.log));
             }
@@ -397,6 +463,9 @@ async fn one(
             }
         }
     }
+    if scenario.source != Source::Listed && scenario.failure == Failure::None && !outcome.undone {
+        return Some(format!("a trickle that was cancelled left unverified copies after {:#?}", run.log));
+    }
     problem.map(|what| format!("{what}, after {:#?}", run.log))
 }
 
@@ -410,7 +479,14 @@ fn scenario(ops: &[Op]) -> Scenario {
         failure: Failure::None,
         fault: Fault::None,
         lanes: 1,
+        source: Source::Listed,
     }
+}
+
+/// One read of the key, at any time among the mutations; with two lanes two copiers can be at it at once.
+fn trickle(source: Source, ops: &[Op]) -> Scenario {
+    let ops = std::iter::once(Op::Read).chain(ops.iter().copied());
+    Scenario { ops: ops.map(|op| (op, "k")).collect(), source, ..scenario(&[]) }
 }
 
 fn sequences(longest: usize) -> Vec<Vec<Op>> {
@@ -483,6 +559,41 @@ fn every_order_over_leftovers_ends_equal() {
 }
 
 #[test]
+fn every_order_of_a_trickle_holds_what_was_read() {
+    for source in [Source::Unlisted, Source::NoCas] {
+        let ops = short().chain(TELLING.map(Vec::from));
+        all_hold(&format!("trickle, {source:?}"), ops.map(|ops| trickle(source, &ops)));
+        let two = short().chain([vec![Op::Incr, Op::Delete]]);
+        all_hold(
+            &format!("trickle, {source:?}, two lanes"),
+            two.map(|ops| Scenario { lanes: 2, ..trickle(source, &ops) }),
+        );
+        for failure in FAILURES {
+            let ops = short().map(|ops| Scenario { failure, ..trickle(source, &ops) });
+            all_hold(&format!("trickle, {source:?}, {failure:?}"), ops);
+        }
+    }
+}
+
+/// Changed and changed back between read and verify: without cas ids the verify does not see it, and need not.
+#[test]
+fn every_order_of_changes_that_verify_by_content_cannot_see() {
+    // Every set stores another value, but an item can go and come as it was, or be touched and touched back.
+    let back = [
+        vec![Op::Delete, Op::SetBack],
+        vec![Op::Set, Op::SetBack],
+        vec![Op::Incr, Op::SetBack],
+        vec![Op::Delete, Op::AddBack],
+        vec![Op::SetBack, Op::Delete],
+        vec![Op::SetBack, Op::Incr],
+    ];
+    for lanes in [1, 2] {
+        let ops = back.iter().map(|ops| Scenario { lanes, ..trickle(Source::NoCas, ops) });
+        all_hold(&format!("changed back, {lanes} lanes"), ops);
+    }
+}
+
+#[test]
 fn every_order_of_two_keys_ends_equal() {
     let pairs = [(Op::Set, Op::Delete), (Op::Touch, Op::Delete)];
     all_hold("two keys", pairs.into_iter().map(two_keys));
@@ -527,6 +638,9 @@ fn the_checks_can_fail() {
     some_break("NOT_STORED trusted", with(Fault::TrustNotStored, true));
     some_break("incr executed on the target", with(Fault::Reexecute, false));
     some_break("target first", with(Fault::FollowerFirst, false));
+    let blind = |fault| sequences(2).into_iter().map(move |ops| Scenario { fault, ..trickle(Source::NoCas, &ops) });
+    some_break("without verify by content", blind(Fault::NoContentVerify));
+    some_break("incr executed on the target in a trickle", blind(Fault::Reexecute));
 }
 
 /// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.

@@ -165,7 +165,10 @@ impl Cluster {
             out.put(format_args!("node:{addr}:state"), self.phase(node));
             out.put(format_args!("node:{addr}:reason"), run.reason);
             let (progress, elapsed, end) = match (&run.job, &run.last) {
-                (Some(job), _) => (Some(&job.progress), job.progress.elapsed(), "running"),
+                (Some(job), _) => {
+                    let word = if job.progress.trickles() { "trickle" } else { "running" };
+                    (Some(&job.progress), job.progress.elapsed(), word)
+                }
                 (None, Some(last)) => (Some(&last.progress), last.elapsed, last.end),
                 (None, None) => (None, Duration::ZERO, "none"),
             };
@@ -215,6 +218,8 @@ impl Cluster {
         {
             out.put(format_args!("pairs_{name}"), self.pairs.iter().filter(|p| p.pair.state().word() == state).count());
         }
+        let unlisted = self.pairs.iter().filter(|p| p.pair.reason() == pair::Reason::CannotEnumerate).count();
+        out.put("pairs_cannot_enumerate", unlisted);
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
         out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
         out.end()

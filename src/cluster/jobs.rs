@@ -35,6 +35,13 @@ pub(super) struct JobRun {
     by_operator: bool,
 }
 
+impl JobRun {
+    /// Ends it for the sake of pairs that it does not fill.
+    pub(super) fn yield_to_others(&self) {
+        self.cancel.cancel();
+    }
+}
+
 /// How the last resync of a node went.
 pub(super) struct LastJob {
     pub(super) progress: Arc<Progress>,
@@ -91,8 +98,8 @@ impl Cluster {
             coordinator,
         };
         let run = &mut self.nodes[node.index()];
-        // Emptiness proved once does not last: from the first write on, the next resync purges.
-        let skip_purge = std::mem::take(&mut run.empty);
+        // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
+        let skip_purge = run.empty;
         let spec = JobSpec { target: node, pairs: pairs.clone(), skip_purge };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
         if purge_only {
@@ -110,8 +117,13 @@ impl Cluster {
                 }
             }
         });
+        let job = tokio::spawn(resync::run(spec, context));
         tokio::spawn(async move {
-            let outcome = resync::run(spec, context).await;
+            let outcome = job.await.unwrap_or_else(|error| {
+                // A bug. The pairs must not wait for its end for ever; what it left on the node is purged by the next one.
+                tracing::error!(%error, "a resync broke off");
+                Outcome { result: Err(JobError::Aborted), drains: Vec::new(), undone: false }
+            });
             let _ = internal.send(Internal::JobEnded { node, serial, outcome: Box::new(outcome) });
         });
     }
@@ -120,9 +132,21 @@ impl Cluster {
         let place = self.topology.place(node);
         let Some(job) = self.nodes[node.index()].job.as_mut().filter(|j| j.serial == serial) else { return };
         match event {
+            JobEvent::CannotEnumerate { source, pairs, why } => {
+                tracing::warn!(node = %self.topology.addr(node), source = %self.topology.addr(source), why,
+                    "the leader cannot be enumerated and keeps leading: the node is filled from the reads that pass through");
+                // The job is doing what it can, which counts as well begun.
+                self.nodes[node.index()].retry_after = RETRY_MIN;
+                for pair in pairs {
+                    self.apply(pair, pair::Event::CannotEnumerate);
+                }
+            }
             JobEvent::Purged { reply } => {
-                let pairs: Vec<PairId> = job.pairs.iter().map(|(p, _)| *p).collect();
-                if job.purge_only {
+                let (pairs, purge_only): (Vec<PairId>, bool) =
+                    (job.pairs.iter().map(|(p, _)| *p).collect(), job.purge_only);
+                // From here on the node may be written to.
+                self.nodes[node.index()].empty = false;
+                if purge_only {
                     let _ = reply.send(false);
                     for pair in pairs {
                         self.apply(pair, pair::Event::Emptied(place));
@@ -318,6 +342,8 @@ impl Cluster {
             let state = self.pairs[pair.index()].pair.state();
             if outcome.result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
                 self.apply(*pair, pair::Event::ResyncEnded(reason));
+            } else if reason == Reason::CannotEnumerate {
+                self.apply(*pair, pair::Event::CannotEnumerate);
             } else if outcome.undone && matches!(state, State::Dark { in_sync: Some(p), .. } if p != place) {
                 self.apply(*pair, pair::Event::Undone(place));
             }

@@ -626,7 +626,11 @@ impl Cluster {
             return;
         }
         let run = &self.nodes[node.index()];
-        if run.job.is_some() || run.retry_pending || !run.is_drained() || !self.topology.has_backups() {
+        if run.job.as_ref().is_some_and(|job| !job.progress.trickles())
+            || run.retry_pending
+            || !run.is_drained()
+            || !self.topology.has_backups()
+        {
             return;
         }
         let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
@@ -640,25 +644,38 @@ impl Cluster {
                 !run.undecided && run.pair.state() == State::Dark { in_sync: None, fallback: None } && open(p)
             })
             .collect();
-        if !orphaned.is_empty() {
-            return self.begin_purge(node, orphaned);
-        }
         let needy: Vec<(PairId, NodeId)> = self
             .topology
             .pairs_of(node)
-            .filter(|&p| self.pairs[p.index()].pair.state() == State::Degraded { leader: place.other() } && open(p))
+            .filter(|&p| self.needs_refill(p, place))
             .map(|p| (p, self.node_at(p, place.other())))
-            .filter(|(_, source)| self.nodes[source.index()].health.is_up())
             .collect();
         // Pairs that are degraded but not recorded yet come along in a moment: one pass over the sources for all.
         let coming = self.topology.pairs_of(node).any(|p| {
             let run = &self.pairs[p.index()];
             run.pair.state() == State::Degraded { leader: place.other() }
-                && !open(p)
+                && run.pair.gate() != pair::Gate::Open
                 && run.since.elapsed() < self.settings.leader_timeout
         });
-        if wanted && !needy.is_empty() && !coming {
+        let refill = wanted && !needy.is_empty() && !coming;
+        if let Some(job) = &self.nodes[node.index()].job {
+            // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again together.
+            if refill || !orphaned.is_empty() {
+                job.yield_to_others();
+            }
+        } else if !orphaned.is_empty() {
+            self.begin_purge(node, orphaned);
+        } else if refill {
             self.begin_job(node, needy);
         }
+    }
+
+    /// Whether a refill of the pair's node at this place could begin.
+    fn needs_refill(&self, id: PairId, place: Place) -> bool {
+        let pair = &self.pairs[id.index()].pair;
+        let leader = self.node_at(id, place.other());
+        pair.state() == State::Degraded { leader: place.other() }
+            && pair.gate() == pair::Gate::Open
+            && self.nodes[leader.index()].health.is_up()
     }
 }

@@ -51,7 +51,8 @@ pub enum Reason {
     ResyncFailed,
     /// A resync was cancelled by the operator.
     Cancelled,
-    /// The leader cannot list its keys, so its follower cannot be refilled.
+    /// A node cannot list its keys. The leader: its follower is filled from the reads that pass through, and stays a follower. The
+    /// follower: what it may hold cannot be purged, so it is not refilled.
     CannotEnumerate,
     /// The node is recorded as having missed writes, and the one that has them does not answer.
     StaleAlone,
@@ -170,6 +171,8 @@ pub enum Event {
     HandBack,
     /// The resync finished the last copies behind the closed gate (`true`), or there are more to come (`false`).
     Drained(bool),
+    /// A node of the pair cannot be enumerated: said as the reason, nothing else changes.
+    CannotEnumerate,
     /// The resync ended early.
     ResyncEnded(Reason),
     /// The ended resync had undone every unverified copy on this follower.
@@ -301,7 +304,12 @@ impl Pair {
                 _ => vec![],
             },
             Event::BeginRecovery => match (self.state, self.gate) {
-                (State::Degraded { leader }, Gate::Open) => self.edge(State::Recovering { leader }, self.reason, None),
+                (State::Degraded { leader }, Gate::Open) => {
+                    // This try may find what the last one did not.
+                    let stale = self.reason == Reason::CannotEnumerate;
+                    let reason = if stale { Reason::ResyncFailed } else { self.reason };
+                    self.edge(State::Recovering { leader }, reason, None)
+                }
                 _ => vec![],
             },
             Event::HandBack => match (self.state, self.gate) {
@@ -326,6 +334,12 @@ impl Pair {
                 }
                 _ => vec![],
             },
+            Event::CannotEnumerate => {
+                if matches!(self.state, State::Degraded { .. } | State::Recovering { .. }) {
+                    self.reason = Reason::CannotEnumerate;
+                }
+                vec![]
+            }
             Event::ResyncEnded(reason) => match self.state {
                 State::Recovering { leader } => self.edge(State::Degraded { leader }, reason, None),
                 _ => vec![],

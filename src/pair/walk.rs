@@ -270,6 +270,7 @@ impl World {
         }
         if self.job {
             add("hand-back".into(), &|w| w.apply(Event::HandBack));
+            add("its source cannot be enumerated".into(), &|w| w.apply(Event::CannotEnumerate));
             add("resync ends".into(), &|w| {
                 w.job = false;
                 w.apply(Event::ResyncEnded(Reason::ResyncFailed));

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::item::{Answer, Code, Item, NodeClock, Seen, needs_base64, put_key};
+use super::item::{Answer, Code, Item, NodeClock, needs_base64, put_key};
 use crate::backend::{Batch, Effect, Frame};
 
 /// How often a key is begun again before it goes to the end of the re-copy queue, where its next turn comes later.
@@ -59,23 +59,22 @@ pub(super) enum End {
     Refused,
     /// Too many tries: to the end of the re-copy queue.
     Requeue,
+    /// The source has no cas ids (`-C`): to be begun anew and verified by content.
+    NoCas,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
     Read,
     Add(Item),
+    /// `item` is what was read; its value is kept only where it is what the copy is verified by.
     Verify {
-        cas: u64,
-        seen: Seen,
+        item: Item,
         bytes: u64,
         copy: u64,
         late: bool,
     },
-    VerifyRefused {
-        cas: u64,
-        seen: Seen,
-    },
+    VerifyRefused(Item),
     Undo {
         copy: u64,
     },
@@ -97,7 +96,7 @@ pub(super) enum Stage {
 pub(super) enum Trouble {
     /// The connection's framing is in doubt.
     Protocol(String),
-    /// All cas ids are 0 (`-C`): verify is blind, and an undo cannot be guarded.
+    /// The target's cas ids are 0 (`-C`): an undo cannot be guarded.
     Blind,
 }
 
@@ -120,19 +119,26 @@ pub(super) struct Entry {
     pub(super) stage: Stage,
     binary: bool,
     tries: u8,
+    /// Where the source has no cas ids, a copy may be verified by its content.
+    by_content: bool,
     /// Cas id of a stale item that we won and must give back.
     won: Option<u64>,
 }
 
 impl Entry {
     pub(super) fn new(key: Bytes, binary: bool, slot: u32, booked: usize, recopy: bool) -> Entry {
-        Entry { key, slot, booked, recopy, stage: Stage::Read, binary, tries: 0, won: None }
+        Entry { key, slot, booked, recopy, stage: Stage::Read, binary, tries: 0, by_content: false, won: None }
+    }
+
+    /// An entry of a source that cannot be enumerated, and may have no cas ids either.
+    pub(super) fn by_content(self) -> Entry {
+        Entry { by_content: true, ..self }
     }
 
     /// Where the next command goes; `None` = done.
     pub(super) fn side(&self) -> Option<Side> {
         match self.stage {
-            Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused { .. } => Some(Side::Source),
+            Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused(_) => Some(Side::Source),
             Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
             Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
             Stage::Done(_) => None,
@@ -173,7 +179,10 @@ impl Entry {
         }
         let (verb, flags, guard, effect): (&[u8], &[u8], Option<u64>, Effect) = match self.stage {
             Stage::Read | Stage::TargetLook(_) | Stage::SourceLook(_) => (b"mg ", b" k v f t c", None, Effect::Read),
-            Stage::Verify { .. } | Stage::VerifyRefused { .. } => (b"mg ", b" k t c", None, Effect::Read),
+            Stage::Verify { ref item, .. } | Stage::VerifyRefused(ref item) if item.cas == 0 => {
+                (b"mg ", b" k v f t c", None, Effect::Read)
+            }
+            Stage::Verify { .. } | Stage::VerifyRefused(_) => (b"mg ", b" k t c", None, Effect::Read),
             Stage::Undo { copy } => (b"md ", b" k", Some(copy), Effect::Mutation),
             Stage::Drop { cas } => (b"md ", b" k", Some(cas), Effect::Mutation),
             Stage::GiveBack { cas, .. } => (b"md ", b" k I", Some(cas), Effect::Mutation),
@@ -196,7 +205,8 @@ impl Entry {
     /// Takes the answer to the command, which was sent at `asked`.
     pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Instant) -> Result<(), Trouble> {
         let answer = Answer::parse(frame.line(), &self.key)?;
-        if answer.won && self.side() == Some(Side::Source) {
+        // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a client has just stored.
+        if answer.won && answer.cas != 0 && self.side() == Some(Side::Source) {
             self.won = Some(answer.cas);
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
@@ -207,11 +217,17 @@ impl Entry {
 
     fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Instant) -> Result<Stage, Trouble> {
         let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
-        let found = matches!(answer.code, Code::Value | Code::Done);
+        let unchanged = |item: &Item| match (answer.code, item.cas) {
+            (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), EXPIRY_SLACK_SECS),
+            (Code::Value | Code::Done, cas) => {
+                answer.cas == cas && item.seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS)
+            }
+            _ => false,
+        };
         Ok(match stage {
             Stage::Read => match answer.code {
                 Code::Missing => Stage::TargetLook(Look::Absent),
-                Code::Value if answer.cas == 0 => return Err(Trouble::Blind),
+                Code::Value if answer.cas == 0 && !self.by_content => Stage::Done(End::NoCas),
                 // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh one.
                 Code::Value if answer.stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
                 Code::Value => {
@@ -225,25 +241,30 @@ impl Entry {
             Stage::Add(item) => match answer.code {
                 Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
                 Code::Done => Stage::Verify {
-                    cas: item.cas,
-                    seen: item.seen,
                     bytes: item.value.len() as u64,
                     copy: answer.cas,
                     late: item.seen.ttl >= 0 && asked.elapsed() > LATE_ADD && self.tries + 1 < MAX_TRIES,
+                    item: item.until_verified(),
                 },
                 // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
                 Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
                 // A refused store deletes what the target held, be it newer than what we read: verify all the same.
-                Code::Refused => Stage::VerifyRefused { cas: item.cas, seen: item.seen },
+                Code::Refused => Stage::VerifyRefused(item.until_verified()),
                 _ => return unexpected(),
             },
-            Stage::Verify { cas, seen, bytes, copy, late } => {
-                let same = found && answer.cas == cas && seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS);
-                if same && !late && !answer.stale { Stage::Done(End::Copied(bytes)) } else { Stage::Undo { copy } }
+            Stage::Verify { item, bytes, copy, late } => {
+                if unchanged(&item) && !late && !answer.stale {
+                    Stage::Done(End::Copied(bytes))
+                } else {
+                    Stage::Undo { copy }
+                }
             }
-            Stage::VerifyRefused { cas, seen } => {
-                let same = found && answer.cas == cas && seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS);
-                if same { Stage::TargetLook(Look::Refused) } else { self.again() }
+            Stage::VerifyRefused(item) => {
+                if unchanged(&item) {
+                    Stage::TargetLook(Look::Refused)
+                } else {
+                    self.again()
+                }
             }
             // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are looked at again.
             Stage::Undo { .. } | Stage::Drop { .. } => match answer.code {
@@ -301,7 +322,10 @@ mod tests {
 
     /// Plays a dialogue of (side, command, answer) with an entry and returns how it ended.
     async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)]) -> End {
-        let mut entry = Entry::new(Bytes::from_static(key), binary, 0, 0, false);
+        play_by(Entry::new(Bytes::from_static(key), binary, 0, 0, false), dialogue).await
+    }
+
+    async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
         let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
         let (near, mut far) = duplex(4096);
         let mut pipe = Pipe::over(NodeId(0), NodeStream::Memory(near));
@@ -387,6 +411,24 @@ mod tests {
             ],
         );
         assert_eq!(end.await, End::Refused);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_cas_ids_the_content_is_verified() {
+        let entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true).by_content();
+        let end = play_by(
+            entry,
+            &[
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\nx\r\n"),
+                (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
+                (Target, "md k k C8\r\n", "HD kk\r\n"),
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
+                (Target, "ms k 1 ME k c T50 F0\r\ny\r\n", "HD kk c9\r\n"),
+                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
+            ],
+        );
+        assert_eq!(end.await, End::Copied(1));
     }
 
     #[tokio::test(start_paused = true)]

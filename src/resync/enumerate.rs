@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-use super::Context;
+use super::{Context, NO_CAS};
 use crate::backend::{Effect, NodeError, Pipe};
 use crate::ids::NodeId;
 
@@ -28,8 +28,10 @@ pub(super) enum Coverage {
 pub(super) enum DumpError {
     /// The node failed.
     Node(NodeError),
-    /// It does not enumerate, by its settings or its version.
+    /// It does not enumerate, by its settings or its version, or what it enumerates cannot be verified.
     Cannot(String),
+    /// Its crawler was busy with others' crawls for too long.
+    Busy,
     /// The keys could not be kept.
     Spool(std::io::Error),
 }
@@ -78,7 +80,7 @@ pub(super) async fn enumerate(
                 sleep(pause).await;
                 pause = (pause * 2).min(BUSY_PAUSE.1);
             }
-            DumpEnd::Again => return Err(DumpError::Cannot("its crawler stayed busy".to_owned())),
+            DumpEnd::Again => return Err(DumpError::Busy),
             DumpEnd::UnknownMode if coverage == Coverage::Whole => coverage = Coverage::Leaky,
             DumpEnd::UnknownMode => return Err(DumpError::Cannot("it knows no metadump".to_owned())),
             DumpEnd::Off(_) if !enabled => {
@@ -142,7 +144,7 @@ fn line(
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if let Some(found) = parse(line, key) {
         if found.blind {
-            return Err(DumpError::Cannot("its items have no cas ids (-C): verify would be blind".to_owned()));
+            return Err(DumpError::Cannot(NO_CAS.to_owned()));
         }
         on_key(DumpLine { key, size: found.size }).map_err(DumpError::Spool)?;
         return Ok(None);

@@ -26,7 +26,17 @@ pub(super) struct Item {
 impl Item {
     /// Whether two nodes hold the same thing. Both clocks tick in seconds and so do the answers, hence the tolerance.
     pub(super) fn equals(&self, other: &Item) -> bool {
-        self.flags == other.flags && self.value == other.value && self.seen.agrees(&other.seen, 2)
+        self.equals_later(other, 2)
+    }
+
+    /// The same of one node, asked again: whether the item is what it was.
+    pub(super) fn equals_later(&self, later: &Item, slack: i64) -> bool {
+        self.flags == later.flags && self.value == later.value && self.seen.agrees(&later.seen, slack)
+    }
+
+    /// What is kept of it until its copy is verified: where there is a cas id, not the value.
+    pub(super) fn until_verified(self) -> Item {
+        if self.cas == 0 { self } else { Item { value: Bytes::new(), ..self } }
     }
 }
 
@@ -123,8 +133,8 @@ pub(super) struct Answer {
 impl Answer {
     /// Takes the line apart. An error means that the answer does not belong to the command: framing is in doubt.
     pub(super) fn parse(line: &[u8], key: &[u8]) -> Result<Answer, String> {
-        let mut words = line.split(|&b| b == b' ');
-        let code = match words.next().unwrap_or_default() {
+        let (word, mut rest) = split_word(line);
+        let code = match word {
             b"VA" => Code::Value,
             b"HD" => Code::Done,
             b"EN" | b"NF" => Code::Missing,
@@ -138,10 +148,17 @@ impl Answer {
             return Ok(answer);
         }
         if code == Code::Value {
-            words.next();
+            rest = split_word(rest).1;
         }
         let mut echo = None;
-        for word in words {
+        // An incr can make memcached forget that a key is binary (seen on 1.6.18): then it stands there as it is, blanks and all. It
+        // was asked for first, so it comes first.
+        if let Some(after) = rest.strip_prefix(b"k").and_then(|r| r.strip_prefix(key))
+            && matches!(after.first(), None | Some(b' '))
+        {
+            (echo, rest) = (Some(key), after);
+        }
+        for word in rest.split(|&b| b == b' ') {
             let (Some(&flag), rest) = (word.first(), word.get(1..).unwrap_or_default()) else { continue };
             match flag {
                 b'k' => echo = Some(rest),
@@ -182,6 +199,13 @@ impl Answer {
 
     pub(super) fn seen(&self, asked: Instant) -> Seen {
         Seen { ttl: self.ttl, asked, answered: Instant::now() }
+    }
+}
+
+fn split_word(line: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b' ', line) {
+        Some(at) => (&line[..at], &line[at + 1..]),
+        None => (line, b""),
     }
 }
 
@@ -264,6 +288,9 @@ mod tests {
         assert!(Answer::parse(b"VA 2 f7 t-1 c4", b"foo").is_err());
         assert!(Answer::parse(b"HD kZm9v b", b"foo").unwrap().binary);
         assert!(Answer::parse(b"HD kZm9v", b"foo").is_err());
+        let raw = Answer::parse(b"VA 2 ka X  W f7 t-1 c4", b"a X  W").unwrap();
+        assert!((raw.flags, raw.cas) == (7, 4) && !raw.stale && !raw.binary);
+        assert!(Answer::parse(b"VA 2 kfoobar f7 t-1 c4", b"foo").is_err());
         assert_eq!(Answer::parse(b"EN", b"foo").unwrap().code, Code::Missing);
         assert!(Answer::parse(b"CLIENT_ERROR bad", b"foo").is_err());
         assert!(Answer::parse(b"HD c99999999999999999999999", b"foo").is_err());

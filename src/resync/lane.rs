@@ -4,6 +4,8 @@
 //! before is verified. An entry stays on its lane: that verify is asked on the connection that the item was read on, and undo
 //! on the one it was added on, proves that both nodes are still the same processes, whose cas ids mean the same.
 
+use std::time::Duration;
+
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +15,12 @@ use super::item::NodeClock;
 use super::{JobError, Tuning};
 use crate::backend::{Batch, Dial, Drain, Frame, Pipe};
 use crate::ids::NodeId;
+
+/// What a node must manage per second, in bytes, on top of what its timeout allows: many large items take their time, and a
+/// node that is merely slow is not to be taken for one that hangs.
+const MIN_BYTES_PER_S: usize = 2 << 20;
+/// Booked with every item, for key and bookkeeping, in bytes.
+pub(super) const ENTRY_BYTES: usize = 512;
 
 /// A pair of connections and the entries between them.
 #[derive(Debug)]
@@ -27,7 +35,7 @@ pub(super) struct Lane {
     pub(super) quiesce: Option<OwnedRwLockReadGuard<()>>,
     /// Bytes booked by the entries under way.
     pub(super) booked: usize,
-    /// The largest item seen, in bytes: the guess for keys whose size is not known.
+    /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none was seen.
     pub(super) largest: usize,
     clock: NodeClock,
     /// A copy was made that no undo can be aimed at.
@@ -94,6 +102,7 @@ impl Lane {
     /// The target is always heard out, cancelled or not: what was sent to it takes effect. The source is only read from.
     pub(super) async fn step(&mut self, tuning: &Tuning, stop: &CancellationToken) -> Result<(), JobError> {
         let asked = Instant::now();
+        let allowance = Duration::from_millis((self.booked / (MIN_BYTES_PER_S / 1000)) as u64);
         let source = self.source.node();
         let mut to_source = Batch::new();
         let mut to_target = Batch::new();
@@ -106,12 +115,13 @@ impl Lane {
                 entry.command(&mut to_target, &self.clock, asked);
             }
         }
-        let (mut source_blind, mut target_blind) = (false, false);
-        let from =
-            stop.run_until_cancelled(self.source.exchange(to_source, asked + tuning.source_timeout, |i, frame| {
-                take(&mut self.at_source, i, &frame, asked, &mut source_blind)
-            }));
-        let to = self.target.exchange(to_target, asked + tuning.target_timeout, |i, frame| {
+        let mut target_blind = false;
+        let from = stop.run_until_cancelled(self.source.exchange(
+            to_source,
+            asked + tuning.source_timeout + allowance,
+            |i, frame| take(&mut self.at_source, i, &frame, asked, &mut false),
+        ));
+        let to = self.target.exchange(to_target, asked + tuning.target_timeout + allowance, |i, frame| {
             take(&mut self.at_target, i, &frame, asked, &mut target_blind)
         });
         let (from, to) = tokio::join!(biased; from, to);
@@ -121,18 +131,21 @@ impl Lane {
         if target_blind {
             return Err(JobError::blind(self.target.node()));
         }
-        from.ok_or(JobError::Cancelled)?.map_err(|e| JobError::Source(source, e))?;
-        if source_blind {
-            return Err(JobError::blind(source));
-        }
-        Ok(())
+        from.ok_or(JobError::Cancelled)?.map_err(|e| JobError::Source(source, e))
     }
 
     /// Every entry to the side of its next command. Entries that were not answered are where they were.
     fn sort(&mut self) {
         let mut all = std::mem::take(&mut self.at_source);
         all.append(&mut self.at_target);
-        for entry in all {
+        for mut entry in all {
+            if let Stage::Add(item) = &entry.stage {
+                // Now its size is known; for a re-copied key it was a guess.
+                let bytes = item.value.len() + ENTRY_BYTES;
+                self.largest = bytes.max(self.largest - self.largest / 64);
+                self.booked = (self.booked + bytes).saturating_sub(entry.booked);
+                entry.booked = bytes;
+            }
             match (entry.side(), &entry.stage) {
                 (Some(Side::Source), _) => self.at_source.push(entry),
                 (Some(Side::Target), _) => self.at_target.push(entry),

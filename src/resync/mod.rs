@@ -48,10 +48,24 @@
 //!   is to do so would never be asked: it is given back by marking it stale again.
 //! - *Verify on the connection of the read, undo on that of the add*: cas ids restart at 1 with the process, so an id seen on a new
 //!   connection may belong to another item. An unbroken connection is the proof that the process is the same.
-//! - *All cas ids 0* (`-C`): verify is blind. The job fails with [`JobError::CannotEnumerate`] before it copies anything.
+//! - *All cas ids 0* (`-C`): verify by cas id is blind, and an undo cannot be guarded. A target like that is refused before anything is
+//!   copied; a source like that is treated as one that cannot be enumerated, and verified by content.
 //! - *A key leaves `Recopy` before its copy starts*, so that a push during the copy is not taken for the one being served.
 //! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: it is being written without pause, and the gate at the hand-back is
 //!   what ends that.
+//!
+//! # A leader that cannot be enumerated
+//!
+//! An old server, a managed one, `-X`, or `-C` as said above. The first pass finds it out ([`JobEvent::CannotEnumerate`]); the job goes on
+//! without an enumeration, in a *trickle*: workers push to [`Recopy`] what they find read ([`Recopy::push_read`]), and each key is read, added and
+//! verified as ever. So the target holds a true part of the leader's items, which grows with what clients use, and never all of them: no
+//! pair is handed back, the leader goes on leading, and only a cancel or the loss of a node ends the job. Re-copies that overflow are
+//! forgotten: their keys are not on the target, and the next read brings them back.
+//!
+//! *Verified by content* (no cas ids): the verify reads the whole item again and compares it with what was added. An item that was changed and
+//! changed back in between passes, and that is right: what was added is what the leader holds at v, so it has in it every
+//! mutation with m < v, and each of those whose f is still to come is repeated on the target after the copy, in their order; it sets, deletes or
+//! drops, and needs nothing of what stood there. The expiry is part of the content. The undo is guarded by the target's cas id as ever.
 //!
 //! # Failure in mid-stream
 //!
@@ -205,6 +219,16 @@ pub enum JobEvent {
         /// Whether to go on.
         reply: oneshot::Sender<bool>,
     },
+    /// A leader cannot be enumerated. Its pairs go on as they are: copied is what clients read, and none of them is ever ready.
+    /// No answer is waited for.
+    CannotEnumerate {
+        /// Which leader.
+        source: NodeId,
+        /// Its pairs.
+        pairs: Vec<PairId>,
+        /// For the log.
+        why: String,
+    },
     /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
     /// `true`; `false` = not now, ask again later.
     Ready {
@@ -261,7 +285,8 @@ pub enum JobError {
     /// A leader failed.
     #[error("the source, node {n}, {1}", n = .0.0)]
     Source(NodeId, NodeError),
-    /// A node cannot be enumerated, or its copies not be verified: then it is filled by the reads that pass through.
+    /// The target cannot be enumerated, so that what it may hold cannot be purged, or has no cas ids. (Of a source that cannot
+    /// be, [`JobEvent::CannotEnumerate`] tells, and the job goes on.)
     #[error("node {n} cannot be enumerated: {why}", n = node.0)]
     CannotEnumerate {
         /// Source or target.
@@ -269,6 +294,9 @@ pub enum JobError {
         /// For the log.
         why: String,
     },
+    /// Somebody else's crawls kept a node's crawler busy.
+    #[error("the crawler of node {n} stayed busy", n = .0.0)]
+    CrawlerBusy(NodeId),
     /// The purge found keys again and again: somebody writes to the target past the proxy.
     #[error("the target still held keys after {passes} passes")]
     PurgeUnfinished {
@@ -280,6 +308,8 @@ pub enum JobError {
     Spool(String),
 }
 
+const NO_CAS: &str = "its items have no cas ids (-C), so copies cannot be verified or undone by them";
+
 impl JobError {
     /// The word for it in log, metrics and `stats`.
     pub fn reason(&self) -> &'static str {
@@ -288,13 +318,14 @@ impl JobError {
             JobError::Aborted => "aborted",
             JobError::Target(error) | JobError::Source(_, error) => error.reason(),
             JobError::CannotEnumerate { .. } => "cannot_enumerate",
+            JobError::CrawlerBusy(_) => "crawler_busy",
             JobError::PurgeUnfinished { .. } => "purge_unfinished",
             JobError::Spool(_) => "spool",
         }
     }
 
     fn blind(node: NodeId) -> JobError {
-        JobError::CannotEnumerate { node, why: "its items have no cas ids (-C): verify would be blind".to_owned() }
+        JobError::CannotEnumerate { node, why: NO_CAS.to_owned() }
     }
 
     /// `source` is given where the node is one, and not the target.
@@ -303,6 +334,7 @@ impl JobError {
             (enumerate::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
             (enumerate::DumpError::Node(error), None) => JobError::Target(error),
             (enumerate::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
+            (enumerate::DumpError::Busy, _) => JobError::CrawlerBusy(node),
             (enumerate::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
         }
     }

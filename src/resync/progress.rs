@@ -1,7 +1,7 @@
 //! What a job has done so far, for `resync status`, metrics and the log.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,6 +61,7 @@ pub struct PairProgress {
 #[derive(Debug)]
 pub struct Progress {
     phase: AtomicU8,
+    trickles: AtomicBool,
     started_at: Instant,
     /// Keys deleted on the target before the copying.
     pub purged: AtomicU64,
@@ -80,6 +81,7 @@ impl Progress {
     pub fn new(pairs: impl IntoIterator<Item = PairId>) -> Progress {
         Progress {
             phase: AtomicU8::new(Phase::Preparing as u8),
+            trickles: AtomicBool::new(false),
             started_at: Instant::now(),
             purged: AtomicU64::new(0),
             total: AtomicU64::new(0),
@@ -99,6 +101,17 @@ impl Progress {
 
     pub(super) fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// Whether some pair is filled from the reads that pass through, since its leader cannot be enumerated: such a job does not
+    /// end by itself, and stays at [`Phase::Copying`].
+    pub fn trickles(&self) -> bool {
+        self.trickles.load(Relaxed)
+    }
+
+    pub(super) fn set_trickles(&self) {
+        self.trickles.store(true, Relaxed);
+        self.set_phase(Phase::Copying);
     }
 
     /// The counters of one pair; `None` if the job does not fill it.

@@ -1,21 +1,34 @@
 //! The keys of one pair that must be copied again: the workers push, the job takes.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// Most keys kept for one pair. Past it the whole pair is enumerated again, which costs time, not memory.
 pub const MAX_RECOPY_KEYS: usize = 65_536;
+/// The same for keys that are pushed because they were read: the rest is left to those that must be copied again.
+const MAX_READ_KEYS: usize = MAX_RECOPY_KEYS / 2;
+/// Places in the table of keys pushed lately for being read: 512 KiB per pair, only while its leader cannot be enumerated.
+const LATELY: usize = 1 << 17;
 
 /// Keys whose copy was dropped on the filling follower because the mutation cannot be executed there (incr, append, touch …).
 ///
 /// A worker first drops the key on the follower and pushes it after the answer. The job takes a key out *before* it
 /// copies it, so that a push during the copy is kept and leads to another copy.
+///
+/// Where the leader cannot be enumerated, the job asks for the keys that clients read as well, by
+/// [`want_reads`](Recopy::want_reads): the only way to learn of them.
 #[derive(Default, Debug)]
 pub struct Recopy {
     inner: Mutex<Inner>,
+    reads: AtomicBool,
+    /// Fingerprints of keys pushed lately for being read, each in the one place that its hash names: a hot key is pushed once,
+    /// and again when another one has taken its place. Made when reads are first wanted.
+    lately: OnceLock<Box<[AtomicU32]>>,
 }
 
 #[derive(Default, Debug)]
@@ -45,6 +58,53 @@ impl Recopy {
         }
         if let Some(watcher) = &inner.watcher {
             watcher.notify_one();
+        }
+    }
+
+    /// Whether keys that are read are wanted; a worker asks this for every hit while the pair is being filled.
+    pub fn wants_reads(&self) -> bool {
+        self.reads.load(Relaxed)
+    }
+
+    /// A client has read an item under this key from the leader: asks for a copy of it, unless that was done lately or there is
+    /// too much to do already. No lock is taken for a key that was pushed lately.
+    pub fn push_read(&self, key: &[u8]) {
+        let Some(lately) = self.lately.get().filter(|_| self.wants_reads()) else { return };
+        let mut hasher = DefaultHasher::new();
+        hasher.write(key);
+        let hash = hasher.finish();
+        // 0 stands for nobody.
+        let (place, print) = (&lately[hash as usize % LATELY], (hash >> 32) as u32 | 1);
+        if place.swap(print, Relaxed) == print {
+            return;
+        }
+        let mut inner = self.lock();
+        if inner.queue.len() >= MAX_READ_KEYS {
+            place.store(0, Relaxed);
+            return;
+        }
+        let key = Bytes::copy_from_slice(key);
+        if inner.known.insert(key.clone()) {
+            inner.queue.push_back(key);
+            if let Some(watcher) = &inner.watcher {
+                watcher.notify_one();
+            }
+        }
+    }
+
+    /// From now on keys that are read are wanted, for the rest of this resync.
+    pub(super) fn want_reads(&self) {
+        self.lately.get_or_init(|| (0..LATELY).map(|_| AtomicU32::new(0)).collect());
+        self.reads.store(true, Relaxed);
+    }
+
+    /// Makes up for an overflow where there is no enumeration: the keys that were lost are not on the follower, and each is
+    /// copied when it is next read, however lately that was before.
+    pub(super) fn forget_overflow(&self) {
+        self.clear_overflow();
+        // After it: a key lost from now on sets it again.
+        for place in self.lately.get().into_iter().flatten() {
+            place.store(0, Relaxed);
         }
     }
 
@@ -112,6 +172,42 @@ mod tests {
         recopy.push(Bytes::from_static(b"a"));
         assert_eq!(recopy.take_batch(9), ["c", "a"]);
         assert!(recopy.is_empty());
+    }
+
+    #[test]
+    fn a_key_that_is_read_is_wanted_once_and_only_when_asked_for() {
+        let recopy = Recopy::new();
+        recopy.push_read(b"a");
+        assert!(recopy.is_empty());
+        recopy.want_reads();
+        for key in [b"a", b"b", b"a", b"b"] {
+            recopy.push_read(key);
+        }
+        assert_eq!(recopy.take_batch(9), ["a", "b"]);
+        recopy.push_read(b"a");
+        assert!(recopy.is_empty());
+        // Dropped on the follower, and the push that was to bring it back was lost.
+        recopy.set_overflow();
+        recopy.forget_overflow();
+        recopy.push_read(b"a");
+        assert_eq!(recopy.take_batch(9), ["a"]);
+        assert!(!recopy.overflowed());
+    }
+
+    #[test]
+    fn reads_leave_room_and_never_overflow() {
+        let recopy = Recopy::new();
+        recopy.want_reads();
+        for i in 0..2 * MAX_RECOPY_KEYS {
+            recopy.push_read(i.to_string().as_bytes());
+        }
+        assert_eq!(recopy.len(), MAX_READ_KEYS);
+        assert!(!recopy.overflowed());
+        // One that found no room is not taken for pushed.
+        recopy.take_batch(MAX_RECOPY_KEYS);
+        let last = 2 * MAX_RECOPY_KEYS - 1;
+        recopy.push_read(last.to_string().as_bytes());
+        assert_eq!(recopy.take_batch(9), [last.to_string()]);
     }
 
     #[test]

@@ -11,12 +11,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::enumerate::{Coverage, enumerate};
+use super::enumerate::{Coverage, DumpError, enumerate};
 use super::item::NodeClock;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, JobError, JobEvent, Recopy, Verdict};
+use super::{Context, JobError, JobEvent, NO_CAS, Recopy, Verdict};
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -73,8 +73,12 @@ pub(super) struct Refill {
     idle: Vec<Lane>,
     running: FuturesUnordered<Step>,
     /// The enumeration under way.
-    pass: Option<BoxFuture<'static, Result<Coverage, JobError>>>,
+    pass: Option<BoxFuture<'static, Result<Coverage, DumpError>>>,
     passes: usize,
+    /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and never handed back.
+    trickle: bool,
+    /// An item of the source without a cas id was seen.
+    no_cas: bool,
     coverage: Coverage,
     /// Enumerated keys that are on a lane, and those of this pass that the target did not have.
     streaming: usize,
@@ -122,6 +126,8 @@ impl Refill {
             running: FuturesUnordered::new(),
             pass: None,
             passes: 0,
+            trickle: false,
+            no_cas: false,
             coverage: Coverage::Whole,
             streaming: 0,
             new_in_pass: 0,
@@ -184,11 +190,14 @@ impl Refill {
                 biased;
                 () = stop.cancelled() => return Err(JobError::Cancelled),
                 // Before the lanes: a dump that is not read at full speed freezes the source.
-                coverage = optional(&mut self.pass) => self.end_pass(coverage?),
+                coverage = optional(&mut self.pass) => self.end_pass(coverage).await?,
                 Some((lane, result)) = self.running.next() => {
                     self.idle.push(lane);
                     self.collect();
                     result?;
+                    if self.no_cas && !self.trickle {
+                        self.begin_trickle(NO_CAS.to_owned()).await?;
+                    }
                 }
                 answer = self.hand.answer() => self.answered(answer)?,
                 () = optional(&mut self.flush) => self.flush = None,
@@ -225,15 +234,20 @@ impl Refill {
                     ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
                     Ok(())
                 });
-                walk.await.map_err(|error| JobError::of_dump(source, Some(source), error))
+                walk.await
             }
             .boxed(),
         );
     }
 
-    fn end_pass(&mut self, coverage: Coverage) {
+    async fn end_pass(&mut self, coverage: Result<Coverage, DumpError>) -> Result<(), JobError> {
         self.pass = None;
         self.pass_ended = Instant::now();
+        let coverage = match coverage {
+            Ok(coverage) => coverage,
+            Err(DumpError::Cannot(why)) if self.passes == 1 => return self.begin_trickle(why).await,
+            Err(error) => return Err(JobError::of_dump(self.source, Some(self.source), error)),
+        };
         tracing::debug!(source = self.source.0, pass = self.passes, waiting = self.spool_len(), "enumerated");
         if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
             tracing::warn!(
@@ -251,6 +265,25 @@ impl Refill {
                 .sum();
             self.ctx.progress.total.fetch_add(found, Relaxed);
         }
+        Ok(())
+    }
+
+    /// From here on the keys come from the workers: those that clients read, and those to be copied again. Each is read, added
+    /// and verified like any other, so what is there is right; but what nobody reads never comes, so no pair is handed back.
+    /// Ends when cancelled, or with a node.
+    async fn begin_trickle(&mut self, why: String) -> Result<(), JobError> {
+        self.trickle = true;
+        self.pass = None;
+        self.ctx.progress.set_trickles();
+        let open = self.slots.iter().filter(|slot| !slot.done);
+        let pairs = open.map(|slot| slot.pair).collect();
+        let event = JobEvent::CannotEnumerate { source: self.source, pairs, why };
+        let told = self.stop.run_until_cancelled(self.ctx.coordinator.send(event)).await;
+        told.ok_or(JobError::Cancelled)?.map_err(|_| JobError::Aborted)?;
+        for slot in &self.slots {
+            slot.recopy.want_reads();
+        }
+        Ok(())
     }
 
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
@@ -259,8 +292,15 @@ impl Refill {
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
             let empty = s.in_flight == 0 && s.recopy.is_empty();
-            if empty || now >= until {
-                self.drained(slot, empty && !s.recopy.overflowed());
+            if empty || now >= until || self.trickle {
+                self.drained(slot, empty && !s.recopy.overflowed() && !self.trickle);
+            }
+            return;
+        }
+        if self.trickle {
+            // The keys that were lost are not on the target, as every key that nobody has read yet.
+            for slot in self.slots.iter().filter(|slot| slot.recopy.overflowed()) {
+                slot.recopy.forget_overflow();
             }
             return;
         }
@@ -277,7 +317,9 @@ impl Refill {
             }
             return;
         }
-        self.ctx.progress.set_phase(Phase::HandingBack);
+        if !self.ctx.progress.trickles() {
+            self.ctx.progress.set_phase(Phase::HandingBack);
+        }
         let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS;
         if let Some(slot) = self.slots.iter().position(ready) {
             let pair = self.slots[slot].pair;
@@ -317,6 +359,7 @@ impl Refill {
         let now = Instant::now();
         let hand = match self.hand {
             Hand::Draining { until, .. } => Some(until),
+            _ if self.trickle => None,
             Hand::Idle if self.overflowed() => Some(self.pass_ended + OVERFLOW_PAUSE),
             Hand::Idle => self.slots.iter().filter(|s| !s.done && s.retry_at > now).map(|s| s.retry_at).min(),
             _ => None,

@@ -58,6 +58,12 @@ impl Spool {
         }
     }
 
+    /// One whose temporary file cannot be read back.
+    #[cfg(test)]
+    pub(super) fn broken() -> Spool {
+        Spool { head: Bytes::from_static(b"cut"), len: 1, ..Spool::new(0) }
+    }
+
     /// Number of keys waiting.
     pub(super) fn len(&self) -> usize {
         self.len

@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     Reexecute,
     /// The data path writes to the follower first.
     FollowerFirst,
+    /// A source without cas ids answers a second read as it did the first: as if the content were not verified.
+    NoContentVerify,
 }
 
 #[derive(Default, Debug)]
@@ -39,12 +41,16 @@ pub(crate) struct Node {
     pub(crate) items: BTreeMap<String, Stored>,
     next_cas: u64,
     refuses: bool,
+    /// Its crawler is off, and stays so.
+    pub(crate) unlisted: bool,
+    /// `-C`: all its cas ids are 0.
+    pub(crate) no_cas: bool,
 }
 
 impl Node {
     pub(crate) fn put(&mut self, key: &str, value: &str, ttl: i64) -> u64 {
         self.next_cas += 1;
-        let cas = self.next_cas;
+        let cas = if self.no_cas { 0 } else { self.next_cas };
         self.items.insert(key.to_owned(), Stored { value: value.to_owned(), ttl, cas });
         cas
     }
@@ -137,13 +143,18 @@ impl World {
         let standing = node.items.get(&key).cloned();
         match words[0] {
             "mn" => "MN\r\n".to_owned(),
-            "mg" if words.contains(&"v") => match standing {
-                None => "EN\r\n".to_owned(),
-                Some(it) => {
+            "mg" if words.contains(&"v") => {
+                let lie = c.last_read.remove(&key).filter(|it| fault == Fault::NoContentVerify && it.cas == 0);
+                if let (None, Some(it)) = (&lie, &standing) {
                     c.last_read.insert(key.clone(), it.clone());
-                    format!("VA {} k{key} f0 t{} c{}\r\n{}\r\n", it.value.len(), it.ttl, it.cas, it.value)
                 }
-            },
+                match lie.or(standing) {
+                    None => "EN\r\n".to_owned(),
+                    Some(it) => {
+                        format!("VA {} k{key} f0 t{} c{}\r\n{}\r\n", it.value.len(), it.ttl, it.cas, it.value)
+                    }
+                }
+            }
             "mg" => {
                 let lie = (fault == Fault::NoVerify).then(|| c.last_read.get(&key).cloned()).flatten();
                 match lie.or(standing) {
@@ -173,6 +184,8 @@ impl World {
             },
             "stats" if words.len() == 1 => "STAT time 1700000000\r\nSTAT evictions 0\r\nEND\r\n".to_owned(),
             "stats" => "STAT cas_enabled yes\r\nEND\r\n".to_owned(),
+            "lru_crawler" if words[1] == "enable" => "OK\r\n".to_owned(),
+            "lru_crawler" if node.unlisted => "CLIENT_ERROR lru crawler disabled\r\n".to_owned(),
             "lru_crawler" => {
                 let lines =
                     node.items.iter().map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} size=60\n", it.cas));

@@ -88,7 +88,16 @@ impl Core {
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
         let answer = client_answer(op, reply, unit, term);
         if kind.reads() {
-            self.stats.read(matches!(reply.kind, ReplyKind::Value { .. }));
+            let hit = matches!(reply.kind, ReplyKind::Value { .. });
+            self.stats.read(hit);
+            if hit
+                && effect == Effect::Nothing
+                && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[pair.index()].flow
+                && recopy.wants_reads()
+            {
+                // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
+                recopy.push_read(self.ops[id as usize].key());
+            }
         }
         if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
             self.ask_marker_after_miss(node, lane);

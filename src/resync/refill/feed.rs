@@ -6,26 +6,35 @@ use std::sync::atomic::AtomicU64;
 use futures::future::FutureExt;
 
 use super::super::JobError;
+use super::super::MAX_RECOPY_KEYS;
 use super::super::entry::{End, Entry};
 use super::super::item::wire_form;
-use super::super::lane::Lane;
+use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
 use super::{Hand, Refill, count};
 
-/// Part of a batch that re-copies may take while enumerated keys wait.
+/// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
+/// queue of re-copies is half full, since one that overflows costs another pass.
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
 const MAX_NAMED_FAILURES: usize = 10;
-/// The least that is booked for a key whose item's size is not known, in bytes.
-const MIN_BOOKED_BYTES: usize = 512;
+/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes.
+const UNSEEN_BYTES: usize = 64 << 10;
 
 impl Refill {
     /// Sends every idle lane on that has something to do.
     pub(super) fn feed(&mut self) -> Result<(), JobError> {
         self.limited_until = None;
-        for mut lane in std::mem::take(&mut self.idle) {
-            self.admit(&mut lane)?;
+        let mut lanes = std::mem::take(&mut self.idle).into_iter();
+        while let Some(mut lane) = lanes.next() {
+            let admitted = self.admit(&mut lane);
             self.take_ended(&mut lane);
+            if admitted.is_err() {
+                // They may hold copies that were not verified: whoever ends the job undoes them.
+                self.idle.push(lane);
+                self.idle.extend(lanes);
+                return admitted;
+            }
             if lane.len() == 0 {
                 lane.quiesce = None;
                 self.idle.push(lane);
@@ -57,24 +66,38 @@ impl Refill {
         // Three groups are under way: one being read, one added, one verified.
         let room = batch.min((3 * batch).saturating_sub(lane.len()));
         if let Hand::Draining { slot, .. } = self.hand {
-            // Clients wait at the gate: nothing else, and no rate limit.
-            self.admit_recopies(lane, slot, room);
+            // Clients wait at the gate: nothing else.
+            let taken = self.admit_recopies(lane, slot, room, self.lane_bytes);
+            self.ctx.limiter.book(taken);
             return Ok(());
         }
         let waiting = self.spool_len();
-        let share = if waiting > 0 { room.div_ceil(RECOPY_SHARE) } else { room };
-        let mut taken = 0;
+        let queued: Vec<usize> =
+            (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
+        let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
+        let part = room.div_ceil(RECOPY_SHARE);
+        let share = if crowded { room - part } else { part }.min(queued.iter().sum());
+        // Neither may fill the lane's memory alone.
+        let bytes = if waiting > 0 { self.lane_bytes - self.lane_bytes / RECOPY_SHARE } else { self.lane_bytes };
+        let full = lane.len() > 0 && lane.booked >= bytes;
+        let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
+        let mut left = room - enumerated;
         for i in 0..self.slots.len() {
             let slot = (self.turn + i) % self.slots.len();
-            if self.may_recopy(slot) {
-                let wanted = (share - taken).min(self.slots[slot].recopy.len());
+            let wanted = left.min(queued[slot]);
+            if self.trickle {
+                // Nothing waits for them: an overflow costs no pass.
                 let granted = self.granted(wanted);
-                taken += self.admit_recopies(lane, slot, granted);
+                left -= self.admit_recopies(lane, slot, granted, bytes);
+                continue;
             }
+            // They do not wait for the limiter: the queue would grow with what clients write, and the resync never end.
+            let taken = self.admit_recopies(lane, slot, wanted, bytes);
+            self.ctx.limiter.book(taken);
+            left -= taken;
         }
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        let granted = self.granted((room - taken).min(waiting));
-        self.admit_enumerated(lane, granted)
+        self.admit_enumerated(lane, enumerated)
     }
 
     fn may_recopy(&self, slot: usize) -> bool {
@@ -93,9 +116,10 @@ impl Refill {
         granted
     }
 
-    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize) -> usize {
-        let booked = lane.largest.max(MIN_BOOKED_BYTES);
-        let free = self.lane_bytes.saturating_sub(lane.booked) / booked;
+    /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
+    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
+        let booked = if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest };
+        let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
         let keys = self.slots[slot].recopy.take_batch(limit);
@@ -104,7 +128,8 @@ impl Refill {
             match wire_form(&key) {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
-                    lane.admit(Entry::new(key, binary, slot as u32, booked, true));
+                    let entry = Entry::new(key, binary, slot as u32, booked, true);
+                    lane.admit(if self.trickle { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &key, "the key cannot be written on the wire"),
             }
@@ -128,7 +153,7 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     self.streaming += 1;
-                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize, false));
+                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize + ENTRY_BYTES, false));
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
             }
@@ -149,18 +174,21 @@ impl Refill {
             let slot = entry.slot as usize;
             let pair = self.slots[slot].pair;
             let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
-            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if entry.recopy { recopied } else { enumerated };
+            let again = entry.recopy && !self.trickle;
+            let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if again { recopied } else { enumerated };
             match end {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
-                    lane.largest =
-                        lane.largest.max(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(MIN_BOOKED_BYTES));
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
                 End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
                 End::Requeue => self.slots[slot].recopy.push(entry.key),
+                End::NoCas => {
+                    self.no_cas = true;
+                    self.slots[slot].recopy.push(entry.key);
+                }
             }
             self.slots[slot].in_flight -= 1;
             self.streaming -= usize::from(!entry.recopy);
@@ -174,5 +202,70 @@ impl Refill {
             let key = String::from_utf8_lossy(key).into_owned();
             tracing::warn!(target_node = self.target.0, key, why, "an item could not be copied");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use futures::future::BoxFuture;
+    use tokio::io::duplex;
+    use tokio::sync::{RwLock, mpsc};
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::super::entry::Stage;
+    use super::super::super::item::{Item, NodeClock, Seen};
+    use super::super::super::spool::Spool;
+    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::*;
+    use crate::backend::{Dial, NodeStream};
+    use crate::ids::{NodeId, PairId};
+
+    /// Connects to nodes that take everything and answer nothing.
+    struct Deaf(Mutex<Vec<tokio::io::DuplexStream>>);
+
+    impl Dial for Deaf {
+        fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
+            let (near, far) = duplex(4096);
+            self.0.lock().unwrap().push(far);
+            async move { Ok(NodeStream::Memory(near)) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spool_that_fails_loses_no_lane() {
+        let now = Instant::now();
+        let clock = NodeClock { unix_secs: 1_700_000_000, at: now };
+        let ctx = Context {
+            dialer: Arc::new(Deaf(Mutex::default())),
+            owner: Arc::new(|_: &[u8]| PairId(0)),
+            holds: Arc::new(|_, _| true),
+            tuning: Tuning::default(),
+            limiter: Arc::new(RateLimiter::new(None)),
+            crawls: Arc::new(Crawls::new(2)),
+            cancel: CancellationToken::new(),
+            quiesce: Arc::new(RwLock::new(())),
+            progress: Arc::new(Progress::new([PairId(0)])),
+            recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
+            coordinator: mpsc::channel(1).0,
+        };
+        let stop = CancellationToken::new();
+        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), NodeId(1), clock, vec![PairId(0)], 1, stop);
+        refill.connect().await.unwrap();
+        for lane in &mut refill.idle {
+            let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
+            let seen = Seen { ttl: -1, asked: now, answered: now };
+            let item = Item { value: Bytes::new(), flags: 0, cas: 7, seen, binary: false };
+            entry.stage = Stage::Verify { item, bytes: 0, copy: 3, late: false };
+            lane.admit(entry);
+        }
+        refill.spool = Arc::new(Mutex::new(Spool::broken()));
+        assert!(matches!(refill.feed(), Err(JobError::Spool(_))));
+        assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1, 1]);
+        assert!(refill.running.is_empty());
     }
 }
