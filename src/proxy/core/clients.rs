@@ -243,6 +243,10 @@ impl Core {
         {
             client.rest = Some(rest);
             client.stalled = true;
+            // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
+            if client.may_resume() {
+                self.outbox.resumable.push(index);
+            }
         }
     }
 
