@@ -185,6 +185,10 @@ impl Core {
                 return false;
             }
         }
+        // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
+        if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
+            return false;
+        }
         let raw = chunk.split_to(len).freeze();
         let slot = client.open_slot(keys, keys > 1, request.noreply, len);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
