@@ -73,7 +73,9 @@ impl Core {
             // A request that was read but had to wait is still begun: `feed` goes on until the input is used up.
             client.finished = true;
             if !client.stalled {
-                self.close_client(index);
+                // It may be about to go on with input that had to wait: that is begun first.
+                let chunk = std::mem::take(&mut client.partial);
+                self.feed(index, chunk);
             }
         }
     }
