@@ -508,6 +508,8 @@ impl Cluster {
     ) {
         self.nodes[node.index()].looking = false;
         match result {
+            // Workers told only during the look that old commands may still be executed there: it is looked at again.
+            Ok(()) if !self.nodes[node.index()].is_drained() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
                 self.nodes[node.index()].health.bad_probe();
