@@ -130,8 +130,12 @@ impl Cluster {
         for pair in draining {
             self.apply(pair, pair::Event::Drained(false));
         }
-        let closed =
-            self.pairs.iter().all(|run| run.pair.gate() == Gate::Open && (run.flush_closed || run.held_for_flush));
+        let closed = self.pairs.iter().all(|run| match run.pair.gate() {
+            Gate::Open => run.flush_closed || run.held_for_flush,
+            // No write is taken before the record is stored.
+            Gate::Recording => run.record_refused,
+            _ => false,
+        });
         let Some(running) = &mut self.flush.running else { return };
         if !closed || running.waiting.is_some() {
             return;

@@ -78,6 +78,8 @@ struct PairRun {
     flush_closed: bool,
     /// Its gate would be open but for a `flush_all`.
     held_for_flush: bool,
+    /// A node refuses to store its record, which is tried again and again: a `flush_all` does not wait for it, for it writes records too.
+    record_refused: bool,
     /// The resync waits for the gate to close.
     ready_reply: Option<oneshot::Sender<bool>>,
     /// The resync waits to hear what became of the hand-back.
@@ -141,6 +143,7 @@ impl Cluster {
                 undecided: true,
                 flush_closed: false,
                 held_for_flush: false,
+                record_refused: false,
                 ready_reply: None,
                 drained_reply: None,
                 since: now,
@@ -317,6 +320,7 @@ impl Cluster {
                 let void = void.map(|place| self.node_at(id, place));
                 self.pairs[id.index()].flush_closed = false;
                 self.pairs[id.index()].held_for_flush = false;
+                self.pairs[id.index()].record_refused = false;
                 self.close(id, void);
             }
             pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),
@@ -456,6 +460,8 @@ impl Cluster {
                 tracing::error!(node = %self.topology.addr(node), %error, "cannot record a pair's state: its keys can only be read");
                 self.publish_read_only(id);
                 self.record_again(id, epoch);
+                self.pairs[id.index()].record_refused = true;
+                self.flush_progress();
             }
         }
     }
@@ -503,7 +509,8 @@ impl Cluster {
 
     /// Marks the session closed on every node in use: the next start may trust what it finds.
     async fn stop(&mut self) {
-        let settled = self.pairs.iter().all(|run| run.pair.gate() == Gate::Open);
+        // A flush without a client that waits for it (a delayed one) may have reached one node of a pair only.
+        let settled = !self.flush.is_active() && self.pairs.iter().all(|run| run.pair.gate() == Gate::Open);
         if !self.marked() {
             return;
         }

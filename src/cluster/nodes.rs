@@ -471,8 +471,18 @@ impl Cluster {
             run.hint.notify_one();
         }
         for pair in affected {
+            if loss == Loss::MemoryGone && self.awaits_undo(pair, place) {
+                // Remembered in `memory_gone`: only at the end of the other node's resync is it known whether that one may lead.
+                continue;
+            }
             self.apply(pair, pair::Event::Lost(place, loss, reason));
         }
+    }
+
+    /// Whether the pair waits for the node at `place` while the resync of the other one is still winding up.
+    fn awaits_undo(&self, pair: PairId, place: Place) -> bool {
+        self.pairs[pair.index()].pair.state() == State::Dark { in_sync: Some(place), fallback: None }
+            && self.is_being_filled(self.node_at(pair, place.other()), pair)
     }
 
     // ---- return -----------------------------------------------------------------------------------------------------------------
@@ -528,6 +538,8 @@ impl Cluster {
     ) {
         self.nodes[node.index()].looking = false;
         match result {
+            // Workers told only during the look that old commands may still be executed there: it is looked at again.
+            Ok(()) if !self.nodes[node.index()].is_drained() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
                 self.nodes[node.index()].health.bad_probe();
@@ -573,7 +585,7 @@ impl Cluster {
             } else if same || (first && full.contains(&pair)) {
                 // `first`: it was recorded as the one in sync before this proxy ran, and has kept that memory.
                 self.apply(pair, pair::Event::BackSame(place));
-            } else if self.is_being_filled(self.node_at(pair, place.other()), pair) {
+            } else if self.awaits_undo(pair, place) {
                 // The other node's resync is still winding up: only at its end is it known whether that one may lead.
                 self.nodes[node.index()].memory_gone = true;
             } else {

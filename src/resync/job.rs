@@ -21,7 +21,7 @@ use crate::ids::{NodeId, PairId};
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
     ctx.progress.set_phase(Phase::Preparing);
-    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: spec.skip_purge };
     let deadline = Instant::now() + ctx.tuning.connect_timeout;
     match Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
@@ -64,6 +64,8 @@ async fn steps(
     if !spec.skip_purge {
         ctx.progress.set_phase(Phase::Purging);
         purge(spec, ctx, pipe).await?;
+        // Before, it held what it had missed writes of: nothing that may ever lead.
+        *undone = true;
     }
     ctx.progress.set_phase(Phase::Barrier);
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {

@@ -73,7 +73,9 @@ impl Core {
             // A request that was read but had to wait is still begun: `feed` goes on until the input is used up.
             client.finished = true;
             if !client.stalled {
-                self.close_client(index);
+                // It may be about to go on with input that had to wait: that is begun first.
+                let chunk = std::mem::take(&mut client.partial);
+                self.feed(index, chunk);
             }
         }
     }
@@ -185,6 +187,10 @@ impl Core {
                 return false;
             }
         }
+        // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
+        if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
+            return false;
+        }
         let raw = chunk.split_to(len).freeze();
         let slot = client.open_slot(keys, keys > 1, request.noreply, len);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
@@ -243,6 +249,10 @@ impl Core {
         {
             client.rest = Some(rest);
             client.stalled = true;
+            // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
+            if client.may_resume() {
+                self.outbox.resumable.push(index);
+            }
         }
     }
 

@@ -144,12 +144,13 @@ impl Core {
 
     pub(super) fn unpark(&mut self, id: u32) {
         let op = &mut self.ops[id as usize];
-        let leader = match &self.pairs[op.pair.index()].route {
-            Route::Open(flow) => Some(flow.leader),
-            _ => None,
+        let (leader, writable) = match &self.pairs[op.pair.index()].route {
+            Route::Open(flow) => (Some(flow.leader), flow.writable),
+            _ => (None, false),
         };
         match op.stage {
-            Stage::Held(node) if leader == Some(node) => self.finish_with_answer(id),
+            // Acknowledged only once it is recorded that the other node missed it.
+            Stage::Held(node) if leader == Some(node) && writable => self.finish_with_answer(id),
             Stage::Held(_) => self.finish(id, Answer::Static(OUTCOME_UNKNOWN)),
             Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
                 // The very node that may have executed it leads: running it again could apply it twice.

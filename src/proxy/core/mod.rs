@@ -32,7 +32,7 @@ mod replies;
 
 pub use messages::{Command, Event, PeerMessage, Question};
 
-use crate::proxy::client::{Client, Rest};
+use crate::proxy::client::{Client, MAX_READS, Rest};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};
 use crate::proxy::op::{self, Agreement, Answer, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
