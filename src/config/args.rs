@@ -117,7 +117,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "500ms", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) probe_interval: Vec<String>,
 
-    /// How long a probe may take; at most --probe-interval
+    /// How long a probe may take; the longer of this and --timeout counts
     #[arg(long, value_name = "TIME", default_value = "250ms", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) probe_timeout: Vec<String>,
 

@@ -1,11 +1,12 @@
 //! The keys of one pair that must be copied again: the workers push, the job takes.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use dashmap::{DashMap, Entry};
 use tokio::sync::Notify;
 
 /// Most keys kept for one pair. Past it the whole pair is enumerated again, which costs time, not memory.
@@ -20,10 +21,13 @@ const LATELY: usize = 1 << 17;
 /// A worker first drops the key on the follower and pushes it after the answer. The job takes a key out *before* it
 /// copies it, so that a push during the copy is kept and leads to another copy.
 ///
-/// Where the leader cannot be enumerated, the job asks for the keys that clients read as well, by
-/// [`want_reads`](Recopy::want_reads): the only way to learn of them.
+/// Where the leader cannot be enumerated, the job asks for the keys that clients read as well (`want_reads`): the only way to learn
+/// of them.
 #[derive(Default, Debug)]
 pub struct Recopy {
+    /// The keys in the queue, to find duplicates: a hot key is turned away without the queue's lock. Never iterated: its order would
+    /// differ from run to run.
+    known: DashMap<Bytes, ()>,
     inner: Mutex<Inner>,
     reads: AtomicBool,
     /// Fingerprints of keys pushed lately for being read, each in the one place that its hash names: a hot key is pushed once,
@@ -34,8 +38,6 @@ pub struct Recopy {
 #[derive(Default, Debug)]
 struct Inner {
     queue: VecDeque<Bytes>,
-    /// The same keys, to find duplicates. Never iterated: its order would differ from run to run.
-    known: HashSet<Bytes>,
     overflow: bool,
     watcher: Option<Arc<Notify>>,
 }
@@ -48,17 +50,26 @@ impl Recopy {
 
     /// Asks for a copy of the key. Any thread may call it; it never waits for more than another push.
     pub fn push(&self, key: Bytes) {
-        let mut inner = self.lock();
-        if inner.queue.len() >= MAX_RECOPY_KEYS {
-            inner.overflow = true;
-        } else if inner.known.insert(key.clone()) {
-            inner.queue.push_back(key);
-        } else {
-            return;
+        if !self.enqueue(key, MAX_RECOPY_KEYS) {
+            self.set_overflow();
         }
+    }
+
+    /// `false`: there is no room for it.
+    fn enqueue(&self, key: Bytes, most: usize) -> bool {
+        // The entry is held while the key goes into the queue. That it is there already means that its copy has not begun: a key leaves
+        // the set after the queue and before `take_batch` returns.
+        let Entry::Vacant(entry) = self.known.entry(key.clone()) else { return true };
+        let mut inner = self.lock();
+        if inner.queue.len() >= most {
+            return false;
+        }
+        inner.queue.push_back(key);
+        entry.insert(());
         if let Some(watcher) = &inner.watcher {
             watcher.notify_one();
         }
+        true
     }
 
     /// Whether keys that are read are wanted; a worker asks this for every hit while the pair is being filled.
@@ -78,17 +89,8 @@ impl Recopy {
         if place.swap(print, Relaxed) == print {
             return;
         }
-        let mut inner = self.lock();
-        if inner.queue.len() >= MAX_READ_KEYS {
+        if !self.enqueue(Bytes::copy_from_slice(key), MAX_READ_KEYS) {
             place.store(0, Relaxed);
-            return;
-        }
-        let key = Bytes::copy_from_slice(key);
-        if inner.known.insert(key.clone()) {
-            inner.queue.push_back(key);
-            if let Some(watcher) = &inner.watcher {
-                watcher.notify_one();
-            }
         }
     }
 
@@ -119,11 +121,13 @@ impl Recopy {
 
     /// Takes out the oldest `n` keys at most.
     pub fn take_batch(&self, n: usize) -> Vec<Bytes> {
-        let mut inner = self.lock();
-        let n = n.min(inner.queue.len());
-        let batch: Vec<Bytes> = inner.queue.drain(..n).collect();
+        let batch: Vec<Bytes> = {
+            let mut inner = self.lock();
+            let n = n.min(inner.queue.len());
+            inner.queue.drain(..n).collect()
+        };
         for key in &batch {
-            inner.known.remove(key);
+            self.known.remove(key);
         }
         batch
     }
