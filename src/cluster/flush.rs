@@ -198,6 +198,8 @@ impl Cluster {
     /// Told at once, for such a node may come back while others are still being flushed.
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
+            // Not even the start-up table may let it lead.
+            self.pairs[pair.index()].undecided = false;
             self.apply(pair, pair::Event::Flushed);
         }
     }
