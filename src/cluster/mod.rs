@@ -10,6 +10,7 @@
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
 
 mod ask;
+mod first;
 mod flush;
 mod jobs;
 mod nodes;
