@@ -458,10 +458,18 @@ impl Cluster {
                 self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
             }
             Err((node, error @ MarkError::Refused(_))) => {
-                tracing::error!(node = %self.topology.addr(node), %error, "cannot record a pair's state: its keys can only be read");
-                self.publish_read_only(id);
+                let name = self.topology.addr(node);
+                if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
+                    tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
+                    self.publish_read_only(id);
+                    self.pairs[id.index()].record_refused = true;
+                } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
+                    // The other node holds everything and can say so: this one is not worth its refusal. Not at once, because the first
+                    // write that is refused frees the old record's place, so that the next one often succeeds.
+                    tracing::error!(node = %name, %error, "cannot record a pair's state");
+                    return self.lost(node, Reason::Protocol, Loss::Suspected, true);
+                }
                 self.record_again(id, epoch);
-                self.pairs[id.index()].record_refused = true;
                 self.flush_progress();
             }
         }
