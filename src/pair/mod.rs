@@ -291,7 +291,11 @@ impl Pair {
     /// Takes an event; returns what is to be done, in order.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
-            Event::Start(state) => self.edge(state, Reason::None, None),
+            Event::Start(state) => {
+                // Nothing was lost while this proxy ran: what answers is recorded as out of date, and what is in sync does not answer.
+                let waits = matches!(state, State::Dark { in_sync: Some(_), .. });
+                self.edge(state, if waits { Reason::StaleAlone } else { Reason::None }, None)
+            }
             Event::Lost(place, loss, reason) => self.lost(place, loss, reason),
             Event::BackSame(place) => match self.state {
                 State::Dark { in_sync: Some(p), .. } if p == place => {

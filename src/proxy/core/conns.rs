@@ -95,6 +95,13 @@ impl Core {
         } else {
             self.outbox.events.push(Event::Hint { node });
         }
+        self.strand_all(node, flights, waiting);
+        self.tell_undrained(node);
+    }
+
+    /// What was sent and unanswered on a connection that is given up, and what waited for it.
+    fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: VecDeque<u32>) {
+        // A repair that ends on the way answers other operations with its own, so each is looked for first.
         for sent in flights {
             if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
                 && self.ops.contains(id as usize)
@@ -107,7 +114,6 @@ impl Core {
                 self.unsent(id, node);
             }
         }
-        self.tell_undrained(node);
     }
 
     /// The framing of a connection is in doubt: nothing more is sent on it, and what it still executes is over when the node closes it.
@@ -123,18 +129,7 @@ impl Core {
         let waiting = std::mem::take(&mut conn.waiting);
         conn.voids = 1;
         self.fault(node, Reason::Protocol, false);
-        for sent in flights {
-            if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
-                && self.ops.contains(id as usize)
-            {
-                self.strand(id, node);
-            }
-        }
-        for id in waiting {
-            if self.ops.contains(id as usize) {
-                self.unsent(id, node);
-            }
-        }
+        self.strand_all(node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other.
         let conn = &mut self.links[node.index()].conns[lane];
         if !conn.dirty {
