@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{NodeId, PairId};
-use resilver::resync::{Context, Crawls, JobEvent, JobSpec, Progress, RateLimiter, Recopy, Tuning, Verdict, run};
+use resilver::resync::{Context, Crawls, Fill, JobEvent, JobSpec, Progress, RateLimiter, Recopy, Tuning, Verdict, run};
 use resilver::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
 use tokio::time::{Instant, sleep};
@@ -99,13 +99,13 @@ impl World {
     }
 
     /// Runs a job with a control plane that only knows the gate.
-    async fn resync(&self, skip_purge: bool, tuning: Tuning) -> (resilver::resync::Outcome, Arc<Progress>) {
-        self.resync_with(skip_purge, tuning, CancellationToken::new(), Arc::default()).await
+    async fn resync(&self, fill: Fill, tuning: Tuning) -> (resilver::resync::Outcome, Arc<Progress>) {
+        self.resync_with(fill, tuning, CancellationToken::new(), Arc::default()).await
     }
 
     async fn resync_with(
         &self,
-        skip_purge: bool,
+        fill: Fill,
         tuning: Tuning,
         cancel: CancellationToken,
         quiesce: Arc<RwLock<()>>,
@@ -125,7 +125,7 @@ impl World {
             recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
             coordinator,
         };
-        let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], skip_purge };
+        let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill };
         let control = async {
             let mut closed = None;
             while let Some(event) = events.recv().await {
@@ -306,7 +306,7 @@ async fn a_hundred_thousand_items_under_mutations() {
     let job = async {
         // A small memory bound: the key list has to go through its file.
         let tuning = Tuning { memory_bytes: 600_000, ..Tuning::default() };
-        let end = world.resync(false, tuning).await;
+        let end = world.resync(Fill::Purge, tuning).await;
         sleep(Duration::from_millis(200)).await;
         stop.store(true, Ordering::SeqCst);
         end
@@ -348,7 +348,7 @@ async fn odd_nodes() {
     // Stale ones are not made fresh, and the right to recompute them is given back.
     fill(&mut leader, 1, |_| b"ms stale 1\r\nx\r\n".to_vec()).await;
     leader.ask(b"md stale I T30\r\n", Effect::Mutation, deadline()).await.unwrap();
-    let (outcome, progress) = world.resync(true, Tuning::default()).await;
+    let (outcome, progress) = world.resync(Fill::Empty, Tuning::default()).await;
     assert_eq!(outcome.result, Ok(()));
     assert_eq!(progress.sum(|p| &p.failed), 1);
     let mut keys = all_keys(100);
@@ -361,24 +361,25 @@ async fn odd_nodes() {
     // A crawler that is off is turned on.
     let world = World::start(&["-o", "no_lru_crawler"], &[]);
     fill(&mut world.pipe(LEADER).await, 100, |i| item(i, 1)).await;
-    assert_eq!(world.resync(true, Tuning::default()).await.0.result, Ok(()));
+    assert_eq!(world.resync(Fill::Empty, Tuning::default()).await.0.result, Ok(()));
     world.assert_equal(&all_keys(100)).await;
 
     // Nodes that cannot be enumerated or verified are told so.
     for (target, purge) in [("-C", false), ("-C", true), ("-X", true)] {
         let world = World::start(&[], &[target]);
         fill(&mut world.pipe(LEADER).await, 1, |i| item(i, 1)).await;
-        let error = world.resync(!purge, Tuning::default()).await.0.result.unwrap_err();
+        let error =
+            world.resync(if purge { Fill::Purge } else { Fill::Empty }, Tuning::default()).await.0.result.unwrap_err();
         assert_eq!(error.reason(), "cannot_enumerate", "{error}");
     }
     // A fresh target need not be enumerated.
     let world = World::start(&[], &["-X"]);
     fill(&mut world.pipe(LEADER).await, 100, |i| item(i, 1)).await;
-    assert_eq!(world.resync(true, Tuning::default()).await.0.result, Ok(()));
+    assert_eq!(world.resync(Fill::Empty, Tuning::default()).await.0.result, Ok(()));
     world.assert_equal(&all_keys(100)).await;
 
     // An empty source.
-    assert_eq!(World::start(&[], &[]).resync(false, Tuning::default()).await.0.result, Ok(()));
+    assert_eq!(World::start(&[], &[]).resync(Fill::Purge, Tuning::default()).await.0.result, Ok(()));
 }
 
 /// A leader that cannot be enumerated, or verified by cas ids: its items come as they are read, under mutations, and exactly.
@@ -447,7 +448,7 @@ async fn what_cannot_be_enumerated_is_filled_from_reads() {
             cancel.cancel();
         };
         let job = async {
-            let end = world.resync_with(false, Tuning::default(), cancel.clone(), Arc::default()).await;
+            let end = world.resync_with(Fill::Purge, Tuning::default(), cancel.clone(), Arc::default()).await;
             stop.store(true, Ordering::SeqCst);
             assert_eq!(end.0.result.as_ref().map_err(|e| e.reason()), Err("cancelled"), "{:?}", end.0);
             end
@@ -505,7 +506,8 @@ async fn cut_off_in_mid_stream() {
                 _ => signal(TARGET, nix::sys::signal::SIGSTOP),
             }
         };
-        let ((mut outcome, _), ()) = tokio::join!(world.resync_with(true, tuning, cancel.clone(), Arc::default()), cut);
+        let ((mut outcome, _), ()) =
+            tokio::join!(world.resync_with(Fill::Empty, tuning, cancel.clone(), Arc::default()), cut);
         let reason = outcome.result.expect_err(case).reason();
         match case {
             "cancel" | "source killed" => {
@@ -524,7 +526,7 @@ async fn cut_off_in_mid_stream() {
                 let ends = tokio::time::timeout(Duration::from_secs(5), all).await.unwrap();
                 assert!(ends.iter().all(|&end| end == resilver::backend::DrainEnd::Answered));
                 // Purged and begun again, it ends well.
-                assert_eq!(world.resync(false, Tuning::default()).await.0.result, Ok(()));
+                assert_eq!(world.resync(Fill::Purge, Tuning::default()).await.0.result, Ok(()));
                 world.assert_equal(&all_keys(COUNT)).await;
             }
         }
@@ -562,8 +564,10 @@ async fn a_flush_finds_no_copy_in_flight_and_an_overflow_is_made_up_for() {
         }
         waited
     };
-    let (waited, (outcome, progress)) =
-        tokio::join!(flushes, world.resync_with(true, Tuning::default(), CancellationToken::new(), quiesce.clone()));
+    let (waited, (outcome, progress)) = tokio::join!(
+        flushes,
+        world.resync_with(Fill::Empty, Tuning::default(), CancellationToken::new(), quiesce.clone())
+    );
     assert_eq!(outcome.result, Ok(()));
     assert!(waited < Duration::from_millis(500), "{waited:?}");
     assert!(progress.sum(|p| &p.enumerated) > COUNT as u64, "a second pass");
@@ -604,7 +608,7 @@ async fn a_throttled_resync_ends_under_more_writes_than_its_rate() {
     fill(&mut world.pipe(LEADER).await, COUNT, |i| format!("ms n{i} 1\r\n1\r\n").into_bytes()).await;
     let stop = AtomicBool::new(false);
     let job = async {
-        let end = tokio::time::timeout(Duration::from_secs(120), world.resync(true, Tuning::default())).await;
+        let end = tokio::time::timeout(Duration::from_secs(120), world.resync(Fill::Empty, Tuning::default())).await;
         sleep(Duration::from_millis(100)).await;
         stop.store(true, Ordering::SeqCst);
         end
@@ -644,7 +648,9 @@ async fn speed() {
                 } else if batch != 512 {
                     continue;
                 }
-                let (outcome, p) = world.resync(!purge, Tuning { batch, lanes, ..Tuning::default() }).await;
+                let (outcome, p) = world
+                    .resync(if purge { Fill::Purge } else { Fill::Empty }, Tuning { batch, lanes, ..Tuning::default() })
+                    .await;
                 assert_eq!(outcome.result, Ok(()));
                 let copied = p.sum(|p| &p.copied);
                 let rate = copied as f64 / p.elapsed().as_secs_f64();

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Recopy, Tuning, Verdict, run,
+    Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Recopy, Tuning, Verdict, run,
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
 use tokio::sync::{mpsc, oneshot};
@@ -371,7 +371,7 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
         coordinator,
     };
-    let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], skip_purge: true };
+    let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
     let job = tokio::spawn(run(spec, ctx));
     let count = scenario.ops.len();
     let run = Run {

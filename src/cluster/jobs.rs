@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{NodeError, Probe};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
-use crate::resync::{self, Context, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict};
+use crate::resync::{
+    self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict,
+};
 
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
@@ -99,13 +101,13 @@ impl Cluster {
         };
         let run = &mut self.nodes[node.index()];
         // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
-        let skip_purge = run.empty;
-        let spec = JobSpec { target: node, pairs: pairs.clone(), skip_purge };
+        let fill = if run.empty { Fill::Empty } else { Fill::Purge };
+        let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
         if purge_only {
             tracing::info!(node = %self.topology.addr(node), "no copy is left of some pairs: purging what the node holds of them");
         } else {
-            tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), purge = !skip_purge, "resync begins");
+            tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
         run.job = Some(JobRun { serial, pairs, cancel, progress, purge_only, go: None, by_operator: run.operator });
         let internal = self.internal.clone();

@@ -33,7 +33,7 @@ use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
-use crate::resync::{Crawls, JobEvent, Outcome, RateLimiter, Recopy, Verdict};
+use crate::resync::{Crawls, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -73,6 +73,8 @@ struct PairRun {
     unconfirmed: BTreeSet<u16>,
     /// Keys to be copied again, while it is recovering.
     recopy: Arc<Recopy>,
+    /// Keys whose last mutation did not surely reach the node that is away.
+    missed: Arc<Missed>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
     /// Closed for `flush_all` although its own gate is open.
@@ -134,6 +136,8 @@ impl Cluster {
             .nodes()
             .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
             .collect();
+        // As much again as one resync's key list.
+        let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
@@ -141,6 +145,7 @@ impl Cluster {
                 round: 0,
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
+                missed: Arc::new(Missed::new(budget.clone())),
                 undecided: true,
                 flush_closed: false,
                 held_for_flush: false,
@@ -230,6 +235,7 @@ impl Cluster {
                 self.consider(node);
             }
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
+            Event::Settled { .. } => {}
             Event::Ask { worker, client, slot, question } => self.asked(ask::Asker { worker, client, slot }, question),
         }
     }
@@ -366,6 +372,9 @@ impl Cluster {
             }
         }
         let run = &mut self.pairs[id.index()];
+        if self.topology.has_backups() && run.pair.state() == State::Mirrored {
+            run.missed.reset();
+        }
         run.held_for_flush = false;
         run.flush_closed = false;
         for worker in &self.workers {
@@ -386,7 +395,8 @@ impl Cluster {
             _ => Follower::None,
         };
         let term = self.topology.has_backups().then(|| run.pair.term());
-        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true })
+        let missed = run.missed.clone();
+        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed })
     }
 
     /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.

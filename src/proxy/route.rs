@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::ids::{NodeId, Term};
 use crate::pair::Reason;
-use crate::resync::Recopy;
+use crate::resync::{Missed, Recopy};
 
 /// The way of a pair's requests.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Flow {
     pub term: Option<Term>,
     /// Whether writes are taken. Not while the node refuses to store the record that it leads alone.
     pub writable: bool,
+    /// The pair's missed keys: one set for as long as the proxy runs.
+    pub missed: Arc<Missed>,
 }
 
 /// The other copy.

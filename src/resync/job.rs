@@ -12,7 +12,7 @@ use super::item::NodeClock;
 use super::progress::Phase;
 use super::purge::purge;
 use super::refill::Refill;
-use super::{Context, JobError, JobEvent, JobSpec, Outcome};
+use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId};
 
@@ -21,7 +21,7 @@ use crate::ids::{NodeId, PairId};
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
     ctx.progress.set_phase(Phase::Preparing);
-    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: spec.skip_purge };
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: spec.fill == Fill::Empty };
     let deadline = Instant::now() + ctx.tuning.connect_timeout;
     match Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
@@ -61,7 +61,7 @@ async fn steps(
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    if !spec.skip_purge {
+    if spec.fill == Fill::Purge {
         ctx.progress.set_phase(Phase::Purging);
         purge(spec, ctx, pipe).await?;
         // Before, it held what it had missed writes of: nothing that may ever lead.

@@ -9,7 +9,7 @@
 //!
 //! # How
 //!
-//! 1. **Purge** ([`JobSpec::skip_purge`] unless the target is provably empty). What the target holds of the pairs is deleted,
+//! 1. **Purge** ([`Fill`]; not if the target is provably empty). What the target holds of the pairs is deleted,
 //!    by enumeration, while the pairs are still Degraded and no client's write goes there. Without it a key deleted in the
 //!    node's absence comes back; and copies left by a job that was cut off (`resync_model.py design crash`) stay for good, since
 //!    only their own copier knew that they were unverified.
@@ -95,6 +95,7 @@ mod item;
 mod job;
 mod lane;
 mod limiter;
+mod missed;
 mod progress;
 mod purge;
 mod recopy;
@@ -103,6 +104,7 @@ mod spool;
 
 pub use job::run;
 pub use limiter::RateLimiter;
+pub use missed::{Missed, MissedBudget};
 pub use progress::{PairProgress, Phase, Progress};
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
 
@@ -113,8 +115,17 @@ pub struct JobSpec {
     pub target: NodeId,
     /// The pairs, each with its source: the leader.
     pub pairs: Vec<(PairId, NodeId)>,
-    /// The target is provably empty: a fresh process that no write of these pairs can have reached.
-    pub skip_purge: bool,
+    /// What the target holds of them, and so how it is made equal.
+    pub fill: Fill,
+}
+
+/// What a node that is to be filled holds of the pairs, and so how it is made equal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// Provably nothing: a fresh process that no write of these pairs can have reached.
+    Empty,
+    /// Possibly old items: all of them are deleted first.
+    Purge,
 }
 
 /// Which pair a key belongs to.

@@ -28,6 +28,9 @@ impl Core {
                     self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
                 }
             }
+            Command::Mend { ticket, .. } | Command::Adopt { ticket, .. } => {
+                self.outbox.events.push(Event::Settled { ticket, settlement: Settlement::Failed });
+            }
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }

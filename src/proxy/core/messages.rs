@@ -47,6 +47,50 @@ pub enum Command {
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
+    /// To the key's owner: make the follower's copy equal to the leader's, while later writes of the key wait (a fenced repair). Answered
+    /// with [`Event::Settled`].
+    Mend {
+        /// Repeated in the answer.
+        ticket: u64,
+        /// Which pair.
+        pair: PairId,
+        /// Which key, as clients write it.
+        key: Bytes,
+    },
+    /// To the key's owner: `add` this item, found on the filling follower only, to the leader, unless a client has written the key since
+    /// the pair's route opened. Answered with [`Event::Settled`].
+    Adopt {
+        /// Repeated in the answer.
+        ticket: u64,
+        /// Which pair.
+        pair: PairId,
+        /// Which key, as clients write it.
+        key: Bytes,
+        /// The item.
+        item: Adopted,
+    },
+}
+
+/// An item that only the follower holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Adopted {
+    /// Its value.
+    pub value: Bytes,
+    /// Client flags.
+    pub flags: u32,
+    /// As the leader is to be sent it: 0 = never, up to 30 days relative, above a date by the leader's clock.
+    pub exptime: i64,
+}
+
+/// What became of a [`Command::Mend`] or [`Command::Adopt`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settlement {
+    /// The copies of the key are equal, or a write on its way makes them so.
+    Done,
+    /// Nothing was done: a client wrote the key, or there is nothing to mend.
+    Superfluous,
+    /// It cannot be done now: the pair is between two states, a node failed, or refused it.
+    Failed,
 }
 
 /// What a worker tells the control plane.
@@ -88,6 +132,13 @@ pub enum Event {
     Hint {
         /// Which node.
         node: NodeId,
+    },
+    /// What became of a [`Command::Mend`] or [`Command::Adopt`].
+    Settled {
+        /// Of the command.
+        ticket: u64,
+        /// What became of it.
+        settlement: Settlement,
     },
     /// A client's command that the control plane answers.
     Ask {

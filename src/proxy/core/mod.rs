@@ -30,7 +30,7 @@ mod ops;
 mod repairs;
 mod replies;
 
-pub use messages::{Command, Event, PeerMessage, Question};
+pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
 use crate::proxy::client::{Client, MAX_READS, Rest};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};

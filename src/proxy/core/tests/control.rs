@@ -35,7 +35,7 @@ impl World {
                     self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
                 }
             }
-            Event::Ask { .. } => panic!("no script asks"),
+            Event::Settled { .. } | Event::Ask { .. } => panic!("no script asks"),
         }
     }
 
@@ -113,8 +113,16 @@ impl World {
                     .for_each(|c| c.push_back(Command::Open { pair: PAIR, route: Route::Dark(reason) }));
             }
         };
-        let flow =
-            Flow { leader: NodeId(route.0 as u16), follower: route.1, term: Some(self.pair.term()), writable: true };
+        if self.pair.state() == State::Mirrored {
+            self.missed.reset();
+        }
+        let flow = Flow {
+            leader: NodeId(route.0 as u16),
+            follower: route.1,
+            term: Some(self.pair.term()),
+            writable: true,
+            missed: self.missed.clone(),
+        };
         for commands in &mut self.commands {
             commands.push_back(Command::Open { pair: PAIR, route: Route::Open(flow.clone()) });
         }

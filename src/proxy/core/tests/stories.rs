@@ -6,6 +6,7 @@ use crate::ring::Distribution;
 
 use super::super::*;
 use super::world::{Choice, KEY, PAIR, World, take};
+use crate::resync::{Missed, MissedBudget};
 
 struct Story {
     world: World,
@@ -270,7 +271,13 @@ fn a_get_of_many_keys_keeps_their_order() {
         CoreSettings { worker: 0, workers: 1, lanes: 1, timeout_us: 1, leader_timeout_us: 1, item_size_max: 1 << 20 };
     let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)));
     for pair in topology.pairs() {
-        let flow = Flow { leader: topology.nodes_of(pair).0, follower: Follower::None, term: None, writable: true };
+        let flow = Flow {
+            leader: topology.nodes_of(pair).0,
+            follower: Follower::None,
+            term: None,
+            writable: true,
+            missed: unused(),
+        };
         core.command(Command::Open { pair, route: Route::Open(flow) });
     }
     let client = core.client_connected().index;
@@ -304,8 +311,13 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     story.world.step(&Choice::Execute { worker: 0, node: 0 });
     story.world.break_wires(0);
     story.world.step(&Choice::Break { worker: 0, node: 0 });
-    let flow =
-        Flow { leader: NodeId(0), follower: Follower::None, term: Some(story.world.pair.term()), writable: true };
+    let flow = Flow {
+        leader: NodeId(0),
+        follower: Follower::None,
+        term: Some(story.world.pair.term()),
+        writable: true,
+        missed: unused(),
+    };
     // The control plane has made up its mind before it heard of this.
     story.world.events[0].clear();
     let core = &mut story.world.cores[0];
@@ -315,4 +327,8 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     let told = story.hear();
     assert!(told.starts_with("SERVER_ERROR"), "{told}");
     assert_eq!(story.value(0), Some(&b"6"[..]));
+}
+
+fn unused() -> Arc<Missed> {
+    Arc::new(Missed::new(Arc::new(MissedBudget::new(0))))
 }

@@ -15,6 +15,7 @@ use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::{Node, command_len};
+use crate::resync::{Missed, MissedBudget};
 
 pub(super) const KEY: &str = "k";
 pub(super) const PAIR: PairId = PairId(0);
@@ -112,6 +113,7 @@ pub(super) struct World {
     pub(super) undrained: BTreeSet<(u16, u16)>,
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
+    pub(super) missed: Arc<Missed>,
     pub(super) copier: Option<Copier>,
     pub(super) history: History,
     pub(super) fault: Option<Fault>,
@@ -158,6 +160,7 @@ impl World {
             undrained: BTreeSet::new(),
             record_due: false,
             recopy: Arc::new(Recopy::new()),
+            missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
             copier: None,
             history: History::new(programs, item, n),
             fault: None,
