@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 PORT ?= 12000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt build
+.PHONY: help demo test bench check fmt build
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
 	$(CARGO) test --locked
+
+bench: ## Measure resilver, twemproxy and memcached side by side (10 minutes or less)
+	@scripts/need-memcached
+	@scripts/need-clients
+	$(CARGO) build --release --locked --bin resilver --example bench
+	@target/release/examples/bench
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

@@ -83,6 +83,12 @@ impl Drop for Process {
     }
 }
 
+/// Starts any other server and waits until it answers on `port`.
+pub(crate) fn server(command: &mut Command, name: &str, port: u16) -> io::Result<Process> {
+    let process = Process::start(command).map_err(|error| io::Error::other(format!("cannot start {name}: {error}")))?;
+    process.wait_ready(name, port)
+}
+
 /// Starts a memcached, empty.
 pub(crate) fn memcached(port: u16) -> io::Result<Process> {
     let mut command = Command::new("memcached");
@@ -106,16 +112,20 @@ pub(crate) fn resilver(
     backups: &[u16],
     log: &Path,
 ) -> io::Result<Process> {
+    let mut command = resilver_command(program, port, primaries, backups);
+    server(command.arg("--log-file").arg(log), &program.display().to_string(), port)
+}
+
+/// The proxy's command line.
+pub(crate) fn resilver_command(program: &Path, port: u16, primaries: &[u16], backups: &[u16]) -> Command {
     let mut command = Command::new(program);
-    command.args(["-l", "127.0.0.1", "-p", &port.to_string()]).arg("--log-file").arg(log);
+    command.args(["-l", "127.0.0.1", "-p", &port.to_string()]);
     for (flag, ports) in [("-s", primaries), ("-b", backups)] {
         for port in ports {
             command.args([flag, &format!("127.0.0.1:{port}")]);
         }
     }
-    let process = Process::start(&mut command)
-        .map_err(|error| io::Error::other(format!("cannot start {}: {error}", program.display())))?;
-    process.wait_ready("resilver", port)
+    command
 }
 
 /// Whether nobody listens on a port of this machine.
