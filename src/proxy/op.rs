@@ -95,8 +95,10 @@ pub(super) enum Effect {
 pub enum Mirror {
     /// The same value, flags and exptime, unconditionally.
     Set,
-    /// Removal.
+    /// Removal, as on the leader.
     Delete,
+    /// Removal of what cannot be repeated on a follower that is being filled; the key is copied again.
+    Drop,
     /// The same arithmetic; the numbers must agree.
     Arithmetic,
     /// The same append or prepend.
@@ -153,8 +155,8 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
 /// A re-executed `incr` meets a copy that may or may not have it already (`resync_model.py reexec`).
 pub(super) fn mirror_filling(kind: Kind) -> Mirror {
     match mirror(kind) {
-        Mirror::Set => Mirror::Set,
-        _ => Mirror::Delete,
+        plain @ (Mirror::Set | Mirror::Delete) => plain,
+        _ => Mirror::Drop,
     }
 }
 
@@ -174,7 +176,7 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
         (_, R::ServerError | R::ClientError | R::Error) => false,
         (Mirror::Set | Mirror::Concat, R::Stored) => true,
         (Mirror::Set | Mirror::Concat, R::NotStored) => false,
-        (Mirror::Delete, R::Deleted | R::NotFound) => true,
+        (Mirror::Delete | Mirror::Drop, R::Deleted | R::NotFound) => true,
         (Mirror::Arithmetic, R::Number(n)) => *n == number,
         (Mirror::Arithmetic, R::NotFound) => false,
         (Mirror::Touch, R::Touched) => true,
@@ -330,7 +332,7 @@ impl Op {
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror) {
         match mirror {
             Mirror::Set => self.store(out, b"set ", None),
-            Mirror::Delete => self.line(out, b"delete "),
+            Mirror::Delete | Mirror::Drop => self.line(out, b"delete "),
             Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None),
             Mirror::Touch => self.touch(out),
         }

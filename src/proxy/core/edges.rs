@@ -167,6 +167,9 @@ impl Core {
     }
 
     pub(super) fn park(&mut self, id: u32, stage: Stage) {
+        if matches!(stage, Stage::Held(_) | Stage::Unknown(_)) {
+            self.miss(id);
+        }
         let op = &mut self.ops[id as usize];
         op.stage = stage;
         if op.parked_at_us == 0 {

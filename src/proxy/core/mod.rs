@@ -101,6 +101,8 @@ struct Fence {
     /// What the leader holds, once read. `None` inside: nothing.
     item: Option<Option<LeaderItem>>,
     marker_ok: bool,
+    /// It ends with a difference: the follower refused the item, or the leader's changed again and again.
+    failed: bool,
     /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
     retry_at_us: Option<u64>,
 }

@@ -30,6 +30,10 @@ impl Core {
                     self.stats.refused();
                     return self.finish(id, Answer::Static(READ_ONLY));
                 }
+                if write && matches!(flow.follower, Follower::None) {
+                    // Before it is sent: its answer may never come.
+                    flow.missed.insert(op.key());
+                }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
@@ -104,6 +108,17 @@ impl Core {
             }
             Stage::Repair => self.repair_broken(id, node),
             _ => {}
+        }
+    }
+
+    /// The operation's key may now differ on the two nodes of its pair: whichever of them is away with its memory, this key is out of
+    /// date when it returns.
+    pub(super) fn miss(&self, id: u32) {
+        let op = &self.ops[id as usize];
+        if op.kind.is_write()
+            && let Some(flow) = &self.pairs[op.pair.index()].flow
+        {
+            flow.missed.insert(op.key());
         }
     }
 

@@ -49,6 +49,7 @@ impl Core {
         let Some(fence) = self.fences.get_mut(key) else { return };
         fence.item = None;
         fence.marker_ok = false;
+        fence.failed = false;
         fence.retry_at_us = None;
         let id = fence.owner;
         let op = &self.ops[id as usize];
@@ -168,6 +169,7 @@ impl Core {
             (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
                 // Refused for its size or for want of memory: the follower holds nothing of the key rather than something old.
                 self.stats.repair_failed();
+                fence.failed = true;
                 fence.item = Some(None);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
@@ -184,12 +186,16 @@ impl Core {
                         self.repair_read(&key);
                     } else {
                         self.stats.repair_failed();
+                        fence.failed = true;
                         self.repair_done(&key);
                     }
                 }
                 return true;
             }
-            (RepairStep::Marker | RepairStep::Drop, ReplyKind::ServerError) => self.stats.repair_failed(),
+            (RepairStep::Marker | RepairStep::Drop, ReplyKind::ServerError) => {
+                self.stats.repair_failed();
+                fence.failed = true;
+            }
             _ => {
                 // No answer to this command, or none to go on with: the caller gives the connection up, and nobody else would end
                 // the repair.
@@ -275,6 +281,9 @@ impl Core {
 
     pub(super) fn repair_done(&mut self, key: &Bytes) {
         let Some(fence) = self.fences.remove(key) else { return };
+        if fence.failed {
+            self.miss(fence.owner);
+        }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
             self.finish_with_answer(id);
         }
@@ -292,6 +301,7 @@ impl Core {
         let Some(fence) = self.fences.remove(&key) else { return };
         let rewritten = matches!(fence.item, Some(Some(_))) && fence.marker_ok;
         let owner = fence.owner;
+        self.miss(owner);
         self.forget_repair_flights(owner);
         for id in std::iter::once(owner).chain(fence.attached) {
             if node != leader {

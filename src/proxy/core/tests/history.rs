@@ -127,7 +127,7 @@ impl History {
             let client = &mut self.clients[at];
             client.answered += 1;
             if entry.req == Req::Gets
-                && let Some(token) = text[..len].lines().next().and_then(|l| l.split(' ').nth(4))
+                && let Some(token) = token_of(&text[..len])
             {
                 client.token = token.parse().unwrap();
             }
@@ -186,9 +186,7 @@ fn search(
             continue;
         }
         let mut tokens = tokens.clone();
-        if let (Req::Gets, Some((_, version)), Some(token)) =
-            (entry.req, &truth, told.lines().next().and_then(|l| l.split(' ').nth(4)))
-        {
+        if let (Req::Gets, Some((_, version)), Some(token)) = (entry.req, &truth, token_of(told)) {
             tokens.insert(token.parse().unwrap(), *version);
         }
         // EXISTS is always a right answer to cas; then nothing was stored.
@@ -198,6 +196,11 @@ fn search(
         }
     }
     false
+}
+
+/// The cas token of a value.
+fn token_of(told: &str) -> Option<&str> {
+    told.lines().next().filter(|l| l.starts_with("VALUE ")).and_then(|l| l.split(' ').nth(4))
 }
 
 fn same_value(told: &str, says: &str) -> bool {

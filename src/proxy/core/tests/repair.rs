@@ -2,7 +2,7 @@
 
 use crate::pair::State;
 
-use super::explore::{Errors, holds, judge};
+use super::explore::{Errors, holds, judge, judge_missed};
 use super::history::Req::{self, *};
 use super::world::{Choice, Fault, KEY, World};
 
@@ -13,6 +13,7 @@ fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -
     if let Some(value) = follower {
         world.nodes[1].put(KEY, value);
     }
+    world.unequal = true;
     world.fault = fault;
     world
 }
@@ -124,6 +125,7 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
             world.run();
             assert!(!world.history.unanswered(), "{command:?} answered {nonsense:?}");
             assert_eq!(world.pair.gate(), crate::pair::Gate::Open);
+            judge_missed(&world).unwrap_or_else(|e| panic!("{command:?} answered {nonsense:?}: {e}"));
         }
     }
 }

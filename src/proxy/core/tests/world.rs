@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
     pub(super) missed: Arc<Missed>,
+    /// What was under way to a node when its connections broke: it may execute it all the same, or the beginning of it.
+    pub(super) late: [Vec<Vec<u8>>; 2],
     pub(super) copier: Option<Copier>,
     pub(super) history: History,
     pub(super) fault: Option<Fault>,
@@ -124,6 +126,8 @@ pub(super) struct World {
     pub(super) barrier: bool,
     /// The copies differed from the start: only what every client was told last is not judged.
     pub(super) diverged: bool,
+    /// The copies differed from the start, and nobody knows until a write notices.
+    pub(super) unequal: bool,
     /// What each client was told, by worker and place.
     pub(super) told: std::collections::BTreeMap<(usize, u32), String>,
 }
@@ -161,6 +165,7 @@ impl World {
             record_due: false,
             recopy: Arc::new(Recopy::new()),
             missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
+            late: [vec![], vec![]],
             copier: None,
             history: History::new(programs, item, n),
             fault: None,
@@ -169,6 +174,7 @@ impl World {
             ticks: 0,
             barrier: true,
             diverged: false,
+            unequal: false,
             told: std::collections::BTreeMap::new(),
         };
         for (at, node) in world.nodes.iter_mut().enumerate() {
@@ -327,15 +333,15 @@ impl World {
             Choice::Timeout | Choice::Patience => {
                 self.timeouts += 1;
                 if let (Some(hung), State::Recovering { leader }) = (self.hung(), self.pair.state())
-                    && hung != leader as usize
+                    && (hung != leader as usize || self.timeouts == 2)
                     && self.copier.take().is_some()
                 {
-                    // The job's own connection to its target is late too.
+                    // The job's own connection is late too; its source, as the last full copy, is waited for longer.
                     self.apply(pair::Event::ResyncEnded(Reason::ResyncFailed));
                     self.lost(NodeId(hung as u16), Reason::Timeout, Loss::Suspected, true);
                 }
                 for worker in 0..self.cores.len() {
-                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 1_800_000 };
+                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 2_000_001 };
                     self.cores[worker].tick();
                     self.settle(worker);
                 }
@@ -416,7 +422,7 @@ impl World {
     pub(super) fn break_wires(&mut self, node: usize) {
         for wires in &mut self.wires {
             wires[node].broken |= wires[node].up;
-            wires[node].to.clear();
+            self.late[node].extend(wires[node].to.drain(..));
         }
     }
 
@@ -476,6 +482,23 @@ impl World {
         }
     }
 
+    /// The node when it has executed what is still under way to it: all of it, or as much as it got.
+    pub(super) fn ends_of(&self, node: usize) -> Vec<Node> {
+        let waiting = self.wires.iter().flat_map(|wires| &wires[node].to);
+        let mut ends = vec![self.nodes[node].clone()];
+        for command in self.late[node].iter().chain(waiting) {
+            let mut next = ends[ends.len() - 1].clone();
+            next.execute(command);
+            ends.push(next);
+        }
+        ends
+    }
+
+    /// Whether a worker noticed that the copies differ.
+    pub(super) fn noticed(&self) -> bool {
+        self.cores.iter().any(|core| core.stats.diverged.load(Relaxed) > 0)
+    }
+
     /// A hash of everything that decides what can happen next.
     pub(super) fn digest(&self) -> u64 {
         struct Sink(DefaultHasher);
@@ -497,7 +520,7 @@ impl World {
             "{:?}",
             (&self.pair, self.round, &self.unconfirmed, self.in_use, self.record_due, self.timeouts, self.ticks)
         );
-        let _ = write!(sink, "{:?}", (&self.recopy, &self.copier, &self.history, self.faulted));
+        let _ = write!(sink, "{:?}", (&self.recopy, &self.copier, &self.history, self.faulted, &self.late));
         sink.0.finish()
     }
 }
