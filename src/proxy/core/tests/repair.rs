@@ -130,6 +130,20 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
     }
 }
 
+/// The follower refuses the item: the pair stays mirrored, and the follower is known to lack the key.
+#[test]
+fn a_repair_that_the_follower_refuses_is_not_forgotten() {
+    let mut world = diverged(&[&[Incr]], None, None);
+    until(&mut world, "md k", 1);
+    world.wires[0][1].to.pop_back();
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.wires[0][1].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
+    world.run();
+    assert_eq!(world.pair.state(), State::Mirrored);
+    assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
+    assert!(world.missed.contains(KEY.as_bytes()));
+}
+
 fn deliver_all(world: &mut World, node: usize) {
     while !world.wires[0][node].to.is_empty() {
         world.step(&Choice::Execute { worker: 0, node });
