@@ -7,7 +7,7 @@ use super::history::Req::{self, *};
 use super::world::{Choice, Fault, KEY, World};
 
 /// Mirrored, but the follower lacks the key or holds another value.
-fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -> World {
+pub(super) fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -> World {
     let mut world = World::new(1, State::Mirrored, Some("5"), programs);
     world.nodes[1].items.remove(KEY.as_bytes());
     if let Some(value) = follower {
@@ -63,7 +63,7 @@ fn the_leader_fails_in_mid_repair() {
     }
 }
 
-fn until(world: &mut World, wanted: &str, node: usize) {
+pub(super) fn until(world: &mut World, wanted: &str, node: usize) {
     while !world.wires[0][node].to.iter().any(|c| c.starts_with(wanted.as_bytes())) {
         let choice = world.choices().into_iter().find(|c| *c != Choice::Fault).expect("the command is sent at last");
         world.step(&choice);
