@@ -94,7 +94,7 @@ pub enum Settlement {
 }
 
 /// What a worker tells the control plane.
-#[derive(Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub enum Event {
     /// Nothing that this worker began for the pair is unanswered.
     Closed {

@@ -32,6 +32,12 @@ fn a_mend_ends_in_equal_copies_whatever_clients_write() {
             let programs: [&[Req]; 2] = [&[a], &[b, Get]];
             holds(&format!("{a:?}, {b:?} with {follower:?}"), || to_mend(&programs, follower, None), Errors::None);
         }
+        let twice = || {
+            let mut world = to_mend(&[&[Incr, Get]], follower, None);
+            world.orders.push_back(Order::Mend);
+            world
+        };
+        holds(&format!("mended twice with {follower:?}"), twice, Errors::None);
     }
 }
 
@@ -100,6 +106,68 @@ fn equal_copies_are_left_alone() {
         world.unequal = false;
         judge(&world, Errors::None).unwrap();
     }
+}
+
+/// However many mends come meanwhile, the first one looks when the writes begun before it are through, and finds nothing to do.
+#[test]
+fn a_mend_waits_for_earlier_writes() {
+    let mut world = to_mend(&[&[Incr, Get]], Some("5"), None);
+    world.orders.push_back(Order::Mend);
+    world.step(&Choice::Send(0));
+    for _ in 0..2 {
+        world.step(&Choice::Order);
+        world.step(&Choice::Command(0));
+    }
+    let looks = |w: &World| w.wires[0].iter().any(|wire| wire.to.iter().any(|c| c.starts_with(b"mg k")));
+    for node in [0, 1] {
+        assert!(!looks(&world));
+        world.step(&Choice::Execute { worker: 0, node });
+        world.step(&Choice::Deliver { worker: 0, node });
+    }
+    assert!(looks(&world));
+    world.run();
+    assert_eq!(world.settled, [Settlement::Superfluous, Settlement::Done]);
+}
+
+/// Nobody is told that it is done when a node broke meanwhile, and the gate does not wait for it.
+#[test]
+fn a_mend_that_is_cut_off_has_failed_at_once() {
+    for (command, node) in [("mg k v", 0), ("mg k v", 1), ("md k", 1), ("mg k c", 0)] {
+        let mut world = to_mend(&[], None, None);
+        world.step(&Choice::Order);
+        until(&mut world, command, node);
+        world.break_wires(node);
+        world.step(&Choice::Break { worker: 0, node });
+        assert_eq!(world.cores[0].op_count(), 0, "{command} to {node}");
+        world.run();
+        assert_eq!(world.settled, [Settlement::Failed], "{command} to {node}");
+        assert_eq!(world.pair.gate(), crate::pair::Gate::Open);
+    }
+}
+
+#[test]
+fn a_mend_that_the_follower_refuses_has_failed() {
+    let mut world = to_mend(&[], None, None);
+    world.step(&Choice::Order);
+    until(&mut world, "ms k", 1);
+    world.wires[0][1].to.pop_back();
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.wires[0][1].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
+    world.run();
+    assert_eq!(world.settled, [Settlement::Failed]);
+    assert!(world.missed.contains(KEY.as_bytes()));
+}
+
+/// A write was given up and its fault told: the copies are not compared while that may still land.
+#[test]
+fn nothing_is_mended_while_an_edge_is_near() {
+    let mut world = to_mend(&[&[Incr]], Some("5"), None);
+    world.step(&Choice::Send(0));
+    world.break_wires(0);
+    world.step(&Choice::Break { worker: 0, node: 0 });
+    world.step(&Choice::Order);
+    world.step(&Choice::Command(0));
+    assert!(world.events[0].contains(&Event::Settled { ticket: 0, settlement: Settlement::Failed }));
 }
 
 /// A second mend of the key, and a write that found the difference, are done when the first is.
@@ -214,4 +282,25 @@ fn an_adoption_that_the_leader_refuses_drops_nothing() {
     world.run();
     assert_eq!(world.settled, [Settlement::Failed]);
     assert_eq!(world.nodes[1].items[KEY.as_bytes()].value, b"5");
+    // No client wrote the key: it may be tried again.
+    world.orders.push_back(Order::Adopt("5"));
+    world.step(&Choice::Order);
+    world.run();
+    assert_eq!(world.settled, [Settlement::Failed, Settlement::Done]);
+    judge(&world, Errors::None).unwrap();
+}
+
+/// The node breaks under the `add`, or under its copy: nobody waits for the next route.
+#[test]
+fn an_adoption_that_is_cut_off_has_failed_at_once() {
+    for (command, node) in [("add k", 0), ("set k", 1)] {
+        let mut world = adopting(1, &[], None);
+        world.step(&Choice::Order);
+        until(&mut world, command, node);
+        world.break_wires(node);
+        world.step(&Choice::Break { worker: 0, node });
+        assert_eq!(world.cores[0].op_count(), 0, "{command}");
+        world.run();
+        assert_eq!(world.settled, [Settlement::Failed], "{command}");
+    }
 }
