@@ -229,7 +229,7 @@ impl Cluster {
                     self.flush_progress();
                 }
             }
-            Event::Fault { node, reason, patience_over } => self.fault(node, reason, patience_over),
+            Event::Fault { node, life, reason, patience_over } => self.worker_saw(node, life, reason, patience_over),
             Event::Undrained { worker, node } => {
                 self.nodes[node.index()].undrained.insert(worker);
             }

@@ -19,7 +19,10 @@ impl Core {
         match command {
             Command::Close { pair, void, round } => self.close(pair, void, round),
             Command::Open { pair, route } => self.open(pair, route),
-            Command::Allow { node, incarnation, unix_time } => self.allow(node, incarnation, unix_time),
+            Command::Allow { node, incarnation, life, unix_time } => {
+                self.links[node.index()].life = life;
+                self.allow(node, incarnation, unix_time);
+            }
             Command::Answer { client, slot, bytes } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)
                     && c.generation == client.generation

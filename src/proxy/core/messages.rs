@@ -33,6 +33,8 @@ pub enum Command {
         node: NodeId,
         /// `None`: no markers are kept.
         incarnation: Option<Incarnation>,
+        /// Counts how often it came back into use; repeated in [`Event::Fault`].
+        life: u32,
         /// The node's own clock, unix seconds, now.
         unix_time: u64,
     },
@@ -109,6 +111,8 @@ pub enum Event {
     Fault {
         /// Which node.
         node: NodeId,
+        /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node came back says nothing about it now.
+        life: u32,
         /// How.
         reason: Reason,
         /// The longer time, granted to a last full copy, is over too.

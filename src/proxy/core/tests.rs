@@ -15,6 +15,7 @@
 //! | an order ends, and brings nothing back that a client wrote | `park`: `Origin::Control`; `adopt`: `written` |
 //! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
 //! | a connection leads to the memory that the route was made for | `conn_up`: `check` |
+//! | what failed before a node came back deposes it no more | `conn_down`: `conn.life`; `Cluster::worker_saw` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
 mod control;

@@ -23,7 +23,7 @@ impl World {
                     self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
                 }
             }
-            Event::Fault { node, reason, patience_over } => self.lost(node, reason, Loss::Suspected, patience_over),
+            Event::Fault { node, reason, patience_over, .. } => self.lost(node, reason, Loss::Suspected, patience_over),
             Event::Undrained { worker, node } => assert!(self.undrained.insert((worker, node.0))),
             Event::Drained { worker, node } => assert!(self.undrained.remove(&(worker, node.0))),
             Event::Hint { node } => {
