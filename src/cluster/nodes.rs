@@ -46,6 +46,8 @@ pub(super) struct NodeRun {
     pub(super) silent_since: Option<Instant>,
     /// Its memory is proved gone since it was lost.
     pub(super) memory_gone: bool,
+    /// How often it was taken back when no route named it any more; workers repeat it with the faults that they tell.
+    pub(super) life: u32,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
     /// The operator asked for a refill, whatever the mode.
@@ -77,6 +79,7 @@ impl NodeRun {
             refused_since: None,
             silent_since: None,
             memory_gone: false,
+            life: 0,
             hint: Arc::new(Notify::new()),
             operator: false,
             cancelled: false,
@@ -215,6 +218,15 @@ impl Cluster {
                     _ => false,
                 }
         })
+    }
+
+    /// A worker tells of a fault. What it saw before it knew that the node is back says nothing about the node now. No operation is
+    /// forgotten with it: the life is a new one only where every pair's gate was closed meanwhile, and a gate that opens begins or ends
+    /// what was parked.
+    pub(super) fn worker_saw(&mut self, node: NodeId, life: u32, reason: Reason, patience_over: bool) {
+        if life >= self.nodes[node.index()].life {
+            self.fault(node, reason, patience_over);
+        }
     }
 
     /// A node failed a request or a probe.
@@ -417,6 +429,7 @@ impl Cluster {
         run.retry_after = super::jobs::RETRY_MIN;
         run.view = Some(view);
         run.viewed_at = Instant::now();
+        self.begin_life(node);
         self.allow(node);
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {
@@ -451,11 +464,24 @@ impl Cluster {
         }
     }
 
+    /// Old faults count no more, unless a pair still waits for the node by its old route: a last full copy that was only late.
+    fn begin_life(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        let named = |pair: PairId| match self.pairs[pair.index()].pair.state() {
+            State::Mirrored | State::Recovering { .. } => true,
+            State::Degraded { leader } => leader == place,
+            State::Dark { .. } => false,
+        };
+        if !self.topology.pairs_of(node).any(named) {
+            self.nodes[node.index()].life += 1;
+        }
+    }
+
     pub(super) fn allow(&self, node: NodeId) {
         let run = &self.nodes[node.index()];
         let unix_time = run.node_time();
         for worker in &self.workers {
-            let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, unix_time });
+            let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, life: run.life, unix_time });
         }
     }
 

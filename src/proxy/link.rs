@@ -28,6 +28,8 @@ pub enum RepairStep {
     Marker,
     /// The leader's item.
     Read,
+    /// The follower's item, where nobody knows yet whether it differs.
+    Compare,
     /// Removal on the follower.
     Drop,
     /// The leader's item, added on the follower.
@@ -67,6 +69,8 @@ pub struct Conn {
     pub state: LinkState,
     /// Which connection in this place; answers to an earlier dial are ignored.
     pub generation: u32,
+    /// The node's life when it was dialled, or when it was last found to be in order.
+    pub life: u32,
     /// To be written.
     pub out: OutQueue,
     /// Unanswered, in order.
@@ -93,6 +97,7 @@ impl Conn {
         Conn {
             state: LinkState::Idle,
             generation: 0,
+            life: 0,
             out: OutQueue::default(),
             flights: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -119,6 +124,8 @@ pub(super) struct Link {
     pub incarnation: Option<Incarnation>,
     /// Counts what the control plane told of the node's memory, so that markers asked for before are told apart.
     pub round: u32,
+    /// The control plane's count of the node's returns, as far as it was told.
+    pub life: u32,
     /// Commands on one key always take the same connection.
     pub conns: Vec<Conn>,
     /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
@@ -128,7 +135,13 @@ pub(super) struct Link {
 impl Link {
     /// `lanes` connections, none of them open.
     pub(super) fn new(lanes: usize) -> Link {
-        Link { incarnation: None, round: 0, conns: (0..lanes).map(|_| Conn::new()).collect(), undrained: false }
+        Link {
+            incarnation: None,
+            round: 0,
+            life: 0,
+            conns: (0..lanes).map(|_| Conn::new()).collect(),
+            undrained: false,
+        }
     }
 
     /// Void answers outstanding on any connection.

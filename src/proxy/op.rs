@@ -39,6 +39,8 @@ pub enum Kind {
     Delete,
     /// Set the expiry.
     Touch,
+    /// No command of a client's: make the two copies equal. It is a repair from its beginning.
+    Mend,
 }
 
 impl Kind {
@@ -95,8 +97,10 @@ pub(super) enum Effect {
 pub enum Mirror {
     /// The same value, flags and exptime, unconditionally.
     Set,
-    /// Removal.
+    /// Removal, as on the leader.
     Delete,
+    /// Removal of what cannot be repeated on a follower that is being filled; the key is copied again.
+    Drop,
     /// The same arithmetic; the numbers must agree.
     Arithmetic,
     /// The same append or prepend.
@@ -146,6 +150,7 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
         Kind::Append | Kind::Prepend => Mirror::Concat,
         Kind::Touch | Kind::Gat | Kind::Gats => Mirror::Touch,
         Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),
+        Kind::Mend => unreachable!("a mend is nothing but a repair"),
     }
 }
 
@@ -153,8 +158,8 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
 /// A re-executed `incr` meets a copy that may or may not have it already (`resync_model.py reexec`).
 pub(super) fn mirror_filling(kind: Kind) -> Mirror {
     match mirror(kind) {
-        Mirror::Set => Mirror::Set,
-        _ => Mirror::Delete,
+        plain @ (Mirror::Set | Mirror::Delete) => plain,
+        _ => Mirror::Drop,
     }
 }
 
@@ -174,7 +179,7 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
         (_, R::ServerError | R::ClientError | R::Error) => false,
         (Mirror::Set | Mirror::Concat, R::Stored) => true,
         (Mirror::Set | Mirror::Concat, R::NotStored) => false,
-        (Mirror::Delete, R::Deleted | R::NotFound) => true,
+        (Mirror::Delete | Mirror::Drop, R::Deleted | R::NotFound) => true,
         (Mirror::Arithmetic, R::Number(n)) => *n == number,
         (Mirror::Arithmetic, R::NotFound) => false,
         (Mirror::Touch, R::Touched) => true,
@@ -186,7 +191,16 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
 
 /// Who waits for the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Origin {
+pub enum Origin {
+    /// A client.
+    Client(Asker),
+    /// The control plane; with the ticket of its command.
+    Control(u64),
+}
+
+/// A client that waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
     /// The worker that serves the client.
     pub worker: u16,
     /// Which client there.
@@ -323,6 +337,7 @@ impl Op {
             Kind::Decr => self.arithmetic(out, b"decr "),
             Kind::Delete => self.line(out, b"delete "),
             Kind::Touch => self.touch(out),
+            Kind::Mend => unreachable!("a mend is nothing but a repair"),
         }
     }
 
@@ -330,7 +345,7 @@ impl Op {
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror) {
         match mirror {
             Mirror::Set => self.store(out, b"set ", None),
-            Mirror::Delete => self.line(out, b"delete "),
+            Mirror::Delete | Mirror::Drop => self.line(out, b"delete "),
             Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None),
             Mirror::Touch => self.touch(out),
         }

@@ -78,9 +78,9 @@ fn what_a_follower_is_sent() {
         let (expected, filling) = match kind {
             Kind::Set | Kind::Add | Kind::Replace | Kind::Cas => (Mirror::Set, Mirror::Set),
             Kind::Delete => (Mirror::Delete, Mirror::Delete),
-            Kind::Incr | Kind::Decr => (Mirror::Arithmetic, Mirror::Delete),
-            Kind::Append | Kind::Prepend => (Mirror::Concat, Mirror::Delete),
-            _ => (Mirror::Touch, Mirror::Delete),
+            Kind::Incr | Kind::Decr => (Mirror::Arithmetic, Mirror::Drop),
+            Kind::Append | Kind::Prepend => (Mirror::Concat, Mirror::Drop),
+            _ => (Mirror::Touch, Mirror::Drop),
         };
         assert_eq!((mirror(kind), mirror_filling(kind)), (expected, filling), "{kind:?}");
     }
@@ -89,13 +89,13 @@ fn what_a_follower_is_sent() {
 #[test]
 fn when_the_follower_agrees() {
     use ReplyKind as R;
-    for sent in [Mirror::Set, Mirror::Delete, Mirror::Arithmetic, Mirror::Concat, Mirror::Touch] {
+    for sent in [Mirror::Set, Mirror::Delete, Mirror::Drop, Mirror::Arithmetic, Mirror::Concat, Mirror::Touch] {
         for reply in replies() {
             let expected = match (sent, &reply) {
                 (_, R::ServerError | R::ClientError | R::Error) => Some(Agreement::Differ),
                 (Mirror::Set | Mirror::Concat, R::Stored) => Some(Agreement::Agree),
                 (Mirror::Set | Mirror::Concat, R::NotStored) => Some(Agreement::Differ),
-                (Mirror::Delete, R::Deleted | R::NotFound) => Some(Agreement::Agree),
+                (Mirror::Delete | Mirror::Drop, R::Deleted | R::NotFound) => Some(Agreement::Agree),
                 (Mirror::Arithmetic, R::Number(_)) => Some(Agreement::Agree),
                 (Mirror::Touch, R::Touched) => Some(Agreement::Agree),
                 (Mirror::Arithmetic | Mirror::Touch, R::NotFound) => Some(Agreement::Differ),
@@ -116,7 +116,7 @@ fn op(text: &str) -> Op {
     let Parsed::Request { request, .. } = request::parse(&raw, &Limits::default()) else { panic!("{text}") };
     let (start, end) = (request.keys.start as u32, request.keys.end as u32);
     Op {
-        origin: Origin { worker: 0, client: ClientKey { index: 0, generation: 0 }, slot: 0, part: 0, read: false },
+        origin: Origin::Control(0),
         kind: Kind::of(request.verb).unwrap(),
         pair: PairId(0),
         hash: Topology::key_hash(b"k"),

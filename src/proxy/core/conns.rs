@@ -4,7 +4,9 @@ use super::*;
 
 impl Core {
     pub(super) fn dial(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
+        let link = &mut self.links[node.index()];
+        let conn = &mut link.conns[lane];
+        conn.life = link.life;
         conn.state = LinkState::Dialing;
         conn.generation = conn.generation.wrapping_add(1);
         self.outbox.dials.push((node, lane, conn.generation));
@@ -29,7 +31,9 @@ impl Core {
     }
 
     pub(super) fn ready(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
+        let link = &mut self.links[node.index()];
+        let conn = &mut link.conns[lane];
+        conn.life = link.life;
         conn.state = LinkState::Ready;
         for id in std::mem::take(&mut conn.waiting) {
             self.send_op(id, node);
@@ -72,7 +76,8 @@ impl Core {
     }
 
     pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
-        self.outbox.events.push(Event::Fault { node, reason, patience_over });
+        let life = self.links[node.index()].life;
+        self.outbox.events.push(Event::Fault { node, life, reason, patience_over });
     }
 
     /// A dial failed, or the node closed or reset the connection.
@@ -87,8 +92,14 @@ impl Core {
         conn.voids = 0;
         conn.lateness = 0;
         let flights = std::mem::take(&mut conn.flights);
-        let waiting = std::mem::take(&mut conn.waiting);
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Repair(..));
+        let life = self.links[node.index()].life;
+        if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) {
+            // Dialled before the node came back: that it fails says nothing about the node now, and what waits for it goes on waiting.
+            self.dial(node, lane);
+            return self.tell_undrained(node);
+        }
+        let waiting = std::mem::take(&mut self.links[node.index()].conns[lane].waiting);
         // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
         if was == LinkState::Dialing || was == LinkState::Checking || !waiting.is_empty() || flights.iter().any(asked) {
             self.fault(node, reason, false);

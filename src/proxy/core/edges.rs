@@ -10,7 +10,7 @@ impl Core {
                 let id = self.ops.insert(*op) as u32;
                 self.begin(id);
             }
-            PeerMessage::Answer(origin, answer) => self.deliver(origin, answer),
+            PeerMessage::Answer(asker, answer) => self.deliver(asker, answer),
         }
     }
 
@@ -19,7 +19,10 @@ impl Core {
         match command {
             Command::Close { pair, void, round } => self.close(pair, void, round),
             Command::Open { pair, route } => self.open(pair, route),
-            Command::Allow { node, incarnation, unix_time } => self.allow(node, incarnation, unix_time),
+            Command::Allow { node, incarnation, life, unix_time } => {
+                self.links[node.index()].life = life;
+                self.allow(node, incarnation, unix_time);
+            }
             Command::Answer { client, slot, bytes } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)
                     && c.generation == client.generation
@@ -28,9 +31,8 @@ impl Core {
                     self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
                 }
             }
-            Command::Mend { ticket, .. } | Command::Adopt { ticket, .. } => {
-                self.outbox.events.push(Event::Settled { ticket, settlement: Settlement::Failed });
-            }
+            Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
+            Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }
@@ -167,8 +169,15 @@ impl Core {
     }
 
     pub(super) fn park(&mut self, id: u32, stage: Stage) {
+        if matches!(stage, Stage::Held(_) | Stage::Unknown(_)) {
+            self.miss(id);
+        }
         let op = &mut self.ops[id as usize];
         op.stage = stage;
+        if let Origin::Control(_) = op.origin {
+            // The control plane knows better than to wait for its own next route.
+            return self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+        }
         if op.parked_at_us == 0 {
             // Parked again and again it must end all the same.
             op.parked_at_us = self.now_us.max(1);

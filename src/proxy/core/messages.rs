@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::Reason;
-use crate::proxy::op::{Answer, ClientKey, Op, Origin};
+use crate::proxy::op::{Answer, Asker, ClientKey, Op};
 use crate::proxy::route::Route;
 
 /// What the control plane tells a worker.
@@ -33,6 +33,8 @@ pub enum Command {
         node: NodeId,
         /// `None`: no markers are kept.
         incarnation: Option<Incarnation>,
+        /// Counts how often it came back into use; repeated in [`Event::Fault`].
+        life: u32,
         /// The node's own clock, unix seconds, now.
         unix_time: u64,
     },
@@ -47,8 +49,8 @@ pub enum Command {
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
-    /// To the key's owner: make the follower's copy equal to the leader's, while later writes of the key wait (a fenced repair). Answered
-    /// with [`Event::Settled`].
+    /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and make the follower's equal to the
+    /// leader's, while later writes of the key wait (a fenced repair). Answered with [`Event::Settled`]; equal copies are superfluous.
     Mend {
         /// Repeated in the answer.
         ticket: u64,
@@ -57,8 +59,8 @@ pub enum Command {
         /// Which key, as clients write it.
         key: Bytes,
     },
-    /// To the key's owner: `add` this item, found on the filling follower only, to the leader, unless a client has written the key since
-    /// the pair's route opened. Answered with [`Event::Settled`].
+    /// To the key's owner ([`crate::proxy::owner_of`]): `add` this item, found on the filling follower only, to the leader, unless a
+    /// client has written the key since the pair adopts ([`crate::proxy::Flow::written`]). Answered with [`Event::Settled`].
     Adopt {
         /// Repeated in the answer.
         ticket: u64,
@@ -94,7 +96,7 @@ pub enum Settlement {
 }
 
 /// What a worker tells the control plane.
-#[derive(Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub enum Event {
     /// Nothing that this worker began for the pair is unanswered.
     Closed {
@@ -109,6 +111,8 @@ pub enum Event {
     Fault {
         /// Which node.
         node: NodeId,
+        /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node came back says nothing about it now.
+        life: u32,
         /// How.
         reason: Reason,
         /// The longer time, granted to a last full copy, is over too.
@@ -173,5 +177,5 @@ pub enum PeerMessage {
     /// A write for a key that the receiver owns.
     Op(Box<Op>),
     /// Its answer.
-    Answer(Origin, Answer),
+    Answer(Asker, Answer),
 }

@@ -30,6 +30,17 @@ impl Core {
                     self.stats.refused();
                     return self.finish(id, Answer::Static(READ_ONLY));
                 }
+                if write && matches!(flow.follower, Follower::None) {
+                    // Before it is sent: its answer may never come.
+                    flow.missed.insert(op.key());
+                }
+                if write
+                    && let Some(written) = &flow.written
+                    && matches!(op.origin, Origin::Client(_))
+                {
+                    // Before it is sent: an adoption that comes later gives way, one that came earlier is in front of it on the connection.
+                    written.insert(op.key());
+                }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
@@ -107,6 +118,17 @@ impl Core {
         }
     }
 
+    /// The operation's key may now differ on the two nodes of its pair: whichever of them is away with its memory, this key is out of
+    /// date when it returns.
+    pub(super) fn miss(&self, id: u32) {
+        let op = &self.ops[id as usize];
+        if op.kind.is_write()
+            && let Some(flow) = &self.pairs[op.pair.index()].flow
+        {
+            flow.missed.insert(op.key());
+        }
+    }
+
     pub(super) fn leader_of(&self, pair: PairId) -> NodeId {
         match &self.pairs[pair.index()].flow {
             Some(flow) => flow.leader,
@@ -144,6 +166,9 @@ impl Core {
             self.leave_flight(id);
         }
         let op = self.ops.remove(id as usize);
-        self.deliver(op.origin, answer);
+        match op.origin {
+            Origin::Client(asker) => self.deliver(asker, answer),
+            Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
+        }
     }
 }

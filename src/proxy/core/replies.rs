@@ -102,7 +102,9 @@ impl Core {
         if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
             self.ask_marker_after_miss(node, lane);
         }
-        if effect == Effect::Nothing {
+        // An adoption that the leader refuses drops nothing on the follower: that may be the only copy.
+        let refused = effect == Effect::Unknown && matches!(self.ops[id as usize].origin, Origin::Control(_));
+        if effect == Effect::Nothing || refused {
             self.finish(id, answer);
             return true;
         }
@@ -129,7 +131,7 @@ impl Core {
                 self.repair(id);
                 return true;
             }
-            (Follower::Filling(..), Effect::Unknown) => Mirror::Delete,
+            (Follower::Filling(..), Effect::Unknown) => Mirror::Drop,
             (Follower::Filling(..), _) => op::mirror_filling(kind),
             _ => op::mirror(kind),
         };
@@ -149,8 +151,10 @@ impl Core {
         let flow = self.pairs[pair.index()].flow.as_ref();
         if let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = flow {
             // Registered after the copy was dropped and before the client is answered: a hand-back waits for it.
-            if (op.sent == Mirror::Delete && op.kind != Kind::Delete) || agreement == Agreement::Differ {
+            if op.sent == Mirror::Drop || agreement == Agreement::Differ {
                 recopy.push(Bytes::copy_from_slice(op.key()));
+                // If the resync is cut off before that copy, the follower lacks the key.
+                self.miss(id);
             }
             self.finish_with_answer(id);
             return true;
@@ -160,6 +164,8 @@ impl Core {
         } else if flow.is_some_and(|f| self.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.
             let answer = decisive_answer(op, reply);
+            self.stats.diverged();
+            self.miss(id);
             self.finish(id, answer);
         } else {
             self.stats.diverged();

@@ -24,6 +24,11 @@ impl Copier {
         Copier { step: None, enumerated: false }
     }
 
+    /// Of a partial resync that has copied every key that was missed.
+    pub(super) fn of_what_comes() -> Copier {
+        Copier { step: None, enumerated: true }
+    }
+
     pub(super) fn has_work(&self, recopy: &Recopy) -> bool {
         self.step.is_some() || !self.enumerated || !recopy.is_empty()
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::pair::{Gate, State};
 
-use super::node::Item;
+use super::node::{Item, Node};
 use super::world::{Fault, KEY, Process, World};
 
 /// What an exploration expects of every end.
@@ -76,6 +76,9 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     if world.history.unanswered() {
         return Err("a client waits for ever".into());
     }
+    if world.has_orders() {
+        return Err("the control plane waits for ever".into());
+    }
     if let (Errors::None, Some(error)) = (errors, world.history.errors()) {
         return Err(format!("G4: a client was told {error}"));
     }
@@ -104,8 +107,28 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     {
         return Err("the filling node holds something old".into());
     }
+    judge_missed(world)?;
     if !world.undrained.is_empty() && world.process == [Process::Running; 2] {
         return Err(format!("undrained for ever: {:?}", world.undrained));
+    }
+    Ok(())
+}
+
+/// A node that was lost and kept its memory: when it comes back, having executed whatever was still under way to it, every key that
+/// differs is known to have been missed.
+pub(super) fn judge_missed(world: &World) -> Result<(), String> {
+    let memory_gone = world.faulted && matches!(world.fault, Some(Fault::Restart(_)));
+    let said = !world.missed.overflowed() && !world.missed.contains(KEY.as_bytes());
+    if world.pair.state() == State::Mirrored || memory_gone || !said || (world.unequal && !world.noticed()) {
+        return Ok(());
+    }
+    let plain = |node: &Node| node.items.get(KEY.as_bytes()).map(|i| (i.value.clone(), i.flags, i.exptime));
+    for primary in world.ends_of(0) {
+        for backup in world.ends_of(1) {
+            if plain(&primary) != plain(&backup) {
+                return Err(format!("missed, and nobody knows: {:?} and {:?}", plain(&primary), plain(&backup)));
+            }
+        }
     }
     Ok(())
 }

@@ -4,9 +4,10 @@
 use crate::ids::Place;
 use crate::pair::State;
 
+use super::copier::Copier;
 use super::explore::{Errors, explore, holds};
 use super::history::Req::{self, *};
-use super::world::{Fault, World};
+use super::world::{Fault, KEY, World};
 
 fn world(workers: u16, state: State, item: Option<&str>, programs: &[&[Req]], fault: Option<Fault>) -> World {
     let mut world = World::new(workers, state, item, programs);
@@ -143,6 +144,44 @@ fn a_target_that_hangs_behind_a_cancelled_resync_holds_nobody_up() {
         || world(1, State::Recovering { leader: Place::Backup }, Some("5"), &programs, fault),
         Errors::None,
     );
+}
+
+/// Both nodes hold the key, and nothing was missed so far.
+fn nothing_missed(state: State, program: &[Req], fault: Option<Fault>) -> World {
+    let mut world = world(1, state, Some("5"), &[program], fault);
+    for node in 0..2 {
+        if !world.nodes[node].items.contains_key(KEY.as_bytes()) {
+            world.nodes[node].put(KEY, "5");
+        }
+    }
+    world.missed.reset();
+    if let State::Recovering { .. } = state {
+        world.copier = Some(Copier::of_what_comes());
+    }
+    world
+}
+
+/// What a sole leader executes, or may execute late, the other node missed.
+#[test]
+fn what_a_sole_leader_is_sent_is_known_to_be_missed() {
+    for req in EVERY {
+        for fault in [None, Some(Fault::Reset(0)), Some(Fault::Hang(0))] {
+            let make = || nothing_missed(State::Degraded { leader: Place::Primary }, &[Gets, req, Get], fault);
+            holds(&format!("{req:?}, {fault:?}"), make, Errors::Allowed);
+        }
+    }
+}
+
+/// A partial resync that is cut off: what was dropped on the follower, and what either node may execute late, the follower missed.
+#[test]
+fn what_a_resync_that_is_cut_off_leaves_behind_is_known_to_be_missed() {
+    let leader = Place::Backup;
+    for req in EVERY {
+        for fault in [Fault::Reset(0), Fault::Hang(0), Fault::CancelThenHang(0), Fault::Reset(1), Fault::Hang(1)] {
+            let make = || nothing_missed(State::Recovering { leader }, &[Gets, req, Get], Some(fault));
+            holds(&format!("{req:?}, {fault:?}"), make, Errors::Allowed);
+        }
+    }
 }
 
 /// A sole leader that breaks in the middle of an incr: an error, once, and the count is either.

@@ -277,6 +277,7 @@ fn a_get_of_many_keys_keeps_their_order() {
             term: None,
             writable: true,
             missed: unused(),
+            written: None,
         };
         core.command(Command::Open { pair, route: Route::Open(flow) });
     }
@@ -317,6 +318,7 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
         term: Some(story.world.pair.term()),
         writable: true,
         missed: unused(),
+        written: None,
     };
     // The control plane has made up its mind before it heard of this.
     story.world.events[0].clear();
@@ -327,6 +329,54 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     let told = story.hear();
     assert!(told.starts_with("SERVER_ERROR"), "{told}");
     assert_eq!(story.value(0), Some(&b"6"[..]));
+}
+
+/// A dial that was begun before the node came back fails after: it is dialled again, what waits goes on waiting, and the node is not
+/// blamed. What fails later is a fault of the present life.
+#[test]
+fn a_connection_of_an_earlier_life_blames_nobody() {
+    for ready in [false, true] {
+        let mut story = Story::new(State::Degraded { leader: Place::Primary });
+        let node = NodeId(0);
+        let core = &mut story.world.cores[0];
+        let allow = |life| Command::Allow { node, incarnation: Some(Incarnation(0xa1)), life, unix_time: 1_000_000 };
+        if !ready {
+            core.conn_down(node, 0, Reason::Reset);
+            core.command(allow(1));
+        }
+        core.command(allow(2));
+        core.client_input(story.client, BytesMut::from("incr k 1\r\n"));
+        core.outbox.events.clear();
+        core.outbox.dials.clear();
+        core.conn_down(node, 0, Reason::Refused);
+        assert!(core.outbox.events.is_empty(), "{:?}", core.outbox.events);
+        assert_eq!(core.outbox.dials.len(), 1);
+        core.conn_down(node, 0, Reason::Refused);
+        let fault = Event::Fault { node, life: 2, reason: Reason::Refused, patience_over: false };
+        assert_eq!(core.outbox.events, [fault]);
+
+        // The same, and the second dial succeeds.
+        let mut story = Story::new(State::Degraded { leader: Place::Primary });
+        let core = &mut story.world.cores[0];
+        core.command(allow(2));
+        core.client_input(story.client, BytesMut::from("incr k 1\r\n"));
+        story.world.break_wires(0);
+        story.world.settle(0);
+        story.world.step(&Choice::Break { worker: 0, node: 0 });
+        assert_eq!(story.hear(), "6\r\n");
+    }
+}
+
+/// An operation that was sent is no less in doubt because the node came back: the fault is told.
+#[test]
+fn what_was_sent_in_an_earlier_life_is_a_fault() {
+    let mut story = Story::new(State::Degraded { leader: Place::Primary });
+    story.say("incr k 1\r\n");
+    let core = &mut story.world.cores[0];
+    let allow = Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(0xa1)), life: 2, unix_time: 1_000_000 };
+    core.command(allow);
+    core.conn_down(NodeId(0), 0, Reason::Reset);
+    assert!(matches!(core.outbox.events[..], [Event::Fault { life: 2, .. }]), "{:?}", core.outbox.events);
 }
 
 fn unused() -> Arc<Missed> {

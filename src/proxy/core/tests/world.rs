@@ -75,6 +75,8 @@ pub(super) enum Choice {
     Patience,
     /// A hung node goes on.
     Wake,
+    /// The control plane sends its next order.
+    Order,
     Copy,
     HandBack,
     /// The workers look around, some milliseconds later.
@@ -98,6 +100,13 @@ pub(super) enum Process {
     Hung,
 }
 
+/// What the control plane may ask of the key's owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Order {
+    Mend,
+    Adopt(&'static str),
+}
+
 pub(super) struct World {
     pub(super) cores: Vec<Core>,
     pub(super) nodes: [Node; 2],
@@ -114,6 +123,14 @@ pub(super) struct World {
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
     pub(super) missed: Arc<Missed>,
+    /// Set while the pair adopts.
+    pub(super) written: Option<Arc<Missed>>,
+    pub(super) orders: VecDeque<Order>,
+    /// Orders sent, and what became of those that ended.
+    pub(super) ordered: usize,
+    pub(super) settled: Vec<Settlement>,
+    /// What was under way to a node when its connections broke: it may execute it all the same, or the beginning of it.
+    pub(super) late: [Vec<Vec<u8>>; 2],
     pub(super) copier: Option<Copier>,
     pub(super) history: History,
     pub(super) fault: Option<Fault>,
@@ -124,6 +141,8 @@ pub(super) struct World {
     pub(super) barrier: bool,
     /// The copies differed from the start: only what every client was told last is not judged.
     pub(super) diverged: bool,
+    /// The copies differed from the start, and nobody knows until a write notices.
+    pub(super) unequal: bool,
     /// What each client was told, by worker and place.
     pub(super) told: std::collections::BTreeMap<(usize, u32), String>,
 }
@@ -161,6 +180,11 @@ impl World {
             record_due: false,
             recopy: Arc::new(Recopy::new()),
             missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
+            written: None,
+            orders: VecDeque::new(),
+            ordered: 0,
+            settled: vec![],
+            late: [vec![], vec![]],
             copier: None,
             history: History::new(programs, item, n),
             fault: None,
@@ -169,6 +193,7 @@ impl World {
             ticks: 0,
             barrier: true,
             diverged: false,
+            unequal: false,
             told: std::collections::BTreeMap::new(),
         };
         for (at, node) in world.nodes.iter_mut().enumerate() {
@@ -183,7 +208,12 @@ impl World {
         for worker in 0..n {
             for node in 0..2 {
                 let incarnation = Some(Incarnation(0xa1));
-                world.cores[worker].command(Command::Allow { node: NodeId(node), incarnation, unix_time: 1_000_000 });
+                world.cores[worker].command(Command::Allow {
+                    node: NodeId(node),
+                    incarnation,
+                    life: 1,
+                    unix_time: 1_000_000,
+                });
                 world.settle(worker);
             }
         }
@@ -209,7 +239,13 @@ impl World {
         let free = |c: &Choice| {
             !matches!(
                 c,
-                Choice::Send(_) | Choice::Fault | Choice::Copy | Choice::HandBack | Choice::Wake | Choice::Tick
+                Choice::Send(_)
+                    | Choice::Order
+                    | Choice::Fault
+                    | Choice::Copy
+                    | Choice::HandBack
+                    | Choice::Wake
+                    | Choice::Tick
             )
         };
         while let Some(choice) = self.choices().into_iter().find(free) {
@@ -251,9 +287,12 @@ impl World {
         if let Some(copier) = &self.copier {
             if copier.has_work(&self.recopy) && self.copy_possible() {
                 all.push(Choice::Copy);
-            } else if copier.is_done(&self.recopy) && self.pair.gate() == Gate::Open {
+            } else if copier.is_done(&self.recopy) && self.pair.gate() == Gate::Open && !self.has_orders() {
                 all.push(Choice::HandBack);
             }
+        }
+        if !self.orders.is_empty() {
+            all.push(Choice::Order);
         }
         if self.fault.is_some() && !self.faulted {
             all.push(Choice::Fault);
@@ -270,10 +309,29 @@ impl World {
                 all.push(Choice::Wake);
             }
         }
-        if all.is_empty() && self.history.unanswered() && self.ticks < MAX_TICKS {
+        if all.is_empty() && (self.history.unanswered() || self.has_orders()) && self.ticks < MAX_TICKS {
             all.push(Choice::Tick);
         }
         all
+    }
+
+    /// Orders to be sent, or to be settled.
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.is_empty() || self.ordered > self.settled.len()
+    }
+
+    fn order(&mut self) {
+        let (ticket, pair, key) = (self.ordered as u64, PAIR, Bytes::from_static(KEY.as_bytes()));
+        self.ordered += 1;
+        let command = match self.orders.pop_front().unwrap() {
+            Order::Mend => Command::Mend { ticket, pair, key },
+            Order::Adopt(value) => {
+                let item = Adopted { value: Bytes::from_static(value.as_bytes()), flags: 0, exptime: 0 };
+                Command::Adopt { ticket, pair, key, item }
+            }
+        };
+        let owner = crate::proxy::owner_of(KEY.as_bytes(), self.cores.len() as u16);
+        self.commands[usize::from(owner)].push_back(command);
     }
 
     fn copy_possible(&self) -> bool {
@@ -323,19 +381,20 @@ impl World {
                 self.settle(to);
             }
             Choice::Record => self.record(),
+            Choice::Order => self.order(),
             Choice::Fault => self.strike(),
             Choice::Timeout | Choice::Patience => {
                 self.timeouts += 1;
                 if let (Some(hung), State::Recovering { leader }) = (self.hung(), self.pair.state())
-                    && hung != leader as usize
+                    && (hung != leader as usize || self.timeouts == 2)
                     && self.copier.take().is_some()
                 {
-                    // The job's own connection to its target is late too.
+                    // The job's own connection is late too; its source, as the last full copy, is waited for longer.
                     self.apply(pair::Event::ResyncEnded(Reason::ResyncFailed));
                     self.lost(NodeId(hung as u16), Reason::Timeout, Loss::Suspected, true);
                 }
                 for worker in 0..self.cores.len() {
-                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 1_800_000 };
+                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 2_000_001 };
                     self.cores[worker].tick();
                     self.settle(worker);
                 }
@@ -416,7 +475,7 @@ impl World {
     pub(super) fn break_wires(&mut self, node: usize) {
         for wires in &mut self.wires {
             wires[node].broken |= wires[node].up;
-            wires[node].to.clear();
+            self.late[node].extend(wires[node].to.drain(..));
         }
     }
 
@@ -476,6 +535,23 @@ impl World {
         }
     }
 
+    /// The node when it has executed what is still under way to it: all of it, or as much as it got.
+    pub(super) fn ends_of(&self, node: usize) -> Vec<Node> {
+        let waiting = self.wires.iter().flat_map(|wires| &wires[node].to);
+        let mut ends = vec![self.nodes[node].clone()];
+        for command in self.late[node].iter().chain(waiting) {
+            let mut next = ends[ends.len() - 1].clone();
+            next.execute(command);
+            ends.push(next);
+        }
+        ends
+    }
+
+    /// Whether a worker noticed that the copies differ.
+    pub(super) fn noticed(&self) -> bool {
+        self.cores.iter().any(|core| core.stats.diverged.load(Relaxed) > 0)
+    }
+
     /// A hash of everything that decides what can happen next.
     pub(super) fn digest(&self) -> u64 {
         struct Sink(DefaultHasher);
@@ -497,7 +573,11 @@ impl World {
             "{:?}",
             (&self.pair, self.round, &self.unconfirmed, self.in_use, self.record_due, self.timeouts, self.ticks)
         );
-        let _ = write!(sink, "{:?}", (&self.recopy, &self.copier, &self.history, self.faulted));
+        let _ = write!(
+            sink,
+            "{:?}",
+            (&self.recopy, &self.copier, &self.history, self.faulted, &self.late, &self.orders, &self.settled)
+        );
         sink.0.finish()
     }
 }
