@@ -5,7 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use super::forwarder::Forwarder;
 use super::port::Port;
+use super::wait_until;
 
 /// A node. Dropping it kills the process (by pid).
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct Memcached {
     args: Vec<String>,
     child: Option<Child>,
     log: tempfile::NamedTempFile,
+    /// The proxy reaches it through this.
+    forwarder: Option<Forwarder>,
 }
 
 impl Memcached {
@@ -23,6 +27,7 @@ impl Memcached {
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
+            forwarder: None,
         };
         node.restart();
         node
@@ -35,11 +40,27 @@ impl Memcached {
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
+            forwarder: None,
         }
     }
 
     pub fn addr(&self) -> String {
         self.port.addr()
+    }
+
+    /// From now on [`Self::known_as`] is a forwarder's address.
+    pub fn forwarded(mut self) -> Memcached {
+        self.forwarder = Some(Forwarder::start(self.addr()));
+        self
+    }
+
+    /// The address that the proxy is given; tests themselves go past any forwarder.
+    pub fn known_as(&self) -> String {
+        self.forwarder.as_ref().map_or_else(|| self.addr(), Forwarder::addr)
+    }
+
+    pub fn network(&self) -> &Forwarder {
+        self.forwarder.as_ref().expect("a node made with `forwarded`")
     }
 
     pub fn is_running(&self) -> bool {
@@ -109,6 +130,13 @@ impl Memcached {
     /// SIGCONT.
     pub fn resume(&self) {
         self.signal("CONT");
+    }
+
+    /// SIGUSR1 makes a memcached with `-e` write its memory's state down and end; a start with the same file finds it again.
+    pub fn end_gracefully(&mut self) {
+        self.signal("USR1");
+        let mut child = self.child.take().expect("a running memcached");
+        wait_until("memcached to end after SIGUSR1", super::DEADLINE, || child.try_wait().expect("wait").is_some());
     }
 
     fn signal(&self, name: &str) {
