@@ -30,6 +30,9 @@ enum Way {
 #[derive(Debug)]
 struct State {
     hold: Hold,
+    /// Connections numbered from here on are not held.
+    held_below: u64,
+    next: u64,
     refusing: bool,
     ended: bool,
     connections: Vec<(TcpStream, TcpStream)>,
@@ -51,7 +54,14 @@ pub struct Forwarder {
 impl Forwarder {
     pub fn start(node: String) -> Forwarder {
         let port = Port::reserve();
-        let state = State { hold: Hold::Nothing, refusing: false, ended: false, connections: Vec::new() };
+        let state = State {
+            hold: Hold::Nothing,
+            held_below: u64::MAX,
+            next: 0,
+            refusing: false,
+            ended: false,
+            connections: Vec::new(),
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let own = SocketAddr::from(([127, 0, 0, 1], port.number));
         let mut listener = Some(listen(own));
@@ -81,7 +91,13 @@ impl Forwarder {
     }
 
     pub fn hold(&self, hold: Hold) {
-        self.shared.with(|s| s.hold = hold);
+        self.shared.with(|s| (s.hold, s.held_below) = (hold, u64::MAX));
+        self.shared.changed.notify_all();
+    }
+
+    /// As [`Self::hold`], but connections made from now on work.
+    pub fn hold_existing(&self, hold: Hold) {
+        self.shared.with(|s| (s.hold, s.held_below) = (hold, s.next));
         self.shared.changed.notify_all();
     }
 
@@ -131,18 +147,22 @@ impl Shared {
         let _ = (proxy.set_nonblocking(false), proxy.set_nodelay(true), node.set_nodelay(true));
         let both = || Some((proxy.try_clone().ok()?, node.try_clone().ok()?));
         let (Some(kept), Some(there), Some(back)) = (both(), both(), both()) else { return };
-        self.with(|s| s.connections.push(kept));
+        let number = self.with(|s| {
+            s.connections.push(kept);
+            s.next += 1;
+            s.next - 1
+        });
         let shared = self.clone();
-        std::thread::spawn(move || shared.pump(there.0, there.1, Way::ToNode));
+        std::thread::spawn(move || shared.pump(number, there.0, there.1, Way::ToNode));
         let shared = self.clone();
-        std::thread::spawn(move || shared.pump(back.1, back.0, Way::ToProxy));
+        std::thread::spawn(move || shared.pump(number, back.1, back.0, Way::ToProxy));
     }
 
     /// Ends quietly when either side does, and ends the other side with it.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, way: Way) {
+    fn pump(&self, number: u64, mut from: TcpStream, mut to: TcpStream, way: Way) {
         let mut chunk = vec![0; 65536];
         while let Ok(read) = from.read(&mut chunk) {
-            self.wait_free(way);
+            self.wait_free(number, way);
             if read == 0 || to.write_all(&chunk[..read]).is_err() {
                 break;
             }
@@ -152,12 +172,15 @@ impl Shared {
     }
 
     /// Also the end of a stream waits: a partition hides it.
-    fn wait_free(&self, way: Way) {
-        let held = |s: &State| match s.hold {
-            Hold::Nothing => false,
-            Hold::Both => true,
-            Hold::ToNode => way == Way::ToNode,
-            Hold::ToProxy => way == Way::ToProxy,
+    fn wait_free(&self, number: u64, way: Way) {
+        let held = |s: &State| {
+            number < s.held_below
+                && match s.hold {
+                    Hold::Nothing => false,
+                    Hold::Both => true,
+                    Hold::ToNode => way == Way::ToNode,
+                    Hold::ToProxy => way == Way::ToProxy,
+                }
         };
         let mut state = self.state.lock().expect("the forwarder's state");
         while held(&state) && !state.ended {

@@ -122,14 +122,36 @@ impl Memcached {
         }
     }
 
-    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers.
+    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns; kill(1)
+    /// itself returns earlier.
     pub fn pause(&self) {
         self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.as_ref().expect("a running memcached").id());
+        wait_until("every thread of memcached to stop", super::DEADLINE, || {
+            let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+                let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).is_ok_and(|mut all| all.all(stopped))
+        });
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
         self.signal("CONT");
+    }
+
+    /// Starts a memcached with `-e` again that was ended by [`Self::end_gracefully`].
+    pub fn restart_warm(&mut self) {
+        // It refuses a memory that was left in the second it starts in.
+        std::thread::sleep(Duration::from_millis(2100));
+        self.restart();
+        assert_ne!(
+            self.stat("curr_items"),
+            "0",
+            "the memory is not the old one: {:?}",
+            std::fs::read_to_string(self.log.path())
+        );
     }
 
     /// SIGUSR1 makes a memcached with `-e` write its memory's state down and end; a start with the same file finds it again.
