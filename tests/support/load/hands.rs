@@ -412,7 +412,7 @@ pub(super) fn lock(hand: &mut Hand, _: usize) {
             None => {
                 // Ours or not? What it holds tells.
                 lock.uncertain.store(true, Ordering::SeqCst);
-                let held = hand.op("get", key, |c| c.get(key)).flatten();
+                let held = read_until_answered(hand, key).flatten();
                 if held.is_some_and(|i| i.value == token.as_bytes()) {
                     model.verdict_on("add", lock.taken(me));
                     hold_and_release(hand, lock, me, false);
@@ -421,6 +421,20 @@ pub(super) fn lock(hand: &mut Hand, _: usize) {
         }
         hand.pause();
     }
+}
+
+/// `None`: not within many tries, or the load is over.
+fn read_until_answered(hand: &mut Hand, key: &str) -> Option<Option<Item>> {
+    for _ in 0..200 {
+        if let Some(item) = hand.op("get", key, |c| c.get(key)) {
+            return Some(item);
+        }
+        if hand.stopped() {
+            break;
+        }
+        hand.pause();
+    }
+    None
 }
 
 fn hold_and_release(hand: &mut Hand, lock: &Lock, me: u64, certain: bool) {
@@ -448,12 +462,13 @@ fn hold_and_release(hand: &mut Hand, lock: &Lock, me: u64, certain: bool) {
                 // From here on a second delete may hit another client's lock: it must not be sent.
                 lock.uncertain.store(true, Ordering::SeqCst);
                 tried += 1;
-                let held = hand.op("get", key, |c| c.get(key));
-                match held {
-                    Some(Some(item)) if item.value == me.to_string().as_bytes() => {}
-                    Some(_) => return,
-                    None if tried > 50 || hand.stopped() => return,
-                    None => hand.pause(),
+                if tried > 50 {
+                    return;
+                }
+                // Only what it holds tells whether a second one may be sent.
+                let Some(held) = read_until_answered(hand, key) else { return };
+                if held.is_none_or(|item| item.value != me.to_string().as_bytes()) {
+                    return;
                 }
             }
         }
