@@ -7,8 +7,11 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 # Where the demo's proxy listens: make demo PORT=12100
 PORT ?= 12000
 
+# How long `make soak` runs, over its two tests: make soak MINUTES=600
+MINUTES ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check fmt build
+.PHONY: help demo test bench soak check fmt build
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +33,10 @@ bench: ## Measure resilver, twemproxy and memcached side by side (10 minutes or 
 	@scripts/need-clients
 	$(CARGO) build --release --locked --bin resilver --example bench
 	@target/release/examples/bench
+
+soak: ## Random faults under load for MINUTES (default 60), stopped at the first wrong answer
+	@scripts/need-memcached
+	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --release --locked --test chaos -- --nocapture --test-threads 1
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

@@ -20,6 +20,7 @@ use crate::ring::{Distribution, ServerSpec};
 
 pub use accounts::{Account, find_group};
 pub use check::Host;
+pub(crate) use units::{parse_time, show_time};
 
 /// Whether and how a node that comes back is refilled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -13,3 +13,4 @@ pub mod resync;
 pub mod ring;
 pub mod server;
 pub mod stats;
+pub mod wait;

@@ -15,6 +15,10 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
+    // A word of its own in first place, so that magent's flags are read as ever: none of them is a bare word.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "wait") {
+        return resilver::wait::main(std::env::args_os().skip(1));
+    }
     let settings = match CommandLine::parse(std::env::args_os(), &Host::this()) {
         Ok(CommandLine::Run(settings)) => *settings,
         Ok(CommandLine::Print(text)) => {

@@ -145,6 +145,30 @@ fn the_table_of_flags_is_the_help() {
     assert_eq!(in_help, in_readme, "left: resilver --help; right: README.md, Flags");
 }
 
+#[test]
+fn the_table_of_waits_flags_is_its_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(["wait", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let defined: String = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Options:"))
+        .filter(|line| line.trim_start().starts_with('-') && line.len() - line.trim_start().len() <= 6)
+        .filter_map(|line| line.trim_start().split("  ").next())
+        .flat_map(|names| [names, "\n"])
+        .collect();
+    let text = read("README.md");
+    let table: String = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| Flag of `resilver wait`"))
+        .take_while(|line| line.starts_with('|'))
+        .filter_map(|row| row.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|cell| [cell, "\n"])
+        .collect();
+    let (in_help, in_readme) = (flags(&defined), flags(&table));
+    assert!(in_help.len() > 4, "the help was not understood: {in_help:?}");
+    assert_eq!(in_help, in_readme, "left: resilver wait --help; right: README.md");
+}
+
 /// The defaults of the table, where `--help` states one in one word.
 #[test]
 fn the_defaults_are_those_of_the_help() {

@@ -7,20 +7,8 @@ use std::time::{Duration, Instant};
 use support::cluster::{count_filled, fill};
 use support::{Client, Cluster, Failure, Load, Mix, Shape, Stored, seed, wait_until};
 
-/// After the load: every answer was right, each ring alone holds every live item, and each ring alone serves them all.
-fn healed_and_complete(mut cluster: Cluster, load: Load) {
-    cluster.mirrored();
-    load.mark("mirrored");
-    load.wait_operations(500);
-    let model = load.stop();
-    cluster.assert_rings_equal();
-    model.check_ring("primary", &cluster.primary_ring());
-    model.check_ring("backup", &cluster.backup_ring());
-    model.check_through(&mut cluster.client());
-    model.recorder.mark("kill every backup");
-    cluster.kill_backups();
-    model.check_through(&mut cluster.client());
-    model.assert_clean();
+fn healed_and_complete(cluster: Cluster, load: Load) {
+    cluster.healed_and_complete(load);
 }
 
 #[test]

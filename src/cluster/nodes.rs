@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -50,6 +51,8 @@ pub(super) struct NodeRun {
     pub(super) life: u32,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
+    /// It was lost and is not taken back: its prober hurries, also while it answers. Written here, read by the prober.
+    away: Arc<AtomicBool>,
     /// The operator asked for a refill, whatever the mode.
     pub(super) operator: bool,
     /// The operator cancelled its resync: none begins by itself before it is lost again or asked for.
@@ -81,6 +84,7 @@ impl NodeRun {
             memory_gone: false,
             life: 0,
             hint: Arc::new(Notify::new()),
+            away: Arc::new(AtomicBool::new(false)),
             operator: false,
             cancelled: false,
             job: None,
@@ -133,6 +137,7 @@ impl Cluster {
         let control = self.controls[node.index()].clone();
         let internal = self.internal.clone();
         let hint = self.nodes[node.index()].hint.clone();
+        let away = self.nodes[node.index()].away.clone();
         let interval = self.settings.probe_interval;
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
@@ -141,9 +146,11 @@ impl Cluster {
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
         tokio::spawn(async move {
-            let mut lost = false;
+            let mut failed = false;
             loop {
-                let interval = if lost { interval.min(LOST_PROBE_MAX) } else { interval };
+                // Also one that answers, but was lost for another reason: it waits for several good probes.
+                let interval =
+                    if failed || away.load(Ordering::Relaxed) { interval.min(LOST_PROBE_MAX) } else { interval };
                 // Jitter keeps many proxies from probing in step.
                 let pause = interval.mul_f64(rand::rng().random_range(0.8..1.2));
                 tokio::select! {
@@ -153,7 +160,7 @@ impl Cluster {
                     () = tokio::time::sleep(pause) => {}
                 }
                 let result = control.probe(&others).await;
-                lost = result.is_err();
+                failed = result.is_err();
                 if internal.send(Internal::Probed { node, result }).is_err() {
                     return;
                 }
@@ -320,6 +327,7 @@ impl Cluster {
         let run = &mut self.nodes[node.index()];
         run.memory_gone |= loss == Loss::MemoryGone;
         if run.health.lost(now) {
+            run.away.store(true, Ordering::Relaxed);
             run.reason = reason;
             run.count_fault(reason);
             run.cancelled = false;
@@ -412,6 +420,7 @@ impl Cluster {
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
         let run = &mut self.nodes[node.index()];
         run.health.back(now);
+        run.away.store(false, Ordering::Relaxed);
         run.reason = if same { Reason::MarkerStale } else { Reason::Empty };
         run.empty = view.curr_items == 0;
         run.incarnation = incarnation;

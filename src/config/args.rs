@@ -14,6 +14,8 @@ Different from magent: it listens on 127.0.0.1, not on all addresses, unless -l 
 foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one connection for each thread, not 20, \
 because many clients share one.
 
+Beside the daemon: resilver wait --mirrored waits until a running proxy holds every item twice (resilver wait --help).
+
 Signals: SIGTERM and SIGINT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second one \
 exits at once with 143 or 130. SIGHUP is ignored: no settings are read again.
 

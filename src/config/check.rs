@@ -1,9 +1,11 @@
 //! From text to [`Settings`]: every value is read, then all are held against each other, and every fault is kept.
 
-use std::collections::HashSet;
+mod healing;
+mod listeners;
+
 use std::ffi::OsString;
 use std::fmt::{Display, Write as _};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,11 +17,9 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use super::accounts::Account;
 use super::args::Args;
 use super::units::{parse_size, parse_time, show_size, show_time};
-use super::{CommandLine, LogFormat, LogSettings, ResyncMode, Settings, UsageErrors};
-use crate::ring::{Distribution, NodeAddr, ServerSpec};
+use super::{CommandLine, LogFormat, LogSettings, Settings, UsageErrors};
+use crate::ring::Distribution;
 
-/// More nodes than this are a mistake: every primary makes a pair with every backup.
-const MAX_NODES: usize = 256;
 /// What `--threads auto` takes at most: past four the servers are the bottleneck, not the proxy.
 const MAX_AUTO_THREADS: usize = 4;
 /// A proxy of more threads is a typing mistake.
@@ -28,16 +28,6 @@ const MAX_THREADS: u64 = 64;
 const MAX_NODE_CONNECTIONS: u64 = 1_000;
 /// Ports and descriptors end before this.
 const MAX_CLIENTS: u64 = 10_000_000;
-/// No time of the data path or of the probes is longer.
-const MAX_TIME: Duration = Duration::from_secs(3_600);
-/// The longest `--idle-timeout`.
-const MAX_IDLE: Duration = Duration::from_secs(365 * 86_400);
-/// Below this a probe is traffic.
-const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(10);
-/// Below this the key list of a resync is all temporary file.
-const MIN_RESYNC_MEMORY: u64 = 1 << 20;
-/// The most memory a resync may be given.
-const MAX_RESYNC_MEMORY: u64 = 1 << 40;
 
 /// What a command line is judged against besides itself. Injected, so that tests need no root and no DNS.
 #[derive(Clone, Debug)]
@@ -359,188 +349,6 @@ impl Check<'_> {
         }
     }
 
-    // ---- servers and listeners --------------------------------------------------------------------------------------
-
-    fn servers(&mut self, id: &str, values: &[String], distribution: Distribution) -> Vec<ServerSpec> {
-        let mut servers = Vec::new();
-        for text in values {
-            match text.parse::<ServerSpec>() {
-                Ok(server) => {
-                    if server.weight != 1 && distribution == Distribution::Modula {
-                        self.bad(id, text, "only ketama knows weights; add -k, or drop the weight");
-                    }
-                    servers.push(server);
-                }
-                Err(why) => self.bad(id, text, format_args!("{}; give HOST:PORT", why.problem)),
-            }
-        }
-        servers
-    }
-
-    /// A node in two places would be its own backup, or hold two shares of one ring.
-    fn servers_together(&mut self, primaries: &[ServerSpec], backups: &[ServerSpec]) {
-        let mut all = HashSet::new();
-        for (servers, id) in [(primaries, "server"), (backups, "backup")] {
-            let mut ring = HashSet::new();
-            for server in servers {
-                let key = same_node(&server.addr);
-                if !ring.insert(key.clone()) {
-                    self.bad(id, &server.addr.to_string(), "stands twice on this ring; name each server once");
-                } else if !all.insert(key) {
-                    let why = "is a primary too, and a server cannot be its own backup; take it off one ring";
-                    self.bad(id, &server.addr.to_string(), why);
-                }
-            }
-        }
-        let count = primaries.len() + backups.len();
-        if count > MAX_NODES {
-            self.fault(format!("-s/--server and -b/--backup: {count} servers are too many; {MAX_NODES} is the most"));
-        }
-    }
-
-    fn listen(&mut self, values: &[String], port: u16) -> Vec<SocketAddr> {
-        let mut listen: Vec<SocketAddr> = Vec::new();
-        // memcached takes a list with commas in one -l, so that is taken too.
-        for text in values.iter().flat_map(|value| value.split(',')) {
-            let literal = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
-            let addresses = match literal.parse::<IpAddr>() {
-                Ok(address) => vec![address],
-                Err(_) => self.listen_name(text),
-            };
-            for address in addresses.into_iter().map(|address| SocketAddr::new(address, port)) {
-                if !listen.contains(&address) {
-                    listen.push(address);
-                }
-            }
-        }
-        if port == 0 { Vec::new() } else { listen }
-    }
-
-    /// The addresses of a host name given with `-l`: the IPv4 ones, where it has any, because `localhost` has an IPv6
-    /// address also on machines without IPv6.
-    fn listen_name(&mut self, text: &str) -> Vec<IpAddr> {
-        if text.is_empty() || text.contains([':', '[', ']', '/', ' ']) {
-            self.bad("listen", text, "is no address; give one such as 127.0.0.1, 0.0.0.0 or ::1, and the port with -p");
-            return Vec::new();
-        }
-        match (self.host.resolve)(text) {
-            Ok(addresses) if !addresses.is_empty() => {
-                let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv4);
-                if v4.is_empty() { v6 } else { v4 }
-            }
-            Ok(_) => {
-                self.bad("listen", text, "has no address; give an address such as 127.0.0.1");
-                Vec::new()
-            }
-            Err(why) => {
-                self.bad("listen", text, format_args!("cannot be resolved ({why}); give an address such as 127.0.0.1"));
-                Vec::new()
-            }
-        }
-    }
-
-    /// `resilver -s 127.0.0.1:11211` with the default port would forward to itself for ever.
-    fn not_itself<'s>(&mut self, listen: &[SocketAddr], servers: impl Iterator<Item = &'s ServerSpec>) {
-        for server in servers {
-            let ip = match server.addr.host.as_str() {
-                host if host.eq_ignore_ascii_case("localhost") => Some(IpAddr::from([127, 0, 0, 1])),
-                host => host.parse::<IpAddr>().ok(),
-            };
-            let Some(ip) = ip else { continue };
-            let hit = listen.iter().find(|own| {
-                own.port() == server.addr.port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
-            });
-            if let Some(own) = hit {
-                let sentence = format!(
-                    "server {}: the proxy would listen there itself ({own}) and talk to itself; give another -p",
-                    server.addr
-                );
-                self.fault(sentence);
-            }
-        }
-    }
-
-    // ---- healing ----------------------------------------------------------------------------------------------------
-
-    fn times(&mut self, args: &Args) -> Times {
-        let least = Duration::from_millis(1);
-        let short = least..=MAX_TIME;
-        let zero = Duration::ZERO;
-        let fallback = Duration::from_secs(1);
-        let timeout = self.time("timeout", &args.timeout, short.clone());
-        let mut leader_timeout = self.time("leader_timeout", &args.leader_timeout, short.clone());
-        let probe_interval = self.time("probe_interval", &args.probe_interval, MIN_PROBE_INTERVAL..=MAX_TIME);
-        let probe_timeout = self.time("probe_timeout", &args.probe_timeout, short.clone());
-        // A default gives way to a neighbour that was given; two that were given must agree.
-        if let (Some(short), Some(long)) = (timeout, leader_timeout)
-            && long < short
-        {
-            if self.given("leader_timeout") {
-                let why =
-                    format!("is shorter than --timeout {}; the last copy must be waited for longer", show_time(short));
-                self.bad("leader_timeout", &show_time(long), why);
-            }
-            leader_timeout = Some(short);
-        }
-        Times {
-            timeout: timeout.unwrap_or(fallback),
-            leader_timeout: leader_timeout.unwrap_or(fallback),
-            leader_grace: self.time("leader_grace", &args.leader_grace, short).unwrap_or(fallback),
-            probe_interval: probe_interval.unwrap_or(fallback),
-            probe_timeout: probe_timeout.unwrap_or(fallback),
-            shutdown_grace: self.time("shutdown_grace", &args.shutdown_grace, zero..=MAX_TIME).unwrap_or(fallback),
-            idle_timeout: self.time("idle_timeout", &args.idle_timeout, zero..=MAX_IDLE).unwrap_or(zero),
-        }
-    }
-
-    fn resync(&mut self, args: &Args, backups: &[ServerSpec]) -> ResyncMode {
-        let mode = match self.single("resync", &args.resync) {
-            None | Some("auto") => ResyncMode::Auto,
-            Some("manual") => ResyncMode::Manual,
-            Some("off") => ResyncMode::Off,
-            Some(other) => {
-                self.faults.push(format!("--resync={other}: there is no such mode; give auto, manual or off"));
-                ResyncMode::Auto
-            }
-        };
-        let limits: Vec<&str> = ["resync_rate", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
-        if args.backup.is_empty() && backups.is_empty() {
-            if self.given("resync") && mode == ResyncMode::Manual {
-                let sentence = format!(
-                    "--resync={mode} without -b/--backup: there is nothing to refill from; give backups or drop it"
-                );
-                self.fault(sentence);
-            }
-            for id in limits {
-                let sentence = format!(
-                    "{} without -b/--backup: there is nothing to refill from; give backups or drop it",
-                    self.flag(id)
-                );
-                self.fault(sentence);
-            }
-        } else if mode == ResyncMode::Off {
-            for id in limits {
-                let sentence = format!(
-                    "{} contradicts --resync=off, under which nothing is refilled; drop one of them",
-                    self.flag(id)
-                );
-                self.fault(sentence);
-            }
-        }
-        mode
-    }
-
-    fn resync_memory(&mut self, args: &Args, item_size_max: u64) -> u64 {
-        let range = MIN_RESYNC_MEMORY..=MAX_RESYNC_MEMORY.min(usize::MAX as u64);
-        let memory = self.size("resync_memory", &args.resync_memory, range).unwrap_or(MIN_RESYNC_MEMORY);
-        if memory < item_size_max && self.given("resync_memory") {
-            let why =
-                format!("cannot hold one item of --item-size-max {}; give at least that", show_size(item_size_max));
-            self.bad("resync_memory", &show_size(memory), why);
-        }
-        memory.max(item_size_max)
-    }
-
     // ---- process ----------------------------------------------------------------------------------------------------
 
     fn accounts(&mut self, args: &Args) {
@@ -604,24 +412,4 @@ impl Check<'_> {
         }
         LogSettings { filter, format, file: self.path("log_file", &args.log_file) }
     }
-}
-
-/// All the times, read and in order.
-struct Times {
-    timeout: Duration,
-    leader_timeout: Duration,
-    leader_grace: Duration,
-    probe_interval: Duration,
-    probe_timeout: Duration,
-    shutdown_grace: Duration,
-    idle_timeout: Duration,
-}
-
-/// What makes two addresses the same node: `LOCALHOST` and `localhost`, `::1` and `0:0::1`.
-fn same_node(addr: &NodeAddr) -> (String, u16) {
-    let host = match addr.host.parse::<IpAddr>() {
-        Ok(ip) => ip.to_string(),
-        Err(_) => addr.host.trim_end_matches('.').to_ascii_lowercase(),
-    };
-    (host, addr.port)
 }

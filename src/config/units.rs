@@ -7,7 +7,7 @@ use std::time::Duration;
 /// # Errors
 ///
 /// What is wrong with it and what to write instead.
-pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if text.parse::<f64>().is_ok_and(|n| n != 0.0) {
         return Err(format!("a time needs its unit: write {text}ms or {text}s"));
@@ -16,7 +16,7 @@ pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 /// Writes a time the way [`parse_time`] reads it.
-pub(super) fn show_time(time: Duration) -> String {
+pub(crate) fn show_time(time: Duration) -> String {
     humantime::format_duration(time).to_string().replace(' ', "")
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::client::Client;
+use super::load::Load;
 use super::memcached::Memcached;
 use super::proxy::Proxy;
 use super::rings::{RingMap, compare_rings, read_ring};
@@ -16,15 +17,22 @@ pub struct Shape {
     pub node_args: Vec<String>,
     /// More arguments for the proxy; a flag given here replaces the harness's own.
     pub proxy_args: Vec<String>,
+    /// The proxy reaches every node through a forwarder.
+    pub forwarded: bool,
 }
 
 impl Shape {
     pub fn new(primaries: usize, backups: usize) -> Shape {
-        Shape { primaries, backups, node_args: Vec::new(), proxy_args: Vec::new() }
+        Shape { primaries, backups, node_args: Vec::new(), proxy_args: Vec::new(), forwarded: false }
     }
 
     pub fn nodes(mut self, args: &[&str]) -> Shape {
         self.node_args.extend(args.iter().map(|a| a.to_string()));
+        self
+    }
+
+    pub fn forwarded(mut self) -> Shape {
+        self.forwarded = true;
         self
     }
 
@@ -65,7 +73,10 @@ impl Cluster {
 
     pub fn start_unmirrored(shape: &Shape) -> Cluster {
         let args: Vec<&str> = shape.node_args.iter().map(String::as_str).collect();
-        let node = |_| Memcached::start(&args);
+        let node = |_| {
+            let node = Memcached::start(&args);
+            if shape.forwarded { node.forwarded() } else { node }
+        };
         Cluster::over((0..shape.primaries).map(node).collect(), (0..shape.backups).map(node).collect(), shape)
     }
 
@@ -85,10 +96,10 @@ impl Cluster {
             }
         }
         for node in &primaries {
-            args.extend(["-s".to_string(), node.addr()]);
+            args.extend(["-s".to_string(), node.known_as()]);
         }
         for node in &backups {
-            args.extend(["-b".to_string(), node.addr()]);
+            args.extend(["-b".to_string(), node.known_as()]);
         }
         args.extend(shape.proxy_args.iter().cloned());
         Cluster { proxy: Proxy::start(&args), primaries, backups }
@@ -106,6 +117,23 @@ impl Cluster {
     /// Waits until the proxy knows that the node is gone.
     pub fn wait_lost(&self, addr: &str) {
         self.proxy.wait_status(&format!("{addr} noticed as lost"), super::DEADLINE, |s| s.node(addr) != "up");
+    }
+
+    /// Ends the test with everything that a test should end with: healed, equal rings, every answer right, and each ring alone has it all.
+    pub fn healed_and_complete(mut self, load: Load) -> Cluster {
+        self.mirrored();
+        load.mark("mirrored");
+        load.wait_operations(500);
+        let model = load.stop();
+        self.assert_rings_equal();
+        model.check_ring("primary", &self.primary_ring());
+        model.check_ring("backup", &self.backup_ring());
+        model.check_through(&mut self.client());
+        model.recorder.mark("kill every backup");
+        self.kill_backups();
+        model.check_through(&mut self.client());
+        model.assert_clean();
+        self
     }
 
     pub fn primary_ring(&self) -> RingMap {
@@ -136,7 +164,7 @@ impl Cluster {
     pub fn kill_backups(&mut self) {
         self.mirrored();
         self.backups.iter_mut().for_each(Memcached::kill);
-        let addrs: Vec<String> = self.backups.iter().map(Memcached::addr).collect();
+        let addrs: Vec<String> = self.backups.iter().map(Memcached::known_as).collect();
         addrs.iter().for_each(|a| self.wait_lost(a));
     }
 
@@ -144,7 +172,7 @@ impl Cluster {
     pub fn kill_primaries(&mut self) {
         self.mirrored();
         self.primaries.iter_mut().for_each(Memcached::kill);
-        let addrs: Vec<String> = self.primaries.iter().map(Memcached::addr).collect();
+        let addrs: Vec<String> = self.primaries.iter().map(Memcached::known_as).collect();
         addrs.iter().for_each(|a| self.wait_lost(a));
     }
 

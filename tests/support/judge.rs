@@ -186,6 +186,14 @@ impl Counter {
         Counter { key, drive, initial, acked: zero(), begun: zero(), unknown: zero(), answers: Mutex::default() }
     }
 
+    /// Its key was flushed and will be set to `initial` again; nobody steps it meanwhile.
+    pub fn begin_anew(&self) {
+        for count in [&self.acked, &self.begun, &self.unknown] {
+            count.store(0, Ordering::SeqCst);
+        }
+        self.answers.lock().expect("answers").clear();
+    }
+
     pub fn verb(&self) -> &'static str {
         if self.drive == Drive::Down { "decr" } else { "incr" }
     }
@@ -266,6 +274,12 @@ impl Lock {
         Lock { key, holder: AtomicU64::new(0), uncertain: AtomicBool::new(false) }
     }
 
+    /// Its key was flushed: nobody holds it, for certain.
+    pub fn begin_anew(&self) {
+        self.holder.store(0, Ordering::SeqCst);
+        self.uncertain.store(false, Ordering::SeqCst);
+    }
+
     /// `add` was answered STORED.
     pub fn taken(&self, by: u64) -> Result<(), String> {
         match self.holder.swap(by, Ordering::SeqCst) {
@@ -294,6 +308,14 @@ impl CasCell {
     pub fn new(key: String) -> CasCell {
         let zero = || AtomicU64::new(0);
         CasCell { key, won: zero(), begun: zero(), unknown: zero(), winners: Mutex::default() }
+    }
+
+    /// Its key was flushed and will be set to 0 again; nobody raises it meanwhile.
+    pub fn begin_anew(&self) {
+        for count in [&self.won, &self.begun, &self.unknown] {
+            count.store(0, Ordering::SeqCst);
+        }
+        self.winners.lock().expect("winners").clear();
     }
 
     pub fn floor(&self) -> u64 {
@@ -487,6 +509,13 @@ impl Verdict {
             out.push_str(&format!("  slowest {:>8.3?} at {:.3}s: {}\n", slow.took, slow.at.as_secs_f64(), slow.what));
         }
         out
+    }
+
+    /// As [`Self::assert_clean`], silent while all is well: a soak stops at the first violation.
+    pub fn assert_clean_so_far(&self) {
+        if self.violation_count > 0 {
+            self.assert_clean();
+        }
     }
 
     pub fn assert_clean(&self) {

@@ -1,16 +1,19 @@
 //! The workloads: many clients at once, every answer judged.
 
+mod hands;
+
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::client::{Client, Failure, Item, Outcome, Stored, show, storage};
-use super::judge::{CasCell, Content, Counter, Drive, History, Lock, Recorder, Tally, Verdict};
+use super::client::{Client, Stored, show};
+use super::judge::{CasCell, Counter, Drive, History, Lock, Recorder, Verdict};
 use super::rings::RingMap;
 use super::rng::Rng;
-use super::{unix_now, wait_until};
+use super::wait_until;
+use hands::{Hand, count, lock, raise_cells, read_registers, write_registers};
 
 /// How many clients of which kind.
 #[derive(Clone, Debug)]
@@ -82,6 +85,11 @@ pub struct Model {
     stop: AtomicBool,
     operations: AtomicU64,
     next_holder: AtomicU64,
+    /// Clients wait before their next round of work; and how many do.
+    pausing: AtomicBool,
+    parked: AtomicUsize,
+    /// Counts the proxy's lives by two; odd while one is ending.
+    life: AtomicU64,
 }
 
 impl Model {
@@ -156,6 +164,38 @@ impl Model {
         }
     }
 
+    fn set_shared_keys(&self, client: &mut Client) {
+        for counter in &self.counters {
+            let stored = client.set(&counter.key, counter.initial.to_string().as_bytes());
+            assert_eq!(stored, Ok(Stored::Stored), "set {}", counter.key);
+        }
+        for cell in &self.cells {
+            assert_eq!(client.set(&cell.key, b"0"), Ok(Stored::Stored), "set {}", cell.key);
+        }
+    }
+
+    /// A `flush_all` was acknowledged while all clients paused: nothing is there any more, whatever was unknown before.
+    pub fn flushed(&self, client: &mut Client) {
+        for history in self.registers.iter().flatten() {
+            let mut history = history.lock().expect("a history");
+            let version = history.begin("flush_all", None);
+            history.acknowledge(version);
+        }
+        for (key, outcome) in (self.counters.iter().map(|c| &c.key))
+            .chain(self.cells.iter().map(|c| &c.key))
+            .chain(self.locks.iter().map(|l| &l.key))
+            .map(|key| (key, client.get(key)))
+        {
+            if outcome != Ok(None) {
+                self.recorder.violation(format!("RESURRECTED: {key} is {outcome:?} after flush_all"));
+            }
+        }
+        self.counters.iter().for_each(Counter::begin_anew);
+        self.cells.iter().for_each(CasCell::begin_anew);
+        self.locks.iter().for_each(Lock::begin_anew);
+        self.set_shared_keys(client);
+    }
+
     fn verdict_on(&self, place: &str, judged: Result<(), String>) {
         if let Err(why) = judged {
             self.recorder.violation(format!("{place}: {why}"));
@@ -197,15 +237,11 @@ impl Load {
             stop: AtomicBool::new(false),
             operations: AtomicU64::new(0),
             next_holder: AtomicU64::new(1),
+            pausing: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+            life: AtomicU64::new(0),
         });
-        let mut client = Client::connect(addr);
-        for counter in &model.counters {
-            let stored = client.set(&counter.key, counter.initial.to_string().as_bytes());
-            assert_eq!(stored, Ok(Stored::Stored), "set {}", counter.key);
-        }
-        for cell in &model.cells {
-            assert_eq!(client.set(&cell.key, b"0"), Ok(Stored::Stored), "set {}", cell.key);
-        }
+        model.set_shared_keys(&mut Client::connect(addr));
         let mut threads = Vec::new();
         let mut stream = 0;
         let mut spawn = |count: usize, run: fn(&mut Hand, usize)| {
@@ -213,7 +249,7 @@ impl Load {
                 stream += 1;
                 let (model, addr, rng) = (model.clone(), addr.to_string(), Rng::new(model.mix.seed, stream));
                 threads.push(std::thread::spawn(move || {
-                    let mut hand = Hand { client: Client::connect(&addr), addr, model, rng, tally: Tally::default() };
+                    let mut hand = Hand::new(addr, model, rng);
                     run(&mut hand, i);
                     hand.model.recorder.merge(std::mem::take(&mut hand.tally));
                 }));
@@ -254,6 +290,22 @@ impl Load {
         self.model.errors_allowed.store(allowed, Ordering::SeqCst);
     }
 
+    /// Runs `quiet` while every client pauses, with nothing in flight.
+    pub fn quiet<T>(&self, quiet: impl FnOnce(&Model) -> T) -> T {
+        self.model.pausing.store(true, Ordering::SeqCst);
+        wait_until("every client to pause", Duration::from_secs(60), || {
+            self.model.parked.load(Ordering::SeqCst) == self.threads.len()
+        });
+        let outcome = quiet(&self.model);
+        self.model.pausing.store(false, Ordering::SeqCst);
+        outcome
+    }
+
+    /// Before the proxy is ended, and again when its process is gone: connections made before that may break, with an unknown outcome.
+    pub fn proxy_ends(&self) {
+        self.model.life.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Stops the clients; everything that was sent is answered when this returns.
     pub fn stop(mut self) -> Arc<Model> {
         self.join();
@@ -286,476 +338,5 @@ impl Drop for Load {
         } else {
             self.join();
         }
-    }
-}
-
-/// One client and what it needs.
-struct Hand {
-    client: Client,
-    addr: String,
-    model: Arc<Model>,
-    rng: Rng,
-    tally: Tally,
-}
-
-impl Hand {
-    fn stopped(&self) -> bool {
-        self.model.stop.load(Ordering::SeqCst)
-    }
-
-    fn pause(&mut self) {
-        if !self.model.mix.pace.is_zero() {
-            let pace = self.model.mix.pace.as_micros() as u64;
-            std::thread::sleep(Duration::from_micros(pace / 2 + self.rng.next() % pace.max(1)));
-        }
-    }
-
-    fn violation(&self, what: String) {
-        self.model.recorder.violation(what);
-    }
-
-    /// One operation: timed, its failure judged. `None`: the outcome is unknown.
-    fn op<T>(&mut self, verb: &'static str, key: &str, run: impl FnOnce(&mut Client) -> Outcome<T>) -> Option<T> {
-        let allowed_before = self.model.errors_allowed.load(Ordering::SeqCst);
-        let begun = Instant::now();
-        let outcome = run(&mut self.client);
-        let took = begun.elapsed();
-        let at = begun - self.model.recorder.begun;
-        self.tally.took(took, at, || format!("{verb} {key}"));
-        self.tally.count("operations");
-        self.model.operations.fetch_add(1, Ordering::SeqCst);
-        let failure = match outcome {
-            Ok(value) => return Some(value),
-            Err(failure) => failure,
-        };
-        let allowed = allowed_before || self.model.errors_allowed.load(Ordering::SeqCst);
-        match &failure {
-            Failure::Server(line) if allowed => self.model.recorder.allowed_error(line.clone()),
-            Failure::Hang(_) => self.violation(format!("HANG: {verb} {key}: {failure}")),
-            _ => self.violation(format!("ERROR: {verb} {key}: {failure}")),
-        }
-        if !matches!(failure, Failure::Server(_) | Failure::Client(_)) {
-            self.reconnect();
-        } else if verb == "multi-get" || verb == "set noreply + get" {
-            self.reconnect(); // an error in the middle: what follows cannot be told
-        }
-        None
-    }
-
-    fn reconnect(&mut self) {
-        let begun = Instant::now();
-        while !self.stopped() && begun.elapsed() < Duration::from_secs(10) {
-            if let Ok(client) = Client::try_connect(&self.addr) {
-                self.client = client;
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn exptime(&mut self) -> (i64, Option<i64>) {
-        let now = unix_now();
-        match self.rng.below(4) {
-            0 => (3600, Some(now + 3600)),
-            1 => (now + 40 * 86400, Some(now + 40 * 86400)),
-            2 => (2_592_000, Some(now + 2_592_000)),
-            _ => (0, None),
-        }
-    }
-
-    /// New content that no other state of any register has.
-    fn content(&mut self, key: &str) -> (Content, i64) {
-        let (exptime, expires) = self.exptime();
-        let len = match self.rng.below(200) {
-            0 => 20_000,
-            1..=9 => 2_000,
-            n => n,
-        };
-        let mut bytes = format!("{key}#{:x}#", self.rng.next()).into_bytes();
-        bytes.extend(self.rng.bytes(len));
-        (Content { bytes, flags: self.rng.next() as u32, expires }, exptime)
-    }
-}
-
-fn write_registers(hand: &mut Hand, writer: usize) {
-    let model = hand.model.clone();
-    // Cas tokens kept from long ago: (key, token, the state it was taken in).
-    let mut old_tokens: Vec<(usize, u64, u64)> = Vec::new();
-    while !hand.stopped() {
-        let k = hand.rng.below(model.mix.keys_per_writer);
-        write_one(hand, &model, writer, k, &mut old_tokens);
-        hand.pause();
-    }
-}
-
-fn write_one(hand: &mut Hand, model: &Model, writer: usize, k: usize, old_tokens: &mut Vec<(usize, u64, u64)>) {
-    let key = &model.register_key(writer, k);
-    let (last, certain) = {
-        let history = model.history(writer, k);
-        (history.last().cloned(), history.certain())
-    };
-    let begin = |what, content| model.history(writer, k).begin(what, content);
-    let ack = |version| model.history(writer, k).acknowledge(version);
-    let lot = if certain { hand.rng.below(100) } else { hand.rng.below(45) };
-    match (lot, last) {
-        (0..35, _) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("set", Some(content.clone()));
-            match hand.op("set", key, |c| c.store("set", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("set {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (35..45, last) => {
-            let version = begin("delete", None);
-            if let Some(found) = hand.op("delete", key, |c| c.delete(key)) {
-                ack(version);
-                if certain && found && last.is_none() {
-                    hand.violation(format!("RESURRECTED: delete {key} found an item, deleted before"));
-                } else if certain && !found && last.is_some() {
-                    hand.violation(format!("LOST: delete {key} found nothing"));
-                }
-            }
-        }
-        (45..51, None) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("add", Some(content.clone()));
-            match hand.op("add", key, |c| c.store("add", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("RESURRECTED: add {key} answered {other:?} to an absent key")),
-                None => {}
-            }
-        }
-        (45..51, Some(_)) => {
-            let (content, exptime) = hand.content(key);
-            let answer = hand.op("add", key, |c| c.store("add", key, content.flags, exptime, &content.bytes));
-            if let Some(answer) = answer
-                && answer != Stored::NotStored
-            {
-                hand.violation(format!("ADD on an existing key: {key} answered {answer:?}"));
-                begin("add", Some(content));
-            }
-        }
-        (51..64, None) => {
-            let verb = ["replace", "append", "prepend"][lot % 3];
-            let (content, exptime) = hand.content(key);
-            let answer = hand.op(verb, key, |c| c.store(verb, key, content.flags, exptime, &content.bytes));
-            if let Some(answer) = answer
-                && answer != Stored::NotStored
-            {
-                hand.violation(format!("RESURRECTED: {verb} {key} answered {answer:?}, deleted before"));
-                begin(verb, Some(content));
-            }
-        }
-        (51..55, Some(_)) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("replace", Some(content.clone()));
-            match hand.op("replace", key, |c| c.store("replace", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("LOST: replace {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (55..64, Some(mut content)) if content.bytes.len() < 4000 => {
-            let verb = if lot < 60 { "append" } else { "prepend" };
-            let piece = format!("<{:x}>", hand.rng.next()).into_bytes();
-            if verb == "append" {
-                content.bytes.extend_from_slice(&piece);
-            } else {
-                content.bytes.splice(0..0, piece.iter().copied());
-            }
-            let version = begin(verb, Some(content));
-            match hand.op(verb, key, |c| c.store(verb, key, 0, 0, &piece)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("LOST: {verb} {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (64..70, Some(content)) => {
-            let (exptime, expires) = hand.exptime();
-            let version = begin("touch", Some(Content { expires, ..content }));
-            match hand.op("touch", key, |c| c.touch(key, exptime)) {
-                Some(true) => ack(version),
-                Some(false) => hand.violation(format!("LOST: touch {key} found nothing")),
-                None => {}
-            }
-        }
-        (70..74, Some(content)) => {
-            let (exptime, expires) = hand.exptime();
-            let version = begin("gat", Some(Content { expires, ..content }));
-            if let Some(item) = hand.op("gat", key, |c| c.gat(exptime, key)) {
-                judge_read(hand, model, writer, k, version, item.as_ref(), "gat");
-                if item.is_some() {
-                    ack(version);
-                }
-            }
-        }
-        (74..84, Some(_)) => {
-            let Some(token) = own_gets(hand, model, writer, k) else { return };
-            if hand.rng.percent(20) {
-                old_tokens.push((k, token, model.history(writer, k).acked()));
-            }
-            let (content, exptime) = hand.content(key);
-            let version = begin("cas", Some(content.clone()));
-            match hand.op("cas", key, |c| c.cas(key, content.flags, exptime, &content.bytes, token)) {
-                Some(Stored::Stored) => ack(version),
-                Some(Stored::Exists) => {
-                    // Right when the leader has changed since; counted.
-                    hand.tally.count("cas refused though nobody wrote");
-                    model.history(writer, k).refuse(version);
-                }
-                Some(other) => hand.violation(format!("LOST: cas {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (84..88, Some(_)) => {
-            let Some(token) = own_gets(hand, model, writer, k) else { return };
-            let (content, exptime) = hand.content(key);
-            let version = begin("set", Some(content.clone()));
-            match hand.op("set", key, |c| c.store("set", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => return hand.violation(format!("set {key} answered {other:?}")),
-                None => return,
-            }
-            use_old_token(hand, model, writer, k, token);
-        }
-        (88..92, _) => {
-            let Some(at) = old_tokens.len().checked_sub(1) else { return };
-            let (k, token, taken) = old_tokens.swap_remove(hand.rng.below(at + 1));
-            let overtaken = {
-                let history = model.history(writer, k);
-                history.certain() && history.acked() > taken
-            };
-            if overtaken && model.history(writer, k).last().is_some() {
-                use_old_token(hand, model, writer, k, token);
-            }
-        }
-        (92..96, _) => {
-            // A write without an answer, and a read behind it in the same breath.
-            let (content, exptime) = hand.content(key);
-            let version = begin("set noreply", Some(content.clone()));
-            let mut bytes = storage("set", key, content.flags, exptime, &content.bytes, " noreply");
-            bytes.extend_from_slice(format!("get {key}\r\n").as_bytes());
-            let answer = hand.op("set noreply + get", key, |c| c.send(&bytes).and_then(|()| c.values()));
-            if let Some(mut items) = answer {
-                let item = items.pop();
-                if judge_read(hand, model, writer, k, version, item.as_ref(), "get behind own noreply set") {
-                    ack(version);
-                }
-            }
-        }
-        _ => {
-            let from = model.history(writer, k).acked();
-            if let Some(item) = hand.op("get", key, |c| c.get(key)) {
-                hand.tally.count("reads");
-                judge_read(hand, model, writer, k, from, item.as_ref(), "own get");
-            }
-        }
-    }
-}
-
-fn judge_read(hand: &Hand, model: &Model, w: usize, k: usize, from: u64, item: Option<&Item>, what: &str) -> bool {
-    let judged = model.history(w, k).judge(from, item);
-    if let Err(why) = &judged {
-        hand.violation(format!("{what} {}: {why}", model.register_key(w, k)));
-    }
-    judged.is_ok()
-}
-
-/// `gets` of a key that its owner knows to be there.
-fn own_gets(hand: &mut Hand, model: &Model, writer: usize, k: usize) -> Option<u64> {
-    let key = &model.register_key(writer, k);
-    let from = model.history(writer, k).acked();
-    let item = hand.op("gets", key, |c| c.gets(key))?;
-    hand.tally.count("reads");
-    judge_read(hand, model, writer, k, from, item.as_ref(), "own gets");
-    item.and_then(|i| i.cas)
-}
-
-/// A token that a later acknowledged write has made worthless must not win.
-fn use_old_token(hand: &mut Hand, model: &Model, writer: usize, k: usize, token: u64) {
-    let key = &model.register_key(writer, k);
-    let (content, exptime) = hand.content(key);
-    let version = model.history(writer, k).begin("cas", Some(content.clone()));
-    hand.tally.count("old cas tokens tried");
-    match hand.op("cas", key, |c| c.cas(key, content.flags, exptime, &content.bytes, token)) {
-        Some(Stored::Exists) => model.history(writer, k).refuse(version),
-        Some(Stored::Stored) => {
-            model.history(writer, k).acknowledge(version);
-            hand.violation(format!("OLD TOKEN WON: cas {key} with {token}, taken before a later write"));
-        }
-        Some(other) => hand.violation(format!("LOST: cas {key} answered {other:?}")),
-        None => {}
-    }
-}
-
-fn read_registers(hand: &mut Hand, _: usize) {
-    let model = hand.model.clone();
-    if model.mix.writers == 0 {
-        return;
-    }
-    while !hand.stopped() {
-        let mut picks = Vec::new();
-        for _ in 0..=hand.rng.below(12) {
-            let pick = (hand.rng.below(model.mix.writers), hand.rng.below(model.mix.keys_per_writer));
-            if !picks.contains(&pick) {
-                picks.push(pick);
-            }
-        }
-        let keys: Vec<String> = picks.iter().map(|&(w, k)| model.register_key(w, k)).collect();
-        let from: Vec<u64> = picks.iter().map(|&(w, k)| model.history(w, k).acked()).collect();
-        let verb = if hand.rng.percent(20) { "gets" } else { "get" };
-        if let Some(items) = hand.op("multi-get", &keys[0], |c| c.get_many(verb, &keys)) {
-            for ((&(w, k), from), item) in picks.iter().zip(from).zip(items) {
-                hand.tally.count("reads");
-                if item.is_some() {
-                    hand.tally.count("hits");
-                }
-                judge_read(hand, &model, w, k, from, item.as_ref(), verb);
-            }
-        }
-        hand.pause();
-    }
-}
-
-fn count(hand: &mut Hand, _: usize) {
-    let model = hand.model.clone();
-    while !hand.stopped() {
-        let counter = &model.counters[hand.rng.below(model.counters.len())];
-        let key = &counter.key;
-        let floor = counter.floor();
-        if hand.rng.percent(20) {
-            if let Some(item) = hand.op("get", key, |c| c.get(key)) {
-                let text = item.map(|i| String::from_utf8_lossy(&i.value).trim_end().to_string());
-                let judged = match text.as_deref().map(str::parse) {
-                    Some(Ok(value)) => counter.within(floor, value),
-                    _ => Err(format!("COUNTER {key}: LOST, read {text:?}")),
-                };
-                model.verdict_on("get", judged);
-            }
-        } else {
-            let delta = if counter.drive == Drive::UpByOne { 1 } else { 1 + hand.rng.next() % 100 };
-            counter.begin(delta);
-            hand.tally.count("counter steps");
-            match hand.op(counter.verb(), key, |c| c.arithmetic(counter.verb(), key, delta)) {
-                Some(Some(value)) => model.verdict_on(counter.verb(), counter.answered(floor, delta, value)),
-                Some(None) => hand.violation(format!("COUNTER {key}: LOST, {} found nothing", counter.verb())),
-                None => counter.outcome_unknown(delta),
-            }
-        }
-        hand.pause();
-    }
-}
-
-fn lock(hand: &mut Hand, _: usize) {
-    let model = hand.model.clone();
-    while !hand.stopped() {
-        let lock = &model.locks[hand.rng.below(model.locks.len())];
-        let key = &lock.key;
-        let me = model.next_holder.fetch_add(1, Ordering::SeqCst);
-        let token = me.to_string();
-        match hand.op("add", key, |c| c.store("add", key, 0, 0, token.as_bytes())) {
-            Some(Stored::Stored) => {
-                hand.tally.count("locks taken");
-                model.verdict_on("add", lock.taken(me));
-                hold_and_release(hand, lock, me, true);
-            }
-            Some(Stored::NotStored) => {}
-            Some(other) => hand.violation(format!("LOCK {key}: add answered {other:?}")),
-            None => {
-                // Ours or not? What it holds tells.
-                lock.uncertain.store(true, Ordering::SeqCst);
-                let held = hand.op("get", key, |c| c.get(key)).flatten();
-                if held.is_some_and(|i| i.value == token.as_bytes()) {
-                    model.verdict_on("add", lock.taken(me));
-                    hold_and_release(hand, lock, me, false);
-                }
-            }
-        }
-        hand.pause();
-    }
-}
-
-fn hold_and_release(hand: &mut Hand, lock: &Lock, me: u64, certain: bool) {
-    let key = &lock.key;
-    for _ in 0..hand.rng.below(4) {
-        hand.pause();
-        if let Some(item) = hand.op("get", key, |c| c.get(key))
-            && item.as_ref().is_none_or(|i| i.value != me.to_string().as_bytes())
-        {
-            hand.violation(format!("LOCK {key}: {me} holds it, but it reads {item:?}"));
-        }
-    }
-    lock.releasing(me);
-    let mut tried = 0;
-    loop {
-        match hand.op("delete", key, |c| c.delete(key)) {
-            Some(true) => return,
-            Some(false) => {
-                if tried == 0 && certain {
-                    hand.violation(format!("LOCK {key}: LOST while {me} held it"));
-                }
-                return;
-            }
-            None => {
-                // From here on a second delete may hit another client's lock: it must not be sent.
-                lock.uncertain.store(true, Ordering::SeqCst);
-                tried += 1;
-                let held = hand.op("get", key, |c| c.get(key));
-                match held {
-                    Some(Some(item)) if item.value == me.to_string().as_bytes() => {}
-                    Some(_) => return,
-                    None if tried > 50 || hand.stopped() => return,
-                    None => hand.pause(),
-                }
-            }
-        }
-    }
-}
-
-fn raise_cells(hand: &mut Hand, _: usize) {
-    let model = hand.model.clone();
-    let mut old: Vec<(usize, u64, u64)> = Vec::new();
-    while !hand.stopped() {
-        let which = hand.rng.below(model.cells.len());
-        let cell = &model.cells[which];
-        let key = &cell.key;
-        let floor = cell.floor();
-        let Some(item) = hand.op("gets", key, |c| c.gets(key)) else { continue };
-        let parsed =
-            item.as_ref().and_then(|i| Some((String::from_utf8(i.value.clone()).ok()?.parse::<u64>().ok()?, i.cas?)));
-        let Some((value, token)) = parsed else {
-            hand.violation(format!("CAS {key}: LOST, read {item:?}"));
-            continue;
-        };
-        model.verdict_on("gets", cell.within(floor, value));
-        if hand.rng.percent(5) {
-            old.push((which, value, token));
-        }
-        raise(hand, &model, which, value, token);
-        if hand.rng.percent(10) && !old.is_empty() {
-            let (which, value, token) = old.swap_remove(hand.rng.below(old.len()));
-            hand.tally.count("old cas tokens tried");
-            raise(hand, &model, which, value, token);
-        }
-        hand.pause();
-    }
-}
-
-fn raise(hand: &mut Hand, model: &Model, which: usize, value: u64, token: u64) {
-    let cell = &model.cells[which];
-    let key = &cell.key;
-    let floor = cell.floor();
-    cell.begin();
-    let next = (value + 1).to_string();
-    match hand.op("cas", key, |c| c.cas(key, 0, 0, next.as_bytes(), token)) {
-        Some(Stored::Stored) => {
-            hand.tally.count("cas won");
-            model.verdict_on("cas", cell.stored(value, floor));
-        }
-        Some(Stored::Exists) => hand.tally.count("cas lost"),
-        Some(other) => hand.violation(format!("CAS {key}: answered {other:?}")),
-        None => cell.outcome_unknown(),
     }
 }

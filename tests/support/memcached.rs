@@ -5,7 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use super::forwarder::Forwarder;
 use super::port::Port;
+use super::wait_until;
 
 /// A node. Dropping it kills the process (by pid).
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct Memcached {
     args: Vec<String>,
     child: Option<Child>,
     log: tempfile::NamedTempFile,
+    /// The proxy reaches it through this.
+    forwarder: Option<Forwarder>,
 }
 
 impl Memcached {
@@ -23,6 +27,7 @@ impl Memcached {
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
+            forwarder: None,
         };
         node.restart();
         node
@@ -35,11 +40,27 @@ impl Memcached {
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
+            forwarder: None,
         }
     }
 
     pub fn addr(&self) -> String {
         self.port.addr()
+    }
+
+    /// From now on [`Self::known_as`] is a forwarder's address.
+    pub fn forwarded(mut self) -> Memcached {
+        self.forwarder = Some(Forwarder::start(self.addr()));
+        self
+    }
+
+    /// The address that the proxy is given; tests themselves go past any forwarder.
+    pub fn known_as(&self) -> String {
+        self.forwarder.as_ref().map_or_else(|| self.addr(), Forwarder::addr)
+    }
+
+    pub fn network(&self) -> &Forwarder {
+        self.forwarder.as_ref().expect("a node made with `forwarded`")
     }
 
     pub fn is_running(&self) -> bool {
@@ -101,14 +122,43 @@ impl Memcached {
         }
     }
 
-    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers.
+    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns; kill(1)
+    /// itself returns earlier.
     pub fn pause(&self) {
         self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.as_ref().expect("a running memcached").id());
+        wait_until("every thread of memcached to stop", super::DEADLINE, || {
+            let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+                let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).is_ok_and(|mut all| all.all(stopped))
+        });
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
         self.signal("CONT");
+    }
+
+    /// Starts a memcached with `-e` again that was ended by [`Self::end_gracefully`].
+    pub fn restart_warm(&mut self) {
+        // It refuses a memory that was left in the second it starts in.
+        std::thread::sleep(Duration::from_millis(2100));
+        self.restart();
+        assert_ne!(
+            self.stat("curr_items"),
+            "0",
+            "the memory is not the old one: {:?}",
+            std::fs::read_to_string(self.log.path())
+        );
+    }
+
+    /// SIGUSR1 makes a memcached with `-e` write its memory's state down and end; a start with the same file finds it again.
+    pub fn end_gracefully(&mut self) {
+        self.signal("USR1");
+        let mut child = self.child.take().expect("a running memcached");
+        wait_until("memcached to end after SIGUSR1", super::DEADLINE, || child.try_wait().expect("wait").is_some());
     }
 
     fn signal(&self, name: &str) {

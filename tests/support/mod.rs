@@ -6,6 +6,7 @@
 pub mod client;
 pub mod cluster;
 pub mod faulty;
+pub mod forwarder;
 pub mod judge;
 pub mod load;
 pub mod memcached;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Client, Failure, Item, Stored};
 pub use cluster::{Cluster, Shape};
+pub use forwarder::{Forwarder, Hold};
 pub use judge::Verdict;
 pub use load::{Load, Mix};
 pub use memcached::Memcached;

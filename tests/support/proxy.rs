@@ -128,6 +128,20 @@ impl Proxy {
         Status { all }
     }
 
+    /// A field of a server in `stats servers`; empty where it is left out.
+    pub fn server(&self, addr: &str, field: &str) -> String {
+        let name = format!("{addr}:{field}");
+        let stats = self.client().stats("servers").expect("stats servers");
+        stats.into_iter().find(|(n, _)| *n == name).map_or(String::new(), |(_, value)| value)
+    }
+
+    /// A number of `stats`.
+    pub fn stat(&self, name: &str) -> u64 {
+        let stats = self.client().stats("").expect("stats");
+        let value = stats.into_iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no stat {name}")).1;
+        value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+    }
+
     /// Waits until every pair is mirrored.
     pub fn wait_mirrored(&self, deadline: Duration) {
         self.wait_status("every pair mirrored", deadline, Status::mirrored);

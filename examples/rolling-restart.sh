@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Restarts memcached servers one after another, each only while every item has two copies.
+#
+#   rolling-restart.sh [-P host:port] [-t time] [-r resilver] COMMAND [server ...]
+#
+#   COMMAND   run by sh for each server; %h is its host, %p its port. It must return when the server has been restarted:
+#                 'systemctl restart memcached@%p'      'ssh %h systemctl restart memcached'
+#   server    host:port as the proxy names it; none = all that the proxy has
+#   -P        the proxy, 127.0.0.1:11211 by default
+#   -t        how long to wait for each server's refill, 30m by default
+#   -r        the resilver program, found in PATH by default
+#
+# Exit 0: all are restarted and everything is mirrored. Otherwise it stops at once, and the servers not named yet are as they were.
+set -euo pipefail
+proxy=127.0.0.1:11211 time=30m resilver=resilver
+while getopts P:t:r: option; do
+    case $option in
+    P) proxy=$OPTARG ;;
+    t) time=$OPTARG ;;
+    r) resilver=$OPTARG ;;
+    *) exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
+if (($# == 0)); then
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+    exit 2
+fi
+command=$1
+shift
+
+wait_mirrored() {
+    "$resilver" wait --mirrored --proxy "$proxy" --timeout "$time" >/dev/null
+}
+
+# Also finds out whether there is a proxy at all.
+wait_mirrored
+servers=("$@")
+if ((${#servers[@]} == 0)); then
+    exec 3<>"/dev/tcp/${proxy%:*}/${proxy##*:}"
+    printf 'stats servers\r\nquit\r\n' >&3
+    mapfile -t servers < <(timeout 10 cat <&3 | tr -d '\r' | sed -n 's/^STAT \(.*\):place .*/\1/p')
+    exec 3>&-
+fi
+if ((${#servers[@]} == 0)); then
+    echo "rolling-restart: $proxy names no servers" >&2
+    exit 1
+fi
+for server in "${servers[@]}"; do
+    host=${server%:*} port=${server##*:}
+    line=${command//%h/$host}
+    line=${line//%p/$port}
+    echo "$server: $line"
+    sh -c "$line"
+    wait_mirrored
+    echo "$server: mirrored"
+done

@@ -1,0 +1,313 @@
+//! `resilver wait --mirrored`: what an operator's script runs between two restarts of servers.
+//!
+//! A proxy that has not noticed a restart yet says `mirrored`, and whoever believes it restarts the only full copy next. So
+//! the proxy's word is held against the servers themselves: each must answer, and carry the incarnation marker that the
+//! proxy knows it by. The marker dies with the memory, so a server that has just come back empty does not carry it before
+//! the proxy has taken it back, and from then on the proxy's own word is true.
+//!
+//! The proxy is asked first and the servers after it: a restart between the two is then seen, never hidden.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use thiserror::Error;
+
+use crate::backend::marker;
+use crate::ring::NodeAddr;
+
+/// Not within the time.
+const EXIT_TIMEOUT: u8 = 1;
+/// Waiting makes no sense: wrong arguments, no proxy of ours, nothing that heals. clap ends with the same number.
+const EXIT_USAGE: u8 = 2;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long one answer may take. A proxy answers at once; a server that hangs is an obstacle, not a reason to hang too.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest answer: `stats servers` has some ten lines for each of at most 256 servers.
+const ANSWER_MAX: u64 = 4 << 20;
+/// So many looks in a row must find nothing. A server that kept its memory over a restart carries the right marker at once; what
+/// tells is that its connections broke, and the proxy may still be about to read that.
+const LOOKS: u32 = 2;
+
+/// The arguments of `resilver wait`.
+#[derive(Parser, Debug)]
+#[command(
+    name = "resilver wait",
+    bin_name = "resilver wait",
+    about = "Waits until a running proxy holds every item twice: what to run before and after the restart of a server.",
+    after_help = "Asks the proxy, and then each server itself whether its memory is the one that the proxy knows: right \
+                  after a restart the proxy may not have noticed it yet. Run it when the restart command has returned.\n\n\
+                  Exit codes: 0 mirrored; 1 not within the time, what is missing is on stderr; 2 wrong arguments, or a \
+                  proxy that never will be (no backups, --resync=off) or is none.",
+    max_term_width = 120
+)]
+pub struct WaitArgs {
+    /// Wait until every pair is mirrored and every server is up
+    #[arg(long, required = true)]
+    mirrored: bool,
+
+    /// The proxy: where it listens, or the path of its unix socket
+    #[arg(long, value_name = "HOST:PORT|PATH", default_value = "127.0.0.1:11211")]
+    proxy: Endpoint,
+
+    /// How long to wait at most
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::config::parse_time)]
+    timeout: Duration,
+
+    /// Believe the proxy alone, where the servers cannot be reached from here: it may not have noticed the last restart yet
+    #[arg(long)]
+    proxy_only: bool,
+}
+
+/// Where the proxy listens.
+#[derive(Clone, Debug)]
+enum Endpoint {
+    Tcp(NodeAddr),
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Endpoint, String> {
+        if text.contains('/') {
+            return Ok(Endpoint::Unix(PathBuf::from(text)));
+        }
+        text.parse().map(Endpoint::Tcp).map_err(|error: crate::ring::SpecError| error.problem.to_string())
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Tcp(addr) => addr.fmt(f),
+            Endpoint::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Why waiting makes no sense.
+#[derive(Debug, Error)]
+enum Pointless {
+    #[error("{0} is no resilver: it answered {1:?}")]
+    NoProxy(String, String),
+    #[error("{0} has no backups (-b): nothing is held twice")]
+    NoBackups(String),
+    #[error("{0} runs with --resync=off: a server that came back is never refilled")]
+    Off(String),
+}
+
+/// What one look found.
+enum Look {
+    /// What is missing, a sentence each; none = mirrored.
+    Missing(Vec<String>),
+    Pointless(Pointless),
+}
+
+/// Runs `resilver wait`; `arguments` begins with the program's name as shown in messages.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let args = match WaitArgs::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let say = |line: &str| {
+        let _ = writeln!(std::io::stderr(), "resilver wait: {line}");
+    };
+    let deadline = Instant::now() + args.timeout;
+    let (mut good, mut told) = (0, String::new());
+    loop {
+        let missing = match look(&args) {
+            Look::Pointless(why) => {
+                say(&why.to_string());
+                return ExitCode::from(EXIT_USAGE);
+            }
+            Look::Missing(missing) => missing,
+        };
+        good = if missing.is_empty() { good + 1 } else { 0 };
+        if good >= LOOKS {
+            let _ = writeln!(std::io::stdout(), "mirrored");
+            return ExitCode::SUCCESS;
+        }
+        if Instant::now() >= deadline {
+            say(&format!("not mirrored within {}", crate::config::show_time(args.timeout)));
+            missing.iter().for_each(|line| say(line));
+            return ExitCode::from(EXIT_TIMEOUT);
+        }
+        // Said once, so that a wrong address is not waited for in silence.
+        if let Some(first) = missing.first().filter(|first| **first != told) {
+            say(&format!("waiting: {first}"));
+            told.clone_from(first);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Asks the proxy, and then every server.
+fn look(args: &WaitArgs) -> Look {
+    let proxy = args.proxy.to_string();
+    let asked = Connection::open(&args.proxy)
+        .and_then(|mut connection| Ok((connection.stats("resync status")?, connection.stats("stats servers")?)));
+    let (status, servers) = match asked {
+        Ok((Answer::Stats(status), Answer::Stats(servers))) => (status, servers),
+        // `ERROR Too many open connections`: that passes.
+        Ok((Answer::Other(line), _) | (_, Answer::Other(line))) if line.contains("ERROR ") => {
+            return Look::Missing(vec![format!("proxy {proxy}: {line}")]);
+        }
+        Ok((Answer::Other(line), _) | (_, Answer::Other(line))) => {
+            return Look::Pointless(Pointless::NoProxy(proxy, line));
+        }
+        Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
+    };
+    let value = |list: &[(String, String)], name: &str| {
+        list.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, v)| v.clone())
+    };
+    match value(&status, "mode").as_str() {
+        "" => return Look::Pointless(Pointless::NoProxy(proxy, "a status without a mode".to_owned())),
+        "off" => return Look::Pointless(Pointless::Off(proxy)),
+        _ => {}
+    }
+    let names = |suffix: &'static str, list: &[(String, String)]| -> Vec<String> {
+        list.iter().filter_map(|(name, _)| name.strip_suffix(suffix)).map(str::to_owned).collect()
+    };
+    let nodes = names(":place", &servers);
+    if !nodes.iter().any(|node| value(&servers, &format!("{node}:place")) == "backup") {
+        return Look::Pointless(Pointless::NoBackups(proxy));
+    }
+    let mut missing = Vec::new();
+    for pair in names(":state", &status).iter().filter_map(|name| name.strip_prefix("pair:")) {
+        let of = |field: &str| value(&status, &format!("pair:{pair}:{field}"));
+        let state = of("state");
+        if state != "mirrored" {
+            missing.push(format!("pair {pair} is {state}, reason {}", of("reason")));
+        }
+    }
+    for node in &nodes {
+        let of = |field: &str| value(&servers, &format!("{node}:{field}"));
+        let state = of("state");
+        if state != "up" {
+            missing.push(format!("server {node} is {state}, reason {}", of("reason")));
+        } else if !args.proxy_only
+            && let Err(why) = carries_marker(node, &of("incarnation"))
+        {
+            missing.push(format!("server {node} {why}"));
+        }
+    }
+    if missing.is_empty() && value(&status, "mirrored") != "1" {
+        missing.push("a pair is changing roles".to_owned());
+    }
+    Look::Missing(missing)
+}
+
+/// Whether a server's memory is the one that the proxy knows.
+fn carries_marker(node: &str, known: &str) -> Result<(), String> {
+    let addr: NodeAddr = node.parse().map_err(|error| format!("is not understood: {error}"))?;
+    let asked = Connection::open(&Endpoint::Tcp(addr)).and_then(|mut node| node.value(marker::INCARNATION_KEY));
+    match asked {
+        Ok(Some(found)) if found == known => Ok(()),
+        Ok(_) => Err("does not hold the memory that the proxy knows: it has not been taken back yet".to_owned()),
+        Err(error) => Err(format!("does not answer from here ({error}); --proxy-only leaves this out")),
+    }
+}
+
+/// An answer of lines.
+enum Answer {
+    Stats(Vec<(String, String)>),
+    /// Its first line was something else.
+    Other(String),
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// A connection on which every read and write has a deadline.
+struct Connection {
+    stream: BufReader<Box<dyn Stream>>,
+}
+
+impl Connection {
+    fn open(to: &Endpoint) -> std::io::Result<Connection> {
+        let stream: Box<dyn Stream> = match to {
+            Endpoint::Tcp(addr) => {
+                let mut last = std::io::Error::other("the name has no address");
+                let mut open = None;
+                for address in (addr.host.as_str(), addr.port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, ANSWER_TIMEOUT) {
+                        Ok(stream) => {
+                            open = Some(stream);
+                            break;
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                let Some(stream) = open else { return Err(last) };
+                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+                Box::new(stream)
+            }
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+                Box::new(stream)
+            }
+        };
+        Ok(Connection { stream: BufReader::new(stream) })
+    }
+
+    fn line(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        match (&mut self.stream).take(ANSWER_MAX).read_line(&mut line) {
+            Ok(_) if line.ends_with('\n') => Ok(line.trim_end().to_owned()),
+            Ok(_) => Err(std::io::Error::other("it closed the connection")),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(std::io::Error::other(format!("no answer within {ANSWER_TIMEOUT:?}")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask(&mut self, command: &str) -> std::io::Result<String> {
+        let line = format!("{command}\r\n");
+        self.stream.get_mut().write_all(line.as_bytes())?;
+        self.line()
+    }
+
+    fn stats(&mut self, command: &str) -> std::io::Result<Answer> {
+        let begun = Instant::now();
+        let mut line = self.ask(command)?;
+        let mut stats = Vec::new();
+        while let Some(rest) = line.strip_prefix("STAT ") {
+            let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
+            stats.push((name.to_owned(), value.to_owned()));
+            if begun.elapsed() > ANSWER_TIMEOUT || stats.len() as u64 > ANSWER_MAX / 16 {
+                return Err(std::io::Error::other("an answer without end"));
+            }
+            line = self.line()?;
+        }
+        Ok(if line == "END" && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(line) })
+    }
+
+    /// The value of a key whose values are one line each.
+    fn value(&mut self, key: &str) -> std::io::Result<Option<String>> {
+        let line = self.ask(&format!("get {key}"))?;
+        if line == "END" {
+            return Ok(None);
+        }
+        if !line.starts_with(&format!("VALUE {key} ")) {
+            return Err(std::io::Error::other(format!("it answered {line:?}")));
+        }
+        let value = self.line()?;
+        self.line()?;
+        Ok(Some(value))
+    }
+}

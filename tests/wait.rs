@@ -1,0 +1,122 @@
+//! `resilver wait --mirrored` over real clusters, and what it is for: a rolling restart that loses nothing.
+
+mod support;
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use support::cluster::{count_filled, fill};
+use support::{Cluster, Load, Memcached, Mix, Proxy, Shape, seed, wait_until};
+
+/// Exit code and everything it said.
+fn wait(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
+    let addr = cluster.proxy.addr();
+    let mut command = Command::new(Proxy::binary());
+    command.args(["wait", "--mirrored", "--proxy", &addr]).args(arguments).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().expect("run resilver wait");
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+#[test]
+fn wait_ends_when_everything_is_mirrored_and_names_what_is_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("s").to_str().expect("a path").to_string();
+    let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&["-f", &socket]));
+    fill(&mut cluster.client(), "k", 1000, 50);
+    assert_eq!(wait(&cluster, &[]), (Some(0), "mirrored\n".into()));
+    assert_eq!(wait(&cluster, &["--proxy", &socket, "--timeout", "1m"]).0, Some(2), "--proxy twice");
+    let over_socket =
+        Command::new(Proxy::binary()).args(["wait", "--mirrored", "--proxy", &socket]).output().expect("run");
+    assert_eq!(over_socket.status.code(), Some(0), "{over_socket:?}");
+
+    let (dead, backup) = (cluster.primaries[1].addr(), cluster.backups[0].addr());
+    cluster.primaries[1].kill();
+    cluster.wait_lost(&dead);
+    let (code, said) = wait(&cluster, &["--timeout", "500ms"]);
+    assert_eq!(code, Some(1), "{said}");
+    for sentence in [
+        "not mirrored within 500ms".to_string(),
+        format!("pair {dead}|{backup} is degraded, reason reset"),
+        format!("server {dead} is lost, reason "),
+    ] {
+        assert!(said.contains(&sentence), "{sentence}: {said}");
+    }
+    assert!(!said.contains(&cluster.primaries[0].addr()), "a healthy server is named: {said}");
+    cluster.primaries[1].restart();
+    let (code, said) = wait(&cluster, &["--timeout", "1m"]);
+    assert_eq!(code, Some(0), "{said}");
+    cluster.assert_rings_equal();
+}
+
+/// The proxy has not noticed, and says mirrored: `wait` does not.
+#[test]
+fn wait_does_not_believe_a_proxy_that_has_not_noticed_a_lost_memory() {
+    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "1h"]));
+    fill(&mut cluster.client(), "k", 1000, 50);
+    let backup = cluster.backups[0].addr();
+    assert_eq!(cluster.backups[0].client().raw_command("flush_all").as_deref(), Ok("OK"));
+    assert!(cluster.proxy.status().mirrored(), "it was noticed: nothing is tested");
+    let (code, said) = wait(&cluster, &["--timeout", "500ms"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("server {backup} does not hold the memory that the proxy knows")), "{said}");
+    assert_eq!(wait(&cluster, &["--timeout", "500ms", "--proxy-only"]).0, Some(0));
+
+    // A server that hangs and was not noticed either is no server that is up.
+    cluster.primaries[0].pause();
+    let (code, said) = wait(&cluster, &["--timeout", "1ms"]);
+    cluster.primaries[0].resume();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("server {} does not answer from here", cluster.primaries[0].addr())), "{said}");
+
+    cluster.proxy.operator(&format!("resync {backup}"));
+    let (code, said) = wait(&cluster, &["--timeout", "1m"]);
+    assert_eq!((code, cluster.assert_rings_equal().len()), (Some(0), 1000), "{said}");
+}
+
+/// Every server restarted, by the script that the documents recommend, while clients work.
+#[test]
+fn a_rolling_restart_of_every_server_loses_nothing() {
+    const KEYS: usize = 200_000;
+    let mut cluster = Cluster::start(&Shape::new(2, 2));
+    fill(&mut cluster.client(), "bulk", KEYS, 60);
+    let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("rolling restart")));
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().display();
+    // The processes are ours: the script's command asks this test to restart one, and waits until that is done.
+    let ask = format!("touch {path}/ask.%p; until [ -e {path}/done.%p ]; do sleep 0.02; done");
+    let mut script = Command::new("bash")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rolling-restart.sh"))
+        .args(["-P", &cluster.proxy.addr(), "-t", "2m", "-r"])
+        .arg(Proxy::binary())
+        .arg(ask)
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("run the script");
+    let mut restarted = Vec::new();
+    let mut ended = None;
+    wait_until("the rolling restart to end", Duration::from_secs(300), || {
+        for node in cluster.primaries.iter_mut().chain(&mut cluster.backups) {
+            let port = node.addr().split(':').next_back().expect("a port").to_string();
+            if dir.path().join(format!("ask.{port}")).exists() && !restarted.contains(&port) {
+                load.mark(&format!("restart {}", node.addr()));
+                node.restart();
+                std::fs::write(dir.path().join(format!("done.{port}")), "").expect("say that it is done");
+                restarted.push(port);
+            }
+        }
+        ended = script.try_wait().expect("wait for the script");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    load.mark("the script has ended");
+    assert_eq!(restarted.len(), 4);
+    assert!(cluster.proxy.status().mirrored());
+    for node in cluster.primaries.iter().chain(&cluster.backups) {
+        assert!(cluster.proxy.server(&node.addr(), "lost") != "0", "{} was not restarted under the proxy", node.addr());
+    }
+    let mut client = cluster.client();
+    assert_eq!(count_filled(&mut client, "bulk", KEYS, 60), KEYS, "keys lost");
+    let cluster = cluster.healed_and_complete(load);
+    assert!(!cluster.backups.iter().any(Memcached::is_running));
+    assert_eq!(count_filled(&mut client, "bulk", KEYS, 60), KEYS, "keys lost after the backups died");
+}
