@@ -9,6 +9,7 @@ use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, State};
 use crate::proxy::{ClientKey, Question};
+use crate::resync::Fill;
 use crate::ring::Distribution;
 
 use super::Cluster;
@@ -173,6 +174,8 @@ impl Cluster {
                 (None, None) => (None, Duration::ZERO, "none"),
             };
             out.put(format_args!("node:{addr}:resync"), end);
+            let fill = run.job.as_ref().map(|job| job.fill).or(run.last.as_ref().map(|last| last.fill));
+            out.put(format_args!("node:{addr}:kind"), fill.map_or("none", Fill::word));
             for (name, value) in sums(progress.map(|p| &**p)) {
                 out.put(format_args!("node:{addr}:{name}"), value);
             }

@@ -28,6 +28,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 pub(super) struct JobRun {
     serial: u64,
     pub(super) pairs: Vec<(PairId, NodeId)>,
+    pub(super) fill: Fill,
     cancel: CancellationToken,
     pub(super) progress: Arc<Progress>,
     /// It only empties the node for pairs of which no copy is left.
@@ -46,6 +47,7 @@ impl JobRun {
 
 /// How the last resync of a node went.
 pub(super) struct LastJob {
+    pub(super) fill: Fill,
     pub(super) progress: Arc<Progress>,
     pub(super) elapsed: Duration,
     /// `done`, or why it ended.
@@ -53,28 +55,35 @@ pub(super) struct LastJob {
 }
 
 impl Cluster {
-    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>) {
-        self.spawn_job(node, pairs, false);
+    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill) {
+        self.spawn_job(node, pairs, fill, false);
     }
 
     /// No copy of these pairs is left: what the node still holds of them is out of date and goes, then the node leads them.
     pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>) {
         let place = self.topology.place(node);
         let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
-        self.spawn_job(node, pairs, true);
+        let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
+        self.spawn_job(node, pairs, fill, true);
     }
 
-    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, purge_only: bool) {
+    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill, purge_only: bool) {
         self.job_serial += 1;
         let serial = self.job_serial;
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
-        let mut recopy = BTreeMap::new();
+        let (mut recopy, mut missed) = (BTreeMap::new(), BTreeMap::new());
         for (pair, _) in &pairs {
-            // A fresh one for each resync: keys of an earlier one are copied anyway.
-            let fresh = Arc::new(Recopy::new());
-            self.pairs[pair.index()].recopy = fresh.clone();
+            let run = &mut self.pairs[pair.index()];
+            if fill != Fill::Missed {
+                // From its first step on the node lacks more than it missed.
+                run.missed.overflow();
+            }
+            // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
+            let fresh = Arc::new(Recopy::noting(run.missed.clone()));
+            run.recopy = fresh.clone();
             recopy.insert(*pair, fresh);
+            missed.insert(*pair, run.missed.clone());
         }
         let (coordinator, mut questions) = mpsc::channel(16);
         let (owner, holds) = (self.topology.clone(), self.topology.clone());
@@ -97,11 +106,10 @@ impl Cluster {
             quiesce: self.quiesce.clone(),
             progress: progress.clone(),
             recopy,
+            missed,
             coordinator,
         };
         let run = &mut self.nodes[node.index()];
-        // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
-        let fill = if run.empty { Fill::Empty } else { Fill::Purge };
         let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
         if purge_only {
@@ -109,7 +117,8 @@ impl Cluster {
         } else {
             tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
-        run.job = Some(JobRun { serial, pairs, cancel, progress, purge_only, go: None, by_operator: run.operator });
+        run.job =
+            Some(JobRun { serial, pairs, fill, cancel, progress, purge_only, go: None, by_operator: run.operator });
         let internal = self.internal.clone();
         let questions_to = internal.clone();
         tokio::spawn(async move {
@@ -364,7 +373,7 @@ impl Cluster {
             }
         }
         let run = &mut self.nodes[node.index()];
-        run.last = Some(LastJob { progress, elapsed, end });
+        run.last = Some(LastJob { fill: job.fill, progress, elapsed, end });
         match outcome.result {
             Ok(()) => {
                 run.retry_after = RETRY_MIN;

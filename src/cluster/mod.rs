@@ -284,6 +284,9 @@ impl Cluster {
         let after = run.pair.state();
         if before != after {
             run.since = Instant::now();
+            if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
+                run.missed.overflow();
+            }
             self.log_state(id, before);
         }
         for effect in effects {

@@ -1,6 +1,6 @@
 //! One job from its beginning to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::item::NodeClock;
 use super::progress::Phase;
-use super::purge::purge;
+use super::purge::{purge, purge_missed};
 use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::backend::{NodeError, Pipe};
@@ -61,15 +61,29 @@ async fn steps(
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    if spec.fill == Fill::Purge {
-        ctx.progress.set_phase(Phase::Purging);
-        purge(spec, ctx, pipe).await?;
-        // Before, it held what it had missed writes of: nothing that may ever lead.
-        *undone = true;
+    let mut purged = BTreeSet::new();
+    match spec.fill {
+        Fill::Empty => {}
+        Fill::Purge => {
+            ctx.progress.set_phase(Phase::Purging);
+            purge(spec, ctx, pipe).await?;
+            // Before, it held what it had missed writes of: nothing that may ever lead.
+            *undone = true;
+        }
+        Fill::Missed => {
+            ctx.progress.set_phase(Phase::Purging);
+            purged = purge_missed(spec, ctx, pipe, &purged).await?;
+        }
     }
     ctx.progress.set_phase(Phase::Barrier);
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
         return Err(JobError::Aborted);
+    }
+    if spec.fill == Fill::Missed {
+        // Clients went on writing to the leader alone until the barrier. Unguarded, as before it: what a worker may have stored since
+        // is copied like the others.
+        purge_missed(spec, ctx, pipe, &purged).await?;
+        *undone = true;
     }
     ctx.progress.set_phase(Phase::Copying);
     let mut by_source: BTreeMap<NodeId, Vec<PairId>> = BTreeMap::new();
@@ -81,9 +95,7 @@ async fn steps(
     let sources = by_source.len();
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
-        .map(|(source, pairs)| {
-            Refill::new(ctx.clone(), source, spec.target, stats.clock, pairs, sources, stop.clone()).run()
-        })
+        .map(|(source, pairs)| Refill::new(ctx.clone(), source, spec, stats.clock, pairs, sources, stop.clone()).run())
         .collect();
     let mut result = Ok(());
     while let Some(end) = running.next().await {

@@ -23,6 +23,20 @@
 //!    copies the last few keys within [`Tuning::gate_budget`]; [`JobEvent::Drained`] says whether nothing is outstanding. If so the control plane
 //!    checks the markers and opens the pair as Mirrored; after that the job does not touch the pair again.
 //!
+//! # A node that missed little
+//!
+//! A node that comes back with the memory that it had differs from the leader in the keys of [`Missed`] only, and [`Fill::Missed`] is the same
+//! resync over that list: neither node is enumerated.
+//!
+//! - *Purge* deletes the listed keys, once before the barrier, and then those that were listed meanwhile. From there on the target is what a
+//!   purged one is, with more right things on it: a re-copy queue that overflows is made up for by the list again, or by an enumeration.
+//!   Before that it holds what missed a write, and [`Outcome::undone`] does not call it fit to lead.
+//! - *A list that was given up before it was read* ends the job: nothing else tells what is old on a target that was not purged.
+//! - *What is dropped on the target for [`Recopy`] is listed too*: the job may be cut off before the copy, and the next one would not know
+//!   that the key is not there.
+//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up when either node's memory is another
+//!   one, when the leader becomes another one out of Dark, and when a job of another kind begins.
+//!
 //! # What clients may do meanwhile
 //!
 //! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation that the leader executes at m
@@ -126,6 +140,27 @@ pub enum Fill {
     Empty,
     /// Possibly old items: all of them are deleted first.
     Purge,
+    /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and copied.
+    Missed,
+}
+
+impl Fill {
+    /// What begins first where the pairs of one node differ: the smaller, the sooner it is done.
+    pub(crate) fn cost(self) -> u8 {
+        match self {
+            Fill::Missed => 0,
+            Fill::Empty => 1,
+            Fill::Purge => 2,
+        }
+    }
+
+    /// The word for it in `resync status`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Fill::Empty | Fill::Purge => "full",
+            Fill::Missed => "partial",
+        }
+    }
 }
 
 /// Which pair a key belongs to.
@@ -156,6 +191,8 @@ pub struct Context {
     pub progress: Arc<Progress>,
     /// Per pair the keys to be copied again, pushed by the workers.
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
+    /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
+    pub missed: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
 }
@@ -314,6 +351,9 @@ pub enum JobError {
         /// How many were made.
         passes: usize,
     },
+    /// More keys were missed than are remembered: everything is copied by the next resync.
+    #[error("more keys were missed than are remembered")]
+    MissedTooMany,
     /// The temporary file for the keys failed.
     #[error("the key list's temporary file: {0}")]
     Spool(String),
@@ -331,6 +371,7 @@ impl JobError {
             JobError::CannotEnumerate { .. } => "cannot_enumerate",
             JobError::CrawlerBusy(_) => "crawler_busy",
             JobError::PurgeUnfinished { .. } => "purge_unfinished",
+            JobError::MissedTooMany => "missed_too_many",
             JobError::Spool(_) => "spool",
         }
     }

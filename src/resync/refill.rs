@@ -16,7 +16,7 @@ use super::item::NodeClock;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, JobError, JobEvent, NO_CAS, Recopy, Verdict};
+use super::{Context, Fill, JobError, JobEvent, JobSpec, NO_CAS, Recopy, Verdict};
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -64,6 +64,7 @@ pub(super) struct Refill {
     ctx: Arc<Context>,
     source: NodeId,
     target: NodeId,
+    fill: Fill,
     clock: NodeClock,
     stop: CancellationToken,
     slots: Vec<Slot>,
@@ -100,7 +101,7 @@ impl Refill {
     pub(super) fn new(
         ctx: Arc<Context>,
         source: NodeId,
-        target: NodeId,
+        spec: &JobSpec,
         clock: NodeClock,
         pairs: Vec<PairId>,
         sources: usize,
@@ -117,7 +118,8 @@ impl Refill {
         Refill {
             slots: slots.collect(),
             source,
-            target,
+            target: spec.target,
+            fill: spec.fill,
             clock,
             stop,
             spool: Arc::new(Mutex::new(Spool::new(half))),
@@ -176,11 +178,11 @@ impl Refill {
     }
 
     async fn drive(&mut self) -> Result<(), JobError> {
-        self.begin_pass();
+        self.begin_pass()?;
         let stop = self.stop.clone();
         let work = self.work.clone();
         loop {
-            self.decide();
+            self.decide()?;
             if self.slots.iter().all(|slot| slot.done) {
                 return Ok(());
             }
@@ -207,10 +209,13 @@ impl Refill {
         }
     }
 
-    fn begin_pass(&mut self) {
+    fn begin_pass(&mut self) -> Result<(), JobError> {
         for slot in &self.slots {
             // Before it begins: what overflows during the pass needs another one.
             slot.recopy.clear_overflow();
+        }
+        if self.fill == Fill::Missed && self.list_missed()? {
+            return Ok(());
         }
         self.passes += 1;
         self.new_in_pass = 0;
@@ -238,6 +243,31 @@ impl Refill {
             }
             .boxed(),
         );
+        Ok(())
+    }
+
+    /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
+    /// named is deleted, so that an enumeration will do.
+    fn list_missed(&mut self) -> Result<bool, JobError> {
+        let mut lists = Vec::new();
+        for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
+            match self.ctx.missed.get(&slot.pair).and_then(|missed| missed.keys()) {
+                Some(keys) => lists.push((i as u32, slot.pair, keys)),
+                None => return Ok(false),
+            }
+        }
+        let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slot, pair, keys) in lists {
+            count(&self.ctx, pair, |p| &p.enumerated, keys.len() as u64);
+            self.ctx.progress.total.fetch_add(keys.len() as u64, Relaxed);
+            for key in keys {
+                spool.push(slot, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
+            }
+        }
+        self.ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
+        drop(spool);
+        self.pass_ended = Instant::now();
+        Ok(true)
     }
 
     async fn end_pass(&mut self, coverage: Result<Coverage, DumpError>) -> Result<(), JobError> {
@@ -287,7 +317,7 @@ impl Refill {
     }
 
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
-    fn decide(&mut self) {
+    fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
@@ -295,27 +325,27 @@ impl Refill {
             if empty || now >= until || self.trickle {
                 self.drained(slot, empty && !s.recopy.overflowed() && !self.trickle);
             }
-            return;
+            return Ok(());
         }
         if self.trickle {
             // The keys that were lost are not on the target, as every key that nobody has read yet.
             for slot in self.slots.iter().filter(|slot| slot.recopy.overflowed()) {
                 slot.recopy.forget_overflow();
             }
-            return;
+            return Ok(());
         }
         let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0;
         if !streamed || !matches!(self.hand, Hand::Idle) {
-            return;
+            return Ok(());
         }
         if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
             return self.begin_pass();
         }
         if self.overflowed() {
             if now >= self.pass_ended + OVERFLOW_PAUSE {
-                self.begin_pass();
+                return self.begin_pass();
             }
-            return;
+            return Ok(());
         }
         if !self.ctx.progress.trickles() {
             self.ctx.progress.set_phase(Phase::HandingBack);
@@ -326,6 +356,7 @@ impl Refill {
             let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
             self.hand = Hand::Asking { slot, reply };
         }
+        Ok(())
     }
 
     fn drained(&mut self, slot: usize, clean: bool) {

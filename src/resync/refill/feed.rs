@@ -5,12 +5,11 @@ use std::sync::atomic::AtomicU64;
 
 use futures::future::FutureExt;
 
-use super::super::JobError;
-use super::super::MAX_RECOPY_KEYS;
 use super::super::entry::{End, Entry};
 use super::super::item::wire_form;
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
+use super::super::{Fill, JobError, MAX_RECOPY_KEYS};
 use super::{Hand, Refill, count};
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
@@ -118,7 +117,7 @@ impl Refill {
 
     /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
     fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
-        let booked = if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest };
+        let booked = unknown_size(lane);
         let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
@@ -129,7 +128,7 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     let entry = Entry::new(key, binary, slot as u32, booked, true);
-                    lane.admit(if self.trickle { entry.by_content() } else { entry });
+                    lane.admit(if self.trickle || self.fill == Fill::Missed { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &key, "the key cannot be written on the wire"),
             }
@@ -153,7 +152,11 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     self.streaming += 1;
-                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize + ENTRY_BYTES, false));
+                    // A key that was not enumerated has no size yet.
+                    let booked = if found.size == 0 { unknown_size(lane) } else { found.size as usize + ENTRY_BYTES };
+                    let entry = Entry::new(found.key, binary, found.slot, booked, false);
+                    // Nothing of a list asks for cas ids: the source may have none.
+                    lane.admit(if self.fill == Fill::Missed { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
             }
@@ -205,6 +208,11 @@ impl Refill {
     }
 }
 
+/// What is booked for a key whose item was not seen yet.
+fn unknown_size(lane: &Lane) -> usize {
+    if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -220,7 +228,7 @@ mod tests {
     use super::super::super::entry::Stage;
     use super::super::super::item::{Item, NodeClock, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Context, Crawls, JobSpec, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::ids::{NodeId, PairId};
@@ -251,10 +259,12 @@ mod tests {
             quiesce: Arc::new(RwLock::new(())),
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
+            missed: BTreeMap::new(),
             coordinator: mpsc::channel(1).0,
         };
         let stop = CancellationToken::new();
-        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), NodeId(1), clock, vec![PairId(0)], 1, stop);
+        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
+        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), &spec, clock, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
