@@ -93,6 +93,7 @@ impl WorkerStats {
             Kind::Incr | Kind::Decr => add(&self.cmd_arithmetic, 1),
             Kind::Delete => add(&self.cmd_delete, 1),
             Kind::Touch => add(&self.cmd_touch, 1),
+            Kind::Mend => {}
         }
     }
 

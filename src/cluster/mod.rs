@@ -75,6 +75,8 @@ struct PairRun {
     recopy: Arc<Recopy>,
     /// Keys whose last mutation did not surely reach the node that is away.
     missed: Arc<Missed>,
+    /// While it adopts: the keys that clients have written meanwhile.
+    written: Option<Arc<Missed>>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
     /// Closed for `flush_all` although its own gate is open.
@@ -146,6 +148,7 @@ impl Cluster {
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
+                written: None,
                 undecided: true,
                 flush_closed: false,
                 held_for_flush: false,
@@ -398,8 +401,8 @@ impl Cluster {
             _ => Follower::None,
         };
         let term = self.topology.has_backups().then(|| run.pair.term());
-        let missed = run.missed.clone();
-        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed })
+        let (missed, written) = (run.missed.clone(), run.written.clone());
+        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed, written })
     }
 
     /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.

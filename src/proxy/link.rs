@@ -28,6 +28,8 @@ pub enum RepairStep {
     Marker,
     /// The leader's item.
     Read,
+    /// The follower's item, where nobody knows yet whether it differs.
+    Compare,
     /// Removal on the follower.
     Drop,
     /// The leader's item, added on the follower.

@@ -8,7 +8,7 @@ mod out;
 mod route;
 
 pub use client::Client;
-pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement};
+pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
 pub use link::LinkState;
 pub use op::{ClientKey, Kind};
 pub use out::{MAX_SLICES, OutQueue};

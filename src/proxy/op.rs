@@ -39,6 +39,8 @@ pub enum Kind {
     Delete,
     /// Set the expiry.
     Touch,
+    /// No command of a client's: make the two copies equal. It is a repair from its beginning.
+    Mend,
 }
 
 impl Kind {
@@ -148,6 +150,7 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
         Kind::Append | Kind::Prepend => Mirror::Concat,
         Kind::Touch | Kind::Gat | Kind::Gats => Mirror::Touch,
         Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),
+        Kind::Mend => unreachable!("a mend is nothing but a repair"),
     }
 }
 
@@ -188,7 +191,16 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
 
 /// Who waits for the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Origin {
+pub enum Origin {
+    /// A client.
+    Client(Asker),
+    /// The control plane; with the ticket of its command.
+    Control(u64),
+}
+
+/// A client that waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
     /// The worker that serves the client.
     pub worker: u16,
     /// Which client there.
@@ -325,6 +337,7 @@ impl Op {
             Kind::Decr => self.arithmetic(out, b"decr "),
             Kind::Delete => self.line(out, b"delete "),
             Kind::Touch => self.touch(out),
+            Kind::Mend => unreachable!("a mend is nothing but a repair"),
         }
     }
 

@@ -116,7 +116,7 @@ fn op(text: &str) -> Op {
     let Parsed::Request { request, .. } = request::parse(&raw, &Limits::default()) else { panic!("{text}") };
     let (start, end) = (request.keys.start as u32, request.keys.end as u32);
     Op {
-        origin: Origin { worker: 0, client: ClientKey { index: 0, generation: 0 }, slot: 0, part: 0, read: false },
+        origin: Origin::Control(0),
         kind: Kind::of(request.verb).unwrap(),
         pair: PairId(0),
         hash: Topology::key_hash(b"k"),

@@ -30,6 +30,9 @@ pub struct Flow {
     pub writable: bool,
     /// The pair's missed keys: one set for as long as the proxy runs.
     pub missed: Arc<Missed>,
+    /// While the pair adopts (both nodes were full at the first start): the keys that clients have written since its first route opened,
+    /// through any number of attempts. `None`: it does not adopt.
+    pub written: Option<Arc<Missed>>,
 }
 
 /// The other copy.

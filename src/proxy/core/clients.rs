@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// The worker through which all writes of a key go, of so many: whom the control plane tells to mend or adopt it.
+pub fn owner_of(key: &[u8], workers: u16) -> u16 {
+    owner_of_hash(Topology::key_hash(key), workers)
+}
+
+fn owner_of_hash(hash: u32, workers: u16) -> u16 {
+    ((hash >> 16) % u32::from(workers)) as u16
+}
+
 impl Core {
     /// A client has connected.
     pub fn client_connected(&mut self) -> ClientKey {
@@ -214,14 +223,15 @@ impl Core {
             {
                 client.begin_read(rest.slot);
             }
+            let asker = Asker {
+                worker: self.settings.worker,
+                client: ClientKey { index, generation },
+                slot: rest.slot,
+                part: rest.part,
+                read: kind.reads(),
+            };
             let op = Op {
-                origin: Origin {
-                    worker: self.settings.worker,
-                    client: ClientKey { index, generation },
-                    slot: rest.slot,
-                    part: rest.part,
-                    read: kind.reads(),
-                },
+                origin: Origin::Client(asker),
                 kind,
                 pair: self.topology.pair_of(key),
                 hash: Topology::key_hash(key),
@@ -242,7 +252,7 @@ impl Core {
             };
             rest.part += 1;
             rest.request.keys.start = end as usize;
-            self.admit(op, index);
+            self.admit(op, asker);
         }
         if keys.next().is_some()
             && let Some(client) = self.clients.get_mut(index as usize)
@@ -285,14 +295,10 @@ impl Core {
             self.answer_client(index, slot, 0, false, error);
             return true;
         }
+        let client = ClientKey { index, generation };
+        let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
         let op = Op {
-            origin: Origin {
-                worker: self.settings.worker,
-                client: ClientKey { index, generation },
-                slot,
-                part: 0,
-                read: false,
-            },
+            origin: Origin::Client(asker),
             kind: Kind::Delete,
             pair,
             hash,
@@ -311,12 +317,13 @@ impl Core {
             parked_at_us: 0,
             repair: None,
         };
-        self.admit(op, index);
+        self.admit(op, asker);
         true
     }
 
     /// Sends an operation to its key's owner, or begins it here.
-    pub(super) fn admit(&mut self, op: Op, index: u32) {
+    pub(super) fn admit(&mut self, op: Op, asker: Asker) {
+        let index = asker.client.index;
         let write = op.kind.is_write();
         self.stats.count(op.kind);
         if is_reserved(op.key()) {
@@ -326,10 +333,10 @@ impl Core {
             } else {
                 Answer::Static(b"CLIENT_ERROR this key is reserved for the proxy\r\n")
             };
-            return self.answer_client(index, op.origin.slot, op.origin.part, op.origin.read, answer);
+            return self.answer_client(index, asker.slot, asker.part, asker.read, answer);
         }
         if let Some(client) = self.clients.get_mut(index as usize) {
-            client.note_key(op.origin.slot, op.hash, write);
+            client.note_key(asker.slot, op.hash, write);
         }
         let owner = self.owner(op.hash);
         if write && owner != self.settings.worker {
@@ -342,7 +349,7 @@ impl Core {
 
     /// The worker through which all writes of a key go.
     pub(super) fn owner(&self, hash: u32) -> u16 {
-        ((hash >> 16) % u32::from(self.settings.workers)) as u16
+        owner_of_hash(hash, self.settings.workers)
     }
 
     pub(super) fn begin_keyless(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
@@ -391,13 +398,13 @@ impl Core {
         }
     }
 
-    pub(super) fn deliver(&mut self, origin: Origin, answer: Answer) {
-        if origin.worker != self.settings.worker {
-            self.outbox.peers.push((origin.worker, PeerMessage::Answer(origin, answer)));
+    pub(super) fn deliver(&mut self, asker: Asker, answer: Answer) {
+        if asker.worker != self.settings.worker {
+            self.outbox.peers.push((asker.worker, PeerMessage::Answer(asker, answer)));
             return;
         }
-        if self.clients.get(origin.client.index as usize).is_some_and(|c| c.generation == origin.client.generation) {
-            self.answer_client(origin.client.index, origin.slot, origin.part, origin.read, answer);
+        if self.clients.get(asker.client.index as usize).is_some_and(|c| c.generation == asker.client.generation) {
+            self.answer_client(asker.client.index, asker.slot, asker.part, asker.read, answer);
         }
     }
 }

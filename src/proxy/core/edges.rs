@@ -10,7 +10,7 @@ impl Core {
                 let id = self.ops.insert(*op) as u32;
                 self.begin(id);
             }
-            PeerMessage::Answer(origin, answer) => self.deliver(origin, answer),
+            PeerMessage::Answer(asker, answer) => self.deliver(asker, answer),
         }
     }
 
@@ -28,9 +28,8 @@ impl Core {
                     self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
                 }
             }
-            Command::Mend { ticket, .. } | Command::Adopt { ticket, .. } => {
-                self.outbox.events.push(Event::Settled { ticket, settlement: Settlement::Failed });
-            }
+            Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
+            Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }
@@ -172,6 +171,10 @@ impl Core {
         }
         let op = &mut self.ops[id as usize];
         op.stage = stage;
+        if let Origin::Control(_) = op.origin {
+            // The control plane knows better than to wait for its own next route.
+            return self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+        }
         if op.parked_at_us == 0 {
             // Parked again and again it must end all the same.
             op.parked_at_us = self.now_us.max(1);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::Reason;
-use crate::proxy::op::{Answer, ClientKey, Op, Origin};
+use crate::proxy::op::{Answer, Asker, ClientKey, Op};
 use crate::proxy::route::Route;
 
 /// What the control plane tells a worker.
@@ -47,8 +47,8 @@ pub enum Command {
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
-    /// To the key's owner: make the follower's copy equal to the leader's, while later writes of the key wait (a fenced repair). Answered
-    /// with [`Event::Settled`].
+    /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and make the follower's equal to the
+    /// leader's, while later writes of the key wait (a fenced repair). Answered with [`Event::Settled`]; equal copies are superfluous.
     Mend {
         /// Repeated in the answer.
         ticket: u64,
@@ -57,8 +57,8 @@ pub enum Command {
         /// Which key, as clients write it.
         key: Bytes,
     },
-    /// To the key's owner: `add` this item, found on the filling follower only, to the leader, unless a client has written the key since
-    /// the pair's route opened. Answered with [`Event::Settled`].
+    /// To the key's owner ([`crate::proxy::owner_of`]): `add` this item, found on the filling follower only, to the leader, unless a
+    /// client has written the key since the pair adopts ([`crate::proxy::Flow::written`]). Answered with [`Event::Settled`].
     Adopt {
         /// Repeated in the answer.
         ticket: u64,
@@ -173,5 +173,5 @@ pub enum PeerMessage {
     /// A write for a key that the receiver owns.
     Op(Box<Op>),
     /// Its answer.
-    Answer(Origin, Answer),
+    Answer(Asker, Answer),
 }

@@ -27,15 +27,18 @@ mod conns;
 mod edges;
 mod messages;
 mod ops;
+mod orders;
 mod repairs;
 mod replies;
 
+pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
 use crate::proxy::client::{Client, MAX_READS, Rest};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};
-use crate::proxy::op::{self, Agreement, Answer, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
+use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
+use orders::settlement;
 
 /// After misses a connection asks for the marker again, at most so often: a node whose memory was emptied under it misses.
 const MARKER_CHECK_US: u64 = 10_000;
@@ -99,7 +102,9 @@ struct Fence {
     attached: Vec<u32>,
     queue: VecDeque<u32>,
     /// What the leader holds, once read. `None` inside: nothing.
-    item: Option<Option<LeaderItem>>,
+    item: Option<Option<HeldItem>>,
+    /// What the follower holds, once read: only where nobody knows yet that it differs.
+    copy: Option<Option<HeldItem>>,
     marker_ok: bool,
     /// It ends with a difference: the follower refused the item, or the leader's changed again and again.
     failed: bool,
@@ -108,11 +113,13 @@ struct Fence {
 }
 
 #[derive(Debug, Clone)]
-struct LeaderItem {
+struct HeldItem {
     data: Bytes,
     flags: u32,
     ttl: i64,
     cas: u64,
+    /// Marked stale, or given to someone to be made anew.
+    stale: bool,
 }
 
 /// Settings of a worker.
@@ -183,6 +190,10 @@ const READ_ONLY: &[u8] =
 
 const OUTCOME_UNKNOWN: &[u8] =
     b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
+
+/// How operations of the control plane end, in the words of the command that they resemble: `add`.
+const SETTLED: &[u8] = b"STORED\r\n";
+const SUPERFLUOUS: &[u8] = b"NOT_STORED\r\n";
 
 fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
     if !client.dirty {

@@ -34,6 +34,13 @@ impl Core {
                     // Before it is sent: its answer may never come.
                     flow.missed.insert(op.key());
                 }
+                if write
+                    && let Some(written) = &flow.written
+                    && matches!(op.origin, Origin::Client(_))
+                {
+                    // Before it is sent: an adoption that comes later gives way, one that came earlier is in front of it on the connection.
+                    written.insert(op.key());
+                }
                 let leader = flow.leader;
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
@@ -159,6 +166,9 @@ impl Core {
             self.leave_flight(id);
         }
         let op = self.ops.remove(id as usize);
-        self.deliver(op.origin, answer);
+        match op.origin {
+            Origin::Client(asker) => self.deliver(asker, answer),
+            Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
+        }
     }
 }

@@ -9,10 +9,13 @@ impl Core {
         op.stage = Stage::Repair;
         op.repair = Some(Box::new(Repair::default()));
         let key = Bytes::copy_from_slice(op.key());
+        let write = op.kind != Kind::Mend;
         if let Some(fence) = self.fences.get_mut(&key) {
             // An older write of the key is being repaired: when it is equal, so is this one.
             fence.attached.push(id);
-            self.fence_progress_key(&key);
+            if write {
+                self.fence_progress_key(&key);
+            }
             return;
         }
         let begun = |op: &Op| {
@@ -48,6 +51,7 @@ impl Core {
     pub(super) fn repair_read(&mut self, key: &Bytes) {
         let Some(fence) = self.fences.get_mut(key) else { return };
         fence.item = None;
+        fence.copy = None;
         fence.marker_ok = false;
         fence.failed = false;
         fence.retry_at_us = None;
@@ -79,7 +83,16 @@ impl Core {
         conn.out.put(key);
         conn.out.put(b" v f t c\r\n");
         self.sent(leader, lane, Flight::Repair(id, RepairStep::Read));
-        self.set_outstanding(id, 1 + u32::from(marked));
+        // No write has found a difference here: perhaps there is none.
+        let compared = self.ops[id as usize].kind == Kind::Mend;
+        if compared {
+            let out = &mut self.links[follower.index()].conns[lane].out;
+            out.put(b"mg ");
+            out.put(key);
+            out.put(b" v f t c\r\n");
+            self.sent(follower, lane, Flight::Repair(id, RepairStep::Compare));
+        }
+        self.set_outstanding(id, 1 + u32::from(marked) + u32::from(compared));
     }
 
     /// A connection may have broken while nothing was in flight on it: that is no fault, so no new route follows. It is dialled again.
@@ -152,18 +165,15 @@ impl Core {
                 self.fault(leader, Reason::MarkerLost, false);
             }
             (RepairStep::Read, ReplyKind::MetaVa { data }) => {
-                let stale =
-                    [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(&unit[reply.line.clone()], f).is_some());
-                let item = LeaderItem {
-                    data: unit.slice(data.clone()),
-                    flags: flag(b'f').unwrap_or(0) as u32,
-                    ttl: flag(b't').unwrap_or(0),
-                    cas: flag(b'c').unwrap_or(0) as u64,
-                };
+                let item = HeldItem::of(reply, unit, data.clone());
                 // A stale item must not become a fresh one, and a remaining time of 0 stored back would mean for ever.
-                fence.item = Some((!stale && item.ttl != 0).then_some(item));
+                fence.item = Some((!item.stale && item.ttl != 0).then_some(item));
             }
             (RepairStep::Read, ReplyKind::MetaEn) => fence.item = Some(None),
+            (RepairStep::Compare, ReplyKind::MetaVa { data }) => {
+                fence.copy = Some(Some(HeldItem::of(reply, unit, data.clone())));
+            }
+            (RepairStep::Compare, ReplyKind::MetaEn) => fence.copy = Some(None),
             (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
             (RepairStep::Add, ReplyKind::MetaHd) => {}
             (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
@@ -207,7 +217,7 @@ impl Core {
             return true;
         }
         match step {
-            RepairStep::Marker | RepairStep::Read => self.repair_write(&key),
+            RepairStep::Marker | RepairStep::Read | RepairStep::Compare => self.repair_write(&key),
             RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
             RepairStep::Verify => {}
         }
@@ -230,6 +240,10 @@ impl Core {
         };
         if self.is_void(pair, node) {
             return self.repair_broken(id, node);
+        }
+        if fence.copy.as_ref().is_some_and(|copy| HeldItem::are_equal(&item, copy)) {
+            self.ops[id as usize].answer = Some(Answer::Static(SUPERFLUOUS));
+            return self.repair_done(key);
         }
         if !self.is_ready_for_repair(node, lane) {
             return self.repair_later(key);
@@ -285,7 +299,11 @@ impl Core {
             self.miss(fence.owner);
         }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
-            self.finish_with_answer(id);
+            if fence.failed && self.ops[id as usize].kind == Kind::Mend {
+                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+            } else {
+                self.finish_with_answer(id);
+            }
         }
         for id in fence.queue {
             self.begin(id);
@@ -304,8 +322,8 @@ impl Core {
         self.miss(owner);
         self.forget_repair_flights(owner);
         for id in std::iter::once(owner).chain(fence.attached) {
-            if node != leader {
-                // The follower is lost: the leader's answer stands, once the loss is recorded.
+            if node != leader || self.ops[id as usize].kind == Kind::Mend {
+                // The follower is lost: the leader's answer stands, once the loss is recorded. (A mend ends here, undone.)
                 self.leave_flight(id);
                 self.park(id, Stage::Held(leader));
             } else if rewritten {
@@ -333,5 +351,26 @@ impl Core {
         for index in 0..self.links.len() {
             self.tell_undrained(NodeId(index as u16));
         }
+    }
+}
+
+impl HeldItem {
+    fn of(reply: &Reply, unit: &Bytes, data: std::ops::Range<usize>) -> HeldItem {
+        let line = &unit[reply.line.clone()];
+        let flag = |letter| reply::meta_flag(line, letter).and_then(parse_i64);
+        HeldItem {
+            data: unit.slice(data),
+            flags: flag(b'f').unwrap_or(0) as u32,
+            ttl: flag(b't').unwrap_or(0),
+            cas: flag(b'c').unwrap_or(0) as u64,
+            stale: [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(line, f).is_some()),
+        }
+    }
+
+    /// Whether a client could not tell them apart. The two were read a moment apart, and each node counts seconds by itself.
+    fn are_equal(one: &Option<HeldItem>, other: &Option<HeldItem>) -> bool {
+        let (Some(a), Some(b)) = (one, other) else { return one.is_none() && other.is_none() };
+        let ttl = if a.ttl < 0 || b.ttl < 0 { a.ttl == b.ttl } else { a.ttl.abs_diff(b.ttl) <= 1 };
+        ttl && a.flags == b.flags && a.data == b.data && !a.stale && !b.stale
     }
 }

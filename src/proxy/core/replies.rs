@@ -102,7 +102,9 @@ impl Core {
         if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
             self.ask_marker_after_miss(node, lane);
         }
-        if effect == Effect::Nothing {
+        // An adoption that the leader refuses drops nothing on the follower: that may be the only copy.
+        let refused = effect == Effect::Unknown && matches!(self.ops[id as usize].origin, Origin::Control(_));
+        if effect == Effect::Nothing || refused {
             self.finish(id, answer);
             return true;
         }

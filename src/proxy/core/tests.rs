@@ -11,6 +11,8 @@
 //! | a token of an earlier term does not win | `node_cas` |
 //! | a filling node never computes, and what is dropped is copied again | `mirror_filling`; `follower_answered`: `recopy.push` |
 //! | a repair has the key for itself | `begin`: `fence.queue`; `repair`: `waiting_for` |
+//! | what did not surely reach both nodes is known to be missed | `miss`, and `begin`: `missed.insert` |
+//! | an order ends, and brings nothing back that a client wrote | `park`: `Origin::Control`; `adopt`: `written` |
 //! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
 //! | a connection leads to the memory that the route was made for | `conn_up`: `check` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
@@ -20,6 +22,7 @@ mod copier;
 mod explore;
 mod history;
 mod node;
+mod orders;
 mod races;
 mod repair;
 mod stories;

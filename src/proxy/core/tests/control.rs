@@ -5,7 +5,7 @@ use crate::ids::Place;
 use crate::pair::{self, Loss, State};
 
 use super::super::*;
-use super::world::{Fault, MARKER, PAIR, Process, World};
+use super::world::{Fault, KEY, MARKER, PAIR, Process, World};
 
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {
@@ -35,7 +35,23 @@ impl World {
                     self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
                 }
             }
-            Event::Settled { .. } | Event::Ask { .. } => panic!("no script asks"),
+            Event::Settled { settlement, .. } => self.settled(settlement),
+            Event::Ask { .. } => panic!("no script asks"),
+        }
+    }
+
+    fn settled(&mut self, settlement: Settlement) {
+        self.settled.push(settlement);
+        if self.written.is_none() {
+            return;
+        }
+        match settlement {
+            Settlement::Done => self.history.adopted(),
+            // The job looks at the key again: what only the follower holds goes.
+            Settlement::Superfluous if !self.nodes[0].items.contains_key(KEY.as_bytes()) => {
+                self.nodes[1].items.remove(KEY.as_bytes());
+            }
+            _ => {}
         }
     }
 
@@ -122,6 +138,7 @@ impl World {
             term: Some(self.pair.term()),
             writable: true,
             missed: self.missed.clone(),
+            written: self.written.clone(),
         };
         for commands in &mut self.commands {
             commands.push_back(Command::Open { pair: PAIR, route: Route::Open(flow.clone()) });

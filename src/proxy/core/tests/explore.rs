@@ -76,6 +76,9 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     if world.history.unanswered() {
         return Err("a client waits for ever".into());
     }
+    if world.has_orders() {
+        return Err("the control plane waits for ever".into());
+    }
     if let (Errors::None, Some(error)) = (errors, world.history.errors()) {
         return Err(format!("G4: a client was told {error}"));
     }

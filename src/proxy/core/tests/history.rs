@@ -36,6 +36,9 @@ pub(super) struct Client {
     input: Vec<u8>,
 }
 
+/// Stands for the control plane.
+const ADOPTION: usize = usize::MAX;
+
 #[derive(Clone, Debug)]
 struct Entry {
     client: usize,
@@ -71,6 +74,17 @@ impl History {
         };
         let clients = programs.iter().enumerate().map(client).collect();
         History { clients, pipelined: false, item: item.map(str::to_owned), entries: Vec::new(), clock: 0 }
+    }
+
+    /// The item is only on the filling follower, and is to be adopted: as if somebody added it before any client wrote the key, or never.
+    pub(super) fn may_adopt(&mut self, value: &'static str) {
+        self.entries.push(Entry { client: ADOPTION, req: Req::Add(value), token: 0, asked: 0, told: None });
+    }
+
+    pub(super) fn adopted(&mut self) {
+        self.clock += 1;
+        let adoption = self.entries.iter_mut().find(|e| e.client == ADOPTION).unwrap();
+        adoption.told = Some((self.clock, "STORED".to_owned()));
     }
 
     /// Clients that may send.
@@ -135,7 +149,7 @@ impl History {
     }
 
     pub(super) fn unanswered(&self) -> bool {
-        self.entries.iter().any(|e| e.told.is_none())
+        self.entries.iter().any(|e| e.told.is_none() && e.client != ADOPTION)
     }
 
     pub(super) fn errors(&self) -> Option<&str> {
@@ -173,7 +187,8 @@ fn search(
             let earlier = !failed(&all[o]) && all[o].told.as_ref().is_some_and(|(t, _)| *t < entry.asked);
             o == i || !(earlier || (all[o].client == entry.client && o < i && !failed(&all[o])))
         });
-        if !first {
+        let written = (0..all.len()).any(|o| done & (1 << o) != 0 && !matches!(all[o].req, Req::Get | Req::Gets));
+        if !first || (entry.client == ADOPTION && written) {
             continue;
         }
         let (says, next) = truth_says(entry, &truth, tokens, write);

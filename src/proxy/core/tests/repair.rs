@@ -7,7 +7,7 @@ use super::history::Req::{self, *};
 use super::world::{Choice, Fault, KEY, World};
 
 /// Mirrored, but the follower lacks the key or holds another value.
-fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -> World {
+pub(super) fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Option<Fault>) -> World {
     let mut world = World::new(1, State::Mirrored, Some("5"), programs);
     world.nodes[1].items.remove(KEY.as_bytes());
     if let Some(value) = follower {
@@ -63,7 +63,7 @@ fn the_leader_fails_in_mid_repair() {
     }
 }
 
-fn until(world: &mut World, wanted: &str, node: usize) {
+pub(super) fn until(world: &mut World, wanted: &str, node: usize) {
     while !world.wires[0][node].to.iter().any(|c| c.starts_with(wanted.as_bytes())) {
         let choice = world.choices().into_iter().find(|c| *c != Choice::Fault).expect("the command is sent at last");
         world.step(&choice);
@@ -128,6 +128,20 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
             judge_missed(&world).unwrap_or_else(|e| panic!("{command:?} answered {nonsense:?}: {e}"));
         }
     }
+}
+
+/// The follower refuses the item: the pair stays mirrored, and the follower is known to lack the key.
+#[test]
+fn a_repair_that_the_follower_refuses_is_not_forgotten() {
+    let mut world = diverged(&[&[Incr]], None, None);
+    until(&mut world, "md k", 1);
+    world.wires[0][1].to.pop_back();
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.wires[0][1].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
+    world.run();
+    assert_eq!(world.pair.state(), State::Mirrored);
+    assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
+    assert!(world.missed.contains(KEY.as_bytes()));
 }
 
 fn deliver_all(world: &mut World, node: usize) {

@@ -277,6 +277,7 @@ fn a_get_of_many_keys_keeps_their_order() {
             term: None,
             writable: true,
             missed: unused(),
+            written: None,
         };
         core.command(Command::Open { pair, route: Route::Open(flow) });
     }
@@ -317,6 +318,7 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
         term: Some(story.world.pair.term()),
         writable: true,
         missed: unused(),
+        written: None,
     };
     // The control plane has made up its mind before it heard of this.
     story.world.events[0].clear();

@@ -75,6 +75,8 @@ pub(super) enum Choice {
     Patience,
     /// A hung node goes on.
     Wake,
+    /// The control plane sends its next order.
+    Order,
     Copy,
     HandBack,
     /// The workers look around, some milliseconds later.
@@ -98,6 +100,13 @@ pub(super) enum Process {
     Hung,
 }
 
+/// What the control plane may ask of the key's owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Order {
+    Mend,
+    Adopt(&'static str),
+}
+
 pub(super) struct World {
     pub(super) cores: Vec<Core>,
     pub(super) nodes: [Node; 2],
@@ -114,6 +123,12 @@ pub(super) struct World {
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
     pub(super) missed: Arc<Missed>,
+    /// Set while the pair adopts.
+    pub(super) written: Option<Arc<Missed>>,
+    pub(super) orders: VecDeque<Order>,
+    /// Orders sent, and what became of those that ended.
+    pub(super) ordered: usize,
+    pub(super) settled: Vec<Settlement>,
     /// What was under way to a node when its connections broke: it may execute it all the same, or the beginning of it.
     pub(super) late: [Vec<Vec<u8>>; 2],
     pub(super) copier: Option<Copier>,
@@ -165,6 +180,10 @@ impl World {
             record_due: false,
             recopy: Arc::new(Recopy::new()),
             missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
+            written: None,
+            orders: VecDeque::new(),
+            ordered: 0,
+            settled: vec![],
             late: [vec![], vec![]],
             copier: None,
             history: History::new(programs, item, n),
@@ -215,7 +234,13 @@ impl World {
         let free = |c: &Choice| {
             !matches!(
                 c,
-                Choice::Send(_) | Choice::Fault | Choice::Copy | Choice::HandBack | Choice::Wake | Choice::Tick
+                Choice::Send(_)
+                    | Choice::Order
+                    | Choice::Fault
+                    | Choice::Copy
+                    | Choice::HandBack
+                    | Choice::Wake
+                    | Choice::Tick
             )
         };
         while let Some(choice) = self.choices().into_iter().find(free) {
@@ -257,9 +282,12 @@ impl World {
         if let Some(copier) = &self.copier {
             if copier.has_work(&self.recopy) && self.copy_possible() {
                 all.push(Choice::Copy);
-            } else if copier.is_done(&self.recopy) && self.pair.gate() == Gate::Open {
+            } else if copier.is_done(&self.recopy) && self.pair.gate() == Gate::Open && !self.has_orders() {
                 all.push(Choice::HandBack);
             }
+        }
+        if !self.orders.is_empty() {
+            all.push(Choice::Order);
         }
         if self.fault.is_some() && !self.faulted {
             all.push(Choice::Fault);
@@ -276,10 +304,29 @@ impl World {
                 all.push(Choice::Wake);
             }
         }
-        if all.is_empty() && self.history.unanswered() && self.ticks < MAX_TICKS {
+        if all.is_empty() && (self.history.unanswered() || self.has_orders()) && self.ticks < MAX_TICKS {
             all.push(Choice::Tick);
         }
         all
+    }
+
+    /// Orders to be sent, or to be settled.
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.is_empty() || self.ordered > self.settled.len()
+    }
+
+    fn order(&mut self) {
+        let (ticket, pair, key) = (self.ordered as u64, PAIR, Bytes::from_static(KEY.as_bytes()));
+        self.ordered += 1;
+        let command = match self.orders.pop_front().unwrap() {
+            Order::Mend => Command::Mend { ticket, pair, key },
+            Order::Adopt(value) => {
+                let item = Adopted { value: Bytes::from_static(value.as_bytes()), flags: 0, exptime: 0 };
+                Command::Adopt { ticket, pair, key, item }
+            }
+        };
+        let owner = crate::proxy::owner_of(KEY.as_bytes(), self.cores.len() as u16);
+        self.commands[usize::from(owner)].push_back(command);
     }
 
     fn copy_possible(&self) -> bool {
@@ -329,6 +376,7 @@ impl World {
                 self.settle(to);
             }
             Choice::Record => self.record(),
+            Choice::Order => self.order(),
             Choice::Fault => self.strike(),
             Choice::Timeout | Choice::Patience => {
                 self.timeouts += 1;
@@ -520,7 +568,11 @@ impl World {
             "{:?}",
             (&self.pair, self.round, &self.unconfirmed, self.in_use, self.record_due, self.timeouts, self.ticks)
         );
-        let _ = write!(sink, "{:?}", (&self.recopy, &self.copier, &self.history, self.faulted, &self.late));
+        let _ = write!(
+            sink,
+            "{:?}",
+            (&self.recopy, &self.copier, &self.history, self.faulted, &self.late, &self.orders, &self.settled)
+        );
         sink.0.finish()
     }
 }

@@ -1,0 +1,87 @@
+//! Orders of the control plane about single keys: mend one, adopt one. They are operations like clients' commands, and pass the same
+//! owner; but none waits for its pair's next route: the control plane makes the routes, and asks again.
+
+use super::*;
+
+/// What became of an order, by what a client would have been told.
+pub(super) fn settlement(answer: &Answer) -> Settlement {
+    match answer.as_ref() {
+        SETTLED => Settlement::Done,
+        SUPERFLUOUS => Settlement::Superfluous,
+        _ => Settlement::Failed,
+    }
+}
+
+impl Core {
+    pub(super) fn settle(&mut self, ticket: u64, settlement: Settlement) {
+        self.outbox.events.push(Event::Settled { ticket, settlement });
+    }
+
+    /// Compares the two copies of a key, and repairs the follower's.
+    pub(super) fn mend(&mut self, ticket: u64, pair: PairId, key: Bytes) {
+        let slot = &self.pairs[pair.index()];
+        let in_sync = matches!(&slot.route, Route::Open(Flow { follower: Follower::InSync(_), .. }));
+        // What is parked behind an open gate met a broken node: an edge is near.
+        if !in_sync || !slot.parked.is_empty() || !self.may_order(&key) {
+            return self.settle(ticket, Settlement::Failed);
+        }
+        let mut op = order(ticket, Kind::Mend, pair, &key, b"");
+        op.answer = Some(Answer::Static(SETTLED));
+        let id = self.ops.insert(op) as u32;
+        self.repair(id);
+    }
+
+    /// Adds an item that only the follower holds to the leader. All writes of the key pass this worker and one connection, so nothing
+    /// comes between the look at what was written and the `add`.
+    pub(super) fn adopt(&mut self, ticket: u64, pair: PairId, key: &[u8], item: &Adopted) {
+        let written = match &self.pairs[pair.index()].route {
+            Route::Open(Flow { follower: Follower::Filling(..), written: Some(written), .. }) => Some(written),
+            _ => None,
+        };
+        let Some(written) = written.filter(|_| self.may_order(key)) else {
+            return self.settle(ticket, Settlement::Failed);
+        };
+        if written.contains(key) {
+            // Deleted, perhaps: the add would bring it back.
+            return self.settle(ticket, Settlement::Superfluous);
+        }
+        // Looked at last: an overflow in between emptied the set.
+        if written.overflowed() {
+            return self.settle(ticket, Settlement::Failed);
+        }
+        let mut op = order(ticket, Kind::Add, pair, key, &item.value);
+        op.flags = item.flags;
+        op.exptime = item.exptime;
+        let id = self.ops.insert(op) as u32;
+        self.begin(id);
+    }
+
+    /// Whether the key is this worker's, and nobody's marker.
+    fn may_order(&self, key: &[u8]) -> bool {
+        self.owner(Topology::key_hash(key)) == self.settings.worker && !is_reserved(key)
+    }
+}
+
+fn order(ticket: u64, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op {
+    let (end, len) = (key.len() as u32, value.len() as u32);
+    Op {
+        origin: Origin::Control(ticket),
+        kind,
+        pair,
+        hash: Topology::key_hash(key),
+        raw: [key, value].concat().into(),
+        key: (0, end),
+        data: (end, end + len),
+        flags: 0,
+        exptime: 0,
+        cas: 0,
+        delta: 0,
+        multi: false,
+        stage: Stage::New,
+        answer: None,
+        number: 0,
+        sent: Mirror::Set,
+        parked_at_us: 0,
+        repair: None,
+    }
+}
