@@ -12,7 +12,8 @@ use bytes::Bytes;
 use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Tuning, Verdict, run,
+    Adoption, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Tuning,
+    Verdict, run,
 };
 use resilver::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
@@ -142,6 +143,15 @@ impl World {
                         let _barrier = self.gate.write().await;
                         self.recovering.store(true, Ordering::SeqCst);
                         let _ = reply.send(true);
+                    }
+                    JobEvent::Adopt { key, value, flags, exptime, reply, .. } => {
+                        assert!(!key.contains(&b' '), "no client can write it");
+                        let head = format!(" {} ME F{flags} T{exptime}\r\n", value.len());
+                        let add = [b"ms ", &key[..], head.as_bytes(), &value, b"\r\n"].concat();
+                        let mut leader = self.pipe(LEADER).await;
+                        let answer = leader.ask(&add, Effect::Mutation, deadline()).await.unwrap();
+                        let _ =
+                            reply.send(if answer.starts_with("HD") { Adoption::Done } else { Adoption::Superfluous });
                     }
                     JobEvent::Ready { reply, .. } => {
                         closed = Some((self.gate.write().await, Instant::now()));
@@ -520,6 +530,83 @@ async fn only_what_was_missed_is_touched() {
     let mut keys = all_keys(COUNT);
     keys.extend((0..MISSED).map(|i| format!("new-{i}").into_bytes()));
     assert_eq!(world.assert_equal(&keys).await, COUNT);
+}
+
+/// Two nodes with the same 50,000 items, but for some: those alone are written, and clients write all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_differs_is_found_by_comparing() {
+    const COUNT: usize = 50_000;
+    for mode in [Fill::Compare, Fill::Adopt] {
+        let world = World::start(&[], &[]);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        for node in [LEADER, TARGET] {
+            fill(&mut world.pipe(node).await, COUNT, |i| item(i, now)).await;
+        }
+        let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
+        // Different, missing on one side, with another expiry.
+        let odd = |name: &str, i: usize, ttl: usize| format!("ms {name}-{i} 3 F{i} T{ttl}\r\nodd\r\n").into_bytes();
+        fill(&mut target, 100, |i| format!("ms key-{} 3\r\nold\r\n", 1 + i * 20).into_bytes()).await;
+        fill(&mut target, 100, |i| format!("md key-{}\r\n", 2 + i * 20).into_bytes()).await;
+        fill(&mut leader, 100, |i| odd("mine", i, 1000)).await;
+        fill(&mut target, 1000, |i| odd("theirs", i, if i % 2 == 0 { 0 } else { 2_000 })).await;
+        fill(&mut target, 100, |i| format!("ms YmluYXJ5IGtl{:04} 3 b F5 T0\r\nodd\r\n", i).into_bytes()).await;
+        fill(&mut target, 100, |i| format!("mg key-{} T77\r\n", 4 + i * 20).into_bytes()).await;
+        fill(&mut target, 1, |_| b"ms __resilver__:m 1\r\nm\r\n".to_vec()).await;
+        fill(&mut target, 1, |_| b"ms foreign-x 1\r\nm\r\n".to_vec()).await;
+        let sets = stat(&world, TARGET, "cmd_set").await;
+        let begun = Instant::now();
+        let (outcome, progress) = world.resync(mode, Tuning { memory_bytes: 600_000, ..Tuning::default() }).await;
+        assert_eq!(outcome.result, Ok(()));
+        let written = stat(&world, TARGET, "cmd_set").await - sets;
+        let adopted = progress.sum(|p| &p.adopted);
+        eprintln!("{mode:?}: {:?}, {written} written, {adopted} adopted", begun.elapsed());
+        assert_eq!(progress.sum(|p| &p.copied), written);
+        assert_eq!((written, adopted), (400, if mode == Fill::Adopt { 1100 } else { 0 }));
+        let mut keys = all_keys(COUNT);
+        for (name, count) in [("mine", 100), ("theirs", 1000)] {
+            keys.extend((0..count).map(|i| format!("{name}-{i}").into_bytes()));
+        }
+        keys.extend((0..100).map(|i| format!("YmluYXJ5IGtl{i:04} b").into_bytes()));
+        let live = world.assert_equal(&keys).await;
+        assert_eq!(live, COUNT + 100 + if mode == Fill::Adopt { 1100 } else { 0 });
+        let reserved = world.content(LEADER, &[b"__resilver__:m".to_vec(), b"foreign-x".to_vec()]).await;
+        assert!(reserved.is_empty(), "{reserved:?}");
+
+        // Once more, with clients writing.
+        fill(&mut target, 100, |i| format!("ms key-{} 3\r\nold\r\n", 1 + i * 20).into_bytes()).await;
+        fill(&mut target, 1000, |i| odd("more", i, 0)).await;
+        world.mirrored.store(false, Ordering::SeqCst);
+        world.recovering.store(false, Ordering::SeqCst);
+        let stop = AtomicBool::new(false);
+        let job = async {
+            let end = world.resync(Fill::Compare, Tuning::default()).await;
+            sleep(Duration::from_millis(100)).await;
+            stop.store(true, Ordering::SeqCst);
+            end
+        };
+        let ((outcome, _), a, b) =
+            tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
+        assert_eq!(outcome.result, Ok(()));
+        assert!(a + b > 100);
+        keys.extend((0..1000).map(|i| format!("more-{i}").into_bytes()));
+        world.assert_equal(&keys).await;
+    }
+}
+
+/// What cannot be enumerated, or has no cas ids, cannot be compared: the control plane is told, and purges.
+#[tokio::test]
+async fn what_cannot_be_compared_says_so() {
+    for (leader, target) in [("-X", "-Iv"), ("-C", "-Iv"), ("-Iv", "-X"), ("-Iv", "-C")] {
+        let args = |arg: &'static str| if arg == "-Iv" { vec![] } else { vec![arg] };
+        let world = World::start(&args(leader), &args(target));
+        for node in [LEADER, TARGET] {
+            fill(&mut world.pipe(node).await, 100, |i| item(i, 1)).await;
+        }
+        let (outcome, _) = world.resync(Fill::Compare, Tuning::default()).await;
+        let error = outcome.result.unwrap_err();
+        assert_eq!(error.reason(), "cannot_enumerate", "{error}");
+        assert!(!outcome.undone, "it may hold anything");
+    }
 }
 
 /// Nothing tells what is old on a node whose list was given up.

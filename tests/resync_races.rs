@@ -9,7 +9,7 @@
 mod scripted;
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,8 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy, Tuning,
-    Verdict, run,
+    Adoption, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy,
+    Tuning, Verdict, run,
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
 use tokio::sync::{mpsc, oneshot};
@@ -83,6 +83,7 @@ struct Scenario {
     fill: Fill,
     /// What the two nodes hold at first, where it is not the usual: leader, target. All keys that differ are missed.
     held: Option<[Option<&'static str>; 2]>,
+    failing_orders: usize,
     /// A job that was cancelled is followed by another one.
     again: bool,
 }
@@ -92,6 +93,8 @@ enum Action {
     Execute(usize),
     /// The next step of an operation.
     Step(usize),
+    /// The owner of a key that only the target holds takes the order to add it.
+    Adopt,
     /// The pair goes into Recovering: nothing begun before is unanswered.
     Barrier,
     CloseGate,
@@ -111,6 +114,11 @@ struct Run<'a> {
     events: mpsc::Receiver<JobEvent>,
     purged: Option<oneshot::Sender<bool>>,
     recovering: bool,
+    /// Keys to be adopted; and those that clients wrote.
+    orders: VecDeque<(String, String, oneshot::Sender<Adoption>)>,
+    written: BTreeSet<&'static str>,
+    /// So many orders fail first.
+    failing_orders: usize,
     ready: Option<oneshot::Sender<bool>>,
     gate_closed: bool,
     mirrored: bool,
@@ -133,6 +141,10 @@ impl Run<'_> {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 JobEvent::Purged { reply } => self.purged = Some(reply),
+                JobEvent::Adopt { key, value, reply, .. } => {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    self.orders.push_back((text(&key), text(&value), reply));
+                }
                 JobEvent::CannotEnumerate { .. } => self.trickles = true,
                 JobEvent::Ready { reply, .. } => self.ready = Some(reply),
                 JobEvent::Drained { clean, reply, .. } => {
@@ -164,7 +176,7 @@ impl Run<'_> {
                 // Any worker reads, at any time.
                 0 if self.scenario.ops[i].0 == Op::Read => !source_lost,
                 // As if the target had been purged before the first of them.
-                0 if !self.recovering && self.scenario.fill != Fill::Missed => false,
+                0 if !self.recovering && self.scenario.held.is_none() => false,
                 0 => !self.gate_closed && !source_lost && earlier(&|p| p > 0),
                 FINISHED => false,
                 _ => earlier(&|p| p == FINISHED),
@@ -172,6 +184,9 @@ impl Run<'_> {
             if may {
                 actions.push(Action::Step(i));
             }
+        }
+        if !self.orders.is_empty() {
+            actions.push(Action::Adopt);
         }
         if self.purged.is_some() && !self.in_flight() {
             actions.push(Action::Barrier);
@@ -198,6 +213,22 @@ impl Run<'_> {
         self.log.push(text);
         match action {
             Action::Execute(connection) => world.execute(connection),
+            Action::Adopt => {
+                let (key, value, reply) = self.orders.pop_front().expect("ordered");
+                let leader = &mut world.nodes[LEADER];
+                let end = if self.failing_orders > 0 {
+                    self.failing_orders -= 1;
+                    Adoption::Failed
+                } else if (self.written.contains(&*key) && self.scenario.fault != Fault::ForgetsWrites)
+                    || leader.items.contains_key(&key)
+                {
+                    Adoption::Superfluous
+                } else {
+                    leader.put(&key, &value, -1);
+                    Adoption::Done
+                };
+                let _ = reply.send(end);
+            }
             Action::Barrier => {
                 self.recovering = true;
                 let _ = self.purged.take().expect("asked").send(true);
@@ -228,6 +259,9 @@ impl Run<'_> {
         let mut world = self.world.lock().unwrap();
         let (op, key) = self.scenario.ops[i];
         let conditional = matches!(op, Op::Incr | Op::Touch);
+        if self.progress[i] == 0 && op != Op::Read {
+            self.written.insert(key);
+        }
         let on = |node: &mut scripted::Node| -> bool {
             let standing = node.items.get(key).cloned();
             match (op, standing) {
@@ -308,6 +342,7 @@ impl Run<'_> {
         (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
         (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);
         (self.purged.is_some(), self.recovering, self.missed.keys()).hash(&mut hasher);
+        (self.orders.len(), self.failing_orders, &self.written).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -347,6 +382,16 @@ impl Run<'_> {
                     return Some(format!(
                         "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
                     ));
+                }
+                let executed = self.scenario.ops.iter().zip(&self.progress).filter(|(op, p)| op.1 == key && **p > 0);
+                let last = executed.last().map(|(op, _)| op.0);
+                if last == Some(Op::Delete) && leader.is_some() {
+                    return Some(format!("{key} was deleted and is {leader:?}"));
+                }
+                if let (Fill::Adopt, None, Some([None, Some(value)])) = (self.scenario.fill, last, self.scenario.held)
+                    && leader.as_ref().is_none_or(|(stands, _)| stands != value)
+                {
+                    return Some(format!("only the target held {key}, and it is {leader:?}"));
                 }
             } else if outcome.undone && target.is_some() && leader != target {
                 return Some(format!("undone, but {key} is {leader:?} on the leader and {target:?} on the target"));
@@ -413,6 +458,9 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         events: mpsc::channel(1).1,
         purged: None,
         recovering: false,
+        orders: VecDeque::new(),
+        written: BTreeSet::new(),
+        failing_orders: scenario.failing_orders,
         ready: None,
         gate_closed: false,
         mirrored: false,
@@ -453,6 +501,7 @@ impl Run<'_> {
         let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: scenario.fill };
         (self.recopy, self.cancel, self.events) = (recopy, cancel, events);
         (self.purged, self.ready, self.recovering, self.gate_closed) = (None, None, false, false);
+        self.orders.clear();
         tokio::spawn(run(spec, ctx))
     }
 }
@@ -561,6 +610,7 @@ fn scenario(ops: &[Op]) -> Scenario {
         source: Source::Listed,
         fill: Fill::Empty,
         held: None,
+        failing_orders: 0,
         again: false,
     }
 }
@@ -708,6 +758,41 @@ fn a_partial_resync_cut_off_at_every_step_is_made_good_by_the_next() {
     }
 }
 
+const COMPARED: [[Option<&str>; 2]; 4] =
+    [[Some("5"), Some("1")], [None, Some("1")], [Some("5"), None], [Some("5"), Some("5")]];
+
+fn compared(fill: Fill, held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
+    Scenario { fill, held: Some(held), ..scenario(ops) }
+}
+
+#[test]
+fn every_order_of_a_compare_pass_ends_equal() {
+    for fill in [Fill::Compare, Fill::Adopt] {
+        for held in COMPARED {
+            if fill == Fill::Adopt && held != [None, Some("1")] {
+                // As with a compare pass.
+                continue;
+            }
+            let ops = short().chain(TELLING.map(Vec::from).into_iter().take(5));
+            all_hold(&format!("{fill:?}, {held:?}"), ops.map(|ops| compared(fill, held, &ops)));
+            for failure in [Failure::TargetReset, Failure::SourceReset] {
+                let ops = short().map(|ops| Scenario { failure, ..compared(fill, held, &ops) });
+                all_hold(&format!("{fill:?}, {held:?}, {failure:?}"), ops);
+            }
+            let again = |ops: Vec<Op>| Scenario { failure: Failure::Cancel, again: true, ..compared(fill, held, &ops) };
+            all_hold(&format!("{fill:?}, {held:?}, cut off and again"), short().map(again));
+        }
+    }
+}
+
+#[test]
+fn every_order_of_an_adoption_that_fails_at_first_ends_equal() {
+    for failing_orders in [1, 4] {
+        let ops = short().map(|ops| Scenario { failing_orders, ..compared(Fill::Adopt, [None, Some("1")], &ops) });
+        all_hold(&format!("{failing_orders} orders fail"), ops);
+    }
+}
+
 #[test]
 fn every_order_of_two_keys_ends_equal() {
     let pairs = [(Op::Set, Op::Delete), (Op::Touch, Op::Delete)];
@@ -762,6 +847,9 @@ fn the_checks_can_fail() {
     };
     some_break("a write before the barrier that is not noted", cut(Fault::NotNoted));
     some_break("a drop on the target that is not noted", cut(Fault::DropsNotNoted));
+    let fault = Fault::ForgetsWrites;
+    let forgets = OPS.map(|op| Scenario { fault, ..compared(Fill::Adopt, [None, Some("1")], &[op]) });
+    some_break("an owner that forgets what clients wrote", forgets);
 }
 
 /// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.

@@ -185,6 +185,7 @@ impl Cluster {
             let eta = run.job.as_ref().and_then(|job| job.progress.eta()).unwrap_or_default();
             out.put(format_args!("node:{addr}:eta_seconds"), eta.as_secs());
             out.put(format_args!("node:{addr}:elapsed_seconds"), format_args!("{:.3}", elapsed.as_secs_f64()));
+            out.put(format_args!("node:{addr}:items_adopted"), progress.map_or(0, |p| p.sum(|p| &p.adopted)));
             out.put(format_args!("node:{addr}:items_evicted"), progress.map_or(0, |p| p.incomplete()));
         }
         out.end()

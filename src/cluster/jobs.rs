@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{NodeError, Probe};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::proxy::Adopted;
 use crate::resync::{
     self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict,
 };
@@ -78,6 +79,9 @@ impl Cluster {
             if fill != Fill::Missed {
                 // From its first step on the node lacks more than it missed.
                 run.missed.overflow();
+            }
+            if run.first_fill != Some(fill) {
+                run.first_fill = None;
             }
             // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
             let fresh = Arc::new(Recopy::noting(run.missed.clone()));
@@ -172,6 +176,9 @@ impl Cluster {
                     job.go = Some(reply);
                 }
                 self.answer_go(node);
+            }
+            JobEvent::Adopt { pair, key, value, flags, exptime, reply } => {
+                self.order_adoption(pair, key, Adopted { value, flags, exptime }, reply);
             }
             JobEvent::Ready { pair, reply } => {
                 self.pairs[pair.index()].ready_reply = Some(reply);
@@ -347,6 +354,15 @@ impl Cluster {
                 (reason, error.reason())
             }
         };
+        if job.fill.compares() && outcome.result.is_err() {
+            let cannot = matches!(outcome.result, Err(JobError::CannotEnumerate { .. }));
+            for &(pair, _) in &job.pairs {
+                if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
+                    tracing::warn!(pair = %self.pair_name(pair), node = %addr, "the two copies cannot be compared: the node's is purged and filled");
+                    self.pairs[pair.index()].first_fill = None;
+                }
+            }
+        }
         for (pair, _) in &job.pairs {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;

@@ -542,10 +542,10 @@ impl Cluster {
         if self.nodes[node.index()].empty {
             // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
             Fill::Empty
-        } else if self.pairs[pair.index()].missed.overflowed() {
-            Fill::Purge
-        } else {
+        } else if !self.pairs[pair.index()].missed.overflowed() {
             Fill::Missed
+        } else {
+            self.pairs[pair.index()].first_fill.unwrap_or(Fill::Purge)
         }
     }
 

@@ -30,7 +30,7 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
             if pipe.owes_mutations() {
                 outcome.drains.push(pipe.into_drain());
             } else if outcome.result.is_ok()
-                && let Ok(stats) = target_stats(&mut pipe, &ctx).await
+                && let Ok(stats) = node_stats(&mut pipe, &ctx).await
             {
                 ctx.progress.evictions_after.store(stats.evictions, Relaxed);
             }
@@ -55,7 +55,7 @@ async fn steps(
     drains: &mut Vec<crate::backend::Drain>,
     undone: &mut bool,
 ) -> Result<(), JobError> {
-    let stats = target_stats(pipe, ctx).await.map_err(JobError::Target)?;
+    let stats = node_stats(pipe, ctx).await.map_err(JobError::Target)?;
     ctx.progress.evictions_before.store(stats.evictions, Relaxed);
     ctx.progress.evictions_after.store(stats.evictions, Relaxed);
     if !stats.has_cas {
@@ -63,7 +63,7 @@ async fn steps(
     }
     let mut purged = BTreeSet::new();
     match spec.fill {
-        Fill::Empty => {}
+        Fill::Empty | Fill::Compare | Fill::Adopt => {}
         Fill::Purge => {
             ctx.progress.set_phase(Phase::Purging);
             purge(spec, ctx, pipe).await?;
@@ -122,13 +122,14 @@ async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEven
     ctx.cancel.run_until_cancelled(asked).await.ok_or(JobError::Cancelled)?
 }
 
-struct TargetStats {
-    clock: NodeClock,
+pub(super) struct NodeStats {
+    pub(super) clock: NodeClock,
     evictions: u64,
     has_cas: bool,
 }
 
-async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, NodeError> {
+/// Of either node.
+pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeStats, NodeError> {
     let deadline = Instant::now() + ctx.tuning.target_timeout;
     let asked = async {
         let stats = pipe.stats("", deadline).await?;
@@ -140,7 +141,7 @@ async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, Nod
         let evictions = number("evictions").unwrap_or(0);
         let settings = pipe.stats("settings", deadline).await?;
         let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
-        Ok(TargetStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
+        Ok(NodeStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
     };
     asked.await
 }

@@ -37,6 +37,21 @@
 //! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up when either node's memory is another
 //!   one, when the leader becomes another one out of Dark, and when a job of another kind begins.
 //!
+//! # Two nodes that most probably hold the same
+//!
+//! After a crash of the proxy ([`Fill::Compare`]) the two may differ in what was in flight; on a first start ([`Fill::Adopt`]) in anything.
+//! Nothing is purged. After the barrier every key of the source is compared, by content: the target is looked at first, as said below for
+//! NOT_STORED, and nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a key that the source has
+//! was compared, or was written since by a worker, on both nodes; any other is looked at on both again, and dropped by its cas id. So a
+//! client's newer write survives. The target may not lead before all that is done: [`Outcome::undone`] is never said.
+//!
+//! *Adopted* is what only the target holds: added to the leader. That must not bring back what a client has deleted, which neither node
+//! shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
+//! every later write of the key comes after the add, on both nodes. Keys that no client can write are added by the job itself. No
+//! `flush_all` comes between the look at an item and its adding: `quiesce` is held till then.
+//!
+//! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one purges.
+//!
 //! # What clients may do meanwhile
 //!
 //! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation that the leader executes at m
@@ -96,6 +111,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -142,6 +158,10 @@ pub enum Fill {
     Purge,
     /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and copied.
     Missed,
+    /// Most probably what the leader holds: every key is compared, and what differs is dropped and copied.
+    Compare,
+    /// Items of its own, as the leader does: like [`Fill::Compare`], but what only the target holds is added to the leader.
+    Adopt,
 }
 
 impl Fill {
@@ -150,7 +170,9 @@ impl Fill {
         match self {
             Fill::Missed => 0,
             Fill::Empty => 1,
-            Fill::Purge => 2,
+            Fill::Compare => 2,
+            Fill::Adopt => 3,
+            Fill::Purge => 4,
         }
     }
 
@@ -159,7 +181,14 @@ impl Fill {
         match self {
             Fill::Empty | Fill::Purge => "full",
             Fill::Missed => "partial",
+            Fill::Compare => "compare",
+            Fill::Adopt => "adopt",
         }
+    }
+
+    /// Whether the target is compared, and not purged.
+    pub fn compares(self) -> bool {
+        matches!(self, Fill::Compare | Fill::Adopt)
     }
 }
 
@@ -277,6 +306,21 @@ pub enum JobEvent {
         /// For the log.
         why: String,
     },
+    /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
+    Adopt {
+        /// Which pair.
+        pair: PairId,
+        /// Which key, as clients write it.
+        key: Bytes,
+        /// The item's value.
+        value: Bytes,
+        /// Client flags.
+        flags: u32,
+        /// As the leader is to be sent it.
+        exptime: i64,
+        /// What became of it.
+        reply: oneshot::Sender<Adoption>,
+    },
     /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
     /// `true`; `false` = not now, ask again later.
     Ready {
@@ -294,6 +338,17 @@ pub enum JobEvent {
         /// What became of it.
         reply: oneshot::Sender<Verdict>,
     },
+}
+
+/// What became of an item that only the target held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Adoption {
+    /// The leader holds it.
+    Done,
+    /// A client wrote the key: it is compared again.
+    Superfluous,
+    /// Not now, or never: it is looked at again, a few times.
+    Failed,
 }
 
 /// What the control plane made of a pair that was [drained](JobEvent::Drained).

@@ -1,6 +1,6 @@
 //! Filling the target from one source: gives keys to the lanes, and hands the pairs back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,12 +11,15 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::entry::Entry;
 use super::enumerate::{Coverage, DumpError, enumerate};
 use super::item::NodeClock;
+use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, NO_CAS, Recopy, Verdict};
+use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -27,8 +30,13 @@ const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
 /// Passes over a source whose enumeration misses items; they end early with one that finds nothing new.
 const MAX_LEAKY_PASSES: usize = 5;
+/// Passes over a target that is compared, where a pass may miss items.
+const LEAKY_SWEEPS: usize = 3;
 
+mod adopt;
 mod feed;
+
+use adopt::Adopting;
 
 /// One pair of the source.
 #[derive(Debug)]
@@ -66,6 +74,8 @@ pub(super) struct Refill {
     target: NodeId,
     fill: Fill,
     clock: NodeClock,
+    /// The source's own; only known where items are added there.
+    source_clock: NodeClock,
     stop: CancellationToken,
     slots: Vec<Slot>,
     spool: Arc<Mutex<Spool>>,
@@ -76,6 +86,14 @@ pub(super) struct Refill {
     /// The enumeration under way.
     pass: Option<BoxFuture<'static, Result<Coverage, DumpError>>>,
     passes: usize,
+    /// The enumeration under way, or the last one, is the target's. Of a target that is compared, so many are still to come.
+    sweeping: bool,
+    sweeps: usize,
+    swept: usize,
+    /// Items on their way to the leader, their bytes, and those that are to be looked at again.
+    adopting: FuturesUnordered<BoxFuture<'static, Adopting>>,
+    adopting_bytes: usize,
+    adopt_again: VecDeque<(Entry, Instant)>,
     /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and never handed back.
     trickle: bool,
     /// An item of the source without a cas id was seen.
@@ -121,6 +139,7 @@ impl Refill {
             target: spec.target,
             fill: spec.fill,
             clock,
+            source_clock: clock,
             stop,
             spool: Arc::new(Mutex::new(Spool::new(half))),
             work,
@@ -128,6 +147,12 @@ impl Refill {
             running: FuturesUnordered::new(),
             pass: None,
             passes: 0,
+            sweeping: false,
+            sweeps: usize::from(spec.fill.compares()),
+            swept: 0,
+            adopting: FuturesUnordered::new(),
+            adopting_bytes: 0,
+            adopt_again: VecDeque::new(),
             trickle: false,
             no_cas: false,
             coverage: Coverage::Whole,
@@ -169,9 +194,15 @@ impl Refill {
 
     async fn connect(&mut self) -> Result<(), JobError> {
         let stop = self.stop.clone();
+        if self.fill == Fill::Adopt {
+            let clock = stop.run_until_cancelled(source_clock(&self.ctx, self.source)).await;
+            let clock = clock.ok_or(JobError::Cancelled)?;
+            self.source_clock = clock.map_err(|e| JobError::Source(self.source, e))?;
+        }
         for _ in 0..self.ctx.tuning.lanes.max(1) {
             let deadline = Instant::now() + self.ctx.tuning.connect_timeout;
-            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, self.clock, deadline);
+            let clocks = (self.source_clock, self.clock);
+            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, clocks, deadline);
             self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
         }
         Ok(())
@@ -197,11 +228,15 @@ impl Refill {
                     self.idle.push(lane);
                     self.collect();
                     result?;
+                    if self.no_cas && self.fill.compares() {
+                        return Err(JobError::blind(self.source));
+                    }
                     if self.no_cas && !self.trickle {
                         self.begin_trickle(NO_CAS.to_owned()).await?;
                     }
                 }
                 answer = self.hand.answer() => self.answered(answer)?,
+                Some(adopted) = self.adopting.next() => self.adopted(adopted)?,
                 () = optional(&mut self.flush) => self.flush = None,
                 () = work.notified() => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
@@ -217,20 +252,34 @@ impl Refill {
         if self.fill == Fill::Missed && self.list_missed()? {
             return Ok(());
         }
+        self.sweeping = false;
         self.passes += 1;
         self.new_in_pass = 0;
-        let (ctx, source, spool, work) = (self.ctx.clone(), self.source, self.spool.clone(), self.work.clone());
+        self.begin_enumeration(self.source);
+        Ok(())
+    }
+
+    /// The other way round: what the target holds that was not purged.
+    fn begin_sweep(&mut self) {
+        self.sweeping = true;
+        self.sweeps -= 1;
+        self.begin_enumeration(self.target);
+    }
+
+    fn begin_enumeration(&mut self, node: NodeId) {
+        let sweeping = self.sweeping;
+        let (ctx, spool, work) = (self.ctx.clone(), self.spool.clone(), self.work.clone());
         let open = self.slots.iter().enumerate().filter(|(_, slot)| !slot.done);
         let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
         self.pass = Some(
             async move {
-                let walk = enumerate(&ctx, source, |line| {
+                let walk = enumerate(&ctx, node, |line| {
                     let pair = (ctx.owner)(line.key);
                     let Some(&slot) = slots.get(&pair) else { return Ok(()) };
                     if is_reserved(line.key) {
                         return Ok(());
                     }
-                    count(&ctx, pair, |p| &p.enumerated, 1);
+                    count(&ctx, pair, |p| &p.enumerated, u64::from(!sweeping));
                     let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
                     spool.push(slot, line.size, line.key)?;
                     if spool.len() == 1 {
@@ -243,7 +292,6 @@ impl Refill {
             }
             .boxed(),
         );
-        Ok(())
     }
 
     /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
@@ -274,7 +322,19 @@ impl Refill {
         self.pass = None;
         self.pass_ended = Instant::now();
         let coverage = match coverage {
+            Ok(coverage) if self.sweeping => {
+                // What may have been missed by one may be seen by another.
+                if coverage == Coverage::Leaky && self.swept < LEAKY_SWEEPS {
+                    self.sweeps += 1;
+                }
+                self.swept += 1;
+                return Ok(());
+            }
+            Err(error) if self.sweeping => return Err(JobError::of_dump(self.target, None, error)),
             Ok(coverage) => coverage,
+            Err(DumpError::Cannot(why)) if self.fill.compares() => {
+                return Err(JobError::CannotEnumerate { node: self.source, why });
+            }
             Err(DumpError::Cannot(why)) if self.passes == 1 => return self.begin_trickle(why).await,
             Err(error) => return Err(JobError::of_dump(self.source, Some(self.source), error)),
         };
@@ -334,12 +394,17 @@ impl Refill {
             }
             return Ok(());
         }
-        let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0;
+        let adopting = !self.adopting.is_empty() || !self.adopt_again.is_empty();
+        let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0 && !adopting;
         if !streamed || !matches!(self.hand, Hand::Idle) {
             return Ok(());
         }
         if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
             return self.begin_pass();
+        }
+        if self.sweeps > 0 {
+            self.begin_sweep();
+            return Ok(());
         }
         if self.overflowed() {
             if now >= self.pass_ended + OVERFLOW_PAUSE {
@@ -395,7 +460,8 @@ impl Refill {
             Hand::Idle => self.slots.iter().filter(|s| !s.done && s.retry_at > now).map(|s| s.retry_at).min(),
             _ => None,
         };
-        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).min()
+        let again = self.adopt_again.front().map(|(_, at)| *at);
+        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).chain(again.filter(|&at| at > now)).min()
     }
 
     fn overflowed(&self) -> bool {
@@ -428,6 +494,11 @@ impl Hand {
             Hand::Idle | Hand::Draining { .. } => std::future::pending().await,
         }
     }
+}
+
+async fn source_clock(ctx: &Context, source: NodeId) -> Result<NodeClock, NodeError> {
+    let mut pipe = Pipe::connect(&*ctx.dialer, source, Instant::now() + ctx.tuning.connect_timeout).await?;
+    Ok(node_stats(&mut pipe, ctx).await?.clock)
 }
 
 /// Waits for a future that may not be there: then for ever.

@@ -36,6 +36,8 @@ pub(crate) enum Fault {
     NoContentVerify,
     /// The data path does not note what it writes to the leader alone.
     NotNoted,
+    /// The owner of a key adds what only the target held although a client has written the key.
+    ForgetsWrites,
     /// The data path does not note what it drops on the target.
     DropsNotNoted,
 }

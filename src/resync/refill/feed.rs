@@ -1,11 +1,12 @@
 //! Which keys go on the lanes, and what becomes of them.
 
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 
 use futures::future::FutureExt;
 
 use super::super::entry::{End, Entry};
+use super::super::enumerate::Coverage;
 use super::super::item::wire_form;
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
@@ -60,7 +61,7 @@ impl Refill {
             }
             return Ok(());
         };
-        lane.quiesce.get_or_insert(turn);
+        lane.quiesce.get_or_insert(Arc::new(turn));
         let batch = self.ctx.tuning.batch.max(1);
         // Three groups are under way: one being read, one added, one verified.
         let room = batch.min((3 * batch).saturating_sub(lane.len()));
@@ -95,8 +96,14 @@ impl Refill {
             self.ctx.limiter.book(taken);
             left -= taken;
         }
+        left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        self.admit_enumerated(lane, enumerated)
+        self.admit_enumerated(lane, enumerated.min(left + enumerated))
+    }
+
+    /// The source's enumeration misses nothing.
+    pub(super) fn is_whole(&self) -> bool {
+        self.coverage == Coverage::Whole
     }
 
     fn may_recopy(&self, slot: usize) -> bool {
@@ -140,7 +147,7 @@ impl Refill {
         let spool = self.spool.clone();
         let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..limit {
-            if lane.len() > 0 && lane.booked >= self.lane_bytes {
+            if (lane.len() > 0 && lane.booked >= self.lane_bytes) || !self.may_adopt() {
                 break;
             }
             let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
@@ -155,8 +162,14 @@ impl Refill {
                     // A key that was not enumerated has no size yet.
                     let booked = if found.size == 0 { unknown_size(lane) } else { found.size as usize + ENTRY_BYTES };
                     let entry = Entry::new(found.key, binary, found.slot, booked, false);
-                    // Nothing of a list asks for cas ids: the source may have none.
-                    lane.admit(if self.fill == Fill::Missed { entry.by_content() } else { entry });
+                    lane.admit(match self.fill {
+                        Fill::Empty | Fill::Purge => entry,
+                        // Nothing of a list asks for cas ids: the source may have none.
+                        Fill::Missed => entry.by_content(),
+                        Fill::Compare | Fill::Adopt if !self.sweeping => entry.compared(),
+                        Fill::Compare => entry.swept(self.is_whole(), None),
+                        Fill::Adopt => entry.swept(self.is_whole(), Some(0)),
+                    });
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
             }
@@ -185,7 +198,14 @@ impl Refill {
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
+                // Counted when its source was.
+                End::Equal | End::Skipped if self.sweeping && !entry.recopy => {}
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
+                End::Adopt => {
+                    self.adopt(entry, lane);
+                    continue;
+                }
+                End::Adopted => count(&self.ctx, pair, |p| &p.adopted, 1),
                 End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
                 End::Requeue => self.slots[slot].recopy.push(entry.key),
                 End::NoCas => {
@@ -198,7 +218,7 @@ impl Refill {
         }
     }
 
-    fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
+    pub(super) fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
         count(&self.ctx, self.slots[slot].pair, |p| &p.failed, 1);
         self.named_failures += 1;
         if self.named_failures <= MAX_NAMED_FAILURES {
