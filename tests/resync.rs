@@ -606,6 +606,61 @@ fn a_node_that_kept_its_memory_gets_what_it_missed() {
     cluster.assert_rings_equal();
 }
 
+/// Copies spoilt past the proxy, on the follower: found and mended while clients write, and nothing else counts as different.
+#[test]
+fn verify_finds_and_mends_what_differs() {
+    let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--verify-rate=20000", "--leader-timeout=500ms"]));
+    let mut client = cluster.client();
+    fill(&mut client, "k", 3000, 50);
+    let load = Load::start(&cluster.proxy.addr(), Mix { prefix: "l".into(), ..Mix::small(seed("verify")) });
+    load.wait_operations(300);
+    let mut direct = cluster.backups[0].client();
+    for i in 0..100 {
+        assert_eq!(direct.delete(&format!("k:{i}")), Ok(true));
+        assert_eq!(direct.set(&format!("k:{}", 100 + i), b"spoilt"), Ok(Stored::Stored));
+        assert_eq!(direct.set(&format!("extra:{i}"), b"nobody wrote this"), Ok(Stored::Stored));
+        assert_eq!(direct.touch(&format!("k:{}", 200 + i), 1000), Ok(true));
+    }
+    let verified = |different: &str| {
+        cluster.proxy.operator("resync verify");
+        let ended = |s: &support::Status| s.verify("state") != "running";
+        let status = cluster.proxy.wait_status("the comparing to end", support::DEADLINE, ended);
+        let found = ["state", "different", "repaired", "failed", "pairs_left"].map(|name| status.verify(name));
+        assert_eq!(found, ["done", different, different, "0", "0"], "{status}");
+        assert!(status.verify("checked").parse::<u64>().unwrap() >= 6000, "{status}");
+    };
+    verified("400");
+    verified("0");
+    let model = load.stop();
+    let ring = cluster.assert_rings_equal();
+    assert!(!ring.contains_key(b"extra:1".as_slice()));
+    model.check_ring("primary", &ring);
+    cluster.kill_primaries();
+    assert_eq!(count_filled(&mut client, "k", 3000, 50), 3000);
+    model.assert_clean();
+}
+
+#[test]
+fn verify_is_cancelled_and_leaves_what_is_not_mirrored() {
+    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--verify-rate=500"]));
+    let mut client = cluster.client();
+    fill(&mut client, "k", 3000, 50);
+    cluster.proxy.operator("resync verify");
+    assert!(client.raw_command("resync verify").unwrap().starts_with("CLIENT_ERROR resync verify: one is under way"));
+    cluster.proxy.operator("resync cancel");
+    let state = |wanted: &'static str| move |s: &support::Status| s.verify("state") == wanted;
+    cluster.proxy.wait_status("the cancelled end", support::DEADLINE, state("cancelled"));
+    // At this rate it would take 12 s.
+    let backup = cluster.backups[0].addr();
+    cluster.proxy.operator(&format!("resync verify {backup}"));
+    cluster.proxy.operator(&format!("resync {backup}"));
+    let status = cluster.proxy.wait_status("the end of the comparing", Duration::from_secs(5), state("incomplete"));
+    assert_eq!(status.verify("pairs_left"), "1");
+    cluster.mirrored();
+    cluster.assert_rings_equal();
+    assert!(client.raw_command("resync verify nobody:1").unwrap().starts_with("CLIENT_ERROR"));
+}
+
 #[test]
 fn manual_mode_waits_for_the_operator() {
     let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--resync=manual"]));

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Adoption, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Tuning,
+    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled, Tuning,
     Verdict, run,
 };
 use resilver::ring::NodeAddr;
@@ -150,8 +150,7 @@ impl World {
                         let add = [b"ms ", &key[..], head.as_bytes(), &value, b"\r\n"].concat();
                         let mut leader = self.pipe(LEADER).await;
                         let answer = leader.ask(&add, Effect::Mutation, deadline()).await.unwrap();
-                        let _ =
-                            reply.send(if answer.starts_with("HD") { Adoption::Done } else { Adoption::Superfluous });
+                        let _ = reply.send(if answer.starts_with("HD") { Settled::Done } else { Settled::Superfluous });
                     }
                     JobEvent::Ready { reply, .. } => {
                         closed = Some((self.gate.write().await, Instant::now()));

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Adoption, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy,
+    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy, Settled,
     Tuning, Verdict, run,
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
@@ -115,7 +115,7 @@ struct Run<'a> {
     purged: Option<oneshot::Sender<bool>>,
     recovering: bool,
     /// Keys to be adopted; and those that clients wrote.
-    orders: VecDeque<(String, String, oneshot::Sender<Adoption>)>,
+    orders: VecDeque<(String, String, oneshot::Sender<Settled>)>,
     written: BTreeSet<&'static str>,
     /// So many orders fail first.
     failing_orders: usize,
@@ -218,14 +218,14 @@ impl Run<'_> {
                 let leader = &mut world.nodes[LEADER];
                 let end = if self.failing_orders > 0 {
                     self.failing_orders -= 1;
-                    Adoption::Failed
+                    Settled::Failed
                 } else if (self.written.contains(&*key) && self.scenario.fault != Fault::ForgetsWrites)
                     || leader.items.contains_key(&key)
                 {
-                    Adoption::Superfluous
+                    Settled::Superfluous
                 } else {
                     leader.put(&key, &value, -1);
-                    Adoption::Done
+                    Settled::Done
                 };
                 let _ = reply.send(end);
             }
@@ -383,8 +383,9 @@ impl Run<'_> {
                         "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
                     ));
                 }
-                let executed = self.scenario.ops.iter().zip(&self.progress).filter(|(op, p)| op.1 == key && **p > 0);
-                let last = executed.last().map(|(op, _)| op.0);
+                let mut executed =
+                    self.scenario.ops.iter().zip(&self.progress).filter(|(op, p)| op.1 == key && **p > 0);
+                let last = executed.next_back().map(|(op, _)| op.0);
                 if last == Some(Op::Delete) && leader.is_some() {
                     return Some(format!("{key} was deleted and is {leader:?}"));
                 }

@@ -71,7 +71,7 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]",
+                "resync: too many words; try resync, resync <host:port>, resync status, resync verify [<host:port>], resync cancel [<host:port>]",
             );
         }
         match (first, second) {
@@ -86,7 +86,19 @@ impl Cluster {
                 }
                 OK
             }
+            (Some("verify"), name) => {
+                let node = match name.map(|name| self.topology.node_by_name(name).ok_or(name)) {
+                    None => None,
+                    Some(Ok(node)) => Some(node),
+                    Some(Err(name)) => return self.unknown_node(name),
+                };
+                match self.begin_verify(node) {
+                    Ok(()) => OK,
+                    Err(why) => client_error(format_args!("resync verify: {why}")),
+                }
+            }
             (Some("cancel"), None) => {
+                self.cancel_verify();
                 for node in self.topology.nodes() {
                     self.cancel_job(node);
                 }
@@ -188,6 +200,9 @@ impl Cluster {
             out.put(format_args!("node:{addr}:items_adopted"), progress.map_or(0, |p| p.sum(|p| &p.adopted)));
             out.put(format_args!("node:{addr}:items_evicted"), progress.map_or(0, |p| p.incomplete()));
         }
+        for (name, value) in self.verify_lines() {
+            out.put(format_args!("verify:{name}"), value);
+        }
         out.end()
     }
 
@@ -273,6 +288,7 @@ impl Cluster {
         out.put("resync", self.mode());
         out.put("resync_rate", s.resync_rate.unwrap_or(0));
         out.put("resync_memory", s.resync_memory);
+        out.put("verify_rate", s.verify_rate.unwrap_or(0));
         out.put("timeout", humantime::format_duration(s.timeout));
         out.put("leader_timeout", humantime::format_duration(s.leader_timeout));
         out.put("leader_grace", humantime::format_duration(s.leader_grace));

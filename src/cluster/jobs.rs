@@ -90,29 +90,12 @@ impl Cluster {
             missed.insert(*pair, run.missed.clone());
         }
         let (coordinator, mut questions) = mpsc::channel(16);
-        let (owner, holds) = (self.topology.clone(), self.topology.clone());
-        let context = Context {
-            dialer: self.dialer.clone(),
-            owner: Arc::new(move |key| owner.pair_of(key)),
-            holds: Arc::new(move |node, pair| {
-                let (primary, backup) = holds.nodes_of(pair);
-                node == primary || Some(node) == backup
-            }),
-            tuning: Tuning {
-                memory_bytes: self.settings.resync_memory,
-                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
-                target_timeout: self.settings.leader_timeout,
-                ..Tuning::default()
-            },
-            limiter: self.limiter.clone(),
-            crawls: self.crawls.clone(),
-            cancel: cancel.clone(),
-            quiesce: self.quiesce.clone(),
-            progress: progress.clone(),
-            recopy,
-            missed,
-            coordinator,
-        };
+        let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
+        (context.recopy, context.missed) = (recopy, missed);
+        self.leave_verify_of(node);
+        for (_, source) in &pairs {
+            self.leave_verify_of(*source);
+        }
         let run = &mut self.nodes[node.index()];
         let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
@@ -141,6 +124,38 @@ impl Cluster {
             });
             let _ = internal.send(Internal::JobEnded { node, serial, outcome: Box::new(outcome) });
         });
+    }
+
+    /// What every job shares, and what is its own; the pairs' sets are to be added.
+    pub(super) fn context(
+        &self,
+        cancel: CancellationToken,
+        progress: Arc<Progress>,
+        coordinator: mpsc::Sender<JobEvent>,
+    ) -> Context {
+        let (owner, holds) = (self.topology.clone(), self.topology.clone());
+        Context {
+            dialer: self.dialer.clone(),
+            owner: Arc::new(move |key| owner.pair_of(key)),
+            holds: Arc::new(move |node, pair| {
+                let (primary, backup) = holds.nodes_of(pair);
+                node == primary || Some(node) == backup
+            }),
+            tuning: Tuning {
+                memory_bytes: self.settings.resync_memory,
+                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
+                target_timeout: self.settings.leader_timeout,
+                ..Tuning::default()
+            },
+            limiter: self.limiter.clone(),
+            crawls: self.crawls.clone(),
+            cancel,
+            quiesce: self.quiesce.clone(),
+            progress,
+            recopy: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            coordinator,
+        }
     }
 
     pub(super) fn job_said(&mut self, node: NodeId, serial: u64, event: JobEvent) {

@@ -5,6 +5,7 @@
 //! - `jobs`: refilling nodes.
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `orders`: single keys that a worker is to mend or adopt.
+//! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol.
 //! - `start`: the first states.
 //!
@@ -17,6 +18,7 @@ mod jobs;
 mod nodes;
 mod orders;
 mod start;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +37,9 @@ use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
-use crate::resync::{Crawls, Fill, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
+use crate::resync::{
+    Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
+};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -58,6 +62,8 @@ enum Internal {
     Job { node: NodeId, serial: u64, event: JobEvent },
     JobEnded { node: NodeId, serial: u64, outcome: Box<Outcome> },
     SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Probe, NodeError> },
+    Verify { event: VerifyEvent },
+    VerifyEnded { result: Result<(), JobError> },
     Restored { node: NodeId },
     DrainDone { node: NodeId },
     RetryRefill { node: NodeId },
@@ -119,8 +125,9 @@ pub struct Cluster {
     flush: flush::Flushes,
     job_serial: u64,
     /// Orders to workers that are not settled, and the last one's number.
-    orders: BTreeMap<u64, orders::Order>,
+    orders: BTreeMap<u64, oneshot::Sender<Settled>>,
     last_ticket: u64,
+    scrubs: verify::Scrubs,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
     /// Stops the tasks that outlive a single step.
@@ -188,6 +195,7 @@ impl Cluster {
             job_serial: 0,
             orders: BTreeMap::new(),
             last_ticket: 0,
+            scrubs: verify::Scrubs::default(),
             unclean,
             shutdown,
         }
@@ -267,6 +275,8 @@ impl Cluster {
             Internal::SourceChecked { node, serial, outcome, probe } => {
                 self.source_checked(node, serial, *outcome, probe)
             }
+            Internal::Verify { event } => self.verify_said(event),
+            Internal::VerifyEnded { result } => self.verify_ended(result),
             Internal::Restored { node } => self.allow(node),
             Internal::DrainDone { node } => {
                 let run = &mut self.nodes[node.index()];
@@ -303,6 +313,9 @@ impl Cluster {
             }
             if matches!(event, pair::Event::Distrust(_) | pair::Event::Lost(..)) || after == State::Mirrored {
                 run.first_fill = None;
+            }
+            if before == State::Mirrored {
+                self.leave_verify(id);
             }
             self.log_state(id, before);
         }

@@ -1,4 +1,4 @@
-//! Orders to the owners of single keys: what only a follower holds is adopted by its leader.
+//! Orders to the owners of single keys: what only a follower holds is adopted by its leader; copies that differ are mended.
 
 use std::sync::Arc;
 
@@ -8,13 +8,7 @@ use tokio::sync::oneshot;
 use super::Cluster;
 use crate::ids::PairId;
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
-use crate::resync::{Adoption, Fill, Missed, MissedBudget};
-
-/// Who waits for an order to be settled.
-pub(super) enum Order {
-    /// A resync.
-    Adopt(oneshot::Sender<Adoption>),
-}
+use crate::resync::{Fill, Missed, MissedBudget, Settled};
 
 impl Cluster {
     /// A pair that is to adopt remembers what clients write from its first route on: what they delete must not come back.
@@ -35,31 +29,29 @@ impl Cluster {
         self.pairs[id.index()].written.as_ref().is_some_and(|written| !written.overflowed())
     }
 
-    pub(super) fn order_adoption(&mut self, pair: PairId, key: Bytes, item: Adopted, reply: oneshot::Sender<Adoption>) {
+    pub(super) fn order_adoption(&mut self, pair: PairId, key: Bytes, item: Adopted, reply: oneshot::Sender<Settled>) {
         // Dropped unanswered, the reply ends the resync.
         if self.knows_writes(pair) {
             let owner = owner_of(&key, self.workers.len() as u16);
-            let ticket = self.ticket(Order::Adopt(reply));
+            let ticket = self.ticket(reply);
             let _ = self.workers[usize::from(owner)].send(Command::Adopt { ticket, pair, key, item });
         }
     }
 
-    fn ticket(&mut self, order: Order) -> u64 {
+    /// A number for an order; `reply` hears what became of it.
+    pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settled>) -> u64 {
         self.last_ticket += 1;
-        self.orders.insert(self.last_ticket, order);
+        self.orders.insert(self.last_ticket, reply);
         self.last_ticket
     }
 
     pub(super) fn settled(&mut self, ticket: u64, settlement: Settlement) {
-        match self.orders.remove(&ticket) {
-            Some(Order::Adopt(reply)) => {
-                let _ = reply.send(match settlement {
-                    Settlement::Done => Adoption::Done,
-                    Settlement::Superfluous => Adoption::Superfluous,
-                    Settlement::Failed => Adoption::Failed,
-                });
-            }
-            None => {}
+        if let Some(reply) = self.orders.remove(&ticket) {
+            let _ = reply.send(match settlement {
+                Settlement::Done => Settled::Done,
+                Settlement::Superfluous => Settled::Superfluous,
+                Settlement::Failed => Settled::Failed,
+            });
         }
     }
 }

@@ -131,12 +131,14 @@ mod purge;
 mod recopy;
 mod refill;
 mod spool;
+mod verify;
 
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
 pub use progress::{PairProgress, Phase, Progress};
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
+pub use verify::{Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
 /// What a job is to do.
 #[derive(Clone, Debug)]
@@ -319,7 +321,7 @@ pub enum JobEvent {
         /// As the leader is to be sent it.
         exptime: i64,
         /// What became of it.
-        reply: oneshot::Sender<Adoption>,
+        reply: oneshot::Sender<Settled>,
     },
     /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
     /// `true`; `false` = not now, ask again later.
@@ -340,14 +342,14 @@ pub enum JobEvent {
     },
 }
 
-/// What became of an item that only the target held.
+/// What became of a key that its owner was asked to see to: to adopt an item that only the target held, or to mend one whose copies differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Adoption {
-    /// The leader holds it.
+pub enum Settled {
+    /// The copies are equal.
     Done,
-    /// A client wrote the key: it is compared again.
+    /// Nothing was done: a client wrote the key, or the copies were equal.
     Superfluous,
-    /// Not now, or never: it is looked at again, a few times.
+    /// Not now, or never: it is tried again, a few times.
     Failed,
 }
 

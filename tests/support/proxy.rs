@@ -39,6 +39,11 @@ impl Status {
         self.field(&format!("node:{addr}:state"))
     }
 
+    /// Of the comparing under way, or the last one.
+    pub fn verify(&self, name: &str) -> &str {
+        self.field(&format!("verify:{name}"))
+    }
+
     /// Of its last refill, or the one under way.
     pub fn kind(&self, addr: &str) -> &str {
         self.field(&format!("node:{addr}:kind"))

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::entry::Entry;
 use super::super::lane::Lane;
-use super::super::{Adoption, JobError, JobEvent};
+use super::super::{JobError, JobEvent, Settled};
 use super::{Refill, ask, count};
 
 /// Items under way to their owners at once.
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Adopting {
     entry: Entry,
     bytes: usize,
-    end: Result<Adoption, JobError>,
+    end: Result<Settled, JobError>,
 }
 
 impl Refill {
@@ -63,10 +63,10 @@ impl Refill {
         let slot = entry.slot as usize;
         self.adopting_bytes -= bytes;
         match end? {
-            Adoption::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
+            Settled::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
             // Compared like any key that clients write: if they deleted it, it goes.
-            Adoption::Superfluous => self.slots[slot].recopy.push(entry.key),
-            Adoption::Failed => {
+            Settled::Superfluous => self.slots[slot].recopy.push(entry.key),
+            Settled::Failed => {
                 let tries = entry.adopts.unwrap_or(0) + 1;
                 if tries < TRIES {
                     entry.adopts = Some(tries);
@@ -85,7 +85,10 @@ impl Refill {
     pub(super) fn admit_adoptions(&mut self, lane: &mut Lane, limit: usize) -> usize {
         let now = Instant::now();
         for taken in 0..limit {
-            let Some((entry, _)) = self.adopt_again.pop_front_if(|(_, at)| *at <= now) else { return taken };
+            if self.adopt_again.front().is_none_or(|(_, at)| *at > now) {
+                return taken;
+            }
+            let Some((entry, _)) = self.adopt_again.pop_front() else { return taken };
             let whole = self.is_whole();
             let adopts = entry.adopts;
             lane.admit(entry.again().swept(whole, adopts));
