@@ -100,6 +100,8 @@ pub struct Settings {
     pub probe_successes: u32,
     /// `--resync-rate`: items per second over all resyncs; `None` = unlimited.
     pub resync_rate: Option<u64>,
+    /// `--verify-rate`: keys per second that a scrub compares; `None` = unlimited.
+    pub verify_rate: Option<u64>,
     /// `--resync-memory`: bytes that a resync's key list and buffers may hold in memory; the rest goes to a temporary file.
     pub resync_memory: usize,
     /// `--item-size-max`: largest item taken from clients, in bytes; the smaller limit of the nodes' applies too.

@@ -11,7 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{NodeId, PairId};
-use resilver::resync::{Context, Crawls, Fill, JobEvent, JobSpec, Progress, RateLimiter, Recopy, Tuning, Verdict, run};
+use resilver::resync::{
+    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled, Tuning,
+    Verdict, run,
+};
 use resilver::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
 use tokio::time::{Instant, sleep};
@@ -68,6 +71,7 @@ struct World {
     nodes: [Memcached; 2],
     dialer: Arc<TcpDialer>,
     recopy: Arc<Recopy>,
+    missed: Arc<Missed>,
     /// Mutations hold it for reading; the control plane closes it for the hand-back.
     gate: Arc<RwLock<()>>,
     /// The target is purged: mutations go there too.
@@ -86,6 +90,7 @@ impl World {
             nodes: [leader, target],
             dialer,
             recopy: Arc::default(),
+            missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 24)))),
             gate: Arc::default(),
             recovering: Arc::default(),
             mirrored: Arc::default(),
@@ -123,6 +128,7 @@ impl World {
             quiesce,
             progress: progress.clone(),
             recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
+            missed: BTreeMap::from([(PAIR, self.missed.clone())]),
             coordinator,
         };
         let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill };
@@ -137,6 +143,14 @@ impl World {
                         let _barrier = self.gate.write().await;
                         self.recovering.store(true, Ordering::SeqCst);
                         let _ = reply.send(true);
+                    }
+                    JobEvent::Adopt { key, value, flags, exptime, reply, .. } => {
+                        assert!(!key.contains(&b' '), "no client can write it");
+                        let head = format!(" {} ME F{flags} T{exptime}\r\n", value.len());
+                        let add = [b"ms ", &key[..], head.as_bytes(), &value, b"\r\n"].concat();
+                        let mut leader = self.pipe(LEADER).await;
+                        let answer = leader.ask(&add, Effect::Mutation, deadline()).await.unwrap();
+                        let _ = reply.send(if answer.starts_with("HD") { Settled::Done } else { Settled::Superfluous });
                     }
                     JobEvent::Ready { reply, .. } => {
                         closed = Some((self.gate.write().await, Instant::now()));
@@ -462,6 +476,150 @@ async fn what_cannot_be_enumerated_is_filled_from_reads() {
             progress.sum(|p| &p.skipped)
         );
     }
+}
+
+async fn stat(world: &World, node: NodeId, name: &str) -> u64 {
+    let stats = world.pipe(node).await.stats("", deadline()).await.unwrap();
+    stats.into_iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name}")).1.parse().unwrap()
+}
+
+/// A node that holds 200,000 items and missed 1,000 keys: those are repaired, and nothing else on either node is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_was_missed_is_touched() {
+    const COUNT: usize = 200_000;
+    const MISSED: usize = 1_000;
+    let world = World::start(&[], &[]);
+    for node in [LEADER, TARGET] {
+        fill(&mut world.pipe(node).await, COUNT, |i| item(i, 1_900_000_000)).await;
+    }
+    world.missed.reset();
+    let mut leader = world.pipe(LEADER).await;
+    // The node is away: changed, deleted, new.
+    for i in 0..MISSED {
+        let (key, binary) = wire_key(i * 200);
+        assert!(binary.is_empty());
+        let (key, command) = match i % 3 {
+            0 => (key.clone(), format!("ms {key} 3 F1 T600\r\nnew\r\n")),
+            1 => (key.clone(), format!("md {key}\r\n")),
+            _ => (format!("new-{i}"), format!("ms new-{i} 3\r\nnew\r\n")),
+        };
+        world.missed.insert(key.as_bytes());
+        leader.ask(command.as_bytes(), Effect::Mutation, deadline()).await.unwrap();
+    }
+    let counts = async || {
+        let mut all = Vec::new();
+        for node in [LEADER, TARGET] {
+            for name in ["lru_crawler_starts", "cmd_get", "cmd_set", "delete_hits", "delete_misses", "cmd_touch"] {
+                all.push(stat(&world, node, name).await);
+            }
+        }
+        all
+    };
+    let before = counts().await;
+    let (outcome, progress) = world.resync(Fill::Missed, Tuning::default()).await;
+    let done: Vec<u64> = counts().await.iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_eq!(outcome.result, Ok(()));
+    assert!(outcome.undone && outcome.drains.is_empty());
+    eprintln!("{MISSED} of {COUNT} missed: {:?}, {done:?}", progress.elapsed());
+    assert!(progress.elapsed() < Duration::from_secs(1), "{:?}", progress.elapsed());
+    // Copied: 667; deleted on the leader: 333; each read, added and verified, or read and looked for.
+    assert_eq!(progress.sum(|p| &p.copied), 667);
+    assert_eq!(progress.sum(|p| &p.skipped), 333);
+    assert_eq!(done, [0, 667 + 1000, 0, 0, 0, 0, 0, 333, 667, 667, 333, 0]);
+    let mut keys = all_keys(COUNT);
+    keys.extend((0..MISSED).map(|i| format!("new-{i}").into_bytes()));
+    assert_eq!(world.assert_equal(&keys).await, COUNT);
+}
+
+/// Two nodes with the same 50,000 items, but for some: those alone are written, and clients write all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_differs_is_found_by_comparing() {
+    const COUNT: usize = 50_000;
+    for mode in [Fill::Compare, Fill::Adopt] {
+        let world = World::start(&[], &[]);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        for node in [LEADER, TARGET] {
+            fill(&mut world.pipe(node).await, COUNT, |i| item(i, now)).await;
+        }
+        let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
+        // Different, missing on one side, with another expiry.
+        let odd = |name: &str, i: usize, ttl: usize| format!("ms {name}-{i} 3 F{i} T{ttl}\r\nodd\r\n").into_bytes();
+        fill(&mut target, 100, |i| format!("ms key-{} 3\r\nold\r\n", 1 + i * 20).into_bytes()).await;
+        fill(&mut target, 100, |i| format!("md key-{}\r\n", 2 + i * 20).into_bytes()).await;
+        fill(&mut leader, 100, |i| odd("mine", i, 1000)).await;
+        fill(&mut target, 1000, |i| odd("theirs", i, if i % 2 == 0 { 0 } else { 2_000 })).await;
+        fill(&mut target, 100, |i| format!("ms YmluYXJ5IGtl{:04} 3 b F5 T0\r\nodd\r\n", i).into_bytes()).await;
+        fill(&mut target, 100, |i| format!("mg key-{} T77\r\n", 4 + i * 20).into_bytes()).await;
+        fill(&mut target, 1, |_| b"ms __resilver__:m 1\r\nm\r\n".to_vec()).await;
+        fill(&mut target, 1, |_| b"ms foreign-x 1\r\nm\r\n".to_vec()).await;
+        let sets = stat(&world, TARGET, "cmd_set").await;
+        let begun = Instant::now();
+        let (outcome, progress) = world.resync(mode, Tuning { memory_bytes: 600_000, ..Tuning::default() }).await;
+        assert_eq!(outcome.result, Ok(()));
+        let written = stat(&world, TARGET, "cmd_set").await - sets;
+        let adopted = progress.sum(|p| &p.adopted);
+        eprintln!("{mode:?}: {:?}, {written} written, {adopted} adopted", begun.elapsed());
+        assert_eq!(progress.sum(|p| &p.copied), written);
+        assert_eq!((written, adopted), (400, if mode == Fill::Adopt { 1100 } else { 0 }));
+        let mut keys = all_keys(COUNT);
+        for (name, count) in [("mine", 100), ("theirs", 1000)] {
+            keys.extend((0..count).map(|i| format!("{name}-{i}").into_bytes()));
+        }
+        keys.extend((0..100).map(|i| format!("YmluYXJ5IGtl{i:04} b").into_bytes()));
+        let live = world.assert_equal(&keys).await;
+        assert_eq!(live, COUNT + 100 + if mode == Fill::Adopt { 1100 } else { 0 });
+        let reserved = world.content(LEADER, &[b"__resilver__:m".to_vec(), b"foreign-x".to_vec()]).await;
+        assert!(reserved.is_empty(), "{reserved:?}");
+
+        // Once more, with clients writing.
+        fill(&mut target, 100, |i| format!("ms key-{} 3\r\nold\r\n", 1 + i * 20).into_bytes()).await;
+        fill(&mut target, 1000, |i| odd("more", i, 0)).await;
+        world.mirrored.store(false, Ordering::SeqCst);
+        world.recovering.store(false, Ordering::SeqCst);
+        let stop = AtomicBool::new(false);
+        let job = async {
+            let end = world.resync(Fill::Compare, Tuning::default()).await;
+            sleep(Duration::from_millis(100)).await;
+            stop.store(true, Ordering::SeqCst);
+            end
+        };
+        let ((outcome, _), a, b) =
+            tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
+        assert_eq!(outcome.result, Ok(()));
+        assert!(a + b > 100);
+        keys.extend((0..1000).map(|i| format!("more-{i}").into_bytes()));
+        world.assert_equal(&keys).await;
+    }
+}
+
+/// What cannot be enumerated, or has no cas ids, cannot be compared: the control plane is told, and purges.
+#[tokio::test]
+async fn what_cannot_be_compared_says_so() {
+    for (leader, target) in [("-X", "-Iv"), ("-C", "-Iv"), ("-Iv", "-X"), ("-Iv", "-C")] {
+        let args = |arg: &'static str| if arg == "-Iv" { vec![] } else { vec![arg] };
+        let world = World::start(&args(leader), &args(target));
+        for node in [LEADER, TARGET] {
+            fill(&mut world.pipe(node).await, 100, |i| item(i, 1)).await;
+        }
+        let (outcome, _) = world.resync(Fill::Compare, Tuning::default()).await;
+        let error = outcome.result.unwrap_err();
+        assert_eq!(error.reason(), "cannot_enumerate", "{error}");
+        assert!(!outcome.undone, "it may hold anything");
+    }
+}
+
+/// Nothing tells what is old on a node whose list was given up.
+#[tokio::test]
+async fn a_list_that_was_given_up_copies_nothing() {
+    let world = World::start(&[], &[]);
+    fill(&mut world.pipe(LEADER).await, 10, |i| item(i, 1)).await;
+    world.missed.reset();
+    world.missed.insert(b"key-1");
+    world.missed.overflow();
+    let (outcome, progress) = world.resync(Fill::Missed, Tuning::default()).await;
+    assert_eq!(outcome.result.unwrap_err().reason(), "missed_too_many");
+    assert!(!outcome.undone);
+    assert_eq!((progress.sum(|p| &p.copied), stat(&world, TARGET, "curr_items").await), (0, 0));
 }
 
 /// Old and new items, of which the target may hold any part, but nothing else.

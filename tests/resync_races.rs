@@ -9,7 +9,7 @@
 mod scripted;
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Recopy, Tuning, Verdict, run,
+    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy, Settled,
+    Tuning, Verdict, run,
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
 use tokio::sync::{mpsc, oneshot};
@@ -78,6 +79,13 @@ struct Scenario {
     fault: Fault,
     lanes: usize,
     source: Source,
+    /// How the target is filled; with [`Fill::Missed`] operations may also begin before the barrier.
+    fill: Fill,
+    /// What the two nodes hold at first, where it is not the usual: leader, target. All keys that differ are missed.
+    held: Option<[Option<&'static str>; 2]>,
+    failing_orders: usize,
+    /// A job that was cancelled is followed by another one.
+    again: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -85,6 +93,10 @@ enum Action {
     Execute(usize),
     /// The next step of an operation.
     Step(usize),
+    /// The owner of a key that only the target holds takes the order to add it.
+    Adopt,
+    /// The pair goes into Recovering: nothing begun before is unanswered.
+    Barrier,
     CloseGate,
     Fail,
     FailExecuted,
@@ -97,8 +109,16 @@ struct Run<'a> {
     scenario: &'a Scenario,
     world: Shared,
     recopy: Arc<Recopy>,
+    missed: Arc<Missed>,
     cancel: CancellationToken,
     events: mpsc::Receiver<JobEvent>,
+    purged: Option<oneshot::Sender<bool>>,
+    recovering: bool,
+    /// Keys to be adopted; and those that clients wrote.
+    orders: VecDeque<(String, String, oneshot::Sender<Settled>)>,
+    written: BTreeSet<&'static str>,
+    /// So many orders fail first.
+    failing_orders: usize,
     ready: Option<oneshot::Sender<bool>>,
     gate_closed: bool,
     mirrored: bool,
@@ -120,7 +140,11 @@ impl Run<'_> {
         tokio::time::sleep(Duration::from_millis(ms)).await;
         while let Ok(event) = self.events.try_recv() {
             match event {
-                JobEvent::Purged { reply } => drop(reply.send(true)),
+                JobEvent::Purged { reply } => self.purged = Some(reply),
+                JobEvent::Adopt { key, value, reply, .. } => {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    self.orders.push_back((text(&key), text(&value), reply));
+                }
                 JobEvent::CannotEnumerate { .. } => self.trickles = true,
                 JobEvent::Ready { reply, .. } => self.ready = Some(reply),
                 JobEvent::Drained { clean, reply, .. } => {
@@ -151,6 +175,8 @@ impl Run<'_> {
             let may = match p {
                 // Any worker reads, at any time.
                 0 if self.scenario.ops[i].0 == Op::Read => !source_lost,
+                // As if the target had been purged before the first of them.
+                0 if !self.recovering && self.scenario.held.is_none() => false,
                 0 => !self.gate_closed && !source_lost && earlier(&|p| p > 0),
                 FINISHED => false,
                 _ => earlier(&|p| p == FINISHED),
@@ -158,6 +184,12 @@ impl Run<'_> {
             if may {
                 actions.push(Action::Step(i));
             }
+        }
+        if !self.orders.is_empty() {
+            actions.push(Action::Adopt);
+        }
+        if self.purged.is_some() && !self.in_flight() {
+            actions.push(Action::Barrier);
         }
         if self.ready.is_some() && !self.in_flight() && !self.gate_closed {
             actions.push(Action::CloseGate);
@@ -181,6 +213,26 @@ impl Run<'_> {
         self.log.push(text);
         match action {
             Action::Execute(connection) => world.execute(connection),
+            Action::Adopt => {
+                let (key, value, reply) = self.orders.pop_front().expect("ordered");
+                let leader = &mut world.nodes[LEADER];
+                let end = if self.failing_orders > 0 {
+                    self.failing_orders -= 1;
+                    Settled::Failed
+                } else if (self.written.contains(&*key) && self.scenario.fault != Fault::ForgetsWrites)
+                    || leader.items.contains_key(&key)
+                {
+                    Settled::Superfluous
+                } else {
+                    leader.put(&key, &value, -1);
+                    Settled::Done
+                };
+                let _ = reply.send(end);
+            }
+            Action::Barrier => {
+                self.recovering = true;
+                let _ = self.purged.take().expect("asked").send(true);
+            }
             Action::CloseGate => {
                 self.gate_closed = true;
                 let _ = self.ready.take().expect("asked").send(true);
@@ -207,6 +259,9 @@ impl Run<'_> {
         let mut world = self.world.lock().unwrap();
         let (op, key) = self.scenario.ops[i];
         let conditional = matches!(op, Op::Incr | Op::Touch);
+        if self.progress[i] == 0 && op != Op::Read {
+            self.written.insert(key);
+        }
         let on = |node: &mut scripted::Node| -> bool {
             let standing = node.items.get(key).cloned();
             match (op, standing) {
@@ -244,6 +299,14 @@ impl Run<'_> {
                 on(&mut world.nodes[LEADER]);
                 self.progress[i] = FINISHED;
             }
+            // Degraded: the leader alone, and noted before it is sent.
+            0 if !self.recovering => {
+                if self.scenario.fault != Fault::NotNoted {
+                    self.missed.insert(key.as_bytes());
+                }
+                on(&mut world.nodes[LEADER]);
+                self.progress[i] = FINISHED;
+            }
             0 => {
                 self.void[i] = !on(&mut world.nodes[LEADER]) && op != Op::Delete;
                 self.value[i] = world.nodes[LEADER].items.get(key).map(|it| it.value.clone());
@@ -278,6 +341,8 @@ impl Run<'_> {
         self.world.lock().unwrap().hash(&mut hasher);
         (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
         (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);
+        (self.purged.is_some(), self.recovering, self.missed.keys()).hash(&mut hasher);
+        (self.orders.len(), self.failing_orders, &self.written).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -297,6 +362,17 @@ impl Run<'_> {
 
     /// What is wrong at the end.
     fn judge(&self, outcome: &Outcome) -> Option<String> {
+        let problem = self.judge_end(outcome);
+        problem.or_else(|| match (&outcome.result, self.failed) {
+            (Ok(()), _) if !self.mirrored => Some("ended well without a hand-back".to_owned()),
+            (Err(_), true) if self.scenario.again => Some("the second job failed too".to_owned()),
+            (Err(error), false) => Some(format!("failed without a failure: {error}")),
+            _ => None,
+        })
+    }
+
+    /// What a job's account of itself has wrong.
+    fn judge_end(&self, outcome: &Outcome) -> Option<String> {
         let world = self.world.lock().unwrap();
         let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
         for &key in &self.scenario.keys {
@@ -307,15 +383,22 @@ impl Run<'_> {
                         "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
                     ));
                 }
+                let mut executed =
+                    self.scenario.ops.iter().zip(&self.progress).filter(|(op, p)| op.1 == key && **p > 0);
+                let last = executed.next_back().map(|(op, _)| op.0);
+                if last == Some(Op::Delete) && leader.is_some() {
+                    return Some(format!("{key} was deleted and is {leader:?}"));
+                }
+                if let (Fill::Adopt, None, Some([None, Some(value)])) = (self.scenario.fill, last, self.scenario.held)
+                    && leader.as_ref().is_none_or(|(stands, _)| stands != value)
+                {
+                    return Some(format!("only the target held {key}, and it is {leader:?}"));
+                }
             } else if outcome.undone && target.is_some() && leader != target {
                 return Some(format!("undone, but {key} is {leader:?} on the leader and {target:?} on the target"));
             }
         }
-        match (&outcome.result, self.failed) {
-            (Ok(()), _) if !self.mirrored => Some("ended well without a hand-back".to_owned()),
-            (Err(error), false) => Some(format!("failed without a failure: {error}")),
-            _ => None,
-        }
+        None
     }
 }
 
@@ -344,6 +427,8 @@ fn explore(scenario: &Scenario) -> Explored {
 
 /// Starts the job of a scenario in the current runtime.
 fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
+    let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
+    missed.reset();
     let mut world = World::new(scenario.fault);
     world.nodes[LEADER].unlisted = scenario.source != Source::Listed;
     world.nodes[LEADER].no_cas = scenario.source == Source::NoCas;
@@ -353,33 +438,30 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         }
         // The cas ids of the two nodes overlap, so that a mix-up shows.
         world.nodes[LEADER].put(key, &(5 + i).to_string(), -1);
+        if let Some([leader, target]) = scenario.held {
+            for (node, value) in [(LEADER, leader), (TARGET, target)] {
+                world.nodes[node].items.remove(*key);
+                value.map(|value| world.nodes[node].put(key, value, -1));
+            }
+            if leader != target {
+                missed.insert(key.as_bytes());
+            }
+        }
     }
     let world = Arc::new(Mutex::new(world));
-    let (coordinator, events) = mpsc::channel(4);
-    let recopy = Arc::new(Recopy::new());
-    let cancel = CancellationToken::new();
-    let ctx = Context {
-        dialer: Arc::new(ScriptedDialer(world.clone())),
-        owner: Arc::new(|_: &[u8]| PairId(0)),
-        holds: Arc::new(|_, _| true),
-        tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },
-        limiter: Arc::new(RateLimiter::new(None)),
-        crawls: Arc::new(Crawls::new(2)),
-        cancel: cancel.clone(),
-        quiesce: Arc::default(),
-        progress: Arc::new(Progress::new([PairId(0)])),
-        recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
-        coordinator,
-    };
-    let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
-    let job = tokio::spawn(run(spec, ctx));
     let count = scenario.ops.len();
-    let run = Run {
+    let mut run = Run {
         scenario,
         world,
-        recopy,
-        cancel,
-        events,
+        recopy: Arc::default(),
+        missed,
+        cancel: CancellationToken::new(),
+        events: mpsc::channel(1).1,
+        purged: None,
+        recovering: false,
+        orders: VecDeque::new(),
+        written: BTreeSet::new(),
+        failing_orders: scenario.failing_orders,
         ready: None,
         gate_closed: false,
         mirrored: false,
@@ -391,7 +473,38 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         value: vec![None; count],
         log: Vec::new(),
     };
+    let job = run.begin_job();
     (run, job)
+}
+
+impl Run<'_> {
+    /// The first job, or another one after it.
+    fn begin_job(&mut self) -> JoinHandle<Outcome> {
+        let (scenario, world) = (self.scenario, self.world.clone());
+        let (coordinator, events) = mpsc::channel(4);
+        let noted = scenario.fill == Fill::Missed && scenario.fault != Fault::DropsNotNoted;
+        let recopy = Arc::new(if noted { Recopy::noting(self.missed.clone()) } else { Recopy::new() });
+        let cancel = CancellationToken::new();
+        let ctx = Context {
+            dialer: Arc::new(ScriptedDialer(world.clone())),
+            owner: Arc::new(|_: &[u8]| PairId(0)),
+            holds: Arc::new(|_, _| true),
+            tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },
+            limiter: Arc::new(RateLimiter::new(None)),
+            crawls: Arc::new(Crawls::new(2)),
+            cancel: cancel.clone(),
+            quiesce: Arc::default(),
+            progress: Arc::new(Progress::new([PairId(0)])),
+            recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
+            missed: BTreeMap::from([(PairId(0), self.missed.clone())]),
+            coordinator,
+        };
+        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: scenario.fill };
+        (self.recopy, self.cancel, self.events) = (recopy, cancel, events);
+        (self.purged, self.ready, self.recovering, self.gate_closed) = (None, None, false, false);
+        self.orders.clear();
+        tokio::spawn(run(spec, ctx))
+    }
 }
 
 async fn one(
@@ -400,17 +513,33 @@ async fn one(
     seen: &mut HashSet<u64>,
     stack: &mut Vec<Vec<usize>>,
 ) -> Option<String> {
-    let (mut run, job) = begin(scenario);
+    let (mut run, mut job) = begin(scenario);
+    let mut second = false;
     let mut path: Vec<usize> = prefix.to_vec();
     let mut idle = 0;
     loop {
         run.settle(1).await;
         let mut actions = run.actions();
         if job.is_finished() {
-            actions.retain(|a| matches!(a, Action::Execute(_)) || matches!(a, Action::Step(_)));
+            // What has not begun waits for the second job, and may begin before its barrier.
+            let more = scenario.again && !second && !run.mirrored;
+            actions.retain(|a| match *a {
+                Action::Execute(_) => true,
+                Action::Step(i) => !more || run.progress[i] > 0,
+                _ => false,
+            });
         }
         if actions.is_empty() {
             if job.is_finished() {
+                if scenario.again && !second && !run.mirrored {
+                    second = true;
+                    run.log.push("another job".to_owned());
+                    let end = std::mem::replace(&mut job, run.begin_job()).await.expect("the job does not panic");
+                    if let Some(what) = run.judge_end(&end) {
+                        return Some(format!("{what}, after {:#?}", run.log));
+                    }
+                    continue;
+                }
                 break;
             }
             idle += 1;
@@ -432,7 +561,7 @@ async fn one(
             continue;
         }
         idle = 0;
-        let depth = run.log.len();
+        let depth = run.log.iter().filter(|line| *line != "another job").count();
         if depth >= MAX_STEPS {
             return Some(format!("does not end: {:#?}", run.log));
         }
@@ -480,7 +609,18 @@ fn scenario(ops: &[Op]) -> Scenario {
         fault: Fault::None,
         lanes: 1,
         source: Source::Listed,
+        fill: Fill::Empty,
+        held: None,
+        failing_orders: 0,
+        again: false,
     }
+}
+
+/// The key is old on the target, or was deleted on the leader, or neither, and then it may be written before the barrier.
+const HELD: [[Option<&str>; 2]; 3] = [[Some("5"), Some("1")], [None, Some("1")], [Some("5"), Some("5")]];
+
+fn partial(held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
+    Scenario { fill: Fill::Missed, held: Some(held), ..scenario(ops) }
 }
 
 /// One read of the key, at any time among the mutations; with two lanes two copiers can be at it at once.
@@ -594,6 +734,67 @@ fn every_order_of_changes_that_verify_by_content_cannot_see() {
 }
 
 #[test]
+fn every_order_of_a_partial_resync_ends_equal() {
+    for held in HELD {
+        let ops = || short().chain(TELLING.map(Vec::from));
+        all_hold(&format!("partial, {held:?}"), ops().map(|ops| partial(held, &ops)));
+        // Neither needs to be enumerated, nor the leader to have cas ids.
+        for source in [Source::Unlisted, Source::NoCas] {
+            let ops = short().map(|ops| Scenario { source, ..partial(held, &ops) });
+            all_hold(&format!("partial, {held:?}, {source:?}"), ops);
+        }
+    }
+}
+
+#[test]
+fn a_partial_resync_cut_off_at_every_step_is_made_good_by_the_next() {
+    for held in HELD {
+        for failure in FAILURES {
+            let ops = short().map(|ops| Scenario { failure, ..partial(held, &ops) });
+            all_hold(&format!("partial, {held:?}, {failure:?}"), ops);
+        }
+        let ops = short().chain([vec![Op::Incr, Op::Set], vec![Op::Touch, Op::Delete]]);
+        let again = ops.map(|ops| Scenario { failure: Failure::Cancel, again: true, ..partial(held, &ops) });
+        all_hold(&format!("partial, {held:?}, cut off and again"), again);
+    }
+}
+
+const COMPARED: [[Option<&str>; 2]; 4] =
+    [[Some("5"), Some("1")], [None, Some("1")], [Some("5"), None], [Some("5"), Some("5")]];
+
+fn compared(fill: Fill, held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
+    Scenario { fill, held: Some(held), ..scenario(ops) }
+}
+
+#[test]
+fn every_order_of_a_compare_pass_ends_equal() {
+    for fill in [Fill::Compare, Fill::Adopt] {
+        for held in COMPARED {
+            if fill == Fill::Adopt && held != [None, Some("1")] {
+                // As with a compare pass.
+                continue;
+            }
+            let ops = short().chain(TELLING.map(Vec::from).into_iter().take(5));
+            all_hold(&format!("{fill:?}, {held:?}"), ops.map(|ops| compared(fill, held, &ops)));
+            for failure in [Failure::TargetReset, Failure::SourceReset] {
+                let ops = short().map(|ops| Scenario { failure, ..compared(fill, held, &ops) });
+                all_hold(&format!("{fill:?}, {held:?}, {failure:?}"), ops);
+            }
+            let again = |ops: Vec<Op>| Scenario { failure: Failure::Cancel, again: true, ..compared(fill, held, &ops) };
+            all_hold(&format!("{fill:?}, {held:?}, cut off and again"), short().map(again));
+        }
+    }
+}
+
+#[test]
+fn every_order_of_an_adoption_that_fails_at_first_ends_equal() {
+    for failing_orders in [1, 4] {
+        let ops = short().map(|ops| Scenario { failing_orders, ..compared(Fill::Adopt, [None, Some("1")], &ops) });
+        all_hold(&format!("{failing_orders} orders fail"), ops);
+    }
+}
+
+#[test]
 fn every_order_of_two_keys_ends_equal() {
     let pairs = [(Op::Set, Op::Delete), (Op::Touch, Op::Delete)];
     all_hold("two keys", pairs.into_iter().map(two_keys));
@@ -641,6 +842,15 @@ fn the_checks_can_fail() {
     let blind = |fault| sequences(2).into_iter().map(move |ops| Scenario { fault, ..trickle(Source::NoCas, &ops) });
     some_break("without verify by content", blind(Fault::NoContentVerify));
     some_break("incr executed on the target in a trickle", blind(Fault::Reexecute));
+    let cut = |fault| {
+        let again = move |held, op| Scenario { fault, failure: Failure::Cancel, again: true, ..partial(held, &[op]) };
+        HELD.into_iter().flat_map(move |held| OPS.map(|op| again(held, op)))
+    };
+    some_break("a write before the barrier that is not noted", cut(Fault::NotNoted));
+    some_break("a drop on the target that is not noted", cut(Fault::DropsNotNoted));
+    let fault = Fault::ForgetsWrites;
+    let forgets = OPS.map(|op| Scenario { fault, ..compared(Fill::Adopt, [None, Some("1")], &[op]) });
+    some_break("an owner that forgets what clients wrote", forgets);
 }
 
 /// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.

@@ -9,6 +9,7 @@ use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, State};
 use crate::proxy::{ClientKey, Question};
+use crate::resync::Fill;
 use crate::ring::Distribution;
 
 use super::Cluster;
@@ -70,7 +71,7 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]",
+                "resync: too many words; try resync, resync <host:port>, resync status, resync verify [<host:port>], resync cancel [<host:port>]",
             );
         }
         match (first, second) {
@@ -85,7 +86,19 @@ impl Cluster {
                 }
                 OK
             }
+            (Some("verify"), name) => {
+                let node = match name.map(|name| self.topology.node_by_name(name).ok_or(name)) {
+                    None => None,
+                    Some(Ok(node)) => Some(node),
+                    Some(Err(name)) => return self.unknown_node(name),
+                };
+                match self.begin_verify(node) {
+                    Ok(()) => OK,
+                    Err(why) => client_error(format_args!("resync verify: {why}")),
+                }
+            }
             (Some("cancel"), None) => {
+                self.cancel_verify();
                 for node in self.topology.nodes() {
                     self.cancel_job(node);
                 }
@@ -173,6 +186,8 @@ impl Cluster {
                 (None, None) => (None, Duration::ZERO, "none"),
             };
             out.put(format_args!("node:{addr}:resync"), end);
+            let fill = run.job.as_ref().map(|job| job.fill).or(run.last.as_ref().map(|last| last.fill));
+            out.put(format_args!("node:{addr}:kind"), fill.map_or("none", Fill::word));
             for (name, value) in sums(progress.map(|p| &**p)) {
                 out.put(format_args!("node:{addr}:{name}"), value);
             }
@@ -182,7 +197,11 @@ impl Cluster {
             let eta = run.job.as_ref().and_then(|job| job.progress.eta()).unwrap_or_default();
             out.put(format_args!("node:{addr}:eta_seconds"), eta.as_secs());
             out.put(format_args!("node:{addr}:elapsed_seconds"), format_args!("{:.3}", elapsed.as_secs_f64()));
+            out.put(format_args!("node:{addr}:items_adopted"), progress.map_or(0, |p| p.sum(|p| &p.adopted)));
             out.put(format_args!("node:{addr}:items_evicted"), progress.map_or(0, |p| p.incomplete()));
+        }
+        for (name, value) in self.verify_lines() {
+            out.put(format_args!("verify:{name}"), value);
         }
         out.end()
     }
@@ -269,6 +288,7 @@ impl Cluster {
         out.put("resync", self.mode());
         out.put("resync_rate", s.resync_rate.unwrap_or(0));
         out.put("resync_memory", s.resync_memory);
+        out.put("verify_rate", s.verify_rate.unwrap_or(0));
         out.put("timeout", humantime::format_duration(s.timeout));
         out.put("leader_timeout", humantime::format_duration(s.leader_timeout));
         out.put("leader_grace", humantime::format_duration(s.leader_grace));

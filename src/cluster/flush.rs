@@ -200,6 +200,10 @@ impl Cluster {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
             self.pairs[pair.index()].undecided = false;
+            if self.pairs[pair.index()].pair.state() != State::Mirrored {
+                // A node that is away misses this for all its keys.
+                self.pairs[pair.index()].missed.overflow();
+            }
             self.apply(pair, pair::Event::Flushed);
         }
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{NodeError, Probe};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::proxy::Adopted;
 use crate::resync::{
     self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict,
 };
@@ -28,6 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 pub(super) struct JobRun {
     serial: u64,
     pub(super) pairs: Vec<(PairId, NodeId)>,
+    pub(super) fill: Fill,
     cancel: CancellationToken,
     pub(super) progress: Arc<Progress>,
     /// It only empties the node for pairs of which no copy is left.
@@ -46,6 +48,7 @@ impl JobRun {
 
 /// How the last resync of a node went.
 pub(super) struct LastJob {
+    pub(super) fill: Fill,
     pub(super) progress: Arc<Progress>,
     pub(super) elapsed: Duration,
     /// `done`, or why it ended.
@@ -53,55 +56,47 @@ pub(super) struct LastJob {
 }
 
 impl Cluster {
-    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>) {
-        self.spawn_job(node, pairs, false);
+    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill) {
+        self.spawn_job(node, pairs, fill, false);
     }
 
     /// No copy of these pairs is left: what the node still holds of them is out of date and goes, then the node leads them.
     pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>) {
         let place = self.topology.place(node);
         let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
-        self.spawn_job(node, pairs, true);
+        let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
+        self.spawn_job(node, pairs, fill, true);
     }
 
-    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, purge_only: bool) {
+    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill, purge_only: bool) {
         self.job_serial += 1;
         let serial = self.job_serial;
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
-        let mut recopy = BTreeMap::new();
+        let (mut recopy, mut missed) = (BTreeMap::new(), BTreeMap::new());
         for (pair, _) in &pairs {
-            // A fresh one for each resync: keys of an earlier one are copied anyway.
-            let fresh = Arc::new(Recopy::new());
-            self.pairs[pair.index()].recopy = fresh.clone();
+            let run = &mut self.pairs[pair.index()];
+            if fill != Fill::Missed {
+                // From its first step on the node lacks more than it missed.
+                run.missed.overflow();
+            }
+            if run.first_fill != Some(fill) {
+                run.first_fill = None;
+            }
+            // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
+            let fresh = Arc::new(Recopy::noting(run.missed.clone()));
+            run.recopy = fresh.clone();
             recopy.insert(*pair, fresh);
+            missed.insert(*pair, run.missed.clone());
         }
         let (coordinator, mut questions) = mpsc::channel(16);
-        let (owner, holds) = (self.topology.clone(), self.topology.clone());
-        let context = Context {
-            dialer: self.dialer.clone(),
-            owner: Arc::new(move |key| owner.pair_of(key)),
-            holds: Arc::new(move |node, pair| {
-                let (primary, backup) = holds.nodes_of(pair);
-                node == primary || Some(node) == backup
-            }),
-            tuning: Tuning {
-                memory_bytes: self.settings.resync_memory,
-                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
-                target_timeout: self.settings.leader_timeout,
-                ..Tuning::default()
-            },
-            limiter: self.limiter.clone(),
-            crawls: self.crawls.clone(),
-            cancel: cancel.clone(),
-            quiesce: self.quiesce.clone(),
-            progress: progress.clone(),
-            recopy,
-            coordinator,
-        };
+        let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
+        (context.recopy, context.missed) = (recopy, missed);
+        self.leave_verify_of(node);
+        for (_, source) in &pairs {
+            self.leave_verify_of(*source);
+        }
         let run = &mut self.nodes[node.index()];
-        // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
-        let fill = if run.empty { Fill::Empty } else { Fill::Purge };
         let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
         if purge_only {
@@ -109,7 +104,8 @@ impl Cluster {
         } else {
             tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
-        run.job = Some(JobRun { serial, pairs, cancel, progress, purge_only, go: None, by_operator: run.operator });
+        run.job =
+            Some(JobRun { serial, pairs, fill, cancel, progress, purge_only, go: None, by_operator: run.operator });
         let internal = self.internal.clone();
         let questions_to = internal.clone();
         tokio::spawn(async move {
@@ -128,6 +124,38 @@ impl Cluster {
             });
             let _ = internal.send(Internal::JobEnded { node, serial, outcome: Box::new(outcome) });
         });
+    }
+
+    /// What every job shares, and what is its own; the pairs' sets are to be added.
+    pub(super) fn context(
+        &self,
+        cancel: CancellationToken,
+        progress: Arc<Progress>,
+        coordinator: mpsc::Sender<JobEvent>,
+    ) -> Context {
+        let (owner, holds) = (self.topology.clone(), self.topology.clone());
+        Context {
+            dialer: self.dialer.clone(),
+            owner: Arc::new(move |key| owner.pair_of(key)),
+            holds: Arc::new(move |node, pair| {
+                let (primary, backup) = holds.nodes_of(pair);
+                node == primary || Some(node) == backup
+            }),
+            tuning: Tuning {
+                memory_bytes: self.settings.resync_memory,
+                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
+                target_timeout: self.settings.leader_timeout,
+                ..Tuning::default()
+            },
+            limiter: self.limiter.clone(),
+            crawls: self.crawls.clone(),
+            cancel,
+            quiesce: self.quiesce.clone(),
+            progress,
+            recopy: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            coordinator,
+        }
     }
 
     pub(super) fn job_said(&mut self, node: NodeId, serial: u64, event: JobEvent) {
@@ -163,6 +191,9 @@ impl Cluster {
                     job.go = Some(reply);
                 }
                 self.answer_go(node);
+            }
+            JobEvent::Adopt { pair, key, value, flags, exptime, reply } => {
+                self.order_adoption(pair, key, Adopted { value, flags, exptime }, reply);
             }
             JobEvent::Ready { pair, reply } => {
                 self.pairs[pair.index()].ready_reply = Some(reply);
@@ -338,6 +369,15 @@ impl Cluster {
                 (reason, error.reason())
             }
         };
+        if job.fill.compares() && outcome.result.is_err() {
+            let cannot = matches!(outcome.result, Err(JobError::CannotEnumerate { .. }));
+            for &(pair, _) in &job.pairs {
+                if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
+                    tracing::warn!(pair = %self.pair_name(pair), node = %addr, "the two copies cannot be compared: the node's is purged and filled");
+                    self.pairs[pair.index()].first_fill = None;
+                }
+            }
+        }
         for (pair, _) in &job.pairs {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;
@@ -364,7 +404,7 @@ impl Cluster {
             }
         }
         let run = &mut self.nodes[node.index()];
-        run.last = Some(LastJob { progress, elapsed, end });
+        run.last = Some(LastJob { fill: job.fill, progress, elapsed, end });
         match outcome.result {
             Ok(()) => {
                 run.retry_after = RETRY_MIN;

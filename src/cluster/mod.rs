@@ -4,6 +4,8 @@
 //! - [`nodes`](self): who is up, what a node that comes back holds.
 //! - `jobs`: refilling nodes.
 //! - `flush`: `flush_all`, a barrier over all pairs.
+//! - `orders`: single keys that a worker is to mend or adopt.
+//! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol.
 //! - `start`: the first states.
 //!
@@ -14,9 +16,11 @@ mod first;
 mod flush;
 mod jobs;
 mod nodes;
+mod orders;
 mod start;
+mod verify;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -33,7 +37,9 @@ use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
-use crate::resync::{Crawls, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
+use crate::resync::{
+    Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
+};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -56,6 +62,8 @@ enum Internal {
     Job { node: NodeId, serial: u64, event: JobEvent },
     JobEnded { node: NodeId, serial: u64, outcome: Box<Outcome> },
     SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Probe, NodeError> },
+    Verify { event: VerifyEvent },
+    VerifyEnded { result: Result<(), JobError> },
     Restored { node: NodeId },
     DrainDone { node: NodeId },
     RetryRefill { node: NodeId },
@@ -75,6 +83,9 @@ struct PairRun {
     recopy: Arc<Recopy>,
     /// Keys whose last mutation did not surely reach the node that is away.
     missed: Arc<Missed>,
+    /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
+    /// refilled in another way.
+    first_fill: Option<Fill>,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
     /// No start row applied yet: too few nodes have answered.
@@ -113,6 +124,10 @@ pub struct Cluster {
     quiesce: Arc<RwLock<()>>,
     flush: flush::Flushes,
     job_serial: u64,
+    /// Orders to workers that are not settled, and the last one's number.
+    orders: BTreeMap<u64, oneshot::Sender<Settled>>,
+    last_ticket: u64,
+    scrubs: verify::Scrubs,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
     /// Stops the tasks that outlive a single step.
@@ -148,6 +163,7 @@ impl Cluster {
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
+                first_fill: None,
                 written: None,
                 undecided: true,
                 flush_closed: false,
@@ -177,6 +193,9 @@ impl Cluster {
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flushes::default(),
             job_serial: 0,
+            orders: BTreeMap::new(),
+            last_ticket: 0,
+            scrubs: verify::Scrubs::default(),
             unclean,
             shutdown,
         }
@@ -238,7 +257,7 @@ impl Cluster {
                 self.consider(node);
             }
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
-            Event::Settled { .. } => {}
+            Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
             Event::Ask { worker, client, slot, question } => self.asked(ask::Asker { worker, client, slot }, question),
         }
     }
@@ -256,6 +275,8 @@ impl Cluster {
             Internal::SourceChecked { node, serial, outcome, probe } => {
                 self.source_checked(node, serial, *outcome, probe)
             }
+            Internal::Verify { event } => self.verify_said(event),
+            Internal::VerifyEnded { result } => self.verify_ended(result),
             Internal::Restored { node } => self.allow(node),
             Internal::DrainDone { node } => {
                 let run = &mut self.nodes[node.index()];
@@ -287,6 +308,15 @@ impl Cluster {
         let after = run.pair.state();
         if before != after {
             run.since = Instant::now();
+            if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
+                run.missed.overflow();
+            }
+            if matches!(event, pair::Event::Distrust(_) | pair::Event::Lost(..)) || after == State::Mirrored {
+                run.first_fill = None;
+            }
+            if before == State::Mirrored {
+                self.leave_verify(id);
+            }
             self.log_state(id, before);
         }
         for effect in effects {
@@ -367,6 +397,7 @@ impl Cluster {
 
     /// Tells the workers the route of the pair's present state.
     fn publish(&mut self, id: PairId) {
+        self.remember_writes(id);
         let route = self.route(id);
         if let Route::Open(flow) = &route {
             // From now on items may be written to them: emptiness that was proved before proves nothing any more.

@@ -16,6 +16,7 @@ use crate::health::Health;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Loss, Reason, State};
 use crate::proxy::Command;
+use crate::resync::Fill;
 
 use super::jobs::JobRun;
 use super::{Cluster, Internal};
@@ -418,6 +419,11 @@ impl Cluster {
         let now = self.now();
         let first = self.nodes[node.index()].view.is_none();
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
+        if !same {
+            for pair in self.topology.pairs_of(node) {
+                self.pairs[pair.index()].missed.overflow();
+            }
+        }
         let run = &mut self.nodes[node.index()];
         run.health.back(now);
         run.away.store(false, Ordering::Relaxed);
@@ -558,7 +564,23 @@ impl Cluster {
         } else if !orphaned.is_empty() {
             self.begin_purge(node, orphaned);
         } else if refill {
-            self.begin_job(node, needy);
+            // What takes the least time comes first; the others are looked at when that job is over.
+            let fills: Vec<Fill> = needy.iter().map(|&(p, _)| self.fill_for(node, p)).collect();
+            let first = *fills.iter().min_by_key(|fill| fill.cost()).unwrap_or(&Fill::Purge);
+            let pairs = needy.into_iter().zip(fills).filter(|(_, fill)| *fill == first).map(|(pair, _)| pair);
+            self.begin_job(node, pairs.collect(), first);
+        }
+    }
+
+    /// How the pair's copy on the node is made equal.
+    fn fill_for(&self, node: NodeId, pair: PairId) -> Fill {
+        if self.nodes[node.index()].empty {
+            // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
+            Fill::Empty
+        } else if !self.pairs[pair.index()].missed.overflowed() {
+            Fill::Missed
+        } else {
+            self.pairs[pair.index()].first_fill.unwrap_or(Fill::Purge)
         }
     }
 

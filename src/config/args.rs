@@ -99,6 +99,11 @@ pub(super) struct Args {
           help_heading = "Healing")]
     pub(super) resync_rate: Vec<String>,
 
+    /// Keys a second that `resync verify` compares; 0 = unlimited
+    #[arg(long, value_name = "N", default_value = "10000", action = ArgAction::Append, allow_negative_numbers = true,
+          help_heading = "Healing")]
+    pub(super) verify_rate: Vec<String>,
+
     /// Memory for a resync's key list and buffers, at least the largest item; what does not fit goes to a temporary file
     #[arg(long, value_name = "SIZE", default_value = "64m", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync_memory: Vec<String>,

@@ -210,6 +210,8 @@ impl Check<'_> {
         let resync = self.resync(args, &backups);
         let resync_rate =
             self.number("resync_rate", &args.resync_rate, 0..=1_000_000_000, "0 = unlimited").unwrap_or(0);
+        let verify_rate =
+            self.number("verify_rate", &args.verify_rate, 0..=1_000_000_000, "0 = unlimited").unwrap_or(0);
         let resync_memory = self.resync_memory(args, item_size_max);
         let probe_successes = self.number("probe_successes", &args.probe_successes, 1..=1_000, "probes in a row");
 
@@ -237,6 +239,7 @@ impl Check<'_> {
             probe_timeout: times.probe_timeout,
             probe_successes: probe_successes.unwrap_or(1) as u32,
             resync_rate: (resync_rate > 0).then_some(resync_rate),
+            verify_rate: (verify_rate > 0).then_some(verify_rate),
             resync_memory: resync_memory as usize,
             item_size_max: item_size_max as usize,
             shutdown_grace: times.shutdown_grace,

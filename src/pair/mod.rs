@@ -122,6 +122,17 @@ impl State {
         }
     }
 
+    /// Whether the keys that are known to differ between the two nodes stay all that differ, when this state is followed by `next`.
+    ///
+    /// Not where a pair ends its darkness with another leader: whoever leads now was emptied, or holds a part, and the node whose memory
+    /// counted as gone may yet come back with it.
+    pub fn keeps_difference(self, next: State) -> bool {
+        match (self, next) {
+            (State::Dark { in_sync: last, .. }, State::Degraded { leader }) => last == Some(leader),
+            _ => true,
+        }
+    }
+
     /// Who leads, if anyone does.
     pub fn leader(self) -> Option<Place> {
         match self {

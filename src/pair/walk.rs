@@ -10,6 +10,7 @@
 //! | 6 no panic, nothing the gate forbids | the gate in the patterns of `BeginRecovery`, `HandBack`, `Drained`, `Recorded`, `closed` |
 //! | 7 hand-back only from Recovering | the pattern of `HandBack` |
 //! | 8 a closing gate waits for no lost node | `void_while_closing`, `edge(.., Some(place))` in `lost` |
+//! | 9 what is listed as different is all that differs | `keeps_difference` |
 
 use std::collections::{HashSet, VecDeque};
 
@@ -43,6 +44,9 @@ struct World {
     /// Who led when the gate was last open with a leader; whether the term has changed, and whether its memory went, since then.
     led: Option<(Place, bool, bool)>,
     job: bool,
+    /// The control plane has a list of the keys that differ; and whether it is true that nothing else does.
+    listed: bool,
+    list_is_true: bool,
 }
 
 const PLACES: [Place; 2] = [Primary, Backup];
@@ -92,7 +96,8 @@ impl World {
         let mut pair = Pair::new(Epoch(1), Term(1));
         let effects = pair.apply(Event::Start(state));
         assert_eq!(effects, [Effect::Close { void: None }]);
-        World { pair, holds, up, waits: [false; 2], route: None, led: None, job: false }
+        let (listed, list_is_true) = (false, false);
+        World { pair, holds, up, waits: [false; 2], route: None, led: None, job: false, listed, list_is_true }
     }
 
     /// The state without what only counts up.
@@ -115,6 +120,7 @@ impl World {
             assert!(arrow(before.state, after.state, event), "rule 1: {} -> {:?}", told(), after.state);
         }
         judge_effects(&before, after, event, &effects);
+        self.listed &= !changed || before.state.keeps_difference(after.state);
         if let (State::Mirrored, State::Degraded { leader }) = (before.state, after.state) {
             // Counted from here, though writes miss it only once the gate opens: a second loss inside the barrier is beyond the promise.
             self.miss(leader.other());
@@ -182,6 +188,7 @@ impl World {
         }
         if self.pair.state == State::Mirrored {
             assert_eq!(self.holds, [Holds::Full; 2], "mirrored but not equal: {self:?}");
+            (self.listed, self.list_is_true) = (true, true);
         }
     }
 
@@ -195,6 +202,7 @@ impl World {
         self.up[place as usize] = false;
         if loss == Loss::MemoryGone {
             self.holds[place as usize] = Holds::Empty;
+            self.list_is_true = false;
             if let Some(led) = &mut self.led {
                 led.2 |= led.0 == place;
             }
@@ -216,13 +224,24 @@ impl World {
             add(format!("lose {place}"), &|w| w.lose(place, Loss::Suspected));
             add(format!("{place}'s memory gone"), &|w| w.lose(place, Loss::MemoryGone));
             if !at(&self.up, place) {
+                add(format!("{place} counts as gone, and is not"), &|w| {
+                    if at(&w.holds, place) != Holds::Empty {
+                        w.holds[place as usize] = Holds::Stale;
+                    }
+                    if let Some(led) = &mut w.led {
+                        led.2 |= led.0 == place;
+                    }
+                    w.apply(Event::Lost(place, Loss::MemoryGone, Reason::Refused));
+                });
                 add(format!("{place} back, same memory"), &|w| {
                     w.up[place as usize] = true;
+                    w.listed &= at(&w.holds, place) != Holds::Empty;
                     w.apply(Event::BackSame(place));
                 });
                 add(format!("{place} back, empty"), &|w| {
                     w.lose(place, Loss::MemoryGone);
                     w.up[place as usize] = true;
+                    w.listed = false;
                     w.apply(Event::Emptied(place));
                 });
             }
@@ -230,12 +249,22 @@ impl World {
             if at(&self.up, place) && orphaned && gate == Gate::Open {
                 add(format!("{place} purged"), &|w| {
                     w.holds[place as usize] = Holds::Empty;
+                    w.list_is_true = false;
                     w.apply(Event::Emptied(place));
                 });
             }
             if state == (State::Degraded { leader: place.other() }) && at(&self.up, place) && gate == Gate::Open {
+                if self.listed {
+                    assert!(self.list_is_true, "rule 9: more differs than is listed: {self:?}");
+                    add(format!("{place} purged of what is listed, resync"), &|w| {
+                        w.holds[place as usize] = Holds::Unverified;
+                        w.job = true;
+                        w.apply(Event::BeginRecovery);
+                    });
+                }
                 add(format!("{place} purged, resync"), &|w| {
                     w.holds[place as usize] = Holds::Unverified;
+                    (w.listed, w.list_is_true) = (false, false);
                     w.job = true;
                     w.apply(Event::BeginRecovery);
                 });
@@ -265,6 +294,9 @@ impl World {
                         w.holds[place as usize] = Holds::Empty;
                     }
                 }
+                // What the flush has ended is not listed, and the list is given up.
+                (w.listed, w.list_is_true) =
+                    (w.listed && state == State::Mirrored, w.list_is_true && state == State::Mirrored);
                 w.apply(Event::Flushed);
             });
         }

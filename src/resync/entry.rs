@@ -10,6 +10,9 @@
 //!                                  └──something──▶ SourceLook ──equal──▶ equal
 //!                                                       └──differs──▶ Drop ──▶ Read again
 //! ```
+//! A target that was not purged is *compared*: TargetLook comes first, and Read only if nothing is there. Keys found on it afterwards begin
+//! with Exists: only what the source does not have is looked at. (That is dropped, or adopted: added to the source.)
+//!
 //! Several of them may be at work on one key at once, and clients' mutations between any two steps: leader first, follower
 //! after. Why this ends equal is said at the head of [`crate::resync`].
 
@@ -18,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::item::{Answer, Code, Item, NodeClock, needs_base64, put_key};
+use super::item::{Answer, Code, Item, NodeClock, is_plain, needs_base64, put_key};
 use crate::backend::{Batch, Effect, Frame};
 
 /// How often a key is begun again before it goes to the end of the re-copy queue, where its next turn comes later.
@@ -44,6 +47,8 @@ pub(super) enum Look {
     NotStored,
     /// The target refused the item.
     Refused,
+    /// It was not purged, and may hold anything.
+    First,
 }
 
 /// How an entry ended.
@@ -61,11 +66,19 @@ pub(super) enum End {
     Requeue,
     /// The source has no cas ids (`-C`): to be begun anew and verified by content.
     NoCas,
+    /// Only the target holds it: [`Entry::found`] is to be added to the source by the key's owner.
+    Adopt,
+    /// Only the target held it, and it was added to the source.
+    Adopted,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
     Read,
+    /// Of a key that was found on the target: whether the source has it.
+    Exists,
+    /// To the source: an item that only the target holds, and whose key no client can write.
+    AddSource(Item),
     Add(Item),
     /// `item` is what was read; its value is kept only where it is what the copy is verified by.
     Verify {
@@ -123,11 +136,27 @@ pub(super) struct Entry {
     by_content: bool,
     /// Cas id of a stale item that we won and must give back.
     won: Option<u64>,
+    /// What only the target holds is adopted; so often it was tried in vain.
+    pub(super) adopts: Option<u8>,
+    /// What is to be adopted.
+    pub(super) found: Option<Item>,
 }
 
 impl Entry {
     pub(super) fn new(key: Bytes, binary: bool, slot: u32, booked: usize, recopy: bool) -> Entry {
-        Entry { key, slot, booked, recopy, stage: Stage::Read, binary, tries: 0, by_content: false, won: None }
+        Entry {
+            key,
+            slot,
+            booked,
+            recopy,
+            stage: Stage::Read,
+            binary,
+            tries: 0,
+            by_content: false,
+            won: None,
+            adopts: None,
+            found: None,
+        }
     }
 
     /// An entry of a source that cannot be enumerated, and may have no cas ids either.
@@ -135,10 +164,27 @@ impl Entry {
         Entry { by_content: true, ..self }
     }
 
+    /// An entry of a target that was not purged.
+    pub(super) fn compared(self) -> Entry {
+        Entry { stage: Stage::TargetLook(Look::First), ..self }
+    }
+
+    /// An entry of a key that was found on the target; `whole`: what the source has of the pair was compared before.
+    pub(super) fn swept(self, whole: bool, adopts: Option<u8>) -> Entry {
+        let stage = if whole { Stage::Exists } else { Stage::TargetLook(Look::First) };
+        Entry { stage, adopts, ..self }
+    }
+
+    /// The same key from the beginning.
+    pub(super) fn again(self) -> Entry {
+        Entry { by_content: self.by_content, ..Entry::new(self.key, self.binary, self.slot, self.booked, self.recopy) }
+    }
+
     /// Where the next command goes; `None` = done.
     pub(super) fn side(&self) -> Option<Side> {
         match self.stage {
             Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused(_) => Some(Side::Source),
+            Stage::Exists | Stage::AddSource(_) => Some(Side::Source),
             Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
             Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
             Stage::Done(_) => None,
@@ -159,9 +205,10 @@ impl Entry {
 
     /// Appends the next command. `false` = there is none: the item expired while it waited, the stage was changed.
     pub(super) fn command(&mut self, batch: &mut Batch, clock: &NodeClock, now: Instant) -> bool {
-        if let Stage::Add(item) = &self.stage {
+        if let Stage::Add(item) | Stage::AddSource(item) = &self.stage {
             let Some(exptime) = clock.exptime(&item.seen, now) else {
-                self.stage = Stage::TargetLook(Look::Absent);
+                let source = matches!(self.stage, Stage::AddSource(_));
+                self.stage = if source { Stage::Exists } else { Stage::TargetLook(Look::Absent) };
                 return false;
             };
             put_key(batch, b"ms ", &self.key, self.binary);
@@ -182,11 +229,11 @@ impl Entry {
             Stage::Verify { ref item, .. } | Stage::VerifyRefused(ref item) if item.cas == 0 => {
                 (b"mg ", b" k v f t c", None, Effect::Read)
             }
-            Stage::Verify { .. } | Stage::VerifyRefused(_) => (b"mg ", b" k t c", None, Effect::Read),
+            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists => (b"mg ", b" k t c", None, Effect::Read),
             Stage::Undo { copy } => (b"md ", b" k", Some(copy), Effect::Mutation),
             Stage::Drop { cas } => (b"md ", b" k", Some(cas), Effect::Mutation),
             Stage::GiveBack { cas, .. } => (b"md ", b" k I", Some(cas), Effect::Mutation),
-            Stage::Add(_) | Stage::Done(_) => return false,
+            Stage::Add(_) | Stage::AddSource(_) | Stage::Done(_) => return false,
         };
         put_key(batch, verb, &self.key, self.binary);
         if self.binary {
@@ -238,6 +285,22 @@ impl Entry {
                 }
                 _ => return unexpected(),
             },
+            Stage::Exists => match answer.code {
+                // Compared before, or written by a client since, which the target got too.
+                Code::Done if !answer.stale && answer.ttl != 0 => Stage::Done(End::Equal),
+                Code::Done | Code::Missing => Stage::TargetLook(Look::Absent),
+                _ => return unexpected(),
+            },
+            Stage::AddSource(item) => match answer.code {
+                Code::Done => Stage::Done(End::Adopted),
+                Code::NotStored | Code::Exists => self.retry(),
+                Code::Refused => {
+                    // The leader's word counts, also where it cannot hold what the target can.
+                    self.adopts = None;
+                    Stage::Drop { cas: item.cas }
+                }
+                _ => return unexpected(),
+            },
             Stage::Add(item) => match answer.code {
                 Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
                 Code::Done => Stage::Verify {
@@ -263,18 +326,19 @@ impl Entry {
                 if unchanged(&item) {
                     Stage::TargetLook(Look::Refused)
                 } else {
-                    self.again()
+                    self.retry()
                 }
             }
             // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are looked at again.
             Stage::Undo { .. } | Stage::Drop { .. } => match answer.code {
-                Code::Done | Code::Missing | Code::Exists => self.again(),
+                Code::Done | Code::Missing | Code::Exists => self.retry(),
                 _ => return unexpected(),
             },
             Stage::TargetLook(look) => match (answer.code, look) {
                 (Code::Missing, Look::Absent) => Stage::Done(End::Skipped),
                 (Code::Missing, Look::Refused) => Stage::Done(End::Refused),
-                (Code::Missing, Look::NotStored) => self.again(),
+                (Code::Missing, Look::NotStored) => self.retry(),
+                (Code::Missing, Look::First) => Stage::Read,
                 (Code::Value, _) if answer.cas == 0 => return Err(Trouble::Blind),
                 // The target is looked at first and the leader after it. The other way round, a write that came between the
                 // two would make the leader's older value the judge, and the drop would hit the newer one.
@@ -286,6 +350,7 @@ impl Entry {
                 let same = answer.code == Code::Value && !answer.stale && theirs.equals(&answer.item(frame, asked));
                 match answer.code {
                     Code::Value | Code::Missing if same => Stage::Done(End::Equal),
+                    Code::Missing if self.adopts.is_some() && theirs.seen.ttl != 0 => self.adopt(theirs),
                     Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
                     _ => return unexpected(),
                 }
@@ -293,6 +358,17 @@ impl Entry {
             Stage::GiveBack { then, .. } => *then,
             Stage::Done(_) => return unexpected(),
         })
+    }
+
+    /// A client's write of the key must not be undone by the adding, and its owner knows of all of them. Those that no client can write
+    /// have none.
+    fn adopt(&mut self, item: Item) -> Stage {
+        self.binary = item.binary || self.binary;
+        if is_plain(&self.key) {
+            self.found = Some(item);
+            return Stage::Done(End::Adopt);
+        }
+        Stage::AddSource(item)
     }
 
     /// A stale item that we won is given back before the entry goes on, unless an unverified copy must be undone first.
@@ -306,7 +382,7 @@ impl Entry {
         }
     }
 
-    fn again(&mut self) -> Stage {
+    fn retry(&mut self) -> Stage {
         self.tries += 1;
         if self.tries < MAX_TRIES { Stage::Read } else { Stage::Done(End::Requeue) }
     }

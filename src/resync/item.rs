@@ -229,7 +229,6 @@ pub(super) fn needs_base64(key: &[u8]) -> bool {
 /// base64 makes a key a third longer, and memcached limits what is written: a long key with a control byte, which a classic
 /// client may store, is only reachable plain.
 pub(super) fn wire_form(key: &[u8]) -> Option<bool> {
-    let plain = !key.iter().any(|&b| matches!(b, 0 | b' ' | b'\r' | b'\n'));
     if key.is_empty() || key.len() > MAX_WIRE_KEY_BYTES {
         return None;
     }
@@ -239,7 +238,12 @@ pub(super) fn wire_form(key: &[u8]) -> Option<bool> {
     if key.len().div_ceil(3) * 4 <= MAX_WIRE_KEY_BYTES {
         return Some(true);
     }
-    plain.then_some(false)
+    is_plain(key).then_some(false)
+}
+
+/// Whether a classic client can write the key.
+pub(super) fn is_plain(key: &[u8]) -> bool {
+    !key.iter().any(|&b| matches!(b, 0 | b' ' | b'\r' | b'\n'))
 }
 
 /// Appends `<command> <key>`. The `b` flag that goes with a binary key is the caller's: it stands behind the length in `ms`.

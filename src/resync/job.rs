@@ -1,6 +1,6 @@
 //! One job from its beginning to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::item::NodeClock;
 use super::progress::Phase;
-use super::purge::purge;
+use super::purge::{purge, purge_missed};
 use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::backend::{NodeError, Pipe};
@@ -30,7 +30,7 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
             if pipe.owes_mutations() {
                 outcome.drains.push(pipe.into_drain());
             } else if outcome.result.is_ok()
-                && let Ok(stats) = target_stats(&mut pipe, &ctx).await
+                && let Ok(stats) = node_stats(&mut pipe, &ctx).await
             {
                 ctx.progress.evictions_after.store(stats.evictions, Relaxed);
             }
@@ -55,21 +55,35 @@ async fn steps(
     drains: &mut Vec<crate::backend::Drain>,
     undone: &mut bool,
 ) -> Result<(), JobError> {
-    let stats = target_stats(pipe, ctx).await.map_err(JobError::Target)?;
+    let stats = node_stats(pipe, ctx).await.map_err(JobError::Target)?;
     ctx.progress.evictions_before.store(stats.evictions, Relaxed);
     ctx.progress.evictions_after.store(stats.evictions, Relaxed);
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    if spec.fill == Fill::Purge {
-        ctx.progress.set_phase(Phase::Purging);
-        purge(spec, ctx, pipe).await?;
-        // Before, it held what it had missed writes of: nothing that may ever lead.
-        *undone = true;
+    let mut purged = BTreeSet::new();
+    match spec.fill {
+        Fill::Empty | Fill::Compare | Fill::Adopt => {}
+        Fill::Purge => {
+            ctx.progress.set_phase(Phase::Purging);
+            purge(spec, ctx, pipe).await?;
+            // Before, it held what it had missed writes of: nothing that may ever lead.
+            *undone = true;
+        }
+        Fill::Missed => {
+            ctx.progress.set_phase(Phase::Purging);
+            purged = purge_missed(spec, ctx, pipe, &purged).await?;
+        }
     }
     ctx.progress.set_phase(Phase::Barrier);
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
         return Err(JobError::Aborted);
+    }
+    if spec.fill == Fill::Missed {
+        // Clients went on writing to the leader alone until the barrier. Unguarded, as before it: what a worker may have stored since
+        // is copied like the others.
+        purge_missed(spec, ctx, pipe, &purged).await?;
+        *undone = true;
     }
     ctx.progress.set_phase(Phase::Copying);
     let mut by_source: BTreeMap<NodeId, Vec<PairId>> = BTreeMap::new();
@@ -81,9 +95,7 @@ async fn steps(
     let sources = by_source.len();
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
-        .map(|(source, pairs)| {
-            Refill::new(ctx.clone(), source, spec.target, stats.clock, pairs, sources, stop.clone()).run()
-        })
+        .map(|(source, pairs)| Refill::new(ctx.clone(), source, spec, stats.clock, pairs, sources, stop.clone()).run())
         .collect();
     let mut result = Ok(());
     while let Some(end) = running.next().await {
@@ -110,13 +122,14 @@ async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEven
     ctx.cancel.run_until_cancelled(asked).await.ok_or(JobError::Cancelled)?
 }
 
-struct TargetStats {
-    clock: NodeClock,
+pub(super) struct NodeStats {
+    pub(super) clock: NodeClock,
     evictions: u64,
     has_cas: bool,
 }
 
-async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, NodeError> {
+/// Of either node.
+pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeStats, NodeError> {
     let deadline = Instant::now() + ctx.tuning.target_timeout;
     let asked = async {
         let stats = pipe.stats("", deadline).await?;
@@ -128,7 +141,7 @@ async fn target_stats(pipe: &mut Pipe, ctx: &Context) -> Result<TargetStats, Nod
         let evictions = number("evictions").unwrap_or(0);
         let settings = pipe.stats("settings", deadline).await?;
         let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
-        Ok(TargetStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
+        Ok(NodeStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
     };
     asked.await
 }

@@ -4,6 +4,7 @@
 //! before is verified. An entry stays on its lane: that verify is asked on the connection that the item was read on, and undo
 //! on the one it was added on, proves that both nodes are still the same processes, whose cas ids mean the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedRwLockReadGuard;
@@ -32,12 +33,13 @@ pub(super) struct Lane {
     /// Entries that ended in the last step; the driver takes them.
     pub(super) ended: Vec<(Entry, End)>,
     /// Held while any entry is under way: `flush_all` waits for it.
-    pub(super) quiesce: Option<OwnedRwLockReadGuard<()>>,
+    pub(super) quiesce: Option<Arc<OwnedRwLockReadGuard<()>>>,
     /// Bytes booked by the entries under way.
     pub(super) booked: usize,
     /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none was seen.
     pub(super) largest: usize,
     clock: NodeClock,
+    source_clock: NodeClock,
     /// A copy was made that no undo can be aimed at.
     lost_copies: bool,
 }
@@ -56,7 +58,7 @@ impl Lane {
         dialer: &dyn Dial,
         source: NodeId,
         target: NodeId,
-        clock: NodeClock,
+        (source_clock, clock): (NodeClock, NodeClock),
         deadline: Instant,
     ) -> Result<Lane, JobError> {
         let from = Pipe::connect(dialer, source, deadline).await.map_err(|e| JobError::Source(source, e))?;
@@ -71,6 +73,7 @@ impl Lane {
             booked: 0,
             largest: 0,
             clock,
+            source_clock,
             lost_copies: false,
         })
     }
@@ -83,7 +86,10 @@ impl Lane {
     /// Takes in an entry; it is at its beginning.
     pub(super) fn admit(&mut self, entry: Entry) {
         self.booked += entry.booked;
-        self.at_source.push(entry);
+        match entry.side() {
+            Some(Side::Target) => self.at_target.push(entry),
+            _ => self.at_source.push(entry),
+        }
     }
 
     /// Entries that would begin anew leave the lane instead, so that it becomes empty soon.
@@ -107,7 +113,9 @@ impl Lane {
         let mut to_source = Batch::new();
         let mut to_target = Batch::new();
         for entry in &mut self.at_source {
-            entry.command(&mut to_source, &self.clock, asked);
+            if !entry.command(&mut to_source, &self.source_clock, asked) {
+                entry.command(&mut to_source, &self.source_clock, asked);
+            }
         }
         // An item that expired while it waited has another command, for the target as well.
         for entry in &mut self.at_target {

@@ -23,6 +23,35 @@
 //!    copies the last few keys within [`Tuning::gate_budget`]; [`JobEvent::Drained`] says whether nothing is outstanding. If so the control plane
 //!    checks the markers and opens the pair as Mirrored; after that the job does not touch the pair again.
 //!
+//! # A node that missed little
+//!
+//! A node that comes back with the memory that it had differs from the leader in the keys of [`Missed`] only, and [`Fill::Missed`] is the same
+//! resync over that list: neither node is enumerated.
+//!
+//! - *Purge* deletes the listed keys, once before the barrier, and then those that were listed meanwhile. From there on the target is what a
+//!   purged one is, with more right things on it: a re-copy queue that overflows is made up for by the list again, or by an enumeration.
+//!   Before that it holds what missed a write, and [`Outcome::undone`] does not call it fit to lead.
+//! - *A list that was given up before it was read* ends the job: nothing else tells what is old on a target that was not purged.
+//! - *What is dropped on the target for [`Recopy`] is listed too*: the job may be cut off before the copy, and the next one would not know
+//!   that the key is not there.
+//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up when either node's memory is another
+//!   one, when the leader becomes another one out of Dark, and when a job of another kind begins.
+//!
+//! # Two nodes that most probably hold the same
+//!
+//! After a crash of the proxy ([`Fill::Compare`]) the two may differ in what was in flight; on a first start ([`Fill::Adopt`]) in anything.
+//! Nothing is purged. After the barrier every key of the source is compared, by content: the target is looked at first, as said below for
+//! NOT_STORED, and nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a key that the source has
+//! was compared, or was written since by a worker, on both nodes; any other is looked at on both again, and dropped by its cas id. So a
+//! client's newer write survives. The target may not lead before all that is done: [`Outcome::undone`] is never said.
+//!
+//! *Adopted* is what only the target holds: added to the leader. That must not bring back what a client has deleted, which neither node
+//! shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
+//! every later write of the key comes after the add, on both nodes. Keys that no client can write are added by the job itself. No
+//! `flush_all` comes between the look at an item and its adding: `quiesce` is held till then.
+//!
+//! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one purges.
+//!
 //! # What clients may do meanwhile
 //!
 //! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation that the leader executes at m
@@ -82,6 +111,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -101,12 +131,14 @@ mod purge;
 mod recopy;
 mod refill;
 mod spool;
+mod verify;
 
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
 pub use progress::{PairProgress, Phase, Progress};
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
+pub use verify::{Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
 /// What a job is to do.
 #[derive(Clone, Debug)]
@@ -126,6 +158,40 @@ pub enum Fill {
     Empty,
     /// Possibly old items: all of them are deleted first.
     Purge,
+    /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and copied.
+    Missed,
+    /// Most probably what the leader holds: every key is compared, and what differs is dropped and copied.
+    Compare,
+    /// Items of its own, as the leader does: like [`Fill::Compare`], but what only the target holds is added to the leader.
+    Adopt,
+}
+
+impl Fill {
+    /// What begins first where the pairs of one node differ: the smaller, the sooner it is done.
+    pub(crate) fn cost(self) -> u8 {
+        match self {
+            Fill::Missed => 0,
+            Fill::Empty => 1,
+            Fill::Compare => 2,
+            Fill::Adopt => 3,
+            Fill::Purge => 4,
+        }
+    }
+
+    /// The word for it in `resync status`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Fill::Empty | Fill::Purge => "full",
+            Fill::Missed => "partial",
+            Fill::Compare => "compare",
+            Fill::Adopt => "adopt",
+        }
+    }
+
+    /// Whether the target is compared, and not purged.
+    pub fn compares(self) -> bool {
+        matches!(self, Fill::Compare | Fill::Adopt)
+    }
 }
 
 /// Which pair a key belongs to.
@@ -156,6 +222,8 @@ pub struct Context {
     pub progress: Arc<Progress>,
     /// Per pair the keys to be copied again, pushed by the workers.
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
+    /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
+    pub missed: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
 }
@@ -240,6 +308,21 @@ pub enum JobEvent {
         /// For the log.
         why: String,
     },
+    /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
+    Adopt {
+        /// Which pair.
+        pair: PairId,
+        /// Which key, as clients write it.
+        key: Bytes,
+        /// The item's value.
+        value: Bytes,
+        /// Client flags.
+        flags: u32,
+        /// As the leader is to be sent it.
+        exptime: i64,
+        /// What became of it.
+        reply: oneshot::Sender<Settled>,
+    },
     /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
     /// `true`; `false` = not now, ask again later.
     Ready {
@@ -257,6 +340,17 @@ pub enum JobEvent {
         /// What became of it.
         reply: oneshot::Sender<Verdict>,
     },
+}
+
+/// What became of a key that its owner was asked to see to: to adopt an item that only the target held, or to mend one whose copies differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// The copies are equal.
+    Done,
+    /// Nothing was done: a client wrote the key, or the copies were equal.
+    Superfluous,
+    /// Not now, or never: it is tried again, a few times.
+    Failed,
 }
 
 /// What the control plane made of a pair that was [drained](JobEvent::Drained).
@@ -314,6 +408,9 @@ pub enum JobError {
         /// How many were made.
         passes: usize,
     },
+    /// More keys were missed than are remembered: everything is copied by the next resync.
+    #[error("more keys were missed than are remembered")]
+    MissedTooMany,
     /// The temporary file for the keys failed.
     #[error("the key list's temporary file: {0}")]
     Spool(String),
@@ -331,6 +428,7 @@ impl JobError {
             JobError::CannotEnumerate { .. } => "cannot_enumerate",
             JobError::CrawlerBusy(_) => "crawler_busy",
             JobError::PurgeUnfinished { .. } => "purge_unfinished",
+            JobError::MissedTooMany => "missed_too_many",
             JobError::Spool(_) => "spool",
         }
     }

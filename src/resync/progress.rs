@@ -53,6 +53,8 @@ pub struct PairProgress {
     pub failed: AtomicU64,
     /// Copies made because a mutation or a failed verify asked for them.
     pub recopied: AtomicU64,
+    /// Items that only the target held, added to the leader.
+    pub adopted: AtomicU64,
     /// Bytes of the values copied.
     pub bytes: AtomicU64,
 }

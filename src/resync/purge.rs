@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::enumerate::{Coverage, enumerate};
@@ -53,6 +54,30 @@ pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Res
         }
     }
     Err(JobError::PurgeUnfinished { passes: MAX_PASSES })
+}
+
+/// Deletes from the target what it is known to have missed. Returns the keys; `None` where the list was given up.
+///
+/// A key that cannot be written on the wire cannot be read by a client either.
+pub(super) async fn purge_missed(
+    spec: &JobSpec,
+    ctx: &Context,
+    pipe: &mut Pipe,
+    known: &BTreeSet<Bytes>,
+) -> Result<BTreeSet<Bytes>, JobError> {
+    let mut all = BTreeSet::new();
+    let mut spool = Spool::new(usize::MAX);
+    for (pair, _) in &spec.pairs {
+        let keys = ctx.missed.get(pair).and_then(|missed| missed.keys()).ok_or(JobError::MissedTooMany)?;
+        for key in keys {
+            if !known.contains(&key) {
+                spool.push(0, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
+            }
+            all.insert(key);
+        }
+    }
+    delete_all(&mut spool, ctx, pipe).await?;
+    Ok(all)
 }
 
 /// Whether any delete was sent.

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use dashmap::{DashMap, Entry};
 use tokio::sync::Notify;
 
+use super::Missed;
+
 /// Most keys kept for one pair. Past it the whole pair is enumerated again, which costs time, not memory.
 pub const MAX_RECOPY_KEYS: usize = 65_536;
 /// The same for keys that are pushed because they were read: the rest is left to those that must be copied again.
@@ -30,6 +32,8 @@ pub struct Recopy {
     known: DashMap<Bytes, ()>,
     inner: Mutex<Inner>,
     reads: AtomicBool,
+    /// What is pushed is not on the follower, which a resync that comes after this one must know.
+    missed: Option<Arc<Missed>>,
     /// Fingerprints of keys pushed lately for being read, each in the one place that its hash names: a hot key is pushed once,
     /// and again when another one has taken its place. Made when reads are first wanted.
     lately: OnceLock<Box<[AtomicU32]>>,
@@ -48,8 +52,16 @@ impl Recopy {
         Recopy::default()
     }
 
+    /// An empty set that notes what is pushed in `missed` as well.
+    pub fn noting(missed: Arc<Missed>) -> Recopy {
+        Recopy { missed: Some(missed), ..Recopy::default() }
+    }
+
     /// Asks for a copy of the key. Any thread may call it; it never waits for more than another push.
     pub fn push(&self, key: Bytes) {
+        if let Some(missed) = &self.missed {
+            missed.insert(&key);
+        }
         if !self.enqueue(key, MAX_RECOPY_KEYS) {
             self.set_overflow();
         }
@@ -165,6 +177,7 @@ impl Recopy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resync::MissedBudget;
 
     #[test]
     fn keeps_order_and_no_duplicates() {
@@ -176,6 +189,16 @@ mod tests {
         recopy.push(Bytes::from_static(b"a"));
         assert_eq!(recopy.take_batch(9), ["c", "a"]);
         assert!(recopy.is_empty());
+    }
+
+    #[test]
+    fn what_is_pushed_is_known_to_the_next_resync() {
+        let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
+        missed.reset();
+        let recopy = Recopy::noting(missed.clone());
+        recopy.push(Bytes::from_static(b"a"));
+        recopy.take_batch(1);
+        assert_eq!(missed.keys().unwrap(), ["a"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Filling the target from one source: gives keys to the lanes, and hands the pairs back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,12 +11,15 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::entry::Entry;
 use super::enumerate::{Coverage, DumpError, enumerate};
 use super::item::NodeClock;
+use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, JobError, JobEvent, NO_CAS, Recopy, Verdict};
+use super::{Context, Fill, JobError, JobEvent, JobSpec, NO_CAS, Recopy, Verdict};
+use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -27,8 +30,13 @@ const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
 /// Passes over a source whose enumeration misses items; they end early with one that finds nothing new.
 const MAX_LEAKY_PASSES: usize = 5;
+/// Passes over a target that is compared, where a pass may miss items.
+const LEAKY_SWEEPS: usize = 3;
 
+mod adopt;
 mod feed;
+
+use adopt::Adopting;
 
 /// One pair of the source.
 #[derive(Debug)]
@@ -64,7 +72,10 @@ pub(super) struct Refill {
     ctx: Arc<Context>,
     source: NodeId,
     target: NodeId,
+    fill: Fill,
     clock: NodeClock,
+    /// The source's own; only known where items are added there.
+    source_clock: NodeClock,
     stop: CancellationToken,
     slots: Vec<Slot>,
     spool: Arc<Mutex<Spool>>,
@@ -75,6 +86,14 @@ pub(super) struct Refill {
     /// The enumeration under way.
     pass: Option<BoxFuture<'static, Result<Coverage, DumpError>>>,
     passes: usize,
+    /// The enumeration under way, or the last one, is the target's. Of a target that is compared, so many are still to come.
+    sweeping: bool,
+    sweeps: usize,
+    swept: usize,
+    /// Items on their way to the leader, their bytes, and those that are to be looked at again.
+    adopting: FuturesUnordered<BoxFuture<'static, Adopting>>,
+    adopting_bytes: usize,
+    adopt_again: VecDeque<(Entry, Instant)>,
     /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and never handed back.
     trickle: bool,
     /// An item of the source without a cas id was seen.
@@ -100,7 +119,7 @@ impl Refill {
     pub(super) fn new(
         ctx: Arc<Context>,
         source: NodeId,
-        target: NodeId,
+        spec: &JobSpec,
         clock: NodeClock,
         pairs: Vec<PairId>,
         sources: usize,
@@ -117,8 +136,10 @@ impl Refill {
         Refill {
             slots: slots.collect(),
             source,
-            target,
+            target: spec.target,
+            fill: spec.fill,
             clock,
+            source_clock: clock,
             stop,
             spool: Arc::new(Mutex::new(Spool::new(half))),
             work,
@@ -126,6 +147,12 @@ impl Refill {
             running: FuturesUnordered::new(),
             pass: None,
             passes: 0,
+            sweeping: false,
+            sweeps: usize::from(spec.fill.compares()),
+            swept: 0,
+            adopting: FuturesUnordered::new(),
+            adopting_bytes: 0,
+            adopt_again: VecDeque::new(),
             trickle: false,
             no_cas: false,
             coverage: Coverage::Whole,
@@ -167,20 +194,26 @@ impl Refill {
 
     async fn connect(&mut self) -> Result<(), JobError> {
         let stop = self.stop.clone();
+        if self.fill == Fill::Adopt {
+            let clock = stop.run_until_cancelled(source_clock(&self.ctx, self.source)).await;
+            let clock = clock.ok_or(JobError::Cancelled)?;
+            self.source_clock = clock.map_err(|e| JobError::Source(self.source, e))?;
+        }
         for _ in 0..self.ctx.tuning.lanes.max(1) {
             let deadline = Instant::now() + self.ctx.tuning.connect_timeout;
-            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, self.clock, deadline);
+            let clocks = (self.source_clock, self.clock);
+            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, clocks, deadline);
             self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
         }
         Ok(())
     }
 
     async fn drive(&mut self) -> Result<(), JobError> {
-        self.begin_pass();
+        self.begin_pass()?;
         let stop = self.stop.clone();
         let work = self.work.clone();
         loop {
-            self.decide();
+            self.decide()?;
             if self.slots.iter().all(|slot| slot.done) {
                 return Ok(());
             }
@@ -195,11 +228,15 @@ impl Refill {
                     self.idle.push(lane);
                     self.collect();
                     result?;
+                    if self.no_cas && self.fill.compares() {
+                        return Err(JobError::blind(self.source));
+                    }
                     if self.no_cas && !self.trickle {
                         self.begin_trickle(NO_CAS.to_owned()).await?;
                     }
                 }
                 answer = self.hand.answer() => self.answered(answer)?,
+                Some(adopted) = self.adopting.next() => self.adopted(adopted)?,
                 () = optional(&mut self.flush) => self.flush = None,
                 () = work.notified() => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
@@ -207,25 +244,42 @@ impl Refill {
         }
     }
 
-    fn begin_pass(&mut self) {
+    fn begin_pass(&mut self) -> Result<(), JobError> {
         for slot in &self.slots {
             // Before it begins: what overflows during the pass needs another one.
             slot.recopy.clear_overflow();
         }
+        if self.fill == Fill::Missed && self.list_missed()? {
+            return Ok(());
+        }
+        self.sweeping = false;
         self.passes += 1;
         self.new_in_pass = 0;
-        let (ctx, source, spool, work) = (self.ctx.clone(), self.source, self.spool.clone(), self.work.clone());
+        self.begin_enumeration(self.source);
+        Ok(())
+    }
+
+    /// The other way round: what the target holds that was not purged.
+    fn begin_sweep(&mut self) {
+        self.sweeping = true;
+        self.sweeps -= 1;
+        self.begin_enumeration(self.target);
+    }
+
+    fn begin_enumeration(&mut self, node: NodeId) {
+        let sweeping = self.sweeping;
+        let (ctx, spool, work) = (self.ctx.clone(), self.spool.clone(), self.work.clone());
         let open = self.slots.iter().enumerate().filter(|(_, slot)| !slot.done);
         let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
         self.pass = Some(
             async move {
-                let walk = enumerate(&ctx, source, |line| {
+                let walk = enumerate(&ctx, node, |line| {
                     let pair = (ctx.owner)(line.key);
                     let Some(&slot) = slots.get(&pair) else { return Ok(()) };
                     if is_reserved(line.key) {
                         return Ok(());
                     }
-                    count(&ctx, pair, |p| &p.enumerated, 1);
+                    count(&ctx, pair, |p| &p.enumerated, u64::from(!sweeping));
                     let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
                     spool.push(slot, line.size, line.key)?;
                     if spool.len() == 1 {
@@ -240,11 +294,47 @@ impl Refill {
         );
     }
 
+    /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
+    /// named is deleted, so that an enumeration will do.
+    fn list_missed(&mut self) -> Result<bool, JobError> {
+        let mut lists = Vec::new();
+        for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
+            match self.ctx.missed.get(&slot.pair).and_then(|missed| missed.keys()) {
+                Some(keys) => lists.push((i as u32, slot.pair, keys)),
+                None => return Ok(false),
+            }
+        }
+        let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slot, pair, keys) in lists {
+            count(&self.ctx, pair, |p| &p.enumerated, keys.len() as u64);
+            self.ctx.progress.total.fetch_add(keys.len() as u64, Relaxed);
+            for key in keys {
+                spool.push(slot, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
+            }
+        }
+        self.ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
+        drop(spool);
+        self.pass_ended = Instant::now();
+        Ok(true)
+    }
+
     async fn end_pass(&mut self, coverage: Result<Coverage, DumpError>) -> Result<(), JobError> {
         self.pass = None;
         self.pass_ended = Instant::now();
         let coverage = match coverage {
+            Ok(coverage) if self.sweeping => {
+                // What may have been missed by one may be seen by another.
+                if coverage == Coverage::Leaky && self.swept < LEAKY_SWEEPS {
+                    self.sweeps += 1;
+                }
+                self.swept += 1;
+                return Ok(());
+            }
+            Err(error) if self.sweeping => return Err(JobError::of_dump(self.target, None, error)),
             Ok(coverage) => coverage,
+            Err(DumpError::Cannot(why)) if self.fill.compares() => {
+                return Err(JobError::CannotEnumerate { node: self.source, why });
+            }
             Err(DumpError::Cannot(why)) if self.passes == 1 => return self.begin_trickle(why).await,
             Err(error) => return Err(JobError::of_dump(self.source, Some(self.source), error)),
         };
@@ -287,7 +377,7 @@ impl Refill {
     }
 
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
-    fn decide(&mut self) {
+    fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
@@ -295,27 +385,32 @@ impl Refill {
             if empty || now >= until || self.trickle {
                 self.drained(slot, empty && !s.recopy.overflowed() && !self.trickle);
             }
-            return;
+            return Ok(());
         }
         if self.trickle {
             // The keys that were lost are not on the target, as every key that nobody has read yet.
             for slot in self.slots.iter().filter(|slot| slot.recopy.overflowed()) {
                 slot.recopy.forget_overflow();
             }
-            return;
+            return Ok(());
         }
-        let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0;
+        let adopting = !self.adopting.is_empty() || !self.adopt_again.is_empty();
+        let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0 && !adopting;
         if !streamed || !matches!(self.hand, Hand::Idle) {
-            return;
+            return Ok(());
         }
         if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
             return self.begin_pass();
         }
+        if self.sweeps > 0 {
+            self.begin_sweep();
+            return Ok(());
+        }
         if self.overflowed() {
             if now >= self.pass_ended + OVERFLOW_PAUSE {
-                self.begin_pass();
+                return self.begin_pass();
             }
-            return;
+            return Ok(());
         }
         if !self.ctx.progress.trickles() {
             self.ctx.progress.set_phase(Phase::HandingBack);
@@ -326,6 +421,7 @@ impl Refill {
             let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
             self.hand = Hand::Asking { slot, reply };
         }
+        Ok(())
     }
 
     fn drained(&mut self, slot: usize, clean: bool) {
@@ -364,7 +460,8 @@ impl Refill {
             Hand::Idle => self.slots.iter().filter(|s| !s.done && s.retry_at > now).map(|s| s.retry_at).min(),
             _ => None,
         };
-        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).min()
+        let again = self.adopt_again.front().map(|(_, at)| *at);
+        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).chain(again.filter(|&at| at > now)).min()
     }
 
     fn overflowed(&self) -> bool {
@@ -397,6 +494,11 @@ impl Hand {
             Hand::Idle | Hand::Draining { .. } => std::future::pending().await,
         }
     }
+}
+
+async fn source_clock(ctx: &Context, source: NodeId) -> Result<NodeClock, NodeError> {
+    let mut pipe = Pipe::connect(&*ctx.dialer, source, Instant::now() + ctx.tuning.connect_timeout).await?;
+    Ok(node_stats(&mut pipe, ctx).await?.clock)
 }
 
 /// Waits for a future that may not be there: then for ever.

@@ -34,6 +34,12 @@ pub(crate) enum Fault {
     FollowerFirst,
     /// A source without cas ids answers a second read as it did the first: as if the content were not verified.
     NoContentVerify,
+    /// The data path does not note what it writes to the leader alone.
+    NotNoted,
+    /// The owner of a key adds what only the target held although a client has written the key.
+    ForgetsWrites,
+    /// The data path does not note what it drops on the target.
+    DropsNotNoted,
 }
 
 #[derive(Default, Debug)]

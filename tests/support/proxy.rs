@@ -39,6 +39,16 @@ impl Status {
         self.field(&format!("node:{addr}:state"))
     }
 
+    /// Of the comparing under way, or the last one.
+    pub fn verify(&self, name: &str) -> &str {
+        self.field(&format!("verify:{name}"))
+    }
+
+    /// Of its last refill, or the one under way.
+    pub fn kind(&self, addr: &str) -> &str {
+        self.field(&format!("node:{addr}:kind"))
+    }
+
     /// A figure of a node's resync; 0 while it has had none (then the lines are left out).
     pub fn node_number(&self, addr: &str, field: &str) -> u64 {
         let state = self.node(addr);

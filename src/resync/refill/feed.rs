@@ -1,16 +1,16 @@
 //! Which keys go on the lanes, and what becomes of them.
 
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 
 use futures::future::FutureExt;
 
-use super::super::JobError;
-use super::super::MAX_RECOPY_KEYS;
 use super::super::entry::{End, Entry};
+use super::super::enumerate::Coverage;
 use super::super::item::wire_form;
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
+use super::super::{Fill, JobError, MAX_RECOPY_KEYS};
 use super::{Hand, Refill, count};
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
@@ -61,7 +61,7 @@ impl Refill {
             }
             return Ok(());
         };
-        lane.quiesce.get_or_insert(turn);
+        lane.quiesce.get_or_insert(Arc::new(turn));
         let batch = self.ctx.tuning.batch.max(1);
         // Three groups are under way: one being read, one added, one verified.
         let room = batch.min((3 * batch).saturating_sub(lane.len()));
@@ -96,8 +96,14 @@ impl Refill {
             self.ctx.limiter.book(taken);
             left -= taken;
         }
+        left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        self.admit_enumerated(lane, enumerated)
+        self.admit_enumerated(lane, enumerated.min(left + enumerated))
+    }
+
+    /// The source's enumeration misses nothing.
+    pub(super) fn is_whole(&self) -> bool {
+        self.coverage == Coverage::Whole
     }
 
     fn may_recopy(&self, slot: usize) -> bool {
@@ -118,7 +124,7 @@ impl Refill {
 
     /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
     fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
-        let booked = if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest };
+        let booked = unknown_size(lane);
         let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
@@ -129,7 +135,7 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     let entry = Entry::new(key, binary, slot as u32, booked, true);
-                    lane.admit(if self.trickle { entry.by_content() } else { entry });
+                    lane.admit(if self.trickle || self.fill == Fill::Missed { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &key, "the key cannot be written on the wire"),
             }
@@ -141,7 +147,7 @@ impl Refill {
         let spool = self.spool.clone();
         let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..limit {
-            if lane.len() > 0 && lane.booked >= self.lane_bytes {
+            if (lane.len() > 0 && lane.booked >= self.lane_bytes) || !self.may_adopt() {
                 break;
             }
             let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
@@ -153,7 +159,17 @@ impl Refill {
                 Some(binary) => {
                     self.slots[slot].in_flight += 1;
                     self.streaming += 1;
-                    lane.admit(Entry::new(found.key, binary, found.slot, found.size as usize + ENTRY_BYTES, false));
+                    // A key that was not enumerated has no size yet.
+                    let booked = if found.size == 0 { unknown_size(lane) } else { found.size as usize + ENTRY_BYTES };
+                    let entry = Entry::new(found.key, binary, found.slot, booked, false);
+                    lane.admit(match self.fill {
+                        Fill::Empty | Fill::Purge => entry,
+                        // Nothing of a list asks for cas ids: the source may have none.
+                        Fill::Missed => entry.by_content(),
+                        Fill::Compare | Fill::Adopt if !self.sweeping => entry.compared(),
+                        Fill::Compare => entry.swept(self.is_whole(), None),
+                        Fill::Adopt => entry.swept(self.is_whole(), Some(0)),
+                    });
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
             }
@@ -182,7 +198,14 @@ impl Refill {
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
+                // Counted when its source was.
+                End::Equal | End::Skipped if self.sweeping && !entry.recopy => {}
                 End::Equal | End::Skipped => count(&self.ctx, pair, mine(|p| &p.skipped), 1),
+                End::Adopt => {
+                    self.adopt(entry, lane);
+                    continue;
+                }
+                End::Adopted => count(&self.ctx, pair, |p| &p.adopted, 1),
                 End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
                 End::Requeue => self.slots[slot].recopy.push(entry.key),
                 End::NoCas => {
@@ -195,7 +218,7 @@ impl Refill {
         }
     }
 
-    fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
+    pub(super) fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
         count(&self.ctx, self.slots[slot].pair, |p| &p.failed, 1);
         self.named_failures += 1;
         if self.named_failures <= MAX_NAMED_FAILURES {
@@ -203,6 +226,11 @@ impl Refill {
             tracing::warn!(target_node = self.target.0, key, why, "an item could not be copied");
         }
     }
+}
+
+/// What is booked for a key whose item was not seen yet.
+fn unknown_size(lane: &Lane) -> usize {
+    if lane.largest == 0 { UNSEEN_BYTES } else { lane.largest }
 }
 
 #[cfg(test)]
@@ -220,7 +248,7 @@ mod tests {
     use super::super::super::entry::Stage;
     use super::super::super::item::{Item, NodeClock, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Context, Crawls, JobSpec, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::ids::{NodeId, PairId};
@@ -251,10 +279,12 @@ mod tests {
             quiesce: Arc::new(RwLock::new(())),
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
+            missed: BTreeMap::new(),
             coordinator: mpsc::channel(1).0,
         };
         let stop = CancellationToken::new();
-        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), NodeId(1), clock, vec![PairId(0)], 1, stop);
+        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
+        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), &spec, clock, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);

@@ -1,0 +1,160 @@
+//! `resync verify`: the scrub, begun, ended and shown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Cluster, Internal};
+use crate::ids::{NodeId, PairId};
+use crate::pair::{Gate, State};
+use crate::proxy::{Command, owner_of};
+use crate::resync::{JobError, Progress, RateLimiter, Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
+
+/// The scrub under way, and the last one.
+#[derive(Default)]
+pub(super) struct Scrubs {
+    running: Option<Running>,
+    last: Option<Last>,
+}
+
+struct Running {
+    cancel: CancellationToken,
+    /// Per pair: it is to be left alone.
+    leave: BTreeMap<PairId, CancellationToken>,
+    progress: Arc<VerifyProgress>,
+}
+
+struct Last {
+    progress: Arc<VerifyProgress>,
+    /// `done`, or why it ended.
+    end: &'static str,
+    at: Instant,
+}
+
+impl Cluster {
+    /// Compares the mirrored pairs of `node`, or all. An error says why not.
+    pub(super) fn begin_verify(&mut self, node: Option<NodeId>) -> Result<(), &'static str> {
+        if self.scrubs.running.is_some() {
+            return Err("one is under way; see resync status, or say resync cancel");
+        }
+        let mut pairs = Vec::new();
+        for pair in self.topology.pairs() {
+            let (leader, follower) = self.topology.nodes_of(pair);
+            let run = &self.pairs[pair.index()].pair;
+            let mine = node.is_none_or(|n| n == leader || Some(n) == follower);
+            if let (true, State::Mirrored, Gate::Open, Some(follower)) = (mine, run.state(), run.gate(), follower) {
+                pairs.push(VerifyPair { pair, leader, follower, leave: CancellationToken::new() });
+            }
+        }
+        if pairs.is_empty() {
+            return Err("no pair is mirrored, so there is nothing to compare");
+        }
+        let progress = Arc::new(VerifyProgress::default());
+        let cancel = CancellationToken::new();
+        let (coordinator, mut questions) = mpsc::channel(16);
+        let running = Running {
+            cancel: cancel.clone(),
+            leave: pairs.iter().map(|p| (p.pair, p.leave.clone())).collect(),
+            progress: progress.clone(),
+        };
+        tracing::info!(pairs = pairs.len(), rate = self.settings.verify_rate.unwrap_or(0), "verify begins");
+        let work = Verify {
+            pairs,
+            limiter: Arc::new(RateLimiter::new(self.settings.verify_rate)),
+            // A write waits for a follower for `--timeout`, and for its pair's next route as long as a leader may take.
+            settle: self.settings.timeout + self.settings.leader_timeout,
+            progress,
+            coordinator,
+        };
+        let context = self.context(cancel, Arc::new(Progress::new([])), mpsc::channel(1).0);
+        self.scrubs.running = Some(running);
+        let internal = self.internal.clone();
+        let ended = internal.clone();
+        tokio::spawn(async move {
+            while let Some(event) = questions.recv().await {
+                if internal.send(Internal::Verify { event }).is_err() {
+                    return;
+                }
+            }
+        });
+        let scrub = tokio::spawn(verify(work, context));
+        tokio::spawn(async move {
+            let result = scrub.await.unwrap_or(Err(JobError::Aborted));
+            let _ = ended.send(Internal::VerifyEnded { result });
+        });
+        Ok(())
+    }
+
+    pub(super) fn verify_said(&mut self, VerifyEvent::Mend { pair, key, reply }: VerifyEvent) {
+        let owner = owner_of(&key, self.workers.len() as u16);
+        let ticket = self.ticket(reply);
+        let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair, key });
+    }
+
+    pub(super) fn verify_ended(&mut self, result: Result<(), JobError>) {
+        let Some(Running { progress, .. }) = self.scrubs.running.take() else { return };
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
+        let left = count(&progress.left);
+        let end = match &result {
+            Ok(()) if left == 0 => "done",
+            Ok(()) => "incomplete",
+            Err(error) => error.reason(),
+        };
+        let (checked, different) = (count(&progress.checked), count(&progress.different));
+        let (repaired, failed) = (count(&progress.repaired), count(&progress.failed));
+        match &result {
+            Ok(()) => tracing::info!(checked, different, repaired, failed, left, "verify {end}"),
+            Err(error) => tracing::warn!(checked, different, repaired, failed, left, %error, "verify ended early"),
+        }
+        self.scrubs.last = Some(Last { progress, end, at: Instant::now() });
+    }
+
+    /// `false` if none is under way.
+    pub(super) fn cancel_verify(&mut self) -> bool {
+        self.scrubs.running.as_ref().is_some_and(|running| {
+            running.cancel.cancel();
+            true
+        })
+    }
+
+    /// The pair is not mirrored any more.
+    pub(super) fn leave_verify(&self, pair: PairId) {
+        if let Some(leave) = self.scrubs.running.as_ref().and_then(|running| running.leave.get(&pair)) {
+            leave.cancel();
+        }
+    }
+
+    /// A refill of the node begins, which is not to wait for a crawl.
+    pub(super) fn leave_verify_of(&self, node: NodeId) {
+        for pair in self.topology.pairs_of(node) {
+            self.leave_verify(pair);
+        }
+    }
+
+    /// The lines of `resync status`.
+    pub(super) fn verify_lines(&self) -> Vec<(&'static str, String)> {
+        let (state, progress) = match (&self.scrubs.running, &self.scrubs.last) {
+            (Some(running), _) => ("running", Some(&running.progress)),
+            (None, Some(last)) => (last.end, Some(&last.progress)),
+            (None, None) => ("none", None),
+        };
+        let count = |counter: fn(&VerifyProgress) -> &std::sync::atomic::AtomicU64| {
+            progress.map_or(0, |p| counter(p).load(Relaxed)).to_string()
+        };
+        let ended = self.scrubs.last.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
+        vec![
+            ("state", state.to_owned()),
+            ("checked", count(|p| &p.checked)),
+            ("different", count(|p| &p.different)),
+            ("repaired", count(|p| &p.repaired)),
+            ("failed", count(|p| &p.failed)),
+            ("pairs_left", count(|p| &p.left)),
+            ("ended_seconds_ago", ended.as_secs().to_string()),
+        ]
+    }
+}

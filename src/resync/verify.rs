@@ -1,0 +1,328 @@
+//! The scrub: comparing the two copies of mirrored pairs while they serve.
+//!
+//! It writes nothing itself. A write on its way reaches the leader first and the follower after, so one look proves nothing: a key whose copies
+//! differ is looked at again when every write begun before the first look has ended, and it counts only if the leader's item is still the
+//! same then. Its owner mends it ([`VerifyEvent::Mend`]), behind the fence that all repairs of a key use.
+//!
+//! Each pair is enumerated on its leader, then on its follower (for what the leader lacks). A pair that leaves Mirrored, or whose node is to be
+//! refilled, is left alone from then on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::enumerate::enumerate;
+use super::item::{Answer, Code, Item, is_plain, needs_base64, put_key, wire_form};
+use super::spool::Spool;
+use super::{Context, JobError, RateLimiter, Settled};
+use crate::backend::{Batch, Effect, Pipe};
+use crate::ids::{NodeId, PairId, is_reserved};
+
+/// Keys whose copies differed once and that wait to be looked at again. More, and the reading pauses.
+const MAX_SUSPECTS: usize = 4096;
+/// A key whose leader's item changes between two looks is looked at so often; then it is being written all the time, and not judged.
+const MAX_LOOKS: u8 = 5;
+/// Bytes of items read at once from each node.
+const BATCH_BYTES: usize = 1 << 20;
+/// An order that failed is given again so often, after this pause.
+const MEND_TRIES: u8 = 3;
+const MEND_PAUSE: Duration = Duration::from_millis(200);
+/// Differences named in the log.
+const MAX_NAMED: u64 = 10;
+
+/// One pair to be compared.
+#[derive(Clone, Debug)]
+pub struct VerifyPair {
+    /// Which.
+    pub pair: PairId,
+    /// Who leads.
+    pub leader: NodeId,
+    /// Who follows.
+    pub follower: NodeId,
+    /// Cancelled by the control plane when the pair is to be left alone.
+    pub leave: CancellationToken,
+}
+
+/// What a scrub has found so far. Written by it, read by anybody.
+#[derive(Default, Debug)]
+pub struct VerifyProgress {
+    /// Keys compared, each on the node that it was found on.
+    pub checked: AtomicU64,
+    /// Keys whose copies differed and did not come to be equal by themselves.
+    pub different: AtomicU64,
+    /// Those that were mended.
+    pub repaired: AtomicU64,
+    /// Those that could not be.
+    pub failed: AtomicU64,
+    /// Pairs left before their end.
+    pub left: AtomicU64,
+}
+
+/// What a scrub asks of the control plane.
+#[derive(Debug)]
+pub enum VerifyEvent {
+    /// The two copies of the key differ: its owner is to make the follower's equal.
+    Mend {
+        /// Which pair.
+        pair: PairId,
+        /// Which key, as clients write it.
+        key: Bytes,
+        /// What became of it.
+        reply: oneshot::Sender<Settled>,
+    },
+}
+
+/// What a scrub works with, beside a [`Context`] that it shares with the resyncs: dialer, owner, tuning, crawls, cancel.
+#[derive(Clone, Debug)]
+pub struct Verify {
+    /// The pairs, one after the other.
+    pub pairs: Vec<VerifyPair>,
+    /// Keys a second.
+    pub limiter: Arc<RateLimiter>,
+    /// How long a write may take to reach both nodes: the pause between two looks at one key.
+    pub settle: Duration,
+    /// What was found.
+    pub progress: Arc<VerifyProgress>,
+    /// The control plane.
+    pub coordinator: mpsc::Sender<VerifyEvent>,
+}
+
+/// Compares the pairs; returns how it ended. To stop it, cancel the context's token.
+pub async fn verify(verify: Verify, ctx: Context) -> Result<(), JobError> {
+    let mut result = Ok(());
+    for pair in &verify.pairs {
+        let scrub = async {
+            let mut scrub = Scrub::connect(&verify, &ctx, pair).await?;
+            scrub.all().await
+        };
+        let cancelled = ctx.cancel.run_until_cancelled(pair.leave.run_until_cancelled(scrub)).await;
+        match cancelled {
+            None => return Err(JobError::Cancelled),
+            Some(None) => drop(verify.progress.left.fetch_add(1, Relaxed)),
+            Some(Some(Ok(()))) => {}
+            // The node's own connections tell whether it is lost; the other pairs can be compared.
+            Some(Some(Err(error))) => {
+                verify.progress.left.fetch_add(1, Relaxed);
+                result = result.and(Err(error));
+            }
+        }
+    }
+    result
+}
+
+/// A key whose copies differed.
+struct Suspect {
+    key: Bytes,
+    binary: bool,
+    /// The leader's cas id, as it was then; `None` = it had no such item.
+    cas: Option<u64>,
+    again_at: Instant,
+    looks: u8,
+}
+
+struct Scrub<'a> {
+    verify: &'a Verify,
+    ctx: &'a Context,
+    pair: &'a VerifyPair,
+    leader: Pipe,
+    follower: Pipe,
+    suspects: VecDeque<Suspect>,
+}
+
+impl<'a> Scrub<'a> {
+    async fn connect(verify: &'a Verify, ctx: &'a Context, pair: &'a VerifyPair) -> Result<Scrub<'a>, JobError> {
+        let deadline = Instant::now() + ctx.tuning.connect_timeout;
+        let leader = Pipe::connect(&*ctx.dialer, pair.leader, deadline).await;
+        let follower = Pipe::connect(&*ctx.dialer, pair.follower, deadline).await;
+        Ok(Scrub {
+            verify,
+            ctx,
+            pair,
+            leader: leader.map_err(|e| JobError::Source(pair.leader, e))?,
+            follower: follower.map_err(JobError::Target)?,
+            suspects: VecDeque::new(),
+        })
+    }
+
+    async fn all(&mut self) -> Result<(), JobError> {
+        for node in [self.pair.leader, self.pair.follower] {
+            let mut spool = self.list(node).await?;
+            while self.batch(&mut spool, node == self.pair.follower).await? {}
+        }
+        while let Some(first) = self.suspects.front() {
+            sleep_until(first.again_at).await;
+            self.look_again().await?;
+        }
+        Ok(())
+    }
+
+    async fn list(&self, node: NodeId) -> Result<Spool, JobError> {
+        let mut spool = Spool::new(self.ctx.tuning.memory_bytes / 4);
+        let walk = enumerate(self.ctx, node, |line| {
+            if (self.ctx.owner)(line.key) != self.pair.pair || is_reserved(line.key) {
+                return Ok(());
+            }
+            spool.push(0, line.size, line.key)
+        });
+        walk.await.map_err(|e| JobError::of_dump(node, Some(node), e))?;
+        Ok(spool)
+    }
+
+    /// Compares the next keys; `false` = there are none. `found_on_follower`: only those that the leader does not have.
+    async fn batch(&mut self, spool: &mut Spool, found_on_follower: bool) -> Result<bool, JobError> {
+        while self.suspects.front().is_some_and(|s| s.again_at <= Instant::now()) || self.suspects.len() >= MAX_SUSPECTS
+        {
+            if let Some(first) = self.suspects.front() {
+                sleep_until(first.again_at).await;
+            }
+            self.look_again().await?;
+        }
+        let mut granted = self.verify.limiter.take(self.ctx.tuning.batch);
+        while granted == 0 {
+            sleep_until(self.verify.limiter.next()).await;
+            granted = self.verify.limiter.take(self.ctx.tuning.batch);
+        }
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        while keys.len() < granted
+            && bytes < BATCH_BYTES
+            && let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))?
+        {
+            bytes += found.size as usize;
+            if let Some(binary) = wire_form(&found.key) {
+                keys.push((found.key, binary));
+            }
+        }
+        if keys.is_empty() {
+            return Ok(spool.len() > 0);
+        }
+        self.verify.progress.checked.fetch_add(keys.len() as u64, Relaxed);
+        if found_on_follower {
+            let there = self.on_leader(&keys).await?;
+            keys = keys.into_iter().zip(there).filter(|(_, there)| !there).map(|(key, _)| key).collect();
+        }
+        let looks = self.look(&keys).await?;
+        for ((key, binary), (leader, follower)) in keys.into_iter().zip(looks) {
+            if !equal(&leader, &follower) {
+                self.suspect(key, binary, &leader, 1);
+            }
+        }
+        Ok(true)
+    }
+
+    fn suspect(&mut self, key: Bytes, binary: bool, leader: &Option<Item>, looks: u8) {
+        let again_at = Instant::now() + self.verify.settle;
+        let cas = leader.as_ref().map(|item| item.cas);
+        self.suspects.push_back(Suspect { key, binary, cas, again_at, looks });
+    }
+
+    /// The second look at those whose time has come.
+    async fn look_again(&mut self) -> Result<(), JobError> {
+        let mut due = Vec::new();
+        let now = Instant::now();
+        while due.len() < self.ctx.tuning.batch && self.suspects.front().is_some_and(|s| s.again_at <= now) {
+            due.extend(self.suspects.pop_front());
+        }
+        for suspect in due {
+            // One by one: few, and of any size.
+            let keys = [(suspect.key.clone(), suspect.binary)];
+            let Some((leader, follower)) = self.look(&keys).await?.pop() else { continue };
+            if equal(&leader, &follower) {
+                continue;
+            }
+            if leader.as_ref().map(|item| item.cas) == suspect.cas {
+                self.mend(suspect.key).await?;
+            } else if suspect.looks < MAX_LOOKS {
+                self.suspect(suspect.key, suspect.binary, &leader, suspect.looks + 1);
+            }
+        }
+        Ok(())
+    }
+
+    async fn mend(&self, key: Bytes) -> Result<(), JobError> {
+        let progress = &self.verify.progress;
+        let differs = || {
+            if progress.different.fetch_add(1, Relaxed) < MAX_NAMED {
+                tracing::warn!(pair = self.pair.pair.0, key = %String::from_utf8_lossy(&key), "the two copies of a key differ");
+            }
+        };
+        // What no client can write has no owner that could fence it.
+        let tries = if is_plain(&key) { MEND_TRIES } else { 0 };
+        for _ in 0..tries {
+            let (reply, answer) = oneshot::channel();
+            let event = VerifyEvent::Mend { pair: self.pair.pair, key: key.clone(), reply };
+            self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
+            match answer.await.map_err(|_| JobError::Aborted)? {
+                Settled::Done => {
+                    differs();
+                    progress.repaired.fetch_add(1, Relaxed);
+                    return Ok(());
+                }
+                Settled::Superfluous => return Ok(()),
+                Settled::Failed => tokio::time::sleep(MEND_PAUSE).await,
+            }
+        }
+        differs();
+        progress.failed.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Which keys the leader has.
+    async fn on_leader(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<bool>, JobError> {
+        let mut there = Vec::with_capacity(keys.len());
+        let deadline = Instant::now() + self.ctx.tuning.source_timeout;
+        let asked = self.leader.exchange(ask_for(keys, b" k t"), deadline, |i, frame| {
+            let (key, _) = keys.get(i).ok_or("an answer too many")?;
+            there.push(Answer::parse(frame.line(), key)?.code != Code::Missing);
+            Ok(())
+        });
+        asked.await.map_err(|e| JobError::Source(self.pair.leader, e))?;
+        Ok(there)
+    }
+
+    /// What the two nodes hold under the keys.
+    async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Option<Item>, Option<Item>)>, JobError> {
+        let (mut ours, mut theirs) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+        let asked = Instant::now();
+        let deadline = asked + self.ctx.tuning.source_timeout;
+        let read =
+            |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: crate::backend::Frame<'_>| {
+                let (key, _) = keys.get(i).ok_or("an answer too many")?;
+                let answer = Answer::parse(frame.line(), key)?;
+                items.push((answer.code == Code::Value && answer.ttl != 0).then(|| answer.item(&frame, asked)));
+                Ok(())
+            };
+        let leader = self.leader.exchange(ask_for(keys, b" k v f t c"), deadline, |i, f| read(keys, &mut ours, i, f));
+        let follower =
+            self.follower.exchange(ask_for(keys, b" k v f t c"), deadline, |i, f| read(keys, &mut theirs, i, f));
+        let (leader, follower) = tokio::join!(leader, follower);
+        leader.map_err(|e| JobError::Source(self.pair.leader, e))?;
+        follower.map_err(JobError::Target)?;
+        Ok(ours.into_iter().zip(theirs).collect())
+    }
+}
+
+fn ask_for(keys: &[(Bytes, bool)], flags: &[u8]) -> Batch {
+    let mut batch = Batch::new();
+    for (key, binary) in keys {
+        put_key(&mut batch, b"mg ", key, *binary);
+        batch.put(if *binary && needs_base64(key) { b" b" } else { b"" });
+        batch.put(flags);
+        batch.put(b"\r\n");
+        batch.end(1, Effect::Read);
+    }
+    batch
+}
+
+fn equal(leader: &Option<Item>, follower: &Option<Item>) -> bool {
+    match (leader, follower) {
+        (Some(one), Some(other)) => one.equals(other),
+        (None, None) => true,
+        _ => false,
+    }
+}
