@@ -9,19 +9,24 @@ use tokio::time::Instant;
 
 use crate::ids::{Incarnation, NodeId, PairId};
 
-use super::marker::{self, Record, Session};
+use super::marker::{self, Record, RingMark, Session};
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
+
+/// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
+const MAX_PAIRS: usize = 128 * 128;
 
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
     /// The incarnation marker.
     pub incarnation: Option<Incarnation>,
-    /// The ring marker, as text.
-    pub ring: Option<String>,
+    /// The ring marker.
+    pub ring: Option<RingMark>,
+    /// Something stands in the ring marker's place that this release cannot read.
+    pub ring_unread: bool,
     /// The session marker.
     pub session: Option<Session>,
-    /// The pairs' records, of this node's pairs and of others.
+    /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring that the marker names.
     pub records: Vec<(PairId, Record)>,
     /// Items, the proxy's own and flushed ones included: 0 proves emptiness, more proves nothing.
     pub curr_items: u64,
@@ -60,6 +65,9 @@ pub enum MarkError {
     /// Another incarnation's marker stands there: the memory is not the one that was known.
     #[error("it holds another incarnation than expected")]
     OtherMemory,
+    /// A later record of the pair stands there, which was not known: nothing was written.
+    #[error("it holds a later record")]
+    Newer(Record),
     /// The marker was changed by somebody else meanwhile, or could not be stored.
     #[error("it refused to store a marker: {0}")]
     Refused(String),
@@ -120,10 +128,20 @@ impl NodeControl {
             let mut found = read(pipe, deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
             view.incarnation = next().and_then(|v| marker::parse_incarnation(&v));
-            view.ring = next().map(|v| String::from_utf8_lossy(&v).into_owned());
+            let ring = next();
+            view.ring = ring.as_ref().and_then(|v| RingMark::parse(v));
+            view.ring_unread = ring.is_some() && view.ring.is_none();
             view.session = next().and_then(|v| Session::parse(&v));
-            for pair in 0..pairs {
-                if let Some(record) = next().and_then(|v| Record::parse(&v)) {
+            let mut records: Vec<Option<Bytes>> = (0..pairs).map(|_| next()).collect();
+            // Another ring may have had more pairs.
+            let more = view.ring.map_or(0, |mark| mark.pair_count().min(MAX_PAIRS));
+            if pairs > 0 && more > pairs {
+                let keys: Vec<String> = (pairs..more).map(|p| marker::pair_key(PairId(p as u32))).collect();
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                records.extend(read(pipe, deadline, &keys).await?.into_iter().map(|f| f.map(|(value, _)| value)));
+            }
+            for (pair, value) in records.into_iter().enumerate() {
+                if let Some(record) = value.and_then(|v| Record::parse(&v)) {
                     view.records.push((PairId(pair as u32), record));
                 }
             }
@@ -137,7 +155,7 @@ impl NodeControl {
         &self,
         expected: Option<Incarnation>,
         incarnation: Incarnation,
-        ring: &str,
+        ring: RingMark,
         session: Session,
     ) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
@@ -145,7 +163,7 @@ impl NodeControl {
             if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != expected {
                 return Ok(Err(MarkError::OtherMemory));
             }
-            let values = [incarnation.to_string(), ring.to_owned(), session.to_string()];
+            let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
             let writes =
                 keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
@@ -157,6 +175,11 @@ impl NodeControl {
     /// Writes a pair's record on the memory that is `incarnation`, and on no other.
     pub async fn record(&self, incarnation: Incarnation, pair: PairId, record: Record) -> Result<(), MarkError> {
         self.write_marked(incarnation, &marker::pair_key(pair), &record.to_string()).await
+    }
+
+    /// Writes the ring marker on the memory that is `incarnation`, and on no other.
+    pub async fn ring(&self, incarnation: Incarnation, mark: RingMark) -> Result<(), MarkError> {
+        self.write_marked(incarnation, marker::RING_KEY, &mark.to_string()).await
     }
 
     /// Writes the session marker on the memory that is `incarnation`, and on no other.
@@ -172,13 +195,13 @@ impl NodeControl {
                 Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
                 Some(_) => {}
             }
-            // Writes of two records of one pair may overtake each other on their way here: the newer one stays.
-            let newer = |old: &Bytes| match (Record::parse(old), Record::parse(value.as_bytes())) {
-                (Some(old), Some(new)) => old.epoch > new.epoch,
-                _ => false,
-            };
-            if found[1].as_ref().is_some_and(|(old, _)| newer(old)) {
-                return Ok(Ok(()));
+            // Writes of two records of one pair may overtake each other on their way here, and a node that was away may carry one that
+            // is not known: the newer one stays, and whoever wrote is told.
+            if let (Some(old), Some(new)) =
+                (found[1].as_ref().and_then(|(old, _)| Record::parse(old)), Record::parse(value.as_bytes()))
+                && old.outlives(&new)
+            {
+                return Ok(Err(MarkError::Newer(old)));
             }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
             write(pipe, deadline, std::iter::once((key, value, cas))).await

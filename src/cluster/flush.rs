@@ -176,7 +176,7 @@ impl Cluster {
         let Some(incarnation) = run.incarnation else { return vec![] };
         let mut markers = vec![
             (marker::INCARNATION_KEY.to_owned(), incarnation.to_string()),
-            (marker::RING_KEY.to_owned(), self.ring_of(node)),
+            (marker::RING_KEY.to_owned(), self.ring_of(node).to_string()),
             (marker::SESSION_KEY.to_owned(), self.session.to_string()),
         ];
         for pair in self.topology.pairs() {
@@ -188,7 +188,7 @@ impl Cluster {
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
                 State::Dark { in_sync: None, .. } => continue,
             };
-            let record = Record { epoch: run.epoch(), fact, term: run.term() };
+            let record = Record { epoch: run.epoch(), fact, term: run.term(), period: self.period };
             markers.push((marker::pair_key(pair), record.to_string()));
         }
         markers

@@ -5,11 +5,13 @@
 //! - `jobs`: refilling nodes.
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `ask`: what operators ask over the text protocol.
+//! - `clean`: keys that a node no longer owns.
 //! - `start`: the first states.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
 
 mod ask;
+mod clean;
 mod first;
 mod flush;
 mod jobs;
@@ -27,13 +29,13 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::marker::{Fact, Record, Session};
+use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
-use crate::resync::{Crawls, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
+use crate::resync::{Crawls, Fill, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -62,6 +64,7 @@ enum Internal {
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
     FlushDue,
+    Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), clean::CleanError> },
 }
 
 /// A pair and what surrounds its present edge.
@@ -75,6 +78,8 @@ struct PairRun {
     recopy: Arc<Recopy>,
     /// Keys whose last mutation did not surely reach the node that is away.
     missed: Arc<Missed>,
+    /// How its other node is to be made equal, as the start-up table says; empty once it is mirrored, or where a refill is right.
+    first_fill: Option<Fill>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
     /// Closed for `flush_all` although its own gate is open.
@@ -105,6 +110,9 @@ pub struct Cluster {
     internal: UnboundedSender<Internal>,
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
+    /// Since when the present ring is in force, and the newest such time that was found on any node; set at the start.
+    period: Period,
+    period_found: Period,
     started: Instant,
     crawls: Arc<Crawls>,
     limiter: Arc<RateLimiter>,
@@ -146,6 +154,7 @@ impl Cluster {
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
+                first_fill: None,
                 undecided: true,
                 flush_closed: false,
                 held_for_flush: false,
@@ -170,6 +179,8 @@ impl Cluster {
             internal,
             inbox: Some(inbox),
             session: Session { id: rand::rng().random(), open: true },
+            period: Period(unix_us),
+            period_found: Period::default(),
             started: now,
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flushes::default(),
@@ -266,6 +277,9 @@ impl Cluster {
             Internal::Quiesced { guard } => self.quiesced(guard),
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
             Internal::FlushDue => self.flush_due(),
+            Internal::Cleaned { node, incarnation, deleted, result } => {
+                self.cleaned(node, incarnation, deleted, result)
+            }
         }
     }
 
@@ -374,6 +388,7 @@ impl Cluster {
         let run = &mut self.pairs[id.index()];
         if self.topology.has_backups() && run.pair.state() == State::Mirrored {
             run.missed.reset();
+            run.first_fill = None;
         }
         run.held_for_flush = false;
         run.flush_closed = false;
@@ -403,7 +418,7 @@ impl Cluster {
     fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
         let run = &self.pairs[id.index()];
         let epoch = run.pair.epoch();
-        let record = Record { epoch, fact, term: run.pair.term() };
+        let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
         let internal = self.internal.clone();
         if !self.marked() {
             let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
@@ -466,6 +481,13 @@ impl Cluster {
             Err((node, error @ (MarkError::MemoryGone | MarkError::OtherMemory))) => {
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
                 self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+            }
+            Err((node, MarkError::Newer(found))) => {
+                tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
+                    "a later record than this proxy's stands there: it is outranked");
+                self.pairs[id.index()].pair.outrank(found.epoch, found.term);
+                let epoch = self.pairs[id.index()].pair.epoch();
+                self.record_again(id, epoch);
             }
             Err((node, error @ MarkError::Refused(_))) => {
                 let name = self.topology.addr(node);

@@ -8,7 +8,7 @@ use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::backend::marker;
+use crate::backend::marker::{self, Leftovers};
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
 use crate::health::Health;
@@ -32,6 +32,11 @@ pub(super) struct NodeRun {
     pub(super) view: Option<NodeView>,
     /// When that was.
     pub(super) viewed_at: Instant,
+    /// What its ring marker says of items that it should not hold.
+    pub(super) leftovers: Leftovers,
+    pub(super) cleaning: super::clean::Cleaning,
+    /// The last proxy left nothing half done on it; as found at the start.
+    pub(super) session_settled: bool,
     /// It held no items at all when it was last taken back, and nothing was written to it since.
     pub(super) empty: bool,
     /// Workers with void answers outstanding.
@@ -70,6 +75,9 @@ impl NodeRun {
             incarnation: None,
             view: None,
             viewed_at: Instant::now(),
+            leftovers: Leftovers::Clean,
+            cleaning: Default::default(),
+            session_settled: false,
             empty: false,
             undrained: BTreeSet::new(),
             drains: 0,
@@ -119,7 +127,7 @@ pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
     match error {
         MarkError::Node(error) => reason_of(error),
         MarkError::MemoryGone | MarkError::OtherMemory => Reason::MarkerLost,
-        MarkError::Refused(_) => Reason::Protocol,
+        MarkError::Refused(_) | MarkError::Newer(_) => Reason::Protocol,
     }
 }
 
@@ -177,7 +185,7 @@ impl Cluster {
                         None => self.check_eviction(node),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
                         Some(_) if found.missing => self.restore_markers(node),
-                        Some(_) => {}
+                        Some(_) => self.clean(node),
                     }
                 } else if run.health.good_probe(now, needed, awaited) && !run.looking {
                     // The look waits until nothing that was sent before can still take effect on the node.
@@ -366,10 +374,15 @@ impl Cluster {
             Some(found) if same => found,
             _ => Incarnation(rand::rng().random()),
         };
+        self.outrank_records(&view);
+        if known.is_none() || !same {
+            let decided = self.topology.pairs_of(node).all(|p| !self.pairs[p.index()].undecided);
+            self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
+        }
         let control = self.controls[node.index()].clone();
         let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
         tokio::spawn(async move {
-            let result = control.mark(view.incarnation, incarnation, &ring, session).await;
+            let result = control.mark(view.incarnation, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
         });
     }
@@ -407,7 +420,7 @@ impl Cluster {
         run.since = Instant::now();
         tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
         let empty = run.empty;
-        let record_of = |pair: PairId| view.records.iter().find(|(p, _)| *p == pair).map(|(_, r)| *r);
+        let record_of = |pair: PairId| self.record_in(&view, pair);
         let full: Vec<PairId> = self
             .topology
             .pairs_of(node)

@@ -183,6 +183,8 @@ pub enum Event {
     Recorded,
     /// `flush_all` emptied the pair's reachable nodes, behind closed gates; the unreachable ones' items are void.
     Flushed,
+    /// The operator's word: this node of a dark pair leads with what it holds, whatever that is.
+    Promote(Place),
     /// The operator wants a node refilled although it seems fine.
     Distrust(Place),
     /// A node is back and taken at its word, unfilled: only with `--resync=off`, which behaves like magent.
@@ -288,6 +290,18 @@ impl Pair {
         }
     }
 
+    /// A later record than this pair's own was found on a node that did not answer at the start (some clock was set back, or another
+    /// proxy wrote it): what is recorded from now on must be later still, and no token given under that record's term may win.
+    /// Returns whether it was later.
+    pub fn outrank(&mut self, epoch: Epoch, term: Term) -> bool {
+        let later = epoch > self.epoch;
+        if later {
+            self.epoch = Epoch(epoch.0 + 1);
+            self.term = term.next();
+        }
+        later
+    }
+
     /// Takes an event; returns what is to be done, in order.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -375,6 +389,10 @@ impl Pair {
             Event::TakenBack(place) => match self.state {
                 State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
+                _ => vec![],
+            },
+            Event::Promote(place) => match self.state {
+                State::Dark { .. } => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
                 _ => vec![],
             },
             Event::Distrust(place) => match self.state {

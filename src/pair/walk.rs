@@ -75,6 +75,7 @@ fn arrow(from: State, to: State, event: Event) -> bool {
             Event::Lost(p, Loss::MemoryGone, _),
         ) => s == p,
         (Dark { in_sync: None, .. }, Degraded { leader }, Event::Emptied(p)) => leader == p,
+        (Dark { .. }, Degraded { leader }, Event::Promote(p)) => leader == p,
         // What Dark remembers: the fallback comes and goes, a flush voids both.
         (Dark { in_sync: a, .. }, Dark { in_sync: b, fallback }, Event::Undone(p)) => {
             a == b && a != fallback && fallback == Some(p)
@@ -231,6 +232,14 @@ impl World {
                 add(format!("{place} purged"), &|w| {
                     w.holds[place as usize] = Holds::Empty;
                     w.apply(Event::Emptied(place));
+                });
+            }
+            if matches!(state, State::Dark { .. }) && at(&self.up, place) && !self.job {
+                add(format!("{place} leads, says the operator"), &|w| {
+                    // What it holds counts from now on, and the other one's acknowledged writes do not: that is what was asked for.
+                    w.holds[place as usize] = Holds::Full;
+                    w.miss(place.other());
+                    w.apply(Event::Promote(place));
                 });
             }
             if state == (State::Degraded { leader: place.other() }) && at(&self.up, place) && gate == Gate::Open {
@@ -420,6 +429,7 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
     events.extend([Event::Recorded, Event::Flushed, Event::ResyncEnded(Reason::Cancelled)]);
     for place in PLACES {
         events.extend([Event::BackSame(place), Event::Emptied(place), Event::Undone(place), Event::Distrust(place)]);
+        events.push(Event::Promote(place));
         events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }
     let pairs: HashSet<Pair> = walk(starts()).into_iter().map(|w| w.key().pair).collect();
@@ -470,4 +480,14 @@ fn the_newest_record_gives_the_term() {
     let mut pair = Pair::new(Epoch(1), Term(1));
     pair.seed(Epoch(9), Term(u16::MAX));
     assert_eq!((pair.term(), pair.epoch()), (Term(0), Epoch(10)));
+}
+
+/// A node that was away at the start carries a later record: the next one written is later still, and its term is a new one.
+#[test]
+fn a_later_record_is_outranked() {
+    let mut pair = Pair::new(Epoch(10), Term(4));
+    assert!(!pair.outrank(Epoch(10), Term(9)), "its own record, read back");
+    assert_eq!((pair.epoch(), pair.term()), (Epoch(10), Term(4)));
+    assert!(pair.outrank(Epoch(20), Term(9)));
+    assert_eq!((pair.epoch(), pair.term()), (Epoch(21), Term(10)));
 }

@@ -61,7 +61,7 @@ async fn steps(
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    if spec.fill == Fill::Purge {
+    if spec.fill != Fill::Empty {
         ctx.progress.set_phase(Phase::Purging);
         purge(spec, ctx, pipe).await?;
         // Before, it held what it had missed writes of: nothing that may ever lead.

@@ -106,6 +106,7 @@ pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
 pub use progress::{PairProgress, Phase, Progress};
+pub use purge::clean;
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
 
 /// What a job is to do.
@@ -126,6 +127,10 @@ pub enum Fill {
     Empty,
     /// Possibly old items: all of them are deleted first.
     Purge,
+    /// Everything, but for writes that a crash of the proxy cut short.
+    Compare,
+    /// Items of which nothing tells whether they are newer than the leader's: what the leader does not have is kept.
+    Adopt,
 }
 
 /// Which pair a key belongs to.
