@@ -70,7 +70,7 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>]",
+                "resync: too many words; try resync, resync <host:port>, resync status, resync cancel [<host:port>], resync lead <host:port>",
             );
         }
         match (first, second) {
@@ -94,6 +94,11 @@ impl Cluster {
             (Some("cancel"), Some(name)) => match self.topology.node_by_name(name) {
                 Some(node) if self.cancel_job(node) => OK,
                 Some(_) => client_error(format_args!("resync cancel: no resync of {name} is under way")),
+                None => self.unknown_node(name),
+            },
+            (Some("lead"), None) => client_error("resync lead: which server? resync lead <host:port>"),
+            (Some("lead"), Some(name)) => match self.topology.node_by_name(name) {
+                Some(node) => self.promote(node, name),
                 None => self.unknown_node(name),
             },
             (Some(name), None) => match self.topology.node_by_name(name) {
@@ -130,6 +135,39 @@ impl Cluster {
             self.apply(pair, pair::Event::Distrust(place));
         }
         self.ask_refill(node);
+        OK
+    }
+
+    /// The operator gives up what only the other nodes hold: this one leads its dark pairs with what it has.
+    fn promote(&mut self, node: NodeId, name: &str) -> Bytes {
+        let place = self.topology.place(node);
+        let dark: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|p| matches!(self.pairs[p.index()].pair.state(), State::Dark { .. }))
+            .collect();
+        let run = &self.nodes[node.index()];
+        if dark.is_empty() {
+            return client_error(format_args!("resync lead: {name} has no dark pair"));
+        }
+        if !run.health.is_up() || !run.is_drained() {
+            return client_error(format_args!("resync lead: {name} does not answer, or has old commands to execute"));
+        }
+        if run.job.is_some() {
+            return client_error(format_args!(
+                "resync lead: what {name} holds is being changed by a resync; see resync status"
+            ));
+        }
+        for pair in dark {
+            tracing::error!(pair = %self.pair_name(pair), leader = name,
+                "the operator makes a node lead with what it holds: writes that only the other node has are lost");
+            let run = &mut self.pairs[pair.index()];
+            run.undecided = false;
+            run.first_fill = None;
+            // The other one holds what this one never saw, and no list of it.
+            run.missed.overflow();
+            self.apply(pair, pair::Event::Promote(place));
+        }
         OK
     }
 
