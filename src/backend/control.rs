@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::ids::{Incarnation, NodeId, PairId};
 
-use super::marker::{self, Record, RingMark, Session};
+use super::marker::{self, Pending, Record, RingMark, Session};
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 
 /// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
@@ -26,6 +26,8 @@ pub struct NodeView {
     pub ring_unread: bool,
     /// The session marker.
     pub session: Option<Session>,
+    /// Delayed flushes that it remembers.
+    pub pending: Option<Pending>,
     /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring that the marker names.
     pub records: Vec<(PairId, Record)>,
     /// Items, the proxy's own and flushed ones included: 0 proves emptiness, more proves nothing.
@@ -45,12 +47,16 @@ pub struct NodeView {
 }
 
 /// What a probe found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Probe {
     /// The incarnation marker; `None` = the node lives, and has none.
     pub incarnation: Option<Incarnation>,
     /// One of the other markers is gone.
     pub missing: bool,
+    /// The session marker, if it was asked for.
+    pub session: Option<Session>,
+    /// Delayed flushes that it remembers, if other markers were asked for.
+    pub pending: Option<Pending>,
 }
 
 /// Why a marker was not written.
@@ -92,9 +98,18 @@ impl NodeControl {
         self.with_pipe(async |pipe, deadline| {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
-            let mut found = read(pipe, deadline, &keys).await?.into_iter();
-            let incarnation = found.next().flatten().and_then(|(value, _)| marker::parse_incarnation(&value));
-            Ok(Probe { incarnation, missing: found.any(|f| f.is_none()) })
+            if !others.is_empty() {
+                keys.push(marker::FLUSH_KEY);
+            }
+            let mut found = read(pipe, deadline, &keys).await?;
+            let pending = if others.is_empty() { None } else { found.pop().flatten() };
+            let at = |key: &str| keys.iter().position(|k| *k == key).and_then(|at| found[at].as_ref()).map(|(v, _)| v);
+            Ok(Probe {
+                incarnation: at(marker::INCARNATION_KEY).and_then(|v| marker::parse_incarnation(v)),
+                missing: found[1..].iter().any(Option::is_none),
+                session: if others.is_empty() { None } else { at(marker::SESSION_KEY).and_then(|v| Session::parse(v)) },
+                pending: pending.and_then(|(v, _)| Pending::parse(&v)),
+            })
         })
         .await
     }
@@ -123,7 +138,7 @@ impl NodeControl {
                 }
             }
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
-            let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
             keys.extend(pair_keys.iter().map(String::as_str));
             let mut found = read(pipe, deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
@@ -132,6 +147,7 @@ impl NodeControl {
             view.ring = ring.as_ref().and_then(|v| RingMark::parse(v));
             view.ring_unread = ring.is_some() && view.ring.is_none();
             view.session = next().and_then(|v| Session::parse(&v));
+            view.pending = next().and_then(|v| Pending::parse(&v));
             let mut records: Vec<Option<Bytes>> = (0..pairs).map(|_| next()).collect();
             // Another ring may have had more pairs.
             let more = view.ring.map_or(0, |mark| mark.pair_count().min(MAX_PAIRS));
@@ -180,6 +196,11 @@ impl NodeControl {
     /// Writes the ring marker on the memory that is `incarnation`, and on no other.
     pub async fn ring(&self, incarnation: Incarnation, mark: RingMark) -> Result<(), MarkError> {
         self.write_marked(incarnation, marker::RING_KEY, &mark.to_string()).await
+    }
+
+    /// Writes the delayed flushes on the memory that is `incarnation`, and on no other.
+    pub async fn pending(&self, incarnation: Incarnation, pending: &Pending) -> Result<(), MarkError> {
+        self.write_marked(incarnation, marker::FLUSH_KEY, &pending.to_string()).await
     }
 
     /// Writes the session marker on the memory that is `incarnation`, and on no other.

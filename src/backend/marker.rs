@@ -7,6 +7,7 @@
 //! - *incarnation*: a random number. Marker gone = memory gone.
 //! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, and what may be thought of items from before it.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
+//! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the first of them.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term, the ring's period.
 //!
 //! A *period* begins when a proxy starts with another ring than the nodes were last used under. A record of another period says nothing
@@ -15,6 +16,7 @@
 //!
 //! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify a node that has just restarted.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
@@ -25,6 +27,9 @@ pub const INCARNATION_KEY: &str = "__resilver__:incarnation";
 pub const RING_KEY: &str = "__resilver__:ring";
 /// The key of the session marker.
 pub const SESSION_KEY: &str = "__resilver__:session";
+
+/// The key of the delayed flushes.
+pub const FLUSH_KEY: &str = "__resilver__:flush";
 
 /// The key of a pair's record.
 pub fn pair_key(pair: PairId) -> String {
@@ -232,6 +237,76 @@ impl Session {
     }
 }
 
+/// Delayed flushes, in unix seconds.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Pending {
+    /// All that were due up to here were run. A node that was away then still has them on its list.
+    done: u64,
+    due: BTreeSet<u64>,
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.done)?;
+        self.due.iter().try_for_each(|due| write!(f, " {due}"))
+    }
+}
+
+impl Pending {
+    /// Reads a marker; `None` if these bytes are none.
+    pub fn parse(bytes: &[u8]) -> Option<Pending> {
+        let mut numbers = std::str::from_utf8(bytes).ok()?.split(' ').map(str::parse::<u64>);
+        let done = numbers.next()?.ok()?;
+        Some(Pending { done, due: numbers.collect::<Result<_, _>>().ok()? })
+    }
+
+    /// Adds one, at a second that was not run yet; returns which.
+    pub fn add(&mut self, due: u64) -> u64 {
+        let due = due.max(self.done + 1);
+        self.due.insert(due);
+        due
+    }
+
+    /// What another node remembers: its flushes too, but for those that are known to have been run. Returns the new ones.
+    pub fn merge(&mut self, other: &Pending) -> Vec<u64> {
+        let new = other.due.iter().filter(|due| !self.due.contains(due)).copied().collect::<Vec<_>>();
+        self.due.extend(&other.due);
+        self.run_up_to(self.done.max(other.done));
+        new.into_iter().filter(|due| self.due.contains(due)).collect()
+    }
+
+    /// All flushes that were due up to `second` have been run.
+    pub fn run_up_to(&mut self, second: u64) {
+        self.done = self.done.max(second);
+        self.due = self.due.split_off(&(self.done + 1));
+    }
+
+    /// The last that is due by `second`.
+    pub fn due_by(&self, second: u64) -> Option<u64> {
+        self.due.range(..=second).next_back().copied()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.due.is_empty()
+    }
+
+    /// Whether one waits for this second.
+    pub fn contains(&self, due: u64) -> bool {
+        self.due.contains(&due)
+    }
+
+    /// Whether there is anything to be written at all.
+    pub fn is_blank(&self) -> bool {
+        *self == Pending::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,6 +391,30 @@ mod tests {
                 assert_eq!(mark.pair_count(), topology.pair_count());
             }
         }
+    }
+
+    #[test]
+    fn pending_flushes_read_back_and_none_is_run_twice() {
+        let mut here = Pending::default();
+        assert!(here.is_blank());
+        assert_eq!((here.add(50), here.add(20), here.add(50)), (50, 20, 50));
+        assert_eq!(here.len(), 2);
+        assert_eq!(Pending::parse(here.to_string().as_bytes()), Some(here.clone()));
+        for bad in ["", " ", "1 ", "1 x", "-1", "1,2"] {
+            assert_eq!(Pending::parse(bad.as_bytes()), None, "{bad:?}");
+        }
+        let away = here.clone();
+        assert_eq!((here.due_by(19), here.due_by(20), here.due_by(99)), (None, Some(20), Some(50)));
+        here.run_up_to(20);
+        assert_eq!((here.len(), here.due_by(20), here.is_blank()), (1, None, false));
+        // A node that was away brings back the one that was run.
+        assert!(here.merge(&away).is_empty());
+        assert_eq!(here.to_string(), "20 50");
+        let mut fresh = away.clone();
+        assert!(fresh.merge(&here).is_empty());
+        assert_eq!(fresh, here);
+        assert_eq!(Pending::default().merge(&away), [20, 50]);
+        assert_eq!(here.add(7), 21, "the clock was set back");
     }
 
     #[test]

@@ -258,6 +258,7 @@ impl Cluster {
         }
         let unlisted = self.pairs.iter().filter(|p| p.pair.reason() == pair::Reason::CannotEnumerate).count();
         out.put("pairs_cannot_enumerate", unlisted);
+        out.put("delayed_flushes", self.flush.pending.len());
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
         out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
         out.end()

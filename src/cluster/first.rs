@@ -51,6 +51,17 @@ impl Cluster {
             }
         }
         self.tell_item_limit();
+        for node in self.topology.nodes() {
+            if let Some(found) = self.nodes[node.index()].view.as_ref().and_then(|v| v.pending.clone()) {
+                self.flush.pending.merge(&found);
+            }
+        }
+        if !self.flush.pending.is_blank() {
+            // All of them together: what one node still has on its list was run by another's word.
+            let known = std::mem::take(&mut self.flush.pending);
+            self.learn_pending(&known);
+            self.record_pending();
+        }
         for pair in self.topology.pairs() {
             let (primary, backup) = self.topology.nodes_of(pair);
             let clean = std::iter::once(primary).chain(backup).all(|n| self.nodes[n.index()].session_settled);

@@ -63,7 +63,9 @@ enum Internal {
     RetryRefill { node: NodeId },
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
-    FlushDue,
+    FlushDue { due: u64 },
+    NobodyRecorded,
+    PendingRecorded { askers: Vec<ask::Asker>, results: Vec<(NodeId, Result<(), MarkError>)> },
     Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), clean::CleanError> },
 }
 
@@ -276,7 +278,9 @@ impl Cluster {
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
-            Internal::FlushDue => self.flush_due(),
+            Internal::FlushDue { due } => self.flush_due(due),
+            Internal::NobodyRecorded => self.nobody_recorded(),
+            Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
             Internal::Cleaned { node, incarnation, deleted, result } => {
                 self.cleaned(node, incarnation, deleted, result)
             }

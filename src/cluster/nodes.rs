@@ -185,9 +185,15 @@ impl Cluster {
                         None => self.check_eviction(node),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
                         Some(_) if found.missing => self.restore_markers(node),
-                        Some(_) => self.clean(node),
+                        Some(_) => {
+                            let pending = &self.flush.pending;
+                            if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
+                                self.record_pending();
+                            }
+                            self.clean(node);
+                        }
                     }
-                } else if run.health.good_probe(now, needed, awaited) && !run.looking {
+                } else if run.health.good_probe(now, needed, awaited) && !run.looking && !self.flush.is_sent() {
                     // The look waits until nothing that was sent before can still take effect on the node.
                     if run.is_drained() {
                         self.look(node);
@@ -375,6 +381,9 @@ impl Cluster {
             _ => Incarnation(rand::rng().random()),
         };
         self.outrank_records(&view);
+        if let Some(found) = &view.pending {
+            self.learn_pending(found);
+        }
         if known.is_none() || !same {
             let decided = self.topology.pairs_of(node).all(|p| !self.pairs[p.index()].undecided);
             self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
@@ -397,7 +406,8 @@ impl Cluster {
         self.nodes[node.index()].looking = false;
         match result {
             // Workers told only during the look that old commands may still be executed there: it is looked at again.
-            Ok(()) if !self.nodes[node.index()].is_drained() => {}
+            // So is one that came in the middle of a flush, which ends what it holds.
+            Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
                 self.nodes[node.index()].health.bad_probe();

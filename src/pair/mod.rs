@@ -379,10 +379,11 @@ impl Pair {
                 _ => vec![],
             },
             Event::Flushed => {
-                if let State::Dark { in_sync, fallback } = &mut self.state {
-                    // Whoever is away holds items that the flush has ended: nobody is in sync any more.
-                    *in_sync = None;
-                    *fallback = None;
+                if let State::Dark { .. } = self.state {
+                    // Whoever is away holds items that the flush has ended: nobody is in sync any more, and a record that says so is
+                    // later than the one on that node.
+                    self.state = State::Dark { in_sync: None, fallback: None };
+                    self.epoch = Epoch(self.epoch.0 + 1);
                 }
                 vec![]
             }
