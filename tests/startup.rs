@@ -643,3 +643,54 @@ fn a_flush_while_the_last_copy_is_away_outlives_a_crash() {
     });
     assert_eq!(value(&mut client, "k2"), None);
 }
+
+// ---- two proxies ----------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    set(&mut cluster.client(), "k", "one");
+    let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
+    let mut second = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &[]);
+    cluster.proxy.wait_status("the first to notice", support::DEADLINE, |s| {
+        s.all.get(&format!("node:{primary}:reason")).is_some_and(|r| r == "foreign_session")
+            && s.all.get(&format!("node:{backup}:reason")).is_some_and(|r| r == "foreign_session")
+            && s.pair(&primary, &backup, "reason") == "foreign_session"
+    });
+    wait_until("an error in the log", support::DEADLINE, || {
+        cluster.proxy.log().matches("another proxy works on this node").count() == 2
+    });
+    second.wait_mirrored(support::DEADLINE);
+    assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("one"), "what is led goes on being led");
+    cluster.primaries[0].pause();
+    cluster.wait_lost(&primary);
+    let answer = cluster.client().get("k");
+    assert!(matches!(answer, Err(Failure::Server(_))), "the follower was promoted: {answer:?}");
+    wait_until("the second to go on without the primary", support::DEADLINE, || {
+        second.client().set("k", b"two") == Ok(Stored::Stored)
+    });
+    cluster.primaries[0].resume();
+    second.wait_mirrored(support::DEADLINE);
+    assert!(second.stop().success());
+    // The second one's session is closed on both nodes: the first takes over again, and makes the copies equal.
+    cluster.proxy.wait_status("the first to be alone", support::DEADLINE, |s| {
+        s.mirrored() && s.pair(&primary, &backup, "reason") == "none"
+    });
+    assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("two"));
+    set(&mut cluster.client(), "k", "three");
+    cluster.assert_rings_equal();
+    // And its own session is on the nodes: a clean stop is one.
+    assert!(cluster.proxy.stop().success());
+    let session = |n: &Memcached| value(&mut n.client(), "__resilver__:session").unwrap_or_default();
+    assert!(session(&cluster.primaries[0]).ends_with(" closed") && session(&cluster.backups[0]).ends_with(" closed"));
+}
+
+#[test]
+fn a_proxy_that_stops_closes_no_other_ones_session() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "60s"]));
+    let second = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &[]);
+    second.wait_mirrored(support::DEADLINE);
+    assert!(cluster.proxy.stop().success());
+    let session = value(&mut cluster.primaries[0].client(), "__resilver__:session").unwrap_or_default();
+    assert!(session.ends_with(" open"), "{session}: a crash of the second proxy would pass for a clean stop");
+}

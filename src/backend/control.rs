@@ -74,6 +74,9 @@ pub enum MarkError {
     /// A later record of the pair stands there, which was not known: nothing was written.
     #[error("it holds a later record")]
     Newer(Record),
+    /// Another proxy has its open session there.
+    #[error("another proxy (session {0:016x}) works on it")]
+    Foreign(u64),
     /// The marker was changed by somebody else meanwhile, or could not be stored.
     #[error("it refused to store a marker: {0}")]
     Refused(String),
@@ -223,6 +226,14 @@ impl NodeControl {
                 && old.outlives(&new)
             {
                 return Ok(Err(MarkError::Newer(old)));
+            }
+            // Whoever closes a session, or takes a node over from one that is closed, must not do it to another proxy that runs.
+            if key == marker::SESSION_KEY
+                && let Some(there) = found[1].as_ref().and_then(|(old, _)| Session::parse(old))
+                && there.open
+                && Session::parse(value.as_bytes()).is_some_and(|ours| ours.id != there.id)
+            {
+                return Ok(Err(MarkError::Foreign(there.id)));
             }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
             write(pipe, deadline, std::iter::once((key, value, cas))).await

@@ -131,6 +131,9 @@ impl Cluster {
                 "resync: {name} holds the only full copy of its keys, there is nothing to refill it from"
             ));
         }
+        if self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.is_foreign()) {
+            return client_error("resync: another proxy works on these servers; stop one of the two first");
+        }
         for pair in self.topology.pairs_of(node) {
             self.apply(pair, pair::Event::Distrust(place));
         }
@@ -201,7 +204,7 @@ impl Cluster {
             let run = &self.nodes[node.index()];
             let addr = self.topology.addr(node);
             out.put(format_args!("node:{addr}:state"), self.phase(node));
-            out.put(format_args!("node:{addr}:reason"), run.reason);
+            out.put(format_args!("node:{addr}:reason"), self.shown_reason(node));
             let (progress, elapsed, end) = match (&run.job, &run.last) {
                 (Some(job), _) => {
                     let word = if job.progress.trickles() { "trickle" } else { "running" };
@@ -258,6 +261,7 @@ impl Cluster {
         }
         let unlisted = self.pairs.iter().filter(|p| p.pair.reason() == pair::Reason::CannotEnumerate).count();
         out.put("pairs_cannot_enumerate", unlisted);
+        out.put("nodes_foreign_session", self.nodes.iter().filter(|n| n.foreign.is_live()).count());
         out.put("delayed_flushes", self.flush.pending.len());
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
         out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
@@ -271,7 +275,8 @@ impl Cluster {
             let addr = self.topology.addr(node);
             out.put(format_args!("{addr}:place"), self.topology.place(node));
             out.put(format_args!("{addr}:state"), self.phase(node));
-            out.put(format_args!("{addr}:reason"), run.reason);
+            out.put(format_args!("{addr}:reason"), self.shown_reason(node));
+            out.put(format_args!("{addr}:foreign_sessions"), run.foreign.count);
             match run.incarnation {
                 Some(incarnation) => out.put(format_args!("{addr}:incarnation"), incarnation),
                 None => out.put(format_args!("{addr}:incarnation"), "none"),

@@ -6,6 +6,7 @@
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `ask`: what operators ask over the text protocol.
 //! - `clean`: keys that a node no longer owns.
+//! - `foreign`: another proxy over the same nodes.
 //! - `start`: the first states.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
@@ -14,6 +15,7 @@ mod ask;
 mod clean;
 mod first;
 mod flush;
+mod foreign;
 mod jobs;
 mod nodes;
 mod start;
@@ -493,7 +495,7 @@ impl Cluster {
                 let epoch = self.pairs[id.index()].pair.epoch();
                 self.record_again(id, epoch);
             }
-            Err((node, error @ MarkError::Refused(_))) => {
+            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_)))) => {
                 let name = self.topology.addr(node);
                 if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");

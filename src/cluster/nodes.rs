@@ -34,6 +34,7 @@ pub(super) struct NodeRun {
     pub(super) viewed_at: Instant,
     /// What its ring marker says of items that it should not hold.
     pub(super) leftovers: Leftovers,
+    pub(super) foreign: super::foreign::Foreign,
     pub(super) cleaning: super::clean::Cleaning,
     /// The last proxy left nothing half done on it; as found at the start.
     pub(super) session_settled: bool,
@@ -76,6 +77,7 @@ impl NodeRun {
             view: None,
             viewed_at: Instant::now(),
             leftovers: Leftovers::Clean,
+            foreign: Default::default(),
             cleaning: Default::default(),
             session_settled: false,
             empty: false,
@@ -126,6 +128,7 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
 pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
     match error {
         MarkError::Node(error) => reason_of(error),
+        MarkError::Foreign(_) => Reason::ForeignSession,
         MarkError::MemoryGone | MarkError::OtherMemory => Reason::MarkerLost,
         MarkError::Refused(_) | MarkError::Newer(_) => Reason::Protocol,
     }
@@ -186,6 +189,7 @@ impl Cluster {
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
                         Some(_) if found.missing => self.restore_markers(node),
                         Some(_) => {
+                            self.judge_session(node, found.session);
                             let pending = &self.flush.pending;
                             if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
                                 self.record_pending();
@@ -389,7 +393,10 @@ impl Cluster {
             self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
         }
         let control = self.controls[node.index()].clone();
-        let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
+        // Another proxy that took the node over while it was away keeps its session there: the probes judge it.
+        let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
+        let session = taken.unwrap_or(self.session);
+        let (ring, internal) = (self.ring_of(node), self.internal.clone());
         tokio::spawn(async move {
             let result = control.mark(view.incarnation, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
@@ -521,7 +528,10 @@ impl Cluster {
             .pairs_of(node)
             .filter(|&p| {
                 let run = &self.pairs[p.index()];
-                !run.undecided && run.pair.state() == State::Dark { in_sync: None, fallback: None } && open(p)
+                !run.undecided
+                    && !run.pair.is_foreign()
+                    && run.pair.state() == State::Dark { in_sync: None, fallback: None }
+                    && open(p)
             })
             .collect();
         let needy: Vec<(PairId, NodeId)> = self
@@ -556,6 +566,7 @@ impl Cluster {
         let leader = self.node_at(id, place.other());
         pair.state() == State::Degraded { leader: place.other() }
             && pair.gate() == pair::Gate::Open
+            && !pair.is_foreign()
             && self.nodes[leader.index()].health.is_up()
     }
 }

@@ -9,6 +9,7 @@
 //! | 5 term and epoch | `advance`: the two increments |
 //! | 6 no panic, nothing the gate forbids | the gate in the patterns of `BeginRecovery`, `HandBack`, `Drained`, `Recorded`, `closed` |
 //! | 7 hand-back only from Recovering | the pattern of `HandBack` |
+//! | 9 under a foreign session nobody is promoted | `self.foreign` in `apply` and `lost` |
 //! | 8 a closing gate waits for no lost node | `void_while_closing`, `edge(.., Some(place))` in `lost` |
 
 use std::collections::{HashSet, VecDeque};
@@ -43,6 +44,8 @@ struct World {
     /// Who led when the gate was last open with a leader; whether the term has changed, and whether its memory went, since then.
     led: Option<(Place, bool, bool)>,
     job: bool,
+    /// How it came to this; for the message of a failure.
+    story: Vec<String>,
 }
 
 const PLACES: [Place; 2] = [Primary, Backup];
@@ -56,6 +59,18 @@ fn arrow(from: State, to: State, event: Event) -> bool {
     use State::{Dark, Degraded, Mirrored, Recovering};
     match (from, to, event) {
         (Mirrored, Degraded { leader }, Event::Lost(p, ..) | Event::Distrust(p)) => leader == p.other(),
+        (Mirrored, Degraded { leader: Primary }, Event::Foreign(false)) => true,
+        (
+            Mirrored,
+            Dark { in_sync: Some(Primary), fallback: Some(Backup) },
+            Event::Lost(Primary, Loss::Suspected, _),
+        ) => true,
+        (Mirrored, Dark { in_sync: Some(Backup), fallback: None }, Event::Lost(Primary, Loss::MemoryGone, _)) => true,
+        (
+            Dark { in_sync: Some(s), fallback: a @ Some(_) },
+            Dark { in_sync: b, fallback: None },
+            Event::Lost(p, Loss::MemoryGone, _),
+        ) if s == p => a == b,
         (Degraded { leader: a }, Recovering { leader: b }, Event::BeginRecovery) => a == b,
         (Degraded { leader }, Dark { in_sync: Some(s), .. }, Event::Lost(p, Loss::Suspected, _)) => {
             leader == p && s == p
@@ -93,7 +108,7 @@ impl World {
         let mut pair = Pair::new(Epoch(1), Term(1));
         let effects = pair.apply(Event::Start(state));
         assert_eq!(effects, [Effect::Close { void: None }]);
-        World { pair, holds, up, waits: [false; 2], route: None, led: None, job: false }
+        World { pair, holds, up, waits: [false; 2], route: None, led: None, job: false, story: Vec::new() }
     }
 
     /// The state without what only counts up.
@@ -102,6 +117,7 @@ impl World {
         key.pair.epoch = Epoch(0);
         key.pair.term = Term(0);
         key.pair.reason = Reason::None;
+        key.story = Vec::new();
         key
     }
 
@@ -119,6 +135,12 @@ impl World {
         if let (State::Mirrored, State::Degraded { leader }) = (before.state, after.state) {
             // Counted from here, though writes miss it only once the gate opens: a second loss inside the barrier is beyond the promise.
             self.miss(leader.other());
+        }
+        if let (State::Dark { fallback: Some(f), .. }, State::Degraded { leader }) = (before.state, after.state)
+            && leader != f
+        {
+            // As above: the follower of a pair that went dark under a foreign session, and whose leader came back.
+            self.miss(f);
         }
         if let (Some(led), true) = (&mut self.led, before.term != after.term) {
             led.1 = true;
@@ -194,6 +216,10 @@ impl World {
 
     fn lose(&mut self, place: Place, loss: Loss) {
         self.up[place as usize] = false;
+        if matches!(self.pair.state, State::Dark { fallback: Some(f), .. } if f == place) {
+            // It was kept from leading, and is given up when it fails itself: two failures, or two proxies and one.
+            self.miss(place);
+        }
         if loss == Loss::MemoryGone {
             self.holds[place as usize] = Holds::Empty;
             if let Some(led) = &mut self.led {
@@ -208,6 +234,7 @@ impl World {
         let mut all = Vec::new();
         let mut add = |name: String, step: &dyn Fn(&mut World)| {
             let mut world = self.clone();
+            world.story.push(name.clone());
             step(&mut world);
             all.push((name, world));
         };
@@ -261,6 +288,15 @@ impl World {
             }
             add(format!("distrust {place}"), &|w| w.apply(Event::Distrust(place)));
         }
+        add("another proxy comes".into(), &|w| w.apply(Event::Foreign(true)));
+        add("the other proxy is gone".into(), &|w| {
+            w.apply(Event::Foreign(false));
+            if let State::Dark { in_sync: Some(place), .. } = w.pair.state
+                && at(&w.up, place)
+            {
+                w.apply(Event::BackSame(place));
+            }
+        });
         if gate == Gate::Open {
             match state {
                 State::Degraded { leader } => add("write".into(), &|w| w.miss(leader.other())),
@@ -287,7 +323,10 @@ impl World {
             if gate == Gate::Draining {
                 add("more copies to come".into(), &|w| w.apply(Event::Drained(false)));
                 add("all copied".into(), &|w| {
-                    if let State::Recovering { leader } = w.pair.state {
+                    // Not handed back under a foreign session: then it goes on being copied to, unverified.
+                    if let State::Recovering { leader } = w.pair.state
+                        && !w.pair.foreign
+                    {
                         w.holds[leader.other() as usize] = Holds::Full;
                     }
                     w.apply(Event::Drained(true));
@@ -328,12 +367,21 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
         || std::mem::discriminant(&before.state) != std::mem::discriminant(&after.state)
     {
         assert!(after.epoch > before.epoch, "rule 5: {told}");
-        let hands_back = event == Event::Drained(true);
+        let hands_back = event == Event::Drained(true) && !before.foreign;
         assert!(closes == 1 || hands_back, "rule 4: an edge that does not close: {told}");
         assert!(!hands_back || before.gate == Gate::Draining, "rule 4: {told}");
         if after.state.leader().is_some_and(|l| Some(l) != before.state.leader()) {
             assert_ne!(before.term, after.term, "rule 5: {told}");
         }
+    }
+    if before.foreign
+        && let Some(leader) = after.state.leader()
+        && !matches!(event, Event::Promote(_))
+    {
+        let waited_for = matches!(before.state, State::Dark { in_sync: Some(p), .. } if p == leader);
+        assert!(before.state.leader() == Some(leader) || waited_for, "rule 9: {leader} is promoted: {told}");
+        let handed_back = before.state != State::Mirrored && after.state == State::Mirrored;
+        assert!(!handed_back, "rule 9: {told}");
     }
     let aborts_expected = matches!((before.state, event), (State::Recovering { .. }, Event::Lost(..)));
     assert_eq!(aborts == 1, aborts_expected, "rule 4: {told}");
@@ -343,7 +391,7 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
             Effect::Open => match event {
                 Event::Closed => before.gate == Gate::Closing && after.state.leader().is_none(),
                 Event::Recorded => before.gate == Gate::Recording,
-                Event::Drained(false) => before.gate == Gate::Draining,
+                Event::Drained(clean) => before.gate == Gate::Draining && (!clean || before.foreign),
                 _ => false,
             },
             Effect::RecordAlone { on } => event == Event::Closed && after.state == State::Degraded { leader: on },
@@ -429,7 +477,7 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
     events.extend([Event::Recorded, Event::Flushed, Event::ResyncEnded(Reason::Cancelled)]);
     for place in PLACES {
         events.extend([Event::BackSame(place), Event::Emptied(place), Event::Undone(place), Event::Distrust(place)]);
-        events.push(Event::Promote(place));
+        events.extend([Event::Promote(place), Event::Foreign(true), Event::Foreign(false)]);
         events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }
     let pairs: HashSet<Pair> = walk(starts()).into_iter().map(|w| w.key().pair).collect();
