@@ -9,19 +9,26 @@ use tokio::time::Instant;
 
 use crate::ids::{Incarnation, NodeId, PairId};
 
-use super::marker::{self, Record, Session};
+use super::marker::{self, Pending, Record, RingMark, Session};
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
+
+/// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
+const MAX_PAIRS: usize = 128 * 128;
 
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
     /// The incarnation marker.
     pub incarnation: Option<Incarnation>,
-    /// The ring marker, as text.
-    pub ring: Option<String>,
+    /// The ring marker.
+    pub ring: Option<RingMark>,
+    /// Something stands in the ring marker's place that this release cannot read.
+    pub ring_unread: bool,
     /// The session marker.
     pub session: Option<Session>,
-    /// The pairs' records, of this node's pairs and of others.
+    /// Delayed flushes that it remembers.
+    pub pending: Option<Pending>,
+    /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring that the marker names.
     pub records: Vec<(PairId, Record)>,
     /// Items, the proxy's own and flushed ones included: 0 proves emptiness, more proves nothing.
     pub curr_items: u64,
@@ -40,12 +47,16 @@ pub struct NodeView {
 }
 
 /// What a probe found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Probe {
     /// The incarnation marker; `None` = the node lives, and has none.
     pub incarnation: Option<Incarnation>,
     /// One of the other markers is gone.
     pub missing: bool,
+    /// The session marker, if it was asked for.
+    pub session: Option<Session>,
+    /// Delayed flushes that it remembers, if other markers were asked for.
+    pub pending: Option<Pending>,
 }
 
 /// Why a marker was not written.
@@ -60,6 +71,12 @@ pub enum MarkError {
     /// Another incarnation's marker stands there: the memory is not the one that was known.
     #[error("it holds another incarnation than expected")]
     OtherMemory,
+    /// A later record of the pair stands there, which was not known: nothing was written.
+    #[error("it holds a later record")]
+    Newer(Record),
+    /// Another proxy has its open session there.
+    #[error("another proxy (session {0:016x}) works on it")]
+    Foreign(u64),
     /// The marker was changed by somebody else meanwhile, or could not be stored.
     #[error("it refused to store a marker: {0}")]
     Refused(String),
@@ -84,9 +101,18 @@ impl NodeControl {
         self.with_pipe(async |pipe, deadline| {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
-            let mut found = read(pipe, deadline, &keys).await?.into_iter();
-            let incarnation = found.next().flatten().and_then(|(value, _)| marker::parse_incarnation(&value));
-            Ok(Probe { incarnation, missing: found.any(|f| f.is_none()) })
+            if !others.is_empty() {
+                keys.push(marker::FLUSH_KEY);
+            }
+            let mut found = read(pipe, deadline, &keys).await?;
+            let pending = if others.is_empty() { None } else { found.pop().flatten() };
+            let at = |key: &str| keys.iter().position(|k| *k == key).and_then(|at| found[at].as_ref()).map(|(v, _)| v);
+            Ok(Probe {
+                incarnation: at(marker::INCARNATION_KEY).and_then(|v| marker::parse_incarnation(v)),
+                missing: found[1..].iter().any(Option::is_none),
+                session: if others.is_empty() { None } else { at(marker::SESSION_KEY).and_then(|v| Session::parse(v)) },
+                pending: pending.and_then(|(v, _)| Pending::parse(&v)),
+            })
         })
         .await
     }
@@ -115,15 +141,26 @@ impl NodeControl {
                 }
             }
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
-            let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
             keys.extend(pair_keys.iter().map(String::as_str));
             let mut found = read(pipe, deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
             view.incarnation = next().and_then(|v| marker::parse_incarnation(&v));
-            view.ring = next().map(|v| String::from_utf8_lossy(&v).into_owned());
+            let ring = next();
+            view.ring = ring.as_ref().and_then(|v| RingMark::parse(v));
+            view.ring_unread = ring.is_some() && view.ring.is_none();
             view.session = next().and_then(|v| Session::parse(&v));
-            for pair in 0..pairs {
-                if let Some(record) = next().and_then(|v| Record::parse(&v)) {
+            view.pending = next().and_then(|v| Pending::parse(&v));
+            let mut records: Vec<Option<Bytes>> = (0..pairs).map(|_| next()).collect();
+            // Another ring may have had more pairs.
+            let more = view.ring.map_or(0, |mark| mark.pair_count().min(MAX_PAIRS));
+            if pairs > 0 && more > pairs {
+                let keys: Vec<String> = (pairs..more).map(|p| marker::pair_key(PairId(p as u32))).collect();
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                records.extend(read(pipe, deadline, &keys).await?.into_iter().map(|f| f.map(|(value, _)| value)));
+            }
+            for (pair, value) in records.into_iter().enumerate() {
+                if let Some(record) = value.and_then(|v| Record::parse(&v)) {
                     view.records.push((PairId(pair as u32), record));
                 }
             }
@@ -137,7 +174,7 @@ impl NodeControl {
         &self,
         expected: Option<Incarnation>,
         incarnation: Incarnation,
-        ring: &str,
+        ring: RingMark,
         session: Session,
     ) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
@@ -145,7 +182,7 @@ impl NodeControl {
             if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != expected {
                 return Ok(Err(MarkError::OtherMemory));
             }
-            let values = [incarnation.to_string(), ring.to_owned(), session.to_string()];
+            let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
             let writes =
                 keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
@@ -157,6 +194,16 @@ impl NodeControl {
     /// Writes a pair's record on the memory that is `incarnation`, and on no other.
     pub async fn record(&self, incarnation: Incarnation, pair: PairId, record: Record) -> Result<(), MarkError> {
         self.write_marked(incarnation, &marker::pair_key(pair), &record.to_string()).await
+    }
+
+    /// Writes the ring marker on the memory that is `incarnation`, and on no other.
+    pub async fn ring(&self, incarnation: Incarnation, mark: RingMark) -> Result<(), MarkError> {
+        self.write_marked(incarnation, marker::RING_KEY, &mark.to_string()).await
+    }
+
+    /// Writes the delayed flushes on the memory that is `incarnation`, and on no other.
+    pub async fn pending(&self, incarnation: Incarnation, pending: &Pending) -> Result<(), MarkError> {
+        self.write_marked(incarnation, marker::FLUSH_KEY, &pending.to_string()).await
     }
 
     /// Writes the session marker on the memory that is `incarnation`, and on no other.
@@ -172,13 +219,21 @@ impl NodeControl {
                 Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
                 Some(_) => {}
             }
-            // Writes of two records of one pair may overtake each other on their way here: the newer one stays.
-            let newer = |old: &Bytes| match (Record::parse(old), Record::parse(value.as_bytes())) {
-                (Some(old), Some(new)) => old.epoch > new.epoch,
-                _ => false,
-            };
-            if found[1].as_ref().is_some_and(|(old, _)| newer(old)) {
-                return Ok(Ok(()));
+            // Writes of two records of one pair may overtake each other on their way here, and a node that was away may carry one that
+            // is not known: the newer one stays, and whoever wrote is told.
+            if let (Some(old), Some(new)) =
+                (found[1].as_ref().and_then(|(old, _)| Record::parse(old)), Record::parse(value.as_bytes()))
+                && old.outlives(&new)
+            {
+                return Ok(Err(MarkError::Newer(old)));
+            }
+            // Whoever closes a session, or takes a node over from one that is closed, must not do it to another proxy that runs.
+            if key == marker::SESSION_KEY
+                && let Some(there) = found[1].as_ref().and_then(|(old, _)| Session::parse(old))
+                && there.open
+                && Session::parse(value.as_bytes()).is_some_and(|ours| ours.id != there.id)
+            {
+                return Ok(Err(MarkError::Foreign(there.id)));
             }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
             write(pipe, deadline, std::iter::once((key, value, cas))).await

@@ -5,15 +5,21 @@
 //! fact each (a 2 KB item was seen evicted within a second, a small one survives):
 //!
 //! - *incarnation*: a random number. Marker gone = memory gone.
-//! - *ring*: fingerprint of the two rings, and which node this is.
+//! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, and what may be thought of items from before it.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
-//! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term.
+//! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the first of them.
+//! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term, the ring's period.
+//!
+//! A *period* begins when a proxy starts with another ring than the nodes were last used under. A record of another period says nothing
+//! about the pair that has its number now, and a node with an older period's marker has missed a period, even if the ring is the same
+//! again: what moved to other nodes meanwhile was changed there.
 //!
 //! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify a node that has just restarted.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::ids::{Epoch, Incarnation, PairId, Place, Term};
+use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 
 /// The key of the incarnation marker.
 pub const INCARNATION_KEY: &str = "__resilver__:incarnation";
@@ -21,6 +27,9 @@ pub const INCARNATION_KEY: &str = "__resilver__:incarnation";
 pub const RING_KEY: &str = "__resilver__:ring";
 /// The key of the session marker.
 pub const SESSION_KEY: &str = "__resilver__:session";
+
+/// The key of the delayed flushes.
+pub const FLUSH_KEY: &str = "__resilver__:flush";
 
 /// The key of a pair's record.
 pub fn pair_key(pair: PairId) -> String {
@@ -36,7 +45,13 @@ pub enum Fact {
     Alone(Place),
     /// This place is being filled from the other, which alone holds everything.
     Filling(Place),
+    /// No node holds anything that counts: a `flush_all` has ended what the last full copy held while it was away.
+    Nobody,
 }
+
+/// When the present ring came into force: unix microseconds, larger than that of any ring known then.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Period(pub u64);
 
 /// A pair's record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +62,8 @@ pub struct Record {
     pub fact: Fact,
     /// The leadership term.
     pub term: Term,
+    /// The period of the ring that the pair is one of.
+    pub period: Period,
 }
 
 impl fmt::Display for Record {
@@ -55,8 +72,9 @@ impl fmt::Display for Record {
             Fact::Sync => ("sync", Place::Primary),
             Fact::Alone(place) => ("alone", place),
             Fact::Filling(place) => ("filling", place),
+            Fact::Nobody => ("nobody", Place::Primary),
         };
-        write!(f, "{} {word} {place} {}", self.epoch.0, self.term.0)
+        write!(f, "{} {word} {place} {} {}", self.epoch.0, self.term.0, self.period.0)
     }
 }
 
@@ -76,10 +94,17 @@ impl Record {
             "sync" => Fact::Sync,
             "alone" => Fact::Alone(place),
             "filling" => Fact::Filling(place),
+            "nobody" => Fact::Nobody,
             _ => return None,
         };
         let term = Term(words.next()?.parse().ok()?);
-        words.next().is_none().then_some(Record { epoch, fact, term })
+        let period = Period(words.next()?.parse().ok()?);
+        words.next().is_none().then_some(Record { epoch, fact, term, period })
+    }
+
+    /// Whether a write of `new` over this one would take knowledge away. A record of another period says nothing of this pair.
+    pub fn outlives(&self, new: &Record) -> bool {
+        self.period == new.period && self.epoch > new.epoch
     }
 
     /// Whether a node that carries this record, and stands at `place`, holds everything of the pair as of the record's epoch.
@@ -88,6 +113,90 @@ impl Record {
             Fact::Sync => true,
             Fact::Alone(p) => p == place,
             Fact::Filling(p) => p != place,
+            Fact::Nobody => false,
+        }
+    }
+}
+
+/// What may be thought of the items that a node held when its ring marker was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leftovers {
+    /// It holds only keys that it owns.
+    Clean,
+    /// It may hold keys that it does not own under this ring, and misses their changes. What it does own is as its records say.
+    Dirty,
+    /// Nothing it holds may be trusted before it was purged or a record of this period says that it is full.
+    Stale,
+}
+
+/// The ring marker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RingMark {
+    /// Of the two rings.
+    pub fingerprint: u64,
+    /// Which node of them this is.
+    pub node: NodeId,
+    /// How many primaries the ring has: a record's pair can be told from its number after the ring has changed.
+    pub primaries: u16,
+    /// How many backups.
+    pub backups: u16,
+    /// Since when the ring is in force.
+    pub period: Period,
+    /// What else the node may hold.
+    pub leftovers: Leftovers,
+}
+
+impl fmt::Display for RingMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let leftovers = match self.leftovers {
+            Leftovers::Clean => "clean",
+            Leftovers::Dirty => "dirty",
+            Leftovers::Stale => "stale",
+        };
+        let (node, primaries, backups) = (self.node.0, self.primaries, self.backups);
+        write!(f, "{:016x} {node} {primaries} {backups} {} {leftovers}", self.fingerprint, self.period.0)
+    }
+}
+
+impl RingMark {
+    /// Reads a ring marker; `None` if these bytes are none.
+    pub fn parse(bytes: &[u8]) -> Option<RingMark> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let words: Vec<&str> = text.split(' ').collect();
+        let [fingerprint, node, primaries, backups, period, leftovers] = words[..] else { return None };
+        let leftovers = match leftovers {
+            "clean" => Leftovers::Clean,
+            "dirty" => Leftovers::Dirty,
+            "stale" => Leftovers::Stale,
+            _ => return None,
+        };
+        Some(RingMark {
+            fingerprint: u64::from_str_radix(fingerprint, 16).ok()?,
+            node: NodeId(node.parse().ok()?),
+            primaries: primaries.parse().ok()?,
+            backups: backups.parse().ok()?,
+            period: Period(period.parse().ok()?),
+            leftovers,
+        })
+    }
+
+    /// Whether both name the same node of the same ring in the same period.
+    pub fn is_same_place(&self, other: &RingMark) -> bool {
+        RingMark { leftovers: other.leftovers, ..*self } == *other
+    }
+
+    /// How many pairs the ring has.
+    pub fn pair_count(&self) -> usize {
+        usize::from(self.primaries) * usize::from(self.backups)
+    }
+
+    /// The pairs that the node had a part in, and its place in them; numbered as in [`crate::ring::Topology`].
+    pub fn pairs(&self) -> (Place, Vec<PairId>) {
+        let (node, primaries, backups) = (u32::from(self.node.0), u32::from(self.primaries), u32::from(self.backups));
+        if node < primaries {
+            (Place::Primary, (0..backups).map(|j| PairId(node * backups + j)).collect())
+        } else {
+            (Place::Backup, (0..primaries).map(|i| PairId(i * backups + node - primaries)).collect())
         }
     }
 }
@@ -128,14 +237,85 @@ impl Session {
     }
 }
 
+/// Delayed flushes, in unix seconds.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Pending {
+    /// All that were due up to here were run. A node that was away then still has them on its list.
+    done: u64,
+    due: BTreeSet<u64>,
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.done)?;
+        self.due.iter().try_for_each(|due| write!(f, " {due}"))
+    }
+}
+
+impl Pending {
+    /// Reads a marker; `None` if these bytes are none.
+    pub fn parse(bytes: &[u8]) -> Option<Pending> {
+        let mut numbers = std::str::from_utf8(bytes).ok()?.split(' ').map(str::parse::<u64>);
+        let done = numbers.next()?.ok()?;
+        Some(Pending { done, due: numbers.collect::<Result<_, _>>().ok()? })
+    }
+
+    /// Adds one, at a second that was not run yet; returns which.
+    pub fn add(&mut self, due: u64) -> u64 {
+        let due = due.max(self.done + 1);
+        self.due.insert(due);
+        due
+    }
+
+    /// What another node remembers: its flushes too, but for those that are known to have been run. Returns the new ones.
+    pub fn merge(&mut self, other: &Pending) -> Vec<u64> {
+        let new = other.due.iter().filter(|due| !self.due.contains(due)).copied().collect::<Vec<_>>();
+        self.due.extend(&other.due);
+        self.run_up_to(self.done.max(other.done));
+        new.into_iter().filter(|due| self.due.contains(due)).collect()
+    }
+
+    /// All flushes that were due up to `second` have been run.
+    pub fn run_up_to(&mut self, second: u64) {
+        self.done = self.done.max(second);
+        self.due = self.due.split_off(&(self.done + 1));
+    }
+
+    /// The last that is due by `second`.
+    pub fn due_by(&self, second: u64) -> Option<u64> {
+        self.due.range(..=second).next_back().copied()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.due.is_empty()
+    }
+
+    /// Whether one waits for this second.
+    pub fn contains(&self, due: u64) -> bool {
+        self.due.contains(&due)
+    }
+
+    /// Whether there is anything to be written at all.
+    pub fn is_blank(&self) -> bool {
+        *self == Pending::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn records_read_back_as_written_and_nothing_else_reads() {
-        for fact in [Fact::Sync, Fact::Alone(Place::Backup), Fact::Filling(Place::Primary)] {
-            let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(65535) };
+        for fact in [Fact::Sync, Fact::Alone(Place::Backup), Fact::Filling(Place::Primary), Fact::Nobody] {
+            let period = Period(1_795_361_500_000_000);
+            let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(65535), period };
             assert_eq!(Record::parse(record.to_string().as_bytes()), Some(record));
         }
         for bad in [
@@ -143,10 +323,12 @@ mod tests {
             "1",
             "1 sync",
             "1 sync primary",
-            "1 sync primary 65536",
-            "x sync primary 1",
-            "1 sync primary 1 2",
-            "1 what primary 1",
+            "1 sync primary 1",
+            "1 sync primary 65536 1",
+            "x sync primary 1 1",
+            "1 sync primary 1 2 3",
+            "1 sync primary 1 x",
+            "1 what primary 1 1",
         ] {
             assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
         }
@@ -156,6 +338,83 @@ mod tests {
         assert_eq!(Session::parse(b"7 ajar"), None);
         assert_eq!(parse_incarnation(Incarnation(255).to_string().as_bytes()), Some(Incarnation(255)));
         assert_eq!(parse_incarnation(b"ff"), None);
+    }
+
+    #[test]
+    fn a_record_outlives_an_older_one_of_its_own_period_only() {
+        let at =
+            |epoch, period| Record { epoch: Epoch(epoch), fact: Fact::Sync, term: Term(1), period: Period(period) };
+        assert!(at(6, 1).outlives(&at(5, 1)));
+        assert!(!at(5, 1).outlives(&at(5, 1)) && !at(4, 1).outlives(&at(5, 1)));
+        assert!(!at(6, 1).outlives(&at(5, 2)) && !at(6, 2).outlives(&at(5, 1)));
+    }
+
+    #[test]
+    fn ring_marks_read_back_as_written_and_nothing_else_reads() {
+        for leftovers in [Leftovers::Clean, Leftovers::Dirty, Leftovers::Stale] {
+            let mark = RingMark {
+                fingerprint: 0x7ec7,
+                node: NodeId(3),
+                primaries: 2,
+                backups: 5,
+                period: Period(1_795_361_500_123_456),
+                leftovers,
+            };
+            assert_eq!(RingMark::parse(mark.to_string().as_bytes()), Some(mark));
+        }
+        for bad in ["", "7ec7 3", "7ec7 3 2 5 9", "7ec7 3 2 5 9 dusty", "7ec7 3 2 5 9 clean 1", "7ec7 x 2 5 9 clean"] {
+            assert_eq!(RingMark::parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_ring_mark_numbers_pairs_as_the_topology_does() {
+        for (primaries, backups) in [(1, 1), (2, 3), (3, 2)] {
+            let ring = |net: &str, count: u16| -> Vec<crate::ring::ServerSpec> {
+                (0..count).map(|i| format!("10.0.{net}.{i}").parse().unwrap()).collect()
+            };
+            let topology = crate::ring::Topology::new(
+                &ring("1", primaries),
+                &ring("2", backups),
+                crate::ring::Distribution::Modula,
+            );
+            for node in topology.nodes() {
+                let mark = RingMark {
+                    fingerprint: 1,
+                    node,
+                    primaries,
+                    backups,
+                    period: Period(1),
+                    leftovers: Leftovers::Clean,
+                };
+                assert_eq!(mark.pairs(), (topology.place(node), topology.pairs_of(node).collect()));
+                assert_eq!(mark.pair_count(), topology.pair_count());
+            }
+        }
+    }
+
+    #[test]
+    fn pending_flushes_read_back_and_none_is_run_twice() {
+        let mut here = Pending::default();
+        assert!(here.is_blank());
+        assert_eq!((here.add(50), here.add(20), here.add(50)), (50, 20, 50));
+        assert_eq!(here.len(), 2);
+        assert_eq!(Pending::parse(here.to_string().as_bytes()), Some(here.clone()));
+        for bad in ["", " ", "1 ", "1 x", "-1", "1,2"] {
+            assert_eq!(Pending::parse(bad.as_bytes()), None, "{bad:?}");
+        }
+        let away = here.clone();
+        assert_eq!((here.due_by(19), here.due_by(20), here.due_by(99)), (None, Some(20), Some(50)));
+        here.run_up_to(20);
+        assert_eq!((here.len(), here.due_by(20), here.is_blank()), (1, None, false));
+        // A node that was away brings back the one that was run.
+        assert!(here.merge(&away).is_empty());
+        assert_eq!(here.to_string(), "20 50");
+        let mut fresh = away.clone();
+        assert!(fresh.merge(&here).is_empty());
+        assert_eq!(fresh, here);
+        assert_eq!(Pending::default().merge(&away), [20, 50]);
+        assert_eq!(here.add(7), 21, "the clock was set back");
     }
 
     #[test]

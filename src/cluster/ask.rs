@@ -71,7 +71,7 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status, resync verify [<host:port>], resync cancel [<host:port>]",
+                "resync: too many words; try resync, resync <host:port>, resync status, resync verify [<host:port>], resync cancel [<host:port>], resync lead <host:port>",
             );
         }
         match (first, second) {
@@ -109,6 +109,11 @@ impl Cluster {
                 Some(_) => client_error(format_args!("resync cancel: no resync of {name} is under way")),
                 None => self.unknown_node(name),
             },
+            (Some("lead"), None) => client_error("resync lead: which server? resync lead <host:port>"),
+            (Some("lead"), Some(name)) => match self.topology.node_by_name(name) {
+                Some(node) => self.promote(node, name),
+                None => self.unknown_node(name),
+            },
             (Some(name), None) => match self.topology.node_by_name(name) {
                 Some(node) => self.distrust(node, name),
                 None => self.unknown_node(name),
@@ -139,10 +144,46 @@ impl Cluster {
                 "resync: {name} holds the only full copy of its keys, there is nothing to refill it from"
             ));
         }
+        if self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.is_foreign()) {
+            return client_error("resync: another proxy works on these servers; stop one of the two first");
+        }
         for pair in self.topology.pairs_of(node) {
             self.apply(pair, pair::Event::Distrust(place));
         }
         self.ask_refill(node);
+        OK
+    }
+
+    /// The operator gives up what only the other nodes hold: this one leads its dark pairs with what it has.
+    fn promote(&mut self, node: NodeId, name: &str) -> Bytes {
+        let place = self.topology.place(node);
+        let dark: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|p| matches!(self.pairs[p.index()].pair.state(), State::Dark { .. }))
+            .collect();
+        let run = &self.nodes[node.index()];
+        if dark.is_empty() {
+            return client_error(format_args!("resync lead: {name} has no dark pair"));
+        }
+        if !run.health.is_up() || !run.is_drained() {
+            return client_error(format_args!("resync lead: {name} does not answer, or has old commands to execute"));
+        }
+        if run.job.is_some() {
+            return client_error(format_args!(
+                "resync lead: what {name} holds is being changed by a resync; see resync status"
+            ));
+        }
+        for pair in dark {
+            tracing::error!(pair = %self.pair_name(pair), leader = name,
+                "the operator makes a node lead with what it holds: writes that only the other node has are lost");
+            let run = &mut self.pairs[pair.index()];
+            run.undecided = false;
+            run.first_fill = None;
+            // The other one holds what this one never saw, and no list of it.
+            run.missed.overflow();
+            self.apply(pair, pair::Event::Promote(place));
+        }
         OK
     }
 
@@ -176,7 +217,7 @@ impl Cluster {
             let run = &self.nodes[node.index()];
             let addr = self.topology.addr(node);
             out.put(format_args!("node:{addr}:state"), self.phase(node));
-            out.put(format_args!("node:{addr}:reason"), run.reason);
+            out.put(format_args!("node:{addr}:reason"), self.shown_reason(node));
             let (progress, elapsed, end) = match (&run.job, &run.last) {
                 (Some(job), _) => {
                     let word = if job.progress.trickles() { "trickle" } else { "running" };
@@ -239,6 +280,8 @@ impl Cluster {
         }
         let unlisted = self.pairs.iter().filter(|p| p.pair.reason() == pair::Reason::CannotEnumerate).count();
         out.put("pairs_cannot_enumerate", unlisted);
+        out.put("nodes_foreign_session", self.nodes.iter().filter(|n| n.foreign.is_live()).count());
+        out.put("delayed_flushes", self.flush.pending.len());
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
         out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
         out.end()
@@ -251,7 +294,8 @@ impl Cluster {
             let addr = self.topology.addr(node);
             out.put(format_args!("{addr}:place"), self.topology.place(node));
             out.put(format_args!("{addr}:state"), self.phase(node));
-            out.put(format_args!("{addr}:reason"), run.reason);
+            out.put(format_args!("{addr}:reason"), self.shown_reason(node));
+            out.put(format_args!("{addr}:foreign_sessions"), run.foreign.count);
             match run.incarnation {
                 Some(incarnation) => out.put(format_args!("{addr}:incarnation"), incarnation),
                 None => out.put(format_args!("{addr}:incarnation"), "none"),

@@ -3,14 +3,14 @@
 use rand::RngExt;
 use tokio::time::Instant;
 
-use crate::backend::marker::Record;
+use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
 use crate::backend::{NodeError, NodeView};
-use crate::config::ResyncMode;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
-use crate::pair::{self, Reason, State};
+use crate::pair::{self, Gate, Reason, State};
+use crate::resync::Fill;
 
 use super::nodes::reason_of;
-use super::start::{self, Knowledge, Seen};
+use super::start::{self, Decision, Knowledge, Seen};
 use super::{Cluster, QUIET_PERIOD};
 
 impl Cluster {
@@ -19,11 +19,9 @@ impl Cluster {
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         let looks = self.controls.iter().map(|control| control.view(pairs));
         let views = futures::future::join_all(looks).await;
-        let mut unclean = false;
         for (node, view) in self.topology.nodes().zip(views) {
             match view {
                 Ok(view) => {
-                    unclean |= view.session.is_some_and(|s| s.open) && self.is_ours(node, &view);
                     self.nodes[node.index()].view = Some(view);
                     self.nodes[node.index()].viewed_at = Instant::now();
                 }
@@ -37,10 +35,8 @@ impl Cluster {
             }
         }
         if self.marked() {
-            if unclean {
-                tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
-                tokio::time::sleep(QUIET_PERIOD).await;
-            }
+            self.judge_sessions().await;
+            self.begin_period();
             self.seed_epochs();
             self.mark_all().await;
         }
@@ -54,18 +50,96 @@ impl Cluster {
             }
         }
         self.tell_item_limit();
+        for node in self.topology.nodes() {
+            if let Some(found) = self.nodes[node.index()].view.as_ref().and_then(|v| v.pending.clone()) {
+                self.flush.pending.merge(&found);
+            }
+        }
+        if !self.flush.pending.is_blank() {
+            // All of them together: what one node still has on its list was run by another's word.
+            let known = std::mem::take(&mut self.flush.pending);
+            self.learn_pending(&known);
+            self.record_pending();
+        }
         for pair in self.topology.pairs() {
-            self.decide(pair, !unclean);
+            let (primary, backup) = self.topology.nodes_of(pair);
+            let clean = std::iter::once(primary).chain(backup).all(|n| self.nodes[n.index()].session_settled);
+            self.decide(pair, clean);
         }
     }
 
-    /// A marker of another ring, or of another place on this one, says nothing about this node's items.
-    pub(super) fn is_ours(&self, node: NodeId, view: &NodeView) -> bool {
-        view.incarnation.is_some() && view.ring.as_deref() == Some(&self.ring_of(node))
+    /// Whether the last proxy left nothing half done on a node: its session there is closed, or was closed on another node while this
+    /// one was away. (Each run of a proxy has an id of its own, and closes no session with work unfinished.)
+    async fn judge_sessions(&mut self) {
+        let sessions: Vec<_> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.session).collect();
+        let settled = |session: Session| sessions.iter().any(|s| s.id == session.id && !s.open);
+        for run in &mut self.nodes {
+            run.session_settled = run.view.as_ref().and_then(|v| v.session).is_some_and(settled);
+        }
+        if !sessions.iter().all(|&session| settled(session)) {
+            tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
+            tokio::time::sleep(QUIET_PERIOD).await;
+        }
     }
 
-    pub(super) fn ring_of(&self, node: NodeId) -> String {
-        format!("{:016x} {}", self.topology.fingerprint(), node.0)
+    /// If the nodes were last used under this ring, its period goes on. Otherwise a new one begins.
+    fn begin_period(&mut self) {
+        let marks: Vec<RingMark> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.ring).collect();
+        let Some(latest) = marks.iter().max_by_key(|mark| mark.period) else { return };
+        self.period_found = latest.period;
+        if latest.fingerprint == self.topology.fingerprint() {
+            self.period = latest.period;
+        } else {
+            // Whatever the clock says, later than any other.
+            self.period = self.period.max(Period(latest.period.0 + 1));
+            tracing::warn!("the list of servers has changed since they were last used: keys that moved are misses");
+        }
+    }
+
+    /// Whether a node carries the markers of this place on this ring, in the present period.
+    pub(super) fn is_ours(&self, node: NodeId, view: &NodeView) -> bool {
+        view.incarnation.is_some() && view.ring.is_some_and(|mark| mark.is_same_place(&self.ring_of(node)))
+    }
+
+    pub(super) fn ring_of(&self, node: NodeId) -> RingMark {
+        let primaries = self.topology.nodes().filter(|&n| self.topology.place(n) == Place::Primary).count();
+        RingMark {
+            fingerprint: self.topology.fingerprint(),
+            node,
+            primaries: primaries as u16,
+            backups: (self.topology.node_count() - primaries) as u16,
+            period: self.period,
+            leftovers: self.nodes[node.index()].leftovers,
+        }
+    }
+
+    /// Whether a node that is not [ours](Self::is_ours) holds something that is, or may be, out of date: it was used under another
+    /// ring, and since then there was a third one; or under the last one, and it was not full, or keeps keys that others changed.
+    fn is_stale(&self, node: NodeId, view: &NodeView) -> bool {
+        let Some(mark) = view.ring else { return view.ring_unread };
+        if mark.is_same_place(&self.ring_of(node)) {
+            return mark.leftovers == Leftovers::Stale;
+        }
+        let (place, pairs) = mark.pairs();
+        let full =
+            |pair: &PairId| view.records.iter().any(|(p, r)| p == pair && r.period == mark.period && r.full_at(place));
+        mark.period != self.period_found || mark.leftovers != Leftovers::Clean || !pairs.iter().all(full)
+    }
+
+    /// What the node's ring marker is to say of what it holds now. `decided`: its pairs have their states, so whatever a stranger holds
+    /// is out of date.
+    pub(super) fn leftovers_on(&self, node: NodeId, view: &NodeView, decided: bool) -> Leftovers {
+        match view.ring {
+            Some(mark) if self.is_ours(node, view) => mark.leftovers,
+            _ if view.curr_items == 0 => Leftovers::Clean,
+            _ if decided || self.is_stale(node, view) => Leftovers::Stale,
+            _ => Leftovers::Dirty,
+        }
+    }
+
+    /// The pair's record on a node, if it is one of this period.
+    pub(super) fn record_in(&self, view: &NodeView, pair: PairId) -> Option<Record> {
+        view.records.iter().find(|(p, r)| *p == pair && r.period == self.period).map(|(_, r)| *r)
     }
 
     fn seed_epochs(&mut self) {
@@ -79,14 +153,31 @@ impl Cluster {
         }
     }
 
+    /// The same for a node that did not answer at the start. A record that is later than this proxy's own must not count at the next
+    /// start: before anything else, the leader's is made later still.
+    pub(super) fn outrank_records(&mut self, view: &NodeView) {
+        for pair in self.topology.pairs() {
+            let Some(found) = self.record_in(view, pair) else { continue };
+            let run = &mut self.pairs[pair.index()];
+            if run.pair.outrank(found.epoch, found.term)
+                && run.pair.gate() == Gate::Open
+                && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
+            {
+                tracing::warn!(pair = %self.pair_name(pair), record = %found, "a node came back with a later record than this proxy's: it is outranked");
+                self.record(pair, Fact::Alone(leader), vec![leader]);
+            }
+        }
+    }
+
     async fn mark_all(&mut self) {
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view else { continue };
-            let incarnation = if self.is_ours(node, view) { view.incarnation } else { None };
-            let incarnation = incarnation.unwrap_or_else(|| Incarnation(rand::rng().random()));
-            let marked = self.controls[node.index()]
-                .mark(view.incarnation, incarnation, &self.ring_of(node), self.session)
-                .await;
+            let known = if self.is_ours(node, view) { view.incarnation } else { None };
+            let found = view.incarnation;
+            let incarnation = known.unwrap_or_else(|| Incarnation(rand::rng().random()));
+            let leftovers = self.leftovers_on(node, view, false);
+            self.nodes[node.index()].leftovers = leftovers;
+            let marked = self.controls[node.index()].mark(found, incarnation, self.ring_of(node), self.session).await;
             let run = &mut self.nodes[node.index()];
             match marked {
                 Ok(()) => {
@@ -105,15 +196,15 @@ impl Cluster {
     fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
         let Some(node) = node else { return Seen::Unreachable };
         let run = &self.nodes[node.index()];
-        match &run.view {
-            Some(view) if run.health.is_up() => {
-                if self.is_ours(node, view) {
-                    Seen::Marked { record: view.records.iter().find(|(p, _)| *p == pair).map(|(_, r)| *r) }
-                } else {
-                    Seen::Blank { empty: view.curr_items == 0 }
-                }
-            }
-            _ => Seen::Unreachable,
+        let Some(view) = run.view.as_ref().filter(|_| run.health.is_up()) else { return Seen::Unreachable };
+        let record = self.record_in(view, pair);
+        let full = record.is_some_and(|r| r.full_at(self.topology.place(node)));
+        if self.is_stale(node, view) && !full {
+            Seen::Stale
+        } else if self.is_ours(node, view) {
+            Seen::Marked { record }
+        } else {
+            Seen::Blank { empty: view.curr_items == 0 }
         }
     }
 
@@ -131,38 +222,34 @@ impl Cluster {
             self.pairs[pair.index()].undecided = false;
             return self.apply(pair, pair::Event::Start(state));
         }
-        let newest: Option<Record> = self
+        let newest = self
             .topology
             .nodes()
-            .filter_map(|node| match self.seen(Some(node), pair) {
-                Seen::Marked { record } => record,
-                _ => None,
-            })
+            .filter(|n| self.nodes[n.index()].health.is_up())
+            .filter_map(|n| self.record_in(self.nodes[n.index()].view.as_ref()?, pair))
             .max_by_key(|r| r.epoch);
         let known =
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
-        let state = start::decide(&known);
-        self.pairs[pair.index()].undecided = state.is_none();
+        let Decision { state, fill, waits } = start::decide(&known);
+        let run = &mut self.pairs[pair.index()];
+        run.undecided = waits;
+        run.first_fill = fill;
         if newest.is_none()
-            && let Some(State::Degraded { leader }) = state
+            && let State::Degraded { leader } = state
             && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
         {
             let node = self.topology.addr(self.node_at(pair, leader));
             tracing::warn!(pair = %self.pair_name(pair), leader = %node,
                 "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
         }
-        if let Some(State::Degraded { leader }) = state
-            && let other = self.topology.node_at(pair, leader.other())
-            && self.seen(other, pair) == (Seen::Blank { empty: false })
-            && let Some(other) = other
-            && self.settings.resync == ResyncMode::Auto
-        {
-            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(self.node_at(pair, leader)), purged = %self.topology.addr(other),
-                "both nodes hold items and nothing tells whose are newer: the leader's count, and what the other holds of the pair is purged and refilled");
+        if let (Some(Fill::Adopt), State::Degraded { leader }) = (fill, state) {
+            let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
+                "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
         }
-        self.apply(pair, pair::Event::Start(state.unwrap_or(State::Dark { in_sync: None, fallback: None })));
-        if self.pairs[pair.index()].undecided {
-            tracing::error!(pair = %self.pair_name(pair), "no node of the pair answers");
+        self.apply(pair, pair::Event::Start(state));
+        if waits {
+            tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `flush_all`: a barrier over all pairs. Close every gate, let copies in flight finish, flush every reachable node with its markers
 //! re-set in the same write, open, answer. Sent to two nodes at once instead, 20 to 60 keys ended on one node only in 7 of 10 flushes.
 //!
-//! A *delayed* flush is kept here and run when it is due: the nodes never see a delay, which any later flush would overwrite.
+//! A *delayed* flush is kept here and run when it is due: the nodes never see a delay, which any later flush would overwrite. It is
+//! recorded on every node in reach before it is acknowledged ([`Pending`]), so that a crash of the proxy does not lose it, and is struck
+//! off the record behind the closed gates: after they open a second run would end what was written since.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,17 +12,17 @@ use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 
 use crate::backend::MarkError;
-use crate::backend::marker::{self, Fact, Record};
+use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
 
 use super::ask::Asker;
-use super::nodes::reason_of_mark;
+use super::nodes::{reason_of, reason_of_mark};
 use super::{Cluster, Internal};
 
-/// Delayed flushes kept at once; more are refused.
-const MAX_DELAYED: usize = 1024;
+/// Delayed flushes kept at once, one for each second; more are refused. They stand in one small item on every node.
+const MAX_DELAYED: usize = 64;
 
 /// Exptimes above this many seconds are absolute unix times.
 const RELATIVE_MAX: i64 = 60 * 60 * 24 * 30;
@@ -31,25 +33,44 @@ pub(super) struct Flushes {
     /// Clients waiting for the flush that is running.
     running: Option<Running>,
     /// Asked for while one runs: the next one answers them.
-    queued: Vec<Option<Asker>>,
-    delayed: usize,
+    queued: Vec<Asker>,
+    /// A delayed one came due while one runs.
+    queued_due: Option<u64>,
+    /// Those that are not due yet.
+    pub(super) pending: Pending,
+    /// Clients that wait for theirs to be recorded.
+    unrecorded: Vec<Asker>,
+    /// `pending` is being written on the nodes; and it has changed since.
+    recording: bool,
+    again: bool,
 }
 
 struct Running {
-    askers: Vec<Option<Asker>>,
+    askers: Vec<Asker>,
     /// Held while nodes are flushed: no copy is in flight.
     guard: Option<OwnedRwLockWriteGuard<()>>,
     /// Nodes whose flush is unanswered; `None` before it was sent.
     waiting: Option<BTreeSet<NodeId>>,
-    /// Whether any node was flushed, and which refuse the command (`-F`), with their words.
+    /// Whether any node was flushed, or may have been; and which refuse the command (`-F`), with their words.
     flushed: bool,
     refused: Vec<(NodeId, String)>,
+    /// The delayed flushes up to this second are run by this one.
+    due: Option<u64>,
+    /// Every node has answered; what has changed is being recorded.
+    settling: bool,
+    /// That pairs which were dark have no copy left is being recorded.
+    voiding: bool,
 }
 
 impl Running {
-    fn new(askers: Vec<Option<Asker>>) -> Running {
-        Running { askers, guard: None, waiting: None, flushed: false, refused: Vec::new() }
+    fn new(askers: Vec<Asker>, due: Option<u64>) -> Running {
+        let (guard, waiting, refused) = (None, None, Vec::new());
+        Running { askers, guard, waiting, flushed: false, refused, due, settling: false, voiding: false }
     }
+}
+
+fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 impl Flushes {
@@ -61,49 +82,132 @@ impl Flushes {
     pub(super) fn holds_gates(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.guard.is_some())
     }
+
+    /// Whether nodes are being flushed. None is taken back meanwhile: it would lead with what the flush ends.
+    pub(super) fn is_sent(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.waiting.is_some())
+    }
 }
 
 impl Cluster {
     pub(super) fn flush_all(&mut self, asker: Asker, delay: i64) {
-        let delay = if delay > RELATIVE_MAX {
-            let now =
-                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-            delay - now
-        } else {
-            delay
-        };
-        if delay <= 0 {
-            return self.begin_flush(Some(asker));
+        let now = unix_seconds();
+        let due = if delay > RELATIVE_MAX { delay.max(0) as u64 } else { now.saturating_add_signed(delay) };
+        if due <= now {
+            return self.begin_flush(vec![asker], None);
         }
-        if self.flush.delayed >= MAX_DELAYED {
+        let pending = &mut self.flush.pending;
+        if pending.len() >= MAX_DELAYED && !pending.contains(due) {
             return self.answer(asker, Bytes::from_static(b"SERVER_ERROR too many delayed flushes are pending\r\n"));
         }
-        self.flush.delayed += 1;
+        let due = pending.add(due);
+        self.await_flush(due, now);
+        if !self.marked() {
+            return self.answer(asker, Bytes::from_static(b"OK\r\n"));
+        }
+        self.flush.unrecorded.push(asker);
+        self.record_pending();
+    }
+
+    fn await_flush(&self, due: u64, now: u64) {
         let internal = self.internal.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(delay as u64)).await;
-            let _ = internal.send(Internal::FlushDue);
+            tokio::time::sleep(Duration::from_secs(due.saturating_sub(now))).await;
+            let _ = internal.send(Internal::FlushDue { due });
         });
-        self.answer(asker, Bytes::from_static(b"OK\r\n"));
     }
 
-    pub(super) fn flush_due(&mut self) {
-        self.flush.delayed = self.flush.delayed.saturating_sub(1);
-        tracing::info!("a delayed flush_all is due");
-        self.begin_flush(None);
+    pub(super) fn flush_due(&mut self, due: u64) {
+        // An earlier one may have run it along.
+        if self.flush.pending.contains(due) {
+            tracing::info!("a delayed flush_all is due");
+            self.begin_flush(vec![], Some(due));
+        }
     }
 
-    fn begin_flush(&mut self, asker: Option<Asker>) {
-        if self.flush.is_active() {
-            self.flush.queued.push(asker);
+    /// What a node remembers of delayed flushes. Those that came due while no proxy ran, or none that knew of them, are run now; nothing
+    /// opens before.
+    pub(super) fn learn_pending(&mut self, found: &Pending) {
+        let now = unix_seconds();
+        for due in self.flush.pending.merge(found) {
+            if due > now {
+                self.await_flush(due, now);
+            }
+        }
+        if let Some(due) = self.flush.pending.due_by(now) {
+            tracing::warn!("a delayed flush_all came due while no proxy ran");
+            self.begin_flush(vec![], Some(due));
+        }
+    }
+
+    /// Writes the delayed flushes on every node in use. One write at a time, so that the last one written is the last that was true.
+    pub(super) fn record_pending(&mut self) {
+        if std::mem::replace(&mut self.flush.recording, true) {
+            self.flush.again = true;
             return;
         }
-        self.flush.running = Some(Running::new(vec![asker]));
-        let (quiesce, internal) = (self.quiesce.clone(), self.internal.clone());
+        let askers = std::mem::take(&mut self.flush.unrecorded);
+        let pending = self.flush.pending.clone();
+        let nodes: Vec<_> = self
+            .topology
+            .nodes()
+            .filter(|n| self.nodes[n.index()].health.is_up())
+            .filter_map(|n| Some((n, self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
+            .collect();
+        let internal = self.internal.clone();
         tokio::spawn(async move {
-            let guard = quiesce.write_owned().await;
-            let _ = internal.send(Internal::Quiesced { guard });
+            let writes = nodes
+                .iter()
+                .map(async |(node, incarnation, control)| (*node, control.pending(*incarnation, &pending).await));
+            let results = futures::future::join_all(writes).await;
+            let _ = internal.send(Internal::PendingRecorded { askers, results });
         });
+    }
+
+    pub(super) fn pending_recorded(&mut self, askers: Vec<Asker>, results: Vec<(NodeId, Result<(), MarkError>)>) {
+        let recorded = results.iter().any(|(_, result)| result.is_ok());
+        for (node, result) in results {
+            if let Err(error) = result {
+                // A later probe finds the marker missing or old, and has it written again.
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record the delayed flushes");
+                if let MarkError::Node(error) = error {
+                    self.fault(node, reason_of(&error), false);
+                }
+            }
+        }
+        let answer: &[u8] = if recorded {
+            b"OK\r\n"
+        } else {
+            b"SERVER_ERROR no server could record the delayed flush; it is run only if the proxy lives until then\r\n"
+        };
+        for asker in askers {
+            self.answer(asker, Bytes::from_static(answer));
+        }
+        self.flush.recording = false;
+        if std::mem::take(&mut self.flush.again) {
+            self.record_pending();
+        }
+        self.flush_finished();
+    }
+
+    fn begin_flush(&mut self, askers: Vec<Asker>, due: Option<u64>) {
+        if self.flush.is_active() {
+            self.flush.queued.extend(askers);
+            self.flush.queued_due = self.flush.queued_due.max(due);
+            return;
+        }
+        self.flush.running = Some(Running::new(askers, due));
+        // At once where no copy is in flight: at the start no gate may open before.
+        match self.quiesce.clone().try_write_owned() {
+            Ok(guard) => self.quiesced(guard),
+            Err(_) => {
+                let (quiesce, internal) = (self.quiesce.clone(), self.internal.clone());
+                tokio::spawn(async move {
+                    let guard = quiesce.write_owned().await;
+                    let _ = internal.send(Internal::Quiesced { guard });
+                });
+            }
+        }
     }
 
     /// No copy is in flight any more, and none begins: now the gates.
@@ -148,7 +252,6 @@ impl Cluster {
         let up: BTreeSet<NodeId> =
             self.topology.nodes().filter(|&n| self.nodes[n.index()].health.is_up() || leads(n)).collect();
         running.waiting = Some(up.clone());
-        self.void_dark();
         for node in up {
             let markers = self.markers(node);
             let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
@@ -176,26 +279,32 @@ impl Cluster {
         let Some(incarnation) = run.incarnation else { return vec![] };
         let mut markers = vec![
             (marker::INCARNATION_KEY.to_owned(), incarnation.to_string()),
-            (marker::RING_KEY.to_owned(), self.ring_of(node)),
+            (marker::RING_KEY.to_owned(), self.ring_of(node).to_string()),
             (marker::SESSION_KEY.to_owned(), self.session.to_string()),
         ];
+        if !self.flush.pending.is_blank() {
+            markers.push((marker::FLUSH_KEY.to_owned(), self.flush.pending.to_string()));
+        }
         for pair in self.topology.pairs() {
+            if self.pairs[pair.index()].undecided {
+                continue;
+            }
             let run = &self.pairs[pair.index()].pair;
             let fact = match run.state() {
                 State::Mirrored => Fact::Sync,
                 State::Degraded { leader } => Fact::Alone(leader),
                 State::Recovering { leader } => Fact::Filling(leader.other()),
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
-                State::Dark { in_sync: None, .. } => continue,
+                State::Dark { in_sync: None, .. } => Fact::Nobody,
             };
-            let record = Record { epoch: run.epoch(), fact, term: run.term() };
+            let record = Record { epoch: run.epoch(), fact, term: run.term(), period: self.period };
             markers.push((marker::pair_key(pair), record.to_string()));
         }
         markers
     }
 
     /// A last full copy that is not reached holds what the flush has ended: whoever comes back with it must not lead before a purge.
-    /// Told at once, for such a node may come back while others are still being flushed.
+    /// Not before a node was flushed: if all refuse (`-F`), nothing has changed.
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
@@ -214,9 +323,7 @@ impl Cluster {
         }
         match result {
             Ok(()) => {
-                if let Some(running) = &mut self.flush.running {
-                    running.flushed = true;
-                }
+                self.took_effect();
                 if let Some(view) = &mut self.nodes[node.index()].view {
                     view.cmd_flush += 1;
                 }
@@ -229,7 +336,11 @@ impl Cluster {
             }
             Err(error) => {
                 tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
-                self.flush_failed(node, reason_of_mark(&error));
+                // It is purged when it comes back, whether it was flushed or not.
+                self.lost(node, reason_of_mark(&error), Loss::Suspected, true);
+                if drain {
+                    self.took_effect();
+                }
             }
         }
         if let Some(waiting) = self.flush.running.as_mut().and_then(|r| r.waiting.as_mut()) {
@@ -238,9 +349,10 @@ impl Cluster {
         self.flush_finished();
     }
 
-    /// Whether it took effect is unknown, so nothing the node holds can be trusted: it is purged when it comes back.
-    fn flush_failed(&mut self, node: NodeId, reason: Reason) {
-        self.lost(node, reason, Loss::Suspected, true);
+    fn took_effect(&mut self) {
+        if let Some(running) = &mut self.flush.running {
+            running.flushed = true;
+        }
         self.void_dark();
     }
 
@@ -249,15 +361,29 @@ impl Cluster {
             return;
         }
         let Some(mut running) = self.flush.running.take() else { return };
-        let mut answer = Bytes::from_static(b"OK\r\n");
-        for (node, said) in std::mem::take(&mut running.refused) {
-            if running.flushed {
-                // The others are empty now: this one is out of step with them.
-                self.flush_failed(node, Reason::Protocol);
-            } else {
-                answer = Bytes::from(format!("{said}\r\n"));
+        if !running.settling {
+            running.settling = true;
+            if running.flushed || running.refused.is_empty() {
+                for (node, _) in std::mem::take(&mut running.refused) {
+                    // The others are empty now: this one is out of step with them.
+                    self.lost(node, Reason::Protocol, Loss::Suspected, true);
+                }
+                self.void_dark();
+            }
+            running.voiding = self.record_nobody();
+            if let Some(due) = running.due {
+                self.flush.pending.run_up_to(due);
+                if self.marked() {
+                    self.record_pending();
+                }
             }
         }
+        if running.voiding || running.due.is_some() && self.flush.recording {
+            self.flush.running = Some(running);
+            return;
+        }
+        let refusal = running.refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
+        let answer = refusal.unwrap_or(Bytes::from_static(b"OK\r\n"));
         for pair in self.topology.pairs() {
             let run = &self.pairs[pair.index()];
             if run.pair.gate() == Gate::Open {
@@ -265,19 +391,59 @@ impl Cluster {
             }
         }
         drop(running.guard);
-        for asker in running.askers.into_iter().flatten() {
+        for asker in running.askers {
             self.answer(asker, answer.clone());
         }
         for node in self.topology.nodes() {
             self.consider(node);
         }
-        let queued = std::mem::take(&mut self.flush.queued);
-        if !queued.is_empty() {
-            self.begin_flush(None);
-            if let Some(running) = &mut self.flush.running {
-                running.askers = queued;
-            }
+        let (queued, due) = (std::mem::take(&mut self.flush.queued), self.flush.queued_due.take());
+        if !queued.is_empty() || due.is_some() {
+            self.begin_flush(queued, due);
         }
+    }
+
+    /// Records of pairs that no copy is left of, on every node in use, before the flush is acknowledged: else the next proxy would believe
+    /// the older record on a node that was away, and let it lead. Returns whether there are such pairs.
+    fn record_nobody(&self) -> bool {
+        let records: Vec<(PairId, Record)> = self
+            .topology
+            .pairs()
+            .map(|id| (id, &self.pairs[id.index()]))
+            .filter(|(_, run)| !run.undecided && matches!(run.pair.state(), State::Dark { in_sync: None, .. }))
+            .map(|(id, run)| {
+                let (epoch, term) = (run.pair.epoch(), run.pair.term());
+                (id, Record { epoch, fact: Fact::Nobody, term, period: self.period })
+            })
+            .collect();
+        if records.is_empty() || !self.marked() {
+            return false;
+        }
+        let nodes: Vec<_> = self
+            .topology
+            .nodes()
+            .filter(|n| self.nodes[n.index()].health.is_up())
+            .filter_map(|n| Some((self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
+            .collect();
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let writes = nodes.iter().map(async |(incarnation, control)| {
+                for &(pair, record) in &records {
+                    // A node that fails now is noticed by its own probe.
+                    let _ = control.record(*incarnation, pair, record).await;
+                }
+            });
+            futures::future::join_all(writes).await;
+            let _ = internal.send(Internal::NobodyRecorded);
+        });
+        true
+    }
+
+    pub(super) fn nobody_recorded(&mut self) {
+        if let Some(running) = &mut self.flush.running {
+            running.voiding = false;
+        }
+        self.flush_finished();
     }
 
     pub(super) fn answer(&self, asker: Asker, bytes: Bytes) {

@@ -7,13 +7,17 @@
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol.
+//! - `clean`: keys that a node no longer owns.
+//! - `foreign`: another proxy over the same nodes.
 //! - `start`: the first states.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
 
 mod ask;
+mod clean;
 mod first;
 mod flush;
+mod foreign;
 mod jobs;
 mod nodes;
 mod orders;
@@ -31,7 +35,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::marker::{Fact, Record, Session};
+use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
@@ -69,7 +73,10 @@ enum Internal {
     RetryRefill { node: NodeId },
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
-    FlushDue,
+    FlushDue { due: u64 },
+    NobodyRecorded,
+    PendingRecorded { askers: Vec<ask::Asker>, results: Vec<(NodeId, Result<(), MarkError>)> },
+    Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), clean::CleanError> },
 }
 
 /// A pair and what surrounds its present edge.
@@ -118,6 +125,9 @@ pub struct Cluster {
     internal: UnboundedSender<Internal>,
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
+    /// Since when the present ring is in force, and the newest such time that was found on any node; set at the start.
+    period: Period,
+    period_found: Period,
     started: Instant,
     crawls: Arc<Crawls>,
     limiter: Arc<RateLimiter>,
@@ -189,6 +199,8 @@ impl Cluster {
             internal,
             inbox: Some(inbox),
             session: Session { id: rand::rng().random(), open: true },
+            period: Period(unix_us),
+            period_found: Period::default(),
             started: now,
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flushes::default(),
@@ -289,7 +301,12 @@ impl Cluster {
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
-            Internal::FlushDue => self.flush_due(),
+            Internal::FlushDue { due } => self.flush_due(due),
+            Internal::NobodyRecorded => self.nobody_recorded(),
+            Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
+            Internal::Cleaned { node, incarnation, deleted, result } => {
+                self.cleaned(node, incarnation, deleted, result)
+            }
         }
     }
 
@@ -408,6 +425,7 @@ impl Cluster {
         let run = &mut self.pairs[id.index()];
         if self.topology.has_backups() && run.pair.state() == State::Mirrored {
             run.missed.reset();
+            run.first_fill = None;
         }
         run.held_for_flush = false;
         run.flush_closed = false;
@@ -437,7 +455,7 @@ impl Cluster {
     fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
         let run = &self.pairs[id.index()];
         let epoch = run.pair.epoch();
-        let record = Record { epoch, fact, term: run.pair.term() };
+        let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
         let internal = self.internal.clone();
         if !self.marked() {
             let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
@@ -501,7 +519,14 @@ impl Cluster {
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
                 self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
             }
-            Err((node, error @ MarkError::Refused(_))) => {
+            Err((node, MarkError::Newer(found))) => {
+                tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
+                    "a later record than this proxy's stands there: it is outranked");
+                self.pairs[id.index()].pair.outrank(found.epoch, found.term);
+                let epoch = self.pairs[id.index()].pair.epoch();
+                self.record_again(id, epoch);
+            }
+            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_)))) => {
                 let name = self.topology.addr(node);
                 if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");

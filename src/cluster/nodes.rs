@@ -9,7 +9,7 @@ use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::backend::marker;
+use crate::backend::marker::{self, Leftovers};
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
 use crate::health::Health;
@@ -34,6 +34,12 @@ pub(super) struct NodeRun {
     pub(super) view: Option<NodeView>,
     /// When that was.
     pub(super) viewed_at: Instant,
+    /// What its ring marker says of items that it should not hold.
+    pub(super) leftovers: Leftovers,
+    pub(super) foreign: super::foreign::Foreign,
+    pub(super) cleaning: super::clean::Cleaning,
+    /// The last proxy left nothing half done on it; as found at the start.
+    pub(super) session_settled: bool,
     /// It held no items at all when it was last taken back, and nothing was written to it since.
     pub(super) empty: bool,
     /// Workers with void answers outstanding.
@@ -76,6 +82,10 @@ impl NodeRun {
             incarnation: None,
             view: None,
             viewed_at: Instant::now(),
+            leftovers: Leftovers::Clean,
+            foreign: Default::default(),
+            cleaning: Default::default(),
+            session_settled: false,
             empty: false,
             undrained: BTreeSet::new(),
             drains: 0,
@@ -126,8 +136,9 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
 pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
     match error {
         MarkError::Node(error) => reason_of(error),
+        MarkError::Foreign(_) => Reason::ForeignSession,
         MarkError::MemoryGone | MarkError::OtherMemory => Reason::MarkerLost,
-        MarkError::Refused(_) => Reason::Protocol,
+        MarkError::Refused(_) | MarkError::Newer(_) => Reason::Protocol,
     }
 }
 
@@ -188,9 +199,16 @@ impl Cluster {
                         None => self.check_eviction(node),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
                         Some(_) if found.missing => self.restore_markers(node),
-                        Some(_) => {}
+                        Some(_) => {
+                            self.judge_session(node, found.session);
+                            let pending = &self.flush.pending;
+                            if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
+                                self.record_pending();
+                            }
+                            self.clean(node);
+                        }
                     }
-                } else if run.health.good_probe(now, needed, awaited) && !run.looking {
+                } else if run.health.good_probe(now, needed, awaited) && !run.looking && !self.flush.is_sent() {
                     // The look waits until nothing that was sent before can still take effect on the node.
                     if run.is_drained() {
                         self.look(node);
@@ -387,10 +405,21 @@ impl Cluster {
             Some(found) if same => found,
             _ => Incarnation(rand::rng().random()),
         };
+        self.outrank_records(&view);
+        if let Some(found) = &view.pending {
+            self.learn_pending(found);
+        }
+        if known.is_none() || !same {
+            let decided = self.topology.pairs_of(node).all(|p| !self.pairs[p.index()].undecided);
+            self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
+        }
         let control = self.controls[node.index()].clone();
-        let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
+        // Another proxy that took the node over while it was away keeps its session there: the probes judge it.
+        let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
+        let session = taken.unwrap_or(self.session);
+        let (ring, internal) = (self.ring_of(node), self.internal.clone());
         tokio::spawn(async move {
-            let result = control.mark(view.incarnation, incarnation, &ring, session).await;
+            let result = control.mark(view.incarnation, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
         });
     }
@@ -405,7 +434,8 @@ impl Cluster {
         self.nodes[node.index()].looking = false;
         match result {
             // Workers told only during the look that old commands may still be executed there: it is looked at again.
-            Ok(()) if !self.nodes[node.index()].is_drained() => {}
+            // So is one that came in the middle of a flush, which ends what it holds.
+            Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
                 self.nodes[node.index()].health.bad_probe();
@@ -434,7 +464,7 @@ impl Cluster {
         run.since = Instant::now();
         tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
         let empty = run.empty;
-        let record_of = |pair: PairId| view.records.iter().find(|(p, _)| *p == pair).map(|(_, r)| *r);
+        let record_of = |pair: PairId| self.record_in(&view, pair);
         let full: Vec<PairId> = self
             .topology
             .pairs_of(node)
@@ -539,7 +569,10 @@ impl Cluster {
             .pairs_of(node)
             .filter(|&p| {
                 let run = &self.pairs[p.index()];
-                !run.undecided && run.pair.state() == State::Dark { in_sync: None, fallback: None } && open(p)
+                !run.undecided
+                    && !run.pair.is_foreign()
+                    && run.pair.state() == State::Dark { in_sync: None, fallback: None }
+                    && open(p)
             })
             .collect();
         let needy: Vec<(PairId, NodeId)> = self
@@ -590,6 +623,7 @@ impl Cluster {
         let leader = self.node_at(id, place.other());
         pair.state() == State::Degraded { leader: place.other() }
             && pair.gate() == pair::Gate::Open
+            && !pair.is_foreign()
             && self.nodes[leader.index()].health.is_up()
     }
 }

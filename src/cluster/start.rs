@@ -1,27 +1,45 @@
-//! The start-up table: what a pair's first state is, by what the nodes say. Pure.
+//! The start-up table: what a pair's first state is, by what the nodes say, and how its other node is made equal. Pure.
 //!
-//! Nothing is trusted that was not read. Where the design's table calls for a compare pass (after a crash, or adopting two full nodes),
-//! this version takes the safe row instead: the primary leads and the backup is purged and refilled.
+//! Nothing is trusted that was not read.
+//!
+//! | primary | backup | then |
+//! |---|---|---|
+//! | same record "in sync", sessions closed | same | Mirrored |
+//! | same record "in sync", a session open (crash) | same | the primary leads; a compare pass |
+//! | no marker | in sync | the backup leads, the primary is refilled; and the other way round |
+//! | older record | newer record | who is full by the newer one leads; the other is purged and refilled |
+//! | items, no record | items, no record | the primary leads; adoption |
+//! | unreachable | in sync, or no record at all | it leads alone |
+//! | unreachable | recorded as stale, or of an earlier period | refused until the other answers, or the operator decides |
 
 use crate::backend::marker::{Fact, Record};
 use crate::ids::Place;
 use crate::pair::State;
+use crate::resync::Fill;
 
 /// What one node of a pair shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Seen {
     /// It does not answer.
     Unreachable,
-    /// It carries no valid marker: a fresh process, or one that the proxy has never seen, or of another ring.
+    /// It carries no valid marker: a fresh process, or one that the proxy has never seen, or that was full under the ring before.
     Blank {
         /// It holds no items at all.
         empty: bool,
     },
+    /// It missed a period of the ring, or part of one: it leads only after a purge, and nothing it holds is adopted or compared.
+    Stale,
     /// It carries a marker.
     Marked {
         /// The pair's record on it.
         record: Option<Record>,
     },
+}
+
+impl Seen {
+    fn is_empty(self) -> bool {
+        self == Seen::Blank { empty: true }
+    }
 }
 
 /// What is known of a pair when the proxy starts.
@@ -33,71 +51,118 @@ pub(crate) struct Knowledge {
     pub(crate) backup: Seen,
     /// The newest record of the pair on any node that answers.
     pub(crate) newest: Option<Record>,
-    /// Whether the last proxy stopped cleanly.
+    /// Whether the last proxy that used both nodes stopped cleanly.
     pub(crate) clean: bool,
 }
 
-/// Decides; `None` = nobody can be trusted before more nodes answer.
-pub(crate) fn decide(known: &Knowledge) -> Option<State> {
+/// What becomes of the pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Decision {
+    /// Its first state.
+    pub(crate) state: State,
+    /// How the other node is made equal, where a refill would lose what it holds.
+    pub(crate) fill: Option<Fill>,
+    /// Nobody can be trusted before more nodes answer: then the table is asked again.
+    pub(crate) waits: bool,
+}
+
+impl Decision {
+    fn of(state: State) -> Decision {
+        Decision { state, fill: None, waits: false }
+    }
+
+    fn alone(leader: Place) -> Decision {
+        Decision::of(State::Degraded { leader })
+    }
+
+    fn dark(in_sync: Option<Place>) -> Decision {
+        Decision::of(State::Dark { in_sync, fallback: None })
+    }
+
+    fn filled_by(self, fill: Fill) -> Decision {
+        Decision { fill: Some(fill), ..self }
+    }
+
+    fn waiting(self) -> Decision {
+        Decision { waits: true, ..self }
+    }
+}
+
+/// Decides.
+pub(crate) fn decide(known: &Knowledge) -> Decision {
     use Place::{Backup, Primary};
     let seen = |place| if place == Primary { known.primary } else { known.backup };
-    let alone = |leader| Some(State::Degraded { leader });
-    let dark = |place| Some(State::Dark { in_sync: Some(place), fallback: None });
-    let nothing = Some(State::Dark { in_sync: None, fallback: None });
+    let both_empty = known.primary.is_empty() && known.backup.is_empty();
+    if both_empty {
+        return Decision::of(State::Mirrored);
+    }
+    if (known.primary, known.backup) == (Seen::Unreachable, Seen::Unreachable) {
+        let in_sync = match known.newest.map(|r| r.fact) {
+            Some(Fact::Alone(place)) => Some(place),
+            Some(Fact::Filling(place)) => Some(place.other()),
+            // A flush ended what both held: whoever comes is purged.
+            Some(Fact::Nobody) => return Decision::dark(None),
+            _ => None,
+        };
+        return if in_sync.is_some() { Decision::dark(in_sync) } else { Decision::dark(None).waiting() };
+    }
     match known.newest.map(|r| r.fact) {
-        None => match (known.primary, known.backup) {
-            (Seen::Unreachable, Seen::Unreachable) => None,
-            (_, Seen::Unreachable) => alone(Primary),
-            (Seen::Unreachable, _) => alone(Backup),
-            (Seen::Blank { empty: true }, Seen::Blank { empty: true }) => Some(State::Mirrored),
-            // Markers without a record come from a start that was cut short.
-            (Seen::Blank { .. }, Seen::Marked { .. }) => alone(Backup),
-            (Seen::Blank { empty: true }, Seen::Blank { empty: false }) => alone(Backup),
-            _ => alone(Primary),
-        },
+        None => first_start(known),
         Some(Fact::Sync) => {
-            let newest = known.newest;
-            let full = |place| matches!(seen(place), Seen::Marked { record } if record == newest);
+            let full = |place| matches!(seen(place), Seen::Marked { record } if record == known.newest);
             match (full(Primary), full(Backup)) {
-                (true, true) if known.clean => Some(State::Mirrored),
+                (true, true) if known.clean => Decision::of(State::Mirrored),
                 // After a crash a write may have reached one node only: the primary's word counts.
-                (true, _) => alone(Primary),
-                (false, true) => alone(Backup),
-                (false, false) => match (known.primary, known.backup) {
-                    (Seen::Unreachable, Seen::Unreachable) => None,
-                    // Whoever is away may have it.
-                    (Seen::Unreachable, _) => dark(Primary),
-                    (_, Seen::Unreachable) => dark(Backup),
-                    (Seen::Blank { empty: true }, Seen::Blank { empty: true }) => Some(State::Mirrored),
-                    _ => nothing,
-                },
+                (true, true) => Decision::alone(Primary).filled_by(Fill::Compare),
+                (true, false) => Decision::alone(Primary),
+                (false, true) => Decision::alone(Backup),
+                // Whoever is away may have it.
+                (false, false) if known.primary == Seen::Unreachable => Decision::dark(Some(Primary)),
+                (false, false) if known.backup == Seen::Unreachable => Decision::dark(Some(Backup)),
+                (false, false) => Decision::dark(None),
             }
         }
-        Some(Fact::Alone(_) | Fact::Filling(_)) => {
-            let leader = match known.newest.map(|r| r.fact) {
-                Some(Fact::Filling(place)) => place.other(),
-                Some(Fact::Alone(place)) => place,
-                _ => return None,
-            };
-            match (seen(leader), seen(leader.other())) {
-                (Seen::Marked { .. }, _) => alone(leader),
+        Some(Fact::Nobody) => Decision::dark(None),
+        Some(fact @ (Fact::Alone(place) | Fact::Filling(place))) => {
+            let leader = if fact == Fact::Alone(place) { place } else { place.other() };
+            match seen(leader) {
+                Seen::Marked { .. } => Decision::alone(leader),
                 // The other one missed writes: it does not serve before the leader answers.
-                (Seen::Unreachable, _) => dark(leader),
-                (Seen::Blank { empty: true }, Seen::Blank { empty: true }) => Some(State::Mirrored),
-                (Seen::Blank { .. }, _) => nothing,
+                Seen::Unreachable => Decision::dark(Some(leader)),
+                Seen::Blank { .. } | Seen::Stale => Decision::dark(None),
             }
         }
+    }
+}
+
+/// No node has a record of the pair.
+fn first_start(known: &Knowledge) -> Decision {
+    use Place::{Backup, Primary};
+    match (known.primary, known.backup) {
+        (Seen::Stale, Seen::Stale) => Decision::dark(None),
+        // The one that is away may be full by the ring before: then it can be adopted, once it answers.
+        (Seen::Stale, Seen::Unreachable) => Decision::dark(Some(Backup)).waiting(),
+        (Seen::Unreachable, Seen::Stale) => Decision::dark(Some(Primary)).waiting(),
+        (_, Seen::Unreachable | Seen::Stale) => Decision::alone(Primary),
+        (Seen::Unreachable | Seen::Stale, _) => Decision::alone(Backup),
+        (primary, Seen::Blank { empty: true }) if !primary.is_empty() => Decision::alone(Primary),
+        (Seen::Blank { empty: true }, _) => Decision::alone(Backup),
+        // Markers without a record come from a start that was cut short before any pair was open: nothing tells whose items are
+        // newer, neither is known to be out of date, and what only one of them holds is kept.
+        (Seen::Blank { .. }, Seen::Marked { .. }) => Decision::alone(Backup).filled_by(Fill::Adopt),
+        _ => Decision::alone(Primary).filled_by(Fill::Adopt),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::marker::Period;
     use crate::ids::{Epoch, Term};
     use Place::{Backup, Primary};
 
     fn record(epoch: u64, fact: Fact) -> Record {
-        Record { epoch: Epoch(epoch), fact, term: Term(1) }
+        Record { epoch: Epoch(epoch), fact, term: Term(1), period: Period(1) }
     }
 
     fn marked(record: Record) -> Seen {
@@ -110,24 +175,26 @@ mod tests {
         let sync = record(5, Fact::Sync);
         let empty = Seen::Blank { empty: true };
         let items = Seen::Blank { empty: false };
-        let alone = |leader| Some(State::Degraded { leader });
-        let dark = |place| Some(State::Dark { in_sync: Some(place), fallback: None });
-        let none = Some(State::Dark { in_sync: None, fallback: None });
+        let cut_short = Seen::Marked { record: None };
+        let away = Seen::Unreachable;
+        let (stale, alone) = (Seen::Stale, Decision::alone);
+        let dark = |place| Decision::dark(Some(place));
+        let none = Decision::dark(None);
+        let mirrored = Decision::of(State::Mirrored);
+        let adopt = |leader| Decision::alone(leader).filled_by(Fill::Adopt);
+        let compare = Decision::alone(Primary).filled_by(Fill::Compare);
+        let being_filled = marked(record(7, Fact::Filling(Backup)));
+        let nobody = marked(record(7, Fact::Nobody));
         let cases = [
-            ("both in sync, clean", marked(sync), marked(sync), true, Some(State::Mirrored)),
-            ("both in sync, crash", marked(sync), marked(sync), false, alone(Primary)),
+            ("both in sync, clean", marked(sync), marked(sync), true, mirrored),
+            ("both in sync, crash", marked(sync), marked(sync), false, compare),
             ("primary restarted", empty, marked(sync), true, alone(Backup)),
             ("backup restarted", marked(sync), empty, true, alone(Primary)),
+            ("primary a stranger with items", items, marked(sync), true, alone(Backup)),
             ("backup led alone", marked(sync), marked(record(6, Fact::Alone(Backup))), false, alone(Backup)),
             ("primary led alone", marked(record(6, Fact::Alone(Primary))), marked(sync), false, alone(Primary)),
-            (
-                "backup was being filled",
-                marked(record(6, Fact::Alone(Primary))),
-                marked(record(7, Fact::Filling(Backup))),
-                false,
-                alone(Primary),
-            ),
-            ("leader's memory gone while filling", empty, marked(record(7, Fact::Filling(Backup))), false, none),
+            ("backup was being filled", marked(record(6, Fact::Alone(Primary))), being_filled, false, alone(Primary)),
+            ("leader's memory gone while filling", empty, being_filled, false, none),
             (
                 "hand-back cut between the two records",
                 marked(record(7, Fact::Sync)),
@@ -135,29 +202,38 @@ mod tests {
                 false,
                 alone(Primary),
             ),
-            ("both fresh", empty, empty, true, Some(State::Mirrored)),
-            ("both with items, no markers", items, items, true, alone(Primary)),
+            ("both fresh", empty, empty, true, mirrored),
+            ("both with items, no markers", items, items, true, adopt(Primary)),
+            ("both with items, no markers, after a crash", items, items, false, adopt(Primary)),
+            ("the first start was cut short", cut_short, cut_short, false, adopt(Primary)),
+            ("the first start was cut short, one marked", cut_short, items, false, adopt(Primary)),
+            ("the first start was cut short, the other marked", items, cut_short, false, adopt(Backup)),
             ("items on the backup only", empty, items, true, alone(Backup)),
             ("items on the primary only", items, empty, true, alone(Primary)),
-            ("primary unreachable, backup in sync", Seen::Unreachable, marked(sync), true, alone(Backup)),
-            ("backup unreachable, primary in sync", marked(sync), Seen::Unreachable, true, alone(Primary)),
-            ("primary unreachable, first start", Seen::Unreachable, items, true, alone(Backup)),
-            (
-                "unreachable, the other being filled",
-                Seen::Unreachable,
-                marked(record(7, Fact::Filling(Backup))),
-                true,
-                dark(Primary),
-            ),
+            ("primary unreachable, backup in sync", away, marked(sync), true, alone(Backup)),
+            ("backup unreachable, primary in sync", marked(sync), away, true, alone(Primary)),
+            ("primary unreachable, first start", away, items, true, alone(Backup)),
+            ("backup unreachable, first start", items, away, true, alone(Primary)),
+            ("unreachable, the other being filled", away, being_filled, true, dark(Primary)),
             (
                 "unreachable, the other recorded as stale",
-                Seen::Unreachable,
+                away,
                 marked(record(7, Fact::Alone(Primary))),
                 true,
                 dark(Primary),
             ),
-            ("both unreachable", Seen::Unreachable, Seen::Unreachable, true, None),
-            ("both lost their memory", empty, empty, false, Some(State::Mirrored)),
+            ("both unreachable", away, away, true, none.waiting()),
+            ("both lost their memory", empty, empty, false, mirrored),
+            ("a flush ended what is left", nobody, nobody, false, none),
+            ("a flush ended what the one away holds", away, nobody, false, none),
+            ("a flush ended what the other holds", marked(sync), nobody, false, none),
+            ("missed a period, the other is away", stale, away, true, dark(Backup).waiting()),
+            ("the other missed a period, the primary is away", away, stale, true, dark(Primary).waiting()),
+            ("missed a period, the other has items", stale, items, true, alone(Backup)),
+            ("missed a period, the other is empty", stale, empty, true, alone(Backup)),
+            ("missed a period, the other is in sync", stale, marked(sync), true, alone(Backup)),
+            ("the backup missed a period", items, stale, true, alone(Primary)),
+            ("both missed a period", stale, stale, true, none),
         ];
         for (what, primary, backup, clean, expected) in cases {
             let of = |seen| if let Seen::Marked { record } = seen { record } else { None };
@@ -172,16 +248,26 @@ mod tests {
         let newest = Some(record(9, Fact::Alone(Backup)));
         let known =
             Knowledge { primary: marked(record(5, Fact::Sync)), backup: Seen::Unreachable, newest, clean: false };
-        assert_eq!(decide(&known), Some(State::Dark { in_sync: Some(Backup), fallback: None }));
+        assert_eq!(decide(&known), Decision::dark(Some(Backup)));
+        let both_away = Knowledge { primary: Seen::Unreachable, ..known };
+        assert_eq!(decide(&both_away), Decision::dark(Some(Backup)), "whichever comes first");
     }
 
-    /// Every combination: what leads alone is never a node that the newest record does not call full, unless it has nothing.
+    /// Every combination: what leads alone is never a node that the newest record does not call full, unless it has nothing; what
+    /// missed a period never leads, and is neither adopted nor compared.
     #[test]
     fn no_combination_lets_a_stale_node_lead() {
-        let facts =
-            [Fact::Sync, Fact::Alone(Primary), Fact::Alone(Backup), Fact::Filling(Primary), Fact::Filling(Backup)];
+        let facts = [
+            Fact::Sync,
+            Fact::Alone(Primary),
+            Fact::Alone(Backup),
+            Fact::Filling(Primary),
+            Fact::Filling(Backup),
+            Fact::Nobody,
+        ];
         let mut seens = vec![
             Seen::Unreachable,
+            Seen::Stale,
             Seen::Blank { empty: true },
             Seen::Blank { empty: false },
             Seen::Marked { record: None },
@@ -191,6 +277,7 @@ mod tests {
         }
         let mut newest_options: Vec<Option<Record>> = facts.iter().map(|&f| Some(record(3, f))).collect();
         newest_options.push(None);
+        let mut filled = [0; 2];
         for &primary in &seens {
             for &backup in &seens {
                 for witness in &newest_options {
@@ -199,17 +286,17 @@ mod tests {
                         [of(primary), of(backup), *witness].into_iter().flatten().max_by_key(|r: &Record| r.epoch);
                     for clean in [false, true] {
                         let known = Knowledge { primary, backup, newest, clean };
-                        let leaders: Vec<Place> = match decide(&known) {
-                            Some(State::Mirrored) => vec![Primary, Backup],
-                            Some(state) => state.leader().into_iter().collect(),
-                            None => vec![],
+                        let decision = decide(&known);
+                        let leaders: Vec<Place> = match decision.state {
+                            State::Mirrored => vec![Primary, Backup],
+                            state => state.leader().into_iter().collect(),
                         };
+                        let nothing_left = primary.is_empty() && backup.is_empty();
                         for leader in leaders {
                             let seen = if leader == Primary { primary } else { backup };
-                            assert_ne!(seen, Seen::Unreachable, "{known:?}");
+                            assert!(seen != Seen::Unreachable && seen != Seen::Stale, "{known:?}");
+                            assert!(!decision.waits, "{known:?}");
                             if let Some(newest) = newest {
-                                let nothing_left =
-                                    primary == Seen::Blank { empty: true } && backup == Seen::Blank { empty: true };
                                 assert!(newest.full_at(leader) || nothing_left, "{known:?} lets {leader} lead");
                                 assert!(
                                     nothing_left || matches!(seen, Seen::Marked { .. }),
@@ -217,9 +304,23 @@ mod tests {
                                 );
                             }
                         }
+                        match decision.fill {
+                            Some(Fill::Compare) => {
+                                filled[0] += 1;
+                                assert!(primary == backup && newest == of(primary) && newest.is_some(), "{known:?}");
+                            }
+                            Some(Fill::Adopt) => {
+                                filled[1] += 1;
+                                assert_eq!(newest, None, "adopts what a record calls out of date: {known:?}");
+                                let unknown = |s| matches!(s, Seen::Blank { empty: false } | Seen::Marked { .. });
+                                assert!(unknown(primary) && unknown(backup), "{known:?}");
+                            }
+                            fill => assert_eq!(fill, None),
+                        }
                     }
                 }
             }
         }
+        assert!(filled.iter().all(|&n| n > 0), "{filled:?}");
     }
 }

@@ -54,6 +54,8 @@ pub enum Reason {
     /// A node cannot list its keys. The leader: its follower is filled from the reads that pass through, and stays a follower. The
     /// follower: what it may hold cannot be purged, so it is not refilled.
     CannotEnumerate,
+    /// Another proxy works on the same node: nobody is promoted before its session ends.
+    ForeignSession,
     /// The node is recorded as having missed writes, and the one that has them does not answer.
     StaleAlone,
 }
@@ -75,6 +77,7 @@ impl Reason {
             Reason::ResyncFailed => "resync_failed",
             Reason::Cancelled => "cancelled",
             Reason::CannotEnumerate => "cannot_enumerate",
+            Reason::ForeignSession => "foreign_session",
             Reason::StaleAlone => "stale_alone",
         }
     }
@@ -106,7 +109,7 @@ pub enum State {
         /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is known to be in sync.
         in_sync: Option<Place>,
         /// A follower that was being filled when its leader was lost: a verified part of the items, nothing unverified.
-        /// It leads if the leader's memory proves gone.
+        /// It leads if the leader's memory proves gone; while another proxy works on the nodes, not before that one has stopped.
         fallback: Option<Place>,
     },
 }
@@ -172,7 +175,7 @@ pub enum Event {
     Start(State),
     /// A node of the pair is not to be used from now on.
     Lost(Place, Loss, Reason),
-    /// A node is back with the memory that it had when it was lost.
+    /// A node is back with the memory that it had when it was lost; or has it, and what kept it from leading is over.
     BackSame(Place),
     /// A node holds nothing of this pair: proved empty, or purged. Matters when no copy is left.
     Emptied(Place),
@@ -194,6 +197,10 @@ pub enum Event {
     Recorded,
     /// `flush_all` emptied the pair's reachable nodes, behind closed gates; the unreachable ones' items are void.
     Flushed,
+    /// Another proxy's open session was found on a node of the pair; or it is there no more.
+    Foreign(bool),
+    /// The operator's word: this node of a dark pair leads with what it holds, whatever that is.
+    Promote(Place),
     /// The operator wants a node refilled although it seems fine.
     Distrust(Place),
     /// A node is back and taken at its word, unfilled: only with `--resync=off`, which behaves like magent.
@@ -243,6 +250,8 @@ pub struct Pair {
     handing_back: bool,
     /// The places whose answers count for nothing since the gate closed: primary, backup.
     voided: [bool; 2],
+    /// Another proxy works on the pair's nodes: leadership goes to nobody who does not have it.
+    foreign: bool,
     /// The epoch of the record that `term` was taken from; only at the start.
     seeded: Epoch,
 }
@@ -258,6 +267,7 @@ impl Pair {
             epoch,
             handing_back: false,
             voided: [false; 2],
+            foreign: false,
             seeded: Epoch(0),
         }
     }
@@ -275,6 +285,11 @@ impl Pair {
     /// Why it is in this state.
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// Whether another proxy works on its nodes.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// The leadership term, for cas tokens.
@@ -299,6 +314,18 @@ impl Pair {
         }
     }
 
+    /// A later record than this pair's own was found on a node that did not answer at the start (some clock was set back, or another
+    /// proxy wrote it): what is recorded from now on must be later still, and no token given under that record's term may win.
+    /// Returns whether it was later.
+    pub fn outrank(&mut self, epoch: Epoch, term: Term) -> bool {
+        let later = epoch > self.epoch;
+        if later {
+            self.epoch = Epoch(epoch.0 + 1);
+            self.term = term.next();
+        }
+        later
+    }
+
     /// Takes an event; returns what is to be done, in order.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -315,7 +342,9 @@ impl Pair {
                 _ => vec![],
             },
             Event::Emptied(place) => match self.state {
-                State::Dark { in_sync: None, .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
+                State::Dark { in_sync: None, .. } if !self.foreign => {
+                    self.edge(State::Degraded { leader: place }, self.reason, None)
+                }
                 _ => vec![],
             },
             Event::BeginRecovery => match (self.state, self.gate) {
@@ -328,7 +357,7 @@ impl Pair {
                 _ => vec![],
             },
             Event::HandBack => match (self.state, self.gate) {
-                (State::Recovering { .. }, Gate::Open) => {
+                (State::Recovering { .. }, Gate::Open) if !self.foreign => {
                     self.gate = Gate::Closing;
                     self.handing_back = true;
                     vec![Effect::Close { void: None }]
@@ -338,7 +367,7 @@ impl Pair {
             Event::Drained(clean) => match (self.state, self.gate) {
                 (State::Recovering { leader }, Gate::Draining) => {
                     self.handing_back = false;
-                    if clean {
+                    if clean && !self.foreign {
                         self.advance(State::Mirrored, Reason::None);
                         self.gate = Gate::Recording;
                         vec![Effect::RecordSync { follower: leader.other() }]
@@ -376,10 +405,11 @@ impl Pair {
                 _ => vec![],
             },
             Event::Flushed => {
-                if let State::Dark { in_sync, fallback } = &mut self.state {
-                    // Whoever is away holds items that the flush has ended: nobody is in sync any more.
-                    *in_sync = None;
-                    *fallback = None;
+                if let State::Dark { .. } = self.state {
+                    // Whoever is away holds items that the flush has ended: nobody is in sync any more, and a record that says so is
+                    // later than the one on that node.
+                    self.state = State::Dark { in_sync: None, fallback: None };
+                    self.epoch = Epoch(self.epoch.0 + 1);
                 }
                 vec![]
             }
@@ -388,8 +418,29 @@ impl Pair {
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
                 _ => vec![],
             },
+            Event::Foreign(foreign) => {
+                let ended = self.foreign && !foreign;
+                self.foreign = foreign;
+                match self.state {
+                    // Two proxies wrote the same keys in an order of their own each: the copies may differ.
+                    State::Mirrored if ended => {
+                        self.edge(State::Degraded { leader: Place::Primary }, Reason::ForeignSession, None)
+                    }
+                    State::Mirrored if foreign => {
+                        self.reason = Reason::ForeignSession;
+                        vec![]
+                    }
+                    _ => vec![],
+                }
+            }
+            Event::Promote(place) => match self.state {
+                State::Dark { .. } => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
+                _ => vec![],
+            },
             Event::Distrust(place) => match self.state {
-                State::Mirrored => self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None),
+                State::Mirrored if !self.foreign => {
+                    self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
+                }
                 _ => vec![],
             },
         }
@@ -397,6 +448,15 @@ impl Pair {
 
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
         match self.state {
+            // The other proxy may not have lost the leader, and goes on writing there. The follower holds everything, and is what is left
+            // if the leader's memory is gone once the other proxy is.
+            State::Mirrored if self.foreign && place == Place::Primary => {
+                let state = match loss {
+                    Loss::Suspected => State::Dark { in_sync: Some(place), fallback: Some(place.other()) },
+                    Loss::MemoryGone => State::Dark { in_sync: Some(place.other()), fallback: None },
+                };
+                self.edge(state, Reason::ForeignSession, Some(place))
+            }
             // Also while a hand-back is being recorded: whichever is lost, the other one holds everything.
             State::Mirrored => self.edge(State::Degraded { leader: place.other() }, reason, Some(place)),
             State::Degraded { leader } if leader == place => {
@@ -424,6 +484,11 @@ impl Pair {
                 }
                 if in_sync == Some(place) && loss == Loss::MemoryGone {
                     return match fallback {
+                        // It leads when the foreign session has ended (`BackSame`).
+                        Some(_) if self.foreign => {
+                            self.state = State::Dark { in_sync: fallback, fallback: None };
+                            self.void_while_closing(place)
+                        }
                         Some(follower) => self.edge(State::Degraded { leader: follower }, reason, None),
                         None => {
                             self.state = State::Dark { in_sync: None, fallback: None };
@@ -504,6 +569,8 @@ pub fn legal(from: State, to: State) -> bool {
     use State::{Dark, Degraded, Mirrored, Recovering};
     match (from, to) {
         (Mirrored, Degraded { .. }) => true,
+        // Only while another proxy works on the nodes.
+        (Mirrored, Dark { in_sync: Some(_), .. }) => true,
         (Degraded { leader: a }, Recovering { leader: b }) => a == b,
         (Degraded { leader }, Dark { in_sync, .. }) => in_sync.is_none_or(|p| p == leader),
         (Recovering { leader: a }, Degraded { leader: b }) => a == b,

@@ -9,6 +9,7 @@
 //! | 5 term and epoch | `advance`: the two increments |
 //! | 6 no panic, nothing the gate forbids | the gate in the patterns of `BeginRecovery`, `HandBack`, `Drained`, `Recorded`, `closed` |
 //! | 7 hand-back only from Recovering | the pattern of `HandBack` |
+//! | 10 under a foreign session nobody is promoted | `self.foreign` in `apply` and `lost` |
 //! | 8 a closing gate waits for no lost node | `void_while_closing`, `edge(.., Some(place))` in `lost` |
 //! | 9 what is listed as different is all that differs | `keeps_difference` |
 
@@ -47,6 +48,8 @@ struct World {
     /// The control plane has a list of the keys that differ; and whether it is true that nothing else does.
     listed: bool,
     list_is_true: bool,
+    /// How it came to this; for the message of a failure.
+    story: Vec<String>,
 }
 
 const PLACES: [Place; 2] = [Primary, Backup];
@@ -60,6 +63,18 @@ fn arrow(from: State, to: State, event: Event) -> bool {
     use State::{Dark, Degraded, Mirrored, Recovering};
     match (from, to, event) {
         (Mirrored, Degraded { leader }, Event::Lost(p, ..) | Event::Distrust(p)) => leader == p.other(),
+        (Mirrored, Degraded { leader: Primary }, Event::Foreign(false)) => true,
+        (
+            Mirrored,
+            Dark { in_sync: Some(Primary), fallback: Some(Backup) },
+            Event::Lost(Primary, Loss::Suspected, _),
+        ) => true,
+        (Mirrored, Dark { in_sync: Some(Backup), fallback: None }, Event::Lost(Primary, Loss::MemoryGone, _)) => true,
+        (
+            Dark { in_sync: Some(s), fallback: a @ Some(_) },
+            Dark { in_sync: b, fallback: None },
+            Event::Lost(p, Loss::MemoryGone, _),
+        ) if s == p => a == b,
         (Degraded { leader: a }, Recovering { leader: b }, Event::BeginRecovery) => a == b,
         (Degraded { leader }, Dark { in_sync: Some(s), .. }, Event::Lost(p, Loss::Suspected, _)) => {
             leader == p && s == p
@@ -79,6 +94,7 @@ fn arrow(from: State, to: State, event: Event) -> bool {
             Event::Lost(p, Loss::MemoryGone, _),
         ) => s == p,
         (Dark { in_sync: None, .. }, Degraded { leader }, Event::Emptied(p)) => leader == p,
+        (Dark { .. }, Degraded { leader }, Event::Promote(p)) => leader == p,
         // What Dark remembers: the fallback comes and goes, a flush voids both.
         (Dark { in_sync: a, .. }, Dark { in_sync: b, fallback }, Event::Undone(p)) => {
             a == b && a != fallback && fallback == Some(p)
@@ -97,7 +113,18 @@ impl World {
         let effects = pair.apply(Event::Start(state));
         assert_eq!(effects, [Effect::Close { void: None }]);
         let (listed, list_is_true) = (false, false);
-        World { pair, holds, up, waits: [false; 2], route: None, led: None, job: false, listed, list_is_true }
+        World {
+            pair,
+            holds,
+            up,
+            waits: [false; 2],
+            route: None,
+            led: None,
+            job: false,
+            listed,
+            list_is_true,
+            story: Vec::new(),
+        }
     }
 
     /// The state without what only counts up.
@@ -106,6 +133,7 @@ impl World {
         key.pair.epoch = Epoch(0);
         key.pair.term = Term(0);
         key.pair.reason = Reason::None;
+        key.story = Vec::new();
         key
     }
 
@@ -124,6 +152,12 @@ impl World {
         if let (State::Mirrored, State::Degraded { leader }) = (before.state, after.state) {
             // Counted from here, though writes miss it only once the gate opens: a second loss inside the barrier is beyond the promise.
             self.miss(leader.other());
+        }
+        if let (State::Dark { fallback: Some(f), .. }, State::Degraded { leader }) = (before.state, after.state)
+            && leader != f
+        {
+            // As above: the follower of a pair that went dark under a foreign session, and whose leader came back.
+            self.miss(f);
         }
         if let (Some(led), true) = (&mut self.led, before.term != after.term) {
             led.1 = true;
@@ -200,6 +234,10 @@ impl World {
 
     fn lose(&mut self, place: Place, loss: Loss) {
         self.up[place as usize] = false;
+        if matches!(self.pair.state, State::Dark { fallback: Some(f), .. } if f == place) {
+            // It was kept from leading, and is given up when it fails itself: two failures, or two proxies and one.
+            self.miss(place);
+        }
         if loss == Loss::MemoryGone {
             self.holds[place as usize] = Holds::Empty;
             self.list_is_true = false;
@@ -215,6 +253,7 @@ impl World {
         let mut all = Vec::new();
         let mut add = |name: String, step: &dyn Fn(&mut World)| {
             let mut world = self.clone();
+            world.story.push(name.clone());
             step(&mut world);
             all.push((name, world));
         };
@@ -253,6 +292,14 @@ impl World {
                     w.apply(Event::Emptied(place));
                 });
             }
+            if matches!(state, State::Dark { .. }) && at(&self.up, place) && !self.job {
+                add(format!("{place} leads, says the operator"), &|w| {
+                    // What it holds counts from now on, and the other one's acknowledged writes do not: that is what was asked for.
+                    w.holds[place as usize] = Holds::Full;
+                    w.miss(place.other());
+                    w.apply(Event::Promote(place));
+                });
+            }
             if state == (State::Degraded { leader: place.other() }) && at(&self.up, place) && gate == Gate::Open {
                 if self.listed {
                     assert!(self.list_is_true, "rule 9: more differs than is listed: {self:?}");
@@ -281,6 +328,15 @@ impl World {
             }
             add(format!("distrust {place}"), &|w| w.apply(Event::Distrust(place)));
         }
+        add("another proxy comes".into(), &|w| w.apply(Event::Foreign(true)));
+        add("the other proxy is gone".into(), &|w| {
+            w.apply(Event::Foreign(false));
+            if let State::Dark { in_sync: Some(place), .. } = w.pair.state
+                && at(&w.up, place)
+            {
+                w.apply(Event::BackSame(place));
+            }
+        });
         if gate == Gate::Open {
             match state {
                 State::Degraded { leader } => add("write".into(), &|w| w.miss(leader.other())),
@@ -310,7 +366,10 @@ impl World {
             if gate == Gate::Draining {
                 add("more copies to come".into(), &|w| w.apply(Event::Drained(false)));
                 add("all copied".into(), &|w| {
-                    if let State::Recovering { leader } = w.pair.state {
+                    // Not handed back under a foreign session: then it goes on being copied to, unverified.
+                    if let State::Recovering { leader } = w.pair.state
+                        && !w.pair.foreign
+                    {
                         w.holds[leader.other() as usize] = Holds::Full;
                     }
                     w.apply(Event::Drained(true));
@@ -351,12 +410,21 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
         || std::mem::discriminant(&before.state) != std::mem::discriminant(&after.state)
     {
         assert!(after.epoch > before.epoch, "rule 5: {told}");
-        let hands_back = event == Event::Drained(true);
+        let hands_back = event == Event::Drained(true) && !before.foreign;
         assert!(closes == 1 || hands_back, "rule 4: an edge that does not close: {told}");
         assert!(!hands_back || before.gate == Gate::Draining, "rule 4: {told}");
         if after.state.leader().is_some_and(|l| Some(l) != before.state.leader()) {
             assert_ne!(before.term, after.term, "rule 5: {told}");
         }
+    }
+    if before.foreign
+        && let Some(leader) = after.state.leader()
+        && !matches!(event, Event::Promote(_))
+    {
+        let waited_for = matches!(before.state, State::Dark { in_sync: Some(p), .. } if p == leader);
+        assert!(before.state.leader() == Some(leader) || waited_for, "rule 10: {leader} is promoted: {told}");
+        let handed_back = before.state != State::Mirrored && after.state == State::Mirrored;
+        assert!(!handed_back, "rule 10: {told}");
     }
     let aborts_expected = matches!((before.state, event), (State::Recovering { .. }, Event::Lost(..)));
     assert_eq!(aborts == 1, aborts_expected, "rule 4: {told}");
@@ -366,7 +434,7 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
             Effect::Open => match event {
                 Event::Closed => before.gate == Gate::Closing && after.state.leader().is_none(),
                 Event::Recorded => before.gate == Gate::Recording,
-                Event::Drained(false) => before.gate == Gate::Draining,
+                Event::Drained(clean) => before.gate == Gate::Draining && (!clean || before.foreign),
                 _ => false,
             },
             Effect::RecordAlone { on } => event == Event::Closed && after.state == State::Degraded { leader: on },
@@ -452,6 +520,7 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
     events.extend([Event::Recorded, Event::Flushed, Event::ResyncEnded(Reason::Cancelled)]);
     for place in PLACES {
         events.extend([Event::BackSame(place), Event::Emptied(place), Event::Undone(place), Event::Distrust(place)]);
+        events.extend([Event::Promote(place), Event::Foreign(true), Event::Foreign(false)]);
         events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }
     let pairs: HashSet<Pair> = walk(starts()).into_iter().map(|w| w.key().pair).collect();
@@ -502,4 +571,14 @@ fn the_newest_record_gives_the_term() {
     let mut pair = Pair::new(Epoch(1), Term(1));
     pair.seed(Epoch(9), Term(u16::MAX));
     assert_eq!((pair.term(), pair.epoch()), (Term(0), Epoch(10)));
+}
+
+/// A node that was away at the start carries a later record: the next one written is later still, and its term is a new one.
+#[test]
+fn a_later_record_is_outranked() {
+    let mut pair = Pair::new(Epoch(10), Term(4));
+    assert!(!pair.outrank(Epoch(10), Term(9)), "its own record, read back");
+    assert_eq!((pair.epoch(), pair.term()), (Epoch(10), Term(4)));
+    assert!(pair.outrank(Epoch(20), Term(9)));
+    assert_eq!((pair.epoch(), pair.term()), (Epoch(21), Term(10)));
 }

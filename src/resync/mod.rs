@@ -137,6 +137,7 @@ pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
 pub use progress::{PairProgress, Phase, Progress};
+pub use purge::clean;
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
 pub use verify::{Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 

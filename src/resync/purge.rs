@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::enumerate::{Coverage, enumerate};
 use super::item::{Answer, Code, put_key, wire_form};
 use super::spool::Spool;
-use super::{Context, JobError, JobSpec};
+use super::{Context, Fill, JobError, JobSpec, Outcome};
 use crate::backend::{Batch, Effect, Pipe};
-use crate::ids::{PairId, is_reserved};
+use crate::ids::{NodeId, PairId, is_reserved};
 
 /// Passes before a purge is given up: something keeps writing these keys to the target, past the proxy.
 const MAX_PASSES: usize = 20;
@@ -78,6 +78,23 @@ pub(super) async fn purge_missed(
     }
     delete_all(&mut spool, ctx, pipe).await?;
     Ok(all)
+}
+
+/// Deletes every key that a node does not own.
+pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
+    let deadline = Instant::now() + ctx.tuning.connect_timeout;
+    match Pipe::connect(&*ctx.dialer, node, deadline).await {
+        Err(error) => outcome.result = Err(JobError::Target(error)),
+        Ok(mut pipe) => {
+            let spec = JobSpec { target: node, pairs: Vec::new(), fill: Fill::Purge };
+            outcome.result = purge(&spec, &ctx, &mut pipe).await;
+            if pipe.owes_mutations() {
+                outcome.drains.push(pipe.into_drain());
+            }
+        }
+    }
+    outcome
 }
 
 /// Whether any delete was sent.
