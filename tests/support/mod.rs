@@ -14,6 +14,7 @@ pub mod port;
 pub mod proxy;
 pub mod rings;
 pub mod rng;
+pub mod start;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,191 @@
+//! The list of servers changes between two runs of the proxy, and two proxies work on the same nodes: real processes.
+
+mod support;
+
+use support::client::storage;
+use support::start::{over, set, value};
+use support::{Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
+
+// ---- changes of the ring --------------------------------------------------------------------------------------------------------
+
+fn wait_clean(nodes: &[&Memcached]) {
+    wait_until("the nodes to be clean", support::DEADLINE, || {
+        nodes.iter().all(|n| value(&mut n.client(), "__resilver__:ring").is_some_and(|v| v.ends_with(" clean")))
+    });
+}
+
+const KEYS: usize = 300;
+
+fn write_all(proxy: &Proxy, value: &str) {
+    let mut client = proxy.client();
+    let batch: Vec<u8> = (0..KEYS).flat_map(|i| storage("set", &format!("k{i}"), 0, 0, value.as_bytes(), "")).collect();
+    client.send(&batch).expect("send");
+    for i in 0..KEYS {
+        assert_eq!(client.stored(), Ok(Stored::Stored), "k{i}");
+    }
+}
+
+/// Reads every key until all pairs are mirrored, and once more: only `value` or nothing may come. Returns how many came in the end.
+fn only(proxy: &Proxy, expected: &str) -> usize {
+    let mut client = proxy.client();
+    let mut read = || {
+        (0..KEYS)
+            .filter(|i| match client.get(&format!("k{i}")) {
+                Ok(Some(item)) => {
+                    assert_eq!(String::from_utf8_lossy(&item.value), expected, "k{i} is out of date");
+                    true
+                }
+                Ok(None) => false,
+                // A pair whose nodes are all purged before one leads.
+                Err(Failure::Server(_)) => false,
+                Err(other) => panic!("get k{i}: {other}"),
+            })
+            .count()
+    };
+    wait_until("mirrored", support::DEADLINE, || {
+        read();
+        proxy.status().mirrored()
+    });
+    read()
+}
+
+#[test]
+fn a_primary_added_and_removed_again_leaves_no_old_values() {
+    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "one");
+    proxy.wait_mirrored(support::DEADLINE);
+    assert!(proxy.stop().success());
+
+    let mut proxy = over(&[&a, &b, &c], &[&m], &[]);
+    only(&proxy, "one");
+    write_all(&proxy, "two");
+    wait_clean(&[&a, &b, &c, &m]);
+    assert_eq!(only(&proxy, "two"), KEYS);
+    assert!(proxy.stop().success());
+
+    let proxy = over(&[&a, &b], &[&m], &[]);
+    only(&proxy, "two");
+}
+
+/// The nodes still hold keys that moved when the proxy dies: then nothing on them is trusted under yet another ring.
+#[test]
+fn a_crash_before_moved_keys_are_deleted_leaves_no_old_values() {
+    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "one");
+    proxy.wait_mirrored(support::DEADLINE);
+    assert!(proxy.stop().success());
+
+    // Nothing is cleaned before the first probe.
+    let mut proxy = over(&[&a, &b, &c], &[&m], &["--probe-interval", "60s", "--resync=manual"]);
+    write_all(&proxy, "two");
+    proxy.kill();
+    assert!(value(&mut a.client(), "__resilver__:ring").is_some_and(|v| v.ends_with(" dirty")));
+
+    let mut proxy = over(&[&a, &b], &[&m], &["--probe-interval", "60s"]);
+    only(&proxy, "two");
+    // The distrust outlives a crash of the proxy that began with it.
+    proxy.kill();
+    let proxy = over(&[&a, &b], &[&m], &[]);
+    only(&proxy, "two");
+}
+
+/// The same ring again after a crash: cleaning goes on, and the nodes are trusted meanwhile.
+#[test]
+fn a_crash_before_moved_keys_are_deleted_costs_nothing_under_the_same_ring() {
+    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "one");
+    proxy.wait_mirrored(support::DEADLINE);
+    assert!(proxy.stop().success());
+    let mut proxy = over(&[&a, &b, &c], &[&m], &["--probe-interval", "60s", "--resync=manual"]);
+    write_all(&proxy, "two");
+    proxy.kill();
+    let proxy = over(&[&a, &b, &c], &[&m], &[]);
+    assert_eq!(only(&proxy, "two"), KEYS);
+    wait_clean(&[&a, &b, &c, &m]);
+    assert_eq!(only(&proxy, "two"), KEYS);
+}
+
+#[test]
+fn a_primary_that_missed_a_period_is_not_trusted_with_its_own_marker() {
+    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
+    let mut proxy = over(&[&a, &b, &c], &[&m], &[]);
+    write_all(&proxy, "one");
+    proxy.wait_mirrored(support::DEADLINE);
+    assert!(proxy.stop().success());
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "two");
+    wait_clean(&[&a, &b, &m]);
+    proxy.wait_mirrored(support::DEADLINE);
+    assert!(proxy.stop().success());
+    // c carries the markers of exactly this ring, and of a clean stop.
+    let proxy = over(&[&a, &b, &c], &[&m], &[]);
+    only(&proxy, "two");
+}
+
+#[test]
+fn an_order_changed_and_changed_back_leaves_no_old_values() {
+    let (a, b, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
+    for (order, value) in [([&a, &b], "one"), ([&b, &a], "two"), ([&a, &b], "three"), ([&b, &a], "four")] {
+        let mut proxy = over(&order, &[&m], &[]);
+        write_all(&proxy, value);
+        wait_clean(&[&a, &b, &m]);
+        assert_eq!(only(&proxy, value), KEYS);
+        assert!(proxy.stop().success());
+    }
+    let proxy = over(&[&a, &b], &[&m], &[]);
+    only(&proxy, "four");
+}
+
+// ---- two proxies ----------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    set(&mut cluster.client(), "k", "one");
+    let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
+    let mut second = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &[]);
+    cluster.proxy.wait_status("the first to notice", support::DEADLINE, |s| {
+        s.all.get(&format!("node:{primary}:reason")).is_some_and(|r| r == "foreign_session")
+            && s.all.get(&format!("node:{backup}:reason")).is_some_and(|r| r == "foreign_session")
+            && s.pair(&primary, &backup, "reason") == "foreign_session"
+    });
+    wait_until("an error in the log", support::DEADLINE, || {
+        cluster.proxy.log().matches("another proxy works on this node").count() == 2
+    });
+    second.wait_mirrored(support::DEADLINE);
+    assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("one"), "what is led goes on being led");
+    cluster.primaries[0].pause();
+    cluster.wait_lost(&primary);
+    let answer = cluster.client().get("k");
+    assert!(matches!(answer, Err(Failure::Server(_))), "the follower was promoted: {answer:?}");
+    wait_until("the second to go on without the primary", support::DEADLINE, || {
+        second.client().set("k", b"two") == Ok(Stored::Stored)
+    });
+    cluster.primaries[0].resume();
+    second.wait_mirrored(support::DEADLINE);
+    assert!(second.stop().success());
+    // The second one's session is closed on both nodes: the first takes over again, and makes the copies equal.
+    cluster.proxy.wait_status("the first to be alone", support::DEADLINE, |s| {
+        s.mirrored() && s.pair(&primary, &backup, "reason") == "none"
+    });
+    assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("two"));
+    set(&mut cluster.client(), "k", "three");
+    cluster.assert_rings_equal();
+    // And its own session is on the nodes: a clean stop is one.
+    assert!(cluster.proxy.stop().success());
+    let session = |n: &Memcached| value(&mut n.client(), "__resilver__:session").unwrap_or_default();
+    assert!(session(&cluster.primaries[0]).ends_with(" closed") && session(&cluster.backups[0]).ends_with(" closed"));
+}
+
+#[test]
+fn a_proxy_that_stops_closes_no_other_ones_session() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "60s"]));
+    let second = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &[]);
+    second.wait_mirrored(support::DEADLINE);
+    assert!(cluster.proxy.stop().success());
+    let session = value(&mut cluster.primaries[0].client(), "__resilver__:session").unwrap_or_default();
+    assert!(session.ends_with(" open"), "{session}: a crash of the second proxy would pass for a clean stop");
+}
