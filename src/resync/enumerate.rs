@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
+use super::spool::Disk;
 use super::{Context, NO_CAS};
 use crate::backend::{Effect, NodeError, Pipe};
 use crate::ids::NodeId;
@@ -60,10 +61,11 @@ enum DumpEnd {
 /// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is called.
 ///
 /// A node has one crawler; jobs wait for each other here rather than on the node, where a command that meets a running dump
-/// blocks a worker thread. Other clients' crawls are waited for by asking again.
+/// blocks a worker thread. Other clients' crawls are waited for by asking again. `disk` is where `on_key` puts what it sees.
 pub(super) async fn enumerate(
     ctx: &Context,
     node: NodeId,
+    disk: &Disk,
     mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
 ) -> Result<Coverage, DumpError> {
     let _turn = ctx.crawls.turn(node).await;
@@ -73,7 +75,7 @@ pub(super) async fn enumerate(
     let mut pause = BUSY_PAUSE.0;
     let (mut coverage, mut enabled) = (Coverage::Whole, false);
     loop {
-        match dump(&mut pipe, coverage, tuning.source_timeout, &mut on_key).await? {
+        match dump(&mut pipe, coverage, tuning.source_timeout, disk, &mut on_key).await? {
             DumpEnd::Complete => return Ok(coverage),
             DumpEnd::Again if Instant::now() < give_up => {
                 tracing::debug!(node = node.0, ?pause, "the node's crawler is busy");
@@ -99,6 +101,7 @@ async fn dump(
     pipe: &mut Pipe,
     coverage: Coverage,
     timeout: Duration,
+    disk: &Disk,
     on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
 ) -> Result<DumpEnd, DumpError> {
     pipe.send(match coverage {
@@ -129,6 +132,7 @@ async fn dump(
         // The copying shares this task: one chunk, then its turn. A crawler that is never waited for would starve it until the
         // target's answers, though long there, count as too late.
         yield_now().await;
+        disk.room().await;
         if rest.len() > MAX_LINE_BYTES {
             return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
         }

@@ -30,7 +30,8 @@ pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Res
     let mut empty_passes = 0;
     for _ in 0..MAX_PASSES {
         let mut spool = Spool::new(ctx.tuning.memory_bytes / 2);
-        let walk = enumerate(ctx, spec.target, |line| {
+        let disk = spool.disk();
+        let walk = enumerate(ctx, spec.target, &disk, |line| {
             let pair = (ctx.owner)(line.key);
             let stays = !pairs.contains(&pair) && (ctx.holds)(spec.target, pair);
             if stays || is_reserved(line.key) {
@@ -107,6 +108,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         }
         let mut batch = Batch::new();
         keys.clear();
+        spool.ready().await;
         while keys.len() < BATCH
             && let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))?
         {
@@ -117,6 +119,9 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
             keys.push(found.key);
         }
         if keys.is_empty() {
+            if spool.len() > 0 {
+                continue;
+            }
             return Ok(any);
         }
         any = true;

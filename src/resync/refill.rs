@@ -212,7 +212,10 @@ impl Refill {
         self.begin_pass()?;
         let stop = self.stop.clone();
         let work = self.work.clone();
+        let disk = self.spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
         loop {
+            // Before the keys are asked for: one that comes in between is not to be slept over.
+            let read = disk.changed.notified();
             self.decide()?;
             if self.slots.iter().all(|slot| slot.done) {
                 return Ok(());
@@ -239,6 +242,7 @@ impl Refill {
                 Some(adopted) = self.adopting.next() => self.adopted(adopted)?,
                 () = optional(&mut self.flush) => self.flush = None,
                 () = work.notified() => {}
+                () = read, if self.spool_len() > 0 => {}
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
@@ -273,7 +277,8 @@ impl Refill {
         let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
         self.pass = Some(
             async move {
-                let walk = enumerate(&ctx, node, |line| {
+                let disk = spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
+                let walk = enumerate(&ctx, node, &disk, |line| {
                     let pair = (ctx.owner)(line.key);
                     let Some(&slot) = slots.get(&pair) else { return Ok(()) };
                     if is_reserved(line.key) {

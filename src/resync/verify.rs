@@ -164,7 +164,8 @@ impl<'a> Scrub<'a> {
 
     async fn list(&self, node: NodeId) -> Result<Spool, JobError> {
         let mut spool = Spool::new(self.ctx.tuning.memory_bytes / 4);
-        let walk = enumerate(self.ctx, node, |line| {
+        let disk = spool.disk();
+        let walk = enumerate(self.ctx, node, &disk, |line| {
             if (self.ctx.owner)(line.key) != self.pair.pair || is_reserved(line.key) {
                 return Ok(());
             }
@@ -189,6 +190,7 @@ impl<'a> Scrub<'a> {
             granted = self.verify.limiter.take(self.ctx.tuning.batch);
         }
         let (mut keys, mut bytes) = (Vec::new(), 0);
+        spool.ready().await;
         while keys.len() < granted
             && bytes < BATCH_BYTES
             && let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))?
