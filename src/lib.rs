@@ -1,5 +1,6 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
 
+mod ambient;
 pub mod backend;
 pub mod cluster;
 pub mod config;

@@ -1,8 +1,8 @@
 //! The first look: what every node holds when the proxy starts, and the first state of every pair.
 
-use rand::RngExt;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::backend::marker::Record;
 use crate::backend::{NodeError, NodeView};
 use crate::config::ResyncMode;
@@ -83,7 +83,7 @@ impl Cluster {
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             let incarnation = if self.is_ours(node, view) { view.incarnation } else { None };
-            let incarnation = incarnation.unwrap_or_else(|| Incarnation(rand::rng().random()));
+            let incarnation = incarnation.unwrap_or_else(|| Incarnation(ambient::random_u64()));
             let marked = self.controls[node.index()]
                 .mark(view.incarnation, incarnation, &self.ring_of(node), self.session)
                 .await;

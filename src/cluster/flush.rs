@@ -65,13 +65,7 @@ impl Flushes {
 
 impl Cluster {
     pub(super) fn flush_all(&mut self, asker: Asker, delay: i64) {
-        let delay = if delay > RELATIVE_MAX {
-            let now =
-                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-            delay - now
-        } else {
-            delay
-        };
+        let delay = if delay > RELATIVE_MAX { delay - crate::ambient::unix_time().as_secs() as i64 } else { delay };
         if delay <= 0 {
             return self.begin_flush(Some(asker));
         }

@@ -21,12 +21,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::ambient;
 use crate::backend::marker::{Fact, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
@@ -130,8 +130,7 @@ impl Cluster {
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
         let now = Instant::now();
-        let unix_us =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        let unix_us = ambient::unix_time().as_micros() as u64;
         let controls = topology
             .nodes()
             .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
@@ -141,7 +140,7 @@ impl Cluster {
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
-                pair: Pair::new(Epoch(unix_us), Term::random(rand::rng().random())),
+                pair: Pair::new(Epoch(unix_us), Term::random(ambient::random_u64() as u16)),
                 round: 0,
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
@@ -169,7 +168,7 @@ impl Cluster {
             pairs,
             internal,
             inbox: Some(inbox),
-            session: Session { id: rand::rng().random(), open: true },
+            session: Session { id: ambient::random_u64(), open: true },
             started: now,
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flushes::default(),

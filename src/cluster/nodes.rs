@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::backend::marker;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
@@ -142,7 +142,7 @@ impl Cluster {
             loop {
                 let interval = if lost { interval.min(LOST_PROBE_MAX) } else { interval };
                 // Jitter keeps many proxies from probing in step.
-                let pause = interval.mul_f64(rand::rng().random_range(0.8..1.2));
+                let pause = interval.mul_f64(ambient::random_in(0.8..1.2));
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
@@ -364,7 +364,7 @@ impl Cluster {
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
         let incarnation = match view.incarnation {
             Some(found) if same => found,
-            _ => Incarnation(rand::rng().random()),
+            _ => Incarnation(ambient::random_u64()),
         };
         let control = self.controls[node.index()].clone();
         let (ring, session, internal) = (self.ring_of(node), self.session, self.internal.clone());
