@@ -13,4 +13,6 @@ pub mod proxy;
 pub mod resync;
 pub mod ring;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod stats;
