@@ -12,6 +12,7 @@ pub mod protocol;
 pub mod proxy;
 pub mod resync;
 pub mod ring;
+mod rules;
 pub mod server;
 #[cfg(test)]
 mod simulation;

@@ -8,6 +8,7 @@ use crate::backend::{NodeError, NodeView};
 use crate::config::ResyncMode;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Reason, State};
+use crate::rules::{Rule, holds};
 
 use super::nodes::reason_of;
 use super::start::{self, Knowledge, Seen};
@@ -39,7 +40,9 @@ impl Cluster {
         if self.marked() {
             if unclean {
                 tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
-                tokio::time::sleep(QUIET_PERIOD).await;
+                if holds(Rule::QuietPeriodAfterCrash) {
+                    tokio::time::sleep(QUIET_PERIOD).await;
+                }
             }
             self.seed_epochs();
             self.mark_all().await;
@@ -55,7 +58,7 @@ impl Cluster {
         }
         self.tell_item_limit();
         for pair in self.topology.pairs() {
-            self.decide(pair, !unclean);
+            self.decide(pair, !unclean || !holds(Rule::CrashIsNotClean));
         }
     }
 
@@ -69,6 +72,9 @@ impl Cluster {
     }
 
     fn seed_epochs(&mut self) {
+        if !holds(Rule::UniqueEpochs) {
+            return;
+        }
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             for &(pair, record) in &view.records {
@@ -95,11 +101,21 @@ impl Cluster {
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
-                    run.view = None;
+                    // It is not used now, but the records that it showed are not unseen: a node that missed writes might lead.
+                    run.unmarked = run.view.take();
                     run.reason = Reason::Protocol;
                 }
             }
         }
+    }
+
+    fn records_of_unmarked(&self, pair: PairId) -> impl Iterator<Item = Record> {
+        let ours = |node: &NodeId| holds(Rule::RecordsOfUnmarkedNodes) && self.nodes[node.index()].view.is_none();
+        let unmarked = self.topology.nodes().filter(ours).filter_map(move |node| {
+            let view = self.nodes[node.index()].unmarked.as_ref().filter(|view| self.is_ours(node, view))?;
+            view.records.iter().find(|(p, _)| *p == pair).map(|(_, record)| *record)
+        });
+        unmarked.collect::<Vec<_>>().into_iter()
     }
 
     fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
@@ -138,6 +154,7 @@ impl Cluster {
                 Seen::Marked { record } => record,
                 _ => None,
             })
+            .chain(self.records_of_unmarked(pair))
             .max_by_key(|r| r.epoch);
         let known =
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };

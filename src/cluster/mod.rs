@@ -35,6 +35,7 @@ use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{Crawls, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Verdict};
 use crate::ring::Topology;
+use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 
 use nodes::NodeRun;
@@ -130,7 +131,7 @@ impl Cluster {
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
         let now = Instant::now();
-        let unix_us = ambient::unix_time().as_micros() as u64;
+        let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let controls = topology
             .nodes()
             .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
@@ -414,10 +415,15 @@ impl Cluster {
         let witnesses: Vec<_> = self
             .topology
             .nodes()
-            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up())
+            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
             .map(with)
             .collect();
+        let late = !holds(Rule::RecordBeforeAck) && matches!(fact, Fact::Alone(_));
         tokio::spawn(async move {
+            if late {
+                let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
             let mut result = Ok(());
             for (node, control, incarnation) in must {
                 let Some(incarnation) = incarnation else {

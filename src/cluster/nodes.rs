@@ -15,6 +15,7 @@ use crate::health::Health;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Loss, Reason, State};
 use crate::proxy::Command;
+use crate::rules::{Rule, holds};
 
 use super::jobs::JobRun;
 use super::{Cluster, Internal};
@@ -44,6 +45,8 @@ pub(super) struct NodeRun {
     pub(super) refused_since: Option<Instant>,
     /// Since when it has not answered.
     pub(super) silent_since: Option<Instant>,
+    /// What it said at the start, where it could not be marked then: who led alone counts all the same.
+    pub(super) unmarked: Option<NodeView>,
     /// Its memory is proved gone since it was lost.
     pub(super) memory_gone: bool,
     /// Wakes its prober early.
@@ -76,6 +79,7 @@ impl NodeRun {
             looking: false,
             refused_since: None,
             silent_since: None,
+            unmarked: None,
             memory_gone: false,
             hint: Arc::new(Notify::new()),
             operator: false,
@@ -95,7 +99,7 @@ impl NodeRun {
     }
 
     pub(super) fn is_drained(&self) -> bool {
-        self.undrained.is_empty() && self.drains == 0
+        self.undrained.is_empty() && self.drains == 0 || !holds(Rule::DrainByAnswer)
     }
 
     fn count_fault(&mut self, reason: Reason) {

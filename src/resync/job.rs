@@ -15,6 +15,7 @@ use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId};
+use crate::rules::{Rule, holds};
 
 /// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it, cancel its token and go on
 /// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
@@ -61,7 +62,7 @@ async fn steps(
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    if spec.fill == Fill::Purge {
+    if spec.fill == Fill::Purge && holds(Rule::PurgeBeforeFill) {
         ctx.progress.set_phase(Phase::Purging);
         purge(spec, ctx, pipe).await?;
         // Before, it held what it had missed writes of: nothing that may ever lead.

@@ -41,6 +41,8 @@ pub(super) struct Client {
     door: Door,
     link: Option<Link>,
     written: u64,
+    /// The last turn met an error.
+    refused: bool,
     /// The last token of each key, and the value that it came with.
     tokens: BTreeMap<String, (String, u64)>,
     /// Noreply writes that no later answer stands behind yet.
@@ -93,7 +95,7 @@ impl Link {
 impl Client {
     pub(super) fn new(id: usize, rng: SmallRng, habits: Habits, history: History, door: Door) -> Client {
         let (tokens, silent) = (BTreeMap::new(), Vec::new());
-        Client { id, rng, habits, history, door, link: None, written: 0, tokens, silent }
+        Client { id, rng, habits, history, door, link: None, written: 0, refused: false, tokens, silent }
     }
 
     /// Goes on until `stop` says so.
@@ -103,7 +105,10 @@ impl Client {
             let count = if self.rng.random_ratio(1, 4) { self.rng.random_range(2..5) } else { 1 };
             let requests: Vec<Request> = (0..count).map(|_| self.request()).collect();
             self.exchange(requests).await;
-            if self.rng.random_ratio(3, 4) {
+            if std::mem::take(&mut self.refused) {
+                // Each operation of unknown outcome makes the history harder to judge.
+                sleep(Duration::from_millis(self.rng.random_range(50..400))).await;
+            } else if self.rng.random_ratio(3, 4) {
                 sleep(Duration::from_millis(self.rng.random_range(0..=self.habits.think_ms))).await;
             }
         }
@@ -130,12 +135,17 @@ impl Client {
         self.exchange(gets).await;
     }
 
-    /// Reads one key now and then, and writes nothing.
-    pub(super) async fn read_one(&mut self, at: usize) {
+    /// Touches every key.
+    pub(super) async fn touch_all(&mut self) {
         self.connect().await;
-        let key = self.habits.keys[at].clone();
-        let get = self.get(&[key], "get");
-        self.exchange(vec![get]).await;
+        let keys = self.habits.keys.clone();
+        let touches = keys.iter().map(|key| self.line(key, Call::Touch, &format!("touch {key} 0"), false)).collect();
+        self.exchange(touches).await;
+    }
+
+    /// From now on it knows of these keys only.
+    pub(super) fn keep_to(&mut self, keys: Vec<String>) {
+        self.habits.keys = keys;
     }
 
     /// What the proxy says of itself.
@@ -386,6 +396,7 @@ impl Client {
 
     fn refused(&mut self, line: &str, wire: &str) -> Outcome {
         self.history.error();
+        self.refused = true;
         if !line.starts_with("SERVER_ERROR") || !self.habits.errors_allowed {
             self.history.violation(format!("client {}: {line:?} to {wire:?}", self.id));
         }

@@ -20,11 +20,12 @@ struct Inner {
     ops: Vec<(Option<String>, Op)>,
     violations: Vec<String>,
     errors: u64,
+    unjudged: u64,
 }
 
 impl History {
     pub(super) fn new() -> History {
-        let inner = Inner { begun: Instant::now(), moment: 0, ops: Vec::new(), violations: Vec::new(), errors: 0 };
+        let inner = Inner { begun: Instant::now(), moment: 0, ops: Vec::new(), violations: Vec::new(), errors: 0, unjudged: 0 };
         History(Rc::new(RefCell::new(inner)))
     }
 
@@ -74,9 +75,26 @@ impl History {
         self.0.borrow().errors
     }
 
+    /// Keys whose history was too long to be judged.
+    pub(super) fn unjudged_count(&self) -> u64 {
+        self.0.borrow().unjudged
+    }
+
+    /// What was read so far counts for nothing.
+    pub(super) fn forget_reads(&self) {
+        for (_, op) in self.0.borrow_mut().ops.iter_mut().filter(|(_, op)| op.call == Call::Get) {
+            op.outcome = Outcome::Unknown;
+        }
+    }
+
+    /// Nothing that was done so far counts.
+    pub(super) fn forget(&self) {
+        self.0.borrow_mut().ops.clear();
+    }
+
     /// Everything that is wrong. Judges every key.
     pub(super) fn verdict(&self) -> Vec<String> {
-        let inner = self.0.borrow();
+        let inner = &mut *self.0.borrow_mut();
         let mut found = inner.violations.clone();
         let mut keys: BTreeMap<&str, Vec<Op>> = BTreeMap::new();
         for key in inner.ops.iter().filter_map(|(key, _)| key.as_deref()) {
@@ -94,7 +112,7 @@ impl History {
         for (key, ops) in keys {
             match judge(&ops) {
                 Verdict::Fine => {}
-                Verdict::TooLong => found.push(format!("key {key}: {} operations are too many to judge", ops.len())),
+                Verdict::TooLong => inner.unjudged += 1,
                 Verdict::Wrong { order, stuck } => found.push(explain(key, &ops, &order, &stuck)),
             }
         }

@@ -1,16 +1,23 @@
 //! What goes wrong, and when.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::RngExt;
 use tokio::time::sleep;
 
+use crate::ids::Place;
+
 use super::judge::Call;
 use super::net::Lag;
-use super::world::World;
+use super::world::{Profile, World};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
 const NOTICED: Duration = Duration::from_millis(700);
+
+/// A proxy that has just begun has looked at every node, and waited for what a dead one has sent.
+const LOOKED: Duration = Duration::from_millis(800);
 
 /// Something that fails, and heals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,11 +41,26 @@ enum Fault {
 const FAULTS: [Fault; 7] =
     [Fault::Kill, Fault::Hang, Fault::HangAndKill, Fault::CutOff, Fault::CutOffAndReset, Fault::Resets, Fault::Slow];
 
+/// What a profile has in store. Clients are at work meanwhile; `stop` sends them home.
+pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>) {
+    match profile {
+        Profile::Single => one_at_a_time(world).await,
+        Profile::Anything => anything(world).await,
+        Profile::Restarts => restarts(world).await,
+        Profile::Stranger => stranger(world).await,
+        Profile::Evictions => {
+            let hot = world.hot_keys();
+            evictions(world, &hot).await;
+        }
+        Profile::Witness => witness(world).await,
+        Profile::TwoLeaders => two_leaders(world, stop).await,
+    }
+}
+
 /// One node at a time, or the proxy; the next failure comes after everything is mirrored again.
-pub(super) async fn one_at_a_time(world: &mut World) {
+async fn one_at_a_time(world: &mut World) {
     for _ in 0..world.rng.random_range(1..5) {
-        let between = world.rng.random_range(0..150);
-        sleep(Duration::from_millis(between)).await;
+        pause(world, 0..150).await;
         if world.rng.random_ratio(1, 5) {
             replace_proxy(world).await;
         } else {
@@ -47,8 +69,7 @@ pub(super) async fn one_at_a_time(world: &mut World) {
             for _ in 0..if world.rng.random_ratio(1, 3) { world.rng.random_range(2..4) } else { 1 } {
                 let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
                 fail(world, node, fault).await;
-                let gap = world.rng.random_range(0..900);
-                sleep(Duration::from_millis(gap)).await;
+                pause(world, 0..900).await;
             }
         }
         sleep(NOTICED).await;
@@ -56,23 +77,15 @@ pub(super) async fn one_at_a_time(world: &mut World) {
     }
 }
 
-/// Whatever fails, whenever; at the end all are well.
-pub(super) async fn anything(world: &mut World) {
+/// Whatever node fails, whenever; at the end all are well.
+async fn anything(world: &mut World) {
     for _ in 0..world.rng.random_range(2..8) {
-        let between = world.rng.random_range(0..600);
-        sleep(Duration::from_millis(between)).await;
-        if world.rng.random_ratio(1, 5) {
-            replace_proxy(world).await;
-            continue;
-        }
+        pause(world, 0..600).await;
         let node = world.rng.random_range(0..world.topology.node_count());
         match world.rng.random_range(0..7) {
             0 => {
                 lost(world);
                 world.net.kill(node);
-                if world.rng.random() {
-                    world.net.start(node);
-                }
             }
             1 => {
                 lost(world);
@@ -85,13 +98,123 @@ pub(super) async fn anything(world: &mut World) {
             _ => heal(world, node),
         }
     }
+    heal_all(world).await;
+}
+
+/// Nodes are out of reach one after the other or together, and proxies die. Which of two copies is newer may be known to nobody in reach, so a
+/// proxy begins only when all nodes are well; they may break connections meanwhile.
+async fn restarts(world: &mut World) {
+    for _ in 0..world.rng.random_range(1..4) {
+        for _ in 0..world.rng.random_range(0..4) {
+            pause(world, 0..500).await;
+            let node = world.rng.random_range(0..world.topology.node_count());
+            match world.rng.random_range(0..4) {
+                0 => world.net.change(node, "hangs", |host| host.hung = true),
+                1 => world.net.change(node, "cut off", |host| host.cut_off = true),
+                2 => world.net.reset(node, 2),
+                _ => heal(world, node),
+            }
+        }
+        pause(world, 0..300).await;
+        if world.rng.random_ratio(1, 4) {
+            world.stop_proxy().await;
+        } else {
+            world.kill_proxy().await;
+        }
+        pause(world, 0..50).await;
+        (0..world.topology.node_count()).for_each(|node| heal(world, node));
+        world.start_proxy();
+        if world.rng.random() {
+            pause(world, 0..300).await;
+            let node = world.rng.random_range(0..world.topology.node_count());
+            world.net.reset(node, 1);
+        }
+        sleep(LOOKED).await;
+    }
+    heal_all(world).await;
+}
+
+/// Somebody flushes a node. The first reads may miss; then it is noticed, by the misses alone.
+async fn stranger(world: &mut World) {
+    let node = world.rng.random_range(0..world.topology.node_count());
+    world.net.change(node, "flushed by a stranger", |host| host.node.forget(None));
+    for round in 0..60 {
+        world.operator.read_all().await;
+        sleep(Duration::from_millis(5)).await;
+        if round == 30 {
+            world.history.forget_reads();
+        }
+    }
+    world.operator.read_all().await;
+}
+
+/// The backups lose items that clients are busy with.
+async fn evictions(world: &mut World, hot: &[String]) {
+    for _ in 0..world.rng.random_range(3..15) {
+        pause(world, 0..60).await;
+        let key = hot[world.rng.random_range(0..hot.len())].clone();
+        let pair = world.topology.pair_of(key.as_bytes());
+        let Some(backup) = world.topology.node_at(pair, Place::Backup) else { continue };
+        world.net.change(backup.index(), &format!("evicts {key}"), |host| host.node.forget(Some(key.as_bytes())));
+    }
+}
+
+/// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary, which missed writes, must not lead.
+async fn witness(world: &mut World) {
+    let (primary, backup) = (0, world.topology.node_count() - 1);
+    world.net.change(primary, "cut off", |host| host.cut_off = true);
+    pause(world, 400..900).await;
+    world.kill_proxy().await;
+    lost(world);
+    world.net.kill(backup);
+    world.net.start(backup);
+    (0..world.topology.node_count()).for_each(|node| heal(world, node));
+    world.start_proxy();
+    sleep(LOOKED).await;
+    heal_all(world).await;
+}
+
+/// The primary leads alone; then, under another proxy that cannot know, the backup. What that one acknowledged is newer.
+async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
+    // So that the primary has seen more changes than the backup will.
+    for _ in 0..world.rng.random_range(1..4) {
+        world.net.kill(1);
+        world.net.start(1);
+        sleep(NOTICED).await;
+        world.mirrored("while the backup fails").await;
+    }
+    stop.set(true);
+    world.net.change(1, "cut off", |host| host.cut_off = true);
+    pause(world, 1_000..1_500).await;
+    world.kill_proxy().await;
+    world.net.change(0, "cut off", |host| host.cut_off = true);
+    heal(world, 1);
+    // What only the primary knows is lost for now; what counts is what comes.
+    world.history.forget();
+    world.operator.keep_to(vec!["late0".into(), "late1".into(), "late2".into()]);
+    world.start_proxy();
+    sleep(LOOKED).await;
+    world.operator.fill().await;
+    world.kill_proxy().await;
+    heal(world, 0);
+    world.start_proxy();
+    sleep(LOOKED).await;
+    world.operator.read_all().await;
+    heal_all(world).await;
+}
+
+async fn heal_all(world: &mut World) {
     for node in 0..world.topology.node_count() {
         heal(world, node);
-        let gap = world.rng.random_range(0..300);
-        sleep(Duration::from_millis(gap)).await;
+        pause(world, 0..300).await;
     }
     sleep(NOTICED).await;
     world.mirrored("after all failures").await;
+}
+
+async fn pause(world: &mut World, ms: Range<u64>) {
+    let ms = world.rng.random_range(ms);
+    sleep(Duration::from_millis(ms)).await;
 }
 
 /// A memory is gone: each key may be.

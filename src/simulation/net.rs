@@ -24,6 +24,8 @@ use super::trace::{note, show};
 
 /// What a stream holds each way before its writer must wait, bytes.
 const SOCKET: usize = 64 * 1024;
+/// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next one waits for it.
+const LATE_MS: u64 = 150;
 /// Keys that a dump lists before others get their turn.
 const DUMP_KEYS: usize = 3;
 
@@ -251,6 +253,9 @@ async fn serve(net: &Net, id: usize, node: usize, far: DuplexStream) {
                 }
                 while let Some(Ok(1..)) = stream.read_buf(&mut input).now_or_never() {}
                 far = None;
+                // A busy node comes to it when it does.
+                let ms = net.lock().rng.random_range(0..LATE_MS);
+                sleep(Duration::from_millis(ms)).await;
             }
             read = stream.read_buf(&mut input) => match read {
                 Ok(1..) => net.pause(node).await,

@@ -1,71 +1,158 @@
 //! Many seeds; and for each rule of the design, that the simulation notices when it is switched off.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::rules::Rule;
+use crate::rules::off::without;
+
 use super::world::{Profile, Report, run};
 
+/// Seeds of `make test`, where the environment names no other number.
+const SEEDS: u64 = 300;
 /// Lines of the trace that are shown of a failed seed, from its end.
 const SHOWN: usize = 400;
-
-/// The whole story of a seed that failed.
-fn tell(seed: u64, profile: Profile, report: &Report) -> String {
-    let traced = run(seed, profile, true);
-    let from = traced.trace.len().saturating_sub(SHOWN);
-    format!(
-        "seed {seed} ({profile:?}); replay: RESILVER_SIM_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture\n{}\n  {}\n",
-        traced.trace[from..].join("\n"),
-        report.violations.join("\n  ")
-    )
-}
 
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+/// The whole story of a seed that failed.
+fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
+    let report = without(rule, || run(seed, profile, true));
+    let from = report.trace.len().saturating_sub(SHOWN);
+    format!(
+        "{}\n{profile:?}, seed {seed}. The whole trace: RESILVER_SIM_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture\n  {}\n",
+        report.trace[from..].join("\n"),
+        report.violations.join("\n  ")
+    )
+}
+
+/// A seed of all profiles, told in full.
 #[test]
 fn one_seed() {
     let Some(seed) = from_environment("RESILVER_SIM_SEED") else { return };
-    for profile in [Profile::Single, Profile::Anything] {
+    for profile in Profile::ALL {
         let report = run(seed, profile, true);
-        eprintln!("{}", report.trace.join("\n"));
-        assert!(report.violations.is_empty(), "{profile:?}: {}", report.violations.join("\n"));
+        eprintln!("{}\n{profile:?}: {:#?}", report.trace.join("\n"), report.violations);
+        assert!(report.violations.is_empty(), "{profile:?}, seed {seed}");
     }
+}
+
+#[derive(Default)]
+struct Sum {
+    operations: u64,
+    errors: u64,
+    unjudged: u64,
+    lasted: Duration,
 }
 
 #[test]
 fn seeds() {
-    let count = from_environment("RESILVER_SIM_SEEDS").unwrap_or(200);
+    let count = from_environment("RESILVER_SIM_SEEDS").unwrap_or(SEEDS);
     let first = from_environment("RESILVER_SIM_FIRST").unwrap_or(1);
-    for profile in [Profile::Single, Profile::Anything] {
-        let begun = std::time::Instant::now();
-        let (mut operations, mut errors, mut lasted) = (0, 0, std::time::Duration::ZERO);
-        let mut failed = Vec::new();
-        for seed in first..first + count {
-            let report = run(seed, profile, false);
-            operations += report.operations;
-            errors += report.errors;
-            lasted += report.lasted;
-            if !report.violations.is_empty() {
-                failed.push((seed, report));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut failures = Vec::new();
+    for profile in Profile::ALL {
+        let begun = Instant::now();
+        let (next, sum, failed) = (AtomicU64::new(first), Mutex::new(Sum::default()), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Relaxed);
+                        if seed >= first + count {
+                            return;
+                        }
+                        let report: Report = run(seed, profile, false);
+                        let mut sum = sum.lock().unwrap();
+                        sum.operations += report.operations as u64;
+                        sum.errors += report.errors;
+                        sum.unjudged += report.unjudged;
+                        sum.lasted += report.lasted;
+                        if let Some(first) = report.violations.first() {
+                            failed.lock().unwrap().push((seed, first.clone()));
+                        }
+                    }
+                });
             }
-        }
-        eprintln!("{profile:?}: {count} seeds, {operations} operations, {errors} errors, {lasted:?} virtual in {:?}", begun.elapsed());
-        for (seed, report) in &failed {
-            eprintln!("  seed {seed}: {}", report.violations[0]);
-        }
-        if let Some((seed, report)) = failed.first() {
-            panic!("{} of {count} seeds failed\n{}", failed.len(), tell(*seed, profile, report));
-        }
+        });
+        let sum = sum.into_inner().unwrap();
+        eprintln!(
+            "{profile:?}: {count} seeds, {} operations, {} errors, {} keys not judged, {:?} virtual in {:?}",
+            sum.operations,
+            sum.errors,
+            sum.unjudged,
+            sum.lasted,
+            begun.elapsed()
+        );
+        assert!(sum.unjudged <= count / 20, "{profile:?}: {} keys were too hard to judge", sum.unjudged);
+        let mut failed = failed.into_inner().unwrap();
+        failed.sort();
+        failed.iter().for_each(|(seed, what)| eprintln!("  {profile:?}, seed {seed}: {what}"));
+        failures.extend(failed.into_iter().map(|(seed, _)| (profile, seed)));
+    }
+    if let Some(&(profile, seed)) = failures.first() {
+        panic!("{} runs failed: {failures:?}\n{}", failures.len(), tell(seed, profile, None));
     }
 }
 
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 1..20 {
-        for profile in [Profile::Single, Profile::Anything] {
+        for profile in Profile::ALL {
             let (once, again) = (run(seed, profile, true), run(seed, profile, true));
+            assert!(once.trace.len() > 100, "seed {seed}, {profile:?}: a trace of {} lines", once.trace.len());
             for (a, b) in once.trace.iter().zip(&again.trace) {
-                assert_eq!(a, b, "seed {seed}");
+                assert_eq!(a, b, "seed {seed}, {profile:?}");
             }
-            assert_eq!(once, again, "seed {seed}");
+            assert_eq!(once, again, "seed {seed}, {profile:?}");
         }
     }
+}
+
+/// Runs seeds without a rule until something is wrong; so many at most.
+fn is_missed(rule: Rule, profile: Profile, most: u64) {
+    // A violation may show as a check of the code's own.
+    let begun = Instant::now();
+    for seed in 1..=most {
+        let report = without(Some(rule), || run(seed, profile, false));
+        if let Some(what) = report.violations.first() {
+            eprintln!("without {rule:?}, {profile:?}: seed {seed}, after {:?}: {what}", begun.elapsed());
+            return;
+        }
+    }
+    panic!("{most} seeds of {profile:?} found nothing wrong without {rule:?}");
+}
+
+macro_rules! missed {
+    ($($name:ident: $rule:ident, $profile:ident, $most:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            is_missed(Rule::$rule, Profile::$profile, $most);
+        })*
+    };
+}
+
+missed! {
+    without_verify: Verify, Single, 3_000;
+    without_purge: PurgeBeforeFill, Single, 300;
+    without_barrier: BarrierAtEdges, Single, 1_000;
+    with_reexecution: NoReexecutionOnFilling, Single, 1_000;
+    without_drain: DrainByAnswer, Single, 1_000;
+    without_record: RecordBeforeAck, Restarts, 1_000;
+    without_witness: WitnessRecords, Witness, 100;
+    without_unique_epochs: UniqueEpochs, TwoLeaders, 100;
+    with_suspicion: DarkRemembersInSync, Restarts, 300;
+    without_undo: UndoneBeforeFallback, Anything, 3_000;
+    without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 300;
+    without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
+    without_markers_in_the_flush: FlushWithMarkers, Single, 300;
+    without_quiet_period: QuietPeriodAfterCrash, Restarts, 3_000;
+    with_crash_taken_for_clean: CrashIsNotClean, Restarts, 1_000;
+    without_terms: CasTermInTokens, Single, 3_000;
+    without_fence: FencedRepair, Evictions, 1_000;
+    without_gate: GateClosedAtHandBack, Single, 3_000;
+    without_records_of_unmarked_nodes: RecordsOfUnmarkedNodes, Restarts, 3_000;
 }

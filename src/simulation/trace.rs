@@ -2,19 +2,25 @@
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
+use std::sync::Once;
 
 use tokio::time::Instant;
 use tracing::field::{Field, Visit};
 use tracing::span;
+use tracing::subscriber::Interest;
 
 thread_local! {
     static TRACE: RefCell<Option<(Instant, Vec<String>)>> = const { RefCell::new(None) };
 }
 
-/// From now on the thread's events are kept, the proxy's log among them, until the guard is dropped.
-pub(super) fn begin() -> tracing::subscriber::DefaultGuard {
+/// From now on the thread's events are kept, the proxy's log among them.
+pub(super) fn begin() {
+    static FIRST: Once = Once::new();
+    // For the whole process: of a subscriber for one thread alone, other threads' first events would leave it out.
+    FIRST.call_once(|| {
+        let _ = tracing::subscriber::set_global_default(Log);
+    });
     TRACE.set(Some((Instant::now(), Vec::new())));
-    tracing::subscriber::set_default(Log)
 }
 
 /// What was kept.
@@ -40,8 +46,13 @@ pub(super) fn show(bytes: &[u8]) -> String {
 struct Log;
 
 impl tracing::Subscriber for Log {
+    fn register_callsite(&self, _: &'static tracing::Metadata<'static>) -> Interest {
+        // It depends on the thread.
+        Interest::sometimes()
+    }
+
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("resilver")
+        TRACE.with_borrow(Option::is_some) && metadata.target().starts_with("resilver")
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

@@ -32,8 +32,36 @@ const HEALING: Duration = Duration::from_secs(60);
 pub(super) enum Profile {
     /// One node at a time fails, or the proxy: no error, nothing lost.
     Single,
-    /// Anything fails at any time: errors and misses, but nothing old or wrong.
+    /// Any node fails at any time: errors and misses, but nothing old or wrong.
     Anything,
+    /// Proxies come and go, and nodes are out of reach; no memory is lost, and each proxy finds all nodes well.
+    Restarts,
+    /// Somebody else flushes a node; nothing probes it for long.
+    Stranger,
+    /// The follower evicts items: what is written later is repaired.
+    Evictions,
+    /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
+    Witness,
+    /// Each of two nodes led alone, under two proxies.
+    TwoLeaders,
+}
+
+impl Profile {
+    /// All of them.
+    pub(super) const ALL: [Profile; 7] = [
+        Profile::Single,
+        Profile::Anything,
+        Profile::Restarts,
+        Profile::Stranger,
+        Profile::Evictions,
+        Profile::Witness,
+        Profile::TwoLeaders,
+    ];
+
+    /// Whether `SERVER_ERROR` is an answer that a client may get.
+    fn allows_errors(self) -> bool {
+        !matches!(self, Profile::Single | Profile::Evictions)
+    }
 }
 
 /// What came of a world.
@@ -43,6 +71,8 @@ pub(super) struct Report {
     pub(super) trace: Vec<String>,
     pub(super) operations: usize,
     pub(super) errors: u64,
+    /// Keys whose history could not be judged.
+    pub(super) unjudged: u64,
     /// Virtual time that it took.
     pub(super) lasted: Duration,
 }
@@ -77,7 +107,9 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         .build()
         .expect("a runtime without I/O needs nothing of the system");
     LocalSet::new().block_on(&runtime, async move {
-        let _log = traced.then(trace::begin);
+        if traced {
+            trace::begin();
+        }
         let begun = Instant::now();
         ambient::simulated::begin(seed);
         let mut world = World::new(seed, profile);
@@ -85,15 +117,24 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         ambient::simulated::end();
         let violations = world.history.verdict();
         let (operations, errors) = (world.history.op_count(), world.history.error_count());
-        Report { violations, trace: trace::take(), operations, errors, lasted: begun.elapsed() }
+        let unjudged = world.history.unjudged_count();
+        Report { violations, trace: trace::take(), operations, errors, unjudged, lasted: begun.elapsed() }
     })
 }
 
 impl World {
     fn new(seed: u64, profile: Profile) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let (primaries, backups) = [(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)][rng.random_range(0..5)];
-        let settings = settings(&mut rng, primaries, backups);
+        let shapes: &[(usize, usize)] = match profile {
+            Profile::Witness => &[(2, 1), (1, 2)],
+            Profile::TwoLeaders => &[(1, 1)],
+            _ => &[(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)],
+        };
+        let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
+        let mut settings = settings(&mut rng, primaries, backups);
+        if profile == Profile::Stranger {
+            settings.probe_interval = Duration::from_secs(30);
+        }
         let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
         let lag = Lag { one_in: [2, 4, 8, 40][rng.random_range(0..4)], most_ms: rng.random_range(0..=3) };
         let net = Net::new(primaries + backups, lag, &mut rng);
@@ -106,8 +147,8 @@ impl World {
         let habits = Habits {
             keys,
             think_ms: rng.random_range(20..150),
-            flushes: rng.random_ratio(1, 3),
-            errors_allowed: profile == Profile::Anything,
+            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && rng.random_ratio(1, 3),
+            errors_allowed: profile.allows_errors(),
         };
         let operator = Client::new(
             0,
@@ -124,7 +165,8 @@ impl World {
         self.mirrored("at the start").await;
         self.operator.fill().await;
         let stop = Rc::new(Cell::new(false));
-        let clients: Vec<_> = (0..self.rng.random_range(2..6))
+        let hands = if profile == Profile::Stranger { 0 } else { self.rng.random_range(2..6) };
+        let clients: Vec<_> = (0..hands)
             .map(|id| {
                 let rng = SmallRng::seed_from_u64(self.rng.random());
                 let habits = self.habits.clone();
@@ -133,10 +175,7 @@ impl World {
             })
             .collect();
         sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
-        match profile {
-            Profile::Single => nemesis::one_at_a_time(self).await,
-            Profile::Anything => nemesis::anything(self).await,
-        }
+        nemesis::play(self, profile, &stop).await;
         stop.set(true);
         for client in clients {
             if client.await.is_err() {
@@ -144,10 +183,19 @@ impl World {
             }
         }
         self.mirrored("at the end").await;
+        if profile == Profile::Evictions {
+            // What was evicted on one node only and not written since is found out by a write.
+            self.operator.touch_all().await;
+        }
         self.operator.read_all().await;
         sleep(Duration::from_millis(100)).await;
         self.compare_copies();
         self.stop_proxy().await;
+    }
+
+    /// What clients are busy with.
+    pub(super) fn hot_keys(&self) -> Vec<String> {
+        self.habits.keys.clone()
     }
 
     /// Waits until every pair is mirrored.
@@ -249,10 +297,6 @@ impl World {
         }
         proxy.probes.cancel();
         self.net.kill_proxy(proxy.id);
-    }
-
-    pub(super) fn has_proxy(&self) -> bool {
-        self.proxy.is_some()
     }
 }
 
