@@ -7,8 +7,11 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 # Where the demo's proxy listens: make demo PORT=12100
 PORT ?= 12000
 
+# How many seeds of the simulation `make soak` lives through, in each profile: make soak SEEDS=1000000
+SEEDS ?= 100000
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt build
+.PHONY: help demo test soak check fmt build
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +27,9 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
 	$(CARGO) test --locked
+
+soak: ## Live through SEEDS seeds of the simulation (default 100000), in each of its profiles
+	RESILVER_SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked --lib simulation::tests::seeds -- --nocapture
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

@@ -296,9 +296,12 @@ impl Client {
                 self.forget_silent();
                 let alive = self.door.borrow().as_ref().is_some_and(|(proxy, _)| *proxy == link.proxy);
                 match why {
-                    NoAnswer::Late => self.history.violation(format!("client {}: no answer within {PATIENCE:?} to {wire:?}", self.id)),
+                    NoAnswer::Late => {
+                        self.history.violation(format!("client {}: no answer within {PATIENCE:?} to {wire:?}", self.id))
+                    }
                     NoAnswer::Broken if alive => {
-                        self.history.violation(format!("client {}: the proxy broke the connection on {wire:?}", self.id));
+                        self.history
+                            .violation(format!("client {}: the proxy broke the connection on {wire:?}", self.id));
                     }
                     NoAnswer::Broken => {}
                 }

@@ -25,7 +25,8 @@ struct Inner {
 
 impl History {
     pub(super) fn new() -> History {
-        let inner = Inner { begun: Instant::now(), moment: 0, ops: Vec::new(), violations: Vec::new(), errors: 0, unjudged: 0 };
+        let inner =
+            Inner { begun: Instant::now(), moment: 0, ops: Vec::new(), violations: Vec::new(), errors: 0, unjudged: 0 };
         History(Rc::new(RefCell::new(inner)))
     }
 
@@ -93,7 +94,7 @@ impl History {
     }
 
     /// Everything that is wrong. Judges every key.
-    pub(super) fn verdict(&self) -> Vec<String> {
+    pub(super) fn verdict(&self, lenient: bool) -> Vec<String> {
         let inner = &mut *self.0.borrow_mut();
         let mut found = inner.violations.clone();
         let mut keys: BTreeMap<&str, Vec<Op>> = BTreeMap::new();
@@ -110,7 +111,7 @@ impl History {
             }
         }
         for (key, ops) in keys {
-            match judge(&ops) {
+            match judge(&ops, lenient) {
                 Verdict::Fine => {}
                 Verdict::TooLong => inner.unjudged += 1,
                 Verdict::Wrong { order, stuck } => found.push(explain(key, &ops, &order, &stuck)),

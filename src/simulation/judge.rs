@@ -52,14 +52,17 @@ pub(super) struct Op {
 }
 
 /// Steps of one search; a history that takes more is not judged (and counted).
-const MAX_STEPS: usize = 300_000;
+const MAX_STEPS: usize = 100_000;
 
 /// What the search found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     Fine,
     /// No order: the longest that could be found, as indexes into the history, and those that could come next and did not fit.
-    Wrong { order: Vec<usize>, stuck: Vec<usize> },
+    Wrong {
+        order: Vec<usize>,
+        stuck: Vec<usize>,
+    },
     TooLong,
 }
 
@@ -67,11 +70,15 @@ struct Search<'a> {
     ops: &'a [Op],
     words: HashMap<String, u32>,
     texts: Vec<String>,
+    /// A bit for each operation that took effect.
     done: Vec<u64>,
+    /// The writes of unknown outcome that took effect and may be undone: which, and the states before and after. The last one first.
+    around: Vec<(u32, u32, u32)>,
+    lenient: bool,
     order: Vec<usize>,
     best: Vec<usize>,
     stuck: Vec<usize>,
-    seen: HashSet<(Vec<u64>, u32)>,
+    seen: HashSet<(Vec<u64>, Vec<(u32, u32, u32)>, u32)>,
     mandatory_left: usize,
     steps: usize,
 }
@@ -80,7 +87,10 @@ struct Search<'a> {
 const NOTHING: u32 = 0;
 
 /// Judges the history of one key, which held nothing at first. `ops` in the order of their calls.
-pub(super) fn judge(ops: &[Op]) -> Verdict {
+///
+/// `lenient`: a write that was never acknowledged may be undone, although somebody has read it. So it is where both nodes of a pair fail:
+/// reads go to the leader alone, and what only the leader has executed goes with it. An acknowledged write on top of it makes it stay.
+pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     debug_assert!(ops.is_sorted_by_key(|op| op.begun));
     let mandatory_left = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
     let mut search = Search {
@@ -88,6 +98,8 @@ pub(super) fn judge(ops: &[Op]) -> Verdict {
         words: HashMap::new(),
         texts: vec![String::new()],
         done: vec![0; ops.len().div_ceil(64)],
+        around: Vec::new(),
+        lenient,
         order: Vec::new(),
         best: Vec::new(),
         stuck: Vec::new(),
@@ -109,7 +121,7 @@ impl Search<'_> {
         if self.mandatory_left == 0 || self.steps > MAX_STEPS {
             return true;
         }
-        if !self.seen.insert((self.done.clone(), state)) {
+        if !self.seen.insert((self.done.clone(), self.around.clone(), state)) {
             return false;
         }
         while self.is_done(first) {
@@ -151,6 +163,13 @@ impl Search<'_> {
                 continue;
             }
             self.done[i / 64] |= 1 << (i % 64);
+            // A write that is acknowledged on top of others makes them stay.
+            let around = self.around.clone();
+            match (unknown, self.ops[i].call == Call::Flush) {
+                (true, false) if self.lenient => self.around.push((i as u32, state, next)),
+                _ if next != state => self.around.clear(),
+                _ => {}
+            }
             self.order.push(i);
             self.mandatory_left -= usize::from(!unknown);
             if self.go(next, first) {
@@ -159,6 +178,15 @@ impl Search<'_> {
             self.mandatory_left += usize::from(!unknown);
             self.order.pop();
             self.done[i / 64] &= !(1 << (i % 64));
+            self.around = around;
+        }
+        if let Some((i, before, after)) = self.around.pop() {
+            // What follows is as if it had never happened.
+            debug_assert_eq!(after, state);
+            if self.go(before, first) {
+                return true;
+            }
+            self.around.push((i, before, after));
         }
         if self.order.len() >= self.best.len() && !stuck.is_empty() {
             self.best.clone_from(&self.order);
@@ -168,7 +196,7 @@ impl Search<'_> {
     }
 
     fn is_done(&self, i: usize) -> bool {
-        self.done.get(i / 64).is_some_and(|bits| bits & (1 << (i % 64)) != 0)
+        i < self.ops.len() && self.done[i / 64] & (1 << (i % 64)) != 0
     }
 
     fn word(&mut self, text: String) -> u32 {
@@ -251,19 +279,33 @@ mod tests {
             vec![set("a", 1, 4), set("b", 2, 5), get(Some("a"), 6, 7)],
             vec![unknown("a", 1), set("b", 2, 3), get(Some("b"), 4, 5), get(Some("a"), 6, 7)],
             vec![unknown("a", 1), get(None, 2, 3), get(None, 4, 5)],
-            vec![set("7", 1, 2), op(Call::Incr(3), Outcome::Silent, 3, 9), get(Some("7"), 4, 5), get(Some("10"), 10, 11)],
-            vec![set("a", 1, 2), op(Call::Flush, Outcome::Done, 3, 4), op(Call::Add("b".into()), Outcome::Stored, 5, 6)],
+            vec![
+                set("7", 1, 2),
+                op(Call::Incr(3), Outcome::Silent, 3, 9),
+                get(Some("7"), 4, 5),
+                get(Some("10"), 10, 11),
+            ],
+            vec![
+                set("a", 1, 2),
+                op(Call::Flush, Outcome::Done, 3, 4),
+                op(Call::Add("b".into()), Outcome::Stored, 5, 6),
+            ],
             vec![set("a", 1, 2), op(Call::Cas("a".into(), "b".into()), Outcome::Exists, 3, 4), get(Some("a"), 5, 6)],
         ];
         for history in fine {
-            assert_eq!(judge(&history), Verdict::Fine, "{history:?}");
+            assert_eq!(judge(&history, false), Verdict::Fine, "{history:?}");
+            assert_eq!(judge(&history, true), Verdict::Fine, "{history:?}");
         }
         let wrong = [
             vec![set("a", 1, 2), get(None, 3, 4)],
             vec![set("a", 1, 2), set("b", 3, 4), get(Some("a"), 5, 6)],
             vec![set("a", 1, 2), op(Call::Delete, Outcome::Done, 3, 4), get(Some("a"), 5, 6)],
             vec![set("a", 1, 2), op(Call::Add("b".into()), Outcome::Stored, 3, 4)],
-            vec![set("7", 1, 2), op(Call::Incr(1), Outcome::Number(8), 3, 6), op(Call::Incr(1), Outcome::Number(8), 4, 7)],
+            vec![
+                set("7", 1, 2),
+                op(Call::Incr(1), Outcome::Number(8), 3, 6),
+                op(Call::Incr(1), Outcome::Number(8), 4, 7),
+            ],
             vec![set("a", 1, 2), op(Call::Append("x".into()), Outcome::Stored, 3, 4), get(Some("axx"), 5, 6)],
             vec![set("a", 1, 2), set("b", 3, 4), op(Call::Cas("a".into(), "c".into()), Outcome::Stored, 5, 6)],
             // Once read, an unknown write stays.
@@ -272,7 +314,13 @@ mod tests {
             vec![set("7", 1, 2), op(Call::Incr(3), Outcome::Silent, 3, 9), get(Some("7"), 10, 11)],
         ];
         for history in wrong {
-            assert!(matches!(judge(&history), Verdict::Wrong { .. }), "{history:?}");
+            assert!(matches!(judge(&history, false), Verdict::Wrong { .. }), "{history:?}");
         }
+        let undone = vec![set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5), get(Some("b"), 6, 7)];
+        assert_eq!(judge(&undone, true), Verdict::Fine);
+        let acknowledged = [set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5)];
+        let append = op(Call::Append("x".into()), Outcome::Stored, 6, 7);
+        let history = [&acknowledged[..], &[append, get(Some("b"), 8, 9)]].concat();
+        assert!(matches!(judge(&history, true), Verdict::Wrong { .. }), "what stands on it keeps it");
     }
 }

@@ -26,6 +26,8 @@ use super::trace::{note, show};
 const SOCKET: usize = 64 * 1024;
 /// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next one waits for it.
 const LATE_MS: u64 = 150;
+/// A connection that waits at a node that wakes may wait so much longer, in milliseconds.
+const WAKING_MS: u64 = 600;
 /// Keys that a dump lists before others get their turn.
 const DUMP_KEYS: usize = 3;
 
@@ -185,6 +187,14 @@ impl Net {
 }
 
 impl Inner {
+    /// A dump ends half-way: others may begin, if it is still the same process.
+    fn end_dump(&mut self, id: usize) {
+        let conn = &self.conns[id];
+        if conn.life == self.hosts[conn.node].life {
+            self.hosts[conn.node].node.dumping = false;
+        }
+    }
+
     /// `true` = gone: nothing of the connection is executed any more.
     fn is_over(&self, id: usize) -> bool {
         let conn = &self.conns[id];
@@ -242,9 +252,8 @@ async fn serve(net: &Net, id: usize, node: usize, far: DuplexStream) {
             }
         }
         let Some(stream) = &mut far else { return };
-        let broken = net.until(|inner| {
-            (inner.is_over(id) || inner.conns[id].broken != Broken::No).then(|| inner.conns[id].broken)
-        });
+        let broken = net
+            .until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then(|| inner.conns[id].broken));
         tokio::select! {
             biased;
             broken = broken => {
@@ -271,6 +280,16 @@ async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Op
     let dump = command.starts_with(b"lru_crawler metadump hash");
     let mut cursor = None;
     loop {
+        let stopped = |inner: &Inner| inner.hosts[node].hung || inner.hosts[node].cut_off;
+        if stopped(&net.lock()) {
+            net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
+            // A node that wakes does not come to all its connections at once.
+            let ms = {
+                let inner = &mut *net.lock();
+                if inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
+            };
+            sleep(Duration::from_millis(ms)).await;
+        }
         let done = net.until(|inner| {
             if inner.is_over(id) {
                 return Some(None);
@@ -294,14 +313,20 @@ async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Op
                 }
             }))
         });
-        let Some((answer, last)) = done.await else { return false };
+        let Some((answer, last)) = done.await else {
+            if cursor.is_some() {
+                net.lock().end_dump(id);
+            }
+            return false;
+        };
         net.pause(node).await;
         match reply(net, id, node, answer.as_bytes(), far).await {
-            Reply::Over => return false,
-            Reply::Unheard if dump && !last => {
-                // memcached's crawler notices that nobody listens.
-                net.lock().hosts[node].node.dumping = false;
-                return true;
+            // memcached's crawler notices that nobody listens.
+            heard @ (Reply::Over | Reply::Unheard) => {
+                if dump && !last {
+                    net.lock().end_dump(id);
+                }
+                return !matches!(heard, Reply::Over);
             }
             _ if last => return true,
             _ => {}

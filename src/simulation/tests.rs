@@ -139,14 +139,14 @@ missed! {
     without_verify: Verify, Single, 3_000;
     without_purge: PurgeBeforeFill, Single, 300;
     without_barrier: BarrierAtEdges, Single, 1_000;
-    with_reexecution: NoReexecutionOnFilling, Single, 1_000;
-    without_drain: DrainByAnswer, Single, 1_000;
+    with_reexecution: NoReexecutionOnFilling, Single, 3_000;
+    without_drain: DrainByAnswer, Single, 2_000;
     without_record: RecordBeforeAck, Restarts, 1_000;
     without_witness: WitnessRecords, Witness, 100;
     without_unique_epochs: UniqueEpochs, TwoLeaders, 100;
     with_suspicion: DarkRemembersInSync, Restarts, 300;
     without_undo: UndoneBeforeFallback, Anything, 3_000;
-    without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 300;
+    without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 2_000;
     without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
     without_markers_in_the_flush: FlushWithMarkers, Single, 300;
     without_quiet_period: QuietPeriodAfterCrash, Restarts, 3_000;

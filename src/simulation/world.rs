@@ -115,7 +115,7 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         let mut world = World::new(seed, profile);
         world.live(profile).await;
         ambient::simulated::end();
-        let violations = world.history.verdict();
+        let violations = world.history.verdict(profile.allows_errors());
         let (operations, errors) = (world.history.op_count(), world.history.error_count());
         let unjudged = world.history.unjudged_count();
         Report { violations, trace: trace::take(), operations, errors, unjudged, lasted: begun.elapsed() }
@@ -133,27 +133,39 @@ impl World {
         let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
         let mut settings = settings(&mut rng, primaries, backups);
         if profile == Profile::Stranger {
-            settings.probe_interval = Duration::from_secs(30);
+            settings.probe_interval = Duration::from_secs(3);
         }
         let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
         let lag = Lag { one_in: [2, 4, 8, 40][rng.random_range(0..4)], most_ms: rng.random_range(0..=3) };
         let net = Net::new(primaries + backups, lag, &mut rng);
-        note(|| format!("world  seed {seed}, {profile:?}, {primaries}+{backups} nodes, {} workers, {lag:?}", settings.threads));
+        note(|| {
+            format!(
+                "world  seed {seed}, {profile:?}, {primaries}+{backups} nodes, {} workers, {lag:?}",
+                settings.threads
+            )
+        });
         let history = History::new();
         let door = Door::default();
         let hot = rng.random_range(1..5);
         let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
         keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
+        if profile == Profile::Evictions {
+            // A repair is disturbed only where many write one key.
+            keys = vec!["n0".into()];
+        }
         let habits = Habits {
             keys,
-            think_ms: rng.random_range(20..150),
+            think_ms: if profile == Profile::Evictions { 2 } else { rng.random_range(20..150) },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
         };
         let operator = Client::new(
             0,
             SmallRng::seed_from_u64(rng.random()),
-            Habits { keys: habits.keys.iter().cloned().chain((0..12).map(|i| format!("cold{i}"))).collect(), ..habits.clone() },
+            Habits {
+                keys: habits.keys.iter().cloned().chain((0..12).map(|i| format!("cold{i}"))).collect(),
+                ..habits.clone()
+            },
             history.clone(),
             door.clone(),
         );
@@ -229,13 +241,23 @@ impl World {
                 match (left.next(), right.next()) {
                     (None, None) => break,
                     (Some((a, x)), Some((b, y)))
-                        if a == b && x.0 == y.0 && x.1 == y.1 && x.2.is_some() == y.2.is_some()
+                        if a == b
+                            && x.0 == y.0
+                            && x.1 == y.1
+                            && x.2.is_some() == y.2.is_some()
                             && x.2.unwrap_or(0).abs_diff(y.2.unwrap_or(0)) <= 2 => {}
                     (a, b) => {
                         let show = |item: Option<(&Vec<u8>, &(Vec<u8>, u32, Option<i64>))>| {
-                            item.map(|(k, v)| format!("{} = {} flags {} ttl {:?}", trace::show(k), trace::show(&v.0), v.1, v.2))
+                            item.map(|(k, v)| {
+                                format!("{} = {} flags {} ttl {:?}", trace::show(k), trace::show(&v.0), v.1, v.2)
+                            })
                         };
-                        self.history.violation(format!("copies of pair {} differ: primary {:?}, backup {:?}", pair.0, show(a), show(b)));
+                        self.history.violation(format!(
+                            "copies of pair {} differ: primary {:?}, backup {:?}",
+                            pair.0,
+                            show(a),
+                            show(b)
+                        ));
                         break;
                     }
                 }
