@@ -50,8 +50,9 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::Stranger => stranger(world).await,
         Profile::Evictions => {
             let hot = world.hot_keys();
-            evictions(world, &hot).await;
+            evictions(world, &hot, stop).await;
         }
+        Profile::HalfFilled => half_filled(world, stop).await,
         Profile::Witness => witness(world).await,
         Profile::TwoLeaders => two_leaders(world, stop).await,
     }
@@ -150,7 +151,7 @@ async fn stranger(world: &mut World) {
 }
 
 /// The backups lose items that clients are busy with.
-async fn evictions(world: &mut World, hot: &[String]) {
+async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
     for _ in 0..world.rng.random_range(3..15) {
         pause(world, 0..60).await;
         let key = hot[world.rng.random_range(0..hot.len())].clone();
@@ -158,6 +159,29 @@ async fn evictions(world: &mut World, hot: &[String]) {
         let Some(backup) = world.topology.node_at(pair, Place::Backup) else { continue };
         world.net.change(backup.index(), &format!("evicts {key}"), |host| host.node.forget(Some(key.as_bytes())));
     }
+    // An item that was evicted, and not written since, is lost with the leader.
+    pause(world, 5..60).await;
+    lost(world);
+    for node in world.topology.nodes().filter(|&node| world.topology.place(node) == Place::Primary) {
+        world.net.kill(node.index());
+        world.net.start(node.index());
+    }
+    pause(world, 200..400).await;
+    stop.set(true);
+    heal_all(world).await;
+}
+
+/// The backup returns empty, and while it is filled the primary does so too.
+async fn half_filled(world: &mut World, stop: &Cell<bool>) {
+    world.net.kill(1);
+    world.net.start(1);
+    pause(world, 50..900).await;
+    lost(world);
+    world.net.kill(0);
+    world.net.start(0);
+    pause(world, 200..400).await;
+    stop.set(true);
+    heal_all(world).await;
 }
 
 /// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary, which missed writes, must not lead.

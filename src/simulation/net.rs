@@ -28,6 +28,8 @@ const SOCKET: usize = 64 * 1024;
 const LATE_MS: u64 = 150;
 /// A connection that waits at a node that wakes may wait so much longer, in milliseconds.
 const WAKING_MS: u64 = 600;
+/// How long a proxy may not notice that a connection broke, in milliseconds.
+const NEWS_MS: u64 = 12;
 /// Keys that a dump lists before others get their turn.
 const DUMP_KEYS: usize = 3;
 
@@ -232,8 +234,16 @@ impl Dial for SimDialer {
             note(|| format!("net    connection {id} to node {node}"));
             let (near, far) = duplex(SOCKET);
             tokio::spawn(async move {
-                serve(&net, id, node, far).await;
-                net.lock().conns[id].open = false;
+                let mut far = Some(far);
+                serve(&net, id, node, &mut far).await;
+                // The news travels over each connection in its own time.
+                let ms = {
+                    let inner = &mut *net.lock();
+                    inner.conns[id].open = false;
+                    if inner.rng.random() { inner.rng.random_range(0..NEWS_MS) } else { 0 }
+                };
+                sleep(Duration::from_millis(ms)).await;
+                drop(far);
             });
             Ok(NodeStream::Memory(near))
         }
@@ -241,17 +251,16 @@ impl Dial for SimDialer {
     }
 }
 
-async fn serve(net: &Net, id: usize, node: usize, far: DuplexStream) {
-    // `None`: nobody is there any more to be answered.
-    let mut far = Some(far);
+/// `far` = `None`: nobody is there any more to be answered.
+async fn serve(net: &Net, id: usize, node: usize, far: &mut Option<DuplexStream>) {
     let mut input = BytesMut::new();
     loop {
         while let Some(command) = take_command(&mut input) {
-            if !execute(net, id, node, &command, &mut far).await {
+            if !execute(net, id, node, &command, far).await {
                 return;
             }
         }
-        let Some(stream) = &mut far else { return };
+        let Some(stream) = far else { return };
         let broken = net
             .until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then(|| inner.conns[id].broken));
         tokio::select! {
@@ -261,14 +270,14 @@ async fn serve(net: &Net, id: usize, node: usize, far: DuplexStream) {
                     return;
                 }
                 while let Some(Ok(1..)) = stream.read_buf(&mut input).now_or_never() {}
-                far = None;
+                *far = None;
                 // A busy node comes to it when it does.
                 let ms = net.lock().rng.random_range(0..LATE_MS);
                 sleep(Duration::from_millis(ms)).await;
             }
             read = stream.read_buf(&mut input) => match read {
                 Ok(1..) => net.pause(node).await,
-                _ => far = None,
+                _ => *far = None,
             }
         }
     }
@@ -288,7 +297,9 @@ async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Op
                 let inner = &mut *net.lock();
                 if inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
             };
-            sleep(Duration::from_millis(ms)).await;
+            // What a dead proxy sent comes sooner than that: the next one waits for it, but not for ever.
+            let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
+            let _ = timeout(Duration::from_millis(ms), orphaned).await;
         }
         let done = net.until(|inner| {
             if inner.is_over(id) {

@@ -18,9 +18,23 @@ fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+/// The judge's search goes deep.
+const STACK: usize = 256 << 20;
+
+fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).unwrap();
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn live(seed: u64, profile: Profile, rule: Option<Rule>, traced: bool) -> Report {
+    on_large_stack(|| without(rule, || run(seed, profile, traced)))
+}
+
 /// The whole story of a seed that failed.
 fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
-    let report = without(rule, || run(seed, profile, true));
+    let report = live(seed, profile, rule, true);
     let from = report.trace.len().saturating_sub(SHOWN);
     format!(
         "{}\n{profile:?}, seed {seed}. The whole trace: RESILVER_SIM_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture\n  {}\n",
@@ -29,12 +43,15 @@ fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
     )
 }
 
-/// A seed of all profiles, told in full.
+/// A seed of all profiles, or of the one that is named, told in full; without a rule, if one is named.
 #[test]
 fn one_seed() {
     let Some(seed) = from_environment("RESILVER_SIM_SEED") else { return };
-    for profile in Profile::ALL {
-        let report = run(seed, profile, true);
+    let named = |name: &str, word: String| std::env::var(name).is_ok_and(|wanted| wanted == word);
+    let any = std::env::var("RESILVER_SIM_PROFILE").is_err();
+    let rule = RULES.iter().map(|(rule, ..)| *rule).find(|rule| named("RESILVER_SIM_WITHOUT", format!("{rule:?}")));
+    for profile in Profile::ALL.into_iter().filter(|p| any || named("RESILVER_SIM_PROFILE", format!("{p:?}"))) {
+        let report = live(seed, profile, rule, true);
         eprintln!("{}\n{profile:?}: {:#?}", report.trace.join("\n"), report.violations);
         assert!(report.violations.is_empty(), "{profile:?}, seed {seed}");
     }
@@ -65,7 +82,7 @@ fn seeds() {
                         if seed >= first + count {
                             return;
                         }
-                        let report: Report = run(seed, profile, false);
+                        let report = live(seed, profile, None, false);
                         let mut sum = sum.lock().unwrap();
                         sum.operations += report.operations as u64;
                         sum.errors += report.errors;
@@ -102,7 +119,7 @@ fn seeds() {
 fn a_seed_replays_exactly() {
     for seed in 1..20 {
         for profile in Profile::ALL {
-            let (once, again) = (run(seed, profile, true), run(seed, profile, true));
+            let (once, again) = (live(seed, profile, None, true), live(seed, profile, None, true));
             assert!(once.trace.len() > 100, "seed {seed}, {profile:?}: a trace of {} lines", once.trace.len());
             for (a, b) in once.trace.iter().zip(&again.trace) {
                 assert_eq!(a, b, "seed {seed}, {profile:?}");
@@ -117,7 +134,7 @@ fn is_missed(rule: Rule, profile: Profile, most: u64) {
     // A violation may show as a check of the code's own.
     let begun = Instant::now();
     for seed in 1..=most {
-        let report = without(Some(rule), || run(seed, profile, false));
+        let report = live(seed, profile, Some(rule), false);
         if let Some(what) = report.violations.first() {
             eprintln!("without {rule:?}, {profile:?}: seed {seed}, after {:?}: {what}", begun.elapsed());
             return;
@@ -128,6 +145,8 @@ fn is_missed(rule: Rule, profile: Profile, most: u64) {
 
 macro_rules! missed {
     ($($name:ident: $rule:ident, $profile:ident, $most:expr;)*) => {
+        const RULES: &[(Rule, Profile)] = &[$((Rule::$rule, Profile::$profile)),*];
+
         $(#[test]
         fn $name() {
             is_missed(Rule::$rule, Profile::$profile, $most);
@@ -136,23 +155,23 @@ macro_rules! missed {
 }
 
 missed! {
-    without_verify: Verify, Single, 3_000;
+    without_verify: Verify, Single, 1_000;
     without_purge: PurgeBeforeFill, Single, 300;
     without_barrier: BarrierAtEdges, Single, 1_000;
-    with_reexecution: NoReexecutionOnFilling, Single, 3_000;
+    with_reexecution: NoReexecutionOnFilling, HalfFilled, 2_000;
     without_drain: DrainByAnswer, Single, 2_000;
-    without_record: RecordBeforeAck, Restarts, 1_000;
+    without_record: RecordBeforeAck, Restarts, 500;
     without_witness: WitnessRecords, Witness, 100;
     without_unique_epochs: UniqueEpochs, TwoLeaders, 100;
     with_suspicion: DarkRemembersInSync, Restarts, 300;
-    without_undo: UndoneBeforeFallback, Anything, 3_000;
+    without_undo: UndoneBeforeFallback, HalfFilled, 2_000;
     without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 2_000;
     without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
-    without_markers_in_the_flush: FlushWithMarkers, Single, 300;
-    without_quiet_period: QuietPeriodAfterCrash, Restarts, 3_000;
+    without_markers_in_the_flush: FlushWithMarkers, Single, 500;
+    without_quiet_period: QuietPeriodAfterCrash, Restarts, 500;
     with_crash_taken_for_clean: CrashIsNotClean, Restarts, 1_000;
-    without_terms: CasTermInTokens, Single, 3_000;
-    without_fence: FencedRepair, Evictions, 1_000;
-    without_gate: GateClosedAtHandBack, Single, 3_000;
-    without_records_of_unmarked_nodes: RecordsOfUnmarkedNodes, Restarts, 3_000;
+    without_terms: CasTermInTokens, Single, 1_000;
+    without_fence: FencedRepair, Evictions, 2_000;
+    without_gate: GateClosedAtHandBack, Single, 500;
+    without_records_of_unmarked_nodes: RecordsOfUnmarkedNodes, Restarts, 1_000;
 }

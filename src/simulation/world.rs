@@ -38,8 +38,10 @@ pub(super) enum Profile {
     Restarts,
     /// Somebody else flushes a node; nothing probes it for long.
     Stranger,
-    /// The follower evicts items: what is written later is repaired.
+    /// The follower evicts items: what is written later is repaired. Then the leader fails.
     Evictions,
+    /// The leader loses its memory while the other node is being filled.
+    HalfFilled,
     /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
     Witness,
     /// Each of two nodes led alone, under two proxies.
@@ -48,19 +50,20 @@ pub(super) enum Profile {
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 7] = [
+    pub(super) const ALL: [Profile; 8] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
         Profile::Stranger,
         Profile::Evictions,
+        Profile::HalfFilled,
         Profile::Witness,
         Profile::TwoLeaders,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
-        !matches!(self, Profile::Single | Profile::Evictions)
+        self != Profile::Single
     }
 }
 
@@ -127,7 +130,7 @@ impl World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let shapes: &[(usize, usize)] = match profile {
             Profile::Witness => &[(2, 1), (1, 2)],
-            Profile::TwoLeaders => &[(1, 1)],
+            Profile::TwoLeaders | Profile::HalfFilled => &[(1, 1)],
             _ => &[(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)],
         };
         let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
@@ -149,14 +152,15 @@ impl World {
         let hot = rng.random_range(1..5);
         let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
         keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
-        if profile == Profile::Evictions {
-            // A repair is disturbed only where many write one key.
+        let crowded = matches!(profile, Profile::Evictions | Profile::HalfFilled);
+        if crowded {
+            // A repair or a copy is disturbed only where many write one key.
             keys = vec!["n0".into()];
         }
         let habits = Habits {
             keys,
-            think_ms: if profile == Profile::Evictions { 2 } else { rng.random_range(20..150) },
-            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && rng.random_ratio(1, 3),
+            think_ms: if crowded { 3 } else { rng.random_range(20..150) },
+            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
         };
         let operator = Client::new(
