@@ -7,8 +7,10 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 # Where the demo's proxy listens: make demo PORT=12100
 PORT ?= 12000
 
-# How long `make soak` runs, over its two tests: make soak MINUTES=600
+# How long `make soak` torments real servers, over its two tests; how many seeds of the simulation it lives through in each profile:
+# make soak MINUTES=600 SEEDS=1000000
 MINUTES ?= 60
+SEEDS ?= 100000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check fmt build
@@ -34,9 +36,10 @@ bench: ## Measure resilver, twemproxy and memcached side by side (10 minutes or 
 	$(CARGO) build --release --locked --bin resilver --example bench
 	@target/release/examples/bench
 
-soak: ## Random faults under load for MINUTES (default 60), stopped at the first wrong answer
+soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached
-	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --release --locked --test chaos -- --nocapture --test-threads 1
+	RESILVER_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --lib simulation::tests::seeds -- --nocapture
+	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --locked --test chaos -- --nocapture --test-threads 1
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

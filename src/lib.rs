@@ -1,5 +1,6 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
 
+mod ambient;
 pub mod backend;
 pub mod cluster;
 pub mod config;
@@ -11,6 +12,9 @@ pub mod protocol;
 pub mod proxy;
 pub mod resync;
 pub mod ring;
+mod rules;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod stats;
 pub mod wait;

@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::rules::{Rule, holds};
 
 use super::marker::{self, Pending, Record, RingMark, Session};
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
@@ -267,7 +268,7 @@ impl NodeControl {
         };
         let mut batch = Batch::new();
         batch.command(b"flush_all\r\n", Effect::Mutation);
-        for (key, value) in markers {
+        for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
             batch.command(format!("ms {key} {} T0\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
         }
         let mut refused = None;

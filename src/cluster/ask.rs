@@ -261,7 +261,7 @@ impl Cluster {
 
     fn stats_general(&self) -> Bytes {
         let mut out = Stats::default();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = crate::ambient::unix_time().as_secs();
         out.put("pid", std::process::id());
         out.put("uptime", self.started.elapsed().as_secs());
         out.put("time", now);

@@ -1,13 +1,14 @@
 //! The first look: what every node holds when the proxy starts, and the first state of every pair.
 
-use rand::RngExt;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
 use crate::backend::{NodeError, NodeView};
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Gate, Reason, State};
 use crate::resync::Fill;
+use crate::rules::{Rule, holds};
 
 use super::nodes::reason_of;
 use super::start::{self, Decision, Knowledge, Seen};
@@ -64,7 +65,7 @@ impl Cluster {
         for pair in self.topology.pairs() {
             let (primary, backup) = self.topology.nodes_of(pair);
             let clean = std::iter::once(primary).chain(backup).all(|n| self.nodes[n.index()].session_settled);
-            self.decide(pair, clean);
+            self.decide(pair, clean || !holds(Rule::CrashIsNotClean));
         }
     }
 
@@ -78,7 +79,9 @@ impl Cluster {
         }
         if !sessions.iter().all(|&session| settled(session)) {
             tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
-            tokio::time::sleep(QUIET_PERIOD).await;
+            if holds(Rule::QuietPeriodAfterCrash) {
+                tokio::time::sleep(QUIET_PERIOD).await;
+            }
         }
     }
 
@@ -143,6 +146,9 @@ impl Cluster {
     }
 
     fn seed_epochs(&mut self) {
+        if !holds(Rule::UniqueEpochs) {
+            return;
+        }
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             for &(pair, record) in &view.records {
@@ -174,7 +180,7 @@ impl Cluster {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             let known = if self.is_ours(node, view) { view.incarnation } else { None };
             let found = view.incarnation;
-            let incarnation = known.unwrap_or_else(|| Incarnation(rand::rng().random()));
+            let incarnation = known.unwrap_or_else(|| Incarnation(ambient::random_u64()));
             let leftovers = self.leftovers_on(node, view, false);
             self.nodes[node.index()].leftovers = leftovers;
             let marked = self.controls[node.index()].mark(found, incarnation, self.ring_of(node), self.session).await;
@@ -186,11 +192,18 @@ impl Cluster {
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
-                    run.view = None;
+                    // It is not used now, but the records that it showed are not unseen: a node that missed writes might lead.
+                    run.unmarked = run.view.take();
                     run.reason = Reason::Protocol;
                 }
             }
         }
+    }
+
+    /// What nodes said that could not be marked then. They are not in use, and have still said who led.
+    fn records_of_unmarked(&self, pair: PairId) -> Vec<Record> {
+        let unmarked = self.nodes.iter().filter(|run| holds(Rule::RecordsOfUnmarkedNodes) && run.view.is_none());
+        unmarked.filter_map(|run| self.record_in(run.unmarked.as_ref()?, pair)).collect()
     }
 
     fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
@@ -227,6 +240,7 @@ impl Cluster {
             .nodes()
             .filter(|n| self.nodes[n.index()].health.is_up())
             .filter_map(|n| self.record_in(self.nodes[n.index()].view.as_ref()?, pair))
+            .chain(self.records_of_unmarked(pair))
             .max_by_key(|r| r.epoch);
         let known =
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };

@@ -70,7 +70,7 @@ impl Running {
 }
 
 fn unix_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    crate::ambient::unix_time().as_secs()
 }
 
 impl Flushes {

@@ -29,12 +29,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::ambient;
 use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
@@ -45,6 +45,7 @@ use crate::resync::{
     Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
 };
 use crate::ring::Topology;
+use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 
 use nodes::NodeRun;
@@ -157,8 +158,7 @@ impl Cluster {
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
         let now = Instant::now();
-        let unix_us =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let controls = topology
             .nodes()
             .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
@@ -168,7 +168,7 @@ impl Cluster {
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
-                pair: Pair::new(Epoch(unix_us), Term::random(rand::rng().random())),
+                pair: Pair::new(Epoch(unix_us), Term::random(ambient::random_u64() as u16)),
                 round: 0,
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
@@ -198,7 +198,7 @@ impl Cluster {
             pairs,
             internal,
             inbox: Some(inbox),
-            session: Session { id: rand::rng().random(), open: true },
+            session: Session { id: ambient::random_u64(), open: true },
             period: Period(unix_us),
             period_found: Period::default(),
             started: now,
@@ -467,10 +467,15 @@ impl Cluster {
         let witnesses: Vec<_> = self
             .topology
             .nodes()
-            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up())
+            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
             .map(with)
             .collect();
+        let late = !holds(Rule::RecordBeforeAck) && matches!(fact, Fact::Alone(_));
         tokio::spawn(async move {
+            if late {
+                let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
             let mut result = Ok(());
             for (node, control, incarnation) in must {
                 let Some(incarnation) = incarnation else {

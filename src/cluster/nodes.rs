@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::backend::marker::{self, Leftovers};
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
@@ -17,6 +17,7 @@ use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Loss, Reason, State};
 use crate::proxy::Command;
 use crate::resync::Fill;
+use crate::rules::{Rule, holds};
 
 use super::jobs::JobRun;
 use super::{Cluster, Internal};
@@ -52,6 +53,8 @@ pub(super) struct NodeRun {
     pub(super) refused_since: Option<Instant>,
     /// Since when it has not answered.
     pub(super) silent_since: Option<Instant>,
+    /// What it said at the start, where it could not be marked then: who led alone counts all the same.
+    pub(super) unmarked: Option<NodeView>,
     /// Its memory is proved gone since it was lost.
     pub(super) memory_gone: bool,
     /// How often it was taken back when no route named it any more; workers repeat it with the faults that they tell.
@@ -92,6 +95,7 @@ impl NodeRun {
             looking: false,
             refused_since: None,
             silent_since: None,
+            unmarked: None,
             memory_gone: false,
             life: 0,
             hint: Arc::new(Notify::new()),
@@ -113,7 +117,7 @@ impl NodeRun {
     }
 
     pub(super) fn is_drained(&self) -> bool {
-        self.undrained.is_empty() && self.drains == 0
+        self.undrained.is_empty() && self.drains == 0 || !holds(Rule::DrainByAnswer)
     }
 
     fn count_fault(&mut self, reason: Reason) {
@@ -164,7 +168,7 @@ impl Cluster {
                 let interval =
                     if failed || away.load(Ordering::Relaxed) { interval.min(LOST_PROBE_MAX) } else { interval };
                 // Jitter keeps many proxies from probing in step.
-                let pause = interval.mul_f64(rand::rng().random_range(0.8..1.2));
+                let pause = interval.mul_f64(ambient::random_in(0.8..1.2));
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
@@ -403,7 +407,7 @@ impl Cluster {
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
         let incarnation = match view.incarnation {
             Some(found) if same => found,
-            _ => Incarnation(rand::rng().random()),
+            _ => Incarnation(ambient::random_u64()),
         };
         self.outrank_records(&view);
         if let Some(found) = &view.pending {

@@ -23,6 +23,7 @@
 use std::fmt;
 
 use crate::ids::{Epoch, Place, Term};
+use crate::rules::{Rule, holds};
 
 /// Why a node or pair is where it is. One word for log, metrics and `stats`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -357,6 +358,10 @@ impl Pair {
                 _ => vec![],
             },
             Event::HandBack => match (self.state, self.gate) {
+                (State::Recovering { .. }, Gate::Open) if !self.foreign && !holds(Rule::GateClosedAtHandBack) => {
+                    self.gate = Gate::Draining;
+                    vec![Effect::FinishCopies]
+                }
                 (State::Recovering { .. }, Gate::Open) if !self.foreign => {
                     self.gate = Gate::Closing;
                     self.handing_back = true;
@@ -447,6 +452,7 @@ impl Pair {
     }
 
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
+        let loss = if holds(Rule::DarkRemembersInSync) { loss } else { Loss::MemoryGone };
         match self.state {
             // The other proxy may not have lost the leader, and goes on writing there. The follower holds everything, and is what is left
             // if the leader's memory is gone once the other proxy is.
@@ -469,7 +475,8 @@ impl Pair {
                 // otherwise one slow answer in a busy resync promotes a part of the data, and the only full copy is later
                 // purged as older.
                 let mut effects = vec![Effect::AbortResync];
-                effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback: None }, reason, Some(place)));
+                let fallback = if holds(Rule::UndoneBeforeFallback) { None } else { Some(leader.other()) };
+                effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback }, reason, Some(place)));
                 effects
             }
             State::Recovering { leader } => {

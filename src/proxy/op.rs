@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::ids::{NodeId, PairId, Term};
 use crate::protocol::reply::ReplyKind;
 use crate::protocol::request::Verb;
+use crate::rules::{Rule, holds};
 
 use super::out::OutQueue;
 
@@ -159,7 +160,8 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
 pub(super) fn mirror_filling(kind: Kind) -> Mirror {
     match mirror(kind) {
         plain @ (Mirror::Set | Mirror::Delete) => plain,
-        _ => Mirror::Drop,
+        _ if holds(Rule::NoReexecutionOnFilling) => Mirror::Drop,
+        other => other,
     }
 }
 
@@ -416,6 +418,7 @@ pub(super) fn node_cas(token: u64, term: Option<Term>) -> u64 {
     const NO_ITEMS: u64 = u64::MAX;
     match term {
         None => token,
+        Some(_) if !holds(Rule::CasTermInTokens) => token & ((1 << RAW_CAS_BITS) - 1),
         Some(term) if token >> RAW_CAS_BITS == u64::from(term.0) => token & ((1 << RAW_CAS_BITS) - 1),
         Some(_) => NO_ITEMS,
     }

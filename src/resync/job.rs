@@ -15,6 +15,7 @@ use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId};
+use crate::rules::{Rule, holds};
 
 /// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it, cancel its token and go on
 /// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
@@ -64,6 +65,7 @@ async fn steps(
     let mut purged = BTreeSet::new();
     match spec.fill {
         Fill::Empty | Fill::Compare | Fill::Adopt => {}
+        Fill::Purge if !holds(Rule::PurgeBeforeFill) => {}
         Fill::Purge => {
             ctx.progress.set_phase(Phase::Purging);
             purge(spec, ctx, pipe).await?;

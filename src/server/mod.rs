@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +16,13 @@ use crate::backend::{Dial, TcpDialer};
 use crate::cluster::Cluster;
 use crate::config::Settings;
 use crate::daemon::Listeners;
-use crate::proxy::{Core, CoreSettings};
+use crate::proxy::{Core, CoreSettings, Event};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
-use worker::{Listener, Work, WorkerSetup};
+pub(crate) use worker::Listener;
+use worker::{Work, WorkerSetup};
 
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks.
 ///
@@ -32,66 +33,26 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addrs = topology.nodes().map(|node| topology.addr(node).clone()).collect();
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
-    let workers = settings.threads.max(1);
-    let lanes = settings.node_connections.div_ceil(workers).max(1);
-    let clients = Arc::new(AtomicUsize::new(0));
-    let work = Arc::new(Work::new(workers));
-    let unclean = Arc::new(AtomicBool::new(false));
-    let (events, events_from) = unbounded_channel();
-    let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
-    let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
-    let mut commands = Vec::new();
+    let assembly = Assembly::new(settings, topology, dialer);
     let mut threads = Vec::new();
-    for (index, inbox) in inboxes.into_iter().enumerate() {
-        let (command, commands_from) = unbounded_channel();
-        commands.push(command);
-        let core = Core::new(
-            CoreSettings {
-                worker: index as u16,
-                workers: workers as u16,
-                lanes,
-                timeout_us: settings.timeout.as_micros() as u64,
-                leader_timeout_us: settings.leader_timeout.as_micros() as u64,
-                item_size_max: settings.item_size_max,
-            },
-            topology.clone(),
-            stats[index].clone(),
-        );
-        let setup = WorkerSetup {
-            dialer: dialer.clone(),
-            commands: commands_from,
-            events: events.clone(),
-            inbox,
-            peers: peers.clone(),
-            stats: stats[index].clone(),
-            tick: (settings.timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(25)),
-            idle_timeout: settings.idle_timeout,
-            clients: clients.clone(),
-            max_clients: settings.max_clients,
-            work: work.clone(),
-            unclean: unclean.clone(),
-        };
+    for (index, parts) in assembly.workers.into_iter().enumerate() {
         let own =
             Own { tcp: clone_all(&listeners.tcp)?, unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()? };
-        let (shutdown, grace, nodes) = (shutdown.clone(), settings.shutdown_grace, topology.node_count());
+        let shutdown = shutdown.clone();
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
                 let runtime = Builder::new_current_thread().enable_all().build()?;
                 LocalSet::new().block_on(&runtime, async move {
                     let listeners = own.into_listeners()?;
-                    worker::run(core, setup, listeners, nodes, lanes, shutdown, grace).await;
+                    parts.run(listeners, shutdown).await;
                     Ok(())
                 })
             })?;
         threads.push(thread);
     }
-    drop(events);
-    drop(peers);
-    let probes = CancellationToken::new();
-    let cluster = Cluster::new(settings, topology, dialer, commands, stats, unclean, probes.clone());
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(cluster.run(events_from));
-    probes.cancel();
+    runtime.block_on(assembly.cluster.run(assembly.events));
+    assembly.probes.cancel();
     for thread in threads {
         match thread.join() {
             Ok(result) => result?,
@@ -99,6 +60,85 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
         }
     }
     Ok(())
+}
+
+/// The proxy put together but for threads and sockets: the simulation runs all of it on one thread.
+pub(crate) struct Assembly {
+    /// To be run, each in a `LocalSet` of its own.
+    pub(crate) workers: Vec<WorkerParts>,
+    /// To be run over `events`.
+    pub(crate) cluster: Cluster,
+    /// What the workers tell.
+    pub(crate) events: UnboundedReceiver<Event>,
+    /// Stops what the control plane has left behind when it ends.
+    pub(crate) probes: CancellationToken,
+}
+
+/// A worker that has not begun.
+pub(crate) struct WorkerParts {
+    core: Core,
+    setup: WorkerSetup,
+    nodes: usize,
+    lanes: usize,
+    grace: Duration,
+}
+
+impl WorkerParts {
+    /// Serves clients until `shutdown`, then until they are answered or the grace is over.
+    pub(crate) async fn run(self, listeners: Vec<Listener>, shutdown: CancellationToken) {
+        worker::run(self.core, self.setup, listeners, self.nodes, self.lanes, shutdown, self.grace).await;
+    }
+}
+
+impl Assembly {
+    /// A proxy with these settings, which reaches its nodes by `dialer`.
+    pub(crate) fn new(settings: Settings, topology: Arc<Topology>, dialer: Arc<dyn Dial>) -> Assembly {
+        let workers = settings.threads.max(1);
+        let lanes = settings.node_connections.div_ceil(workers).max(1);
+        let clients = Arc::new(AtomicUsize::new(0));
+        let work = Arc::new(Work::new(workers));
+        let unclean = Arc::new(AtomicBool::new(false));
+        let (event, events) = unbounded_channel();
+        let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
+        let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
+        let mut commands = Vec::new();
+        let mut parts = Vec::new();
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let (command, commands_from) = unbounded_channel();
+            commands.push(command);
+            let core = Core::new(
+                CoreSettings {
+                    worker: index as u16,
+                    workers: workers as u16,
+                    lanes,
+                    timeout_us: settings.timeout.as_micros() as u64,
+                    leader_timeout_us: settings.leader_timeout.as_micros() as u64,
+                    item_size_max: settings.item_size_max,
+                },
+                topology.clone(),
+                stats[index].clone(),
+            );
+            let setup = WorkerSetup {
+                dialer: dialer.clone(),
+                commands: commands_from,
+                events: event.clone(),
+                inbox,
+                peers: peers.clone(),
+                stats: stats[index].clone(),
+                tick: (settings.timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(25)),
+                idle_timeout: settings.idle_timeout,
+                clients: clients.clone(),
+                max_clients: settings.max_clients,
+                work: work.clone(),
+                unclean: unclean.clone(),
+            };
+            let (nodes, grace) = (topology.node_count(), settings.shutdown_grace);
+            parts.push(WorkerParts { core, setup, nodes, lanes, grace });
+        }
+        let probes = CancellationToken::new();
+        let cluster = Cluster::new(settings, topology, dialer, commands, stats, unclean, probes.clone());
+        Assembly { workers: parts, cluster, events, probes }
+    }
 }
 
 /// A worker's own handles of the listening sockets.

@@ -14,6 +14,9 @@ pub enum ClientStream {
     Tcp(TcpStream),
     /// Over the unix socket.
     Unix(UnixStream),
+    /// In memory, from a simulated client.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
 }
 
 impl AsyncRead for ClientStream {
@@ -21,6 +24,8 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             ClientStream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             ClientStream::Unix(s) => Pin::new(s).poll_read(cx, buf),
+            #[cfg(test)]
+            ClientStream::Memory(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -35,6 +40,8 @@ impl ClientStream {
         match self {
             ClientStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
             ClientStream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
+            #[cfg(test)]
+            ClientStream::Memory(s) => Pin::new(s).poll_write_vectored(cx, slices),
         }
     }
 }

@@ -199,6 +199,9 @@ pub(crate) enum Listener {
     Tcp(tokio::net::TcpListener),
     /// The unix socket.
     Unix(tokio::net::UnixListener),
+    /// Simulated clients.
+    #[cfg(test)]
+    Memory(UnboundedReceiver<tokio::io::DuplexStream>),
 }
 
 impl Listener {
@@ -210,6 +213,11 @@ impl Listener {
                 Ok(ClientStream::Tcp(stream))
             }
             Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
+            #[cfg(test)]
+            Listener::Memory(streams) => match streams.recv().await {
+                Some(stream) => Ok(ClientStream::Memory(stream)),
+                None => std::future::pending().await,
+            },
         }
     }
 }

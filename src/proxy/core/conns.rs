@@ -1,6 +1,7 @@
 //! Connections: dialled, checked, broken, in doubt, late.
 
 use super::*;
+use crate::rules::{Rule, holds};
 
 impl Core {
     pub(super) fn dial(&mut self, node: NodeId, lane: usize) {
@@ -14,7 +15,7 @@ impl Core {
 
     /// A dialled connection stands.
     pub fn conn_up(&mut self, node: NodeId, lane: usize) {
-        if self.links[node.index()].incarnation.is_some() {
+        if self.links[node.index()].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
             self.check(node, lane);
         } else {
             self.ready(node, lane);

@@ -1,6 +1,7 @@
 //! Other workers, and the edges of pairs: closing, voiding, opening, parking.
 
 use super::*;
+use crate::rules::{Rule, holds};
 
 impl Core {
     /// Takes a message of another worker.
@@ -70,6 +71,7 @@ impl Core {
                 op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair)
             })
             .count();
+        let in_flight = if holds(Rule::BarrierAtEdges) { in_flight } else { 0 };
         self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
         if let Some(node) = void {
             self.void_flights(pair, node);

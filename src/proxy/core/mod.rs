@@ -7,7 +7,7 @@
 //! The worker never decides who leads. It follows the routes the control plane publishes, tells what it sees of the nodes, and parks
 //! what cannot go on: an operation whose node broke waits for the pair's next route.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -154,7 +154,8 @@ pub struct Core {
     /// The nodes' clocks: unix seconds at microsecond 0 of this worker.
     clocks: Vec<i64>,
     pairs: Vec<PairSlot>,
-    fences: HashMap<Bytes, Fence>,
+    /// In order, because it is iterated: what a worker does must follow from what it was told alone.
+    fences: BTreeMap<Bytes, Fence>,
     /// What is to be done outside.
     pub outbox: Outbox,
     stats: Arc<WorkerStats>,
@@ -178,7 +179,7 @@ impl Core {
             ops: Slab::new(),
             links,
             pairs,
-            fences: HashMap::new(),
+            fences: BTreeMap::new(),
             outbox: Outbox::default(),
             stats,
         }

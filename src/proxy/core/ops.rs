@@ -1,6 +1,7 @@
 //! Operations: begun, sent, stranded, finished.
 
 use super::*;
+use crate::rules::{Rule, holds};
 
 impl Core {
     pub(super) fn begin(&mut self, id: u32) {
@@ -20,6 +21,7 @@ impl Core {
             }
             Route::Open(flow) => {
                 if write
+                    && holds(Rule::FencedRepair)
                     && !self.fences.is_empty()
                     && let Some(fence) = self.fences.get_mut(op.key())
                 {

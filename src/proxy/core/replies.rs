@@ -1,6 +1,7 @@
 //! What nodes answer.
 
 use super::*;
+use crate::rules::{Rule, holds};
 
 impl Core {
     /// A connection: the shell reads into its `input` and writes its `out`.
@@ -99,7 +100,7 @@ impl Core {
                 recopy.push_read(self.ops[id as usize].key());
             }
         }
-        if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) {
+        if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) && holds(Rule::MarkerCheckAfterMiss) {
             self.ask_marker_after_miss(node, lane);
         }
         // An adoption that the leader refuses drops nothing on the follower: that may be the only copy.

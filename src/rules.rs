@@ -1,0 +1,78 @@
+//! The rules of the design that a test can switch off: what then goes wrong shows that the simulation would notice their absence.
+//!
+//! In the daemon every rule holds, and asking costs nothing.
+
+/// A rule, named where it protects something by [`holds`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rule {
+    /// A copy is verified on the leader after it was added.
+    Verify,
+    /// What a node may hold of a pair is deleted before the pair is filled.
+    PurgeBeforeFill,
+    /// A route changes only when no worker has anything under the old one.
+    BarrierAtEdges,
+    /// What a filling node cannot repeat is dropped there and copied again.
+    NoReexecutionOnFilling,
+    /// A node is not used again before every connection given up on has answered.
+    DrainByAnswer,
+    /// No write is acknowledged alone before that is recorded.
+    RecordBeforeAck,
+    /// Who leads alone is recorded on the other nodes too.
+    WitnessRecords,
+    /// Epochs begin at the date, and above all that were seen.
+    UniqueEpochs,
+    /// The last full copy is waited for until its memory is proved gone.
+    DarkRemembersInSync,
+    /// A filling node leads only after its unverified copies are undone.
+    UndoneBeforeFallback,
+    /// A new connection serves only the memory that the route was made for.
+    MarkerCheckOnNewConnections,
+    /// A connection that misses asks for the marker again.
+    MarkerCheckAfterMiss,
+    /// A flush puts the markers back in the same write.
+    FlushWithMarkers,
+    /// After a crash nothing is acknowledged before the dead proxy's writes have landed.
+    QuietPeriodAfterCrash,
+    /// After a crash two copies are not taken for equal.
+    CrashIsNotClean,
+    /// Tokens carry the term of the leadership that they were taken under.
+    CasTermInTokens,
+    /// Writes of a key wait for its repair.
+    FencedRepair,
+    /// The gate is closed for the last copies before leadership returns.
+    GateClosedAtHandBack,
+    /// What a node said at the start counts even if it cannot be marked then.
+    RecordsOfUnmarkedNodes,
+}
+
+/// Whether the rule holds. Always, but for tests.
+#[cfg(not(test))]
+pub(crate) const fn holds(_: Rule) -> bool {
+    true
+}
+
+/// Whether the rule holds on this thread.
+#[cfg(test)]
+pub(crate) fn holds(rule: Rule) -> bool {
+    off::OFF.get() != Some(rule)
+}
+
+/// Switching a rule off.
+#[cfg(test)]
+pub(crate) mod off {
+    use std::cell::Cell;
+
+    use super::Rule;
+
+    thread_local! {
+        pub(super) static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+    }
+
+    /// Does something on this thread without one rule.
+    pub(crate) fn without<T>(rule: Option<Rule>, work: impl FnOnce() -> T) -> T {
+        OFF.set(rule);
+        let done = work();
+        OFF.set(None);
+        done
+    }
+}

@@ -1,0 +1,408 @@
+//! Clients: few keys, many hands. Every value is written once, so that a read names its write.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::history::History;
+use super::judge::{Call, Outcome};
+use super::trace::note;
+
+/// An answer that takes longer is a hang.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The proxy's door: a listener for each worker. `None` while there is no proxy.
+pub(super) type Door = Rc<RefCell<Option<(u32, Vec<UnboundedSender<DuplexStream>>)>>>;
+
+/// What a client does, and what it takes for wrong.
+#[derive(Clone, Debug)]
+pub(super) struct Habits {
+    pub(super) keys: Vec<String>,
+    /// Longest pause between two turns, milliseconds.
+    pub(super) think_ms: u64,
+    pub(super) flushes: bool,
+    /// `SERVER_ERROR` is not a violation.
+    pub(super) errors_allowed: bool,
+}
+
+pub(super) struct Client {
+    id: usize,
+    rng: SmallRng,
+    habits: Habits,
+    history: History,
+    door: Door,
+    link: Option<Link>,
+    written: u64,
+    /// The last turn met an error.
+    refused: bool,
+    /// The last token of each key, and the value that it came with.
+    tokens: BTreeMap<String, (String, u64)>,
+    /// Noreply writes that no later answer stands behind yet.
+    silent: Vec<(usize, String)>,
+}
+
+struct Link {
+    proxy: u32,
+    stream: DuplexStream,
+    input: BytesMut,
+}
+
+/// Why there is no answer.
+enum NoAnswer {
+    Broken,
+    Late,
+}
+
+/// A request on the wire, and the operations that it is.
+struct Request {
+    wire: String,
+    /// With their keys; `None` = on all keys.
+    ops: Vec<(usize, Option<String>)>,
+    answer: Expect,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Line,
+    Values,
+    Nothing,
+}
+
+impl Link {
+    async fn line(&mut self, deadline: Instant) -> Result<String, NoAnswer> {
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.input) {
+                let line = self.input.split_to(end + 1);
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            match timeout_at(deadline, self.stream.read_buf(&mut self.input)).await {
+                Err(_) => return Err(NoAnswer::Late),
+                Ok(Ok(1..)) => {}
+                Ok(_) => return Err(NoAnswer::Broken),
+            }
+        }
+    }
+}
+
+impl Client {
+    pub(super) fn new(id: usize, rng: SmallRng, habits: Habits, history: History, door: Door) -> Client {
+        let (tokens, silent) = (BTreeMap::new(), Vec::new());
+        Client { id, rng, habits, history, door, link: None, written: 0, refused: false, tokens, silent }
+    }
+
+    /// Goes on until `stop` says so.
+    pub(super) async fn run(mut self, stop: Rc<std::cell::Cell<bool>>) {
+        while !stop.get() {
+            self.connect().await;
+            let count = if self.rng.random_ratio(1, 4) { self.rng.random_range(2..5) } else { 1 };
+            let requests: Vec<Request> = (0..count).map(|_| self.request()).collect();
+            self.exchange(requests).await;
+            if std::mem::take(&mut self.refused) {
+                // Each operation of unknown outcome makes the history harder to judge.
+                sleep(Duration::from_millis(self.rng.random_range(50..400))).await;
+            } else if self.rng.random_ratio(3, 4) {
+                sleep(Duration::from_millis(self.rng.random_range(0..=self.habits.think_ms))).await;
+            }
+        }
+        // An answer behind every noreply write: from then on it is done.
+        self.connect().await;
+        let keys: Vec<String> = self.silent.iter().map(|(_, key)| key.clone()).collect();
+        let reads = keys.iter().map(|key| self.get(std::slice::from_ref(key), "get")).collect();
+        self.exchange(reads).await;
+    }
+
+    /// Writes every key once.
+    pub(super) async fn fill(&mut self) {
+        self.connect().await;
+        let keys = self.habits.keys.clone();
+        let sets = keys.iter().map(|key| self.store(key, "set", false)).collect();
+        self.exchange(sets).await;
+    }
+
+    /// Reads every key.
+    pub(super) async fn read_all(&mut self) {
+        self.connect().await;
+        let keys = self.habits.keys.clone();
+        let gets = keys.iter().map(|key| self.get(std::slice::from_ref(key), "get")).collect();
+        self.exchange(gets).await;
+    }
+
+    /// Touches every key.
+    pub(super) async fn touch_all(&mut self) {
+        self.connect().await;
+        let keys = self.habits.keys.clone();
+        let touches = keys.iter().map(|key| self.line(key, Call::Touch, &format!("touch {key} 0"), false)).collect();
+        self.exchange(touches).await;
+    }
+
+    /// From now on it knows of these keys only.
+    pub(super) fn keep_to(&mut self, keys: Vec<String>) {
+        self.habits.keys = keys;
+    }
+
+    /// What the proxy says of itself.
+    pub(super) async fn ask(&mut self, question: &str) -> Option<Vec<String>> {
+        self.connect().await;
+        let link = self.link.as_mut()?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        let asked = async {
+            link.stream.write_all(question.as_bytes()).await.map_err(|_| NoAnswer::Broken)?;
+            loop {
+                let line = link.line(deadline).await?;
+                let last = !line.starts_with("STAT ");
+                lines.push(line);
+                if last {
+                    return Ok::<(), NoAnswer>(());
+                }
+            }
+        };
+        if asked.await.is_err() {
+            self.link = None;
+            return None;
+        }
+        Some(lines)
+    }
+
+    async fn connect(&mut self) {
+        while self.link.is_none() {
+            let door = self.door.borrow().clone();
+            if let Some((proxy, workers)) = door {
+                let (near, far) = duplex(64 * 1024);
+                if workers[self.rng.random_range(0..workers.len())].send(far).is_ok() {
+                    self.link = Some(Link { proxy, stream: near, input: BytesMut::new() });
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn value(&mut self, key: &str) -> String {
+        self.written += 1;
+        let unique = self.id as u64 * 10_000 + self.written;
+        if key.starts_with('n') { (unique * 1_000).to_string() } else { format!("<{unique}>") }
+    }
+
+    fn request(&mut self) -> Request {
+        let key = self.habits.keys[self.rng.random_range(0..self.habits.keys.len())].clone();
+        let noreply = self.rng.random_ratio(1, 25);
+        if self.habits.flushes && self.rng.random_ratio(1, 250) {
+            let op = self.history.call(self.id, None, Call::Flush);
+            return Request { wire: "flush_all\r\n".into(), ops: vec![(op, None)], answer: Expect::Line };
+        }
+        let number = key.starts_with('n');
+        match self.rng.random_range(0..100) {
+            0..25 => self.get(&[key], "get"),
+            25..32 => {
+                let mut keys = vec![key];
+                for _ in 0..self.rng.random_range(1..4) {
+                    let more = self.habits.keys[self.rng.random_range(0..self.habits.keys.len())].clone();
+                    if !keys.contains(&more) {
+                        keys.push(more);
+                    }
+                }
+                self.get(&keys, "get")
+            }
+            32..35 => {
+                let verb = ["gat 0", "gat 5000"][self.rng.random_range(0..2)];
+                self.get(&[key], verb)
+            }
+            35..40 => self.line(&key, Call::Touch, &format!("touch {key} {}", self.written % 2 * 9_000), noreply),
+            40..48 => self.line(&key, Call::Delete, &format!("delete {key}"), noreply),
+            48..58 => self.store(&key, "set", noreply),
+            58..66 => self.store(&key, "add", noreply),
+            66..70 => self.store(&key, "replace", noreply),
+            _ if number => {
+                let by = self.rng.random_range(1..9);
+                self.line(&key, Call::Incr(by), &format!("incr {key} {by}"), noreply)
+            }
+            70..80 => self.store(&key, "append", noreply),
+            80..83 => self.store(&key, "prepend", noreply),
+            83..91 => self.get(&[key], "gets"),
+            _ => match self.tokens.remove(&key) {
+                Some((old, token)) => self.cas(&key, old, token),
+                None => self.get(&[key], "gets"),
+            },
+        }
+    }
+
+    fn get(&mut self, keys: &[String], verb: &str) -> Request {
+        let ops = keys.iter().map(|key| (self.history.call(self.id, Some(key), Call::Get), Some(key.clone())));
+        let ops = ops.collect();
+        Request { wire: format!("{verb} {}\r\n", keys.join(" ")), ops, answer: Expect::Values }
+    }
+
+    fn line(&mut self, key: &str, call: Call, command: &str, noreply: bool) -> Request {
+        let op = self.history.call(self.id, Some(key), call);
+        let (tail, answer) = if noreply { (" noreply", Expect::Nothing) } else { ("", Expect::Line) };
+        Request { wire: format!("{command}{tail}\r\n"), ops: vec![(op, Some(key.to_owned()))], answer }
+    }
+
+    fn store(&mut self, key: &str, verb: &str, noreply: bool) -> Request {
+        let value = self.value(key);
+        let call = match verb {
+            "set" => Call::Set,
+            "add" => Call::Add,
+            "replace" => Call::Replace,
+            "append" => Call::Append,
+            _ => Call::Prepend,
+        };
+        let (flags, exptime) = (self.written % 3, if self.written.is_multiple_of(4) { 7_000 } else { 0 });
+        let mut request =
+            self.line(key, call(value.clone()), &format!("{verb} {key} {flags} {exptime} {}", value.len()), noreply);
+        request.wire += &format!("{value}\r\n");
+        request
+    }
+
+    fn cas(&mut self, key: &str, old: String, token: u64) -> Request {
+        let value = self.value(key);
+        let command = format!("cas {key} 0 0 {} {token}", value.len());
+        let mut request = self.line(key, Call::Cas(old, value.clone()), &command, false);
+        request.wire += &format!("{value}\r\n");
+        request
+    }
+
+    /// Sends the requests in one go and hears their answers.
+    async fn exchange(&mut self, requests: Vec<Request>) {
+        let Some(mut link) = self.link.take() else { return };
+        let wire: String = requests.iter().map(|r| r.wire.as_str()).collect();
+        let sent = link.stream.write_all(wire.as_bytes()).await.is_ok();
+        if sent && self.rng.random_ratio(1, 200) {
+            // The client goes away without waiting.
+            note(|| format!("client {}: leaves", self.id));
+            self.forget_silent();
+            return;
+        }
+        let mut failed = if sent { None } else { Some(NoAnswer::Broken) };
+        for request in &requests {
+            if failed.is_none()
+                && let Err(why) = self.hear(&mut link, request).await
+            {
+                failed = Some(why);
+            }
+        }
+        match failed {
+            None => self.link = Some(link),
+            Some(why) => {
+                self.forget_silent();
+                let alive = self.door.borrow().as_ref().is_some_and(|(proxy, _)| *proxy == link.proxy);
+                match why {
+                    NoAnswer::Late => {
+                        self.history.violation(format!("client {}: no answer within {PATIENCE:?} to {wire:?}", self.id))
+                    }
+                    NoAnswer::Broken if alive => {
+                        self.history
+                            .violation(format!("client {}: the proxy broke the connection on {wire:?}", self.id));
+                    }
+                    NoAnswer::Broken => {}
+                }
+            }
+        }
+    }
+
+    fn forget_silent(&mut self) {
+        for (op, _) in std::mem::take(&mut self.silent) {
+            self.history.answer(op, Outcome::Unknown);
+        }
+    }
+
+    async fn hear(&mut self, link: &mut Link, request: &Request) -> Result<(), NoAnswer> {
+        let deadline = Instant::now() + PATIENCE;
+        match request.answer {
+            Expect::Nothing => {
+                // Where errors are allowed it may have met one, and nobody hears of it.
+                if !self.habits.errors_allowed {
+                    let (op, key) = request.ops[0].clone();
+                    self.history.silent(op);
+                    self.silent.push((op, key.unwrap_or_default()));
+                }
+                return Ok(());
+            }
+            Expect::Line => {
+                let line = link.line(deadline).await?;
+                let (op, _) = request.ops[0];
+                let outcome = match line.as_str() {
+                    "STORED" => Outcome::Stored,
+                    "NOT_STORED" => Outcome::NotStored,
+                    "EXISTS" => Outcome::Exists,
+                    "NOT_FOUND" => Outcome::NotFound,
+                    "DELETED" | "TOUCHED" | "OK" => Outcome::Done,
+                    number if number.starts_with(|c: char| c.is_ascii_digit()) => {
+                        Outcome::Number(number.parse().unwrap_or(u64::MAX))
+                    }
+                    error => self.refused(error, &request.wire),
+                };
+                self.history.answer(op, outcome);
+            }
+            Expect::Values => self.hear_values(link, request, deadline).await?,
+        }
+        // Its own noreply writes of these keys are done by now.
+        for (_, key) in &request.ops {
+            let Some(key) = key else { continue };
+            let (done, rest) = std::mem::take(&mut self.silent).into_iter().partition(|(_, k)| k == key);
+            self.silent = rest;
+            let done: Vec<(usize, String)> = done;
+            for (op, _) in done {
+                self.history.answer(op, Outcome::Silent);
+            }
+        }
+        Ok(())
+    }
+
+    async fn hear_values(&mut self, link: &mut Link, request: &Request, deadline: Instant) -> Result<(), NoAnswer> {
+        let mut found = BTreeMap::new();
+        let mut error = None;
+        loop {
+            let line = link.line(deadline).await?;
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[0] {
+                "VALUE" => {
+                    let value = link.line(deadline).await?;
+                    let token = words.get(4).and_then(|token| token.parse::<u64>().ok());
+                    found.insert(words[1].to_owned(), (value, token));
+                }
+                "END" => break,
+                _ => {
+                    error = Some(self.refused(&line, &request.wire));
+                    break;
+                }
+            }
+        }
+        for (op, key) in &request.ops {
+            let key = key.as_deref().unwrap_or_default();
+            let outcome = match (&error, found.remove(key)) {
+                (Some(error), _) => error.clone(),
+                (None, None) => Outcome::Value(None),
+                (None, Some((value, token))) => {
+                    if let Some(token) = token {
+                        self.tokens.insert(key.to_owned(), (value.clone(), token));
+                    }
+                    Outcome::Value(Some(value))
+                }
+            };
+            self.history.answer(*op, outcome);
+        }
+        if let Some((key, _)) = found.into_iter().next() {
+            self.history.violation(format!("client {}: {key} was not asked for in {:?}", self.id, request.wire));
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, line: &str, wire: &str) -> Outcome {
+        self.history.error();
+        self.refused = true;
+        if !line.starts_with("SERVER_ERROR") || !self.habits.errors_allowed {
+            self.history.violation(format!("client {}: {line:?} to {wire:?}", self.id));
+        }
+        Outcome::Unknown
+    }
+}

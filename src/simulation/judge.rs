@@ -1,0 +1,326 @@
+//! Whether a key's history can be put into one order: every operation takes effect at one moment between its call and its answer, and every
+//! answer is what memcached says in that order. Operations of unknown outcome take effect at any moment after their call, or never.
+//!
+//! The search is Wing's and Gong's, remembering the states that led nowhere. Values name their write, so it has few choices.
+
+use std::collections::{HashMap, HashSet};
+
+/// What a client asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Call {
+    Set(String),
+    Add(String),
+    Replace(String),
+    Append(String),
+    Prepend(String),
+    /// The value that the token was taken with, and the new one. (A value stands for a version: none is written twice.)
+    Cas(String, String),
+    Incr(u64),
+    Delete,
+    Touch,
+    Get,
+    /// Also what a lost memory may do to a key.
+    Flush,
+}
+
+/// What came of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// An error, or no answer: it took effect, or it will, or not.
+    Unknown,
+    /// It was not to be answered, but takes effect.
+    Silent,
+    Stored,
+    NotStored,
+    Exists,
+    NotFound,
+    Done,
+    Number(u64),
+    Value(Option<String>),
+}
+
+/// One operation on one key.
+#[derive(Clone, Debug)]
+pub(super) struct Op {
+    /// Who and when, for people.
+    pub(super) who: String,
+    pub(super) call: Call,
+    pub(super) outcome: Outcome,
+    /// Moments, counted over all clients' calls and answers.
+    pub(super) begun: u64,
+    pub(super) ended: Option<u64>,
+}
+
+/// Steps of one search; a history that takes more is not judged (and counted).
+const MAX_STEPS: usize = 100_000;
+
+/// What the search found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    Fine,
+    /// No order: the longest that could be found, as indexes into the history, and those that could come next and did not fit.
+    Wrong {
+        order: Vec<usize>,
+        stuck: Vec<usize>,
+    },
+    TooLong,
+}
+
+struct Search<'a> {
+    ops: &'a [Op],
+    words: HashMap<String, u32>,
+    texts: Vec<String>,
+    /// A bit for each operation that took effect.
+    done: Vec<u64>,
+    /// The writes of unknown outcome that took effect and may be undone: which, and the states before and after. The last one first.
+    around: Vec<(u32, u32, u32)>,
+    lenient: bool,
+    order: Vec<usize>,
+    best: Vec<usize>,
+    stuck: Vec<usize>,
+    seen: HashSet<(Vec<u64>, Vec<(u32, u32, u32)>, u32)>,
+    mandatory_left: usize,
+    steps: usize,
+}
+
+/// A state that holds nothing; other states are indexes into `texts`.
+const NOTHING: u32 = 0;
+
+/// Judges the history of one key, which held nothing at first. `ops` in the order of their calls.
+///
+/// `lenient`: a write that was never acknowledged may be undone, although somebody has read it. So it is where both nodes of a pair fail:
+/// reads go to the leader alone, and what only the leader has executed goes with it. An acknowledged write on top of it makes it stay.
+pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
+    debug_assert!(ops.is_sorted_by_key(|op| op.begun));
+    let mandatory_left = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
+    let mut search = Search {
+        ops,
+        words: HashMap::new(),
+        texts: vec![String::new()],
+        done: vec![0; ops.len().div_ceil(64)],
+        around: Vec::new(),
+        lenient,
+        order: Vec::new(),
+        best: Vec::new(),
+        stuck: Vec::new(),
+        seen: HashSet::new(),
+        mandatory_left,
+        steps: 0,
+    };
+    match search.go(NOTHING, 0) {
+        _ if search.steps > MAX_STEPS => Verdict::TooLong,
+        true => Verdict::Fine,
+        false => Verdict::Wrong { order: search.best, stuck: search.stuck },
+    }
+}
+
+impl Search<'_> {
+    /// `first`: no operation before it is still to be ordered.
+    fn go(&mut self, state: u32, mut first: usize) -> bool {
+        self.steps += 1;
+        if self.mandatory_left == 0 || self.steps > MAX_STEPS {
+            return true;
+        }
+        if !self.seen.insert((self.done.clone(), self.around.clone(), state)) {
+            return false;
+        }
+        while self.is_done(first) {
+            first += 1;
+        }
+        // What begins after another one's answer cannot come before it.
+        let mut fence = u64::MAX;
+        let mut candidates = Vec::new();
+        for (i, op) in self.ops.iter().enumerate().skip(first) {
+            if op.begun > fence {
+                break;
+            }
+            if !self.is_done(i) {
+                candidates.push(i);
+                if op.outcome != Outcome::Unknown {
+                    fence = fence.min(op.ended.unwrap_or(u64::MAX));
+                }
+            }
+        }
+        candidates.retain(|&i| self.ops[i].begun <= fence);
+        // What is known to have happened explains more than what may have.
+        candidates.sort_by_key(|&i| self.ops[i].outcome == Outcome::Unknown);
+        let mut stuck = Vec::new();
+        // What fits and changes nothing may as well come at once: put later, it could only fit no more.
+        let quiet = |search: &mut Self, &i: &usize| {
+            changes_nothing(&search.ops[i].outcome) && search.apply(state, i) == Some(state)
+        };
+        if let Some(at) = candidates.iter().position(|i| quiet(self, i)) {
+            candidates = vec![candidates[at]];
+        }
+        for i in candidates {
+            let Some(next) = self.apply(state, i) else {
+                stuck.push(i);
+                continue;
+            };
+            let unknown = self.ops[i].outcome == Outcome::Unknown;
+            if unknown && next == state {
+                // It changes nothing here: as if it had never happened.
+                continue;
+            }
+            self.done[i / 64] |= 1 << (i % 64);
+            // A write that is acknowledged on top of others makes them stay.
+            let around = self.around.clone();
+            match (unknown, self.ops[i].call == Call::Flush) {
+                (true, false) if self.lenient => self.around.push((i as u32, state, next)),
+                _ if next != state => self.around.clear(),
+                _ => {}
+            }
+            self.order.push(i);
+            self.mandatory_left -= usize::from(!unknown);
+            if self.go(next, first) {
+                return true;
+            }
+            self.mandatory_left += usize::from(!unknown);
+            self.order.pop();
+            self.done[i / 64] &= !(1 << (i % 64));
+            self.around = around;
+        }
+        if let Some((i, before, after)) = self.around.pop() {
+            // What follows is as if it had never happened.
+            debug_assert_eq!(after, state);
+            if self.go(before, first) {
+                return true;
+            }
+            self.around.push((i, before, after));
+        }
+        if self.order.len() >= self.best.len() && !stuck.is_empty() {
+            self.best.clone_from(&self.order);
+            self.stuck = stuck;
+        }
+        false
+    }
+
+    fn is_done(&self, i: usize) -> bool {
+        i < self.ops.len() && self.done[i / 64] & (1 << (i % 64)) != 0
+    }
+
+    fn word(&mut self, text: String) -> u32 {
+        if let Some(&word) = self.words.get(&text) {
+            return word;
+        }
+        self.texts.push(text.clone());
+        let word = self.texts.len() as u32 - 1;
+        self.words.insert(text, word);
+        word
+    }
+
+    /// The state after the operation, if its answer fits the state before.
+    fn apply(&mut self, state: u32, i: usize) -> Option<u32> {
+        let Op { call, outcome, .. } = &self.ops[i];
+        let there = state != NOTHING;
+        let text = self.texts[state as usize].clone();
+        // What memcached would do and say.
+        let (after, said) = match call {
+            Call::Set(v) => (Some(v.clone()), Outcome::Stored),
+            Call::Add(v) if !there => (Some(v.clone()), Outcome::Stored),
+            Call::Replace(v) if there => (Some(v.clone()), Outcome::Stored),
+            Call::Append(v) if there => (Some(text + v), Outcome::Stored),
+            Call::Prepend(v) if there => (Some(v.clone() + &text), Outcome::Stored),
+            Call::Add(_) | Call::Replace(_) | Call::Append(_) | Call::Prepend(_) => (None, Outcome::NotStored),
+            Call::Cas(..) if !there => (None, Outcome::NotFound),
+            // A token that does not win although nothing was written is all right: leadership has changed.
+            Call::Cas(..) if *outcome == Outcome::Exists => (None, Outcome::Exists),
+            Call::Cas(expected, v) if *expected == text => (Some(v.clone()), Outcome::Stored),
+            Call::Cas(..) => (None, Outcome::Exists),
+            Call::Incr(_) | Call::Delete | Call::Touch if !there => (None, Outcome::NotFound),
+            Call::Incr(d) => {
+                let new = text.parse::<u64>().ok()? + d;
+                (Some(new.to_string()), Outcome::Number(new))
+            }
+            Call::Delete => return (*outcome == Outcome::Done || is_open(outcome)).then_some(NOTHING),
+            Call::Touch => (None, Outcome::Done),
+            Call::Get => (None, Outcome::Value(there.then_some(text))),
+            Call::Flush => return Some(NOTHING),
+        };
+        if said != *outcome && !is_open(outcome) {
+            return None;
+        }
+        Some(after.map_or(state, |text| self.word(text)))
+    }
+}
+
+/// Whether the answer says that nothing was changed.
+fn changes_nothing(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::NotStored | Outcome::Exists | Outcome::NotFound | Outcome::Value(_))
+}
+
+fn is_open(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Unknown | Outcome::Silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(call: Call, outcome: Outcome, begun: u64, ended: u64) -> Op {
+        let ended = (outcome != Outcome::Unknown).then_some(ended);
+        Op { who: String::new(), call, outcome, begun, ended }
+    }
+
+    fn set(v: &str, begun: u64, ended: u64) -> Op {
+        op(Call::Set(v.into()), Outcome::Stored, begun, ended)
+    }
+
+    fn get(v: Option<&str>, begun: u64, ended: u64) -> Op {
+        op(Call::Get, Outcome::Value(v.map(str::to_owned)), begun, ended)
+    }
+
+    #[test]
+    fn what_is_wrong_is_found_and_what_is_right_is_not() {
+        let unknown = |v: &str, at| op(Call::Set(v.into()), Outcome::Unknown, at, 0);
+        let fine = [
+            vec![set("a", 1, 2), get(Some("a"), 3, 4)],
+            // Side by side, in either order.
+            vec![set("a", 1, 4), set("b", 2, 5), get(Some("a"), 6, 7)],
+            vec![unknown("a", 1), set("b", 2, 3), get(Some("b"), 4, 5), get(Some("a"), 6, 7)],
+            vec![unknown("a", 1), get(None, 2, 3), get(None, 4, 5)],
+            vec![
+                set("7", 1, 2),
+                op(Call::Incr(3), Outcome::Silent, 3, 9),
+                get(Some("7"), 4, 5),
+                get(Some("10"), 10, 11),
+            ],
+            vec![
+                set("a", 1, 2),
+                op(Call::Flush, Outcome::Done, 3, 4),
+                op(Call::Add("b".into()), Outcome::Stored, 5, 6),
+            ],
+            vec![set("a", 1, 2), op(Call::Cas("a".into(), "b".into()), Outcome::Exists, 3, 4), get(Some("a"), 5, 6)],
+        ];
+        for history in fine {
+            assert_eq!(judge(&history, false), Verdict::Fine, "{history:?}");
+            assert_eq!(judge(&history, true), Verdict::Fine, "{history:?}");
+        }
+        let wrong = [
+            vec![set("a", 1, 2), get(None, 3, 4)],
+            vec![set("a", 1, 2), set("b", 3, 4), get(Some("a"), 5, 6)],
+            vec![set("a", 1, 2), op(Call::Delete, Outcome::Done, 3, 4), get(Some("a"), 5, 6)],
+            vec![set("a", 1, 2), op(Call::Add("b".into()), Outcome::Stored, 3, 4)],
+            vec![
+                set("7", 1, 2),
+                op(Call::Incr(1), Outcome::Number(8), 3, 6),
+                op(Call::Incr(1), Outcome::Number(8), 4, 7),
+            ],
+            vec![set("a", 1, 2), op(Call::Append("x".into()), Outcome::Stored, 3, 4), get(Some("axx"), 5, 6)],
+            vec![set("a", 1, 2), set("b", 3, 4), op(Call::Cas("a".into(), "c".into()), Outcome::Stored, 5, 6)],
+            // Once read, an unknown write stays.
+            vec![set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5), get(Some("b"), 6, 7)],
+            vec![set("a", 1, 2), op(Call::Flush, Outcome::Done, 3, 4), get(Some("a"), 5, 6)],
+            vec![set("7", 1, 2), op(Call::Incr(3), Outcome::Silent, 3, 9), get(Some("7"), 10, 11)],
+        ];
+        for history in wrong {
+            assert!(matches!(judge(&history, false), Verdict::Wrong { .. }), "{history:?}");
+        }
+        let undone = vec![set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5), get(Some("b"), 6, 7)];
+        assert_eq!(judge(&undone, true), Verdict::Fine);
+        let acknowledged = [set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5)];
+        let append = op(Call::Append("x".into()), Outcome::Stored, 6, 7);
+        let history = [&acknowledged[..], &[append, get(Some("b"), 8, 9)]].concat();
+        assert!(matches!(judge(&history, true), Verdict::Wrong { .. }), "what stands on it keeps it");
+    }
+}

@@ -1,0 +1,318 @@
+//! What goes wrong, and when.
+
+use std::cell::Cell;
+use std::ops::Range;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::sleep;
+
+use crate::ids::Place;
+
+use super::judge::Call;
+use super::net::Lag;
+use super::world::{Profile, World};
+
+/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
+const NOTICED: Duration = Duration::from_millis(700);
+
+/// A proxy that has just begun has looked at every node, and waited for what a dead one has sent.
+const LOOKED: Duration = Duration::from_millis(800);
+
+/// Something that fails, and heals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    /// Killed, and started again after so long.
+    Kill,
+    /// Stopped, and continued.
+    Hang,
+    /// Stopped, then killed.
+    HangAndKill,
+    /// Out of reach; then what was on its way arrives.
+    CutOff,
+    /// Out of reach; then the connections are reset.
+    CutOffAndReset,
+    /// Some of its connections break.
+    Resets,
+    /// Its answers are late.
+    Slow,
+}
+
+const FAULTS: [Fault; 7] =
+    [Fault::Kill, Fault::Hang, Fault::HangAndKill, Fault::CutOff, Fault::CutOffAndReset, Fault::Resets, Fault::Slow];
+
+/// What a profile has in store. Clients are at work meanwhile; `stop` sends them home.
+pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>) {
+    match profile {
+        Profile::Single => one_at_a_time(world).await,
+        Profile::Anything => anything(world).await,
+        Profile::Restarts => restarts(world).await,
+        Profile::Stranger => stranger(world).await,
+        Profile::Evictions => {
+            let hot = world.hot_keys();
+            evictions(world, &hot, stop).await;
+        }
+        Profile::HalfFilled => half_filled(world, stop).await,
+        Profile::Witness => witness(world).await,
+        Profile::TwoLeaders => two_leaders(world, stop).await,
+    }
+}
+
+/// One node at a time, or the proxy; the next failure comes after everything is mirrored again.
+async fn one_at_a_time(world: &mut World) {
+    for _ in 0..world.rng.random_range(1..5) {
+        pause(world, 0..150).await;
+        if world.rng.random_ratio(1, 5) {
+            replace_proxy(world).await;
+        } else {
+            let node = world.rng.random_range(0..world.topology.node_count());
+            // The same node may fail again before it is refilled.
+            for _ in 0..if world.rng.random_ratio(1, 3) { world.rng.random_range(2..4) } else { 1 } {
+                let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
+                fail(world, node, fault).await;
+                pause(world, 0..900).await;
+            }
+        }
+        sleep(NOTICED).await;
+        world.mirrored("after a failure").await;
+    }
+}
+
+/// Whatever node fails, whenever; at the end all are well.
+async fn anything(world: &mut World) {
+    for _ in 0..world.rng.random_range(2..8) {
+        pause(world, 0..600).await;
+        let node = world.rng.random_range(0..world.topology.node_count());
+        match world.rng.random_range(0..7) {
+            0 => {
+                lost(world);
+                world.net.kill(node);
+            }
+            1 => {
+                lost(world);
+                world.net.kill(node);
+                world.net.start(node);
+            }
+            2 => world.net.change(node, "hangs", |host| host.hung = true),
+            3 => world.net.change(node, "cut off", |host| host.cut_off = true),
+            4 => world.net.reset(node, 2),
+            _ => heal(world, node),
+        }
+    }
+    heal_all(world).await;
+}
+
+/// Nodes are out of reach one after the other or together, and proxies die. Which of two copies is newer may be known to nobody in reach, so a
+/// proxy begins only when all nodes are well; they may break connections meanwhile.
+async fn restarts(world: &mut World) {
+    for _ in 0..world.rng.random_range(1..4) {
+        for _ in 0..world.rng.random_range(0..4) {
+            pause(world, 0..500).await;
+            let node = world.rng.random_range(0..world.topology.node_count());
+            match world.rng.random_range(0..4) {
+                0 => world.net.change(node, "hangs", |host| host.hung = true),
+                1 => world.net.change(node, "cut off", |host| host.cut_off = true),
+                2 => world.net.reset(node, 2),
+                _ => heal(world, node),
+            }
+        }
+        pause(world, 0..300).await;
+        if world.rng.random_ratio(1, 4) {
+            world.stop_proxy().await;
+        } else {
+            world.kill_proxy().await;
+        }
+        pause(world, 0..50).await;
+        (0..world.topology.node_count()).for_each(|node| heal(world, node));
+        world.start_proxy();
+        if world.rng.random() {
+            pause(world, 0..300).await;
+            let node = world.rng.random_range(0..world.topology.node_count());
+            world.net.reset(node, 1);
+        }
+        sleep(LOOKED).await;
+    }
+    heal_all(world).await;
+}
+
+/// Somebody flushes a node. The first reads may miss; then it is noticed, by the misses alone.
+async fn stranger(world: &mut World) {
+    // A leader: what only the follower has lost nobody reads.
+    let node = 0;
+    world.net.change(node, "flushed by a stranger", |host| host.node.forget(None));
+    for round in 0..60 {
+        world.operator.read_all().await;
+        sleep(Duration::from_millis(5)).await;
+        if round == 30 {
+            world.history.forget_reads();
+        }
+    }
+    world.operator.read_all().await;
+}
+
+/// The backups lose items that clients are busy with.
+async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
+    for _ in 0..world.rng.random_range(3..15) {
+        pause(world, 0..60).await;
+        let key = hot[world.rng.random_range(0..hot.len())].clone();
+        let pair = world.topology.pair_of(key.as_bytes());
+        let Some(backup) = world.topology.node_at(pair, Place::Backup) else { continue };
+        world.net.change(backup.index(), &format!("evicts {key}"), |host| host.node.forget(Some(key.as_bytes())));
+    }
+    // An item that was evicted, and not written since, is lost with the leader.
+    pause(world, 5..60).await;
+    lost(world);
+    for node in world.topology.nodes().filter(|&node| world.topology.place(node) == Place::Primary) {
+        world.net.kill(node.index());
+        world.net.start(node.index());
+    }
+    pause(world, 200..400).await;
+    stop.set(true);
+    heal_all(world).await;
+}
+
+/// The backup returns empty, and while it is filled the primary does so too.
+async fn half_filled(world: &mut World, stop: &Cell<bool>) {
+    world.net.kill(1);
+    world.net.start(1);
+    pause(world, 50..900).await;
+    lost(world);
+    world.net.kill(0);
+    world.net.start(0);
+    pause(world, 200..400).await;
+    stop.set(true);
+    heal_all(world).await;
+}
+
+/// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary, which missed writes, must not lead.
+async fn witness(world: &mut World) {
+    let (primary, backup) = (0, world.topology.node_count() - 1);
+    world.net.change(primary, "cut off", |host| host.cut_off = true);
+    pause(world, 400..900).await;
+    world.kill_proxy().await;
+    lost(world);
+    world.net.kill(backup);
+    world.net.start(backup);
+    (0..world.topology.node_count()).for_each(|node| heal(world, node));
+    world.start_proxy();
+    sleep(LOOKED).await;
+    heal_all(world).await;
+}
+
+/// The primary leads alone; then, under another proxy that cannot know, the backup. What that one acknowledged is newer.
+async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
+    // So that the primary has seen more changes than the backup will.
+    for _ in 0..world.rng.random_range(1..4) {
+        world.net.kill(1);
+        world.net.start(1);
+        sleep(NOTICED).await;
+        world.mirrored("while the backup fails").await;
+    }
+    stop.set(true);
+    world.net.change(1, "cut off", |host| host.cut_off = true);
+    pause(world, 1_000..1_500).await;
+    world.kill_proxy().await;
+    world.net.change(0, "cut off", |host| host.cut_off = true);
+    heal(world, 1);
+    // What only the primary knows is lost for now; what counts is what comes.
+    world.history.forget();
+    world.operator.keep_to(vec!["late0".into(), "late1".into(), "late2".into()]);
+    world.start_proxy();
+    sleep(LOOKED).await;
+    world.operator.fill().await;
+    world.kill_proxy().await;
+    heal(world, 0);
+    world.start_proxy();
+    sleep(LOOKED).await;
+    world.operator.read_all().await;
+    heal_all(world).await;
+}
+
+async fn heal_all(world: &mut World) {
+    for node in 0..world.topology.node_count() {
+        heal(world, node);
+        pause(world, 0..300).await;
+    }
+    sleep(NOTICED).await;
+    world.mirrored("after all failures").await;
+}
+
+async fn pause(world: &mut World, ms: Range<u64>) {
+    let ms = world.rng.random_range(ms);
+    sleep(Duration::from_millis(ms)).await;
+}
+
+/// A memory is gone: each key may be.
+fn lost(world: &World) {
+    world.history.call(99, None, Call::Flush);
+}
+
+fn heal(world: &mut World, node: usize) {
+    let up = world.net.lock().hosts[node].up;
+    if !up {
+        world.net.start(node);
+    }
+    if world.rng.random_ratio(1, 3) {
+        world.net.reset(node, 1);
+    }
+    world.net.change(node, "well again", |host| {
+        host.hung = false;
+        host.cut_off = false;
+    });
+}
+
+async fn replace_proxy(world: &mut World) {
+    if world.rng.random_ratio(1, 3) {
+        world.stop_proxy().await;
+    } else {
+        world.kill_proxy().await;
+    }
+    let gap = if world.rng.random() { 0 } else { world.rng.random_range(0..400) };
+    sleep(Duration::from_millis(gap)).await;
+    world.start_proxy();
+}
+
+async fn fail(world: &mut World, node: usize, fault: Fault) {
+    let long = world.rng.random_ratio(1, 4);
+    let lasts = Duration::from_millis(world.rng.random_range(0..if long { 2_000 } else { 400 }));
+    let net = world.net.clone();
+    match fault {
+        Fault::Kill => {
+            net.kill(node);
+            if world.rng.random() {
+                sleep(lasts).await;
+            }
+            net.start(node);
+        }
+        Fault::Hang | Fault::HangAndKill => {
+            net.change(node, "hangs", |host| host.hung = true);
+            sleep(lasts).await;
+            if fault == Fault::HangAndKill {
+                net.kill(node);
+                net.start(node);
+            } else {
+                net.change(node, "goes on", |host| host.hung = false);
+            }
+        }
+        Fault::CutOff | Fault::CutOffAndReset => {
+            net.change(node, "cut off", |host| host.cut_off = true);
+            sleep(lasts).await;
+            if fault == Fault::CutOffAndReset {
+                net.reset(node, 1);
+            }
+            net.change(node, "in reach again", |host| host.cut_off = false);
+        }
+        Fault::Resets => {
+            let one_in = world.rng.random_range(1..4);
+            net.reset(node, one_in);
+        }
+        Fault::Slow => {
+            let before = net.lock().hosts[node].lag;
+            let most_ms = world.rng.random_range(5..300);
+            let one_in = world.rng.random_range(1..5);
+            net.change(node, "slow", |host| host.lag = Lag { one_in, most_ms });
+            sleep(lasts).await;
+            net.change(node, "fast again", |host| host.lag = before);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The hosts that the nodes run on, and the connections to them: what is on its way, what waits in a socket, what breaks.
+//!
+//! A connection is an in-memory stream, of which a small task holds the node's end: it takes commands off it, executes each at a moment of
+//! chance's choosing, and answers at another. A hung node's tasks stand still, while bytes still go into the streams; what a proxy wrote
+//! before it gave a connection up, or died, is executed all the same, sooner or later.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::future::{BoxFuture, FutureExt};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::backend::{Dial, NodeStream};
+use crate::ids::NodeId;
+
+use super::node::{Node, take_command};
+use super::trace::{note, show};
+
+/// What a stream holds each way before its writer must wait, bytes.
+const SOCKET: usize = 64 * 1024;
+/// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next one waits for it.
+const LATE_MS: u64 = 150;
+/// A connection that waits at a node that wakes may wait so much longer, in milliseconds.
+const WAKING_MS: u64 = 600;
+/// How long a proxy may not notice that a connection broke, in milliseconds.
+const NEWS_MS: u64 = 12;
+/// Keys that a dump lists before others get their turn.
+const DUMP_KEYS: usize = 3;
+
+/// How a node's answers come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Lag {
+    /// One of so many steps is delayed.
+    pub(super) one_in: u32,
+    /// By so many milliseconds at most.
+    pub(super) most_ms: u64,
+}
+
+/// A host, and the process on it.
+pub(super) struct Host {
+    pub(super) node: Node,
+    /// Counts the processes; connections belong to one.
+    life: u32,
+    pub(super) up: bool,
+    /// SIGSTOP: nothing is executed, connects succeed.
+    pub(super) hung: bool,
+    /// Nothing gets through in either direction.
+    pub(super) cut_off: bool,
+    pub(super) lag: Lag,
+    skew: i64,
+}
+
+/// How a connection ended before its peers closed it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Broken {
+    No,
+    /// Nothing that is unread is executed any more, and the proxy sees the connection break.
+    ByNode,
+    /// The proxy is dead: nothing more comes from it, and what had come is executed.
+    ByProxy,
+}
+
+struct Conn {
+    node: usize,
+    life: u32,
+    proxy: u32,
+    broken: Broken,
+    open: bool,
+}
+
+/// All hosts and connections.
+pub(super) struct Net {
+    inner: Mutex<Inner>,
+    /// Told at every change of a host or connection.
+    changed: Notify,
+}
+
+pub(super) struct Inner {
+    pub(super) hosts: Vec<Host>,
+    conns: Vec<Conn>,
+    rng: SmallRng,
+    begun: Instant,
+    /// Proxies up to this one are dead.
+    dead_proxies: u32,
+}
+
+impl Net {
+    pub(super) fn new(nodes: usize, lag: Lag, rng: &mut SmallRng) -> Arc<Net> {
+        let begun = Instant::now();
+        let hosts = (0..nodes).map(|_| {
+            let skew = rng.random_range(-30..30);
+            Host { node: Node::new(begun, skew), life: 0, up: true, hung: false, cut_off: false, lag, skew }
+        });
+        let hosts = hosts.collect();
+        let rng = SmallRng::seed_from_u64(rng.random());
+        let inner = Inner { hosts, conns: Vec::new(), rng, begun, dead_proxies: 0 };
+        Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes a host, and tells its connections.
+    pub(super) fn change(&self, node: usize, what: &str, change: impl FnOnce(&mut Host)) {
+        note(|| format!("FAULT  node {node}: {what}"));
+        change(&mut self.lock().hosts[node]);
+        self.changed.notify_waiters();
+    }
+
+    /// SIGKILL: connections break, the memory is gone, connects are refused.
+    pub(super) fn kill(&self, node: usize) {
+        let begun = self.lock().begun;
+        self.change(node, "killed", |host| {
+            host.up = false;
+            host.hung = false;
+            host.life += 1;
+            host.node = Node::new(begun, host.skew);
+        });
+    }
+
+    /// A new process, empty.
+    pub(super) fn start(&self, node: usize) {
+        let begun = self.lock().begun;
+        self.change(node, "started", |host| {
+            host.up = true;
+            host.node = Node::new(begun, host.skew);
+        });
+    }
+
+    /// Breaks connections to a node: each with one chance in `one_in`.
+    pub(super) fn reset(&self, node: usize, one_in: u32) {
+        {
+            let inner = &mut *self.lock();
+            for (id, conn) in inner.conns.iter_mut().enumerate() {
+                if conn.node == node && conn.open && conn.broken == Broken::No && inner.rng.random_ratio(1, one_in) {
+                    conn.broken = Broken::ByNode;
+                    note(|| format!("FAULT  node {node}: connection {id} is reset"));
+                }
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Everything of a proxy ends at once, but what it wrote is on its way.
+    pub(super) fn kill_proxy(&self, proxy: u32) {
+        {
+            let mut inner = self.lock();
+            inner.dead_proxies = proxy;
+            for conn in inner.conns.iter_mut().filter(|c| c.proxy == proxy && c.broken == Broken::No) {
+                conn.broken = Broken::ByProxy;
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a condition on a connection's world holds.
+    async fn until<T>(&self, mut look: impl FnMut(&mut Inner) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(found) = look(&mut self.lock()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// A delay of chance's choosing.
+    async fn pause(&self, node: usize) {
+        let ms = {
+            let inner = &mut *self.lock();
+            let lag = inner.hosts[node].lag;
+            if lag.most_ms > 0 && inner.rng.random_ratio(1, lag.one_in) {
+                inner.rng.random_range(1..=lag.most_ms)
+            } else {
+                0
+            }
+        };
+        if ms > 0 {
+            sleep(Duration::from_millis(ms)).await;
+        }
+    }
+}
+
+impl Inner {
+    /// A dump ends half-way: others may begin, if it is still the same process.
+    fn end_dump(&mut self, id: usize) {
+        let conn = &self.conns[id];
+        if conn.life == self.hosts[conn.node].life {
+            self.hosts[conn.node].node.dumping = false;
+        }
+    }
+
+    /// `true` = gone: nothing of the connection is executed any more.
+    fn is_over(&self, id: usize) -> bool {
+        let conn = &self.conns[id];
+        conn.broken == Broken::ByNode || conn.life != self.hosts[conn.node].life
+    }
+}
+
+/// The proxy's way to the hosts. Each proxy has its own.
+pub(super) struct SimDialer {
+    pub(super) net: Arc<Net>,
+    pub(super) proxy: u32,
+    pub(super) timeout: Duration,
+}
+
+impl Dial for SimDialer {
+    fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
+        let (net, proxy, node, limit) = (self.net.clone(), self.proxy, node.index(), self.timeout);
+        async move {
+            net.pause(node).await;
+            let connect = net.until(|inner| {
+                let host = &inner.hosts[node];
+                if inner.dead_proxies >= proxy {
+                    return Some(Err(io::Error::from(io::ErrorKind::NetworkDown)));
+                }
+                if host.cut_off {
+                    return None;
+                }
+                if !host.up {
+                    return Some(Err(io::Error::from(io::ErrorKind::ConnectionRefused)));
+                }
+                inner.conns.push(Conn { node, life: host.life, proxy, broken: Broken::No, open: true });
+                Some(Ok(inner.conns.len() - 1))
+            });
+            let id = timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            note(|| format!("net    connection {id} to node {node}"));
+            let (near, far) = duplex(SOCKET);
+            tokio::spawn(async move {
+                let mut far = Some(far);
+                serve(&net, id, node, &mut far).await;
+                // The news travels over each connection in its own time.
+                let ms = {
+                    let inner = &mut *net.lock();
+                    inner.conns[id].open = false;
+                    if inner.rng.random() { inner.rng.random_range(0..NEWS_MS) } else { 0 }
+                };
+                sleep(Duration::from_millis(ms)).await;
+                drop(far);
+            });
+            Ok(NodeStream::Memory(near))
+        }
+        .boxed()
+    }
+}
+
+/// `far` = `None`: nobody is there any more to be answered.
+async fn serve(net: &Net, id: usize, node: usize, far: &mut Option<DuplexStream>) {
+    let mut input = BytesMut::new();
+    loop {
+        while let Some(command) = take_command(&mut input) {
+            if !execute(net, id, node, &command, far).await {
+                return;
+            }
+        }
+        let Some(stream) = far else { return };
+        let broken = net
+            .until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then(|| inner.conns[id].broken));
+        tokio::select! {
+            biased;
+            broken = broken => {
+                if broken != Broken::ByProxy {
+                    return;
+                }
+                while let Some(Ok(1..)) = stream.read_buf(&mut input).now_or_never() {}
+                *far = None;
+                // A busy node comes to it when it does.
+                let ms = net.lock().rng.random_range(0..LATE_MS);
+                sleep(Duration::from_millis(ms)).await;
+            }
+            read = stream.read_buf(&mut input) => match read {
+                Ok(1..) => net.pause(node).await,
+                _ => *far = None,
+            }
+        }
+    }
+}
+
+/// `false` = the connection is over.
+async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Option<DuplexStream>) -> bool {
+    net.pause(node).await;
+    let dump = command.starts_with(b"lru_crawler metadump hash");
+    let mut cursor = None;
+    loop {
+        let stopped = |inner: &Inner| inner.hosts[node].hung || inner.hosts[node].cut_off;
+        if stopped(&net.lock()) {
+            net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
+            // A node that wakes does not come to all its connections at once.
+            let ms = {
+                let inner = &mut *net.lock();
+                if inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
+            };
+            // What a dead proxy sent comes sooner than that: the next one waits for it, but not for ever.
+            let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
+            let _ = timeout(Duration::from_millis(ms), orphaned).await;
+        }
+        let done = net.until(|inner| {
+            if inner.is_over(id) {
+                return Some(None);
+            }
+            let host = &mut inner.hosts[node];
+            if host.hung || host.cut_off {
+                return None;
+            }
+            let begun = cursor.is_some();
+            if !dump || (!begun && host.node.dumping) {
+                let answer = host.node.execute(command);
+                note(|| format!("node {node} #{id:<3} {} -> {}", show(command), show(answer.as_bytes())));
+                return Some(Some((answer, true)));
+            }
+            host.node.dumping = true;
+            Some(Some(match host.node.dump(&mut cursor, DUMP_KEYS) {
+                Some(lines) => (lines, false),
+                None => {
+                    host.node.dumping = false;
+                    ("END\r\n".to_owned(), true)
+                }
+            }))
+        });
+        let Some((answer, last)) = done.await else {
+            if cursor.is_some() {
+                net.lock().end_dump(id);
+            }
+            return false;
+        };
+        net.pause(node).await;
+        match reply(net, id, node, answer.as_bytes(), far).await {
+            // memcached's crawler notices that nobody listens.
+            heard @ (Reply::Over | Reply::Unheard) => {
+                if dump && !last {
+                    net.lock().end_dump(id);
+                }
+                return !matches!(heard, Reply::Over);
+            }
+            _ if last => return true,
+            _ => {}
+        }
+    }
+}
+
+enum Reply {
+    Heard,
+    /// The proxy has closed the connection; what it had sent before is executed to its end.
+    Unheard,
+    /// Nothing of the connection is executed any more.
+    Over,
+}
+
+async fn reply(net: &Net, id: usize, node: usize, answer: &[u8], far: &mut Option<DuplexStream>) -> Reply {
+    let over = net.until(|inner| {
+        if inner.is_over(id) {
+            return Some(true);
+        }
+        (!inner.hosts[node].cut_off).then_some(false)
+    });
+    if over.await {
+        return Reply::Over;
+    }
+    let Some(stream) = far else { return Reply::Unheard };
+    let broken = net.until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then_some(()));
+    tokio::select! {
+        biased;
+        written = stream.write_all(answer) => if written.is_ok() { Reply::Heard } else { Reply::Unheard },
+        () = broken => Reply::Unheard,
+    }
+}

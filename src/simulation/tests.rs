@@ -1,0 +1,177 @@
+//! Many seeds; and for each rule of the design, that the simulation notices when it is switched off.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::rules::Rule;
+use crate::rules::off::without;
+
+use super::world::{Profile, Report, run};
+
+/// Seeds of `make test`, where the environment names no other number.
+const SEEDS: u64 = 300;
+/// Lines of the trace that are shown of a failed seed, from its end.
+const SHOWN: usize = 400;
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// The judge's search goes deep.
+const STACK: usize = 256 << 20;
+
+fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).unwrap();
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn live(seed: u64, profile: Profile, rule: Option<Rule>, traced: bool) -> Report {
+    on_large_stack(|| without(rule, || run(seed, profile, traced)))
+}
+
+/// The whole story of a seed that failed.
+fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
+    let report = live(seed, profile, rule, true);
+    let from = report.trace.len().saturating_sub(SHOWN);
+    format!(
+        "{}\n{profile:?}, seed {seed}. The whole trace: RESILVER_SIM_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture\n  {}\n",
+        report.trace[from..].join("\n"),
+        report.violations.join("\n  ")
+    )
+}
+
+/// A seed of all profiles, or of the one that is named, told in full; without a rule, if one is named.
+#[test]
+fn one_seed() {
+    let Some(seed) = from_environment("RESILVER_SIM_SEED") else { return };
+    let named = |name: &str, word: String| std::env::var(name).is_ok_and(|wanted| wanted == word);
+    let any = std::env::var("RESILVER_SIM_PROFILE").is_err();
+    let rule = RULES.iter().map(|(rule, ..)| *rule).find(|rule| named("RESILVER_SIM_WITHOUT", format!("{rule:?}")));
+    for profile in Profile::ALL.into_iter().filter(|p| any || named("RESILVER_SIM_PROFILE", format!("{p:?}"))) {
+        let report = live(seed, profile, rule, true);
+        eprintln!("{}\n{profile:?}: {:#?}", report.trace.join("\n"), report.violations);
+        assert!(report.violations.is_empty(), "{profile:?}, seed {seed}");
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    operations: u64,
+    errors: u64,
+    unjudged: u64,
+    lasted: Duration,
+}
+
+#[test]
+fn seeds() {
+    let count = from_environment("RESILVER_SIM_SEEDS").unwrap_or(SEEDS);
+    let first = from_environment("RESILVER_SIM_FIRST").unwrap_or(1);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut failures = Vec::new();
+    for profile in Profile::ALL {
+        let begun = Instant::now();
+        let (next, sum, failed) = (AtomicU64::new(first), Mutex::new(Sum::default()), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Relaxed);
+                        if seed >= first + count {
+                            return;
+                        }
+                        let report = live(seed, profile, None, false);
+                        let mut sum = sum.lock().unwrap();
+                        sum.operations += report.operations as u64;
+                        sum.errors += report.errors;
+                        sum.unjudged += report.unjudged;
+                        sum.lasted += report.lasted;
+                        if let Some(first) = report.violations.first() {
+                            failed.lock().unwrap().push((seed, first.clone()));
+                        }
+                    }
+                });
+            }
+        });
+        let sum = sum.into_inner().unwrap();
+        eprintln!(
+            "{profile:?}: {count} seeds, {} operations, {} errors, {} keys not judged, {:?} virtual in {:?}",
+            sum.operations,
+            sum.errors,
+            sum.unjudged,
+            sum.lasted,
+            begun.elapsed()
+        );
+        assert!(sum.unjudged <= count / 20, "{profile:?}: {} keys were too hard to judge", sum.unjudged);
+        let mut failed = failed.into_inner().unwrap();
+        failed.sort();
+        failed.iter().for_each(|(seed, what)| eprintln!("  {profile:?}, seed {seed}: {what}"));
+        failures.extend(failed.into_iter().map(|(seed, _)| (profile, seed)));
+    }
+    if let Some(&(profile, seed)) = failures.first() {
+        panic!("{} runs failed: {failures:?}\n{}", failures.len(), tell(seed, profile, None));
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 1..20 {
+        for profile in Profile::ALL {
+            let (once, again) = (live(seed, profile, None, true), live(seed, profile, None, true));
+            assert!(once.trace.len() > 100, "seed {seed}, {profile:?}: a trace of {} lines", once.trace.len());
+            for (a, b) in once.trace.iter().zip(&again.trace) {
+                assert_eq!(a, b, "seed {seed}, {profile:?}");
+            }
+            assert_eq!(once, again, "seed {seed}, {profile:?}");
+        }
+    }
+}
+
+/// Runs seeds without a rule until something is wrong; so many at most.
+fn is_missed(rule: Rule, profile: Profile, most: u64) {
+    // A violation may show as a check of the code's own.
+    let begun = Instant::now();
+    for seed in 1..=most {
+        let report = live(seed, profile, Some(rule), false);
+        if let Some(what) = report.violations.first() {
+            eprintln!("without {rule:?}, {profile:?}: seed {seed}, after {:?}: {what}", begun.elapsed());
+            return;
+        }
+    }
+    panic!("{most} seeds of {profile:?} found nothing wrong without {rule:?}");
+}
+
+macro_rules! missed {
+    ($($name:ident: $rule:ident, $profile:ident, $most:expr;)*) => {
+        const RULES: &[(Rule, Profile)] = &[$((Rule::$rule, Profile::$profile)),*];
+
+        $(#[test]
+        fn $name() {
+            is_missed(Rule::$rule, Profile::$profile, $most);
+        })*
+    };
+}
+
+missed! {
+    without_verify: Verify, Single, 1_000;
+    without_purge: PurgeBeforeFill, Single, 300;
+    without_barrier: BarrierAtEdges, Single, 1_000;
+    with_reexecution: NoReexecutionOnFilling, HalfFilled, 2_000;
+    without_drain: DrainByAnswer, Single, 2_000;
+    without_record: RecordBeforeAck, Restarts, 500;
+    without_witness: WitnessRecords, Witness, 100;
+    without_unique_epochs: UniqueEpochs, TwoLeaders, 100;
+    with_suspicion: DarkRemembersInSync, Restarts, 300;
+    without_undo: UndoneBeforeFallback, HalfFilled, 2_000;
+    without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 2_000;
+    without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
+    without_markers_in_the_flush: FlushWithMarkers, Single, 500;
+    without_quiet_period: QuietPeriodAfterCrash, Restarts, 500;
+    with_crash_taken_for_clean: CrashIsNotClean, Restarts, 1_000;
+    without_terms: CasTermInTokens, Single, 1_000;
+    without_fence: FencedRepair, Evictions, 2_000;
+    without_gate: GateClosedAtHandBack, Single, 500;
+    without_records_of_unmarked_nodes: RecordsOfUnmarkedNodes, Restarts, 1_000;
+}

@@ -1,0 +1,363 @@
+//! One world: nodes, a proxy, clients, and what goes wrong, all from one seed.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::ambient;
+use crate::config::{LogFormat, LogSettings, ResyncMode, Settings};
+use crate::ids::{NodeId, Place, is_reserved};
+use crate::ring::{Distribution, ServerSpec, Topology};
+use crate::server::{Assembly, Listener};
+
+use super::clients::{Client, Door, Habits};
+use super::history::History;
+use super::nemesis;
+use super::net::{Lag, Net, SimDialer};
+use super::trace::{self, note};
+
+/// All nodes being well, everything is mirrored again within this.
+const HEALING: Duration = Duration::from_secs(60);
+
+/// What is promised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Profile {
+    /// One node at a time fails, or the proxy: no error, nothing lost.
+    Single,
+    /// Any node fails at any time: errors and misses, but nothing old or wrong.
+    Anything,
+    /// Proxies come and go, and nodes are out of reach; no memory is lost, and each proxy finds all nodes well.
+    Restarts,
+    /// Somebody else flushes a node; nothing probes it for long.
+    Stranger,
+    /// The follower evicts items: what is written later is repaired. Then the leader fails.
+    Evictions,
+    /// The leader loses its memory while the other node is being filled.
+    HalfFilled,
+    /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
+    Witness,
+    /// Each of two nodes led alone, under two proxies.
+    TwoLeaders,
+}
+
+impl Profile {
+    /// All of them.
+    pub(super) const ALL: [Profile; 8] = [
+        Profile::Single,
+        Profile::Anything,
+        Profile::Restarts,
+        Profile::Stranger,
+        Profile::Evictions,
+        Profile::HalfFilled,
+        Profile::Witness,
+        Profile::TwoLeaders,
+    ];
+
+    /// Whether `SERVER_ERROR` is an answer that a client may get.
+    fn allows_errors(self) -> bool {
+        self != Profile::Single
+    }
+}
+
+/// What came of a world.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Report {
+    pub(super) violations: Vec<String>,
+    pub(super) trace: Vec<String>,
+    pub(super) operations: usize,
+    pub(super) errors: u64,
+    /// Keys whose history could not be judged.
+    pub(super) unjudged: u64,
+    /// Virtual time that it took.
+    pub(super) lasted: Duration,
+}
+
+/// A proxy that runs.
+struct Proxy {
+    id: u32,
+    tasks: Vec<JoinHandle<()>>,
+    shutdown: CancellationToken,
+    probes: CancellationToken,
+}
+
+/// A world in the making.
+pub(super) struct World {
+    pub(super) rng: SmallRng,
+    pub(super) net: Arc<Net>,
+    pub(super) settings: Settings,
+    pub(super) topology: Arc<Topology>,
+    pub(super) history: History,
+    door: Door,
+    proxy: Option<Proxy>,
+    proxies: u32,
+    pub(super) operator: Client,
+    habits: Habits,
+}
+
+/// Lives through one seed.
+pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O needs nothing of the system");
+    LocalSet::new().block_on(&runtime, async move {
+        if traced {
+            trace::begin();
+        }
+        let begun = Instant::now();
+        ambient::simulated::begin(seed);
+        let mut world = World::new(seed, profile);
+        world.live(profile).await;
+        ambient::simulated::end();
+        let violations = world.history.verdict(profile.allows_errors());
+        let (operations, errors) = (world.history.op_count(), world.history.error_count());
+        let unjudged = world.history.unjudged_count();
+        Report { violations, trace: trace::take(), operations, errors, unjudged, lasted: begun.elapsed() }
+    })
+}
+
+impl World {
+    fn new(seed: u64, profile: Profile) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let shapes: &[(usize, usize)] = match profile {
+            Profile::Witness => &[(2, 1), (1, 2)],
+            Profile::TwoLeaders | Profile::HalfFilled => &[(1, 1)],
+            _ => &[(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)],
+        };
+        let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
+        let mut settings = settings(&mut rng, primaries, backups);
+        if profile == Profile::Stranger {
+            settings.probe_interval = Duration::from_secs(3);
+        }
+        let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
+        let lag = Lag { one_in: [2, 4, 8, 40][rng.random_range(0..4)], most_ms: rng.random_range(0..=3) };
+        let net = Net::new(primaries + backups, lag, &mut rng);
+        note(|| {
+            format!(
+                "world  seed {seed}, {profile:?}, {primaries}+{backups} nodes, {} workers, {lag:?}",
+                settings.threads
+            )
+        });
+        let history = History::new();
+        let door = Door::default();
+        let hot = rng.random_range(1..5);
+        let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
+        keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
+        let crowded = matches!(profile, Profile::Evictions | Profile::HalfFilled);
+        if crowded {
+            // A repair or a copy is disturbed only where many write one key.
+            keys = vec!["n0".into()];
+        }
+        let habits = Habits {
+            keys,
+            think_ms: if crowded { 3 } else { rng.random_range(20..150) },
+            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
+            errors_allowed: profile.allows_errors(),
+        };
+        let operator = Client::new(
+            0,
+            SmallRng::seed_from_u64(rng.random()),
+            Habits {
+                keys: habits.keys.iter().cloned().chain((0..12).map(|i| format!("cold{i}"))).collect(),
+                ..habits.clone()
+            },
+            history.clone(),
+            door.clone(),
+        );
+        World { rng, net, settings, topology, history, door, proxy: None, proxies: 0, operator, habits }
+    }
+
+    async fn live(&mut self, profile: Profile) {
+        self.start_proxy();
+        self.mirrored("at the start").await;
+        self.operator.fill().await;
+        let stop = Rc::new(Cell::new(false));
+        let hands = if profile == Profile::Stranger { 0 } else { self.rng.random_range(2..6) };
+        let clients: Vec<_> = (0..hands)
+            .map(|id| {
+                let rng = SmallRng::seed_from_u64(self.rng.random());
+                let habits = self.habits.clone();
+                let client = Client::new(id + 1, rng, habits, self.history.clone(), self.door.clone());
+                spawn_local(client.run(stop.clone()))
+            })
+            .collect();
+        sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
+        nemesis::play(self, profile, &stop).await;
+        stop.set(true);
+        for client in clients {
+            if client.await.is_err() {
+                self.history.violation("a client panicked".into());
+            }
+        }
+        self.mirrored("at the end").await;
+        if profile == Profile::Evictions {
+            // What was evicted on one node only and not written since is found out by a write.
+            self.operator.touch_all().await;
+        }
+        self.operator.read_all().await;
+        sleep(Duration::from_millis(100)).await;
+        self.compare_copies();
+        self.stop_proxy().await;
+    }
+
+    /// What clients are busy with.
+    pub(super) fn hot_keys(&self) -> Vec<String> {
+        self.habits.keys.clone()
+    }
+
+    /// Waits until every pair is mirrored.
+    pub(super) async fn mirrored(&mut self, when: &str) {
+        let deadline = Instant::now() + HEALING;
+        loop {
+            let status = self.operator.ask("resync status\r\n").await.unwrap_or_default();
+            if status.iter().any(|line| line == "STAT mirrored 1") {
+                note(|| "world  everything is mirrored".to_owned());
+                return;
+            }
+            if Instant::now() > deadline {
+                let states: Vec<_> = status.iter().filter(|l| l.contains("state") || l.contains("reason")).collect();
+                return self.history.violation(format!("{when}: not mirrored within {HEALING:?}: {states:?}"));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What two nodes hold of a pair that is mirrored must be the same.
+    fn compare_copies(&self) {
+        let inner = self.net.lock();
+        let copies: Vec<_> = inner.hosts.iter().map(|host| host.node.contents()).collect();
+        for pair in self.topology.pairs() {
+            let of = |place| {
+                let node = self.topology.node_at(pair, place).map_or(0, NodeId::index);
+                copies[node].iter().filter(|(key, _)| !is_reserved(key) && self.topology.pair_of(key) == pair)
+            };
+            let (mut left, mut right) = (of(Place::Primary), of(Place::Backup));
+            loop {
+                match (left.next(), right.next()) {
+                    (None, None) => break,
+                    (Some((a, x)), Some((b, y)))
+                        if a == b
+                            && x.0 == y.0
+                            && x.1 == y.1
+                            && x.2.is_some() == y.2.is_some()
+                            && x.2.unwrap_or(0).abs_diff(y.2.unwrap_or(0)) <= 2 => {}
+                    (a, b) => {
+                        let show = |item: Option<(&Vec<u8>, &(Vec<u8>, u32, Option<i64>))>| {
+                            item.map(|(k, v)| {
+                                format!("{} = {} flags {} ttl {:?}", trace::show(k), trace::show(&v.0), v.1, v.2)
+                            })
+                        };
+                        self.history.violation(format!(
+                            "copies of pair {} differ: primary {:?}, backup {:?}",
+                            pair.0,
+                            show(a),
+                            show(b)
+                        ));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    // ---- the proxy --------------------------------------------------------------------------------------------------------------
+
+    /// The very code of the daemon, on this thread.
+    pub(super) fn start_proxy(&mut self) {
+        self.proxies += 1;
+        let id = self.proxies;
+        note(|| format!("world  proxy {id} starts"));
+        let timeout = self.settings.timeout.max(self.settings.probe_timeout);
+        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, timeout });
+        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), dialer);
+        let shutdown = CancellationToken::new();
+        let mut tasks = Vec::new();
+        let mut doors = Vec::new();
+        for parts in assembly.workers {
+            let (door, streams) = unbounded_channel();
+            doors.push(door);
+            let shutdown = shutdown.clone();
+            tasks.push(spawn_local(async move {
+                // As in the daemon, whatever a worker leaves behind ends with it.
+                let local = LocalSet::new();
+                local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
+            }));
+        }
+        tasks.push(spawn_local(assembly.cluster.run(assembly.events)));
+        *self.door.borrow_mut() = Some((id, doors));
+        self.proxy = Some(Proxy { id, tasks, shutdown, probes: assembly.probes });
+    }
+
+    /// `kill -9`.
+    pub(super) async fn kill_proxy(&mut self) {
+        let Some(proxy) = self.proxy.take() else { return };
+        note(|| format!("FAULT  proxy {} is killed", proxy.id));
+        *self.door.borrow_mut() = None;
+        self.net.kill_proxy(proxy.id);
+        proxy.probes.cancel();
+        proxy.tasks.iter().for_each(JoinHandle::abort);
+        for task in proxy.tasks {
+            let _ = task.await;
+        }
+    }
+
+    /// SIGTERM.
+    pub(super) async fn stop_proxy(&mut self) {
+        let Some(proxy) = self.proxy.take() else { return };
+        note(|| format!("world  proxy {} is stopped", proxy.id));
+        *self.door.borrow_mut() = None;
+        proxy.shutdown.cancel();
+        for task in proxy.tasks {
+            if task.await.is_err() {
+                self.history.violation("a part of the proxy panicked".into());
+            }
+        }
+        proxy.probes.cancel();
+        self.net.kill_proxy(proxy.id);
+    }
+}
+
+fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
+    let specs = |from: usize, count: usize| -> Vec<ServerSpec> {
+        (from..from + count).map(|i| format!("node{i}:11211").parse().expect("a server")).collect()
+    };
+    let ms = Duration::from_millis;
+    Settings {
+        primaries: specs(0, primaries),
+        backups: specs(primaries, backups),
+        distribution: if rng.random() { Distribution::Ketama } else { Distribution::Modula },
+        listen: Vec::new(),
+        unix_socket: None,
+        max_clients: 100,
+        node_connections: rng.random_range(1..5),
+        threads: rng.random_range(1..4),
+        resync: ResyncMode::Auto,
+        timeout: ms(100),
+        leader_timeout: ms(800),
+        leader_grace: ms(1_000),
+        probe_interval: ms(200),
+        probe_timeout: ms(150),
+        probe_successes: rng.random_range(1..4),
+        resync_rate: None,
+        resync_memory: 1 << 20,
+        verify_rate: None,
+        item_size_max: 1 << 20,
+        shutdown_grace: ms(2_000),
+        idle_timeout: None,
+        user: None,
+        group: None,
+        daemonize: false,
+        background_child: false,
+        pid_file: None,
+        log: LogSettings { filter: String::new(), format: LogFormat::Text, file: None },
+    }
+}
