@@ -180,7 +180,17 @@ async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
 async fn half_filled(world: &mut World, stop: &Cell<bool>) {
     world.net.kill(1);
     world.net.start(1);
-    pause(world, 20..350).await;
+    for node in 0..2 {
+        world.net.change(node, "slow", |host| host.lag = Lag { one_in: 1, most_ms: 4 });
+    }
+    for _ in 0..1_000 {
+        let status = world.operator.ask("resync status\r\n").await.unwrap_or_default();
+        if status.iter().any(|line| line.ends_with(":state recovering")) {
+            break;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    pause(world, 0..40).await;
     lost(world);
     world.net.kill(0);
     world.net.start(0);

@@ -158,7 +158,7 @@ missed! {
     without_verify: Verify, Single, 1_000;
     without_purge: PurgeBeforeFill, Single, 300;
     without_barrier: BarrierAtEdges, Single, 1_000;
-    with_reexecution: NoReexecutionOnFilling, HalfFilled, 2_000;
+    with_reexecution: NoReexecutionOnFilling, Single, 3_000;
     without_drain: DrainByAnswer, Single, 2_000;
     without_record: RecordBeforeAck, Restarts, 500;
     without_witness: WitnessRecords, Witness, 100;
