@@ -475,8 +475,7 @@ impl Pair {
                 // otherwise one slow answer in a busy resync promotes a part of the data, and the only full copy is later
                 // purged as older.
                 let mut effects = vec![Effect::AbortResync];
-                let fallback = if holds(Rule::UndoneBeforeFallback) { None } else { Some(leader.other()) };
-                effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback }, reason, Some(place)));
+                effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback: None }, reason, Some(place)));
                 effects
             }
             State::Recovering { leader } => {

@@ -16,6 +16,7 @@ use super::item::NodeClock;
 use super::{JobError, Tuning};
 use crate::backend::{Batch, Dial, Drain, Frame, Pipe};
 use crate::ids::NodeId;
+use crate::rules::{Rule, holds};
 
 /// What a node must manage per second, in bytes, on top of what its timeout allows: many large items take their time, and a
 /// node that is merely slow is not to be taken for one that hangs.
@@ -175,7 +176,7 @@ impl Lane {
         // Not answered: the lane's step failed on the target.
         if self.target.owes_mutations() {
             undone = false;
-        } else {
+        } else if holds(Rule::UndoneBeforeFallback) {
             let mut batch = Batch::new();
             let mut copies = Vec::new();
             for entry in self.at_source.iter_mut().chain(&mut self.at_target) {

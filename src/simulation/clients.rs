@@ -173,6 +173,8 @@ impl Client {
     }
 
     async fn connect(&mut self) {
+        let alive = self.door.borrow().as_ref().map(|(proxy, _)| *proxy);
+        self.link.take_if(|link| alive != Some(link.proxy));
         while self.link.is_none() {
             let door = self.door.borrow().clone();
             if let Some((proxy, workers)) = door {

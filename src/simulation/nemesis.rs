@@ -19,6 +19,9 @@ const NOTICED: Duration = Duration::from_millis(700);
 /// A proxy that has just begun has looked at every node, and waited for what a dead one has sent.
 const LOOKED: Duration = Duration::from_millis(800);
 
+/// A proxy that has begun so long ago has given its pairs their first states.
+const STARTED: Duration = Duration::from_millis(350);
+
 /// Something that fails, and heals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fault {
@@ -62,16 +65,18 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
 async fn one_at_a_time(world: &mut World) {
     for _ in 0..world.rng.random_range(1..5) {
         pause(world, 0..150).await;
-        if world.rng.random_ratio(1, 5) {
+        if world.rng.random_ratio(1, 4) {
             replace_proxy(world).await;
-        } else {
-            let node = world.rng.random_range(0..world.topology.node_count());
-            // The same node may fail again before it is refilled.
-            for _ in 0..if world.rng.random_ratio(1, 3) { world.rng.random_range(2..4) } else { 1 } {
-                let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
-                fail(world, node, fault).await;
-                pause(world, 0..900).await;
-            }
+            sleep(STARTED).await;
+            world.mirrored("after a new proxy").await;
+            continue;
+        }
+        let node = world.rng.random_range(0..world.topology.node_count());
+        // The same node may fail again before it is refilled.
+        for _ in 0..if world.rng.random_ratio(1, 3) { world.rng.random_range(2..4) } else { 1 } {
+            let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
+            fail(world, node, fault).await;
+            pause(world, 0..900).await;
         }
         sleep(NOTICED).await;
         world.mirrored("after a failure").await;
@@ -152,21 +157,21 @@ async fn stranger(world: &mut World) {
 
 /// The backups lose items that clients are busy with.
 async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
-    for _ in 0..world.rng.random_range(3..15) {
-        pause(world, 0..60).await;
+    for _ in 0..world.rng.random_range(1..6) {
+        pause(world, 0..40).await;
         let key = hot[world.rng.random_range(0..hot.len())].clone();
         let pair = world.topology.pair_of(key.as_bytes());
         let Some(backup) = world.topology.node_at(pair, Place::Backup) else { continue };
         world.net.change(backup.index(), &format!("evicts {key}"), |host| host.node.forget(Some(key.as_bytes())));
     }
     // An item that was evicted, and not written since, is lost with the leader.
-    pause(world, 5..60).await;
+    pause(world, 5..40).await;
     lost(world);
     for node in world.topology.nodes().filter(|&node| world.topology.place(node) == Place::Primary) {
         world.net.kill(node.index());
         world.net.start(node.index());
     }
-    pause(world, 200..400).await;
+    pause(world, 50..150).await;
     stop.set(true);
     heal_all(world).await;
 }
@@ -175,11 +180,21 @@ async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
 async fn half_filled(world: &mut World, stop: &Cell<bool>) {
     world.net.kill(1);
     world.net.start(1);
-    pause(world, 50..900).await;
+    for node in 0..2 {
+        world.net.change(node, "slow", |host| host.lag = Lag { one_in: 1, most_ms: 4 });
+    }
+    for _ in 0..1_000 {
+        let status = world.operator.ask("resync status\r\n").await.unwrap_or_default();
+        if status.iter().any(|line| line.ends_with(":state recovering")) {
+            break;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    pause(world, 0..40).await;
     lost(world);
     world.net.kill(0);
     world.net.start(0);
-    pause(world, 200..400).await;
+    pause(world, 50..150).await;
     stop.set(true);
     heal_all(world).await;
 }

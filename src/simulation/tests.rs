@@ -158,7 +158,7 @@ missed! {
     without_verify: Verify, Single, 1_000;
     without_purge: PurgeBeforeFill, Single, 300;
     without_barrier: BarrierAtEdges, Single, 1_000;
-    with_reexecution: NoReexecutionOnFilling, HalfFilled, 2_000;
+    with_reexecution: NoReexecutionOnFilling, Single, 3_000;
     without_drain: DrainByAnswer, Single, 2_000;
     without_record: RecordBeforeAck, Restarts, 500;
     without_witness: WitnessRecords, Witness, 100;
@@ -169,7 +169,7 @@ missed! {
     without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
     without_markers_in_the_flush: FlushWithMarkers, Single, 500;
     without_quiet_period: QuietPeriodAfterCrash, Restarts, 500;
-    with_crash_taken_for_clean: CrashIsNotClean, Restarts, 1_000;
+    with_crash_taken_for_clean: CrashIsNotClean, Single, 3_000;
     without_terms: CasTermInTokens, Single, 1_000;
     without_fence: FencedRepair, Evictions, 2_000;
     without_gate: GateClosedAtHandBack, Single, 500;

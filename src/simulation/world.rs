@@ -159,7 +159,7 @@ impl World {
         }
         let habits = Habits {
             keys,
-            think_ms: if crowded { 3 } else { rng.random_range(20..150) },
+            think_ms: if crowded { 8 } else { rng.random_range(20..150) },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
         };
@@ -346,7 +346,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         leader_grace: ms(1_000),
         probe_interval: ms(200),
         probe_timeout: ms(150),
-        probe_successes: rng.random_range(1..4),
+        probe_successes: rng.random_range(1..3),
         resync_rate: None,
         resync_memory: 1 << 20,
         verify_rate: None,
