@@ -23,8 +23,7 @@ impl Core {
             self.want_marker(node, lane);
         }
         let conn = &self.links[node.index()].conns[lane];
-        let absent = absent && (PROVE_MISSES || self.ops[id as usize].kind.is_write());
-        absent || conn.unproven_writes > 0 || conn.state != LinkState::Ready
+        conn.unproven_writes > 0 || (absent && (PROVE_MISSES || self.ops[id as usize].kind.is_write()))
     }
 
     /// The operation waits for the marker with the leader's answer; it stays in flight.
