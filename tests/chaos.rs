@@ -32,7 +32,7 @@ enum Fault {
     Flush,
     /// A client says `flush_all` while a node is away with its memory.
     FlushWithoutNode,
-    /// Somebody says `flush_all` to one backup, past the proxy. (To a primary: until its misses are noticed they reach clients.)
+    /// Somebody says `flush_all` to one server, past the proxy.
     StrangersFlush,
     /// SIGKILL of the proxy, and a new one.
     ProxyCrash,
@@ -137,8 +137,7 @@ fn inflict(fault: Fault, cluster: &mut Cluster, load: &Load, rng: &mut Rng) {
             node_at(cluster, pick).resume();
         }
         Fault::StrangersFlush => {
-            let backup = &cluster.backups[rng.below(cluster.backups.len())];
-            assert_eq!(backup.client().raw_command("flush_all").as_deref(), Ok("OK"));
+            assert_eq!(node.client().raw_command("flush_all").as_deref(), Ok("OK"));
         }
         Fault::ProxyCrash | Fault::ProxyRestart => {
             load.allow_errors(true);

@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 
+use super::op::Effect;
 use super::out::OutQueue;
 
 /// What an unanswered command belongs to.
@@ -17,7 +18,7 @@ pub enum Flight {
     Repair(u32, RepairStep),
     /// Nobody: the answer is void, but what it answers may still be executed, so the node is not drained before it came.
     Void,
-    /// The marker, read before anything else on a connection, or after misses; in which round of [`Link::round`].
+    /// The marker, read before anything else on a connection, or behind an answer that needs it; in which round of [`Link::round`].
     Marker(u32),
 }
 
@@ -45,6 +46,17 @@ pub struct Sent {
     pub flight: Flight,
     /// When it was queued, microseconds of the worker's clock.
     pub at_us: u64,
+}
+
+/// A leader's answer that counts only once the marker was read behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unproven {
+    /// Whose.
+    pub(super) op: u32,
+    /// What it says about the leader's copy.
+    pub(super) effect: Effect,
+    /// When it came, microseconds of the worker's clock.
+    pub(super) at_us: u64,
 }
 
 /// Whether a connection may be used.
@@ -87,8 +99,14 @@ pub struct Conn {
     pub voids: u32,
     /// The last fault told for the command at the front: 0 none, 1 late, 2 later than the last full copy is waited for.
     pub lateness: u8,
-    /// When the marker was last asked for because of misses, microseconds of the worker's clock.
-    pub marker_asked_us: u64,
+    /// Answers that wait for the marker, in the order in which they came.
+    pub(super) unproven: VecDeque<Unproven>,
+    /// How many of them are writes.
+    pub(super) unproven_writes: u32,
+    /// Markers among `flights`.
+    pub(super) markers: u32,
+    /// The marker is to be read behind what is in `out` at the end of the turn.
+    pub(super) marker_due: bool,
 }
 
 impl Conn {
@@ -106,8 +124,21 @@ impl Conn {
             dirty: false,
             voids: 0,
             lateness: 0,
-            marker_asked_us: 0,
+            unproven: VecDeque::new(),
+            unproven_writes: 0,
+            markers: 0,
+            marker_due: false,
         }
+    }
+}
+
+impl Conn {
+    /// The answers that wait for a marker, once the connection is given up.
+    pub(super) fn take_answers(&mut self) -> VecDeque<Unproven> {
+        self.unproven_writes = 0;
+        self.markers = 0;
+        self.marker_due = false;
+        std::mem::take(&mut self.unproven)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::ids::{NodeId, PairId, Term};
+use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::protocol::reply::ReplyKind;
 use crate::protocol::request::Verb;
 use crate::rules::{Rule, holds};
@@ -142,6 +142,17 @@ pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     })
 }
 
+/// Whether the leader's answer says that the key was not there.
+pub(super) fn shows_absence(kind: Kind, reply: &ReplyKind) -> bool {
+    match reply {
+        ReplyKind::NotFound | ReplyKind::End => true,
+        ReplyKind::Stored => kind == Kind::Add,
+        // To a set it says that memory is short.
+        ReplyKind::NotStored => !matches!(kind, Kind::Add | Kind::Set),
+        _ => false,
+    }
+}
+
 /// How a command that took effect is repeated on a follower that is in sync.
 pub(super) fn mirror(kind: Kind) -> Mirror {
     match kind {
@@ -249,6 +260,8 @@ pub enum Stage {
     New,
     /// Sent to the leader, unanswered.
     Leader(NodeId),
+    /// The leader has answered; what it said counts once its marker is read.
+    Proof(NodeId),
     /// The leader has answered; sent to the follower, unanswered.
     Follower(NodeId),
     /// The two differ; being repaired.
@@ -260,6 +273,16 @@ pub enum Stage {
     Held(NodeId),
     /// Waits for its pair's gate: it was sent to this node and may or may not have been executed there.
     Unknown(NodeId),
+    /// Waits for its pair's gate: this node executed it in this memory, or in one that was gone already. The answer is right if that
+    /// memory leads again; otherwise nothing has happened.
+    Executed(NodeId, Option<Incarnation>),
+}
+
+impl Stage {
+    /// Begun and unanswered: its pair's gate waits for it.
+    pub fn is_in_flight(self) -> bool {
+        matches!(self, Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
+    }
 }
 
 /// A command on one key.
@@ -293,6 +316,8 @@ pub struct Op {
     pub stage: Stage,
     /// What the client will be told, once decided.
     pub answer: Option<Answer>,
+    /// That is so whatever the leader answers.
+    pub decided: bool,
     /// What the leader counted, for incr and decr.
     pub number: u64,
     /// What the follower was sent.

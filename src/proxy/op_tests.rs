@@ -130,6 +130,7 @@ fn op(text: &str) -> Op {
         multi: false,
         stage: Stage::New,
         answer: None,
+        decided: false,
         number: 0,
         sent: Mirror::Set,
         parked_at_us: 0,

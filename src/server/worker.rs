@@ -550,8 +550,7 @@ impl Shell {
     }
 
     fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
-        let conn = self.core.conn(node, lane);
-        conn.dirty = false;
+        let conn = self.core.conn_to_write(node, lane);
         let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
         if conn.state == LinkState::Discarding {
             if !io.shut {

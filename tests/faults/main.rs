@@ -86,26 +86,6 @@ impl Truth {
         }
     }
 
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Every read is true or a miss: how many are misses of what is there.
-    pub fn count_misses(&self, client: &mut Client, when: &str) -> usize {
-        let mut misses = 0;
-        let keys: Vec<String> = self.0.keys().cloned().collect();
-        for chunk in keys.chunks(100) {
-            let items = client.get_many("get", chunk).unwrap_or_else(|e| panic!("{when}: get {}…: {e}", chunk[0]));
-            for (key, item) in chunk.iter().zip(items) {
-                match item {
-                    None => misses += usize::from(self.0[key].is_some()),
-                    Some(item) => self.judge(key, Some(&item.value), when),
-                }
-            }
-        }
-        misses
-    }
-
     pub fn check_ring(&self, ring: &RingMap, name: &str) {
         for key in self.0.keys() {
             self.judge(key, ring.get(key.as_bytes()).map(|i| i.value.as_slice()), name);

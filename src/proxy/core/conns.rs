@@ -24,11 +24,8 @@ impl Core {
 
     /// Nothing is sent on the connection until the marker shows whose memory it leads to.
     pub(super) fn check(&mut self, node: NodeId, lane: usize) {
-        let round = self.links[node.index()].round;
-        let conn = &mut self.links[node.index()].conns[lane];
-        conn.state = LinkState::Checking;
-        conn.out.put(crate::proxy::MARKER_READ);
-        self.sent(node, lane, Flight::Marker(round));
+        self.links[node.index()].conns[lane].state = LinkState::Checking;
+        self.put_marker(node, lane);
     }
 
     pub(super) fn ready(&mut self, node: NodeId, lane: usize) {
@@ -36,6 +33,8 @@ impl Core {
         let conn = &mut link.conns[lane];
         conn.life = link.life;
         conn.state = LinkState::Ready;
+        self.proved(node, lane);
+        let conn = &mut self.links[node.index()].conns[lane];
         for id in std::mem::take(&mut conn.waiting) {
             self.send_op(id, node);
         }
@@ -49,8 +48,12 @@ impl Core {
         reply: &Reply,
         unit: &Bytes,
     ) -> bool {
-        if round != self.links[node.index()].round {
-            // Asked before the control plane told of the present memory: the answer may show the one before.
+        let link = &mut self.links[node.index()];
+        let conn = &mut link.conns[lane];
+        conn.markers -= 1;
+        if round != link.round {
+            // Asked before the control plane told of the present memory: the answer may show the one before. Where markers are kept,
+            // another was asked for then.
             return matches!(reply.kind, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn);
         }
         let expected = self.links[node.index()].incarnation;
@@ -69,9 +72,16 @@ impl Core {
             None => {
                 if self.links[node.index()].conns[lane].state == LinkState::Checking {
                     self.ready(node, lane);
+                } else {
+                    self.proved(node, lane);
                 }
             }
-            Some(reason) => self.fault(node, reason, false),
+            Some(reason) => {
+                // Nothing more is sent, and nothing that was answered counts: either the memory is gone and the next route is under
+                // way, or the marker alone was evicted and is written again.
+                self.links[node.index()].conns[lane].state = LinkState::Checking;
+                self.fault(node, reason, false);
+            }
         }
         true
     }
@@ -93,20 +103,23 @@ impl Core {
         conn.voids = 0;
         conn.lateness = 0;
         let flights = std::mem::take(&mut conn.flights);
+        let unproven = conn.take_answers();
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Repair(..));
         let life = self.links[node.index()].life;
-        if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) {
+        if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) && unproven.is_empty() {
             // Dialled before the node came back: that it fails says nothing about the node now, and what waits for it goes on waiting.
             self.dial(node, lane);
             return self.tell_undrained(node);
         }
         let waiting = std::mem::take(&mut self.links[node.index()].conns[lane].waiting);
         // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
-        if was == LinkState::Dialing || was == LinkState::Checking || !waiting.is_empty() || flights.iter().any(asked) {
+        let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
+        if was == LinkState::Dialing || was == LinkState::Checking || awaited {
             self.fault(node, reason, false);
         } else {
             self.outbox.events.push(Event::Hint { node });
         }
+        self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
         self.tell_undrained(node);
     }
@@ -139,8 +152,10 @@ impl Core {
         conn.input.clear();
         let flights = std::mem::take(&mut conn.flights);
         let waiting = std::mem::take(&mut conn.waiting);
+        let unproven = conn.take_answers();
         conn.voids = 1;
         self.fault(node, Reason::Protocol, false);
+        self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other.
         let conn = &mut self.links[node.index()].conns[lane];
@@ -167,8 +182,11 @@ impl Core {
         for index in 0..self.links.len() {
             for lane in 0..self.settings.lanes {
                 let conn = &mut self.links[index].conns[lane];
-                let Some(oldest) = conn.flights.iter().find(|s| s.flight != Flight::Void) else { continue };
-                let age = self.now_us.saturating_sub(oldest.at_us);
+                let sent = conn.flights.iter().find(|s| s.flight != Flight::Void).map(|s| s.at_us);
+                // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
+                let held = conn.unproven.front().map(|u| u.at_us);
+                let Some(oldest) = held.into_iter().chain(sent).min() else { continue };
+                let age = self.now_us.saturating_sub(oldest);
                 let lateness =
                     u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
                 if lateness > conn.lateness {
@@ -194,8 +212,8 @@ impl Core {
             for lane in 0..self.settings.lanes {
                 let conn = &self.links[index].conns[lane];
                 if conn.state == LinkState::Checking
-                    && !conn.waiting.is_empty()
-                    && !conn.flights.iter().any(|s| matches!(s.flight, Flight::Marker(_)))
+                    && !(conn.waiting.is_empty() && conn.unproven.is_empty())
+                    && conn.markers == 0
                 {
                     self.check(NodeId(index as u16), lane);
                 }

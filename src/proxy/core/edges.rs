@@ -64,13 +64,7 @@ impl Core {
             voided.push(node);
         }
         // Counted before anything is voided: a voided operation leaves the count, and the last one to leave reports the gate closed.
-        let in_flight = self
-            .ops
-            .iter()
-            .filter(|(_, op)| {
-                op.pair == pair && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair)
-            })
-            .count();
+        let in_flight = self.ops.iter().filter(|(_, op)| op.pair == pair && op.stage.is_in_flight()).count();
         let in_flight = if holds(Rule::BarrierAtEdges) { in_flight } else { 0 };
         self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
         if let Some(node) = void {
@@ -92,6 +86,11 @@ impl Core {
 
     /// What is in flight on a deposed node for the pair counts for nothing any more.
     pub(super) fn void_flights(&mut self, pair: PairId, node: NodeId) {
+        for lane in 0..self.settings.lanes {
+            // They were answered before what is in flight: parked first, they keep their place.
+            let unproven = self.take_unproven(pair, node, lane);
+            self.void_answers(node, unproven);
+        }
         let mut stranded = Vec::new();
         for conn in &mut self.links[node.index()].conns {
             for sent in &mut conn.flights {
@@ -163,6 +162,11 @@ impl Core {
                 // The very node that may have executed it leads: running it again could apply it twice.
                 self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
             }
+            Stage::Executed(node, memory)
+                if leader == Some(node) && self.links[node.index()].incarnation == memory && writable =>
+            {
+                self.finish_with_answer(id)
+            }
             _ => {
                 op.stage = Stage::New;
                 self.begin(id);
@@ -171,7 +175,7 @@ impl Core {
     }
 
     pub(super) fn park(&mut self, id: u32, stage: Stage) {
-        if matches!(stage, Stage::Held(_) | Stage::Unknown(_)) {
+        if matches!(stage, Stage::Held(_) | Stage::Unknown(_) | Stage::Executed(..)) {
             self.miss(id);
         }
         let op = &mut self.ops[id as usize];

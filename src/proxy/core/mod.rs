@@ -28,6 +28,7 @@ mod edges;
 mod messages;
 mod ops;
 mod orders;
+mod proofs;
 mod repairs;
 mod replies;
 
@@ -35,13 +36,14 @@ pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
 use crate::proxy::client::{Client, MAX_READS, Rest};
-use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent};
+use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
 use orders::settlement;
+use proofs::has_ended;
 
-/// After misses a connection asks for the marker again, at most so often: a node whose memory was emptied under it misses.
-const MARKER_CHECK_US: u64 = 10_000;
+/// A repair that waits for a marker or a connection tries again so often.
+const REPAIR_RETRY_US: u64 = 10_000;
 
 /// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
 const REPAIR_TRIES: u32 = 3;

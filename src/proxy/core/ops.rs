@@ -56,11 +56,14 @@ impl Core {
         match self.links[node.index()].conns[lane].state {
             LinkState::Ready => {
                 let op = &self.ops[id as usize];
+                let marked = self.links[node.index()].incarnation.is_some();
                 let conn = &mut self.links[node.index()].conns[lane];
                 match op.stage {
                     Stage::Leader(_) => {
                         let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
                         op.encode_leader(&mut conn.out, term);
+                        // Its success says that the key was not there: the proof comes with the answer.
+                        conn.marker_due |= op.kind == Kind::Add && marked;
                     }
                     _ => op.encode_follower(&mut conn.out, op.sent),
                 }
@@ -164,7 +167,7 @@ impl Core {
 
     pub(super) fn finish(&mut self, id: u32, answer: Answer) {
         // While a gate closes, the counting in `leave_flight` is only for what was in flight.
-        if matches!(self.ops[id as usize].stage, Stage::Leader(_) | Stage::Follower(_) | Stage::Repair) {
+        if self.ops[id as usize].stage.is_in_flight() {
             self.leave_flight(id);
         }
         let op = self.ops.remove(id as usize);

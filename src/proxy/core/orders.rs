@@ -79,6 +79,7 @@ fn order(ticket: u64, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op 
         multi: false,
         stage: Stage::New,
         answer: None,
+        decided: false,
         number: 0,
         sent: Mirror::Set,
         parked_at_us: 0,

@@ -19,7 +19,7 @@ impl Core {
             return;
         }
         let begun = |op: &Op| {
-            op.kind.is_write() && matches!(op.stage, Stage::Leader(_) | Stage::Follower(_)) && op.key() == &key[..]
+            op.kind.is_write() && op.stage.is_in_flight() && op.stage != Stage::Repair && op.key() == &key[..]
         };
         let waiting_for = self.ops.iter().filter(|(_, op)| begun(op)).count() as u32;
         self.fences.insert(key.clone(), Fence { owner: id, waiting_for, ..Fence::default() });
@@ -105,7 +105,7 @@ impl Core {
 
     /// The repair begins again at a later tick, unless one of the nodes is deposed before.
     fn repair_later(&mut self, key: &Bytes) {
-        let at_us = self.now_us + MARKER_CHECK_US;
+        let at_us = self.now_us + REPAIR_RETRY_US;
         if let Some(fence) = self.fences.get_mut(key) {
             fence.retry_at_us = Some(at_us);
         }

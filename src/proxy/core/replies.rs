@@ -1,7 +1,6 @@
 //! What nodes answer.
 
 use super::*;
-use crate::rules::{Rule, holds};
 
 impl Core {
     /// A connection: the shell reads into its `input` and writes its `out`.
@@ -89,56 +88,63 @@ impl Core {
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
         let answer = client_answer(op, reply, unit, term);
         if kind.reads() {
-            let hit = matches!(reply.kind, ReplyKind::Value { .. });
-            self.stats.read(hit);
-            if hit
-                && effect == Effect::Nothing
-                && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[pair.index()].flow
-                && recopy.wants_reads()
-            {
-                // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
-                recopy.push_read(self.ops[id as usize].key());
-            }
+            self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }
-        if matches!(reply.kind, ReplyKind::End | ReplyKind::NotFound) && holds(Rule::MarkerCheckAfterMiss) {
-            self.ask_marker_after_miss(node, lane);
-        }
-        // An adoption that the leader refuses drops nothing on the follower: that may be the only copy.
-        let refused = effect == Effect::Unknown && matches!(self.ops[id as usize].origin, Origin::Control(_));
-        if effect == Effect::Nothing || refused {
+        let unproven = self.needs_proof(id, node, lane, op::shows_absence(kind, &reply.kind));
+        let op = &mut self.ops[id as usize];
+        if !unproven && has_ended(effect, op.origin) {
             self.finish(id, answer);
             return true;
         }
-        let op = &mut self.ops[id as usize];
-        if op.answer.is_none() {
+        // Begun anew under another leader it is that one's answer that counts.
+        if !op.decided {
             op.answer = Some(answer);
         }
         if let ReplyKind::Number(number) = reply.kind {
             op.number = number;
         }
+        if unproven {
+            self.hold(id, node, lane, effect);
+        } else {
+            self.leader_decided(id, node, effect);
+        }
+        true
+    }
+
+    fn read_answered(&mut self, id: u32, effect: Effect, hit: bool) {
+        let op = &self.ops[id as usize];
+        self.stats.read(hit);
+        if hit
+            && effect == Effect::Nothing
+            && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[op.pair.index()].flow
+            && recopy.wants_reads()
+        {
+            // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
+            recopy.push_read(op.key());
+        }
+    }
+
+    /// The leader's answer is in the operation, and counts: the follower is made equal.
+    pub(super) fn leader_decided(&mut self, id: u32, node: NodeId, effect: Effect) {
+        let op = &self.ops[id as usize];
+        let (kind, pair) = (op.kind, op.pair);
         let follower = self.pairs[pair.index()].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
         let Some(target) = follower.node() else {
-            self.finish_with_answer(id);
-            return true;
+            return self.finish_with_answer(id);
         };
         if self.is_void(pair, target) {
             self.leave_flight(id);
-            self.park(id, Stage::Held(node));
-            return true;
+            return self.park(id, Stage::Held(node));
         }
         let op = &mut self.ops[id as usize];
         op.sent = match (&follower, effect) {
-            (Follower::InSync(_), Effect::Unknown) => {
-                self.repair(id);
-                return true;
-            }
+            (Follower::InSync(_), Effect::Unknown) => return self.repair(id),
             (Follower::Filling(..), Effect::Unknown) => Mirror::Drop,
             (Follower::Filling(..), _) => op::mirror_filling(kind),
             _ => op::mirror(kind),
         };
         op.stage = Stage::Follower(target);
         self.send_op(id, target);
-        true
     }
 
     pub(super) fn follower_answered(&mut self, id: u32, reply: &Reply) -> bool {
@@ -173,21 +179,6 @@ impl Core {
             self.repair(id);
         }
         true
-    }
-
-    pub(super) fn ask_marker_after_miss(&mut self, node: NodeId, lane: usize) {
-        let link = &mut self.links[node.index()];
-        let conn = &mut link.conns[lane];
-        if link.incarnation.is_none()
-            || self.now_us < conn.marker_asked_us + MARKER_CHECK_US
-            || conn.state != LinkState::Ready
-        {
-            return;
-        }
-        conn.marker_asked_us = self.now_us;
-        let round = link.round;
-        conn.out.put(crate::proxy::MARKER_READ);
-        self.sent(node, lane, Flight::Marker(round));
     }
 }
 

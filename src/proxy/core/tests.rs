@@ -16,6 +16,9 @@
 //! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
 //! | a connection leads to the memory that the route was made for | `conn_up`: `check` |
 //! | what failed before a node came back deposes it no more | `conn_down`: `conn.life`; `Cluster::worker_saw` |
+//! | "not there" counts only with the marker read behind it | `needs_proof`: `absent`; `send_op`: `marker_due` |
+//! | what is answered behind such an answer waits with it | `needs_proof`: `unproven_writes` |
+//! | an answer without its proof is void, or right if the same memory leads | `void_answers`; `unpark`: `Executed`; `op.decided` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
 mod control;
@@ -26,5 +29,7 @@ mod node;
 mod orders;
 mod races;
 mod repair;
+mod shell;
 mod stories;
+mod strangers;
 mod world;

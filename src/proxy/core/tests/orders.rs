@@ -277,7 +277,7 @@ fn an_adoption_that_the_leader_refuses_drops_nothing() {
         let choice = world.choices().into_iter().find(|c| matches!(c, Choice::Command(_))).unwrap();
         world.step(&choice);
     }
-    world.wires[0][0].to.clear();
+    world.wires[0][0].to.pop_front();
     world.wires[0][0].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
     world.run();
     assert_eq!(world.settled, [Settlement::Failed]);

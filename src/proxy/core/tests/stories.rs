@@ -5,7 +5,8 @@ use crate::pair::{Gate, State};
 use crate::ring::Distribution;
 
 use super::super::*;
-use super::world::{Choice, KEY, PAIR, World, take};
+use super::shell::take;
+use super::world::{Choice, KEY, PAIR, World};
 use crate::resync::{Missed, MissedBudget};
 
 struct Story {
@@ -195,19 +196,6 @@ fn a_connection_that_finds_no_marker_asks_again() {
     story.after(10_000);
     assert_eq!(story.hear(), "6\r\n");
     assert_eq!(story.world.pair.state(), State::Mirrored);
-}
-
-/// A write that finds nothing asks for the marker like a read does: the memory may have gone under the connection.
-#[test]
-fn a_miss_of_a_write_asks_for_the_marker() {
-    let mut story = Story::new(State::Mirrored);
-    story.after(20_000);
-    story.world.nodes[0].items.clear();
-    story.say("incr k 1\r\n");
-    story.hear();
-    assert_eq!(story.world.pair.state(), State::Degraded { leader: Place::Backup });
-    story.say("incr k 1\r\n");
-    assert_eq!(story.hear(), "6\r\n");
 }
 
 /// On a filling node an incr is dropped and pushed for another copy before the client is answered.

@@ -14,7 +14,7 @@ use crate::ring::Distribution;
 use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
-use super::node::{Node, command_len};
+use super::node::Node;
 use crate::resync::{Missed, MissedBudget};
 
 pub(super) const KEY: &str = "k";
@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Hang(usize),
     /// The marker is evicted, the memory stays.
     Evict(usize),
+    /// A stranger says `flush_all`: the memory is gone, connections and the count of cas ids stay.
+    Flush(usize),
     /// The target's resync is cancelled, then it hangs.
     CancelThenHang(usize),
 }
@@ -85,10 +87,10 @@ pub(super) enum Choice {
 
 #[derive(Default, Debug)]
 pub(super) struct Wire {
-    up: bool,
+    pub(super) up: bool,
     /// The other end is gone; not noticed yet.
-    broken: bool,
-    raw: Vec<u8>,
+    pub(super) broken: bool,
+    pub(super) raw: Vec<u8>,
     pub(super) to: VecDeque<Vec<u8>>,
     pub(super) back: VecDeque<Vec<u8>>,
 }
@@ -464,6 +466,7 @@ impl World {
             Fault::Evict(node) => {
                 self.nodes[node].items.remove(INCARNATION_KEY.as_bytes());
             }
+            Fault::Flush(node) => self.nodes[node].items.clear(),
             Fault::CancelThenHang(node) => {
                 self.copier = None;
                 self.apply(pair::Event::ResyncEnded(Reason::Cancelled));
@@ -476,62 +479,6 @@ impl World {
         for wires in &mut self.wires {
             wires[node].broken |= wires[node].up;
             self.late[node].extend(wires[node].to.drain(..));
-        }
-    }
-
-    // ---- the shell, as src/server/worker.rs does it ----------------------------------------------------------------------------------
-
-    pub(super) fn settle(&mut self, worker: usize) {
-        loop {
-            let out = std::mem::take(&mut self.cores[worker].outbox);
-            let idle = out.dials.is_empty() && out.dirty_conns.is_empty() && out.dirty_clients.is_empty();
-            if idle && out.resumable.is_empty() && out.events.is_empty() && out.peers.is_empty() {
-                return;
-            }
-            self.events[worker].extend(out.events);
-            for (to, message) in out.peers {
-                self.peers[worker][to as usize].push_back(message);
-            }
-            let core = &mut self.cores[worker];
-            for (node, lane, _) in out.dials {
-                if self.process[node.index()] == Process::Dead {
-                    core.conn_down(node, lane, Reason::Refused);
-                } else {
-                    self.wires[worker][node.index()] = Wire { up: true, ..Wire::default() };
-                    core.conn_up(node, lane);
-                }
-            }
-            for (node, lane) in out.dirty_conns {
-                let conn = core.conn(node, lane);
-                conn.dirty = false;
-                let wire = &mut self.wires[worker][node.index()];
-                if conn.state == LinkState::Discarding {
-                    // Our half is closed; the node closes the other one when it has seen everything.
-                    wire.broken = true;
-                    continue;
-                }
-                let bytes = take(&mut conn.out);
-                if !wire.up || wire.broken {
-                    continue;
-                }
-                wire.raw.extend_from_slice(&bytes);
-                while let Some(len) = command_len(&wire.raw) {
-                    wire.to.push_back(wire.raw.drain(..len).collect());
-                }
-            }
-            for index in out.dirty_clients {
-                let Some(client) = core.client(index) else { continue };
-                client.dirty = false;
-                let bytes = take(&mut client.out);
-                *self.told.entry((worker, index)).or_default() += &String::from_utf8_lossy(&bytes);
-                self.history.answered(worker, index, &bytes);
-                if client.closing && client.is_idle() {
-                    core.client_gone(index);
-                }
-            }
-            for index in out.resumable {
-                core.client_resume(index);
-            }
         }
     }
 
@@ -580,17 +527,4 @@ impl World {
         );
         sink.0.finish()
     }
-}
-
-/// What a socket would take.
-pub(super) fn take(out: &mut crate::proxy::out::OutQueue) -> Vec<u8> {
-    let mut all = Vec::new();
-    while !out.is_empty() {
-        let mut slices = [std::io::IoSlice::new(&[]); crate::proxy::out::MAX_SLICES];
-        let count = out.slices(&mut slices);
-        let flat: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
-        out.advance(flat.len());
-        all.extend_from_slice(&flat);
-    }
-    all
 }

@@ -1,0 +1,109 @@
+//! Answers of a leader that say "the key was not there". A node whose memory was emptied under its connections (a stranger's `flush_all`)
+//! says so of every key, and the other copy is the good one then. So such an answer counts only when the leader's marker, read behind it
+//! on the same connection, is still the one of the route.
+//!
+//! A connection answers in order: a marker that is fine proves every answer that came before it, so many share one read. What is
+//! answered behind a write that waits, waits with it: the follower sees writes in the leader's order, and nobody is told of what an
+//! `add` stored that may count for nothing.
+
+use super::*;
+use crate::rules::{Rule, holds};
+
+/// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and the marker is read all the same.
+const PROVE_MISSES: bool = true;
+
+impl Core {
+    /// Whether this answer has to wait. `absent`: it says that the key was not there.
+    pub(super) fn needs_proof(&mut self, id: u32, node: NodeId, lane: usize, absent: bool) -> bool {
+        let link = &self.links[node.index()];
+        let conn = &link.conns[lane];
+        if link.incarnation.is_none() || !holds(Rule::MarkerCheckAfterMiss) {
+            return false;
+        }
+        if absent && conn.markers == 0 {
+            self.want_marker(node, lane);
+        }
+        let conn = &self.links[node.index()].conns[lane];
+        conn.unproven_writes > 0 || (absent && (PROVE_MISSES || self.ops[id as usize].kind.is_write()))
+    }
+
+    /// The operation waits for the marker with the leader's answer; it stays in flight.
+    pub(super) fn hold(&mut self, id: u32, node: NodeId, lane: usize, effect: Effect) {
+        let op = &mut self.ops[id as usize];
+        op.stage = Stage::Proof(node);
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.unproven_writes += u32::from(op.kind.is_write());
+        conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now_us });
+    }
+
+    /// The marker is to be read behind everything that this turn sends.
+    pub(super) fn want_marker(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.marker_due = true;
+        if !conn.dirty {
+            conn.dirty = true;
+            self.outbox.dirty_conns.push((node, lane));
+        }
+    }
+
+    /// A connection whose `out` is about to be written.
+    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> &mut crate::proxy::link::Conn {
+        let conn = &mut self.links[node.index()].conns[lane];
+        // One that is being checked has a marker under way, or asks for one at the next tick.
+        if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
+            self.put_marker(node, lane);
+        }
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.dirty = false;
+        conn
+    }
+
+    pub(super) fn put_marker(&mut self, node: NodeId, lane: usize) {
+        let round = self.links[node.index()].round;
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.out.put(crate::proxy::MARKER_READ);
+        conn.markers += 1;
+        self.sent(node, lane, Flight::Marker(round));
+    }
+
+    /// The marker is fine: what the connection answered before it is true.
+    pub(super) fn proved(&mut self, node: NodeId, lane: usize) {
+        while let Some(held) = self.links[node.index()].conns[lane].unproven.pop_front() {
+            let op = &self.ops[held.op as usize];
+            let (kind, origin) = (op.kind, op.origin);
+            self.links[node.index()].conns[lane].unproven_writes -= u32::from(kind.is_write());
+            if has_ended(held.effect, origin) {
+                self.finish_with_answer(held.op);
+            } else {
+                self.leader_decided(held.op, node, held.effect);
+            }
+        }
+    }
+
+    /// The marker will not be read behind these answers any more: what they say counts for nothing, unless the same memory leads again.
+    pub(super) fn void_answers(&mut self, node: NodeId, unproven: VecDeque<Unproven>) {
+        let memory = self.links[node.index()].incarnation;
+        for held in unproven {
+            self.leave_flight(held.op);
+            // What changed nothing can be asked again anywhere.
+            let changed = held.effect != Effect::Nothing;
+            self.park(held.op, if changed { Stage::Executed(node, memory) } else { Stage::Parked });
+        }
+    }
+
+    /// Takes a pair's answers away from a connection to its deposed leader.
+    pub(super) fn take_unproven(&mut self, pair: PairId, node: NodeId, lane: usize) -> VecDeque<Unproven> {
+        let ops = &self.ops;
+        let conn = &mut self.links[node.index()].conns[lane];
+        let (ours, others): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut conn.unproven).into_iter().partition(|held| ops[held.op as usize].pair == pair);
+        conn.unproven_writes = others.iter().filter(|held| ops[held.op as usize].kind.is_write()).count() as u32;
+        conn.unproven = others;
+        ours
+    }
+}
+
+/// Whether nothing is left to do for the follower. An adoption that the leader refuses drops nothing there: that may be the only copy.
+pub(super) fn has_ended(effect: Effect, origin: Origin) -> bool {
+    effect == Effect::Nothing || (effect == Effect::Unknown && matches!(origin, Origin::Control(_)))
+}

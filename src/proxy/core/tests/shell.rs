@@ -1,0 +1,73 @@
+//! The shell around each worker, as `src/server/worker.rs` does it: what a turn left in the outbox is carried out.
+
+use super::super::*;
+use super::node::command_len;
+use super::world::{Process, Wire, World};
+
+impl World {
+    pub(super) fn settle(&mut self, worker: usize) {
+        loop {
+            let out = std::mem::take(&mut self.cores[worker].outbox);
+            let idle = out.dials.is_empty() && out.dirty_conns.is_empty() && out.dirty_clients.is_empty();
+            if idle && out.resumable.is_empty() && out.events.is_empty() && out.peers.is_empty() {
+                return;
+            }
+            self.events[worker].extend(out.events);
+            for (to, message) in out.peers {
+                self.peers[worker][to as usize].push_back(message);
+            }
+            let core = &mut self.cores[worker];
+            for (node, lane, _) in out.dials {
+                if self.process[node.index()] == Process::Dead {
+                    core.conn_down(node, lane, Reason::Refused);
+                } else {
+                    self.wires[worker][node.index()] = Wire { up: true, ..Wire::default() };
+                    core.conn_up(node, lane);
+                }
+            }
+            for (node, lane) in out.dirty_conns {
+                let conn = core.conn_to_write(node, lane);
+                let wire = &mut self.wires[worker][node.index()];
+                if conn.state == LinkState::Discarding {
+                    // Our half is closed; the node closes the other one when it has seen everything.
+                    wire.broken = true;
+                    continue;
+                }
+                let bytes = take(&mut conn.out);
+                if !wire.up || wire.broken {
+                    continue;
+                }
+                wire.raw.extend_from_slice(&bytes);
+                while let Some(len) = command_len(&wire.raw) {
+                    wire.to.push_back(wire.raw.drain(..len).collect());
+                }
+            }
+            for index in out.dirty_clients {
+                let Some(client) = core.client(index) else { continue };
+                client.dirty = false;
+                let bytes = take(&mut client.out);
+                *self.told.entry((worker, index)).or_default() += &String::from_utf8_lossy(&bytes);
+                self.history.answered(worker, index, &bytes);
+                if client.closing && client.is_idle() {
+                    core.client_gone(index);
+                }
+            }
+            for index in out.resumable {
+                core.client_resume(index);
+            }
+        }
+    }
+}
+
+/// What a socket would take.
+pub(super) fn take(out: &mut crate::proxy::out::OutQueue) -> Vec<u8> {
+    let mut all = Vec::new();
+    while !out.is_empty() {
+        let mut slices = [std::io::IoSlice::new(&[]); crate::proxy::out::MAX_SLICES];
+        let count = out.slices(&mut slices);
+        let flat: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
+        out.advance(flat.len());
+        all.extend_from_slice(&flat);
+    }
+    all
+}
