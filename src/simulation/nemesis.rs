@@ -190,7 +190,8 @@ async fn half_filled(world: &mut World, stop: &Cell<bool>) {
         }
         sleep(Duration::from_millis(2)).await;
     }
-    pause(world, 0..40).await;
+    // Its gate opens, keys are listed and copied: some moment of that.
+    pause(world, 30..130).await;
     lost(world);
     world.net.kill(0);
     world.net.start(0);

@@ -21,6 +21,9 @@ pub(super) struct Item {
     cas: u64,
 }
 
+/// An item as it is compared: value, client flags, seconds that are left to it.
+pub(super) type Shown = (Vec<u8>, u32, Option<i64>);
+
 /// One life of a node's memory.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -58,7 +61,7 @@ impl Node {
     }
 
     /// What it holds, its clock's "now" taken off the expiry.
-    pub(super) fn contents(&self) -> BTreeMap<Vec<u8>, (Vec<u8>, u32, Option<i64>)> {
+    pub(super) fn contents(&self) -> BTreeMap<Vec<u8>, Shown> {
         let now = self.now();
         let alive = self.items.iter().filter(|(_, item)| item.expires.is_none_or(|at| at > now));
         alive.map(|(k, i)| (k.clone(), (i.value.clone(), i.flags, i.expires.map(|at| at - now)))).collect()

@@ -164,7 +164,7 @@ missed! {
     without_witness: WitnessRecords, Witness, 100;
     without_unique_epochs: UniqueEpochs, TwoLeaders, 100;
     with_suspicion: DarkRemembersInSync, Restarts, 300;
-    without_undo: UndoneBeforeFallback, HalfFilled, 2_000;
+    without_undo: UndoneBeforeFallback, HalfFilled, 4_000;
     without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 2_000;
     without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100;
     without_markers_in_the_flush: FlushWithMarkers, Single, 500;

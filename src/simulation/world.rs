@@ -22,6 +22,7 @@ use super::clients::{Client, Door, Habits};
 use super::history::History;
 use super::nemesis;
 use super::net::{Lag, Net, SimDialer};
+use super::node::Shown;
 use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
@@ -251,7 +252,7 @@ impl World {
                             && x.2.is_some() == y.2.is_some()
                             && x.2.unwrap_or(0).abs_diff(y.2.unwrap_or(0)) <= 2 => {}
                     (a, b) => {
-                        let show = |item: Option<(&Vec<u8>, &(Vec<u8>, u32, Option<i64>))>| {
+                        let show = |item: Option<(&Vec<u8>, &Shown)>| {
                             item.map(|(k, v)| {
                                 format!("{} = {} flags {} ttl {:?}", trace::show(k), trace::show(&v.0), v.1, v.2)
                             })
