@@ -381,6 +381,17 @@ fn delayed_flushes_outlive_crashes_and_immediate_ones() {
     cluster.assert_rings_equal();
 }
 
+/// Not by a later probe: the proxy may die right after its answer.
+#[test]
+fn a_delayed_flush_is_on_every_node_before_it_is_acknowledged() {
+    let cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--probe-interval", "60s"]));
+    flush_all(&mut cluster.client(), "1000");
+    for node in cluster.primaries.iter().chain(&cluster.backups) {
+        let told = value(&mut node.client(), "__resilver__:flush").unwrap_or_default();
+        assert_eq!(told.split(' ').count(), 2, "{told:?}");
+    }
+}
+
 /// A node that was away still has a delayed flush on its list, which was run without it.
 #[test]
 fn a_node_that_was_away_does_not_bring_a_delayed_flush_back() {

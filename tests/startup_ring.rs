@@ -3,7 +3,7 @@
 mod support;
 
 use support::client::storage;
-use support::start::{over, set, value};
+use support::start::{over, set, start, value};
 use support::{Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
 
 // ---- changes of the ring --------------------------------------------------------------------------------------------------------
@@ -137,6 +137,29 @@ fn an_order_changed_and_changed_back_leaves_no_old_values() {
     }
     let proxy = over(&[&a, &b], &[&m], &[]);
     only(&proxy, "four");
+}
+
+/// A proxy marks a node that is out of date, and dies before it has recorded anything: the marker must still say what the node is.
+#[test]
+fn a_node_marked_as_stale_is_purged_though_no_record_says_so() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    set(&mut cluster.client(), "k", "new");
+    assert!(cluster.proxy.stop().success());
+    let mut primary = cluster.primaries[0].client();
+    let mark = value(&mut primary, "__resilver__:ring").expect("a ring marker");
+    set(&mut primary, "__resilver__:ring", &mark.replace(" clean", " stale"));
+    set(&mut primary, "k", "old");
+    for node in [&cluster.primaries[0], &cluster.backups[0]] {
+        assert_eq!(node.client().delete("__resilver__:pair:0"), Ok(true));
+    }
+    start(&mut cluster);
+    let mut client = cluster.client();
+    wait_until("mirrored", support::DEADLINE, || {
+        assert_eq!(value(&mut client, "k").as_deref(), Some("new"));
+        cluster.proxy.status().mirrored()
+    });
+    cluster.assert_rings_equal();
+    wait_clean(&[&cluster.primaries[0], &cluster.backups[0]]);
 }
 
 // ---- two proxies ----------------------------------------------------------------------------------------------------------------
