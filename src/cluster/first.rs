@@ -79,9 +79,10 @@ impl Cluster {
         }
         if !sessions.iter().all(|&session| settled(session)) {
             tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
-            if holds(Rule::QuietPeriodAfterCrash) {
-                tokio::time::sleep(QUIET_PERIOD).await;
-            }
+        }
+        // Also after a clean stop without a node: what the last proxy had sent it before it hung is still in its sockets.
+        if sessions.iter().any(|session| session.open) && holds(Rule::QuietPeriodAfterCrash) {
+            tokio::time::sleep(QUIET_PERIOD).await;
         }
     }
 

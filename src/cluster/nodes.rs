@@ -20,7 +20,7 @@ use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
 use super::jobs::JobRun;
-use super::{Cluster, Internal};
+use super::{Cluster, Internal, QUIET_PERIOD};
 
 /// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
@@ -422,7 +422,12 @@ impl Cluster {
         let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
         let session = taken.unwrap_or(self.session);
         let (ring, internal) = (self.ring_of(node), self.internal.clone());
+        // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
+        let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id);
         tokio::spawn(async move {
+            if unquiet && holds(Rule::QuietPeriodAfterCrash) {
+                tokio::time::sleep(QUIET_PERIOD).await;
+            }
             let result = control.mark(view.incarnation, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
         });
