@@ -153,7 +153,9 @@ impl Cluster {
         let interval = self.settings.probe_interval;
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
-        if self.marked() {
+        if !self.marked() {
+            others.push(marker::RING_KEY.to_owned());
+        } else {
             others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
@@ -193,6 +195,9 @@ impl Cluster {
                 run.refused_since = None;
                 if run.health.is_up() {
                     if !marked {
+                        if found.missing {
+                            self.stamp(node);
+                        }
                         return;
                     }
                     match found.incarnation {
@@ -312,6 +317,8 @@ impl Cluster {
                         && now.cmd_flush == then.cmd_flush
                         && now.time >= then.time
                         && now.curr_items > 0
+                        // Somebody wrote there past the proxy: it is not put back over that.
+                        && !now.incarnation_unread
                 });
                 match (now.incarnation, evicted, run.incarnation) {
                     // There after all. Connections that were told otherwise wait for a word.
@@ -396,8 +403,10 @@ impl Cluster {
         };
         if !self.marked() {
             self.nodes[node.index()].looking = false;
+            self.stamp(node);
             return self.take_back(node, view, None);
         }
+        self.learn_period(&view);
         let ours = self.is_ours(node, &view);
         // A memory that this proxy has marked itself needs no other witness: the ring marker may have been evicted.
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
@@ -418,7 +427,12 @@ impl Cluster {
         let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
         let session = taken.unwrap_or(self.session);
         let (ring, internal) = (self.ring_of(node), self.internal.clone());
+        // It was away at the start, and another proxy's session is open on it: what that one's sockets still hold lands first.
+        let quiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != self.session.id);
         tokio::spawn(async move {
+            if quiet {
+                tokio::time::sleep(super::QUIET_PERIOD).await;
+            }
             let result = control.mark(view.incarnation, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
         });
