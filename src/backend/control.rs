@@ -10,17 +10,22 @@ use tokio::time::Instant;
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::rules::{Rule, holds};
 
-use super::marker::{self, Pending, Record, RingMark, Session};
+use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 
 /// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
 const MAX_PAIRS: usize = 128 * 128;
+
+/// A node that refuses to store a marker is asked so often.
+const MARK_TRIES: usize = 3;
 
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
     /// The incarnation marker.
     pub incarnation: Option<Incarnation>,
+    /// Something stands in the incarnation marker's place that is none.
+    pub incarnation_unread: bool,
     /// The ring marker.
     pub ring: Option<RingMark>,
     /// Something stands in the ring marker's place that this release cannot read.
@@ -146,7 +151,9 @@ impl NodeControl {
             keys.extend(pair_keys.iter().map(String::as_str));
             let mut found = read(pipe, deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
-            view.incarnation = next().and_then(|v| marker::parse_incarnation(&v));
+            let incarnation = next();
+            view.incarnation = incarnation.as_ref().and_then(|v| marker::parse_incarnation(v));
+            view.incarnation_unread = incarnation.is_some() && view.incarnation.is_none();
             let ring = next();
             view.ring = ring.as_ref().and_then(|v| RingMark::parse(v));
             view.ring_unread = ring.is_some() && view.ring.is_none();
@@ -185,9 +192,48 @@ impl NodeControl {
             }
             let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
-            let writes =
-                keys.iter().zip(&values).zip(&found).map(|((k, v), f)| (*k, v.as_str(), f.as_ref().map(|(_, c)| *c)));
-            write(pipe, deadline, writes).await
+            // What is right already stays untouched: a node that is full (`-M`) refuses the write and deletes the marker.
+            let mut missing: Vec<usize> =
+                (0..keys.len()).filter(|&i| found[i].as_ref().is_none_or(|(v, _)| *v != values[i])).collect();
+            let certified = !missing.contains(&0);
+            let mut cas: Vec<Option<u64>> = found.iter().map(|f| f.as_ref().map(|(_, cas)| *cas)).collect();
+            let mut result = Ok(());
+            // Its place is free then: the next try often succeeds.
+            for _ in 0..MARK_TRIES {
+                let writes = missing.iter().map(|&i| (keys[i], values[i].as_str(), cas[i]));
+                result = write(pipe, deadline, writes).await?;
+                if result.is_ok() {
+                    break;
+                }
+                let found = read(pipe, deadline, &keys).await?;
+                // Nobody else may have written meanwhile, and a memory that was the expected one must still be.
+                let ours = |i: usize| found[i].as_ref().is_none_or(|(v, c)| *v == values[i] || Some(*c) == cas[i]);
+                if !(0..keys.len()).all(ours) || certified && found[0].is_none() {
+                    break;
+                }
+                missing.retain(|&i| found[i].as_ref().is_none_or(|(v, _)| *v != values[i]));
+                if missing.is_empty() {
+                    return Ok(Ok(()));
+                }
+                cas = found.iter().map(|f| f.as_ref().map(|(_, cas)| *cas)).collect();
+            }
+            Ok(result)
+        })
+        .await?
+    }
+
+    /// Writes a ring marker and nothing else, whatever memory this is. Keys that are not the node's stay so.
+    pub async fn stamp(&self, mark: RingMark) -> Result<(), MarkError> {
+        self.with_pipe(async |pipe, deadline| {
+            let found = read(pipe, deadline, &[marker::RING_KEY]).await?;
+            let old = found[0].as_ref().and_then(|(v, _)| RingMark::parse(v));
+            let dirty = old.is_some_and(|old| old.leftovers == Leftovers::Dirty);
+            let mark = if dirty { RingMark { leftovers: Leftovers::Dirty, ..mark } } else { mark };
+            if old == Some(mark) {
+                return Ok(Ok(()));
+            }
+            let cas = found[0].as_ref().map(|(_, cas)| *cas);
+            write(pipe, deadline, std::iter::once((marker::RING_KEY, mark.to_string().as_str(), cas))).await
         })
         .await?
     }
@@ -209,7 +255,13 @@ impl NodeControl {
 
     /// Writes the session marker on the memory that is `incarnation`, and on no other.
     pub async fn session(&self, incarnation: Incarnation, session: Session) -> Result<(), MarkError> {
-        self.write_marked(incarnation, marker::SESSION_KEY, &session.to_string()).await
+        let value = session.to_string();
+        let write = || self.write_marked(incarnation, marker::SESSION_KEY, &value);
+        match write().await {
+            // A full node (`-M`) has deleted the old one: its place is free now.
+            Err(MarkError::Refused(_)) => write().await,
+            result => result,
+        }
     }
 
     async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {

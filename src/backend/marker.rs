@@ -83,7 +83,8 @@ impl Record {
     pub fn parse(bytes: &[u8]) -> Option<Record> {
         let text = std::str::from_utf8(bytes).ok()?;
         let mut words = text.split(' ');
-        let epoch = Epoch(words.next()?.parse().ok()?);
+        // A later one must be possible: anything near the end of the range was written by somebody else.
+        let epoch = Epoch(words.next()?.parse().ok().filter(|&epoch: &u64| epoch < u64::MAX / 2)?);
         let word = words.next()?;
         let place = match words.next()? {
             "primary" => Place::Primary,
@@ -175,7 +176,7 @@ impl RingMark {
             node: NodeId(node.parse().ok()?),
             primaries: primaries.parse().ok()?,
             backups: backups.parse().ok()?,
-            period: Period(period.parse().ok()?),
+            period: Period(period.parse().ok().filter(|&period: &u64| period < u64::MAX / 2)?),
             leftovers,
         })
     }
@@ -262,7 +263,7 @@ impl Pending {
 
     /// Adds one, at a second that was not run yet; returns which.
     pub fn add(&mut self, due: u64) -> u64 {
-        let due = due.max(self.done + 1);
+        let due = due.max(self.done.saturating_add(1));
         self.due.insert(due);
         due
     }
@@ -278,7 +279,8 @@ impl Pending {
     /// All flushes that were due up to `second` have been run.
     pub fn run_up_to(&mut self, second: u64) {
         self.done = self.done.max(second);
-        self.due = self.due.split_off(&(self.done + 1));
+        let done = self.done;
+        self.due.retain(|&due| due > done);
     }
 
     /// The last that is due by `second`.

@@ -1,10 +1,12 @@
 //! The first look: what every node holds when the proxy starts, and the first state of every pair.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
-use crate::backend::{NodeError, NodeView};
+use crate::backend::{NodeControl, NodeError, NodeView};
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Gate, Reason, State};
 use crate::resync::Fill;
@@ -14,11 +16,33 @@ use super::nodes::reason_of;
 use super::start::{self, Decision, Knowledge, Seen};
 use super::{Cluster, QUIET_PERIOD};
 
+/// Looks at a node that refuses or breaks connections before it counts as away, and the pause between them.
+const FIRST_LOOKS: usize = 3;
+const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// The record of the pair of that number on a node, if it is one of that period.
+fn record_of(view: &NodeView, pair: PairId, period: Period) -> Option<Record> {
+    view.records.iter().find(|(p, r)| *p == pair && r.period == period).map(|(_, r)| *r)
+}
+
+/// One connection that breaks is no reason to let the other node lead with what it has.
+async fn first_look(control: &NodeControl, pairs: usize) -> Result<NodeView, NodeError> {
+    let mut looked = control.view(pairs).await;
+    for _ in 1..FIRST_LOOKS {
+        if !matches!(looked, Err(NodeError::Reset | NodeError::Refused)) {
+            break;
+        }
+        tokio::time::sleep(FIRST_LOOK_PAUSE).await;
+        looked = control.view(pairs).await;
+    }
+    looked
+}
+
 impl Cluster {
     /// Looks at every node and gives every pair its first state.
     pub(super) async fn start(&mut self) {
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
-        let looks = self.controls.iter().map(|control| control.view(pairs));
+        let looks = self.controls.iter().map(|control| first_look(control, pairs));
         let views = futures::future::join_all(looks).await;
         for (node, view) in self.topology.nodes().zip(views) {
             match view {
@@ -40,6 +64,13 @@ impl Cluster {
             self.begin_period();
             self.seed_epochs();
             self.mark_all().await;
+        } else {
+            self.begin_period();
+            for node in self.topology.nodes() {
+                if self.nodes[node.index()].view.is_some() {
+                    self.stamp(node);
+                }
+            }
         }
         for node in self.topology.nodes() {
             if self.nodes[node.index()].view.is_some() {
@@ -89,13 +120,30 @@ impl Cluster {
     /// If the nodes were last used under this ring, its period goes on. Otherwise a new one begins.
     fn begin_period(&mut self) {
         let marks: Vec<RingMark> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.ring).collect();
-        let Some(latest) = marks.iter().max_by_key(|mark| mark.period) else { return };
+        if let Some(&latest) = marks.iter().max_by_key(|mark| mark.period) {
+            self.begin_period_after(latest);
+        }
+    }
+
+    /// No node that carries a ring marker answered at the start, and this one comes later: what it says of the period counts, as it would
+    /// have at the start. Else every node would seem to have missed one, and nothing that any of them holds would be believed.
+    pub(super) fn learn_period(&mut self, view: &NodeView) {
+        let Some(mark) = view.ring.filter(|_| self.period_found == Period::default()) else { return };
+        if self.nodes.iter().all(|run| run.incarnation.is_none()) {
+            self.begin_period_after(mark);
+        } else {
+            // Nodes without markers carry the new period already: the others are as if the ring had changed.
+            self.period_found = mark.period;
+        }
+    }
+
+    fn begin_period_after(&mut self, latest: RingMark) {
         self.period_found = latest.period;
-        if latest.fingerprint == self.topology.fingerprint() {
+        if latest.fingerprint == self.fingerprint() {
             self.period = latest.period;
         } else {
             // Whatever the clock says, later than any other.
-            self.period = self.period.max(Period(latest.period.0 + 1));
+            self.period = self.period.max(Period(latest.period.0.saturating_add(1)));
             tracing::warn!("the list of servers has changed since they were last used: keys that moved are misses");
         }
     }
@@ -105,13 +153,32 @@ impl Cluster {
         view.incarnation.is_some() && view.ring.is_some_and(|mark| mark.is_same_place(&self.ring_of(node)))
     }
 
+    /// The ring's, as the nodes' markers name it. A time without records (no backups, or `--resync=off`) is a ring of its own: whatever the
+    /// nodes' records say is void after it.
+    fn fingerprint(&self) -> u64 {
+        self.topology.fingerprint() ^ if self.marked() { 0 } else { u64::MAX }
+    }
+
+    /// Tells a node that it is used without records: no more than its ring marker, which ends the period before. Else a proxy that keeps
+    /// records would believe the old ones when it comes back, and let a backup lead that has missed everything since.
+    pub(super) fn stamp(&self, node: NodeId) {
+        let (control, mark) = (self.controls[node.index()].clone(), self.ring_of(node));
+        tokio::spawn(async move {
+            // If this fails, the next probe finds it missing, or the node's next return repeats it.
+            if let Err(error) = control.stamp(mark).await {
+                tracing::debug!(%error, "cannot write a ring marker");
+            }
+        });
+    }
+
     pub(super) fn ring_of(&self, node: NodeId) -> RingMark {
         let primaries = self.topology.nodes().filter(|&n| self.topology.place(n) == Place::Primary).count();
         RingMark {
-            fingerprint: self.topology.fingerprint(),
+            fingerprint: self.fingerprint(),
             node,
             primaries: primaries as u16,
-            backups: (self.topology.node_count() - primaries) as u16,
+            // Without records there are no pairs: primaries count, and backups (only with `--resync=off`) are refilled from them later.
+            backups: if self.marked() { (self.topology.node_count() - primaries) as u16 } else { 0 },
             period: self.period,
             leftovers: self.nodes[node.index()].leftovers,
         }
@@ -125,8 +192,16 @@ impl Cluster {
             return mark.leftovers == Leftovers::Stale;
         }
         let (place, pairs) = mark.pairs();
-        let full =
-            |pair: &PairId| view.records.iter().any(|(p, r)| p == pair && r.period == mark.period && r.full_at(place));
+        // The node's own record does not know what was written without it: another one's may.
+        let full = |pair: &PairId| {
+            let own = record_of(view, *pair, mark.period);
+            let views = self.nodes.iter().filter_map(|run| run.view.as_ref());
+            let newest = views.filter_map(|v| record_of(v, *pair, mark.period)).max_by_key(|r| r.epoch);
+            own.is_some_and(|own| {
+                let newest = newest.unwrap_or(own);
+                own.full_at(place) && newest.full_at(place) && (newest.fact != Fact::Sync || own.epoch >= newest.epoch)
+            })
+        };
         mark.period != self.period_found || mark.leftovers != Leftovers::Clean || !pairs.iter().all(full)
     }
 
@@ -143,7 +218,7 @@ impl Cluster {
 
     /// The pair's record on a node, if it is one of this period.
     pub(super) fn record_in(&self, view: &NodeView, pair: PairId) -> Option<Record> {
-        view.records.iter().find(|(p, r)| *p == pair && r.period == self.period).map(|(_, r)| *r)
+        record_of(view, pair, self.period)
     }
 
     fn seed_epochs(&mut self) {

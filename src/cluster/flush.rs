@@ -275,6 +275,9 @@ impl Cluster {
 
     /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states.
     pub(super) fn markers(&self, node: NodeId) -> Vec<(String, String)> {
+        if !self.marked() {
+            return vec![(marker::RING_KEY.to_owned(), self.ring_of(node).to_string())];
+        }
         let run = &self.nodes[node.index()];
         let Some(incarnation) = run.incarnation else { return vec![] };
         let mut markers = vec![

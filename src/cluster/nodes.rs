@@ -157,7 +157,9 @@ impl Cluster {
         let interval = self.settings.probe_interval;
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
-        if self.marked() {
+        if !self.marked() {
+            others.push(marker::RING_KEY.to_owned());
+        } else {
             others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
@@ -197,6 +199,9 @@ impl Cluster {
                 run.refused_since = None;
                 if run.health.is_up() {
                     if !marked {
+                        if found.missing {
+                            self.stamp(node);
+                        }
                         return;
                     }
                     match found.incarnation {
@@ -316,6 +321,8 @@ impl Cluster {
                         && now.cmd_flush == then.cmd_flush
                         && now.time >= then.time
                         && now.curr_items > 0
+                        // Somebody wrote there past the proxy: it is not put back over that.
+                        && !now.incarnation_unread
                 });
                 match (now.incarnation, evicted, run.incarnation) {
                     // There after all. Connections that were told otherwise wait for a word.
@@ -400,8 +407,10 @@ impl Cluster {
         };
         if !self.marked() {
             self.nodes[node.index()].looking = false;
+            self.stamp(node);
             return self.take_back(node, view, None);
         }
+        self.learn_period(&view);
         let ours = self.is_ours(node, &view);
         // A memory that this proxy has marked itself needs no other witness: the ring marker may have been evicted.
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
