@@ -209,11 +209,11 @@ impl Refill {
     }
 
     async fn drive(&mut self) -> Result<(), JobError> {
-        self.begin_pass()?;
+        self.begin_pass().await?;
         let stop = self.stop.clone();
         let work = self.work.clone();
         loop {
-            self.decide()?;
+            self.decide().await?;
             if self.slots.iter().all(|slot| slot.done) {
                 return Ok(());
             }
@@ -244,12 +244,12 @@ impl Refill {
         }
     }
 
-    fn begin_pass(&mut self) -> Result<(), JobError> {
+    async fn begin_pass(&mut self) -> Result<(), JobError> {
         for slot in &self.slots {
             // Before it begins: what overflows during the pass needs another one.
             slot.recopy.clear_overflow();
         }
-        if self.fill == Fill::Missed && self.list_missed()? {
+        if self.fill == Fill::Missed && self.list_missed().await? {
             return Ok(());
         }
         self.sweeping = false;
@@ -296,10 +296,11 @@ impl Refill {
 
     /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
     /// named is deleted, so that an enumeration will do.
-    fn list_missed(&mut self) -> Result<bool, JobError> {
+    async fn list_missed(&mut self) -> Result<bool, JobError> {
         let mut lists = Vec::new();
         for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
-            match self.ctx.missed.get(&slot.pair).and_then(|missed| missed.keys()) {
+            let Some(missed) = self.ctx.missed.get(&slot.pair) else { return Ok(false) };
+            match missed.list().await {
                 Some(keys) => lists.push((i as u32, slot.pair, keys)),
                 None => return Ok(false),
             }
@@ -377,7 +378,7 @@ impl Refill {
     }
 
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
-    fn decide(&mut self) -> Result<(), JobError> {
+    async fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
@@ -400,7 +401,7 @@ impl Refill {
             return Ok(());
         }
         if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
-            return self.begin_pass();
+            return self.begin_pass().await;
         }
         if self.sweeps > 0 {
             self.begin_sweep();
@@ -408,7 +409,7 @@ impl Refill {
         }
         if self.overflowed() {
             if now >= self.pass_ended + OVERFLOW_PAUSE {
-                return self.begin_pass();
+                return self.begin_pass().await;
             }
             return Ok(());
         }
