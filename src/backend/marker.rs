@@ -83,8 +83,7 @@ impl Record {
     pub fn parse(bytes: &[u8]) -> Option<Record> {
         let text = std::str::from_utf8(bytes).ok()?;
         let mut words = text.split(' ');
-        // A later one must be possible: anything near the end of the range was written by somebody else.
-        let epoch = Epoch(words.next()?.parse().ok().filter(|&epoch: &u64| epoch < u64::MAX / 2)?);
+        let epoch = Epoch(number(words.next()?)?);
         let word = words.next()?;
         let place = match words.next()? {
             "primary" => Place::Primary,
@@ -99,7 +98,7 @@ impl Record {
             _ => return None,
         };
         let term = Term(words.next()?.parse().ok()?);
-        let period = Period(words.next()?.parse().ok()?);
+        let period = Period(number(words.next()?)?);
         words.next().is_none().then_some(Record { epoch, fact, term, period })
     }
 
@@ -117,6 +116,14 @@ impl Record {
             Fact::Nobody => false,
         }
     }
+}
+
+/// Enough for microseconds of 100,000 years.
+const MAX_NUMBER: u64 = 1 << 62;
+
+/// An epoch or a time. Whoever can reach a node can write there: none is believed that cannot be counted up from.
+fn number(word: &str) -> Option<u64> {
+    word.parse().ok().filter(|&n: &u64| n <= MAX_NUMBER)
 }
 
 /// What may be thought of the items that a node held when its ring marker was written.
@@ -176,7 +183,7 @@ impl RingMark {
             node: NodeId(node.parse().ok()?),
             primaries: primaries.parse().ok()?,
             backups: backups.parse().ok()?,
-            period: Period(period.parse().ok().filter(|&period: &u64| period < u64::MAX / 2)?),
+            period: Period(number(period)?),
             leftovers,
         })
     }
@@ -256,14 +263,14 @@ impl fmt::Display for Pending {
 impl Pending {
     /// Reads a marker; `None` if these bytes are none.
     pub fn parse(bytes: &[u8]) -> Option<Pending> {
-        let mut numbers = std::str::from_utf8(bytes).ok()?.split(' ').map(str::parse::<u64>);
-        let done = numbers.next()?.ok()?;
-        Some(Pending { done, due: numbers.collect::<Result<_, _>>().ok()? })
+        let mut numbers = std::str::from_utf8(bytes).ok()?.split(' ').map(number);
+        let done = numbers.next()??;
+        Some(Pending { done, due: numbers.collect::<Option<_>>()? })
     }
 
     /// Adds one, at a second that was not run yet; returns which.
     pub fn add(&mut self, due: u64) -> u64 {
-        let due = due.max(self.done.saturating_add(1));
+        let due = due.min(MAX_NUMBER).max(self.done + 1);
         self.due.insert(due);
         due
     }
@@ -340,6 +347,20 @@ mod tests {
         assert_eq!(Session::parse(b"7 ajar"), None);
         assert_eq!(parse_incarnation(Incarnation(255).to_string().as_bytes()), Some(Incarnation(255)));
         assert_eq!(parse_incarnation(b"ff"), None);
+    }
+
+    #[test]
+    fn nothing_is_believed_that_cannot_be_counted_up_from() {
+        let most = u64::MAX;
+        assert_eq!(Record::parse(format!("{most} sync primary 1 1").as_bytes()), None);
+        assert_eq!(Record::parse(format!("1 sync primary 1 {most}").as_bytes()), None);
+        assert_eq!(RingMark::parse(format!("7ec7 3 2 5 {most} clean").as_bytes()), None);
+        for bad in [format!("{most}"), format!("1 {most}")] {
+            assert_eq!(Pending::parse(bad.as_bytes()), None);
+        }
+        let mut far = Pending::default();
+        far.add(most);
+        assert_eq!(Pending::parse(far.to_string().as_bytes()), Some(far), "what this proxy writes it can read");
     }
 
     #[test]

@@ -148,6 +148,12 @@ impl Cluster {
             return client_error("resync: another proxy works on these servers; stop one of the two first");
         }
         for pair in self.topology.pairs_of(node) {
+            let run = &mut self.pairs[pair.index()];
+            if matches!(run.pair.state(), State::Degraded { leader } if leader != place) {
+                // In full, also where only a part was to be filled.
+                run.missed.overflow();
+                run.first_fill = None;
+            }
             self.apply(pair, pair::Event::Distrust(place));
         }
         self.ask_refill(node);

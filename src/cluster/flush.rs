@@ -16,6 +16,7 @@ use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
+use crate::resync::Fill;
 
 use super::ask::Asker;
 use super::nodes::{reason_of, reason_of_mark};
@@ -312,9 +313,12 @@ impl Cluster {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
             self.pairs[pair.index()].undecided = false;
-            if self.pairs[pair.index()].pair.state() != State::Mirrored {
+            let run = &mut self.pairs[pair.index()];
+            if run.pair.state() != State::Mirrored {
                 // A node that is away misses this for all its keys.
-                self.pairs[pair.index()].missed.overflow();
+                run.missed.overflow();
+                // What only the follower holds after it has survived it (memcached from 1.6.25 on), and must not be added to the leader.
+                run.first_fill = run.first_fill.map(|_| Fill::Compare);
             }
             self.apply(pair, pair::Event::Flushed);
         }

@@ -94,6 +94,9 @@ struct PairRun {
     /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
     /// refilled in another way.
     first_fill: Option<Fill>,
+    /// It opened as mirrored, and has not changed since: what is missed now are the keys that its follower refused, which a gate that only
+    /// closed for a `flush_all` (refused, perhaps) does not forget.
+    was_mirrored: bool,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
     /// No start row applied yet: too few nodes have answered.
@@ -123,6 +126,8 @@ pub struct Cluster {
     stats_base: Vec<u64>,
     nodes: Vec<NodeRun>,
     pairs: Vec<PairRun>,
+    /// Shared by the `written` sets of all pairs.
+    written_budget: Arc<MissedBudget>,
     internal: UnboundedSender<Internal>,
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
@@ -174,6 +179,7 @@ impl Cluster {
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
                 first_fill: None,
+                was_mirrored: false,
                 written: None,
                 undecided: true,
                 flush_closed: false,
@@ -188,6 +194,7 @@ impl Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             crawls: Arc::new(Crawls::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
+            written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
             settings,
             topology,
             dialer,
@@ -324,6 +331,7 @@ impl Cluster {
         let effects = run.pair.apply(event);
         let after = run.pair.state();
         if before != after {
+            run.was_mirrored = false;
             run.since = Instant::now();
             if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
                 run.missed.overflow();
@@ -423,9 +431,10 @@ impl Cluster {
             }
         }
         let run = &mut self.pairs[id.index()];
-        if self.topology.has_backups() && run.pair.state() == State::Mirrored {
+        if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
             run.missed.reset();
             run.first_fill = None;
+            run.was_mirrored = true;
         }
         run.held_for_flush = false;
         run.flush_closed = false;

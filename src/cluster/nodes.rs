@@ -113,7 +113,7 @@ impl NodeRun {
 
     /// The node's clock now, unix seconds, by what it said last.
     fn node_time(&self) -> u64 {
-        self.view.as_ref().map_or(0, |v| v.time + self.viewed_at.elapsed().as_secs())
+        self.view.as_ref().map_or(0, |v| v.time.saturating_add(self.viewed_at.elapsed().as_secs()))
     }
 
     pub(super) fn is_drained(&self) -> bool {

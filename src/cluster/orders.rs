@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Cluster;
 use crate::ids::PairId;
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
-use crate::resync::{Fill, Missed, MissedBudget, Settled};
+use crate::resync::{Fill, Missed, Settled};
 
 impl Cluster {
     /// A pair that is to adopt remembers what clients write from its first route on: what they delete must not come back.
@@ -17,8 +17,8 @@ impl Cluster {
         if run.first_fill != Some(Fill::Adopt) {
             run.written = None;
         } else if run.written.is_none() {
-            // As much as is kept of what a node misses; more, and the pair cannot adopt.
-            let written = Missed::new(Arc::new(MissedBudget::new(self.settings.resync_memory / 2)));
+            // All pairs together as much as is kept of what nodes miss; more, and the pair cannot adopt.
+            let written = Missed::new(self.written_budget.clone());
             written.reset();
             run.written = Some(Arc::new(written));
         }

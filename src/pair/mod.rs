@@ -133,6 +133,8 @@ impl State {
     pub fn keeps_difference(self, next: State) -> bool {
         match (self, next) {
             (State::Dark { in_sync: last, .. }, State::Degraded { leader }) => last == Some(leader),
+            // The same in two steps, while another proxy works on the nodes: a follower that holds a part is to lead.
+            (State::Dark { in_sync: last, .. }, State::Dark { in_sync: next @ Some(_), .. }) => last == next,
             _ => true,
         }
     }

@@ -216,7 +216,8 @@ impl World {
         }
         self.led = Some((leader, false, false));
         if mine != Holds::Full {
-            // The most that is left: from now on it is the truth.
+            // The most that is left: from now on it is the truth. The other one may come back with more.
+            self.list_is_true = false;
             self.holds[leader as usize] = Holds::Full;
             self.miss(leader.other());
         }
@@ -581,4 +582,29 @@ fn a_later_record_is_outranked() {
     assert_eq!((pair.epoch(), pair.term()), (Epoch(10), Term(4)));
     assert!(pair.outrank(Epoch(20), Term(9)));
     assert_eq!((pair.epoch(), pair.term()), (Epoch(21), Term(10)));
+}
+
+/// A leader whose memory counts as gone may yet come back with it: once a follower that holds a part is to lead in its place, the list of
+/// what that follower missed says nothing.
+#[test]
+fn a_partly_filled_follower_ends_the_list_also_in_two_steps() {
+    for foreign in [false, true] {
+        let mut pair = Pair::new(Epoch(10), Term(4));
+        pair.state = State::Recovering { leader: Primary };
+        pair.gate = Gate::Open;
+        pair.foreign = foreign;
+        let mut kept = true;
+        for event in [
+            Event::Lost(Primary, Loss::Suspected, Reason::Refused),
+            Event::Undone(Backup),
+            Event::Lost(Primary, Loss::MemoryGone, Reason::Refused),
+            Event::BackSame(Backup),
+        ] {
+            let before = pair.state;
+            pair.apply(event);
+            kept &= before == pair.state || before.keeps_difference(pair.state);
+        }
+        assert_eq!(pair.state, State::Degraded { leader: Backup });
+        assert!(!kept, "foreign: {foreign}");
+    }
 }

@@ -95,7 +95,8 @@ impl NodeClock {
         if left <= MAX_RELATIVE_SECS {
             return Some(left);
         }
-        Some(self.unix_secs + now.saturating_duration_since(self.at).as_secs() as i64 + left)
+        let clock = self.unix_secs.saturating_add(now.saturating_duration_since(self.at).as_secs() as i64);
+        Some(clock.saturating_add(left))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One job from its beginning to its end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -62,7 +62,7 @@ async fn steps(
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }
-    let mut purged = BTreeSet::new();
+    let mut purged = HashSet::new();
     match spec.fill {
         Fill::Empty | Fill::Compare | Fill::Adopt => {}
         Fill::Purge if !holds(Rule::PurgeBeforeFill) => {}

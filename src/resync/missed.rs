@@ -10,6 +10,9 @@ use dashmap::DashSet;
 /// What a key costs beside its bytes: its place in the table and the allocation's own.
 const KEY_OVERHEAD: usize = 96;
 
+/// Longer lists are sorted by a thread of their own.
+const SORTED_AT_ONCE: usize = 4096;
+
 /// The memory that the missed sets of all pairs share, in bytes.
 #[derive(Debug)]
 pub struct MissedBudget {
@@ -117,10 +120,26 @@ impl Missed {
         (!self.overflowed()).then_some(keys)
     }
 
+    /// [`Missed::keys`] of a set that may be large: it is sorted on another thread than the control plane's.
+    pub(super) async fn list(self: &Arc<Missed>) -> Option<Vec<Bytes>> {
+        if self.len() <= SORTED_AT_ONCE {
+            return self.keys();
+        }
+        let missed = self.clone();
+        tokio::task::spawn_blocking(move || missed.keys()).await.ok()?
+    }
+
     fn forget(&self) {
         self.keys.clear();
         self.keys.shrink_to_fit();
         self.budget.give_back(self.bytes.swap(0, Relaxed));
+    }
+}
+
+impl Drop for Missed {
+    fn drop(&mut self) {
+        // The budget outlives it.
+        self.forget();
     }
 }
 
@@ -159,6 +178,8 @@ mod tests {
         one.reset();
         one.insert(b"again");
         assert_eq!(one.keys().unwrap(), ["again"]);
+        drop(one);
+        assert_eq!(budget.used(), before);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Emptying the target of a job's pairs before it is filled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
@@ -64,13 +64,18 @@ pub(super) async fn purge_missed(
     spec: &JobSpec,
     ctx: &Context,
     pipe: &mut Pipe,
-    known: &BTreeSet<Bytes>,
-) -> Result<BTreeSet<Bytes>, JobError> {
-    let mut all = BTreeSet::new();
-    let mut spool = Spool::new(usize::MAX);
+    known: &HashSet<Bytes>,
+) -> Result<HashSet<Bytes>, JobError> {
+    let mut all = HashSet::new();
+    let mut spool = Spool::new(ctx.tuning.memory_bytes / 2);
     for (pair, _) in &spec.pairs {
-        let keys = ctx.missed.get(pair).and_then(|missed| missed.keys()).ok_or(JobError::MissedTooMany)?;
-        for key in keys {
+        let missed = ctx.missed.get(pair).ok_or(JobError::MissedTooMany)?;
+        let keys = missed.list().await.ok_or(JobError::MissedTooMany)?;
+        for (i, key) in keys.into_iter().enumerate() {
+            if i % BATCH == BATCH - 1 {
+                // The control plane shares the thread.
+                tokio::task::yield_now().await;
+            }
             if !known.contains(&key) {
                 spool.push(0, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
             }

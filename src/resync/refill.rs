@@ -209,14 +209,14 @@ impl Refill {
     }
 
     async fn drive(&mut self) -> Result<(), JobError> {
-        self.begin_pass()?;
+        self.begin_pass().await?;
         let stop = self.stop.clone();
         let work = self.work.clone();
         let disk = self.spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
         loop {
             // Before the keys are asked for: one that comes in between is not to be slept over.
             let read = disk.changed.notified();
-            self.decide()?;
+            self.decide().await?;
             if self.slots.iter().all(|slot| slot.done) {
                 return Ok(());
             }
@@ -248,12 +248,12 @@ impl Refill {
         }
     }
 
-    fn begin_pass(&mut self) -> Result<(), JobError> {
+    async fn begin_pass(&mut self) -> Result<(), JobError> {
         for slot in &self.slots {
             // Before it begins: what overflows during the pass needs another one.
             slot.recopy.clear_overflow();
         }
-        if self.fill == Fill::Missed && self.list_missed()? {
+        if self.fill == Fill::Missed && self.list_missed().await? {
             return Ok(());
         }
         self.sweeping = false;
@@ -301,10 +301,11 @@ impl Refill {
 
     /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
     /// named is deleted, so that an enumeration will do.
-    fn list_missed(&mut self) -> Result<bool, JobError> {
+    async fn list_missed(&mut self) -> Result<bool, JobError> {
         let mut lists = Vec::new();
         for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
-            match self.ctx.missed.get(&slot.pair).and_then(|missed| missed.keys()) {
+            let Some(missed) = self.ctx.missed.get(&slot.pair) else { return Ok(false) };
+            match missed.list().await {
                 Some(keys) => lists.push((i as u32, slot.pair, keys)),
                 None => return Ok(false),
             }
@@ -382,7 +383,7 @@ impl Refill {
     }
 
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
-    fn decide(&mut self) -> Result<(), JobError> {
+    async fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
@@ -405,7 +406,7 @@ impl Refill {
             return Ok(());
         }
         if self.coverage == Coverage::Leaky && self.new_in_pass > 0 && self.passes < MAX_LEAKY_PASSES {
-            return self.begin_pass();
+            return self.begin_pass().await;
         }
         if self.sweeps > 0 {
             self.begin_sweep();
@@ -413,7 +414,7 @@ impl Refill {
         }
         if self.overflowed() {
             if now >= self.pass_ended + OVERFLOW_PAUSE {
-                return self.begin_pass();
+                return self.begin_pass().await;
             }
             return Ok(());
         }

@@ -262,7 +262,7 @@ impl Core {
             out.put_number(item.flags);
             if item.ttl > 0 {
                 out.put(b" T");
-                out.put_number(if item.ttl > RELATIVE_EXPTIME_MAX { clock + item.ttl } else { item.ttl });
+                out.put_number(if item.ttl > RELATIVE_EXPTIME_MAX { clock.saturating_add(item.ttl) } else { item.ttl });
             }
             out.put(b"\r\n");
             out.put_shared(item.data.clone());
