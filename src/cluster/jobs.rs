@@ -174,6 +174,12 @@ impl Cluster {
             JobEvent::Purged { reply } => {
                 let (pairs, purge_only): (Vec<PairId>, bool) =
                     (job.pairs.iter().map(|(p, _)| *p).collect(), job.purge_only);
+                if !self.nodes[node.index()].health.is_up() {
+                    // It was lost meanwhile, by a connection that the job does not use. Mirrored it would count as lost all the same, and
+                    // no flush would reach it.
+                    let _ = reply.send(false);
+                    return;
+                }
                 // From here on the node may be written to.
                 self.nodes[node.index()].empty = false;
                 if purge_only {

@@ -11,7 +11,7 @@ use super::world::{Profile, Report, run};
 
 /// Seeds of `make test`, where the environment names no other number.
 const SEEDS: u64 = 300;
-/// Lines of the trace that are shown of a failed seed, from its end.
+/// Lines of the trace that are shown of a failed seed.
 const SHOWN: usize = 400;
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -35,10 +35,16 @@ fn live(seed: u64, profile: Profile, rule: Option<Rule>, traced: bool) -> Report
 /// The whole story of a seed that failed.
 fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
     let report = live(seed, profile, rule, true);
-    let from = report.trace.len().saturating_sub(SHOWN);
+    // Around the operation that does not fit, or the end.
+    let misfit = report.violations.iter().find_map(|what| {
+        let op = what.split("fits next").nth(1)?.split_whitespace().find(|word| word.starts_with("op"))?;
+        report.trace.iter().rposition(|line| line.split_whitespace().any(|word| word == op))
+    });
+    let until = misfit.map_or(report.trace.len(), |at| (at + SHOWN / 4).min(report.trace.len()));
+    let from = until.saturating_sub(SHOWN);
     format!(
-        "{}\n{profile:?}, seed {seed}. The whole trace: RESILVER_SIM_SEED={seed} cargo test --lib simulation::tests::one_seed -- --nocapture\n  {}\n",
-        report.trace[from..].join("\n"),
+        "{}\n{profile:?}, seed {seed}. The whole trace: RESILVER_SIM_SEED={seed} RESILVER_SIM_PROFILE={profile:?} cargo test --lib simulation::tests::one_seed -- --nocapture\n  {}\n",
+        report.trace[from..until].join("\n"),
         report.violations.join("\n  ")
     )
 }
