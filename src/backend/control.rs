@@ -278,7 +278,7 @@ impl NodeControl {
                 (found[1].as_ref().and_then(|(old, _)| Record::parse(old)), Record::parse(value.as_bytes()))
                 && old.outlives(&new)
             {
-                return Ok(Err(MarkError::Newer(old)));
+                return Ok(if holds(Rule::UniqueEpochs) { Err(MarkError::Newer(old)) } else { Ok(()) });
             }
             // Whoever closes a session, or takes a node over from one that is closed, must not do it to another proxy that runs.
             if key == marker::SESSION_KEY

@@ -321,7 +321,7 @@ impl Pair {
     /// proxy wrote it): what is recorded from now on must be later still, and no token given under that record's term may win.
     /// Returns whether it was later.
     pub fn outrank(&mut self, epoch: Epoch, term: Term) -> bool {
-        let later = epoch > self.epoch;
+        let later = epoch > self.epoch && holds(Rule::UniqueEpochs);
         if later {
             self.epoch = Epoch(epoch.0 + 1);
             self.term = term.next();

@@ -17,7 +17,9 @@ impl Core {
     pub(super) fn needs_proof(&mut self, id: u32, node: NodeId, lane: usize, absent: bool) -> bool {
         let link = &self.links[node.index()];
         let conn = &link.conns[lane];
-        if link.incarnation.is_none() || !holds(Rule::MarkerCheckAfterMiss) {
+        // (Without the check of new connections this one would still notice what that one is for.)
+        let checked = holds(Rule::MarkerCheckAfterMiss) && holds(Rule::MarkerCheckOnNewConnections);
+        if link.incarnation.is_none() || !checked {
             return false;
         }
         if absent && conn.markers == 0 {
