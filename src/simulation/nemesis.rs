@@ -165,18 +165,13 @@ async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
         let Some(backup) = world.topology.node_at(pair, Place::Backup) else { continue };
         world.net.change(backup.index(), &format!("evicts {key}"), |host| host.node.forget(Some(key.as_bytes())));
     }
-    // An item that was evicted, and not written since, is lost with the leader.
-    pause(world, 5..40).await;
-    // A read may have shown what only the leader had executed; the answer of the other one, which lacks the item, then decides.
-    world.history.forget_reads();
-    lost(world);
-    for node in world.topology.nodes().filter(|&node| world.topology.place(node) == Place::Primary) {
-        world.net.kill(node.index());
-        world.net.start(node.index());
-    }
-    pause(world, 50..150).await;
+    pause(world, 100..200).await;
     stop.set(true);
-    heal_all(world).await;
+    // Whoever finds the item changed under a repair begins again, but not for ever: then the two copies stay different for now.
+    let stats = world.operator.ask("stats\r\n").await.unwrap_or_default();
+    if let Some(failed) = stats.iter().find(|line| line.contains("repair_failed") && !line.ends_with(" 0")) {
+        world.history.violation(format!("a repair was disturbed until it was given up: {failed}"));
+    }
 }
 
 /// The backup returns empty, and while it is filled the primary does so too.
