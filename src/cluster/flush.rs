@@ -70,6 +70,10 @@ impl Running {
     }
 }
 
+/// The answer where no node was reached.
+const UNHEARD: &[u8] =
+    b"SERVER_ERROR no server could be flushed; what they hold is void only if the proxy lives until they are back\r\n";
+
 fn unix_seconds() -> u64 {
     crate::ambient::unix_time().as_secs()
 }
@@ -390,7 +394,9 @@ impl Cluster {
             return;
         }
         let refusal = running.refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
-        let answer = refusal.unwrap_or(Bytes::from_static(b"OK\r\n"));
+        // No node can even remember it: after a crash of this proxy what they hold would count again.
+        let unheard = if running.flushed { Bytes::from_static(b"OK\r\n") } else { Bytes::from_static(UNHEARD) };
+        let answer = refusal.unwrap_or(unheard);
         for pair in self.topology.pairs() {
             let run = &self.pairs[pair.index()];
             if run.pair.gate() == Gate::Open {
