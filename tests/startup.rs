@@ -49,6 +49,7 @@ fn row_both_in_sync_after_a_crash_under_load_loses_nothing_and_heals() {
         );
         assert!(last_run(&cluster).contains("did not stop cleanly"));
         cluster.mirrored();
+        assert!(last_run(&cluster).contains("fill=Compare"), "{}", last_run(&cluster));
         let again: u64 = value(&mut cluster.client(), "counter").and_then(|v| v.parse().ok()).unwrap_or(0);
         assert_eq!(again, read, "round {round}");
         cluster.assert_rings_equal();
@@ -107,6 +108,39 @@ fn row_both_with_items_and_no_markers_the_primary_leads() {
     assert_eq!(value(&mut client, "both").as_deref(), Some("primary's"));
     let all = cluster.assert_rings_equal();
     assert!(all.len() >= 2, "{all:?}");
+}
+
+/// What only the backup holds is added to the primary, but for what clients deleted or wrote meanwhile.
+#[test]
+fn row_both_with_items_and_no_markers_what_only_the_backup_holds_is_adopted() {
+    const KEYS: usize = 4000;
+    let (primary, backup) = (Memcached::start(&[]), Memcached::start(&[]));
+    set(&mut primary.client(), "own", "1");
+    fill(&mut backup.client(), "only", KEYS, 50);
+    let mut cluster = Cluster::over(vec![primary], vec![backup], &Shape::new(1, 1).proxy(&["--resync-rate", "3000"]));
+    let mut client = cluster.client();
+    let mut during = 0;
+    for i in (0..KEYS).step_by(8) {
+        // Adopted already or not: deleted it stays.
+        client.delete(&format!("only:{i}")).unwrap_or_else(|e| panic!("delete only:{i}: {e}"));
+        set(&mut client, &format!("only:{}", i + 1), "newer");
+        during += usize::from(!cluster.proxy.status().mirrored());
+    }
+    assert!(during > 50, "the adoption was over after {during} of the writes");
+    cluster.mirrored();
+    let all = cluster.assert_rings_equal();
+    assert_eq!(all.len(), 1 + KEYS - KEYS / 8);
+    cluster.kill_backups();
+    for i in 0..KEYS {
+        let found = value(&mut client, &format!("only:{i}"));
+        let adopted = || String::from_utf8(support::cluster::filled("only", i, 50)).expect("a text");
+        let wanted = match i % 8 {
+            0 => None,
+            1 => Some("newer".to_owned()),
+            _ => Some(adopted()),
+        };
+        assert_eq!(found, wanted, "only:{i}");
+    }
 }
 
 #[test]
