@@ -4,6 +4,8 @@
 //! - [`nodes`](self): who is up, what a node that comes back holds.
 //! - `jobs`: refilling nodes.
 //! - `flush`: `flush_all`, a barrier over all pairs.
+//! - `probes`: nodes that nobody asks; evicted markers.
+//! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol.
@@ -21,6 +23,8 @@ mod foreign;
 mod jobs;
 mod nodes;
 mod orders;
+mod probes;
+mod records;
 mod start;
 mod verify;
 
@@ -35,11 +39,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::backend::marker::{Fact, Period, Record, Session};
+use crate::backend::marker::{Fact, Period, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
-use crate::pair::{self, Gate, Loss, Pair, Reason, State};
+use crate::pair::{self, Gate, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
     Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
@@ -458,145 +462,6 @@ impl Cluster {
         let term = self.topology.has_backups().then(|| run.pair.term());
         let (missed, written) = (run.missed.clone(), run.written.clone());
         Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed, written })
-    }
-
-    /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.
-    fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
-        let run = &self.pairs[id.index()];
-        let epoch = run.pair.epoch();
-        let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
-        let internal = self.internal.clone();
-        if !self.marked() {
-            let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
-            return;
-        }
-        let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
-        let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
-        let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
-        let witnesses: Vec<_> = self
-            .topology
-            .nodes()
-            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
-            .map(with)
-            .collect();
-        let late = !holds(Rule::RecordBeforeAck) && matches!(fact, Fact::Alone(_));
-        tokio::spawn(async move {
-            if late {
-                let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
-            let mut result = Ok(());
-            for (node, control, incarnation) in must {
-                let Some(incarnation) = incarnation else {
-                    result = Err((node, MarkError::MemoryGone));
-                    break;
-                };
-                if let Err(error) = control.record(incarnation, id, record).await {
-                    result = Err((node, error));
-                    break;
-                }
-            }
-            let recorded = result.is_ok();
-            let _ = internal.send(Internal::Recorded { pair: id, epoch, result });
-            if recorded {
-                for (_, control, incarnation) in witnesses {
-                    if let Some(incarnation) = incarnation {
-                        // A witness that fails now is noticed by its own probe.
-                        let _ = control.record(incarnation, id, record).await;
-                    }
-                }
-            }
-        });
-    }
-
-    fn recorded(&mut self, id: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)>) {
-        let pair = &self.pairs[id.index()].pair;
-        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
-            return;
-        }
-        match result {
-            Ok(()) => self.apply(id, pair::Event::Recorded),
-            Err((node, MarkError::Node(error))) => {
-                let slow = matches!(error, NodeError::Timeout | NodeError::Unreachable(_));
-                let sole = pair
-                    .state()
-                    .leader()
-                    .is_some_and(|p| pair.state() != State::Mirrored && self.node_at(id, p) == node);
-                if slow && sole && self.pairs[id.index()].since.elapsed() < self.settings.leader_timeout {
-                    // The last full copy is waited for, here as anywhere.
-                    return self.record_again(id, epoch);
-                }
-                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
-                self.lost(node, nodes::reason_of(&error), Loss::Suspected, true);
-            }
-            Err((node, error @ (MarkError::MemoryGone | MarkError::OtherMemory))) => {
-                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
-                self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
-            }
-            Err((node, MarkError::Newer(found))) => {
-                tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
-                    "a later record than this proxy's stands there: it is outranked");
-                self.pairs[id.index()].pair.outrank(found.epoch, found.term);
-                let epoch = self.pairs[id.index()].pair.epoch();
-                self.record_again(id, epoch);
-            }
-            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_)))) => {
-                let name = self.topology.addr(node);
-                if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
-                    tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
-                    self.publish_read_only(id);
-                    self.pairs[id.index()].record_refused = true;
-                } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
-                    // The other node holds everything and can say so: this one is not worth its refusal. Not at once, because the first
-                    // write that is refused frees the old record's place, so that the next one often succeeds.
-                    tracing::error!(node = %name, %error, "cannot record a pair's state");
-                    return self.lost(node, Reason::Protocol, Loss::Suspected, true);
-                }
-                self.record_again(id, epoch);
-                self.flush_progress();
-            }
-        }
-    }
-
-    fn record_again(&self, id: PairId, epoch: Epoch) {
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(RECORD_RETRY).await;
-            let _ = internal.send(Internal::RetryRecord { pair: id, epoch });
-        });
-    }
-
-    /// A node that is full to the brim (`-M`) cannot store the record: its keys can be read, but a write would be acknowledged without a
-    /// trace that the other node missed it.
-    fn publish_read_only(&mut self, id: PairId) {
-        if self.flush.holds_gates() {
-            return;
-        }
-        if let Route::Open(mut flow) = self.route(id) {
-            flow.writable = false;
-            for worker in &self.workers {
-                let _ = worker.send(Command::Open { pair: id, route: Route::Open(flow.clone()) });
-            }
-        }
-    }
-
-    fn retry_record(&mut self, id: PairId, epoch: Epoch) {
-        let pair = &self.pairs[id.index()].pair;
-        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
-            return;
-        }
-        // Refills of other pairs of these nodes may be waiting for this one, but not for ever.
-        let (primary, backup) = self.topology.nodes_of(id);
-        for node in std::iter::once(primary).chain(backup) {
-            self.consider(node);
-        }
-        let pair = &self.pairs[id.index()].pair;
-        match pair.state() {
-            State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
-            State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
-            State::Recovering { leader } => self.record(id, Fact::Filling(leader.other()), vec![leader.other()]),
-            State::Dark { .. } => {}
-        }
     }
 
     /// Marks the session closed on every node in use: the next start may trust what it finds.

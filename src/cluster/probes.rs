@@ -1,0 +1,210 @@
+//! Probes: nodes that nobody asks are noticed, markers that were evicted are written again.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ambient;
+use crate::backend::marker;
+use crate::backend::{NodeError, NodeView, Probe};
+use crate::ids::NodeId;
+use crate::pair::{self, Loss, Reason, State};
+
+use super::nodes::reason_of;
+use super::{Cluster, Internal};
+
+/// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
+const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
+
+impl Cluster {
+    pub(super) fn spawn_prober(&self, node: NodeId) {
+        let control = self.controls[node.index()].clone();
+        let internal = self.internal.clone();
+        let hint = self.nodes[node.index()].hint.clone();
+        let away = self.nodes[node.index()].away.clone();
+        let interval = self.settings.probe_interval;
+        let shutdown = self.shutdown.clone();
+        let mut others = Vec::new();
+        if !self.marked() {
+            others.push(marker::RING_KEY.to_owned());
+        } else {
+            others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
+            others.extend(self.topology.pairs_of(node).map(marker::pair_key));
+        }
+        tokio::spawn(async move {
+            let mut failed = false;
+            loop {
+                // Also one that answers, but was lost for another reason: it waits for several good probes.
+                let interval =
+                    if failed || away.load(Ordering::Relaxed) { interval.min(LOST_PROBE_MAX) } else { interval };
+                // Jitter keeps many proxies from probing in step.
+                let pause = interval.mul_f64(ambient::random_in(0.8..1.2));
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    () = hint.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                let result = control.probe(&others).await;
+                failed = result.is_err();
+                if internal.send(Internal::Probed { node, result }).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn probed(&mut self, node: NodeId, result: Result<Probe, NodeError>) {
+        let (now, marked) = (self.now(), self.marked());
+        let patience = self.settings.leader_timeout;
+        let grace = self.settings.leader_grace;
+        let awaited = self.is_awaited(node);
+        let needed = if awaited { 1 } else { self.settings.probe_successes };
+        let run = &mut self.nodes[node.index()];
+        match result {
+            Ok(found) => {
+                run.silent_since = None;
+                run.refused_since = None;
+                if run.health.is_up() {
+                    if !marked {
+                        if found.missing {
+                            self.stamp(node);
+                        }
+                        return;
+                    }
+                    match found.incarnation {
+                        None => self.check_eviction(node),
+                        known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
+                        Some(_) if found.missing => self.restore_markers(node),
+                        Some(_) => {
+                            self.judge_session(node, found.session);
+                            let pending = &self.flush.pending;
+                            if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
+                                self.record_pending();
+                            }
+                            self.clean(node);
+                        }
+                    }
+                } else if run.health.good_probe(now, needed, awaited) && !run.looking && !self.flush.is_sent() {
+                    // The look waits until nothing that was sent before can still take effect on the node.
+                    if run.is_drained() {
+                        self.look(node);
+                    }
+                }
+            }
+            Err(error) => {
+                run.health.bad_probe();
+                let silent = *run.silent_since.get_or_insert_with(Instant::now);
+                if error == NodeError::Refused {
+                    run.refused_since.get_or_insert_with(Instant::now);
+                } else {
+                    run.refused_since = None;
+                }
+                let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
+                self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+                if gone {
+                    tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
+                    self.lost(node, Reason::Refused, Loss::MemoryGone, true);
+                }
+            }
+        }
+    }
+
+    /// Whether some pair cannot go on without this node: then its first good probe counts.
+    fn is_awaited(&self, node: NodeId) -> bool {
+        let place = self.topology.place(node);
+        self.topology.pairs_of(node).any(|pair| {
+            let run = &self.pairs[pair.index()];
+            run.undecided
+                || match run.pair.state() {
+                    State::Dark { in_sync, .. } => in_sync.is_none_or(|p| p == place),
+                    _ => false,
+                }
+        })
+    }
+
+    /// A worker tells of a fault. What it saw before it knew that the node is back says nothing about the node now. No operation is
+    /// forgotten with it: the life is a new one only where every pair's gate was closed meanwhile, and a gate that opens begins or ends
+    /// what was parked.
+    pub(super) fn worker_saw(&mut self, node: NodeId, life: u32, reason: Reason, patience_over: bool) {
+        if life >= self.nodes[node.index()].life {
+            self.fault(node, reason, patience_over);
+        }
+    }
+
+    /// A node failed a request or a probe.
+    pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
+        if reason == Reason::MarkerLost {
+            return self.check_eviction(node);
+        }
+        let loss = if reason == Reason::MarkerStale { Loss::MemoryGone } else { Loss::Suspected };
+        self.lost(node, reason, loss, patience_over);
+    }
+
+    /// Markers were evicted from a node that kept its memory: they are written again. A node without its ring marker or its records
+    /// would look like a stranger after its next absence, or at the next start.
+    fn restore_markers(&mut self, node: NodeId) {
+        // A pair that is being recorded writes its record anyway.
+        let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
+        if !settled {
+            return;
+        }
+        let markers = self.markers(node);
+        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
+        tokio::spawn(async move {
+            // If this fails, the next probe finds them missing again.
+            if control.restore(&markers).await.is_ok() {
+                let _ = internal.send(Internal::Restored { node });
+            }
+        });
+    }
+
+    /// The marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
+    /// flushes tell.
+    fn check_eviction(&mut self, node: NodeId) {
+        let run = &mut self.nodes[node.index()];
+        if !run.health.is_up() || run.looking || !self.marked() {
+            return;
+        }
+        self.nodes[node.index()].looking = true;
+        let control = self.controls[node.index()].clone();
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let result = control.view(0).await;
+            let _ = internal.send(Internal::EvictionChecked { node, result });
+        });
+    }
+
+    pub(super) fn eviction_checked(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
+        let run = &mut self.nodes[node.index()];
+        run.looking = false;
+        if !run.health.is_up() {
+            return;
+        }
+        match result {
+            Ok(now) => {
+                let evicted = run.view.as_ref().is_some_and(|then| {
+                    // The start time is a difference of two clocks read to the second: it wavers by one.
+                    now.started.abs_diff(then.started) <= 1
+                        && now.cmd_flush == then.cmd_flush
+                        && now.time >= then.time
+                        && now.curr_items > 0
+                        // Somebody wrote there past the proxy: it is not put back over that.
+                        && !now.incarnation_unread
+                });
+                match (now.incarnation, evicted, run.incarnation) {
+                    // There after all. Connections that were told otherwise wait for a word.
+                    (Some(found), _, Some(known)) if found == known => self.allow(node),
+                    (None, true, Some(known)) => {
+                        tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
+                        debug_assert_eq!(self.nodes[node.index()].incarnation, Some(known));
+                        self.restore_markers(node);
+                    }
+                    _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
+                }
+            }
+            Err(error) => self.lost(node, reason_of(&error), Loss::Suspected, false),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Records: who leads a pair, written on its nodes before its gate opens, and on the others as witnesses.
+
+use std::time::Duration;
+
+use crate::backend::marker::{Fact, Record};
+use crate::backend::{MarkError, NodeError};
+use crate::ids::{Epoch, NodeId, PairId, Place};
+use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::proxy::{Command, Route};
+use crate::rules::{Rule, holds};
+
+use super::{Cluster, Internal, RECORD_RETRY, nodes};
+
+impl Cluster {
+    /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.
+    pub(super) fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
+        let run = &self.pairs[id.index()];
+        let epoch = run.pair.epoch();
+        let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
+        let internal = self.internal.clone();
+        if !self.marked() {
+            let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
+            return;
+        }
+        let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
+        let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
+        let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
+        let witnesses: Vec<_> = self
+            .topology
+            .nodes()
+            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
+            .map(with)
+            .collect();
+        let late = !holds(Rule::RecordBeforeAck) && matches!(fact, Fact::Alone(_));
+        tokio::spawn(async move {
+            if late {
+                let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            let mut result = Ok(());
+            for (node, control, incarnation) in must {
+                let Some(incarnation) = incarnation else {
+                    result = Err((node, MarkError::MemoryGone));
+                    break;
+                };
+                if let Err(error) = control.record(incarnation, id, record).await {
+                    result = Err((node, error));
+                    break;
+                }
+            }
+            let recorded = result.is_ok();
+            let _ = internal.send(Internal::Recorded { pair: id, epoch, result });
+            if recorded {
+                for (_, control, incarnation) in witnesses {
+                    if let Some(incarnation) = incarnation {
+                        // A witness that fails now is noticed by its own probe.
+                        let _ = control.record(incarnation, id, record).await;
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) fn recorded(&mut self, id: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)>) {
+        let pair = &self.pairs[id.index()].pair;
+        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
+            return;
+        }
+        match result {
+            Ok(()) => self.apply(id, pair::Event::Recorded),
+            Err((node, MarkError::Node(error))) => {
+                let slow = matches!(error, NodeError::Timeout | NodeError::Unreachable(_));
+                let sole = pair
+                    .state()
+                    .leader()
+                    .is_some_and(|p| pair.state() != State::Mirrored && self.node_at(id, p) == node);
+                if slow && sole && self.pairs[id.index()].since.elapsed() < self.settings.leader_timeout {
+                    // The last full copy is waited for, here as anywhere.
+                    return self.record_again(id, epoch);
+                }
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
+                self.lost(node, nodes::reason_of(&error), Loss::Suspected, true);
+            }
+            Err((node, error @ (MarkError::MemoryGone | MarkError::OtherMemory))) => {
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
+                self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+            }
+            Err((node, MarkError::Newer(found))) => {
+                tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
+                    "a later record than this proxy's stands there: it is outranked");
+                self.pairs[id.index()].pair.outrank(found.epoch, found.term);
+                let epoch = self.pairs[id.index()].pair.epoch();
+                self.record_again(id, epoch);
+            }
+            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_)))) => {
+                let name = self.topology.addr(node);
+                if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
+                    tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
+                    self.publish_read_only(id);
+                    self.pairs[id.index()].record_refused = true;
+                } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
+                    // The other node holds everything and can say so: this one is not worth its refusal. Not at once, because the first
+                    // write that is refused frees the old record's place, so that the next one often succeeds.
+                    tracing::error!(node = %name, %error, "cannot record a pair's state");
+                    return self.lost(node, Reason::Protocol, Loss::Suspected, true);
+                }
+                self.record_again(id, epoch);
+                self.flush_progress();
+            }
+        }
+    }
+
+    fn record_again(&self, id: PairId, epoch: Epoch) {
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RECORD_RETRY).await;
+            let _ = internal.send(Internal::RetryRecord { pair: id, epoch });
+        });
+    }
+
+    /// A node that is full to the brim (`-M`) cannot store the record: its keys can be read, but a write would be acknowledged without a
+    /// trace that the other node missed it.
+    fn publish_read_only(&mut self, id: PairId) {
+        if self.flush.holds_gates() {
+            return;
+        }
+        if let Route::Open(mut flow) = self.route(id) {
+            flow.writable = false;
+            for worker in &self.workers {
+                let _ = worker.send(Command::Open { pair: id, route: Route::Open(flow.clone()) });
+            }
+        }
+    }
+
+    pub(super) fn retry_record(&mut self, id: PairId, epoch: Epoch) {
+        let pair = &self.pairs[id.index()].pair;
+        if pair.epoch() != epoch || pair.gate() != Gate::Recording {
+            return;
+        }
+        // Refills of other pairs of these nodes may be waiting for this one, but not for ever.
+        let (primary, backup) = self.topology.nodes_of(id);
+        for node in std::iter::once(primary).chain(backup) {
+            self.consider(node);
+        }
+        let pair = &self.pairs[id.index()].pair;
+        match pair.state() {
+            State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
+            State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
+            State::Recovering { leader } => self.record(id, Fact::Filling(leader.other()), vec![leader.other()]),
+            State::Dark { .. } => {}
+        }
+    }
+}
