@@ -42,25 +42,14 @@ impl Cluster {
     /// Looks at every node and gives every pair its first state.
     pub(super) async fn start(&mut self) {
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
-        let looks = self.controls.iter().map(|control| first_look(control, pairs));
-        let views = futures::future::join_all(looks).await;
-        for (node, view) in self.topology.nodes().zip(views) {
-            match view {
-                Ok(view) => {
-                    self.nodes[node.index()].view = Some(view);
-                    self.nodes[node.index()].viewed_at = Instant::now();
-                }
-                Err(error) => {
-                    tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
-                    let run = &mut self.nodes[node.index()];
-                    run.reason = reason_of(&error);
-                    run.silent_since = Some(Instant::now());
-                    run.refused_since = (error == NodeError::Refused).then(Instant::now);
-                }
-            }
-        }
+        self.look_at_all(pairs).await;
         if self.marked() {
-            self.judge_sessions().await;
+            if self.judge_sessions() && holds(Rule::QuietPeriodAfterCrash) {
+                tokio::time::sleep(QUIET_PERIOD).await;
+                // What landed meanwhile counts: the last proxy may have been flushing, or recording who leads.
+                self.look_at_all(pairs).await;
+                self.judge_sessions();
+            }
             self.begin_period();
             self.seed_epochs();
             self.mark_all().await;
@@ -100,21 +89,42 @@ impl Cluster {
         }
     }
 
+    async fn look_at_all(&mut self, pairs: usize) {
+        let looks = self.controls.iter().map(|control| first_look(control, pairs));
+        let views = futures::future::join_all(looks).await;
+        for (node, view) in self.topology.nodes().zip(views) {
+            match view {
+                Ok(view) => {
+                    self.nodes[node.index()].view = Some(view);
+                    self.nodes[node.index()].viewed_at = Instant::now();
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
+                    let run = &mut self.nodes[node.index()];
+                    // What it said before it broke off is not unsaid.
+                    run.unmarked = run.view.take();
+                    run.reason = reason_of(&error);
+                    run.silent_since = Some(Instant::now());
+                    run.refused_since = (error == NodeError::Refused).then(Instant::now);
+                }
+            }
+        }
+    }
+
     /// Whether the last proxy left nothing half done on a node: its session there is closed, or was closed on another node while this
     /// one was away. (Each run of a proxy has an id of its own, and closes no session with work unfinished.)
-    async fn judge_sessions(&mut self) {
+    /// `true`: a session is open.
+    fn judge_sessions(&mut self) -> bool {
         let sessions: Vec<_> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.session).collect();
         let settled = |session: Session| sessions.iter().any(|s| s.id == session.id && !s.open);
         for run in &mut self.nodes {
             run.session_settled = run.view.as_ref().and_then(|v| v.session).is_some_and(settled);
         }
         if !sessions.iter().all(|&session| settled(session)) {
-            tracing::warn!("the last proxy did not stop cleanly: waiting for what its sockets may still hold");
+            tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
         }
         // Also after a clean stop without a node: what the last proxy had sent it before it hung is still in its sockets.
-        if sessions.iter().any(|session| session.open) && holds(Rule::QuietPeriodAfterCrash) {
-            tokio::time::sleep(QUIET_PERIOD).await;
-        }
+        sessions.iter().any(|session| session.open)
     }
 
     /// If the nodes were last used under this ring, its period goes on. Otherwise a new one begins.
