@@ -6,37 +6,8 @@ use std::time::Duration;
 
 use support::client::storage;
 use support::cluster::{count_filled, fill};
-use support::{Client, Cluster, Memcached, Proxy, Shape, Stored, wait_until};
-
-fn start(cluster: &mut Cluster) {
-    cluster.proxy.spawn();
-    cluster.proxy.wait_listening(support::DEADLINE);
-}
-
-fn value(client: &mut Client, key: &str) -> Option<String> {
-    let item = client.get(key).unwrap_or_else(|e| panic!("get {key}: {e}"));
-    item.map(|i| String::from_utf8(i.value).expect("a text"))
-}
-
-fn set(client: &mut Client, key: &str, value: &str) {
-    assert_eq!(client.set(key, value.as_bytes()), Ok(Stored::Stored), "set {key}");
-}
-
-/// A proxy over some of the nodes, in that order.
-fn over(primaries: &[&Memcached], backups: &[&Memcached], more: &[&str]) -> Proxy {
-    let mut args: Vec<String> =
-        ["--timeout", "250ms", "--probe-timeout", "250ms", "--probe-interval", "50ms", "--threads", "2"]
-            .map(str::to_owned)
-            .into();
-    args.extend(more.iter().map(|&a| a.to_owned()));
-    for node in primaries {
-        args.extend(["-s".to_owned(), node.addr()]);
-    }
-    for node in backups {
-        args.extend(["-b".to_owned(), node.addr()]);
-    }
-    Proxy::start(&args)
-}
+use support::start::{over, set, start, value};
+use support::{Client, Cluster, Memcached, Shape, Stored, wait_until};
 
 /// The backups are taken out, clients go on writing, and the backups are put in again with their old markers.
 #[test]
