@@ -22,6 +22,7 @@ use clap::Parser;
 
 use load::Work;
 use report::{Cell, Report};
+use systems::Build;
 
 /// Different keys; all fit into each server.
 const KEYS: u32 = 10_000;
@@ -29,9 +30,9 @@ const KEYS: u32 = 10_000;
 #[derive(Parser)]
 #[command(about = "Measures resilver, twemproxy and memcached side by side")]
 struct Args {
-    /// The proxy's binary.
-    #[arg(default_value = "target/release/resilver")]
-    resilver: PathBuf,
+    /// A binary of resilver, as PATH or NAME=PATH; repeat to compare several builds in one run.
+    #[arg(long, default_value = "target/release/resilver", value_parser = Build::parse)]
+    resilver: Vec<Build>,
     /// Rounds over all rows and systems.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -44,6 +45,9 @@ struct Args {
     /// Only rows whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// Only systems whose name contains this; repeat for more.
+    #[arg(long)]
+    system: Vec<String>,
     /// Where the machine-readable result goes.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -77,13 +81,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let bench = systems::start(&args.resilver, args.threads)?;
-    let mut report = Report::new(bench.systems.iter().map(|s| (s.name, s.two_copies)).collect());
+    let wanted = |name: &str| args.system.is_empty() || args.system.iter().any(|part| name.contains(part.as_str()));
+    let bench = systems::start(&args.resilver, args.threads, &wanted)?;
+    let count = bench.systems.len();
+    let mut report = Report::new(bench.systems.iter().map(|s| (s.name.clone(), s.two_copies)).collect());
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let rows: Vec<_> = rows().into_iter().filter(|(name, _)| wanted(name)).collect();
     for round in 0..args.rounds {
         for (name, work) in &rows {
-            for (index, system) in bench.systems.iter().enumerate() {
+            for turn in 0..count {
+                // Another first one each round: whatever a system leaves behind for the next hits all alike.
+                let index = (turn + round) % count;
+                let system = &bench.systems[index];
                 load::fill(system.addr, work)?;
                 let before = system.usage()?;
                 let seen = load::drive(system.addr, work, args.time)

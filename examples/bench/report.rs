@@ -26,13 +26,13 @@ const COLUMNS: [Column; 6] = [
 
 /// All of them.
 pub(crate) struct Report {
-    systems: Vec<(&'static str, bool)>,
+    systems: Vec<(String, bool)>,
     /// By row, system, round.
     rows: Vec<(String, Vec<Vec<Cell>>)>,
 }
 
 impl Report {
-    pub(crate) fn new(systems: Vec<(&'static str, bool)>) -> Report {
+    pub(crate) fn new(systems: Vec<(String, bool)>) -> Report {
         Report { systems, rows: Vec::new() }
     }
 
@@ -51,7 +51,7 @@ impl Report {
             "| row | system | requests/s | CPU µs/request | of twemproxy | p50 µs | p99 µs | p99.9 µs | memory MiB |\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n",
         );
         for (row, systems) in &self.rows {
-            let twemproxy = self.systems.iter().position(|(name, _)| *name == "twemproxy");
+            let twemproxy = self.systems.iter().position(|(name, _)| name == "twemproxy");
             let base = twemproxy.map(|index| median(&systems[index], |c| c.cpu_us));
             for ((name, _), cells) in self.systems.iter().zip(systems) {
                 let [rps, cpu, p50, p99, p999, memory] = COLUMNS.map(|(_, of)| median(cells, of));

@@ -2,19 +2,41 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::processes::{self, Process};
 
 /// One system under test.
 pub(crate) struct System {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Writes reach two servers.
     pub(crate) two_copies: bool,
     pub(crate) addr: SocketAddr,
     /// The process whose cost counts.
     process: Process,
+}
+
+/// A binary of resilver.
+#[derive(Clone, Debug)]
+pub(crate) struct Build {
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+}
+
+impl Build {
+    /// `PATH` or `NAME=PATH`.
+    pub(crate) fn parse(text: &str) -> Result<Build, String> {
+        let (name, path) = text.split_once('=').unwrap_or_else(|| {
+            let file = text.rsplit('/').next().unwrap_or(text);
+            (file, text)
+        });
+        if Path::new(path).is_file() {
+            Ok(Build { name: name.to_owned(), program: PathBuf::from(path) })
+        } else {
+            Err(format!("{path} is no file; `cargo build --release` makes target/release/resilver"))
+        }
+    }
 }
 
 /// Everything that runs; ended when dropped.
@@ -50,11 +72,11 @@ impl System {
     }
 }
 
-/// Starts the servers and, in front of them, all that is to be compared.
-pub(crate) fn start(resilver: &Path, threads: usize) -> io::Result<Bench> {
+/// Starts the servers and, in front of them, all that is to be compared and `wanted` by its name.
+pub(crate) fn start(builds: &[Build], threads: usize, wanted: &dyn Fn(&str) -> bool) -> io::Result<Bench> {
     let files = tempfile::tempdir()?;
-    let mut ports = processes::free_ports(13_000, 16).into_iter();
-    let mut port = || ports.next().ok_or_else(|| io::Error::other("no free ports from 13000 on"));
+    let ports = std::cell::RefCell::new(processes::free_ports(13_000, 16 + 16 * builds.len()).into_iter());
+    let port = || ports.borrow_mut().next().ok_or_else(|| io::Error::other("no free ports from 13000 on"));
     let mut servers = Vec::new();
     let mut nodes = |count: usize| -> io::Result<Vec<u16>> {
         let mut started = Vec::new();
@@ -65,25 +87,37 @@ pub(crate) fn start(resilver: &Path, threads: usize) -> io::Result<Bench> {
         }
         Ok(started)
     };
-    // Proxies with one copy may share their servers, for they are driven in turn and store the same.
-    let (plain, primaries, backups, direct) = (nodes(2)?, nodes(2)?, nodes(2)?, port()?);
     let mut systems = Vec::new();
-    let mut add = |name, two_copies, port: u16, process| {
-        systems.push(System { name, two_copies, addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), process });
+    let mut add = |name: &str, two_copies, port: u16, process| {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        systems.push(System { name: name.to_owned(), two_copies, addr, process });
     };
-    add("memcached", false, direct, processes::memcached(direct)?);
-    let threads = threads.to_string();
-    for (name, two_copies, primaries, backups) in
-        [("resilver", false, &plain, &[][..]), ("resilver, 2 copies", true, &primaries, &backups[..])]
-    {
+    if wanted("memcached") {
         let port = port()?;
-        let mut command = processes::resilver_command(resilver, port, primaries, backups);
-        command.args(["--threads", &threads]).arg("--log-file").arg(files.path().join("resilver.log"));
-        add(name, two_copies, port, processes::server(&mut command, "resilver", port)?);
+        add("memcached", false, port, processes::memcached(port)?);
     }
-    match twemproxy(port()?, port()?, &plain, files.path()) {
-        Ok((port, process)) => add("twemproxy", false, port, process),
-        Err(error) => eprintln!("twemproxy is left out: {error}; Debian's package is nutcracker"),
+    let threads = threads.to_string();
+    for Build { name, program } in builds {
+        for (name, two_copies) in [(name.clone(), false), (format!("{name}, 2 copies"), true)] {
+            if !wanted(&name) {
+                continue;
+            }
+            // Servers of its own: a second resilver takes the first one's markers for a crash.
+            let (primaries, backups) = (nodes(2)?, nodes(if two_copies { 2 } else { 0 })?);
+            let port = port()?;
+            let mut command = processes::resilver_command(program, port, &primaries, &backups);
+            command.args(["--threads", &threads]).arg("--log-file").arg(files.path().join(format!("{port}.log")));
+            add(&name, two_copies, port, processes::server(&mut command, &name, port)?);
+        }
+    }
+    if wanted("twemproxy") {
+        match twemproxy(port()?, port()?, &nodes(2)?, files.path()) {
+            Ok((port, process)) => add("twemproxy", false, port, process),
+            Err(error) => eprintln!("twemproxy is left out: {error}; Debian's package is nutcracker"),
+        }
+    }
+    if systems.is_empty() {
+        return Err(io::Error::other("no system has such a name"));
     }
     Ok(Bench { systems, _servers: servers, _files: files })
 }
