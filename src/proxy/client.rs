@@ -217,7 +217,7 @@ impl Client {
                 let part = &mut many.parts[(part - many.first) as usize];
                 *part = Part::Miss;
                 match answer {
-                    Answer::Bytes(bytes) if bytes.starts_with(b"VALUE ") => {
+                    Answer::Value(bytes) => {
                         self.held += bytes.len();
                         *part = Part::Hit(bytes);
                     }
@@ -284,6 +284,10 @@ impl Client {
         match answer {
             Answer::Static(bytes) => self.out.put(bytes),
             Answer::Bytes(bytes) => self.out.put_shared(bytes),
+            Answer::Value(bytes) => {
+                self.out.put_shared(bytes);
+                self.out.put(b"END\r\n");
+            }
         }
     }
 }
@@ -322,14 +326,14 @@ mod tests {
         let mut client = Client::new(0, 0);
         let a = client.open_slot(3, true, false, 0);
         (0..3).for_each(|_| client.begin_read(a));
-        client.answer(a, 2, true, Answer::Bytes(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
+        client.answer(a, 2, true, Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
         client.answer(a, 1, true, Answer::Static(b"END\r\n"));
-        client.answer(a, 0, true, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        client.answer(a, 0, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
         let b = client.open_slot(2, true, false, 0);
         (0..2).for_each(|_| client.begin_read(b));
         client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"));
-        client.answer(b, 1, true, Answer::Bytes(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
     }
 
@@ -341,9 +345,9 @@ mod tests {
         (0..MAX_READS).for_each(|_| client.begin_read(slot));
         assert_eq!(client.read_room(), 0);
         let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
-        client.answer(slot, 1, true, Answer::Bytes(value(1)));
+        client.answer(slot, 1, true, Answer::Value(value(1)));
         assert!(client.out.is_empty(), "the first key is still unanswered");
-        client.answer(slot, 0, true, Answer::Bytes(value(0)));
+        client.answer(slot, 0, true, Answer::Value(value(0)));
         assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
         assert_eq!(client.read_room(), 2);
         for part in 2..MAX_READS {

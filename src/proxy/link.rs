@@ -6,14 +6,27 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 
-use super::op::Effect;
+use super::op::{Effect, Kind};
 use super::out::OutQueue;
+
+/// Keys that share one `get` line at most: it ends there, so that its first values come before long.
+const GET_KEYS_MAX: usize = 64;
+
+/// Bytes of such a line: memcached has to grow its buffer for longer ones.
+const GET_LINE_MAX: usize = 4096;
 
 /// What an unanswered command belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flight {
     /// An operation, by its place in the worker's table.
     Op(u32),
+    /// An operation that is one key of a `get` line shared with others: answered by a value with its key, or by none before the next
+    /// one's, or the end. A [`Flight::GetEnd`] stands behind the line's last key.
+    Get(u32),
+    /// Such a key, whose answer counts for nothing.
+    VoidGet,
+    /// The `END` of a shared `get` line.
+    GetEnd,
     /// A command of an operation's repair.
     Repair(u32, RepairStep),
     /// Nobody: the answer is void, but what it answers may still be executed, so the node is not drained before it came.
@@ -74,6 +87,15 @@ pub enum LinkState {
     Discarding,
 }
 
+/// A `get` line that has not ended.
+#[derive(Debug)]
+struct GetLine {
+    /// Get or Gets.
+    kind: Kind,
+    keys: usize,
+    bytes: usize,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Conn {
@@ -83,8 +105,10 @@ pub struct Conn {
     pub generation: u32,
     /// The node's life when it was dialled, or when it was last found to be in order.
     pub life: u32,
-    /// To be written.
-    pub out: OutQueue,
+    /// To be written, but for the end of `get_line`.
+    out: OutQueue,
+    /// The `get` line at the end of `out`, as long as further keys may join it.
+    get_line: Option<GetLine>,
     /// Unanswered, in order.
     pub flights: VecDeque<Sent>,
     /// Operations that wait for the connection to be ready.
@@ -117,6 +141,7 @@ impl Conn {
             generation: 0,
             life: 0,
             out: OutQueue::default(),
+            get_line: None,
             flights: VecDeque::new(),
             waiting: VecDeque::new(),
             input: BytesMut::new(),
@@ -133,6 +158,40 @@ impl Conn {
 }
 
 impl Conn {
+    /// What is to be written, for whole commands to be added to. `now_us`: the worker's clock.
+    pub(super) fn out(&mut self, now_us: u64) -> &mut OutQueue {
+        if self.get_line.take().is_some() {
+            self.out.put(b"\r\n");
+            self.flights.push_back(Sent { flight: Flight::GetEnd, at_us: now_us });
+        }
+        &mut self.out
+    }
+
+    /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs both sides less than one for each key,
+    /// whichever clients ask. The answers come in the order of the keys.
+    pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: u32, now_us: u64) {
+        match &mut self.get_line {
+            Some(line) if line.kind == kind && line.keys < GET_KEYS_MAX && line.bytes + key.len() < GET_LINE_MAX => {
+                line.keys += 1;
+                line.bytes += 1 + key.len();
+                self.out.put(b" ");
+            }
+            _ => {
+                let verb: &[u8] = if kind == Kind::Gets { b"gets " } else { b"get " };
+                self.out(now_us).put(verb);
+                self.get_line = Some(GetLine { kind, keys: 1, bytes: verb.len() + key.len() });
+            }
+        }
+        self.out.put(key);
+        self.flights.push_back(Sent { flight: Flight::Get(id), at_us: now_us });
+    }
+
+    /// Forgets what was to be written.
+    pub(super) fn clear_out(&mut self) {
+        self.out = OutQueue::default();
+        self.get_line = None;
+    }
+
     /// The answers that wait for a marker, once the connection is given up.
     pub(super) fn take_answers(&mut self) -> VecDeque<Unproven> {
         self.unproven_writes = 0;

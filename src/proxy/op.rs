@@ -242,13 +242,15 @@ pub enum Answer {
     Static(&'static [u8]),
     /// A node's bytes.
     Bytes(Bytes),
+    /// A `VALUE` line and its value; the `END` is the client's affair.
+    Value(Bytes),
 }
 
 impl AsRef<[u8]> for Answer {
     fn as_ref(&self) -> &[u8] {
         match self {
             Answer::Static(bytes) => bytes,
-            Answer::Bytes(bytes) => bytes,
+            Answer::Bytes(bytes) | Answer::Value(bytes) => bytes,
         }
     }
 }
@@ -310,8 +312,6 @@ pub struct Op {
     pub cas: u64,
     /// Of incr and decr.
     pub delta: u64,
-    /// One of several keys of a get: its value goes without `END`.
-    pub multi: bool,
     /// Where it is.
     pub stage: Stage,
     /// What the client will be told, once decided.

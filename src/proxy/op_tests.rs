@@ -127,7 +127,6 @@ fn op(text: &str) -> Op {
         exptime: request.exptime,
         cas: request.cas,
         delta: request.delta,
-        multi: false,
         stage: Stage::New,
         answer: None,
         decided: false,

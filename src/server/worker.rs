@@ -550,9 +550,9 @@ impl Shell {
     }
 
     fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
-        let conn = self.core.conn_to_write(node, lane);
+        let (state, out) = self.core.conn_to_write(node, lane);
         let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
-        if conn.state == LinkState::Discarding {
+        if state == LinkState::Discarding {
             if !io.shut {
                 io.shut = true;
                 // An error means that it is closed already; reading finds that out.
@@ -560,9 +560,9 @@ impl Shell {
             }
             return;
         }
-        match write_out(&mut conn.out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
+        match write_out(out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
             Poll::Pending => {
-                conn.dirty = true;
+                self.core.conn(node, lane).dirty = true;
                 self.blocked_conns.push((node, lane));
             }
             // A broken connection is found by its reader.

@@ -134,13 +134,16 @@ impl Node {
         let key = words.get(1).map_or(&[][..], |word| word.as_bytes());
         let number = |at: usize| words.get(at).and_then(|w| w.parse::<i64>().ok()).unwrap_or(0);
         match words[0] {
-            "get" | "gets" => self.read(key, words[0] == "gets"),
+            "get" | "gets" => {
+                let values = words[1..].iter().map(|key| self.read(key.as_bytes(), words[0] == "gets"));
+                values.collect::<String>() + "END\r\n"
+            }
             "gat" | "gats" => {
                 let (key, expires) = (words[2].as_bytes(), self.expiry(number(1)));
                 if let Some(item) = self.find(key) {
                     item.expires = expires;
                 }
-                self.read(key, words[0] == "gats")
+                self.read(key, words[0] == "gats") + "END\r\n"
             }
             "set" | "add" | "replace" | "append" | "prepend" | "cas" => self.store(&words, key, data),
             "incr" | "decr" => {
@@ -207,11 +210,11 @@ impl Node {
 
     fn read(&mut self, key: &[u8], with_cas: bool) -> String {
         match self.find(key) {
-            None => "END\r\n".into(),
+            None => String::new(),
             Some(item) => {
                 let cas = if with_cas { format!(" {}", item.cas) } else { String::new() };
                 let (flags, len, value) = (item.flags, item.value.len(), text(&item.value));
-                format!("VALUE {} {flags} {len}{cas}\r\n{value}\r\nEND\r\n", text(key))
+                format!("VALUE {} {flags} {len}{cas}\r\n{value}\r\n", text(key))
             }
         }
     }

@@ -203,12 +203,12 @@ impl Core {
         let raw = chunk.split_to(len).freeze();
         let slot = client.open_slot(keys, keys > 1, request.noreply, len);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
-        self.begin_keys(index, Rest { request: request.clone(), raw, slot, part: 0 }, kind, keys > 1, room);
+        self.begin_keys(index, Rest { request: request.clone(), raw, slot, part: 0 }, kind, room);
         true
     }
 
     /// Begins as many keys of a request as there is room for; the others wait in the client.
-    fn begin_keys(&mut self, index: u32, mut rest: Rest, kind: Kind, multi: bool, room: u32) {
+    fn begin_keys(&mut self, index: u32, mut rest: Rest, kind: Kind, room: u32) {
         let generation = self.clients[index as usize].generation;
         let base = rest.raw.as_ptr() as usize;
         let raw = rest.raw.clone();
@@ -242,7 +242,6 @@ impl Core {
                 exptime: request.exptime,
                 cas: request.cas,
                 delta: request.delta,
-                multi,
                 stage: Stage::New,
                 answer: None,
                 decided: false,
@@ -275,7 +274,7 @@ impl Core {
             && let Some(rest) = client.rest.take()
             && let Some(kind) = Kind::of(rest.request.verb)
         {
-            self.begin_keys(index, rest, kind, true, room);
+            self.begin_keys(index, rest, kind, room);
         }
     }
 
@@ -310,7 +309,6 @@ impl Core {
             exptime: 0,
             cas: 0,
             delta: 0,
-            multi: false,
             stage: Stage::New,
             answer: Some(error),
             decided: true,

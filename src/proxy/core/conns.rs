@@ -97,14 +97,14 @@ impl Core {
         let was = conn.state;
         conn.state = LinkState::Idle;
         conn.generation = conn.generation.wrapping_add(1);
-        conn.out = crate::proxy::out::OutQueue::default();
+        conn.clear_out();
         conn.input.clear();
         conn.need = 0;
         conn.voids = 0;
         conn.lateness = 0;
         let flights = std::mem::take(&mut conn.flights);
         let unproven = conn.take_answers();
-        let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Repair(..));
+        let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Get(_) | Flight::Repair(..));
         let life = self.links[node.index()].life;
         if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) && unproven.is_empty() {
             // Dialled before the node came back: that it fails says nothing about the node now, and what waits for it goes on waiting.
@@ -128,7 +128,7 @@ impl Core {
     fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: VecDeque<u32>) {
         // A repair that ends on the way answers other operations with its own, so each is looked for first.
         for sent in flights {
-            if let Flight::Op(id) | Flight::Repair(id, _) = sent.flight
+            if let Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _) = sent.flight
                 && self.ops.contains(id as usize)
             {
                 self.strand(id, node);
@@ -148,7 +148,7 @@ impl Core {
             return;
         }
         conn.state = LinkState::Discarding;
-        conn.out = crate::proxy::out::OutQueue::default();
+        conn.clear_out();
         conn.input.clear();
         let flights = std::mem::take(&mut conn.flights);
         let waiting = std::mem::take(&mut conn.waiting);
@@ -158,11 +158,7 @@ impl Core {
         self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other.
-        let conn = &mut self.links[node.index()].conns[lane];
-        if !conn.dirty {
-            conn.dirty = true;
-            self.outbox.dirty_conns.push((node, lane));
-        }
+        self.soil(node, lane);
         self.tell_undrained(node);
     }
 
@@ -182,7 +178,9 @@ impl Core {
         for index in 0..self.links.len() {
             for lane in 0..self.settings.lanes {
                 let conn = &mut self.links[index].conns[lane];
-                let sent = conn.flights.iter().find(|s| s.flight != Flight::Void).map(|s| s.at_us);
+                // (An `END` alone is missed by whoever asks next.)
+                let awaited = |s: &&Sent| !matches!(s.flight, Flight::Void | Flight::VoidGet | Flight::GetEnd);
+                let sent = conn.flights.iter().find(awaited).map(|s| s.at_us);
                 // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
                 let held = conn.unproven.front().map(|u| u.at_us);
                 let Some(oldest) = held.into_iter().chain(sent).min() else { continue };

@@ -94,10 +94,10 @@ impl Core {
         let mut stranded = Vec::new();
         for conn in &mut self.links[node.index()].conns {
             for sent in &mut conn.flights {
-                let (Flight::Op(id) | Flight::Repair(id, _)) = sent.flight else { continue };
+                let (Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _)) = sent.flight else { continue };
                 if self.ops[id as usize].pair == pair {
                     stranded.push((id, true));
-                    sent.flight = Flight::Void;
+                    sent.flight = if matches!(sent.flight, Flight::Get(_)) { Flight::VoidGet } else { Flight::Void };
                     conn.voids += 1;
                 }
             }

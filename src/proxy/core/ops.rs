@@ -59,13 +59,17 @@ impl Core {
                 let marked = self.links[node.index()].incarnation.is_some();
                 let conn = &mut self.links[node.index()].conns[lane];
                 match op.stage {
+                    Stage::Leader(_) if !op.kind.is_write() => {
+                        conn.put_get(op.kind, op.key(), id, self.now_us);
+                        return self.soil(node, lane);
+                    }
                     Stage::Leader(_) => {
                         let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
-                        op.encode_leader(&mut conn.out, term);
+                        op.encode_leader(conn.out(self.now_us), term);
                         // Its success says that the key was not there: the proof comes with the answer.
                         conn.marker_due |= op.kind == Kind::Add && marked;
                     }
-                    _ => op.encode_follower(&mut conn.out, op.sent),
+                    _ => op.encode_follower(conn.out(self.now_us), op.sent),
                 }
                 self.sent(node, lane, Flight::Op(id));
             }
@@ -84,6 +88,12 @@ impl Core {
     pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight) {
         let conn = &mut self.links[node.index()].conns[lane];
         conn.flights.push_back(Sent { flight, at_us: self.now_us });
+        self.soil(node, lane);
+    }
+
+    /// The connection has something to write.
+    pub(super) fn soil(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
         if !conn.dirty {
             conn.dirty = true;
             self.outbox.dirty_conns.push((node, lane));

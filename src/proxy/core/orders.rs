@@ -76,7 +76,6 @@ fn order(ticket: u64, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op 
         exptime: 0,
         cas: 0,
         delta: 0,
-        multi: false,
         stage: Stage::New,
         answer: None,
         decided: false,

@@ -42,14 +42,11 @@ impl Core {
     pub(super) fn want_marker(&mut self, node: NodeId, lane: usize) {
         let conn = &mut self.links[node.index()].conns[lane];
         conn.marker_due = true;
-        if !conn.dirty {
-            conn.dirty = true;
-            self.outbox.dirty_conns.push((node, lane));
-        }
+        self.soil(node, lane);
     }
 
-    /// A connection whose `out` is about to be written.
-    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> &mut crate::proxy::link::Conn {
+    /// A connection that is about to be written to, and what is to be written.
+    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> (LinkState, &mut crate::proxy::OutQueue) {
         let conn = &mut self.links[node.index()].conns[lane];
         // One that is being checked has a marker under way, or asks for one at the next tick.
         if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
@@ -57,13 +54,13 @@ impl Core {
         }
         let conn = &mut self.links[node.index()].conns[lane];
         conn.dirty = false;
-        conn
+        (conn.state, conn.out(self.now_us))
     }
 
     pub(super) fn put_marker(&mut self, node: NodeId, lane: usize) {
         let round = self.links[node.index()].round;
         let conn = &mut self.links[node.index()].conns[lane];
-        conn.out.put(crate::proxy::MARKER_READ);
+        conn.out(self.now_us).put(crate::proxy::MARKER_READ);
         conn.markers += 1;
         self.sent(node, lane, Flight::Marker(round));
     }

@@ -73,20 +73,21 @@ impl Core {
         // Read first whether the leader's memory is still the one the route was made for: if it has just gone, "repairing" would
         // destroy the good copy.
         if marked {
-            conn.out.put(crate::proxy::MARKER_READ);
+            conn.out(self.now_us).put(crate::proxy::MARKER_READ);
             self.sent(leader, lane, Flight::Repair(id, RepairStep::Marker));
         } else if let Some(fence) = self.fences.get_mut(key) {
             fence.marker_ok = true;
         }
         let conn = &mut self.links[leader.index()].conns[lane];
-        conn.out.put(b"mg ");
-        conn.out.put(key);
-        conn.out.put(b" v f t c\r\n");
+        let out = conn.out(self.now_us);
+        out.put(b"mg ");
+        out.put(key);
+        out.put(b" v f t c\r\n");
         self.sent(leader, lane, Flight::Repair(id, RepairStep::Read));
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id as usize].kind == Kind::Mend;
         if compared {
-            let out = &mut self.links[follower.index()].conns[lane].out;
+            let out = self.links[follower.index()].conns[lane].out(self.now_us);
             out.put(b"mg ");
             out.put(key);
             out.put(b" v f t c\r\n");
@@ -249,7 +250,7 @@ impl Core {
             return self.repair_later(key);
         }
         let clock = self.clocks[node.index()] + (self.now_us / 1_000_000) as i64;
-        let out = &mut self.links[node.index()].conns[lane].out;
+        let out = self.links[node.index()].conns[lane].out(self.now_us);
         out.put(b"md ");
         out.put(key);
         out.put(b"\r\n");
@@ -285,7 +286,7 @@ impl Core {
             // The follower holds what the leader held when it answered: that is as good as verified, for the writes are fenced.
             return self.repair_done(key);
         }
-        let out = &mut self.links[leader.index()].conns[lane].out;
+        let out = self.links[leader.index()].conns[lane].out(self.now_us);
         out.put(b"mg ");
         out.put(key);
         out.put(b" c\r\n");

@@ -2,6 +2,20 @@
 
 use super::*;
 
+const END: &[u8] = b"END\r\n";
+
+/// What is said of a key that a `get` of several keys passes over.
+const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: END.len() };
+
+/// What became of a part of an answer.
+enum Heed {
+    Taken,
+    /// More of it has to come before it counts.
+    Incomplete,
+    /// It is no answer to what was asked.
+    Doubt,
+}
+
 impl Core {
     /// A connection: the shell reads into its `input` and writes its `out`.
     pub fn conn(&mut self, node: NodeId, lane: usize) -> &mut crate::proxy::link::Conn {
@@ -27,28 +41,42 @@ impl Core {
                     return self.doubt(node, lane);
                 }
             };
-            let mut len = reply.len;
-            if matches!(reply.kind, ReplyKind::Value { .. }) {
-                // A value answers a command on one key, so the end must follow at once.
-                let rest = &conn.input[len..];
-                if !b"END\r\n".starts_with(&rest[..rest.len().min(5)]) {
-                    tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
-                    return self.doubt(node, lane);
-                }
-                if rest.len() < 5 {
-                    conn.need = len + 5;
-                    return;
-                }
-                len += 5;
-            }
-            let Some(sent) = conn.flights.pop_front() else {
-                tracing::warn!(node = %self.topology.addr(node), said = %String::from_utf8_lossy(&conn.input[..len.min(80)]).trim_end(),
+            let Some(sent) = conn.flights.front() else {
+                tracing::warn!(node = %self.topology.addr(node), said = %String::from_utf8_lossy(&conn.input[..reply.len.min(80)]).trim_end(),
                     "a node answered what it was not asked");
                 return self.doubt(node, lane);
             };
+            let flight = sent.flight;
+            if matches!(flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd) {
+                conn.lateness = 0;
+                match self.get_answered(node, lane, &reply) {
+                    Heed::Taken => continue,
+                    Heed::Incomplete => return,
+                    Heed::Doubt => {
+                        tracing::warn!(node = %self.topology.addr(node), "a node answered a get with something else");
+                        return self.doubt(node, lane);
+                    }
+                }
+            }
+            let mut end = 0;
+            if matches!(reply.kind, ReplyKind::Value { .. }) {
+                // A value answers a command on one key, so the end must follow at once.
+                let rest = &conn.input[reply.len..];
+                if !END.starts_with(&rest[..rest.len().min(END.len())]) {
+                    tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
+                    return self.doubt(node, lane);
+                }
+                if rest.len() < END.len() {
+                    conn.need = reply.len + END.len();
+                    return;
+                }
+                end = END.len();
+            }
+            conn.flights.pop_front();
             conn.lateness = 0;
-            let unit = conn.input.split_to(len).freeze();
-            let fine = match sent.flight {
+            let unit = conn.input.split_to(reply.len).freeze();
+            bytes::Buf::advance(&mut conn.input, end);
+            let fine = match flight {
                 Flight::Op(id) => self.op_answered(id, node, lane, &reply, unit),
                 Flight::Repair(id, step) => self.repair_answered(id, node, step, &reply, &unit),
                 Flight::Marker(round) => self.marker_answered(node, lane, round, &reply, &unit),
@@ -57,11 +85,91 @@ impl Core {
                     self.tell_undrained(node);
                     true
                 }
+                Flight::Get(_) | Flight::VoidGet | Flight::GetEnd => unreachable!("answered above"),
             };
             if !fine {
                 return self.doubt(node, lane);
             }
         }
+    }
+
+    /// A part of the answer to a shared `get` line.
+    fn get_answered(&mut self, node: NodeId, lane: usize, reply: &Reply) -> Heed {
+        let conn = &mut self.links[node.index()].conns[lane];
+        match &reply.kind {
+            ReplyKind::Value { key, .. } => {
+                let key = &conn.input[key.clone()];
+                let mut line = conn.flights.iter().map(|s| s.flight).take_while(|f| *f != Flight::GetEnd);
+                let asked = |f| matches!(f, Flight::Get(id) if self.ops[id as usize].key() == key);
+                let place = line.clone().position(asked);
+                if place.is_none() && !line.any(|f| f == Flight::VoidGet) {
+                    return Heed::Doubt;
+                }
+                // A value counts once what stands behind it shows that it ended there.
+                let last = place.is_some_and(|at| conn.flights.get(at + 1).is_some_and(|s| s.flight == Flight::GetEnd));
+                let rest = &conn.input[reply.len..];
+                let behind = &rest[..rest.len().min(END.len())];
+                if !END.starts_with(behind) && (last || !b"VALUE".starts_with(behind)) {
+                    return Heed::Doubt;
+                }
+                if behind.len() < END.len() {
+                    conn.need = reply.len + END.len();
+                    return Heed::Incomplete;
+                }
+                let Some(place) = place else {
+                    // Of keys that count for nothing it is not known which they were.
+                    bytes::Buf::advance(&mut conn.input, reply.len);
+                    return Heed::Taken;
+                };
+                // Values come in the order of the keys: those passed over are not there.
+                if !self.end_gets(node, lane, place, &MISS, Bytes::from_static(END)) {
+                    return Heed::Doubt;
+                }
+                let conn = &mut self.links[node.index()].conns[lane];
+                let unit = conn.input.split_to(reply.len).freeze();
+                let got = conn.flights.pop_front();
+                if last {
+                    conn.flights.pop_front();
+                    bytes::Buf::advance(&mut conn.input, END.len());
+                }
+                match got {
+                    Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, node, lane, reply, unit) => {
+                        Heed::Taken
+                    }
+                    _ => Heed::Doubt,
+                }
+            }
+            ReplyKind::End | ReplyKind::ServerError | ReplyKind::ClientError | ReplyKind::Error => {
+                let unit = conn.input.split_to(reply.len).freeze();
+                let keys = conn.flights.iter().take_while(|s| s.flight != Flight::GetEnd).count();
+                if !self.end_gets(node, lane, keys, reply, unit) {
+                    return Heed::Doubt;
+                }
+                self.links[node.index()].conns[lane].flights.pop_front();
+                Heed::Taken
+            }
+            _ => Heed::Doubt,
+        }
+    }
+
+    /// The next keys of a shared `get` line are answered by no value of their own.
+    fn end_gets(&mut self, node: NodeId, lane: usize, keys: usize, reply: &Reply, unit: Bytes) -> bool {
+        for _ in 0..keys {
+            let conn = &mut self.links[node.index()].conns[lane];
+            match conn.flights.pop_front().map(|s| s.flight) {
+                Some(Flight::Get(id)) => {
+                    if !self.op_answered(id, node, lane, reply, unit.clone()) {
+                        return false;
+                    }
+                }
+                Some(Flight::VoidGet) => {
+                    conn.voids -= 1;
+                    self.tell_undrained(node);
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// `false`: that is no answer to the operation's command.
@@ -86,7 +194,7 @@ impl Core {
             return false;
         };
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
-        let answer = client_answer(op, reply, unit, term);
+        let answer = client_answer(reply, unit, term);
         if kind.reads() {
             self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }
@@ -183,7 +291,7 @@ impl Core {
 }
 
 /// What a client is told of the leader's answer.
-fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Answer {
+fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Answer {
     match &reply.kind {
         ReplyKind::Stored => Answer::Static(b"STORED\r\n"),
         ReplyKind::NotStored => Answer::Static(b"NOT_STORED\r\n"),
@@ -197,14 +305,14 @@ fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<crate::ids::T
             let token = op::client_cas(*cas, term.unwrap_or(crate::ids::Term(0)));
             let line = &unit[reply.line.clone()];
             let head = line.iter().rposition(|&b| b == b' ').map_or(line, |at| &line[..=at]);
-            let tail = &unit[data.start - 2..unit.len() - if op.multi { 5 } else { 0 }];
+            let tail = &unit[data.start - 2..];
             let mut out = BytesMut::with_capacity(head.len() + 20 + tail.len());
             out.extend_from_slice(head);
             out.extend_from_slice(itoa::Buffer::new().format(token).as_bytes());
             out.extend_from_slice(tail);
-            Answer::Bytes(out.freeze())
+            Answer::Value(out.freeze())
         }
-        ReplyKind::Value { .. } if op.multi => Answer::Bytes(unit.slice(..unit.len() - 5)),
+        ReplyKind::Value { .. } => Answer::Value(unit),
         _ => Answer::Bytes(unit),
     }
 }

@@ -55,9 +55,15 @@ impl Node {
                     item.exptime = number(1);
                 }
                 let held = self.items.get(key).cloned();
-                value_reply(key, held.as_ref(), words[0] == "gats")
+                [value(key, held.as_ref(), words[0] == "gats"), b"END\r\n".to_vec()].concat()
             }
-            ("get" | "gets", held) => value_reply(key, held.as_ref(), words[0] == "gets"),
+            ("get" | "gets", _) => {
+                let values = words[1..].iter().map(|key| {
+                    let key = key.as_bytes();
+                    value(key, self.items.get(key), words[0] == "gets")
+                });
+                values.chain([b"END\r\n".to_vec()]).collect::<Vec<_>>().concat()
+            }
             ("add", Some(_)) | ("replace" | "append" | "prepend", None) => b"NOT_STORED\r\n".to_vec(),
             ("set" | "add" | "replace", _) => {
                 self.store(key, data.unwrap(), number(2) as u32, number(3));
@@ -128,10 +134,10 @@ impl Node {
     }
 }
 
-fn value_reply(key: &[u8], held: Option<&Item>, cas: bool) -> Vec<u8> {
-    let Some(held) = held else { return b"END\r\n".to_vec() };
+fn value(key: &[u8], held: Option<&Item>, cas: bool) -> Vec<u8> {
+    let Some(held) = held else { return Vec::new() };
     let key = String::from_utf8_lossy(key);
     let cas = if cas { format!(" {}", held.cas) } else { String::new() };
     let head = format!("VALUE {key} {} {}{cas}\r\n", held.flags, held.value.len()).into_bytes();
-    [head, held.value.clone(), b"\r\nEND\r\n".to_vec()].concat()
+    [head, held.value.clone(), b"\r\n".to_vec()].concat()
 }

@@ -26,14 +26,14 @@ impl World {
                 }
             }
             for (node, lane) in out.dirty_conns {
-                let conn = core.conn_to_write(node, lane);
+                let (state, out) = core.conn_to_write(node, lane);
                 let wire = &mut self.wires[worker][node.index()];
-                if conn.state == LinkState::Discarding {
+                if state == LinkState::Discarding {
                     // Our half is closed; the node closes the other one when it has seen everything.
                     wire.broken = true;
                     continue;
                 }
-                let bytes = take(&mut conn.out);
+                let bytes = take(out);
                 if !wire.up || wire.broken {
                     continue;
                 }
