@@ -51,6 +51,8 @@ impl AsyncWrite for NodeStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            // One piece is the rule, and `send` does less for it than `writev`.
+            NodeStream::Tcp(s) if bufs.len() == 1 => Pin::new(s).poll_write(cx, &bufs[0]),
             NodeStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             NodeStream::Memory(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
