@@ -163,7 +163,7 @@ pub enum Fill {
     Missed,
     /// Most probably what the leader holds: every key is compared, and what differs is dropped and copied.
     Compare,
-    /// Items of its own, as the leader does: like [`Fill::Compare`], but what only the target holds is added to the leader.
+    /// Items of its own, as the leader does: first what only the target holds is added to the leader, then [`Fill::Compare`].
     Adopt,
 }
 
@@ -225,6 +225,9 @@ pub struct Context {
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
     /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
     pub missed: BTreeMap<PairId, Arc<Missed>>,
+    /// Where the job [adopts](Fill::Adopt), for each pair whose target may have missed writes: the keys that clients have written since both
+    /// nodes count.
+    pub written: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
 }
@@ -308,6 +311,18 @@ pub enum JobEvent {
         pairs: Vec<PairId>,
         /// For the log.
         why: String,
+    },
+    /// What clients have written is deleted on the target, or was made there too: from here on an adoption that is cut off can be taken up
+    /// again. The control plane records that, and answers `true`, or `false` to end the job.
+    Adopting {
+        /// Whether to go on.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The leaders hold everything: the target is compared with them from now on, and holds copies that are not verified. The control
+    /// plane records that before it answers `true`; `false` ends the job.
+    AllAdopted {
+        /// Whether to go on.
+        reply: oneshot::Sender<bool>,
     },
     /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
     Adopt {
