@@ -299,7 +299,8 @@ impl Cluster {
         let full: Vec<PairId> = self
             .topology
             .pairs_of(node)
-            .filter(|&p| self.is_ours(node, &view) && record_of(p).is_some_and(|r| r.full_at(place)))
+            .filter(|_| self.is_ours(node, &view))
+            .filter(|&p| record_of(p).map_or(self.leads_adoption(p, place), |r| r.full_at(place)))
             .collect();
         let run = &mut self.nodes[node.index()];
         run.retry_after = super::jobs::RETRY_MIN;

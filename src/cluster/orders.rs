@@ -82,16 +82,22 @@ impl Cluster {
             let found = self.record_in(view, pair).filter(|_| self.is_ours(node, view));
             let run = &mut self.pairs[pair.index()];
             let (Some(Fill::Adopt), Some(known)) = (run.first_fill, run.resumed) else { continue };
-            let leads = known.fact == Fact::Adopting(place);
-            let fits = found.is_some_and(|found| match leads {
+            let fits = match found {
                 // Later, it led alone since, or has everything already: what the other one holds is out of date.
-                true => found.epoch <= known.epoch,
-                false => found.epoch >= known.epoch && found.fact == known.fact,
-            });
+                Some(found) if known.fact == Fact::Adopting(place) => found.epoch <= known.epoch,
+                Some(found) => found.epoch >= known.epoch && found.fact == known.fact,
+                None => known.fact == Fact::Adopting(place),
+            };
             if !fits {
                 run.first_fill = None;
             }
         }
+    }
+
+    /// Whether the node at this place leads an adoption that was taken up again, by the follower's word. The proxy before may have died
+    /// before it wrote that on the leader too.
+    pub(super) fn leads_adoption(&self, pair: PairId, place: Place) -> bool {
+        self.pairs[pair.index()].resumed.is_some_and(|record| record.fact == Fact::Adopting(place))
     }
 
     /// Whether the node at this place is one whose items are to be adopted.
