@@ -43,12 +43,20 @@
 //! Nothing is purged. After the barrier every key of the source is compared, by content: the target is looked at first, as said below for
 //! NOT_STORED, and nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a key that the source has
 //! was compared, or was written since by a worker, on both nodes; any other is looked at on both again, and dropped by its cas id. So a
-//! client's newer write survives. The target may not lead before all that is done: [`Outcome::undone`] is never said.
+//! client's newer write survives. After a crash the target may not lead before all that is done: [`Outcome::undone`] is never said.
 //!
-//! *Adopted* is what only the target holds: added to the leader. That must not bring back what a client has deleted, which neither node
-//! shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
+//! *Adopted* is what only the target holds: added to the leader, before anything is copied. That must not bring back what a client has deleted, which
+//! neither node shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
 //! every later write of the key comes after the add, on both nodes. Keys that no client can write are added by the job itself. No
 //! `flush_all` comes between the look at an item and its adding: `quiesce` is held till then.
+//!
+//! *An adoption that is cut off is taken up again*, also by another proxy, which does not know what clients wrote. That is right as long as the
+//! target has made every acknowledged write (then a key that was deleted is on neither node, and one that was overwritten is on the leader, whose
+//! item counts), and holds no copy: one that was cut off before its verify would pass for an item of the target's own, and a deleted key come
+//! back. So the pair is Recovering from its first route on; a job after an absence of the target first deletes there what clients wrote
+//! ([`Context::written`]) before and behind the barrier, as with a list, and says so ([`JobEvent::Adopting`]); no step of the adopting writes to the
+//! target; and [`JobEvent::AllAdopted`] is recorded on the target before the first copy. From there on the leader holds everything, and the next proxy
+//! purges. Until then, and while it is compared, the target may lead where the leader's memory is gone: it has missed nothing.
 //!
 //! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one purges.
 //!
