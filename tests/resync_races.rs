@@ -885,7 +885,8 @@ fn every_order_of_a_compare_pass_ends_equal() {
 #[test]
 fn a_crash_at_every_step_of_an_adoption_loses_and_revives_nothing() {
     for held in COMPARED {
-        let ops = short().chain([vec![Op::Touch, Op::Delete], vec![Op::Delete, Op::Add]]);
+        let ops = [vec![Op::Touch, Op::Delete], vec![Op::Delete, Op::Add], vec![Op::Set, Op::Delete]];
+        let ops = short().chain(ops);
         all_hold(&format!("{held:?}, crash"), ops.map(|ops| crashing(held, &ops)));
     }
 }
