@@ -126,4 +126,40 @@ mod tests {
         health.lost(now + 60 * S);
         assert!(health.good_probe(now + 60 * S, 1, false), "a node that had been up for long is taken back at once");
     }
+
+    /// Good probes from before the loss, which came while the node was in use or held off, do not count after it.
+    #[test]
+    fn what_was_good_before_a_loss_does_not_count_after_it() {
+        let mut health = Health::new();
+        assert!(!health.is_up(), "nothing is known of it yet");
+        health.back(S);
+        for _ in 0..5 {
+            assert!(!health.good_probe(20 * S, 3, false), "it is in use already");
+        }
+        assert!(health.lost(30 * S));
+        assert!(!health.good_probe(31 * S, 3, false));
+        assert!(!health.good_probe(32 * S, 3, false));
+        // A request fails although probes are answered.
+        assert!(!health.lost(32 * S));
+        assert!(!health.good_probe(33 * S, 3, false));
+        assert_eq!(health.losses(), 1);
+    }
+
+    #[test]
+    fn an_awaited_node_is_probed_as_often_as_any() {
+        let mut health = Health::new();
+        assert!(!health.good_probe(S, 2, true));
+        assert!(health.good_probe(S, 2, true));
+    }
+
+    #[test]
+    fn a_node_flaps_that_is_lost_within_ten_seconds() {
+        for (up, flaps) in [(9_999, true), (10_000, false)] {
+            let mut health = Health::new();
+            health.back(S);
+            let lost = S + Duration::from_millis(up);
+            health.lost(lost);
+            assert_eq!(health.good_probe(lost, 1, false), !flaps, "{up} ms");
+        }
+    }
 }

@@ -129,6 +129,7 @@ impl World {
             progress: progress.clone(),
             recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
             missed: BTreeMap::from([(PAIR, self.missed.clone())]),
+            written: BTreeMap::new(),
             coordinator,
         };
         let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill };
@@ -142,6 +143,9 @@ impl World {
                     JobEvent::Purged { reply } => {
                         let _barrier = self.gate.write().await;
                         self.recovering.store(true, Ordering::SeqCst);
+                        let _ = reply.send(true);
+                    }
+                    JobEvent::Adopting { reply } | JobEvent::AllAdopted { reply } => {
                         let _ = reply.send(true);
                     }
                     JobEvent::Adopt { key, value, flags, exptime, reply, .. } => {

@@ -22,7 +22,7 @@ use resilver::resync::{
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 const LEADER: usize = 0;
@@ -66,6 +66,17 @@ enum Failure {
     TargetReset,
     SourceReset,
     Cancel,
+    /// The proxy is killed: whatever it had begun ends where it stands, and the next one knows only what was recorded.
+    Crash,
+    /// The job is cancelled; a crash follows while the next one is at work.
+    CancelAndCrash,
+}
+
+impl Failure {
+    /// How many jobs it takes where each that is cut off is followed by another one.
+    fn jobs(self) -> usize {
+        if self == Failure::CancelAndCrash { 3 } else { 2 }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +128,15 @@ struct Run<'a> {
     /// Keys to be adopted; and those that clients wrote.
     orders: VecDeque<(String, String, oneshot::Sender<Settled>)>,
     written: BTreeSet<&'static str>,
+    /// The same for the job.
+    written_list: Arc<Missed>,
+    /// The leader holds everything; and what the record says: that both nodes count.
+    adopted: bool,
+    adopting: bool,
+    /// Operations that a crash has cut off.
+    given_up: Vec<bool>,
+    abort: Option<AbortHandle>,
+    crashed: bool,
     /// So many orders fail first.
     failing_orders: usize,
     ready: Option<oneshot::Sender<bool>>,
@@ -141,6 +161,14 @@ impl Run<'_> {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 JobEvent::Purged { reply } => self.purged = Some(reply),
+                JobEvent::Adopting { reply } => {
+                    self.adopting = true;
+                    let _ = reply.send(true);
+                }
+                JobEvent::AllAdopted { reply } => {
+                    (self.adopted, self.adopting) = (true, self.scenario.fault == Fault::AdoptsCopies);
+                    let _ = reply.send(true);
+                }
                 JobEvent::Adopt { key, value, reply, .. } => {
                     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                     self.orders.push_back((text(&key), text(&value), reply));
@@ -196,9 +224,12 @@ impl Run<'_> {
         }
         if !self.failed && self.scenario.failure != Failure::None && !self.mirrored {
             actions.push(Action::Fail);
-            if self.scenario.failure == Failure::TargetReset {
+            if matches!(self.scenario.failure, Failure::TargetReset | Failure::Crash) {
                 actions.push(Action::FailExecuted);
             }
+        }
+        if self.failed && self.scenario.failure == Failure::CancelAndCrash && !self.crashed && !self.mirrored {
+            actions.push(Action::Fail);
         }
         actions
     }
@@ -238,13 +269,32 @@ impl Run<'_> {
                 let _ = self.ready.take().expect("asked").send(true);
             }
             Action::Fail | Action::FailExecuted => {
+                let failure = match self.scenario.failure {
+                    Failure::CancelAndCrash if self.failed => Failure::Crash,
+                    Failure::CancelAndCrash => Failure::Cancel,
+                    failure => failure,
+                };
                 self.failed = true;
-                match self.scenario.failure {
+                match failure {
                     Failure::TargetKilled => world.kill(TARGET),
                     Failure::TargetReset => world.break_connections(TARGET, action == Action::FailExecuted),
                     Failure::SourceReset => world.refuse(LEADER),
                     Failure::Cancel => self.cancel.cancel(),
-                    Failure::None => {}
+                    Failure::Crash => {
+                        self.crashed = true;
+                        for node in [LEADER, TARGET] {
+                            world.break_connections(node, action == Action::FailExecuted);
+                        }
+                        if let Some(job) = self.abort.take() {
+                            job.abort();
+                        }
+                        for (progress, given_up) in self.progress.iter_mut().zip(&mut self.given_up) {
+                            if (1..FINISHED).contains(progress) {
+                                (*progress, *given_up) = (FINISHED, true);
+                            }
+                        }
+                    }
+                    Failure::CancelAndCrash | Failure::None => {}
                 }
             }
             Action::Step(i) => {
@@ -261,6 +311,7 @@ impl Run<'_> {
         let conditional = matches!(op, Op::Incr | Op::Touch);
         if self.progress[i] == 0 && op != Op::Read {
             self.written.insert(key);
+            self.written_list.insert(key.as_bytes());
         }
         let on = |node: &mut scripted::Node| -> bool {
             let standing = node.items.get(key).cloned();
@@ -343,6 +394,7 @@ impl Run<'_> {
         (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);
         (self.purged.is_some(), self.recovering, self.missed.keys()).hash(&mut hasher);
         (self.orders.len(), self.failing_orders, &self.written).hash(&mut hasher);
+        (self.adopted, self.adopting, &self.given_up).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -383,9 +435,13 @@ impl Run<'_> {
                         "handed back, but {key} is {leader:?} on the leader and {target:?} on the target"
                     ));
                 }
-                let mut executed =
-                    self.scenario.ops.iter().zip(&self.progress).filter(|(op, p)| op.1 == key && **p > 0);
-                let last = executed.next_back().map(|(op, _)| op.0);
+                let of_key = |&i: &usize| self.scenario.ops[i].1 == key && self.progress[i] > 0;
+                let last = (0..self.progress.len()).filter(of_key).next_back();
+                if last.is_some_and(|i| self.given_up[i]) {
+                    // Nobody was told what became of it.
+                    continue;
+                }
+                let last = last.map(|i| self.scenario.ops[i].0);
                 if last == Some(Op::Delete) && leader.is_some() {
                     return Some(format!("{key} was deleted and is {leader:?}"));
                 }
@@ -394,11 +450,20 @@ impl Run<'_> {
                 {
                     return Some(format!("only the target held {key}, and it is {leader:?}"));
                 }
+            } else if self.scenario.fill == Fill::Adopt && !self.has_changed(key) {
+                // What the target holds of its own may lead where the leader's memory is gone.
             } else if outcome.undone && target.is_some() && leader != target {
                 return Some(format!("undone, but {key} is {leader:?} on the leader and {target:?} on the target"));
             }
         }
         None
+    }
+}
+
+impl Run<'_> {
+    /// Whether any operation has had an effect on the key.
+    fn has_changed(&self, key: &str) -> bool {
+        (0..self.progress.len()).any(|i| self.scenario.ops[i].1 == key && self.progress[i] > 0 && !self.void[i])
     }
 }
 
@@ -425,10 +490,15 @@ fn explore(scenario: &Scenario) -> Explored {
     Explored { violation: None, runs, states: seen.len() }
 }
 
+fn list() -> Arc<Missed> {
+    let list = Missed::new(Arc::new(MissedBudget::new(1 << 20)));
+    list.reset();
+    Arc::new(list)
+}
+
 /// Starts the job of a scenario in the current runtime.
 fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
-    let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
-    missed.reset();
+    let missed = list();
     let mut world = World::new(scenario.fault);
     world.nodes[LEADER].unlisted = scenario.source != Source::Listed;
     world.nodes[LEADER].no_cas = scenario.source == Source::NoCas;
@@ -461,6 +531,12 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         recovering: false,
         orders: VecDeque::new(),
         written: BTreeSet::new(),
+        written_list: list(),
+        adopted: false,
+        adopting: true,
+        given_up: vec![false; count],
+        abort: None,
+        crashed: false,
         failing_orders: scenario.failing_orders,
         ready: None,
         gate_closed: false,
@@ -482,6 +558,21 @@ impl Run<'_> {
     fn begin_job(&mut self) -> JoinHandle<Outcome> {
         let (scenario, world) = (self.scenario, self.world.clone());
         let (coordinator, events) = mpsc::channel(4);
+        let crashed = self.crashed;
+        let fill = match scenario.fill {
+            Fill::Adopt if crashed && !self.adopting => Fill::Purge,
+            Fill::Adopt if !crashed && self.adopted => Fill::Compare,
+            fill => fill,
+        };
+        // Between the two the leader was alone.
+        self.adopting &= crashed || !self.failed;
+        // From the start on both nodes count, and every write reaches both.
+        let counts = fill == Fill::Adopt && (crashed || !self.failed);
+        if crashed {
+            (self.written, self.written_list) = (BTreeSet::new(), list());
+        }
+        let mut written = BTreeMap::from([(PairId(0), self.written_list.clone())]);
+        written.retain(|_, _| fill == Fill::Adopt && !counts && scenario.fault != Fault::NotPurgedOfWritten);
         let noted = scenario.fill == Fill::Missed && scenario.fault != Fault::DropsNotNoted;
         let recopy = Arc::new(if noted { Recopy::noting(self.missed.clone()) } else { Recopy::new() });
         let cancel = CancellationToken::new();
@@ -497,13 +588,16 @@ impl Run<'_> {
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
             missed: BTreeMap::from([(PairId(0), self.missed.clone())]),
+            written,
             coordinator,
         };
-        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: scenario.fill };
+        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill };
         (self.recopy, self.cancel, self.events) = (recopy, cancel, events);
-        (self.purged, self.ready, self.recovering, self.gate_closed) = (None, None, false, false);
+        (self.purged, self.ready, self.recovering, self.gate_closed) = (None, None, counts, false);
         self.orders.clear();
-        tokio::spawn(run(spec, ctx))
+        let job = tokio::spawn(run(spec, ctx));
+        self.abort = Some(job.abort_handle());
+        job
     }
 }
 
@@ -514,7 +608,8 @@ async fn one(
     stack: &mut Vec<Vec<usize>>,
 ) -> Option<String> {
     let (mut run, mut job) = begin(scenario);
-    let mut second = false;
+    let mut jobs = 1;
+    let most = if scenario.again { scenario.failure.jobs() } else { 1 };
     let mut path: Vec<usize> = prefix.to_vec();
     let mut idle = 0;
     loop {
@@ -522,7 +617,7 @@ async fn one(
         let mut actions = run.actions();
         if job.is_finished() {
             // What has not begun waits for the second job, and may begin before its barrier.
-            let more = scenario.again && !second && !run.mirrored;
+            let more = jobs < most && !run.mirrored;
             actions.retain(|a| match *a {
                 Action::Execute(_) => true,
                 Action::Step(i) => !more || run.progress[i] > 0,
@@ -531,10 +626,14 @@ async fn one(
         }
         if actions.is_empty() {
             if job.is_finished() {
-                if scenario.again && !second && !run.mirrored {
-                    second = true;
+                if jobs < most && !run.mirrored {
+                    jobs += 1;
                     run.log.push("another job".to_owned());
-                    let end = std::mem::replace(&mut job, run.begin_job()).await.expect("the job does not panic");
+                    let end = std::mem::replace(&mut job, run.begin_job()).await;
+                    if run.crashed {
+                        continue;
+                    }
+                    let end = end.expect("the job does not panic");
                     if let Some(what) = run.judge_end(&end) {
                         return Some(format!("{what}, after {:#?}", run.log));
                     }
@@ -770,10 +869,6 @@ fn compared(fill: Fill, held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario
 fn every_order_of_a_compare_pass_ends_equal() {
     for fill in [Fill::Compare, Fill::Adopt] {
         for held in COMPARED {
-            if fill == Fill::Adopt && held != [None, Some("1")] {
-                // As with a compare pass.
-                continue;
-            }
             let ops = short().chain(TELLING.map(Vec::from).into_iter().take(5));
             all_hold(&format!("{fill:?}, {held:?}"), ops.map(|ops| compared(fill, held, &ops)));
             for failure in [Failure::TargetReset, Failure::SourceReset] {
@@ -784,6 +879,33 @@ fn every_order_of_a_compare_pass_ends_equal() {
             all_hold(&format!("{fill:?}, {held:?}, cut off and again"), short().map(again));
         }
     }
+}
+
+/// What only the target holds outlives the proxy, and what was deleted does not come back.
+#[test]
+fn a_crash_at_every_step_of_an_adoption_loses_and_revives_nothing() {
+    for held in COMPARED {
+        let ops = [vec![Op::Touch, Op::Delete], vec![Op::Delete, Op::Add], vec![Op::Set, Op::Delete]];
+        let ops = short().chain(ops);
+        all_hold(&format!("{held:?}, crash"), ops.map(|ops| crashing(held, &ops)));
+    }
+}
+
+fn crashing(held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
+    Scenario { failure: Failure::Crash, again: true, ..compared(Fill::Adopt, held, ops) }
+}
+
+/// The same after a time in which writes missed the target.
+#[test]
+fn a_crash_at_every_step_of_an_adoption_that_was_cancelled_revives_nothing() {
+    for held in COMPARED {
+        let ops = [vec![Op::Delete], vec![Op::Set], vec![Op::Incr]];
+        all_hold(&format!("{held:?}, cancel and crash"), ops.iter().map(|ops| cancelled_and_crashing(held, ops)));
+    }
+}
+
+fn cancelled_and_crashing(held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
+    Scenario { failure: Failure::CancelAndCrash, ..crashing(held, ops) }
 }
 
 #[test]
@@ -851,6 +973,12 @@ fn the_checks_can_fail() {
     let fault = Fault::ForgetsWrites;
     let forgets = OPS.map(|op| Scenario { fault, ..compared(Fill::Adopt, [None, Some("1")], &[op]) });
     some_break("an owner that forgets what clients wrote", forgets);
+    let fault = Fault::AdoptsCopies;
+    let copies = COMPARED.map(|held| Scenario { fault, ..crashing(held, &[Op::Delete]) });
+    some_break("a copy that was cut off, adopted", copies);
+    let fault = Fault::NotPurgedOfWritten;
+    let again = COMPARED.map(|held| Scenario { fault, ..cancelled_and_crashing(held, &[Op::Delete]) });
+    some_break("what was deleted in the target's absence, adopted", again);
 }
 
 /// The last full copy is waited for, however slow, and mutations that come meanwhile are not lost.

@@ -45,6 +45,9 @@ pub enum Fact {
     Alone(Place),
     /// This place is being filled from the other, which alone holds everything.
     Filling(Place),
+    /// This place leads, and what only the other one holds counts too: it is being added. Every acknowledged write since both count has
+    /// been made on both, and nothing was copied to the other one yet.
+    Adopting(Place),
     /// No node holds anything that counts: a `flush_all` has ended what the last full copy held while it was away.
     Nobody,
 }
@@ -72,6 +75,7 @@ impl fmt::Display for Record {
             Fact::Sync => ("sync", Place::Primary),
             Fact::Alone(place) => ("alone", place),
             Fact::Filling(place) => ("filling", place),
+            Fact::Adopting(place) => ("adopting", place),
             Fact::Nobody => ("nobody", Place::Primary),
         };
         write!(f, "{} {word} {place} {} {}", self.epoch.0, self.term.0, self.period.0)
@@ -94,6 +98,7 @@ impl Record {
             "sync" => Fact::Sync,
             "alone" => Fact::Alone(place),
             "filling" => Fact::Filling(place),
+            "adopting" => Fact::Adopting(place),
             "nobody" => Fact::Nobody,
             _ => return None,
         };
@@ -111,7 +116,8 @@ impl Record {
     pub fn full_at(&self, place: Place) -> bool {
         match self.fact {
             Fact::Sync => true,
-            Fact::Alone(p) => p == place,
+            // Adopting, neither is; but the leader's items all count.
+            Fact::Alone(p) | Fact::Adopting(p) => p == place,
             Fact::Filling(p) => p != place,
             Fact::Nobody => false,
         }
@@ -322,7 +328,13 @@ mod tests {
 
     #[test]
     fn records_read_back_as_written_and_nothing_else_reads() {
-        for fact in [Fact::Sync, Fact::Alone(Place::Backup), Fact::Filling(Place::Primary), Fact::Nobody] {
+        for fact in [
+            Fact::Sync,
+            Fact::Alone(Place::Backup),
+            Fact::Filling(Place::Primary),
+            Fact::Adopting(Place::Primary),
+            Fact::Nobody,
+        ] {
             let period = Period(1_795_361_500_000_000);
             let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(65535), period };
             assert_eq!(Record::parse(record.to_string().as_bytes()), Some(record));

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::ambient;
 use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
 use crate::backend::{NodeControl, NodeError, NodeView};
+use crate::config::ResyncMode;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Gate, Reason, State};
 use crate::resync::Fill;
@@ -330,8 +331,14 @@ impl Cluster {
             .max_by_key(|r| r.epoch);
         let known =
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
-        let Decision { state, fill, waits } = start::decide(&known);
+        let Decision { mut state, fill, waits } = start::decide(&known);
+        if let (State::Recovering { leader }, false) = (state, self.settings.resync == ResyncMode::Auto) {
+            // Nobody knows when it will be filled: the leader alone is written to, and a later start will purge the other.
+            state = State::Degraded { leader };
+        }
         let run = &mut self.pairs[pair.index()];
+        run.adopting = matches!(state, State::Recovering { .. });
+        run.resumed = newest.filter(|_| fill == Some(Fill::Adopt));
         run.undecided = waits;
         run.first_fill = fill;
         if newest.is_none()
@@ -342,7 +349,9 @@ impl Cluster {
             tracing::warn!(pair = %self.pair_name(pair), leader = %node,
                 "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
         }
-        if let (Some(Fill::Adopt), State::Degraded { leader }) = (fill, state) {
+        if let (Some(Fill::Adopt), Some(_)) = (fill, newest) {
+            tracing::info!(pair = %self.pair_name(pair), "an adoption was cut off: it goes on");
+        } else if let (Some(Fill::Adopt), Some(leader)) = (fill, state.leader()) {
             let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
             tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
                 "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");

@@ -257,6 +257,11 @@ impl Cluster {
         let up: BTreeSet<NodeId> =
             self.topology.nodes().filter(|&n| self.nodes[n.index()].health.is_up() || leads(n)).collect();
         running.waiting = Some(up.clone());
+        // What survives on the follower (memcached from 1.6.25 on), or is on one that is not reached, must not be adopted.
+        for run in self.pairs.iter_mut().filter(|run| run.adopting) {
+            run.adopting = false;
+            run.pair.renew();
+        }
         for node in up {
             let markers = self.markers(node);
             let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
@@ -301,6 +306,7 @@ impl Cluster {
             let fact = match run.state() {
                 State::Mirrored => Fact::Sync,
                 State::Degraded { leader } => Fact::Alone(leader),
+                State::Recovering { leader } if self.pairs[pair.index()].adopting => Fact::Adopting(leader),
                 State::Recovering { leader } => Fact::Filling(leader.other()),
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
                 State::Dark { in_sync: None, .. } => Fact::Nobody,

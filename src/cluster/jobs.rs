@@ -73,7 +73,7 @@ impl Cluster {
         let serial = self.job_serial;
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
-        let (mut recopy, mut missed) = (BTreeMap::new(), BTreeMap::new());
+        let (mut recopy, mut missed, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (pair, _) in &pairs {
             let run = &mut self.pairs[pair.index()];
             if fill != Fill::Missed {
@@ -83,15 +83,18 @@ impl Cluster {
             if run.first_fill != Some(fill) {
                 run.first_fill = None;
             }
-            // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
-            let fresh = Arc::new(Recopy::noting(run.missed.clone()));
-            run.recopy = fresh.clone();
-            recopy.insert(*pair, fresh);
+            if !matches!(run.pair.state(), State::Recovering { .. }) {
+                // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
+                run.recopy = Arc::new(Recopy::noting(run.missed.clone()));
+                // What clients write has missed the target, or will until the barrier.
+                written.extend(run.written.clone().filter(|_| fill == Fill::Adopt).map(|written| (*pair, written)));
+            }
+            recopy.insert(*pair, run.recopy.clone());
             missed.insert(*pair, run.missed.clone());
         }
         let (coordinator, mut questions) = mpsc::channel(16);
         let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
-        (context.recopy, context.missed) = (recopy, missed);
+        (context.recopy, context.missed, context.written) = (recopy, missed, written);
         self.leave_verify_of(node);
         for (_, source) in &pairs {
             self.leave_verify_of(*source);
@@ -154,6 +157,7 @@ impl Cluster {
             progress,
             recopy: BTreeMap::new(),
             missed: BTreeMap::new(),
+            written: BTreeMap::new(),
             coordinator,
         }
     }
@@ -197,6 +201,14 @@ impl Cluster {
                     job.go = Some(reply);
                 }
                 self.answer_go(node);
+            }
+            JobEvent::Adopting { reply } => {
+                let pairs: Vec<PairId> = job.pairs.iter().map(|(p, _)| *p).collect();
+                self.record_adopting(node, &pairs, reply);
+            }
+            JobEvent::AllAdopted { reply } => {
+                let pairs: Vec<PairId> = job.pairs.iter().map(|(p, _)| *p).collect();
+                self.record_adopted(node, &pairs, reply);
             }
             JobEvent::Adopt { pair, key, value, flags, exptime, reply } => {
                 self.order_adoption(pair, key, Adopted { value, flags, exptime }, reply);
@@ -455,7 +467,7 @@ impl Cluster {
             None if !run.is_drained() => "draining",
             None => {
                 let place = self.topology.place(node);
-                let needy = |p: PairId| self.pairs[p.index()].pair.state() == State::Degraded { leader: place.other() };
+                let needy = |p: PairId| self.lacks_refill(p, place);
                 if self.topology.pairs_of(node).any(needy) { "waiting" } else { "up" }
             }
         }

@@ -39,11 +39,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::backend::marker::{Fact, Period, Session};
+use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
-use crate::pair::{self, Gate, Pair, State};
+use crate::pair::{self, Gate, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
     Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
@@ -96,13 +96,18 @@ struct PairRun {
     /// Keys whose last mutation did not surely reach the node that is away.
     missed: Arc<Missed>,
     /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
-    /// refilled in another way.
+    /// refilled in another way; an adoption only when a memory is lost, for `written` knows what the follower misses.
     first_fill: Option<Fill>,
     /// It opened as mirrored, and has not changed since: what is missed now are the keys that its follower refused, which a gate that only
     /// closed for a `flush_all` (refused, perhaps) does not forget.
     was_mirrored: bool,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
+    /// It is Recovering, and an adoption that is cut off can be taken up again: its record says so, and so long as that is true no
+    /// acknowledged write has missed the follower, and no copy stands there.
+    adopting: bool,
+    /// The record that an adoption was taken up again by. Set by the start.
+    resumed: Option<Record>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
     /// Closed for `flush_all` although its own gate is open.
@@ -116,6 +121,23 @@ struct PairRun {
     /// The resync waits to hear what became of the hand-back.
     drained_reply: Option<oneshot::Sender<Verdict>>,
     since: Instant,
+}
+
+impl PairRun {
+    /// A node was lost: what was thought of how the follower is to be filled may not hold any more.
+    fn forget_fill(&mut self, before: State, place: Place, loss: Loss) {
+        let led = match before {
+            State::Dark { in_sync, .. } => in_sync,
+            state => state.leader(),
+        };
+        self.first_fill = match self.first_fill {
+            // With the leader's memory its word is gone. What the follower holds is looked at when it is back.
+            Some(Fill::Adopt) if loss == Loss::MemoryGone && led != Some(place.other()) => None,
+            Some(Fill::Adopt) => Some(Fill::Adopt),
+            fill if before == self.pair.state() => fill,
+            _ => None,
+        };
+    }
 }
 
 /// The control plane.
@@ -185,6 +207,8 @@ impl Cluster {
                 first_fill: None,
                 was_mirrored: false,
                 written: None,
+                adopting: false,
+                resumed: None,
                 undecided: true,
                 flush_closed: false,
                 held_for_flush: false,
@@ -331,16 +355,18 @@ impl Cluster {
     /// The only way a pair learns anything.
     fn apply(&mut self, id: PairId, event: pair::Event) {
         let run = &mut self.pairs[id.index()];
-        let before = run.pair.state();
+        let (before, adopting) = (run.pair.state(), run.adopting);
         let effects = run.pair.apply(event);
         let after = run.pair.state();
         if before != after {
             run.was_mirrored = false;
+            // From the next open gate on a write may miss the follower, or a copy may stand there.
+            run.adopting &= matches!(after, State::Recovering { .. });
             run.since = Instant::now();
             if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
                 run.missed.overflow();
             }
-            if matches!(event, pair::Event::Distrust(_) | pair::Event::Lost(..)) || after == State::Mirrored {
+            if matches!(event, pair::Event::Distrust(_)) || after == State::Mirrored {
                 run.first_fill = None;
             }
             if before == State::Mirrored {
@@ -348,8 +374,14 @@ impl Cluster {
             }
             self.log_state(id, before);
         }
+        if let pair::Event::Lost(place, loss, _) = event {
+            self.pairs[id.index()].forget_fill(before, place, loss);
+        }
         for effect in effects {
             self.carry_out(id, effect);
+        }
+        if let (State::Recovering { leader }, State::Dark { .. }, true) = (before, after, adopting) {
+            self.adoption_lost_its_leader(id, leader, event);
         }
         self.answer_job(id);
         if before != after {
@@ -393,7 +425,7 @@ impl Cluster {
                 self.close(id, void);
             }
             pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),
-            pair::Effect::RecordFilling { on } => self.record(id, Fact::Filling(on), vec![on]),
+            pair::Effect::RecordFilling { on } => self.record_filling(id, on),
             pair::Effect::RecordSync { follower } => self.record(id, Fact::Sync, vec![follower, follower.other()]),
             pair::Effect::Open => {
                 if self.flush.holds_gates() {

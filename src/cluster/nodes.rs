@@ -274,7 +274,12 @@ impl Cluster {
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
         if !same {
             for pair in self.topology.pairs_of(node) {
-                self.pairs[pair.index()].missed.overflow();
+                let run = &mut self.pairs[pair.index()];
+                run.missed.overflow();
+                if !first && run.first_fill == Some(Fill::Adopt) {
+                    // What was to be adopted is gone, or who was to adopt it.
+                    run.first_fill = None;
+                }
             }
         }
         let run = &mut self.nodes[node.index()];
@@ -287,11 +292,15 @@ impl Cluster {
         run.since = Instant::now();
         tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
         let empty = run.empty;
+        if first {
+            self.judge_resumption(node, &view);
+        }
         let record_of = |pair: PairId| self.record_in(&view, pair);
         let full: Vec<PairId> = self
             .topology
             .pairs_of(node)
-            .filter(|&p| self.is_ours(node, &view) && record_of(p).is_some_and(|r| r.full_at(place)))
+            .filter(|_| self.is_ours(node, &view))
+            .filter(|&p| record_of(p).map_or(self.leads_adoption(p, place), |r| r.full_at(place)))
             .collect();
         let run = &mut self.nodes[node.index()];
         run.retry_after = super::jobs::RETRY_MIN;
@@ -311,6 +320,8 @@ impl Cluster {
             } else if same || (first && full.contains(&pair)) {
                 // `first`: it was recorded as the one in sync before this proxy ran, and has kept that memory.
                 self.apply(pair, pair::Event::BackSame(place));
+            } else if first && self.follows_in_adoption(pair, place) {
+                // What it holds counts, but for what clients have written since.
             } else if self.awaits_undo(pair, place) {
                 // The other node's resync is still winding up: only at its end is it known whether that one may lead.
                 self.nodes[node.index()].memory_gone = true;
@@ -407,7 +418,7 @@ impl Cluster {
         // Pairs that are degraded but not recorded yet come along in a moment: one pass over the sources for all.
         let coming = self.topology.pairs_of(node).any(|p| {
             let run = &self.pairs[p.index()];
-            run.pair.state() == State::Degraded { leader: place.other() }
+            self.lacks_refill(p, place)
                 && run.pair.gate() != pair::Gate::Open
                 && run.since.elapsed() < self.settings.leader_timeout
         });
@@ -436,7 +447,21 @@ impl Cluster {
         } else if !self.pairs[pair.index()].missed.overflowed() {
             Fill::Missed
         } else {
-            self.pairs[pair.index()].first_fill.unwrap_or(Fill::Purge)
+            // One that is Recovering already is written to: a purge would not end.
+            let written_to = matches!(self.pairs[pair.index()].pair.state(), State::Recovering { .. });
+            self.pairs[pair.index()].first_fill.unwrap_or(if written_to { Fill::Compare } else { Fill::Purge })
+        }
+    }
+
+    /// Whether the pair's node at this place is not filled, and nothing fills it.
+    pub(super) fn lacks_refill(&self, id: PairId, place: Place) -> bool {
+        match self.pairs[id.index()].pair.state() {
+            State::Degraded { leader } => leader == place.other(),
+            // From the start on, where both nodes' items count.
+            State::Recovering { leader } => {
+                leader == place.other() && !self.is_being_filled(self.node_at(id, place), id)
+            }
+            _ => false,
         }
     }
 
@@ -444,7 +469,7 @@ impl Cluster {
     fn needs_refill(&self, id: PairId, place: Place) -> bool {
         let pair = &self.pairs[id.index()].pair;
         let leader = self.node_at(id, place.other());
-        pair.state() == State::Degraded { leader: place.other() }
+        self.lacks_refill(id, place)
             && pair.gate() == pair::Gate::Open
             && !pair.is_foreign()
             && self.nodes[leader.index()].health.is_up()

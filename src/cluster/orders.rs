@@ -6,7 +6,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Cluster;
-use crate::ids::PairId;
+use crate::backend::NodeView;
+use crate::backend::marker::Fact;
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, Loss, State};
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
 use crate::resync::{Fill, Missed, Settled};
 
@@ -22,6 +25,85 @@ impl Cluster {
             written.reset();
             run.written = Some(Arc::new(written));
         }
+    }
+
+    /// What clients have written is deleted on the follower, or was made there too: this is recorded, so that the next proxy can go on.
+    pub(super) fn record_adopting(&mut self, node: NodeId, pairs: &[PairId], reply: oneshot::Sender<bool>) {
+        // What a flush leaves behind on the follower is never adopted; dropped unanswered, the reply ends the resync.
+        if self.flush.is_active() || !self.are_filled(node, pairs) || !pairs.iter().all(|&p| self.knows_writes(p)) {
+            return;
+        }
+        let mut facts = Vec::new();
+        for &pair in pairs {
+            let run = &mut self.pairs[pair.index()];
+            if !std::mem::replace(&mut run.adopting, true) {
+                facts.push((pair, Fact::Adopting(self.topology.place(node).other())));
+            }
+        }
+        self.record_again_for(node, facts, true, reply);
+    }
+
+    /// The leaders hold everything: from here on the follower is filled like any other, and purged if that is cut off.
+    pub(super) fn record_adopted(&mut self, node: NodeId, pairs: &[PairId], reply: oneshot::Sender<bool>) {
+        if !self.are_filled(node, pairs) {
+            return;
+        }
+        let mut facts = Vec::new();
+        for &pair in pairs {
+            let run = &mut self.pairs[pair.index()];
+            run.adopting = false;
+            run.first_fill = Some(Fill::Compare);
+            facts.push((pair, Fact::Filling(self.topology.place(node))));
+        }
+        self.record_again_for(node, facts, false, reply);
+    }
+
+    fn are_filled(&self, node: NodeId, pairs: &[PairId]) -> bool {
+        let leader = self.topology.place(node).other();
+        pairs.iter().all(|p| self.pairs[p.index()].pair.state() == State::Recovering { leader })
+    }
+
+    /// The leader of a pair that adopts is lost. While a job is at work its end tells whether the follower may lead; without one nothing
+    /// was copied there, and it has made every write.
+    pub(super) fn adoption_lost_its_leader(&mut self, id: PairId, leader: Place, event: pair::Event) {
+        if self.is_being_filled(self.node_at(id, leader.other()), id) {
+            return;
+        }
+        self.apply(id, pair::Event::Undone(leader.other()));
+        if let pair::Event::Lost(_, Loss::MemoryGone, _) = event {
+            self.apply(id, event);
+        }
+    }
+
+    /// A node that did not answer at the start, where an adoption is to be taken up again, and what it says of that.
+    pub(super) fn judge_resumption(&mut self, node: NodeId, view: &NodeView) {
+        let place = self.topology.place(node);
+        for pair in self.topology.pairs_of(node) {
+            let found = self.record_in(view, pair).filter(|_| self.is_ours(node, view));
+            let run = &mut self.pairs[pair.index()];
+            let (Some(Fill::Adopt), Some(known)) = (run.first_fill, run.resumed) else { continue };
+            let fits = match found {
+                // Later, it led alone since, or has everything already: what the other one holds is out of date.
+                Some(found) if known.fact == Fact::Adopting(place) => found.epoch <= known.epoch,
+                Some(found) => found.epoch >= known.epoch && found.fact == known.fact,
+                None => known.fact == Fact::Adopting(place),
+            };
+            if !fits {
+                run.first_fill = None;
+            }
+        }
+    }
+
+    /// Whether the node at this place leads an adoption that was taken up again, by the follower's word. The proxy before may have died
+    /// before it wrote that on the leader too.
+    pub(super) fn leads_adoption(&self, pair: PairId, place: Place) -> bool {
+        self.pairs[pair.index()].resumed.is_some_and(|record| record.fact == Fact::Adopting(place))
+    }
+
+    /// Whether the node at this place is one whose items are to be adopted.
+    pub(super) fn follows_in_adoption(&self, pair: PairId, place: Place) -> bool {
+        let run = &self.pairs[pair.index()];
+        run.first_fill == Some(Fill::Adopt) && run.pair.state() == State::Degraded { leader: place.other() }
     }
 
     /// Whether the pair may still adopt: it knows of every write since its first route.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use crate::backend::marker::{Fact, Record};
 use crate::backend::{MarkError, NodeError};
 use crate::ids::{Epoch, NodeId, PairId, Place};
@@ -56,6 +58,65 @@ impl Cluster {
                         // A witness that fails now is noticed by its own probe.
                         let _ = control.record(incarnation, id, record).await;
                     }
+                }
+            }
+        });
+    }
+
+    /// What is recorded where a pair becomes Recovering, before its gate opens.
+    pub(super) fn record_filling(&mut self, id: PairId, on: Place) {
+        if self.pairs[id.index()].adopting {
+            // On the follower: only one that says so itself is adopted from at the next start. The leader is a witness.
+            self.record(id, Fact::Adopting(on.other()), vec![on]);
+        } else {
+            self.record(id, Fact::Filling(on), vec![on]);
+        }
+    }
+
+    /// Changes the records of pairs that stay Recovering, on the node that is filled and then, as witnesses, on the others; `reply` hears
+    /// whether the node carries them.
+    ///
+    /// `lenient`: also where a node refuses them, full to the brim (`-M`).
+    pub(super) fn record_again_for(
+        &mut self,
+        node: NodeId,
+        facts: Vec<(PairId, Fact)>,
+        lenient: bool,
+        reply: oneshot::Sender<bool>,
+    ) {
+        let records: Vec<(PairId, Record)> = facts
+            .into_iter()
+            .map(|(id, fact)| {
+                let pair = &mut self.pairs[id.index()].pair;
+                pair.renew();
+                (id, Record { epoch: pair.epoch(), fact, term: pair.term(), period: self.period })
+            })
+            .collect();
+        let known = |n: NodeId| Some((self.controls[n.index()].clone(), self.nodes[n.index()].incarnation?));
+        let target = known(node);
+        let others = self.topology.nodes().filter(|&n| n != node && self.nodes[n.index()].health.is_up());
+        let witnesses: Vec<_> = others.filter_map(known).collect();
+        let name = self.topology.addr(node).to_string();
+        tokio::spawn(async move {
+            let Some((control, incarnation)) = target else { return };
+            for &(pair, record) in &records {
+                match control.record(incarnation, pair, record).await {
+                    Ok(()) => {}
+                    Err(error @ MarkError::Refused(_)) if lenient => {
+                        tracing::warn!(node = name, %error, "an adoption that is cut off could not be taken up again");
+                    }
+                    Err(error) => {
+                        tracing::warn!(node = name, %error, "cannot record how far an adoption is");
+                        let _ = reply.send(false);
+                        return;
+                    }
+                }
+            }
+            let _ = reply.send(true);
+            for (control, incarnation) in witnesses {
+                for &(pair, record) in &records {
+                    // A witness that fails now is noticed by its own probe.
+                    let _ = control.record(incarnation, pair, record).await;
                 }
             }
         });
@@ -146,7 +207,7 @@ impl Cluster {
         match pair.state() {
             State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
-            State::Recovering { leader } => self.record(id, Fact::Filling(leader.other()), vec![leader.other()]),
+            State::Recovering { leader } => self.record_filling(id, leader.other()),
             State::Dark { .. } => {}
         }
     }

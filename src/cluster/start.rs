@@ -9,6 +9,9 @@
 //! | no marker | in sync | the backup leads, the primary is refilled; and the other way round |
 //! | older record | newer record | who is full by the newer one leads; the other is purged and refilled |
 //! | items, no record | items, no record | the primary leads; adoption |
+//! | in the middle of an adoption | same | it goes on, under the same leader |
+//! | in the middle of an adoption | memory gone | the other one leads with what it holds |
+//! | in the middle of an adoption, follower | unreachable | refused until the leader answers, or its memory proves gone |
 //! | unreachable | in sync, or no record at all | it leads alone |
 //! | unreachable | recorded as stale, or of an earlier period | refused until the other answers, or the operator decides |
 
@@ -79,6 +82,11 @@ impl Decision {
         Decision::of(State::Dark { in_sync, fallback: None })
     }
 
+    /// It leads, and every write reaches the other one too: both nodes' items count.
+    fn adopting(leader: Place) -> Decision {
+        Decision::of(State::Recovering { leader }).filled_by(Fill::Adopt)
+    }
+
     fn filled_by(self, fill: Fill) -> Decision {
         Decision { fill: Some(fill), ..self }
     }
@@ -99,6 +107,7 @@ pub(crate) fn decide(known: &Knowledge) -> Decision {
     if (known.primary, known.backup) == (Seen::Unreachable, Seen::Unreachable) {
         let in_sync = match known.newest.map(|r| r.fact) {
             Some(Fact::Alone(place)) => Some(place),
+            Some(Fact::Adopting(place)) => return Decision::dark(Some(place)).filled_by(Fill::Adopt),
             Some(Fact::Filling(place)) => Some(place.other()),
             // A flush ended what both held: whoever comes is purged.
             Some(Fact::Nobody) => return Decision::dark(None),
@@ -123,6 +132,7 @@ pub(crate) fn decide(known: &Knowledge) -> Decision {
             }
         }
         Some(Fact::Nobody) => Decision::dark(None),
+        Some(Fact::Adopting(leader)) => cut_off(known, leader, seen(leader), seen(leader.other())),
         Some(fact @ (Fact::Alone(place) | Fact::Filling(place))) => {
             let leader = if fact == Fact::Alone(place) { place } else { place.other() };
             match seen(leader) {
@@ -132,6 +142,24 @@ pub(crate) fn decide(known: &Knowledge) -> Decision {
                 Seen::Blank { .. } | Seen::Stale => Decision::dark(None),
             }
         }
+    }
+}
+
+/// An adoption was cut off. What the follower holds counts only if it says so itself: it has made every write until then.
+fn cut_off(known: &Knowledge, leader: Place, leads: Seen, follows: Seen) -> Decision {
+    let counts = matches!(follows, Seen::Marked { record } if record == known.newest);
+    match leads {
+        Seen::Marked { .. } if counts => Decision::adopting(leader),
+        // It may come back as it is; else it is purged.
+        Seen::Marked { .. } if follows == Seen::Unreachable => Decision::alone(leader).filled_by(Fill::Adopt),
+        Seen::Marked { .. } => Decision::alone(leader),
+        Seen::Unreachable => {
+            let fallback = counts.then_some(leader.other());
+            Decision::of(State::Dark { in_sync: Some(leader), fallback }).filled_by(Fill::Adopt)
+        }
+        // No copy stands there that was not verified: what is left leads.
+        Seen::Blank { .. } | Seen::Stale if counts => Decision::alone(leader.other()),
+        Seen::Blank { .. } | Seen::Stale => Decision::dark(None),
     }
 }
 
@@ -149,8 +177,8 @@ fn first_start(known: &Knowledge) -> Decision {
         (Seen::Blank { empty: true }, _) => Decision::alone(Backup),
         // Markers without a record come from a start that was cut short before any pair was open: nothing tells whose items are
         // newer, neither is known to be out of date, and what only one of them holds is kept.
-        (Seen::Blank { .. }, Seen::Marked { .. }) => Decision::alone(Backup).filled_by(Fill::Adopt),
-        _ => Decision::alone(Primary).filled_by(Fill::Adopt),
+        (Seen::Blank { .. }, Seen::Marked { .. }) => Decision::adopting(Backup),
+        _ => Decision::adopting(Primary),
     }
 }
 
@@ -181,7 +209,12 @@ mod tests {
         let dark = |place| Decision::dark(Some(place));
         let none = Decision::dark(None);
         let mirrored = Decision::of(State::Mirrored);
-        let adopt = |leader| Decision::alone(leader).filled_by(Fill::Adopt);
+        let adopt = Decision::adopting;
+        let cut_off = marked(record(7, Fact::Adopting(Primary)));
+        let from_backup = marked(record(7, Fact::Adopting(Backup)));
+        let await_adopting = |leader: Place, fallback| {
+            Decision::of(State::Dark { in_sync: Some(leader), fallback }).filled_by(Fill::Adopt)
+        };
         let compare = Decision::alone(Primary).filled_by(Fill::Compare);
         let being_filled = marked(record(7, Fact::Filling(Backup)));
         let nobody = marked(record(7, Fact::Nobody));
@@ -208,6 +241,32 @@ mod tests {
             ("the first start was cut short", cut_short, cut_short, false, adopt(Primary)),
             ("the first start was cut short, one marked", cut_short, items, false, adopt(Primary)),
             ("the first start was cut short, the other marked", items, cut_short, false, adopt(Backup)),
+            ("an adoption was cut off", cut_off, cut_off, false, adopt(Primary)),
+            ("an adoption was cut off, cleanly", cut_off, cut_off, true, adopt(Primary)),
+            ("an adoption was cut off under the backup", from_backup, from_backup, false, adopt(Backup)),
+            ("… before the leader was recorded", cut_short, cut_off, false, adopt(Primary)),
+            ("… before the leader's older record was replaced", marked(sync), cut_off, false, adopt(Primary)),
+            ("… and the follower does not say so", cut_off, marked(sync), false, alone(Primary)),
+            (
+                "… and the follower missed writes",
+                marked(record(8, Fact::Alone(Primary))),
+                cut_off,
+                false,
+                alone(Primary),
+            ),
+            (
+                "… and copies stand on the follower",
+                cut_off,
+                marked(record(8, Fact::Filling(Backup))),
+                false,
+                alone(Primary),
+            ),
+            ("… and the follower's memory is gone", cut_off, empty, false, alone(Primary)),
+            ("… and the follower is a stranger", cut_off, items, false, alone(Primary)),
+            ("… and the leader's memory is gone", empty, cut_off, false, alone(Backup)),
+            ("… and the leader is a stranger", items, cut_off, false, alone(Backup)),
+            ("… and the follower is away", cut_off, away, false, alone(Primary).filled_by(Fill::Adopt)),
+            ("… and the leader is away", away, cut_off, false, await_adopting(Primary, Some(Backup))),
             ("items on the backup only", empty, items, true, alone(Backup)),
             ("items on the primary only", items, empty, true, alone(Primary)),
             ("primary unreachable, backup in sync", away, marked(sync), true, alone(Backup)),
@@ -263,6 +322,8 @@ mod tests {
             Fact::Alone(Backup),
             Fact::Filling(Primary),
             Fact::Filling(Backup),
+            Fact::Adopting(Primary),
+            Fact::Adopting(Backup),
             Fact::Nobody,
         ];
         let mut seens = vec![
@@ -297,7 +358,12 @@ mod tests {
                             assert!(seen != Seen::Unreachable && seen != Seen::Stale, "{known:?}");
                             assert!(!decision.waits, "{known:?}");
                             if let Some(newest) = newest {
-                                assert!(newest.full_at(leader) || nothing_left, "{known:?} lets {leader} lead");
+                                // In the middle of an adoption the follower has made every write, and is all that is left.
+                                let other = if leader == Primary { backup } else { primary };
+                                let left = newest.fact == Fact::Adopting(leader.other())
+                                    && of(seen) == Some(newest)
+                                    && matches!(other, Seen::Blank { .. } | Seen::Stale);
+                                assert!(newest.full_at(leader) || left || nothing_left, "{known:?} lets {leader} lead");
                                 assert!(
                                     nothing_left || matches!(seen, Seen::Marked { .. }),
                                     "{known:?} lets {leader} lead"
@@ -311,9 +377,28 @@ mod tests {
                             }
                             Some(Fill::Adopt) => {
                                 filled[1] += 1;
-                                assert_eq!(newest, None, "adopts what a record calls out of date: {known:?}");
                                 let unknown = |s| matches!(s, Seen::Blank { empty: false } | Seen::Marked { .. });
-                                assert!(unknown(primary) && unknown(backup), "{known:?}");
+                                let first = newest.is_none() && unknown(primary) && unknown(backup);
+                                let cut_off = newest.and_then(|newest| match newest.fact {
+                                    Fact::Adopting(leader) => Some((newest, leader)),
+                                    _ => None,
+                                });
+                                let goes_on = cut_off.is_some_and(|(newest, leader)| {
+                                    let follows = if leader == Primary { backup } else { primary };
+                                    follows == marked(newest)
+                                        || follows == Seen::Unreachable
+                                        || decision.state.leader().is_none()
+                                });
+                                assert!(first || goes_on, "adopts what a record calls out of date: {known:?}");
+                                let both = matches!(decision.state, State::Recovering { .. });
+                                assert!(
+                                    !both
+                                        || first
+                                        || cut_off.is_some_and(|(newest, leader)| {
+                                            (if leader == Primary { backup } else { primary }) == marked(newest)
+                                        }),
+                                    "writes to what may be out of date: {known:?}"
+                                );
                             }
                             fill => assert_eq!(fill, None),
                         }

@@ -329,6 +329,11 @@ impl Pair {
         later
     }
 
+    /// What is recorded of the present state is to be something else from now on, and later than what was.
+    pub fn renew(&mut self) {
+        self.epoch = Epoch(self.epoch.0 + 1);
+    }
+
     /// Takes an event; returns what is to be done, in order.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {

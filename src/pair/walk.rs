@@ -246,7 +246,17 @@ impl World {
                 led.2 |= led.0 == place;
             }
         }
+        // From the start on both nodes count: before the first job the follower holds no copy, and has made every write.
+        let other = place.other();
+        let adopts = self.pair.state == State::Recovering { leader: place } && !self.job;
+        let fit = adopts && at(&self.up, other) && at(&self.holds, other) == Holds::Part;
         self.apply(Event::Lost(place, loss, Reason::Timeout));
+        if fit {
+            self.apply(Event::Undone(other));
+            if loss == Loss::MemoryGone {
+                self.apply(Event::Lost(place, loss, Reason::Timeout));
+            }
+        }
     }
 
     /// Everything that can happen next in reality.
@@ -355,6 +365,17 @@ impl World {
                 (w.listed, w.list_is_true) =
                     (w.listed && state == State::Mirrored, w.list_is_true && state == State::Mirrored);
                 w.apply(Event::Flushed);
+            });
+        }
+        if let State::Recovering { leader } = state
+            && !self.job
+            && gate == Gate::Open
+            && at(&self.up, leader.other())
+        {
+            add("adoption begins".into(), &|w| {
+                w.holds[leader.other() as usize] = Holds::Unverified;
+                w.job = true;
+                w.apply(Event::BeginRecovery);
             });
         }
         if self.job {
@@ -483,7 +504,7 @@ fn walk(starts: Vec<World>) -> Vec<World> {
 }
 
 fn starts() -> Vec<World> {
-    use Holds::{Empty, Full, Stale};
+    use Holds::{Empty, Full, Part, Stale};
     let dark = |in_sync| State::Dark { in_sync, fallback: None };
     vec![
         World::start(State::Mirrored, [Full, Full], [true, true]),
@@ -491,6 +512,9 @@ fn starts() -> Vec<World> {
         World::start(State::Degraded { leader: Primary }, [Full, Empty], [true, false]),
         World::start(dark(Some(Backup)), [Stale, Full], [true, false]),
         World::start(dark(None), [Stale, Empty], [true, false]),
+        // Both nodes' items count: the follower's are a part that may lead if the leader's memory is gone.
+        World::start(State::Recovering { leader: Primary }, [Full, Part], [true, true]),
+        World::start(State::Dark { in_sync: Some(Primary), fallback: Some(Backup) }, [Full, Part], [false, true]),
     ]
 }
 

@@ -11,7 +11,8 @@
 //!                                                       └──differs──▶ Drop ──▶ Read again
 //! ```
 //! A target that was not purged is *compared*: TargetLook comes first, and Read only if nothing is there. Keys found on it afterwards begin
-//! with Exists: only what the source does not have is looked at. (That is dropped, or adopted: added to the source.)
+//! with Exists: only what the source does not have is looked at. (That is dropped. Where the target's items count, it is added to the source,
+//! and no step writes to the target.)
 //!
 //! Several of them may be at work on one key at once, and clients' mutations between any two steps: leader first, follower
 //! after. Why this ends equal is said at the head of [`crate::resync`].
@@ -258,7 +259,12 @@ impl Entry {
             self.won = Some(answer.cas);
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
-        let next = self.next(stage, &answer, frame, asked)?;
+        let mut next = self.next(stage, &answer, frame, asked)?;
+        // While the target's own items count, nothing is copied there, for a copy that is cut off would pass for one of them; what
+        // differs is left to the comparing.
+        if self.adopts.is_some() && matches!(next, Stage::Read | Stage::Drop { .. } | Stage::Done(End::Requeue)) {
+            next = Stage::Done(End::Skipped);
+        }
         self.stage = self.give_back_first(next);
         Ok(())
     }
@@ -292,14 +298,11 @@ impl Entry {
                 Code::Done | Code::Missing => Stage::TargetLook(Look::Absent),
                 _ => return unexpected(),
             },
-            Stage::AddSource(item) => match answer.code {
+            Stage::AddSource(_) => match answer.code {
                 Code::Done => Stage::Done(End::Adopted),
                 Code::NotStored | Code::Exists => self.retry(),
-                Code::Refused => {
-                    // The leader's word counts, also where it cannot hold what the target can.
-                    self.adopts = None;
-                    Stage::Drop { cas: item.cas }
-                }
+                // The leader's word counts, also where it cannot hold what the target can: what is compared later drops it.
+                Code::Refused => Stage::Done(End::Skipped),
                 _ => return unexpected(),
             },
             Stage::Add(item) => match answer.code {
@@ -351,7 +354,10 @@ impl Entry {
                 let same = answer.code == Code::Value && !answer.stale && theirs.equals(&answer.item(frame, asked));
                 match answer.code {
                     Code::Value | Code::Missing if same => Stage::Done(End::Equal),
-                    Code::Missing if self.adopts.is_some() && theirs.seen.ttl != 0 => self.adopt(theirs),
+                    // Not what is about to expire: the leader's may have done so a tick earlier, and would be back for a moment.
+                    Code::Missing if self.adopts.is_some() && !(0..=EXPIRY_SLACK_SECS).contains(&theirs.seen.ttl) => {
+                        self.adopt(theirs)
+                    }
                     Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
                     _ => return unexpected(),
                 }

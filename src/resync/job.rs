@@ -22,7 +22,9 @@ use crate::rules::{Rule, holds};
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
     ctx.progress.set_phase(Phase::Preparing);
-    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: spec.fill == Fill::Empty };
+    // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the leader's memory is gone.
+    let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone };
     let deadline = Instant::now() + ctx.tuning.connect_timeout;
     match Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
@@ -64,7 +66,7 @@ async fn steps(
     }
     let mut purged = HashSet::new();
     match spec.fill {
-        Fill::Empty | Fill::Compare | Fill::Adopt => {}
+        Fill::Empty | Fill::Compare => {}
         Fill::Purge if !holds(Rule::PurgeBeforeFill) => {}
         Fill::Purge => {
             ctx.progress.set_phase(Phase::Purging);
@@ -74,20 +76,45 @@ async fn steps(
         }
         Fill::Missed => {
             ctx.progress.set_phase(Phase::Purging);
-            purged = purge_missed(spec, ctx, pipe, &purged).await?;
+            purged = purge_missed(&ctx.missed, ctx, pipe, &purged).await?;
         }
+        Fill::Adopt => purged = purge_missed(&ctx.written, ctx, pipe, &purged).await?,
     }
     ctx.progress.set_phase(Phase::Barrier);
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
         return Err(JobError::Aborted);
     }
-    if spec.fill == Fill::Missed {
+    if let Fill::Missed | Fill::Adopt = spec.fill {
         // Clients went on writing to the leader alone until the barrier. Unguarded, as before it: what a worker may have stored since
         // is copied like the others.
-        purge_missed(spec, ctx, pipe, &purged).await?;
+        let lists = if spec.fill == Fill::Missed { &ctx.missed } else { &ctx.written };
+        purge_missed(lists, ctx, pipe, &purged).await?;
         *undone = true;
     }
     ctx.progress.set_phase(Phase::Copying);
+    if spec.fill != Fill::Adopt {
+        return refill(spec, spec.fill, stats.clock, ctx, drains, undone).await;
+    }
+    if !ask(ctx, |reply| JobEvent::Adopting { reply }).await? {
+        return Err(JobError::Aborted);
+    }
+    refill(spec, Fill::Adopt, stats.clock, ctx, drains, undone).await?;
+    // A copy that is cut off before its verify must not be taken for an item that only the target holds.
+    if !ask(ctx, |reply| JobEvent::AllAdopted { reply }).await? {
+        return Err(JobError::Aborted);
+    }
+    refill(spec, Fill::Compare, stats.clock, ctx, drains, undone).await
+}
+
+/// Fills the target from all sources at once.
+async fn refill(
+    spec: &JobSpec,
+    fill: Fill,
+    clock: NodeClock,
+    ctx: &Arc<Context>,
+    drains: &mut Vec<crate::backend::Drain>,
+    undone: &mut bool,
+) -> Result<(), JobError> {
     let mut by_source: BTreeMap<NodeId, Vec<PairId>> = BTreeMap::new();
     for &(pair, source) in &spec.pairs {
         by_source.entry(source).or_default().push(pair);
@@ -97,7 +124,9 @@ async fn steps(
     let sources = by_source.len();
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
-        .map(|(source, pairs)| Refill::new(ctx.clone(), source, spec, stats.clock, pairs, sources, stop.clone()).run())
+        .map(|(source, pairs)| {
+            Refill::new(ctx.clone(), (source, spec.target), fill, clock, pairs, sources, stop.clone()).run()
+        })
         .collect();
     let mut result = Ok(());
     while let Some(end) = running.next().await {

@@ -43,12 +43,20 @@
 //! Nothing is purged. After the barrier every key of the source is compared, by content: the target is looked at first, as said below for
 //! NOT_STORED, and nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a key that the source has
 //! was compared, or was written since by a worker, on both nodes; any other is looked at on both again, and dropped by its cas id. So a
-//! client's newer write survives. The target may not lead before all that is done: [`Outcome::undone`] is never said.
+//! client's newer write survives. After a crash the target may not lead before all that is done: [`Outcome::undone`] is never said.
 //!
-//! *Adopted* is what only the target holds: added to the leader. That must not bring back what a client has deleted, which neither node
-//! shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
+//! *Adopted* is what only the target holds: added to the leader, before anything is copied. That must not bring back what a client has deleted, which
+//! neither node shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
 //! every later write of the key comes after the add, on both nodes. Keys that no client can write are added by the job itself. No
 //! `flush_all` comes between the look at an item and its adding: `quiesce` is held till then.
+//!
+//! *An adoption that is cut off is taken up again*, also by another proxy, which does not know what clients wrote. That is right as long as the
+//! target has made every acknowledged write (then a key that was deleted is on neither node, and one that was overwritten is on the leader, whose
+//! item counts), and holds no copy: one that was cut off before its verify would pass for an item of the target's own, and a deleted key come
+//! back. So the pair is Recovering from its first route on; a job after an absence of the target first deletes there what clients wrote
+//! ([`Context::written`]) before and behind the barrier, as with a list, and says so ([`JobEvent::Adopting`]); no step of the adopting writes to the
+//! target; and [`JobEvent::AllAdopted`] is recorded on the target before the first copy. From there on the leader holds everything, and the next proxy
+//! purges. Until then, and while it is compared, the target may lead where the leader's memory is gone: it has missed nothing.
 //!
 //! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one purges.
 //!
@@ -163,7 +171,7 @@ pub enum Fill {
     Missed,
     /// Most probably what the leader holds: every key is compared, and what differs is dropped and copied.
     Compare,
-    /// Items of its own, as the leader does: like [`Fill::Compare`], but what only the target holds is added to the leader.
+    /// Items of its own, as the leader does: first what only the target holds is added to the leader, then [`Fill::Compare`].
     Adopt,
 }
 
@@ -225,6 +233,9 @@ pub struct Context {
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
     /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
     pub missed: BTreeMap<PairId, Arc<Missed>>,
+    /// Where the job [adopts](Fill::Adopt), for each pair whose target may have missed writes: the keys that clients have written since both
+    /// nodes count.
+    pub written: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
 }
@@ -308,6 +319,18 @@ pub enum JobEvent {
         pairs: Vec<PairId>,
         /// For the log.
         why: String,
+    },
+    /// What clients have written is deleted on the target, or was made there too: from here on an adoption that is cut off can be taken up
+    /// again. The control plane records that, and answers `true`, or `false` to end the job.
+    Adopting {
+        /// Whether to go on.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The leaders hold everything: the target is compared with them from now on, and holds copies that are not verified. The control
+    /// plane records that before it answers `true`; `false` ends the job.
+    AllAdopted {
+        /// Whether to go on.
+        reply: oneshot::Sender<bool>,
     },
     /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
     Adopt {

@@ -1,6 +1,7 @@
 //! Emptying the target of a job's pairs before it is filled.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use super::enumerate::{Coverage, enumerate};
 use super::item::{Answer, Code, put_key, wire_form};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobSpec, Outcome};
+use super::{Context, Fill, JobError, JobSpec, Missed, Outcome};
 use crate::backend::{Batch, Effect, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 
@@ -61,15 +62,14 @@ pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Res
 ///
 /// A key that cannot be written on the wire cannot be read by a client either.
 pub(super) async fn purge_missed(
-    spec: &JobSpec,
+    lists: &BTreeMap<PairId, Arc<Missed>>,
     ctx: &Context,
     pipe: &mut Pipe,
     known: &HashSet<Bytes>,
 ) -> Result<HashSet<Bytes>, JobError> {
     let mut all = HashSet::new();
     let mut spool = Spool::new(ctx.tuning.memory_bytes / 2);
-    for (pair, _) in &spec.pairs {
-        let missed = ctx.missed.get(pair).ok_or(JobError::MissedTooMany)?;
+    for missed in lists.values() {
         let keys = missed.list().await.ok_or(JobError::MissedTooMany)?;
         for (i, key) in keys.into_iter().enumerate() {
             if i % BATCH == BATCH - 1 {

@@ -18,7 +18,7 @@ use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobEvent, JobSpec, NO_CAS, Recopy, Verdict};
+use super::{Context, Fill, JobError, JobEvent, NO_CAS, Recopy, Verdict};
 use crate::backend::{NodeError, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 
@@ -118,8 +118,8 @@ impl Refill {
     /// `sources` = how many sources the job's memory is shared by.
     pub(super) fn new(
         ctx: Arc<Context>,
-        source: NodeId,
-        spec: &JobSpec,
+        (source, target): (NodeId, NodeId),
+        fill: Fill,
         clock: NodeClock,
         pairs: Vec<PairId>,
         sources: usize,
@@ -136,8 +136,8 @@ impl Refill {
         Refill {
             slots: slots.collect(),
             source,
-            target: spec.target,
-            fill: spec.fill,
+            target,
+            fill,
             clock,
             source_clock: clock,
             stop,
@@ -148,7 +148,7 @@ impl Refill {
             pass: None,
             passes: 0,
             sweeping: false,
-            sweeps: usize::from(spec.fill.compares()),
+            sweeps: usize::from(fill.compares()),
             swept: 0,
             adopting: FuturesUnordered::new(),
             adopting_bytes: 0,
@@ -209,7 +209,9 @@ impl Refill {
     }
 
     async fn drive(&mut self) -> Result<(), JobError> {
-        self.begin_pass().await?;
+        if self.fill != Fill::Adopt {
+            self.begin_pass().await?;
+        }
         let stop = self.stop.clone();
         let work = self.work.clone();
         let disk = self.spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
@@ -410,6 +412,11 @@ impl Refill {
         }
         if self.sweeps > 0 {
             self.begin_sweep();
+            return Ok(());
+        }
+        if self.fill == Fill::Adopt {
+            // The source holds everything now. Copying is another one's.
+            self.slots.iter_mut().for_each(|slot| slot.done = true);
             return Ok(());
         }
         if self.overflowed() {

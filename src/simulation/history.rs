@@ -59,6 +59,11 @@ impl History {
         self.0.borrow_mut().ops[id].1.outcome = Outcome::Silent;
     }
 
+    /// Whether a client has called `flush_all`.
+    pub(super) fn was_flushed(&self) -> bool {
+        self.0.borrow().ops.iter().any(|(_, op)| op.call == Call::Flush && !op.who.contains(" c99 "))
+    }
+
     pub(super) fn violation(&self, what: String) {
         note(|| format!("WRONG  {what}"));
         self.0.borrow_mut().violations.push(what);

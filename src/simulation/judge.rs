@@ -22,6 +22,8 @@ pub(super) enum Call {
     Get,
     /// Also what a lost memory may do to a key.
     Flush,
+    /// What only a follower held is added, once: not after anybody has deleted or flushed it.
+    Arrive(String),
 }
 
 /// What came of it.
@@ -76,6 +78,7 @@ struct Search<'a> {
     /// The writes of unknown outcome that took effect and may be undone: which, and the states before and after. The last one first.
     around: Vec<(u32, u32, u32)>,
     lenient: bool,
+    arrives: bool,
     order: Vec<usize>,
     best: Vec<usize>,
     stuck: Vec<usize>,
@@ -110,6 +113,7 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
         done: vec![0; ops.len().div_ceil(64)],
         around: Vec::new(),
         lenient,
+        arrives: ops.iter().any(|op| matches!(op.call, Call::Arrive(_))),
         order: Vec::new(),
         best: Vec::new(),
         stuck: Vec::new(),
@@ -157,7 +161,10 @@ impl Search<'_> {
         let mut stuck = Vec::new();
         // What fits and changes nothing may as well come at once: put later, it could only fit no more.
         let quiet = |search: &mut Self, &i: &usize| {
-            changes_nothing(&search.ops[i].outcome) && search.apply(state, i) == Some(state)
+            let op = &search.ops[i];
+            // A delete that finds nothing ends what may yet arrive.
+            let ends = search.arrives && op.call == Call::Delete;
+            !ends && changes_nothing(&op.outcome) && search.apply(state, i) == Some(state)
         };
         if let Some(at) = candidates.iter().position(|i| quiet(self, i)) {
             candidates = vec![candidates[at]];
@@ -228,6 +235,11 @@ impl Search<'_> {
     /// The state after the operation, if its answer fits the state before.
     fn apply(&mut self, state: u32, i: usize) -> Option<u32> {
         let Op { call, outcome, .. } = &self.ops[i];
+        if let Call::Arrive(value) = call {
+            let ends = |j: usize| self.is_done(j) && matches!(self.ops[j].call, Call::Delete | Call::Flush);
+            let fits = state == NOTHING && !(0..self.ops.len()).any(ends);
+            return fits.then(|| self.word(value.clone()));
+        }
         let there = state != NOTHING;
         let text = self.texts[state as usize].clone();
         // What memcached would do and say.
@@ -252,6 +264,7 @@ impl Search<'_> {
             Call::Touch => (None, Outcome::Done),
             Call::Get => (None, Outcome::Value(there.then_some(text))),
             Call::Flush => return Some(NOTHING),
+            Call::Arrive(_) => return None,
         };
         if said != *outcome && !is_open(outcome) {
             return None;
@@ -263,9 +276,13 @@ impl Search<'_> {
 /// What a write leaves behind in the value, if it names the write.
 fn value_of(call: &Call) -> Option<&str> {
     match call {
-        Call::Set(v) | Call::Add(v) | Call::Replace(v) | Call::Append(v) | Call::Prepend(v) | Call::Cas(_, v) => {
-            Some(v)
-        }
+        Call::Set(v)
+        | Call::Add(v)
+        | Call::Replace(v)
+        | Call::Append(v)
+        | Call::Prepend(v)
+        | Call::Cas(_, v)
+        | Call::Arrive(v) => Some(v),
         Call::Incr(_) | Call::Delete | Call::Touch | Call::Get | Call::Flush => None,
     }
 }
@@ -313,6 +330,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_found_and_what_is_right_is_not() {
         let unknown = |v: &str, at| op(Call::Set(v.into()), Outcome::Unknown, at, 0);
+        let arrive = |v: &str, at| op(Call::Arrive(v.into()), Outcome::Unknown, at, 0);
         let fine = [
             vec![set("a", 1, 2), get(Some("a"), 3, 4)],
             // Side by side, in either order.
@@ -331,6 +349,11 @@ mod tests {
                 op(Call::Add("b".into()), Outcome::Stored, 5, 6),
             ],
             vec![set("a", 1, 2), op(Call::Cas("a".into(), "b".into()), Outcome::Exists, 3, 4), get(Some("a"), 5, 6)],
+            vec![arrive("a", 1), get(None, 2, 3), get(Some("a"), 4, 5)],
+            vec![arrive("a", 1), op(Call::Delete, Outcome::Done, 2, 3), get(None, 4, 5)],
+            vec![arrive("a", 1), op(Call::Delete, Outcome::NotFound, 2, 3), get(None, 4, 5)],
+            vec![arrive("a", 1), op(Call::Incr(1), Outcome::NotFound, 2, 3), get(Some("a"), 4, 5)],
+            vec![arrive("a", 1), op(Call::Delete, Outcome::NotFound, 2, 9), op(Call::Delete, Outcome::Done, 3, 8)],
         ];
         for history in fine {
             assert_eq!(judge(&history, false), Verdict::Fine, "{history:?}");
@@ -352,6 +375,10 @@ mod tests {
             vec![set("b", 1, 2), unknown("a", 3), get(Some("a"), 4, 5), get(Some("b"), 6, 7)],
             vec![set("a", 1, 2), op(Call::Flush, Outcome::Done, 3, 4), get(Some("a"), 5, 6)],
             vec![set("7", 1, 2), op(Call::Incr(3), Outcome::Silent, 3, 9), get(Some("7"), 10, 11)],
+            vec![arrive("a", 1), op(Call::Delete, Outcome::NotFound, 2, 3), get(Some("a"), 4, 5)],
+            vec![arrive("a", 1), op(Call::Flush, Outcome::Done, 2, 3), get(Some("a"), 4, 5)],
+            vec![arrive("a", 1), get(Some("a"), 2, 3), get(None, 4, 5)],
+            vec![arrive("a", 1), set("b", 2, 3), get(Some("a"), 4, 5)],
         ];
         for history in wrong {
             assert!(matches!(judge(&history, false), Verdict::Wrong { .. }), "{history:?}");

@@ -11,7 +11,7 @@ use crate::ids::Place;
 
 use super::judge::Call;
 use super::net::Lag;
-use super::world::{Profile, World};
+use super::world::{CutOff, Profile, World};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
 const NOTICED: Duration = Duration::from_millis(700);
@@ -58,6 +58,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::HalfFilled => half_filled(world, stop).await,
         Profile::Witness => witness(world).await,
         Profile::TwoLeaders => two_leaders(world, stop).await,
+        Profile::Adoption => adoption(world).await,
     }
 }
 
@@ -240,6 +241,78 @@ async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
     sleep(LOOKED).await;
     world.operator.read_all().await;
     heal_all(world).await;
+}
+
+/// The first start finds full nodes, and is cut off.
+async fn adoption(world: &mut World) {
+    let nodes = world.topology.node_count();
+    let node = world.rng.random_range(0..nodes);
+    if world.cut_off != Some(CutOff::Proxies) {
+        // At its very first start a proxy does not wait for a node that does not answer.
+        sleep(STARTED).await;
+    }
+    pause(world, 0..600).await;
+    match world.cut_off {
+        None => {}
+        Some(CutOff::Proxies) => {
+            for _ in 0..world.rng.random_range(1..6) {
+                replace_proxy(world).await;
+                pause(world, 0..600).await;
+            }
+        }
+        Some(CutOff::Node) => {
+            let faults = FAULTS.into_iter().filter(|fault| !matches!(fault, Fault::Kill | Fault::HangAndKill));
+            let faults: Vec<Fault> = faults.collect();
+            let fault = faults[world.rng.random_range(0..faults.len())];
+            fail(world, node, fault).await;
+        }
+        Some(CutOff::Death) => {
+            die(world, node);
+            let fault = if world.rng.random() { Fault::Kill } else { Fault::HangAndKill };
+            fail(world, node, fault).await;
+        }
+        Some(cut_off @ (CutOff::Both | CutOff::BothDeath)) => {
+            world.kill_proxy().await;
+            if cut_off == CutOff::Both {
+                world.net.change(node, "hangs", |host| host.hung = true);
+            } else {
+                die(world, node);
+                world.forget_orphans();
+                world.net.kill(node);
+                world.net.start(node);
+            }
+            world.start_proxy();
+            pause(world, 0..1_500).await;
+            heal(world, node);
+        }
+        Some(CutOff::Anything) => {
+            world.forget_orphans();
+            for _ in 0..world.rng.random_range(1..5) {
+                let node = world.rng.random_range(0..nodes);
+                match world.rng.random_range(0..5) {
+                    0 => world.net.change(node, "hangs", |host| host.hung = true),
+                    1 => world.net.change(node, "cut off", |host| host.cut_off = true),
+                    2 => world.net.reset(node, 1),
+                    3 => heal(world, node),
+                    _ => {
+                        (0..nodes).for_each(|node| heal(world, node));
+                        replace_proxy(world).await;
+                        sleep(LOOKED).await;
+                    }
+                }
+                pause(world, 0..400).await;
+            }
+        }
+    }
+    sleep(NOTICED).await;
+    heal_all(world).await;
+}
+
+/// A memory is about to go. Of what was not copied yet it was the only one.
+fn die(world: &mut World, node: usize) {
+    lost(world);
+    world.expect_the_backups_word();
+    world.forget_orphans_on(node);
 }
 
 async fn heal_all(world: &mut World) {

@@ -106,7 +106,8 @@ impl Node {
         self.cas
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8], flags: u32, exptime: i64) -> u64 {
+    /// Stores an item.
+    pub(super) fn put(&mut self, key: &[u8], value: &[u8], flags: u32, exptime: i64) -> u64 {
         let (cas, expires) = (self.next_cas(), self.expiry(exptime));
         self.items.insert(key.to_vec(), Item { value: value.to_vec(), flags, expires, cas });
         cas

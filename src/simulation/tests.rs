@@ -77,7 +77,8 @@ fn seeds() {
     let first = from_environment("RESILVER_SIM_FIRST").unwrap_or(1);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut failures = Vec::new();
-    for profile in Profile::ALL {
+    let named = std::env::var("RESILVER_SIM_PROFILE").ok();
+    for profile in Profile::ALL.into_iter().filter(|p| named.as_ref().is_none_or(|n| *n == format!("{p:?}"))) {
         let begun = Instant::now();
         let (next, sum, failed) = (AtomicU64::new(first), Mutex::new(Sum::default()), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {

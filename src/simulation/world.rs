@@ -20,6 +20,7 @@ use crate::server::{Assembly, Listener};
 
 use super::clients::{Client, Door, Habits};
 use super::history::History;
+use super::judge::{Call, Outcome};
 use super::nemesis;
 use super::net::{Lag, Net, SimDialer};
 use super::node::Shown;
@@ -47,11 +48,13 @@ pub(super) enum Profile {
     Witness,
     /// Each of two nodes led alone, under two proxies.
     TwoLeaders,
+    /// The first start finds full nodes; it is cut off by proxies that end, or by one node that fails.
+    Adoption,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 8] = [
+    pub(super) const ALL: [Profile; 9] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -60,12 +63,35 @@ impl Profile {
         Profile::HalfFilled,
         Profile::Witness,
         Profile::TwoLeaders,
+        Profile::Adoption,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
         !matches!(self, Profile::Single | Profile::Evictions)
     }
+}
+
+/// What cuts an adoption off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CutOff {
+    /// Proxies end, cleanly or not.
+    Proxies,
+    /// One node fails, and keeps its memory.
+    Node,
+    /// One node dies.
+    Death,
+    /// The proxy and a node at once, which keeps its memory.
+    Both,
+    /// The proxy and a node at once, which dies: what survives is not promised.
+    BothDeath,
+    /// Proxies and nodes, again and again: as before.
+    Anything,
+}
+
+impl CutOff {
+    const ALL: [CutOff; 6] =
+        [CutOff::Proxies, CutOff::Node, CutOff::Death, CutOff::Both, CutOff::BothDeath, CutOff::Anything];
 }
 
 /// What came of a world.
@@ -101,6 +127,10 @@ pub(super) struct World {
     proxies: u32,
     pub(super) operator: Client,
     habits: Habits,
+    pub(super) cut_off: Option<CutOff>,
+    /// What only a backup holds at first, under keys that no client writes; and what it holds of keys that the primary has too.
+    orphans: Vec<(String, String)>,
+    twice: Vec<(String, String)>,
 }
 
 /// Lives through one seed.
@@ -136,6 +166,9 @@ impl World {
         };
         let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
         let mut settings = settings(&mut rng, primaries, backups);
+        if profile == Profile::Adoption {
+            settings.resync_rate = Some(rng.random_range(6..100));
+        }
         if profile == Profile::Stranger {
             settings.probe_interval = Duration::from_secs(3);
         }
@@ -150,6 +183,7 @@ impl World {
         });
         let history = History::new();
         let door = Door::default();
+        let cut_off = (profile == Profile::Adoption).then(|| CutOff::ALL[rng.random_range(0..CutOff::ALL.len())]);
         let hot = rng.random_range(1..5);
         let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
         keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
@@ -163,6 +197,7 @@ impl World {
             think_ms: if crowded { 8 } else { rng.random_range(20..150) },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
+            repeatable: cut_off == Some(CutOff::Death),
         };
         let operator = Client::new(
             0,
@@ -174,13 +209,114 @@ impl World {
             history.clone(),
             door.clone(),
         );
-        World { rng, net, settings, topology, history, door, proxy: None, proxies: 0, operator, habits }
+        let (orphans, twice) = (Vec::new(), Vec::new());
+        World {
+            rng,
+            net,
+            settings,
+            topology,
+            history,
+            door,
+            proxy: None,
+            proxies: 0,
+            operator,
+            habits,
+            cut_off,
+            orphans,
+            twice,
+        }
+    }
+
+    /// Both nodes of every pair hold items before any proxy has seen them.
+    fn prefill(&mut self) {
+        let cold: Vec<String> = (0..12).map(|i| format!("cold{i}")).collect();
+        let keys: Vec<String> = self.habits.keys.iter().chain(&cold).cloned().collect();
+        for (i, key) in keys.into_iter().enumerate() {
+            let value = |place: Place| {
+                let number = 1_000_000_000 * (1 + place as u64) + 1_000 * i as u64;
+                if key.starts_with('n') { number.to_string() } else { format!("<{number}>") }
+            };
+            let (first, second) = (value(Place::Primary), value(Place::Backup));
+            let cold = key.starts_with("cold");
+            let (mine, theirs) = match self.rng.random_range(0..6) {
+                0 => (Some(&first), None),
+                1 => (Some(&first), Some(&first)),
+                // Where a client deletes one of them, and nobody hears of that because the proxy dies, the other one may be left.
+                2 if cold => (Some(&first), Some(&second)),
+                3 if !cold => (None, None),
+                _ => (None, Some(&second)),
+            };
+            let pair = self.topology.pair_of(key.as_bytes());
+            for (place, value) in [(Place::Primary, mine), (Place::Backup, theirs)] {
+                if let (Some(node), Some(value)) = (self.topology.node_at(pair, place), value) {
+                    self.net.lock().hosts[node.index()].node.put(key.as_bytes(), value.as_bytes(), 0, 0);
+                }
+            }
+            note(|| format!("world  {key}: primary {mine:?}, backup {theirs:?}"));
+            match (mine, theirs) {
+                (Some(value), theirs) => {
+                    if let Some(theirs) = theirs.filter(|theirs| *theirs != value) {
+                        self.twice.push((key.clone(), theirs.clone()));
+                    }
+                    let op = self.history.call(98, Some(&key), Call::Set(value.clone()));
+                    self.history.answer(op, Outcome::Stored);
+                }
+                (None, Some(value)) => {
+                    self.history.call(98, Some(&key), Call::Arrive(value.clone()));
+                    if cold {
+                        self.orphans.push((key, value.clone()));
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// What only a backup held has outlived everything, unless that backup's memory was lost; and somebody else may have flushed it.
+    fn check_orphans(&self) {
+        if self.history.was_flushed() {
+            return;
+        }
+        let inner = self.net.lock();
+        for (key, value) in &self.orphans {
+            let pair = self.topology.pair_of(key.as_bytes());
+            let node = self.topology.node_at(pair, Place::Primary).map_or(0, NodeId::index);
+            let found = inner.hosts[node].node.contents().remove(key.as_bytes()).map(|(value, ..)| value);
+            if found.as_deref() != Some(value.as_bytes()) {
+                let found = found.map(|found| trace::show(&found));
+                self.history.violation(format!("only a backup held {key} = {value}, and now it is {found:?}"));
+            }
+        }
+    }
+
+    /// The orphans that stand on this node are lost with it.
+    pub(super) fn forget_orphans_on(&mut self, node: usize) {
+        let topology = self.topology.clone();
+        let stands = |key: &str| topology.node_at(topology.pair_of(key.as_bytes()), Place::Backup).map(NodeId::index);
+        self.orphans.retain(|(key, _)| stands(key) != Some(node));
+    }
+
+    /// With a primary's memory its word is gone: where the backup held something else, that is what is left.
+    pub(super) fn expect_the_backups_word(&self) {
+        for (key, value) in &self.twice {
+            self.history.call(99, Some(key), Call::Set(value.clone()));
+        }
+    }
+
+    /// Nothing more is known of them.
+    pub(super) fn forget_orphans(&mut self) {
+        self.orphans.clear();
     }
 
     async fn live(&mut self, profile: Profile) {
+        if profile == Profile::Adoption {
+            self.prefill();
+        }
         self.start_proxy();
-        self.mirrored("at the start").await;
-        self.operator.fill().await;
+        if profile != Profile::Adoption {
+            self.mirrored("at the start").await;
+            self.operator.fill().await;
+        }
         let stop = Rc::new(Cell::new(false));
         let hands = if profile == Profile::Stranger { 0 } else { self.rng.random_range(2..6) };
         let clients: Vec<_> = (0..hands)
@@ -207,6 +343,7 @@ impl World {
         self.operator.read_all().await;
         sleep(Duration::from_millis(100)).await;
         self.compare_copies();
+        self.check_orphans();
         self.stop_proxy().await;
     }
 

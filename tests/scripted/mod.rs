@@ -40,6 +40,10 @@ pub(crate) enum Fault {
     ForgetsWrites,
     /// The data path does not note what it drops on the target.
     DropsNotNoted,
+    /// An adoption is taken up again although copies stand on the target.
+    AdoptsCopies,
+    /// What clients wrote in the target's absence is not deleted there before the adoption goes on.
+    NotPurgedOfWritten,
 }
 
 #[derive(Default, Debug)]

@@ -89,9 +89,8 @@ impl Refill {
                 return taken;
             }
             let Some((entry, _)) = self.adopt_again.pop_front() else { return taken };
-            let whole = self.is_whole();
             let adopts = entry.adopts;
-            lane.admit(entry.again().swept(whole, adopts));
+            lane.admit(entry.again().swept(true, adopts));
         }
         limit
     }

@@ -108,7 +108,8 @@ impl Refill {
 
     fn may_recopy(&self, slot: usize) -> bool {
         let judged = matches!(self.hand, Hand::Judging { slot: judged, clean: true, .. } if judged == slot);
-        !judged && !self.slots[slot].done
+        // While the target's own items count, it gets no copies.
+        self.fill != Fill::Adopt && !judged && !self.slots[slot].done
     }
 
     fn granted(&mut self, wanted: usize) -> usize {
@@ -166,9 +167,9 @@ impl Refill {
                         Fill::Empty | Fill::Purge => entry,
                         // Nothing of a list asks for cas ids: the source may have none.
                         Fill::Missed => entry.by_content(),
-                        Fill::Compare | Fill::Adopt if !self.sweeping => entry.compared(),
+                        Fill::Compare if !self.sweeping => entry.compared(),
                         Fill::Compare => entry.swept(self.is_whole(), None),
-                        Fill::Adopt => entry.swept(self.is_whole(), Some(0)),
+                        Fill::Adopt => entry.swept(true, Some(0)),
                     });
                 }
                 None => self.failed(slot, &found.key, "the key cannot be written on the wire"),
@@ -248,7 +249,7 @@ mod tests {
     use super::super::super::entry::Stage;
     use super::super::super::item::{Item, NodeClock, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, JobSpec, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::ids::{NodeId, PairId};
@@ -280,11 +281,12 @@ mod tests {
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
             missed: BTreeMap::new(),
+            written: BTreeMap::new(),
             coordinator: mpsc::channel(1).0,
         };
         let stop = CancellationToken::new();
-        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
-        let mut refill = Refill::new(Arc::new(ctx), NodeId(0), &spec, clock, vec![PairId(0)], 1, stop);
+        let nodes = (NodeId(0), NodeId(1));
+        let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, clock, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
