@@ -76,6 +76,11 @@ impl Kind {
         matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
     }
 
+    /// Whether a second run after the first leaves the same item and the same answer, or one that is right all the same.
+    pub fn is_repeatable(self) -> bool {
+        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Incr | Kind::Decr)
+    }
+
     /// Whether values come with a cas token.
     pub fn with_cas(self) -> bool {
         matches!(self, Kind::Gets | Kind::Gats)

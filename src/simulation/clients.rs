@@ -31,9 +31,6 @@ pub(super) struct Habits {
     pub(super) flushes: bool,
     /// `SERVER_ERROR` is not a violation.
     pub(super) errors_allowed: bool,
-    /// Nothing but what may be done twice. An operation that a leader has executed before its death, and that was copied before the
-    /// follower was told of it, is begun again there.
-    pub(super) repeatable: bool,
 }
 
 pub(super) struct Client {
@@ -205,16 +202,6 @@ impl Client {
             return Request { wire: "flush_all\r\n".into(), ops: vec![(op, None)], answer: Expect::Line };
         }
         let number = key.starts_with('n');
-        if self.habits.repeatable && self.rng.random() {
-            return self.store(&key, "set", noreply);
-        }
-        if self.habits.repeatable {
-            return if self.rng.random() {
-                self.get(&[key], "get")
-            } else {
-                self.line(&key, Call::Delete, &format!("delete {key}"), noreply)
-            };
-        }
         match self.rng.random_range(0..100) {
             0..25 => self.get(&[key], "get"),
             25..32 => {

@@ -197,7 +197,6 @@ impl World {
             think_ms: if crowded { 8 } else { rng.random_range(20..150) },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
-            repeatable: cut_off == Some(CutOff::Death),
         };
         let operator = Client::new(
             0,

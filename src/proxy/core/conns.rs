@@ -240,7 +240,7 @@ impl Core {
         let unsent = |&id: &u32| self.ops[id as usize].stage == Stage::Parked;
         if matches!(slot.route, Route::Open(_)) && slot.parked.iter().all(unsent) {
             for id in std::mem::take(&mut slot.parked) {
-                self.unpark(id);
+                self.unpark(id, false);
             }
         }
     }

@@ -139,16 +139,20 @@ impl Core {
     pub(super) fn open(&mut self, pair: PairId, route: Route) {
         let slot = &mut self.pairs[pair.index()];
         slot.closing = None;
+        let mut copied = false;
         if let Route::Open(flow) = &route {
-            slot.flow = Some(flow.clone());
+            let before = slot.flow.replace(flow.clone());
+            // The node that leads now was being filled: what its source did before it was lost may have been copied.
+            copied = before.is_some_and(|f| matches!(f.follower, Follower::Filling(node, _) if node == flow.leader));
         }
         slot.route = route;
         for id in std::mem::take(&mut slot.parked) {
-            self.unpark(id);
+            self.unpark(id, copied);
         }
     }
 
-    pub(super) fn unpark(&mut self, id: u32) {
+    /// `copied`: what another node did for an operation may be on the present leader already.
+    pub(super) fn unpark(&mut self, id: u32, copied: bool) {
         let op = &mut self.ops[id as usize];
         let (leader, writable) = match &self.pairs[op.pair.index()].route {
             Route::Open(flow) => (Some(flow.leader), flow.writable),
@@ -160,6 +164,10 @@ impl Core {
             Stage::Held(_) => self.finish(id, Answer::Static(OUTCOME_UNKNOWN)),
             Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
                 // The very node that may have executed it leads: running it again could apply it twice.
+                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+            }
+            // As little may what came of it be there already when it is run elsewhere.
+            Stage::Unknown(_) | Stage::Executed(..) if copied && !op.kind.is_repeatable() => {
                 self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
             }
             Stage::Executed(node, memory)

@@ -1,7 +1,7 @@
 //! Single stories: framing in doubt, order within a connection, limits, the proxy's own keys, waiting that ends.
 
 use crate::ids::Place;
-use crate::pair::{Gate, State};
+use crate::pair::{Gate, Loss, State};
 use crate::ring::Distribution;
 
 use super::super::*;
@@ -40,6 +40,18 @@ impl Story {
         self.world.cores[0].now_us += us;
         self.world.cores[0].tick();
         self.world.settle(0);
+    }
+
+    /// The node restarts, with all answers that were on their way, and that its memory is gone is heard at once.
+    fn lose_the_memory_of(&mut self, node: usize) {
+        self.world.wires[0][node].back.clear();
+        self.world.nodes[node] = Default::default();
+        self.world.break_wires(node);
+        // All of it before the gate has closed: nobody is refused in between.
+        let (lost, other) = (NodeId(node as u16), if node == 0 { Place::Backup } else { Place::Primary });
+        self.world.lost(lost, Reason::Reset, Loss::Suspected, true);
+        self.world.apply(crate::pair::Event::Undone(other));
+        self.world.lost(lost, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 
     fn value(&self, node: usize) -> Option<&[u8]> {
@@ -294,6 +306,34 @@ fn a_get_of_many_keys_keeps_their_order() {
     let told = String::from_utf8(take(&mut core.client(client).unwrap().out)).unwrap();
     let value = |key: &str| format!("VALUE {key} 0 2\r\n{key}\r\n");
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
+}
+
+/// A leader executes a command, the resync copies what came of it, and then the leader's memory is gone before it is answered: the node
+/// that was being filled leads, and has it already.
+#[test]
+fn what_was_copied_before_its_leader_died_is_not_run_again() {
+    for (say, kept) in [("incr k 1\r\n", "6"), ("append k 0 0 1\r\n7\r\n", "57"), ("add k 0 0 1\r\n7\r\n", "7")] {
+        let mut story = Story::new(State::Recovering { leader: Place::Backup });
+        if say.starts_with("add") {
+            story.world.nodes[1].items.remove(KEY.as_bytes());
+        }
+        story.say(say);
+        story.world.step(&Choice::Execute { worker: 0, node: 1 });
+        for _ in ["read", "add", "verify"] {
+            story.world.step(&Choice::Copy);
+        }
+        assert_eq!(story.value(0), Some(kept.as_bytes()), "copied");
+        story.lose_the_memory_of(1);
+        let told = story.hear();
+        assert!(told.contains("may or may not have taken effect"), "{say:?}: {told:?}");
+        assert_eq!(story.value(0), Some(kept.as_bytes()), "{say:?}");
+    }
+    // What can be repeated is.
+    let mut story = Story::new(State::Recovering { leader: Place::Backup });
+    story.say("set k 0 0 1\r\n9\r\n");
+    story.world.step(&Choice::Execute { worker: 0, node: 1 });
+    story.lose_the_memory_of(1);
+    assert_eq!((story.hear().as_str(), story.value(0)), ("STORED\r\n", Some(&b"9"[..])));
 }
 
 /// A sole leader's connection breaks with an incr on it, and the same node leads the next route: it may have counted already.
