@@ -42,7 +42,7 @@ enum Reply {
 #[derive(Debug, Default)]
 struct Many {
     /// Of the keys begun and not moved to the socket's queue yet.
-    parts: VecDeque<Part>,
+    parts: Parts,
     /// Number of the first of them.
     first: u32,
     /// Values leave as they come: there are too many to be held until the last one. Then an error stands behind the values that left
@@ -52,8 +52,11 @@ struct Many {
     failed: Option<Answer>,
 }
 
+/// The keys of a get, in order.
+pub(super) type Parts = VecDeque<Part>;
+
 #[derive(Debug)]
-enum Part {
+pub(super) enum Part {
     Waiting,
     Miss,
     Hit(Bytes),
@@ -117,6 +120,8 @@ pub struct Client {
     reads: u32,
     /// Bytes of values that wait for earlier answers.
     held: usize,
+    /// The room of a get of several keys that is answered, for the next one.
+    pub(super) spent: Option<Parts>,
 }
 
 impl Client {
@@ -142,6 +147,7 @@ impl Client {
             bytes: 0,
             reads: 0,
             held: 0,
+            spent: None,
         }
     }
 
@@ -171,11 +177,12 @@ impl Client {
         self.slots.is_empty()
     }
 
-    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number.
-    pub(super) fn open_slot(&mut self, keys: u32, multi: bool, noreply: bool, bytes: usize) -> u64 {
+    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number. `parts`: room for the answers of
+    /// several keys.
+    pub(super) fn open_slot(&mut self, keys: u32, parts: Option<Parts>, noreply: bool, bytes: usize) -> u64 {
         let number = self.first + self.slots.len() as u64;
-        let many = || Reply::Many(Many { streamed: keys > MAX_READS, ..Many::default() });
-        let reply = if multi { many() } else { Reply::None };
+        let many = |parts| Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() });
+        let reply = parts.map_or(Reply::None, many);
         self.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
         self.bytes += bytes;
         number
@@ -274,7 +281,10 @@ impl Client {
                         self.put(answer);
                     }
                 }
-                Reply::Many(many) => self.put(many.failed.unwrap_or(Answer::Static(b"END\r\n"))),
+                Reply::Many(many) => {
+                    self.put(many.failed.unwrap_or(Answer::Static(b"END\r\n")));
+                    self.spent = Some(many.parts);
+                }
             }
         }
         moved
@@ -308,9 +318,9 @@ mod tests {
     #[test]
     fn answers_leave_in_the_order_of_the_requests() {
         let mut client = Client::new(0, 0);
-        let a = client.open_slot(1, false, false, 10);
-        let b = client.open_slot(1, false, true, 10);
-        let c = client.open_slot(1, false, false, 10);
+        let a = client.open_slot(1, None, false, 10);
+        let b = client.open_slot(1, None, true, 10);
+        let c = client.open_slot(1, None, false, 10);
         client.note_key(a, 7, true);
         assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n")));
         assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n")));
@@ -324,13 +334,13 @@ mod tests {
     #[test]
     fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
         let mut client = Client::new(0, 0);
-        let a = client.open_slot(3, true, false, 0);
+        let a = client.open_slot(3, Some(Parts::new()), false, 0);
         (0..3).for_each(|_| client.begin_read(a));
         client.answer(a, 2, true, Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
         client.answer(a, 1, true, Answer::Static(b"END\r\n"));
         client.answer(a, 0, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
-        let b = client.open_slot(2, true, false, 0);
+        let b = client.open_slot(2, Some(Parts::new()), false, 0);
         (0..2).for_each(|_| client.begin_read(b));
         client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"));
         client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
@@ -341,7 +351,7 @@ mod tests {
     fn a_get_of_very_many_keys_holds_a_window_of_them() {
         let mut client = Client::new(0, 0);
         let total = MAX_READS + 10;
-        let slot = client.open_slot(total, true, false, 0);
+        let slot = client.open_slot(total, Some(Parts::new()), false, 0);
         (0..MAX_READS).for_each(|_| client.begin_read(slot));
         assert_eq!(client.read_room(), 0);
         let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));

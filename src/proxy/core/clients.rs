@@ -164,7 +164,7 @@ impl Core {
                 Parsed::Reject { reply, len, swallow, close } => {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
-                    let slot = client.open_slot(0, false, reply.is_empty(), len);
+                    let slot = client.open_slot(0, None, reply.is_empty(), len);
                     self.answer_client(index, slot, 0, false, Answer::Static(reply));
                     if close {
                         self.close_client(index);
@@ -201,7 +201,8 @@ impl Core {
             return false;
         }
         let raw = chunk.split_to(len).freeze();
-        let slot = client.open_slot(keys, keys > 1, request.noreply, len);
+        let parts = (keys > 1).then(|| self.spare_parts.pop().unwrap_or_default());
+        let slot = client.open_slot(keys, parts, request.noreply, len);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
         self.begin_keys(index, Rest { request: request.clone(), raw, slot, part: 0 }, kind, room);
         true
@@ -288,7 +289,7 @@ impl Core {
         }
         let pair = self.topology.pair_of(key);
         let raw = chunk.split_to(len).freeze();
-        let slot = client.open_slot(1, false, request.noreply, len);
+        let slot = client.open_slot(1, None, request.noreply, len);
         let generation = client.generation;
         let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
         if request.verb != Verb::Set {
@@ -360,7 +361,7 @@ impl Core {
         }
         let args = String::from_utf8_lossy(&chunk[request.args.clone()]).into_owned();
         bytes::Buf::advance(chunk, len);
-        let slot = client.open_slot(0, false, request.noreply, len);
+        let slot = client.open_slot(0, None, request.noreply, len);
         let question = match request.verb {
             Verb::FlushAll => Question::FlushAll { delay: request.exptime },
             Verb::Stats => Question::Stats(args),
@@ -389,6 +390,11 @@ impl Core {
     pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Answer) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let moved = client.answer(slot, part, read, answer);
+        if let Some(parts) = client.spent.take()
+            && self.spare_parts.len() < SPARE_PARTS
+        {
+            self.spare_parts.push(parts);
+        }
         if moved {
             mark_client_dirty(client, index, &mut self.outbox);
         }
