@@ -69,6 +69,7 @@ pub(super) async fn enumerate(
     mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
 ) -> Result<Coverage, DumpError> {
     let _turn = ctx.crawls.turn(node).await;
+    let _crawl = ctx.pace.crawl();
     let tuning = &ctx.tuning;
     let mut pipe = Pipe::connect(&*ctx.dialer, node, Instant::now() + tuning.connect_timeout).await?;
     let give_up = Instant::now() + tuning.busy_timeout;

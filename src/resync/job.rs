@@ -21,6 +21,7 @@ use crate::rules::{Rule, holds};
 /// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
+    let _at_work = ctx.pace.job();
     ctx.progress.set_phase(Phase::Preparing);
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: spec.fill == Fill::Empty };
     let deadline = Instant::now() + ctx.tuning.connect_timeout;

@@ -121,11 +121,13 @@ use crate::ids::{NodeId, PairId};
 
 mod entry;
 mod enumerate;
+mod governor;
 mod item;
 mod job;
 mod lane;
 mod limiter;
 mod missed;
+mod pace;
 mod progress;
 mod purge;
 mod recopy;
@@ -133,9 +135,11 @@ mod refill;
 mod spool;
 mod verify;
 
+pub use governor::{Counts, Governor, Leave, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
+pub use pace::Pace;
 pub use progress::{PairProgress, Phase, Progress};
 pub use purge::clean;
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
@@ -213,6 +217,8 @@ pub struct Context {
     pub tuning: Tuning,
     /// The rate, over all jobs.
     pub limiter: Arc<RateLimiter>,
+    /// How much of the time, over all jobs.
+    pub pace: Arc<Pace>,
     /// One enumeration per node at a time, over all jobs.
     pub crawls: Arc<Crawls>,
     /// Stops the job; go on awaiting [`run`].

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 
 use futures::future::FutureExt;
+use tokio::time::Instant;
 
 use super::super::entry::{End, Entry};
 use super::super::enumerate::Coverage;
@@ -20,13 +21,25 @@ const RECOPY_SHARE: usize = 4;
 const MAX_NAMED_FAILURES: usize = 10;
 /// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes.
 const UNSEEN_BYTES: usize = 64 << 10;
+/// A lane that yields to clients may still hold so many bytes of items.
+const MIN_LOT_BYTES: usize = 64 << 10;
 
 impl Refill {
     /// Sends every idle lane on that has something to do.
     pub(super) fn feed(&mut self) -> Result<(), JobError> {
         self.limited_until = None;
+        let yields = !self.ctx.pace.is_full() && !self.is_urgent();
+        self.resting_until = if yields { self.ctx.pace.resting_until() } else { None };
+        if self.resting_until.is_some() {
+            return Ok(());
+        }
         let mut lanes = std::mem::take(&mut self.idle).into_iter();
         while let Some(mut lane) = lanes.next() {
+            if yields && !self.running.is_empty() {
+                // One at a time.
+                self.idle.push(lane);
+                continue;
+            }
             let admitted = self.admit(&mut lane);
             self.take_ended(&mut lane);
             if admitted.is_err() {
@@ -42,7 +55,11 @@ impl Refill {
             }
             let (ctx, stop) = (self.ctx.clone(), self.stop.clone());
             let step = async move {
+                let begun = Instant::now();
                 let result = lane.step(&ctx.tuning, &stop).await;
+                if yields {
+                    ctx.pace.worked(begun.elapsed());
+                }
                 (lane, result)
             };
             self.running.push(step.boxed());
@@ -71,14 +88,18 @@ impl Refill {
             self.ctx.limiter.book(taken);
             return Ok(());
         }
-        let waiting = self.spool_len();
+        // What clients make urgent does not wait; what was enumerated does, until the rest is over.
+        let rests = self.ctx.pace.resting_until().is_some();
+        let share = self.ctx.pace.batch(batch);
+        let lane_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
+        let waiting = if rests { 0 } else { self.spool_len().min(share.min((3 * share).saturating_sub(lane.len()))) };
         let queued: Vec<usize> =
             (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
         let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
         let part = room.div_ceil(RECOPY_SHARE);
         let share = if crowded { room - part } else { part }.min(queued.iter().sum());
         // Neither may fill the lane's memory alone.
-        let bytes = if waiting > 0 { self.lane_bytes - self.lane_bytes / RECOPY_SHARE } else { self.lane_bytes };
+        let bytes = if waiting > 0 { lane_bytes - lane_bytes / RECOPY_SHARE } else { lane_bytes };
         let full = lane.len() > 0 && lane.booked >= bytes;
         let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
         let mut left = room - enumerated;
@@ -98,7 +119,7 @@ impl Refill {
         }
         left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        self.admit_enumerated(lane, enumerated.min(left + enumerated))
+        self.admit_enumerated(lane, enumerated.min(left + enumerated), lane_bytes)
     }
 
     /// The source's enumeration misses nothing.
@@ -143,11 +164,11 @@ impl Refill {
         count
     }
 
-    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize) -> Result<(), JobError> {
+    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize, bytes: usize) -> Result<(), JobError> {
         let spool = self.spool.clone();
         let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..limit {
-            if (lane.len() > 0 && lane.booked >= self.lane_bytes) || !self.may_adopt() {
+            if (lane.len() > 0 && lane.booked >= bytes) || !self.may_adopt() {
                 break;
             }
             let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
@@ -274,6 +295,7 @@ mod tests {
             holds: Arc::new(|_, _| true),
             tuning: Tuning::default(),
             limiter: Arc::new(RateLimiter::new(None)),
+            pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
             cancel: CancellationToken::new(),
             quiesce: Arc::new(RwLock::new(())),

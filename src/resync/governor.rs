@@ -1,0 +1,186 @@
+//! PURE. How much of the time the resyncs may work, by what clients feel of them.
+//!
+//! The gauge is how long nodes take to answer the workers ([`Felt`](crate::stats::Felt)): it sees a node that is busy, a network that is
+//! full, and a processor that others use. Without a resync it is noted what is usual; during one, answers that are clearly later than
+//! nearly all are then ([`SLOW`]) are counted. More of them than [`TOLERATED`], and the share of the time that resyncs work shrinks by a third;
+//! as few as ever, and it grows. Never below [`FLOOR`], so that a resync ends whatever clients do; and whole where there are none.
+//!
+//! What is usual is looked at again now and then, with the resyncs at rest: clients may do more by now, and that is not a resync's doing.
+
+use std::time::Duration;
+
+use crate::stats::FELT_BUCKETS;
+
+/// How often [`Governor::tick`] is to be called while resyncs run, and while none does.
+pub const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// The least share of the time.
+pub(super) const FLOOR: f64 = 1.0 / 32.0;
+/// The share at the beginning, where clients are known to be there.
+const FIRST: f64 = 1.0 / 8.0;
+/// An answer is slow so many buckets above the one of the 99th percentile of usual ones: later by a fifth to two fifths.
+const SLOW: usize = 2;
+/// So many of all answers are slow without a resync, by definition; up to here the share grows, and beyond the second it shrinks.
+const TOLERATED: (f64, f64) = (0.010, 0.015);
+/// Answers that are enough for a judgement; how long they are waited for.
+const JUDGED: (u64, Duration) = (200, Duration::from_millis(400));
+/// Fewer answers a second: nobody is there whom a resync could disturb.
+const IDLE_PER_S: f64 = 20.0;
+/// Answers without a resync that tell what is usual.
+const USUAL: f64 = 200.0;
+/// How long and how often the resyncs rest for that.
+const LISTEN: Duration = Duration::from_millis(200);
+const LISTEN_EVERY: Duration = Duration::from_secs(10);
+/// What older answers still count when newer ones come.
+const FADE: f64 = 0.7;
+const SHRINK: f64 = 0.7;
+const GROW: f64 = 1.1;
+
+/// What the resyncs may do.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Leave {
+    /// Nobody is disturbed.
+    Full,
+    /// So much of the time, 0 to 1.
+    Share(f64),
+    /// Rest, for as long as it takes to see what is usual.
+    Rest,
+}
+
+/// Counts since the start, by bucket, over all workers.
+pub type Counts = [u64; FELT_BUCKETS];
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Governor {
+    last: Counts,
+    /// Without a resync; older counts fade.
+    usual: [f64; FELT_BUCKETS],
+    /// Since the last judgement.
+    window: Counts,
+    since: Duration,
+    share: f64,
+    /// No slow answer was seen yet: it doubles.
+    fast: bool,
+    at_work: bool,
+    /// The resyncs rest until then.
+    listen_until: Option<Duration>,
+    listen_at: Duration,
+}
+
+impl Default for Governor {
+    fn default() -> Governor {
+        Governor {
+            last: [0; FELT_BUCKETS],
+            usual: [0.0; FELT_BUCKETS],
+            window: [0; FELT_BUCKETS],
+            since: Duration::ZERO,
+            share: 1.0,
+            fast: true,
+            at_work: false,
+            listen_until: None,
+            listen_at: Duration::ZERO,
+        }
+    }
+}
+
+impl Governor {
+    /// `at_work`: a resync is under way; `crawling`: and a node is being enumerated, which cannot be slowed down.
+    pub fn tick(&mut self, now: Duration, counts: &Counts, at_work: bool, crawling: bool) -> Leave {
+        for ((window, last), count) in self.window.iter_mut().zip(&mut self.last).zip(counts) {
+            *window += count.wrapping_sub(*last);
+            *last = *count;
+        }
+        if at_work != self.at_work {
+            self.at_work = at_work;
+            if at_work {
+                self.begin(now);
+            } else {
+                // Its last moments are nothing usual.
+                self.forget_window(now);
+            }
+        } else if !at_work {
+            if now >= self.since + TICK.1 {
+                self.learn(now);
+            }
+        } else if let Some(until) = self.listen_until {
+            if now >= until {
+                self.learn(now);
+                self.listen_until = None;
+                self.listen_at = now + LISTEN_EVERY;
+            }
+        } else {
+            self.judge(now, crawling);
+        }
+        match self.listen_until {
+            _ if !at_work => Leave::Full,
+            Some(_) => Leave::Rest,
+            None if self.share >= 1.0 => Leave::Full,
+            None => Leave::Share(self.share),
+        }
+    }
+
+    fn begin(&mut self, now: Duration) {
+        self.learn(now);
+        self.share = if self.usual.iter().sum::<f64>() > 1.0 { FIRST } else { 1.0 };
+        self.fast = true;
+        self.listen_at = if self.knows_usual() { now + LISTEN_EVERY } else { now };
+    }
+
+    fn judge(&mut self, now: Duration, crawling: bool) {
+        let (count, time) = (self.window.iter().sum::<u64>(), now.saturating_sub(self.since));
+        if count < JUDGED.0 && time < JUDGED.1 {
+            return;
+        }
+        if (count as f64) < IDLE_PER_S * time.as_secs_f64() {
+            self.share = (self.share * 4.0).min(1.0);
+        } else if now >= self.listen_at && !crawling {
+            self.listen_until = Some(now + LISTEN);
+        } else if let Some(slow_from) = self.slow_from() {
+            let slow: u64 = self.window[slow_from..].iter().sum();
+            let part = slow as f64 / count as f64;
+            if part > TOLERATED.1 && slow > 1 {
+                self.share = (self.share * SHRINK).max(FLOOR);
+                self.fast = false;
+            } else if part <= TOLERATED.0 {
+                self.share = (self.share * if self.fast { 2.0 } else { GROW }).min(1.0);
+            }
+        } else {
+            // Not known yet, and it cannot be found out while a node is enumerated.
+            self.share = self.share.min(FIRST);
+            self.listen_at = now;
+        }
+        self.forget_window(now);
+    }
+
+    /// What was counted since the last time is usual.
+    fn learn(&mut self, now: Duration) {
+        for (usual, count) in self.usual.iter_mut().zip(&self.window) {
+            *usual = *usual * FADE + *count as f64;
+        }
+        self.forget_window(now);
+    }
+
+    fn forget_window(&mut self, now: Duration) {
+        self.window = [0; FELT_BUCKETS];
+        self.since = now;
+    }
+
+    fn knows_usual(&self) -> bool {
+        self.usual.iter().sum::<f64>() >= USUAL
+    }
+
+    /// The first bucket of slow answers; `None`: it is not known what is usual.
+    fn slow_from(&self) -> Option<usize> {
+        if !self.knows_usual() {
+            return None;
+        }
+        let mut above = self.usual.iter().sum::<f64>() * TOLERATED.0;
+        for (bucket, count) in self.usual.iter().enumerate().rev() {
+            above -= count;
+            if above < 0.0 {
+                return Some((bucket + SLOW).min(FELT_BUCKETS - 1));
+            }
+        }
+        None
+    }
+}
