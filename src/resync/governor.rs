@@ -115,6 +115,8 @@ impl Governor {
             _ if !at_work => Leave::Full,
             Some(_) => Leave::Rest,
             None if self.share >= 1.0 => Leave::Full,
+            // It disturbs enough by itself.
+            None if crawling => Leave::Share(FLOOR),
             None => Leave::Share(self.share),
         }
     }
@@ -133,7 +135,10 @@ impl Governor {
         }
         if (count as f64) < IDLE_PER_S * time.as_secs_f64() {
             self.share = (self.share * 4.0).min(1.0);
-        } else if now >= self.listen_at && !crawling {
+        } else if crawling {
+            // What is felt now says nothing of the copying.
+            self.share = self.share.min(FIRST);
+        } else if now >= self.listen_at {
             self.listen_until = Some(now + LISTEN);
         } else if let Some(slow_from) = self.slow_from() {
             let slow: u64 = self.window[slow_from..].iter().sum();
@@ -145,7 +150,6 @@ impl Governor {
                 self.share = (self.share * if self.fast { 2.0 } else { GROW }).min(1.0);
             }
         } else {
-            // Not known yet, and it cannot be found out while a node is enumerated.
             self.share = self.share.min(FIRST);
             self.listen_at = now;
         }
