@@ -188,3 +188,156 @@ impl Governor {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Felt;
+
+    /// Clients, nodes, and resyncs that make answers slow in proportion to the time that they work.
+    struct World {
+        governor: Governor,
+        now: Duration,
+        counts: Counts,
+        leave: Leave,
+        per_s: f64,
+        usual_us: u64,
+        /// Of all answers so many are slow while a resync works all the time.
+        harm: f64,
+        owed: [f64; 3],
+        rested: Duration,
+        least: f64,
+    }
+
+    impl World {
+        fn new(per_s: f64, harm: f64) -> World {
+            World {
+                governor: Governor::default(),
+                now: Duration::ZERO,
+                counts: [0; FELT_BUCKETS],
+                leave: Leave::Full,
+                per_s,
+                usual_us: 100,
+                harm,
+                owed: [0.0; 3],
+                rested: Duration::ZERO,
+                least: 1.0,
+            }
+        }
+
+        fn share(&self) -> f64 {
+            match self.leave {
+                Leave::Full => 1.0,
+                Leave::Share(share) => share,
+                Leave::Rest => 0.0,
+            }
+        }
+
+        fn run(&mut self, seconds: u64, at_work: bool, crawling: bool) {
+            let tick = if at_work { TICK.0 } else { TICK.1 };
+            let end = self.now + Duration::from_secs(seconds);
+            while self.now < end {
+                let count = self.per_s * tick.as_secs_f64();
+                let tail = count * 0.008;
+                let slow = if at_work { (count * self.harm * self.share()).min(count - tail) } else { 0.0 };
+                let kinds =
+                    [(count - slow - tail, self.usual_us), (tail, self.usual_us * 3), (slow, self.usual_us * 10)];
+                for (owed, (count, us)) in self.owed.iter_mut().zip(kinds) {
+                    *owed += count;
+                    self.counts[Felt::bucket(us)] += *owed as u64;
+                    *owed -= owed.floor();
+                }
+                self.now += tick;
+                self.leave = self.governor.tick(self.now, &self.counts, at_work, crawling);
+                match self.leave {
+                    Leave::Rest => self.rested += tick,
+                    _ if at_work => self.least = self.least.min(self.share()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_clients_it_is_never_held_back() {
+        let mut world = World::new(0.0, 1.0);
+        world.run(60, false, false);
+        world.run(60, true, false);
+        assert_eq!((world.leave, world.least, world.rested), (Leave::Full, 1.0, Duration::ZERO));
+        // A handful of requests is nobody either.
+        let mut world = World::new(2.0, 1.0);
+        world.run(60, false, false);
+        world.run(60, true, false);
+        assert_eq!((world.leave, world.rested), (Leave::Full, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_nobody_feels_goes_at_full_speed() {
+        let mut world = World::new(5_000.0, 0.0);
+        world.run(10, false, false);
+        world.run(5, true, false);
+        assert_eq!(world.leave, Leave::Full);
+    }
+
+    #[test]
+    fn clients_are_yielded_to_as_much_as_they_are_disturbed() {
+        for harm in [0.05, 0.1, 0.2] {
+            let mut world = World::new(5_000.0, harm);
+            world.run(10, false, false);
+            world.run(9, true, false);
+            let (mut sum, mut ticks) = (0.0, 0);
+            for _ in 0..30 {
+                world.run(1, true, false);
+                sum += world.share();
+                ticks += 1;
+            }
+            let slow = harm * sum / f64::from(ticks);
+            assert!(slow < 0.02, "harm {harm}: {slow} of the answers are slow");
+            assert!(slow > 0.001, "harm {harm}: it does hardly anything");
+        }
+    }
+
+    #[test]
+    fn never_below_the_floor_so_that_it_ends() {
+        let mut world = World::new(50_000.0, 1000.0);
+        world.run(10, false, false);
+        world.run(100, true, false);
+        assert_eq!(world.least, FLOOR);
+        // It rests to listen for a small part of the time only.
+        assert!(world.rested <= Duration::from_secs(4), "{:?}", world.rested);
+    }
+
+    #[test]
+    fn what_is_usual_is_found_out_first_but_not_during_an_enumeration() {
+        let mut world = World::new(5_000.0, 0.5);
+        world.run(2, true, true);
+        assert_eq!((world.leave, world.rested), (Leave::Share(FLOOR), Duration::ZERO));
+        world.run(3, true, false);
+        assert!(world.rested >= LISTEN && world.governor.knows_usual());
+        world.run(30, true, false);
+        assert!(world.share() < 0.1, "{:?}", world.leave);
+    }
+
+    #[test]
+    fn slower_answers_that_are_not_a_resyncs_doing_become_usual() {
+        let mut world = World::new(5_000.0, 0.0);
+        world.run(10, false, false);
+        world.run(5, true, false);
+        world.usual_us = 1_000;
+        world.run(5, true, false);
+        assert!(world.share() < 1.0);
+        world.run(90, true, false);
+        assert_eq!(world.leave, Leave::Full);
+    }
+
+    #[test]
+    fn clients_that_leave_give_the_time_back() {
+        let mut world = World::new(5_000.0, 1.0);
+        world.run(10, false, false);
+        world.run(20, true, false);
+        assert!(world.share() < 0.1);
+        world.per_s = 0.0;
+        world.run(3, true, false);
+        assert_eq!(world.leave, Leave::Full);
+    }
+}

@@ -148,3 +148,64 @@ impl Drop for AtWork {
         count.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Works in steps of 1 ms for 10 s; the part of the time that it worked.
+    async fn works(pace: &Pace, step: Duration) -> f64 {
+        let (begun, mut worked) = (Instant::now(), Duration::ZERO);
+        while begun.elapsed() < Duration::from_secs(10) {
+            pace.rest().await;
+            tokio::time::sleep(step).await;
+            pace.worked(step);
+            worked += step;
+        }
+        worked.as_secs_f64() / begun.elapsed().as_secs_f64()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keeps_its_share_of_the_time() {
+        let pace = Pace::default();
+        for share in [1.0, 0.5, 0.1, FLOOR] {
+            pace.set(if share == 1.0 { Leave::Full } else { Leave::Share(share) });
+            let part = works(&pace, Duration::from_millis(2)).await;
+            assert!(part > share * 0.7 && part < share * 1.1, "{part} of the time instead of {share}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_node_does_not_make_it_rest_for_ever() {
+        let pace = Pace::default();
+        pace.set(Leave::Share(FLOOR));
+        assert!(works(&pace, Duration::from_secs(1)).await > 0.9);
+        // Two that work one after the other add to the rest, up to the bound.
+        for _ in 0..100 {
+            pace.worked(Duration::from_secs(1));
+        }
+        assert!(pace.resting_until().unwrap() <= Instant::now() + MAX_REST * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_lots_and_never_none() {
+        let pace = Pace::default();
+        assert_eq!((pace.batch(512), pace.batch(1), pace.resting_until()), (512, 1, None));
+        pace.set(Leave::Share(0.25));
+        assert_eq!((pace.batch(512), pace.percent()), (128, 25));
+        pace.set(Leave::Share(0.0));
+        assert_eq!((pace.batch(512), pace.batch(4), pace.percent()), (MIN_BATCH, 4, 4));
+        pace.set(Leave::Rest);
+        assert!(pace.resting_until().is_some() && pace.percent() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn knows_who_is_at_work() {
+        let pace = Arc::new(Pace::default());
+        assert!(!pace.at_work() && !pace.crawling());
+        let (job, crawl) = (pace.job(), pace.crawl());
+        assert!(pace.at_work() && pace.crawling());
+        drop((job, crawl));
+        assert!(!pace.at_work() && !pace.crawling());
+    }
+}

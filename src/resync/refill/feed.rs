@@ -88,19 +88,20 @@ impl Refill {
             self.ctx.limiter.book(taken);
             return Ok(());
         }
-        // What clients make urgent does not wait; what was enumerated does, until the rest is over.
-        let rests = self.ctx.pace.resting_until().is_some();
-        let share = self.ctx.pace.batch(batch);
-        let lane_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
-        let waiting = if rests { 0 } else { self.spool_len().min(share.min((3 * share).saturating_sub(lane.len()))) };
+        // What clients make urgent does not wait; what was enumerated does, until the rest is over, and comes in smaller lots.
+        let (share, rests) = (self.ctx.pace.batch(batch), self.ctx.pace.resting_until().is_some());
+        let lot_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
+        let lot = share.min((3 * share).saturating_sub(lane.len()));
+        let waiting = if rests { 0 } else { self.spool_len().min(lot) };
+        let room = if self.trickle { lot } else { room };
         let queued: Vec<usize> =
             (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
         let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
         let part = room.div_ceil(RECOPY_SHARE);
         let share = if crowded { room - part } else { part }.min(queued.iter().sum());
         // Neither may fill the lane's memory alone.
-        let bytes = if waiting > 0 { lane_bytes - lane_bytes / RECOPY_SHARE } else { lane_bytes };
-        let full = lane.len() > 0 && lane.booked >= bytes;
+        let bytes = if waiting > 0 { self.lane_bytes - self.lane_bytes / RECOPY_SHARE } else { self.lane_bytes };
+        let full = lane.len() > 0 && lane.booked >= bytes.min(lot_bytes);
         let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
         let mut left = room - enumerated;
         for i in 0..self.slots.len() {
@@ -119,7 +120,7 @@ impl Refill {
         }
         left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        self.admit_enumerated(lane, enumerated.min(left + enumerated), lane_bytes)
+        self.admit_enumerated(lane, enumerated.min(left + enumerated), lot_bytes)
     }
 
     /// The source's enumeration misses nothing.
@@ -258,6 +259,7 @@ fn unknown_size(lane: &Lane) -> usize {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use bytes::Bytes;
     use futures::future::BoxFuture;
@@ -269,7 +271,7 @@ mod tests {
     use super::super::super::entry::Stage;
     use super::super::super::item::{Item, NodeClock, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, JobSpec, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Context, Crawls, JobSpec, Leave, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::ids::{NodeId, PairId};
@@ -285,10 +287,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_spool_that_fails_loses_no_lane() {
-        let now = Instant::now();
-        let clock = NodeClock { unix_secs: 1_700_000_000, at: now };
+    async fn refill() -> Refill {
+        let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
             owner: Arc::new(|_: &[u8]| PairId(0)),
@@ -308,6 +308,12 @@ mod tests {
         let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill: Fill::Empty };
         let mut refill = Refill::new(Arc::new(ctx), NodeId(0), &spec, clock, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
+        refill
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spool_that_fails_loses_no_lane() {
+        let (now, mut refill) = (Instant::now(), refill().await);
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
             let seen = Seen { ttl: -1, asked: now, answered: now };
@@ -319,5 +325,66 @@ mod tests {
         assert!(matches!(refill.feed(), Err(JobError::Spool(_))));
         assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1, 1]);
         assert!(refill.running.is_empty());
+    }
+
+    async fn with_keys(count: usize, size: u32) -> Refill {
+        let mut refill = refill().await;
+        let mut spool = Spool::new(1 << 20);
+        (0..count).for_each(|i| spool.push(0, size, format!("key:{i}").as_bytes()).unwrap());
+        refill.spool = Arc::new(Mutex::new(spool));
+        refill
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resync_that_yields_takes_small_lots_on_one_lane_and_rests_after() {
+        for (size, lot) in [(100, 16), (1 << 20, 1)] {
+            let mut refill = with_keys(5_000, size).await;
+            refill.lane_bytes = 1 << 20;
+            let pace = refill.ctx.pace.clone();
+            pace.set(Leave::Share(0.0));
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (1, lot), "items of {size} bytes");
+            // Nothing more as long as that one is not answered; nor before the rest is over.
+            refill.feed().unwrap();
+            assert_eq!(refill.streaming, lot);
+            refill.running.clear();
+            pace.worked(Duration::from_millis(1));
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (0, lot));
+            let until = refill.next_timer().unwrap();
+            assert!(until > Instant::now() && until <= Instant::now() + Duration::from_millis(100));
+            tokio::time::sleep_until(until).await;
+            refill.feed().unwrap();
+            assert_eq!(refill.streaming, 2 * lot);
+            // Both lanes, and full lots, as soon as nobody is there.
+            refill.running.clear();
+            let mut refill = with_keys(5_000, 100).await;
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (2, 1024));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_clients_make_urgent_does_not_wait_for_the_rest() {
+        let mut refill = with_keys(5_000, 100).await;
+        refill.ctx.pace.set(Leave::Share(0.0));
+        refill.ctx.pace.worked(Duration::from_secs(1));
+        refill.feed().unwrap();
+        assert_eq!((refill.running.len(), refill.resting_until.is_some()), (0, true));
+        // More re-copies than are done in passing: they go, and what was enumerated waits.
+        for i in 0..2_000 {
+            refill.slots[0].recopy.push(Bytes::from(format!("hot:{i}")));
+        }
+        refill.idle.iter_mut().for_each(|lane| lane.largest = 600);
+        refill.feed().unwrap();
+        assert_eq!((refill.running.len(), refill.streaming, refill.slots[0].recopy.len()), (2, 0, 2_000 - 1024));
+        // A flush_all waits for the lanes to be empty.
+        let mut refill = with_keys(5_000, 100).await;
+        refill.ctx.pace.set(Leave::Share(0.0));
+        refill.ctx.pace.worked(Duration::from_secs(1));
+        let _flush = refill.ctx.quiesce.clone().try_write_owned().unwrap();
+        assert!(refill.is_urgent());
+        refill.feed().unwrap();
+        assert!(refill.flush.is_some() && refill.running.is_empty());
     }
 }
