@@ -790,9 +790,9 @@ fn g6_a_resync_yields_to_clients_and_ends() {
     cluster.wait_lost(&cluster.primaries[0].addr());
     cluster.primaries[0].restart();
     cluster.proxy.wait_status("the yielding resync to end", support::DEADLINE, |status| {
-        let word = status.get("yield:state");
+        let (word, percent) = status.yielding();
         assert!(["idle", "listening", "full", "yielding"].contains(&word), "{word}");
-        assert!(status.get("yield:percent").parse::<u32>().unwrap() <= 100);
+        assert!(percent.parse::<u32>().unwrap() <= 100, "{percent}");
         status.mirrored()
     });
     load.mark("mirrored");

@@ -53,6 +53,9 @@ struct Args {
     /// Of the foreground only the rows whose name contains this.
     #[arg(long)]
     way: Option<String>,
+    /// Leave out the servers' limit, where there are many items.
+    #[arg(long)]
+    resync_only: bool,
     /// Reads a second in the foreground.
     #[arg(long, default_value_t = 5_000)]
     reads: u32,
@@ -108,6 +111,8 @@ impl Figures {
             .map(|(row, figures)| {
                 let cells: Vec<String> = figures
                     .iter()
+                    // What was left out; JSON knows no NaN.
+                    .filter(|(_, values)| values.iter().all(|value| value.is_finite()))
                     .map(|(name, values)| {
                         let (least, most) =
                             values.iter().fold((f64::MAX, f64::MIN), |(l, m), v| (l.min(*v), m.max(*v)));
@@ -125,6 +130,9 @@ impl Figures {
 }
 
 fn show(value: f64) -> String {
+    if value.is_nan() {
+        return "–".to_owned();
+    }
     if value >= 1000.0 {
         format!("{value:.0}")
     } else if value >= 10.0 {
@@ -143,7 +151,7 @@ fn median(values: &[f64]) -> f64 {
 /// A proxy over a source that holds everything and a target that is killed and comes back empty.
 struct Stand {
     ports: [u16; 3],
-    source: Process,
+    _source: Process,
     target: Option<Process>,
     proxy: Process,
     proxy_port: u16,
@@ -180,7 +188,8 @@ impl Stand {
         let proxy = processes::server(&mut command, "resilver", proxy_port)?;
         let operator = RefCell::new(Client::connect(proxy_port)?);
         let ports = [primary, backup, spare];
-        let mut stand = Stand { ports, source, target: Some(target), proxy, proxy_port, operator, _files: files };
+        let mut stand =
+            Stand { ports, _source: source, target: Some(target), proxy, proxy_port, operator, _files: files };
         stand.wait("the proxy has begun", |stand| stand.status("mirrored").map(|word| word == "1"))?;
         stand.lose_target()?;
         bare::write_all(primary, count, value_len)?;
@@ -271,52 +280,57 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// What the servers can do, items a second: read, write, and both at once.
+fn limit(source: u16, spare: u16, count: u32, value_len: usize) -> io::Result<[f64; 3]> {
+    let per_s = |time: Duration| f64::from(count) / time.as_secs_f64();
+    let (found, read) = bare::read_all(source, value_len)?;
+    if found < u64::from(count) {
+        return Err(io::Error::other(format!("the source lists {found} items of {count}")));
+    }
+    let write = {
+        let _empty = server(spare)?;
+        bare::write_all(spare, count, value_len)?
+    };
+    let both = {
+        let _empty = server(spare)?;
+        let reader = thread::spawn(move || bare::read_all(source, value_len));
+        let write = bare::write_all(spare, count, value_len)?;
+        let (_, read) = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
+        read.max(write)
+    };
+    Ok([per_s(read), per_s(write), per_s(both)])
+}
+
 /// The limit and the resync.
 fn copy(args: &Args, figures: &mut Figures, row: &str, count: u32, value_len: usize) -> io::Result<()> {
     // Nobody is to yield to, but what the proxy does by default is what is measured.
     let mut stand = Stand::start(args, &[], count, value_len)?;
     let [source, _, spare] = stand.ports;
-    let per_s = |time: Duration| f64::from(count) / time.as_secs_f64();
     // Memory that the machine gives out for the first time is slow.
-    {
+    if !args.resync_only {
         let _empty = server(spare)?;
         bare::write_all(spare, count, value_len)?;
     }
     for round in 0..args.rounds {
-        let (found, read) = bare::read_all(source, value_len)?;
-        if found < u64::from(count) {
-            return Err(io::Error::other(format!("the source lists {found} items of {count}")));
-        }
-        let write = {
-            let _empty = server(spare)?;
-            bare::write_all(spare, count, value_len)?
-        };
-        let both = {
-            let _empty = server(spare)?;
-            let reader = thread::spawn(move || bare::read_all(source, value_len));
-            let write = bare::write_all(spare, count, value_len)?;
-            let (_, read) = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
-            read.max(write)
-        };
+        let [read, write, both] =
+            if args.resync_only { [f64::NAN; 3] } else { limit(source, spare, count, value_len)? };
         let resync = stand.resync()?;
         stand.lose_target()?;
-        let apart = per_s(read.max(write));
         figures.add(
             row,
             &[
-                ("read the source /s", per_s(read)),
-                ("write the target /s", per_s(write)),
-                ("both at once /s", per_s(both)),
+                ("read the source /s", read),
+                ("write the target /s", write),
+                ("both at once /s", both),
                 ("resync items/s", resync.items_per_s),
-                ("of the slower alone", resync.items_per_s / apart),
-                ("of both at once", resync.items_per_s / per_s(both)),
+                ("of the slower alone", resync.items_per_s / read.min(write)),
+                ("of both at once", resync.items_per_s / both),
                 ("proxy CPU µs/item", resync.cpu_us),
                 ("proxy peak MiB", resync.peak_mib),
             ],
         );
         eprintln!("{row}: round {} of {} done", round + 1, args.rounds);
     }
-    drop(stand.source);
     Ok(())
 }
 

@@ -96,6 +96,12 @@
 //! mutation with m < v, and each of those whose f is still to come is repeated on the target after the copy, in their order; it sets, deletes or
 //! drops, and needs nothing of what stood there. The expiry is part of the content. The undo is guarded by the target's cas id as ever.
 //!
+//! # Giving way to clients
+//!
+//! The [`Governor`] tells by the workers' waiting how much of the time all jobs may work, and [`Pace`] makes that into smaller lots and rests between
+//! them. A rest only draws r, a and v apart. It is never taken where clients would wait for its end, or make more work meanwhile than is done
+//! (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, more re-copies than are done in passing.
+//!
 //! # Failure in mid-stream
 //!
 //! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*: connections with unanswered mutations are returned as
