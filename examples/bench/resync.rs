@@ -75,7 +75,10 @@ struct Args {
 
 /// Figures by name, of every round.
 #[derive(Default)]
-struct Figures(Vec<(String, Vec<(&'static str, Vec<f64>)>)>);
+struct Figures(Vec<(String, Row)>);
+
+/// A row's columns, each with its value of every round.
+type Row = Vec<(&'static str, Vec<f64>)>;
 
 impl Figures {
     fn add(&mut self, row: &str, figures: &[(&'static str, f64)]) {
