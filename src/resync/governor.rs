@@ -19,8 +19,12 @@ pub(super) const FLOOR: f64 = 1.0 / 32.0;
 const FIRST: f64 = 1.0 / 8.0;
 /// An answer is slow so many buckets above the one of the 99th percentile of usual ones: later by a fifth to two fifths.
 const SLOW: usize = 2;
-/// So many of all answers are slow without a resync, by definition; up to here the share grows, and beyond the second it shrinks.
-const TOLERATED: (f64, f64) = (0.010, 0.015);
+/// The part of usual answers that lies above that percentile.
+const LATEST: f64 = 0.010;
+/// So many of all answers may be slow for the share to grow, and beyond the second it shrinks: one in a hundred, and the percentile of all is
+/// where the slow ones begin. Where nearly as many are slow without a resync, so much more than then.
+const TOLERATED: (f64, f64) = (0.007, 0.010);
+const MORE_THAN_USUAL: (f64, f64) = (1.1, 0.004);
 /// Answers that are enough for a judgement; how long they are waited for.
 const JUDGED: (u64, Duration) = (200, Duration::from_millis(400));
 /// Fewer answers a second: nobody is there whom a resync could disturb.
@@ -143,10 +147,12 @@ impl Governor {
         } else if let Some(slow_from) = self.slow_from() {
             let slow: u64 = self.window[slow_from..].iter().sum();
             let part = slow as f64 / count as f64;
-            if part > TOLERATED.1 && slow > 1 {
+            let usual =
+                self.usual[slow_from..].iter().sum::<f64>() / self.usual.iter().sum::<f64>() * MORE_THAN_USUAL.0;
+            if part > TOLERATED.1.max(usual + MORE_THAN_USUAL.1) && slow > 1 {
                 self.share = (self.share * SHRINK).max(FLOOR);
                 self.fast = false;
-            } else if part <= TOLERATED.0 {
+            } else if part <= TOLERATED.0.max(usual) {
                 self.share = (self.share * if self.fast { 2.0 } else { GROW }).min(1.0);
             }
         } else {
@@ -178,7 +184,7 @@ impl Governor {
         if !self.knows_usual() {
             return None;
         }
-        let mut above = self.usual.iter().sum::<f64>() * TOLERATED.0;
+        let mut above = self.usual.iter().sum::<f64>() * LATEST;
         for (bucket, count) in self.usual.iter().enumerate().rev() {
             above -= count;
             if above < 0.0 {
