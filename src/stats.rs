@@ -13,6 +13,8 @@ macro_rules! counters {
             $($(#[$field_doc])* pub $field: AtomicU64,)*
             /// By node.
             pub nodes: Vec<NodeStats>,
+            /// How long nodes took to answer.
+            pub felt: Felt,
         }
 
         impl $name {
@@ -69,6 +71,42 @@ pub struct NodeStats {
     pub connections: AtomicU64,
     /// Commands unanswered.
     pub in_flight: AtomicU64,
+}
+
+/// Buckets of [`Felt`]: the last one begins at 14 s.
+pub const FELT_BUCKETS: usize = 96;
+
+/// How long a worker waited for nodes' answers: four buckets for each doubling, from 1 microsecond on. One sample for each read from a
+/// node, the oldest command that it answers: what the governor of the resyncs needs, for one store a turn.
+#[derive(Debug)]
+pub struct Felt([AtomicU64; FELT_BUCKETS]);
+
+impl Default for Felt {
+    fn default() -> Felt {
+        Felt(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Felt {
+    /// Counts one answer.
+    pub(crate) fn add(&self, us: u64) {
+        add(&self.0[Felt::bucket(us)], 1);
+    }
+
+    /// Adds what was counted since the start to `sum`.
+    pub(crate) fn add_to(&self, sum: &mut [u64; FELT_BUCKETS]) {
+        self.0.iter().zip(sum).for_each(|(count, sum)| *sum += count.load(Relaxed));
+    }
+
+    /// Where a time belongs.
+    pub(crate) fn bucket(us: u64) -> usize {
+        if us < 4 {
+            return us as usize;
+        }
+        let doubling = us.ilog2();
+        let quarter = us >> (doubling - 2) & 3;
+        ((doubling as usize - 1) * 4 + quarter as usize).min(FELT_BUCKETS - 1)
+    }
 }
 
 /// A worker is the only writer of its counters, so a plain load and store does what a locked add would.
@@ -136,5 +174,20 @@ impl WorkerStats {
 
     pub(crate) fn gave(&self, bytes: usize) {
         add(&self.bytes_written, bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_grow_by_quarters_of_a_doubling() {
+        let at: Vec<usize> = [0, 3, 4, 7, 8, 10, 15, 16, 1 << 20].into_iter().map(Felt::bucket).collect();
+        assert_eq!(at, [0, 3, 4, 7, 8, 9, 11, 12, 76]);
+        assert_eq!(Felt::bucket(u64::MAX), FELT_BUCKETS - 1);
+        for us in 1..10_000 {
+            assert!(Felt::bucket(us) >= Felt::bucket(us - 1));
+        }
     }
 }

@@ -778,6 +778,33 @@ fn g6_the_rate_setting_throttles() {
     assert_eq!(cluster.assert_rings_equal().len(), 4000);
 }
 
+/// Clients without pause, all of them slower for the refill: it gives way to them and ends nevertheless.
+#[test]
+fn g6_a_resync_yields_to_clients_and_ends() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    fill(&mut cluster.client(), "bulk", 50_000, 100);
+    let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("yielding")));
+    load.wait_operations(5000);
+    load.mark("kill the primary");
+    cluster.primaries[0].kill();
+    cluster.wait_lost(&cluster.primaries[0].addr());
+    cluster.primaries[0].restart();
+    cluster.proxy.wait_status("the yielding resync to end", support::DEADLINE, |status| {
+        let (word, percent) = status.yielding();
+        assert!(["idle", "listening", "full", "yielding"].contains(&word), "{word}");
+        assert!(percent.parse::<u32>().unwrap() <= 100, "{percent}");
+        status.mirrored()
+    });
+    load.mark("mirrored");
+    load.wait_operations(500);
+    let model = load.stop();
+    cluster.assert_rings_equal();
+    cluster.kill_backups();
+    model.check_through(&mut cluster.client());
+    assert_eq!(count_filled(&mut cluster.client(), "bulk", 50_000, 100), 50_000);
+    model.assert_clean();
+}
+
 /// Keys written without pause while they are being copied: it ends nevertheless.
 #[test]
 fn g6_hot_keys_do_not_keep_a_resync_from_ending() {

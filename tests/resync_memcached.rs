@@ -123,6 +123,7 @@ impl World {
             holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
             tuning,
             limiter: Arc::new(RateLimiter::new(self.rate)),
+            pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
             cancel,
             quiesce,

@@ -582,6 +582,7 @@ impl Run<'_> {
             holds: Arc::new(|_, _| true),
             tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },
             limiter: Arc::new(RateLimiter::new(None)),
+            pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
             cancel: cancel.clone(),
             quiesce: Arc::default(),

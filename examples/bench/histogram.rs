@@ -26,6 +26,12 @@ impl Histogram {
         self.max = self.max.max(time);
     }
 
+    pub(crate) fn merge(&mut self, other: &Histogram) {
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(sum, n)| *sum += n);
+        self.count += other.count;
+        self.max = self.max.max(other.max);
+    }
+
     /// The time that so many in a thousand did not exceed, microseconds.
     pub(crate) fn permille(&self, permille: u64) -> f64 {
         let rank = (self.count * permille).div_ceil(1000).max(1);

@@ -12,6 +12,7 @@ mod load;
 #[path = "../demo/processes.rs"]
 mod processes;
 mod report;
+mod resync;
 mod systems;
 
 use std::error::Error;
@@ -73,8 +74,10 @@ fn rows() -> Vec<(&'static str, Work)> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
-    let result = run(&args);
+    let result = match std::env::args().nth(1).as_deref() {
+        Some("resync") => resync::run(),
+        _ => run(&Args::parse()),
+    };
     // Also where a start failed half-way.
     processes::end_all();
     result

@@ -34,6 +34,16 @@ impl Batch {
         Batch::default()
     }
 
+    /// An empty batch, with room for so many commands of so many bytes.
+    pub fn with_room(bytes: usize, commands: usize) -> Batch {
+        Batch { tail: Vec::with_capacity(bytes), ends: Vec::with_capacity(commands), ..Batch::default() }
+    }
+
+    /// Bytes that lie together at the end: all, but where large values lie between.
+    pub fn gathered(&self) -> usize {
+        self.tail.len()
+    }
+
     /// Number of answers expected.
     pub fn replies(&self) -> usize {
         self.replies

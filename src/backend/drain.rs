@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 
 use super::NodeStream;
 use super::frame;
@@ -74,7 +75,8 @@ impl Drain {
                 return false;
             }
             let chunk = self.input.split_to(used).freeze();
-            if spans.iter().any(|span| span.frame(&chunk).line() == b"MN") {
+            let now = Instant::now();
+            if spans.iter().any(|span| span.frame(&chunk, now).line() == b"MN") {
                 return true;
             }
         }

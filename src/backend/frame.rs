@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 /// Longest answer line taken from a node, in bytes: a meta answer echoes at most a 250-byte key and a few numbers.
 const MAX_LINE_BYTES: usize = 8 * 1024;
@@ -14,9 +15,15 @@ const MAX_VALUE_BYTES: usize = 256 * 1024 * 1024;
 pub struct Frame<'a> {
     chunk: &'a Bytes,
     span: &'a Span,
+    read_at: Instant,
 }
 
 impl Frame<'_> {
+    /// When it was read, and so a moment after the node has answered: taken once for all that were read together.
+    pub fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
     /// The line, without its end.
     pub fn line(&self) -> &[u8] {
         &self.chunk[self.span.line.clone()]
@@ -36,8 +43,8 @@ pub(super) struct Span {
 }
 
 impl Span {
-    pub(super) fn frame<'a>(&'a self, chunk: &'a Bytes) -> Frame<'a> {
-        Frame { chunk, span: self }
+    pub(super) fn frame<'a>(&'a self, chunk: &'a Bytes, read_at: Instant) -> Frame<'a> {
+        Frame { chunk, span: self, read_at }
     }
 }
 
@@ -99,7 +106,7 @@ mod tests {
         let mut spans = Vec::new();
         let used = scan(input, limit, &mut spans).unwrap();
         let chunk = Bytes::from_static(input);
-        let found = spans.iter().map(|s| s.frame(&chunk));
+        let found = spans.iter().map(|s| s.frame(&chunk, Instant::now()));
         (used, found.map(|f| (String::from_utf8_lossy(f.line()).into_owned(), f.data())).collect())
     }
 

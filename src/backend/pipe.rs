@@ -273,9 +273,10 @@ impl Pipe {
             return Ok(());
         }
         let chunk = self.input.split_to(used).freeze();
+        let read_at = Instant::now();
         for span in &self.spans {
             self.owed -= 1;
-            on_reply(*index, span.frame(&chunk))?;
+            on_reply(*index, span.frame(&chunk, read_at))?;
             *index += 1;
         }
         Ok(())
@@ -288,7 +289,7 @@ impl Pipe {
                 let used = frame::scan(&self.input, 1, &mut self.spans).map_err(NodeError::Protocol)?;
                 if let Some(span) = self.spans.first() {
                     let chunk = self.input.split_to(used).freeze();
-                    return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk).line())));
+                    return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk, Instant::now()).line())));
                 }
                 ready!(self.poll_move(cx))?;
             }

@@ -247,6 +247,9 @@ impl Cluster {
             out.put(format_args!("node:{addr}:items_adopted"), progress.map_or(0, |p| p.sum(|p| &p.adopted)));
             out.put(format_args!("node:{addr}:items_evicted"), progress.map_or(0, |p| p.incomplete()));
         }
+        let (word, percent) = self.yielding();
+        out.put("yield:state", word);
+        out.put("yield:percent", percent);
         for (name, value) in self.verify_lines() {
             out.put(format_args!("verify:{name}"), value);
         }
@@ -338,6 +341,7 @@ impl Cluster {
         out.put("resync", self.mode());
         out.put("resync_rate", s.resync_rate.unwrap_or(0));
         out.put("resync_memory", s.resync_memory);
+        out.put("resync_yield", if s.resync_yield { "on" } else { "off" });
         out.put("verify_rate", s.verify_rate.unwrap_or(0));
         out.put("timeout", humantime::format_duration(s.timeout));
         out.put("leader_timeout", humantime::format_duration(s.leader_timeout));

@@ -151,6 +151,7 @@ impl Cluster {
                 ..Tuning::default()
             },
             limiter: self.limiter.clone(),
+            pace: self.pace.clone(),
             crawls: self.crawls.clone(),
             cancel,
             quiesce: self.quiesce.clone(),

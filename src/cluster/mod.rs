@@ -12,6 +12,7 @@
 //! - `clean`: keys that a node no longer owns.
 //! - `foreign`: another proxy over the same nodes.
 //! - `start`: the first states.
+//! - `yielding`: resyncs give way to clients.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
 
@@ -27,6 +28,7 @@ mod probes;
 mod records;
 mod start;
 mod verify;
+mod yielding;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,7 +48,8 @@ use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
-    Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, RateLimiter, Recopy, Settled, Verdict, VerifyEvent,
+    Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled, Verdict,
+    VerifyEvent,
 };
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
@@ -163,6 +166,7 @@ pub struct Cluster {
     started: Instant,
     crawls: Arc<Crawls>,
     limiter: Arc<RateLimiter>,
+    pace: Arc<Pace>,
     quiesce: Arc<RwLock<()>>,
     flush: flush::Flushes,
     job_serial: u64,
@@ -222,6 +226,7 @@ impl Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             crawls: Arc::new(Crawls::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
+            pace: Arc::default(),
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
             settings,
             topology,
@@ -251,6 +256,7 @@ impl Cluster {
     /// Runs until the workers are gone and `shutdown` is cancelled.
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         let Some(mut inbox) = self.inbox.take() else { return };
+        self.spawn_governor();
         self.start().await;
         for node in self.topology.nodes() {
             self.spawn_prober(node);

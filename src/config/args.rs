@@ -99,6 +99,10 @@ pub(super) struct Args {
           help_heading = "Healing")]
     pub(super) resync_rate: Vec<String>,
 
+    /// Resyncs give way to clients: on = they work less as soon as answers come later than without them; off = at full speed
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) resync_yield: Vec<String>,
+
     /// Keys a second that `resync verify` compares; 0 = unlimited
     #[arg(long, value_name = "N", default_value = "10000", action = ArgAction::Append, allow_negative_numbers = true,
           help_heading = "Healing")]

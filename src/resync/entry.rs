@@ -141,7 +141,7 @@ pub(super) struct Entry {
     /// What only the target holds is adopted; so often it was tried in vain.
     pub(super) adopts: Option<u8>,
     /// What is to be adopted.
-    pub(super) found: Option<Item>,
+    pub(super) found: Option<Box<Item>>,
 }
 
 impl Entry {
@@ -274,7 +274,7 @@ impl Entry {
         let unchanged = |item: &Item| match (answer.code, item.cas) {
             (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), EXPIRY_SLACK_SECS),
             (Code::Value | Code::Done, cas) => {
-                answer.cas == cas && item.seen.agrees(&answer.seen(asked), EXPIRY_SLACK_SECS)
+                answer.cas == cas && item.seen.agrees(&answer.seen(frame, asked), EXPIRY_SLACK_SECS)
             }
             _ => false,
         };
@@ -310,7 +310,9 @@ impl Entry {
                 Code::Done => Stage::Verify {
                     bytes: item.value.len() as u64,
                     copy: answer.cas,
-                    late: item.seen.ttl >= 0 && asked.elapsed() > LATE_ADD && self.tries + 1 < MAX_TRIES,
+                    late: item.seen.ttl >= 0
+                        && frame.read_at().saturating_duration_since(asked) > LATE_ADD
+                        && self.tries + 1 < MAX_TRIES,
                     item: item.until_verified(),
                 },
                 // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
@@ -372,7 +374,7 @@ impl Entry {
     fn adopt(&mut self, item: Item) -> Stage {
         self.binary = item.binary || self.binary;
         if is_plain(&self.key) {
-            self.found = Some(item);
+            self.found = Some(Box::new(item));
             return Stage::Done(End::Adopt);
         }
         Stage::AddSource(item)

@@ -69,6 +69,7 @@ pub(super) async fn enumerate(
     mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
 ) -> Result<Coverage, DumpError> {
     let _turn = ctx.crawls.turn(node).await;
+    let _crawl = ctx.pace.crawl();
     let tuning = &ctx.tuning;
     let mut pipe = Pipe::connect(&*ctx.dialer, node, Instant::now() + tuning.connect_timeout).await?;
     let give_up = Instant::now() + tuning.busy_timeout;
@@ -192,14 +193,23 @@ fn parse(line: &[u8], key: &mut Vec<u8>) -> Option<Parsed> {
             }
         }
     }
-    let size = field(fields, b" size=").unwrap_or(0);
-    Some(Parsed { size: u32::try_from(size).unwrap_or(u32::MAX), blind: field(fields, b" cas=") == Some(0) })
+    let (mut size, mut blind) = (0, false);
+    let mut rest = fields;
+    // One look at each word: a search for each name would cost as much as all the rest of the line.
+    while let [b' ', field @ ..] = rest {
+        match field {
+            [b's', b'i', b'z', b'e', b'=', digits @ ..] => size = number(digits),
+            [b'c', b'a', b's', b'=', digits @ ..] => blind = number(digits) == 0,
+            _ => {}
+        }
+        rest = field.iter().position(|&b| b == b' ').map_or(b"", |at| &field[at..]);
+    }
+    Some(Parsed { size: u32::try_from(size).unwrap_or(u32::MAX), blind })
 }
 
-fn field(fields: &[u8], name: &[u8]) -> Option<u64> {
-    let at = memchr::memmem::find(fields, name)? + name.len();
-    let digits = fields[at..].iter().take_while(|b| b.is_ascii_digit());
-    Some(digits.fold(0_u64, |n, &b| n.saturating_mul(10).saturating_add(u64::from(b - b'0'))))
+fn number(text: &[u8]) -> u64 {
+    let digits = text.iter().take_while(|b| b.is_ascii_digit());
+    digits.fold(0_u64, |n, &b| n.saturating_mul(10).saturating_add(u64::from(b - b'0')))
 }
 
 fn hex(byte: u8) -> Option<u8> {

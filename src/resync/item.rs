@@ -193,13 +193,13 @@ impl Answer {
             value: frame.data().unwrap_or_default(),
             flags: self.flags,
             cas: self.cas,
-            seen: self.seen(asked),
+            seen: self.seen(frame, asked),
             binary: self.binary,
         }
     }
 
-    pub(super) fn seen(&self, asked: Instant) -> Seen {
-        Seen { ttl: self.ttl, asked, answered: Instant::now() }
+    pub(super) fn seen(&self, frame: &Frame<'_>, asked: Instant) -> Seen {
+        Seen { ttl: self.ttl, asked, answered: frame.read_at() }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::rules::{Rule, holds};
 /// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
+    let _at_work = ctx.pace.job();
     ctx.progress.set_phase(Phase::Preparing);
     // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the leader's memory is gone.
     let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();

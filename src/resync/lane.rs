@@ -31,6 +31,10 @@ pub(super) struct Lane {
     target: Pipe,
     at_source: Vec<Entry>,
     at_target: Vec<Entry>,
+    /// Where they are sorted to, and where the entries stood before.
+    spare: (Vec<Entry>, Vec<Entry>),
+    /// Bytes of the last commands to either.
+    room: (usize, usize),
     /// Entries that ended in the last step; the driver takes them.
     pub(super) ended: Vec<(Entry, End)>,
     /// Held while any entry is under way: `flush_all` waits for it.
@@ -69,6 +73,8 @@ impl Lane {
             target: to,
             at_source: Vec::new(),
             at_target: Vec::new(),
+            spare: Default::default(),
+            room: (0, 0),
             ended: Vec::new(),
             quiesce: None,
             booked: 0,
@@ -111,8 +117,8 @@ impl Lane {
         let asked = Instant::now();
         let allowance = Duration::from_millis((self.booked / (MIN_BYTES_PER_S / 1000)) as u64);
         let source = self.source.node();
-        let mut to_source = Batch::new();
-        let mut to_target = Batch::new();
+        let mut to_source = Batch::with_room(self.room.0, self.at_source.len());
+        let mut to_target = Batch::with_room(self.room.1, self.at_target.len());
         for entry in &mut self.at_source {
             if !entry.command(&mut to_source, &self.source_clock, asked) {
                 entry.command(&mut to_source, &self.source_clock, asked);
@@ -124,6 +130,7 @@ impl Lane {
                 entry.command(&mut to_target, &self.clock, asked);
             }
         }
+        self.room = (to_source.gathered(), to_target.gathered());
         let mut target_blind = false;
         let from = stop.run_until_cancelled(self.source.exchange(
             to_source,
@@ -145,9 +152,10 @@ impl Lane {
 
     /// Every entry to the side of its next command. Entries that were not answered are where they were.
     fn sort(&mut self) {
-        let mut all = std::mem::take(&mut self.at_source);
-        all.append(&mut self.at_target);
-        for mut entry in all {
+        let spare = std::mem::take(&mut self.spare);
+        let (mut source, mut target) =
+            (std::mem::replace(&mut self.at_source, spare.0), std::mem::replace(&mut self.at_target, spare.1));
+        for mut entry in source.drain(..).chain(target.drain(..)) {
             if let Stage::Add(item) = &entry.stage {
                 // Now its size is known; for a re-copied key it was a guess.
                 let bytes = item.value.len() + ENTRY_BYTES;
@@ -162,6 +170,7 @@ impl Lane {
                 (None, _) => {}
             }
         }
+        self.spare = (source, target);
     }
 
     fn end(&mut self, entry: Entry, end: End) {

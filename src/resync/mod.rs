@@ -104,6 +104,12 @@
 //! mutation with m < v, and each of those whose f is still to come is repeated on the target after the copy, in their order; it sets, deletes or
 //! drops, and needs nothing of what stood there. The expiry is part of the content. The undo is guarded by the target's cas id as ever.
 //!
+//! # Giving way to clients
+//!
+//! The [`Governor`] tells by the workers' waiting how much of the time all jobs may work, and [`Pace`] makes that into smaller lots and rests between
+//! them. A rest only draws r, a and v apart. It is never taken where clients would wait for its end, or make more work meanwhile than is done
+//! (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, more re-copies than are done in passing.
+//!
 //! # Failure in mid-stream
 //!
 //! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*: connections with unanswered mutations are returned as
@@ -129,11 +135,13 @@ use crate::ids::{NodeId, PairId};
 
 mod entry;
 mod enumerate;
+mod governor;
 mod item;
 mod job;
 mod lane;
 mod limiter;
 mod missed;
+mod pace;
 mod progress;
 mod purge;
 mod recopy;
@@ -141,9 +149,11 @@ mod refill;
 mod spool;
 mod verify;
 
+pub use governor::{Counts, Governor, Leave, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use missed::{Missed, MissedBudget};
+pub use pace::Pace;
 pub use progress::{PairProgress, Phase, Progress};
 pub use purge::clean;
 pub use recopy::{MAX_RECOPY_KEYS, Recopy};
@@ -221,6 +231,8 @@ pub struct Context {
     pub tuning: Tuning,
     /// The rate, over all jobs.
     pub limiter: Arc<RateLimiter>,
+    /// How much of the time, over all jobs.
+    pub pace: Arc<Pace>,
     /// One enumeration per node at a time, over all jobs.
     pub crawls: Arc<Crawls>,
     /// Stops the job; go on awaiting [`run`].

@@ -88,6 +88,7 @@ pub(super) async fn purge_missed(
 
 /// Deletes every key that a node does not own.
 pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
+    let _at_work = ctx.pace.job();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
     let deadline = Instant::now() + ctx.tuning.connect_timeout;
     match Pipe::connect(&*ctx.dialer, node, deadline).await {
@@ -111,10 +112,12 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         if ctx.cancel.is_cancelled() {
             return Err(JobError::Cancelled);
         }
+        ctx.pace.rest().await;
+        let most = ctx.pace.batch(BATCH);
         let mut batch = Batch::new();
         keys.clear();
         spool.ready().await;
-        while keys.len() < BATCH
+        while keys.len() < most
             && let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))?
         {
             let Some(binary) = wire_form(&found.key) else { continue };
@@ -131,7 +134,8 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         }
         any = true;
         let mut deleted = 0;
-        let deadline = Instant::now() + ctx.tuning.target_timeout;
+        let begun = Instant::now();
+        let deadline = begun + ctx.tuning.target_timeout;
         let done = pipe.exchange(batch, deadline, |i, frame| {
             let key = keys.get(i).ok_or("an answer too many")?;
             match Answer::parse(frame.line(), key)?.code {
@@ -142,6 +146,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
             Ok(())
         });
         done.await.map_err(JobError::Target)?;
+        ctx.pace.worked(begun.elapsed());
         ctx.progress.purged.fetch_add(deleted, Relaxed);
     }
 }

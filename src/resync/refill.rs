@@ -108,6 +108,8 @@ pub(super) struct Refill {
     flush: Option<BoxFuture<'static, ()>>,
     /// The rate limiter gave nothing: when to ask again.
     limited_until: Option<Instant>,
+    /// Clients are yielded to until then.
+    resting_until: Option<Instant>,
     /// Where the round over the pairs' re-copy queues goes on.
     turn: usize,
     named_failures: usize,
@@ -162,6 +164,7 @@ impl Refill {
             hand: Hand::Idle,
             flush: None,
             limited_until: None,
+            resting_until: None,
             turn: 0,
             named_failures: 0,
             lane_bytes: half / ctx.tuning.lanes.max(1),
@@ -474,7 +477,18 @@ impl Refill {
             _ => None,
         };
         let again = self.adopt_again.front().map(|(_, at)| *at);
-        hand.filter(|&at| at > now).into_iter().chain(self.limited_until).chain(again.filter(|&at| at > now)).min()
+        let rests = self.limited_until.into_iter().chain(self.resting_until);
+        hand.filter(|&at| at > now).into_iter().chain(rests).chain(again.filter(|&at| at > now)).min()
+    }
+
+    /// Whether clients wait for the lanes, or would make more work than is done if they rested: whatever is disturbed by that.
+    fn is_urgent(&self) -> bool {
+        if matches!(self.hand, Hand::Draining { .. }) || self.ctx.quiesce.try_read().is_err() {
+            return true;
+        }
+        let behind = |slot: &Slot| !slot.done && slot.recopy.len() > READY_KEYS;
+        let streamed = self.pass.is_none() && self.streaming == 0 && self.spool_len() == 0;
+        !self.trickle && (streamed || self.slots.iter().any(behind))
     }
 
     fn overflowed(&self) -> bool {

@@ -502,7 +502,13 @@ impl Worker {
                     shell.wake_flusher();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(n)) if n > 0 => shell.core.node_input(node, lane),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    let sent = conn.flights.front().map(|sent| sent.at_us);
+                    if let Some(sent_us) = sent {
+                        shell.stats.felt.add(shell.core.now_us.saturating_sub(sent_us));
+                    }
+                    shell.core.node_input(node, lane);
+                }
                 Poll::Ready(_) => {
                     shell.nodes[node.index()][lane] = None;
                     shell.core.conn_down(node, lane, Reason::Reset);

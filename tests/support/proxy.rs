@@ -44,6 +44,11 @@ impl Status {
         self.field(&format!("verify:{name}"))
     }
 
+    /// What resyncs do for clients' sake, and percent of the time that they may work.
+    pub fn yielding(&self) -> (&str, &str) {
+        (self.field("yield:state"), self.field("yield:percent"))
+    }
+
     /// Of its last refill, or the one under way.
     pub fn kind(&self, addr: &str) -> &str {
         self.field(&format!("node:{addr}:kind"))

@@ -72,7 +72,8 @@ impl Check<'_> {
                 ResyncMode::Auto
             }
         };
-        let limits: Vec<&str> = ["resync_rate", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
+        let limits: Vec<&str> =
+            ["resync_rate", "resync_yield", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
         if args.backup.is_empty() && backups.is_empty() {
             if self.given("resync") && mode == ResyncMode::Manual {
                 let sentence = format!(
@@ -97,6 +98,17 @@ impl Check<'_> {
             }
         }
         mode
+    }
+
+    pub(super) fn resync_yield(&mut self, args: &Args) -> bool {
+        match self.single("resync_yield", &args.resync_yield) {
+            None | Some("on") => true,
+            Some("off") => false,
+            Some(other) => {
+                self.bad("resync_yield", other, "is neither on nor off");
+                true
+            }
+        }
     }
 
     pub(super) fn resync_memory(&mut self, args: &Args, item_size_max: u64) -> u64 {

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 
 use futures::future::FutureExt;
+use tokio::time::Instant;
 
 use super::super::entry::{End, Entry};
 use super::super::enumerate::Coverage;
@@ -20,13 +21,25 @@ const RECOPY_SHARE: usize = 4;
 const MAX_NAMED_FAILURES: usize = 10;
 /// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes.
 const UNSEEN_BYTES: usize = 64 << 10;
+/// A lane that yields to clients may still hold so many bytes of items.
+const MIN_LOT_BYTES: usize = 64 << 10;
 
 impl Refill {
     /// Sends every idle lane on that has something to do.
     pub(super) fn feed(&mut self) -> Result<(), JobError> {
         self.limited_until = None;
+        let yields = !self.ctx.pace.is_full() && !self.is_urgent();
+        self.resting_until = if yields { self.ctx.pace.resting_until() } else { None };
+        if self.resting_until.is_some() {
+            return Ok(());
+        }
         let mut lanes = std::mem::take(&mut self.idle).into_iter();
         while let Some(mut lane) = lanes.next() {
+            if yields && !self.running.is_empty() {
+                // One at a time.
+                self.idle.push(lane);
+                continue;
+            }
             let admitted = self.admit(&mut lane);
             self.take_ended(&mut lane);
             if admitted.is_err() {
@@ -42,7 +55,11 @@ impl Refill {
             }
             let (ctx, stop) = (self.ctx.clone(), self.stop.clone());
             let step = async move {
+                let begun = Instant::now();
                 let result = lane.step(&ctx.tuning, &stop).await;
+                if yields {
+                    ctx.pace.worked(begun.elapsed());
+                }
                 (lane, result)
             };
             self.running.push(step.boxed());
@@ -71,7 +88,12 @@ impl Refill {
             self.ctx.limiter.book(taken);
             return Ok(());
         }
-        let waiting = self.spool_len();
+        // What clients make urgent does not wait; what was enumerated does, until the rest is over, and comes in smaller lots.
+        let (share, rests) = (self.ctx.pace.batch(batch), self.ctx.pace.resting_until().is_some());
+        let lot_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
+        let lot = share.min((3 * share).saturating_sub(lane.len()));
+        let waiting = if rests { 0 } else { self.spool_len().min(lot) };
+        let room = if self.trickle { lot } else { room };
         let queued: Vec<usize> =
             (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
         let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
@@ -79,7 +101,7 @@ impl Refill {
         let share = if crowded { room - part } else { part }.min(queued.iter().sum());
         // Neither may fill the lane's memory alone.
         let bytes = if waiting > 0 { self.lane_bytes - self.lane_bytes / RECOPY_SHARE } else { self.lane_bytes };
-        let full = lane.len() > 0 && lane.booked >= bytes;
+        let full = lane.len() > 0 && lane.booked >= bytes.min(lot_bytes);
         let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
         let mut left = room - enumerated;
         for i in 0..self.slots.len() {
@@ -98,7 +120,7 @@ impl Refill {
         }
         left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
-        self.admit_enumerated(lane, enumerated.min(left + enumerated))
+        self.admit_enumerated(lane, enumerated.min(left + enumerated), lot_bytes)
     }
 
     /// The source's enumeration misses nothing.
@@ -144,11 +166,11 @@ impl Refill {
         count
     }
 
-    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize) -> Result<(), JobError> {
+    fn admit_enumerated(&mut self, lane: &mut Lane, limit: usize, bytes: usize) -> Result<(), JobError> {
         let spool = self.spool.clone();
         let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..limit {
-            if (lane.len() > 0 && lane.booked >= self.lane_bytes) || !self.may_adopt() {
+            if (lane.len() > 0 && lane.booked >= bytes) || !self.may_adopt() {
                 break;
             }
             let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
@@ -238,6 +260,7 @@ fn unknown_size(lane: &Lane) -> usize {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use bytes::Bytes;
     use futures::future::BoxFuture;
@@ -249,7 +272,7 @@ mod tests {
     use super::super::super::entry::Stage;
     use super::super::super::item::{Item, NodeClock, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Context, Crawls, Leave, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::ids::{NodeId, PairId};
@@ -265,16 +288,15 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_spool_that_fails_loses_no_lane() {
-        let now = Instant::now();
-        let clock = NodeClock { unix_secs: 1_700_000_000, at: now };
+    async fn refill() -> Refill {
+        let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning::default(),
             limiter: Arc::new(RateLimiter::new(None)),
+            pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
             cancel: CancellationToken::new(),
             quiesce: Arc::new(RwLock::new(())),
@@ -288,6 +310,12 @@ mod tests {
         let nodes = (NodeId(0), NodeId(1));
         let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, clock, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
+        refill
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spool_that_fails_loses_no_lane() {
+        let (now, mut refill) = (Instant::now(), refill().await);
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
             let seen = Seen { ttl: -1, asked: now, answered: now };
@@ -299,5 +327,66 @@ mod tests {
         assert!(matches!(refill.feed(), Err(JobError::Spool(_))));
         assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1, 1]);
         assert!(refill.running.is_empty());
+    }
+
+    async fn with_keys(count: usize, size: u32) -> Refill {
+        let mut refill = refill().await;
+        let mut spool = Spool::new(1 << 20);
+        (0..count).for_each(|i| spool.push(0, size, format!("key:{i}").as_bytes()).unwrap());
+        refill.spool = Arc::new(Mutex::new(spool));
+        refill
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resync_that_yields_takes_small_lots_on_one_lane_and_rests_after() {
+        for (size, lot) in [(100, 16), (1 << 20, 1)] {
+            let mut refill = with_keys(5_000, size).await;
+            refill.lane_bytes = 1 << 20;
+            let pace = refill.ctx.pace.clone();
+            pace.set(Leave::Share(0.0));
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (1, lot), "items of {size} bytes");
+            // Nothing more as long as that one is not answered; nor before the rest is over.
+            refill.feed().unwrap();
+            assert_eq!(refill.streaming, lot);
+            refill.running.clear();
+            pace.worked(Duration::from_millis(1));
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (0, lot));
+            let until = refill.next_timer().unwrap();
+            assert!(until > Instant::now() && until <= Instant::now() + Duration::from_millis(100));
+            tokio::time::sleep_until(until).await;
+            refill.feed().unwrap();
+            assert_eq!(refill.streaming, 2 * lot);
+            // Both lanes, and full lots, as soon as nobody is there.
+            refill.running.clear();
+            let mut refill = with_keys(5_000, 100).await;
+            refill.feed().unwrap();
+            assert_eq!((refill.running.len(), refill.streaming), (2, 1024));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_clients_make_urgent_does_not_wait_for_the_rest() {
+        let mut refill = with_keys(5_000, 100).await;
+        refill.ctx.pace.set(Leave::Share(0.0));
+        refill.ctx.pace.worked(Duration::from_secs(1));
+        refill.feed().unwrap();
+        assert_eq!((refill.running.len(), refill.resting_until.is_some()), (0, true));
+        // More re-copies than are done in passing: they go, and what was enumerated waits.
+        for i in 0..2_000 {
+            refill.slots[0].recopy.push(Bytes::from(format!("hot:{i}")));
+        }
+        refill.idle.iter_mut().for_each(|lane| lane.largest = 600);
+        refill.feed().unwrap();
+        assert_eq!((refill.running.len(), refill.streaming, refill.slots[0].recopy.len()), (2, 0, 2_000 - 1024));
+        // A flush_all waits for the lanes to be empty.
+        let mut refill = with_keys(5_000, 100).await;
+        refill.ctx.pace.set(Leave::Share(0.0));
+        refill.ctx.pace.worked(Duration::from_secs(1));
+        let _flush = refill.ctx.quiesce.clone().try_write_owned().unwrap();
+        assert!(refill.is_urgent());
+        refill.feed().unwrap();
+        assert!(refill.flush.is_some() && refill.running.is_empty());
     }
 }

@@ -1,0 +1,44 @@
+//! Resyncs give way to clients: the governor is told what workers wait for, and the resyncs what it says.
+
+use tokio::time::{Instant, sleep};
+
+use super::Cluster;
+use crate::resync::{Governor, TICK};
+use crate::stats::FELT_BUCKETS;
+
+impl Cluster {
+    /// It also learns what is usual while no resync runs.
+    pub(super) fn spawn_governor(&self) {
+        if !self.settings.resync_yield || !self.marked() {
+            return;
+        }
+        let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            let (mut governor, started) = (Governor::default(), Instant::now());
+            loop {
+                let at_work = pace.at_work();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = sleep(if at_work { TICK.0 } else { TICK.1 }) => {}
+                    () = pace.begun(), if !at_work => {}
+                }
+                let mut counts = [0; FELT_BUCKETS];
+                stats.iter().for_each(|worker| worker.felt.add_to(&mut counts));
+                pace.set(governor.tick(started.elapsed(), &counts, pace.at_work(), pace.crawling()));
+            }
+        });
+    }
+
+    /// What the resyncs do, and percent of the time that they may work.
+    pub(super) fn yielding(&self) -> (&'static str, u32) {
+        let percent = self.pace.percent();
+        let word = match percent {
+            _ if !self.settings.resync_yield => "off",
+            _ if !self.pace.at_work() => "idle",
+            0 => "listening",
+            100 => "full",
+            _ => "yielding",
+        };
+        (word, percent)
+    }
+}

@@ -1,0 +1,211 @@
+//! How fast all resyncs go: the [governor](super::governor)'s word, and the rests that it means.
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::governor::{FLOOR, Leave};
+
+/// Parts of the whole in which a share is kept.
+const WHOLE: u32 = 1 << 16;
+/// Keys sent at once, at the least: fewer are mostly system calls.
+const MIN_BATCH: usize = 16;
+/// The longest rest; a node that takes long is not to bring the resync to a standstill.
+const MAX_REST: Duration = Duration::from_millis(100);
+/// How long is rested while clients are listened to, before that is asked again.
+const LISTENING_REST: Duration = Duration::from_millis(5);
+
+/// Shared by all jobs. Written by the control plane's governor; the jobs follow it.
+#[derive(Debug)]
+pub struct Pace {
+    /// Of [`WHOLE`]; 0 = rest.
+    share: AtomicU32,
+    jobs: AtomicUsize,
+    crawls: AtomicUsize,
+    resting_until: Mutex<Option<Instant>>,
+    /// The first job has begun.
+    begun: Notify,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            share: AtomicU32::new(WHOLE),
+            jobs: AtomicUsize::new(0),
+            crawls: AtomicUsize::new(0),
+            resting_until: Mutex::new(None),
+            begun: Notify::new(),
+        }
+    }
+}
+
+impl Pace {
+    /// The governor's word.
+    pub fn set(&self, leave: Leave) {
+        let share = match leave {
+            Leave::Full => WHOLE,
+            Leave::Share(share) => ((share.clamp(FLOOR, 1.0) * f64::from(WHOLE)) as u32).max(1),
+            Leave::Rest => 0,
+        };
+        self.share.store(share, Relaxed);
+    }
+
+    /// Percent of the time that resyncs may work; 0 while they listen to how clients fare without them.
+    pub fn percent(&self) -> u32 {
+        (u64::from(self.share.load(Relaxed)) * 100).div_ceil(u64::from(WHOLE)) as u32
+    }
+
+    /// Whether a job runs.
+    pub fn at_work(&self) -> bool {
+        self.jobs.load(Relaxed) > 0
+    }
+
+    /// Whether one of them enumerates a node.
+    pub fn crawling(&self) -> bool {
+        self.crawls.load(Relaxed) > 0
+    }
+
+    /// A job begins.
+    pub async fn begun(&self) {
+        self.begun.notified().await;
+    }
+
+    /// To be held while a job runs.
+    pub(super) fn job(self: &Arc<Pace>) -> AtWork {
+        if self.jobs.fetch_add(1, Relaxed) == 0 {
+            self.begun.notify_one();
+        }
+        AtWork { pace: self.clone(), crawl: false }
+    }
+
+    /// To be held during an enumeration.
+    pub(super) fn crawl(self: &Arc<Pace>) -> AtWork {
+        self.crawls.fetch_add(1, Relaxed);
+        AtWork { pace: self.clone(), crawl: true }
+    }
+
+    /// Whether the resyncs may use all the time there is.
+    pub(super) fn is_full(&self) -> bool {
+        self.share.load(Relaxed) == WHOLE
+    }
+
+    /// How much of `full` is sent in one go: small lots, so that nobody waits long behind one.
+    pub(super) fn batch(&self, full: usize) -> usize {
+        let share = self.share.load(Relaxed) as usize;
+        (full * share / WHOLE as usize).max(MIN_BATCH).min(full)
+    }
+
+    /// Until when is to be rested; `None` = no longer.
+    pub(super) fn resting_until(&self) -> Option<Instant> {
+        let share = self.share.load(Relaxed);
+        if share == WHOLE {
+            return None;
+        }
+        let now = Instant::now();
+        if share == 0 {
+            return Some(now + LISTENING_REST);
+        }
+        self.rest_end().filter(|&until| until > now)
+    }
+
+    /// Something was done that took so long: a rest follows, in proportion.
+    pub(super) fn worked(&self, time: Duration) {
+        let share = self.share.load(Relaxed).max(1);
+        if share == WHOLE {
+            return;
+        }
+        let rest = time.mul_f64(f64::from(WHOLE - share) / f64::from(share)).min(MAX_REST);
+        let now = Instant::now();
+        let mut until = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = Some(until.map_or(now, |until| until.clamp(now, now + MAX_REST)) + rest);
+    }
+
+    /// Waits as long as is to be rested.
+    pub(super) async fn rest(&self) {
+        while let Some(until) = self.resting_until() {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn rest_end(&self) -> Option<Instant> {
+        *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job, or an enumeration, that goes on.
+#[derive(Debug)]
+pub(super) struct AtWork {
+    pace: Arc<Pace>,
+    crawl: bool,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let count = if self.crawl { &self.pace.crawls } else { &self.pace.jobs };
+        count.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Works in steps of 1 ms for 10 s; the part of the time that it worked.
+    async fn works(pace: &Pace, step: Duration) -> f64 {
+        let (begun, mut worked) = (Instant::now(), Duration::ZERO);
+        while begun.elapsed() < Duration::from_secs(10) {
+            pace.rest().await;
+            tokio::time::sleep(step).await;
+            pace.worked(step);
+            worked += step;
+        }
+        worked.as_secs_f64() / begun.elapsed().as_secs_f64()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keeps_its_share_of_the_time() {
+        let pace = Pace::default();
+        for share in [1.0, 0.5, 0.1, FLOOR] {
+            pace.set(if share == 1.0 { Leave::Full } else { Leave::Share(share) });
+            let part = works(&pace, Duration::from_millis(2)).await;
+            assert!(part > share * 0.7 && part < share * 1.1, "{part} of the time instead of {share}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_node_does_not_make_it_rest_for_ever() {
+        let pace = Pace::default();
+        pace.set(Leave::Share(FLOOR));
+        assert!(works(&pace, Duration::from_secs(1)).await > 0.9);
+        // Two that work one after the other add to the rest, up to the bound.
+        for _ in 0..100 {
+            pace.worked(Duration::from_secs(1));
+        }
+        assert!(pace.resting_until().unwrap() <= Instant::now() + MAX_REST * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_lots_and_never_none() {
+        let pace = Pace::default();
+        assert_eq!((pace.batch(512), pace.batch(1), pace.resting_until()), (512, 1, None));
+        pace.set(Leave::Share(0.25));
+        assert_eq!((pace.batch(512), pace.percent()), (128, 25));
+        pace.set(Leave::Share(0.0));
+        assert_eq!((pace.batch(512), pace.batch(4), pace.percent()), (MIN_BATCH, 4, 4));
+        pace.set(Leave::Rest);
+        assert!(pace.resting_until().is_some() && pace.percent() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn knows_who_is_at_work() {
+        let pace = Arc::new(Pace::default());
+        assert!(!pace.at_work() && !pace.crawling());
+        let (job, crawl) = (pace.job(), pace.crawl());
+        assert!(pace.at_work() && pace.crawling());
+        drop((job, crawl));
+        assert!(!pace.at_work() && !pace.crawling());
+    }
+}
