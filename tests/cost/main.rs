@@ -34,29 +34,30 @@ const WARM_UP: usize = 2_000;
 const INSTRUCTIONS_MARGIN: u64 = 10;
 
 /// What one worker's `Core` may cost, without any I/O: allocations are **exact bounds for 10,000 requests**, to be tightened whenever
-/// one is saved and never loosened without a word in the change; instructions are those of one request as measured last (dev profile).
+/// one is saved and never loosened without a word in the change; instructions are those of one request as measured last (dev profile,
+/// x86-64).
 /// A bound that is broken on purpose is replaced by the figure that the failure names.
 const CEILINGS: [(Workload, Ceiling); 12] = [
-    (GET, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "get, mirrored", mirrored: true, ..GET }, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "get, 16 clients", clients: 16, ..GET }, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "get of 4 KB", value: 4096, ..GET }, Ceiling { allocations: 0, instructions: 0 }),
+    (GET, Ceiling { allocations: 0, instructions: 6_262 }),
+    (Workload { name: "get, mirrored", mirrored: true, ..GET }, Ceiling { allocations: 0, instructions: 6_262 }),
+    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, Ceiling { allocations: 0, instructions: 5_418 }),
+    (Workload { name: "get, 16 clients", clients: 16, ..GET }, Ceiling { allocations: 8, instructions: 5_922 }),
+    (Workload { name: "get of 4 KB", value: 4096, ..GET }, Ceiling { allocations: 0, instructions: 6_316 }),
     (
         Workload { name: "get of 20 keys", request: Request::Get { keys: 20 }, ..GET },
-        Ceiling { allocations: 0, instructions: 0 },
+        Ceiling { allocations: 40_000, instructions: 88_041 },
     ),
-    (SET, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "set, mirrored", mirrored: true, ..SET }, Ceiling { allocations: 0, instructions: 0 }),
-    (Workload { name: "set, pipelined by 16", pipeline: 16, ..SET }, Ceiling { allocations: 0, instructions: 0 }),
+    (SET, Ceiling { allocations: 0, instructions: 6_767 }),
+    (Workload { name: "set, mirrored", mirrored: true, ..SET }, Ceiling { allocations: 0, instructions: 8_791 }),
+    (Workload { name: "set, pipelined by 16", pipeline: 16, ..SET }, Ceiling { allocations: 0, instructions: 6_064 }),
     (
         Workload { name: "set, mirrored, pipelined by 16", mirrored: true, pipeline: 16, ..SET },
-        Ceiling { allocations: 0, instructions: 0 },
+        Ceiling { allocations: 0, instructions: 7_770 },
     ),
-    (Workload { name: "set of 4 KB", value: 4096, ..SET }, Ceiling { allocations: 0, instructions: 0 }),
+    (Workload { name: "set of 4 KB", value: 4096, ..SET }, Ceiling { allocations: 40_000, instructions: 8_222 }),
     (
         Workload { name: "set of 4 KB, mirrored", mirrored: true, value: 4096, ..SET },
-        Ceiling { allocations: 0, instructions: 0 },
+        Ceiling { allocations: 80_000, instructions: 11_845 },
     ),
 ];
 
@@ -134,12 +135,15 @@ fn instructions_of_the_data_plane() {
         Ok(counts) => counts,
         Err(why) => return skipped("instructions per request", &why),
     };
+    if !cfg!(target_arch = "x86_64") {
+        skipped("the bounds of instructions per request", "they were measured on x86-64");
+    }
     let mut broken = Vec::new();
     println!("instructions of a request, as measured last:");
     for ((workload, ceiling), count) in CEILINGS.iter().zip(counts) {
         let each = count / CALLGRIND_REQUESTS as u64;
         println!("  {:<32} {each:>7} {:>7}", workload.name, ceiling.instructions);
-        if each * 100 > ceiling.instructions * (100 + INSTRUCTIONS_MARGIN) {
+        if cfg!(target_arch = "x86_64") && each * 100 > ceiling.instructions * (100 + INSTRUCTIONS_MARGIN) {
             broken.push(format!("{}: {each} instead of {}", workload.name, ceiling.instructions));
         }
     }

@@ -13,16 +13,20 @@ use crate::{GET, SET, alone, skipped};
 
 const REQUESTS: usize = 2_000;
 
-/// Calls that move bytes, and all calls, of one request at most: 1.3 times what was measured last, which is the first of each.
+/// Calls that move bytes, and all calls, of one request as measured last; [`MARGIN`] is granted.
 const CEILINGS: [(Workload, [f64; 2]); 5] = [
-    (GET, [0.0, 0.0]),
-    (Workload { name: "get, 8 clients", clients: 8, ..GET }, [0.0, 0.0]),
-    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, [0.0, 0.0]),
-    (Workload { name: "set, mirrored", mirrored: true, request: Request::Set, ..GET }, [0.0, 0.0]),
-    (Workload { name: "set, mirrored, 8 clients", mirrored: true, clients: 8, ..SET }, [0.0, 0.0]),
+    (GET, [4.0, 6.4]),
+    (Workload { name: "get, 8 clients", clients: 8, ..GET }, [2.5, 2.9]),
+    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, [0.39, 0.6]),
+    (Workload { name: "set, mirrored", mirrored: true, request: Request::Set, ..GET }, [6.0, 10.6]),
+    (Workload { name: "set, mirrored, 8 clients", mirrored: true, clients: 8, ..SET }, [3.0, 3.6]),
 ];
 
+/// What comes together in one call depends a little on the scheduler.
 const MARGIN: f64 = 1.3;
+
+/// A machine busy with something else takes the clients out of step, so what is over the bound is measured again: the least counts.
+const ATTEMPTS: usize = 4;
 
 /// strace, attached to every thread of a process.
 struct Strace {
@@ -79,6 +83,10 @@ fn moves_bytes(name: &str) -> bool {
     ["read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg"].contains(&name)
 }
 
+fn within(now: [f64; 2], measured: [f64; 2]) -> bool {
+    now[0] <= measured[0] * MARGIN && now[1] <= measured[1] * MARGIN
+}
+
 #[test]
 fn system_calls_of_the_proxy() {
     let _alone = alone();
@@ -91,21 +99,29 @@ fn system_calls_of_the_proxy() {
         let cluster = Cluster::start(&Shape::new(2, backups).proxy(&args));
         let mut clients = Clients::connect(&cluster.proxy.addr(), &workload);
         clients.run(200);
-        let strace = match Strace::attach(cluster.proxy.pid()) {
-            Ok(strace) => strace,
-            Err(why) => return skipped("system calls per request", &why),
-        };
-        clients.run(REQUESTS);
-        let calls = strace.detach();
-        let each = |n: u64| n as f64 / REQUESTS as f64;
-        let now = [
-            each(calls.iter().filter(|(name, _)| moves_bytes(name)).map(|(_, n)| n).sum()),
-            each(calls.values().sum()),
-        ];
-        let list: Vec<String> = calls.iter().map(|(name, &n)| format!("{name} {:.3}", each(n))).collect();
-        println!("  {:<32} {:>6.2} {:>6.2}   {}", workload.name, now[0], now[1], list.join(", "));
-        if now[0] > measured[0] * MARGIN || now[1] > measured[1] * MARGIN {
-            broken.push(format!("{}: {now:.2?} instead of {measured:?} ({})", workload.name, list.join(", ")));
+        let mut least = [f64::MAX; 2];
+        let mut list = String::new();
+        for _ in 0..ATTEMPTS {
+            let strace = match Strace::attach(cluster.proxy.pid()) {
+                Ok(strace) => strace,
+                Err(why) => return skipped("system calls per request", &why),
+            };
+            clients.run(REQUESTS);
+            let calls = strace.detach();
+            let each = |n: u64| n as f64 / REQUESTS as f64;
+            let moving = calls.iter().filter(|(name, _)| moves_bytes(name)).map(|(_, n)| n).sum();
+            let now = [each(moving), each(calls.values().sum())];
+            if now[1] < least[1] {
+                list = calls.iter().map(|(name, &n)| format!(" {name} {:.3}", each(n))).collect();
+            }
+            least = [least[0].min(now[0]), least[1].min(now[1])];
+            if within(least, measured) {
+                break;
+            }
+        }
+        println!("  {:<32} {:>6.2} {:>6.2}  {list}", workload.name, least[0], least[1]);
+        if !within(least, measured) {
+            broken.push(format!("{}: {least:.2?} instead of {measured:?} ({})", workload.name, list.trim_start()));
         }
     }
     assert!(

@@ -17,12 +17,13 @@ const REQUESTS: usize = 10_000;
 const BURSTS: usize = 16;
 
 /// Allocations of one request at most. Probes and ticks allocate by the clock and how much arrives together depends on the scheduler, so
-/// these bounds are not exact.
+/// these bounds are not exact. (In lock step the one allocation of each write to a node is the flusher's list, `flush_all` in
+/// `src/server/worker.rs`.)
 const CEILINGS: [(Workload, f64); 4] = [
-    (GET, 0.0),
-    (Workload { name: "get, 8 clients pipelined by 8", clients: 8, pipeline: 8, ..GET }, 0.0),
-    (Workload { name: "set, mirrored", mirrored: true, ..SET }, 0.0),
-    (Workload { name: "set, mirrored, 8 clients by 8", mirrored: true, clients: 8, pipeline: 8, ..SET }, 0.0),
+    (GET, 1.1),
+    (Workload { name: "get, 8 clients pipelined by 8", clients: 8, pipeline: 8, ..GET }, 0.1),
+    (Workload { name: "set, mirrored", mirrored: true, ..SET }, 2.1),
+    (Workload { name: "set, mirrored, 8 clients by 8", mirrored: true, clients: 8, pipeline: 8, ..SET }, 0.2),
 ];
 
 /// Connections in lock step: each writes its burst, then each reads its answers. They allocate nothing once connected.
@@ -137,5 +138,8 @@ fn allocations_of_the_proxy() {
             broken.push(format!("{}: {each:.3} instead of {ceiling:.3}", workload.name));
         }
     }
-    assert!(broken.is_empty(), "a request allocates more than `CEILINGS` in tests/cost/whole.rs say: {broken:#?}");
+    assert!(
+        broken.is_empty(),
+        "a request in the whole proxy allocates more than `CEILINGS` in tests/cost/whole.rs say: {broken:#?}"
+    );
 }
