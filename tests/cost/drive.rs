@@ -174,7 +174,7 @@ impl Drive {
     fn turn(&mut self) {
         self.turns += 1;
         self.core.now_us += 25;
-        if self.turns % TURNS_PER_TICK == 0 {
+        if self.turns.is_multiple_of(TURNS_PER_TICK) {
             self.core.tick();
         }
         let burst = self.turns % BURSTS;
