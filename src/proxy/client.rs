@@ -167,7 +167,7 @@ impl Client {
     }
 
     /// Whether waiting input may go on after an answer.
-    pub(crate) fn may_resume(&self) -> bool {
+    pub fn may_resume(&self) -> bool {
         // By the half, so that a long get goes on in strides and not key by key.
         if self.rest.is_some() { self.read_room() >= MAX_READS / 2 } else { self.has_room() }
     }

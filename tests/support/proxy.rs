@@ -220,8 +220,12 @@ impl Proxy {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running proxy").id()
+    }
+
     pub fn resident_bytes(&self) -> u64 {
-        let pid = self.child.as_ref().expect("a running proxy").id();
+        let pid = self.pid();
         let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("/proc");
         let pages: u64 = statm.split(' ').nth(1).and_then(|w| w.parse().ok()).expect("resident pages");
         pages * 4096

@@ -1,0 +1,371 @@
+//! One [`Core`] driven as `src/server/worker.rs` drives it, without sockets: a turn for each burst of requests. The model around it (nodes,
+//! clients) allocates nothing once it is warm, and what is the `Core`'s is called through functions named `counted_*`, which is what
+//! callgrind looks at.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use resilver::ids::{Incarnation, NodeId, Term};
+use resilver::proxy::{Command, Core, CoreSettings, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route};
+use resilver::resync::{Missed, MissedBudget};
+use resilver::ring::{Distribution, ServerSpec, Topology};
+use resilver::stats::WorkerStats;
+
+/// As in `src/server/worker.rs`.
+const READ_BLOCK: usize = 64 * 1024;
+
+/// Different bursts of a client: after them it begins again, with the same keys.
+const BURSTS: usize = 16;
+
+/// Turns between two ticks: at 25 ms a tick, 40,000 turns a second.
+const TURNS_PER_TICK: usize = 1_000;
+
+#[derive(Clone, Copy, Debug)]
+pub enum Request {
+    Get { keys: usize },
+    Set,
+}
+
+/// What is asked, and of what.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    pub name: &'static str,
+    /// Two primaries and two backups, or two primaries alone.
+    pub mirrored: bool,
+    /// In lock step: all ask, all are answered.
+    pub clients: usize,
+    /// Requests in one burst of each client.
+    pub pipeline: usize,
+    pub request: Request,
+    /// Bytes of every value.
+    pub value: usize,
+}
+
+struct Burst {
+    requests: Vec<u8>,
+    answers: Vec<u8>,
+}
+
+struct Asker {
+    index: u32,
+    bursts: Vec<Burst>,
+    /// Bytes of the burst's answers that have come.
+    got: usize,
+}
+
+/// A node that has every key.
+#[derive(Default)]
+struct Model {
+    commands: Vec<u8>,
+    replies: Vec<u8>,
+}
+
+pub struct Drive {
+    core: Core,
+    block: BytesMut,
+    askers: Vec<Asker>,
+    models: Vec<Model>,
+    value: Vec<u8>,
+    pipeline: usize,
+    turns: usize,
+    conns: Vec<(NodeId, usize)>,
+}
+
+impl Workload {
+    pub fn key(&self, client: usize, burst: usize, request: usize, key: usize) -> String {
+        format!("key:{client:03}:{burst:02}:{request:02}:{key:02}")
+    }
+
+    /// A client's requests of one burst, and the answers that it is to get.
+    pub fn burst(&self, client: usize, burst: usize) -> (Vec<u8>, Vec<u8>) {
+        let (mut requests, mut answers) = (Vec::new(), Vec::new());
+        let value = "v".repeat(self.value);
+        for request in 0..self.pipeline {
+            match self.request {
+                Request::Get { keys } => {
+                    requests.extend_from_slice(b"get");
+                    for key in (0..keys).map(|key| self.key(client, burst, request, key)) {
+                        requests.extend_from_slice(format!(" {key}").as_bytes());
+                        answers.extend_from_slice(format!("VALUE {key} 0 {}\r\n{value}\r\n", self.value).as_bytes());
+                    }
+                    requests.extend_from_slice(b"\r\n");
+                    answers.extend_from_slice(b"END\r\n");
+                }
+                Request::Set => {
+                    let key = self.key(client, burst, request, 0);
+                    requests.extend_from_slice(format!("set {key} 0 0 {}\r\n{value}\r\n", self.value).as_bytes());
+                    answers.extend_from_slice(b"STORED\r\n");
+                }
+            }
+        }
+        (requests, answers)
+    }
+}
+
+impl Drive {
+    /// Every connection stands, every pair is open.
+    pub fn new(workload: &Workload) -> Drive {
+        let specs =
+            |names: &[&str]| -> Vec<ServerSpec> { names.iter().map(|n| n.parse().expect("a server")).collect() };
+        let backups = if workload.mirrored { specs(&["b1:1", "b2:1"]) } else { Vec::new() };
+        let topology = Arc::new(Topology::new(&specs(&["a1:1", "a2:1"]), &backups, Distribution::Modula));
+        let settings = CoreSettings {
+            worker: 0,
+            workers: 1,
+            lanes: 1,
+            timeout_us: 250_000,
+            leader_timeout_us: 2_000_000,
+            item_size_max: 1 << 20,
+        };
+        let nodes = topology.node_count();
+        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)));
+        let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
+        for pair in topology.pairs() {
+            let (leader, other) = topology.nodes_of(pair);
+            let follower = other.map_or(Follower::None, Follower::InSync);
+            let term = other.map(|_| Term(7));
+            let flow = Flow { leader, follower, term, writable: true, missed: missed.clone(), written: None };
+            core.command(Command::Open { pair, route: Route::Open(flow) });
+        }
+        let ask = |client| Asker {
+            index: 0,
+            bursts: (0..BURSTS)
+                .map(|at| {
+                    let (requests, answers) = workload.burst(client, at);
+                    Burst { requests, answers }
+                })
+                .collect(),
+            got: 0,
+        };
+        let mut askers: Vec<Asker> = (0..workload.clients).map(ask).collect();
+        for asker in &mut askers {
+            asker.index = core.client_connected().index;
+        }
+        for node in topology.nodes() {
+            let incarnation = Some(Incarnation(0xa1));
+            core.command(Command::Allow { node, incarnation, life: 1, unix_time: 1_000_000 });
+        }
+        let mut drive = Drive {
+            core,
+            block: BytesMut::new(),
+            askers,
+            models: (0..nodes).map(|_| Model::default()).collect(),
+            value: "v".repeat(workload.value).into_bytes(),
+            pipeline: workload.pipeline,
+            turns: 0,
+            conns: Vec::new(),
+        };
+        for (node, lane, _) in std::mem::take(&mut drive.core.outbox.dials) {
+            drive.core.conn_up(node, lane);
+        }
+        drive.exchange();
+        drive
+    }
+
+    /// So many requests, or a few more to fill the last burst; every answer is compared.
+    pub fn run(&mut self, requests: usize) {
+        for _ in 0..requests.div_ceil(self.pipeline * self.askers.len()) {
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        self.core.now_us += 25;
+        if self.turns.is_multiple_of(TURNS_PER_TICK) {
+            self.core.tick();
+        }
+        let burst = self.turns % BURSTS;
+        for asker in &mut self.askers {
+            asker.got = 0;
+            let mut left = asker.bursts[burst].requests.as_slice();
+            while !left.is_empty() {
+                let own = counted_client_room(&mut self.core, &mut self.block, asker.index);
+                let client = self.core.client(asker.index).expect("a client");
+                let buffer = if own { &mut client.partial } else { &mut self.block };
+                put(buffer, &mut left);
+                counted_client_input(&mut self.core, &mut self.block, asker.index, own);
+            }
+        }
+        self.exchange();
+        for asker in &self.askers {
+            assert_eq!(asker.got, asker.bursts[burst].answers.len(), "bytes answered to client {}", asker.index);
+        }
+    }
+
+    /// The flusher and the nodes by turns, until nothing is left to do.
+    fn exchange(&mut self) {
+        loop {
+            self.flush_clients();
+            self.conns.append(&mut self.core.outbox.dirty_conns);
+            if self.conns.is_empty() {
+                break;
+            }
+            for (node, lane) in self.conns.drain(..) {
+                let (state, out) = counted_conn_to_write(&mut self.core, node, lane);
+                assert_ne!(state, LinkState::Discarding, "node {node:?}");
+                let model = &mut self.models[node.index()];
+                take(out, |piece| model.commands.extend_from_slice(piece));
+            }
+            for (index, model) in self.models.iter_mut().enumerate() {
+                model.execute(&self.value);
+                let node = NodeId(index as u16);
+                let mut left = model.replies.as_slice();
+                while !left.is_empty() {
+                    counted_node_room(&mut self.core, node);
+                    put(&mut self.core.conn(node, 0).input, &mut left);
+                    counted_node_input(&mut self.core, node);
+                }
+                model.replies.clear();
+            }
+        }
+        let out = &self.core.outbox;
+        assert!(out.events.is_empty() && out.peers.is_empty() && out.dials.is_empty(), "nothing happens: {out:?}");
+    }
+
+    fn flush_clients(&mut self) {
+        let mut clients = std::mem::take(&mut self.core.outbox.dirty_clients);
+        for index in clients.drain(..) {
+            let asker = self.askers.iter_mut().find(|a| a.index == index).expect("a client that was answered");
+            let client = self.core.client(index).expect("a client");
+            client.dirty = false;
+            let expected = &asker.bursts[self.turns % BURSTS].answers;
+            take(&mut client.out, |piece| {
+                assert!(
+                    expected[asker.got..].starts_with(piece),
+                    "client {index} got {:?}",
+                    String::from_utf8_lossy(piece)
+                );
+                asker.got += piece.len();
+            });
+            if client.stalled && client.may_resume() {
+                self.core.outbox.resumable.push(index);
+            }
+        }
+        self.core.outbox.dirty_clients = clients;
+        for index in std::mem::take(&mut self.core.outbox.resumable) {
+            self.core.client_resume(index);
+        }
+    }
+}
+
+impl Model {
+    /// Answers the whole commands that have come.
+    fn execute(&mut self, value: &[u8]) {
+        let mut at = 0;
+        while let Some(len) = memchr::memchr(b'\n', &self.commands[at..]) {
+            let line = &self.commands[at..at + len - 1];
+            let mut next = at + len + 1;
+            let mut words = line.split(|&b| b == b' ');
+            match words.next() {
+                Some(b"get") => {
+                    for key in words {
+                        self.replies.extend_from_slice(b"VALUE ");
+                        self.replies.extend_from_slice(key);
+                        self.replies.extend_from_slice(b" 0 ");
+                        self.replies.extend_from_slice(itoa::Buffer::new().format(value.len()).as_bytes());
+                        self.replies.extend_from_slice(b"\r\n");
+                        self.replies.extend_from_slice(value);
+                        self.replies.extend_from_slice(b"\r\n");
+                    }
+                    self.replies.extend_from_slice(b"END\r\n");
+                }
+                Some(b"set") => {
+                    next += value.len() + 2;
+                    if self.commands.len() < next {
+                        break;
+                    }
+                    assert!(self.commands[..next].ends_with(b"v\r\n"), "a value of {} bytes", value.len());
+                    self.replies.extend_from_slice(b"STORED\r\n");
+                }
+                Some(b"mg") => self.replies.extend_from_slice(b"VA 16\r\n00000000000000a1\r\n"),
+                _ => panic!("the model does not know {}", String::from_utf8_lossy(line)),
+            }
+            at = next;
+        }
+        self.commands.drain(..at);
+    }
+}
+
+/// What one read takes: the buffer's room.
+fn put(buffer: &mut BytesMut, from: &mut &[u8]) {
+    let (now, later) = from.split_at(from.len().min(buffer.capacity() - buffer.len()));
+    assert!(!now.is_empty(), "a buffer with room");
+    buffer.put_slice(now);
+    *from = later;
+}
+
+/// What writing takes.
+fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
+    while !out.is_empty() {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = counted_slices(out, &mut slices);
+        let mut written = 0;
+        for slice in &slices[..count] {
+            each(slice);
+            written += slice.len();
+        }
+        counted_advance(out, written);
+    }
+}
+
+// What the shell does, line by line (`poll_client`, `poll_conn`, `flush_conn`, `flush_client` in `src/server/worker.rs`). None of these
+// calls another, for callgrind looks at what happens between the beginning and the end of each.
+
+#[inline(never)]
+fn counted_client_room(core: &mut Core, block: &mut BytesMut, index: u32) -> bool {
+    let client = core.client(index).expect("a client");
+    assert!(!client.closing && !client.stalled);
+    let own = !client.partial.is_empty();
+    if own {
+        let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
+        client.partial.reserve(missing);
+    } else if block.capacity() - block.len() < READ_BLOCK / 4 {
+        block.reserve(READ_BLOCK);
+    }
+    own
+}
+
+#[inline(never)]
+fn counted_client_input(core: &mut Core, block: &mut BytesMut, index: u32, own: bool) {
+    if own {
+        core.client_more(index);
+    } else {
+        let chunk = block.split();
+        core.client_input(index, chunk);
+    }
+}
+
+#[inline(never)]
+fn counted_node_room(core: &mut Core, node: NodeId) {
+    let conn = core.conn(node, 0);
+    if conn.input.is_empty() {
+        conn.input.clear();
+    }
+    let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
+    if conn.input.capacity() - conn.input.len() < missing {
+        conn.input.reserve(missing.max(READ_BLOCK));
+    }
+}
+
+#[inline(never)]
+fn counted_node_input(core: &mut Core, node: NodeId) {
+    core.node_input(node, 0);
+}
+
+#[inline(never)]
+fn counted_conn_to_write(core: &mut Core, node: NodeId, lane: usize) -> (LinkState, &mut OutQueue) {
+    core.conn_to_write(node, lane)
+}
+
+#[inline(never)]
+fn counted_slices<'a>(out: &'a OutQueue, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
+    out.slices(slices)
+}
+
+#[inline(never)]
+fn counted_advance(out: &mut OutQueue, written: usize) {
+    out.advance(written);
+}
