@@ -26,10 +26,13 @@ mod usage;
 mod wire;
 
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 use results::Results;
 use systems::Build;
@@ -99,10 +102,28 @@ struct Args {
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = Args::parse();
     args.open_files = machine::raise_open_files();
+    end_all_on_signals()?;
     let result = run(&args);
     // Also where a start failed half-way.
     processes::end_all();
     result
+}
+
+/// Ctrl-C and `timeout` leave no servers behind.
+fn end_all_on_signals() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            processes::end_all();
+            std::process::exit(130);
+        });
+    })?;
+    Ok(())
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
