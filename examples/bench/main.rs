@@ -128,7 +128,9 @@ fn end_all_on_signals() -> io::Result<()> {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let results = if args.show { Results::read(&args.json)? } else { measure(args)? };
-    println!("{}", markdown::everything(&results));
+    if args.show {
+        println!("{}", markdown::everything(&results));
+    }
     if let Some(page) = &args.markdown {
         markdown::update(page, &results)?;
         plot::write_all(&page.with_extension(""), &results)?;
@@ -156,6 +158,7 @@ fn measure(args: &Args) -> Result<Results, Box<dyn Error>> {
             Part::CrossCheck => new.cross_check = crosscheck::measure(args, &specs, files.path())?,
         }
     }
+    println!("{}", markdown::everything(&new));
     let mut results = new;
     if args.merge && args.json.exists() {
         let new = std::mem::replace(&mut results, Results::read(&args.json)?);

@@ -195,9 +195,13 @@ fn grown(all: &[Scale], scale: &str) -> String {
             format!("{:.0}", one.cell.requests_per_second),
             format!("{:.0}", one.cell.p99_us),
             format!("{:.1}", one.cell.memory_mib),
+            format!("{:.2}", one.alone_cpu_us_per_second / 1e3),
         ]
     });
-    table(&["work", "system", scale, "CPU µs/request", "requests/s", "p99 µs", "MiB"], lines)
+    table(
+        &["work", "system", scale, "CPU µs/request", "requests/s", "p99 µs", "MiB", "CPU ms/s without clients"],
+        lines,
+    )
 }
 
 fn clients(all: &[Scale]) -> String {
@@ -209,7 +213,7 @@ fn clients(all: &[Scale]) -> String {
             format!("{:.0}", cost.idle_bytes),
             format!("{:.0}", cost.used_bytes),
             format!("{:.0}", cost.busy_bytes),
-            format!("{:.2}", cost.alone_cpu_us_per_second / 1e3),
+            format!("{:.2}", one.alone_cpu_us_per_second / 1e3),
             format!("{:.2}", cost.idle_cpu_us_per_second / 1e3),
             format!("{:.2}", one.cell.cpu_us_per_request),
             format!("{:.0}", one.cell.requests_per_second),

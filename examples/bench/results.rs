@@ -99,6 +99,8 @@ pub(crate) struct Scale {
     /// The kind of work.
     pub(crate) row: String,
     pub(crate) cell: Cell,
+    /// Processor time of the process in a second without any client.
+    pub(crate) alone_cpu_us_per_second: f64,
     /// Only of `clients`.
     pub(crate) clients: Option<ClientCost>,
 }
@@ -112,9 +114,7 @@ pub(crate) struct ClientCost {
     pub(crate) used_bytes: f64,
     /// The same while all wait for answers.
     pub(crate) busy_bytes: f64,
-    /// Processor time of the proxy in a second without any client.
-    pub(crate) alone_cpu_us_per_second: f64,
-    /// The same while so many clients do nothing.
+    /// As `alone_cpu_us_per_second`, while so many clients do nothing.
     pub(crate) idle_cpu_us_per_second: f64,
 }
 
@@ -200,7 +200,7 @@ impl Row {
 }
 
 impl Scale {
-    pub(crate) fn new(scale: &str, count: usize, system: &System, row: &str, cell: Cell) -> Scale {
+    pub(crate) fn new(scale: &str, count: usize, system: &System, row: &str, cell: Cell, alone: f64) -> Scale {
         let Spec { name, kind, copies, .. } = &system.spec;
         Scale {
             scale: scale.to_owned(),
@@ -210,6 +210,7 @@ impl Scale {
             copies: *copies,
             row: row.to_owned(),
             cell,
+            alone_cpu_us_per_second: alone,
             clients: None,
         }
     }

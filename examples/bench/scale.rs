@@ -64,8 +64,10 @@ fn nodes(args: &Args, specs: &[Spec], ports: &mut Ports, files: &Path) -> Result
             let primaries = count / spec.copies;
             let layout = Layout { primaries, small_servers: true, ..Layout::default() };
             let system = spec.start(&layout, ports, files)?;
+            thread::sleep(SETTLE);
+            let alone = idle_cpu(&system)?;
             let cell = median(args, &system, BASE_NAME, &BASE)?;
-            all.push(Scale::new("nodes", count, &system, BASE_NAME, cell));
+            all.push(Scale::new("nodes", count, &system, BASE_NAME, cell, alone));
         }
     }
     eprintln!("scale: nodes done");
@@ -80,9 +82,11 @@ fn threads(args: &Args, specs: &[Spec], ports: &mut Ports, files: &Path) -> Resu
         for spec in specs.iter().filter(|spec| spec.kind != Kind::Server && spec.name != "twemproxy") {
             let layout = Layout { threads: count, ..Layout::default() };
             let system = spec.start(&layout, ports, files)?;
+            thread::sleep(SETTLE);
+            let alone = idle_cpu(&system)?;
             for (name, work) in [(BASE_NAME, &BASE), ("16 requests pipelined", &pipelined)] {
                 let cell = median(args, &system, name, work)?;
-                all.push(Scale::new("threads", count, &system, name, cell));
+                all.push(Scale::new("threads", count, &system, name, cell, alone));
             }
         }
     }
@@ -119,12 +123,11 @@ fn clients(
         load.touch_all()?;
         let used = system.usage()?.memory;
         let seen = load.run(WARM, args.time, &|| system.usage())?;
-        let mut point = Scale::new("clients", count, &system, BASE_NAME, Cell::of(&seen));
+        let mut point = Scale::new("clients", count, &system, BASE_NAME, Cell::of(&seen), alone);
         point.clients = Some(ClientCost {
             idle_bytes: each(connected),
             used_bytes: each(used),
             busy_bytes: each(seen.memory),
-            alone_cpu_us_per_second: alone,
             idle_cpu_us_per_second: idle,
         });
         all.push(point);

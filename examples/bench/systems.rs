@@ -4,12 +4,19 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::processes::{self, Process};
 use crate::rivals;
 use crate::usage::{self, Usage};
+
+/// A process that used less than a twentieth of a processor for so long is calm,
+const CALM_SPAN: Duration = Duration::from_millis(100);
+/// and one that is not calm by then is measured as it is.
+const CALM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a system is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -181,7 +188,9 @@ impl Spec {
             }
         };
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Ok(System { spec: self.clone(), addr, process, servers })
+        let system = System { spec: self.clone(), addr, process, servers };
+        system.wait_calm()?;
+        Ok(system)
     }
 }
 
@@ -192,11 +201,27 @@ fn wait_mirrored(program: &Path, port: u16, copies: usize) -> io::Result<()> {
     }
     let mut command = Command::new(program);
     command.args(["wait", "--mirrored", "--timeout", "20s", "--proxy", &format!("127.0.0.1:{port}")]);
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{}: not mirrored", program.display()))) }
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} wait: {}", program.display(), String::from_utf8_lossy(&output.stderr))))
 }
 
 impl System {
+    /// A start may go on behind the first answers (resilver writes its records to many pairs); that belongs to no measurement either.
+    fn wait_calm(&self) -> io::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < CALM_TIMEOUT {
+            let before = self.usage()?.cpu;
+            thread::sleep(CALM_SPAN);
+            if self.usage()?.cpu.saturating_sub(before) < CALM_SPAN / 20 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// From the kernel's accounting.
     pub(crate) fn usage(&self) -> io::Result<Usage> {
         usage::of(self.process.pid())
