@@ -12,6 +12,12 @@ PORT ?= 12000
 MINUTES ?= 60
 SEEDS ?= 100000
 
+# A memcached built with --enable-proxy, to be compared too: make bench MEMCACHED_PROXY=/opt/memcached/bin/memcached
+MEMCACHED_PROXY ?=
+
+# More flags of the benchmark (target/release/examples/bench --help tells them): make bench BENCH='--only pipelined'
+BENCH ?=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check fmt build
 
@@ -30,11 +36,11 @@ test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
 	$(CARGO) test --locked
 
-bench: ## Measure resilver, twemproxy and memcached side by side (10 minutes or less)
+bench: ## Measure resilver, other proxies and memcached side by side (10 minutes or less)
 	@scripts/need-memcached
-	@scripts/need-clients
+	@scripts/need-bench
 	$(CARGO) build --release --locked --bin resilver --example bench
-	@target/release/examples/bench
+	@target/release/examples/bench $(if $(MEMCACHED_PROXY),--memcached-proxy $(MEMCACHED_PROXY)) $(BENCH)
 
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached

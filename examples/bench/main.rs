@@ -1,4 +1,5 @@
-//! `make bench`: what a request costs each proxy, side by side on one machine, in one run.
+//! `make bench`: what a request costs each proxy, side by side on one machine, in one run; what clients see when a server fails; and what
+//! grows with servers and clients. docs/performance.md has the figures and how to read them.
 //!
 //! Every row drives every system in turn, several rounds interleaved, so that what else the machine does hits all alike; a cell
 //! is the median over the rounds. CPU is the proxy process's own, by the kernel's accounting.
@@ -6,44 +7,78 @@
 #[allow(dead_code)] // The demo's; here it only waits for servers to answer.
 #[path = "../demo/client.rs"]
 mod client;
+mod crosscheck;
+mod failover;
 mod histogram;
 mod load;
+mod machine;
+mod markdown;
+mod plot;
 #[allow(dead_code)] // The demo's too.
 #[path = "../demo/processes.rs"]
 mod processes;
-mod report;
+mod results;
 mod resync;
+mod rivals;
+mod rows;
+mod scale;
 mod systems;
+mod usage;
+mod wire;
 
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
-use load::Work;
-use report::{Cell, Report};
+use results::Results;
 use systems::Build;
 
-/// Different keys; all fit into each server.
-const KEYS: u32 = 10_000;
+/// The first so long of a run does not count: connections are made, and memory is taken, then.
+const WARM: Duration = Duration::from_millis(150);
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Part {
+    /// What requests cost.
+    Rows,
+    /// What clients see when a primary fails.
+    FailOver,
+    /// What grows with servers, threads and clients.
+    Scale,
+    /// The first row again, beside memcaslap.
+    CrossCheck,
+}
 
 #[derive(Parser)]
-#[command(about = "Measures resilver, twemproxy and memcached side by side")]
+#[command(name = "bench", about = "Measures resilver, other proxies and memcached side by side")]
 struct Args {
+    /// What to measure; repeat for more.
+    #[arg(long, value_enum, default_values = ["rows", "fail-over", "scale"])]
+    part: Vec<Part>,
     /// A binary of resilver, as PATH or NAME=PATH; repeat to compare several builds in one run.
     #[arg(long, default_value = "target/release/resilver", value_parser = Build::parse)]
     resilver: Vec<Build>,
+    /// A memcached built with --enable-proxy; without this the one on PATH, if it was.
+    #[arg(long)]
+    memcached_proxy: Option<PathBuf>,
     /// Rounds over all rows and systems.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Rounds of fail-over, some three seconds for each system and fault.
+    #[arg(long, default_value_t = 3)]
+    fault_rounds: usize,
     /// How long each system is driven for each cell of each round.
-    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "700ms", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// Worker threads of resilver; twemproxy has one.
+    /// Worker threads of every system but twemproxy, which has one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Only rows whose name contains this.
+    /// Only rows whose name contains this; of scale: nodes, threads, "1000 clients".
     #[arg(long)]
     only: Option<String>,
     /// Only systems whose name contains this; repeat for more.
@@ -52,73 +87,90 @@ struct Args {
     /// Where the machine-readable result goes.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
-}
-
-fn rows() -> Vec<(&'static str, Work)> {
-    let base = Work { connections: 32, pipeline: 1, sets_percent: 10, keys_per_get: 1, value_len: 100, keys: KEYS };
-    let row = |name, change: fn(&mut Work)| {
-        let mut work = base.clone();
-        change(&mut work);
-        (name, work)
-    };
-    vec![
-        row("32 clients, get:set 9:1, 100 B", |_| {}),
-        row("16 requests pipelined", |w| w.pipeline = 16),
-        row("400 clients", |w| w.connections = 400),
-        row("1000 clients", |w| w.connections = 1000),
-        row("writes only, 16 pipelined", |w| (w.pipeline, w.sets_percent) = (16, 100)),
-        row("4 KB values", |w| w.value_len = 4096),
-        row("10 KB values", |w| w.value_len = 10_240),
-        row("gets of 20 keys", |w| (w.keys_per_get, w.sets_percent) = (20, 0)),
-    ]
+    /// What is in that file already and is not measured now stays in it.
+    #[arg(long)]
+    merge: bool,
+    /// Measure nothing, show what is in the file.
+    #[arg(long)]
+    show: bool,
+    /// Write the tables between the marks of this file, and the plots into a directory beside it that has its name.
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+    #[arg(skip)]
+    open_files: u64,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let result = match std::env::args().nth(1).as_deref() {
-        Some("resync") => resync::run(),
-        _ => run(&Args::parse()),
-    };
+    if std::env::args().nth(1).as_deref() == Some("resync") {
+        let result = resync::run();
+        processes::end_all();
+        return result;
+    }
+    let mut args = Args::parse();
+    args.open_files = machine::raise_open_files();
+    end_all_on_signals()?;
+    let result = run(&args);
     // Also where a start failed half-way.
     processes::end_all();
     result
 }
 
-fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let wanted = |name: &str| args.system.is_empty() || args.system.iter().any(|part| name.contains(part.as_str()));
-    let bench = systems::start(&args.resilver, args.threads, &wanted)?;
-    let count = bench.systems.len();
-    let mut report = Report::new(bench.systems.iter().map(|s| (s.name.clone(), s.two_copies)).collect());
-    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    let rows: Vec<_> = rows().into_iter().filter(|(name, _)| wanted(name)).collect();
-    for round in 0..args.rounds {
-        for (name, work) in &rows {
-            for turn in 0..count {
-                // Another first one each round: whatever a system leaves behind for the next hits all alike.
-                let index = (turn + round) % count;
-                let system = &bench.systems[index];
-                load::fill(system.addr, work)?;
-                let before = system.usage()?;
-                let seen = load::drive(system.addr, work, args.time)
-                    .map_err(|error| format!("{}, {name}: {error}", system.name))?;
-                let after = system.usage()?;
-                if seen.misses > 0 {
-                    return Err(format!("{}, {name}: {} keys were not there", system.name, seen.misses).into());
-                }
-                let cell = Cell {
-                    requests_per_second: seen.requests as f64 / seen.elapsed.as_secs_f64(),
-                    cpu_us: (after.cpu - before.cpu).as_secs_f64() * 1e6 / seen.requests as f64,
-                    p50_us: seen.latency.permille(500),
-                    p99_us: seen.latency.permille(990),
-                    p999_us: seen.latency.permille(999),
-                    memory_mib: after.memory as f64 / (1 << 20) as f64,
-                };
-                report.add(name, index, cell);
+/// Ctrl-C and `timeout` leave no servers behind.
+fn end_all_on_signals() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
             }
-        }
-        eprintln!("round {} of {} done", round + 1, args.rounds);
-    }
-    println!("{}", report.table());
-    std::fs::write(&args.json, report.json())?;
-    eprintln!("as JSON: {}", args.json.display());
+            processes::end_all();
+            std::process::exit(130);
+        });
+    })?;
     Ok(())
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let results = if args.show { Results::read(&args.json)? } else { measure(args)? };
+    if args.show {
+        println!("{}", markdown::everything(&results));
+    }
+    if let Some(page) = &args.markdown {
+        markdown::update(page, &results)?;
+        plot::write_all(&page.with_extension(""), &results)?;
+        eprintln!("written: {}, and its plots", page.display());
+    }
+    Ok(())
+}
+
+fn measure(args: &Args) -> Result<Results, Box<dyn Error>> {
+    let wanted = |name: &str| args.system.is_empty() || args.system.iter().any(|part| name.contains(part.as_str()));
+    let mut specs = systems::available(&args.resilver, args.memcached_proxy.as_deref());
+    specs.retain(|spec| wanted(&spec.name));
+    if specs.is_empty() {
+        return Err("no system has such a name".into());
+    }
+    let files = tempfile::tempdir()?;
+    let mut new = Results::new();
+    new.machine.ask_versions(&specs);
+    // Each part ends what it has started before the next begins.
+    for part in &args.part {
+        match part {
+            Part::Rows => new.rows = rows::measure(args, &specs, files.path())?,
+            Part::FailOver => new.fail_over = failover::measure(args, &specs, files.path())?,
+            Part::Scale => new.scale = scale::measure(args, &specs, files.path())?,
+            Part::CrossCheck => new.cross_check = crosscheck::measure(args, &specs, files.path())?,
+        }
+    }
+    println!("{}", markdown::everything(&new));
+    let mut results = new;
+    if args.merge && args.json.exists() {
+        let new = std::mem::replace(&mut results, Results::read(&args.json)?);
+        results.merge(new);
+    }
+    results.write(&args.json)?;
+    eprintln!("as JSON: {}", args.json.display());
+    Ok(results)
 }

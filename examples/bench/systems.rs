@@ -1,20 +1,33 @@
-//! What is measured: the proxies, and memcached itself, each with servers of its own.
+//! What is measured: resilver, and memcached itself, each with servers of its own. The other proxies: `rivals.rs`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::processes::{self, Process};
+use crate::rivals;
+use crate::usage::{self, Usage};
 
-/// One system under test.
-pub(crate) struct System {
-    pub(crate) name: String,
-    /// Writes reach two servers.
-    pub(crate) two_copies: bool,
-    pub(crate) addr: SocketAddr,
-    /// The process whose cost counts.
-    process: Process,
+/// A process that used less than a twentieth of a processor for so long is calm,
+const CALM_SPAN: Duration = Duration::from_millis(100);
+/// and one that is not calm by then is measured as it is.
+const CALM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a system is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// No proxy at all.
+    Server,
+    /// Somebody else's proxy.
+    Rival,
+    /// Ours.
+    Resilver,
 }
 
 /// A binary of resilver.
@@ -24,13 +37,56 @@ pub(crate) struct Build {
     pub(crate) program: PathBuf,
 }
 
+/// How to start a system.
+#[derive(Clone, Debug)]
+pub(crate) enum Program {
+    Memcached,
+    Resilver(PathBuf),
+    Twemproxy,
+    MemcachedProxy(PathBuf),
+}
+
+/// A system that could be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    /// On how many servers a write ends.
+    pub(crate) copies: usize,
+    pub(crate) program: Program,
+}
+
+/// What it is started with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// Primaries; as many backups where there are two copies.
+    pub(crate) primaries: usize,
+    pub(crate) threads: usize,
+    /// More memory and threads for each server, or less of both where there are many.
+    pub(crate) small_servers: bool,
+    /// Clients at once.
+    pub(crate) clients: usize,
+    /// The rivals get what they have against failures: short timeouts, reads of the other copy, ejection.
+    pub(crate) fail_over: bool,
+}
+
+/// One that runs; ended when dropped.
+pub(crate) struct System {
+    pub(crate) spec: Spec,
+    pub(crate) addr: SocketAddr,
+    /// The process whose cost counts.
+    process: Process,
+    /// The servers behind it, primaries first.
+    pub(crate) servers: Vec<Process>,
+}
+
+/// Free ports, one after the other, below the system's own choice for outgoing connections.
+pub(crate) struct Ports(u16);
+
 impl Build {
     /// `PATH` or `NAME=PATH`.
     pub(crate) fn parse(text: &str) -> Result<Build, String> {
-        let (name, path) = text.split_once('=').unwrap_or_else(|| {
-            let file = text.rsplit('/').next().unwrap_or(text);
-            (file, text)
-        });
+        let (name, path) = text.split_once('=').unwrap_or_else(|| (text.rsplit('/').next().unwrap_or(text), text));
         if Path::new(path).is_file() {
             Ok(Build { name: name.to_owned(), program: PathBuf::from(path) })
         } else {
@@ -39,100 +95,135 @@ impl Build {
     }
 }
 
-/// Everything that runs; ended when dropped.
-pub(crate) struct Bench {
-    pub(crate) systems: Vec<System>,
-    _servers: Vec<Process>,
-    _files: tempfile::TempDir,
+impl Ports {
+    pub(crate) fn new() -> Ports {
+        Ports(13_000)
+    }
+
+    pub(crate) fn next(&mut self) -> io::Result<u16> {
+        let port = processes::free_ports(self.0, 1).pop().ok_or_else(|| io::Error::other("no free ports"))?;
+        self.0 = port + 1;
+        Ok(port)
+    }
 }
 
-/// What a process has used and uses.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
-    /// On a processor, all threads, user and system.
-    pub(crate) cpu: Duration,
-    /// Resident, bytes.
-    pub(crate) memory: u64,
+impl Default for Layout {
+    fn default() -> Layout {
+        Layout { primaries: 2, threads: 1, small_servers: false, clients: 4096, fail_over: false }
+    }
+}
+
+/// All that can be compared here; says what is left out, and why.
+pub(crate) fn available(builds: &[Build], memcached_proxy: Option<&Path>) -> Vec<Spec> {
+    let spec = |name: &str, kind, copies, program| Spec { name: name.to_owned(), kind, copies, program };
+    let mut specs = vec![spec("memcached", Kind::Server, 1, Program::Memcached)];
+    for build in builds {
+        for copies in [1, 2] {
+            let name = if copies == 1 { build.name.clone() } else { format!("{}, 2 copies", build.name) };
+            specs.push(spec(&name, Kind::Resilver, copies, Program::Resilver(build.program.clone())));
+        }
+    }
+    match runs(Path::new("nutcracker"), "-V") {
+        Some(_) => specs.push(spec("twemproxy", Kind::Rival, 1, Program::Twemproxy)),
+        None => eprintln!("twemproxy is left out: there is no nutcracker (the name of Debian's package, too)"),
+    }
+    let program = memcached_proxy.unwrap_or(Path::new("memcached"));
+    if runs(program, "-h").is_some_and(|help| help.contains("proxy_config")) {
+        for (name, copies) in [("memcached's proxy", 1), ("memcached's proxy, 2 copies", 2)] {
+            specs.push(spec(name, Kind::Rival, copies, Program::MemcachedProxy(program.to_owned())));
+        }
+    } else {
+        let program = program.display();
+        eprintln!("memcached's own proxy is left out: {program} was built without it; --memcached-proxy names another");
+    }
+    specs
+}
+
+/// What a program says, if it can be run.
+pub(crate) fn runs(program: &Path, flag: &str) -> Option<String> {
+    let output = Command::new(program).arg(flag).stdin(Stdio::null()).output().ok()?;
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+impl Spec {
+    /// Starts it, and the servers that it needs, and waits until all are ready. Its files go to `files`.
+    pub(crate) fn start(&self, layout: &Layout, ports: &mut Ports, files: &Path) -> io::Result<System> {
+        let mut servers = Vec::new();
+        let mut nodes = |count: usize, ports: &mut Ports| -> io::Result<Vec<u16>> {
+            let mut started = Vec::new();
+            for _ in 0..count {
+                let port = ports.next()?;
+                let flags: &[&str] = if layout.small_servers { &["-m", "8", "-t", "1"] } else { &[] };
+                servers.push(processes::memcached_with(port, flags)?);
+                started.push(port);
+            }
+            Ok(started)
+        };
+        let port = ports.next()?;
+        let (primaries, backups) = match self.program {
+            Program::Memcached => (Vec::new(), Vec::new()),
+            _ => (nodes(layout.primaries, ports)?, nodes((self.copies - 1) * layout.primaries, ports)?),
+        };
+        let process = match &self.program {
+            Program::Memcached => {
+                let (threads, clients) = (layout.threads.to_string(), (layout.clients + 16).to_string());
+                processes::memcached_with(port, &["-t", &threads, "-c", &clients])?
+            }
+            Program::Resilver(program) => {
+                let mut command = processes::resilver_command(program, port, &primaries, &backups);
+                command.args(["--threads", &layout.threads.to_string()]);
+                command.args(["--max-clients", &(layout.clients + 16).to_string()]);
+                command.arg("--log-file").arg(files.join(format!("{port}.log")));
+                let process = processes::server(&mut command, &self.name, port)?;
+                wait_mirrored(program, port, self.copies)?;
+                process
+            }
+            Program::Twemproxy => {
+                let mut command = rivals::twemproxy(port, ports.next()?, &primaries, layout, files)?;
+                processes::server(&mut command, &self.name, port)?
+            }
+            Program::MemcachedProxy(program) => {
+                let mut command = rivals::memcached_proxy(program, port, &primaries, &backups, layout, files)?;
+                processes::server(&mut command, &self.name, port)?
+            }
+        };
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let system = System { spec: self.clone(), addr, process, servers };
+        system.wait_calm()?;
+        Ok(system)
+    }
+}
+
+/// A new pair is looked at before it is trusted; that belongs to no measurement.
+fn wait_mirrored(program: &Path, port: u16, copies: usize) -> io::Result<()> {
+    if copies == 1 {
+        return Ok(());
+    }
+    let mut command = Command::new(program);
+    command.args(["wait", "--mirrored", "--timeout", "20s", "--proxy", &format!("127.0.0.1:{port}")]);
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} wait: {}", program.display(), String::from_utf8_lossy(&output.stderr))))
 }
 
 impl System {
+    /// A start may go on behind the first answers (resilver writes its records to many pairs); that belongs to no measurement either.
+    fn wait_calm(&self) -> io::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < CALM_TIMEOUT {
+            let before = self.usage()?.cpu;
+            thread::sleep(CALM_SPAN);
+            if self.usage()?.cpu.saturating_sub(before) < CALM_SPAN / 20 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// From the kernel's accounting.
     pub(crate) fn usage(&self) -> io::Result<Usage> {
-        let process = format!("/proc/{}", self.process.pid());
-        let mut nanos = 0;
-        for thread in std::fs::read_dir(format!("{process}/task"))? {
-            // A thread that has just ended took its count with it; none does here.
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            nanos += text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-        }
-        let status = std::fs::read_to_string(format!("{process}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = resident.and_then(|rest| rest.split_whitespace().next()).and_then(|word| word.parse::<u64>().ok());
-        Ok(Usage { cpu: Duration::from_nanos(nanos), memory: kib.unwrap_or(0) * 1024 })
+        usage::of(self.process.pid())
     }
-}
-
-/// Starts the servers and, in front of them, all that is to be compared and `wanted` by its name.
-pub(crate) fn start(builds: &[Build], threads: usize, wanted: &dyn Fn(&str) -> bool) -> io::Result<Bench> {
-    let files = tempfile::tempdir()?;
-    let ports = std::cell::RefCell::new(processes::free_ports(13_000, 16 + 16 * builds.len()).into_iter());
-    let port = || ports.borrow_mut().next().ok_or_else(|| io::Error::other("no free ports from 13000 on"));
-    let mut servers = Vec::new();
-    let mut nodes = |count: usize| -> io::Result<Vec<u16>> {
-        let mut started = Vec::new();
-        for _ in 0..count {
-            let port = port()?;
-            servers.push(processes::memcached(port)?);
-            started.push(port);
-        }
-        Ok(started)
-    };
-    let mut systems = Vec::new();
-    let mut add = |name: &str, two_copies, port: u16, process| {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        systems.push(System { name: name.to_owned(), two_copies, addr, process });
-    };
-    if wanted("memcached") {
-        let port = port()?;
-        add("memcached", false, port, processes::memcached(port)?);
-    }
-    let threads = threads.to_string();
-    for Build { name, program } in builds {
-        for (name, two_copies) in [(name.clone(), false), (format!("{name}, 2 copies"), true)] {
-            if !wanted(&name) {
-                continue;
-            }
-            // Servers of its own: a second resilver takes the first one's markers for a crash.
-            let (primaries, backups) = (nodes(2)?, nodes(if two_copies { 2 } else { 0 })?);
-            let port = port()?;
-            let mut command = processes::resilver_command(program, port, &primaries, &backups);
-            command.args(["--threads", &threads]).arg("--log-file").arg(files.path().join(format!("{port}.log")));
-            add(&name, two_copies, port, processes::server(&mut command, &name, port)?);
-        }
-    }
-    if wanted("twemproxy") {
-        match twemproxy(port()?, port()?, &nodes(2)?, files.path()) {
-            Ok((port, process)) => add("twemproxy", false, port, process),
-            Err(error) => eprintln!("twemproxy is left out: {error}; Debian's package is nutcracker"),
-        }
-    }
-    if systems.is_empty() {
-        return Err(io::Error::other("no system has such a name"));
-    }
-    Ok(Bench { systems, _servers: servers, _files: files })
-}
-
-fn twemproxy(port: u16, stats_port: u16, nodes: &[u16], files: &Path) -> io::Result<(u16, Process)> {
-    let mut text = format!(
-        "bench:\n  listen: 127.0.0.1:{port}\n  hash: fnv1a_64\n  distribution: ketama\n  timeout: 1000\n  auto_eject_hosts: false\n  preconnect: true\n  servers:\n"
-    );
-    for node in nodes {
-        text += &format!("   - 127.0.0.1:{node}:1\n");
-    }
-    let config = files.join("nutcracker.yml");
-    std::fs::write(&config, text)?;
-    let mut command = std::process::Command::new("nutcracker");
-    command.arg("-c").arg(&config).arg("-o").arg(files.join("nutcracker.log"));
-    command.args(["-a", "127.0.0.1", "-s", &stats_port.to_string()]);
-    Ok((port, processes::server(&mut command, "nutcracker", port)?))
 }

@@ -91,12 +91,18 @@ pub(crate) fn server(command: &mut Command, name: &str, port: u16) -> io::Result
 
 /// Starts a memcached, empty.
 pub(crate) fn memcached(port: u16) -> io::Result<Process> {
+    memcached_with(port, &[])
+}
+
+/// The same with more flags; of a flag given twice memcached takes the last.
+pub(crate) fn memcached_with(port: u16, flags: &[&str]) -> io::Result<Process> {
     let mut command = Command::new("memcached");
     command.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-U", "0", "-m", "256", "-t", "2"]);
     // It refuses to run as root.
     if nix::unistd::geteuid().is_root() {
         command.args(["-u", "nobody"]);
     }
+    command.args(flags);
     let process = Process::start(&mut command).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::other("memcached is not installed; scripts/need-memcached tells how"),
         _ => error,
