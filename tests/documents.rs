@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 5] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/resync.md", "docs/operating.md"];
+const DOCUMENTS: [&str; 6] =
+    ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/resync.md", "docs/operating.md", "docs/performance.md"];
 
 /// An overview longer than this is read by nobody.
 const ARCHITECTURE_LINES_MAX: usize = 300;

@@ -175,11 +175,13 @@ pub(crate) fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// The value at this share of the sorted values; not a number if there is none.
+/// The value at this share of the sorted values, between two of them in proportion; not a number if there is none.
 pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    let index = (share * values.len().saturating_sub(1) as f64).round() as usize;
-    values.get(index).copied().unwrap_or(f64::NAN)
+    let place = share * values.len().saturating_sub(1) as f64;
+    let at = |place: f64| values.get(place as usize).copied().unwrap_or(f64::NAN);
+    let (below, above) = (at(place.floor()), at(place.ceil()));
+    below + (above - below) * place.fract()
 }
 
 impl Row {

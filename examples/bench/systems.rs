@@ -62,7 +62,7 @@ pub(crate) struct Layout {
     /// Primaries; as many backups where there are two copies.
     pub(crate) primaries: usize,
     pub(crate) threads: usize,
-    /// More memory and threads for each server, or less of both where there are many.
+    /// Servers with little memory and one thread: there are many.
     pub(crate) small_servers: bool,
     /// Clients at once.
     pub(crate) clients: usize,

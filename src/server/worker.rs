@@ -113,8 +113,12 @@ pub(crate) struct Shell {
     block: BytesMut,
     started: Instant,
     flusher: Option<Waker>,
+    /// Sockets that took no more.
     blocked_clients: Vec<u32>,
     blocked_conns: Vec<(NodeId, usize)>,
+    /// Empty, but for the time of a flush.
+    flushed_clients: Vec<u32>,
+    flushed_conns: Vec<(NodeId, usize)>,
     events: UnboundedSender<Event>,
     peers: Vec<UnboundedSender<PeerMessage>>,
     stats: Arc<WorkerStats>,
@@ -179,6 +183,8 @@ pub(crate) async fn run(
         flusher: None,
         blocked_clients: Vec::new(),
         blocked_conns: Vec::new(),
+        flushed_clients: Vec::new(),
+        flushed_conns: Vec::new(),
         events: setup.events,
         peers: setup.peers,
         stats: setup.stats,
@@ -347,7 +353,7 @@ impl Worker {
                 }
                 tokio::task::yield_now().await;
             }
-            poll_fn(|cx| Poll::Ready(self.flush_all(cx))).await;
+            poll_fn(|cx| self.flush_all(cx)).await;
         }
     }
 
@@ -395,11 +401,15 @@ impl Worker {
         }
     }
 
-    fn flush_all(&self, cx: &mut Context<'_>) {
+    /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
+    fn flush_all(&self, cx: &mut Context<'_>) -> Poll<()> {
         let shell = &mut *self.shell.borrow_mut();
         shell.turn();
-        let mut conns = std::mem::take(&mut shell.blocked_conns);
-        let mut clients = std::mem::take(&mut shell.blocked_clients);
+        // Two lists that change places, so that neither gives its memory back.
+        let mut conns = std::mem::take(&mut shell.flushed_conns);
+        let mut clients = std::mem::take(&mut shell.flushed_clients);
+        std::mem::swap(&mut conns, &mut shell.blocked_conns);
+        std::mem::swap(&mut clients, &mut shell.blocked_clients);
         loop {
             self.hand_on(shell);
             conns.append(&mut shell.core.outbox.dirty_conns);
@@ -412,7 +422,7 @@ impl Worker {
             }
             let resumable = std::mem::take(&mut shell.core.outbox.resumable);
             if resumable.is_empty() {
-                return;
+                break;
             }
             for index in resumable {
                 shell.core.client_resume(index);
@@ -423,6 +433,8 @@ impl Worker {
                 }
             }
         }
+        (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
+        Poll::Ready(())
     }
 
     fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
