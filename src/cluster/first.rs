@@ -257,7 +257,12 @@ impl Cluster {
                 && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
             {
                 tracing::warn!(pair = %self.pair_name(pair), record = %found, "a node came back with a later record than this proxy's: it is outranked");
-                self.record(pair, Fact::Alone(leader), vec![leader]);
+                if self.pairs[pair.index()].adopting {
+                    // What only the follower holds still counts.
+                    self.record_filling(pair, leader.other());
+                } else {
+                    self.record(pair, Fact::Alone(leader), vec![leader]);
+                }
             }
         }
     }

@@ -75,6 +75,11 @@ impl Cluster {
             let run = &mut self.pairs[pair.index()];
             run.missed.overflow();
             run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
+            if run.adopting {
+                // The other one wrote to these nodes too: its end is no adoption's beginning, and no copy is made under a record that
+                // says that none was.
+                self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
+            }
             self.apply(pair, pair::Event::Foreign(false));
             // The follower of a leader that lost its memory meanwhile was kept from leading, and has been up all along. (A node that
             // came back with another memory is awaited no more.)

@@ -401,6 +401,15 @@ impl Cluster {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;
             let state = self.pairs[pair.index()].pair.state();
+            if self.pairs[pair.index()].adopting && self.pairs[pair.index()].first_fill == Some(Fill::Adopt) {
+                // Nothing was copied to the node, and it has made every write: the pair is where it was, and the next job goes on. (A
+                // lost source of other pairs ends the job of all; this one's follower must not count for less because of that.)
+                if let State::Recovering { leader } = state
+                    && leader != place
+                {
+                    continue;
+                }
+            }
             if outcome.result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
                 self.apply(*pair, pair::Event::ResyncEnded(reason));
             } else if reason == Reason::CannotEnumerate {

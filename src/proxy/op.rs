@@ -76,9 +76,9 @@ impl Kind {
         matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
     }
 
-    /// Whether a second run after the first leaves the same item and the same answer, or one that is right all the same.
+    /// Whether a second run after the first leaves the same item and gives the same answer.
     pub fn is_repeatable(self) -> bool {
-        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Incr | Kind::Decr)
+        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
     }
 
     /// Whether values come with a cas token.

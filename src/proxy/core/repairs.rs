@@ -65,6 +65,12 @@ impl Core {
         if let Some(node) = [leader, follower].into_iter().find(|&node| self.is_void(pair, node)) {
             return self.repair_broken(id, node);
         }
+        // The leader may have executed a parked operation, which is run again on the follower if that one leads next: it must not get there
+        // by a repair meanwhile.
+        let in_doubt = |&id: &u32| self.ops[id as usize].stage != Stage::Parked;
+        if self.pairs[pair.index()].parked.iter().any(in_doubt) {
+            return self.repair_later(key);
+        }
         if [leader, follower].into_iter().any(|node| !self.is_ready_for_repair(node, lane)) {
             return self.repair_later(key);
         }

@@ -142,6 +142,10 @@ impl Core {
             ReplyKind::End | ReplyKind::ServerError | ReplyKind::ClientError | ReplyKind::Error => {
                 let unit = conn.input.split_to(reply.len).freeze();
                 let keys = conn.flights.iter().take_while(|s| s.flight != Flight::GetEnd).count();
+                if keys > 1 && reply.kind == ReplyKind::ServerError {
+                    // Out of memory between two keys memcached throws away what it had not sent of earlier answers, other commands' too.
+                    return Heed::Doubt;
+                }
                 if !self.end_gets(node, lane, keys, reply, unit) {
                     return Heed::Doubt;
                 }

@@ -31,6 +31,12 @@ impl Story {
         self.world.told.remove(&(0, self.client)).unwrap_or_default()
     }
 
+    /// Only these steps; what the client was told in them.
+    fn hear_after(&mut self, steps: &[Choice]) -> String {
+        steps.iter().for_each(|step| self.world.step(step));
+        self.world.told.remove(&(0, self.client)).unwrap_or_default()
+    }
+
     /// What is on its way to a node, markers aside.
     fn on_the_way(&self, node: usize) -> Vec<String> {
         self.world.wires[0][node].to.iter().map(|c| String::from_utf8_lossy(c).into_owned()).collect()
@@ -328,6 +334,17 @@ fn what_was_copied_before_its_leader_died_is_not_run_again() {
         assert!(told.contains("may or may not have taken effect"), "{say:?}: {told:?}");
         assert_eq!(story.value(0), Some(kept.as_bytes()), "{say:?}");
     }
+    // Told EXISTS, the client would take its own value for another's.
+    let mut story = Story::new(State::Recovering { leader: Place::Backup });
+    story.say("gets k\r\n");
+    let told = story.hear_after(&[Choice::Execute { worker: 0, node: 1 }, Choice::Deliver { worker: 0, node: 1 }]);
+    let token = told.split_whitespace().nth(4).unwrap().to_owned();
+    story.say(&format!("cas k 0 0 1 {token}\r\n8\r\n"));
+    story.world.step(&Choice::Execute { worker: 0, node: 1 });
+    (0..3).for_each(|_| story.world.step(&Choice::Copy));
+    story.lose_the_memory_of(1);
+    let told = story.hear();
+    assert!(told.contains("may or may not have taken effect"), "{told:?}");
     // What can be repeated is.
     let mut story = Story::new(State::Recovering { leader: Place::Backup });
     story.say("set k 0 0 1\r\n9\r\n");
