@@ -339,7 +339,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_resync_that_yields_takes_small_lots_on_one_lane_and_rests_after() {
-        for (size, lot) in [(100, 16), (1 << 20, 1)] {
+        for (size, lot) in [(100, 32), (1 << 20, 1)] {
             let mut refill = with_keys(5_000, size).await;
             refill.lane_bytes = 1 << 20;
             let pace = refill.ctx.pace.clone();
