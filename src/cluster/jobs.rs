@@ -406,6 +406,7 @@ impl Cluster {
                 // lost source of other pairs ends the job of all; this one's follower must not count for less because of that.)
                 if let State::Recovering { leader } = state
                     && leader != place
+                    && !self.nodes[node.index()].cancelled
                 {
                     continue;
                 }

@@ -20,10 +20,10 @@ const BURSTS: usize = 16;
 /// these bounds are not exact. (In lock step the one allocation of each write to a node is the flusher's list, `flush_all` in
 /// `src/server/worker.rs`.)
 const CEILINGS: [(Workload, f64); 4] = [
-    (GET, 1.2),
+    (GET, 0.1),
     (Workload { name: "get, 8 clients pipelined by 8", clients: 8, pipeline: 8, ..GET }, 0.1),
-    (Workload { name: "set, mirrored", mirrored: true, ..SET }, 2.2),
-    (Workload { name: "set, mirrored, 8 clients by 8", mirrored: true, clients: 8, pipeline: 8, ..SET }, 0.2),
+    (Workload { name: "set, mirrored", mirrored: true, ..SET }, 0.2),
+    (Workload { name: "set, mirrored, 8 clients by 8", mirrored: true, clients: 8, pipeline: 8, ..SET }, 0.1),
 ];
 
 /// Connections in lock step: each writes its burst, then each reads its answers. They allocate nothing once connected.
