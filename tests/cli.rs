@@ -141,6 +141,29 @@ fn an_address_in_use_is_named() {
     assert!(stderr.contains(&format!("cannot listen on {address}")) && stderr.contains("give another -p"), "{stderr}");
 }
 
+/// Threads share the port, proxies do not.
+#[test]
+fn each_thread_has_a_queue_of_its_own_and_a_second_proxy_none() {
+    let port = free_port();
+    let (port_text, hex) = (port.to_string(), format!(":{port:04X}"));
+    // State 0A: listening.
+    let queues = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let listens = |line: &&str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words[1].ends_with(&hex) && words[3] == "0A"
+        };
+        table.lines().skip(1).filter(listens).count()
+    };
+    let arguments = ["-p", &port_text, "--threads", "3"];
+    let mut first = Running::start(&arguments, || queues() == 3);
+    let second = resilver().args(SERVER).args(arguments).output().unwrap();
+    assert_eq!(second.status.code(), Some(EXIT_OS));
+    assert!(text(&second.stderr).contains("give another -p"), "{}", text(&second.stderr));
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.end().0, Some(0));
+}
+
 #[test]
 fn an_address_of_another_machine_is_named() {
     // TEST-NET-1 belongs to nobody.

@@ -436,7 +436,7 @@ impl Run<'_> {
                     ));
                 }
                 let of_key = |&i: &usize| self.scenario.ops[i].1 == key && self.progress[i] > 0;
-                let last = (0..self.progress.len()).filter(of_key).next_back();
+                let last = (0..self.progress.len()).rfind(of_key);
                 if last.is_some_and(|i| self.given_up[i]) {
                     // Nobody was told what became of it.
                     continue;

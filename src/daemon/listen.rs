@@ -18,8 +18,9 @@ const BACKLOG: i32 = 4096;
 /// Bound, listening, non-blocking sockets.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    /// One for each of [`Settings::listen`].
-    pub tcp: Vec<TcpListener>,
+    /// For each of [`Settings::listen`] as many as there are worker threads: each has a queue of its own, so that a connection wakes one
+    /// thread and not all. (One for all of them where the system cannot do that.)
+    pub tcp: Vec<Vec<TcpListener>>,
     /// For [`Settings::unix_socket`].
     pub unix: Option<UnixListener>,
 }
@@ -71,8 +72,8 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
     let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
     let mut listeners = Listeners::default();
     for &address in &settings.listen {
-        let listener = bind_tcp(address, only_v6).map_err(|cause| BindError::Tcp { address, cause })?;
-        listeners.tcp.push(listener);
+        let queues = bind_tcp(address, only_v6, settings.threads).map_err(|cause| BindError::Tcp { address, cause })?;
+        listeners.tcp.push(queues);
     }
     if let Some(path) = &settings.unix_socket {
         listeners.unix = Some(bind_unix(path)?);
@@ -80,17 +81,41 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
     Ok(listeners)
 }
 
-fn bind_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // So that a restart does not wait for connections of the last run in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(only_v6)?;
+fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec<TcpListener>> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // So that a restart does not wait for connections of the last run in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(only_v6)?;
+        }
+        Ok::<_, io::Error>(socket)
+    };
+    // The first one is bound as if it were alone: were the port shared from the beginning, a second proxy started by mistake would take a
+    // part of the first one's clients instead of being refused.
+    let first = open()?;
+    first.bind(&address.into())?;
+    let mut sockets = vec![first];
+    // Linux spreads connections over such sockets; elsewhere one of them gets all.
+    #[cfg(target_os = "linux")]
+    if queues > 1 {
+        sockets[0].set_reuse_port(true)?;
+        let bound = sockets[0].local_addr()?;
+        for _ in 1..queues {
+            let next = open()?;
+            next.set_reuse_port(true)?;
+            next.bind(&bound)?;
+            sockets.push(next);
+        }
     }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    #[cfg(not(target_os = "linux"))]
+    let _ = queues;
+    let listening = |socket: Socket| {
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    sockets.into_iter().map(listening).collect()
 }
 
 fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {

@@ -36,8 +36,14 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let assembly = Assembly::new(settings, topology, dialer);
     let mut threads = Vec::new();
     for (index, parts) in assembly.workers.into_iter().enumerate() {
-        let own =
-            Own { tcp: clone_all(&listeners.tcp)?, unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()? };
+        let own = Own {
+            tcp: listeners
+                .tcp
+                .iter()
+                .map(|queues| queues[index % queues.len()].try_clone())
+                .collect::<Result<_, _>>()?,
+            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
+        };
         let shutdown = shutdown.clone();
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
@@ -160,8 +166,4 @@ impl Own {
         }
         Ok(listeners)
     }
-}
-
-fn clone_all(listeners: &[std::net::TcpListener]) -> std::io::Result<Vec<std::net::TcpListener>> {
-    listeners.iter().map(std::net::TcpListener::try_clone).collect()
 }
