@@ -314,6 +314,69 @@ fn a_get_of_many_keys_keeps_their_order() {
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
 }
 
+/// A node is deposed for one of its pairs only, with a line under way that asks for keys of two: one's answer counts for nothing, the
+/// other's counts, and the node has drained when the line has ended.
+#[test]
+fn a_shared_line_may_count_for_some_of_its_keys() {
+    let spec = |name: &str| name.parse().unwrap();
+    let topology = Arc::new(Topology::new(&[spec("a:1")], &[spec("b:1"), spec("c:1")], Distribution::Modula));
+    let keys: Vec<String> = (0..20).map(|i| format!("k{i}")).collect();
+    let of = |pair: u32| keys.iter().filter(|key| topology.pair_of(key.as_bytes()).0 == pair).collect::<Vec<_>>();
+    let (void, live) = (&of(0)[..2], &of(1)[..3]);
+    let primary = NodeId(0);
+    let value = |key: &str| format!("VALUE {key} 0 {}\r\n{key}\r\n", key.len());
+    // The deposed pair's keys are there or not, and so is one of the other's.
+    for (voids_hit, missing) in [(true, None), (false, None), (true, Some(1)), (false, Some(2)), (true, Some(0))] {
+        let settings = CoreSettings {
+            worker: 0,
+            workers: 1,
+            lanes: 1,
+            timeout_us: 1,
+            leader_timeout_us: 1,
+            item_size_max: 1 << 20,
+        };
+        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)));
+        for pair in topology.pairs() {
+            let follower = Follower::InSync(topology.nodes_of(pair).1.unwrap());
+            let flow = Flow { leader: primary, follower, term: None, writable: true, missed: unused(), written: None };
+            core.command(Command::Open { pair, route: Route::Open(flow) });
+        }
+        core.conn_up(primary, 0);
+        let clients = [core.client_connected().index, core.client_connected().index];
+        core.client_input(clients[0], BytesMut::from(&*format!("get {} {}\r\n", void[0], void[1])));
+        core.client_input(clients[1], BytesMut::from(&*format!("get {} {} {}\r\n", live[0], live[1], live[2])));
+        let line = format!("get {} {} {} {} {}\r\n", void[0], void[1], live[0], live[1], live[2]);
+        assert_eq!(String::from_utf8(take(core.conn_to_write(primary, 0).1)).unwrap(), line);
+        core.command(Command::Close { pair: PairId(0), void: Some(primary), round: 1 });
+        let undrained = |core: &mut Core| {
+            std::mem::take(&mut core.outbox.events).iter().fold(None, |_, event| match event {
+                Event::Undrained { .. } => Some(true),
+                Event::Drained { .. } => Some(false),
+                _ => None,
+            })
+        };
+        core.outbox.events.retain(|event| matches!(event, Event::Undrained { .. }));
+        assert_eq!(undrained(&mut core), Some(true));
+        let there = live
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| Some(*at) != missing)
+            .map(|(_, key)| value(key))
+            .collect::<String>();
+        let voids = if voids_hit { void.iter().map(|key| value(key)).collect() } else { String::new() };
+        // Byte by byte: nothing is told before it is sure.
+        for byte in format!("{voids}{there}END\r\n").bytes() {
+            core.conn(primary, 0).input.extend_from_slice(&[byte]);
+            core.node_input(primary, 0);
+        }
+        let told = String::from_utf8(take(&mut core.client(clients[1]).unwrap().out)).unwrap();
+        assert_eq!(told, there + "END\r\n", "{voids_hit} {missing:?}");
+        assert_eq!(take(&mut core.client(clients[0]).unwrap().out), b"", "its pair has no route");
+        assert_eq!((undrained(&mut core), core.conn(primary, 0).flights.len()), (Some(false), 0));
+        assert_eq!(core.conn(primary, 0).state, LinkState::Ready);
+    }
+}
+
 /// A leader executes a command, the resync copies what came of it, and then the leader's memory is gone before it is answered: the node
 /// that was being filled leads, and has it already.
 #[test]
