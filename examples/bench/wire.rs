@@ -3,8 +3,8 @@
 
 use std::io;
 
-/// Appends the key with this number.
-fn put_key(out: &mut Vec<u8>, key: u32) {
+/// Appends the key with this number; all have one length.
+pub(crate) fn put_key(out: &mut Vec<u8>, key: u32) {
     out.extend_from_slice(b"bench:key:");
     let mut digits = [b'0'; 10];
     let mut rest = key;

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::wire::put_key;
+
 /// No answer for so long: the server hangs.
 const STALLED: Duration = Duration::from_secs(20);
 /// Keys handed from the dump to the reader together.
@@ -22,18 +24,6 @@ fn connect(port: u16) -> io::Result<TcpStream> {
 
 fn other(what: &str) -> io::Error {
     io::Error::other(what.to_owned())
-}
-
-/// The bench's keys, all of one length.
-pub(super) fn put_key(out: &mut Vec<u8>, key: u32) {
-    out.extend_from_slice(b"bench:key:");
-    let mut digits = [b'0'; 10];
-    let mut rest = key;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    out.extend_from_slice(&digits);
 }
 
 /// Stores `count` items of `value_len` bytes, quietly; the time it took.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::bare::put_key;
 use crate::histogram::Histogram;
+use crate::wire::put_key;
 
 /// Connections, each with a thread of its own and a share of the rate.
 const CONNECTIONS: u32 = 4;
