@@ -89,6 +89,26 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
     }
 }
 
+/// Out of memory in the middle of a line for several keys memcached throws answers away, of which nobody knows how many: the other copy
+/// answers. (A line for one key has one answer, whatever it is.)
+#[test]
+fn an_error_in_answer_to_a_shared_line_leaves_its_framing_in_doubt() {
+    let error = "SERVER_ERROR out of memory writing get response\r\n";
+    for (ask, told, state) in [
+        ("get k other\r\n", "VALUE k 0 1\r\n5\r\nEND\r\n", LinkState::Discarding),
+        ("get k\r\n", error, LinkState::Ready),
+    ] {
+        let mut story = Story::new(State::Mirrored);
+        story.say(ask);
+        assert_eq!(story.on_the_way(0), [ask]);
+        story.world.wires[0][0].to.clear();
+        story.world.wires[0][0].back.push_back(error.as_bytes().to_vec());
+        story.world.step(&Choice::Deliver { worker: 0, node: 0 });
+        assert_eq!(story.world.cores[0].conn(NodeId(0), 0).state, state, "{ask:?}");
+        assert_eq!(story.hear(), told, "{ask:?}");
+    }
+}
+
 #[test]
 fn an_answer_that_nobody_asked_for_is_a_fault() {
     let mut story = Story::new(State::Mirrored);
