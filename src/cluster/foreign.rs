@@ -76,8 +76,9 @@ impl Cluster {
             run.missed.overflow();
             run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
             if run.adopting {
-                // The other one wrote to these nodes too: its end is no adoption's beginning, and no copy is made under a record that
-                // says that none was.
+                // The other one wrote to these nodes too, and this one knows nothing of that: what the follower alone holds may be what the
+                // other one has deleted.
+                self.abort_job_of(pair);
                 self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             }
             self.apply(pair, pair::Event::Foreign(false));

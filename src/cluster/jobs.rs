@@ -1,6 +1,6 @@
 //! Refilling nodes: beginning a resync, its questions on the way, its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -34,12 +34,19 @@ pub(super) struct JobRun {
     pub(super) progress: Arc<Progress>,
     /// It only empties the node for pairs of which no copy is left.
     purge_only: bool,
+    /// Pairs that left `Recovering` under it with their leader alive: what the node holds of them has missed writes since, however well the
+    /// job ends.
+    overtaken: BTreeSet<PairId>,
     /// The job waits for its pairs to be Recovering.
     go: Option<oneshot::Sender<bool>>,
     by_operator: bool,
 }
 
 impl JobRun {
+    fn fills(&self, pair: PairId) -> bool {
+        self.pairs.iter().any(|(p, _)| *p == pair)
+    }
+
     /// Ends it for the sake of pairs that it does not fill.
     pub(super) fn yield_to_others(&self) {
         self.cancel.cancel();
@@ -107,8 +114,17 @@ impl Cluster {
         } else {
             tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
-        run.job =
-            Some(JobRun { serial, pairs, fill, cancel, progress, purge_only, go: None, by_operator: run.operator });
+        run.job = Some(JobRun {
+            serial,
+            pairs,
+            fill,
+            cancel,
+            progress,
+            purge_only,
+            overtaken: BTreeSet::new(),
+            go: None,
+            by_operator: run.operator,
+        });
         let internal = self.internal.clone();
         let questions_to = internal.clone();
         tokio::spawn(async move {
@@ -280,13 +296,20 @@ impl Cluster {
     }
 
     pub(super) fn abort_job_of(&mut self, pair: PairId) {
-        for node in &self.nodes {
-            if let Some(job) = &node.job
-                && job.pairs.iter().any(|(p, _)| *p == pair)
-            {
-                job.cancel.cancel();
-            }
+        for job in self.jobs_of(pair) {
+            job.cancel.cancel();
         }
+    }
+
+    /// The pair is left without its follower, which a job may still be at work on.
+    pub(super) fn overtake_job_of(&mut self, pair: PairId) {
+        for job in self.jobs_of(pair) {
+            job.overtaken.insert(pair);
+        }
+    }
+
+    fn jobs_of(&mut self, pair: PairId) -> impl Iterator<Item = &mut JobRun> {
+        self.nodes.iter_mut().filter_map(|node| node.job.as_mut()).filter(move |job| job.fills(pair))
     }
 
     /// The operator's word; `false` if there was nothing to cancel.
@@ -340,10 +363,18 @@ impl Cluster {
 
     /// Whether a resync of the node, over this pair among others, is under way or winding up.
     pub(super) fn is_being_filled(&self, node: NodeId, pair: PairId) -> bool {
-        self.nodes[node.index()]
-            .job
-            .as_ref()
-            .is_some_and(|job| !job.purge_only && job.pairs.iter().any(|(p, _)| *p == pair))
+        self.nodes[node.index()].job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
+    }
+
+    /// Nothing was copied to the node, and it has made every write: the pair is where it was when the job began, and the next one goes on.
+    /// (A source that is lost ends the job of all pairs; another pair's follower must not count for less because of that.)
+    fn goes_on_adopting(&self, pair: PairId, node: NodeId) -> bool {
+        let run = &self.pairs[pair.index()];
+        let leader = self.topology.place(node).other();
+        run.adopting
+            && run.first_fill == Some(Fill::Adopt)
+            && run.pair.state() == State::Recovering { leader }
+            && !self.nodes[node.index()].cancelled
     }
 
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
@@ -401,21 +432,17 @@ impl Cluster {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;
             let state = self.pairs[pair.index()].pair.state();
-            if self.pairs[pair.index()].adopting && self.pairs[pair.index()].first_fill == Some(Fill::Adopt) {
-                // Nothing was copied to the node, and it has made every write: the pair is where it was, and the next job goes on. (A
-                // lost source of other pairs ends the job of all; this one's follower must not count for less because of that.)
-                if let State::Recovering { leader } = state
-                    && leader != place
-                    && !self.nodes[node.index()].cancelled
-                {
-                    continue;
-                }
+            if self.goes_on_adopting(*pair, node) {
+                continue;
             }
             if outcome.result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
                 self.apply(*pair, pair::Event::ResyncEnded(reason));
             } else if reason == Reason::CannotEnumerate {
                 self.apply(*pair, pair::Event::CannotEnumerate);
-            } else if outcome.undone && matches!(state, State::Dark { in_sync: Some(p), .. } if p != place) {
+            } else if outcome.undone
+                && !job.overtaken.contains(pair)
+                && matches!(state, State::Dark { in_sync: Some(p), .. } if p != place)
+            {
                 self.apply(*pair, pair::Event::Undone(place));
             }
         }

@@ -378,6 +378,9 @@ impl Cluster {
             if before == State::Mirrored {
                 self.leave_verify(id);
             }
+            if let (State::Recovering { .. }, State::Degraded { .. }) = (before, after) {
+                self.overtake_job_of(id);
+            }
             self.log_state(id, before);
         }
         if let pair::Event::Lost(place, loss, _) = event {
