@@ -78,7 +78,6 @@ impl Cluster {
             if run.adopting {
                 // The other one wrote to these nodes too, and this one knows nothing of that: what the follower alone holds may be what the
                 // other one has deleted.
-                self.abort_job_of(pair);
                 self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             }
             self.apply(pair, pair::Event::Foreign(false));

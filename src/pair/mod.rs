@@ -190,7 +190,7 @@ pub enum Event {
     Drained(bool),
     /// A node of the pair cannot be enumerated: said as the reason, nothing else changes.
     CannotEnumerate,
-    /// The resync ended early.
+    /// The resync ended early, or is to.
     ResyncEnded(Reason),
     /// The ended resync had undone every unverified copy on this follower.
     Undone(Place),
@@ -397,7 +397,12 @@ impl Pair {
                 vec![]
             }
             Event::ResyncEnded(reason) => match self.state {
-                State::Recovering { leader } => self.edge(State::Degraded { leader }, reason, None),
+                State::Recovering { leader } => {
+                    // One that is still at work is to end as well.
+                    let mut effects = vec![Effect::AbortResync];
+                    effects.extend(self.edge(State::Degraded { leader }, reason, None));
+                    effects
+                }
                 _ => vec![],
             },
             Event::Undone(place) => {

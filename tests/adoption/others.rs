@@ -118,23 +118,25 @@ fn an_adoption_does_not_outlive_another_proxys_writes() {
     let mut world = World::begin(Sizes { own: 20, both: 20, only: 100 }, "1", &[]);
     world.adopted(1);
     let nodes = [&world.cluster.primaries[0], &world.cluster.backups[0]];
-    let addrs = nodes.map(Memcached::addr);
-    let foreign =
-        |s: &support::proxy::Status, addr: &String| s.all[&format!("node:{addr}:reason")] == "foreign_session";
+    let reasons = |s: &support::proxy::Status| nodes.map(|n| s.all[&format!("node:{}:reason", n.addr())].clone());
+    let foreign = |s: &support::proxy::Status| reasons(s).map(|reason| reason == "foreign_session");
     // It fills nothing, so it writes to the primary alone.
     let mut second = over(&[nodes[0]], &[nodes[1]], &["--resync=manual"]);
-    world.cluster.proxy.wait_status("it to be noticed", support::DEADLINE, |s| addrs.iter().all(|a| foreign(s, a)));
+    world.cluster.proxy.wait_status("it to be noticed", support::DEADLINE, |s| foreign(s) == [true; 2]);
     for i in 0..20 {
         set(&mut second.client(), &format!("both:{i}"), "new");
     }
     assert_eq!(value(&mut nodes[1].client(), "both:1").as_deref(), Some("the backup's"));
+    let ended = || world.cluster.proxy.log().contains("resync ended early");
+    assert!(!ended());
     assert!(second.stop().success());
-    world.cluster.proxy.wait_status("its end", support::DEADLINE, |s| !addrs.iter().any(|a| foreign(s, a)));
+    world.cluster.proxy.wait_status("its end", support::DEADLINE, |s| foreign(s) == [false; 2]);
+    wait_until("the job's end", support::DEADLINE, ended);
     world.cluster.primaries[0].restart();
     let mut client = world.cluster.client();
     wait_until("somebody to lead", support::DEADLINE, || client.get("both:1").is_ok());
     for i in 0..20 {
         let now = value(&mut client, &format!("both:{i}"));
-        assert!(now.is_none() || now.as_deref() == Some("new"), "both:{i}: {now:?}\n{}", world.cluster.proxy.log());
+        assert!(now.is_none() || now.as_deref() == Some("new"), "{now:?}\n{}", world.cluster.proxy.log());
     }
 }

@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use super::read;
-use super::support::{Client, Cluster, Memcached, Shape, Stored, wait_until};
+use super::support::cluster::fill;
+use super::support::forwarder::Hold;
+use super::support::{Client, Cluster, DEADLINE, Memcached, Shape, Stored, wait_until};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Gone {
@@ -76,7 +78,7 @@ fn both_down(primary_first: bool, first: Gone, second: Gone, first_returns_first
         only_truth(&mut client, second, &name, 60);
         first.bring_back(&mut a);
     }
-    wait_until(&format!("every pair mirrored: {name}"), super::support::DEADLINE, || {
+    wait_until(&format!("every pair mirrored: {name}"), DEADLINE, || {
         only_truth(&mut client, second, &name, 1);
         cluster.proxy.status().mirrored()
     });
@@ -124,4 +126,32 @@ fn g8_both_nodes_gone_primary_first_and_back_in_every_order() {
 #[test]
 fn g8_both_nodes_gone_backup_first_and_back_in_every_order() {
     every_order(false);
+}
+
+/// A server that is being filled is cut off and misses a write; then the leader dies, and only after that the refill has wound up, with
+/// nothing unverified left behind. What it filled is out of date all the same.
+#[test]
+fn g3_a_half_filled_server_that_missed_a_write_does_not_lead() {
+    let (primary, backup) = (Memcached::start(&[]), Memcached::start(&[]).forwarded());
+    let known = backup.known_as();
+    let shape = Shape::new(1, 1).proxy(&["--resync-rate", "100", "--leader-timeout", "20s"]);
+    let mut cluster = Cluster::over(vec![primary], vec![backup], &shape);
+    cluster.mirrored();
+    let mut client = cluster.client();
+    fill(&mut client, "k", 2000, 20);
+    cluster.backups[0].restart();
+    cluster.wait_copying(&known);
+    // Written to both while it is filled.
+    assert_eq!(client.set("changed", b"old"), Ok(Stored::Stored));
+    cluster.backups[0].network().hold_existing(Hold::ToProxy);
+    cluster.proxy.wait_node(&known, "lost");
+    assert_eq!(client.set("changed", b"new"), Ok(Stored::Stored));
+    assert_eq!(read(&mut cluster.backups[0].client(), "changed"), Ok(Some(b"old".to_vec())));
+    cluster.primaries[0].restart();
+    let lost = format!("node lost node={}", cluster.primaries[0].addr());
+    wait_until("the primary's loss", DEADLINE, || cluster.proxy.log().contains(&lost));
+    assert!(!cluster.proxy.log().contains("resync ended early"), "it has wound up already");
+    cluster.backups[0].network().hold(Hold::Nothing);
+    wait_until("somebody to lead", DEADLINE, || client.get("changed").is_ok());
+    assert_eq!(read(&mut client, "changed"), Ok(None), "{}", cluster.proxy.log());
 }

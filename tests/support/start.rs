@@ -41,10 +41,10 @@ pub fn over(primaries: &[&Memcached], backups: &[&Memcached], more: &[&str]) -> 
     }
     args.extend(more.iter().map(|&a| a.to_owned()));
     for node in primaries {
-        args.extend(["-s".to_owned(), node.addr()]);
+        args.extend(["-s".to_owned(), node.known_as()]);
     }
     for node in backups {
-        args.extend(["-b".to_owned(), node.addr()]);
+        args.extend(["-b".to_owned(), node.known_as()]);
     }
     Proxy::start(&args)
 }
