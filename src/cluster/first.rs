@@ -45,7 +45,15 @@ impl Cluster {
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         self.look_at_all(pairs).await;
         if self.marked() {
-            if self.judge_sessions() && holds(Rule::QuietPeriodAfterCrash) {
+            let open = self.judge_sessions();
+            if self
+                .nodes
+                .iter()
+                .any(|run| run.view.as_ref().is_some_and(|v| v.session.is_some()) && !run.session_settled)
+            {
+                tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
+            }
+            if open && holds(Rule::QuietPeriodAfterCrash) {
                 tokio::time::sleep(QUIET_PERIOD).await;
                 // What landed meanwhile counts: the last proxy may have been flushing, or recording who leads.
                 self.look_at_all(pairs).await;
@@ -120,9 +128,6 @@ impl Cluster {
         let settled = |session: Session| sessions.iter().any(|s| s.id == session.id && !s.open);
         for run in &mut self.nodes {
             run.session_settled = run.view.as_ref().and_then(|v| v.session).is_some_and(settled);
-        }
-        if !sessions.iter().all(|&session| settled(session)) {
-            tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
         }
         // Also after a clean stop without a node: what the last proxy had sent it before it hung is still in its sockets.
         sessions.iter().any(|session| session.open)

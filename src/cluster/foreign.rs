@@ -77,7 +77,7 @@ impl Cluster {
             run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
             if run.adopting {
                 // The other one wrote to these nodes too, and this one knows nothing of that: what the follower alone holds may be what the
-                // other one has deleted.
+                // other one has deleted. (A job that is at work finds that nobody takes its orders any more.)
                 self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             }
             self.apply(pair, pair::Event::Foreign(false));

@@ -190,7 +190,7 @@ pub enum Event {
     Drained(bool),
     /// A node of the pair cannot be enumerated: said as the reason, nothing else changes.
     CannotEnumerate,
-    /// The resync ended early, or is to.
+    /// The resync ended early.
     ResyncEnded(Reason),
     /// The ended resync had undone every unverified copy on this follower.
     Undone(Place),
@@ -397,12 +397,7 @@ impl Pair {
                 vec![]
             }
             Event::ResyncEnded(reason) => match self.state {
-                State::Recovering { leader } => {
-                    // One that is still at work is to end as well.
-                    let mut effects = vec![Effect::AbortResync];
-                    effects.extend(self.edge(State::Degraded { leader }, reason, None));
-                    effects
-                }
+                State::Recovering { leader } => self.edge(State::Degraded { leader }, reason, None),
                 _ => vec![],
             },
             Event::Undone(place) => {
