@@ -1,5 +1,6 @@
 //! The data plane: one request over its pair's route. [`Core`] is one worker thread's part of it, without I/O.
 
+mod adds;
 mod client;
 mod core;
 mod link;
@@ -7,6 +8,7 @@ mod op;
 mod out;
 mod route;
 
+pub use adds::Adds;
 pub use client::Client;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
 pub use link::LinkState;

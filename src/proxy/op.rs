@@ -329,6 +329,8 @@ pub struct Op {
     pub sent: Mirror,
     /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
+    /// It is counted among [`super::Adds`].
+    pub counted: bool,
     /// The data of a repair under way.
     pub repair: Option<Box<Repair>>,
 }
@@ -343,6 +345,31 @@ pub struct Repair {
 }
 
 impl Op {
+    /// One that has not begun, without value, flags or numbers.
+    pub fn new(origin: Origin, kind: Kind, pair: PairId, hash: u32, raw: Bytes, key: (u32, u32)) -> Op {
+        Op {
+            origin,
+            kind,
+            pair,
+            hash,
+            raw,
+            key,
+            data: (0, 0),
+            flags: 0,
+            exptime: 0,
+            cas: 0,
+            delta: 0,
+            stage: Stage::New,
+            answer: None,
+            decided: false,
+            number: 0,
+            sent: Mirror::Set,
+            parked_at_us: 0,
+            counted: false,
+            repair: None,
+        }
+    }
+
     /// The key.
     pub fn key(&self) -> &[u8] {
         &self.raw[self.key.0 as usize..self.key.1 as usize]

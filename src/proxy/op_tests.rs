@@ -115,25 +115,14 @@ fn op(text: &str) -> Op {
     let raw = Bytes::copy_from_slice(text.as_bytes());
     let Parsed::Request { request, .. } = request::parse(&raw, &Limits::default()) else { panic!("{text}") };
     let (start, end) = (request.keys.start as u32, request.keys.end as u32);
+    let kind = Kind::of(request.verb).unwrap();
     Op {
-        origin: Origin::Control(0),
-        kind: Kind::of(request.verb).unwrap(),
-        pair: PairId(0),
-        hash: Topology::key_hash(b"k"),
-        key: (start, end),
         data: (request.data.start as u32, request.data.end as u32),
-        raw,
         flags: request.flags,
         exptime: request.exptime,
         cas: request.cas,
         delta: request.delta,
-        stage: Stage::New,
-        answer: None,
-        decided: false,
-        number: 0,
-        sent: Mirror::Set,
-        parked_at_us: 0,
-        repair: None,
+        ..Op::new(Origin::Control(0), kind, PairId(0), Topology::key_hash(b"k"), raw, (start, end))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::backend::{Dial, TcpDialer};
 use crate::cluster::Cluster;
 use crate::config::Settings;
 use crate::daemon::Listeners;
-use crate::proxy::{Core, CoreSettings, Event};
+use crate::proxy::{Adds, Core, CoreSettings, Event};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -107,6 +107,7 @@ impl Assembly {
         let (event, events) = unbounded_channel();
         let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
         let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
+        let adds = Arc::new(Adds::new());
         let mut commands = Vec::new();
         let mut parts = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -123,6 +124,7 @@ impl Assembly {
                 },
                 topology.clone(),
                 stats[index].clone(),
+                adds.clone(),
             );
             let setup = WorkerSetup {
                 dialer: dialer.clone(),

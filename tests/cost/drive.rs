@@ -120,7 +120,7 @@ impl Drive {
             item_size_max: 1 << 20,
         };
         let nodes = topology.node_count();
-        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)));
+        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)), Arc::default());
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
         for pair in topology.pairs() {
             let (leader, other) = topology.nodes_of(pair);

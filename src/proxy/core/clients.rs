@@ -231,25 +231,14 @@ impl Core {
                 part: rest.part,
                 read: kind.reads(),
             };
+            let (pair, hash) = (self.topology.pair_of(key), Topology::key_hash(key));
             let op = Op {
-                origin: Origin::Client(asker),
-                kind,
-                pair: self.topology.pair_of(key),
-                hash: Topology::key_hash(key),
-                raw: raw.clone(),
-                key: (start, end),
                 data: (request.data.start as u32, request.data.end as u32),
                 flags: request.flags,
                 exptime: request.exptime,
                 cas: request.cas,
                 delta: request.delta,
-                stage: Stage::New,
-                answer: None,
-                decided: false,
-                number: 0,
-                sent: Mirror::Set,
-                parked_at_us: 0,
-                repair: None,
+                ..Op::new(Origin::Client(asker), kind, pair, hash, raw.clone(), (start, end))
             };
             rest.part += 1;
             rest.request.keys.start = end as usize;
@@ -298,25 +287,11 @@ impl Core {
         }
         let client = ClientKey { index, generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
+        let key = (request.keys.start as u32, request.keys.end as u32);
         let op = Op {
-            origin: Origin::Client(asker),
-            kind: Kind::Delete,
-            pair,
-            hash,
-            key: (request.keys.start as u32, request.keys.end as u32),
-            data: (0, 0),
-            raw,
-            flags: 0,
-            exptime: 0,
-            cas: 0,
-            delta: 0,
-            stage: Stage::New,
             answer: Some(error),
             decided: true,
-            number: 0,
-            sent: Mirror::Delete,
-            parked_at_us: 0,
-            repair: None,
+            ..Op::new(Origin::Client(asker), Kind::Delete, pair, hash, raw, key)
         };
         self.admit(op, asker);
         true

@@ -35,6 +35,7 @@ mod replies;
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
+use crate::proxy::adds::Adds;
 use crate::proxy::client::{Client, MAX_READS, Parts, Rest};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
@@ -166,11 +167,12 @@ pub struct Core {
     /// Room for the answers of gets of several keys, kept for the next ones.
     spare_parts: Vec<Parts>,
     stats: Arc<WorkerStats>,
+    adds: Arc<Adds>,
 }
 
 impl Core {
-    /// A worker that knows no route yet: everything waits.
-    pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>) -> Core {
+    /// A worker that knows no route yet: everything waits. `adds`: those of all workers.
+    pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>, adds: Arc<Adds>) -> Core {
         let links = (0..topology.node_count()).map(|_| Link::new(settings.lanes)).collect();
         let pairs = (0..topology.pair_count())
             .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: VecDeque::new() })
@@ -190,6 +192,7 @@ impl Core {
             outbox: Outbox::default(),
             spare_parts: Vec::new(),
             stats,
+            adds,
         }
     }
 }

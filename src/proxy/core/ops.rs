@@ -44,7 +44,12 @@ impl Core {
                     written.insert(op.key());
                 }
                 let leader = flow.leader;
-                self.ops[id as usize].stage = Stage::Leader(leader);
+                let op = &mut self.ops[id as usize];
+                op.stage = Stage::Leader(leader);
+                if op.kind == Kind::Add && !op.counted {
+                    op.counted = true;
+                    self.adds.begun(op.hash);
+                }
                 self.send_op(id, leader);
             }
         }
@@ -181,6 +186,11 @@ impl Core {
             self.leave_flight(id);
         }
         let op = self.ops.remove(id as usize);
+        if op.counted {
+            // It was answered by a node whose memory is proved, or every worker has left the route under which it was not, or nobody is told
+            // what came of it.
+            self.adds.ended(op.hash);
+        }
         match op.origin {
             Origin::Client(asker) => self.deliver(asker, answer),
             Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),

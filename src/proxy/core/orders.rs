@@ -64,24 +64,9 @@ impl Core {
 
 fn order(ticket: u64, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op {
     let (end, len) = (key.len() as u32, value.len() as u32);
+    let raw = [key, value].concat().into();
     Op {
-        origin: Origin::Control(ticket),
-        kind,
-        pair,
-        hash: Topology::key_hash(key),
-        raw: [key, value].concat().into(),
-        key: (0, end),
         data: (end, end + len),
-        flags: 0,
-        exptime: 0,
-        cas: 0,
-        delta: 0,
-        stage: Stage::New,
-        answer: None,
-        decided: false,
-        number: 0,
-        sent: Mirror::Set,
-        parked_at_us: 0,
-        repair: None,
+        ..Op::new(Origin::Control(ticket), kind, pair, Topology::key_hash(key), raw, (0, end))
     }
 }

@@ -202,7 +202,8 @@ impl Core {
         if kind.reads() {
             self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }
-        let unproven = self.needs_proof(id, node, lane, op::shows_absence(kind, &reply.kind));
+        let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id as usize].hash);
+        let unproven = self.needs_proof(id, node, lane, doubted || op::shows_absence(kind, &reply.kind));
         let op = &mut self.ops[id as usize];
         if !unproven && has_ended(effect, op.origin) {
             self.finish(id, answer);

@@ -295,7 +295,7 @@ fn a_get_of_many_keys_keeps_their_order() {
     let topology = Arc::new(Topology::new(&[spec("a:1"), spec("b:1"), spec("c:1")], &[], Distribution::Modula));
     let settings =
         CoreSettings { worker: 0, workers: 1, lanes: 1, timeout_us: 1, leader_timeout_us: 1, item_size_max: 1 << 20 };
-    let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)));
+    let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
     for pair in topology.pairs() {
         let flow = Flow {
             leader: topology.nodes_of(pair).0,
@@ -355,7 +355,7 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
             leader_timeout_us: 1,
             item_size_max: 1 << 20,
         };
-        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)));
+        let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
         for pair in topology.pairs() {
             let follower = Follower::InSync(topology.nodes_of(pair).1.unwrap());
             let flow = Flow { leader: primary, follower, term: None, writable: true, missed: unused(), written: None };

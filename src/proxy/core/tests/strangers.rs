@@ -76,6 +76,26 @@ fn two_clients_through_a_strangers_flush() {
     }
 }
 
+/// The other client's worker does not see the `add`, and reaches the leader over a connection of its own.
+#[test]
+fn two_workers_through_a_strangers_flush() {
+    for item in [None, Some("5")] {
+        for fault in [Fault::Flush(0), Fault::Flush(1), Fault::Evict(0)] {
+            for read in [Get, Gets] {
+                // The key's owner is either of them.
+                for programs in [[&[Add("7")][..], &[read][..]], [&[read][..], &[Add("7")][..]]] {
+                    let make = || {
+                        let mut world = World::new(2, MIRRORED, item, &programs);
+                        world.fault = Some(fault);
+                        world
+                    };
+                    holds(&format!("{programs:?} with {item:?}, {fault:?}"), make, Errors::None);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn pipelined_commands_keep_their_order_through_a_strangers_flush() {
     let programs: [&[Req]; 4] =

@@ -154,6 +154,7 @@ impl World {
     pub(super) fn new(workers: u16, state: State, item: Option<&str>, programs: &[&[Req]]) -> World {
         let spec = |name: &str| vec![name.parse().unwrap()];
         let topology = Arc::new(Topology::new(&spec("a:1"), &spec("b:1"), Distribution::Modula));
+        let adds = Arc::new(Adds::new());
         let core = |worker| {
             let settings = CoreSettings {
                 worker,
@@ -163,7 +164,7 @@ impl World {
                 leader_timeout_us: 2_000_000,
                 item_size_max: 1 << 20,
             };
-            Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)))
+            Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone())
         };
         let n = workers as usize;
         let mut world = World {
