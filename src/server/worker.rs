@@ -4,6 +4,8 @@
 //! readers of the same turn of the event loop: so the requests of many clients to one node, and the answers of many requests to one
 //! client, leave in one write.
 
+mod flusher;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -15,7 +17,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncWrite;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
-use crate::proxy::{Command, Core, Event, LinkState, MAX_SLICES, OutQueue, PeerMessage};
+use crate::proxy::{Command, Core, Event, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
@@ -34,12 +35,6 @@ const READ_BLOCK: usize = 64 * 1024;
 
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
-
-/// Times that answers are written, and the others looked for, before what came of it goes to the nodes.
-const GATHER_ROUNDS: usize = 5;
-
-/// Clients answered meanwhile after which the nodes wait no longer: as many requests together cost hardly less than more would.
-const GATHER_ENOUGH: usize = 64;
 
 /// Reads from each client at the shutdown: what it had sent by then.
 const LAST_READS: usize = 64;
@@ -113,6 +108,8 @@ pub(crate) struct Shell {
     block: BytesMut,
     started: Instant,
     flusher: Option<Waker>,
+    /// Reads that brought something.
+    reads: u32,
     /// Sockets that took no more.
     blocked_clients: Vec<u32>,
     blocked_conns: Vec<(NodeId, usize)>,
@@ -181,6 +178,7 @@ pub(crate) async fn run(
         block: BytesMut::new(),
         started: Instant::now(),
         flusher: None,
+        reads: 0,
         blocked_clients: Vec::new(),
         blocked_conns: Vec::new(),
         flushed_clients: Vec::new(),
@@ -312,6 +310,7 @@ impl Worker {
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(n)) if n > 0 => {
+                    shell.reads = shell.reads.wrapping_add(1);
                     shell.stats.took(n);
                     if own {
                         shell.core.client_more(index);
@@ -331,141 +330,6 @@ impl Worker {
         shell.wake_flusher();
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// Answers leave first, and then there is one more look for what has come meanwhile, before the nodes are written to: clients that
-    /// were just answered ask again, so a node gets their requests in one piece and not in many. The busier everything is, the more
-    /// come together; where nothing has come the look costs one system call that does not wait.
-    async fn flush_forever(self) {
-        loop {
-            self.woken().await;
-            // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
-            let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
-            let mut answered = if waiting >= GATHER_ENOUGH { waiting } else { 0 };
-            for round in 0..GATHER_ROUNDS {
-                if answered >= GATHER_ENOUGH {
-                    break;
-                }
-                let now = poll_fn(|cx| Poll::Ready(self.flush_clients(cx))).await;
-                answered += now;
-                if now == 0 && round > 0 {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            poll_fn(|cx| self.flush_all(cx)).await;
-        }
-    }
-
-    /// Somebody has something for the flusher, or a socket takes more.
-    async fn woken(&self) {
-        let mut waits = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut waits, true) {
-                return Poll::Ready(());
-            }
-            self.shell.borrow_mut().flusher = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// Writes the answers that are ready, and hands on what concerns others. Returns how many clients were written to.
-    fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        self.hand_on(shell);
-        let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
-        let count = clients.len();
-        for index in clients.drain(..) {
-            self.flush_client(shell, index, cx);
-        }
-        if shell.core.outbox.dirty_clients.is_empty() {
-            shell.core.outbox.dirty_clients = clients;
-        }
-        count
-    }
-
-    /// To the control plane, other workers, and nodes that are not connected.
-    fn hand_on(&self, shell: &mut Shell) {
-        for event in shell.core.outbox.events.drain(..) {
-            // The control plane outlives the workers but for the last moments of a shutdown.
-            let _ = shell.events.send(event);
-        }
-        for (worker, message) in shell.core.outbox.peers.drain(..) {
-            shell.work.transit.fetch_add(1, Ordering::SeqCst);
-            let _ = shell.peers[worker as usize].send(message);
-        }
-        for (node, lane, generation) in shell.core.outbox.dials.drain(..) {
-            tokio::task::spawn_local(self.clone().run_conn(node, lane, generation));
-        }
-    }
-
-    /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
-    fn flush_all(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        // Two lists that change places, so that neither gives its memory back.
-        let mut conns = std::mem::take(&mut shell.flushed_conns);
-        let mut clients = std::mem::take(&mut shell.flushed_clients);
-        std::mem::swap(&mut conns, &mut shell.blocked_conns);
-        std::mem::swap(&mut clients, &mut shell.blocked_clients);
-        loop {
-            self.hand_on(shell);
-            conns.append(&mut shell.core.outbox.dirty_conns);
-            clients.append(&mut shell.core.outbox.dirty_clients);
-            for (node, lane) in conns.drain(..) {
-                shell.flush_conn(node, lane, cx);
-            }
-            for index in clients.drain(..) {
-                self.flush_client(shell, index, cx);
-            }
-            let resumable = std::mem::take(&mut shell.core.outbox.resumable);
-            if resumable.is_empty() {
-                break;
-            }
-            for index in resumable {
-                shell.core.client_resume(index);
-                if let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut)
-                    && let Some(waker) = io.reader.take()
-                {
-                    waker.wake();
-                }
-            }
-        }
-        (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
-        Poll::Ready(())
-    }
-
-    fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
-        let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(client) = shell.core.client(index) else { return };
-        client.dirty = false;
-        let before = client.out.len();
-        let outcome = write_out(&mut client.out, |slices| io.stream.poll_write_slices(cx, slices));
-        shell.stats.gave(before - client.out.len());
-        match outcome {
-            Poll::Pending => {
-                client.dirty = true;
-                shell.blocked_clients.push(index);
-            }
-            Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if client.stalled && client.may_resume() {
-                    shell.core.outbox.resumable.push(index);
-                }
-            }
-            Poll::Ready(_) => {
-                // Finished, or broken: what it asked for is carried through without it.
-                let reader = io.reader.take();
-                shell.clients[index as usize] = None;
-                shell.core.client_gone(index);
-                shell.stats.disconnected();
-                self.count.fetch_sub(1, Ordering::Relaxed);
-                if let Some(waker) = reader {
-                    waker.wake();
-                }
-            }
-        }
     }
 
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
@@ -515,6 +379,7 @@ impl Worker {
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(n)) if n > 0 => {
+                    shell.reads = shell.reads.wrapping_add(1);
                     let sent = conn.flights.front().map(|sent| sent.at_us);
                     if let Some(sent_us) = sent {
                         shell.stats.felt.add(shell.core.now_us.saturating_sub(sent_us));
@@ -624,45 +489,6 @@ impl Shell {
         }
         self.core.client_finished(index);
     }
-
-    fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
-        let (state, out) = self.core.conn_to_write(node, lane);
-        let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
-        if state == LinkState::Discarding {
-            if !io.shut {
-                io.shut = true;
-                // An error means that it is closed already; reading finds that out.
-                let _ = Pin::new(&mut io.stream).poll_shutdown(cx);
-            }
-            return;
-        }
-        match write_out(out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
-            Poll::Pending => {
-                self.core.conn(node, lane).dirty = true;
-                self.blocked_conns.push((node, lane));
-            }
-            // A broken connection is found by its reader.
-            Poll::Ready(_) => {}
-        }
-    }
-}
-
-/// Writes until the queue is empty or the socket takes no more.
-fn write_out(
-    out: &mut OutQueue,
-    mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
-) -> Poll<io::Result<()>> {
-    while !out.is_empty() {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = out.slices(&mut slices);
-        match write(&slices[..count]) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(Ok(written)) => out.advance(written),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-        }
-    }
-    Poll::Ready(Ok(()))
 }
 
 /// memcached's own words to a client too many.

@@ -1,0 +1,261 @@
+//! All writing of a worker: its *flusher* task, which runs after the readers of a turn of the event loop.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::io::AsyncWrite;
+
+use crate::ids::NodeId;
+use crate::proxy::{LinkState, MAX_SLICES, OutQueue};
+
+use super::{Shell, Worker};
+
+/// Times that answers are written, and the others looked for, before what came of it goes to the nodes.
+const GATHER_ROUNDS: usize = 5;
+
+/// Clients answered meanwhile after which the nodes wait no longer: as many requests together cost hardly less than more would.
+const GATHER_ENOUGH: usize = 64;
+
+/// How many sockets a look must have brought something from, of late and on average, to be worth it: one that brings something costs no
+/// system call more than to hear of it in the next turn, one that brings nothing costs one in vain.
+const WORTH_A_LOOK: u32 = UNIT / 4;
+
+/// While looks are not worth it, one of so many is made all the same.
+const TRIED_ANYWAY: u32 = 32;
+
+/// One socket.
+const UNIT: u32 = 1 << 16;
+
+/// Whether to look for more before the nodes are written to.
+#[derive(Default)]
+struct Looks {
+    /// What they have brought: a moving average over about eight.
+    brought: u32,
+    left_out: u32,
+}
+
+impl Looks {
+    fn are_worth_it(&mut self) -> bool {
+        if self.brought < WORTH_A_LOOK {
+            self.left_out = (self.left_out + 1) % TRIED_ANYWAY;
+            return self.left_out == 0;
+        }
+        true
+    }
+
+    fn learn(&mut self, sockets: u32) {
+        self.brought = self.brought - self.brought / 8 + sockets.min(GATHER_ENOUGH as u32) * (UNIT / 8);
+    }
+}
+
+impl Worker {
+    /// Answers leave first, and then there is one more look for what has come meanwhile, before the nodes are written to: clients that
+    /// were just answered ask again, so a node gets their requests in one piece and not in many. The busier everything is, the more
+    /// come together; where nothing comes, the looks are left out.
+    pub(super) async fn flush_forever(self) {
+        let mut looks = Looks::default();
+        loop {
+            self.woken().await;
+            // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
+            let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
+            let mut answered = if waiting >= GATHER_ENOUGH { waiting } else { 0 };
+            for round in 0..GATHER_ROUNDS {
+                if answered >= GATHER_ENOUGH {
+                    break;
+                }
+                let now = poll_fn(|cx| Poll::Ready(self.flush_clients(cx))).await;
+                answered += now;
+                if now == 0 && round > 0 || !looks.are_worth_it() {
+                    break;
+                }
+                let before = self.shell.borrow().reads;
+                tokio::task::yield_now().await;
+                looks.learn(self.shell.borrow().reads.wrapping_sub(before));
+            }
+            poll_fn(|cx| self.flush_all(cx)).await;
+        }
+    }
+
+    /// Somebody has something for the flusher, or a socket takes more.
+    async fn woken(&self) {
+        let mut waits = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut waits, true) {
+                return Poll::Ready(());
+            }
+            self.shell.borrow_mut().flusher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Writes the answers that are ready, and hands on what concerns others. Returns how many clients were written to.
+    fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        self.hand_on(shell);
+        let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
+        let count = clients.len();
+        for index in clients.drain(..) {
+            self.flush_client(shell, index, cx);
+        }
+        if shell.core.outbox.dirty_clients.is_empty() {
+            shell.core.outbox.dirty_clients = clients;
+        }
+        count
+    }
+
+    /// To the control plane, other workers, and nodes that are not connected.
+    fn hand_on(&self, shell: &mut Shell) {
+        for event in shell.core.outbox.events.drain(..) {
+            // The control plane outlives the workers but for the last moments of a shutdown.
+            let _ = shell.events.send(event);
+        }
+        for (worker, message) in shell.core.outbox.peers.drain(..) {
+            shell.work.transit.fetch_add(1, Ordering::SeqCst);
+            let _ = shell.peers[worker as usize].send(message);
+        }
+        for (node, lane, generation) in shell.core.outbox.dials.drain(..) {
+            tokio::task::spawn_local(self.clone().run_conn(node, lane, generation));
+        }
+    }
+
+    /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
+    fn flush_all(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        // Two lists that change places, so that neither gives its memory back.
+        let mut conns = std::mem::take(&mut shell.flushed_conns);
+        let mut clients = std::mem::take(&mut shell.flushed_clients);
+        std::mem::swap(&mut conns, &mut shell.blocked_conns);
+        std::mem::swap(&mut clients, &mut shell.blocked_clients);
+        loop {
+            self.hand_on(shell);
+            conns.append(&mut shell.core.outbox.dirty_conns);
+            clients.append(&mut shell.core.outbox.dirty_clients);
+            for (node, lane) in conns.drain(..) {
+                shell.flush_conn(node, lane, cx);
+            }
+            for index in clients.drain(..) {
+                self.flush_client(shell, index, cx);
+            }
+            let resumable = std::mem::take(&mut shell.core.outbox.resumable);
+            if resumable.is_empty() {
+                break;
+            }
+            for index in resumable {
+                shell.core.client_resume(index);
+                if let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut)
+                    && let Some(waker) = io.reader.take()
+                {
+                    waker.wake();
+                }
+            }
+        }
+        (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
+        Poll::Ready(())
+    }
+
+    fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
+        let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(client) = shell.core.client(index) else { return };
+        client.dirty = false;
+        let before = client.out.len();
+        let outcome = write_out(&mut client.out, |slices| io.stream.poll_write_slices(cx, slices));
+        shell.stats.gave(before - client.out.len());
+        match outcome {
+            Poll::Pending => {
+                client.dirty = true;
+                shell.blocked_clients.push(index);
+            }
+            Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
+                if client.stalled && client.may_resume() {
+                    shell.core.outbox.resumable.push(index);
+                }
+            }
+            Poll::Ready(_) => {
+                // Finished, or broken: what it asked for is carried through without it.
+                let reader = io.reader.take();
+                shell.clients[index as usize] = None;
+                shell.core.client_gone(index);
+                shell.stats.disconnected();
+                self.count.fetch_sub(1, Ordering::Relaxed);
+                if let Some(waker) = reader {
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+impl Shell {
+    fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
+        let (state, out) = self.core.conn_to_write(node, lane);
+        let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
+        if state == LinkState::Discarding {
+            if !io.shut {
+                io.shut = true;
+                // An error means that it is closed already; reading finds that out.
+                let _ = Pin::new(&mut io.stream).poll_shutdown(cx);
+            }
+            return;
+        }
+        match write_out(out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
+            Poll::Pending => {
+                self.core.conn(node, lane).dirty = true;
+                self.blocked_conns.push((node, lane));
+            }
+            // A broken connection is found by its reader.
+            Poll::Ready(_) => {}
+        }
+    }
+}
+
+/// Writes until the queue is empty or the socket takes no more.
+fn write_out(
+    out: &mut OutQueue,
+    mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let count = out.slices(&mut slices);
+        match write(&slices[..count]) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(written)) => out.advance(written),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_bring_nothing_are_left_out_and_tried_again() {
+        let mut looks = Looks::default();
+        let made = |looks: &mut Looks, brought: u32| {
+            (0..1000)
+                .filter(|_| {
+                    let made = looks.are_worth_it();
+                    if made {
+                        looks.learn(brought);
+                    }
+                    made
+                })
+                .count()
+        };
+        assert_eq!(made(&mut looks, 0), 1000 / TRIED_ANYWAY as usize);
+        assert!(made(&mut looks, 1) > 900, "noticed after a few tries");
+        assert_eq!(made(&mut looks, 1), 1000);
+        assert!(made(&mut looks, 0) < 60);
+        // However much they bring.
+        made(&mut looks, u32::MAX);
+        assert!(made(&mut looks, 0) < 100);
+    }
+}
