@@ -274,7 +274,7 @@ impl Search<'_> {
 }
 
 /// What a write leaves behind in the value, if it names the write.
-fn value_of(call: &Call) -> Option<&str> {
+pub(super) fn value_of(call: &Call) -> Option<&str> {
     match call {
         Call::Set(v)
         | Call::Add(v)

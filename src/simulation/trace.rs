@@ -1,6 +1,7 @@
-//! What happened, in lines that one can read: virtual time, then the event. Kept only for a seed that is looked at.
+//! What happened, in lines that one can read: virtual time, then the event. Kept only for a seed that is looked at. And for every seed: when
+//! the proxy lost a node.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
 use std::sync::Once;
 
@@ -11,16 +12,29 @@ use tracing::subscriber::Interest;
 
 thread_local! {
     static TRACE: RefCell<Option<(Instant, Vec<String>)>> = const { RefCell::new(None) };
+    static LOSSES: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
+    static MOMENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// From now on the thread's events are kept, the proxy's log among them.
-pub(super) fn begin() {
+/// From now on the thread's events are kept, the proxy's log among them; or only the losses of nodes.
+pub(super) fn begin(traced: bool) {
     static FIRST: Once = Once::new();
     // For the whole process: of a subscriber for one thread alone, other threads' first events would leave it out.
     FIRST.call_once(|| {
         let _ = tracing::subscriber::set_global_default(Log);
     });
-    TRACE.set(Some((Instant::now(), Vec::new())));
+    LOSSES.set(Some(Vec::new()));
+    TRACE.set(traced.then(|| (Instant::now(), Vec::new())));
+}
+
+/// The moment of the history that has come.
+pub(super) fn at(moment: u64) {
+    MOMENT.set(moment);
+}
+
+/// The moments at which the proxy lost a node; no more are kept.
+pub(super) fn take_losses() -> Vec<u64> {
+    LOSSES.take().unwrap_or_default()
 }
 
 /// What was kept.
@@ -52,7 +66,9 @@ impl tracing::Subscriber for Log {
     }
 
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        TRACE.with_borrow(Option::is_some) && metadata.target().starts_with("resilver")
+        let wanted =
+            TRACE.with_borrow(Option::is_some) || tells_losses(metadata) && LOSSES.with_borrow(Option::is_some);
+        wanted && metadata.target().starts_with("resilver")
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -64,16 +80,25 @@ impl tracing::Subscriber for Log {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
-        note(|| {
-            let mut words = Words(format!("proxy  {}:", event.metadata().level()));
+        let words = |before: String| {
+            let mut words = Words(before);
             event.record(&mut words);
             words.0
-        });
+        };
+        if tells_losses(event.metadata()) && words(String::new()).starts_with(" node lost") {
+            LOSSES.with_borrow_mut(|losses| losses.iter_mut().for_each(|losses| losses.push(MOMENT.get())));
+        }
+        note(|| words(format!("proxy  {}:", event.metadata().level())));
     }
 
     fn enter(&self, _: &span::Id) {}
 
     fn exit(&self, _: &span::Id) {}
+}
+
+/// Whether it may be the line that says so.
+fn tells_losses(metadata: &tracing::Metadata<'_>) -> bool {
+    *metadata.level() == tracing::Level::WARN && metadata.target() == "resilver::cluster::nodes"
 }
 
 struct Words(String);

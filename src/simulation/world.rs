@@ -141,15 +141,13 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         .build()
         .expect("a runtime without I/O needs nothing of the system");
     LocalSet::new().block_on(&runtime, async move {
-        if traced {
-            trace::begin();
-        }
+        trace::begin(traced);
         let begun = Instant::now();
         ambient::simulated::begin(seed);
         let mut world = World::new(seed, profile);
         world.live(profile).await;
         ambient::simulated::end();
-        let violations = world.history.verdict(profile.allows_errors());
+        let violations = world.history.verdict(profile.allows_errors(), &trace::take_losses());
         let (operations, errors) = (world.history.op_count(), world.history.error_count());
         let unjudged = world.history.unjudged_count();
         Report { violations, trace: trace::take(), operations, errors, unjudged, lasted: begun.elapsed() }
