@@ -212,3 +212,30 @@ fn a_proxy_that_stops_closes_no_other_ones_session() {
     let session = value(&mut cluster.primaries[0].client(), "__resilver__:session").unwrap_or_default();
     assert!(session.ends_with(" open"), "{session}: a crash of the second proxy would pass for a clean stop");
 }
+
+/// A refill under way knows nothing of what another proxy has written to the leader alone: it begins anew when that one is gone.
+#[test]
+fn a_refill_does_not_outlive_another_proxys_writes() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "200"]));
+    write_all(&cluster.proxy, "one");
+    cluster.backups[0].restart();
+    let addrs = [cluster.primaries[0].addr(), cluster.backups[0].addr()];
+    cluster.wait_copying(&addrs[1]);
+    let foreign = |s: &support::proxy::Status| {
+        addrs.iter().filter(|addr| s.all[&format!("node:{addr}:reason")] == "foreign_session").count()
+    };
+    // It fills nothing, so it writes to the primary alone.
+    let mut second = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &["--resync=manual"]);
+    cluster.proxy.wait_status("it to be noticed", support::DEADLINE, |s| foreign(s) == 2);
+    write_all(&second, "two");
+    wait_until("some copies", support::DEADLINE, || {
+        let status = cluster.proxy.status();
+        status.node(&addrs[1]) != "copying" || status.node_number(&addrs[1], "items_copied") > KEYS as u64 / 2
+    });
+    assert!(second.stop().success());
+    cluster.proxy.wait_status("its end", support::DEADLINE, |s| foreign(s) == 0 && s.mirrored());
+    cluster.assert_rings_equal();
+    cluster.kill_primaries();
+    let mut client = cluster.client();
+    (0..KEYS).for_each(|i| assert_eq!(value(&mut client, &format!("k{i}")).as_deref(), Some("two"), "k{i}"));
+}

@@ -346,6 +346,10 @@ impl Cluster {
                 }
             }
             Err(MarkError::Refused(said)) => {
+                // It counts those, too (`-F`).
+                if let Some(view) = &mut self.nodes[node.index()].view {
+                    view.cmd_flush += 1;
+                }
                 tracing::warn!(node = %self.topology.addr(node), %said, "a node refuses flush_all");
                 if let Some(running) = &mut self.flush.running {
                     running.refused.push((node, said));

@@ -75,11 +75,10 @@ impl Cluster {
             let run = &mut self.pairs[pair.index()];
             run.missed.overflow();
             run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
-            if run.adopting {
-                // The other one wrote to these nodes too, and this one knows nothing of that: what the follower alone holds may be what the
-                // other one has deleted. (A job that is at work finds that nobody takes its orders any more.)
-                self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
-            }
+            // A refill under way knows nothing of what the other one has written, to one node alone perhaps, nor of what it has deleted of an
+            // adoption's items.
+            self.abort_job_of(pair);
+            self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             self.apply(pair, pair::Event::Foreign(false));
             // The follower of a leader that lost its memory meanwhile was kept from leading, and has been up all along. (A node that
             // came back with another memory is awaited no more.)

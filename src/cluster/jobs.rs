@@ -34,8 +34,8 @@ pub(super) struct JobRun {
     pub(super) progress: Arc<Progress>,
     /// It only empties the node for pairs of which no copy is left.
     purge_only: bool,
-    /// Pairs that left `Recovering` under it with their leader alive: what the node holds of them has missed writes since, however well the
-    /// job ends.
+    /// Pairs that were led by one node alone under it, since it began or since it emptied its node of them: what that holds has missed writes,
+    /// however well the job ends.
     overtaken: BTreeSet<PairId>,
     /// The job waits for its pairs to be Recovering.
     go: Option<oneshot::Sender<bool>>,
@@ -203,6 +203,11 @@ impl Cluster {
                 }
                 // From here on the node may be written to.
                 self.nodes[node.index()].empty = false;
+                if let Some(job) = self.nodes[node.index()].job.as_mut()
+                    && let Fill::Empty | Fill::Purge = job.fill
+                {
+                    job.overtaken.clear();
+                }
                 if purge_only {
                     let _ = reply.send(false);
                     for pair in pairs {
@@ -301,7 +306,7 @@ impl Cluster {
         }
     }
 
-    /// The pair is left without its follower, which a job may still be at work on.
+    /// The pair has a leader alone, and a job may still be at work on the other node.
     pub(super) fn overtake_job_of(&mut self, pair: PairId) {
         for job in self.jobs_of(pair) {
             job.overtaken.insert(pair);

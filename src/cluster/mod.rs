@@ -378,7 +378,7 @@ impl Cluster {
             if before == State::Mirrored {
                 self.leave_verify(id);
             }
-            if let (State::Recovering { .. }, State::Degraded { .. }) = (before, after) {
+            if let State::Degraded { .. } = after {
                 self.overtake_job_of(id);
             }
             self.log_state(id, before);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::ambient;
 use crate::backend::marker;
 use crate::backend::{NodeError, NodeView, Probe};
-use crate::ids::NodeId;
+use crate::ids::{Incarnation, NodeId};
 use crate::pair::{self, Loss, Reason, State};
 
 use super::nodes::reason_of;
@@ -76,7 +76,9 @@ impl Cluster {
                     match found.incarnation {
                         None => self.check_eviction(node),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
-                        Some(_) if found.missing => self.restore_markers(node),
+                        // The incarnation's may have outlived a flush that took the others (seen in the source of memcached 1.6.25 and later:
+                        // the walk of what was written within the second ends at the first older item).
+                        Some(_) if found.missing => self.check_eviction(node),
                         Some(_) => {
                             self.judge_session(node, found.session);
                             let pending = &self.flush.pending;
@@ -160,7 +162,7 @@ impl Cluster {
         });
     }
 
-    /// The marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
+    /// A marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
     /// flushes tell.
     fn check_eviction(&mut self, node: NodeId) {
         let run = &mut self.nodes[node.index()];
@@ -184,24 +186,34 @@ impl Cluster {
         }
         match result {
             Ok(now) => {
+                let flushed = run.view.as_ref().is_some_and(|then| now.cmd_flush > then.cmd_flush);
                 let evicted = run.view.as_ref().is_some_and(|then| {
                     // The start time is a difference of two clocks read to the second: it wavers by one.
                     now.started.abs_diff(then.started) <= 1
-                        && now.cmd_flush == then.cmd_flush
+                        && !flushed
                         && now.time >= then.time
                         && now.curr_items > 0
                         // Somebody wrote there past the proxy: it is not put back over that.
                         && !now.incarnation_unread
                 });
                 match (now.incarnation, evicted, run.incarnation) {
-                    // There after all. Connections that were told otherwise wait for a word.
-                    (Some(found), _, Some(known)) if found == known => self.allow(node),
+                    // There after all. Connections that were told otherwise wait for a word; other markers may be missing.
+                    (Some(found), _, Some(known)) if found == known && !flushed => {
+                        self.allow(node);
+                        self.restore_markers(node);
+                    }
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
                         debug_assert_eq!(self.nodes[node.index()].incarnation, Some(known));
                         self.restore_markers(node);
                     }
-                    _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
+                    (found, _, known) => {
+                        if found.is_some() && found == known {
+                            // It outlived its memory: not even this one shows the same memory when the node is back.
+                            self.nodes[node.index()].incarnation = Some(Incarnation(ambient::random_u64()));
+                        }
+                        self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
+                    }
                 }
             }
             Err(error) => self.lost(node, reason_of(&error), Loss::Suspected, false),

@@ -112,3 +112,23 @@ fn g1_g5_a_strangers_flush_of_the_backup_under_load_harms_nobody() {
     }
     cluster.healed_and_complete(load);
 }
+
+/// One marker outlived the flush, as may happen from memcached 1.6.25 on: the others' absence and the server's count of flushes tell.
+#[test]
+fn g1_a_strangers_flush_that_left_a_marker_is_noticed_all_the_same() {
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    let truth = Truth::fill(&mut cluster.client(), 2000);
+    let (node, key) = (&cluster.primaries[0], "__resilver__:incarnation");
+    let mut client = node.client();
+    let marker = client.get(key).expect("a get").expect("a marker").value;
+    let add = super::support::client::storage("add", key, 0, 0, &marker, "");
+    // In one write, so that nobody sees it without.
+    client.send(&[b"flush_all\r\n", &add[..]].concat()).expect("send");
+    assert_eq!((client.text().as_deref(), client.stored()), (Ok("OK"), Ok(super::support::Stored::Stored)));
+    wait_until("the lost memory to be noticed", super::support::DEADLINE, || {
+        cluster.proxy.server(&node.addr(), "lost_marker_lost") == "1"
+    });
+    cluster.mirrored();
+    assert_eq!(cluster.assert_rings_equal().len(), 2000);
+    truth.check(&mut cluster.client(), "healed");
+}

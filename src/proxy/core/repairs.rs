@@ -75,21 +75,20 @@ impl Core {
             return self.repair_later(key);
         }
         let marked = self.links[leader.index()].incarnation.is_some();
-        let conn = &mut self.links[leader.index()].conns[lane];
-        // Read first whether the leader's memory is still the one the route was made for: if it has just gone, "repairing" would
-        // destroy the good copy.
-        if marked {
-            conn.out(self.now_us).put(crate::proxy::MARKER_READ);
-            self.sent(leader, lane, Flight::Repair(id, RepairStep::Marker));
-        } else if let Some(fence) = self.fences.get_mut(key) {
-            fence.marker_ok = true;
-        }
-        let conn = &mut self.links[leader.index()].conns[lane];
-        let out = conn.out(self.now_us);
+        let out = self.links[leader.index()].conns[lane].out(self.now_us);
         out.put(b"mg ");
         out.put(key);
         out.put(b" v f t c\r\n");
         self.sent(leader, lane, Flight::Repair(id, RepairStep::Read));
+        // Behind it: whether the leader's memory was still the one that the route was made for. If it had just gone, "repairing" would
+        // destroy the good copy.
+        if marked {
+            let out = self.links[leader.index()].conns[lane].out(self.now_us);
+            out.put(crate::proxy::MARKER_READ);
+            self.sent(leader, lane, Flight::Repair(id, RepairStep::Marker));
+        } else if let Some(fence) = self.fences.get_mut(key) {
+            fence.marker_ok = true;
+        }
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id as usize].kind == Kind::Mend;
         if compared {

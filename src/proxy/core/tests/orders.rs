@@ -56,7 +56,9 @@ fn the_follower_fails_in_mid_mend() {
 #[test]
 fn the_leader_fails_in_mid_mend() {
     for follower in [None, Some("90"), Some("5")] {
-        for fault in [Fault::Kill(0), Fault::Reset(0), Fault::Restart(0), Fault::Hang(0), Fault::Evict(0)] {
+        for fault in
+            [Fault::Kill(0), Fault::Reset(0), Fault::Restart(0), Fault::Hang(0), Fault::Evict(0), Fault::Flush(0)]
+        {
             let programs: [&[Req]; 1] = [&[Incr, Get]];
             let equal = follower == Some("5");
             let make = || {

@@ -101,7 +101,7 @@ fn a_leader_that_lost_its_memory_destroys_no_copy() {
 /// Whatever a node answers to a command of the repair, it ends.
 #[test]
 fn nonsense_in_answer_to_a_repair_ends_it() {
-    let steps = [("mg __resilver__", 0, 0), ("mg k v", 0, 1), ("md k", 1, 0), ("ms k", 1, 1), ("mg k c", 0, 0)];
+    let steps = [("mg k v", 0, 0), ("mg __resilver__", 0, 1), ("md k", 1, 0), ("ms k", 1, 1), ("mg k c", 0, 0)];
     for (command, node, nth) in steps {
         for nonsense in ["STORED\r\n", "SERVER_ERROR busy\r\n", "ERROR\r\n"] {
             let mut world = diverged(&[&[Incr], &[Get]], None, None);
@@ -119,10 +119,13 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
             }
             world.break_wires(node);
             world.run();
-            world.cores[0].now_us += 20_000;
-            world.cores[0].tick();
-            world.settle(0);
-            world.run();
+            // One tick for the connection, and one for the repair that waits for it.
+            for _ in 0..2 {
+                world.cores[0].now_us += 20_000;
+                world.cores[0].tick();
+                world.settle(0);
+                world.run();
+            }
             assert!(!world.history.unanswered(), "{command:?} answered {nonsense:?}");
             assert_eq!(world.pair.gate(), crate::pair::Gate::Open);
             judge_missed(&world).unwrap_or_else(|e| panic!("{command:?} answered {nonsense:?}: {e}"));
