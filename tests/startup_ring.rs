@@ -49,13 +49,22 @@ fn only(proxy: &Proxy, expected: &str) -> usize {
     read()
 }
 
-#[test]
-fn a_primary_added_and_removed_again_leaves_no_old_values() {
-    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
-    let mut proxy = over(&[&a, &b], &[&m], &[]);
+fn nodes() -> [Memcached; 4] {
+    std::array::from_fn(|_| Memcached::start(&[]))
+}
+
+/// Writes `one` under these primaries, and stops cleanly.
+fn first_run(primaries: &[&Memcached], backup: &Memcached) {
+    let mut proxy = over(primaries, &[backup], &[]);
     write_all(&proxy, "one");
     proxy.wait_mirrored(support::DEADLINE);
     assert!(proxy.stop().success());
+}
+
+#[test]
+fn a_primary_added_and_removed_again_leaves_no_old_values() {
+    let [a, b, c, m] = nodes();
+    first_run(&[&a, &b], &m);
 
     let mut proxy = over(&[&a, &b, &c], &[&m], &[]);
     only(&proxy, "one");
@@ -71,11 +80,8 @@ fn a_primary_added_and_removed_again_leaves_no_old_values() {
 /// The nodes still hold keys that moved when the proxy dies: then nothing on them is trusted under yet another ring.
 #[test]
 fn a_crash_before_moved_keys_are_deleted_leaves_no_old_values() {
-    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
-    let mut proxy = over(&[&a, &b], &[&m], &[]);
-    write_all(&proxy, "one");
-    proxy.wait_mirrored(support::DEADLINE);
-    assert!(proxy.stop().success());
+    let [a, b, c, m] = nodes();
+    first_run(&[&a, &b], &m);
 
     // Nothing is cleaned before the first probe.
     let mut proxy = over(&[&a, &b, &c], &[&m], &["--probe-interval", "60s", "--resync=manual"]);
@@ -94,11 +100,8 @@ fn a_crash_before_moved_keys_are_deleted_leaves_no_old_values() {
 /// The same ring again after a crash: cleaning goes on, and the nodes are trusted meanwhile.
 #[test]
 fn a_crash_before_moved_keys_are_deleted_costs_nothing_under_the_same_ring() {
-    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
-    let mut proxy = over(&[&a, &b], &[&m], &[]);
-    write_all(&proxy, "one");
-    proxy.wait_mirrored(support::DEADLINE);
-    assert!(proxy.stop().success());
+    let [a, b, c, m] = nodes();
+    first_run(&[&a, &b], &m);
     let mut proxy = over(&[&a, &b, &c], &[&m], &["--probe-interval", "60s", "--resync=manual"]);
     write_all(&proxy, "two");
     proxy.kill();
@@ -110,11 +113,8 @@ fn a_crash_before_moved_keys_are_deleted_costs_nothing_under_the_same_ring() {
 
 #[test]
 fn a_primary_that_missed_a_period_is_not_trusted_with_its_own_marker() {
-    let (a, b, c, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
-    let mut proxy = over(&[&a, &b, &c], &[&m], &[]);
-    write_all(&proxy, "one");
-    proxy.wait_mirrored(support::DEADLINE);
-    assert!(proxy.stop().success());
+    let [a, b, c, m] = nodes();
+    first_run(&[&a, &b, &c], &m);
     let mut proxy = over(&[&a, &b], &[&m], &[]);
     write_all(&proxy, "two");
     wait_clean(&[&a, &b, &m]);
