@@ -74,11 +74,11 @@ impl Cluster {
                         return;
                     }
                     match found.incarnation {
-                        None => self.check_eviction(node),
+                        None => self.check_eviction(node, true),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
                         // The incarnation's may have outlived a flush that took the others (seen in the source of memcached 1.6.25 and later:
                         // the walk of what was written within the second ends at the first older item).
-                        Some(_) if found.missing => self.check_eviction(node),
+                        Some(_) if found.missing => self.check_eviction(node, false),
                         Some(_) => {
                             self.judge_session(node, found.session);
                             let pending = &self.flush.pending;
@@ -138,7 +138,7 @@ impl Cluster {
     /// A node failed a request or a probe.
     pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
         if reason == Reason::MarkerLost {
-            return self.check_eviction(node);
+            return self.check_eviction(node, true);
         }
         let loss = if reason == Reason::MarkerStale { Loss::MemoryGone } else { Loss::Suspected };
         self.lost(node, reason, loss, patience_over);
@@ -163,8 +163,8 @@ impl Cluster {
     }
 
     /// A marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
-    /// flushes tell.
-    fn check_eviction(&mut self, node: NodeId) {
+    /// flushes tell. `told`: connections found no incarnation marker, and wait for a word.
+    fn check_eviction(&mut self, node: NodeId, told: bool) {
         let run = &mut self.nodes[node.index()];
         if !run.health.is_up() || run.looking || !self.marked() {
             return;
@@ -174,11 +174,11 @@ impl Cluster {
         let internal = self.internal.clone();
         tokio::spawn(async move {
             let result = control.view(0).await;
-            let _ = internal.send(Internal::EvictionChecked { node, result });
+            let _ = internal.send(Internal::EvictionChecked { node, told, result });
         });
     }
 
-    pub(super) fn eviction_checked(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
+    pub(super) fn eviction_checked(&mut self, node: NodeId, told: bool, result: Result<NodeView, NodeError>) {
         let run = &mut self.nodes[node.index()];
         run.looking = false;
         if !run.health.is_up() {
@@ -197,10 +197,13 @@ impl Cluster {
                         && !now.incarnation_unread
                 });
                 match (now.incarnation, evicted, run.incarnation) {
-                    // There after all. Connections that were told otherwise wait for a word; other markers may be missing.
+                    // There after all.
                     (Some(found), _, Some(known)) if found == known && !flushed => {
-                        self.allow(node);
-                        self.restore_markers(node);
+                        if told {
+                            self.allow(node);
+                        } else {
+                            self.restore_markers(node);
+                        }
                     }
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
