@@ -13,7 +13,7 @@ use crate::pair::{self, Gate, Reason, State};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
-use super::nodes::reason_of;
+use super::nodes::{NodeRun, reason_of};
 use super::start::{self, Decision, Knowledge, Seen};
 use super::{Cluster, QUIET_PERIOD};
 
@@ -46,11 +46,7 @@ impl Cluster {
         self.look_at_all(pairs).await;
         if self.marked() {
             let open = self.judge_sessions();
-            if self
-                .nodes
-                .iter()
-                .any(|run| run.view.as_ref().is_some_and(|v| v.session.is_some()) && !run.session_settled)
-            {
+            if self.nodes.iter().any(NodeRun::left_unsettled) {
                 tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
             }
             if open && holds(Rule::QuietPeriodAfterCrash) {

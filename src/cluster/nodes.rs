@@ -75,6 +75,11 @@ pub(super) struct NodeRun {
 }
 
 impl NodeRun {
+    /// The last proxy that used it may have left something half done; as found at the start.
+    pub(super) fn left_unsettled(&self) -> bool {
+        !self.session_settled && self.view.as_ref().is_some_and(|view| view.session.is_some())
+    }
+
     pub(super) fn new() -> NodeRun {
         NodeRun {
             health: Health::new(),
