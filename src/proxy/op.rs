@@ -329,8 +329,6 @@ pub struct Op {
     pub sent: Mirror,
     /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
-    /// It is counted among [`super::Adds`].
-    pub counted: bool,
     /// The data of a repair under way.
     pub repair: Option<Box<Repair>>,
 }
@@ -365,7 +363,6 @@ impl Op {
             number: 0,
             sent: Mirror::Set,
             parked_at_us: 0,
-            counted: false,
             repair: None,
         }
     }

@@ -319,7 +319,7 @@ impl Core {
             self.outbox.peers.push((owner, PeerMessage::Op(Box::new(op))));
             return;
         }
-        let id = self.ops.insert(op) as u32;
+        let id = self.take_in(op);
         self.begin(id);
     }
 

@@ -8,7 +8,7 @@ impl Core {
     pub fn peer(&mut self, message: PeerMessage) {
         match message {
             PeerMessage::Op(op) => {
-                let id = self.ops.insert(*op) as u32;
+                let id = self.take_in(*op);
                 self.begin(id);
             }
             PeerMessage::Answer(asker, answer) => self.deliver(asker, answer),

@@ -4,6 +4,14 @@ use super::*;
 use crate::rules::{Rule, holds};
 
 impl Core {
+    /// A place in the worker's table, until it is finished.
+    pub(super) fn take_in(&mut self, op: Op) -> u32 {
+        if op.kind == Kind::Add {
+            self.adds.begun(op.hash);
+        }
+        self.ops.insert(op) as u32
+    }
+
     pub(super) fn begin(&mut self, id: u32) {
         let op = &self.ops[id as usize];
         let write = op.kind.is_write();
@@ -44,12 +52,7 @@ impl Core {
                     written.insert(op.key());
                 }
                 let leader = flow.leader;
-                let op = &mut self.ops[id as usize];
-                op.stage = Stage::Leader(leader);
-                if op.kind == Kind::Add && !op.counted {
-                    op.counted = true;
-                    self.adds.begun(op.hash);
-                }
+                self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
             }
         }
@@ -186,7 +189,7 @@ impl Core {
             self.leave_flight(id);
         }
         let op = self.ops.remove(id as usize);
-        if op.counted {
+        if op.kind == Kind::Add {
             // It was answered by a node whose memory is proved, or every worker has left the route under which it was not, or nobody is told
             // what came of it.
             self.adds.ended(op.hash);

@@ -27,7 +27,7 @@ impl Core {
         }
         let mut op = order(ticket, Kind::Mend, pair, &key, b"");
         op.answer = Some(Answer::Static(SETTLED));
-        let id = self.ops.insert(op) as u32;
+        let id = self.take_in(op);
         self.repair(id);
     }
 
@@ -52,7 +52,7 @@ impl Core {
         let mut op = order(ticket, Kind::Add, pair, key, &item.value);
         op.flags = item.flags;
         op.exptime = item.exptime;
-        let id = self.ops.insert(op) as u32;
+        let id = self.take_in(op);
         self.begin(id);
     }
 
