@@ -53,6 +53,9 @@ pub(crate) struct Seen {
     pub(crate) memory: u64,
     /// From sending a connection's requests (open loop: from when they were due) to the last of their answers.
     pub(crate) latency: Histogram,
+    /// The same of those that were gets alone, and sets alone.
+    pub(crate) reads: Histogram,
+    pub(crate) writes: Histogram,
     /// The longest time from sending to the last answer, or to the connection's end.
     pub(crate) longest: Duration,
     /// Keys asked for that were not there.
@@ -70,6 +73,8 @@ struct Connection {
     answers: Answers,
     /// Keys asked for.
     values: u64,
+    /// Sets among the requests in flight.
+    sets: usize,
     sent_at: Instant,
     due_at: Instant,
 }
@@ -119,6 +124,8 @@ impl Seen {
             own_cpu: none,
             memory: 0,
             latency: Histogram::new(),
+            reads: Histogram::new(),
+            writes: Histogram::new(),
             longest: none,
             misses: count,
             errors: count,
@@ -144,8 +151,8 @@ impl<'a> Load<'a> {
         for index in 0..work.connections {
             let stream = load.open(index)?;
             let (answers, now) = (Answers::default(), Instant::now());
-            let connection =
-                Connection { stream, out: Vec::new(), written: 0, answers, values: 0, sent_at: now, due_at: now };
+            let (out, sent_at, due_at) = (Vec::new(), now, now);
+            let connection = Connection { stream, out, written: 0, answers, values: 0, sets: 0, sent_at, due_at };
             load.connections.push(connection);
             load.idle.push_back(index);
         }
@@ -292,9 +299,10 @@ impl<'a> Load<'a> {
         let work = self.work;
         let mut out = std::mem::take(&mut self.connections[index].out);
         out.clear();
-        let mut values = 0;
+        let (mut values, mut sets) = (0, 0);
         for _ in 0..work.pipeline {
             if self.next() % 100 < work.sets_percent {
+                sets += 1;
                 let key = self.next() % work.keys;
                 wire::put_set(&mut out, key, &self.set_tail);
             } else {
@@ -305,7 +313,7 @@ impl<'a> Load<'a> {
         let connection = &mut self.connections[index];
         connection.out = out;
         connection.written = 0;
-        connection.values = values;
+        (connection.values, connection.sets) = (values, sets);
         connection.answers.owed = work.pipeline;
         connection.answers.values = 0;
         connection.answers.errors = 0;
@@ -363,7 +371,13 @@ impl<'a> Load<'a> {
         }
         self.seen.errors += errors;
         self.seen.longest = self.seen.longest.max(now - connection.sent_at);
-        self.seen.latency.add(now - connection.due_at);
+        let took = now - connection.due_at;
+        self.seen.latency.add(took);
+        match connection.sets {
+            0 => self.seen.reads.add(took),
+            sets if sets == self.work.pipeline => self.seen.writes.add(took),
+            _ => {}
+        }
         self.seen.requests += self.work.pipeline as u64;
         if errors == 0 {
             self.seen.misses += connection.values.saturating_sub(connection.answers.values);

@@ -56,6 +56,7 @@ impl Machine {
     pub(crate) fn ask_versions(&mut self, specs: &[Spec]) {
         for spec in specs {
             let (program, flag) = match &spec.program {
+                Program::Floor => continue,
                 Program::Memcached => (Path::new("memcached"), "-V"),
                 Program::Twemproxy => (Path::new("nutcracker"), "-V"),
                 Program::MemcachedProxy(program) => (program.as_path(), "-V"),

@@ -9,6 +9,7 @@
 mod client;
 mod crosscheck;
 mod failover;
+mod floor;
 mod histogram;
 mod load;
 mod machine;
@@ -101,10 +102,15 @@ struct Args {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    if std::env::args().nth(1).as_deref() == Some("resync") {
-        let result = resync::run();
-        processes::end_all();
-        return result;
+    let words: Vec<String> = std::env::args().skip(1).take(2).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["resync", ..] => {
+            let result = resync::run();
+            processes::end_all();
+            return result;
+        }
+        ["floor", port] => return floor::run(port),
+        _ => {}
     }
     let mut args = Args::parse();
     args.open_files = machine::raise_open_files();

@@ -80,11 +80,12 @@ fn machine(results: &Results) -> String {
     out
 }
 
-/// The best figure among those that a system is compared with: other proxies, and for writes to two servers only those that do that too.
-pub(crate) fn best_rival(rows: &[Row], row: &Row, of: fn(&Row) -> f64, best: fn(f64, f64) -> f64) -> Option<f64> {
+/// The best figure among other proxies. `written`: what is compared is what writes take, or they alone were asked for; then a system that
+/// writes to two servers is compared with such systems only.
+fn best_rival(rows: &[Row], row: &Row, written: bool, of: fn(&Row) -> f64, best: fn(f64, f64) -> f64) -> Option<f64> {
     let rivals = rows.iter().filter(|other| {
         let same = other.row == row.row && other.kind == Kind::Rival;
-        same && (other.copies >= row.copies || !row.writes_only)
+        same && (other.copies >= row.copies || !(written || row.writes_only))
     });
     rivals.map(of).reduce(best)
 }
@@ -95,9 +96,16 @@ fn rows(rows: &[Row]) -> String {
         let m = &row.median;
         let name = if row.row == last { String::new() } else { format!("**{}**", row.row) };
         last = &row.row;
-        let cpu = best_rival(rows, row, |r| r.median.cpu_us_per_request, f64::min);
-        let speed = best_rival(rows, row, |r| r.median.requests_per_second, f64::max);
-        let p99 = best_rival(rows, row, |r| r.median.p99_us, f64::min);
+        let cpu = best_rival(rows, row, false, |r| r.median.cpu_us_per_request, f64::min);
+        let speed = best_rival(rows, row, false, |r| r.median.requests_per_second, f64::max);
+        let p99 = |written, of: fn(&Row) -> f64| match of(row) {
+            // None were sent alone.
+            0.0 => ["–".to_owned(), "–".to_owned()],
+            value => [format!("{value:.0}"), times(value, best_rival(rows, row, written, of, f64::min))],
+        };
+        let [reads, reads_ratio] = p99(false, |r| r.median.p99_reads_us);
+        let [writes, writes_ratio] = p99(true, |r| r.median.p99_writes_us);
+        let [all, all_ratio] = p99(false, |r| r.median.p99_us);
         vec![
             name,
             row.system.clone(),
@@ -107,9 +115,13 @@ fn rows(rows: &[Row]) -> String {
             format!("{:.0}", m.requests_per_second),
             times(m.requests_per_second, speed),
             format!("{:.0}", m.p50_us),
-            format!("{:.0}", m.p99_us),
-            times(m.p99_us, p99),
+            all,
+            all_ratio,
             format!("{:.0}", m.p999_us),
+            reads,
+            reads_ratio,
+            writes,
+            writes_ratio,
             format!("{:.1}", m.memory_mib),
             format!("{:.0} %", m.generator_busy * 100.0),
         ]
@@ -126,6 +138,10 @@ fn rows(rows: &[Row]) -> String {
         "p99 µs",
         "of the best",
         "p99.9 µs",
+        "p99 of gets",
+        "of the best",
+        "p99 of sets",
+        "of the best",
         "MiB",
         "generator",
     ];

@@ -42,6 +42,12 @@ pub(crate) struct Cell {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
+    /// Of what was sent as gets alone; 0 where nothing was.
+    #[serde(default)]
+    pub(crate) p99_reads_us: f64,
+    /// The same of sets.
+    #[serde(default)]
+    pub(crate) p99_writes_us: f64,
     pub(crate) memory_mib: f64,
     /// Share of one processor that the load generator used.
     pub(crate) generator_busy: f64,
@@ -131,12 +137,14 @@ pub(crate) struct CrossCheck {
 
 type Field = (fn(&Cell) -> f64, fn(&mut Cell) -> &mut f64);
 
-const FIELDS: [Field; 7] = [
+const FIELDS: [Field; 9] = [
     (|c| c.requests_per_second, |c| &mut c.requests_per_second),
     (|c| c.cpu_us_per_request, |c| &mut c.cpu_us_per_request),
     (|c| c.p50_us, |c| &mut c.p50_us),
     (|c| c.p99_us, |c| &mut c.p99_us),
     (|c| c.p999_us, |c| &mut c.p999_us),
+    (|c| c.p99_reads_us, |c| &mut c.p99_reads_us),
+    (|c| c.p99_writes_us, |c| &mut c.p99_writes_us),
     (|c| c.memory_mib, |c| &mut c.memory_mib),
     (|c| c.generator_busy, |c| &mut c.generator_busy),
 ];
@@ -150,6 +158,8 @@ impl Cell {
             p50_us: seen.latency.permille(500),
             p99_us: seen.latency.permille(990),
             p999_us: seen.latency.permille(999),
+            p99_reads_us: seen.reads.permille(990),
+            p99_writes_us: seen.writes.permille(990),
             memory_mib: seen.memory as f64 / f64::from(1 << 20),
             generator_busy: seen.own_cpu.as_secs_f64() / seen.elapsed.as_secs_f64(),
         }

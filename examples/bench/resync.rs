@@ -351,7 +351,7 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
     {
         let mut stand = Stand::start(args, &flags, args.items, 100)?;
         for round in 0..args.rounds {
-            let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, 4)?;
+            let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, 5)?;
             thread::sleep(Duration::from_millis(300));
             clients.part(1);
             let begun = Instant::now();
@@ -359,6 +359,9 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
                 stand.is_done()?;
                 thread::sleep(CALM_POLL);
             }
+            // What of it no proxy can help: the server lists its keys for somebody who only takes them.
+            clients.part(4);
+            bare::list_all(stand.ports[0])?;
             clients.part(0);
             stand.return_target()?;
             clients.part(2);
@@ -380,6 +383,7 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
             let copied = (stand.number("items_copied")? - before) / from.elapsed().as_secs_f64();
             let mut seen = clients.end()?;
             stand.lose_target()?;
+            let bare = seen.remove(4).permille(990);
             let copying = seen.remove(3);
             let listing = seen[2].permille(990);
             seen[2].merge(&copying);
@@ -394,6 +398,7 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
                     ("p99 ratio", of(2, 990) / of(1, 990)),
                     ("p99 µs while listing", listing),
                     ("listing s", listed.as_secs_f64()),
+                    ("p99 µs while a bare client lists", bare),
                     ("p99 µs while copying", copying.permille(990)),
                     ("copying ratio", copying.permille(990) / of(1, 990)),
                     ("items/s copied meanwhile", copied),

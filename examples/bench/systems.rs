@@ -40,6 +40,8 @@ pub(crate) struct Build {
 /// How to start a system.
 #[derive(Clone, Debug)]
 pub(crate) enum Program {
+    /// See `floor.rs`.
+    Floor,
     Memcached,
     Resilver(PathBuf),
     Twemproxy,
@@ -116,7 +118,10 @@ impl Default for Layout {
 /// All that can be compared here; says what is left out, and why.
 pub(crate) fn available(builds: &[Build], memcached_proxy: Option<&Path>) -> Vec<Spec> {
     let spec = |name: &str, kind, copies, program| Spec { name: name.to_owned(), kind, copies, program };
-    let mut specs = vec![spec("memcached", Kind::Server, 1, Program::Memcached)];
+    let mut specs = vec![
+        spec("one read, one write", Kind::Server, 1, Program::Floor),
+        spec("memcached", Kind::Server, 1, Program::Memcached),
+    ];
     for build in builds {
         for copies in [1, 2] {
             let name = if copies == 1 { build.name.clone() } else { format!("{}, 2 copies", build.name) };
@@ -161,10 +166,14 @@ impl Spec {
         };
         let port = ports.next()?;
         let (primaries, backups) = match self.program {
-            Program::Memcached => (Vec::new(), Vec::new()),
+            Program::Floor | Program::Memcached => (Vec::new(), Vec::new()),
             _ => (nodes(layout.primaries, ports)?, nodes((self.copies - 1) * layout.primaries, ports)?),
         };
         let process = match &self.program {
+            Program::Floor => {
+                let mut command = Command::new(std::env::current_exe()?);
+                processes::server(command.args(["floor", &port.to_string()]), &self.name, port)?
+            }
             Program::Memcached => {
                 let (threads, clients) = (layout.threads.to_string(), (layout.clients + 16).to_string());
                 processes::memcached_with(port, &["-t", &threads, "-c", &clients])?

@@ -99,6 +99,24 @@ pub(super) fn read_all(port: u16, value_len: usize) -> io::Result<(u64, Duration
     Ok((read?, begun.elapsed()))
 }
 
+/// Lets the server list its keys and throws the list away; the time it took.
+pub(super) fn list_all(port: u16) -> io::Result<Duration> {
+    let begun = Instant::now();
+    let mut stream = connect(port)?;
+    stream.write_all(b"lru_crawler metadump hash\r\n")?;
+    let (mut block, mut end) = (vec![0; 256 << 10], Vec::new());
+    while !end.ends_with(b"END\r\n") {
+        let n = stream.read(&mut block)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // No key ends so: every line of the list has a number at its end.
+        end.drain(..end.len().saturating_sub(5));
+        end.extend_from_slice(&block[n.saturating_sub(5)..n]);
+    }
+    Ok(begun.elapsed())
+}
+
 /// `%XX` is how a dump writes what is no letter or digit.
 fn put_decoded(out: &mut Vec<u8>, key: &[u8]) {
     let mut bytes = key.iter();
