@@ -62,6 +62,11 @@ impl OutQueue {
         self.chunks.push_back(bytes);
     }
 
+    /// What is to be written, where it is in one piece.
+    pub fn one_piece(&self) -> Option<&[u8]> {
+        self.chunks.is_empty().then(|| &self.tail[self.head..])
+    }
+
     /// Fills `slices` with the front of the queue; returns how many.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let mut count = 0;

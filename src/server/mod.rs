@@ -24,6 +24,10 @@ pub use stream::ClientStream;
 pub(crate) use worker::Listener;
 use worker::{Work, WorkerSetup};
 
+/// Sockets with news that a worker's turn takes up at most. With many more clients its nodes have enough to share a write all the same, and
+/// what the reading of a request brought into the processor's caches is still there when its answer is written.
+const EVENTS_PER_TURN: usize = 128;
+
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks.
 ///
 /// # Errors
@@ -47,7 +51,8 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
         let shutdown = shutdown.clone();
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
-                let runtime = Builder::new_current_thread().enable_all().build()?;
+                let runtime =
+                    Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
                 LocalSet::new().block_on(&runtime, async move {
                     let listeners = own.into_listeners()?;
                     parts.run(listeners, shutdown).await;

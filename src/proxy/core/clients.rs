@@ -11,6 +11,12 @@ fn owner_of_hash(hash: u32, workers: u16) -> u16 {
     ((hash >> 16) % u32::from(workers)) as u16
 }
 
+/// Where a key stands in the bytes that begin at `base`.
+fn place_of(key: &[u8], base: usize) -> (u32, u32) {
+    let start = (key.as_ptr() as usize - base) as u32;
+    (start, start + key.len() as u32)
+}
+
 impl Core {
     /// A client has connected.
     pub fn client_connected(&mut self) -> ClientKey {
@@ -145,7 +151,7 @@ impl Core {
                     return;
                 }
                 Parsed::Request { request, len } => {
-                    if !self.begin_request(index, &request, &mut chunk, len) {
+                    if !self.begin_request(index, request, &mut chunk, len) {
                         let client = &mut self.clients[index as usize];
                         client.stalled = true;
                         client.partial = chunk;
@@ -183,66 +189,51 @@ impl Core {
     }
 
     /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was consumed.
-    pub(super) fn begin_request(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+    pub(super) fn begin_request(&mut self, index: u32, request: Request, chunk: &mut BytesMut, len: usize) -> bool {
         let Some(kind) = Kind::of(request.verb) else {
-            return self.begin_keyless(index, request, chunk, len);
+            return self.begin_keyless(index, &request, chunk, len);
         };
         let client = &mut self.clients[index as usize];
         let write = kind.is_write();
-        let mut keys = 0;
+        let base = chunk.as_ptr() as usize;
+        let (mut keys, mut last) = (0, ((0, 0), 0));
         for key in request.key_iter(chunk) {
-            keys += 1;
-            if client.conflicts(Topology::key_hash(key), write) {
+            let hash = Topology::key_hash(key);
+            if client.conflicts(hash, write) {
                 return false;
             }
+            keys += 1;
+            last = (place_of(key, base), hash);
         }
         // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
         if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
             return false;
         }
         let raw = chunk.split_to(len).freeze();
-        let parts = (keys > 1).then(|| self.spare_parts.pop().unwrap_or_default());
-        let slot = client.open_slot(keys, parts, request.noreply, len);
+        if keys == 1 {
+            let slot = client.open_slot(1, None, request.noreply, len);
+            let (place, hash) = last;
+            self.begin_key(index, &request, kind, (slot, 0), raw, place, hash);
+            return true;
+        }
+        let parts = self.spare_parts.pop().unwrap_or_default();
+        let slot = client.open_slot(keys, Some(parts), request.noreply, len);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
-        self.begin_keys(index, Rest { request: request.clone(), raw, slot, part: 0 }, kind, room);
+        self.begin_keys(index, Rest { request, raw, slot, part: 0 }, kind, room);
         true
     }
 
     /// Begins as many keys of a request as there is room for; the others wait in the client.
     fn begin_keys(&mut self, index: u32, mut rest: Rest, kind: Kind, room: u32) {
-        let generation = self.clients[index as usize].generation;
         let base = rest.raw.as_ptr() as usize;
         let raw = rest.raw.clone();
-        let request = rest.request.clone();
-        let mut keys = request.key_iter(&raw);
+        let mut keys = rest.request.key_iter(&raw);
         for _ in 0..room {
             let Some(key) = keys.next() else { return };
-            let start = (key.as_ptr() as usize - base) as u32;
-            let end = start + key.len() as u32;
-            if kind.reads()
-                && let Some(client) = self.clients.get_mut(index as usize)
-            {
-                client.begin_read(rest.slot);
-            }
-            let asker = Asker {
-                worker: self.settings.worker,
-                client: ClientKey { index, generation },
-                slot: rest.slot,
-                part: rest.part,
-                read: kind.reads(),
-            };
-            let (pair, hash) = (self.topology.pair_of(key), Topology::key_hash(key));
-            let op = Op {
-                data: (request.data.start as u32, request.data.end as u32),
-                flags: request.flags,
-                exptime: request.exptime,
-                cas: request.cas,
-                delta: request.delta,
-                ..Op::new(Origin::Client(asker), kind, pair, hash, raw.clone(), (start, end))
-            };
+            let (place, hash) = (place_of(key, base), Topology::key_hash(key));
+            self.begin_key(index, &rest.request, kind, (rest.slot, rest.part), raw.clone(), place, hash);
             rest.part += 1;
-            rest.request.keys.start = end as usize;
-            self.admit(op, asker);
+            rest.request.keys.start = place.1 as usize;
         }
         if keys.next().is_some()
             && let Some(client) = self.clients.get_mut(index as usize)
@@ -254,6 +245,36 @@ impl Core {
                 self.outbox.resumable.push(index);
             }
         }
+    }
+
+    /// Begins what a request (its slot, and which of its keys) asks of the key at this place in `raw`.
+    #[allow(clippy::too_many_arguments, reason = "they are what a key of a request is")]
+    fn begin_key(
+        &mut self,
+        index: u32,
+        request: &Request,
+        kind: Kind,
+        (slot, part): (u64, u32),
+        raw: Bytes,
+        place: (u32, u32),
+        hash: u32,
+    ) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if kind.reads() {
+            client.begin_read(slot);
+        }
+        let client = ClientKey { index, generation: client.generation };
+        let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
+        let pair = self.topology.pair_of(&raw[place.0 as usize..place.1 as usize]);
+        let op = Op {
+            data: (request.data.start as u32, request.data.end as u32),
+            flags: request.flags,
+            exptime: request.exptime,
+            cas: request.cas,
+            delta: request.delta,
+            ..Op::new(Origin::Client(asker), kind, pair, hash, raw, place)
+        };
+        self.admit(op, asker);
     }
 
     /// Goes on with a get of very many keys.

@@ -220,9 +220,16 @@ fn write_out(
     mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
 ) -> Poll<io::Result<()>> {
     while !out.is_empty() {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = out.slices(&mut slices);
-        match write(&slices[..count]) {
+        let written = match out.one_piece() {
+            // The rule; for it alone the array would cost more than all else here.
+            Some(piece) => write(&[IoSlice::new(piece)]),
+            None => {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let count = out.slices(&mut slices);
+                write(&slices[..count])
+            }
+        };
+        match written {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(written)) => out.advance(written),
