@@ -11,6 +11,7 @@ use crate::ids::{Incarnation, NodeId, PairId};
 use crate::rules::{Rule, holds};
 
 use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
+use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 
 /// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
@@ -94,12 +95,13 @@ pub struct NodeControl {
     dialer: Arc<dyn Dial>,
     timeout: Duration,
     pipe: Mutex<Option<Pipe>>,
+    pub(super) witnesses: Witnesses,
 }
 
 impl NodeControl {
     /// `timeout` bounds every command, connecting included.
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
-        NodeControl { node, dialer, timeout, pipe: Mutex::new(None) }
+        NodeControl { node, dialer, timeout, pipe: Mutex::new(None), witnesses: Witnesses::default() }
     }
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first thing a node under pressure evicts.
@@ -243,6 +245,26 @@ impl NodeControl {
         self.write_marked(incarnation, &marker::pair_key(pair), &record.to_string()).await
     }
 
+    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, each where no later one stands. Does not
+    /// tell which of them the node refused.
+    pub async fn record_all(&self, incarnation: Incarnation, records: &[(PairId, Record)]) -> Result<(), MarkError> {
+        let of_pairs: Vec<_> =
+            records.iter().map(|(pair, record)| (marker::pair_key(*pair), record.to_string())).collect();
+        let mut keys = vec![marker::INCARNATION_KEY];
+        keys.extend(of_pairs.iter().map(|(key, _)| key.as_str()));
+        self.with_pipe(async |pipe, deadline| {
+            let found = read(pipe, deadline, &keys).await?;
+            if let Err(error) = check_memory(&found[0], incarnation) {
+                return Ok(Err(error));
+            }
+            let there = records.iter().zip(&of_pairs).zip(&found[1..]);
+            let due = there.filter(|(((_, new), _), found)| later(found, new).is_none());
+            let writes = due.map(|((_, (key, value)), found)| (&**key, &**value, found.as_ref().map(|(_, cas)| *cas)));
+            write(pipe, deadline, writes).await
+        })
+        .await?
+    }
+
     /// Writes the ring marker on the memory that is `incarnation`, and on no other.
     pub async fn ring(&self, incarnation: Incarnation, mark: RingMark) -> Result<(), MarkError> {
         self.write_marked(incarnation, marker::RING_KEY, &mark.to_string()).await
@@ -267,16 +289,11 @@ impl NodeControl {
     async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {
         self.with_pipe(async |pipe, deadline| {
             let found = read(pipe, deadline, &[marker::INCARNATION_KEY, key]).await?;
-            match found[0].as_ref().map(|(v, _)| marker::parse_incarnation(v)) {
-                None => return Ok(Err(MarkError::MemoryGone)),
-                Some(i) if i != Some(incarnation) => return Ok(Err(MarkError::OtherMemory)),
-                Some(_) => {}
+            if let Err(error) = check_memory(&found[0], incarnation) {
+                return Ok(Err(error));
             }
-            // Writes of two records of one pair may overtake each other on their way here, and a node that was away may carry one that
-            // is not known: the newer one stays, and whoever wrote is told.
-            if let (Some(old), Some(new)) =
-                (found[1].as_ref().and_then(|(old, _)| Record::parse(old)), Record::parse(value.as_bytes()))
-                && old.outlives(&new)
+            if let Some(new) = Record::parse(value.as_bytes())
+                && let Some(old) = later(&found[1], &new)
             {
                 return Ok(if holds(Rule::UniqueEpochs) { Err(MarkError::Newer(old)) } else { Ok(()) });
             }
@@ -367,6 +384,21 @@ impl NodeControl {
 }
 
 type Found = Option<(Bytes, u64)>;
+
+/// Whether the incarnation marker that was read is the one of the memory that is written to.
+fn check_memory(found: &Found, incarnation: Incarnation) -> Result<(), MarkError> {
+    match found.as_ref().map(|(value, _)| marker::parse_incarnation(value)) {
+        None => Err(MarkError::MemoryGone),
+        Some(there) if there != Some(incarnation) => Err(MarkError::OtherMemory),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The record that was read, if it is a later one. Writes of two records of one pair may overtake each other on their way here, and a node
+/// that was away may carry one that is not known: the newer one stays, and whoever waits for the write is told.
+fn later(found: &Found, new: &Record) -> Option<Record> {
+    found.as_ref().and_then(|(old, _)| Record::parse(old)).filter(|old| old.outlives(new))
+}
 
 /// Reads items with their cas ids.
 async fn read(pipe: &mut Pipe, deadline: Instant, keys: &[&str]) -> Result<Vec<Found>, NodeError> {

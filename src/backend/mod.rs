@@ -7,6 +7,7 @@ mod drain;
 mod frame;
 pub mod marker;
 mod pipe;
+mod witness;
 
 pub use batch::{Batch, Effect};
 pub use control::{MarkError, NodeControl, NodeView, Probe};

@@ -451,10 +451,8 @@ impl Cluster {
         let internal = self.internal.clone();
         tokio::spawn(async move {
             let writes = nodes.iter().map(async |(incarnation, control)| {
-                for &(pair, record) in &records {
-                    // A node that fails now is noticed by its own probe.
-                    let _ = control.record(*incarnation, pair, record).await;
-                }
+                // A node that fails now is noticed by its own probe.
+                let _ = control.record_all(*incarnation, &records).await;
             });
             futures::future::join_all(writes).await;
             let _ = internal.send(Internal::NobodyRecorded);

@@ -100,7 +100,10 @@ pub enum SpecProblem {
     /// Longer than any host name.
     #[error("a host name has at most {HOST_LEN_MAX} bytes")]
     LongHost,
-    /// Blanks, control characters, commas, slashes and the like.
+    /// A comma: lists are written so elsewhere.
+    #[error("one server for each flag; repeat the flag for the next")]
+    Several,
+    /// Blanks, control characters, slashes and the like.
     #[error("{0:?} cannot stand in a host name")]
     HostCharacter(char),
     /// An opening bracket without the closing one, or text behind it.
@@ -122,6 +125,9 @@ pub enum SpecProblem {
 
 /// The address and the text of the weight.
 fn split(input: &str) -> Result<(NodeAddr, Option<&str>), SpecProblem> {
+    if input.contains(',') {
+        return Err(SpecProblem::Several);
+    }
     let (host, rest) = match input.strip_prefix('[') {
         Some(bracketed) => {
             let (host, rest) = bracketed.split_once(']').ok_or(SpecProblem::Bracket)?;
@@ -228,7 +234,8 @@ mod tests {
             ("[::1]7", "server \"[::1]7\": expected [address]:port"),
             ("[a]:7", "server \"[a]:7\": \"a\" is not an IPv6 address"),
             ("a b:7", "server \"a b:7\": ' ' cannot stand in a host name"),
-            ("a,b", "server \"a,b\": ',' cannot stand in a host name"),
+            ("a,b", "server \"a,b\": one server for each flag; repeat the flag for the next"),
+            ("a:1,b:2", "server \"a:1,b:2\": one server for each flag; repeat the flag for the next"),
             ("/tmp/s.sock", "server \"/tmp/s.sock\": '/' cannot stand in a host name"),
             ("a\nb", "server \"a\\nb\": '\\n' cannot stand in a host name"),
         ] {
