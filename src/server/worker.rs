@@ -108,6 +108,8 @@ pub(crate) struct Shell {
     block: BytesMut,
     started: Instant,
     flusher: Option<Waker>,
+    /// Woken when there is something to be late again.
+    ticker: Option<Waker>,
     /// Reads that brought something.
     reads: u32,
     /// Sockets that took no more.
@@ -143,8 +145,14 @@ impl Shell {
         self.core.now_us = self.started.elapsed().as_micros() as u64;
     }
 
-    /// The flusher runs once after everybody who is ready now.
+    /// Called wherever the core has worked. The flusher runs once after everybody who is ready now.
     fn wake_flusher(&mut self) {
+        if self.ticker.is_some()
+            && !self.core.is_quiet()
+            && let Some(waker) = self.ticker.take()
+        {
+            waker.wake();
+        }
         let out = &self.core.outbox;
         if out.events.is_empty()
             && out.peers.is_empty()
@@ -178,6 +186,7 @@ pub(crate) async fn run(
         block: BytesMut::new(),
         started: Instant::now(),
         flusher: None,
+        ticker: None,
         reads: 0,
         blocked_clients: Vec::new(),
         blocked_conns: Vec::new(),
@@ -193,7 +202,10 @@ pub(crate) async fn run(
     tokio::task::spawn_local(worker.clone().flush_forever());
     tokio::task::spawn_local(worker.clone().take_commands(setup.commands));
     tokio::task::spawn_local(worker.clone().take_messages(setup.inbox));
-    tokio::task::spawn_local(worker.clone().tick_forever(setup.tick, setup.idle_timeout));
+    tokio::task::spawn_local(worker.clone().tick_forever(setup.tick));
+    if let Some(timeout) = setup.idle_timeout {
+        tokio::task::spawn_local(worker.clone().close_silent_forever(timeout));
+    }
     for listener in listeners {
         tokio::task::spawn_local(worker.clone().accept_forever(listener, shutdown.clone()));
     }
@@ -423,17 +435,36 @@ impl Worker {
         }
     }
 
-    async fn tick_forever(self, tick: Duration, idle_timeout: Option<Duration>) {
-        let mut ticks = tokio::time::interval(tick);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Looks for what is late, as long as anything can be.
+    async fn tick_forever(self, tick: Duration) {
         loop {
-            ticks.tick().await;
+            tokio::time::sleep(tick).await;
+            {
+                let shell = &mut *self.shell.borrow_mut();
+                shell.turn();
+                shell.core.tick();
+                shell.wake_flusher();
+            }
+            poll_fn(|cx| {
+                let shell = &mut *self.shell.borrow_mut();
+                if !shell.core.is_quiet() {
+                    return Poll::Ready(());
+                }
+                shell.ticker = Some(cx.waker().clone());
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+
+    async fn close_silent_forever(self, timeout: Duration) {
+        // Every client is looked at: often enough for nobody to notice, seldom enough to cost nothing.
+        let pause = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        loop {
+            tokio::time::sleep(pause).await;
             let shell = &mut *self.shell.borrow_mut();
             shell.turn();
-            shell.core.tick();
-            if let Some(timeout) = idle_timeout {
-                shell.core.close_silent(timeout.as_micros() as u64);
-            }
+            shell.core.close_silent(timeout.as_micros() as u64);
             shell.wake_flusher();
         }
     }

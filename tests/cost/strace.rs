@@ -74,7 +74,7 @@ impl Strace {
             Some((name.to_string(), words.get(3)?.parse().ok()?))
         };
         let calls: BTreeMap<String, u64> = text.lines().filter_map(row).collect();
-        assert!(!calls.is_empty(), "strace's table was not understood: {text}");
+        assert!(!calls.is_empty() || text.trim().is_empty(), "strace's table was not understood: {text}");
         calls
     }
 }
@@ -128,4 +128,30 @@ fn system_calls_of_the_proxy() {
         broken.is_empty(),
         "a request takes over {MARGIN} times the system calls that `CEILINGS` in tests/cost/strace.rs say (moving bytes, all): {broken:#?}"
     );
+}
+
+/// All calls of the proxy in a second in which nobody asks for anything and no probe is due.
+const CALLS_IN_PEACE: u64 = 10;
+
+#[test]
+fn a_proxy_that_has_nothing_to_do_sleeps() {
+    let _alone = alone();
+    let args = ["--threads", "2", "--probe-interval", "60s"];
+    let cluster = Cluster::start(&Shape::new(2, 2).proxy(&args));
+    let mut clients = Clients::connect(&cluster.proxy.addr(), &SET);
+    clients.run(200);
+    let mut seen = BTreeMap::new();
+    for _ in 0..ATTEMPTS {
+        let strace = match Strace::attach(cluster.proxy.pid()) {
+            Ok(strace) => strace,
+            Err(why) => return skipped("system calls in peace", &why),
+        };
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        seen = strace.detach();
+        if seen.values().sum::<u64>() <= CALLS_IN_PEACE {
+            println!("system calls in a second of peace: {seen:?}");
+            return;
+        }
+    }
+    panic!("over {CALLS_IN_PEACE} system calls in a second without work: {seen:?}");
 }

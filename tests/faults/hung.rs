@@ -57,6 +57,31 @@ fn g4_a_node_that_hangs_while_nobody_asks_is_noticed_by_probes() {
     assert_eq!(cluster.proxy.stat("server_errors"), 0);
 }
 
+/// A worker that has nothing to be late looks at no clock; the first request wakes it, also one that waited behind a command without a key.
+#[test]
+fn g4_a_node_that_hangs_is_noticed_by_the_first_request_after_a_rest() {
+    for (behind_stats, finished) in [(false, false), (true, false), (true, true)] {
+        let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--timeout", "250ms", "--probe-interval", "60s"]));
+        let mut client = cluster.client();
+        assert_eq!(client.set("k", b"x"), Ok(Stored::Stored));
+        std::thread::sleep(Duration::from_millis(300));
+        cluster.primaries[0].pause();
+        client.set_deadline(Duration::from_secs(20));
+        let item = if behind_stats {
+            client.send(b"stats\r\nget k\r\n").expect("sent");
+            if finished {
+                client.finish_sending();
+            }
+            client.lines_to_end().expect("stats");
+            client.values().map(|items| items.into_iter().next())
+        } else {
+            client.get("k")
+        };
+        assert!(item.is_ok_and(|item| item.is_some()), "behind stats: {behind_stats}, finished: {finished}");
+        cluster.primaries[0].resume();
+    }
+}
+
 /// Seconds of the day of a log line, by its time stamp.
 fn seconds(line: &str) -> f64 {
     let time = line.split('T').nth(1).and_then(|rest| rest.split('Z').next()).expect("a time stamp");

@@ -20,6 +20,7 @@ impl Core {
         } else {
             self.ready(node, lane);
         }
+        self.publish_gauges();
     }
 
     /// Nothing is sent on the connection until the marker shows whose memory it leads to.
@@ -93,6 +94,12 @@ impl Core {
 
     /// A dial failed, or the node closed or reset the connection.
     pub fn conn_down(&mut self, node: NodeId, lane: usize, reason: Reason) {
+        self.give_up_conn(node, lane, reason);
+        // There may be no tick for long.
+        self.publish_gauges();
+    }
+
+    fn give_up_conn(&mut self, node: NodeId, lane: usize, reason: Reason) {
         let conn = &mut self.links[node.index()].conns[lane];
         let was = conn.state;
         conn.state = LinkState::Idle;
@@ -172,7 +179,13 @@ impl Core {
         }
     }
 
-    /// Looks for answers that are late and for operations parked too long. Called every few milliseconds.
+    /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::tick`] has nothing to do.
+    pub fn is_quiet(&self) -> bool {
+        let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
+        self.ops.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
+    }
+
+    /// Looks for answers that are late and for operations parked too long. Called every few milliseconds, unless [`Core::is_quiet`].
     pub fn tick(&mut self) {
         self.publish_gauges();
         for index in 0..self.links.len() {

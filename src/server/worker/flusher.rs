@@ -156,6 +156,8 @@ impl Worker {
             }
         }
         (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
+        // Requests that had to wait may have begun, of a client that is not read any more, so that no reader says so.
+        shell.wake_flusher();
         Poll::Ready(())
     }
 
