@@ -424,6 +424,29 @@ fn version_verbosity_stats_and_quit() {
     assert_eq!(client.at_end(), Ok(true), "quit closes without a word");
 }
 
+/// A worker that rests is woken by whatever is said, and nothing but that wakes it here.
+#[test]
+fn a_client_that_says_all_at_once_and_quits_is_served_by_a_proxy_at_rest() {
+    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1", "--probe-interval", "60s"]));
+    let long = [b"set ".as_slice(), &[b'x'; 5000]].concat();
+    let sessions: [(&[u8], &[u8]); 4] = [
+        (b"quit\r\n", b""),
+        (b"set a 0 0 1\r\nx\r\nquit\r\n", b"STORED\r\n"),
+        (b"get a\r\nquit\r\n", b"VALUE a 0 1\r\nx\r\nEND\r\n"),
+        (&long, b""),
+    ];
+    for (said, answer) in sessions {
+        let mut client = cluster.client();
+        std::thread::sleep(Duration::from_millis(300));
+        client.send(said).expect("send");
+        let text = String::from_utf8_lossy(&said[..said.len().min(30)]).into_owned();
+        if !answer.is_empty() {
+            assert_eq!(client.exactly(answer.len()), Ok(answer.to_vec()), "{text}");
+        }
+        assert_eq!(client.at_end(), Ok(true), "{text}");
+    }
+}
+
 #[test]
 fn a_client_that_leaves_in_the_middle_of_a_set_stores_nothing() {
     let cluster = Cluster::start(&Shape::new(1, 1));

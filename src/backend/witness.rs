@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Incarnation, PairId};
 
-use super::NodeControl;
 use super::marker::Record;
+use super::{MarkError, NodeControl};
 
 /// Records written together. The node answers all of them under one deadline.
 const AT_ONCE: usize = 128;
+
+/// A connection may have been closed since it was last used.
+const TRIES: usize = 2;
 
 /// What is to be written on one node.
 #[derive(Debug, Default)]
@@ -33,8 +36,8 @@ impl Witnesses {
     fn put(&self, incarnation: Incarnation, records: impl IntoIterator<Item = (PairId, Record)>) -> bool {
         let waiting = &mut *self.lock();
         for (pair, record) in records {
-            // Tasks may come here in another order than they began.
-            if !waiting.records.get(&pair).is_some_and(|(on, old)| *on == incarnation && old.outlives(&record)) {
+            // Tasks may come here in another order than they began, also for a memory that is gone by now.
+            if !waiting.records.get(&pair).is_some_and(|(_, old)| old.outlives(&record)) {
                 waiting.records.insert(pair, (incarnation, record));
             }
         }
@@ -67,9 +70,21 @@ impl NodeControl {
         let control = self.clone();
         tokio::spawn(async move {
             while let Some((incarnation, records)) = control.witnesses.take() {
-                let _ = control.record_all(incarnation, &records).await;
+                control.record_where_possible(incarnation, &records).await;
             }
         });
+    }
+
+    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, as far as the node takes them.
+    pub async fn record_where_possible(&self, incarnation: Incarnation, records: &[(PairId, Record)]) {
+        for lot in records.chunks(AT_ONCE) {
+            for _ in 0..TRIES {
+                match self.record_all(incarnation, lot).await {
+                    Err(MarkError::Node(_)) => {}
+                    _ => break,
+                }
+            }
+        }
     }
 }
 
@@ -92,12 +107,12 @@ mod tests {
         let witnesses = Witnesses::default();
         assert!(witnesses.put(Incarnation(1), [(PairId(0), record(5)), (PairId(1), record(1))]), "nobody writes yet");
         assert!(!witnesses.put(Incarnation(1), [(PairId(0), record(4)), (PairId(1), record(2))]), "somebody does");
-        // A node that came back with another memory in the meantime: whatever its records were, these are newer.
-        witnesses.put(Incarnation(2), [(PairId(2), record(1))]);
-        witnesses.put(Incarnation(2), [(PairId(1), record(1))]);
+        // The node came back with another memory; then comes one who does not know that yet.
+        witnesses.put(Incarnation(2), [(PairId(1), record(3)), (PairId(2), record(1))]);
+        witnesses.put(Incarnation(1), [(PairId(1), record(2))]);
         assert_eq!(pairs(witnesses.take()), Some((1, vec![(0, 5)])));
         witnesses.put(Incarnation(2), [(PairId(3), record(1))]);
-        assert_eq!(pairs(witnesses.take()), Some((2, vec![(1, 1), (2, 1), (3, 1)])));
+        assert_eq!(pairs(witnesses.take()), Some((2, vec![(1, 3), (2, 1), (3, 1)])));
         assert_eq!(pairs(witnesses.take()), None);
         assert!(witnesses.put(Incarnation(2), [(PairId(0), record(6))]), "nobody writes any longer");
     }

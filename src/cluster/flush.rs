@@ -452,7 +452,7 @@ impl Cluster {
         tokio::spawn(async move {
             let writes = nodes.iter().map(async |(incarnation, control)| {
                 // A node that fails now is noticed by its own probe.
-                let _ = control.record_all(*incarnation, &records).await;
+                control.record_where_possible(*incarnation, &records).await;
             });
             futures::future::join_all(writes).await;
             let _ = internal.send(Internal::NobodyRecorded);

@@ -298,6 +298,8 @@ impl Worker {
             };
             let Some(io) = shell.clients[index as usize].as_mut() else { return Poll::Ready(()) };
             if client.closing {
+                // It said `quit` in what was just read: the answers before that, and the end, are the flusher's.
+                shell.wake_flusher();
                 return Poll::Ready(());
             }
             if client.stalled {
