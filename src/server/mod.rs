@@ -26,7 +26,7 @@ use worker::{Work, WorkerSetup};
 
 /// Sockets with news that a worker's turn takes up at most. With many more clients its nodes have enough to share a write all the same, and
 /// what the reading of a request brought into the processor's caches is still there when its answer is written.
-const EVENTS_PER_TURN: usize = 128;
+const EVENTS_PER_TURN: usize = 256;
 
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks.
 ///

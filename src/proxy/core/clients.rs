@@ -110,7 +110,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(index as usize) {
             if client.finished && !client.stalled {
                 self.close_client(index);
-            } else if client.partial.len() < SMALL_PARTIAL {
+            } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
                 // The beginning of a request must not keep the whole shared read block alive.
                 client.partial = BytesMut::from(&client.partial[..]);
             }
@@ -209,7 +209,8 @@ impl Core {
         if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
             return false;
         }
-        let raw = chunk.split_to(len).freeze();
+        // All of it is the rule without pipelining; then nobody shares it.
+        let raw = if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze();
         if keys == 1 {
             let slot = client.open_slot(1, None, request.noreply, len);
             let (place, hash) = last;
