@@ -74,7 +74,7 @@ struct Args {
     #[arg(long, default_value_t = 3)]
     fault_rounds: usize,
     /// How long each system is driven for each cell of each round.
-    #[arg(long, default_value = "700ms", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "600ms", value_parser = humantime::parse_duration)]
     time: Duration,
     /// Worker threads of every system but twemproxy, which has one.
     #[arg(long, default_value_t = 1)]
