@@ -145,8 +145,8 @@ impl Shell {
         self.core.now_us = self.started.elapsed().as_micros() as u64;
     }
 
-    /// Called wherever the core has worked. The flusher runs once after everybody who is ready now.
-    fn wake_flusher(&mut self) {
+    /// The flusher runs once after everybody who is ready now.
+    fn wake(&mut self) {
         if self.ticker.is_some()
             && !self.core.is_quiet()
             && let Some(waker) = self.ticker.take()
@@ -244,7 +244,40 @@ impl Listener {
     }
 }
 
+/// What comes of reading from a socket.
+enum Reading {
+    /// There is more; others have their turn first.
+    GoesOn,
+    /// Until the socket, or whoever stalled it, wakes the reader.
+    Waits,
+    /// Nobody reads there any more.
+    Over,
+}
+
+impl Reading {
+    fn poll(self, cx: &Context<'_>) -> Poll<()> {
+        match self {
+            Reading::GoesOn => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Reading::Waits => Poll::Pending,
+            Reading::Over => Poll::Ready(()),
+        }
+    }
+}
+
 impl Worker {
+    /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
+    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken.
+    fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn();
+        let result = work(shell);
+        shell.wake();
+        result
+    }
+
     async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {
@@ -271,169 +304,61 @@ impl Worker {
             tokio::task::spawn_local(refuse(stream));
             return;
         }
-        let mut shell = self.shell.borrow_mut();
-        shell.turn();
-        let key = shell.core.client_connected();
-        let at = key.index as usize;
-        if shell.clients.len() <= at {
-            shell.clients.resize_with(at + 1, || None);
-        }
-        shell.clients[at] = Some(ClientIo { stream, reader: None });
-        shell.stats.connected();
-        drop(shell);
+        let key = self.work(|shell| {
+            let key = shell.core.client_connected();
+            let at = key.index as usize;
+            if shell.clients.len() <= at {
+                shell.clients.resize_with(at + 1, || None);
+            }
+            shell.clients[at] = Some(ClientIo { stream, reader: None });
+            shell.stats.connected();
+            key
+        });
         tokio::task::spawn_local(self.clone().read_client(key.index, key.generation));
     }
 
     async fn read_client(self, index: u32, generation: u32) {
-        poll_fn(|cx| self.poll_client(index, generation, cx)).await;
-    }
-
-    fn poll_client(&self, index: u32, generation: u32, cx: &mut Context<'_>) -> Poll<()> {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        for _ in 0..READS_PER_TURN {
-            // A successor may sit in this client's place already.
-            let Some(client) = shell.core.client(index).filter(|c| c.generation == generation) else {
-                return Poll::Ready(());
-            };
-            let Some(io) = shell.clients[index as usize].as_mut() else { return Poll::Ready(()) };
-            if client.closing {
-                // It said `quit` in what was just read: the answers before that, and the end, are the flusher's.
-                shell.wake_flusher();
-                return Poll::Ready(());
-            }
-            if client.stalled {
-                io.reader = Some(cx.waker().clone());
-                shell.wake_flusher();
-                return Poll::Pending;
-            }
-            let own = !client.partial.is_empty();
-            let buffer = if own {
-                let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
-                client.partial.reserve(missing);
-                &mut client.partial
-            } else {
-                if shell.block.capacity() - shell.block.len() < READ_BLOCK / 4 {
-                    shell.block.reserve(READ_BLOCK);
-                }
-                &mut shell.block
-            };
-            match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
-                Poll::Pending => {
-                    shell.wake_flusher();
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    shell.reads = shell.reads.wrapping_add(1);
-                    shell.stats.took(n);
-                    if own {
-                        shell.core.client_more(index);
-                    } else {
-                        let chunk = shell.block.split();
-                        shell.core.client_input(index, chunk);
-                    }
-                }
-                Poll::Ready(_) => {
-                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
-                    shell.core.client_finished(index);
-                    shell.wake_flusher();
-                    return Poll::Ready(());
-                }
-            }
-        }
-        shell.wake_flusher();
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        poll_fn(|cx| self.work(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
     }
 
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
         let dialled = self.dialer.dial(node).await;
-        {
-            let shell = &mut *self.shell.borrow_mut();
-            shell.turn();
-            match dialled {
-                Ok(stream) => {
-                    shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false });
-                    shell.core.conn_up(node, lane);
-                }
-                Err(error) => {
-                    let reason = if error.kind() == io::ErrorKind::ConnectionRefused {
-                        Reason::Refused
-                    } else {
-                        Reason::Timeout
-                    };
-                    shell.core.conn_down(node, lane, reason);
-                }
+        let connected = self.work(|shell| match dialled {
+            Ok(stream) => {
+                shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false });
+                shell.core.conn_up(node, lane);
+                true
             }
-            shell.wake_flusher();
-            if shell.nodes[node.index()][lane].is_none() {
-                return;
+            Err(error) => {
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                shell.core.conn_down(node, lane, if refused { Reason::Refused } else { Reason::Timeout });
+                false
             }
+        });
+        if !connected {
+            return;
         }
         debug_assert_eq!(self.shell.borrow_mut().core.conn(node, lane).generation, generation);
-        poll_fn(|cx| self.poll_conn(node, lane, cx)).await;
-    }
-
-    fn poll_conn(&self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Poll<()> {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        for _ in 0..READS_PER_TURN {
-            let Some(io) = shell.nodes[node.index()][lane].as_mut() else { return Poll::Ready(()) };
-            let conn = shell.core.conn(node, lane);
-            if conn.input.is_empty() {
-                conn.input.clear();
-            }
-            let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
-            if conn.input.capacity() - conn.input.len() < missing {
-                conn.input.reserve(missing.max(READ_BLOCK));
-            }
-            match poll_read_buf(Pin::new(&mut io.stream), cx, &mut conn.input) {
-                Poll::Pending => {
-                    shell.wake_flusher();
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    shell.reads = shell.reads.wrapping_add(1);
-                    let sent = conn.flights.front().map(|sent| sent.at_us);
-                    if let Some(sent_us) = sent {
-                        shell.stats.felt.add(shell.core.now_us.saturating_sub(sent_us));
-                    }
-                    shell.core.node_input(node, lane);
-                }
-                Poll::Ready(_) => {
-                    shell.nodes[node.index()][lane] = None;
-                    shell.core.conn_down(node, lane, Reason::Reset);
-                    shell.wake_flusher();
-                    return Poll::Ready(());
-                }
-            }
-        }
-        shell.wake_flusher();
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        poll_fn(|cx| self.work(|shell| shell.read_conn(node, lane, cx)).poll(cx)).await;
     }
 
     async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
         while let Some(command) = commands.recv().await {
-            let shell = &mut *self.shell.borrow_mut();
-            shell.turn();
-            shell.core.command(command);
-            shell.wake_flusher();
+            self.work(|shell| shell.core.command(command));
         }
     }
 
     async fn take_messages(self, mut inbox: UnboundedReceiver<PeerMessage>) {
         let mut batch = Vec::new();
         while inbox.recv_many(&mut batch, 256).await > 0 {
-            let shell = &mut *self.shell.borrow_mut();
-            shell.turn();
-            let count = batch.len();
-            for message in batch.drain(..) {
-                shell.core.peer(message);
-            }
-            shell.count_work();
-            shell.work.transit.fetch_sub(count, Ordering::SeqCst);
-            shell.wake_flusher();
+            self.work(|shell| {
+                let count = batch.len();
+                for message in batch.drain(..) {
+                    shell.core.peer(message);
+                }
+                shell.count_work();
+                shell.work.transit.fetch_sub(count, Ordering::SeqCst);
+            });
         }
     }
 
@@ -441,12 +366,7 @@ impl Worker {
     async fn tick_forever(self, tick: Duration) {
         loop {
             tokio::time::sleep(tick).await;
-            {
-                let shell = &mut *self.shell.borrow_mut();
-                shell.turn();
-                shell.core.tick();
-                shell.wake_flusher();
-            }
+            self.work(|shell| shell.core.tick());
             poll_fn(|cx| {
                 let shell = &mut *self.shell.borrow_mut();
                 if !shell.core.is_quiet() {
@@ -464,25 +384,19 @@ impl Worker {
         let pause = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
         loop {
             tokio::time::sleep(pause).await;
-            let shell = &mut *self.shell.borrow_mut();
-            shell.turn();
-            shell.core.close_silent(timeout.as_micros() as u64);
-            shell.wake_flusher();
+            self.work(|shell| shell.core.close_silent(timeout.as_micros() as u64));
         }
     }
 
     /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
     /// stays for the keys it owns. Returns whether all was finished.
     async fn drain(&self, grace: Duration) -> bool {
-        {
-            let shell = &mut *self.shell.borrow_mut();
-            shell.turn();
+        self.work(|shell| {
             shell.draining = true;
             for index in shell.core.client_indexes() {
                 shell.last_call(index);
             }
-            shell.wake_flusher();
-        }
+        });
         let deadline = Instant::now() + grace;
         loop {
             let done = {
@@ -499,6 +413,84 @@ impl Worker {
 }
 
 impl Shell {
+    fn read_client(&mut self, index: u32, generation: u32, cx: &mut Context<'_>) -> Reading {
+        for _ in 0..READS_PER_TURN {
+            // A successor may sit in this client's place already.
+            let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
+                return Reading::Over;
+            };
+            let Some(io) = self.clients[index as usize].as_mut() else { return Reading::Over };
+            if client.closing {
+                return Reading::Over;
+            }
+            if client.stalled {
+                io.reader = Some(cx.waker().clone());
+                return Reading::Waits;
+            }
+            let own = !client.partial.is_empty();
+            let buffer = if own {
+                let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
+                client.partial.reserve(missing);
+                &mut client.partial
+            } else {
+                if self.block.capacity() - self.block.len() < READ_BLOCK / 4 {
+                    self.block.reserve(READ_BLOCK);
+                }
+                &mut self.block
+            };
+            match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
+                Poll::Pending => return Reading::Waits,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.reads = self.reads.wrapping_add(1);
+                    self.stats.took(n);
+                    if own {
+                        self.core.client_more(index);
+                    } else {
+                        let chunk = self.block.split();
+                        self.core.client_input(index, chunk);
+                    }
+                }
+                Poll::Ready(_) => {
+                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
+                    self.core.client_finished(index);
+                    return Reading::Over;
+                }
+            }
+        }
+        Reading::GoesOn
+    }
+
+    fn read_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Reading {
+        for _ in 0..READS_PER_TURN {
+            let Some(io) = self.nodes[node.index()][lane].as_mut() else { return Reading::Over };
+            let conn = self.core.conn(node, lane);
+            if conn.input.is_empty() {
+                conn.input.clear();
+            }
+            let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
+            if conn.input.capacity() - conn.input.len() < missing {
+                conn.input.reserve(missing.max(READ_BLOCK));
+            }
+            match poll_read_buf(Pin::new(&mut io.stream), cx, &mut conn.input) {
+                Poll::Pending => return Reading::Waits,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.reads = self.reads.wrapping_add(1);
+                    let sent = conn.flights.front().map(|sent| sent.at_us);
+                    if let Some(sent_us) = sent {
+                        self.stats.felt.add(self.core.now_us.saturating_sub(sent_us));
+                    }
+                    self.core.node_input(node, lane);
+                }
+                Poll::Ready(_) => {
+                    self.nodes[node.index()][lane] = None;
+                    self.core.conn_down(node, lane, Reason::Reset);
+                    return Reading::Over;
+                }
+            }
+        }
+        Reading::GoesOn
+    }
+
     /// Takes what a client has sent already, and nothing that it sends from now on.
     fn last_call(&mut self, index: u32) {
         let mut cx = Context::from_waker(Waker::noop());

@@ -75,7 +75,11 @@ impl Worker {
                 tokio::task::yield_now().await;
                 looks.learn(self.shell.borrow().reads.wrapping_sub(before));
             }
-            poll_fn(|cx| self.flush_all(cx)).await;
+            poll_fn(|cx| {
+                self.work(|shell| self.flush_all(shell, cx));
+                Poll::Ready(())
+            })
+            .await;
         }
     }
 
@@ -94,18 +98,18 @@ impl Worker {
 
     /// Writes the answers that are ready, and hands on what concerns others. Returns how many clients were written to.
     fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        self.hand_on(shell);
-        let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
-        let count = clients.len();
-        for index in clients.drain(..) {
-            self.flush_client(shell, index, cx);
-        }
-        if shell.core.outbox.dirty_clients.is_empty() {
-            shell.core.outbox.dirty_clients = clients;
-        }
-        count
+        self.work(|shell| {
+            self.hand_on(shell);
+            let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
+            let count = clients.len();
+            for index in clients.drain(..) {
+                self.flush_client(shell, index, cx);
+            }
+            if shell.core.outbox.dirty_clients.is_empty() {
+                shell.core.outbox.dirty_clients = clients;
+            }
+            count
+        })
     }
 
     /// To the control plane, other workers, and nodes that are not connected.
@@ -124,9 +128,7 @@ impl Worker {
     }
 
     /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
-    fn flush_all(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
+    fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         // Two lists that change places, so that neither gives its memory back.
         let mut conns = std::mem::take(&mut shell.flushed_conns);
         let mut clients = std::mem::take(&mut shell.flushed_clients);
@@ -156,9 +158,6 @@ impl Worker {
             }
         }
         (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
-        // Requests that had to wait may have begun, of a client that is not read any more, so that no reader says so.
-        shell.wake_flusher();
-        Poll::Ready(())
     }
 
     fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
