@@ -11,10 +11,20 @@ fn owner_of_hash(hash: u32, workers: u16) -> u16 {
     ((hash >> 16) % u32::from(workers)) as u16
 }
 
-/// Where a key stands in the bytes that begin at `base`.
-fn place_of(key: &[u8], base: usize) -> (u32, u32) {
-    let start = (key.as_ptr() as usize - base) as u32;
-    (start, start + key.len() as u32)
+/// A key of a request.
+#[derive(Clone, Copy)]
+struct KeyAt {
+    /// Where it stands in the request's bytes.
+    place: (u32, u32),
+    hash: u32,
+}
+
+impl KeyAt {
+    /// `base`: where the request's bytes begin.
+    fn new(key: &[u8], base: usize) -> KeyAt {
+        let start = (key.as_ptr() as usize - base) as u32;
+        KeyAt { place: (start, start + key.len() as u32), hash: Topology::key_hash(key) }
+    }
 }
 
 impl Core {
@@ -196,14 +206,14 @@ impl Core {
         let client = &mut self.clients[index as usize];
         let write = kind.is_write();
         let base = chunk.as_ptr() as usize;
-        let (mut keys, mut last) = (0, ((0, 0), 0));
+        let (mut keys, mut last) = (0, None);
         for key in request.key_iter(chunk) {
-            let hash = Topology::key_hash(key);
-            if client.conflicts(hash, write) {
+            let key = KeyAt::new(key, base);
+            if client.conflicts(key.hash, write) {
                 return false;
             }
             keys += 1;
-            last = (place_of(key, base), hash);
+            last = Some(key);
         }
         // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
         if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
@@ -211,10 +221,11 @@ impl Core {
         }
         // All of it is the rule without pipelining; then nobody shares it.
         let raw = if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze();
-        if keys == 1 {
+        if keys == 1
+            && let Some(key) = last
+        {
             let slot = client.open_slot(1, None, request.noreply, len);
-            let (place, hash) = last;
-            self.begin_key(index, &request, kind, (slot, 0), raw, place, hash);
+            self.begin_key(index, &request, kind, (slot, 0), raw, key);
             return true;
         }
         let parts = self.spare_parts.pop().unwrap_or_default();
@@ -231,10 +242,10 @@ impl Core {
         let mut keys = rest.request.key_iter(&raw);
         for _ in 0..room {
             let Some(key) = keys.next() else { return };
-            let (place, hash) = (place_of(key, base), Topology::key_hash(key));
-            self.begin_key(index, &rest.request, kind, (rest.slot, rest.part), raw.clone(), place, hash);
+            let key = KeyAt::new(key, base);
+            self.begin_key(index, &rest.request, kind, (rest.slot, rest.part), raw.clone(), key);
             rest.part += 1;
-            rest.request.keys.start = place.1 as usize;
+            rest.request.keys.start = key.place.1 as usize;
         }
         if keys.next().is_some()
             && let Some(client) = self.clients.get_mut(index as usize)
@@ -248,8 +259,7 @@ impl Core {
         }
     }
 
-    /// Begins what a request (its slot, and which of its keys) asks of the key at this place in `raw`.
-    #[allow(clippy::too_many_arguments, reason = "they are what a key of a request is")]
+    /// Begins what a request (its slot, and which of its keys) asks of this key in `raw`.
     fn begin_key(
         &mut self,
         index: u32,
@@ -257,8 +267,7 @@ impl Core {
         kind: Kind,
         (slot, part): (u64, u32),
         raw: Bytes,
-        place: (u32, u32),
-        hash: u32,
+        KeyAt { place, hash }: KeyAt,
     ) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         if kind.reads() {
