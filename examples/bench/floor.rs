@@ -16,7 +16,7 @@ struct Connection {
     stream: TcpStream,
     /// The beginning of a request.
     partial: Vec<u8>,
-    /// What the socket did not take.
+    /// Answers that the socket has not taken.
     unsent: Vec<u8>,
 }
 
@@ -24,7 +24,6 @@ struct Floor {
     connections: Vec<Option<Connection>>,
     value: Vec<u8>,
     block: Vec<u8>,
-    answers: Vec<u8>,
 }
 
 /// Serves until it is killed.
@@ -32,7 +31,7 @@ pub(crate) fn run(port: &str) -> Result<(), Box<dyn Error>> {
     let mut poll = Poll::new()?;
     let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse()?)))?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    let mut floor = Floor { connections: Vec::new(), value: Vec::new(), block: vec![0; BLOCK], answers: Vec::new() };
+    let mut floor = Floor { connections: Vec::new(), value: Vec::new(), block: vec![0; BLOCK] };
     let mut events = Events::with_capacity(1024);
     loop {
         match poll.poll(&mut events, None) {
@@ -81,25 +80,16 @@ impl Floor {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            self.answers.clear();
-            if connection.partial.is_empty() {
-                let used = answer(&self.block[..read], &mut self.value, &mut self.answers)?;
-                connection.partial.extend_from_slice(&self.block[used..read]);
+            let Connection { partial, unsent, .. } = connection;
+            if partial.is_empty() {
+                let used = answer(&self.block[..read], &mut self.value, unsent)?;
+                partial.extend_from_slice(&self.block[used..read]);
             } else {
-                connection.partial.extend_from_slice(&self.block[..read]);
-                let used = answer(&connection.partial, &mut self.value, &mut self.answers)?;
-                connection.partial.drain(..used);
+                partial.extend_from_slice(&self.block[..read]);
+                let used = answer(partial, &mut self.value, unsent)?;
+                partial.drain(..used);
             }
-            if connection.unsent.is_empty() {
-                // The rule: nothing is copied once more.
-                std::mem::swap(&mut connection.unsent, &mut self.answers);
-                send(connection)?;
-                if connection.unsent.is_empty() {
-                    std::mem::swap(&mut connection.unsent, &mut self.answers);
-                }
-            } else {
-                connection.unsent.extend_from_slice(&self.answers);
-            }
+            send(connection)?;
             if read < BLOCK {
                 // The socket is empty; what comes next is told.
                 return Ok(());
@@ -118,11 +108,7 @@ fn send(connection: &mut Connection) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    if sent == connection.unsent.len() {
-        connection.unsent.clear();
-    } else {
-        connection.unsent.drain(..sent);
-    }
+    connection.unsent.drain(..sent);
     Ok(())
 }
 

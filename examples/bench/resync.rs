@@ -26,6 +26,13 @@ use foreground::Foreground;
 const POLL: Duration = Duration::from_millis(20);
 /// The same where clients are watched: asking disturbs them too, so it is done with and without a resync.
 const CALM_POLL: Duration = Duration::from_millis(100);
+/// What the foreground's latencies count for.
+const PARTS: u8 = 5;
+const NOTHING: u8 = 0;
+const WITHOUT: u8 = 1;
+const BARE_LISTING: u8 = 2;
+const LISTING: u8 = 3;
+const COPYING: u8 = 4;
 /// Nothing here takes longer.
 const TIMEOUT: Duration = Duration::from_secs(80);
 
@@ -351,20 +358,20 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
     {
         let mut stand = Stand::start(args, &flags, args.items, 100)?;
         for round in 0..args.rounds {
-            let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, 5)?;
+            let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, PARTS)?;
             thread::sleep(Duration::from_millis(300));
-            clients.part(1);
+            clients.part(WITHOUT);
             let begun = Instant::now();
             while begun.elapsed() < args.time {
                 stand.is_done()?;
                 thread::sleep(CALM_POLL);
             }
             // What of it no proxy can help: the server lists its keys for somebody who only takes them.
-            clients.part(4);
+            clients.part(BARE_LISTING);
             bare::list_all(stand.ports[0])?;
-            clients.part(0);
+            clients.part(NOTHING);
             stand.return_target()?;
-            clients.part(2);
+            clients.part(LISTING);
             let begun = Instant::now();
             // The list of keys is whole once all are counted.
             let listing = |stand: &Stand| Ok::<_, io::Error>(stand.number("items_total")? < f64::from(args.items));
@@ -373,34 +380,33 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
             }
             let (before, from) = (stand.number("items_copied")?, Instant::now());
             let listed = begun.elapsed();
-            clients.part(3);
+            clients.part(COPYING);
             let mut percent = Vec::new();
             while begun.elapsed() < args.time && !stand.is_done()? {
                 thread::sleep(CALM_POLL);
                 percent.push(stand.status("yield:percent")?.parse().unwrap_or(f64::NAN));
             }
-            clients.part(0);
+            clients.part(NOTHING);
             let copied = (stand.number("items_copied")? - before) / from.elapsed().as_secs_f64();
-            let mut seen = clients.end()?;
+            let seen = clients.end()?;
             stand.lose_target()?;
-            let bare = seen.remove(4).permille(990);
-            let copying = seen.remove(3);
-            let listing = seen[2].permille(990);
-            seen[2].merge(&copying);
-            let of = |part: usize, permille| seen[part].permille(permille);
+            let of = |part: u8, permille| seen[usize::from(part)].permille(permille);
+            let mut with = seen[usize::from(LISTING)].clone();
+            with.merge(&seen[usize::from(COPYING)]);
+            let (without, with) = ([500, 990].map(|p| of(WITHOUT, p)), [500, 990].map(|p| with.permille(p)));
             figures.add(
                 &format!("reads: {name}"),
                 &[
-                    ("p50 µs without", of(1, 500)),
-                    ("p99 µs without", of(1, 990)),
-                    ("p50 µs with", of(2, 500)),
-                    ("p99 µs with", of(2, 990)),
-                    ("p99 ratio", of(2, 990) / of(1, 990)),
-                    ("p99 µs while listing", listing),
+                    ("p50 µs without", without[0]),
+                    ("p99 µs without", without[1]),
+                    ("p50 µs with", with[0]),
+                    ("p99 µs with", with[1]),
+                    ("p99 ratio", with[1] / without[1]),
+                    ("p99 µs while listing", of(LISTING, 990)),
                     ("listing s", listed.as_secs_f64()),
-                    ("p99 µs while a bare client lists", bare),
-                    ("p99 µs while copying", copying.permille(990)),
-                    ("copying ratio", copying.permille(990) / of(1, 990)),
+                    ("p99 µs while a bare client lists", of(BARE_LISTING, 990)),
+                    ("p99 µs while copying", of(COPYING, 990)),
+                    ("copying ratio", of(COPYING, 990) / without[1]),
                     ("items/s copied meanwhile", copied),
                     ("of the time %", percent.iter().sum::<f64>() / percent.len() as f64),
                 ],

@@ -54,8 +54,7 @@ impl Foreground {
                     let now_in = usize::from(part.load(Relaxed));
                     stream.write_all(&request)?;
                     let mut length = 0;
-                    answer[0] = 0;
-                    while !answer[..length].ends_with(b"END\r\n") && !answer.starts_with(b"SERVER_ERROR") {
+                    while !answer[..length].ends_with(b"END\r\n") && !answer[..length].starts_with(b"SERVER_ERROR") {
                         let n = stream.read(&mut answer[length..])?;
                         if n == 0 {
                             return Err(io::ErrorKind::UnexpectedEof.into());
