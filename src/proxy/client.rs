@@ -8,6 +8,7 @@ use crate::protocol::request::Request;
 
 use super::op::Answer;
 use super::out::OutQueue;
+use super::room;
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
 pub(super) const MAX_PIPELINE: usize = 2048;
@@ -53,10 +54,10 @@ struct Many {
 }
 
 /// The keys of a get, in order.
-pub(super) type Parts = VecDeque<Part>;
+type Parts = VecDeque<Part>;
 
 #[derive(Debug)]
-pub(super) enum Part {
+enum Part {
     Waiting,
     Miss,
     Hit(Bytes),
@@ -83,7 +84,8 @@ struct PendingKey {
     write: bool,
 }
 
-/// A client connection.
+/// A client connection. Whatever a request needs is in `in_flight`, for clients are many: of one that waits its turn as little as possible
+/// is to be fetched into the processor's caches, and nothing is to be held by one that is idle.
 #[derive(Debug)]
 pub struct Client {
     /// The occupant count of this place in the worker's table.
@@ -94,8 +96,6 @@ pub struct Client {
     pub need: usize,
     /// Data of a refused item still to be thrown away.
     pub swallow: usize,
-    /// Answers to be written.
-    pub out: OutQueue,
     /// Nothing more is read from it; it is closed when `out` is empty and no slot is left.
     pub closing: bool,
     /// Nothing more will be read from it, but what was read is still to be begun.
@@ -108,20 +108,59 @@ pub struct Client {
     pub dirty: bool,
     /// When it last sent something, microseconds of the worker's clock.
     pub heard_us: u64,
-    /// Keys of the last get that wait until earlier ones are answered; nothing behind them begins.
-    pub(super) rest: Option<Rest>,
-    slots: VecDeque<Slot>,
     /// Number of the first slot.
     first: u64,
+    in_flight: Option<Box<InFlight>>,
+}
+
+/// What a client has asked for and was not answered, and answers that are not written yet.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    /// Answers to be written.
+    out: OutQueue,
+    slots: VecDeque<Slot>,
     keys: VecDeque<PendingKey>,
     writes: u32,
-    bytes: usize,
     /// Keys being read.
     reads: u32,
+    bytes: usize,
     /// Bytes of values that wait for earlier answers.
     held: usize,
-    /// The room of a get of several keys that is answered, for the next one.
-    pub(super) spent: Option<Parts>,
+    /// Keys of the last get that wait until earlier ones are answered; nothing behind them begins.
+    rest: Option<Rest>,
+}
+
+/// Room that clients gave back, for the next ones: the last one first, which the processor's caches still hold.
+#[derive(Debug, Default)]
+pub(super) struct Spare {
+    #[expect(clippy::vec_box, reason = "the boxes go to the clients and come back")]
+    in_flight: Vec<Box<InFlight>>,
+    /// Of gets of several keys.
+    parts: Vec<Parts>,
+}
+
+/// Answered gets of several keys whose room is kept: at most some 10 KiB each.
+const SPARE_PARTS: usize = 64;
+
+/// Clients' room that is kept: some 100 KiB each at most, 1 KiB by the rule.
+const SPARE_IN_FLIGHT: usize = 256;
+
+/// A longer pipeline's room is not kept.
+const SPARE_SLOTS: usize = 512;
+
+impl Spare {
+    fn give(&mut self, over: Box<InFlight>) {
+        debug_assert!(over.keys.is_empty() && over.writes == 0 && over.reads == 0 && over.bytes == 0 && over.held == 0);
+        if self.in_flight.len() < SPARE_IN_FLIGHT && over.slots.capacity() <= SPARE_SLOTS {
+            self.in_flight.push(over);
+        }
+    }
+
+    fn give_parts(&mut self, parts: Parts) {
+        if self.parts.len() < SPARE_PARTS {
+            self.parts.push(parts);
+        }
+    }
 }
 
 impl Client {
@@ -132,100 +171,137 @@ impl Client {
             partial: BytesMut::new(),
             need: 0,
             swallow: 0,
-            out: OutQueue::default(),
             closing: false,
             finished: false,
             stalled: false,
             exclusive: false,
             dirty: false,
             heard_us: now_us,
-            slots: VecDeque::new(),
             first: 0,
-            keys: VecDeque::new(),
-            rest: None,
-            writes: 0,
-            bytes: 0,
-            reads: 0,
-            held: 0,
-            spent: None,
+            in_flight: None,
         }
+    }
+
+    /// Room for the next read: its own, behind the beginning of a request, or else `block`, which serves all clients of a worker in turn,
+    /// so that idle ones hold none. `true`: its own.
+    pub fn room<'a>(&'a mut self, block: &'a mut BytesMut) -> (&'a mut BytesMut, bool) {
+        if self.partial.is_empty() {
+            room::make(block, 0);
+            return (block, false);
+        }
+        // No more than it takes, for there may be many such clients.
+        self.partial.reserve(room::missing(&self.partial, self.need));
+        (&mut self.partial, true)
     }
 
     /// Whether another request may begin.
     pub(super) fn has_room(&self) -> bool {
-        self.slots.len() < MAX_PIPELINE
-            && self.out.len() + self.held < MAX_UNSENT
-            && self.bytes < MAX_IN_FLIGHT_BYTES
-            && self.reads < MAX_READS
-            && !self.exclusive
-            && self.rest.is_none()
+        !self.exclusive && self.in_flight.as_ref().is_none_or(|f| f.has_room())
     }
 
     /// How many more keys may be read now.
     pub(super) fn read_room(&self) -> u32 {
-        if self.out.len() + self.held < MAX_UNSENT { MAX_READS.saturating_sub(self.reads) } else { 0 }
+        self.in_flight.as_ref().map_or(MAX_READS, |f| f.read_room())
     }
 
     /// Whether waiting input may go on after an answer.
     pub fn may_resume(&self) -> bool {
         // By the half, so that a long get goes on in strides and not key by key.
-        if self.rest.is_some() { self.read_room() >= MAX_READS / 2 } else { self.has_room() }
+        if self.has_rest() { self.read_room() >= MAX_READS / 2 } else { self.has_room() }
     }
 
     /// Whether every request is answered.
     pub fn is_idle(&self) -> bool {
-        self.slots.is_empty()
+        self.in_flight.as_ref().is_none_or(|f| f.slots.is_empty())
     }
 
-    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number. `parts`: room for the answers of
-    /// several keys.
-    pub(super) fn open_slot(&mut self, keys: u32, parts: Option<Parts>, noreply: bool, bytes: usize) -> u64 {
-        let number = self.first + self.slots.len() as u64;
-        let many = |parts| Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() });
-        let reply = parts.map_or(Reply::None, many);
-        self.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
-        self.bytes += bytes;
+    /// Answers to be written.
+    pub fn unsent(&mut self) -> Option<&mut OutQueue> {
+        self.in_flight.as_mut().map(|f| &mut f.out)
+    }
+
+    /// Gives back what it needs no more once all is answered and written.
+    pub(super) fn settle(&mut self, spare: &mut Spare) {
+        if self.in_flight.as_ref().is_some_and(|f| f.is_over())
+            && let Some(over) = self.in_flight.take()
+        {
+            spare.give(over);
+        }
+    }
+
+    /// Keys of the last get wait until earlier ones are answered.
+    pub(super) fn has_rest(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| f.rest.is_some())
+    }
+
+    /// See [`Client::has_rest`].
+    pub(super) fn put_rest(&mut self, rest: Rest) {
+        self.in_flight.get_or_insert_default().rest = Some(rest);
+    }
+
+    /// See [`Client::has_rest`].
+    pub(super) fn take_rest(&mut self) -> Option<Rest> {
+        self.in_flight.as_mut()?.rest.take()
+    }
+
+    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number. `shared`: the answers of several keys
+    /// are one.
+    pub(super) fn open_slot(&mut self, keys: u32, shared: bool, noreply: bool, bytes: usize, spare: &mut Spare) -> u64 {
+        let reply = if shared {
+            let parts = spare.parts.pop().unwrap_or_default();
+            Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() })
+        } else {
+            Reply::None
+        };
+        let f = self.in_flight.get_or_insert_with(|| spare.in_flight.pop().unwrap_or_default());
+        let number = self.first + f.slots.len() as u64;
+        f.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
+        f.bytes += bytes;
         number
     }
 
     /// A key of a get is begun.
     pub(super) fn begin_read(&mut self, slot: u64) {
-        self.reads += 1;
+        let Some(f) = &mut self.in_flight else { return };
+        f.reads += 1;
         let at = (slot - self.first) as usize;
-        if let Some(Slot { reply: Reply::Many(many), .. }) = self.slots.get_mut(at) {
+        if let Some(Slot { reply: Reply::Many(many), .. }) = f.slots.get_mut(at) {
             many.parts.push_back(Part::Waiting);
         }
     }
 
     /// Notes that the slot's request is about a key.
     pub fn note_key(&mut self, slot: u64, hash: u32, write: bool) {
-        self.keys.push_back(PendingKey { slot, hash, write });
-        self.writes += u32::from(write);
+        let Some(f) = &mut self.in_flight else { return };
+        f.keys.push_back(PendingKey { slot, hash, write });
+        f.writes += u32::from(write);
     }
 
     /// Whether a command on a key must wait for an unanswered one of this client: a read behind its own write (nodes are reached over
     /// several connections, so it could overtake), a write behind its own read.
     pub fn conflicts(&self, hash: u32, write: bool) -> bool {
-        if !write && self.writes == 0 {
+        let Some(f) = &self.in_flight else { return false };
+        if !write && f.writes == 0 {
             return false;
         }
         // Two writes of one key keep their order at the key's owner.
-        self.keys.iter().any(|k| k.hash == hash && k.write != write)
+        f.keys.iter().any(|k| k.hash == hash && k.write != write)
     }
 
-    /// Answers a request, or one key of it, and moves what can be sent to `out`. `read`: it was counted by [`Client::begin_read`].
+    /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was counted by [`Client::begin_read`].
     /// Returns whether anything was moved.
-    pub(super) fn answer(&mut self, slot: u64, part: u32, read: bool, answer: Answer) -> bool {
-        self.reads -= u32::from(read);
+    pub(super) fn answer(&mut self, slot: u64, part: u32, read: bool, answer: Answer, spare: &mut Spare) -> bool {
+        let Some(f) = &mut self.in_flight else { return false };
+        f.reads -= u32::from(read);
         let Some(at) = slot.checked_sub(self.first) else { return false };
-        let Some(entry) = self.slots.get_mut(at as usize) else { return false };
+        let Some(entry) = f.slots.get_mut(at as usize) else { return false };
         match (&mut entry.reply, answer) {
             (Reply::Many(many), answer) => {
                 let part = &mut many.parts[(part - many.first) as usize];
                 *part = Part::Miss;
                 match answer {
                     Answer::Value(bytes) => {
-                        self.held += bytes.len();
+                        f.held += bytes.len();
                         *part = Part::Hit(bytes);
                     }
                     Answer::Static(b"END\r\n") => {}
@@ -233,15 +309,34 @@ impl Client {
                 }
             }
             (reply, answer) => {
-                self.held += answer.as_ref().len();
+                f.held += answer.as_ref().len();
                 *reply = Reply::One(answer);
             }
         }
         entry.pending -= 1;
-        at == 0 && self.flush_slots()
+        at == 0 && f.flush_slots(&mut self.first, spare)
+    }
+}
+
+impl InFlight {
+    fn has_room(&self) -> bool {
+        self.slots.len() < MAX_PIPELINE
+            && self.out.len() + self.held < MAX_UNSENT
+            && self.bytes < MAX_IN_FLIGHT_BYTES
+            && self.reads < MAX_READS
+            && self.rest.is_none()
     }
 
-    fn flush_slots(&mut self) -> bool {
+    fn read_room(&self) -> u32 {
+        if self.out.len() + self.held < MAX_UNSENT { MAX_READS.saturating_sub(self.reads) } else { 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        self.slots.is_empty() && self.out.is_empty() && self.rest.is_none()
+    }
+
+    /// `first`: number of the first slot.
+    fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare) -> bool {
         let mut moved = false;
         while let Some(slot) = self.slots.front_mut() {
             let done = slot.pending == 0;
@@ -266,12 +361,12 @@ impl Client {
             let Some(slot) = self.slots.pop_front() else { break };
             self.bytes -= slot.bytes as usize;
             while let Some(key) = self.keys.front()
-                && key.slot == self.first
+                && key.slot == *first
             {
                 self.writes -= u32::from(key.write);
                 self.keys.pop_front();
             }
-            self.first += 1;
+            *first += 1;
             moved = true;
             match slot.reply {
                 Reply::None => {}
@@ -283,7 +378,7 @@ impl Client {
                 }
                 Reply::Many(many) => {
                     self.put(many.failed.unwrap_or(Answer::Static(b"END\r\n")));
-                    self.spent = Some(many.parts);
+                    spare.give_parts(many.parts);
                 }
             }
         }
@@ -307,67 +402,69 @@ mod tests {
     use super::*;
 
     fn sent(client: &mut Client) -> String {
+        let out = client.unsent().expect("something in flight");
         let mut slices = [std::io::IoSlice::new(&[]); super::super::out::MAX_SLICES];
-        let count = client.out.slices(&mut slices);
+        let count = out.slices(&mut slices);
         let text = slices[..count].iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect();
-        let len = client.out.len();
-        client.out.advance(len);
+        let len = out.len();
+        out.advance(len);
         text
     }
 
     #[test]
     fn answers_leave_in_the_order_of_the_requests() {
-        let mut client = Client::new(0, 0);
-        let a = client.open_slot(1, None, false, 10);
-        let b = client.open_slot(1, None, true, 10);
-        let c = client.open_slot(1, None, false, 10);
+        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        let a = client.open_slot(1, false, false, 10, &mut spare);
+        let b = client.open_slot(1, false, true, 10, &mut spare);
+        let c = client.open_slot(1, false, false, 10, &mut spare);
         client.note_key(a, 7, true);
-        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n")));
-        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n")));
+        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare));
+        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare));
         assert_eq!(sent(&mut client), "");
         assert!(client.conflicts(7, false) && !client.conflicts(7, true) && !client.conflicts(8, false));
-        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n")));
+        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
         assert!(client.is_idle() && !client.conflicts(7, false));
     }
 
     #[test]
     fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
-        let mut client = Client::new(0, 0);
-        let a = client.open_slot(3, Some(Parts::new()), false, 0);
+        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        let a = client.open_slot(3, true, false, 0, &mut spare);
         (0..3).for_each(|_| client.begin_read(a));
-        client.answer(a, 2, true, Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")));
-        client.answer(a, 1, true, Answer::Static(b"END\r\n"));
-        client.answer(a, 0, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        client.answer(a, 2, true, Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")), &mut spare);
+        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare);
+        client.answer(a, 0, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
-        let b = client.open_slot(2, Some(Parts::new()), false, 0);
+        let b = client.open_slot(2, true, false, 0, &mut spare);
         (0..2).for_each(|_| client.begin_read(b));
-        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"));
-        client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")));
+        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare);
+        client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
     }
 
     #[test]
     fn a_get_of_very_many_keys_holds_a_window_of_them() {
-        let mut client = Client::new(0, 0);
+        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
         let total = MAX_READS + 10;
-        let slot = client.open_slot(total, Some(Parts::new()), false, 0);
+        let slot = client.open_slot(total, true, false, 0, &mut spare);
         (0..MAX_READS).for_each(|_| client.begin_read(slot));
         assert_eq!(client.read_room(), 0);
         let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
-        client.answer(slot, 1, true, Answer::Value(value(1)));
-        assert!(client.out.is_empty(), "the first key is still unanswered");
-        client.answer(slot, 0, true, Answer::Value(value(0)));
+        client.answer(slot, 1, true, Answer::Value(value(1)), &mut spare);
+        assert_eq!(sent(&mut client), "", "the first key is still unanswered");
+        client.answer(slot, 0, true, Answer::Value(value(0)), &mut spare);
         assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
         assert_eq!(client.read_room(), 2);
         for part in 2..MAX_READS {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"));
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare);
         }
         (0..10).for_each(|_| client.begin_read(slot));
         for part in MAX_READS..total {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"));
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare);
         }
         assert_eq!(sent(&mut client), "END\r\n");
-        assert!(client.is_idle() && client.held == 0 && client.reads == 0);
+        client.settle(&mut spare);
+        assert!(client.in_flight.is_none() && spare.in_flight.len() == 1, "all is given back");
     }
 }

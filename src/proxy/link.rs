@@ -8,6 +8,7 @@ use crate::ids::Incarnation;
 
 use super::op::{Effect, Kind};
 use super::out::OutQueue;
+use super::room;
 
 /// Keys that share one `get` line at most: it ends there, so that its first values come before long.
 const GET_KEYS_MAX: usize = 64;
@@ -158,6 +159,12 @@ impl Conn {
 }
 
 impl Conn {
+    /// `input`, with room for the next read.
+    pub fn room(&mut self) -> &mut BytesMut {
+        room::make(&mut self.input, self.need);
+        &mut self.input
+    }
+
     /// What is to be written, for whole commands to be added to. `now_us`: the worker's clock.
     pub(super) fn out(&mut self, now_us: u64) -> &mut OutQueue {
         if self.get_line.take().is_some() {

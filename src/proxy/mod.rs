@@ -6,6 +6,7 @@ mod core;
 mod link;
 mod op;
 mod out;
+mod room;
 mod route;
 
 pub use adds::Adds;
@@ -14,6 +15,7 @@ pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Questio
 pub use link::LinkState;
 pub use op::{ClientKey, Kind};
 pub use out::{MAX_SLICES, OutQueue};
+pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 
 /// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own version.

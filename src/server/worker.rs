@@ -25,13 +25,10 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
-use crate::proxy::{Command, Core, Event, PeerMessage};
+use crate::proxy::{Command, Core, Event, PeerMessage, READ_BLOCK};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
-
-/// Room for one read from a socket. One block serves all clients of a worker in turn, so idle ones hold no buffer.
-const READ_BLOCK: usize = 64 * 1024;
 
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -427,17 +424,7 @@ impl Shell {
                 io.reader = Some(cx.waker().clone());
                 return Reading::Waits;
             }
-            let own = !client.partial.is_empty();
-            let buffer = if own {
-                let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
-                client.partial.reserve(missing);
-                &mut client.partial
-            } else {
-                if self.block.capacity() - self.block.len() < READ_BLOCK / 4 {
-                    self.block.reserve(READ_BLOCK);
-                }
-                &mut self.block
-            };
+            let (buffer, own) = client.room(&mut self.block);
             match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
                 Poll::Pending => return Reading::Waits,
                 Poll::Ready(Ok(n)) if n > 0 => {
@@ -464,14 +451,7 @@ impl Shell {
         for _ in 0..READS_PER_TURN {
             let Some(io) = self.nodes[node.index()][lane].as_mut() else { return Reading::Over };
             let conn = self.core.conn(node, lane);
-            if conn.input.is_empty() {
-                conn.input.clear();
-            }
-            let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
-            if conn.input.capacity() - conn.input.len() < missing {
-                conn.input.reserve(missing.max(READ_BLOCK));
-            }
-            match poll_read_buf(Pin::new(&mut io.stream), cx, &mut conn.input) {
+            match poll_read_buf(Pin::new(&mut io.stream), cx, conn.room()) {
                 Poll::Pending => return Reading::Waits,
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.reads = self.reads.wrapping_add(1);

@@ -13,9 +13,6 @@ use resilver::resync::{Missed, MissedBudget};
 use resilver::ring::{Distribution, ServerSpec, Topology};
 use resilver::stats::WorkerStats;
 
-/// As in `src/server/worker.rs`.
-const READ_BLOCK: usize = 64 * 1024;
-
 /// Different bursts of a client: after them it begins again, with the same keys.
 const BURSTS: usize = 16;
 
@@ -232,7 +229,8 @@ impl Drive {
             let client = self.core.client(index).expect("a client");
             client.dirty = false;
             let expected = &asker.bursts[self.turns % BURSTS].answers;
-            take(&mut client.out, |piece| {
+            let out = client.unsent().expect("an answer");
+            take(out, |piece| {
                 assert!(
                     expected[asker.got..].starts_with(piece),
                     "client {index} got {:?}",
@@ -243,6 +241,7 @@ impl Drive {
             if client.stalled && client.may_resume() {
                 self.core.outbox.resumable.push(index);
             }
+            self.core.client_written(index);
         }
         self.core.outbox.dirty_clients = clients;
         for index in std::mem::take(&mut self.core.outbox.resumable) {
@@ -318,14 +317,7 @@ fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
 fn counted_client_room(core: &mut Core, block: &mut BytesMut, index: u32) -> bool {
     let client = core.client(index).expect("a client");
     assert!(!client.closing && !client.stalled);
-    let own = !client.partial.is_empty();
-    if own {
-        let missing = client.need.saturating_sub(client.partial.len()).max(READ_BLOCK / 4);
-        client.partial.reserve(missing);
-    } else if block.capacity() - block.len() < READ_BLOCK / 4 {
-        block.reserve(READ_BLOCK);
-    }
-    own
+    client.room(block).1
 }
 
 #[inline(never)]
@@ -340,14 +332,7 @@ fn counted_client_input(core: &mut Core, block: &mut BytesMut, index: u32, own: 
 
 #[inline(never)]
 fn counted_node_room(core: &mut Core, node: NodeId) {
-    let conn = core.conn(node, 0);
-    if conn.input.is_empty() {
-        conn.input.clear();
-    }
-    let missing = conn.need.saturating_sub(conn.input.len()).max(READ_BLOCK / 4);
-    if conn.input.capacity() - conn.input.len() < missing {
-        conn.input.reserve(missing.max(READ_BLOCK));
-    }
+    core.conn(node, 0).room();
 }
 
 #[inline(never)]

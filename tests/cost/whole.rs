@@ -9,9 +9,15 @@ use tokio_util::sync::CancellationToken;
 use crate::drive::Workload;
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Memcached, wait_until};
-use crate::{GET, SET, allocations, alone};
+use crate::{GET, SET, allocations, alone, live_bytes};
 
 const REQUESTS: usize = 10_000;
+
+/// Clients that are connected, have asked once, and wait.
+const IDLE: usize = 1_000;
+
+/// What one of them holds at most, bytes: of the allocator's, without its rounding and the kernel's part.
+const IDLE_BYTES: usize = 760;
 
 /// Different bursts of a client.
 const BURSTS: usize = 16;
@@ -142,4 +148,26 @@ fn allocations_of_the_proxy() {
         broken.is_empty(),
         "a request in the whole proxy allocates more than `CEILINGS` in tests/cost/whole.rs say: {broken:#?}"
     );
+}
+
+#[test]
+fn memory_of_an_idle_client() {
+    let _alone = alone();
+    let proxy = Inside::start(false);
+    // What the worker holds for all of them together.
+    let mut client = Client::connect(&proxy.port.addr());
+    client.set("k", b"v").expect("stored");
+    let mut streams = Vec::with_capacity(IDLE);
+    let mut told = [0; 5];
+    let before = live_bytes();
+    for _ in 0..IDLE {
+        let mut stream = TcpStream::connect(proxy.port.addr()).expect("connect");
+        stream.write_all(b"get nothing\r\n").expect("write");
+        stream.read_exact(&mut told).expect("an answer");
+        assert_eq!(&told, b"END\r\n");
+        streams.push(stream);
+    }
+    let each = live_bytes().saturating_sub(before) / IDLE;
+    println!("bytes of an idle client, bound: {each} {IDLE_BYTES}");
+    assert!(each <= IDLE_BYTES, "an idle client holds {each} bytes, more than `IDLE_BYTES` in tests/cost/whole.rs");
 }

@@ -45,6 +45,13 @@ impl Core {
         self.clients.get_mut(index as usize)
     }
 
+    /// All that a client's queue held is written.
+    pub fn client_written(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.settle(&mut self.spare);
+        }
+    }
+
     /// Which worker this is.
     pub fn worker(&self) -> usize {
         usize::from(self.settings.worker)
@@ -140,7 +147,7 @@ impl Core {
             }
             if chunk.is_empty() {
                 // What waits for room is not forgotten because nothing waits behind it.
-                client.stalled = client.rest.is_some();
+                client.stalled = client.has_rest();
                 return;
             }
             if !client.has_room() {
@@ -180,7 +187,7 @@ impl Core {
                 Parsed::Reject { reply, len, swallow, close } => {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
-                    let slot = client.open_slot(0, None, reply.is_empty(), len);
+                    let slot = client.open_slot(0, false, reply.is_empty(), len, &mut self.spare);
                     self.answer_client(index, slot, 0, false, Answer::Static(reply));
                     if close {
                         self.close_client(index);
@@ -224,12 +231,11 @@ impl Core {
         if keys == 1
             && let Some(key) = last
         {
-            let slot = client.open_slot(1, None, request.noreply, len);
+            let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
             self.begin_key(index, &request, kind, (slot, 0), raw, key);
             return true;
         }
-        let parts = self.spare_parts.pop().unwrap_or_default();
-        let slot = client.open_slot(keys, Some(parts), request.noreply, len);
+        let slot = client.open_slot(keys, true, request.noreply, len, &mut self.spare);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
         self.begin_keys(index, Rest { request, raw, slot, part: 0 }, kind, room);
         true
@@ -250,7 +256,7 @@ impl Core {
         if keys.next().is_some()
             && let Some(client) = self.clients.get_mut(index as usize)
         {
-            client.rest = Some(rest);
+            client.put_rest(rest);
             client.stalled = true;
             // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
             if client.may_resume() {
@@ -292,7 +298,7 @@ impl Core {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let room = client.read_room();
         if room > 0
-            && let Some(rest) = client.rest.take()
+            && let Some(rest) = client.take_rest()
             && let Some(kind) = Kind::of(rest.request.verb)
         {
             self.begin_keys(index, rest, kind, room);
@@ -309,7 +315,7 @@ impl Core {
         }
         let pair = self.topology.pair_of(key);
         let raw = chunk.split_to(len).freeze();
-        let slot = client.open_slot(1, None, request.noreply, len);
+        let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
         let generation = client.generation;
         let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
         if request.verb != Verb::Set {
@@ -367,7 +373,7 @@ impl Core {
         }
         let args = String::from_utf8_lossy(&chunk[request.args.clone()]).into_owned();
         bytes::Buf::advance(chunk, len);
-        let slot = client.open_slot(0, None, request.noreply, len);
+        let slot = client.open_slot(0, false, request.noreply, len, &mut self.spare);
         let question = match request.verb {
             Verb::FlushAll => Question::FlushAll { delay: request.exptime },
             Verb::Stats => Question::Stats(args),
@@ -395,16 +401,11 @@ impl Core {
 
     pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Answer) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let moved = client.answer(slot, part, read, answer);
-        if let Some(parts) = client.spent.take()
-            && self.spare_parts.len() < SPARE_PARTS
-        {
-            self.spare_parts.push(parts);
-        }
+        let moved = client.answer(slot, part, read, answer, &mut self.spare);
         if moved {
             mark_client_dirty(client, index, &mut self.outbox);
         }
-        if client.stalled && (moved || client.rest.is_some()) && client.may_resume() {
+        if client.stalled && (moved || client.has_rest()) && client.may_resume() {
             client.stalled = false;
             self.outbox.resumable.push(index);
         }

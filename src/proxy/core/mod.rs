@@ -36,7 +36,7 @@ pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Client, MAX_READS, Parts, Rest};
+use crate::proxy::client::{Client, MAX_READS, Rest, Spare};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
@@ -51,9 +51,6 @@ const REPAIR_TRIES: u32 = 3;
 
 /// Seconds up to which an exptime is relative.
 const RELATIVE_EXPTIME_MAX: i64 = 60 * 60 * 24 * 30;
-
-/// Answered gets of several keys whose room is kept: at most some 10 KiB each.
-const SPARE_PARTS: usize = 64;
 
 /// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most 1 GiB.
 const REPLY_LIMITS: ReplyLimits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 };
@@ -164,8 +161,7 @@ pub struct Core {
     fences: BTreeMap<Bytes, Fence>,
     /// What is to be done outside.
     pub outbox: Outbox,
-    /// Room for the answers of gets of several keys, kept for the next ones.
-    spare_parts: Vec<Parts>,
+    spare: Spare,
     stats: Arc<WorkerStats>,
     adds: Arc<Adds>,
 }
@@ -190,7 +186,7 @@ impl Core {
             pairs,
             fences: BTreeMap::new(),
             outbox: Outbox::default(),
-            spare_parts: Vec::new(),
+            spare: Spare::default(),
             stats,
             adds,
         }

@@ -164,9 +164,15 @@ impl Worker {
         let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(client) = shell.core.client(index) else { return };
         client.dirty = false;
-        let before = client.out.len();
-        let outcome = write_out(&mut client.out, |slices| io.stream.poll_write_slices(cx, slices));
-        shell.stats.gave(before - client.out.len());
+        let outcome = match client.unsent() {
+            Some(out) => {
+                let before = out.len();
+                let outcome = write_out(out, |slices| io.stream.poll_write_slices(cx, slices));
+                shell.stats.gave(before - out.len());
+                outcome
+            }
+            None => Poll::Ready(Ok(())),
+        };
         match outcome {
             Poll::Pending => {
                 client.dirty = true;
@@ -176,6 +182,7 @@ impl Worker {
                 if client.stalled && client.may_resume() {
                     shell.core.outbox.resumable.push(index);
                 }
+                shell.core.client_written(index);
             }
             Poll::Ready(_) => {
                 // Finished, or broken: what it asked for is carried through without it.

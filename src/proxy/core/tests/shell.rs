@@ -45,11 +45,13 @@ impl World {
             for index in out.dirty_clients {
                 let Some(client) = core.client(index) else { continue };
                 client.dirty = false;
-                let bytes = take(&mut client.out);
+                let bytes = client.unsent().map_or_else(Vec::new, take);
                 *self.told.entry((worker, index)).or_default() += &String::from_utf8_lossy(&bytes);
                 self.history.answered(worker, index, &bytes);
                 if client.closing && client.is_idle() {
                     core.client_gone(index);
+                } else {
+                    core.client_written(index);
                 }
             }
             for index in out.resumable {

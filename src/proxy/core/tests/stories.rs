@@ -324,12 +324,12 @@ fn a_get_of_many_keys_keeps_their_order() {
             core.node_input(node, 0);
         }
     }
-    let told = String::from_utf8(take(&mut core.client(client).unwrap().out)).unwrap();
+    let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
     assert_eq!(told, "", "k6 is unanswered");
     let k6 = topology.nodes_of(topology.pair_of(b"k6")).0;
     core.conn(k6, 0).input.extend_from_slice(b"END\r\n");
     core.node_input(k6, 0);
-    let told = String::from_utf8(take(&mut core.client(client).unwrap().out)).unwrap();
+    let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
     let value = |key: &str| format!("VALUE {key} 0 2\r\n{key}\r\n");
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
 }
@@ -389,9 +389,9 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
             core.conn(primary, 0).input.extend_from_slice(&[byte]);
             core.node_input(primary, 0);
         }
-        let told = String::from_utf8(take(&mut core.client(clients[1]).unwrap().out)).unwrap();
+        let told = String::from_utf8(take(core.client(clients[1]).unwrap().unsent().unwrap())).unwrap();
         assert_eq!(told, there + "END\r\n", "{voids_hit} {missing:?}");
-        assert_eq!(take(&mut core.client(clients[0]).unwrap().out), b"", "its pair has no route");
+        assert_eq!(take(core.client(clients[0]).unwrap().unsent().unwrap()), b"", "its pair has no route");
         assert_eq!((undrained(&mut core), core.conn(primary, 0).flights.len()), (Some(false), 0));
         assert_eq!(core.conn(primary, 0).state, LinkState::Ready);
     }

@@ -1,0 +1,76 @@
+//! Room for what is read from a socket.
+
+use bytes::BytesMut;
+
+/// Room for one read.
+pub const READ_BLOCK: usize = 64 * 1024;
+
+/// What a buffer has to take in the next read, where `need` bytes in all are known to come.
+pub(super) fn missing(buffer: &BytesMut, need: usize) -> usize {
+    need.saturating_sub(buffer.len()).max(READ_BLOCK / 4)
+}
+
+/// Makes room in a buffer of which what was read is taken again and again, and passed on.
+pub(super) fn make(buffer: &mut BytesMut, need: usize) {
+    // Where nothing is left of what was read before, and nobody holds any of it, the same bytes serve again: they are in the
+    // processor's caches, and a whole block takes at once what would be several reads at the end of one.
+    if buffer.is_empty() && buffer.try_reclaim(READ_BLOCK) {
+        return;
+    }
+    let missing = missing(buffer, need);
+    if buffer.capacity() - buffer.len() < missing {
+        buffer.reserve(missing.max(READ_BLOCK));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `len` bytes; returns where they stand.
+    fn read(buffer: &mut BytesMut, len: usize) -> *const u8 {
+        assert!(buffer.capacity() - buffer.len() >= len);
+        let at = buffer.len();
+        buffer.extend_from_slice(&vec![b'x'; len]);
+        buffer[at..].as_ptr()
+    }
+
+    #[test]
+    fn the_same_bytes_serve_again_once_nobody_holds_any() {
+        let mut buffer = BytesMut::new();
+        make(&mut buffer, 0);
+        let first = read(&mut buffer, 20_000);
+        drop(buffer.split_to(20_000).freeze());
+        make(&mut buffer, 0);
+        assert_eq!((buffer.as_ptr(), buffer.capacity()), (first, READ_BLOCK));
+        read(&mut buffer, 20_000);
+        let held = buffer.split_to(20_000).freeze();
+        make(&mut buffer, 0);
+        let second = read(&mut buffer, 20_000);
+        assert_eq!(
+            second as usize - first as usize,
+            20_000,
+            "what is left of the block, while somebody holds the rest"
+        );
+        drop((held, buffer.split_to(20_000)));
+        make(&mut buffer, 0);
+        assert_eq!((buffer.as_ptr(), buffer.capacity()), (first, READ_BLOCK));
+    }
+
+    #[test]
+    fn there_is_room_for_all_that_is_missing_and_never_little() {
+        let mut buffer = BytesMut::new();
+        make(&mut buffer, 0);
+        read(&mut buffer, READ_BLOCK - 1000);
+        make(&mut buffer, 1_000_000);
+        assert!(buffer.capacity() >= 1_000_000);
+        let mut buffer = BytesMut::new();
+        let mut held = Vec::new();
+        for len in (0..100).map(|i| i * 321 % 7_000) {
+            make(&mut buffer, 0);
+            assert!(buffer.capacity() - buffer.len() >= READ_BLOCK / 4);
+            read(&mut buffer, len);
+            held.push(buffer.split_to(len).freeze());
+        }
+    }
+}
