@@ -2,7 +2,7 @@
 //! grows with servers and clients. docs/performance.md has the figures and how to read them.
 //!
 //! Every row drives every system in turn, several rounds interleaved, so that what else the machine does hits all alike; a cell
-//! is the median over the rounds. CPU is the proxy process's own, by the kernel's accounting.
+//! is the median over the rounds, a ratio the median of the rounds' ratios. CPU is the proxy process's own, by the kernel's accounting.
 
 #[allow(dead_code)] // The demo's; here it only waits for servers to answer.
 #[path = "../demo/client.rs"]
@@ -68,13 +68,13 @@ struct Args {
     #[arg(long)]
     memcached_proxy: Option<PathBuf>,
     /// Rounds over all rows and systems.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 11)]
     rounds: usize,
     /// Rounds of fail-over, some three seconds for each system and fault.
     #[arg(long, default_value_t = 3)]
     fault_rounds: usize,
     /// How long each system is driven for each cell of each round.
-    #[arg(long, default_value = "600ms", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "250ms", value_parser = humantime::parse_duration)]
     time: Duration,
     /// Worker threads of every system but twemproxy, which has one.
     #[arg(long, default_value_t = 1)]

@@ -1,11 +1,12 @@
 //! The results as tables, and a page whose tables are kept current: what stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::results::{CrossCheck, FailOver, Results, Row, Scale, quantile};
+use crate::results::{Cell, CrossCheck, FailOver, Results, Row, Scale, quantile};
 use crate::systems::Kind;
 
 type Section = (&'static str, fn(&Results) -> String);
@@ -60,11 +61,6 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     if any { out } else { String::new() }
 }
 
-/// A ratio, or a dash where there is nothing to compare with.
-fn times(value: f64, base: Option<f64>) -> String {
-    base.map_or("–".to_owned(), |base| format!("{:.2}", value / base))
-}
-
 fn machine(results: &Results) -> String {
     let m = &results.machine;
     let mut out = format!(
@@ -80,14 +76,19 @@ fn machine(results: &Results) -> String {
     out
 }
 
-/// The best figure among other proxies. `written`: what is compared is what writes take, or they alone were asked for; then a system that
-/// writes to two servers is compared with such systems only.
-fn best_rival(rows: &[Row], row: &Row, written: bool, of: fn(&Row) -> f64, best: fn(f64, f64) -> f64) -> Option<f64> {
+/// A row's figure in proportion to the best of the other proxies; a dash where there is none. `written`: what is compared is what writes take,
+/// or they alone were asked for; then a system that writes to two servers is compared with such systems only.
+fn of_the_best(rows: &[Row], row: &Row, written: bool, of: fn(&Cell) -> f64, better: Ordering) -> String {
     let rivals = rows.iter().filter(|other| {
         let same = other.row == row.row && other.kind == Kind::Rival;
         same && (other.copies >= row.copies || !(written || row.writes_only))
     });
-    rivals.map(of).reduce(best)
+    let best = rivals.reduce(
+        |best, other| {
+            if of(&other.median).total_cmp(&of(&best.median)) == better { other } else { best }
+        },
+    );
+    best.map_or("–".to_owned(), |best| format!("{:.2}", row.ratio(best, of)))
 }
 
 fn rows(rows: &[Row]) -> String {
@@ -96,24 +97,22 @@ fn rows(rows: &[Row]) -> String {
         let m = &row.median;
         let name = if row.row == last { String::new() } else { format!("**{}**", row.row) };
         last = &row.row;
-        let cpu = best_rival(rows, row, false, |r| r.median.cpu_us_per_request, f64::min);
-        let speed = best_rival(rows, row, false, |r| r.median.requests_per_second, f64::max);
-        let p99 = |written, of: fn(&Row) -> f64| match of(row) {
+        let p99 = |written, of: fn(&Cell) -> f64| match of(m) {
             // None were sent alone.
             0.0 => ["–".to_owned(), "–".to_owned()],
-            value => [format!("{value:.0}"), times(value, best_rival(rows, row, written, of, f64::min))],
+            value => [format!("{value:.0}"), of_the_best(rows, row, written, of, Ordering::Less)],
         };
-        let [reads, reads_ratio] = p99(false, |r| r.median.p99_reads_us);
-        let [writes, writes_ratio] = p99(true, |r| r.median.p99_writes_us);
-        let [all, all_ratio] = p99(false, |r| r.median.p99_us);
+        let [reads, reads_ratio] = p99(false, |c| c.p99_reads_us);
+        let [writes, writes_ratio] = p99(true, |c| c.p99_writes_us);
+        let [all, all_ratio] = p99(false, |c| c.p99_us);
         vec![
             name,
             row.system.clone(),
             format!("{:.2}", m.cpu_us_per_request),
             format!("{:.2}–{:.2}", row.least.cpu_us_per_request, row.most.cpu_us_per_request),
-            times(m.cpu_us_per_request, cpu),
+            of_the_best(rows, row, false, |c| c.cpu_us_per_request, Ordering::Less),
             format!("{:.0}", m.requests_per_second),
-            times(m.requests_per_second, speed),
+            of_the_best(rows, row, false, |c| c.requests_per_second, Ordering::Greater),
             format!("{:.0}", m.p50_us),
             all,
             all_ratio,
@@ -257,10 +256,10 @@ fn cross_check(all: &[CrossCheck]) -> String {
             one.system.clone(),
             format!("{:.0}", one.ours_requests_per_second),
             format!("{:.0}", one.theirs_requests_per_second),
-            times(one.ours_requests_per_second, Some(one.theirs_requests_per_second)),
+            format!("{:.2}", one.ours_requests_per_second / one.theirs_requests_per_second),
             format!("{:.2}", one.ours_cpu_us_per_request),
             format!("{:.2}", one.theirs_cpu_us_per_request),
-            times(one.ours_cpu_us_per_request, Some(one.theirs_cpu_us_per_request)),
+            format!("{:.2}", one.ours_cpu_us_per_request / one.theirs_cpu_us_per_request),
         ]
     });
     let head =

@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::systems::{Kind, Spec, System};
 
 /// Version of the JSON.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// Everything.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub(crate) struct Row {
     pub(crate) copies: usize,
     /// Sets only: then a system with two copies is compared with such systems alone.
     pub(crate) writes_only: bool,
-    pub(crate) rounds: usize,
+    pub(crate) rounds: Vec<Cell>,
     pub(crate) median: Cell,
     pub(crate) least: Cell,
     pub(crate) most: Cell,
@@ -203,11 +203,20 @@ impl Row {
             kind: spec.kind,
             copies: spec.copies,
             writes_only,
-            rounds: cells.len(),
+            rounds: cells.to_vec(),
             median: Cell::at(cells, 0.5)?,
             least: Cell::at(cells, 0.0)?,
             most: Cell::at(cells, 1.0)?,
         })
+    }
+
+    /// A figure in proportion to another system's: the median over the rounds of each round's own ratio. What the machine did meanwhile hit both
+    /// alike then, for they ran seconds apart. Of rows from different runs only the medians are left to compare.
+    pub(crate) fn ratio(&self, other: &Row, of: fn(&Cell) -> f64) -> f64 {
+        if self.rounds.len() != other.rounds.len() {
+            return of(&self.median) / of(&other.median);
+        }
+        quantile(self.rounds.iter().zip(&other.rounds).map(|(one, other)| of(one) / of(other)).collect(), 0.5)
     }
 }
 

@@ -18,7 +18,7 @@ const CLIENTS: [usize; 4] = [10, 100, 1_000, 10_000];
 /// How long idle clients are watched.
 const IDLE: Duration = Duration::from_secs(1);
 /// Rounds of a point; the differences looked for are large.
-const ROUNDS_MAX: usize = 2;
+const ROUNDS_MAX: usize = 5;
 /// What connecting sets off is over by then.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Files that a process has open besides its clients.
