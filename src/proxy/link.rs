@@ -120,6 +120,8 @@ pub struct Conn {
     pub need: usize,
     /// Already on the worker's list of connections to be written to.
     pub dirty: bool,
+    /// What is to be written has a follower's part of a write in it: the client waits for its second node already.
+    pub urgent: bool,
     /// Void answers outstanding.
     pub voids: u32,
     /// The last fault told for the command at the front: 0 none, 1 late, 2 later than the last full copy is waited for.
@@ -148,6 +150,7 @@ impl Conn {
             input: BytesMut::new(),
             need: 0,
             dirty: false,
+            urgent: false,
             voids: 0,
             lateness: 0,
             unproven: VecDeque::new(),

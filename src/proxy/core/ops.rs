@@ -77,7 +77,10 @@ impl Core {
                         // Its success says that the key was not there: the proof comes with the answer.
                         conn.marker_due |= op.kind == Kind::Add && marked;
                     }
-                    _ => op.encode_follower(conn.out(self.now_us), op.sent),
+                    _ => {
+                        op.encode_follower(conn.out(self.now_us), op.sent);
+                        conn.urgent = true;
+                    }
                 }
                 self.sent(node, lane, Flight::Op(id));
             }

@@ -53,7 +53,7 @@ impl Core {
             self.put_marker(node, lane);
         }
         let conn = &mut self.links[node.index()].conns[lane];
-        conn.dirty = false;
+        (conn.dirty, conn.urgent) = (false, false);
         (conn.state, conn.out(self.now_us))
     }
 

@@ -96,10 +96,11 @@ impl Worker {
         .await;
     }
 
-    /// Writes the answers that are ready, and hands on what concerns others. Returns how many clients were written to.
+    /// Writes the answers that are ready, and what is urgent, and hands on what concerns others. Returns how many clients were written to.
     fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
         self.work(|shell| {
             self.hand_on(shell);
+            shell.flush_urgent(cx);
             let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
             let count = clients.len();
             for index in clients.drain(..) {
@@ -200,6 +201,20 @@ impl Worker {
 }
 
 impl Shell {
+    /// Followers get their part of a write before the looks for more: few come together for them, and such a write has waited for its leader.
+    fn flush_urgent(&mut self, cx: &mut Context<'_>) {
+        let mut conns = std::mem::take(&mut self.core.outbox.dirty_conns);
+        conns.retain(|&(node, lane)| {
+            let urgent = self.core.conn(node, lane).urgent;
+            if urgent {
+                self.flush_conn(node, lane, cx);
+            }
+            !urgent
+        });
+        debug_assert!(self.core.outbox.dirty_conns.is_empty(), "writing asks for nothing");
+        self.core.outbox.dirty_conns = conns;
+    }
+
     fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
         let (state, out) = self.core.conn_to_write(node, lane);
         let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };

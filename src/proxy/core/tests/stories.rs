@@ -129,6 +129,23 @@ fn a_client_sees_its_own_commands_in_order() {
     assert_eq!((story.value(0), story.value(1)), (Some(&b"8"[..]), Some(&b"8"[..])));
 }
 
+/// The client has waited for the leader by then: whoever writes to the nodes looks for these first.
+#[test]
+fn a_followers_part_of_a_write_is_urgent_until_it_is_written() {
+    let mut story = Story::new(State::Mirrored);
+    let core = &mut story.world.cores[0];
+    let (leader, follower) = (NodeId(0), NodeId(1));
+    core.client_input(story.client, BytesMut::from("set k 0 0 1\r\n7\r\n"));
+    let urgent = |core: &mut Core| [leader, follower].map(|node| core.conn(node, 0).urgent);
+    assert_eq!(urgent(core), [false, false]);
+    assert_eq!(take(core.conn_to_write(leader, 0).1), b"set k 0 0 1\r\n7\r\n");
+    core.conn(leader, 0).input.extend_from_slice(b"STORED\r\n");
+    core.node_input(leader, 0);
+    assert_eq!(urgent(core), [false, true]);
+    assert_eq!(take(core.conn_to_write(follower, 0).1), b"set k 0 0 1\r\n7\r\n");
+    assert_eq!(urgent(core), [false, false]);
+}
+
 #[test]
 fn a_set_that_is_too_large_removes_the_old_item_on_both_nodes() {
     let mut story = Story::new(State::Mirrored);
