@@ -158,6 +158,8 @@ fn measure(args: &Args) -> Result<Results, Box<dyn Error>> {
     if specs.is_empty() {
         return Err("no system has such a name".into());
     }
+    // Before anything is measured: it may be another program's.
+    let old = if args.merge && args.json.exists() { Some(Results::read(&args.json)?) } else { None };
     let files = tempfile::tempdir()?;
     let mut new = Results::new();
     new.machine.ask_versions(&specs);
@@ -171,11 +173,13 @@ fn measure(args: &Args) -> Result<Results, Box<dyn Error>> {
         }
     }
     println!("{}", markdown::everything(&new));
-    let mut results = new;
-    if args.merge && args.json.exists() {
-        let new = std::mem::replace(&mut results, Results::read(&args.json)?);
-        results.merge(new);
-    }
+    let results = match old {
+        Some(mut old) => {
+            old.merge(new);
+            old
+        }
+        None => new,
+    };
     results.write(&args.json)?;
     eprintln!("as JSON: {}", args.json.display());
     Ok(results)

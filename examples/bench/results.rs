@@ -62,6 +62,8 @@ pub(crate) struct Row {
     pub(crate) copies: usize,
     /// Sets only: then a system with two copies is compared with such systems alone.
     pub(crate) writes_only: bool,
+    /// When its run began, unix seconds.
+    pub(crate) begun: u64,
     pub(crate) rounds: Vec<Cell>,
     pub(crate) median: Cell,
     pub(crate) least: Cell,
@@ -196,13 +198,14 @@ pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
 
 impl Row {
     /// Nothing if there were no rounds.
-    pub(crate) fn new(row: &str, writes_only: bool, spec: &Spec, cells: &[Cell]) -> Option<Row> {
+    pub(crate) fn new(row: &str, writes_only: bool, spec: &Spec, begun: u64, cells: &[Cell]) -> Option<Row> {
         Some(Row {
             row: row.to_owned(),
             system: spec.name.clone(),
             kind: spec.kind,
             copies: spec.copies,
             writes_only,
+            begun,
             rounds: cells.to_vec(),
             median: Cell::at(cells, 0.5)?,
             least: Cell::at(cells, 0.0)?,
@@ -213,7 +216,7 @@ impl Row {
     /// A figure in proportion to another system's: the median over the rounds of each round's own ratio. What the machine did meanwhile hit both
     /// alike then, for they ran seconds apart. Of rows from different runs only the medians are left to compare.
     pub(crate) fn ratio(&self, other: &Row, of: fn(&Cell) -> f64) -> f64 {
-        if self.rounds.len() != other.rounds.len() {
+        if (self.begun, self.rounds.len()) != (other.begun, other.rounds.len()) {
             return of(&self.median) / of(&other.median);
         }
         quantile(self.rounds.iter().zip(&other.rounds).map(|(one, other)| of(one) / of(other)).collect(), 0.5)
@@ -250,11 +253,11 @@ impl Results {
     }
 
     pub(crate) fn read(path: &Path) -> io::Result<Results> {
-        let results: Results = serde_json::from_str(&fs::read_to_string(path)?)?;
-        if results.schema == SCHEMA {
-            return Ok(results);
+        let found: serde_json::Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+        let other = &found["schema"];
+        if *other == SCHEMA {
+            return Ok(serde_json::from_value(found)?);
         }
-        let other = results.schema;
         Err(io::Error::other(format!("{} has schema {other}, this program {SCHEMA}", path.display())))
     }
 

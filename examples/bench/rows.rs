@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::load::{self, Load, Work};
 use crate::results::{Cell, Row};
@@ -59,6 +60,7 @@ pub(crate) fn measure(args: &Args, specs: &[Spec], files: &Path) -> Result<Vec<R
     let systems = specs.iter().map(|spec| spec.start(&layout, &mut ports, files)).collect::<Result<Vec<_>, _>>()?;
     let mut filled = HashMap::new();
     let mut cells: HashMap<(usize, usize), Vec<Cell>> = HashMap::new();
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     for round in 0..args.rounds {
         for (k, (name, work)) in kinds.iter().enumerate() {
             for turn in 0..systems.len() {
@@ -76,7 +78,7 @@ pub(crate) fn measure(args: &Args, specs: &[Spec], files: &Path) -> Result<Vec<R
     for (k, (name, work)) in kinds.iter().enumerate() {
         for (s, spec) in specs.iter().enumerate() {
             let cells = cells.get(&(k, s)).map_or(&[][..], Vec::as_slice);
-            rows.extend(Row::new(name, work.sets_percent == 100, spec, cells));
+            rows.extend(Row::new(name, work.sets_percent == 100, spec, begun, cells));
         }
     }
     Ok(rows)

@@ -139,25 +139,26 @@ pub(super) struct Spare {
     parts: Vec<Parts>,
 }
 
-/// Answered gets of several keys whose room is kept: at most some 10 KiB each.
+/// Answered gets of several keys whose room is kept: at most 16 KiB each.
 const SPARE_PARTS: usize = 64;
 
-/// Clients' room that is kept: some 100 KiB each at most, 1 KiB by the rule.
+/// Clients' room that is kept: some 150 KiB each at most, 1 KiB by the rule.
 const SPARE_IN_FLIGHT: usize = 256;
 
-/// A longer pipeline's room is not kept.
-const SPARE_SLOTS: usize = 512;
+/// What a longer pipeline, or a get of more keys, has taken is not kept: one line of 1 MiB may name 500,000.
+const SPARE_LEN: usize = 2 * MAX_READS as usize;
 
 impl Spare {
     fn give(&mut self, over: Box<InFlight>) {
         debug_assert!(over.keys.is_empty() && over.writes == 0 && over.reads == 0 && over.bytes == 0 && over.held == 0);
-        if self.in_flight.len() < SPARE_IN_FLIGHT && over.slots.capacity() <= SPARE_SLOTS {
+        let longest = over.slots.capacity().max(over.keys.capacity());
+        if self.in_flight.len() < SPARE_IN_FLIGHT && longest <= SPARE_LEN {
             self.in_flight.push(over);
         }
     }
 
     fn give_parts(&mut self, parts: Parts) {
-        if self.parts.len() < SPARE_PARTS {
+        if self.parts.len() < SPARE_PARTS && parts.capacity() <= SPARE_LEN {
             self.parts.push(parts);
         }
     }
@@ -441,6 +442,27 @@ mod tests {
         client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare);
         client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
+    }
+
+    #[test]
+    fn what_very_many_keys_took_is_not_kept() {
+        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        for (keys, kept) in [(10, 1), (20 * MAX_READS, 0)] {
+            spare = Spare::default();
+            let slot = client.open_slot(keys, true, false, 0, &mut spare);
+            for _ in 0..keys {
+                client.begin_read(slot);
+                client.note_key(slot, 7, false);
+            }
+            (0..keys).for_each(|part| {
+                assert_eq!(client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare), part + 1 == keys)
+            });
+            assert_eq!(sent(&mut client), "END\r\n");
+            client.settle(&mut spare);
+            assert!(client.in_flight.is_none());
+            assert_eq!((spare.in_flight.len(), spare.parts.len()), (kept, kept), "{keys} keys");
+        }
+        drop(spare);
     }
 
     #[test]

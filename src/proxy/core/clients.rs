@@ -37,7 +37,9 @@ impl Core {
 
     /// A client is gone; what it asked for is still carried through.
     pub fn client_gone(&mut self, index: u32) {
-        self.clients.try_remove(index as usize);
+        if let Some(mut client) = self.clients.try_remove(index as usize) {
+            client.settle(&mut self.spare);
+        }
     }
 
     /// The client at a place of the table.
