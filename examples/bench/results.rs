@@ -63,6 +63,7 @@ pub(crate) struct Row {
     /// Sets only: then a system with two copies is compared with such systems alone.
     pub(crate) writes_only: bool,
     /// When its run began, unix seconds.
+    #[serde(default)]
     pub(crate) begun: u64,
     pub(crate) rounds: Vec<Cell>,
     pub(crate) median: Cell,
