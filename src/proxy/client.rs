@@ -84,8 +84,7 @@ struct PendingKey {
     write: bool,
 }
 
-/// A client connection. Whatever a request needs is in `in_flight`, for clients are many: of one that waits its turn as little as possible
-/// is to be fetched into the processor's caches, and nothing is to be held by one that is idle.
+/// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle hold none of it.
 #[derive(Debug)]
 pub struct Client {
     /// The occupant count of this place in the worker's table.
@@ -96,7 +95,7 @@ pub struct Client {
     pub need: usize,
     /// Data of a refused item still to be thrown away.
     pub swallow: usize,
-    /// Nothing more is read from it; it is closed when `out` is empty and no slot is left.
+    /// Nothing more is read from it; it is closed when every request is answered and nothing is unsent.
     pub closing: bool,
     /// Nothing more will be read from it, but what was read is still to be begun.
     pub finished: bool,
@@ -115,7 +114,7 @@ pub struct Client {
 
 /// What a client has asked for and was not answered, and answers that are not written yet.
 #[derive(Debug, Default)]
-pub(super) struct InFlight {
+struct InFlight {
     /// Answers to be written.
     out: OutQueue,
     slots: VecDeque<Slot>,
@@ -130,7 +129,7 @@ pub(super) struct InFlight {
     rest: Option<Rest>,
 }
 
-/// Room that clients gave back, for the next ones: the last one first, which the processor's caches still hold.
+/// Room that clients gave back, for the next ones.
 #[derive(Debug, Default)]
 pub(super) struct Spare {
     #[expect(clippy::vec_box, reason = "the boxes go to the clients and come back")]
@@ -446,9 +445,8 @@ mod tests {
 
     #[test]
     fn what_very_many_keys_took_is_not_kept() {
-        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
         for (keys, kept) in [(10, 1), (20 * MAX_READS, 0)] {
-            spare = Spare::default();
+            let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
             let slot = client.open_slot(keys, true, false, 0, &mut spare);
             for _ in 0..keys {
                 client.begin_read(slot);
@@ -462,7 +460,6 @@ mod tests {
             assert!(client.in_flight.is_none());
             assert_eq!((spare.in_flight.len(), spare.parts.len()), (kept, kept), "{keys} keys");
         }
-        drop(spare);
     }
 
     #[test]

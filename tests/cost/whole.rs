@@ -45,12 +45,6 @@ pub struct Clients {
 impl Clients {
     /// Connects, and stores what will be asked for.
     pub fn connect(addr: &str, workload: &Workload) -> Clients {
-        let connect = |_| {
-            let stream = TcpStream::connect(addr).expect("connect");
-            stream.set_nodelay(true).expect("nodelay");
-            stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
-            stream
-        };
         let bursts: Vec<Vec<_>> =
             (0..workload.clients).map(|c| (0..BURSTS).map(|b| workload.burst(c, b)).collect()).collect();
         let mut client = Client::connect(addr);
@@ -61,7 +55,7 @@ impl Clients {
             client.set(&workload.key(c, b, r, 0), &value).expect("stored");
         }
         let longest = bursts.iter().flatten().map(|(_, answers)| answers.len()).max().expect("a burst");
-        let streams = (0..workload.clients).map(connect).collect();
+        let streams = (0..workload.clients).map(|_| connect(addr)).collect();
         Clients { streams, bursts, buffer: vec![0; longest], pipeline: workload.pipeline, turn: 0 }
     }
 
@@ -81,6 +75,13 @@ impl Clients {
             }
         }
     }
+}
+
+fn connect(addr: &str) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("connect");
+    stream.set_nodelay(true).expect("nodelay");
+    stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+    stream
 }
 
 /// The proxy on threads of this process.
@@ -161,7 +162,7 @@ fn memory_of_an_idle_client() {
     let mut told = [0; 5];
     let before = live_bytes();
     for _ in 0..IDLE {
-        let mut stream = TcpStream::connect(proxy.port.addr()).expect("connect");
+        let mut stream = connect(&proxy.port.addr());
         stream.write_all(b"get nothing\r\n").expect("write");
         stream.read_exact(&mut told).expect("an answer");
         assert_eq!(&told, b"END\r\n");
