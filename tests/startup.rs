@@ -170,7 +170,7 @@ fn row_unreachable_and_no_markers_leads_with_a_warning() {
     let mut client = cluster.client();
     assert_eq!(value(&mut client, "old").as_deref(), Some("1"));
     set(&mut client, "new", "2");
-    wait_until("the warning", support::DEADLINE, || cluster.proxy.log().contains("leads on its own word"));
+    wait_until("the warning", support::DEADLINE, || cluster.proxy.log_so_far().contains("leads on its own word"));
     cluster.primaries[0].restart();
     cluster.mirrored();
     assert_eq!(cluster.assert_rings_equal().len(), 2);

@@ -176,7 +176,7 @@ fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
             && s.pair(&primary, &backup, "reason") == "foreign_session"
     });
     wait_until("an error in the log", support::DEADLINE, || {
-        cluster.proxy.log().matches("another proxy works on this node").count() == 2
+        cluster.proxy.log_so_far().matches("another proxy works on this node").count() == 2
     });
     second.wait_mirrored(support::DEADLINE);
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("one"), "what is led goes on being led");

@@ -26,7 +26,7 @@ fn an_adoption_goes_on_when_the_primary_of_another_pair_dies() {
     assert_eq!(cluster.proxy.status().kind(&backup), "adopt");
     let dead = cluster.primaries[0].addr();
     cluster.primaries[0].kill();
-    wait_until("the job to end", support::DEADLINE, || cluster.proxy.log().contains("resync ended early"));
+    wait_until("the job to end", support::DEADLINE, || cluster.proxy.log_so_far().contains("resync ended early"));
     cluster.proxy.kill();
     let fallen = format!("pair={}|{backup} from=\"recovering\" to=\"degraded\"", cluster.primaries[1].addr());
     assert!(cluster.proxy.log().contains(&format!("pair={dead}|{backup} from=")), "it is told so");
@@ -127,11 +127,11 @@ fn an_adoption_does_not_outlive_another_proxys_writes() {
         set(&mut second.client(), &format!("both:{i}"), "new");
     }
     assert_eq!(value(&mut nodes[1].client(), "both:1").as_deref(), Some("the backup's"));
-    let ended = || world.cluster.proxy.log().contains("resync ended early");
-    assert!(!ended());
+    const ENDED: &str = "resync ended early";
+    assert!(!world.cluster.proxy.log().contains(ENDED));
     assert!(second.stop().success());
     world.cluster.proxy.wait_status("its end", support::DEADLINE, |s| foreign(s) == [false; 2]);
-    wait_until("the job's end", support::DEADLINE, ended);
+    wait_until("the job's end", support::DEADLINE, || world.cluster.proxy.log_so_far().contains(ENDED));
     world.cluster.primaries[0].restart();
     let mut client = world.cluster.client();
     wait_until("somebody to lead", support::DEADLINE, || client.get("both:1").is_ok());

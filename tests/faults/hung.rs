@@ -104,10 +104,11 @@ fn g4_a_flapping_node_waits_longer_for_each_return() {
         log.lines().filter(|l| l.contains(what) && l.contains(&addr)).map(seconds).collect()
     };
     let (lost, back) = (of_node("node lost"), of_node("node is back"));
-    assert!(lost.len() == back.len() && lost.len() >= 4, "{log}");
+    // On a starved machine it may be taken for lost once more, just before the log is read.
+    assert!(lost.len() >= back.len() && back.len() >= 4, "{log}");
     let between = |from: f64, to: f64| (to - from).rem_euclid(86_400.0);
     let (mut hold, mut longest) = (0.0_f64, 0.0_f64);
-    for i in 1..lost.len() {
+    for i in 1..back.len() {
         // Only what follows its last return within ten seconds is flapping.
         hold = if between(back[i - 1], lost[i]) < 9.5 { (2.0 * hold).clamp(0.25, 4.0) } else { 0.0 };
         longest = longest.max(hold);

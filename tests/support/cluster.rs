@@ -114,9 +114,10 @@ impl Cluster {
         self.proxy.wait_mirrored(super::DEADLINE);
     }
 
-    /// Waits until the proxy knows that the node is gone.
+    /// Waits until the proxy knows that the node is gone. Not merely that it is not `up`: just after its pairs are mirrored, its resync
+    /// may still be winding up.
     pub fn wait_lost(&self, addr: &str) {
-        self.proxy.wait_status(&format!("{addr} noticed as lost"), super::DEADLINE, |s| s.node(addr) != "up");
+        self.proxy.wait_status(&format!("{addr} noticed as lost"), super::DEADLINE, |s| s.node(addr) == "lost");
     }
 
     /// Ends the test with everything that a test should end with: healed, equal rings, every answer right, and each ring alone has it all.

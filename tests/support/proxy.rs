@@ -231,12 +231,25 @@ impl Proxy {
         pages * 4096
     }
 
+    /// The log with everything in it that was said before now. A thread of the proxy's own writes it, later than a client may learn of
+    /// the same thing: SIGHUP, which only makes it say so, marks where now is.
     pub fn log(&self) -> String {
+        const MARK: &str = "SIGHUP ignored";
+        let Some(child) = &self.child else { return self.log_so_far() };
+        let marks = || self.log_so_far().matches(MARK).count();
+        let before = marks();
+        signal(child.id(), "HUP");
+        super::wait_until("the proxy's log to be written", super::DEADLINE, || marks() > before);
+        self.log_so_far()
+    }
+
+    /// What is written of the log, for those that poll.
+    pub fn log_so_far(&self) -> String {
         std::fs::read(self.log.path()).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
 
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = self.log();
+        let log = self.log_so_far();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
