@@ -79,6 +79,7 @@ impl Command<'_> {
             if key.len() > KEY_LEN_MAX {
                 return self.reject(answer::BAD_FORMAT, false);
             }
+            request.many = keys.is_some();
             keys = Some(keys.map_or(key.start, |span| span.start)..key.end);
         }
         match keys {

@@ -60,6 +60,31 @@ fn is_retrieval(buf: &[u8]) -> bool {
         && [&b"get "[..], b"gets ", b"gat ", b"gats "].iter().any(|verb| name.starts_with(verb))
 }
 
+/// Where the first blank is. Words are short: what `memchr` does before it looks at the first byte is more than all of this.
+pub(super) fn find_blank(text: &[u8]) -> Option<usize> {
+    let (chunks, tail) = text.as_chunks::<8>();
+    for (at, chunk) in chunks.iter().enumerate() {
+        if let Some(blank) = blank_in(chunk) {
+            return Some(8 * at + blank);
+        }
+    }
+    match text.last_chunk::<8>() {
+        // Some of it once more: it costs less than byte by byte.
+        Some(last) if !tail.is_empty() => blank_in(last).map(|blank| text.len() - 8 + blank),
+        Some(_) => None,
+        None => tail.iter().position(|&byte| byte == b' '),
+    }
+}
+
+fn blank_in(bytes: &[u8; 8]) -> Option<usize> {
+    const LOW: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = LOW << 7;
+    // A blank's byte is zero now; borrowing sets the high bit of the first such byte, and at most of bytes behind it.
+    let bytes = u64::from_le_bytes(*bytes) ^ u64::from_le_bytes([b' '; 8]);
+    let zeroes = bytes.wrapping_sub(LOW) & !bytes & HIGH;
+    (zeroes != 0).then(|| zeroes.trailing_zeros() as usize / 8)
+}
+
 /// The words of `buf[pos..end]`, separated by blanks (and nothing else: a tab belongs to the word).
 #[derive(Clone)]
 pub(super) struct Words<'a> {
@@ -92,7 +117,7 @@ impl Iterator for Words<'_> {
     fn next(&mut self) -> Option<Range<usize>> {
         let left = &self.buf[self.pos..self.end];
         let start = self.pos + left.iter().position(|&byte| byte != b' ')?;
-        let len = memchr(b' ', &self.buf[start..self.end]).unwrap_or(self.end - start);
+        let len = find_blank(&self.buf[start..self.end]).unwrap_or(self.end - start);
         self.pos = start + len;
         Some(start..self.pos)
     }
@@ -136,6 +161,21 @@ mod tests {
             assert_eq!(first_line(&ended), Line::TooLong { len: (1 << 20) + 1 }, "the CR counts");
         }
         assert_eq!(first_line(&line(&format!("{:101}get ", ""), 3000)), Line::TooLong { len: 2049 });
+    }
+
+    #[test]
+    fn the_first_blank_is_found_wherever_it_is() {
+        // (A blank, and what borrowing could take for one.)
+        for other in [b'!', 0x1f, b'x', 0, 0xff, 0xa0, 0xa1] {
+            for len in 0..40 {
+                let mut text = vec![other; len];
+                assert_eq!(find_blank(&text), None, "{other} * {len}");
+                for at in (0..len).rev() {
+                    text[at] = b' ';
+                    assert_eq!(find_blank(&text), Some(at), "{text:?}");
+                }
+            }
+        }
     }
 
     #[test]

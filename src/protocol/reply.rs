@@ -9,6 +9,7 @@ use memchr::memchr;
 use thiserror::Error;
 
 use super::KEY_LEN_MAX;
+use super::line::find_blank;
 use super::number::parse_u64;
 
 /// What a node said. Ranges are offsets into the buffer that was parsed.
@@ -201,7 +202,7 @@ pub fn parse_reply_within(buf: &[u8], limits: &ReplyLimits) -> Result<ParsedRepl
     if let Some(kind) = fixed(line) {
         return Ok(text.line_reply(kind));
     }
-    let (word, rest) = match memchr(b' ', line) {
+    let (word, rest) = match find_blank(line) {
         Some(blank) => (&line[..blank], blank + 1..line.len()),
         None => (line, line.len()..line.len()),
     };
@@ -264,15 +265,15 @@ impl Text<'_> {
         if key.is_empty() || key.len() > KEY_LEN_MAX {
             return Err(self.malformed("key empty or too long"));
         }
-        let flags = self.word(&mut at).and_then(|word| parse_u64(&self.buf[word])).and_then(|n| u32::try_from(n).ok());
+        let flags = self.number(&mut at).and_then(|n| u32::try_from(n).ok());
         let flags = flags.ok_or_else(|| self.malformed("no client flags of 32 bits"))?;
         let len = self.value_len(&mut at)?;
-        let cas = match self.word(&mut at) {
-            None => None,
-            Some(word) => Some(parse_u64(&self.buf[word]).ok_or_else(|| self.malformed("cas id is no number"))?),
-        };
-        if self.word(&mut at).is_some() {
-            return Err(self.malformed("too many words"));
+        let mut cas = None;
+        if at < self.line.end {
+            cas = Some(self.number(&mut at).ok_or_else(|| self.malformed("cas id is no number"))?);
+            if at < self.line.end {
+                return Err(self.malformed("too many words"));
+            }
         }
         let Some(data) = self.data(len)? else {
             return Ok(self.incomplete(len));
@@ -310,14 +311,24 @@ impl Text<'_> {
     fn word(&self, at: &mut usize) -> Option<Range<usize>> {
         let left = self.buf[..self.line.end].get(*at..).filter(|left| !left.is_empty())?;
         let start = *at;
-        let end = start + memchr(b' ', left).unwrap_or(left.len());
+        let end = start + find_blank(left).unwrap_or(left.len());
         *at = end + 1;
         Some(start..end)
     }
 
+    /// As [`Text::word`], of a word that is a number.
+    fn number(&self, at: &mut usize) -> Option<u64> {
+        let left = self.buf[..self.line.end].get(*at..)?;
+        let len = left.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(left.len());
+        if left.get(len).is_some_and(|&byte| byte != b' ') {
+            return None;
+        }
+        *at += len + 1;
+        parse_u64(&left[..len])
+    }
+
     fn value_len(&self, at: &mut usize) -> Result<usize, ReplyError> {
-        let len = self.word(at).and_then(|word| parse_u64(&self.buf[word]));
-        let len = len.ok_or_else(|| self.malformed("no length"))?;
+        let len = self.number(at).ok_or_else(|| self.malformed("no length"))?;
         match usize::try_from(len) {
             Ok(fits) if fits <= self.limits.value_len_max => Ok(fits),
             _ => Err(ReplyError::ValueTooLong { len, max: self.limits.value_len_max }),

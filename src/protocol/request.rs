@@ -87,6 +87,8 @@ pub struct Request {
     pub noreply: bool,
     /// The key; for the get family the span from its first key to its last. Any bytes but blank, LF and NUL.
     pub keys: Range<usize>,
+    /// The span holds several keys.
+    pub many: bool,
     /// Client flags of a storage command.
     pub flags: u32,
     /// Expiry time of a storage command, touch, gat or gats: seconds, a unix time above 30 days, at once if negative, never
@@ -105,7 +107,18 @@ pub struct Request {
 
 impl Request {
     pub(super) fn new(verb: Verb) -> Request {
-        Request { verb, noreply: false, keys: 0..0, flags: 0, exptime: 0, cas: 0, delta: 0, data: 0..0, args: 0..0 }
+        Request {
+            verb,
+            noreply: false,
+            keys: 0..0,
+            many: false,
+            flags: 0,
+            exptime: 0,
+            cas: 0,
+            delta: 0,
+            data: 0..0,
+            args: 0..0,
+        }
     }
 
     /// Every key of the request, in order, doubles included. `buf` is the buffer that was parsed.

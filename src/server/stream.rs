@@ -31,6 +31,17 @@ impl AsyncRead for ClientStream {
 }
 
 impl ClientStream {
+    /// After a read that left room in its buffer: waits for more, where there may be none. The same as another read, for less.
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            // (An error is what the next read says.)
+            ClientStream::Tcp(s) => s.poll_read_ready(cx).map(drop),
+            ClientStream::Unix(s) => s.poll_read_ready(cx).map(drop),
+            #[cfg(test)]
+            ClientStream::Memory(_) => Poll::Ready(()),
+        }
+    }
+
     /// Writes as much of `slices` as the stream takes now.
     pub(crate) fn poll_write_slices(
         &mut self,

@@ -33,6 +33,9 @@ use super::stream::ClientStream;
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
 
+/// Clients' reads after which the clock is looked at again, in a turn of very many.
+const READS_PER_CLOCK: u32 = 16;
+
 /// Reads from each client at the shutdown: what it had sent by then.
 const LAST_READS: usize = 64;
 
@@ -109,6 +112,8 @@ pub(crate) struct Shell {
     ticker: Option<Waker>,
     /// Reads that brought something.
     reads: u32,
+    /// Clients' reads since the clock was looked at; 0 when it is to be looked at before the next. The flusher makes it so at the end of a turn.
+    reads_on_clock: u32,
     /// Sockets that took no more.
     blocked_clients: Vec<u32>,
     blocked_conns: Vec<(NodeId, usize)>,
@@ -142,6 +147,18 @@ impl Shell {
         self.core.now_us = self.started.elapsed().as_micros() as u64;
     }
 
+    /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
+    fn turn_of_many(&mut self) {
+        if self.reads_on_clock == 0 {
+            self.turn();
+            // It ends the turn, also if nothing is to be written: the next one may be much later.
+            if let Some(waker) = self.flusher.take() {
+                waker.wake();
+            }
+        }
+        self.reads_on_clock = (self.reads_on_clock + 1) % READS_PER_CLOCK;
+    }
+
     /// The flusher runs once after everybody who is ready now.
     fn wake(&mut self) {
         if self.ticker.is_some()
@@ -149,6 +166,9 @@ impl Shell {
             && let Some(waker) = self.ticker.take()
         {
             waker.wake();
+        }
+        if self.flusher.is_none() {
+            return;
         }
         let out = &self.core.outbox;
         if out.events.is_empty()
@@ -185,6 +205,7 @@ pub(crate) async fn run(
         flusher: None,
         ticker: None,
         reads: 0,
+        reads_on_clock: 0,
         blocked_clients: Vec::new(),
         blocked_conns: Vec::new(),
         flushed_clients: Vec::new(),
@@ -275,6 +296,15 @@ impl Worker {
         result
     }
 
+    /// [`Worker::work`] of a client's reader.
+    fn read<T>(&self, read: impl FnOnce(&mut Shell) -> T) -> T {
+        let shell = &mut *self.shell.borrow_mut();
+        shell.turn_of_many();
+        let result = read(shell);
+        shell.wake();
+        result
+    }
+
     async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {
@@ -315,7 +345,7 @@ impl Worker {
     }
 
     async fn read_client(self, index: u32, generation: u32) {
-        poll_fn(|cx| self.work(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
+        poll_fn(|cx| self.read(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
     }
 
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
@@ -411,6 +441,7 @@ impl Worker {
 
 impl Shell {
     fn read_client(&mut self, index: u32, generation: u32, cx: &mut Context<'_>) -> Reading {
+        let mut drained = false;
         for _ in 0..READS_PER_TURN {
             // A successor may sit in this client's place already.
             let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
@@ -424,7 +455,11 @@ impl Shell {
                 io.reader = Some(cx.waker().clone());
                 return Reading::Waits;
             }
+            if drained && io.stream.poll_more(cx).is_pending() {
+                return Reading::Waits;
+            }
             let (buffer, own) = client.room(&mut self.block);
+            let room = buffer.capacity() - buffer.len();
             match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
                 Poll::Pending => return Reading::Waits,
                 Poll::Ready(Ok(n)) if n > 0 => {
@@ -436,6 +471,7 @@ impl Shell {
                         let chunk = self.block.split();
                         self.core.client_input(index, chunk);
                     }
+                    drained = n < room;
                 }
                 Poll::Ready(_) => {
                     // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
@@ -502,3 +538,7 @@ async fn refuse(stream: ClientStream) {
     let line = b"ERROR Too many open connections\r\n";
     let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(line)])).await;
 }
+
+#[cfg(test)]
+#[path = "worker/tests.rs"]
+mod tests;

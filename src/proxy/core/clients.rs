@@ -11,6 +11,11 @@ fn owner_of_hash(hash: u32, workers: u16) -> u16 {
     ((hash >> 16) % u32::from(workers)) as u16
 }
 
+/// Takes a request's bytes. All there are is the rule without pipelining; then nobody shares them.
+fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
+    if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
+}
+
 /// A key of a request.
 #[derive(Clone, Copy)]
 struct KeyAt {
@@ -215,28 +220,28 @@ impl Core {
         let client = &mut self.clients[index as usize];
         let write = kind.is_write();
         let base = chunk.as_ptr() as usize;
-        let (mut keys, mut last) = (0, None);
+        if !request.many {
+            let key = KeyAt::new(&chunk[request.keys.clone()], base);
+            if client.conflicts(key.hash, write) || kind.reads() && client.read_room() == 0 {
+                return false;
+            }
+            let raw = take_front(chunk, len);
+            let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
+            self.begin_key(index, &request, kind, (slot, 0), raw, key);
+            return true;
+        }
+        let mut keys = 0;
         for key in request.key_iter(chunk) {
-            let key = KeyAt::new(key, base);
-            if client.conflicts(key.hash, write) {
+            if client.conflicts(Topology::key_hash(key), write) {
                 return false;
             }
             keys += 1;
-            last = Some(key);
         }
         // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
         if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
             return false;
         }
-        // All of it is the rule without pipelining; then nobody shares it.
-        let raw = if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze();
-        if keys == 1
-            && let Some(key) = last
-        {
-            let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
-            self.begin_key(index, &request, kind, (slot, 0), raw, key);
-            return true;
-        }
+        let raw = take_front(chunk, len);
         let slot = client.open_slot(keys, true, request.noreply, len, &mut self.spare);
         let room = if kind.reads() { client.read_room().max(1) } else { 1 };
         self.begin_keys(index, Rest { request, raw, slot, part: 0 }, kind, room);

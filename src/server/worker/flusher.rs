@@ -99,6 +99,7 @@ impl Worker {
     /// Writes the answers that are ready, and what is urgent, and hands on what concerns others. Returns how many clients were written to.
     fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
         self.work(|shell| {
+            shell.reads_on_clock = 0;
             self.hand_on(shell);
             shell.flush_urgent(cx);
             let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
@@ -130,6 +131,7 @@ impl Worker {
 
     /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
     fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
+        shell.reads_on_clock = 0;
         // Two lists that change places, so that neither gives its memory back.
         let mut conns = std::mem::take(&mut shell.flushed_conns);
         let mut clients = std::mem::take(&mut shell.flushed_clients);
