@@ -33,7 +33,7 @@ use super::stream::ClientStream;
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
 
-/// Clients' reads after which the clock is looked at again, in a turn of very many.
+/// Clients whose input is read before the clock is looked at again, in a turn of very many.
 const READS_PER_CLOCK: u32 = 16;
 
 /// Reads from each client at the shutdown: what it had sent by then.
@@ -112,7 +112,7 @@ pub(crate) struct Shell {
     ticker: Option<Waker>,
     /// Reads that brought something.
     reads: u32,
-    /// Clients' reads since the clock was looked at; 0 when it is to be looked at before the next. The flusher makes it so at the end of a turn.
+    /// Clients read from since the clock was looked at; 0 when it is to be looked at before the next. The flusher makes it so at the end of a turn.
     reads_on_clock: u32,
     /// Sockets that took no more.
     blocked_clients: Vec<u32>,
@@ -418,12 +418,17 @@ impl Worker {
     /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
     /// stays for the keys it owns. Returns whether all was finished.
     async fn drain(&self, grace: Duration) -> bool {
-        self.work(|shell| {
-            shell.draining = true;
-            for index in shell.core.client_indexes() {
-                shell.last_call(index);
-            }
-        });
+        // Of one poll tokio lets a task read only so often, and then says that nothing has come: that would be the last word on all clients
+        // behind the first hundred.
+        tokio::task::unconstrained(async {
+            self.work(|shell| {
+                shell.draining = true;
+                for index in shell.core.client_indexes() {
+                    shell.last_call(index);
+                }
+            });
+        })
+        .await;
         let deadline = Instant::now() + grace;
         loop {
             let done = {

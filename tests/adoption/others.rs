@@ -27,10 +27,11 @@ fn an_adoption_goes_on_when_the_primary_of_another_pair_dies() {
     let dead = cluster.primaries[0].addr();
     cluster.primaries[0].kill();
     wait_until("the job to end", support::DEADLINE, || cluster.proxy.log_so_far().contains("resync ended early"));
+    let log = cluster.proxy.log();
     cluster.proxy.kill();
     let fallen = format!("pair={}|{backup} from=\"recovering\" to=\"degraded\"", cluster.primaries[1].addr());
-    assert!(cluster.proxy.log().contains(&format!("pair={dead}|{backup} from=")), "it is told so");
-    assert!(!cluster.proxy.log().contains(&fallen), "{}", cluster.proxy.log());
+    assert!(log.contains(&format!("pair={dead}|{backup} from=")), "it is told so");
+    assert!(!log.contains(&fallen), "{log}");
     cluster.primaries[0].restart();
     cluster.proxy.args.retain(|arg| arg != "--resync-rate" && arg != "50");
     start(&mut cluster);

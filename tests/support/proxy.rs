@@ -101,6 +101,8 @@ impl Proxy {
     pub fn spawn(&mut self) {
         let log = File::options().append(true).open(self.log.path()).expect("the proxy's log");
         let mut command = Command::new(Proxy::binary());
+        // Tests read the log as it is by default.
+        command.env_remove("RUST_LOG");
         command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]).args(&self.args);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
         self.child = Some(command.spawn().expect("start resilver"));
@@ -232,14 +234,18 @@ impl Proxy {
     }
 
     /// The log with everything in it that was said before now. A thread of the proxy's own writes it, later than a client may learn of
-    /// the same thing: SIGHUP, which only makes it say so, marks where now is.
+    /// the same thing: SIGHUP, which only makes it say so, marks where now is. What a proxy said just before it was killed may be lost.
     pub fn log(&self) -> String {
         const MARK: &str = "SIGHUP ignored";
         let Some(child) = &self.child else { return self.log_so_far() };
         let marks = || self.log_so_far().matches(MARK).count();
+        let has_ended = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        };
         let before = marks();
         signal(child.id(), "HUP");
-        super::wait_until("the proxy's log to be written", super::DEADLINE, || marks() > before);
+        super::wait_until("the proxy's log to be written", super::DEADLINE, || marks() > before || has_ended());
         self.log_so_far()
     }
 

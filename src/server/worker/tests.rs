@@ -25,17 +25,24 @@ impl Dial for Dialer {
     }
 }
 
-/// A client, and what the worker tells and dials.
+/// What the worker is given, tells and dials.
 struct World {
-    client: DuplexStream,
+    clients: UnboundedSender<DuplexStream>,
     events: UnboundedReceiver<Event>,
     dialled: UnboundedReceiver<DuplexStream>,
-    // (The worker ends when these do.)
+    shutdown: CancellationToken,
     _commands: UnboundedSender<Command>,
-    _clients: UnboundedSender<DuplexStream>,
 }
 
-/// A worker with one node and one client, in a task of its own.
+impl World {
+    fn connect(&self) -> DuplexStream {
+        let (client, near) = duplex(1 << 16);
+        self.clients.send(near).expect("accepted");
+        client
+    }
+}
+
+/// A worker with one node, in a task of its own.
 fn start() -> World {
     let topology = Arc::new(Topology::new(&["n:1".parse().expect("a server")], &[], Distribution::Modula));
     let settings = CoreSettings {
@@ -61,7 +68,7 @@ fn start() -> World {
         tick: Duration::from_millis(10),
         idle_timeout: None,
         clients: Arc::default(),
-        max_clients: 10,
+        max_clients: 1_000,
         work: Arc::new(Work::new(1)),
         unclean: Arc::default(),
     };
@@ -73,10 +80,9 @@ fn start() -> World {
         command.send(Command::Allow { node: leader, incarnation: None, life: 1, unix_time: 1_000_000 }).expect("taken");
     }
     let listeners = vec![Listener::Memory(accepted)];
-    spawn_local(run(core, setup, listeners, 1, 1, CancellationToken::new(), Duration::ZERO));
-    let (client, near) = duplex(1 << 16);
-    clients.send(near).expect("accepted");
-    World { client, events, dialled, _commands: command, _clients: clients }
+    let shutdown = CancellationToken::new();
+    spawn_local(run(core, setup, listeners, 1, 1, shutdown.clone(), Duration::from_secs(1)));
+    World { clients, events, dialled, shutdown, _commands: command }
 }
 
 /// The clock is looked at once for many reads, but never later than in the turn before: a node is not blamed for time in which it was not asked.
@@ -85,34 +91,59 @@ async fn a_request_counts_from_when_it_was_read_and_not_from_an_earlier_turn() {
     LocalSet::new()
         .run_until(async {
             let mut world = start();
-            world.client.write_all(b"get k\r\n").await.expect("sent");
+            let mut client = world.connect();
+            client.write_all(b"get k\r\n").await.expect("sent");
             let mut node = world.dialled.recv().await.expect("a connection");
             let mut asked = [0; 7];
             let mut answer = [0; 5];
             node.read_exact(&mut asked).await.expect("asked");
             node.write_all(b"END\r\n").await.expect("answered");
-            world.client.read_exact(&mut answer).await.expect("answered");
+            client.read_exact(&mut answer).await.expect("answered");
             for start in ["", "g", "get", "get k\r"] {
                 // The beginning of a request gives nobody anything to write.
-                world.client.write_all(start.as_bytes()).await.expect("sent");
+                client.write_all(start.as_bytes()).await.expect("sent");
                 tokio::time::sleep(2 * TIMEOUT).await;
-                world.client.write_all(&b"get k\r\n"[start.len()..]).await.expect("sent");
+                client.write_all(&b"get k\r\n"[start.len()..]).await.expect("sent");
                 node.read_exact(&mut asked).await.expect("asked");
                 tokio::time::sleep(TIMEOUT / 2).await;
                 while let Ok(event) = world.events.try_recv() {
                     assert!(!matches!(event, Event::Fault { .. }), "behind {start:?}: {event:?}");
                 }
                 node.write_all(b"END\r\n").await.expect("answered");
-                world.client.read_exact(&mut answer).await.expect("answered");
+                client.read_exact(&mut answer).await.expect("answered");
                 assert_eq!((&asked, &answer), (b"get k\r\n", b"END\r\n"));
             }
             // That it would be told.
-            world.client.write_all(b"get k\r\n").await.expect("sent");
+            client.write_all(b"get k\r\n").await.expect("sent");
             let told =
                 async { while !matches!(world.events.recv().await.expect("the worker lives"), Event::Fault { .. }) {} };
             let begun = Instant::now();
             tokio::time::timeout(4 * TIMEOUT, told).await.expect("told of a node that does not answer");
             assert!((TIMEOUT..2 * TIMEOUT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        })
+        .await;
+}
+
+/// Also where more clients have than tokio lets one task read in a turn.
+#[tokio::test(start_paused = true)]
+async fn what_clients_sent_before_the_shutdown_is_answered() {
+    const CLIENTS: usize = 300;
+    LocalSet::new()
+        .run_until(async {
+            let world = start();
+            let mut clients: Vec<DuplexStream> = (0..CLIENTS).map(|_| world.connect()).collect();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // The worker learns of this first, and then finds what they have sent.
+            world.shutdown.cancel();
+            for client in &mut clients {
+                let sent = tokio::task::unconstrained(client.write_all(b"version\r\n")).now_or_never();
+                sent.expect("room for it").expect("sent");
+            }
+            for (at, client) in clients.iter_mut().enumerate() {
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.expect("answered, then closed");
+                assert!(answer.starts_with("VERSION "), "client {at}: {answer:?}");
+            }
         })
         .await;
 }
