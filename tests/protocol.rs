@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::client::{show, storage};
 use support::cluster::{count_filled, fill, filled};
 use support::{Client, Cluster, Failure, Memcached, Rng, Shape, Stored, seed, wait_until};
@@ -564,6 +565,31 @@ fn sigterm_ends_it_with_zero_and_sends_what_was_asked() {
         assert_eq!(client.values().map(|v| v.len()), Ok(3), "answer {i} of 20 after SIGTERM");
     }
     drop(client);
+    let status = cluster.proxy.wait_exit();
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+/// What has come by then, from more clients than one look at the sockets tells of.
+#[test]
+fn sigterm_lets_every_request_be_answered_that_came_before() {
+    const CLIENTS: usize = 900;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many files as may be");
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1"]));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| cluster.client()).collect();
+    assert_eq!(clients[0].set("k", b"x"), Ok(Stored::Stored));
+    for client in &mut clients {
+        assert!(client.version().is_ok(), "it is accepted");
+    }
+    cluster.proxy.pause();
+    for client in &mut clients {
+        client.send(b"get k\r\n").expect("send");
+    }
+    cluster.proxy.terminate();
+    cluster.proxy.resume();
+    for (at, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.values().map(|items| items.len()), Ok(1), "client {at}");
+    }
     let status = cluster.proxy.wait_exit();
     assert_eq!(status.code(), Some(0), "{status}");
 }

@@ -418,7 +418,12 @@ impl Worker {
     /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
     /// stays for the keys it owns. Returns whether all was finished.
     async fn drain(&self, grace: Duration) -> bool {
-        // Of one poll tokio lets a task read only so often, and then says that nothing has come: that would be the last word on all clients
+        // The system tells of so many sockets at once; of the others nobody knows yet that something has come.
+        let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        // In one poll tokio lets a task read only so often, and then says that nothing has come: that would be the last word on all clients
         // behind the first hundred.
         tokio::task::unconstrained(async {
             self.work(|shell| {

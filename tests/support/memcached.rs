@@ -122,18 +122,9 @@ impl Memcached {
         }
     }
 
-    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns; kill(1)
-    /// itself returns earlier.
+    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns.
     pub fn pause(&self) {
-        self.signal("STOP");
-        let tasks = format!("/proc/{}/task", self.child.as_ref().expect("a running memcached").id());
-        wait_until("every thread of memcached to stop", super::DEADLINE, || {
-            let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-                let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
-                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-            };
-            std::fs::read_dir(&tasks).is_ok_and(|mut all| all.all(stopped))
-        });
+        pause(self.child.as_ref().expect("a running memcached").id());
     }
 
     /// SIGCONT.
@@ -182,6 +173,19 @@ impl Drop for Memcached {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// SIGSTOP; every thread has stopped when this returns, and kill(1) itself returns earlier.
+pub fn pause(pid: u32) {
+    signal(pid, "STOP");
+    let tasks = format!("/proc/{pid}/task");
+    wait_until("every thread to stop", super::DEADLINE, || {
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        std::fs::read_dir(&tasks).is_ok_and(|mut all| all.all(stopped))
+    });
 }
 
 /// Sends a signal to a child of ours that has not been reaped, so the pid cannot be anyone else's.

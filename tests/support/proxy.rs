@@ -194,6 +194,16 @@ impl Proxy {
         self.child.as_mut().is_some_and(|c| c.try_wait().expect("wait").is_none())
     }
 
+    /// SIGSTOP.
+    pub fn pause(&self) {
+        super::memcached::pause(self.pid());
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        signal(self.pid(), "CONT");
+    }
+
     pub fn terminate(&self) {
         signal(self.child.as_ref().expect("a running proxy").id(), "TERM");
     }
