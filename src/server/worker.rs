@@ -289,18 +289,18 @@ impl Worker {
     /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
     /// those who see to it. A worker at rest has no tick that would make up for one that was not woken.
     fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
-        let shell = &mut *self.shell.borrow_mut();
-        shell.turn();
-        let result = work(shell);
-        shell.wake();
-        result
+        self.work_by(Shell::turn, work)
     }
 
     /// [`Worker::work`] of a client's reader.
     fn read<T>(&self, read: impl FnOnce(&mut Shell) -> T) -> T {
+        self.work_by(Shell::turn_of_many, read)
+    }
+
+    fn work_by<T>(&self, clock: impl FnOnce(&mut Shell), work: impl FnOnce(&mut Shell) -> T) -> T {
         let shell = &mut *self.shell.borrow_mut();
-        shell.turn_of_many();
-        let result = read(shell);
+        clock(shell);
+        let result = work(shell);
         shell.wake();
         result
     }
