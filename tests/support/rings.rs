@@ -124,7 +124,8 @@ fn decode(encoded: &[u8]) -> Vec<u8> {
 }
 
 /// Differences between two rings, each as a sentence; none = each alone holds every live item exactly. TTLs may differ
-/// by two seconds: each server's clock ticks once a second, and the two are read at different moments.
+/// by two seconds and what passes between the readings: each server counts whole seconds from its own start, by a timer that may be late.
+/// (Measured: of one date, set on twelve servers and asked of all at once, their answers differ by two in every third trial.)
 pub fn compare_rings(primaries: &RingMap, backups: &RingMap) -> Vec<String> {
     let mut differences = Vec::new();
     for (key, p) in primaries {
@@ -165,7 +166,10 @@ fn same_expiry(p: &RingItem, b: &RingItem) -> bool {
             // Both brought to the moment of the later reading.
             let (earlier, later, gap) =
                 if p.read_at <= b.read_at { (pt, bt, b.read_at - p.read_at) } else { (bt, pt, p.read_at - b.read_at) };
-            ((earlier as f64 - gap.as_secs_f64()) - later as f64).abs() <= 2.1
+            // Seconds that both clocks may have counted meanwhile; an item was read a little before its answer was.
+            let gap = gap.as_secs_f64();
+            let (least, most) = ((gap - 0.1).max(0.0).floor() as i64, (gap + 0.1).ceil() as i64);
+            (least - 2..=most + 2).contains(&(earlier - later))
         }
         _ => false,
     }
