@@ -1,6 +1,7 @@
 //! One real memcached process, which can be killed, restarted on its port, stopped and continued.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -180,12 +181,15 @@ pub fn pause(pid: u32) {
     signal(pid, "STOP");
     let tasks = format!("/proc/{pid}/task");
     wait_until("every thread to stop", super::DEADLINE, || {
-        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-        };
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| task.is_ok_and(|t| is_in_state(&t.path(), 'T'));
         std::fs::read_dir(&tasks).is_ok_and(|mut all| all.all(stopped))
     });
+}
+
+/// Whether a process or thread, by its folder in /proc, is in this state of proc(5): T stopped, Z ended and not reaped.
+pub fn is_in_state(task: &Path, state: char) -> bool {
+    let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(state))
 }
 
 /// Sends a signal to a child of ours that has not been reaped, so the pid cannot be anyone else's.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
-use super::memcached::signal;
+use super::memcached::{is_in_state, pause, signal};
 use super::port::Port;
 use super::wait_until;
 
@@ -196,7 +196,7 @@ impl Proxy {
 
     /// SIGSTOP.
     pub fn pause(&self) {
-        super::memcached::pause(self.pid());
+        pause(self.pid());
     }
 
     /// SIGCONT.
@@ -205,7 +205,7 @@ impl Proxy {
     }
 
     pub fn terminate(&self) {
-        signal(self.child.as_ref().expect("a running proxy").id(), "TERM");
+        signal(self.pid(), "TERM");
     }
 
     /// SIGTERM, then its exit status.
@@ -249,10 +249,8 @@ impl Proxy {
         const MARK: &str = "SIGHUP ignored";
         let Some(child) = &self.child else { return self.log_so_far() };
         let marks = || self.log_so_far().matches(MARK).count();
-        let has_ended = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-        };
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        let has_ended = || is_in_state(&process, 'Z');
         let before = marks();
         signal(child.id(), "HUP");
         super::wait_until("the proxy's log to be written", super::DEADLINE, || marks() > before || has_ended());

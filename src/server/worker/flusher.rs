@@ -99,7 +99,6 @@ impl Worker {
     /// Writes the answers that are ready, and what is urgent, and hands on what concerns others. Returns how many clients were written to.
     fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
         self.work(|shell| {
-            shell.reads_on_clock = 0;
             self.hand_on(shell);
             shell.flush_urgent(cx);
             let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
