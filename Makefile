@@ -35,6 +35,7 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
 	$(CARGO) test --locked
+	RESILVER_TEST_IO_URING=off $(CARGO) test --locked --test protocol --test failover
 
 bench: ## Measure resilver, other proxies and memcached side by side (10 minutes or less)
 	@scripts/need-memcached

@@ -44,6 +44,18 @@ impl fmt::Display for ResyncMode {
     }
 }
 
+/// Whether clients' sockets are on io_uring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoUringMode {
+    /// Where the system has it, and epoll elsewhere.
+    #[default]
+    Auto,
+    /// Or not at all.
+    On,
+    /// On epoll.
+    Off,
+}
+
 /// Form of the log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LogFormat {
@@ -84,6 +96,8 @@ pub struct Settings {
     pub node_connections: usize,
     /// `--threads`: worker threads.
     pub threads: usize,
+    /// `--io-uring`.
+    pub io_uring: IoUringMode,
     /// `--resync`.
     pub resync: ResyncMode,
     /// `--timeout`: how long a node of a mirrored pair may take for an answer before it counts as lost.

@@ -88,6 +88,10 @@ pub(super) struct Args {
           allow_negative_numbers = true, help_heading = "Process")]
     pub(super) threads: Vec<String>,
 
+    /// Clients' sockets on io_uring: auto = where the system has it (Linux 6.1), else epoll; on = or do not start; off = epoll
+    #[arg(long, value_name = "auto|on|off", default_value = "auto", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) io_uring: Vec<String>,
+
     /// How a server that comes back is refilled: auto = at once; manual = the other copy leads until the operator says
     /// resync; off = trusted as it is, like magent
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",

@@ -17,7 +17,7 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use super::accounts::Account;
 use super::args::Args;
 use super::units::{parse_size, parse_time, show_size, show_time};
-use super::{CommandLine, LogFormat, LogSettings, Settings, UsageErrors};
+use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
 
 /// What `--threads auto` takes at most: past four the servers are the bottleneck, not the proxy.
@@ -195,6 +195,15 @@ impl Check<'_> {
                 self.number("threads", &args.threads, 1..=MAX_THREADS, "auto = one for each core").unwrap_or(1) as usize
             }
         };
+        let io_uring = match self.single("io_uring", &args.io_uring) {
+            None | Some("auto") => IoUringMode::Auto,
+            Some("on") => IoUringMode::On,
+            Some("off") => IoUringMode::Off,
+            Some(other) => {
+                self.bad("io_uring", other, "is none of auto, on and off");
+                IoUringMode::Auto
+            }
+        };
         let node_connections = match args.node_connections.last().map(String::as_str) {
             Some("auto") => 0,
             _ => {
@@ -232,6 +241,7 @@ impl Check<'_> {
             max_clients: max_clients as usize,
             node_connections: (node_connections as usize).max(threads),
             threads,
+            io_uring,
             resync,
             timeout: times.timeout,
             leader_timeout: times.leader_timeout,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Account, CommandLine, Host, LogFormat, ResyncMode, Settings, UsageErrors};
+use super::{Account, CommandLine, Host, IoUringMode, LogFormat, ResyncMode, Settings, UsageErrors};
 use crate::ring::Distribution;
 
 fn account(id: u32) -> Option<Account> {
@@ -84,7 +84,9 @@ fn magents_line_runs_unchanged() {
     assert_eq!(settings.max_clients, 51_200);
     assert_eq!(settings.listen, ["127.0.0.1:12000".parse::<SocketAddr>().unwrap()]);
     assert_eq!(settings.distribution, Distribution::Modula);
-    assert_eq!(settings.resync, ResyncMode::Auto);
+    assert_eq!((settings.resync, settings.io_uring), (ResyncMode::Auto, IoUringMode::Auto));
+    assert_eq!(run("-s a:1 --io-uring on").io_uring, IoUringMode::On);
+    assert_eq!(run("-s a:1 --io-uring=off").io_uring, IoUringMode::Off);
     // Without spaces, as getopt takes it too.
     let settings = run_on("-uroot -n51200 -l127.0.0.1 -p12000 -s127.0.0.1:11211 -kDv -i20", &root());
     assert_eq!((settings.distribution, settings.node_connections), (Distribution::Ketama, 20));
@@ -222,6 +224,7 @@ fn one_fault_at_a_time() {
         ("-s a:1 -i 1001", "-i/--node-connections 1001: "),
         ("-s a:1 --threads 0", "--threads 0: "),
         ("-s a:1 --threads 65", "--threads 65: "),
+        ("-s a:1 --io-uring maybe", "--io-uring maybe: "),
         ("-s a:1 -b b:2 --resync=on", "--resync=on: there is no such mode"),
         ("-s a:1 --resync=manual", "--resync=manual without -b/--backup"),
         ("-s a:1 --resync-rate 5", "--resync-rate without -b/--backup"),

@@ -5,8 +5,10 @@ use thiserror::Error;
 
 use crate::config::Settings;
 
-/// Descriptors beside clients and nodes: standard streams, log, pid file, runtime, temporary files, and refusing clients.
+/// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files, and refusing clients.
 const RESERVE: u64 = 128;
+/// Per worker thread: its runtime, its handles of the listening sockets, its ring.
+const PER_THREAD: u64 = 12;
 /// Per node, beside the connections that `-i` keeps: probe, control, and those of a resync.
 const CONTROL_PER_NODE: u64 = 16;
 
@@ -57,7 +59,11 @@ pub fn files_needed(settings: &Settings) -> u64 {
     let nodes = (settings.primaries.len() + settings.backups.len()) as u64;
     // Twice: a connection that timed out is kept and drained while its successor already works.
     let per_node = 2 * settings.node_connections as u64 + CONTROL_PER_NODE;
-    settings.max_clients as u64 + nodes * per_node + settings.listen.len() as u64 + RESERVE
+    settings.max_clients as u64
+        + nodes * per_node
+        + settings.threads as u64 * PER_THREAD
+        + settings.listen.len() as u64
+        + RESERVE
 }
 
 /// Raises this process's limit of open files to what the settings need; never lowers it.

@@ -33,6 +33,11 @@ impl OutQueue {
         self.len == 0
     }
 
+    /// Whether its memory is so little that it may be kept for later.
+    pub fn is_small(&self) -> bool {
+        self.tail.capacity() <= 16 * 1024
+    }
+
     /// Queues a copy.
     pub fn put(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);

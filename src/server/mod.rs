@@ -1,12 +1,15 @@
 //! The daemon put together: worker threads around the data plane, the control plane on the calling thread.
 
 mod stream;
+mod uring;
 mod worker;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
@@ -14,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Dial, TcpDialer};
 use crate::cluster::Cluster;
-use crate::config::Settings;
+use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
 use crate::proxy::{Adds, Core, CoreSettings, Event};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
+use uring::Ring;
 pub(crate) use worker::Listener;
 use worker::{Work, WorkerSetup};
 
@@ -37,6 +41,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addrs = topology.nodes().map(|node| topology.addr(node).clone()).collect();
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
+    let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
     let assembly = Assembly::new(settings, topology, dialer);
     let mut threads = Vec::new();
     for (index, parts) in assembly.workers.into_iter().enumerate() {
@@ -49,13 +54,15 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
         let shutdown = shutdown.clone();
+        let ring = rings.next();
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
                 let runtime =
                     Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
                 LocalSet::new().block_on(&runtime, async move {
                     let listeners = own.into_listeners()?;
-                    parts.run(listeners, shutdown).await;
+                    let ring = ring.map(Ring::start).transpose()?;
+                    parts.run(listeners, ring, shutdown).await;
                     Ok(())
                 })
             })?;
@@ -71,6 +78,26 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
         }
     }
     Ok(())
+}
+
+/// One for each worker, or none where clients' sockets are left to epoll.
+fn rings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Ring>> {
+    if mode == IoUringMode::Off {
+        return Ok(Vec::new());
+    }
+    match (0..workers.max(1)).map(|_| Ring::new()).collect() {
+        Ok(rings) => Ok(rings),
+        Err(error) if mode == IoUringMode::Auto => {
+            tracing::info!(%error, "no io_uring here (it takes Linux 6.1, and permission): clients' sockets are on epoll, which costs more");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(std::io::Error::new(
+            error.kind(),
+            format!(
+                "--io-uring on: {error}; it takes Linux 6.1 or later, and a system that permits it (sysctl kernel.io_uring_disabled, seccomp); auto does without"
+            ),
+        )),
+    }
 }
 
 /// The proxy put together but for threads and sockets: the simulation runs all of it on one thread.
@@ -96,8 +123,13 @@ pub(crate) struct WorkerParts {
 
 impl WorkerParts {
     /// Serves clients until `shutdown`, then until they are answered or the grace is over.
-    pub(crate) async fn run(self, listeners: Vec<Listener>, shutdown: CancellationToken) {
-        worker::run(self.core, self.setup, listeners, self.nodes, self.lanes, shutdown, self.grace).await;
+    pub(crate) async fn run(
+        self,
+        listeners: Vec<Listener>,
+        ring: Option<(Ring, AsyncFd<OwnedFd>)>,
+        shutdown: CancellationToken,
+    ) {
+        worker::run(self.core, self.setup, ring, listeners, self.nodes, self.lanes, shutdown, self.grace).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! A client's byte stream, of whichever kind.
 
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -39,6 +40,28 @@ impl ClientStream {
             ClientStream::Unix(s) => s.poll_read_ready(cx).map(drop),
             #[cfg(test)]
             ClientStream::Memory(_) => Poll::Ready(()),
+        }
+    }
+
+    /// Takes the socket away from tokio, in blocking mode.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; the connection is closed then.
+    pub(crate) fn into_blocking(self) -> io::Result<OwnedFd> {
+        match self {
+            ClientStream::Tcp(s) => {
+                let s = s.into_std()?;
+                s.set_nonblocking(false)?;
+                Ok(s.into())
+            }
+            ClientStream::Unix(s) => {
+                let s = s.into_std()?;
+                s.set_nonblocking(false)?;
+                Ok(s.into())
+            }
+            #[cfg(test)]
+            ClientStream::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -5,10 +5,12 @@
 //! client, leave in one write.
 
 mod flusher;
+mod ringed;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
@@ -29,6 +32,8 @@ use crate::proxy::{Command, Core, Event, PeerMessage, READ_BLOCK};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
+use super::uring::Ring;
+use ringed::RingClient;
 
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -88,10 +93,15 @@ impl Work {
     }
 }
 
-struct ClientIo {
-    stream: ClientStream,
-    /// Woken when the client's input may go on.
-    reader: Option<Waker>,
+enum ClientIo {
+    /// With a task that reads.
+    Stream {
+        stream: ClientStream,
+        /// Woken when the client's input may go on.
+        reader: Option<Waker>,
+    },
+    /// On the worker's ring.
+    Ring(RingClient),
 }
 
 struct NodeIo {
@@ -104,6 +114,8 @@ struct NodeIo {
 pub(crate) struct Shell {
     core: Core,
     clients: Vec<Option<ClientIo>>,
+    /// Where the clients are, if not in tokio's hands.
+    ring: Option<Ring>,
     nodes: Vec<Vec<Option<NodeIo>>>,
     block: BytesMut,
     started: Instant,
@@ -167,22 +179,23 @@ impl Shell {
         {
             waker.wake();
         }
-        if self.flusher.is_none() {
-            return;
-        }
-        let out = &self.core.outbox;
-        if out.events.is_empty()
-            && out.peers.is_empty()
-            && out.dials.is_empty()
-            && out.dirty_conns.is_empty()
-            && out.dirty_clients.is_empty()
-            && out.resumable.is_empty()
+        if self.has_output()
+            && let Some(waker) = self.flusher.take()
         {
-            return;
-        }
-        if let Some(waker) = self.flusher.take() {
             waker.wake();
         }
+    }
+
+    /// Whether there is anything for the flusher.
+    fn has_output(&self) -> bool {
+        let out = &self.core.outbox;
+        !out.events.is_empty()
+            || !out.peers.is_empty()
+            || !out.dials.is_empty()
+            || !out.dirty_conns.is_empty()
+            || !out.dirty_clients.is_empty()
+            || !out.resumable.is_empty()
+            || self.ring.as_ref().is_some_and(Ring::has_queued)
     }
 }
 
@@ -190,15 +203,18 @@ impl Shell {
 pub(crate) async fn run(
     core: Core,
     setup: WorkerSetup,
+    ring: Option<(Ring, AsyncFd<OwnedFd>)>,
     listeners: Vec<Listener>,
     nodes: usize,
     lanes: usize,
     shutdown: CancellationToken,
     grace: Duration,
 ) {
+    let (ring, event) = ring.unzip();
     let shell = Rc::new(RefCell::new(Shell {
         core,
         clients: Vec::new(),
+        ring,
         nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
         block: BytesMut::new(),
         started: Instant::now(),
@@ -221,6 +237,9 @@ pub(crate) async fn run(
     tokio::task::spawn_local(worker.clone().take_commands(setup.commands));
     tokio::task::spawn_local(worker.clone().take_messages(setup.inbox));
     tokio::task::spawn_local(worker.clone().tick_forever(setup.tick));
+    if let Some(event) = event {
+        tokio::task::spawn_local(worker.clone().watch_ring(event));
+    }
     if let Some(timeout) = setup.idle_timeout {
         tokio::task::spawn_local(worker.clone().close_silent_forever(timeout));
     }
@@ -331,17 +350,32 @@ impl Worker {
             tokio::task::spawn_local(refuse(stream));
             return;
         }
-        let key = self.work(|shell| {
+        let admitted = self.work(|shell| {
             let key = shell.core.client_connected();
             let at = key.index as usize;
             if shell.clients.len() <= at {
                 shell.clients.resize_with(at + 1, || None);
             }
-            shell.clients[at] = Some(ClientIo { stream, reader: None });
+            match &mut shell.ring {
+                Some(ring) => match stream.into_blocking() {
+                    Ok(fd) => shell.clients[at] = Some(ClientIo::Ring(RingClient::new(ring.add(fd, key.index)))),
+                    Err(error) => {
+                        shell.core.client_gone(key.index);
+                        return Err(error);
+                    }
+                },
+                None => {
+                    shell.clients[at] = Some(ClientIo::Stream { stream, reader: None });
+                    tokio::task::spawn_local(self.clone().read_client(key.index, key.generation));
+                }
+            }
             shell.stats.connected();
-            key
+            Ok(())
         });
-        tokio::task::spawn_local(self.clone().read_client(key.index, key.generation));
+        if let Err(error) = admitted {
+            tracing::warn!(%error, "cannot take a client on");
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     async fn read_client(self, index: u32, generation: u32) {
@@ -428,6 +462,7 @@ impl Worker {
         tokio::task::unconstrained(async {
             self.work(|shell| {
                 shell.draining = true;
+                shell.hear_all();
                 for index in shell.core.client_indexes() {
                     shell.last_call(index);
                 }
@@ -457,20 +492,22 @@ impl Shell {
             let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
                 return Reading::Over;
             };
-            let Some(io) = self.clients[index as usize].as_mut() else { return Reading::Over };
+            let Some(ClientIo::Stream { stream, reader }) = self.clients[index as usize].as_mut() else {
+                return Reading::Over;
+            };
             if client.closing {
                 return Reading::Over;
             }
             if client.stalled {
-                io.reader = Some(cx.waker().clone());
+                *reader = Some(cx.waker().clone());
                 return Reading::Waits;
             }
-            if drained && io.stream.poll_more(cx).is_pending() {
+            if drained && stream.poll_more(cx).is_pending() {
                 return Reading::Waits;
             }
             let (buffer, own) = client.room(&mut self.block);
             let room = buffer.capacity() - buffer.len();
-            match poll_read_buf(Pin::new(&mut io.stream), cx, buffer) {
+            match poll_read_buf(Pin::new(stream), cx, buffer) {
                 Poll::Pending => return Reading::Waits,
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.reads = self.reads.wrapping_add(1);
@@ -522,13 +559,17 @@ impl Shell {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..LAST_READS {
             let Some(client) = self.core.client(index) else { return };
-            let Some(io) = self.clients[index as usize].as_mut() else { return };
+            let stream = match self.clients[index as usize].as_mut() {
+                Some(ClientIo::Stream { stream, .. }) => stream,
+                Some(ClientIo::Ring(_)) => return self.last_ring_call(index),
+                None => return,
+            };
             if client.stalled || client.closing {
                 break;
             }
             let mut chunk = std::mem::take(&mut client.partial);
             chunk.reserve(READ_BLOCK);
-            match poll_read_buf(Pin::new(&mut io.stream), &mut cx, &mut chunk) {
+            match poll_read_buf(Pin::new(stream), &mut cx, &mut chunk) {
                 Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(index, chunk),
                 _ => {
                     if let Some(client) = self.core.client(index) {

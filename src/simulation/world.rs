@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::config::{LogFormat, LogSettings, ResyncMode, Settings};
+use crate::config::{IoUringMode, LogFormat, LogSettings, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
 use crate::server::{Assembly, Listener};
@@ -424,7 +424,7 @@ impl World {
             tasks.push(spawn_local(async move {
                 // As in the daemon, whatever a worker leaves behind ends with it.
                 let local = LocalSet::new();
-                local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
+                local.run_until(parts.run(vec![Listener::Memory(streams)], None, shutdown)).await;
             }));
         }
         tasks.push(spawn_local(assembly.cluster.run(assembly.events)));
@@ -475,6 +475,8 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         max_clients: 100,
         node_connections: rng.random_range(1..5),
         threads: rng.random_range(1..4),
+        // (Its clients are in memory.)
+        io_uring: IoUringMode::Off,
         resync: ResyncMode::Auto,
         timeout: ms(100),
         leader_timeout: ms(800),

@@ -13,13 +13,14 @@ use crate::{GET, SET, alone, skipped};
 
 const REQUESTS: usize = 2_000;
 
-/// Calls that move bytes, and all calls, of one request as measured last; [`MARGIN`] is granted.
-const CEILINGS: [(Workload, [f64; 2]); 5] = [
-    (GET, [4.0, 6.4]),
-    (Workload { name: "get, 8 clients", clients: 8, ..GET }, [2.5, 2.9]),
-    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, [0.39, 0.6]),
-    (Workload { name: "set, mirrored", mirrored: true, request: Request::Set, ..GET }, [6.0, 10.6]),
-    (Workload { name: "set, mirrored, 8 clients", mirrored: true, clients: 8, ..SET }, [3.0, 3.6]),
+/// Calls that move bytes, and all calls, of one request as measured last, with clients on epoll and on io_uring (where one call moves the
+/// bytes of all clients); [`MARGIN`] is granted.
+const CEILINGS: [(Workload, [f64; 2], [f64; 2]); 5] = [
+    (GET, [4.0, 6.4], [4.0, 6.4]),
+    (Workload { name: "get, 8 clients", clients: 8, ..GET }, [2.5, 2.9], [2.5, 2.9]),
+    (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, [0.39, 0.6], [0.39, 0.6]),
+    (Workload { name: "set, mirrored", mirrored: true, request: Request::Set, ..GET }, [6.0, 10.6], [6.0, 10.6]),
+    (Workload { name: "set, mirrored, 8 clients", mirrored: true, clients: 8, ..SET }, [3.0, 3.6], [3.0, 3.6]),
 ];
 
 /// What comes together in one call depends a little on the scheduler.
@@ -80,7 +81,7 @@ impl Strace {
 }
 
 fn moves_bytes(name: &str) -> bool {
-    ["read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg"].contains(&name)
+    ["read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg", "io_uring_enter"].contains(&name)
 }
 
 fn within(now: [f64; 2], measured: [f64; 2]) -> bool {
@@ -88,15 +89,35 @@ fn within(now: [f64; 2], measured: [f64; 2]) -> bool {
 }
 
 #[test]
-fn system_calls_of_the_proxy() {
+fn system_calls_of_the_proxy_over_epoll() {
+    count("off", |(workload, over_epoll, _)| (workload, over_epoll));
+}
+
+#[test]
+fn system_calls_of_the_proxy_over_io_uring() {
+    count("auto", |(workload, _, over_ring)| (workload, over_ring));
+}
+
+fn has_ring(pid: u32) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the proxy's files");
+    files.flatten().any(|f| fs::read_link(f.path()).is_ok_and(|to| to.to_string_lossy().contains("io_uring")))
+}
+
+fn count(io_uring: &str, ceiling: impl Fn((Workload, [f64; 2], [f64; 2])) -> (Workload, [f64; 2])) {
     let _alone = alone();
     let mut broken = Vec::new();
-    println!("system calls of a request that move bytes, of all kinds:");
-    for (workload, measured) in CEILINGS {
+    println!("system calls of a request that move bytes, of all kinds, with --io-uring {io_uring}:");
+    for (workload, measured) in CEILINGS.map(ceiling) {
         let backups = if workload.mirrored { 2 } else { 0 };
         // (No probe in between, and nobody is late, however slow tracing is.)
         let args = ["--threads", "1", "--probe-interval", "60s", "--timeout", "10s", "--leader-timeout", "20s"];
+        let args = [&args[..], &["--io-uring", io_uring]].concat();
         let cluster = Cluster::start(&Shape::new(2, backups).proxy(&args));
+        let on_ring = has_ring(cluster.proxy.pid());
+        if io_uring == "auto" && !on_ring {
+            return skipped("system calls over io_uring", "the system has none");
+        }
+        assert_eq!(on_ring, io_uring == "auto", "--io-uring {io_uring}");
         let mut clients = Clients::connect(&cluster.proxy.addr(), &workload);
         clients.run(200);
         let mut least = [f64::MAX; 2];

@@ -98,12 +98,17 @@ impl Proxy {
         proxy
     }
 
+    /// Starts it (again). `RESILVER_TEST_IO_URING` is its `--io-uring`, for all tests: `make test` runs some of them with both.
     pub fn spawn(&mut self) {
         let log = File::options().append(true).open(self.log.path()).expect("the proxy's log");
         let mut command = Command::new(Proxy::binary());
         // Tests read the log as it is by default.
         command.env_remove("RUST_LOG");
-        command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]).args(&self.args);
+        command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]);
+        if let Some(mode) = std::env::var_os("RESILVER_TEST_IO_URING") {
+            command.arg("--io-uring").arg(mode);
+        }
+        command.args(&self.args);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
         self.child = Some(command.spawn().expect("start resilver"));
     }

@@ -11,7 +11,8 @@ use tokio::io::AsyncWrite;
 use crate::ids::NodeId;
 use crate::proxy::{LinkState, MAX_SLICES, OutQueue};
 
-use super::{Shell, Worker};
+use super::{ClientIo, Shell, Worker};
+use crate::server::uring::Ring;
 
 /// Times that answers are written, and the others looked for, before what came of it goes to the nodes.
 const GATHER_ROUNDS: usize = 5;
@@ -56,6 +57,9 @@ impl Worker {
     /// were just answered ask again, so a node gets their requests in one piece and not in many. The busier everything is, the more
     /// come together; where nothing comes, the looks are left out.
     pub(super) async fn flush_forever(self) {
+        if self.shell.borrow().ring.is_some() {
+            return self.flush_ring_forever().await;
+        }
         let mut looks = Looks::default();
         loop {
             self.woken().await;
@@ -81,6 +85,35 @@ impl Worker {
             })
             .await;
         }
+    }
+
+    /// The same where clients are on a ring: one call hands the answers over and brings what has come meanwhile, so there is always a look,
+    /// and it costs nothing.
+    async fn flush_ring_forever(self) {
+        let mut more = false;
+        loop {
+            if more || !self.ring(Ring::sleep) {
+                tokio::task::yield_now().await;
+            } else {
+                self.woken().await;
+            }
+            self.ring(Ring::awake);
+            let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
+            poll_fn(|cx| {
+                if waiting < GATHER_ENOUGH {
+                    self.flush_clients(cx);
+                    self.work(Shell::ring_turn);
+                }
+                self.work(|shell| self.flush_all(shell, cx));
+                Poll::Ready(())
+            })
+            .await;
+            more = self.work(|shell| shell.ring_turn_if_queued() || shell.has_output());
+        }
+    }
+
+    fn ring<T: Default>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
+        self.shell.borrow_mut().ring.as_mut().map(what).unwrap_or_default()
     }
 
     /// Somebody has something for the flusher, or a socket takes more.
@@ -152,10 +185,14 @@ impl Worker {
             }
             for index in resumable {
                 shell.core.client_resume(index);
-                if let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut)
-                    && let Some(waker) = io.reader.take()
-                {
-                    waker.wake();
+                match shell.clients.get_mut(index as usize) {
+                    Some(Some(ClientIo::Stream { reader, .. })) => {
+                        if let Some(waker) = reader.take() {
+                            waker.wake();
+                        }
+                    }
+                    Some(Some(ClientIo::Ring(_))) => shell.resume_ringed(index),
+                    _ => {}
                 }
             }
         }
@@ -166,19 +203,35 @@ impl Worker {
         let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(client) = shell.core.client(index) else { return };
         client.dirty = false;
-        let outcome = match client.unsent() {
-            Some(out) => {
-                let before = out.len();
-                let outcome = write_out(out, |slices| io.stream.poll_write_slices(cx, slices));
-                shell.stats.gave(before - out.len());
-                outcome
+        let outcome = match io {
+            ClientIo::Stream { stream, .. } => match client.unsent() {
+                Some(out) => {
+                    let before = out.len();
+                    let outcome = write_out(out, |slices| stream.poll_write_slices(cx, slices));
+                    shell.stats.gave(before - out.len());
+                    if outcome.is_pending() {
+                        shell.blocked_clients.push(index);
+                    }
+                    outcome
+                }
+                None => Poll::Ready(Ok(())),
+            },
+            ClientIo::Ring(io) => {
+                let Some(ring) = &mut shell.ring else { return };
+                let closes = client.closing && client.is_idle();
+                let unsent = client.unsent().filter(|out| !out.is_empty());
+                if ring.is_broken(io.slot) {
+                    Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+                } else if unsent.is_some_and(|out| !ring.send(io.slot, out)) || closes && ring.waits_for_send(io.slot) {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(Ok(()))
+                }
             }
-            None => Poll::Ready(Ok(())),
         };
         match outcome {
             Poll::Pending => {
                 client.dirty = true;
-                shell.blocked_clients.push(index);
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
                 if client.stalled && client.may_resume() {
@@ -188,13 +241,18 @@ impl Worker {
             }
             Poll::Ready(_) => {
                 // Finished, or broken: what it asked for is carried through without it.
-                let reader = io.reader.take();
-                shell.clients[index as usize] = None;
+                let gone = shell.clients[index as usize].take();
                 shell.core.client_gone(index);
                 shell.stats.disconnected();
                 self.count.fetch_sub(1, Ordering::Relaxed);
-                if let Some(waker) = reader {
-                    waker.wake();
+                match gone {
+                    Some(ClientIo::Stream { reader: Some(waker), .. }) => waker.wake(),
+                    Some(ClientIo::Ring(io)) => {
+                        if let Some(ring) = &mut shell.ring {
+                            ring.close(io.slot);
+                        }
+                    }
+                    _ => {}
                 }
             }
         }

@@ -79,7 +79,7 @@ fn start() -> World {
         command.send(Command::Allow { node: leader, incarnation: None, life: 1, unix_time: 1_000_000 }).expect("taken");
     }
     let listeners = vec![Listener::Memory(accepted)];
-    spawn_local(run(core, setup, listeners, 1, 1, CancellationToken::new(), Duration::ZERO));
+    spawn_local(run(core, setup, None, listeners, 1, 1, CancellationToken::new(), Duration::ZERO));
     World { clients, events, dialled, _commands: command }
 }
 
