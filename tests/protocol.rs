@@ -665,3 +665,28 @@ fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
     assert!(got == expected, "{} bytes that differ from the {} expected", got.len(), expected.len());
     assert_eq!(client.get("many:1").expect("get").map(|i| i.value), Some(filled("many", 1, 10_000)));
 }
+
+#[test]
+fn a_short_request_behind_one_that_had_to_wait_is_answered_whatever_came_in_pieces_before() {
+    let cluster = Cluster::start(&Shape::new(1, 0).proxy(&["--timeout", "10s", "--leader-timeout", "10s"]));
+    let mut client = cluster.client();
+    let pause = || std::thread::sleep(Duration::from_millis(50));
+    let large = storage("set", "a", 0, 0, &[b'x'; 1000], "");
+    client.send(&large[..100]).unwrap();
+    pause();
+    client.send(&large[100..]).unwrap();
+    assert_eq!(client.text().unwrap(), "STORED");
+    cluster.primaries[0].pause();
+    // The get waits for the set of its key.
+    client.send(b"set b 0 0 1\r\nb\r\nget b\r\n").unwrap();
+    pause();
+    client.send(b"get c\r\n").unwrap();
+    pause();
+    client.send(b"get d\r\n").unwrap();
+    pause();
+    cluster.primaries[0].resume();
+    for expected in ["STORED", "VALUE b 0 1", "b", "END", "END", "END"] {
+        assert_eq!(client.text().unwrap(), expected);
+    }
+    assert!(client.version().is_ok());
+}

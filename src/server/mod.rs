@@ -4,12 +4,10 @@ mod stream;
 mod uring;
 mod worker;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
@@ -25,7 +23,7 @@ use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
 use uring::Ring;
-pub(crate) use worker::Listener;
+pub(crate) use worker::{Entrance, Listener};
 use worker::{Work, WorkerSetup};
 
 /// Sockets with news that a worker's turn takes up at most. With many more clients its nodes have enough to share a write all the same, and
@@ -62,7 +60,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
                 LocalSet::new().block_on(&runtime, async move {
                     let listeners = own.into_listeners()?;
                     let ring = ring.map(Ring::start).transpose()?;
-                    parts.run(listeners, ring, shutdown).await;
+                    parts.run(Entrance { listeners, ring }, shutdown).await;
                     Ok(())
                 })
             })?;
@@ -123,13 +121,8 @@ pub(crate) struct WorkerParts {
 
 impl WorkerParts {
     /// Serves clients until `shutdown`, then until they are answered or the grace is over.
-    pub(crate) async fn run(
-        self,
-        listeners: Vec<Listener>,
-        ring: Option<(Ring, AsyncFd<OwnedFd>)>,
-        shutdown: CancellationToken,
-    ) {
-        worker::run(self.core, self.setup, ring, listeners, self.nodes, self.lanes, shutdown, self.grace).await;
+    pub(crate) async fn run(self, entrance: Entrance, shutdown: CancellationToken) {
+        worker::run(self.core, self.setup, entrance, self.nodes, self.lanes, shutdown, self.grace).await;
     }
 }
 

@@ -43,6 +43,10 @@ const BUFFER_LEN: usize = 16 * 1024;
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
 
+/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a thread of its own; a client must not be
+/// able to have one.
+const SEND_MOST: usize = 256 * 1024;
+
 /// Queues and messages kept for the next sends.
 const SPARE: usize = 256;
 
@@ -92,8 +96,8 @@ pub(crate) struct Ring {
     spare_messages: Vec<Box<Message>>,
     /// Bytes sent since they were asked for.
     sent: usize,
-    /// Whether the last turn brought anything.
-    brought: bool,
+    /// Turns one after the other that brought nothing.
+    in_vain: usize,
     /// Signalled when there is something to be taken.
     event: EventFd,
 }
@@ -138,11 +142,17 @@ impl Message {
     fn fill(&mut self, out: &OutQueue) -> *const libc::msghdr {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = out.slices(&mut slices);
+        let (mut left, mut used) = (SEND_MOST, 0);
         for (to, from) in self.slices.iter_mut().zip(&slices[..count]) {
-            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
+            let len = from.len().min(left);
+            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: len };
+            (left, used) = (left - len, used + 1);
+            if left == 0 {
+                break;
+            }
         }
         self.header.msg_iov = self.slices.as_mut_ptr();
-        self.header.msg_iovlen = count as _;
+        self.header.msg_iovlen = used as _;
         &raw const self.header
     }
 }
@@ -185,7 +195,7 @@ impl Ring {
             spare_queues: Vec::new(),
             spare_messages: Vec::new(),
             sent: 0,
-            brought: false,
+            in_vain: 0,
             event,
         };
         for buffer in 0..BUFFERS {
@@ -312,11 +322,10 @@ impl Ring {
     pub(super) fn turn(&mut self) {
         self.buffers.publish();
         if self.queued == 0 && !self.has_come() {
-            self.brought = false;
             return;
         }
         self.hand_over();
-        self.brought = !self.ring.completion().is_empty();
+        self.in_vain = if self.ring.completion().is_empty() { self.in_vain + 1 } else { 0 };
     }
 
     fn hand_over(&mut self) {
@@ -349,7 +358,7 @@ impl Ring {
 
     /// Whether there is something for [`Ring::next`], or another turn would bring it: the kernel does only so much in one.
     pub(super) fn has_more(&mut self) -> bool {
-        self.queued > 0 || !self.ring.completion().is_empty() || self.brought && self.has_come()
+        self.queued > 0 || !self.ring.completion().is_empty() || self.has_come() && self.in_vain < self.patience()
     }
 
     /// Before the worker sleeps: from here on the event is signalled. `false`: something has come, so it must not sleep yet.
@@ -360,7 +369,11 @@ impl Ring {
             fence(Ordering::SeqCst);
         }
         self.turn();
-        !self.has_more()
+        let sleeps = !self.has_more();
+        if sleeps {
+            self.in_vain = 0;
+        }
+        sleeps
     }
 
     /// The worker looks for itself, and needs no signal.
@@ -370,8 +383,14 @@ impl Ring {
         }
     }
 
-    /// Whether the kernel says that it has put something off. It may say so too late, when that is done already, and then goes on saying
-    /// it: where a turn brought nothing, that is the case.
+    /// Turns after which what the kernel says of having put something off is not believed any more. It may say so too late, when that is
+    /// done already, and then goes on saying it. But a turn does twenty pieces of work, and those may be twenty sends that went on by one
+    /// socket buffer, of which nothing is told; and of what is left then no signal comes. No client has more than two.
+    fn patience(&self) -> usize {
+        2 + self.slots.len() / 10
+    }
+
+    /// Whether the kernel says that it has put something off.
     fn has_come(&mut self) -> bool {
         let queue = self.ring.submission();
         queue.taskrun() || queue.cq_overflow()
@@ -465,8 +484,8 @@ impl Ring {
         s.ops -= 1;
         // (Of a receive, or of the send of a client that is gone.)
         s.cancelling = false;
-        if result == -libc::EALREADY && s.receiving && !s.wanted {
-            // It was just busy with it.
+        if result < 0 && s.receiving && !s.wanted {
+            // It was just busy with it. (Where it had ended, its last completion came before.)
             self.hush(slot);
         }
         self.release(slot);
@@ -529,9 +548,7 @@ impl Drop for Ring {
                 break;
             }
             self.turn();
-            while let Some(news) = self.next() {
-                drop(news);
-            }
+            while self.next().is_some() {}
         }
         if self.slots.is_empty() {
             // SAFETY: used no more.

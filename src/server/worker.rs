@@ -203,13 +203,13 @@ impl Shell {
 pub(crate) async fn run(
     core: Core,
     setup: WorkerSetup,
-    ring: Option<(Ring, AsyncFd<OwnedFd>)>,
-    listeners: Vec<Listener>,
+    entrance: Entrance,
     nodes: usize,
     lanes: usize,
     shutdown: CancellationToken,
     grace: Duration,
 ) {
+    let Entrance { listeners, ring } = entrance;
     let (ring, event) = ring.unzip();
     let shell = Rc::new(RefCell::new(Shell {
         core,
@@ -250,6 +250,14 @@ pub(crate) async fn run(
     if !worker.drain(grace).await {
         setup.unclean.store(true, Ordering::Relaxed);
     }
+}
+
+/// Where clients come in.
+pub(crate) struct Entrance {
+    /// They connect here.
+    pub(crate) listeners: Vec<Listener>,
+    /// Their sockets go here, with what is signalled when it has something; `None`: to tokio, which is epoll.
+    pub(crate) ring: Option<(Ring, AsyncFd<OwnedFd>)>,
 }
 
 /// Where clients come from.

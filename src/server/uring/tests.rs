@@ -250,3 +250,28 @@ fn a_ring_that_is_given_up_waits_for_what_is_under_way() {
         assert_eq!(client.read(&mut [0; 1]).ok(), Some(0), "closed");
     }
 }
+
+#[test]
+fn slow_readers_of_large_answers_keep_nobody_from_being_heard() {
+    let Some(mut world) = World::start() else { return };
+    let mut readers: Vec<_> = (0..100).map(|owner| world.connect(owner)).collect();
+    let (mut other, _) = world.connect(100);
+    for (_, slot) in &readers {
+        let mut out = OutQueue::default();
+        out.put(&vec![b'x'; 8 << 20]);
+        assert!(world.ring.send(*slot, &mut out));
+    }
+    world.take();
+    for round in 0..5 {
+        // All their sends go on by a socket buffer, and none is done.
+        for (reader, _) in &mut readers {
+            assert!(!read_now(reader).is_empty());
+        }
+        other.write_all(b"x").expect("written");
+        while !world.heard.contains_key(&100) {
+            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.take();
+        }
+        world.heard.clear();
+    }
+}

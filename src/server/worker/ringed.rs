@@ -1,7 +1,9 @@
 //! A worker's clients where they are on io_uring: no task for each, what they send comes all together.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use tokio::io::unix::AsyncFd;
 
 use crate::server::uring::{News, Ring};
@@ -11,8 +13,11 @@ use super::{ClientIo, Shell, Worker};
 /// News taken before others have their turn.
 const NEWS_PER_TURN: usize = 256;
 
-/// Turns of the ring at the shutdown, to hear what clients had sent by then; each brings what twenty have sent, or more.
-const LAST_TURNS: usize = 1000;
+/// Turns of the ring before others have theirs.
+const TURNS: usize = 64;
+
+/// How long what clients had sent by the shutdown is listened to at most: some send without end.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// A client on the ring.
 pub(super) struct RingClient {
@@ -50,8 +55,9 @@ impl Shell {
     /// Hands over what is to be sent, and takes what has come. Returns whether there is more.
     pub(super) fn ring_turn(&mut self) -> bool {
         let mut left = NEWS_PER_TURN;
-        while let Some(ring) = &mut self.ring {
-            // (A turn brings what some twenty clients have sent.)
+        for _ in 0..TURNS {
+            let Some(ring) = &mut self.ring else { return false };
+            // (One brings what some twenty clients have sent.)
             ring.turn();
             while left > 0
                 && let Some(news) = self.ring.as_mut().and_then(Ring::next)
@@ -140,8 +146,12 @@ impl Shell {
                 break;
             }
             let backlog = std::mem::take(&mut io.backlog);
-            client.partial.extend_from_slice(&backlog);
-            core.client_more(index);
+            if client.partial.is_empty() {
+                core.client_input(index, BytesMut::from(&backlog[..]));
+            } else {
+                client.partial.extend_from_slice(&backlog);
+                core.client_more(index);
+            }
         }
         io.held = false;
         if io.ended {
@@ -153,11 +163,8 @@ impl Shell {
 
     /// Takes all that clients have sent by now.
     pub(super) fn hear_all(&mut self) {
-        for _ in 0..LAST_TURNS {
-            if !self.ring_turn() {
-                break;
-            }
-        }
+        let begun = Instant::now();
+        while self.ring_turn() && begun.elapsed() < LAST_CALL {}
     }
 
     /// Nothing more is taken from a client.

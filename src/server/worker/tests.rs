@@ -78,8 +78,8 @@ fn start() -> World {
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");
         command.send(Command::Allow { node: leader, incarnation: None, life: 1, unix_time: 1_000_000 }).expect("taken");
     }
-    let listeners = vec![Listener::Memory(accepted)];
-    spawn_local(run(core, setup, None, listeners, 1, 1, CancellationToken::new(), Duration::ZERO));
+    let entrance = Entrance { listeners: vec![Listener::Memory(accepted)], ring: None };
+    spawn_local(run(core, setup, entrance, 1, 1, CancellationToken::new(), Duration::ZERO));
     World { clients, events, dialled, _commands: command }
 }
 
