@@ -8,15 +8,15 @@
 //! leaks it.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+mod buffers;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
-use io_uring::types::{BufRingEntry, Fd};
+use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
@@ -26,19 +26,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::proxy::{MAX_SLICES, OutQueue};
+use buffers::{BUFFERS, Buffers};
 
 /// Operations handed over in one system call; more wait for the next.
 const SUBMISSIONS: u32 = 1024;
 
 /// Completions that wait to be taken. What is more the kernel keeps.
 const COMPLETIONS: u32 = 4096;
-
-/// Buffers for what clients send, over all of a worker's clients; a power of two. Where they are all used, a client's receive ends and is
-/// begun again.
-const BUFFERS: u16 = 128;
-
-/// Bytes of each.
-const BUFFER_LEN: usize = 16 * 1024;
 
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
@@ -182,7 +176,7 @@ impl Ring {
         let buffers = Buffers::new();
         // SAFETY: the memory is page-aligned, holds as many entries, and lives as long as the ring or longer (see `drop`).
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(buffers.entries.as_ptr() as u64, BUFFERS, BUFFER_GROUP, 0)?;
+            ring.submitter().register_buf_ring_with_flags(buffers.list(), BUFFERS, BUFFER_GROUP, 0)?;
         }
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         ring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
@@ -562,84 +556,6 @@ impl Drop for Ring {
 
 fn user_data(slot: usize, operation: u64) -> u64 {
     operation << 32 | slot as u64
-}
-
-/// Memory for what comes, lent to the kernel.
-struct Buffers {
-    memory: NonNull<u8>,
-    /// The list of those that the kernel may use, which it reads.
-    entries: NonNull<BufRingEntry>,
-    /// Where the list ends; `published`: what of that the kernel knows.
-    tail: u16,
-    published: u16,
-    leaked: bool,
-}
-
-impl Buffers {
-    const MEMORY: Layout = match Layout::from_size_align(BUFFERS as usize * BUFFER_LEN, 16) {
-        Ok(layout) => layout,
-        Err(_) => unreachable!(),
-    };
-    /// In whole pages, which must not be larger than this.
-    const ENTRIES: Layout = match Layout::from_size_align(BUFFERS as usize * size_of::<BufRingEntry>(), 64 * 1024) {
-        Ok(layout) => layout,
-        Err(_) => unreachable!(),
-    };
-
-    fn new() -> Buffers {
-        fn zeroed(layout: Layout) -> NonNull<u8> {
-            // SAFETY: neither is of size zero.
-            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
-        }
-        // (Only pages that were used take memory.)
-        let (memory, entries) = (zeroed(Self::MEMORY), zeroed(Self::ENTRIES).cast());
-        Buffers { memory, entries, tail: 0, published: 0, leaked: false }
-    }
-
-    fn at(&self, buffer: u16) -> *mut u8 {
-        assert!(buffer < BUFFERS);
-        // SAFETY: within the memory.
-        unsafe { self.memory.as_ptr().add(usize::from(buffer) * BUFFER_LEN) }
-    }
-
-    fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
-        assert!(len <= BUFFER_LEN);
-        // SAFETY: initialised (zeroes at first), and the kernel leaves it alone until it is given back, for which `Input` must be given up.
-        unsafe { std::slice::from_raw_parts(self.at(buffer), len) }
-    }
-
-    fn give(&mut self, buffer: u16) {
-        let at = self.at(buffer) as u64;
-        // SAFETY: within the list; the kernel reads this place only once the tail is behind it.
-        let entry = unsafe { &mut *self.entries.as_ptr().add(usize::from(self.tail & (BUFFERS - 1))) };
-        entry.set_addr(at);
-        entry.set_len(BUFFER_LEN as u32);
-        entry.set_bid(buffer);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    /// Tells the kernel of what was given.
-    fn publish(&mut self) {
-        if self.tail == self.published {
-            return;
-        }
-        self.published = self.tail;
-        // SAFETY: the tail's place is part of the list's first entry, aligned, and nobody else writes there.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        if !self.leaked {
-            // SAFETY: from `alloc_zeroed` with these layouts, and the kernel uses them no more.
-            unsafe {
-                dealloc(self.memory.as_ptr(), Self::MEMORY);
-                dealloc(self.entries.as_ptr().cast(), Self::ENTRIES);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::io::unix::AsyncFd;
 
+use crate::proxy::Core;
 use crate::server::uring::{News, Ring};
 
 use super::{ClientIo, Shell, Worker};
@@ -91,31 +92,18 @@ impl Shell {
                 let bytes = ring.input(&input);
                 self.reads = self.reads.wrapping_add(1);
                 self.stats.took(bytes.len());
-                let mut refused = true;
-                if let Some(Some(ClientIo::Ring(io))) = clients.get_mut(owner as usize)
-                    && let Some(client) = core.client(owner)
-                    && !client.closing
-                    && !client.finished
-                    && !io.ended
-                {
-                    if io.held {
+                let Some(Some(ClientIo::Ring(io))) = clients.get_mut(owner as usize) else { return ring.give(input) };
+                let over = io.ended || core.client(owner).is_none_or(|client| client.closing);
+                if !over && !io.held {
+                    take(core, block, owner, bytes);
+                    io.held = core.client(owner).is_some_and(|client| client.stalled);
+                } else {
+                    if !over {
                         io.backlog.extend_from_slice(bytes);
-                    } else {
-                        refused = false;
-                        let (room, own) = client.room(block);
-                        room.extend_from_slice(bytes);
-                        if own {
-                            core.client_more(owner);
-                        } else {
-                            core.client_input(owner, block.split());
-                        }
-                        io.held = core.client(owner).is_some_and(|c| c.stalled);
                     }
-                }
-                ring.give(input);
-                if refused && let Some(Some(ClientIo::Ring(io))) = clients.get(owner as usize) {
                     ring.hush(io.slot);
                 }
+                ring.give(input);
             }
             News::End(owner) => {
                 let Some(Some(ClientIo::Ring(io))) = self.clients.get_mut(owner as usize) else { return };
@@ -135,25 +123,16 @@ impl Shell {
 
     /// Goes on with a client that had to wait, after the core has.
     pub(super) fn resume_ringed(&mut self, index: u32) {
-        let Shell { core, clients, ring: Some(ring), .. } = self else { return };
+        let Shell { core, clients, block, ring: Some(ring), .. } = self else { return };
         let Some(Some(ClientIo::Ring(io))) = clients.get_mut(index as usize) else { return };
-        loop {
-            let Some(client) = core.client(index) else { return };
-            if client.stalled {
-                return;
-            }
-            if io.backlog.is_empty() {
-                break;
-            }
-            let backlog = std::mem::take(&mut io.backlog);
-            if client.partial.is_empty() {
-                core.client_input(index, BytesMut::from(&backlog[..]));
-            } else {
-                client.partial.extend_from_slice(&backlog);
-                core.client_more(index);
-            }
+        io.held = core.client(index).is_some_and(|client| client.stalled);
+        if !io.held && !io.backlog.is_empty() {
+            take(core, block, index, &std::mem::take(&mut io.backlog));
+            io.held = core.client(index).is_some_and(|client| client.stalled);
         }
-        io.held = false;
+        if io.held {
+            return;
+        }
         if io.ended {
             core.client_finished(index);
         } else {
@@ -176,5 +155,17 @@ impl Shell {
         if !io.held {
             core.client_finished(index);
         }
+    }
+}
+
+/// Passes on what a client sent, behind the beginning of a request if it has sent one.
+fn take(core: &mut Core, block: &mut BytesMut, index: u32, bytes: &[u8]) {
+    let Some(client) = core.client(index) else { return };
+    let (room, own) = client.room(block);
+    room.extend_from_slice(bytes);
+    if own {
+        core.client_more(index);
+    } else {
+        core.client_input(index, block.split());
     }
 }
