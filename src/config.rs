@@ -44,7 +44,7 @@ impl fmt::Display for ResyncMode {
     }
 }
 
-/// Whether clients' sockets are on io_uring.
+/// Whether the workers' sockets are on io_uring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IoUringMode {
     /// Where the system has it, and epoll elsewhere.

@@ -394,6 +394,35 @@ fn g1_a_start_with_one_node_missing_serves_and_heals() {
     assert_eq!(count_filled(&mut client, "k", 1000, 50), 1000);
 }
 
+/// What waits for room on a connection must not wait for it on the next one, which is another.
+#[test]
+fn g4_a_node_that_dies_while_its_connection_takes_no_more_is_written_to_when_it_is_back() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1"]));
+    let mut client = cluster.client();
+    fill(&mut client, "k", 100, 50);
+    cluster.primaries[0].pause();
+    // Several times what the sockets between the two hold.
+    let mut writers: Vec<Client> = (0..8).map(|_| cluster.client()).collect();
+    for (i, writer) in writers.iter_mut().enumerate() {
+        for j in 0..6 {
+            let set = support::client::storage("set", &format!("large:{i}:{j}"), 0, 0, &vec![b'x'; 500_000], "");
+            writer.send(&set).expect("sent");
+        }
+    }
+    cluster.wait_lost(&cluster.primaries[0].addr());
+    for writer in &mut writers {
+        for _ in 0..6 {
+            assert_eq!(writer.stored(), Ok(Stored::Stored), "the backup has it");
+        }
+    }
+    cluster.primaries[0].restart();
+    cluster.mirrored();
+    cluster.kill_backups();
+    assert_eq!(count_filled(&mut client, "k", 100, 50), 100);
+    assert_eq!(client.set("k:0", b"new"), Ok(Stored::Stored));
+    assert_eq!(client.get("large:7:5").map(|item| item.map(|i| i.value.len())), Ok(Some(500_000)));
+}
+
 /// Nodes that hold items already, and no markers: adopted, not wiped.
 #[test]
 fn g1_a_start_over_full_primaries_and_empty_backups_keeps_everything() {

@@ -88,7 +88,7 @@ pub(super) struct Args {
           allow_negative_numbers = true, help_heading = "Process")]
     pub(super) threads: Vec<String>,
 
-    /// Clients' sockets on io_uring: auto = where the system has it (Linux 6.1), else epoll; on = or do not start; off = epoll
+    /// Sockets of clients and servers on io_uring: auto = where the system has it (Linux 6.1), else epoll; on = or do not start; off = epoll
     #[arg(long, value_name = "auto|on|off", default_value = "auto", action = ArgAction::Append, help_heading = "Process")]
     pub(super) io_uring: Vec<String>,
 

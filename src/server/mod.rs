@@ -23,7 +23,7 @@ use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
 use uring::Ring;
-pub(crate) use worker::{Entrance, Listener};
+pub(crate) use worker::Listener;
 use worker::{Work, WorkerSetup};
 
 /// Sockets with news that a worker's turn takes up at most. With many more clients its nodes have enough to share a write all the same, and
@@ -42,6 +42,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
     let assembly = Assembly::new(settings, topology, dialer);
     let mut threads = Vec::new();
+    let timekeeper = if rings.len() > 0 { Some(Timekeeper::start()?) } else { None };
     for (index, parts) in assembly.workers.into_iter().enumerate() {
         let own = Own {
             tcp: listeners
@@ -52,15 +53,18 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
         let shutdown = shutdown.clone();
-        let ring = rings.next();
+        let ring = rings.next().zip(timekeeper.as_ref().map(|t| t.handle.clone()));
         let thread =
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
+                if let Some((ring, handle)) = ring {
+                    let _entered = handle.enter();
+                    parts.run_ringed(ring.start()?, own.into_listeners()?, shutdown);
+                    return Ok(());
+                }
                 let runtime =
                     Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
                 LocalSet::new().block_on(&runtime, async move {
-                    let listeners = own.into_listeners()?;
-                    let ring = ring.map(Ring::start).transpose()?;
-                    parts.run(Entrance { listeners, ring }, shutdown).await;
+                    parts.run(own.into_listeners()?, shutdown).await;
                     Ok(())
                 })
             })?;
@@ -78,7 +82,36 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     Ok(())
 }
 
-/// One for each worker, or none where clients' sockets are left to epoll.
+/// A thread that looks to the timers, the listeners and the dials of workers that sleep in their rings.
+struct Timekeeper {
+    handle: tokio::runtime::Handle,
+    over: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Timekeeper {
+    fn start() -> std::io::Result<Timekeeper> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (handle, over) = (runtime.handle().clone(), CancellationToken::new());
+        let until = over.clone();
+        let thread = std::thread::Builder::new()
+            .name("timekeeper".to_owned())
+            .spawn(move || runtime.block_on(until.cancelled()))?;
+        Ok(Timekeeper { handle, over, thread: Some(thread) })
+    }
+}
+
+impl Drop for Timekeeper {
+    fn drop(&mut self) {
+        self.over.cancel();
+        if let Some(thread) = self.thread.take() {
+            // (It only waits, so it has not panicked.)
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One for each worker, or none where sockets are left to epoll.
 fn rings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Ring>> {
     if mode == IoUringMode::Off {
         return Ok(Vec::new());
@@ -86,7 +119,7 @@ fn rings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Ring>> {
     match (0..workers.max(1)).map(|_| Ring::new()).collect() {
         Ok(rings) => Ok(rings),
         Err(error) if mode == IoUringMode::Auto => {
-            tracing::info!(%error, "no io_uring here (it takes Linux 6.1, and permission): clients' sockets are on epoll, which costs more");
+            tracing::info!(%error, "no io_uring here (it takes Linux 6.1, and permission): sockets are on epoll, which costs more");
             Ok(Vec::new())
         }
         Err(error) => Err(std::io::Error::new(
@@ -121,8 +154,14 @@ pub(crate) struct WorkerParts {
 
 impl WorkerParts {
     /// Serves clients until `shutdown`, then until they are answered or the grace is over.
-    pub(crate) async fn run(self, entrance: Entrance, shutdown: CancellationToken) {
-        worker::run(self.core, self.setup, entrance, self.nodes, self.lanes, shutdown, self.grace).await;
+    pub(crate) async fn run(self, listeners: Vec<Listener>, shutdown: CancellationToken) {
+        worker::run(self.core, self.setup, listeners, (self.nodes, self.lanes), shutdown, self.grace).await;
+    }
+
+    /// The same on a ring; blocks. In the context of a runtime that another thread drives.
+    fn run_ringed(self, ring: Ring, listeners: Vec<Listener>, shutdown: CancellationToken) {
+        let nodes = (self.nodes, self.lanes);
+        worker::run_ringed(self.core, self.setup, (ring, listeners), nodes, shutdown, self.grace);
     }
 }
 

@@ -1,31 +1,35 @@
-//! Clients' sockets on io_uring: one system call hands over the answers of a turn and brings what clients have sent meanwhile.
+//! A worker's sockets on io_uring: one system call hands over all that is to be sent, brings what has come, and waits if nothing has.
 //!
 //! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of the ring's only when something has
-//! come; so an idle client holds none. What came is copied out at once and the buffer given back.
+//! come; so an idle client holds none. What came is copied out at once and the buffer given back. A node's bytes go straight to where they
+//! are parsed and passed on from, which is lent to the ring for one receive after the other.
 //!
 //! The only module with unsafe code: the kernel reads and writes memory behind the compiler's back. What it rests on: memory that an
 //! operation uses stays where it is until the operation's completion was taken ([`Slot::ops`]), and a ring that cannot wait for that
 //! leaks it.
 #![allow(unsafe_code)]
 
+mod alarm;
 mod buffers;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{Ordering, fence};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
+use bytes::{BufMut, BytesMut};
 use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use slab::Slab;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use socket2::SockRef;
 
+use crate::ids::NodeId;
 use crate::proxy::{MAX_SLICES, OutQueue};
+pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers};
 
 /// Operations handed over in one system call; more wait for the next.
@@ -44,28 +48,41 @@ const SEND_MOST: usize = 256 * 1024;
 /// Queues and messages kept for the next sends.
 const SPARE: usize = 256;
 
-/// Whether the event is silenced while the worker is awake: else every send that is done would wake it once more, for nothing. The kernel
-/// first says that something was put off, and then reads whether it is to signal that; only here is it sure that nobody sees the two
-/// the other way round.
-const QUIET_WHILE_AWAKE: bool = cfg!(target_arch = "x86_64");
-
 /// `IORING_ENTER_GETEVENTS`: work that the kernel has put off is done in this call.
 const GET_EVENTS: u32 = 1;
+
+/// `IORING_ENTER_NO_IOWAIT`: a processor that has nothing else to do meanwhile is idle, and not waiting for a disk.
+const NO_IOWAIT: u32 = 1 << 7;
+
+/// `IORING_RECVSEND_POLL_FIRST`: nothing has come yet, so it is not looked for before it does.
+const POLL_FIRST: u16 = 1;
 
 /// What an operation is; in the upper half of its `user_data`, the slot in the lower.
 const RECEIVE: u64 = 0;
 const SEND: u64 = 1;
 const CANCEL: u64 = 2;
+const ALARM: u64 = 3;
 
-/// What a ring tells of a client.
+/// Whose a socket is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    /// A client's, by its place in the worker's table.
+    Client(u32),
+    /// A node's, and which of the worker's connections to it.
+    Node(NodeId, u16),
+}
+
+/// What a ring tells of a socket.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It sent something.
+    /// A client sent something.
     Input(u32, Input),
-    /// It will send no more.
-    End(u32),
+    /// A node did, and it is in the room that was given for it.
+    Filled(NodeId, u16, BytesMut),
+    /// Nothing more will come.
+    End(Owner),
     /// A send that was waited for is done, or failed.
-    Sent(u32),
+    Sent(Owner),
 }
 
 /// Bytes from a client, in a buffer that is to be given back.
@@ -75,7 +92,7 @@ pub(super) struct Input {
     len: usize,
 }
 
-/// A worker's clients on io_uring.
+/// A worker's sockets on io_uring.
 pub(crate) struct Ring {
     ring: IoUring,
     buffers: Buffers,
@@ -90,17 +107,16 @@ pub(crate) struct Ring {
     spare_messages: Vec<Box<Message>>,
     /// Bytes sent since they were asked for.
     sent: usize,
-    /// Turns one after the other that brought nothing.
-    in_vain: usize,
-    /// Signalled when there is something to be taken.
-    event: EventFd,
+    /// With which the kernel is called.
+    flags: u32,
+    /// Ends a sleep.
+    alarm: Arc<Alarm>,
 }
 
-/// One client's socket.
+/// One socket.
 struct Slot {
     fd: OwnedFd,
-    /// The client's place in the worker's table.
-    owner: u32,
+    owner: Owner,
     /// Operations whose last completion was not taken yet. Until there are none the socket stays open and everything where it is.
     ops: u32,
     out: OutQueue,
@@ -111,12 +127,14 @@ struct Slot {
     waits: bool,
     broken: bool,
     receiving: bool,
+    /// Where a node's bytes go, while it is received from.
+    room: BytesMut,
     /// Whether to receive again when the receive ends.
     wanted: bool,
     /// The other side sends no more.
     ended: bool,
     cancelling: bool,
-    /// The client is gone.
+    /// Its owner has given it up.
     closed: bool,
 }
 
@@ -168,8 +186,6 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
             // What has come is looked at when the worker asks, and does not interrupt it.
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build(SUBMISSIONS)?;
@@ -178,8 +194,7 @@ impl Ring {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(buffers.list(), BUFFERS, BUFFER_GROUP, 0)?;
         }
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        ring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
+        let flags = GET_EVENTS | if ring.params().is_feature_no_iowait() { NO_IOWAIT } else { 0 };
         let mut ring = Ring {
             ring,
             buffers,
@@ -189,8 +204,8 @@ impl Ring {
             spare_queues: Vec::new(),
             spare_messages: Vec::new(),
             sent: 0,
-            in_vain: 0,
-            event,
+            flags,
+            alarm: Arc::new(Alarm::new()?),
         };
         for buffer in 0..BUFFERS {
             ring.buffers.give(buffer);
@@ -199,23 +214,25 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Makes the calling thread the one that uses it. Returns what is signalled (and never to be read from) when there is something to
-    /// be taken.
+    /// Makes the calling thread the one that uses it.
     ///
     /// # Errors
     ///
-    /// The system has no more file descriptors.
-    pub(super) fn start(self) -> io::Result<(Ring, AsyncFd<OwnedFd>)> {
+    /// The system is short of memory.
+    pub(super) fn start(mut self) -> io::Result<Ring> {
         self.ring.submitter().register_enable_rings()?;
-        let event = self.event.as_fd().try_clone_to_owned()?;
-        // SAFETY: it owns the descriptor, and nobody takes that from it.
-        let event = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }?;
-        Ok((self, event))
+        self.watch_alarm();
+        Ok(self)
     }
 
-    /// Takes on a socket (in blocking mode: the kernel waits for it, not we) and receives from it. Returns its slot.
-    pub(super) fn add(&mut self, fd: OwnedFd, owner: u32) -> usize {
-        let slot = self.slots.insert(Slot {
+    /// What ends a sleep from elsewhere.
+    pub(super) fn alarm(&self) -> &Arc<Alarm> {
+        &self.alarm
+    }
+
+    /// Takes on a socket (in blocking mode: the kernel waits for it, not we). Returns its slot.
+    pub(super) fn add(&mut self, fd: OwnedFd, owner: Owner) -> usize {
+        self.slots.insert(Slot {
             fd,
             owner,
             ops: 0,
@@ -225,13 +242,12 @@ impl Ring {
             waits: false,
             broken: false,
             receiving: false,
+            room: BytesMut::new(),
             wanted: false,
             ended: false,
             cancelling: false,
             closed: false,
-        });
-        self.receive(slot);
-        slot
+        })
     }
 
     /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says [`News::Sent`] when that is done.
@@ -270,7 +286,26 @@ impl Ring {
         }
     }
 
-    /// Receives, or goes on to.
+    /// Receives once, into what `room` has left. `more`: there is something to be received already.
+    pub(super) fn receive_into(&mut self, slot: usize, room: BytesMut, more: bool) {
+        let s = &mut self.slots[slot];
+        debug_assert!(!s.receiving && !s.closed && room.capacity() > room.len());
+        s.room = room;
+        s.wanted = true;
+        s.receiving = true;
+        self.push_receive(slot, more);
+    }
+
+    fn push_receive(&mut self, slot: usize, more: bool) {
+        let s = &mut self.slots[slot];
+        let spare = s.room.spare_capacity_mut();
+        let len = spare.len().min(i32::MAX as usize) as u32;
+        let flags = if more { 0 } else { POLL_FIRST };
+        let entry = opcode::Recv::new(Fd(s.fd.as_raw_fd()), spare.as_mut_ptr().cast(), len).ioprio(flags).build();
+        self.push(slot, RECEIVE, entry);
+    }
+
+    /// A client is received from, or goes on to be.
     pub(super) fn receive(&mut self, slot: usize) {
         let s = &mut self.slots[slot];
         s.wanted = true;
@@ -279,6 +314,12 @@ impl Ring {
             let entry = opcode::RecvMulti::new(Fd(s.fd.as_raw_fd()), BUFFER_GROUP).build();
             self.push(slot, RECEIVE, entry);
         }
+    }
+
+    /// Sends nothing more: the other side sees the end.
+    pub(super) fn shut(&mut self, slot: usize) {
+        // An error means that it is closed already, which receiving finds out.
+        let _ = SockRef::from(&self.slots[slot].fd).shutdown(Shutdown::Write);
     }
 
     /// The client is gone: nothing more is told of it.
@@ -307,25 +348,27 @@ impl Ring {
         std::mem::take(&mut self.sent)
     }
 
-    /// Whether anything waits for [`Ring::turn`].
-    pub(super) fn has_queued(&self) -> bool {
-        self.queued > 0
-    }
-
-    /// Hands over what is queued and has the kernel look for what has come, for [`Ring::next`]. Does nothing where there is nothing to do.
+    /// Hands over what is queued and has the kernel look for what has come, for [`Ring::next`].
     pub(super) fn turn(&mut self) {
-        self.buffers.publish();
-        if self.queued == 0 && !self.has_come() {
-            return;
-        }
-        self.hand_over();
-        self.in_vain = if self.ring.completion().is_empty() { self.in_vain + 1 } else { 0 };
+        self.enter(0);
     }
 
-    fn hand_over(&mut self) {
+    /// As [`Ring::turn`], but waits until there is something, or the alarm rings.
+    pub(super) fn sleep(&mut self) {
+        let waits = self.waiting.is_empty() && self.ring.completion().is_empty() && self.alarm.set();
+        self.enter(usize::from(waits));
+        if waits {
+            self.alarm.unset();
+        }
+    }
+
+    fn enter(&mut self, wait_for: usize) {
+        self.buffers.publish();
         loop {
             // SAFETY: no arguments beside the numbers.
-            match unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.queued, 0, GET_EVENTS, None) } {
+            match unsafe {
+                self.ring.submitter().enter::<libc::sigset_t>(self.queued, wait_for as u32, self.flags, None)
+            } {
                 Ok(taken) => self.queued -= taken as u32,
                 // A signal, or the kernel is short of memory: what is left is handed over in the next turn.
                 Err(error)
@@ -350,46 +393,6 @@ impl Ring {
         }
     }
 
-    /// Whether there is something for [`Ring::next`], or another turn would bring it: the kernel does only so much in one.
-    pub(super) fn has_more(&mut self) -> bool {
-        self.queued > 0 || !self.ring.completion().is_empty() || self.has_come() && self.in_vain < self.patience()
-    }
-
-    /// Before the worker sleeps: from here on the event is signalled. `false`: something has come, so it must not sleep yet.
-    pub(super) fn sleep(&mut self) -> bool {
-        if QUIET_WHILE_AWAKE {
-            self.ring.completion().enable_eventfd();
-            // What the kernel puts off from here on sees that; what it put off before is seen by us.
-            fence(Ordering::SeqCst);
-        }
-        self.turn();
-        let sleeps = !self.has_more();
-        if sleeps {
-            self.in_vain = 0;
-        }
-        sleeps
-    }
-
-    /// The worker looks for itself, and needs no signal.
-    pub(super) fn awake(&mut self) {
-        if QUIET_WHILE_AWAKE {
-            self.ring.completion().disable_eventfd();
-        }
-    }
-
-    /// Turns after which what the kernel says of having put something off is not believed any more. It may say so too late, when that is
-    /// done already, and then goes on saying it. But a turn does twenty pieces of work, and those may be twenty sends that went on by one
-    /// socket buffer, of which nothing is told; and of what is left then no signal comes. No client has more than two.
-    fn patience(&self) -> usize {
-        2 + self.slots.len() / 10
-    }
-
-    /// Whether the kernel says that it has put something off.
-    fn has_come(&mut self) -> bool {
-        let queue = self.ring.submission();
-        queue.taskrun() || queue.cq_overflow()
-    }
-
     /// The next news of [`Ring::turn`].
     pub(super) fn next(&mut self) -> Option<News> {
         loop {
@@ -398,6 +401,12 @@ impl Ring {
             let news = match entry.user_data() >> 32 {
                 RECEIVE => self.received(slot, &entry),
                 SEND => self.has_sent(slot, entry.result()),
+                ALARM => {
+                    if !cqueue::more(entry.flags()) {
+                        self.watch_alarm();
+                    }
+                    None
+                }
                 _ => {
                     self.has_cancelled(slot, entry.result());
                     None
@@ -410,6 +419,13 @@ impl Ring {
     }
 
     fn received(&mut self, slot: usize, entry: &cqueue::Entry) -> Option<News> {
+        match self.slots[slot].owner {
+            Owner::Client(client) => self.client_received(slot, client, entry),
+            Owner::Node(node, lane) => self.node_received(slot, node, lane, entry.result()),
+        }
+    }
+
+    fn client_received(&mut self, slot: usize, client: u32, entry: &cqueue::Entry) -> Option<News> {
         let result = entry.result();
         let s = &mut self.slots[slot];
         let goes_on = cqueue::more(entry.flags());
@@ -420,7 +436,7 @@ impl Ring {
         let mut news = None;
         if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
             if result > 0 && !s.closed {
-                news = Some(News::Input(s.owner, Input { buffer, len: result as usize }));
+                news = Some(News::Input(client, Input { buffer, len: result as usize }));
             } else {
                 self.buffers.give(buffer);
             }
@@ -432,7 +448,7 @@ impl Ring {
         let s = &mut self.slots[slot];
         if s.closed {
             self.release(slot);
-        } else if result > 0 || [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR, -libc::EAGAIN].contains(&result) {
+        } else if result > 0 || has_to_wait(result) {
             if s.wanted {
                 self.receive(slot);
             }
@@ -441,6 +457,29 @@ impl Ring {
             news = Some(News::End(s.owner));
         }
         news
+    }
+
+    fn node_received(&mut self, slot: usize, node: NodeId, lane: u16, result: i32) -> Option<News> {
+        let s = &mut self.slots[slot];
+        s.receiving = false;
+        s.ops -= 1;
+        if s.closed {
+            self.release(slot);
+            return None;
+        }
+        if has_to_wait(result) {
+            s.receiving = true;
+            self.push_receive(slot, true);
+            return None;
+        }
+        let mut room = std::mem::take(&mut s.room);
+        if result <= 0 {
+            s.ended = true;
+            return Some(News::End(s.owner));
+        }
+        // SAFETY: the kernel has written so many bytes behind those that it held.
+        unsafe { room.advance_mut(result as usize) };
+        Some(News::Filled(node, lane, room))
     }
 
     fn has_sent(&mut self, slot: usize, result: i32) -> Option<News> {
@@ -457,6 +496,10 @@ impl Ring {
         }
         s.sending = false;
         s.broken = result <= 0;
+        if s.broken && matches!(s.owner, Owner::Node(..)) {
+            // Whatever the reason: receiving is to find out, for it is what tells of a node's end.
+            let _ = SockRef::from(&s.fd).shutdown(Shutdown::Both);
+        }
         let out = std::mem::take(&mut s.out);
         if out.is_empty() && out.is_small() && self.spare_queues.len() < SPARE {
             self.spare_queues.push(out);
@@ -485,6 +528,12 @@ impl Ring {
         self.release(slot);
     }
 
+    fn watch_alarm(&mut self) {
+        let fd = Fd(self.alarm.event().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+        self.put(entry.user_data(user_data(0, ALARM)));
+    }
+
     fn cancel(&mut self, slot: usize, operation: u64) {
         self.push(slot, CANCEL, opcode::AsyncCancel::new(user_data(slot, operation)).build());
     }
@@ -496,7 +545,7 @@ impl Ring {
         let fd = Fd(s.fd.as_raw_fd());
         let entry = match s.out.one_piece() {
             Some(piece) => {
-                opcode::Send::new(fd, piece.as_ptr(), piece.len().min(i32::MAX as usize) as u32).flags(FLAGS).build()
+                opcode::Send::new(fd, piece.as_ptr(), piece.len().min(SEND_MOST) as u32).flags(FLAGS).build()
             }
             None => {
                 let message = s.message.get_or_insert_with(|| self.spare_messages.pop().unwrap_or_else(Message::new));
@@ -508,7 +557,10 @@ impl Ring {
 
     fn push(&mut self, slot: usize, operation: u64, entry: squeue::Entry) {
         self.slots[slot].ops += 1;
-        let entry = entry.user_data(user_data(slot, operation));
+        self.put(entry.user_data(user_data(slot, operation)));
+    }
+
+    fn put(&mut self, entry: squeue::Entry) {
         if !self.waiting.is_empty() || !self.try_push(&entry) {
             self.waiting.push_back(entry);
         }
@@ -552,6 +604,11 @@ impl Drop for Ring {
             self.buffers.leaked = true;
         }
     }
+}
+
+/// Whether it can be tried again: cancelled, interrupted, or short of something.
+fn has_to_wait(result: i32) -> bool {
+    [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR, -libc::EAGAIN].contains(&result)
 }
 
 fn user_data(slot: usize, operation: u64) -> u64 {

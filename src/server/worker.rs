@@ -2,47 +2,39 @@
 //!
 //! Every socket has a small task that reads and feeds the core. All writing is done by one *flusher* task, which runs after the
 //! readers of the same turn of the event loop: so the requests of many clients to one node, and the answers of many requests to one
-//! client, leave in one write.
+//! client, leave in one write. On io_uring there are neither: see `ringed`.
 
 mod flusher;
+mod polled;
 mod ringed;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
-use crate::proxy::{Command, Core, Event, PeerMessage, READ_BLOCK};
+use crate::proxy::{Command, Core, Event, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
-use super::uring::Ring;
+use super::uring::{Owner, Ring};
 use ringed::RingClient;
-
-/// Reads from one socket before the others get their turn.
-const READS_PER_TURN: usize = 4;
+pub(super) use ringed::run_ringed;
 
 /// Clients whose input is read before the clock is looked at again, in a turn of very many.
 const READS_PER_CLOCK: u32 = 16;
-
-/// Reads from each client at the shutdown: what it had sent by then.
-const LAST_READS: usize = 64;
 
 /// What a worker needs of the world.
 pub(super) struct WorkerSetup {
@@ -105,18 +97,27 @@ enum ClientIo {
 }
 
 struct NodeIo {
-    stream: NodeStream,
+    stream: NodeSocket,
     /// Its writing half is to be closed, or is.
     shut: bool,
+}
+
+enum NodeSocket {
+    /// With a task that reads.
+    Stream(NodeStream),
+    /// On the worker's ring, in this place.
+    Ring(usize),
 }
 
 /// The I/O state of a worker, shared by its tasks (never across an await).
 pub(crate) struct Shell {
     core: Core,
     clients: Vec<Option<ClientIo>>,
-    /// Where the clients are, if not in tokio's hands.
+    /// Where all sockets are, if not in tokio's hands.
     ring: Option<Ring>,
     nodes: Vec<Vec<Option<NodeIo>>>,
+    /// Connections on the ring that are to be received from again, and whether more has come than was taken.
+    thirsty: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
     flusher: Option<Waker>,
@@ -195,69 +196,30 @@ impl Shell {
             || !out.dirty_conns.is_empty()
             || !out.dirty_clients.is_empty()
             || !out.resumable.is_empty()
-            || self.ring.as_ref().is_some_and(Ring::has_queued)
     }
+}
+
+/// What a worker's tasks begin with.
+pub(super) struct Beginning {
+    commands: UnboundedReceiver<Command>,
+    inbox: UnboundedReceiver<PeerMessage>,
+    tick: Duration,
+    idle_timeout: Option<Duration>,
+    unclean: Arc<AtomicBool>,
 }
 
 /// Runs a worker on the current thread until `shutdown`, then until its clients are answered or `grace` is over.
-pub(crate) async fn run(
+pub(super) async fn run(
     core: Core,
     setup: WorkerSetup,
-    entrance: Entrance,
-    nodes: usize,
-    lanes: usize,
+    listeners: Vec<Listener>,
+    (nodes, lanes): (usize, usize),
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let Entrance { listeners, ring } = entrance;
-    let (ring, event) = ring.unzip();
-    let shell = Rc::new(RefCell::new(Shell {
-        core,
-        clients: Vec::new(),
-        ring,
-        nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
-        block: BytesMut::new(),
-        started: Instant::now(),
-        flusher: None,
-        ticker: None,
-        reads: 0,
-        reads_on_clock: 0,
-        blocked_clients: Vec::new(),
-        blocked_conns: Vec::new(),
-        flushed_clients: Vec::new(),
-        flushed_conns: Vec::new(),
-        events: setup.events,
-        peers: setup.peers,
-        stats: setup.stats,
-        work: setup.work,
-        draining: false,
-    }));
-    let worker = Worker { shell, dialer: setup.dialer, count: setup.clients, max_clients: setup.max_clients };
+    let (worker, beginning) = Worker::new(core, setup, None, (nodes, lanes));
     tokio::task::spawn_local(worker.clone().flush_forever());
-    tokio::task::spawn_local(worker.clone().take_commands(setup.commands));
-    tokio::task::spawn_local(worker.clone().take_messages(setup.inbox));
-    tokio::task::spawn_local(worker.clone().tick_forever(setup.tick));
-    if let Some(event) = event {
-        tokio::task::spawn_local(worker.clone().watch_ring(event));
-    }
-    if let Some(timeout) = setup.idle_timeout {
-        tokio::task::spawn_local(worker.clone().close_silent_forever(timeout));
-    }
-    for listener in listeners {
-        tokio::task::spawn_local(worker.clone().accept_forever(listener, shutdown.clone()));
-    }
-    shutdown.cancelled().await;
-    if !worker.drain(grace).await {
-        setup.unclean.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Where clients come in.
-pub(crate) struct Entrance {
-    /// They connect here.
-    pub(crate) listeners: Vec<Listener>,
-    /// Their sockets go here, with what is signalled when it has something; `None`: to tokio, which is epoll.
-    pub(crate) ring: Option<(Ring, AsyncFd<OwnedFd>)>,
+    worker.serve(beginning, listeners, shutdown, grace).await;
 }
 
 /// Where clients come from.
@@ -289,39 +251,56 @@ impl Listener {
     }
 }
 
-/// What comes of reading from a socket.
-enum Reading {
-    /// There is more; others have their turn first.
-    GoesOn,
-    /// Until the socket, or whoever stalled it, wakes the reader.
-    Waits,
-    /// Nobody reads there any more.
-    Over,
-}
+impl Worker {
+    fn new(core: Core, setup: WorkerSetup, ring: Option<Ring>, (nodes, lanes): (usize, usize)) -> (Worker, Beginning) {
+        let shell = Rc::new(RefCell::new(Shell {
+            core,
+            clients: Vec::new(),
+            ring,
+            nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
+            thirsty: Vec::new(),
+            block: BytesMut::new(),
+            started: Instant::now(),
+            flusher: None,
+            ticker: None,
+            reads: 0,
+            reads_on_clock: 0,
+            blocked_clients: Vec::new(),
+            blocked_conns: Vec::new(),
+            flushed_clients: Vec::new(),
+            flushed_conns: Vec::new(),
+            events: setup.events,
+            peers: setup.peers,
+            stats: setup.stats,
+            work: setup.work,
+            draining: false,
+        }));
+        let worker = Worker { shell, dialer: setup.dialer, count: setup.clients, max_clients: setup.max_clients };
+        let (commands, inbox, unclean) = (setup.commands, setup.inbox, setup.unclean);
+        (worker, Beginning { commands, inbox, tick: setup.tick, idle_timeout: setup.idle_timeout, unclean })
+    }
 
-impl Reading {
-    fn poll(self, cx: &Context<'_>) -> Poll<()> {
-        match self {
-            Reading::GoesOn => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Reading::Waits => Poll::Pending,
-            Reading::Over => Poll::Ready(()),
+    /// All but the sockets' bytes: begins the tasks that do it, and ends when the worker is to end.
+    async fn serve(self, beginning: Beginning, listeners: Vec<Listener>, shutdown: CancellationToken, grace: Duration) {
+        tokio::task::spawn_local(self.clone().take_commands(beginning.commands));
+        tokio::task::spawn_local(self.clone().take_messages(beginning.inbox));
+        tokio::task::spawn_local(self.clone().tick_forever(beginning.tick));
+        if let Some(timeout) = beginning.idle_timeout {
+            tokio::task::spawn_local(self.clone().close_silent_forever(timeout));
+        }
+        for listener in listeners {
+            tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
+        }
+        shutdown.cancelled().await;
+        if !self.drain(grace).await {
+            beginning.unclean.store(true, Ordering::Relaxed);
         }
     }
-}
 
-impl Worker {
     /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
     /// those who see to it. A worker at rest has no tick that would make up for one that was not woken.
     fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
         self.work_by(Shell::turn, work)
-    }
-
-    /// [`Worker::work`] of a client's reader.
-    fn read<T>(&self, read: impl FnOnce(&mut Shell) -> T) -> T {
-        self.work_by(Shell::turn_of_many, read)
     }
 
     fn work_by<T>(&self, clock: impl FnOnce(&mut Shell), work: impl FnOnce(&mut Shell) -> T) -> T {
@@ -366,7 +345,11 @@ impl Worker {
             }
             match &mut shell.ring {
                 Some(ring) => match stream.into_blocking() {
-                    Ok(fd) => shell.clients[at] = Some(ClientIo::Ring(RingClient::new(ring.add(fd, key.index)))),
+                    Ok(fd) => {
+                        let slot = ring.add(fd, Owner::Client(key.index));
+                        ring.receive(slot);
+                        shell.clients[at] = Some(ClientIo::Ring(RingClient::new(slot)));
+                    }
                     Err(error) => {
                         shell.core.client_gone(key.index);
                         return Err(error);
@@ -386,17 +369,14 @@ impl Worker {
         }
     }
 
-    async fn read_client(self, index: u32, generation: u32) {
-        poll_fn(|cx| self.read(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
-    }
-
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
         let dialled = self.dialer.dial(node).await;
-        let connected = self.work(|shell| match dialled {
+        let reads = self.work(|shell| match dialled.and_then(|stream| shell.take_on(node, lane, stream)) {
             Ok(stream) => {
+                let reads = matches!(stream, NodeSocket::Stream(_));
                 shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false });
                 shell.core.conn_up(node, lane);
-                true
+                reads
             }
             Err(error) => {
                 let refused = error.kind() == io::ErrorKind::ConnectionRefused;
@@ -404,11 +384,10 @@ impl Worker {
                 false
             }
         });
-        if !connected {
-            return;
+        debug_assert!(!reads || self.shell.borrow_mut().core.conn(node, lane).generation == generation);
+        if reads {
+            self.read_conn(node, lane).await;
         }
-        debug_assert_eq!(self.shell.borrow_mut().core.conn(node, lane).generation, generation);
-        poll_fn(|cx| self.work(|shell| shell.read_conn(node, lane, cx)).poll(cx)).await;
     }
 
     async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
@@ -493,101 +472,14 @@ impl Worker {
 }
 
 impl Shell {
-    fn read_client(&mut self, index: u32, generation: u32, cx: &mut Context<'_>) -> Reading {
-        let mut drained = false;
-        for _ in 0..READS_PER_TURN {
-            // A successor may sit in this client's place already.
-            let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
-                return Reading::Over;
-            };
-            let Some(ClientIo::Stream { stream, reader }) = self.clients[index as usize].as_mut() else {
-                return Reading::Over;
-            };
-            if client.closing {
-                return Reading::Over;
-            }
-            if client.stalled {
-                *reader = Some(cx.waker().clone());
-                return Reading::Waits;
-            }
-            if drained && stream.poll_more(cx).is_pending() {
-                return Reading::Waits;
-            }
-            let (buffer, own) = client.room(&mut self.block);
-            let room = buffer.capacity() - buffer.len();
-            match poll_read_buf(Pin::new(stream), cx, buffer) {
-                Poll::Pending => return Reading::Waits,
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.reads = self.reads.wrapping_add(1);
-                    self.stats.took(n);
-                    if own {
-                        self.core.client_more(index);
-                    } else {
-                        let chunk = self.block.split();
-                        self.core.client_input(index, chunk);
-                    }
-                    drained = n < room;
-                }
-                Poll::Ready(_) => {
-                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
-                    self.core.client_finished(index);
-                    return Reading::Over;
-                }
-            }
+    /// Something has come from a node.
+    fn hear_node(&mut self, node: NodeId, lane: usize) {
+        self.reads = self.reads.wrapping_add(1);
+        let sent = self.core.conn(node, lane).flights.front().map(|sent| sent.at_us);
+        if let Some(sent_us) = sent {
+            self.stats.felt.add(self.core.now_us.saturating_sub(sent_us));
         }
-        Reading::GoesOn
-    }
-
-    fn read_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Reading {
-        for _ in 0..READS_PER_TURN {
-            let Some(io) = self.nodes[node.index()][lane].as_mut() else { return Reading::Over };
-            let conn = self.core.conn(node, lane);
-            match poll_read_buf(Pin::new(&mut io.stream), cx, conn.room()) {
-                Poll::Pending => return Reading::Waits,
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.reads = self.reads.wrapping_add(1);
-                    let sent = conn.flights.front().map(|sent| sent.at_us);
-                    if let Some(sent_us) = sent {
-                        self.stats.felt.add(self.core.now_us.saturating_sub(sent_us));
-                    }
-                    self.core.node_input(node, lane);
-                }
-                Poll::Ready(_) => {
-                    self.nodes[node.index()][lane] = None;
-                    self.core.conn_down(node, lane, Reason::Reset);
-                    return Reading::Over;
-                }
-            }
-        }
-        Reading::GoesOn
-    }
-
-    /// Takes what a client has sent already, and nothing that it sends from now on.
-    fn last_call(&mut self, index: u32) {
-        let mut cx = Context::from_waker(Waker::noop());
-        for _ in 0..LAST_READS {
-            let Some(client) = self.core.client(index) else { return };
-            let stream = match self.clients[index as usize].as_mut() {
-                Some(ClientIo::Stream { stream, .. }) => stream,
-                Some(ClientIo::Ring(_)) => return self.last_ring_call(index),
-                None => return,
-            };
-            if client.stalled || client.closing {
-                break;
-            }
-            let mut chunk = std::mem::take(&mut client.partial);
-            chunk.reserve(READ_BLOCK);
-            match poll_read_buf(Pin::new(stream), &mut cx, &mut chunk) {
-                Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(index, chunk),
-                _ => {
-                    if let Some(client) = self.core.client(index) {
-                        client.partial = chunk;
-                    }
-                    break;
-                }
-            }
-        }
-        self.core.client_finished(index);
+        self.core.node_input(node, lane);
     }
 }
 

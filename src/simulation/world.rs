@@ -16,7 +16,7 @@ use crate::ambient;
 use crate::config::{IoUringMode, LogFormat, LogSettings, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
-use crate::server::{Assembly, Entrance, Listener};
+use crate::server::{Assembly, Listener};
 
 use super::clients::{Client, Door, Habits};
 use super::history::History;
@@ -424,9 +424,7 @@ impl World {
             tasks.push(spawn_local(async move {
                 // As in the daemon, whatever a worker leaves behind ends with it.
                 let local = LocalSet::new();
-                local
-                    .run_until(parts.run(Entrance { listeners: vec![Listener::Memory(streams)], ring: None }, shutdown))
-                    .await;
+                local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
             }));
         }
         tasks.push(spawn_local(assembly.cluster.run(assembly.events)));

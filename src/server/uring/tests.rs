@@ -4,19 +4,26 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use std::sync::mpsc;
+use std::task::Waker;
+use std::time::Duration;
+
 use bytes::Bytes;
-use tokio::runtime::{Builder, Runtime};
 
 use super::*;
 
-/// A ring, its event (in the runtime that it belongs to), and what it has told by owner.
+const NODE: NodeId = NodeId(3);
+const LANE: u16 = 1;
+
+/// A ring, and what it has told.
 struct World {
     ring: Ring,
-    runtime: Runtime,
-    event: AsyncFd<OwnedFd>,
+    /// Of clients.
     heard: HashMap<u32, Vec<u8>>,
-    ended: Vec<u32>,
-    sent: Vec<u32>,
+    /// Of the node, as long as nothing is received from it.
+    room: Option<BytesMut>,
+    ended: Vec<Owner>,
+    sent: Vec<Owner>,
 }
 
 impl World {
@@ -33,55 +40,67 @@ impl World {
                 return None;
             }
         };
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (ring, event) = runtime.block_on(async { ring.start() }).expect("started on this thread");
-        Some(World { ring, runtime, event, heard: HashMap::new(), ended: Vec::new(), sent: Vec::new() })
+        let ring = ring.start().expect("started on this thread");
+        Some(World { ring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new() })
     }
 
     /// A client and its slot.
     fn connect(&mut self, owner: u32) -> (UnixStream, usize) {
+        let (far, slot) = self.add(Owner::Client(owner));
+        self.ring.receive(slot);
+        (far, slot)
+    }
+
+    /// The node and its slot.
+    fn dial(&mut self) -> (UnixStream, usize) {
+        self.add(Owner::Node(NODE, LANE))
+    }
+
+    fn add(&mut self, owner: Owner) -> (UnixStream, usize) {
         let (far, near) = UnixStream::pair().expect("a pair");
         far.set_nonblocking(true).expect("set");
-        let slot = self.ring.add(near.into(), owner);
-        (far, slot)
+        (far, self.ring.add(near.into(), owner))
     }
 
     /// Takes all there is now.
     fn take(&mut self) {
-        loop {
+        let mut in_vain = 0;
+        // (The kernel does some twenty things in a turn, of which nothing may be told.)
+        while in_vain < 2 + self.slots() / 10 {
             self.ring.turn();
+            in_vain += 1;
             while let Some(news) = self.ring.next() {
+                in_vain = 0;
                 match news {
                     News::Input(owner, input) => {
                         self.heard.entry(owner).or_default().extend_from_slice(self.ring.input(&input));
                         self.ring.give(input);
                     }
+                    News::Filled(node, lane, room) => {
+                        assert_eq!((node, lane), (NODE, LANE));
+                        assert!(self.room.replace(room).is_none(), "asked once");
+                    }
                     News::End(owner) => self.ended.push(owner),
                     News::Sent(owner) => self.sent.push(owner),
                 }
             }
-            if !self.ring.has_more() {
-                return;
-            }
         }
     }
 
-    /// Sleeps as a worker does. Returns whether it was woken (within a minute).
+    /// Sleeps as a worker does. Returns whether it was woken by the ring (within a minute).
     fn sleep(&mut self) -> bool {
-        if !self.ring.sleep() {
-            return true;
-        }
-        let woken = self.runtime.block_on(async {
-            match tokio::time::timeout(std::time::Duration::from_secs(60), self.event.readable()).await {
-                Ok(ready) => {
-                    ready.expect("ready").clear_ready();
-                    true
-                }
-                Err(_) => false,
+        let waker = Waker::from(self.ring.alarm().clone());
+        let (woken, in_time) = mpsc::channel();
+        let watch = std::thread::spawn(move || {
+            let late = in_time.recv_timeout(Duration::from_secs(60)).is_err();
+            if late {
+                waker.wake();
             }
+            !late
         });
-        self.ring.awake();
-        woken
+        self.ring.sleep();
+        woken.send(()).expect("the watch is on");
+        watch.join().expect("joined")
     }
 
     /// Slots in use, of clients that are gone too.
@@ -117,8 +136,9 @@ fn more_clients_than_buffers_are_all_heard_again_and_again() {
     }
     drop(clients);
     world.take();
-    world.ended.sort_unstable();
-    assert_eq!(world.ended, (0..3 * u32::from(BUFFERS)).collect::<Vec<_>>(), "everyone's end is heard of once");
+    world.ended.sort_unstable_by_key(|owner| if let Owner::Client(client) = owner { *client } else { u32::MAX });
+    let everyone: Vec<_> = (0..3 * u32::from(BUFFERS)).map(Owner::Client).collect();
+    assert_eq!(world.ended, everyone, "everyone's end is heard of once");
 }
 
 #[test]
@@ -164,11 +184,15 @@ fn a_large_answer_of_many_pieces_arrives_whole_and_in_order_however_slowly_it_is
     }
     world.take();
     assert!(got == expected);
-    assert_eq!((world.ring.take_sent(), &world.sent[..]), (expected.len(), &[7][..]), "told once, for it was asked");
+    assert_eq!(
+        (world.ring.take_sent(), &world.sent[..]),
+        (expected.len(), &[Owner::Client(7)][..]),
+        "told once, for it was asked"
+    );
     assert!(world.ring.send(slot, &mut out));
     world.take();
     assert_eq!(read_now(&mut client), b"END\r\n");
-    assert_eq!(world.sent, [7], "nobody waited");
+    assert_eq!(world.sent, [Owner::Client(7)], "nobody waited");
 }
 
 #[test]
@@ -229,7 +253,7 @@ fn a_send_that_fails_says_so() {
     assert!(world.ring.send(slot, &mut out));
     world.take();
     assert!(world.ring.is_broken(slot));
-    assert_eq!((&world.ended[..], &world.sent[..]), (&[1][..], &[1][..]));
+    assert_eq!((&world.ended[..], &world.sent[..]), (&[Owner::Client(1)][..], &[Owner::Client(1)][..]));
 }
 
 #[test]
@@ -274,4 +298,135 @@ fn slow_readers_of_large_answers_keep_nobody_from_being_heard() {
         }
         world.heard.clear();
     }
+}
+
+#[test]
+fn an_alarm_from_any_thread_ends_every_sleep_and_is_never_missed() {
+    let Some(mut world) = World::start() else { return };
+    let alarm = world.ring.alarm().clone();
+    assert!(alarm.take(), "it rings at first, for nothing was looked to yet");
+    let (asleep, about_to) = mpsc::channel();
+    let waker = Waker::from(alarm.clone());
+    let ringer = std::thread::spawn(move || {
+        while about_to.recv().is_ok() {
+            // Just before the sleep, in it, or just as it begins.
+            waker.wake_by_ref();
+        }
+    });
+    for round in 0..2_000 {
+        asleep.send(()).expect("the ringer lives");
+        while !alarm.take() {
+            assert!(world.sleep(), "round {round}: nothing woke it");
+            assert!(world.ring.next().is_none(), "that is nobody's news");
+        }
+    }
+    drop(asleep);
+    ringer.join().expect("joined");
+}
+
+#[test]
+fn whoever_is_awake_is_not_signalled() {
+    let Some(mut world) = World::start() else { return };
+    let alarm = world.ring.alarm().clone();
+    let waker = Waker::from(alarm.clone());
+    for _ in 0..10 {
+        waker.wake_by_ref();
+        assert!(alarm.take() && !alarm.take());
+        waker.wake_by_ref();
+        world.ring.sleep();
+        assert!(alarm.take(), "it does not sleep while it rings");
+    }
+    let mut signals = [0; 8];
+    assert_eq!(nix::unistd::read(alarm.event(), &mut signals), Err(Errno::EAGAIN), "never signalled");
+}
+
+#[test]
+fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
+    let Some(mut world) = World::start() else { return };
+    let (mut node, slot) = world.dial();
+    node.write_all(b"VALUE").expect("written");
+    world.take();
+    assert!(world.room.is_none(), "nobody has asked");
+    let mut expected = b"the beginning, VALUE".to_vec();
+    let mut room = BytesMut::with_capacity(1 << 16);
+    room.extend_from_slice(b"the beginning, ");
+    let at = room.as_ptr();
+    world.ring.receive_into(slot, room, true);
+    world.take();
+    for round in 0..200 {
+        let room = world.room.take().expect("filled");
+        assert_eq!((&room[..], room.as_ptr()), (&expected[..], at));
+        world.ring.receive_into(slot, room, round % 2 == 0);
+        world.take();
+        assert!(world.room.is_none(), "nothing has come");
+        let more = vec![round as u8; 7 * round + 1];
+        node.write_all(&more).expect("written");
+        expected.extend(more);
+        expected.truncate(1 << 16);
+        if expected.len() == 1 << 16 {
+            break;
+        }
+        while world.room.is_none() {
+            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.take();
+        }
+    }
+    // What there is no room for stays where it is.
+    world.take();
+    let room = world.room.take().expect("filled");
+    assert_eq!((room.len(), room.capacity()), (1 << 16, 1 << 16));
+    assert!(room == expected);
+    world.ring.receive_into(slot, BytesMut::with_capacity(1 << 16), true);
+    world.take();
+    assert!(world.room.take().is_some_and(|rest| !rest.is_empty() && rest.iter().all(|b| *b == rest[0])));
+    drop(node);
+    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.take();
+    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+    world.ring.close(slot);
+    assert_eq!(world.slots(), 0);
+}
+
+#[test]
+fn a_node_that_is_given_up_while_it_is_received_from_keeps_its_room_until_the_kernel_is_done() {
+    let Some(mut world) = World::start() else { return };
+    let (mut node, slot) = world.dial();
+    world.ring.receive_into(slot, BytesMut::with_capacity(1 << 16), false);
+    world.take();
+    node.write_all(b"too late").expect("written");
+    world.ring.close(slot);
+    assert_eq!(world.slots(), 1, "its receive is under way");
+    world.take();
+    assert_eq!((world.slots(), world.room.is_none(), world.ended.len()), (0, true, 0));
+}
+
+#[test]
+fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
+    let Some(mut world) = World::start() else { return };
+    let (node, slot) = world.dial();
+    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.take();
+    // It still could send.
+    node.shutdown(Shutdown::Read).expect("half closed");
+    let mut out = OutQueue::default();
+    out.put(b"get key\r\n");
+    assert!(world.ring.send(slot, &mut out));
+    world.take();
+    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+}
+
+#[test]
+fn a_node_whose_framing_is_in_doubt_sees_the_end_and_is_heard_out() {
+    let Some(mut world) = World::start() else { return };
+    let (mut node, slot) = world.dial();
+    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    let mut out = OutQueue::default();
+    out.put(&vec![b'x'; 4 << 20]);
+    assert!(world.ring.send(slot, &mut out), "more than fits");
+    world.take();
+    world.ring.shut(slot);
+    world.take();
+    let got = read_now(&mut node);
+    assert!(got.len() < 4 << 20 && got.iter().all(|&b| b == b'x'));
+    assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "its end");
 }

@@ -11,14 +11,13 @@ use tokio::io::AsyncWrite;
 use crate::ids::NodeId;
 use crate::proxy::{LinkState, MAX_SLICES, OutQueue};
 
-use super::{ClientIo, Shell, Worker};
-use crate::server::uring::Ring;
+use super::{ClientIo, NodeSocket, Shell, Worker};
 
 /// Times that answers are written, and the others looked for, before what came of it goes to the nodes.
 const GATHER_ROUNDS: usize = 5;
 
 /// Clients answered meanwhile after which the nodes wait no longer: as many requests together cost hardly less than more would.
-const GATHER_ENOUGH: usize = 64;
+pub(super) const GATHER_ENOUGH: usize = 64;
 
 /// How many sockets a look must have brought something from, of late and on average, to be worth it: one that brings something costs no
 /// system call more than to hear of it in the next turn, one that brings nothing costs one in vain.
@@ -57,9 +56,6 @@ impl Worker {
     /// were just answered ask again, so a node gets their requests in one piece and not in many. The busier everything is, the more
     /// come together; where nothing comes, the looks are left out.
     pub(super) async fn flush_forever(self) {
-        if self.shell.borrow().ring.is_some() {
-            return self.flush_ring_forever().await;
-        }
         let mut looks = Looks::default();
         loop {
             self.woken().await;
@@ -70,7 +66,7 @@ impl Worker {
                 if answered >= GATHER_ENOUGH {
                     break;
                 }
-                let now = poll_fn(|cx| Poll::Ready(self.flush_clients(cx))).await;
+                let now = poll_fn(|cx| Poll::Ready(self.work(|shell| self.flush_clients(shell, cx)))).await;
                 answered += now;
                 if now == 0 && round > 0 || !looks.are_worth_it() {
                     break;
@@ -87,35 +83,6 @@ impl Worker {
         }
     }
 
-    /// The same where clients are on a ring: one call hands the answers over and brings what has come meanwhile, so there is always a look,
-    /// and it costs nothing.
-    async fn flush_ring_forever(self) {
-        let mut more = false;
-        loop {
-            if more || !self.ring(Ring::sleep) {
-                tokio::task::yield_now().await;
-            } else {
-                self.woken().await;
-            }
-            self.ring(Ring::awake);
-            let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
-            poll_fn(|cx| {
-                if waiting < GATHER_ENOUGH {
-                    self.flush_clients(cx);
-                    self.work(Shell::ring_turn);
-                }
-                self.work(|shell| self.flush_all(shell, cx));
-                Poll::Ready(())
-            })
-            .await;
-            more = self.work(|shell| shell.ring_turn_if_queued() || shell.has_output());
-        }
-    }
-
-    fn ring<T: Default>(&self, what: impl FnOnce(&mut Ring) -> T) -> T {
-        self.shell.borrow_mut().ring.as_mut().map(what).unwrap_or_default()
-    }
-
     /// Somebody has something for the flusher, or a socket takes more.
     async fn woken(&self) {
         let mut waits = false;
@@ -130,20 +97,18 @@ impl Worker {
     }
 
     /// Writes the answers that are ready, and what is urgent, and hands on what concerns others. Returns how many clients were written to.
-    fn flush_clients(&self, cx: &mut Context<'_>) -> usize {
-        self.work(|shell| {
-            self.hand_on(shell);
-            shell.flush_urgent(cx);
-            let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
-            let count = clients.len();
-            for index in clients.drain(..) {
-                self.flush_client(shell, index, cx);
-            }
-            if shell.core.outbox.dirty_clients.is_empty() {
-                shell.core.outbox.dirty_clients = clients;
-            }
-            count
-        })
+    pub(super) fn flush_clients(&self, shell: &mut Shell, cx: &mut Context<'_>) -> usize {
+        self.hand_on(shell);
+        shell.flush_urgent(cx);
+        let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
+        let count = clients.len();
+        for index in clients.drain(..) {
+            self.flush_client(shell, index, cx);
+        }
+        if shell.core.outbox.dirty_clients.is_empty() {
+            shell.core.outbox.dirty_clients = clients;
+        }
+        count
     }
 
     /// To the control plane, other workers, and nodes that are not connected.
@@ -162,7 +127,7 @@ impl Worker {
     }
 
     /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
-    fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
+    pub(super) fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         shell.reads_on_clock = 0;
         // Two lists that change places, so that neither gives its memory back.
         let mut conns = std::mem::take(&mut shell.flushed_conns);
@@ -280,18 +245,28 @@ impl Shell {
         if state == LinkState::Discarding {
             if !io.shut {
                 io.shut = true;
-                // An error means that it is closed already; reading finds that out.
-                let _ = Pin::new(&mut io.stream).poll_shutdown(cx);
+                match &mut io.stream {
+                    // An error means that it is closed already; reading finds that out.
+                    NodeSocket::Stream(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
+                    NodeSocket::Ring(slot) => self.ring.iter_mut().for_each(|ring| ring.shut(*slot)),
+                }
             }
             return;
         }
-        match write_out(out, |slices| Pin::new(&mut io.stream).poll_write_vectored(cx, slices)) {
-            Poll::Pending => {
-                self.core.conn(node, lane).dirty = true;
-                self.blocked_conns.push((node, lane));
+        // A broken connection is found by its reader.
+        match (&mut io.stream, &mut self.ring) {
+            (NodeSocket::Stream(stream), _) => {
+                if write_out(out, |slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices)).is_pending() {
+                    self.core.conn(node, lane).dirty = true;
+                    self.blocked_conns.push((node, lane));
+                }
             }
-            // A broken connection is found by its reader.
-            Poll::Ready(_) => {}
+            (NodeSocket::Ring(slot), Some(ring)) => {
+                if !out.is_empty() && !ring.is_broken(*slot) && !ring.send(*slot, out) {
+                    self.core.conn(node, lane).dirty = true;
+                }
+            }
+            (NodeSocket::Ring(_), None) => {}
         }
     }
 }

@@ -1,21 +1,25 @@
-//! A worker's clients where they are on io_uring: no task for each, what they send comes all together.
+//! A worker whose sockets are on io_uring: no tasks for them, but one loop that takes what has come and hands over what is to be sent.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::unix::AsyncFd;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
 
+use crate::backend::NodeStream;
+use crate::ids::NodeId;
+use crate::pair::Reason;
 use crate::proxy::Core;
-use crate::server::uring::{News, Ring};
+use crate::server::uring::{News, Owner, Ring};
 
-use super::{ClientIo, Shell, Worker};
+use super::flusher::GATHER_ENOUGH;
+use super::{ClientIo, Listener, NodeIo, NodeSocket, Shell, Worker, WorkerSetup};
 
 /// News taken before others have their turn.
 const NEWS_PER_TURN: usize = 256;
-
-/// Turns of the ring before others have theirs.
-const TURNS: usize = 64;
 
 /// How long what clients had sent by the shutdown is listened to at most: some send without end.
 const LAST_CALL: Duration = Duration::from_millis(500);
@@ -38,56 +42,103 @@ impl RingClient {
     }
 }
 
+/// Runs a worker whose sockets are on `ring` on the current thread, until `shutdown`, then until its clients are answered or `grace` is
+/// over. In the context of a runtime that another thread drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
+pub(crate) fn run_ringed(
+    core: Core,
+    setup: WorkerSetup,
+    (ring, listeners): (Ring, Vec<Listener>),
+    (nodes, lanes): (usize, usize),
+    shutdown: CancellationToken,
+    grace: Duration,
+) {
+    let alarm = ring.alarm().clone();
+    let waker = Waker::from(alarm.clone());
+    let mut cx = Context::from_waker(&waker);
+    let tasks = LocalSet::new();
+    let _entered = tasks.enter();
+    let (worker, beginning) = Worker::new(core, setup, Some(ring), (nodes, lanes));
+    let mut serving = pin!(tasks.run_until(worker.clone().serve(beginning, listeners, shutdown, grace)));
+    loop {
+        if alarm.take() && serving.as_mut().poll(&mut cx).is_ready() {
+            return;
+        }
+        worker.ring_cycle(&mut cx);
+    }
+}
+
 impl Worker {
-    /// Wakes the flusher, whose turns of the ring see to all that comes, when there is something.
-    pub(super) async fn watch_ring(self, event: AsyncFd<OwnedFd>) {
-        // (An error: the runtime ends.)
-        while let Ok(mut ready) = event.readable().await {
-            // Never read from: it is told of every signal all the same, and what is signalled from here on is heard of anew.
-            ready.clear_ready();
-            if let Some(flusher) = self.shell.borrow_mut().flusher.take() {
-                flusher.wake();
-            }
+    /// Takes what has come, hands over what there is to be sent, and waits where nothing is left to be done.
+    fn ring_cycle(&self, cx: &mut Context<'_>) {
+        // (The core hears of nothing before a look at the clock, see `ring_news`.)
+        let shell = &mut *self.shell.borrow_mut();
+        shell.hear_ring();
+        // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
+        if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
+            // Clients that were just answered ask again, so a node gets their requests in one piece and not in many.
+            self.flush_clients(shell, cx);
+            shell.turn_ring();
+            shell.hear_ring();
+        }
+        self.flush_all(shell, cx);
+        shell.receive_from_nodes();
+        // Before the sleep: else nothing would become late in it.
+        shell.wake();
+        let busy = shell.has_output();
+        let Some(ring) = &mut shell.ring else { return };
+        shell.stats.gave(ring.take_sent());
+        if busy {
+            ring.turn();
+        } else {
+            ring.sleep();
         }
     }
 }
 
 impl Shell {
-    /// Hands over what is to be sent, and takes what has come. Returns whether there is more.
-    pub(super) fn ring_turn(&mut self) -> bool {
-        let mut left = NEWS_PER_TURN;
-        for _ in 0..TURNS {
-            let Some(ring) = &mut self.ring else { return false };
-            // (One brings what some twenty clients have sent.)
+    fn turn_ring(&mut self) {
+        if let Some(ring) = &mut self.ring {
             ring.turn();
-            while left > 0
-                && let Some(news) = self.ring.as_mut().and_then(Ring::next)
-            {
-                left -= 1;
-                self.ring_news(news);
-            }
-            if left == 0 || !self.ring.as_mut().is_some_and(Ring::has_more) {
-                break;
-            }
         }
-        let Some(ring) = &mut self.ring else { return false };
-        self.stats.gave(ring.take_sent());
-        ring.has_more()
     }
 
-    /// As [`Shell::ring_turn`], if anything is to be handed over.
-    pub(super) fn ring_turn_if_queued(&mut self) -> bool {
-        match &mut self.ring {
-            Some(ring) if ring.has_queued() => self.ring_turn(),
-            Some(ring) => ring.has_more(),
-            None => false,
+    /// Puts a node's connection where its bytes are seen to.
+    pub(super) fn take_on(&mut self, node: NodeId, lane: usize, stream: NodeStream) -> io::Result<NodeSocket> {
+        match (&mut self.ring, stream) {
+            (Some(ring), NodeStream::Tcp(stream)) => {
+                let stream = stream.into_std()?;
+                stream.set_nonblocking(false)?;
+                let slot = ring.add(stream.into(), Owner::Node(node, lane as u16));
+                self.thirsty.push((node, lane, false));
+                Ok(NodeSocket::Ring(slot))
+            }
+            (_, stream) => Ok(NodeSocket::Stream(stream)),
         }
+    }
+
+    /// Goes on with the nodes from which something has come.
+    fn receive_from_nodes(&mut self) {
+        let Shell { core, nodes, thirsty, ring: Some(ring), .. } = self else { return };
+        for (node, lane, more) in thirsty.drain(..) {
+            if let Some(NodeIo { stream: NodeSocket::Ring(slot), .. }) = nodes[node.index()][lane] {
+                ring.receive_into(slot, std::mem::take(core.conn(node, lane).room()), more);
+            }
+        }
+    }
+
+    /// Takes what has come. Returns how much that was.
+    fn hear_ring(&mut self) -> usize {
+        for taken in 0..NEWS_PER_TURN {
+            let Some(news) = self.ring.as_mut().and_then(Ring::next) else { return taken };
+            self.ring_news(news);
+        }
+        NEWS_PER_TURN
     }
 
     fn ring_news(&mut self, news: News) {
+        self.turn_of_many();
         match news {
             News::Input(owner, input) => {
-                self.turn_of_many();
                 let Shell { core, clients, block, ring: Some(ring), .. } = self else { return };
                 let bytes = ring.input(&input);
                 self.reads = self.reads.wrapping_add(1);
@@ -105,20 +156,45 @@ impl Shell {
                 }
                 ring.give(input);
             }
-            News::End(owner) => {
+            News::Filled(node, lane, room) => {
+                let lane = usize::from(lane);
+                let full = room.len() == room.capacity();
+                self.core.conn(node, lane).input = room;
+                self.hear_node(node, lane);
+                self.thirsty.push((node, lane, full));
+            }
+            News::End(Owner::Node(node, lane)) => {
+                let lane = usize::from(lane);
+                if let Some(NodeIo { stream: NodeSocket::Ring(slot), .. }) = self.nodes[node.index()][lane].take()
+                    && let Some(ring) = &mut self.ring
+                {
+                    ring.close(slot);
+                }
+                self.core.conn_down(node, lane, Reason::Reset);
+                // It may have waited for a send of which nothing is told any more.
+                self.go_on_sending(node, lane);
+            }
+            News::Sent(Owner::Node(node, lane)) => self.go_on_sending(node, usize::from(lane)),
+            News::End(Owner::Client(owner)) => {
                 let Some(Some(ClientIo::Ring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
                     // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
                     self.core.client_finished(owner);
                 }
             }
-            News::Sent(owner) => {
+            News::Sent(Owner::Client(owner)) => {
                 if let Some(client) = self.core.client(owner) {
                     client.dirty = true;
                     self.core.outbox.dirty_clients.push(owner);
                 }
             }
         }
+    }
+
+    /// A connection to a node waits for no send now.
+    fn go_on_sending(&mut self, node: NodeId, lane: usize) {
+        self.core.conn(node, lane).dirty = true;
+        self.core.outbox.dirty_conns.push((node, lane));
     }
 
     /// Goes on with a client that had to wait, after the core has.
@@ -142,8 +218,16 @@ impl Shell {
 
     /// Takes all that clients have sent by now.
     pub(super) fn hear_all(&mut self) {
-        let begun = Instant::now();
-        while self.ring_turn() && begun.elapsed() < LAST_CALL {}
+        let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
+        let mut in_vain = 0;
+        loop {
+            self.turn_ring();
+            // (The kernel does some twenty things in a turn, and those may all be sends of which nothing is told.)
+            in_vain = if self.hear_ring() > 0 { 0 } else { in_vain + 1 };
+            if in_vain > patience || begun.elapsed() >= LAST_CALL {
+                return;
+            }
+        }
     }
 
     /// Nothing more is taken from a client.

@@ -2,6 +2,9 @@
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::{LocalSet, spawn_local};
@@ -10,6 +13,7 @@ use super::*;
 use crate::proxy::{CoreSettings, Flow, Follower, Route};
 use crate::resync::{Missed, MissedBudget};
 use crate::ring::{Distribution, Topology};
+use crate::server::Timekeeper;
 
 /// How long a node may take to answer.
 const TIMEOUT: Duration = Duration::from_millis(800);
@@ -41,8 +45,8 @@ impl World {
     }
 }
 
-/// A worker with one node, in a task of its own.
-fn start() -> World {
+/// What a worker with one node is made of, beside its listeners; what it is told with; what it tells.
+fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>, UnboundedReceiver<Event>) {
     let topology = Arc::new(Topology::new(&["n:1".parse().expect("a server")], &[], Distribution::Modula));
     let settings = CoreSettings {
         worker: 0,
@@ -55,10 +59,9 @@ fn start() -> World {
     let stats = Arc::new(WorkerStats::new(1));
     let core = Core::new(settings, topology.clone(), stats.clone(), Arc::default());
     let ((command, commands), (event, events)) = (unbounded_channel(), unbounded_channel());
-    let ((peer, inbox), (dial, dialled)) = (unbounded_channel(), unbounded_channel());
-    let (clients, accepted) = unbounded_channel();
+    let (peer, inbox) = unbounded_channel();
     let setup = WorkerSetup {
-        dialer: Arc::new(Dialer(dial)),
+        dialer,
         commands,
         events: event,
         inbox,
@@ -78,8 +81,15 @@ fn start() -> World {
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");
         command.send(Command::Allow { node: leader, incarnation: None, life: 1, unix_time: 1_000_000 }).expect("taken");
     }
-    let entrance = Entrance { listeners: vec![Listener::Memory(accepted)], ring: None };
-    spawn_local(run(core, setup, entrance, 1, 1, CancellationToken::new(), Duration::ZERO));
+    (core, setup, command, events)
+}
+
+/// A worker in a task of its own.
+fn start() -> World {
+    let ((dial, dialled), (clients, accepted)) = (unbounded_channel(), unbounded_channel());
+    let (core, setup, command, events) = parts(Arc::new(Dialer(dial)));
+    let listeners = vec![Listener::Memory(accepted)];
+    spawn_local(run(core, setup, listeners, (1, 1), CancellationToken::new(), Duration::ZERO));
     World { clients, events, dialled, _commands: command }
 }
 
@@ -120,4 +130,144 @@ async fn a_request_counts_from_when_it_was_read_and_not_from_an_earlier_turn() {
             assert!((TIMEOUT..2 * TIMEOUT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         })
         .await;
+}
+
+/// Over TCP.
+struct TcpDialer(SocketAddr);
+
+impl Dial for TcpDialer {
+    fn dial(&self, _: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
+        let addr = self.0;
+        async move { Ok(NodeStream::Tcp(tokio::net::TcpStream::connect(addr).await?)) }.boxed()
+    }
+}
+
+/// A worker on a ring, in a thread of its own, over real sockets.
+struct RingWorld {
+    node: TcpListener,
+    front: SocketAddr,
+    events: UnboundedReceiver<Event>,
+    timekeeper: Timekeeper,
+    shutdown: CancellationToken,
+    worker: Option<JoinHandle<()>>,
+    _commands: UnboundedSender<Command>,
+}
+
+impl RingWorld {
+    /// `None` (and a word about it) where the system has no io_uring.
+    fn start() -> Option<RingWorld> {
+        let Ok(ring) = Ring::new() else {
+            eprintln!("NOT TESTED: no io_uring here");
+            return None;
+        };
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        // So that little is enough to fill a connection.
+        socket.set_recv_buffer_size(4096).expect("set");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bound");
+        socket.listen(8).expect("listening");
+        let node = TcpListener::from(socket);
+        let clients = TcpListener::bind("127.0.0.1:0").expect("bound");
+        clients.set_nonblocking(true).expect("set");
+        let front = clients.local_addr().expect("an address");
+        let (core, setup, commands, events) = parts(Arc::new(TcpDialer(node.local_addr().expect("an address"))));
+        let shutdown = CancellationToken::new();
+        let (until, timekeeper) = (shutdown.clone(), Timekeeper::start().expect("a thread"));
+        let runtime = timekeeper.handle.clone();
+        let worker = std::thread::spawn(move || {
+            let _entered = runtime.enter();
+            let listener = Listener::Tcp(tokio::net::TcpListener::from_std(clients).expect("registered"));
+            run_ringed(core, setup, (ring.start().expect("started"), vec![listener]), (1, 1), until, Duration::ZERO);
+        });
+        Some(RingWorld { node, front, events, timekeeper, shutdown, worker: Some(worker), _commands: commands })
+    }
+
+    fn connect(&self) -> TcpStream {
+        patient(TcpStream::connect(self.front).expect("connected"))
+    }
+
+    /// The next connection to the node.
+    fn dialled(&self) -> TcpStream {
+        patient(self.node.accept().expect("dialled").0)
+    }
+
+    /// Until the worker finds this fault with the node.
+    fn wait_for_fault(&mut self, why: Reason) {
+        let events = &mut self.events;
+        let told =
+            async { while !matches!(events.recv().await, Some(Event::Fault { reason, .. }) if reason == why) {} };
+        let in_time = async { tokio::time::timeout(Duration::from_secs(30), told).await };
+        self.timekeeper.handle.block_on(in_time).unwrap_or_else(|_| panic!("not told of {why:?}"));
+    }
+}
+
+impl Drop for RingWorld {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        let ended = self.worker.take().expect("joined once").join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the worker panicked");
+    }
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+    stream
+}
+
+/// A client asks, the node is asked and answers, the client has the answer.
+fn ask(client: &mut TcpStream, node: &mut TcpStream) {
+    let (mut asked, mut answer) = ([0; 7], [0; 5]);
+    client.write_all(b"get k\r\n").expect("sent");
+    node.read_exact(&mut asked).expect("asked");
+    node.write_all(b"END\r\n").expect("answered");
+    client.read_exact(&mut answer).expect("answered");
+    assert_eq!((&asked, &answer), (b"get k\r\n", b"END\r\n"));
+}
+
+/// What waits for room on a connection must not go on waiting on the next one. (A node that is killed mostly fails the send first.)
+#[test]
+fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_next() {
+    let Some(mut world) = RingWorld::start() else { return };
+    let mut clients: Vec<_> = (0..4).map(|_| world.connect()).collect();
+    for client in &mut clients {
+        for _ in 0..3 {
+            client.write_all(b"set k 0 0 1000000\r\n").expect("sent");
+            client.write_all(&[b'x'; 1_000_000]).expect("sent");
+            client.write_all(b"\r\n").expect("sent");
+        }
+    }
+    let first = world.dialled();
+    // It is late, so everything was handed over, as far as it went.
+    world.wait_for_fault(Reason::Timeout);
+    first.shutdown(Shutdown::Write).expect("half closed");
+    world.wait_for_fault(Reason::Reset);
+    let mut client = world.connect();
+    client.write_all(b"get k\r\n").expect("sent");
+    let mut second = world.dialled();
+    let (mut asked, mut answer) = ([0; 7], [0; 5]);
+    second.read_exact(&mut asked).expect("asked");
+    second.write_all(b"END\r\n").expect("answered");
+    client.read_exact(&mut answer).expect("answered");
+    assert_eq!((&asked, &answer), (b"get k\r\n", b"END\r\n"));
+}
+
+/// It sleeps with nothing that would wake it but what comes, and then with a tick.
+#[test]
+fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_time_before() {
+    let Some(mut world) = RingWorld::start() else { return };
+    let mut client = world.connect();
+    client.write_all(b"get k\r\n").expect("sent");
+    let mut node = world.dialled();
+    let mut asked = [0; 7];
+    node.read_exact(&mut asked).expect("asked");
+    node.write_all(b"END\r\n").expect("answered");
+    let mut answer = [0; 5];
+    client.read_exact(&mut answer).expect("answered");
+    for _ in 0..2 {
+        std::thread::sleep(TIMEOUT + TIMEOUT / 4);
+        ask(&mut client, &mut node);
+        assert!(world.events.try_recv().is_err(), "nothing is wrong");
+    }
+    std::thread::sleep(TIMEOUT / 4);
+    client.write_all(b"get k\r\n").expect("sent");
+    world.wait_for_fault(Reason::Timeout);
 }

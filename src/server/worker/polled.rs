@@ -1,0 +1,151 @@
+//! The readers of sockets that are in tokio's hands (epoll, or memory in tests): each has a small task.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use tokio_util::io::poll_read_buf;
+
+use crate::ids::NodeId;
+use crate::pair::Reason;
+use crate::proxy::READ_BLOCK;
+
+use super::{ClientIo, NodeIo, NodeSocket, Shell, Worker};
+
+/// Reads from one socket before the others get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// Reads from each client at the shutdown: what it had sent by then.
+const LAST_READS: usize = 64;
+
+/// What comes of reading from a socket.
+enum Reading {
+    /// There is more; others have their turn first.
+    GoesOn,
+    /// Until the socket, or whoever stalled it, wakes the reader.
+    Waits,
+    /// Nobody reads there any more.
+    Over,
+}
+
+impl Reading {
+    fn poll(self, cx: &Context<'_>) -> Poll<()> {
+        match self {
+            Reading::GoesOn => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Reading::Waits => Poll::Pending,
+            Reading::Over => Poll::Ready(()),
+        }
+    }
+}
+
+impl Worker {
+    pub(super) async fn read_client(self, index: u32, generation: u32) {
+        poll_fn(|cx| self.read(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
+    }
+
+    pub(super) async fn read_conn(self, node: NodeId, lane: usize) {
+        poll_fn(|cx| self.work(|shell| shell.read_conn(node, lane, cx)).poll(cx)).await;
+    }
+
+    /// [`Worker::work`] of a client's reader.
+    fn read<T>(&self, read: impl FnOnce(&mut Shell) -> T) -> T {
+        self.work_by(Shell::turn_of_many, read)
+    }
+}
+
+impl Shell {
+    fn read_client(&mut self, index: u32, generation: u32, cx: &mut Context<'_>) -> Reading {
+        let mut drained = false;
+        for _ in 0..READS_PER_TURN {
+            // A successor may sit in this client's place already.
+            let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
+                return Reading::Over;
+            };
+            let Some(ClientIo::Stream { stream, reader }) = self.clients[index as usize].as_mut() else {
+                return Reading::Over;
+            };
+            if client.closing {
+                return Reading::Over;
+            }
+            if client.stalled {
+                *reader = Some(cx.waker().clone());
+                return Reading::Waits;
+            }
+            if drained && stream.poll_more(cx).is_pending() {
+                return Reading::Waits;
+            }
+            let (buffer, own) = client.room(&mut self.block);
+            let room = buffer.capacity() - buffer.len();
+            match poll_read_buf(Pin::new(stream), cx, buffer) {
+                Poll::Pending => return Reading::Waits,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.reads = self.reads.wrapping_add(1);
+                    self.stats.took(n);
+                    if own {
+                        self.core.client_more(index);
+                    } else {
+                        let chunk = self.block.split();
+                        self.core.client_input(index, chunk);
+                    }
+                    drained = n < room;
+                }
+                Poll::Ready(_) => {
+                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
+                    self.core.client_finished(index);
+                    return Reading::Over;
+                }
+            }
+        }
+        Reading::GoesOn
+    }
+
+    fn read_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Reading {
+        for _ in 0..READS_PER_TURN {
+            let Some(NodeIo { stream: NodeSocket::Stream(stream), .. }) = self.nodes[node.index()][lane].as_mut()
+            else {
+                return Reading::Over;
+            };
+            match poll_read_buf(Pin::new(stream), cx, self.core.conn(node, lane).room()) {
+                Poll::Pending => return Reading::Waits,
+                Poll::Ready(Ok(n)) if n > 0 => self.hear_node(node, lane),
+                Poll::Ready(_) => {
+                    self.nodes[node.index()][lane] = None;
+                    self.core.conn_down(node, lane, Reason::Reset);
+                    return Reading::Over;
+                }
+            }
+        }
+        Reading::GoesOn
+    }
+
+    /// Takes what a client has sent already, and nothing that it sends from now on.
+    pub(super) fn last_call(&mut self, index: u32) {
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..LAST_READS {
+            let Some(client) = self.core.client(index) else { return };
+            let stream = match self.clients[index as usize].as_mut() {
+                Some(ClientIo::Stream { stream, .. }) => stream,
+                Some(ClientIo::Ring(_)) => return self.last_ring_call(index),
+                None => return,
+            };
+            if client.stalled || client.closing {
+                break;
+            }
+            let mut chunk = std::mem::take(&mut client.partial);
+            chunk.reserve(READ_BLOCK);
+            match poll_read_buf(Pin::new(stream), &mut cx, &mut chunk) {
+                Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(index, chunk),
+                _ => {
+                    if let Some(client) = self.core.client(index) {
+                        client.partial = chunk;
+                    }
+                    break;
+                }
+            }
+        }
+        self.core.client_finished(index);
+    }
+}
