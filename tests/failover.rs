@@ -394,9 +394,9 @@ fn g1_a_start_with_one_node_missing_serves_and_heals() {
     assert_eq!(count_filled(&mut client, "k", 1000, 50), 1000);
 }
 
-/// What waits for room on a connection must not wait for it on the next one, which is another.
+/// The primary hangs with more under way to it than the sockets hold, and then dies.
 #[test]
-fn g4_a_node_that_dies_while_its_connection_takes_no_more_is_written_to_when_it_is_back() {
+fn g1_g4_a_node_killed_with_megabytes_on_their_way_costs_nothing_and_heals() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1"]));
     let mut client = cluster.client();
     fill(&mut client, "k", 100, 50);
@@ -421,6 +421,25 @@ fn g4_a_node_that_dies_while_its_connection_takes_no_more_is_written_to_when_it_
     assert_eq!(count_filled(&mut client, "k", 100, 50), 100);
     assert_eq!(client.set("k:0", b"new"), Ok(Stored::Stored));
     assert_eq!(client.get("large:7:5").map(|item| item.map(|i| i.value.len())), Ok(Some(500_000)));
+}
+
+/// Who answered while the proxy itself stood still (a pause of its machine, say) is not late.
+#[test]
+fn g4_a_proxy_that_stood_still_blames_no_node_for_it() {
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("stood still")));
+    for _ in 0..8 {
+        load.wait_operations(300);
+        cluster.proxy.pause();
+        std::thread::sleep(Duration::from_millis(600));
+        cluster.proxy.resume();
+    }
+    load.wait_operations(300);
+    let servers = cluster.client().stats("servers").expect("stats servers");
+    let lost: Vec<_> = servers.iter().filter(|(name, _)| name.ends_with(":lost")).collect();
+    assert_eq!(lost.len(), 3);
+    assert!(lost.iter().all(|(_, times)| times == "0"), "{servers:#?}");
+    healed_and_complete(cluster, load);
 }
 
 /// Nodes that hold items already, and no markers: adopted, not wiped.

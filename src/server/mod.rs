@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use uring::Ring;
 pub(crate) use worker::Listener;
 use worker::{Work, WorkerSetup};
 
-/// Sockets with news that a worker's turn takes up at most. With many more clients its nodes have enough to share a write all the same, and
+/// Sockets with news that a worker's turn takes up at most (on epoll). With many more clients its nodes have enough to share a write all the same, and
 /// what the reading of a request brought into the processor's caches is still there when its answer is written.
 const EVENTS_PER_TURN: usize = 256;
 
@@ -41,8 +41,9 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
     let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
     let assembly = Assembly::new(settings, topology, dialer);
-    let mut threads = Vec::new();
     let timekeeper = if rings.len() > 0 { Some(Timekeeper::start()?) } else { None };
+    let (ready, readied) = std::sync::mpsc::channel();
+    let mut threads = Vec::new();
     for (index, parts) in assembly.workers.into_iter().enumerate() {
         let own = Own {
             tcp: listeners
@@ -52,39 +53,84 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
                 .collect::<Result<_, _>>()?,
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
-        let shutdown = shutdown.clone();
+        let (shutdown, ready) = (shutdown.clone(), ready.clone());
         let ring = rings.next().zip(timekeeper.as_ref().map(|t| t.handle.clone()));
-        let thread =
-            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || -> std::io::Result<()> {
-                if let Some((ring, handle)) = ring {
-                    let _entered = handle.enter();
-                    parts.run_ringed(ring.start()?, own.into_listeners()?, shutdown);
-                    return Ok(());
-                }
-                let runtime =
-                    Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
-                LocalSet::new().block_on(&runtime, async move {
-                    parts.run(own.into_listeners()?, shutdown).await;
-                    Ok(())
-                })
-            })?;
-        threads.push(thread);
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let place = match Place::new(own, ring) {
+                Ok(place) => place,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            drop(ready.send(Ok(())));
+            // (No word comes where another has failed.)
+            if gone.recv().is_ok() {
+                place.run(parts, shutdown);
+            }
+        })?;
+        threads.push((thread, go));
     }
+    drop(ready);
+    // Nobody is served before everybody can be.
+    readied.iter().take(threads.len()).collect::<std::io::Result<()>>()?;
+    let threads: Vec<_> = threads
+        .into_iter()
+        .map(|(thread, go)| {
+            // (An error: it has panicked, which joining it says.)
+            let _ = go.send(());
+            thread
+        })
+        .collect();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
-    for thread in threads {
-        match thread.join() {
-            Ok(result) => result?,
-            Err(_) => return Err(std::io::Error::other("a worker thread panicked")),
-        }
+    let ends: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
+    if ends.iter().any(Result::is_err) {
+        return Err(std::io::Error::other("a worker thread panicked"));
     }
     Ok(())
 }
 
+/// Where a worker runs, made on its own thread.
+enum Place {
+    /// All its sockets on a ring; tokio's driver is another thread's.
+    Ring(Box<Ring>, Handle, Vec<Listener>),
+    /// In a runtime of its own.
+    Epoll(Runtime, Vec<Listener>),
+}
+
+impl Place {
+    fn new(own: Own, ring: Option<(Ring, Handle)>) -> std::io::Result<Place> {
+        if let Some((ring, handle)) = ring {
+            let listeners = {
+                let _entered = handle.enter();
+                own.into_listeners()?
+            };
+            return Ok(Place::Ring(Box::new(ring.start()?), handle, listeners));
+        }
+        let runtime = Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
+        let listeners = {
+            let _entered = runtime.enter();
+            own.into_listeners()?
+        };
+        Ok(Place::Epoll(runtime, listeners))
+    }
+
+    fn run(self, parts: WorkerParts, shutdown: CancellationToken) {
+        match self {
+            Place::Ring(ring, handle, listeners) => {
+                let _entered = handle.enter();
+                parts.run_ringed(*ring, listeners, shutdown);
+            }
+            Place::Epoll(runtime, listeners) => {
+                LocalSet::new().block_on(&runtime, parts.run(listeners, shutdown));
+            }
+        }
+    }
+}
+
 /// A thread that looks to the timers, the listeners and the dials of workers that sleep in their rings.
 struct Timekeeper {
-    handle: tokio::runtime::Handle,
+    handle: Handle,
     over: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }

@@ -41,7 +41,7 @@ const COMPLETIONS: u32 = 4096;
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
 
-/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a thread of its own; a client must not be
+/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a thread of its own; nobody must be
 /// able to have one.
 const SEND_MOST: usize = 256 * 1024;
 
@@ -105,7 +105,7 @@ pub(crate) struct Ring {
     spare_queues: Vec<OutQueue>,
     #[expect(clippy::vec_box, reason = "the kernel knows their addresses")]
     spare_messages: Vec<Box<Message>>,
-    /// Bytes sent since they were asked for.
+    /// Bytes sent to clients since they were asked for.
     sent: usize,
     /// With which the kernel is called.
     flags: u32,
@@ -212,6 +212,22 @@ impl Ring {
         }
         ring.buffers.publish();
         Ok(ring)
+    }
+
+    /// A ring, or a word that the system has none.
+    #[cfg(test)]
+    pub(super) fn for_test() -> Option<Ring> {
+        match Ring::new() {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                assert!(
+                    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)),
+                    "not for want of io_uring: {error}"
+                );
+                eprintln!("NOT TESTED: no io_uring here: {error}");
+                None
+            }
+        }
     }
 
     /// Makes the calling thread the one that uses it.
@@ -322,7 +338,7 @@ impl Ring {
         let _ = SockRef::from(&self.slots[slot].fd).shutdown(Shutdown::Write);
     }
 
-    /// The client is gone: nothing more is told of it.
+    /// Its owner gives it up: nothing more is told of it.
     pub(super) fn close(&mut self, slot: usize) {
         self.hush(slot);
         let s = &mut self.slots[slot];
@@ -343,7 +359,7 @@ impl Ring {
         self.buffers.give(input.buffer);
     }
 
-    /// Bytes sent since this was last asked.
+    /// Bytes sent to clients since this was last asked.
     pub(super) fn take_sent(&mut self) -> usize {
         std::mem::take(&mut self.sent)
     }
@@ -487,7 +503,9 @@ impl Ring {
         s.ops -= 1;
         if result > 0 {
             s.out.advance(result as usize);
-            self.sent += result as usize;
+            if let Owner::Client(_) = s.owner {
+                self.sent += result as usize;
+            }
         }
         let again = result > 0 && !s.out.is_empty() || [-libc::EINTR, -libc::EAGAIN].contains(&result);
         if again && !s.closed {
@@ -497,8 +515,9 @@ impl Ring {
         s.sending = false;
         s.broken = result <= 0;
         if s.broken && matches!(s.owner, Owner::Node(..)) {
-            // Whatever the reason: receiving is to find out, for it is what tells of a node's end.
-            let _ = SockRef::from(&s.fd).shutdown(Shutdown::Both);
+            // Whatever the reason, the node is to see the end, and to end the connection itself: that is what receiving finds. (To receive no
+            // more would look like that end, and the node may still carry out what it has not read yet.)
+            let _ = SockRef::from(&s.fd).shutdown(Shutdown::Write);
         }
         let out = std::mem::take(&mut s.out);
         if out.is_empty() && out.is_small() && self.spare_queues.len() < SPARE {
@@ -519,7 +538,7 @@ impl Ring {
     fn has_cancelled(&mut self, slot: usize, result: i32) {
         let s = &mut self.slots[slot];
         s.ops -= 1;
-        // (Of a receive, or of the send of a client that is gone.)
+        // (Of a receive, or of the send of a socket that was given up.)
         s.cancelling = false;
         if result < 0 && s.receiving && !s.wanted {
             // It was just busy with it. (Where it had ended, its last completion came before.)
@@ -573,7 +592,7 @@ impl Ring {
         pushed
     }
 
-    /// Forgets a client that is gone, once nothing of it is under way.
+    /// Forgets a socket that was given up, once nothing of it is under way.
     fn release(&mut self, slot: usize) {
         let s = &self.slots[slot];
         if s.closed && s.ops == 0 {

@@ -33,8 +33,11 @@ use super::uring::{Owner, Ring};
 use ringed::RingClient;
 pub(super) use ringed::run_ringed;
 
-/// Clients whose input is read before the clock is looked at again, in a turn of very many.
+/// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on epoll, clients' only).
 const READS_PER_CLOCK: u32 = 16;
+
+/// Ticks missed after which a worker counts as having stood still (there are eight to a node's `--timeout`, or less).
+const STALL_TICKS: u64 = 4;
 
 /// What a worker needs of the world.
 pub(super) struct WorkerSetup {
@@ -120,12 +123,16 @@ pub(crate) struct Shell {
     thirsty: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
+    /// When the clock was last looked at, after how long without that the worker has stood still, and how long it has in all. Microseconds.
+    looked_us: u64,
+    stall_us: u64,
+    stood_still_us: u64,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
     /// Reads that brought something.
     reads: u32,
-    /// Clients read from since the clock was looked at; 0 when it is to be looked at before the next. The flusher makes it so at the end of a turn.
+    /// Sockets taken from since the clock was looked at; 0 when it is to be looked at before the next, as at the end of a turn.
     reads_on_clock: u32,
     /// Sockets that took no more.
     blocked_clients: Vec<u32>,
@@ -157,7 +164,14 @@ impl Shell {
     }
 
     fn turn(&mut self) {
-        self.core.now_us = self.started.elapsed().as_micros() as u64;
+        let now_us = self.started.elapsed().as_micros() as u64;
+        // Whoever waits for an answer has a tick, far more often than that. What missed so many did not run: what a node was asked just before is
+        // sent now, and what it answered meanwhile is not read yet. No node is to blame for that.
+        if now_us - self.looked_us > self.stall_us && !self.core.is_quiet() {
+            self.stood_still_us += now_us - self.looked_us;
+        }
+        self.looked_us = now_us;
+        self.core.now_us = now_us - self.stood_still_us;
     }
 
     /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
@@ -187,7 +201,7 @@ impl Shell {
         }
     }
 
-    /// Whether there is anything for the flusher.
+    /// Whether there is anything to be written or handed on.
     fn has_output(&self) -> bool {
         let out = &self.core.outbox;
         !out.events.is_empty()
@@ -261,6 +275,9 @@ impl Worker {
             thirsty: Vec::new(),
             block: BytesMut::new(),
             started: Instant::now(),
+            looked_us: 0,
+            stall_us: STALL_TICKS * setup.tick.as_micros() as u64,
+            stood_still_us: 0,
             flusher: None,
             ticker: None,
             reads: 0,
@@ -298,7 +315,8 @@ impl Worker {
     }
 
     /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
-    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken.
+    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken. (Or in `ring_cycle`, which does the
+    /// same.)
     fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
         self.work_by(Shell::turn, work)
     }
@@ -439,7 +457,7 @@ impl Worker {
     /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
     /// stays for the keys it owns. Returns whether all was finished.
     async fn drain(&self, grace: Duration) -> bool {
-        // The system tells of so many sockets at once; of the others nobody knows yet that something has come.
+        // (On epoll:) The system tells of so many sockets at once; of the others nobody knows yet that something has come.
         let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
         for _ in 0..turns {
             tokio::task::yield_now().await;

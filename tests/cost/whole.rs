@@ -7,17 +7,18 @@ use resilver::config::{CommandLine, Host};
 use tokio_util::sync::CancellationToken;
 
 use crate::drive::Workload;
+use crate::strace::has_ring;
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Memcached, wait_until};
-use crate::{GET, SET, allocations, alone, live_bytes};
+use crate::{GET, SET, allocations, alone, live_bytes, skipped};
 
 const REQUESTS: usize = 10_000;
 
 /// Clients that are connected, have asked once, and wait: both ends of all of them are files of this process, which may open 1,024.
 const IDLE: usize = 400;
 
-/// What one of them holds at most, bytes: of the allocator's, without its rounding and the kernel's part.
-const IDLE_BYTES: usize = 760;
+/// What one of them holds at most by `--io-uring`, bytes: of the allocator's, without its rounding and the kernel's part.
+const IDLE_BYTES: [(&str, usize); 2] = [("off", 760), ("auto", 420)];
 
 /// Different bursts of a client.
 const BURSTS: usize = 16;
@@ -93,10 +94,12 @@ struct Inside {
 }
 
 impl Inside {
-    fn start(mirrored: bool) -> Inside {
+    fn start(mirrored: bool, io_uring: &str) -> Inside {
         let port = Port::reserve();
-        let mut line =
-            format!("resilver -l 127.0.0.1 -p {} --threads 1 --timeout 10s --leader-timeout 20s", port.number);
+        let mut line = format!(
+            "resilver -l 127.0.0.1 -p {} --threads 1 --timeout 10s --leader-timeout 20s --io-uring {io_uring}",
+            port.number
+        );
         let mut nodes = Vec::new();
         for flag in if mirrored { ["-s", "-s", "-b", "-b"].as_slice() } else { ["-s", "-s"].as_slice() } {
             nodes.push(Memcached::start(&[]));
@@ -136,7 +139,7 @@ fn allocations_of_the_proxy() {
     let mut broken = Vec::new();
     println!("allocations of a request in the whole proxy, bound:");
     for (workload, ceiling) in CEILINGS {
-        let proxy = Inside::start(workload.mirrored);
+        let proxy = Inside::start(workload.mirrored, "auto");
         let mut clients = Clients::connect(&proxy.port.addr(), &workload);
         clients.run(2_000);
         let each = allocations(|| clients.run(REQUESTS)) as f64 / REQUESTS as f64;
@@ -154,7 +157,18 @@ fn allocations_of_the_proxy() {
 #[test]
 fn memory_of_an_idle_client() {
     let _alone = alone();
-    let proxy = Inside::start(false);
+    for (io_uring, bound) in IDLE_BYTES {
+        let proxy = Inside::start(false, io_uring);
+        if io_uring == "auto" && !has_ring("self") {
+            return skipped("memory of an idle client over io_uring", "the system has none");
+        }
+        let each = idle_client(&proxy);
+        println!("bytes of an idle client with --io-uring {io_uring}, bound: {each} {bound}");
+        assert!(each <= bound, "an idle client holds {each} bytes, more than `IDLE_BYTES` in tests/cost/whole.rs");
+    }
+}
+
+fn idle_client(proxy: &Inside) -> usize {
     // What the worker holds for all of them together.
     let mut client = Client::connect(&proxy.port.addr());
     client.set("k", b"v").expect("stored");
@@ -168,7 +182,5 @@ fn memory_of_an_idle_client() {
         assert_eq!(&told, b"END\r\n");
         streams.push(stream);
     }
-    let each = live_bytes().saturating_sub(before) / IDLE;
-    println!("bytes of an idle client, bound: {each} {IDLE_BYTES}");
-    assert!(each <= IDLE_BYTES, "an idle client holds {each} bytes, more than `IDLE_BYTES` in tests/cost/whole.rs");
+    live_bytes().saturating_sub(before) / IDLE
 }

@@ -164,7 +164,9 @@ impl Core {
         self.fault(node, Reason::Protocol, false);
         self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
-        // The shell sees the state, closes its half, and reads until the node closes the other.
+        // The shell sees the state, closes its half, and reads until the node closes the other. At once, also where what was to be written
+        // waits for room.
+        self.links[node.index()].conns[lane].dirty = false;
         self.soil(node, lane);
         self.tell_undrained(node);
     }

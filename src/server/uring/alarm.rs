@@ -39,7 +39,7 @@ impl Alarm {
     }
 
     /// Whether it rings.
-    pub(crate) fn is_rung(&self) -> bool {
+    fn is_rung(&self) -> bool {
         self.state.load(Ordering::Relaxed) == RUNG
     }
 

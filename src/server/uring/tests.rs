@@ -27,20 +27,9 @@ struct World {
 }
 
 impl World {
-    /// `None` (and a word about it) where the system has no io_uring.
+    /// `None` where the system has no io_uring.
     fn start() -> Option<World> {
-        let ring = match Ring::new() {
-            Ok(ring) => ring,
-            Err(error) => {
-                assert!(
-                    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)),
-                    "not for want of io_uring: {error}"
-                );
-                eprintln!("NOT TESTED: no io_uring here: {error}");
-                return None;
-            }
-        };
-        let ring = ring.start().expect("started on this thread");
+        let ring = Ring::for_test()?.start().expect("started on this thread");
         Some(World { ring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new() })
     }
 
@@ -87,20 +76,19 @@ impl World {
         }
     }
 
-    /// Sleeps as a worker does. Returns whether it was woken by the ring (within a minute).
-    fn sleep(&mut self) -> bool {
-        let waker = Waker::from(self.ring.alarm().clone());
-        let (woken, in_time) = mpsc::channel();
+    /// Sleeps as a worker does. A minute is too long.
+    fn sleep(&mut self) {
+        let (woken, in_time) = mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
-            let late = in_time.recv_timeout(Duration::from_secs(60)).is_err();
-            if late {
-                waker.wake();
+            if let Err(mpsc::RecvTimeoutError::Timeout) = in_time.recv_timeout(Duration::from_secs(60)) {
+                // Whatever would wake it may be what is broken.
+                eprintln!("nothing woke the ring");
+                std::process::abort();
             }
-            !late
         });
         self.ring.sleep();
-        woken.send(()).expect("the watch is on");
-        watch.join().expect("joined")
+        drop(woken);
+        watch.join().expect("joined");
     }
 
     /// Slots in use, of clients that are gone too.
@@ -151,7 +139,7 @@ fn a_sleeping_worker_is_woken_by_every_client() {
         let mut client = client.try_clone().expect("cloned");
         let writer = std::thread::spawn(move || client.write_all(b"x").expect("written"));
         while world.heard.is_empty() {
-            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.sleep();
             world.take();
         }
         writer.join().expect("joined");
@@ -286,14 +274,14 @@ fn slow_readers_of_large_answers_keep_nobody_from_being_heard() {
         assert!(world.ring.send(*slot, &mut out));
     }
     world.take();
-    for round in 0..5 {
+    for _ in 0..5 {
         // All their sends go on by a socket buffer, and none is done.
         for (reader, _) in &mut readers {
             assert!(!read_now(reader).is_empty());
         }
         other.write_all(b"x").expect("written");
         while !world.heard.contains_key(&100) {
-            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.sleep();
             world.take();
         }
         world.heard.clear();
@@ -313,10 +301,10 @@ fn an_alarm_from_any_thread_ends_every_sleep_and_is_never_missed() {
             waker.wake_by_ref();
         }
     });
-    for round in 0..2_000 {
+    for _ in 0..2_000 {
         asleep.send(()).expect("the ringer lives");
         while !alarm.take() {
-            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.sleep();
             assert!(world.ring.next().is_none(), "that is nobody's news");
         }
     }
@@ -367,7 +355,7 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
             break;
         }
         while world.room.is_none() {
-            assert!(world.sleep(), "round {round}: nothing woke it");
+            world.sleep();
             world.take();
         }
     }
@@ -379,6 +367,11 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
     world.ring.receive_into(slot, BytesMut::with_capacity(1 << 16), true);
     world.take();
     assert!(world.room.take().is_some_and(|rest| !rest.is_empty() && rest.iter().all(|b| *b == rest[0])));
+    let mut out = OutQueue::default();
+    out.put(b"get key\r\n");
+    assert!(world.ring.send(slot, &mut out));
+    world.take();
+    assert_eq!((read_now(&mut node).len(), world.ring.take_sent()), (9, 0), "counted is what clients get");
     drop(node);
     world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
@@ -403,14 +396,24 @@ fn a_node_that_is_given_up_while_it_is_received_from_keeps_its_room_until_the_ke
 #[test]
 fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
     let Some(mut world) = World::start() else { return };
-    let (node, slot) = world.dial();
+    let (mut node, slot) = world.dial();
     world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
-    // It still could send.
     node.shutdown(Shutdown::Read).expect("half closed");
     let mut out = OutQueue::default();
     out.put(b"get key\r\n");
     assert!(world.ring.send(slot, &mut out));
+    world.take();
+    assert!(world.ring.is_broken(slot));
+    // It may still carry out what it was sent before, so only it can end the connection.
+    assert!(world.ended.is_empty());
+    node.write_all(b"STORED\r\n").expect("sent");
+    world.take();
+    assert_eq!(world.room.take().as_deref(), Some(&b"STORED\r\n"[..]));
+    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    node.set_nonblocking(false).expect("set");
+    assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "it sees that nothing more comes");
+    drop(node);
     world.take();
     assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
 }
@@ -429,4 +432,8 @@ fn a_node_whose_framing_is_in_doubt_sees_the_end_and_is_heard_out() {
     let got = read_now(&mut node);
     assert!(got.len() < 4 << 20 && got.iter().all(|&b| b == b'x'));
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "its end");
+    assert!(world.ended.is_empty(), "not before it ends the connection itself");
+    node.write_all(b"STORED\r\n").expect("sent");
+    world.take();
+    assert_eq!(world.room.take().as_deref(), Some(&b"STORED\r\n"[..]));
 }

@@ -1,4 +1,4 @@
-//! All writing of a worker: its *flusher* task, which runs after the readers of a turn of the event loop.
+//! All writing of a worker. On epoll by its *flusher* task, which runs after the readers of a turn of the event loop.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -126,7 +126,7 @@ impl Worker {
         }
     }
 
-    /// Writes everything that is ready. Always done at once; what a socket does not take wakes the flusher later.
+    /// Writes everything that is ready. Always done at once; of what a socket does not take it hears again when that takes more.
     pub(super) fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         shell.reads_on_clock = 0;
         // Two lists that change places, so that neither gives its memory back.

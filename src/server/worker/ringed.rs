@@ -84,19 +84,17 @@ impl Worker {
         shell.receive_from_nodes();
         // Before the sleep: else nothing would become late in it.
         shell.wake();
-        let busy = shell.has_output();
+        debug_assert!(!shell.has_output(), "everything is handed over");
         let Some(ring) = &mut shell.ring else { return };
         shell.stats.gave(ring.take_sent());
-        if busy {
-            ring.turn();
-        } else {
-            ring.sleep();
-        }
+        ring.sleep();
     }
 }
 
 impl Shell {
     fn turn_ring(&mut self) {
+        // It may take long where much is sent.
+        self.reads_on_clock = 0;
         if let Some(ring) = &mut self.ring {
             ring.turn();
         }
@@ -218,11 +216,11 @@ impl Shell {
 
     /// Takes all that clients have sent by now.
     pub(super) fn hear_all(&mut self) {
+        // The kernel does some twenty pieces of deferred work in a turn, all of which may be sends of which nothing is told.
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
         let mut in_vain = 0;
         loop {
             self.turn_ring();
-            // (The kernel does some twenty things in a turn, and those may all be sends of which nothing is told.)
             in_vain = if self.hear_ring() > 0 { 0 } else { in_vain + 1 };
             if in_vain > patience || begun.elapsed() >= LAST_CALL {
                 return;

@@ -78,8 +78,11 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
         let mut story = Story::new(State::Mirrored);
         story.say("get k\r\n");
         story.world.wires[0][0].back.push_back(nonsense.as_bytes().to_vec());
+        // As where its socket takes no more, and says so when it does: that is not waited for.
+        story.world.cores[0].conn(NodeId(0), 0).dirty = true;
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
         assert_eq!(story.world.cores[0].conn(NodeId(0), 0).state, LinkState::Discarding, "{nonsense:?}");
+        assert!(story.world.wires[0][0].broken, "our half is closed, behind {nonsense:?}");
         story.world.step(&Choice::Event(0));
         story.world.step(&Choice::Event(0));
         assert!(story.world.undrained.contains(&(0, 0)), "{nonsense:?}");
