@@ -36,7 +36,7 @@ pub(super) use ringed::run_ringed;
 /// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on epoll, clients' only).
 const READS_PER_CLOCK: u32 = 16;
 
-/// Ticks missed after which a worker counts as having stood still (there are eight to a node's `--timeout`, or less).
+/// Ticks missed after which a worker counts as having stood still (with a `--timeout` of 8 ms or more there are at least eight to it).
 const STALL_TICKS: u64 = 4;
 
 /// What a worker needs of the world.
@@ -123,10 +123,9 @@ pub(crate) struct Shell {
     thirsty: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
-    /// When the clock was last looked at, after how long without that the worker has stood still, and how long it has in all. Microseconds.
+    /// When the clock was last looked at, and after how long without that the worker has stood still. Microseconds.
     looked_us: u64,
     stall_us: u64,
-    stood_still_us: u64,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
@@ -168,10 +167,11 @@ impl Shell {
         // Whoever waits for an answer has a tick, far more often than that. What missed so many did not run: what a node was asked just before is
         // sent now, and what it answered meanwhile is not read yet. No node is to blame for that.
         if now_us - self.looked_us > self.stall_us && !self.core.is_quiet() {
-            self.stood_still_us += now_us - self.looked_us;
+            // (But for one tick: a worker that is always late finds a hung node late, and not never.)
+            self.core.stood_still_us += now_us - self.looked_us - self.stall_us / STALL_TICKS;
         }
         self.looked_us = now_us;
-        self.core.now_us = now_us - self.stood_still_us;
+        self.core.now_us = now_us - self.core.stood_still_us;
     }
 
     /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
@@ -277,7 +277,6 @@ impl Worker {
             started: Instant::now(),
             looked_us: 0,
             stall_us: STALL_TICKS * setup.tick.as_micros() as u64,
-            stood_still_us: 0,
             flusher: None,
             ticker: None,
             reads: 0,

@@ -38,8 +38,18 @@ impl Core {
         }
     }
 
+    /// Seconds since the worker started, also those in which it stood still: the nodes' clocks went on.
+    fn uptime(&self) -> i64 {
+        ((self.now_us + self.stood_still_us) / 1_000_000) as i64
+    }
+
+    /// What a node's clock shows now, unix seconds.
+    pub(super) fn clock_of(&self, node: NodeId) -> i64 {
+        self.clocks[node.index()] + self.uptime()
+    }
+
     pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>, unix_time: u64) {
-        self.clocks[node.index()] = unix_time as i64 - (self.now_us / 1_000_000) as i64;
+        self.clocks[node.index()] = unix_time as i64 - self.uptime();
         let link = &mut self.links[node.index()];
         link.incarnation = incarnation;
         link.round = link.round.wrapping_add(1);

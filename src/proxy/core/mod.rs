@@ -148,13 +148,15 @@ pub struct Core {
     settings: CoreSettings,
     topology: Arc<Topology>,
     limits: Limits,
-    /// Microseconds since the worker started; set by the shell at every turn.
+    /// Microseconds for which the worker has run since it started; set by the shell at every turn.
     pub now_us: u64,
+    /// Microseconds for which it has stood still, which are not in `now_us`; likewise.
+    pub stood_still_us: u64,
     clients: Slab<Client>,
     generation: u32,
     ops: Slab<Op>,
     links: Vec<Link>,
-    /// The nodes' clocks: unix seconds at microsecond 0 of this worker.
+    /// The nodes' clocks: unix seconds when this worker started.
     clocks: Vec<i64>,
     pairs: Vec<PairSlot>,
     /// In order, because it is iterated: what a worker does must follow from what it was told alone.
@@ -179,6 +181,7 @@ impl Core {
             settings,
             topology,
             now_us: 0,
+            stood_still_us: 0,
             clients: Slab::new(),
             generation: 0,
             ops: Slab::new(),

@@ -254,7 +254,7 @@ impl Core {
         if !self.is_ready_for_repair(node, lane) {
             return self.repair_later(key);
         }
-        let clock = self.clocks[node.index()] + (self.now_us / 1_000_000) as i64;
+        let clock = self.clock_of(node);
         let out = self.links[node.index()].conns[lane].out(self.now_us);
         out.put(b"md ");
         out.put(key);

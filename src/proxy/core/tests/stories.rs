@@ -519,6 +519,18 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
     }
 }
 
+/// Exptimes of more than thirty days are sent as unix times: a worker that stood still must not make them earlier.
+#[test]
+fn a_nodes_clock_goes_on_while_the_worker_stands_still() {
+    let mut story = Story::new(State::Mirrored);
+    let (core, node) = (&mut story.world.cores[0], NodeId(1));
+    core.now_us = 5_000_000;
+    core.command(Command::Allow { node, incarnation: Some(Incarnation(0xa1)), life: 1, unix_time: 1_000_000 });
+    assert_eq!(core.clock_of(node), 1_000_000);
+    (core.now_us, core.stood_still_us) = (8_000_000, 7_000_000);
+    assert_eq!(core.clock_of(node), 1_000_010);
+}
+
 /// An operation that was sent is no less in doubt because the node came back: the fault is told.
 #[test]
 fn what_was_sent_in_an_earlier_life_is_a_fault() {
