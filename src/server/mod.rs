@@ -42,6 +42,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
     let assembly = Assembly::new(settings, topology, dialer);
     let timekeeper = if rings.len() > 0 { Some(Timekeeper::start()?) } else { None };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let (ready, readied) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (index, parts) in assembly.workers.into_iter().enumerate() {
@@ -80,7 +81,6 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
             thread
         })
         .collect();
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
     let ends: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
@@ -101,17 +101,11 @@ enum Place {
 impl Place {
     fn new(own: Own, ring: Option<(Ring, Handle)>) -> std::io::Result<Place> {
         if let Some((ring, handle)) = ring {
-            let listeners = {
-                let _entered = handle.enter();
-                own.into_listeners()?
-            };
+            let listeners = own.into_listeners(&handle)?;
             return Ok(Place::Ring(Box::new(ring.start()?), handle, listeners));
         }
         let runtime = Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
-        let listeners = {
-            let _entered = runtime.enter();
-            own.into_listeners()?
-        };
+        let listeners = own.into_listeners(runtime.handle())?;
         Ok(Place::Epoll(runtime, listeners))
     }
 
@@ -271,7 +265,9 @@ struct Own {
 }
 
 impl Own {
-    fn into_listeners(self) -> std::io::Result<Vec<Listener>> {
+    /// In the hands of a runtime.
+    fn into_listeners(self, runtime: &Handle) -> std::io::Result<Vec<Listener>> {
+        let _entered = runtime.enter();
         let mut listeners = Vec::new();
         for listener in self.tcp {
             listener.set_nonblocking(true)?;

@@ -20,6 +20,17 @@ pub enum ClientStream {
     Memory(tokio::io::DuplexStream),
 }
 
+/// Takes a socket away from tokio, in blocking mode.
+///
+/// # Errors
+///
+/// What the system says; the connection is closed then.
+pub(crate) fn into_blocking(stream: TcpStream) -> io::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream.into())
+}
+
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -50,11 +61,7 @@ impl ClientStream {
     /// What the system says; the connection is closed then.
     pub(crate) fn into_blocking(self) -> io::Result<OwnedFd> {
         match self {
-            ClientStream::Tcp(s) => {
-                let s = s.into_std()?;
-                s.set_nonblocking(false)?;
-                Ok(s.into())
-            }
+            ClientStream::Tcp(s) => into_blocking(s),
             ClientStream::Unix(s) => {
                 let s = s.into_std()?;
                 s.set_nonblocking(false)?;

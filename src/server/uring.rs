@@ -129,9 +129,9 @@ struct Slot {
     receiving: bool,
     /// Where a node's bytes go, while it is received from.
     room: BytesMut,
-    /// Whether to receive again when the receive ends.
+    /// Whether to receive again when the receive ends (a client's).
     wanted: bool,
-    /// The other side sends no more.
+    /// The client sends no more.
     ended: bool,
     cancelling: bool,
     /// Its owner has given it up.
@@ -214,22 +214,6 @@ impl Ring {
         Ok(ring)
     }
 
-    /// A ring, or a word that the system has none.
-    #[cfg(test)]
-    pub(super) fn for_test() -> Option<Ring> {
-        match Ring::new() {
-            Ok(ring) => Some(ring),
-            Err(error) => {
-                assert!(
-                    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)),
-                    "not for want of io_uring: {error}"
-                );
-                eprintln!("NOT TESTED: no io_uring here: {error}");
-                None
-            }
-        }
-    }
-
     /// Makes the calling thread the one that uses it.
     ///
     /// # Errors
@@ -307,7 +291,6 @@ impl Ring {
         let s = &mut self.slots[slot];
         debug_assert!(!s.receiving && !s.closed && room.capacity() > room.len());
         s.room = room;
-        s.wanted = true;
         s.receiving = true;
         self.push_receive(slot, more);
     }
@@ -490,7 +473,6 @@ impl Ring {
         }
         let mut room = std::mem::take(&mut s.room);
         if result <= 0 {
-            s.ended = true;
             return Some(News::End(s.owner));
         }
         // SAFETY: the kernel has written so many bytes behind those that it held.
@@ -512,13 +494,14 @@ impl Ring {
             self.push_send(slot);
             return None;
         }
-        s.sending = false;
-        s.broken = result <= 0;
-        if s.broken && matches!(s.owner, Owner::Node(..)) {
+        if result <= 0 && matches!(s.owner, Owner::Node(..)) {
             // Whatever the reason, the node is to see the end, and to end the connection itself: that is what receiving finds. (To receive no
             // more would look like that end, and the node may still carry out what it has not read yet.)
-            let _ = SockRef::from(&s.fd).shutdown(Shutdown::Write);
+            self.shut(slot);
         }
+        let s = &mut self.slots[slot];
+        s.sending = false;
+        s.broken = result <= 0;
         let out = std::mem::take(&mut s.out);
         if out.is_empty() && out.is_small() && self.spare_queues.len() < SPARE {
             self.spare_queues.push(out);

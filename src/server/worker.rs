@@ -123,9 +123,9 @@ pub(crate) struct Shell {
     thirsty: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
-    /// When the clock was last looked at, and after how long without that the worker has stood still. Microseconds.
+    /// When the clock was last looked at, and how often there is a tick. Microseconds.
     looked_us: u64,
-    stall_us: u64,
+    tick_us: u64,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
@@ -166,9 +166,10 @@ impl Shell {
         let now_us = self.started.elapsed().as_micros() as u64;
         // Whoever waits for an answer has a tick, far more often than that. What missed so many did not run: what a node was asked just before is
         // sent now, and what it answered meanwhile is not read yet. No node is to blame for that.
-        if now_us - self.looked_us > self.stall_us && !self.core.is_quiet() {
+        let unseen_us = now_us - self.looked_us;
+        if unseen_us > STALL_TICKS * self.tick_us && !self.core.is_quiet() {
             // (But for one tick: a worker that is always late finds a hung node late, and not never.)
-            self.core.stood_still_us += now_us - self.looked_us - self.stall_us / STALL_TICKS;
+            self.core.stood_still_us += unseen_us - self.tick_us;
         }
         self.looked_us = now_us;
         self.core.now_us = now_us - self.core.stood_still_us;
@@ -276,7 +277,7 @@ impl Worker {
             block: BytesMut::new(),
             started: Instant::now(),
             looked_us: 0,
-            stall_us: STALL_TICKS * setup.tick.as_micros() as u64,
+            tick_us: setup.tick.as_micros() as u64,
             flusher: None,
             ticker: None,
             reads: 0,
@@ -466,9 +467,16 @@ impl Worker {
         tokio::task::unconstrained(async {
             self.work(|shell| {
                 shell.draining = true;
-                shell.hear_all();
+                let ringed = shell.ring.is_some();
+                if ringed {
+                    shell.hear_all();
+                }
                 for index in shell.core.client_indexes() {
-                    shell.last_call(index);
+                    if ringed {
+                        shell.last_ring_call(index);
+                    } else {
+                        shell.last_call(index);
+                    }
                 }
             });
         })

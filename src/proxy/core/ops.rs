@@ -104,11 +104,15 @@ impl Core {
 
     /// The connection has something to write.
     pub(super) fn soil(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
-        if !conn.dirty {
-            conn.dirty = true;
-            self.outbox.dirty_conns.push((node, lane));
+        if !self.links[node.index()].conns[lane].dirty {
+            self.soil_anyway(node, lane);
         }
+    }
+
+    /// The same also where it waits for room in its socket, which is over or is not to be waited for. (Being on the list twice does no harm.)
+    pub fn soil_anyway(&mut self, node: NodeId, lane: usize) {
+        self.links[node.index()].conns[lane].dirty = true;
+        self.outbox.dirty_conns.push((node, lane));
     }
 
     pub(super) fn lane(&self, hash: u32) -> usize {

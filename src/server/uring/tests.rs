@@ -15,6 +15,23 @@ use super::*;
 const NODE: NodeId = NodeId(3);
 const LANE: u16 = 1;
 
+impl Ring {
+    /// A ring, or a word that the system has none.
+    pub(in crate::server) fn for_test() -> Option<Ring> {
+        match Ring::new() {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                assert!(
+                    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)),
+                    "not for want of io_uring: {error}"
+                );
+                eprintln!("NOT TESTED: no io_uring here: {error}");
+                None
+            }
+        }
+    }
+}
+
 /// A ring, and what it has told.
 struct World {
     ring: Ring,
@@ -413,6 +430,24 @@ fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
     world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
     node.set_nonblocking(false).expect("set");
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "it sees that nothing more comes");
+    drop(node);
+    world.take();
+    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+}
+
+#[test]
+fn a_node_to_which_a_send_fails_for_want_of_memory_sees_that_nothing_more_comes() {
+    let Some(mut world) = World::start() else { return };
+    let (mut node, slot) = world.dial();
+    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.take();
+    // As if one had been under way.
+    (world.ring.slots[slot].ops, world.ring.slots[slot].sending) = (2, true);
+    assert!(matches!(world.ring.has_sent(slot, -libc::ENOMEM), Some(News::Sent(_))));
+    assert!(world.ring.is_broken(slot));
+    assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "its end");
+    world.take();
+    assert!(world.ended.is_empty(), "not before it ends the connection itself");
     drop(node);
     world.take();
     assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);

@@ -245,10 +245,11 @@ impl Shell {
         if state == LinkState::Discarding {
             if !io.shut {
                 io.shut = true;
-                match &mut io.stream {
+                match (&mut io.stream, &mut self.ring) {
                     // An error means that it is closed already; reading finds that out.
-                    NodeSocket::Stream(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
-                    NodeSocket::Ring(slot) => self.ring.iter_mut().for_each(|ring| ring.shut(*slot)),
+                    (NodeSocket::Stream(stream), _) => drop(Pin::new(stream).poll_shutdown(cx)),
+                    (NodeSocket::Ring(slot), Some(ring)) => ring.shut(*slot),
+                    (NodeSocket::Ring(_), None) => {}
                 }
             }
             return;

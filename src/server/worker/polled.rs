@@ -126,11 +126,7 @@ impl Shell {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..LAST_READS {
             let Some(client) = self.core.client(index) else { return };
-            let stream = match self.clients[index as usize].as_mut() {
-                Some(ClientIo::Stream { stream, .. }) => stream,
-                Some(ClientIo::Ring(_)) => return self.last_ring_call(index),
-                None => return,
-            };
+            let Some(ClientIo::Stream { stream, .. }) = self.clients[index as usize].as_mut() else { return };
             if client.stalled || client.closing {
                 break;
             }

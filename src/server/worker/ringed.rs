@@ -13,6 +13,7 @@ use crate::backend::NodeStream;
 use crate::ids::NodeId;
 use crate::pair::Reason;
 use crate::proxy::Core;
+use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Ring};
 
 use super::flusher::GATHER_ENOUGH;
@@ -109,9 +110,7 @@ impl Shell {
     pub(super) fn take_on(&mut self, node: NodeId, lane: usize, stream: NodeStream) -> io::Result<NodeSocket> {
         match (&mut self.ring, stream) {
             (Some(ring), NodeStream::Tcp(stream)) => {
-                let stream = stream.into_std()?;
-                stream.set_nonblocking(false)?;
-                let slot = ring.add(stream.into(), Owner::Node(node, lane as u16));
+                let slot = ring.add(into_blocking(stream)?, Owner::Node(node, lane as u16));
                 self.thirsty.push((node, lane, false));
                 Ok(NodeSocket::Ring(slot))
             }
@@ -175,9 +174,9 @@ impl Shell {
                 }
                 self.core.conn_down(node, lane, Reason::Reset);
                 // It may have waited for a send of which nothing is told any more.
-                self.go_on_sending(node, lane);
+                self.core.soil_anyway(node, lane);
             }
-            News::Sent(Owner::Node(node, lane)) => self.go_on_sending(node, usize::from(lane)),
+            News::Sent(Owner::Node(node, lane)) => self.core.soil_anyway(node, usize::from(lane)),
             News::End(Owner::Client(owner)) => {
                 let Some(Some(ClientIo::Ring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
@@ -192,12 +191,6 @@ impl Shell {
                 }
             }
         }
-    }
-
-    /// A connection to a node waits for no send now.
-    fn go_on_sending(&mut self, node: NodeId, lane: usize) {
-        self.core.conn(node, lane).dirty = true;
-        self.core.outbox.dirty_conns.push((node, lane));
     }
 
     /// Goes on with a client that had to wait, after the core has.

@@ -223,14 +223,15 @@ fn patient(stream: TcpStream) -> TcpStream {
     stream
 }
 
-/// A client asks, the node is asked and answers, the client has the answer.
-fn ask(client: &mut TcpStream, node: &mut TcpStream) {
+const ASK: &[u8; 7] = b"get k\r\n";
+
+/// The node is asked and answers, the client has the answer.
+fn answer(client: &mut TcpStream, node: &mut TcpStream) {
     let (mut asked, mut answer) = ([0; 7], [0; 5]);
-    client.write_all(b"get k\r\n").expect("sent");
     node.read_exact(&mut asked).expect("asked");
     node.write_all(b"END\r\n").expect("answered");
     client.read_exact(&mut answer).expect("answered");
-    assert_eq!((&asked, &answer), (b"get k\r\n", b"END\r\n"));
+    assert_eq!((&asked, &answer), (ASK, b"END\r\n"));
 }
 
 /// More than the node's connection takes, from clients that wait for it. Returns what the node sees of it.
@@ -280,13 +281,9 @@ fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_ne
     first.shutdown(Shutdown::Write).expect("half closed");
     world.wait_for_fault(Reason::Reset);
     let mut client = world.connect();
-    client.write_all(b"get k\r\n").expect("sent");
+    client.write_all(ASK).expect("sent");
     let mut second = world.dialled();
-    let (mut asked, mut answer) = ([0; 7], [0; 5]);
-    second.read_exact(&mut asked).expect("asked");
-    second.write_all(b"END\r\n").expect("answered");
-    client.read_exact(&mut answer).expect("answered");
-    assert_eq!((&asked, &answer), (b"get k\r\n", b"END\r\n"));
+    answer(&mut client, &mut second);
 }
 
 /// It sleeps with nothing that would wake it but what comes, and then with a tick.
@@ -294,18 +291,15 @@ fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_ne
 fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_time_before() {
     let Some(mut world) = RingWorld::start() else { return };
     let mut client = world.connect();
-    client.write_all(b"get k\r\n").expect("sent");
+    client.write_all(ASK).expect("sent");
     let mut node = world.dialled();
-    let mut asked = [0; 7];
-    node.read_exact(&mut asked).expect("asked");
-    node.write_all(b"END\r\n").expect("answered");
-    let mut answer = [0; 5];
-    client.read_exact(&mut answer).expect("answered");
+    answer(&mut client, &mut node);
     for _ in 0..2 {
         std::thread::sleep(TIMEOUT + TIMEOUT / 4);
         while world.events.try_recv().is_ok() {}
         let begun = std::time::Instant::now();
-        ask(&mut client, &mut node);
+        client.write_all(ASK).expect("sent");
+        answer(&mut client, &mut node);
         // (Else it was this node that stood still.)
         if begun.elapsed() < TIMEOUT / 2 {
             assert!(world.events.try_recv().is_err(), "nothing is wrong");
@@ -313,6 +307,6 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
     }
     std::thread::sleep(TIMEOUT / 4);
     while world.events.try_recv().is_ok() {}
-    client.write_all(b"get k\r\n").expect("sent");
+    client.write_all(ASK).expect("sent");
     world.wait_for_fault(Reason::Timeout);
 }
