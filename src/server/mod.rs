@@ -63,6 +63,7 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
                 Err(error) => return drop(ready.send(Err(error))),
             };
             drop(ready.send(Ok(())));
+            drop(ready);
             // (No word comes where another has failed.)
             if gone.recv().is_ok() {
                 place.run(parts, shutdown);
@@ -72,7 +73,10 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     }
     drop(ready);
     // Nobody is served before everybody can be.
-    readied.iter().take(threads.len()).collect::<std::io::Result<()>>()?;
+    let readied: Vec<()> = readied.iter().collect::<std::io::Result<_>>()?;
+    if readied.len() < threads.len() {
+        return Err(panicked());
+    }
     let threads: Vec<_> = threads
         .into_iter()
         .map(|(thread, go)| {
@@ -85,9 +89,13 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
     assembly.probes.cancel();
     let ends: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
     if ends.iter().any(Result::is_err) {
-        return Err(std::io::Error::other("a worker thread panicked"));
+        return Err(panicked());
     }
     Ok(())
+}
+
+fn panicked() -> std::io::Error {
+    std::io::Error::other("a worker thread panicked")
 }
 
 /// Where a worker runs, made on its own thread.
