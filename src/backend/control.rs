@@ -17,9 +17,6 @@ use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 /// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
 const MAX_PAIRS: usize = 128 * 128;
 
-/// A deadline that is noticed so late says that the proxy itself stood still.
-const LATE: Duration = Duration::from_millis(20);
-
 /// A node that refuses to store a marker is asked so often.
 const MARK_TRIES: usize = 3;
 
@@ -109,13 +106,7 @@ impl NodeControl {
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first thing a node under pressure evicts.
     pub async fn probe(&self, others: &[String]) -> Result<Probe, NodeError> {
-        let mut due = Instant::now();
-        let result = self.probe_once(others, &mut due).await;
-        if slept_through(&result, due) { self.probe_once(others, &mut due).await } else { result }
-    }
-
-    async fn probe_once(&self, others: &[String], due: &mut Instant) -> Result<Probe, NodeError> {
-        self.with_pipe_until(due, async |pipe, deadline| {
+        self.with_pipe(async |pipe, deadline| {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
             if !others.is_empty() {
@@ -136,13 +127,7 @@ impl NodeControl {
 
     /// Reads all there is to know; the records of pairs `0..pairs`.
     pub async fn view(&self, pairs: usize) -> Result<NodeView, NodeError> {
-        let mut due = Instant::now();
-        let result = self.view_once(pairs, &mut due).await;
-        if slept_through(&result, due) { self.view_once(pairs, &mut due).await } else { result }
-    }
-
-    async fn view_once(&self, pairs: usize, due: &mut Instant) -> Result<NodeView, NodeError> {
-        self.with_pipe_until(due, async |pipe, deadline| {
+        self.with_pipe(async |pipe, deadline| {
             let mut view = NodeView { cas_enabled: true, ..NodeView::default() };
             for (name, value) in pipe.stats("", deadline).await? {
                 let number = || value.parse::<u64>().unwrap_or(0);
@@ -382,36 +367,20 @@ impl NodeControl {
         &self,
         work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
-        self.with_pipe_until(&mut Instant::now(), work).await
-    }
-
-    /// The same; tells the deadline too.
-    async fn with_pipe_until<T>(
-        &self,
-        due: &mut Instant,
-        work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
-    ) -> Result<T, NodeError> {
-        let mut kept = self.pipe.lock().await;
+        let mut guard = self.pipe.lock().await;
         let deadline = Instant::now() + self.timeout;
-        *due = deadline;
-        let mut pipe = match kept.take() {
+        let mut pipe = match guard.take() {
             Some(pipe) => pipe,
             None => Pipe::connect(&*self.dialer, self.node, deadline).await?,
         };
         let result = work(&mut pipe, deadline).await;
         if result.is_ok() {
-            *kept = Some(pipe);
+            *guard = Some(pipe);
         }
         // A pipe in error is dropped: all that was unanswered on it is reads and conditional writes of markers, which cannot
         // certify a memory they were not meant for.
         result
     }
-}
-
-/// Whether the proxy itself stood still (a paused machine) until long after the deadline. What it had sent just before may not be answered
-/// yet: the node is not to blame for that, and what only reads is tried once more.
-fn slept_through<T>(result: &Result<T, NodeError>, deadline: Instant) -> bool {
-    matches!(result, Err(NodeError::Timeout)) && deadline.elapsed() > LATE
 }
 
 type Found = Option<(Bytes, u64)>;
@@ -479,74 +448,4 @@ async fn write<'a>(
     })
     .await?;
     Ok(refused.map_or(Ok(()), |said| Err(MarkError::Refused(said))))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-    use super::*;
-    use crate::backend::NodeStream;
-
-    const TIMEOUT: Duration = Duration::from_secs(1);
-    const ASKED: &[u8] = b"mg __resilver__:incarnation v c\r\n";
-
-    struct Dialer(UnboundedSender<DuplexStream>);
-
-    impl Dial for Dialer {
-        fn dial(&self, _: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
-            let (near, far) = duplex(1 << 10);
-            self.0.send(far).expect("the test lives");
-            async { Ok(NodeStream::Memory(near)) }.boxed()
-        }
-    }
-
-    /// A probe that is asked, over the connection that is the node's side.
-    async fn probe_asked(dialled: &mut UnboundedReceiver<DuplexStream>) -> DuplexStream {
-        let mut node = dialled.recv().await.expect("a connection");
-        let mut asked = vec![0; ASKED.len()];
-        node.read_exact(&mut asked).await.expect("asked");
-        assert_eq!(asked, ASKED);
-        node
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_that_the_proxy_itself_slept_through_is_tried_once_more_and_not_twice() {
-        let (dial, mut dialled) = unbounded_channel();
-        let control = NodeControl::new(NodeId(0), Arc::new(Dialer(dial)), TIMEOUT);
-        let node = async {
-            let _late = probe_asked(&mut dialled).await;
-            tokio::time::advance(TIMEOUT + 2 * LATE).await;
-            let mut node = probe_asked(&mut dialled).await;
-            node.write_all(b"EN\r\n").await.expect("answered");
-            // The next one is slept through twice.
-            let mut asked = vec![0; ASKED.len()];
-            node.read_exact(&mut asked).await.expect("asked");
-            tokio::time::advance(2 * TIMEOUT).await;
-            let late = probe_asked(&mut dialled).await;
-            tokio::time::advance(2 * TIMEOUT).await;
-            late
-        };
-        let both = async { tokio::join!(async { [control.probe(&[]).await, control.probe(&[]).await] }, node) };
-        let (probes, _late) = tokio::time::timeout(9 * TIMEOUT, both).await.expect("asked in time");
-        let found = Probe { incarnation: None, missing: false, session: None, pending: None };
-        assert_eq!(probes, [Ok(found), Err(NodeError::Timeout)]);
-        assert!(dialled.try_recv().is_err(), "asked no more");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_that_does_not_answer_in_time_is_not_given_it_twice() {
-        let (dial, mut dialled) = unbounded_channel();
-        let control = NodeControl::new(NodeId(0), Arc::new(Dialer(dial)), TIMEOUT);
-        let begun = Instant::now();
-        let (result, _node) = tokio::join!(control.probe(&[]), probe_asked(&mut dialled));
-        assert_eq!(result, Err(NodeError::Timeout));
-        assert!(begun.elapsed() < TIMEOUT + LATE, "{:?}", begun.elapsed());
-        assert!(dialled.try_recv().is_err(), "asked once");
-    }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
+use super::deadline::by;
 use crate::ids::NodeId;
 use crate::ring::NodeAddr;
 
@@ -101,7 +103,7 @@ impl Dial for TcpDialer {
                 stream.set_nodelay(true)?;
                 Ok(NodeStream::Tcp(stream))
             };
-            tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| {
+            by(Instant::now() + timeout, connect).await.unwrap_or_else(|| {
                 Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("{addr} did not accept a connection in {timeout:?}"),

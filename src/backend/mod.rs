@@ -2,6 +2,7 @@
 
 mod batch;
 mod control;
+mod deadline;
 mod dial;
 mod drain;
 mod frame;

@@ -11,9 +11,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::batch::{Batch, Effect};
+use super::deadline::by;
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
 use super::{Dial, NodeStream};
@@ -94,7 +95,7 @@ pub struct Pipe {
 impl Pipe {
     /// Connects, within the deadline.
     pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
-        let stream = timeout_at(deadline, dialer.dial(node)).await.map_err(|_| NodeError::Timeout)??;
+        let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;
         Ok(Pipe::over(node, stream))
     }
 
@@ -142,7 +143,7 @@ impl Pipe {
         self.load(batch);
         let mut index = 0;
         let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
-        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
         match &result {
             Ok(()) => self.mutations_owed = false,
             Err(error) => self.failed = Some(error.clone()),
@@ -206,7 +207,7 @@ impl Pipe {
             }
             Poll::Ready(Ok(self.input.split().freeze()))
         });
-        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
         if let Err(error) = &result {
             self.failed = Some(error.clone());
         }
@@ -294,7 +295,7 @@ impl Pipe {
                 ready!(self.poll_move(cx))?;
             }
         });
-        let result = timeout_at(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
         if let Err(error) = &result {
             self.failed = Some(error.clone());
         }
@@ -375,6 +376,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::timeout_at;
 
     use super::*;
     use crate::backend::DrainEnd;

@@ -1,0 +1,60 @@
+//! Waiting for a node no longer than until a deadline.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// A deadline that is noticed so late says that the proxy itself stood still (a paused machine).
+const LATE: Duration = Duration::from_millis(20);
+
+/// How long is waited after that. What had been sent just before may not be answered yet, and no node is to blame for that.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What `work` comes to by the deadline, or soon after where that passed unseen.
+pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Output> {
+    let mut work = pin!(work);
+    match timeout_at(deadline, work.as_mut()).await {
+        Ok(done) => Some(done),
+        Err(_) if deadline.elapsed() > LATE => timeout(GRACE, work).await.ok(),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::join;
+    use tokio::sync::oneshot::channel;
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_answer_in_time_is_given_no_more() {
+        let begun = Instant::now();
+        assert_eq!(by(begun + TIMEOUT, sleep(TIMEOUT + LATE)).await, None);
+        assert!(begun.elapsed() < TIMEOUT + LATE, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_stood_still_waits_a_little_longer_for_what_was_under_way() {
+        let (answer, answered) = channel();
+        let node = async {
+            advance(2 * TIMEOUT).await;
+            sleep(GRACE / 2).await;
+            answer.send("END").expect("waited for");
+        };
+        assert_eq!(join!(by(Instant::now() + TIMEOUT, answered), node).0, Some(Ok("END")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn but_not_for_ever() {
+        let begun = Instant::now();
+        let waits = by(begun + TIMEOUT, std::future::pending::<()>());
+        assert_eq!(join!(waits, advance(2 * TIMEOUT)).0, None);
+        assert!(begun.elapsed() <= 2 * TIMEOUT + GRACE + LATE, "{:?}", begun.elapsed());
+    }
+}
