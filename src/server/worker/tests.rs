@@ -310,3 +310,29 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
     client.write_all(ASK).expect("sent");
     world.wait_for_fault(Reason::Timeout);
 }
+
+/// Nodes are not to blame for the time in which a worker that stops takes what clients have sent, and sends nothing on.
+#[test]
+fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
+    let Some(ring) = Ring::for_test() else { return };
+    let timekeeper = Timekeeper::start().expect("a thread");
+    let _entered = timekeeper.handle.enter();
+    let tasks = LocalSet::new();
+    let _local = tasks.enter();
+    let node = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (core, setup, _commands, _events) = parts(Arc::new(TcpDialer(node)));
+    let (worker, _beginning) = Worker::new(core, setup, Some(ring.start().expect("started")), (1, 1));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+    let (accepted, _) = listener.accept().expect("accepted");
+    accepted.set_nonblocking(true).expect("set");
+    worker.admit(ClientStream::Tcp(tokio::net::TcpStream::from_std(accepted).expect("registered")));
+    client.write_all(b"version\r\n").expect("sent");
+    worker.work(|shell| {
+        let now_us = shell.core.now_us;
+        std::thread::sleep(TIMEOUT / 100);
+        shell.hear_all();
+        assert!(!shell.core.outbox.dirty_clients.is_empty(), "heard");
+        assert_eq!(shell.core.now_us, now_us);
+    });
+}
