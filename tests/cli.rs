@@ -327,6 +327,27 @@ fn goes_to_the_background_with_a_pid_file() {
     assert!(std::fs::read_to_string(dir.path().join("log")).unwrap().contains("stopped"));
 }
 
+/// Also what goes wrong last, where threads are started: here the address space has no room for so many stacks.
+#[test]
+fn what_keeps_a_daemon_from_serving_is_said_where_it_was_started() {
+    let dir = TempDir::new().unwrap();
+    let (pid_file, pid_text) = path(&dir, "pid");
+    let port = free_port().to_string();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 98304; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_resilver")])
+        .args(SERVER)
+        .args(["-d", "-p", &port, "--pid-file", &pid_text, "--threads", "64", "--io-uring", "off"])
+        .output()
+        .unwrap();
+    if output.status.code() == Some(0) {
+        let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        drop(Daemon { pid });
+    }
+    assert_eq!(output.status.code(), Some(EXIT_OS), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("cannot start the worker threads"), "{}", text(&output.stderr));
+    assert!(!pid_file.exists());
+}
+
 #[test]
 fn a_pid_file_of_a_killed_daemon_is_taken_over() {
     let dir = TempDir::new().unwrap();

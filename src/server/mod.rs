@@ -30,20 +30,26 @@ use worker::{Work, WorkerSetup};
 /// what the reading of a request brought into the processor's caches is still there when its answer is written.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks.
+/// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks. `ready` is called
+/// when nothing can keep it from serving any more.
 ///
 /// # Errors
 ///
-/// What the system refused: threads, or the event queue.
-pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken) -> std::io::Result<()> {
+/// What the system refused: threads, or the event queue. What `ready` returns.
+pub fn run(
+    settings: Settings,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addrs = topology.nodes().map(|node| topology.addr(node).clone()).collect();
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
     let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
     let assembly = Assembly::new(settings, topology, dialer);
-    let timekeeper = if rings.len() > 0 { Some(Timekeeper::start()?) } else { None };
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let (ready, readied) = std::sync::mpsc::channel();
+    let timekeeper = if rings.len() > 0 { Some(Timekeeper::start().map_err(cannot_start)?) } else { None };
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
+    let (settled, settlements) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (index, parts) in assembly.workers.into_iter().enumerate() {
         let own = Own {
@@ -54,29 +60,30 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
                 .collect::<Result<_, _>>()?,
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
-        let (shutdown, ready) = (shutdown.clone(), ready.clone());
+        let (shutdown, settled) = (shutdown.clone(), settled.clone());
         let ring = rings.next().zip(timekeeper.as_ref().map(|t| t.handle.clone()));
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let place = match Place::new(own, ring) {
                 Ok(place) => place,
-                Err(error) => return drop(ready.send(Err(error))),
+                Err(error) => return drop(settled.send(Err(cannot_start(error)))),
             };
-            drop(ready.send(Ok(())));
-            drop(ready);
+            drop(settled.send(Ok(())));
+            drop(settled);
             // (No word comes where another has failed.)
             if gone.recv().is_ok() {
                 place.run(parts, shutdown);
             }
-        })?;
-        threads.push((thread, go));
+        });
+        threads.push((thread.map_err(cannot_start)?, go));
     }
-    drop(ready);
+    drop(settled);
     // Nobody is served before everybody can be.
-    let readied: Vec<()> = readied.iter().collect::<std::io::Result<_>>()?;
-    if readied.len() < threads.len() {
+    let settled: Vec<()> = settlements.iter().collect::<std::io::Result<_>>()?;
+    if settled.len() < threads.len() {
         return Err(panicked());
     }
+    ready()?;
     let threads: Vec<_> = threads
         .into_iter()
         .map(|(thread, go)| {
@@ -92,6 +99,11 @@ pub fn run(settings: Settings, listeners: Listeners, shutdown: CancellationToken
         return Err(panicked());
     }
     Ok(())
+}
+
+fn cannot_start(error: std::io::Error) -> std::io::Error {
+    let advice = "fewer --threads need less; the limits are those of ulimit -u, -n and -v, and of the service";
+    std::io::Error::new(error.kind(), format!("cannot start the worker threads: {error}; {advice}"))
 }
 
 fn panicked() -> std::io::Error {

@@ -112,7 +112,9 @@ impl Inside {
         let listeners = resilver::daemon::bind(&settings).expect("a port of its own");
         let shutdown = CancellationToken::new();
         let until = shutdown.clone();
-        let thread = std::thread::spawn(move || resilver::server::run(*settings, listeners, until).expect("the proxy"));
+        let thread = std::thread::spawn(move || {
+            resilver::server::run(*settings, listeners, until, || Ok(())).expect("the proxy");
+        });
         if mirrored {
             let mut client = Client::connect(&port.addr());
             wait_until("every pair mirrored", DEADLINE, || {
