@@ -87,7 +87,7 @@ pub struct TcpDialer {
 }
 
 impl TcpDialer {
-    /// `nodes` in the order of their [`NodeId`]s; `timeout` bounds resolving and connecting together.
+    /// `nodes` in the order of their [`NodeId`]s; `timeout` bounds resolving and connecting together (as `deadline::by` does).
     pub fn new(nodes: Vec<NodeAddr>, timeout: Duration) -> TcpDialer {
         TcpDialer { nodes, timeout }
     }

@@ -93,7 +93,7 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// Connects, within the deadline.
+    /// Connects, by the deadline.
     pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
         let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;
         Ok(Pipe::over(node, stream))
@@ -168,9 +168,17 @@ impl Pipe {
     pub async fn stats(&mut self, what: &str, deadline: Instant) -> Result<Vec<(String, String)>, NodeError> {
         let command = if what.is_empty() { "stats\r\n".to_owned() } else { format!("stats {what}\r\n") };
         self.send(command.as_bytes())?;
+        let result = by(deadline, self.read_stats()).await.unwrap_or(Err(NodeError::Timeout));
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    async fn read_stats(&mut self) -> Result<Vec<(String, String)>, NodeError> {
         let mut lines = Vec::new();
         loop {
-            let chunk = self.read_line(deadline).await?;
+            let chunk = self.read_line().await?;
             let line = String::from_utf8_lossy(&chunk);
             let mut words = line.splitn(3, ' ');
             match (words.next(), words.next(), words.next()) {
@@ -178,11 +186,7 @@ impl Pipe {
                     lines.push((name.to_owned(), value.unwrap_or_default().to_owned()));
                 }
                 (Some("END" | "RESET"), None, None) => return Ok(lines),
-                _ => {
-                    let error = NodeError::Protocol(format!("stats: {line}"));
-                    self.failed = Some(error.clone());
-                    return Err(error);
-                }
+                _ => return Err(NodeError::Protocol(format!("stats: {line}"))),
             }
         }
     }
@@ -283,8 +287,8 @@ impl Pipe {
         Ok(())
     }
 
-    async fn read_line(&mut self, deadline: Instant) -> Result<Bytes, NodeError> {
-        let work = poll_fn(|cx| {
+    async fn read_line(&mut self) -> Result<Bytes, NodeError> {
+        poll_fn(|cx| {
             loop {
                 self.spans.clear();
                 let used = frame::scan(&self.input, 1, &mut self.spans).map_err(NodeError::Protocol)?;
@@ -294,12 +298,8 @@ impl Pipe {
                 }
                 ready!(self.poll_move(cx))?;
             }
-        });
-        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
-        }
-        result
+        })
+        .await
     }
 
     /// Moves bytes both ways. Ready once anything was read or written.
@@ -464,6 +464,23 @@ mod tests {
         assert!(timeout_at(soon(), &mut drain).await.is_err());
         drop(far);
         assert_eq!(drain.await, DrainEnd::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stats_that_drip_in_behind_a_deadline_that_passed_unseen_are_not_waited_for_line_by_line() {
+        let (mut pipe, mut far) = pair(1 << 16);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let begun = Instant::now();
+        let drips = async {
+            while begun.elapsed() < Duration::from_secs(1) {
+                far.write_all(b"STAT time 12\r\n").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            result = pipe.stats("", begun - Duration::from_secs(1)) => assert_eq!(result, Err(NodeError::Timeout)),
+            () = drips => panic!("still waited for"),
+        }
     }
 
     #[tokio::test(start_paused = true)]

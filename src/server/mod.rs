@@ -57,8 +57,9 @@ pub fn run(
                 .tcp
                 .iter()
                 .map(|queues| queues[index % queues.len()].try_clone())
-                .collect::<Result<_, _>>()?,
-            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
+                .collect::<Result<_, _>>()
+                .map_err(cannot_start)?,
+            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose().map_err(cannot_start)?,
         };
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
         let ring = rings.next().zip(timekeeper.as_ref().map(|t| t.handle.clone()));

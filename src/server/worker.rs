@@ -175,6 +175,26 @@ impl Shell {
         self.core.now_us = now_us - self.core.stood_still_us;
     }
 
+    /// Takes what clients have sent by now, and nothing after that. It may take long, and nothing is sent on before its end: nodes are to blame for
+    /// none of that time.
+    fn last_calls(&mut self) {
+        self.draining = true;
+        let ringed = self.ring.is_some();
+        if ringed {
+            self.hear_all();
+        }
+        for index in self.core.client_indexes() {
+            if ringed {
+                self.last_ring_call(index);
+            } else {
+                self.last_call(index);
+            }
+        }
+        let now_us = self.started.elapsed().as_micros() as u64;
+        self.core.stood_still_us += now_us - self.looked_us;
+        self.looked_us = now_us;
+    }
+
     /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
     fn turn_of_many(&mut self) {
         if self.reads_on_clock == 0 {
@@ -465,20 +485,7 @@ impl Worker {
         // In one poll tokio lets a task read only so often, and then says that nothing has come: that would be the last word on all clients
         // behind the first hundred.
         tokio::task::unconstrained(async {
-            self.work(|shell| {
-                shell.draining = true;
-                let ringed = shell.ring.is_some();
-                if ringed {
-                    shell.hear_all();
-                }
-                for index in shell.core.client_indexes() {
-                    if ringed {
-                        shell.last_ring_call(index);
-                    } else {
-                        shell.last_call(index);
-                    }
-                }
-            });
+            self.work(Shell::last_calls);
         })
         .await;
         let deadline = Instant::now() + grace;

@@ -211,8 +211,7 @@ impl Shell {
         }
     }
 
-    /// Takes all that clients have sent by now. The clock stands meanwhile: what nodes are asked is sent after that, and what they answer is not
-    /// taken before, so they are to blame for none of this time.
+    /// Takes all that clients have sent by now, without a look at the clock (see `last_calls`).
     pub(super) fn hear_all(&mut self) {
         // The kernel does some twenty pieces of deferred work in a turn, all of which may be sends of which nothing is told.
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
