@@ -99,7 +99,7 @@ pub struct NodeControl {
 }
 
 impl NodeControl {
-    /// `timeout` bounds every command, connecting included (as [`deadline::by`](super::deadline::by) does).
+    /// `timeout` bounds every command, connecting included (as `deadline::by` does).
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
         NodeControl { node, dialer, timeout, pipe: Mutex::new(None), witnesses: Witnesses::default() }
     }
