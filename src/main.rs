@@ -92,10 +92,10 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
         move || drop(files.lock().ok().and_then(|mut files| files.take()))
     };
     Signals::catch()?.watch(shutdown.clone(), remove_files.clone())?;
-    let (announce, background) = (announcement(&settings), settings.background_child);
-    let ended = resilver::server::run(settings, listeners, shutdown, move || {
-        announce();
-        if background { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
+    let told = settings.clone();
+    let ended = resilver::server::run(settings, listeners, shutdown, || {
+        announce(&told);
+        if told.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
     });
     remove_files();
     match &ended {
@@ -106,23 +106,19 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
 }
 
 /// One line that says what runs: the first thing wanted from a log.
-fn announcement(settings: &Settings) -> impl FnOnce() + use<> {
+fn announce(settings: &Settings) {
     let listen: Vec<String> = (settings.listen.iter().map(ToString::to_string))
         .chain(settings.unix_socket.iter().map(|path| format!("unix:{}", path.display())))
         .collect();
-    let (primaries, backups) = (settings.primaries.len(), settings.backups.len());
-    let Settings { threads, node_connections, max_clients, resync, .. } = *settings;
-    move || {
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            listen = %listen.join(","),
-            primaries,
-            backups,
-            threads,
-            node_connections,
-            max_clients,
-            %resync,
-            "started"
-        );
-    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %listen.join(","),
+        primaries = settings.primaries.len(),
+        backups = settings.backups.len(),
+        threads = settings.threads,
+        node_connections = settings.node_connections,
+        max_clients = settings.max_clients,
+        resync = %settings.resync,
+        "started"
+    );
 }

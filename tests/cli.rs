@@ -26,8 +26,21 @@ const SERVER: [&str; 2] = ["-s", "127.0.0.1:1"];
 const EXIT_USAGE: i32 = 64;
 const EXIT_OS: i32 = 71;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_resilver");
+
 fn resilver() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resilver"));
+    clean(PROGRAM)
+}
+
+/// One under what `ulimit` is told: without `unsafe` a parent cannot set its child's limits, but a shell can lower its own.
+fn limited(ulimits: &str) -> Command {
+    let mut command = clean("bash");
+    command.args(["-c", &format!("{ulimits} && exec \"$0\" \"$@\""), PROGRAM]);
+    command
+}
+
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
     command.env_remove("RUST_LOG").env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null());
     command
 }
@@ -334,12 +347,9 @@ fn what_keeps_a_daemon_from_serving_is_said_where_it_was_started() {
     let (pid_file, pid_text) = path(&dir, "pid");
     let port = free_port().to_string();
     // Large stacks, so that what else needs memory finds some where one more does not.
-    let output = Command::new("sh")
-        .args(["-c", "ulimit -v 1048576; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_resilver")])
+    let output = limited("ulimit -v 1048576")
         .env("RUST_MIN_STACK", (64 << 20).to_string())
         .env("MALLOC_ARENA_MAX", "1")
-        .env_remove("RUST_LOG")
-        .env_remove("XDG_RUNTIME_DIR")
         .args(SERVER)
         .args(["-d", "-p", &port, "--pid-file", &pid_text, "--threads", "64", "--io-uring", "off"])
         .output()
@@ -388,15 +398,12 @@ fn a_pid_file_that_cannot_be_written_is_named() {
 }
 
 /// Starts one that may open `soft` files now and `hard` at most; its `Max open files` and its log once it serves.
-fn limited(clients: u64, soft: u64, hard: u64) -> (u64, String) {
+fn with_files(clients: u64, soft: u64, hard: u64) -> (u64, String) {
     let dir = TempDir::new().unwrap();
     let ((log, log_text), port) = (path(&dir, "log"), free_port());
-    // The shell lowers its own limits: without `unsafe` a parent cannot set those of its child.
-    let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
-    let mut shell = Command::new("bash");
-    shell.args(["-c", &script, env!("CARGO_BIN_EXE_resilver")]).args(SERVER);
-    shell.args(["-n", &clients.to_string(), "-p", &port.to_string(), "--log-file", &log_text]);
-    let child = shell.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = limited(&format!("ulimit -Sn {soft} && ulimit -Hn {hard}"));
+    command.args(SERVER).args(["-n", &clients.to_string(), "-p", &port.to_string(), "--log-file", &log_text]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let running = Running { child };
     until("it is started", || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("started")));
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.child.id())).unwrap();
@@ -407,7 +414,7 @@ fn limited(clients: u64, soft: u64, hard: u64) -> (u64, String) {
 
 #[test]
 fn the_file_limit_is_raised_to_what_the_clients_need() {
-    let (now, log) = limited(1_000, 200, 2_000);
+    let (now, log) = with_files(1_000, 200, 2_000);
     assert!((1_001..=2_000).contains(&now), "{now}");
     assert!(log.contains("max_clients=1000") && !log.contains("file limit"), "{log}");
 }
@@ -415,7 +422,7 @@ fn the_file_limit_is_raised_to_what_the_clients_need() {
 #[test]
 fn a_file_limit_that_cannot_be_raised_is_told_with_its_numbers() {
     // Over the kernel's own limit (fs.nr_open), which root cannot raise either.
-    let (now, log) = limited(10_000_000, 500, 1_000);
+    let (now, log) = with_files(10_000_000, 500, 1_000);
     assert_eq!(now, 1_000);
     assert!(log.contains("-n 10000000 needs 100001") && log.contains("the system allows 1000"), "{log}");
 }

@@ -12,8 +12,8 @@ const LATE: Duration = Duration::from_millis(20);
 /// How long is waited after that. What had been sent just before may not be answered yet, and no node is to blame for that.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What `work` comes to by the deadline, or soon after where that passed unseen. One answer, and not one for each piece of it: a node that goes on
-/// in small ones would be waited for with each anew.
+/// What `work` comes to by the deadline, or soon after where that passed unseen. `work` is to be a whole answer: with a call for each piece of one,
+/// a node that goes on in small pieces would be waited for with each anew.
 pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Output> {
     let mut work = pin!(work);
     match timeout_at(deadline, work.as_mut()).await {

@@ -143,12 +143,10 @@ impl Pipe {
         self.load(batch);
         let mut index = 0;
         let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
-        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
-        match &result {
-            Ok(()) => self.mutations_owed = false,
-            Err(error) => self.failed = Some(error.clone()),
-        }
-        result
+        let done = by(deadline, work).await;
+        self.noted(done)?;
+        self.mutations_owed = false;
+        Ok(())
     }
 
     /// Sends one command and returns its answer's line.
@@ -168,11 +166,8 @@ impl Pipe {
     pub async fn stats(&mut self, what: &str, deadline: Instant) -> Result<Vec<(String, String)>, NodeError> {
         let command = if what.is_empty() { "stats\r\n".to_owned() } else { format!("stats {what}\r\n") };
         self.send(command.as_bytes())?;
-        let result = by(deadline, self.read_stats()).await.unwrap_or(Err(NodeError::Timeout));
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
-        }
-        result
+        let done = by(deadline, self.read_stats()).await;
+        self.noted(done)
     }
 
     async fn read_stats(&mut self) -> Result<Vec<(String, String)>, NodeError> {
@@ -211,7 +206,13 @@ impl Pipe {
             }
             Poll::Ready(Ok(self.input.split().freeze()))
         });
-        let result = by(deadline, work).await.unwrap_or(Err(NodeError::Timeout));
+        let done = by(deadline, work).await;
+        self.noted(done)
+    }
+
+    /// What a wait came to (`None`: to nothing in time). After an error the pipe is of no more use.
+    fn noted<T>(&mut self, done: Option<Result<T, NodeError>>) -> Result<T, NodeError> {
+        let result = done.unwrap_or(Err(NodeError::Timeout));
         if let Err(error) = &result {
             self.failed = Some(error.clone());
         }

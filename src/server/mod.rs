@@ -6,6 +6,8 @@ mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -45,61 +47,68 @@ pub fn run(
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addrs = topology.nodes().map(|node| topology.addr(node).clone()).collect();
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
-    let mut rings = rings(settings.io_uring, settings.threads)?.into_iter();
+    let rings = rings(settings.io_uring, settings.threads)?;
     let assembly = Assembly::new(settings, topology, dialer);
-    let timekeeper = if rings.len() > 0 { Some(Timekeeper::start().map_err(cannot_start)?) } else { None };
+    let timekeeper = if rings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
-    let (settled, settlements) = std::sync::mpsc::channel();
+    let handle = timekeeper.as_ref().map(|t| &t.handle);
+    let threads = prepare(assembly.workers, &listeners, rings, handle, &shutdown).map_err(cannot_start)?;
+    ready()?;
+    for (_, go) in &threads {
+        // (An error: it has panicked, which joining it says.)
+        let _ = go.send(());
+    }
+    runtime.block_on(assembly.cluster.run(assembly.events));
+    assembly.probes.cancel();
+    let ends: Vec<_> = threads.into_iter().map(|(thread, _)| thread.join()).collect();
+    if ends.iter().any(Result::is_err) {
+        return Err(panicked());
+    }
+    Ok(())
+}
+
+/// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
+type Prepared = (JoinHandle<()>, Sender<()>);
+
+/// The workers' threads, all of which have what they need: nobody is served before everybody can be.
+fn prepare(
+    workers: Vec<WorkerParts>,
+    listeners: &Listeners,
+    rings: Vec<Ring>,
+    timekeeper: Option<&Handle>,
+    shutdown: &CancellationToken,
+) -> std::io::Result<Vec<Prepared>> {
+    let mut rings = rings.into_iter();
+    let (settled, settlements) = channel();
     let mut threads = Vec::new();
-    for (index, parts) in assembly.workers.into_iter().enumerate() {
+    for (index, parts) in workers.into_iter().enumerate() {
         let own = Own {
             tcp: listeners
                 .tcp
                 .iter()
                 .map(|queues| queues[index % queues.len()].try_clone())
-                .collect::<Result<_, _>>()
-                .map_err(cannot_start)?,
-            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose().map_err(cannot_start)?,
+                .collect::<Result<_, _>>()?,
+            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
-        let ring = rings.next().zip(timekeeper.as_ref().map(|t| t.handle.clone()));
-        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let ring = rings.next().zip(timekeeper.cloned());
+        let (go, gone) = channel();
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let place = match Place::new(own, ring) {
                 Ok(place) => place,
-                Err(error) => return drop(settled.send(Err(cannot_start(error)))),
+                Err(error) => return drop(settled.send(Err(error))),
             };
             drop(settled.send(Ok(())));
             drop(settled);
-            // (No word comes where another has failed.)
             if gone.recv().is_ok() {
                 place.run(parts, shutdown);
             }
-        });
-        threads.push((thread.map_err(cannot_start)?, go));
+        })?;
+        threads.push((thread, go));
     }
     drop(settled);
-    // Nobody is served before everybody can be.
     let settled: Vec<()> = settlements.iter().collect::<std::io::Result<_>>()?;
-    if settled.len() < threads.len() {
-        return Err(panicked());
-    }
-    ready()?;
-    let threads: Vec<_> = threads
-        .into_iter()
-        .map(|(thread, go)| {
-            // (An error: it has panicked, which joining it says.)
-            let _ = go.send(());
-            thread
-        })
-        .collect();
-    runtime.block_on(assembly.cluster.run(assembly.events));
-    assembly.probes.cancel();
-    let ends: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
-    if ends.iter().any(Result::is_err) {
-        return Err(panicked());
-    }
-    Ok(())
+    if settled.len() < threads.len() { Err(panicked()) } else { Ok(threads) }
 }
 
 fn cannot_start(error: std::io::Error) -> std::io::Error {
@@ -147,7 +156,7 @@ impl Place {
 struct Timekeeper {
     handle: Handle,
     over: CancellationToken,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Timekeeper {

@@ -162,17 +162,21 @@ impl Shell {
         self.work.live[self.core.worker()].store(live, Ordering::SeqCst);
     }
 
-    fn turn(&mut self) {
+    /// Looks at the clock. Returns how long nobody had.
+    fn look(&mut self) -> u64 {
         let now_us = self.started.elapsed().as_micros() as u64;
+        now_us - std::mem::replace(&mut self.looked_us, now_us)
+    }
+
+    fn turn(&mut self) {
+        let unseen_us = self.look();
         // Whoever waits for an answer has a tick, far more often than that. What missed so many did not run: what a node was asked just before is
         // sent now, and what it answered meanwhile is not read yet. No node is to blame for that.
-        let unseen_us = now_us - self.looked_us;
         if unseen_us > STALL_TICKS * self.tick_us && !self.core.is_quiet() {
             // (But for one tick: a worker that is always late finds a hung node late, and not never.)
             self.core.stood_still_us += unseen_us - self.tick_us;
         }
-        self.looked_us = now_us;
-        self.core.now_us = now_us - self.core.stood_still_us;
+        self.core.now_us = self.looked_us - self.core.stood_still_us;
     }
 
     /// Takes what clients have sent by now, and nothing after that. It may take long, and nothing is sent on before its end: nodes are to blame for
@@ -190,9 +194,7 @@ impl Shell {
                 self.last_call(index);
             }
         }
-        let now_us = self.started.elapsed().as_micros() as u64;
-        self.core.stood_still_us += now_us - self.looked_us;
-        self.looked_us = now_us;
+        self.core.stood_still_us += self.look();
     }
 
     /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
