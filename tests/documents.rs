@@ -6,8 +6,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 6] =
-    ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/resync.md", "docs/operating.md", "docs/performance.md"];
+const DOCUMENTS: [&str; 10] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/guarantees.md",
+    "docs/operating.md",
+    "docs/performance.md",
+    "docs/resync.md",
+    "docs/internals/models/README.md",
+];
 
 /// An overview longer than this is read by nobody.
 const ARCHITECTURE_LINES_MAX: usize = 300;

@@ -15,7 +15,7 @@
 //!
 //! **Every edge is a barrier**: the state changes at once, but the gate goes `Closing` (no worker begins an operation; each confirms
 //! that nothing it began under the old route is unanswered), then `Recording` (who leads alone, or that both are in sync, is written
-//! on the nodes), and only then `Open`. Without the barrier two workers increment on two leaders (`shared/model/routes.py`).
+//! on the nodes), and only then `Open`. Without the barrier two workers increment on two leaders (`docs/internals/models/routes.py`).
 //!
 //! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader that is slow or unreachable makes
 //! the pair `Dark`, and `Dark` remembers it: it ends with that node's return, or with the proof that its memory is gone.
