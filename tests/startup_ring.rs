@@ -35,9 +35,8 @@ fn only(proxy: &Proxy, expected: &str) -> usize {
                     assert_eq!(String::from_utf8_lossy(&item.value), expected, "k{i} is out of date");
                     true
                 }
+                // A pair of which no node held anything that counts.
                 Ok(None) => false,
-                // A pair whose nodes are all purged before one leads.
-                Err(Failure::Server(_)) => false,
                 Err(other) => panic!("get k{i}: {other}"),
             })
             .count()
@@ -109,6 +108,75 @@ fn a_crash_before_moved_keys_are_deleted_costs_nothing_under_the_same_ring() {
     assert_eq!(only(&proxy, "two"), KEYS);
     wait_clean(&[&a, &b, &c, &m]);
     assert_eq!(only(&proxy, "two"), KEYS);
+}
+
+/// Items of its own, so that emptying it takes a while.
+fn fill(node: &Memcached, items: usize) {
+    let mut client = node.client();
+    let batch: Vec<u8> = (0..items).flat_map(|i| storage("set", &format!("own{i}"), 0, 0, b"old", "")).collect();
+    client.send(&batch).expect("send");
+    (0..items).for_each(|_| assert_eq!(client.stored(), Ok(Stored::Stored)));
+}
+
+/// The list changes again before the nodes have lost the keys that moved: nothing on them counts, so every pair begins with a purge of
+/// both. Clients that ask meanwhile wait.
+#[test]
+fn requests_wait_until_a_pair_whose_nodes_are_both_out_of_date_has_a_leader() {
+    let [a, b, c, m] = nodes();
+    first_run(&[&a, &b], &m);
+    let mut proxy = over(&[&a, &b, &c], &[&m], &["--probe-interval", "60s", "--resync=manual"]);
+    write_all(&proxy, "two");
+    assert!(proxy.stop().success());
+    [&a, &b, &m].iter().for_each(|node| fill(node, 20_000));
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "three");
+    assert_eq!(only(&proxy, "three"), KEYS);
+    assert!(proxy.stop().success());
+    let log = proxy.log();
+    assert_eq!(log.matches("no copy that counts is left").count(), 2, "no pair had to wait");
+    let purge = format!("purging what the node holds of them node={}", m.addr());
+    assert_eq!(log.matches(&purge).count(), 1, "one pass over the node for all its pairs");
+}
+
+/// Two nodes that cannot list their keys, so that neither can be emptied, and of which nothing counts any more.
+fn out_of_date_for_good(more: &[&str]) -> (Memcached, Memcached, Proxy) {
+    let [a, b] = std::array::from_fn(|_| Memcached::start(&["-X"]));
+    first_run(&[&a], &b);
+    let mut proxy = over(&[&b], &[&a], more);
+    assert!(proxy.stop().success());
+    let proxy = over(&[&a], &[&b], more);
+    (a, b, proxy)
+}
+
+fn refusal(proxy: &Proxy) -> String {
+    match proxy.client().get("k1") {
+        Err(Failure::Server(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn wait_logged(proxy: &Proxy, words: &str) {
+    wait_until("it in the log", support::DEADLINE, || proxy.log_so_far().contains(words));
+}
+
+#[test]
+fn requests_of_a_pair_that_nobody_comes_to_lead_are_refused_in_the_end() {
+    let (_a, _b, proxy) = out_of_date_for_good(&["--leader-timeout", "500ms"]);
+    for _ in 0..2 {
+        let why = refusal(&proxy);
+        assert!(why.contains("out of date and not purged yet"), "{why}");
+    }
+    wait_logged(&proxy, "no node of the pair came to lead in time");
+}
+
+/// Not before the last of its nodes is lost either; then at once.
+#[test]
+fn requests_of_a_pair_that_nobody_can_come_to_lead_are_refused_at_once() {
+    let (mut a, mut b, proxy) = out_of_date_for_good(&["--leader-timeout", "10m"]);
+    wait_logged(&proxy, "no copy that counts is left");
+    [&mut a, &mut b].into_iter().for_each(Memcached::kill);
+    refusal(&proxy);
+    wait_logged(&proxy, "no node of the pair came to lead in time");
 }
 
 #[test]

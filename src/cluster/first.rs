@@ -15,7 +15,7 @@ use crate::rules::{Rule, holds};
 
 use super::nodes::{NodeRun, reason_of};
 use super::start::{self, Decision, Knowledge, Seen};
-use super::{Cluster, QUIET_PERIOD};
+use super::{Cluster, Internal, QUIET_PERIOD};
 
 /// Looks at a node that refuses or breaks connections before it counts as away, and the pause between them.
 const FIRST_LOOKS: usize = 3;
@@ -326,7 +326,7 @@ impl Cluster {
                 (false, false) => State::Dark { in_sync: None, fallback: None },
             };
             self.pairs[pair.index()].undecided = false;
-            return self.apply(pair, pair::Event::Start(state));
+            return self.apply(pair, pair::Event::Start(state, Reason::None));
         }
         let newest = self
             .topology
@@ -362,9 +362,58 @@ impl Cluster {
             tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
                 "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
         }
-        self.apply(pair, pair::Event::Start(state));
+        // Nothing was lost while this proxy ran. What answers is out of date; what is not, where there is any, does not answer.
+        let reason = match state {
+            State::Dark { in_sync: Some(_), .. } => Reason::StaleAlone,
+            State::Dark { in_sync: None, .. } if !waits => Reason::MarkerStale,
+            _ => Reason::None,
+        };
+        if reason == Reason::MarkerStale {
+            self.wait_for_first_leader(pair);
+        }
+        self.apply(pair, pair::Event::Start(state, reason));
         if waits {
             tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
+        }
+    }
+
+    /// As long as for a last full copy that is late: emptying a node of few items takes milliseconds, one that is full takes seconds.
+    fn wait_for_first_leader(&mut self, pair: PairId) {
+        tracing::warn!(pair = %self.pair_name(pair),
+            "no copy that counts is left: the node that is emptied first leads, and requests wait for it");
+        let patience = self.settings.leader_timeout;
+        self.pairs[pair.index()].first_leader_by = Some(Instant::now() + patience);
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            let _ = internal.send(Internal::WaitedForLeader { pair });
+        });
+    }
+
+    /// Whether the pair's requests wait for the leader that its first decision promised, rather than being refused: one of its nodes is
+    /// there to be emptied.
+    pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
+        let run = &self.pairs[pair.index()];
+        let (primary, backup) = self.topology.nodes_of(pair);
+        run.first_leader_by.is_some_and(|by| Instant::now() < by)
+            && run.pair.state() == State::Dark { in_sync: None, fallback: None }
+            && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
+    }
+
+    /// After every event: what waited in vain is refused, and nothing waits again.
+    pub(super) fn end_wait_for_leader(&mut self, pair: PairId) {
+        if self.pairs[pair.index()].first_leader_by.is_none() || self.awaits_first_leader(pair) {
+            return;
+        }
+        let run = &mut self.pairs[pair.index()];
+        run.first_leader_by = None;
+        if run.pair.state().leader().is_none()
+            && run.pair.gate() == Gate::Open
+            && !run.held_for_flush
+            && !run.flush_closed
+        {
+            tracing::error!(pair = %self.pair_name(pair), "no node of the pair came to lead in time: its keys are refused until one does");
+            self.publish(pair);
         }
     }
 }

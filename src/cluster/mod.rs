@@ -83,6 +83,7 @@ enum Internal {
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
     FlushDue { due: u64 },
     NobodyRecorded,
+    WaitedForLeader { pair: PairId },
     PendingRecorded { askers: Vec<ask::Asker>, results: Vec<(NodeId, Result<(), MarkError>)> },
     Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), clean::CleanError> },
 }
@@ -113,6 +114,9 @@ struct PairRun {
     resumed: Option<Record>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
+    /// The start-up table found no copy that counts, and a node is being emptied that will lead: until then, or this moment, requests wait.
+    /// Set by the start.
+    first_leader_by: Option<Instant>,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
     /// Its gate would be open but for a `flush_all`.
@@ -214,6 +218,7 @@ impl Cluster {
                 adopting: false,
                 resumed: None,
                 undecided: true,
+                first_leader_by: None,
                 flush_closed: false,
                 held_for_flush: false,
                 record_refused: false,
@@ -344,6 +349,7 @@ impl Cluster {
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
             Internal::FlushDue { due } => self.flush_due(due),
             Internal::NobodyRecorded => self.nobody_recorded(),
+            Internal::WaitedForLeader { pair } => self.end_wait_for_leader(pair),
             Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
             Internal::Cleaned { node, incarnation, deleted, result } => {
                 self.cleaned(node, incarnation, deleted, result)
@@ -393,6 +399,7 @@ impl Cluster {
             self.adoption_lost_its_leader(id, leader, event);
         }
         self.answer_job(id);
+        self.end_wait_for_leader(id);
         if before != after {
             for place in [Place::Primary, Place::Backup] {
                 self.consider(self.node_at(id, place));
@@ -483,8 +490,10 @@ impl Cluster {
         }
         run.held_for_flush = false;
         run.flush_closed = false;
-        for worker in &self.workers {
-            let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+        if !self.awaits_first_leader(id) {
+            for worker in &self.workers {
+                let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+            }
         }
         // A refill begins only behind an open gate.
         for place in [Place::Primary, Place::Backup] {

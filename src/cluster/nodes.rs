@@ -402,18 +402,11 @@ impl Cluster {
         }
         let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
         let wanted = automatic || run.operator;
-        let open = |pair: PairId| self.pairs[pair.index()].pair.gate() == pair::Gate::Open;
-        let orphaned: Vec<PairId> = self
-            .topology
-            .pairs_of(node)
-            .filter(|&p| {
-                let run = &self.pairs[p.index()];
-                !run.undecided
-                    && !run.pair.is_foreign()
-                    && run.pair.state() == State::Dark { in_sync: None, fallback: None }
-                    && open(p)
-            })
-            .collect();
+        let orphaned = self.orphans_of(node);
+        // Their gates open together at the start: one pass over the node for all, and no refill that they would have to wait for.
+        if orphaned.iter().any(|p| self.pairs[p.index()].pair.gate() != pair::Gate::Open) {
+            return;
+        }
         let needy: Vec<(PairId, NodeId)> = self
             .topology
             .pairs_of(node)
@@ -442,6 +435,16 @@ impl Cluster {
             let pairs = needy.into_iter().zip(fills).filter(|(_, fill)| *fill == first).map(|(pair, _)| pair);
             self.begin_job(node, pairs.collect(), first);
         }
+    }
+
+    /// The node's pairs of which no copy is left: it leads them as soon as it holds nothing of them.
+    fn orphans_of(&self, node: NodeId) -> Vec<PairId> {
+        let is_orphan = |p: &PairId| {
+            let run = &self.pairs[p.index()];
+            let no_copy = run.pair.state() == State::Dark { in_sync: None, fallback: None };
+            no_copy && !run.undecided && !run.pair.is_foreign()
+        };
+        self.topology.pairs_of(node).filter(is_orphan).collect()
     }
 
     /// How the pair's copy on the node is made equal.

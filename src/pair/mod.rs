@@ -174,8 +174,9 @@ pub enum Loss {
 /// What a pair is told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
-    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start.
-    Start(State),
+    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start. The reason is told
+    /// where nobody leads.
+    Start(State, Reason),
     /// A node of the pair is not to be used from now on.
     Lost(Place, Loss, Reason),
     /// A node is back with the memory that it had when it was lost; or has it, and what kept it from leading is over.
@@ -337,10 +338,9 @@ impl Pair {
     /// Takes an event; returns what is to be done, in order.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
-            Event::Start(state) => {
-                // Nothing was lost while this proxy ran: what answers is recorded as out of date, and what is in sync does not answer.
-                let waits = matches!(state, State::Dark { in_sync: Some(_), .. });
-                self.edge(state, if waits { Reason::StaleAlone } else { Reason::None }, None)
+            Event::Start(state, reason) => {
+                let dark = matches!(state, State::Dark { .. });
+                self.edge(state, if dark { reason } else { Reason::None }, None)
             }
             Event::Lost(place, loss, reason) => self.lost(place, loss, reason),
             Event::BackSame(place) => match self.state {

@@ -110,7 +110,7 @@ fn arrow(from: State, to: State, event: Event) -> bool {
 impl World {
     fn start(state: State, holds: [Holds; 2], up: [bool; 2]) -> World {
         let mut pair = Pair::new(Epoch(1), Term(1));
-        let effects = pair.apply(Event::Start(state));
+        let effects = pair.apply(Event::Start(state, Reason::None));
         assert_eq!(effects, [Effect::Close { void: None }]);
         let (listed, list_is_true) = (false, false);
         World {

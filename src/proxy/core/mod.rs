@@ -220,7 +220,10 @@ fn dark_line(reason: Reason) -> &'static [u8] {
         Reason::Timeout => b"SERVER_ERROR no copy of this key is reachable: its last node does not answer in time\r\n",
         Reason::Protocol => b"SERVER_ERROR no copy of this key is reachable: its last node does not speak memcached's protocol\r\n",
         Reason::StaleAlone => b"SERVER_ERROR the reachable copy of this key is recorded as out of date and the current one does not answer\r\n",
-        Reason::MarkerLost | Reason::MarkerStale | Reason::Empty => {
+        Reason::MarkerStale => {
+            b"SERVER_ERROR no copy of this key is left: what its nodes hold is out of date and not purged yet\r\n"
+        }
+        Reason::MarkerLost | Reason::Empty => {
             b"SERVER_ERROR no copy of this key is left: its last node lost its memory and the other is not usable yet\r\n"
         }
         _ => b"SERVER_ERROR no copy of this key is reachable\r\n",

@@ -226,11 +226,11 @@ impl World {
         }
         if matches!(state, State::Recovering { .. }) {
             world.copier = Some(Copier::new());
-            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }));
+            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }, Reason::None));
             world.run();
             world.apply(pair::Event::BeginRecovery);
         } else {
-            world.apply(pair::Event::Start(state));
+            world.apply(pair::Event::Start(state, Reason::None));
         }
         world.run();
         assert_eq!((world.pair.state(), world.pair.gate()), (state, Gate::Open));
