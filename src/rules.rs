@@ -9,6 +9,8 @@ pub(crate) enum Rule {
     Verify,
     /// What a node may hold of a pair is deleted before the pair is filled.
     PurgeBeforeFill,
+    /// What a node is known to have missed is deleted before it leads with the rest.
+    MissedPurgedBeforeLead,
     /// A route changes only when no worker has anything under the old one.
     BarrierAtEdges,
     /// What a filling node cannot repeat is dropped there and copied again.

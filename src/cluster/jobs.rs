@@ -43,7 +43,7 @@ pub(super) struct JobRun {
 }
 
 impl JobRun {
-    fn fills(&self, pair: PairId) -> bool {
+    pub(super) fn fills(&self, pair: PairId) -> bool {
         self.pairs.iter().any(|(p, _)| *p == pair)
     }
 
@@ -67,11 +67,10 @@ impl Cluster {
         self.spawn_job(node, pairs, fill, false);
     }
 
-    /// No copy of these pairs is left: what the node still holds of them is out of date and goes, then the node leads them.
-    pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>) {
+    /// No copy of these pairs is left: what the node holds of them and may be out of date goes, then the node leads them.
+    pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill) {
         let place = self.topology.place(node);
         let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
-        let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
         self.spawn_job(node, pairs, fill, true);
     }
 
@@ -109,8 +108,12 @@ impl Cluster {
         let run = &mut self.nodes[node.index()];
         let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
-        if purge_only {
-            tracing::info!(node = %self.topology.addr(node), "no copy is left of some pairs: purging what the node holds of them");
+        if purge_only && fill == Fill::Missed {
+            let missed: usize = pairs.iter().map(|(p, _)| self.pairs[p.index()].missed.len()).sum();
+            tracing::warn!(node = %self.topology.addr(node), missed,
+                "no full copy is left of some pairs: the node leads them without the keys that it missed, which are lost");
+        } else if purge_only {
+            tracing::warn!(node = %self.topology.addr(node), "no copy is left of some pairs: purging what the node holds of them");
         } else {
             tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
@@ -211,7 +214,7 @@ impl Cluster {
                 if purge_only {
                     let _ = reply.send(false);
                     for pair in pairs {
-                        self.apply(pair, pair::Event::Emptied(place));
+                        self.apply(pair, pair::Event::Purged(place));
                     }
                     return;
                 }
@@ -460,7 +463,7 @@ impl Cluster {
                 let (reason, empty) = (source.reason, source.health.is_up() && source.empty);
                 self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));
                 if empty {
-                    self.apply(*pair, pair::Event::Emptied(place.other()));
+                    self.is_empty_of(*pair, place.other());
                 }
             }
         }
@@ -477,6 +480,13 @@ impl Cluster {
                 }
                 if let JobError::Source(source, _) = &error {
                     self.nodes[source.index()].hint.notify_one();
+                }
+                if job.purge_only && !matches!(error, JobError::Aborted | JobError::Cancelled | JobError::Target(_)) {
+                    // The other one does not wait for what may fail again and again.
+                    for (pair, _) in &job.pairs {
+                        self.pairs[pair.index()].missed.overflow();
+                    }
+                    self.consider_partners(node);
                 }
                 let run = &mut self.nodes[node.index()];
                 run.operator |= job.by_operator && error != JobError::Cancelled;

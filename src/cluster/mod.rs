@@ -45,7 +45,7 @@ use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
-use crate::pair::{self, Gate, Loss, Pair, State};
+use crate::pair::{self, Gate, Kept, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
     Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled, Verdict,
@@ -97,8 +97,10 @@ struct PairRun {
     unconfirmed: BTreeSet<u16>,
     /// Keys to be copied again, while it is recovering.
     recopy: Arc<Recopy>,
-    /// Keys whose last mutation did not surely reach the node that is away.
+    /// Keys whose last mutation did not surely reach the node that is away, since it was last mirrored.
     missed: Arc<Missed>,
+    /// Which of its nodes have kept their memory since then.
+    kept: Kept,
     /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
     /// refilled in another way; an adoption only when a memory is lost, for `written` knows what the follower misses.
     first_fill: Option<Fill>,
@@ -131,6 +133,11 @@ struct PairRun {
 }
 
 impl PairRun {
+    /// Whether what the node at `place` holds is right but for the missed keys.
+    fn knows_difference(&self, place: Place) -> bool {
+        self.kept.by(place) && !self.missed.overflowed()
+    }
+
     /// A node was lost: what was thought of how the follower is to be filled may not hold any more.
     fn forget_fill(&mut self, before: State, place: Place, loss: Loss) {
         let led = match before {
@@ -212,6 +219,7 @@ impl Cluster {
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
+                kept: Kept::default(),
                 first_fill: None,
                 was_mirrored: false,
                 written: None,
@@ -309,6 +317,7 @@ impl Cluster {
             Event::Fault { node, life, reason, patience_over } => self.worker_saw(node, life, reason, patience_over),
             Event::Undrained { worker, node } => {
                 self.nodes[node.index()].undrained.insert(worker);
+                self.consider_partners(node);
             }
             Event::Drained { worker, node } => {
                 self.nodes[node.index()].undrained.remove(&worker);
@@ -485,6 +494,7 @@ impl Cluster {
         let run = &mut self.pairs[id.index()];
         if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
             run.missed.reset();
+            run.kept.mirrored();
             run.first_fill = None;
             run.was_mirrored = true;
         }

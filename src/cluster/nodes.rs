@@ -182,6 +182,30 @@ impl Cluster {
             }
             self.apply(pair, pair::Event::Lost(place, loss, reason));
         }
+        self.consider_partners(node);
+    }
+
+    /// The node may not lead any more with what it did not miss: the other ones of its pairs wait for that no longer.
+    pub(super) fn consider_partners(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        for pair in self.topology.pairs_of(node) {
+            self.consider(self.node_at(pair, place.other()));
+        }
+    }
+
+    /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it did not miss, and soon.
+    fn may_lead_with_rest(&self, pair: PairId, place: Place) -> bool {
+        let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
+        let holder = &self.nodes[node.index()];
+        let soon = holder.is_drained() && holder.job.as_ref().is_none_or(|job| job.fills(pair));
+        holder.health.is_up() && soon && run.knows_difference(place) && run.kept.may_lead(run.pair.state(), place)
+    }
+
+    /// The node holds nothing of the pair. If no copy is left it leads, unless the other one has nearly all.
+    pub(super) fn is_empty_of(&mut self, pair: PairId, place: Place) {
+        if !self.may_lead_with_rest(pair, place.other()) {
+            self.apply(pair, pair::Event::Purged(place));
+        }
     }
 
     /// Whether the pair waits for the node at `place` while the resync of the other one is still winding up.
@@ -279,8 +303,13 @@ impl Cluster {
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
         if !same {
             for pair in self.topology.pairs_of(node) {
+                // The list of what the other one missed still tells what is true there.
+                let listed = self.may_lead_with_rest(pair, place.other());
                 let run = &mut self.pairs[pair.index()];
-                run.missed.overflow();
+                run.kept.lost_by(place);
+                if !listed {
+                    run.missed.overflow();
+                }
                 if !first && run.first_fill == Some(Fill::Adopt) {
                     // What was to be adopted is gone, or who was to adopt it.
                     run.first_fill = None;
@@ -333,7 +362,7 @@ impl Cluster {
             } else {
                 self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
                 if empty {
-                    self.apply(pair, pair::Event::Emptied(place));
+                    self.is_empty_of(pair, place);
                 }
             }
         }
@@ -342,10 +371,7 @@ impl Cluster {
         }
         self.consider(node);
         // Nodes whose refill waited for this one as their source.
-        for pair in self.topology.pairs_of(node) {
-            let other = self.node_at(pair, place.other());
-            self.consider(other);
-        }
+        self.consider_partners(node);
     }
 
     /// Old faults count no more, unless a pair still waits for the node by its old route: a last full copy that was only late.
@@ -394,15 +420,19 @@ impl Cluster {
         }
         let run = &self.nodes[node.index()];
         if run.job.as_ref().is_some_and(|job| !job.progress.trickles())
-            || run.retry_pending
             || !run.is_drained()
             || !self.topology.has_backups()
         {
             return;
         }
+        if self.lead_with_rest(node) || self.nodes[node.index()].retry_pending {
+            return;
+        }
+        let run = &self.nodes[node.index()];
         let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
         let wanted = automatic || run.operator;
-        let orphaned = self.orphans_of(node);
+        let left_to_other = |p: &PairId| self.may_lead_with_rest(*p, place.other());
+        let orphaned: Vec<PairId> = self.orphans_of(node).into_iter().filter(|p| !left_to_other(p)).collect();
         // Their gates open together at the start: one pass over the node for all, and no refill that they would have to wait for.
         if orphaned.iter().any(|p| self.pairs[p.index()].pair.gate() != pair::Gate::Open) {
             return;
@@ -427,7 +457,8 @@ impl Cluster {
                 job.yield_to_others();
             }
         } else if !orphaned.is_empty() {
-            self.begin_purge(node, orphaned);
+            let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
+            self.begin_purge(node, orphaned, fill);
         } else if refill {
             // What takes the least time comes first; the others are looked at when that job is over.
             let fills: Vec<Fill> = needy.iter().map(|&(p, _)| self.fill_for(node, p)).collect();
@@ -447,12 +478,30 @@ impl Cluster {
         self.topology.pairs_of(node).filter(is_orphan).collect()
     }
 
+    /// The node leads the pairs of which no full copy is left with what it did not miss, once the rest is deleted. Whether there are any.
+    ///
+    /// Without waiting for the next try of a refill, whose source has gone; but a trickle ends first.
+    fn lead_with_rest(&mut self, node: NodeId) -> bool {
+        let place = self.topology.place(node);
+        let open = |p: PairId| self.pairs[p.index()].pair.gate() == pair::Gate::Open;
+        let orphans = self.orphans_of(node).into_iter();
+        let pairs: Vec<PairId> = orphans.filter(|&p| open(p) && self.may_lead_with_rest(p, place)).collect();
+        if pairs.is_empty() {
+            return false;
+        }
+        match &self.nodes[node.index()].job {
+            Some(trickle) => trickle.yield_to_others(),
+            None => self.begin_purge(node, pairs, Fill::Missed),
+        }
+        true
+    }
+
     /// How the pair's copy on the node is made equal.
     fn fill_for(&self, node: NodeId, pair: PairId) -> Fill {
         if self.nodes[node.index()].empty {
             // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
             Fill::Empty
-        } else if !self.pairs[pair.index()].missed.overflowed() {
+        } else if self.pairs[pair.index()].knows_difference(self.topology.place(node)) {
             Fill::Missed
         } else {
             // One that is Recovering already is written to: a purge would not end.

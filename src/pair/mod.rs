@@ -20,10 +20,14 @@
 //! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader that is slow or unreachable makes
 //! the pair `Dark`, and `Dark` remembers it: it ends with that node's return, or with the proof that its memory is gone.
 
+mod rest;
+
 use std::fmt;
 
 use crate::ids::{Epoch, Place, Term};
 use crate::rules::{Rule, holds};
+
+pub use rest::Kept;
 
 /// Why a node or pair is where it is. One word for log, metrics and `stats`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -181,8 +185,9 @@ pub enum Event {
     Lost(Place, Loss, Reason),
     /// A node is back with the memory that it had when it was lost; or has it, and what kept it from leading is over.
     BackSame(Place),
-    /// A node holds nothing of this pair: proved empty, or purged. Matters when no copy is left.
-    Emptied(Place),
+    /// What a node holds of this pair missed nothing: it is proved empty, or was purged, of everything or of all that it missed. Matters
+    /// when no copy is left.
+    Purged(Place),
     /// The follower is purged and drained: the resync may begin to copy.
     BeginRecovery,
     /// Everything is copied: the resync asks for the gate.
@@ -349,7 +354,7 @@ impl Pair {
                 }
                 _ => vec![],
             },
-            Event::Emptied(place) => match self.state {
+            Event::Purged(place) => match self.state {
                 State::Dark { in_sync: None, .. } if !self.foreign => {
                     self.edge(State::Degraded { leader: place }, self.reason, None)
                 }

@@ -3,7 +3,7 @@
 //! | rule | protected by (in `mod.rs`) |
 //! |---|---|
 //! | 1 only the diagram's arrows | the `match` arms of `apply` and `lost`; `legal` asserts |
-//! | 2 what missed a write does not lead before it is purged | `BackSame`: the guard `p == place`; `Emptied`: only with `in_sync: None` |
+//! | 2 what missed a write does not lead before it is purged | `BackSame`: the guard `p == place`; `Purged`: only with `in_sync: None` |
 //! | 3 the last full copy is not deposed on suspicion | `lost`, Recovering: `Dark { in_sync: Some(leader), .. }`; Degraded: `then_some(leader)` |
 //! | 4 close, then record, then open | `edge`: `Gate::Closing`; `closed`: `Gate::Recording` |
 //! | 5 term and epoch | `advance`: the two increments |
@@ -12,6 +12,7 @@
 //! | 10 under a foreign session nobody is promoted | `self.foreign` in `apply` and `lost` |
 //! | 8 a closing gate waits for no lost node | `void_while_closing`, `edge(.., Some(place))` in `lost` |
 //! | 9 what is listed as different is all that differs | `keeps_difference` |
+//! | 11 what leads with the rest missed no more than was deleted | `Kept::lost_by`, `Kept::may_lead` |
 
 use std::collections::{HashSet, VecDeque};
 
@@ -48,6 +49,9 @@ struct World {
     /// The control plane has a list of the keys that differ; and whether it is true that nothing else does.
     listed: bool,
     list_is_true: bool,
+    /// Which nodes it knows to have kept their memory since that list begins; and whether what each holds under other keys is true.
+    kept: Kept,
+    rest_is_true: [bool; 2],
     /// How it came to this; for the message of a failure.
     story: Vec<String>,
 }
@@ -93,7 +97,7 @@ fn arrow(from: State, to: State, event: Event) -> bool {
             Dark { in_sync: None, .. },
             Event::Lost(p, Loss::MemoryGone, _),
         ) => s == p,
-        (Dark { in_sync: None, .. }, Degraded { leader }, Event::Emptied(p)) => leader == p,
+        (Dark { in_sync: None, .. }, Degraded { leader }, Event::Purged(p)) => leader == p,
         (Dark { .. }, Degraded { leader }, Event::Promote(p)) => leader == p,
         // What Dark remembers: the fallback comes and goes, a flush voids both.
         (Dark { in_sync: a, .. }, Dark { in_sync: b, fallback }, Event::Undone(p)) => {
@@ -123,6 +127,8 @@ impl World {
             job: false,
             listed,
             list_is_true,
+            kept: Kept::default(),
+            rest_is_true: [false; 2],
             story: Vec::new(),
         }
     }
@@ -218,13 +224,21 @@ impl World {
         if mine != Holds::Full {
             // The most that is left: from now on it is the truth. The other one may come back with more.
             self.list_is_true = false;
+            self.rest_is_true = [false; 2];
             self.holds[leader as usize] = Holds::Full;
             self.miss(leader.other());
         }
         if self.pair.state == State::Mirrored {
             assert_eq!(self.holds, [Holds::Full; 2], "mirrored but not equal: {self:?}");
             (self.listed, self.list_is_true) = (true, true);
+            self.kept.mirrored();
+            self.rest_is_true = [true; 2];
         }
+    }
+
+    /// The control plane would let the node lead with what it did not miss.
+    fn may_lead_with_rest(&self, place: Place) -> bool {
+        at(&self.up, place) && self.listed && !self.job && self.kept.may_lead(self.pair.state, place)
     }
 
     fn miss(&mut self, place: Place) {
@@ -242,6 +256,7 @@ impl World {
         if loss == Loss::MemoryGone {
             self.holds[place as usize] = Holds::Empty;
             self.list_is_true = false;
+            self.rest_is_true[place as usize] = false;
             if let Some(led) = &mut self.led {
                 led.2 |= led.0 == place;
             }
@@ -288,19 +303,33 @@ impl World {
                     w.listed &= at(&w.holds, place) != Holds::Empty;
                     w.apply(Event::BackSame(place));
                 });
-                add(format!("{place} back, empty"), &|w| {
-                    w.lose(place, Loss::MemoryGone);
-                    w.up[place as usize] = true;
-                    w.listed = false;
-                    w.apply(Event::Emptied(place));
-                });
+                for empty in [true, false] {
+                    add(format!("{place} back, with another memory, empty: {empty}"), &|w| {
+                        w.listed &= w.may_lead_with_rest(place.other());
+                        w.kept.lost_by(place);
+                        w.lose(place, Loss::MemoryGone);
+                        w.up[place as usize] = true;
+                        if !empty {
+                            w.holds[place as usize] = Holds::Stale;
+                        } else if !w.may_lead_with_rest(place.other()) {
+                            w.apply(Event::Purged(place));
+                        }
+                    });
+                }
             }
             let orphaned = state == State::Dark { in_sync: None, fallback: None };
             if at(&self.up, place) && orphaned && gate == Gate::Open {
+                if self.may_lead_with_rest(place) {
+                    assert!(at(&self.rest_is_true, place), "rule 11: more is old on {place} than is listed: {self:?}");
+                    add(format!("{place} purged of what it missed"), &|w| {
+                        w.holds[place as usize] = Holds::Part;
+                        w.apply(Event::Purged(place));
+                    });
+                }
                 add(format!("{place} purged"), &|w| {
                     w.holds[place as usize] = Holds::Empty;
                     w.list_is_true = false;
-                    w.apply(Event::Emptied(place));
+                    w.apply(Event::Purged(place));
                 });
             }
             if matches!(state, State::Dark { .. }) && at(&self.up, place) && !self.job {
@@ -308,6 +337,8 @@ impl World {
                     // What it holds counts from now on, and the other one's acknowledged writes do not: that is what was asked for.
                     w.holds[place as usize] = Holds::Full;
                     w.miss(place.other());
+                    w.rest_is_true = [false; 2];
+                    w.listed = false;
                     w.apply(Event::Promote(place));
                 });
             }
@@ -355,6 +386,7 @@ impl World {
             }
             add("flush_all".into(), &|w| {
                 for place in PLACES {
+                    w.rest_is_true[place as usize] &= at(&w.up, place);
                     if !at(&w.up, place) {
                         w.miss(place);
                     } else if w.pair.state.leader().is_none() {
@@ -533,6 +565,8 @@ fn every_sequence_of_events_keeps_the_rules() {
     }
     let fallback = |w: &World| matches!(w.pair.state, State::Dark { fallback: Some(_), .. });
     assert!(reached.iter().any(fallback) && reached.iter().any(|w| w.pair.gate == Gate::Draining));
+    let rest = |w: &World| w.story.last().is_some_and(|step| step.ends_with("purged of what it missed"));
+    assert!(reached.iter().any(rest), "nobody led with the rest");
     assert!(reached.len() > 1000, "{}", reached.len());
 }
 
@@ -544,7 +578,7 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
         vec![Event::BeginRecovery, Event::HandBack, Event::Drained(true), Event::Drained(false), Event::Closed];
     events.extend([Event::Recorded, Event::Flushed, Event::ResyncEnded(Reason::Cancelled)]);
     for place in PLACES {
-        events.extend([Event::BackSame(place), Event::Emptied(place), Event::Undone(place), Event::Distrust(place)]);
+        events.extend([Event::BackSame(place), Event::Purged(place), Event::Undone(place), Event::Distrust(place)]);
         events.extend([Event::Promote(place), Event::Foreign(true), Event::Foreign(false)]);
         events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }

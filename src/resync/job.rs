@@ -75,6 +75,8 @@ async fn steps(
             // Before, it held what it had missed writes of: nothing that may ever lead.
             *undone = true;
         }
+        // (The second purge, behind the barrier, is one of a node that is filled.)
+        Fill::Missed if !holds(Rule::MissedPurgedBeforeLead) => {}
         Fill::Missed => {
             ctx.progress.set_phase(Phase::Purging);
             purged = purge_missed(&ctx.missed, ctx, pipe, &purged).await?;

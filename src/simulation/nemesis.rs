@@ -56,6 +56,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
             evictions(world, &hot, stop).await;
         }
         Profile::HalfFilled => half_filled(world, stop).await,
+        Profile::BothDown => both_down(world).await,
         Profile::Witness => witness(world).await,
         Profile::TwoLeaders => two_leaders(world, stop).await,
         Profile::Adoption => adoption(world).await,
@@ -196,6 +197,48 @@ async fn half_filled(world: &mut World, stop: &Cell<bool>) {
     world.net.start(0);
     pause(world, 50..150).await;
     stop.set(true);
+    heal_all(world).await;
+}
+
+/// One node misses writes, perhaps once more while it is filled; then the other one dies.
+async fn both_down(world: &mut World) {
+    let follower = world.rng.random_range(0..2);
+    let leader = 1 - follower;
+    for _ in 0..world.rng.random_range(1..3) {
+        if world.rng.random() {
+            world.net.change(follower, "hangs", |host| host.hung = true);
+        } else {
+            world.net.change(follower, "cut off", |host| host.cut_off = true);
+        }
+        pause(world, 100..700).await;
+        if world.rng.random_ratio(1, 3) {
+            heal(world, follower);
+            pause(world, 0..150).await;
+        }
+    }
+    let back_early = world.rng.random_ratio(1, 4);
+    if back_early {
+        // It may lead with nothing before the other one is there.
+        lost(world);
+    } else {
+        // What nobody writes has been missed by nobody.
+        for key in world.hot_keys() {
+            world.history.call(99, Some(&key), Call::Delete);
+        }
+    }
+    world.net.kill(leader);
+    if back_early {
+        pause(world, 0..1_500).await;
+        world.net.start(leader);
+    }
+    pause(world, 0..2_000).await;
+    heal(world, follower);
+    if world.rng.random_ratio(1, 4) {
+        pause(world, 0..300).await;
+        world.net.reset(follower, 2);
+    }
+    // Beyond the grace, and until the follower leads.
+    pause(world, 2_000..3_500).await;
     heal_all(world).await;
 }
 

@@ -164,6 +164,7 @@ macro_rules! missed {
 missed! {
     without_verify: Verify, Single, 1_000;
     without_purge: PurgeBeforeFill, Single, 300;
+    without_purge_of_what_was_missed: MissedPurgedBeforeLead, BothDown, 300;
     without_barrier: BarrierAtEdges, Single, 1_000;
     with_reexecution: NoReexecutionOnFilling, Single, 3_000;
     without_drain: DrainByAnswer, Single, 2_000;

@@ -44,6 +44,8 @@ pub(super) enum Profile {
     Evictions,
     /// The leader loses its memory while the other node is being filled.
     HalfFilled,
+    /// The follower misses writes, then the leader dies for good: nothing else is lost.
+    BothDown,
     /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
     Witness,
     /// Each of two nodes led alone, under two proxies.
@@ -54,13 +56,14 @@ pub(super) enum Profile {
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 9] = [
+    pub(super) const ALL: [Profile; 10] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
         Profile::Stranger,
         Profile::Evictions,
         Profile::HalfFilled,
+        Profile::BothDown,
         Profile::Witness,
         Profile::TwoLeaders,
         Profile::Adoption,
@@ -159,7 +162,7 @@ impl World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let shapes: &[(usize, usize)] = match profile {
             Profile::Witness => &[(2, 1), (1, 2)],
-            Profile::TwoLeaders | Profile::HalfFilled => &[(1, 1)],
+            Profile::TwoLeaders | Profile::HalfFilled | Profile::BothDown => &[(1, 1)],
             _ => &[(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)],
         };
         let (primaries, backups) = shapes[rng.random_range(0..shapes.len())];
@@ -193,7 +196,9 @@ impl World {
         let habits = Habits {
             keys,
             think_ms: if crowded { 8 } else { rng.random_range(20..150) },
-            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders) && !crowded && rng.random_ratio(1, 3),
+            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders | Profile::BothDown)
+                && !crowded
+                && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
         };
         let operator = Client::new(

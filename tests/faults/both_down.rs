@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::read;
 use super::support::cluster::fill;
 use super::support::forwarder::Hold;
 use super::support::{Client, Cluster, DEADLINE, Memcached, Shape, Stored, read_node, wait_until};
+use super::{Truth, read};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Gone {
@@ -29,6 +29,31 @@ impl Gone {
             Gone::Killed => node.restart(),
             Gone::Stopped => node.resume(),
         }
+    }
+}
+
+/// What is true of the items of before, once both are back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kept {
+    All,
+    /// What the first one to go did not miss.
+    Unchanged,
+    Nothing,
+}
+
+impl Kept {
+    fn new(first: Gone, second: Gone, first_returns_first: bool) -> Kept {
+        match (first, second) {
+            (_, Gone::Stopped) => Kept::All,
+            (Gone::Stopped, Gone::Killed) if first_returns_first => Kept::Unchanged,
+            _ => Kept::Nothing,
+        }
+    }
+
+    /// The value of a key that was written before both were gone; `changed` after the first one was.
+    fn value(self, value: &str, changed: bool) -> Option<Vec<u8>> {
+        let kept = self == Kept::All || self == Kept::Unchanged && !changed;
+        kept.then(|| value.as_bytes().to_vec())
     }
 }
 
@@ -69,21 +94,26 @@ fn both_down(primary_first: bool, first: Gone, second: Gone, first_returns_first
         }
     }
     assert!(slow <= 1, "{name}: {slow} of 50 requests waited for a node that was known to be gone");
+    let kept = Kept::new(first, second, first_returns_first);
     if first_returns_first {
         first.bring_back(&mut a);
-        only_truth(&mut client, second, &name, 60);
+        only_truth(&mut client, kept, &name, 60);
+        if kept == Kept::Unchanged {
+            // An empty server that comes before it is taken back leads.
+            wait_until("the one that missed a little", DEADLINE, || cluster.proxy.status().node(&a.addr()) == "up");
+        }
         second.bring_back(&mut b);
     } else {
         second.bring_back(&mut b);
-        only_truth(&mut client, second, &name, 60);
+        only_truth(&mut client, kept, &name, 60);
         first.bring_back(&mut a);
     }
     wait_until(&format!("every pair mirrored: {name}"), DEADLINE, || {
-        only_truth(&mut client, second, &name, 1);
+        only_truth(&mut client, kept, &name, 1);
         cluster.proxy.status().mirrored()
     });
-    for (key, value) in [("kept", "1"), ("changed", "2"), ("counted", "2")] {
-        let wanted = (second == Gone::Stopped).then(|| value.as_bytes().to_vec());
+    for (key, value, changed) in [("kept", "1", false), ("changed", "2", true), ("counted", "2", true)] {
+        let wanted = kept.value(value, changed);
         assert_eq!(read(&mut client, key), Ok(wanted), "{name}: {key} at the end");
     }
     assert_eq!(read(&mut client, "deleted"), Ok(None), "{name}");
@@ -96,12 +126,12 @@ fn both_down(primary_first: bool, first: Gone, second: Gone, first_returns_first
     cluster.assert_rings_equal();
 }
 
-/// Errors, and what is true: an item of the last full copy if that may come back, else a miss.
-fn only_truth(client: &mut Client, second: Gone, name: &str, times: usize) {
+/// Errors, and what is true.
+fn only_truth(client: &mut Client, kept: Kept, name: &str, times: usize) {
     for _ in 0..times {
         for (key, value) in [("kept", Some("1")), ("changed", Some("2")), ("counted", Some("2")), ("deleted", None)] {
             let Ok(found) = read(client, key) else { continue };
-            let wanted = value.filter(|_| second == Gone::Stopped).map(|v| v.as_bytes().to_vec());
+            let wanted = value.and_then(|value| kept.value(value, key != "kept"));
             assert_eq!(found, wanted, "{name}: {key} while they come back");
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -179,4 +209,139 @@ fn half_filled(leader_away_first: bool) {
     cluster.backups[0].network().hold(Hold::Nothing);
     wait_until("somebody to lead", DEADLINE, || client.get("changed").is_ok());
     assert_eq!(read(&mut client, "changed"), Ok(None), "{}", cluster.proxy.log());
+}
+
+/// Two servers of which the backup hung, missed every key of `missed`, each by two kinds of writes, and then the primary died.
+struct Lone {
+    cluster: Cluster,
+    rest: Truth,
+    missed: Truth,
+}
+
+impl Lone {
+    /// So many keys are missed; `back` brings servers back.
+    fn new(args: &[&str], missed: usize, back: impl FnOnce(&mut Cluster)) -> Lone {
+        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(args));
+        let mut client = cluster.client();
+        let rest = Truth::fill_as("rest", &mut client, 1250);
+        let mut missed = Truth::fill_as("missed", &mut client, missed);
+        cluster.backups[0].pause();
+        cluster.wait_lost(&cluster.backups[0].addr());
+        (0..2).for_each(|round| missed.change(&mut client, round));
+        cluster.primaries[0].kill();
+        cluster.wait_lost(&cluster.primaries[0].addr());
+        back(&mut cluster);
+        wait_until("somebody to lead", DEADLINE, || client.get("rest:0").is_ok());
+        Lone { cluster, rest, missed }
+    }
+
+    /// What was missed is gone, and nothing else.
+    fn check(&self, when: &str) {
+        let mut client = self.cluster.client();
+        self.rest.check(&mut client, when);
+        self.check_missed(&mut client, when);
+    }
+
+    fn check_missed(&self, client: &mut Client, when: &str) {
+        for key in self.missed.keys() {
+            assert_eq!(read(client, key), Ok(None), "{when}: {key}");
+        }
+    }
+}
+
+fn wait_logged(cluster: &Cluster, line: &str) {
+    wait_until(line, DEADLINE, || cluster.proxy.log_so_far().contains(line));
+}
+
+fn back_with_its_memory(cluster: &mut Cluster) {
+    cluster.backups[0].resume();
+    let line = format!("node is back node={} memory=\"same\"", cluster.backups[0].addr());
+    wait_logged(cluster, &line);
+}
+
+/// The primary is dead for good: after the grace just what the backup missed is deleted there, and it leads with the rest.
+#[test]
+fn g8_a_backup_whose_primary_is_dead_for_good_leads_with_all_that_it_did_not_miss() {
+    for after_the_grace in [false, true] {
+        let mut lone = Lone::new(&["--leader-grace", "300ms"], 250, |cluster| {
+            if after_the_grace {
+                wait_logged(cluster, "its memory counts as gone");
+            }
+            back_with_its_memory(cluster);
+        });
+        let when = format!("back after the grace: {after_the_grace}");
+        lone.check(&when);
+        // It is the truth from now on, also for a server that comes back empty.
+        lone.cluster.primaries[0].restart();
+        lone.cluster.mirrored();
+        lone.check(&format!("{when}, mirrored"));
+        lone.cluster.assert_rings_equal();
+        lone.cluster.backups[0].kill();
+        lone.cluster.wait_lost(&lone.cluster.backups[0].addr());
+        lone.check(&format!("{when}, the primary alone"));
+    }
+}
+
+/// The primary comes back empty while the backup is there: it does not lead with nothing where the other one has nearly all.
+#[test]
+fn g8_an_empty_primary_does_not_lead_where_the_backup_has_the_rest() {
+    let lone = Lone::new(&["--leader-grace", "60s"], 250, |cluster| {
+        back_with_its_memory(cluster);
+        cluster.primaries[0].restart();
+    });
+    lone.check("an empty primary");
+    lone.cluster.mirrored();
+    lone.check("mirrored");
+    lone.cluster.assert_rings_equal();
+}
+
+/// More was missed than is remembered: nothing tells what the backup may keep from what is old.
+#[test]
+fn g8_a_backup_that_missed_more_than_is_known_leads_with_nothing() {
+    let args = ["--leader-grace", "300ms", "--resync-memory", "1m", "--item-size-max", "512k"];
+    let lone = Lone::new(&args, 6000, back_with_its_memory);
+    let mut client = lone.cluster.client();
+    lone.check_missed(&mut client, "too many");
+    for key in lone.rest.keys() {
+        assert_eq!(read(&mut client, key), Ok(None), "{key}");
+    }
+}
+
+/// What it missed is being filled, and the primary dies in the midst: also that the backup was lost once more, and missed more of it.
+#[test]
+fn g8_a_backup_that_was_partly_filled_leads_with_no_more_than_is_true() {
+    for lost_again in [false, true] {
+        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--leader-grace", "300ms", "--resync-rate", "100"]));
+        let mut client = cluster.client();
+        let rest = Truth::fill_as("rest", &mut client, 500);
+        let mut missed = Truth::fill_as("missed", &mut client, 600);
+        let backup = cluster.backups[0].addr();
+        cluster.backups[0].pause();
+        cluster.wait_lost(&backup);
+        (0..2).for_each(|round| missed.change(&mut client, round));
+        cluster.backups[0].resume();
+        cluster.wait_copying(&backup);
+        // Now on both, or dropped there to be copied again.
+        missed.change(&mut client, 2);
+        if lost_again {
+            cluster.backups[0].pause();
+            cluster.wait_lost(&backup);
+            missed.change(&mut client, 3);
+        }
+        cluster.primaries[0].kill();
+        cluster.wait_lost(&cluster.primaries[0].addr());
+        if lost_again {
+            cluster.backups[0].resume();
+        }
+        wait_until("somebody to lead", DEADLINE, || client.get("rest:0").is_ok());
+        rest.check(&mut client, "the rest");
+        let mut kept = 0;
+        for key in missed.keys() {
+            let found = read(&mut client, key).expect("it leads");
+            let wanted = missed.0[key].as_deref();
+            assert!(found.is_none() || found.as_deref() == wanted, "{key} is {found:?}, but {wanted:?} is true");
+            kept += usize::from(found.is_some());
+        }
+        assert!(lost_again == (kept == 0), "lost again: {lost_again}, {kept} kept");
+    }
 }

@@ -24,7 +24,12 @@ pub struct Truth(BTreeMap<String, Option<Vec<u8>>>);
 impl Truth {
     /// Numbers, so that every kind of command can change them.
     pub fn fill(client: &mut Client, count: usize) -> Truth {
-        let truth = Truth((0..count).map(|i| (format!("k:{i}"), Some((1000 + i).to_string().into_bytes()))).collect());
+        Truth::fill_as("k", client, count)
+    }
+
+    pub fn fill_as(name: &str, client: &mut Client, count: usize) -> Truth {
+        let number = |i: usize| Some((1000 + i).to_string().into_bytes());
+        let truth = Truth((0..count).map(|i| (format!("{name}:{i}"), number(i))).collect());
         let keys: Vec<_> = truth.0.iter().collect();
         for chunk in keys.chunks(500) {
             let value = |v: &Option<Vec<u8>>| v.clone().expect("just filled");
@@ -84,6 +89,10 @@ impl Truth {
                 self.judge(key, item.as_ref().map(|i| i.value.as_slice()), when);
             }
         }
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     pub fn check_ring(&self, ring: &RingMap, name: &str) {
