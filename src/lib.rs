@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod health;
 pub mod ids;
 pub mod pair;
+mod progress;
 pub mod protocol;
 pub mod proxy;
 pub mod resync;

@@ -44,6 +44,16 @@ impl Batch {
         self.tail.len()
     }
 
+    /// Its bytes.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Number of answers expected.
     pub fn replies(&self) -> usize {
         self.replies

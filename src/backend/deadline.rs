@@ -1,10 +1,11 @@
-//! Waiting for a node no longer than until a deadline.
+//! Waiting for a node no longer than until a deadline, or than it makes progress.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 /// A deadline that is noticed so late says that the proxy itself stood still (a paused machine).
 const LATE: Duration = Duration::from_millis(20);
@@ -20,6 +21,37 @@ pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Outpu
         Ok(done) => Some(done),
         Err(_) if deadline.elapsed() > LATE => timeout(GRACE, work).await.ok(),
         Err(_) => None,
+    }
+}
+
+/// How long a node may make no progress with answers whose size nobody knows.
+pub(super) struct Patience {
+    timeout: Duration,
+    timer: Pin<Box<Sleep>>,
+    graced: bool,
+}
+
+impl Patience {
+    /// It begins now.
+    pub(super) fn new(timeout: Duration) -> Patience {
+        Patience { timeout, timer: Box::pin(sleep_until(Instant::now() + timeout)), graced: false }
+    }
+
+    /// Ready once there was none for so long (see also [`by`]). `since`: when the node made progress last.
+    pub(super) fn poll_over(&mut self, since: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let due = since + self.timeout;
+            if due > Instant::now() {
+                self.graced = false;
+                self.timer.as_mut().reset(due);
+            } else if !self.graced && self.timer.deadline().elapsed() > LATE {
+                self.graced = true;
+                self.timer.as_mut().reset(Instant::now() + GRACE);
+            } else {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
@@ -14,11 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
 
 use super::batch::{Batch, Effect};
-use super::deadline::by;
+use super::deadline::{Patience, by};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
 use super::{Dial, NodeStream};
 use crate::ids::NodeId;
+use crate::progress::Progress;
 
 /// How much is read at once, in bytes. Large, because every system call costs as much as several items.
 const READ_BYTES: usize = 256 * 1024;
@@ -90,6 +92,10 @@ pub struct Pipe {
     owed: usize,
     mutations_owed: bool,
     failed: Option<NodeError>,
+    /// What the node has moved.
+    progress: Progress<Instant>,
+    /// The socket took no more when it was last asked: what it takes next shows that the node reads.
+    stuck: bool,
 }
 
 impl Pipe {
@@ -113,6 +119,8 @@ impl Pipe {
             owed: 0,
             mutations_owed: false,
             failed: None,
+            progress: Progress::new(Instant::now()),
+            stuck: false,
         }
     }
 
@@ -134,6 +142,34 @@ impl Pipe {
     where
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
     {
+        self.begin(batch)?;
+        let mut index = 0;
+        let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
+        let done = by(deadline, work).await;
+        self.exchanged(done)
+    }
+
+    /// As [`Pipe::exchange`], of answers or commands of any size: for as long as the node makes progress, and no longer than `patience`
+    /// without. (For what is small and known, a deadline for the whole is stricter.)
+    pub async fn transfer<F>(&mut self, batch: Batch, patience: Duration, mut on_reply: F) -> Result<(), NodeError>
+    where
+        F: FnMut(usize, Frame<'_>) -> Result<(), String>,
+    {
+        self.begin(batch)?;
+        self.progress = Progress::new(Instant::now());
+        let mut patience = Patience::new(patience);
+        let mut index = 0;
+        let done = poll_fn(|cx| {
+            if let Poll::Ready(done) = self.poll_exchange(cx, &mut index, &mut on_reply) {
+                return Poll::Ready(Some(done));
+            }
+            patience.poll_over(self.progress.since(), cx).map(|()| None)
+        });
+        let done = done.await;
+        self.exchanged(done)
+    }
+
+    fn begin(&mut self, batch: Batch) -> Result<(), NodeError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -141,9 +177,10 @@ impl Pipe {
             return Err(NodeError::Protocol("an earlier batch was given up half-way".to_owned()));
         }
         self.load(batch);
-        let mut index = 0;
-        let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
-        let done = by(deadline, work).await;
+        Ok(())
+    }
+
+    fn exchanged(&mut self, done: Option<Result<(), NodeError>>) -> Result<(), NodeError> {
         self.noted(done)?;
         self.mutations_owed = false;
         Ok(())
@@ -282,6 +319,7 @@ impl Pipe {
         let read_at = Instant::now();
         for span in &self.spans {
             self.owed -= 1;
+            self.progress.answered();
             on_reply(*index, span.frame(&chunk, read_at))?;
             *index += 1;
         }
@@ -306,16 +344,26 @@ impl Pipe {
     /// Moves bytes both ways. Ready once anything was read or written.
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NodeError>> {
         let mut moved = false;
-        if !self.out.is_empty()
-            && let Poll::Ready(n) = poll_write(&mut self.stream, &mut self.out, cx)
-        {
-            self.written += n? as u64;
-            moved = true;
+        if !self.out.is_empty() {
+            match poll_write(&mut self.stream, &mut self.out, cx) {
+                Poll::Ready(n) => {
+                    let n = n?;
+                    self.written += n as u64;
+                    moved = true;
+                    if self.stuck {
+                        self.progress.add(n, Instant::now());
+                    }
+                    self.stuck = false;
+                }
+                Poll::Pending => self.stuck = true,
+            }
         }
         if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, cx) {
-            if n? == 0 {
+            let n = n?;
+            if n == 0 {
                 return Poll::Ready(Err(NodeError::Reset));
             }
+            self.progress.add(n, Instant::now());
             moved = true;
         }
         if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -481,6 +529,65 @@ mod tests {
         tokio::select! {
             result = pipe.stats("", begun - Duration::from_secs(1)) => assert_eq!(result, Err(NodeError::Timeout)),
             () = drips => panic!("still waited for"),
+        }
+    }
+
+    /// What the node does after it was asked for 4 MB: so many bytes in each millisecond of its first second, then that many.
+    async fn moves(first: usize, then: usize) -> (Result<(), NodeError>, Duration) {
+        let (mut pipe, mut far) = pair(1 << 16);
+        let node = async {
+            far.write_all(b"VA 4000000\r\n").await.unwrap();
+            for ms in 0.. {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                far.write_all(&vec![b'x'; if ms < 1000 { first } else { then }]).await.unwrap();
+            }
+        };
+        let mut batch = Batch::new();
+        batch.command(b"mg k v\r\n", Effect::Read);
+        let begun = Instant::now();
+        tokio::select! {
+            result = pipe.transfer(batch, Duration::from_millis(250), |_, _| Ok(())) => (result, begun.elapsed()),
+            () = node => unreachable!("it goes on for ever"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_any_size_is_waited_for_while_it_comes() {
+        let (_, elapsed) = moves(2000, 2000).await;
+        assert!(elapsed >= Duration::from_secs(2), "eight times the deadline: {elapsed:?}");
+        // A drip, and one that stops in mid-value.
+        for (first, then, late) in [(1, 1, 250), (2000, 1, 1250), (2000, 0, 1250)] {
+            let (result, elapsed) = moves(first, then).await;
+            assert_eq!(result, Err(NodeError::Timeout));
+            let late = Duration::from_millis(late);
+            assert!(elapsed <= late + Duration::from_millis(10), "{elapsed:?} instead of {late:?}");
+            assert!(elapsed + Duration::from_millis(50) >= late, "{elapsed:?} instead of {late:?}");
+        }
+    }
+
+    /// What the kernel takes at once shows nothing; that a full socket takes more does.
+    #[tokio::test(start_paused = true)]
+    async fn a_command_of_any_size_is_waited_for_while_it_is_taken() {
+        for (reads, expected) in [(true, Ok(())), (false, Err(NodeError::Timeout))] {
+            let (mut pipe, mut far) = pair(1 << 16);
+            let node = async {
+                let mut taken = vec![0; 2000];
+                for _ in 0..1000 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    if reads {
+                        far.read_exact(&mut taken).await.unwrap();
+                    }
+                }
+                far.write_all(b"HD\r\n").await.unwrap();
+                std::future::pending().await
+            };
+            let mut batch = Batch::new();
+            batch.put_value(&Bytes::from(vec![b'x'; 2_000_000]));
+            batch.end(1, Effect::Mutation);
+            tokio::select! {
+                result = pipe.transfer(batch, Duration::from_millis(250), |_, _| Ok(())) => assert_eq!(result, expected),
+                () = node => unreachable!("it never ends"),
+            }
         }
     }
 

@@ -116,7 +116,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "64m", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync_memory: Vec<String>,
 
-    /// How long a server may take for an answer before it counts as lost and the other copy answers
+    /// How long a server may make no progress with what it was asked before it counts as lost and the other copy answers
     #[arg(long, value_name = "TIME", default_value = "250ms", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) timeout: Vec<String>,
 

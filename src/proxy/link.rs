@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 
 use crate::ids::Incarnation;
+use crate::progress::Progress;
 
 use super::op::{Effect, Kind};
 use super::out::OutQueue;
@@ -126,6 +127,12 @@ pub struct Conn {
     pub voids: u32,
     /// The last fault told for the command at the front: 0 none, 1 late, 2 later than the last full copy is waited for.
     pub lateness: u8,
+    /// What the node has moved, microseconds of the worker's clock.
+    pub(super) progress: Progress<u64>,
+    /// Bytes of `input` that were looked at already.
+    pub(super) seen: usize,
+    /// Bytes that the kernel did not take when it was last asked.
+    stuck: usize,
     /// Answers that wait for the marker, in the order in which they came.
     pub(super) unproven: VecDeque<Unproven>,
     /// How many of them are writes.
@@ -153,6 +160,9 @@ impl Conn {
             urgent: false,
             voids: 0,
             lateness: 0,
+            progress: Progress::new(0),
+            seen: 0,
+            stuck: 0,
             unproven: VecDeque::new(),
             unproven_writes: 0,
             markers: 0,
@@ -166,6 +176,24 @@ impl Conn {
     pub fn room(&mut self) -> &mut BytesMut {
         room::make(&mut self.input, self.need);
         &mut self.input
+    }
+
+    /// A whole answer has come.
+    pub(super) fn answered(&mut self) {
+        self.lateness = 0;
+        self.progress.answered();
+    }
+
+    /// The socket is full, with so many bytes still to be taken (0: it is not). That it takes some of them shows that the node reads: a
+    /// stopped one lets the kernel take what its buffers hold, at once, and nothing after that.
+    pub fn is_stuck_with(&mut self, bytes: usize, now_us: u64) {
+        let before = std::mem::replace(&mut self.stuck, bytes);
+        self.progress.add(before.saturating_sub(bytes), now_us);
+    }
+
+    /// Bytes that are to be written.
+    pub fn unsent(&self) -> usize {
+        self.out.len()
     }
 
     /// What is to be written, for whole commands to be added to. `now_us`: the worker's clock.
@@ -200,6 +228,7 @@ impl Conn {
     pub(super) fn clear_out(&mut self) {
         self.out = OutQueue::default();
         self.get_line = None;
+        self.stuck = 0;
     }
 
     /// The answers that wait for a marker, once the connection is given up.

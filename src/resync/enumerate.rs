@@ -111,9 +111,11 @@ async fn dump(
     })?;
     let mut rest: Vec<u8> = Vec::new();
     let mut key = Vec::new();
+    // A drip of bytes is no progress; a whole line is: an almost empty table of many buckets shows few.
+    let mut since = Instant::now();
     loop {
-        let chunk = pipe.read_chunk(Instant::now() + timeout).await?;
-        let mut at = 0;
+        let chunk = pipe.read_chunk(since + timeout).await?;
+        let (mut at, read_at) = (0, Instant::now());
         while let Some(length) = memchr::memchr(b'\n', &chunk[at..]) {
             let end = at + length;
             let done = if rest.is_empty() {
@@ -134,6 +136,7 @@ async fn dump(
         // target's answers, though long there, count as too late.
         yield_now().await;
         disk.room().await;
+        since = if at > 0 { Instant::now() } else { since + read_at.elapsed() };
         if rest.len() > MAX_LINE_BYTES {
             return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
         }

@@ -18,9 +18,11 @@ use crate::backend::{Batch, Dial, Drain, Frame, Pipe};
 use crate::ids::NodeId;
 use crate::rules::{Rule, holds};
 
-/// What a node must manage per second, in bytes, on top of what its timeout allows: many large items take their time, and a
-/// node that is merely slow is not to be taken for one that hangs.
+/// What the target must manage per second, in bytes, on top of what its timeout allows, of what the kernel takes at once and does not show
+/// on its way: a network that is merely slow is not to be taken for a node that hangs.
 const MIN_BYTES_PER_S: usize = 2 << 20;
+/// What the kernel takes at most, in bytes: the buffers of both sides grow to 4 MB and 6 MB.
+const KERNEL_BYTES: usize = 10 << 20;
 /// Booked with every item, for key and bookkeeping, in bytes.
 pub(super) const ENTRY_BYTES: usize = 512;
 
@@ -115,7 +117,6 @@ impl Lane {
     /// The target is always heard out, cancelled or not: what was sent to it takes effect. The source is only read from.
     pub(super) async fn step(&mut self, tuning: &Tuning, stop: &CancellationToken) -> Result<(), JobError> {
         let asked = Instant::now();
-        let allowance = Duration::from_millis((self.booked / (MIN_BYTES_PER_S / 1000)) as u64);
         let source = self.source.node();
         let mut to_source = Batch::with_room(self.room.0, self.at_source.len());
         let mut to_target = Batch::with_room(self.room.1, self.at_target.len());
@@ -132,12 +133,12 @@ impl Lane {
         }
         self.room = (to_source.gathered(), to_target.gathered());
         let mut target_blind = false;
-        let from = stop.run_until_cancelled(self.source.exchange(
-            to_source,
-            asked + tuning.source_timeout + allowance,
-            |i, frame| take(&mut self.at_source, i, &frame, asked, &mut false),
-        ));
-        let to = self.target.exchange(to_target, asked + tuning.target_timeout + allowance, |i, frame| {
+        let unseen = to_target.len().min(KERNEL_BYTES);
+        let allowance = Duration::from_millis((unseen / (MIN_BYTES_PER_S / 1000)) as u64);
+        let from = stop.run_until_cancelled(self.source.transfer(to_source, tuning.source_timeout, |i, frame| {
+            take(&mut self.at_source, i, &frame, asked, &mut false)
+        }));
+        let to = self.target.transfer(to_target, tuning.target_timeout + allowance, |i, frame| {
             take(&mut self.at_target, i, &frame, asked, &mut target_blind)
         });
         let (from, to) = tokio::join!(biased; from, to);
@@ -196,8 +197,7 @@ impl Lane {
                 }
             }
             if batch.replies() > 0 {
-                let deadline = Instant::now() + tuning.target_timeout;
-                let done = self.target.exchange(batch, deadline, |i, frame| {
+                let done = self.target.transfer(batch, tuning.target_timeout, |i, frame| {
                     let entry = copies.get_mut(i).ok_or("an answer too many")?;
                     entry.answer(&frame, Instant::now()).map_err(|t| format!("{t:?}"))
                 });

@@ -135,8 +135,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         any = true;
         let mut deleted = 0;
         let begun = Instant::now();
-        let deadline = begun + ctx.tuning.target_timeout;
-        let done = pipe.exchange(batch, deadline, |i, frame| {
+        let done = pipe.transfer(batch, ctx.tuning.target_timeout, |i, frame| {
             let key = keys.get(i).ok_or("an answer too many")?;
             match Answer::parse(frame.line(), key)?.code {
                 Code::Done => deleted += 1,

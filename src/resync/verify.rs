@@ -277,8 +277,7 @@ impl<'a> Scrub<'a> {
     /// Which keys the leader has.
     async fn on_leader(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<bool>, JobError> {
         let mut there = Vec::with_capacity(keys.len());
-        let deadline = Instant::now() + self.ctx.tuning.source_timeout;
-        let asked = self.leader.exchange(ask_for(keys, b" k t"), deadline, |i, frame| {
+        let asked = self.leader.transfer(ask_for(keys, b" k t"), self.ctx.tuning.source_timeout, |i, frame| {
             let (key, _) = keys.get(i).ok_or("an answer too many")?;
             there.push(Answer::parse(frame.line(), key)?.code != Code::Missing);
             Ok(())
@@ -291,7 +290,7 @@ impl<'a> Scrub<'a> {
     async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Option<Item>, Option<Item>)>, JobError> {
         let (mut ours, mut theirs) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
         let asked = Instant::now();
-        let deadline = asked + self.ctx.tuning.source_timeout;
+        let patience = self.ctx.tuning.source_timeout;
         let read =
             |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: crate::backend::Frame<'_>| {
                 let (key, _) = keys.get(i).ok_or("an answer too many")?;
@@ -299,9 +298,9 @@ impl<'a> Scrub<'a> {
                 items.push((answer.code == Code::Value && answer.ttl != 0).then(|| answer.item(&frame, asked)));
                 Ok(())
             };
-        let leader = self.leader.exchange(ask_for(keys, b" k v f t c"), deadline, |i, f| read(keys, &mut ours, i, f));
+        let leader = self.leader.transfer(ask_for(keys, b" k v f t c"), patience, |i, f| read(keys, &mut ours, i, f));
         let follower =
-            self.follower.exchange(ask_for(keys, b" k v f t c"), deadline, |i, f| read(keys, &mut theirs, i, f));
+            self.follower.transfer(ask_for(keys, b" k v f t c"), patience, |i, f| read(keys, &mut theirs, i, f));
         let (leader, follower) = tokio::join!(leader, follower);
         leader.map_err(|e| JobError::Source(self.pair.leader, e))?;
         follower.map_err(JobError::Target)?;

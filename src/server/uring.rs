@@ -271,6 +271,11 @@ impl Ring {
         s.sending
     }
 
+    /// Bytes being sent.
+    pub(super) fn unsent(&self, slot: usize) -> usize {
+        self.slots[slot].out.len()
+    }
+
     /// Whether a send has failed.
     pub(super) fn is_broken(&self, slot: usize) -> bool {
         self.slots[slot].broken

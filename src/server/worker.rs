@@ -454,7 +454,10 @@ impl Worker {
     async fn tick_forever(self, tick: Duration) {
         loop {
             tokio::time::sleep(tick).await;
-            self.work(|shell| shell.core.tick());
+            self.work(|shell| {
+                shell.tell_what_is_stuck();
+                shell.core.tick();
+            });
             poll_fn(|cx| {
                 let shell = &mut *self.shell.borrow_mut();
                 if !shell.core.is_quiet() {
@@ -506,6 +509,25 @@ impl Worker {
 }
 
 impl Shell {
+    /// For [`Core::tick`]: which nodes' sockets are full.
+    fn tell_what_is_stuck(&mut self) {
+        for (index, lanes) in self.nodes.iter().enumerate() {
+            let node = NodeId(index as u16);
+            for (lane, io) in lanes.iter().enumerate() {
+                let bytes = match (io.as_ref().map(|io| &io.stream), &self.ring) {
+                    (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&(node, lane)) => {
+                        self.core.conn(node, lane).unsent()
+                    }
+                    // What waits behind a send that is not done waits for the same.
+                    (Some(NodeSocket::Ring(slot)), Some(ring)) => ring.unsent(*slot),
+                    _ => 0,
+                };
+                let now_us = self.core.now_us;
+                self.core.conn(node, lane).is_stuck_with(bytes, now_us);
+            }
+        }
+    }
+
     /// Something has come from a node.
     fn hear_node(&mut self, node: NodeId, lane: usize) {
         self.reads = self.reads.wrapping_add(1);

@@ -9,6 +9,7 @@ mod cas;
 mod diverged;
 mod flush;
 mod hung;
+mod large;
 mod late_writes;
 mod memory_lost;
 mod stale;

@@ -19,6 +19,8 @@ pub enum Hold {
     ToNode,
     ToProxy,
     Both,
+    /// So many bytes of each chunk go on to the proxy, then one each second.
+    Drip(usize),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,6 +164,9 @@ impl Shared {
     fn pump(&self, number: u64, mut from: TcpStream, mut to: TcpStream, way: Way) {
         let mut chunk = vec![0; 65536];
         while let Ok(read) = from.read(&mut chunk) {
+            if read > 0 && !self.drip(number, way, &chunk[..read], &mut to) {
+                continue;
+            }
             self.wait_free(number, way);
             if read == 0 || to.write_all(&chunk[..read]).is_err() {
                 break;
@@ -171,12 +176,32 @@ impl Shared {
         let _ = to.shutdown(Shutdown::Both);
     }
 
+    /// Returns whether the chunk is still to be passed on.
+    fn drip(&self, number: u64, way: Way, chunk: &[u8], to: &mut TcpStream) -> bool {
+        let rule = |s: &State| match s.hold {
+            Hold::Drip(first) if number < s.held_below && way == Way::ToProxy && !s.ended => Some(first),
+            _ => None,
+        };
+        let mut state = self.state.lock().expect("the forwarder's state");
+        let Some(first) = rule(&state) else { return true };
+        let first = first.min(chunk.len());
+        let mut fine = to.write_all(&chunk[..first]).is_ok();
+        for byte in &chunk[first..] {
+            if rule(&state).is_some() {
+                let waited = self.changed.wait_timeout(state, Duration::from_secs(1));
+                state = waited.expect("the forwarder's state").0;
+            }
+            fine = fine && to.write_all(&[*byte]).is_ok();
+        }
+        false
+    }
+
     /// Also the end of a stream waits: a partition hides it.
     fn wait_free(&self, number: u64, way: Way) {
         let held = |s: &State| {
             number < s.held_below
                 && match s.hold {
-                    Hold::Nothing => false,
+                    Hold::Nothing | Hold::Drip(_) => false,
                     Hold::Both => true,
                     Hold::ToNode => way == Way::ToNode,
                     Hold::ToProxy => way == Way::ToProxy,

@@ -106,7 +106,7 @@ impl Core {
         conn.generation = conn.generation.wrapping_add(1);
         conn.clear_out();
         conn.input.clear();
-        conn.need = 0;
+        (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
         conn.lateness = 0;
         let flights = std::mem::take(&mut conn.flights);
@@ -157,6 +157,7 @@ impl Core {
         conn.state = LinkState::Discarding;
         conn.clear_out();
         conn.input.clear();
+        conn.seen = 0;
         let flights = std::mem::take(&mut conn.flights);
         let waiting = std::mem::take(&mut conn.waiting);
         let unproven = conn.take_answers();
@@ -186,7 +187,7 @@ impl Core {
         self.ops.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }
 
-    /// Looks for answers that are late and for operations parked too long. Called every few milliseconds, unless [`Core::is_quiet`].
+    /// Looks for nodes that make no progress with what they are asked and for operations parked too long. Called every few milliseconds, unless [`Core::is_quiet`].
     pub fn tick(&mut self) {
         self.publish_gauges();
         for index in 0..self.links.len() {
@@ -198,7 +199,10 @@ impl Core {
                 // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
                 let held = conn.unproven.front().map(|u| u.at_us);
                 let Some(oldest) = held.into_iter().chain(sent).min() else { continue };
-                let age = self.now_us.saturating_sub(oldest);
+                // A node answers in order: what is small waits behind what is large, and is not late while that flows. (Where the marker is
+                // missing, answers that say so again and again are no progress.)
+                let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
+                let age = self.now_us.saturating_sub(since);
                 let lateness =
                     u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
                 if lateness > conn.lateness {

@@ -24,6 +24,15 @@ impl Core {
 
     /// Parses what has come from a node.
     pub fn node_input(&mut self, node: NodeId, lane: usize) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        let more = conn.input.len() - conn.seen;
+        self.take_replies(node, lane);
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.seen = conn.input.len();
+        conn.progress.add(more, self.now_us);
+    }
+
+    fn take_replies(&mut self, node: NodeId, lane: usize) {
         loop {
             let conn = &mut self.links[node.index()].conns[lane];
             if conn.state == LinkState::Discarding {
@@ -48,9 +57,11 @@ impl Core {
             };
             let flight = sent.flight;
             if matches!(flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd) {
-                conn.lateness = 0;
                 match self.get_answered(node, lane, &reply) {
-                    Heed::Taken => continue,
+                    Heed::Taken => {
+                        self.links[node.index()].conns[lane].answered();
+                        continue;
+                    }
                     Heed::Incomplete => return,
                     Heed::Doubt => {
                         tracing::warn!(node = %self.topology.addr(node), "a node answered a get with something else");
@@ -73,7 +84,7 @@ impl Core {
                 end = END.len();
             }
             conn.flights.pop_front();
-            conn.lateness = 0;
+            conn.answered();
             let unit = conn.input.split_to(reply.len).freeze();
             bytes::Buf::advance(&mut conn.input, end);
             let fine = match flight {

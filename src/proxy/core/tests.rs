@@ -19,12 +19,14 @@
 //! | "not there" counts only with the marker read behind it | `needs_proof`: `absent`; `send_op`: `marker_due` |
 //! | what is answered behind such an answer waits with it | `needs_proof`: `unproven_writes` |
 //! | an answer without its proof is void, or right if the same memory leads | `void_answers`; `unpark`: `Executed`; `op.decided` |
+//! | a node that moves bytes is not late, one that drips is | `tick`: `owed_since`; `is_stuck_with`; `answered` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
 mod control;
 mod copier;
 mod explore;
 mod history;
+mod large;
 mod node;
 mod orders;
 mod races;

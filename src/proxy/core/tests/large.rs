@@ -1,0 +1,174 @@
+//! Large values: what is late, and what is asked at once.
+
+use crate::progress::FLOOR;
+use crate::resync::{Missed, MissedBudget};
+use crate::ring::Distribution;
+
+use super::super::*;
+use super::shell::take;
+
+const NODE: NodeId = NodeId(0);
+const ON_TIME: [bool; 0] = [];
+const TIMEOUT_US: u64 = 250_000;
+const PATIENCE_US: u64 = 2_000_000;
+
+/// A worker with one connection to one node that leads alone.
+struct Alone {
+    core: Core,
+}
+
+impl Alone {
+    fn new() -> Alone {
+        let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &[], Distribution::Modula));
+        let settings = CoreSettings {
+            worker: 0,
+            workers: 1,
+            lanes: 1,
+            timeout_us: TIMEOUT_US,
+            leader_timeout_us: PATIENCE_US,
+            item_size_max: 8 << 20,
+        };
+        let mut core = Core::new(settings, topology, Arc::new(WorkerStats::new(1)), Arc::default());
+        let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
+        let flow = Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, written: None };
+        core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });
+        core.command(Command::Allow { node: NODE, incarnation: None, life: 1, unix_time: 1_000_000 });
+        core.conn_up(NODE, 0);
+        Alone { core }
+    }
+
+    fn client(&mut self) -> u32 {
+        self.core.client_connected().index
+    }
+
+    fn say(&mut self, client: u32, text: &[u8]) {
+        self.core.client_input(client, BytesMut::from(text));
+    }
+
+    /// What the node is sent.
+    fn sent(&mut self) -> String {
+        String::from_utf8(take(self.core.conn_to_write(NODE, 0).1)).unwrap()
+    }
+
+    fn node_says(&mut self, bytes: &[u8]) {
+        self.core.conn(NODE, 0).input.extend_from_slice(bytes);
+        self.core.node_input(NODE, 0);
+    }
+
+    /// The faults told by the tick then: whether the longer time is over, too.
+    fn tick_at(&mut self, us: u64) -> Vec<bool> {
+        self.core.now_us = us;
+        self.core.tick();
+        let told = std::mem::take(&mut self.core.outbox.events).into_iter();
+        told.filter_map(|event| match event {
+            Event::Fault { reason: Reason::Timeout, patience_over, .. } => Some(patience_over),
+            _ => None,
+        })
+        .collect()
+    }
+}
+
+/// A node answers in order: what is small is not late behind what is large, while that flows. When the flow stops in mid-value, it is.
+#[test]
+fn a_node_is_late_by_what_it_does_not_move_and_not_by_how_much_is_asked() {
+    let mut world = Alone::new();
+    let client = world.client();
+    world.say(client, b"get large\r\nget small\r\n");
+    world.sent();
+    world.node_says(b"VALUE large 0 4000000\r\n");
+    for quarter in 1..=12 {
+        assert_eq!(world.tick_at(quarter * TIMEOUT_US * 3 / 4), ON_TIME, "it flows");
+        world.node_says(&vec![b'x'; FLOOR]);
+    }
+    let last = 12 * TIMEOUT_US * 3 / 4;
+    assert_eq!(world.tick_at(last + TIMEOUT_US), ON_TIME);
+    assert_eq!(world.tick_at(last + TIMEOUT_US + 1), [false], "it stopped");
+    assert_eq!(world.tick_at(last + PATIENCE_US + 1), [true]);
+}
+
+#[test]
+fn a_drip_is_found_as_soon_as_a_stop() {
+    for bytes in ["VALUE k 0 4000000\r\n", ""] {
+        let mut world = Alone::new();
+        let client = world.client();
+        world.say(client, b"get k\r\n");
+        world.sent();
+        world.node_says(bytes.as_bytes());
+        let (mut told, mut at) = (Vec::new(), 0);
+        while at < PATIENCE_US + 20_000 {
+            at += 10_000;
+            if !bytes.is_empty() {
+                world.node_says(b"x");
+            }
+            told.extend(world.tick_at(at).into_iter().map(|patience_over| (patience_over, at)));
+        }
+        assert_eq!(told, [(false, TIMEOUT_US + 10_000), (true, PATIENCE_US + 10_000)], "{bytes:?}");
+    }
+}
+
+/// One answer now and then is a drip as well, of a node with which everybody waits for ever.
+#[test]
+fn answers_that_drip_are_no_progress() {
+    let mut world = Alone::new();
+    let client = world.client();
+    world.say(client, &b"get k\r\n".repeat(100));
+    world.sent();
+    world.node_says(b"VALUE k 0 1\r\nx\r\nVALUE");
+    for byte in b" k 0 1\r\nx\r\nVALU" {
+        world.node_says(&[*byte]);
+    }
+    assert_eq!(world.tick_at(TIMEOUT_US - 1), ON_TIME);
+    world.node_says(b"E k 0 1\r\nx\r\n");
+    assert_eq!(world.tick_at(TIMEOUT_US + 1), [false]);
+    // A slow one that answers many is not hung.
+    let mut world = Alone::new();
+    let client = world.client();
+    world.say(client, &b"get k\r\n".repeat(100));
+    world.sent();
+    for round in 1..=10 {
+        assert_eq!(world.tick_at(round * TIMEOUT_US * 3 / 4), ON_TIME);
+        world.node_says(&b"VALUE k 0 1\r\nx\r\n".repeat(9));
+    }
+}
+
+/// The kernel takes what its buffers hold whether the node reads or not. That a full socket takes more shows that it reads.
+#[test]
+fn a_write_goes_on_while_a_full_socket_takes_more_of_it() {
+    let mut world = Alone::new();
+    let client = world.client();
+    let mut set = b"set k 0 0 4000000\r\n".to_vec();
+    set.resize(set.len() + 4_000_000, b'x');
+    set.extend_from_slice(b"\r\n");
+    world.say(client, &set);
+    let mut left = 3_000_000;
+    for quarter in 1..=12 {
+        world.core.now_us = quarter * TIMEOUT_US * 3 / 4;
+        let now_us = world.core.now_us;
+        world.core.conn(NODE, 0).is_stuck_with(left, now_us);
+        assert_eq!(world.tick_at(now_us), ON_TIME, "it is taken");
+        left -= FLOOR;
+    }
+    let last = 12 * TIMEOUT_US * 3 / 4;
+    left += FLOOR;
+    world.core.conn(NODE, 0).is_stuck_with(left, last + TIMEOUT_US);
+    assert_eq!(world.tick_at(last + TIMEOUT_US), ON_TIME);
+    world.core.conn(NODE, 0).is_stuck_with(left, last + TIMEOUT_US + 1);
+    assert_eq!(world.tick_at(last + TIMEOUT_US + 1), [false], "it is taken no more");
+}
+
+/// Small writes that the kernel of a stopped node takes one after the other are no progress.
+#[test]
+fn what_a_socket_with_room_takes_is_no_progress() {
+    let mut world = Alone::new();
+    let client = world.client();
+    let mut set = b"set k 0 0 100000\r\n".to_vec();
+    set.resize(set.len() + 100_000, b'x');
+    set.extend_from_slice(b"\r\n");
+    for round in 1..=12 {
+        world.say(client, &set);
+        world.sent();
+        world.core.conn(NODE, 0).is_stuck_with(0, round * 20_000);
+        assert_eq!(world.tick_at(round * 20_000), ON_TIME);
+    }
+    assert_eq!(world.tick_at(TIMEOUT_US + 1), [false]);
+}
