@@ -106,7 +106,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub(super) fn new(verb: Verb) -> Request {
+    pub(crate) fn new(verb: Verb) -> Request {
         Request {
             verb,
             noreply: false,
@@ -123,7 +123,12 @@ impl Request {
 
     /// Every key of the request, in order, doubles included. `buf` is the buffer that was parsed.
     pub fn key_iter<'a>(&self, buf: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        Words::new(buf, self.keys.clone()).map(move |key| &buf[key])
+        self.keys_from(buf, self.keys.start)
+    }
+
+    /// The same from where a key begins on.
+    pub(crate) fn keys_from<'a>(&self, buf: &'a [u8], start: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        Words::new(buf, start..self.keys.end).map(move |key| &buf[key])
     }
 }
 

@@ -8,6 +8,7 @@ use crate::protocol::request::Request;
 
 use super::op::Answer;
 use super::out::OutQueue;
+use super::pending::{PendingKeys, SpareTables};
 use super::room;
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
@@ -76,12 +77,26 @@ pub(super) struct Rest {
     pub(super) part: u32,
 }
 
-/// A key of an unanswered request: commands of the same client on the same key keep their order.
+/// What a client's input waits for, where that is more than room for another request. It is not looked at again before: what is looked
+/// at in vain with every answer costs more the more answers are due.
 #[derive(Clone, Copy, Debug)]
-struct PendingKey {
-    slot: u64,
-    hash: u32,
-    write: bool,
+pub(super) enum Hold {
+    /// An unanswered command of the other kind (read, write) on this key.
+    Key { hash: u32, write: bool },
+    /// Room for so many more reads.
+    Reads(u32),
+}
+
+/// A get of several keys that stands at the front of a client's input and cannot begin yet.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) request: Request,
+    /// Its bytes in all.
+    pub(super) len: usize,
+    /// Keys that conflict with nothing, and where the next one stands: nothing else begins before it, so they are not looked at again.
+    pub(super) free: u32,
+    /// See `free`.
+    pub(super) next: usize,
 }
 
 /// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle hold none of it.
@@ -99,8 +114,10 @@ pub struct Client {
     pub closing: bool,
     /// Nothing more will be read from it, but what was read is still to be begun.
     pub finished: bool,
-    /// The last request could not be begun yet: input waits for an answer.
+    /// The last request could not be begun yet: input waits for an answer, or for its next turn.
     pub stalled: bool,
+    /// Already on the worker's list of clients whose input goes on.
+    pub(super) resuming: bool,
     /// A command that is answered by the control plane is unanswered: nothing behind it begins.
     pub exclusive: bool,
     /// Already on the worker's list of clients to be written to.
@@ -118,8 +135,7 @@ struct InFlight {
     /// Answers to be written.
     out: OutQueue,
     slots: VecDeque<Slot>,
-    keys: VecDeque<PendingKey>,
-    writes: u32,
+    keys: PendingKeys,
     /// Keys being read.
     reads: u32,
     bytes: usize,
@@ -127,6 +143,8 @@ struct InFlight {
     held: usize,
     /// Keys of the last get that wait until earlier ones are answered; nothing behind them begins.
     rest: Option<Rest>,
+    hold: Option<Hold>,
+    held_get: Option<Box<Held>>,
 }
 
 /// Room that clients gave back, for the next ones.
@@ -136,6 +154,7 @@ pub(super) struct Spare {
     in_flight: Vec<Box<InFlight>>,
     /// Of gets of several keys.
     parts: Vec<Parts>,
+    tables: SpareTables,
 }
 
 /// Answered gets of several keys whose room is kept: at most 16 KiB each.
@@ -149,7 +168,7 @@ const SPARE_LEN: usize = 2 * MAX_READS as usize;
 
 impl Spare {
     fn give(&mut self, over: Box<InFlight>) {
-        debug_assert!(over.keys.is_empty() && over.writes == 0 && over.reads == 0 && over.bytes == 0 && over.held == 0);
+        debug_assert!(over.keys.is_empty() && over.reads == 0 && over.bytes == 0 && over.held == 0);
         let longest = over.slots.capacity().max(over.keys.capacity());
         if self.in_flight.len() < SPARE_IN_FLIGHT && longest <= SPARE_LEN {
             self.in_flight.push(over);
@@ -174,6 +193,7 @@ impl Client {
             closing: false,
             finished: false,
             stalled: false,
+            resuming: false,
             exclusive: false,
             dirty: false,
             heard_us: now_us,
@@ -207,7 +227,30 @@ impl Client {
     /// Whether waiting input may go on after an answer.
     pub fn may_resume(&self) -> bool {
         // By the half, so that a long get goes on in strides and not key by key.
-        if self.has_rest() { self.read_room() >= MAX_READS / 2 } else { self.has_room() }
+        if self.has_rest() { self.read_room() >= MAX_READS / 2 } else { self.has_room() && !self.is_held() }
+    }
+
+    fn is_held(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| match f.hold {
+            Some(Hold::Key { hash, write }) => f.keys.still_conflicts(hash, write),
+            Some(Hold::Reads(keys)) => f.read_room() < keys,
+            None => false,
+        })
+    }
+
+    /// What the request at the front of the input waits for; `get`: what is known of it.
+    pub(super) fn hold(&mut self, hold: Hold, get: Option<Box<Held>>) {
+        if let Some(f) = &mut self.in_flight {
+            f.hold = Some(hold);
+            f.held_get = get;
+        }
+    }
+
+    /// The request at the front of the input is looked at again.
+    pub(super) fn take_held(&mut self) -> Option<Box<Held>> {
+        let f = self.in_flight.as_mut()?;
+        f.hold = None;
+        f.held_get.take()
     }
 
     /// Whether every request is answered.
@@ -270,22 +313,20 @@ impl Client {
         }
     }
 
-    /// Notes that the slot's request is about a key.
+    /// Notes that the slot's request is about a key. Of a get's keys each is noted, in order.
     pub fn note_key(&mut self, slot: u64, hash: u32, write: bool) {
         let Some(f) = &mut self.in_flight else { return };
-        f.keys.push_back(PendingKey { slot, hash, write });
-        f.writes += u32::from(write);
+        f.keys.push(slot, hash, write);
     }
 
-    /// Whether a command on a key must wait for an unanswered one of this client: a read behind its own write (nodes are reached over
-    /// several connections, so it could overtake), a write behind its own read.
-    pub fn conflicts(&self, hash: u32, write: bool) -> bool {
-        let Some(f) = &self.in_flight else { return false };
-        if !write && f.writes == 0 {
-            return false;
-        }
-        // Two writes of one key keep their order at the key's owner.
-        f.keys.iter().any(|k| k.hash == hash && k.write != write)
+    /// Whether a command may have to wait for an unanswered one on the same key.
+    pub(super) fn may_conflict(&self, write: bool) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| f.keys.may_conflict(write))
+    }
+
+    /// Whether a command on a key must wait for an unanswered one of this client, see [`PendingKeys::conflicts`].
+    pub(super) fn conflicts(&mut self, hash: u32, write: bool, spare: &mut Spare) -> bool {
+        self.in_flight.as_mut().is_some_and(|f| f.keys.conflicts(hash, write, &mut spare.tables))
     }
 
     /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was counted by [`Client::begin_read`].
@@ -332,7 +373,7 @@ impl InFlight {
     }
 
     fn is_over(&self) -> bool {
-        self.slots.is_empty() && self.out.is_empty() && self.rest.is_none()
+        self.slots.is_empty() && self.out.is_empty() && self.rest.is_none() && self.hold.is_none()
     }
 
     /// `first`: number of the first slot.
@@ -353,6 +394,8 @@ impl InFlight {
                         }
                     }
                     many.first += 1;
+                    // Answered, so nothing waits for it any more: the keys of a line of 500,000 are never all pending.
+                    self.keys.pop(*first, &mut spare.tables);
                 }
             }
             if !done {
@@ -360,12 +403,7 @@ impl InFlight {
             }
             let Some(slot) = self.slots.pop_front() else { break };
             self.bytes -= slot.bytes as usize;
-            while let Some(key) = self.keys.front()
-                && key.slot == *first
-            {
-                self.writes -= u32::from(key.write);
-                self.keys.pop_front();
-            }
+            while self.keys.pop(*first, &mut spare.tables) {}
             *first += 1;
             moved = true;
             match slot.reply {
@@ -421,10 +459,11 @@ mod tests {
         assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare));
         assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare));
         assert_eq!(sent(&mut client), "");
-        assert!(client.conflicts(7, false) && !client.conflicts(7, true) && !client.conflicts(8, false));
+        assert!(client.conflicts(7, false, &mut spare));
+        assert!(!client.conflicts(7, true, &mut spare) && !client.conflicts(8, false, &mut spare));
         assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
-        assert!(client.is_idle() && !client.conflicts(7, false));
+        assert!(client.is_idle() && !client.conflicts(7, false, &mut spare));
     }
 
     #[test]
@@ -441,6 +480,25 @@ mod tests {
         client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare);
         client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
+    }
+
+    #[test]
+    fn what_is_known_of_a_waiting_get_stays_with_its_client() {
+        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        let a = client.open_slot(1, false, false, 10, &mut spare);
+        client.note_key(a, 7, true);
+        assert!(client.conflicts(7, false, &mut spare));
+        let request = Request { keys: 4..9, many: true, ..Request::new(crate::protocol::request::Verb::Get) };
+        client.hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, len: 11, free: 1, next: 6 })));
+        assert!(!client.may_resume());
+        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare);
+        assert!(client.may_resume());
+        assert_eq!(sent(&mut client), "A\r\n");
+        client.settle(&mut spare);
+        assert!(spare.in_flight.is_empty(), "lent to another client it would begin that one's input with this get");
+        assert!(client.take_held().is_some_and(|held| held.next == 6));
+        client.settle(&mut spare);
+        assert_eq!(spare.in_flight.len(), 1);
     }
 
     #[test]

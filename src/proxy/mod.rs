@@ -6,6 +6,7 @@ mod core;
 mod link;
 mod op;
 mod out;
+mod pending;
 mod room;
 mod route;
 

@@ -238,9 +238,7 @@ impl Drive {
                 );
                 asker.got += piece.len();
             });
-            if client.stalled && client.may_resume() {
-                self.core.outbox.resumable.push(index);
-            }
+            self.core.resume_if_ready(index);
             self.core.client_written(index);
         }
         self.core.outbox.dirty_clients = clients;

@@ -99,11 +99,21 @@ impl Core {
     /// Goes on with a client's input after answers made room.
     pub fn client_resume(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        client.stalled = false;
+        (client.stalled, client.resuming) = (false, false);
         self.begin_rest(index);
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let chunk = std::mem::take(&mut client.partial);
         self.feed(index, chunk);
+    }
+
+    /// A client's input goes on in the worker's next turn, if it waits and need not wait any longer.
+    pub fn resume_if_ready(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize)
+            && client.stalled
+            && client.may_resume()
+        {
+            resume_later(client, index, &mut self.outbox);
+        }
     }
 
     /// Nothing more will be read from a client; it is closed when what it asked for is answered.
@@ -162,6 +172,12 @@ impl Core {
                 client.partial = chunk;
                 return;
             }
+            if let Some(held) = client.take_held() {
+                if !self.begin_get(index, *held, &mut chunk) {
+                    return self.stall(index, chunk);
+                }
+                continue;
+            }
             match request::parse(&chunk, &self.limits) {
                 Parsed::Incomplete { need } => {
                     client.need = need;
@@ -176,18 +192,12 @@ impl Core {
                 }
                 Parsed::Request { request, len } => {
                     if !self.begin_request(index, request, &mut chunk, len) {
-                        let client = &mut self.clients[index as usize];
-                        client.stalled = true;
-                        client.partial = chunk;
-                        return;
+                        return self.stall(index, chunk);
                     }
                 }
                 Parsed::TooLarge { request, len, swallow } => {
                     if !self.begin_too_large(index, &request, &mut chunk, len) {
-                        let client = &mut self.clients[index as usize];
-                        client.stalled = true;
-                        client.partial = chunk;
-                        return;
+                        return self.stall(index, chunk);
                     }
                     self.clients[index as usize].swallow = swallow;
                 }
@@ -205,6 +215,13 @@ impl Core {
         }
     }
 
+    /// The request at the front of the input waits.
+    fn stall(&mut self, index: u32, chunk: BytesMut) {
+        let client = &mut self.clients[index as usize];
+        client.stalled = true;
+        client.partial = chunk;
+    }
+
     pub(super) fn close_client(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.closing = true;
@@ -217,34 +234,48 @@ impl Core {
         let Some(kind) = Kind::of(request.verb) else {
             return self.begin_keyless(index, &request, chunk, len);
         };
+        if request.many {
+            let next = request.keys.start;
+            return self.begin_get(index, Held { request, len, free: 0, next }, chunk);
+        }
         let client = &mut self.clients[index as usize];
         let write = kind.is_write();
-        let base = chunk.as_ptr() as usize;
-        if !request.many {
-            let key = KeyAt::new(&chunk[request.keys.clone()], base);
-            if client.conflicts(key.hash, write) || kind.reads() && client.read_room() == 0 {
-                return false;
-            }
-            let raw = take_front(chunk, len);
-            let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
-            self.begin_key(index, &request, kind, (slot, 0), raw, key);
-            return true;
-        }
-        let mut keys = 0;
-        for key in request.key_iter(chunk) {
-            if client.conflicts(Topology::key_hash(key), write) {
-                return false;
-            }
-            keys += 1;
-        }
-        // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
-        if kind.reads() && keys <= MAX_READS && keys > client.read_room() {
+        let key = KeyAt::new(&chunk[request.keys.clone()], chunk.as_ptr() as usize);
+        if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
+            client.hold(Hold::Key { hash: key.hash, write }, None);
             return false;
         }
         let raw = take_front(chunk, len);
-        let slot = client.open_slot(keys, true, request.noreply, len, &mut self.spare);
-        let room = if kind.reads() { client.read_room().max(1) } else { 1 };
-        self.begin_keys(index, Rest { request, raw, slot, part: 0 }, kind, room);
+        let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
+        self.begin_key(index, &request, kind, (slot, 0), raw, key);
+        true
+    }
+
+    /// The same for a get of several keys.
+    fn begin_get(&mut self, index: u32, mut get: Held, chunk: &mut BytesMut) -> bool {
+        let Some(kind) = Kind::of(get.request.verb) else { return true };
+        let client = &mut self.clients[index as usize];
+        let write = kind.is_write();
+        let doubtful = client.may_conflict(write);
+        for key in get.request.keys_from(chunk, get.next) {
+            let hash = if doubtful { Topology::key_hash(key) } else { 0 };
+            if doubtful && client.conflicts(hash, write, &mut self.spare) {
+                get.next = key.as_ptr() as usize - chunk.as_ptr() as usize;
+                client.hold(Hold::Key { hash, write }, Some(Box::new(get)));
+                return false;
+            }
+            get.free += 1;
+        }
+        // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
+        if get.free <= MAX_READS && get.free > client.read_room() {
+            get.next = get.request.keys.end;
+            client.hold(Hold::Reads(get.free), Some(Box::new(get)));
+            return false;
+        }
+        let raw = take_front(chunk, get.len);
+        let slot = client.open_slot(get.free, true, get.request.noreply, get.len, &mut self.spare);
+        let room = client.read_room().max(1);
+        self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, kind, room);
         true
     }
 
@@ -267,7 +298,7 @@ impl Core {
             client.stalled = true;
             // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
             if client.may_resume() {
-                self.outbox.resumable.push(index);
+                resume_later(client, index, &mut self.outbox);
             }
         }
     }
@@ -317,7 +348,8 @@ impl Core {
         let key = &chunk[request.keys.clone()];
         let hash = Topology::key_hash(key);
         let client = &mut self.clients[index as usize];
-        if client.conflicts(hash, true) {
+        if client.conflicts(hash, true, &mut self.spare) {
+            client.hold(Hold::Key { hash, write: true }, None);
             return false;
         }
         let pair = self.topology.pair_of(key);
@@ -346,6 +378,9 @@ impl Core {
         let index = asker.client.index;
         let write = op.kind.is_write();
         self.stats.count(op.kind);
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.note_key(asker.slot, op.hash, write);
+        }
         if is_reserved(op.key()) {
             // The proxy's own items do not exist for clients.
             let answer = if op.kind.reads() {
@@ -354,9 +389,6 @@ impl Core {
                 Answer::Static(b"CLIENT_ERROR this key is reserved for the proxy\r\n")
             };
             return self.answer_client(index, asker.slot, asker.part, asker.read, answer);
-        }
-        if let Some(client) = self.clients.get_mut(index as usize) {
-            client.note_key(asker.slot, op.hash, write);
         }
         let owner = self.owner(op.hash);
         if write && owner != self.settings.worker {
@@ -413,8 +445,7 @@ impl Core {
             mark_client_dirty(client, index, &mut self.outbox);
         }
         if client.stalled && (moved || client.has_rest()) && client.may_resume() {
-            client.stalled = false;
-            self.outbox.resumable.push(index);
+            resume_later(client, index, &mut self.outbox);
         }
     }
 

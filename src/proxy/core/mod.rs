@@ -36,7 +36,7 @@ pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Client, MAX_READS, Rest, Spare};
+use crate::proxy::client::{Client, Held, Hold, MAX_READS, Rest, Spare};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
@@ -210,6 +210,14 @@ fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
     if !client.dirty {
         client.dirty = true;
         outbox.dirty_clients.push(index);
+    }
+}
+
+/// Until then it stays stalled: nothing more is read from it.
+fn resume_later(client: &mut Client, index: u32, outbox: &mut Outbox) {
+    if !client.resuming {
+        client.resuming = true;
+        outbox.resumable.push(index);
     }
 }
 

@@ -199,9 +199,7 @@ impl Worker {
                 client.dirty = true;
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if client.stalled && client.may_resume() {
-                    shell.core.outbox.resumable.push(index);
-                }
+                shell.core.resume_if_ready(index);
                 shell.core.client_written(index);
             }
             Poll::Ready(_) => {
