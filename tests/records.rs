@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use resilver::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
-use resilver::backend::{MarkError, NodeControl, TcpDialer};
+use resilver::backend::{Addresses, MarkError, NodeControl, TcpDialer};
 use resilver::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use resilver::ring::NodeAddr;
 use support::Memcached;
@@ -22,7 +22,11 @@ async fn marked(node: &Memcached) -> Arc<NodeControl> {
     let port = node.addr().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
     let second = Duration::from_secs(1);
-    let control = Arc::new(NodeControl::new(NodeId(0), Arc::new(TcpDialer::new(vec![addr], second)), second));
+    let control = Arc::new(NodeControl::new(
+        NodeId(0),
+        Arc::new(TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second)),
+        second,
+    ));
     let ring = RingMark {
         fingerprint: 1,
         node: NodeId(0),

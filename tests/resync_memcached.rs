@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use resilver::backend::{Batch, Dial, Effect, Pipe, TcpDialer};
+use resilver::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
     Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled, Tuning,
@@ -85,7 +85,8 @@ impl World {
     fn start(leader: &[&str], target: &[&str]) -> World {
         let (leader, target) = (Memcached::start(leader), Memcached::start(target));
         let addr = |m: &Memcached| NodeAddr { host: "127.0.0.1".to_owned(), port: m.port };
-        let dialer = Arc::new(TcpDialer::new(vec![addr(&leader), addr(&target)], Duration::from_secs(2)));
+        let addresses = Addresses::new([addr(&leader), addr(&target)].iter());
+        let dialer = Arc::new(TcpDialer::new(Arc::new(addresses), Duration::from_secs(2)));
         World {
             nodes: [leader, target],
             dialer,

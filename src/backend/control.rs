@@ -1,5 +1,6 @@
 //! The control plane's way to one node: probe, view, markers, flush. One command at a time, each under a deadline.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::rules::{Rule, holds};
 
+use super::deadline::by;
 use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
 use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
@@ -23,6 +25,8 @@ const MARK_TRIES: usize = 3;
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
+    /// At which of the node's addresses it was seen ([`Dial::life`]).
+    pub life: u64,
     /// The incarnation marker.
     pub incarnation: Option<Incarnation>,
     /// Something stands in the incarnation marker's place that is none.
@@ -125,10 +129,18 @@ impl NodeControl {
         .await
     }
 
+    /// The incarnation marker of whoever is at another address than the node's.
+    pub async fn peek(&self, at: SocketAddr) -> Result<Option<Incarnation>, NodeError> {
+        let deadline = Instant::now() + self.timeout;
+        let stream = by(deadline, self.dialer.dial_at(self.node, at)).await.ok_or(NodeError::Timeout)??;
+        let found = read(&mut Pipe::over(self.node, stream), deadline, &[marker::INCARNATION_KEY]).await?;
+        Ok(found[0].as_ref().and_then(|(value, _)| marker::parse_incarnation(value)))
+    }
+
     /// Reads all there is to know; the records of pairs `0..pairs`.
     pub async fn view(&self, pairs: usize) -> Result<NodeView, NodeError> {
         self.with_pipe(async |pipe, deadline| {
-            let mut view = NodeView { cas_enabled: true, ..NodeView::default() };
+            let mut view = NodeView { life: pipe.life(), cas_enabled: true, ..NodeView::default() };
             for (name, value) in pipe.stats("", deadline).await? {
                 let number = || value.parse::<u64>().unwrap_or(0);
                 match name.as_str() {
@@ -331,10 +343,7 @@ impl NodeControl {
     pub async fn flush(&self, markers: &[(String, String)]) -> Result<(), (MarkError, Option<Drain>)> {
         let mut guard = self.pipe.lock().await;
         let deadline = Instant::now() + self.timeout;
-        let mut pipe = match guard.take() {
-            Some(pipe) => pipe,
-            None => Pipe::connect(&*self.dialer, self.node, deadline).await.map_err(|e| (e.into(), None))?,
-        };
+        let mut pipe = self.take_or_connect(&mut guard, deadline).await.map_err(|e| (e.into(), None))?;
         let mut batch = Batch::new();
         batch.command(b"flush_all\r\n", Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
@@ -363,17 +372,26 @@ impl NodeControl {
         }
     }
 
+    /// The connection that is at hand, if it leads to where the node is now.
+    async fn take_or_connect(&self, guard: &mut Option<Pipe>, deadline: Instant) -> Result<Pipe, NodeError> {
+        match guard.take().filter(|pipe| pipe.life() == self.dialer.life(self.node)) {
+            Some(pipe) => Ok(pipe),
+            None => Pipe::connect(&*self.dialer, self.node, deadline).await,
+        }
+    }
+
     async fn with_pipe<T>(
         &self,
         work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         let mut guard = self.pipe.lock().await;
         let deadline = Instant::now() + self.timeout;
-        let mut pipe = match guard.take() {
-            Some(pipe) => pipe,
-            None => Pipe::connect(&*self.dialer, self.node, deadline).await?,
-        };
+        let mut pipe = self.take_or_connect(&mut guard, deadline).await?;
         let result = work(&mut pipe, deadline).await;
+        if pipe.life() != self.dialer.life(self.node) {
+            // The node is elsewhere by now: this says nothing about it.
+            return Err(NodeError::Reset);
+        }
         if result.is_ok() {
             *guard = Some(pipe);
         }

@@ -38,6 +38,7 @@ pub enum DrainEnd {
 #[must_use = "a node must not be refilled before its drains have completed"]
 pub struct Drain {
     node: NodeId,
+    life: u64,
     stream: NodeStream,
     out: VecDeque<Bytes>,
     input: BytesMut,
@@ -49,18 +50,24 @@ pub struct Drain {
 impl Drain {
     pub(super) fn new(
         node: NodeId,
+        life: u64,
         stream: NodeStream,
         mut out: VecDeque<Bytes>,
         input: BytesMut,
         framing_lost: bool,
     ) -> Drain {
         out.push_back(Bytes::from_static(b"mn\r\n"));
-        Drain { node, stream, out, input, framing_lost, half_closed: false }
+        Drain { node, life, stream, out, input, framing_lost, half_closed: false }
     }
 
     /// The node at the other end.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// Under which of the node's addresses the connection was dialled.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether the answer to `mn` is among what was read; takes all whole answers out of the buffer.

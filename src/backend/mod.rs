@@ -1,5 +1,6 @@
 //! Nodes as the proxy reaches them: dialling, the control plane's pipelined connection, the markers on them.
 
+mod address;
 mod batch;
 mod control;
 mod deadline;
@@ -10,8 +11,11 @@ pub mod marker;
 mod pipe;
 mod witness;
 
+pub use address::{Addresses, Resolve, SystemResolver};
 pub use batch::{Batch, Effect};
 pub use control::{MarkError, NodeControl, NodeView, Probe};
+#[cfg(test)]
+pub(crate) use dial::at_present_address;
 pub use dial::{Dial, NodeStream, TcpDialer};
 pub use drain::{Drain, DrainEnd};
 pub use frame::Frame;

@@ -42,7 +42,10 @@ pub enum NodeError {
     /// It answered what no memcached answers to the command; nothing more is read from this connection.
     #[error("broke the protocol: {0}")]
     Protocol(String),
-    /// It cannot be reached: its name does not resolve, there is no route, and the like.
+    /// Its name never resolved, so nobody knows where it is.
+    #[error("has no address: {0}")]
+    Unresolved(String),
+    /// It cannot be reached: there is no route, and the like.
     #[error("is unreachable: {0}")]
     Unreachable(String),
 }
@@ -55,6 +58,7 @@ impl NodeError {
             NodeError::Reset => "reset",
             NodeError::Timeout => "timeout",
             NodeError::Protocol(_) => "protocol",
+            NodeError::Unresolved(_) => "unresolved",
             NodeError::Unreachable(_) => "unreachable",
         }
     }
@@ -65,6 +69,7 @@ impl From<io::Error> for NodeError {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => NodeError::Refused,
             io::ErrorKind::TimedOut => NodeError::Timeout,
+            io::ErrorKind::NotFound => NodeError::Unresolved(error.to_string()),
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
@@ -79,6 +84,8 @@ impl From<io::Error> for NodeError {
 #[derive(Debug)]
 pub struct Pipe {
     node: NodeId,
+    /// Under which of the node's addresses it was dialled.
+    life: u64,
     stream: NodeStream,
     /// Bytes not yet taken by the socket.
     out: VecDeque<Bytes>,
@@ -101,14 +108,16 @@ pub struct Pipe {
 impl Pipe {
     /// Connects, by the deadline.
     pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
+        let life = dialer.life(node);
         let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;
-        Ok(Pipe::over(node, stream))
+        Ok(Pipe { life, ..Pipe::over(node, stream) })
     }
 
     /// A pipe over a stream that is already open, and on which nothing is outstanding.
     pub fn over(node: NodeId, stream: NodeStream) -> Pipe {
         Pipe {
             node,
+            life: 0,
             stream,
             out: VecDeque::new(),
             written: 0,
@@ -127,6 +136,11 @@ impl Pipe {
     /// The node at the other end.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// Under which of the node's addresses it was dialled ([`Dial::life`]).
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether commands that change items were sent, or begun, and not answered: then drain it, never just drop it.
@@ -270,7 +284,7 @@ impl Pipe {
             keep -= take;
         }
         let framing_lost = matches!(self.failed, Some(NodeError::Protocol(_)));
-        Drain::new(self.node, self.stream, out, self.input, framing_lost)
+        Drain::new(self.node, self.life, self.stream, out, self.input, framing_lost)
     }
 
     fn load(&mut self, mut batch: Batch) {

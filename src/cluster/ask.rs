@@ -1,6 +1,7 @@
 //! What operators ask over the text protocol: `stats`, `resync`, `flush_all`.
 
 use std::fmt::{Display, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -304,6 +305,11 @@ impl Cluster {
             out.put(format_args!("{addr}:place"), self.topology.place(node));
             out.put(format_args!("{addr}:state"), self.phase(node));
             out.put(format_args!("{addr}:reason"), self.shown_reason(node));
+            if addr.host.parse::<std::net::IpAddr>().is_err() {
+                let address = |at: Option<SocketAddr>| at.map_or_else(|| "none".to_owned(), |at| at.to_string());
+                out.put(format_args!("{addr}:address"), address(self.address(node)));
+                out.put(format_args!("{addr}:leads_elsewhere"), address(self.leads_elsewhere(node)));
+            }
             out.put(format_args!("{addr}:foreign_sessions"), run.foreign.count);
             match run.incarnation {
                 Some(incarnation) => out.put(format_args!("{addr}:incarnation"), incarnation),

@@ -13,13 +13,14 @@ use crate::pair::{self, Gate, Reason, State};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
+use super::names::look_for;
 use super::nodes::{NodeRun, reason_of};
 use super::start::{self, Decision, Knowledge, Seen};
 use super::{Cluster, Internal, QUIET_PERIOD};
 
 /// Looks at a node that refuses or breaks connections before it counts as away, and the pause between them.
-const FIRST_LOOKS: usize = 3;
-const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const FIRST_LOOKS: usize = 3;
+pub(super) const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The record of the pair of that number on a node, if it is one of that period.
 fn record_of(view: &NodeView, pair: PairId, period: Period) -> Option<Record> {
@@ -42,6 +43,7 @@ async fn first_look(control: &NodeControl, pairs: usize) -> Result<NodeView, Nod
 impl Cluster {
     /// Looks at every node and gives every pair its first state.
     pub(super) async fn start(&mut self) {
+        self.look_up_all().await;
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         self.look_at_all(pairs).await;
         if self.marked() {
@@ -72,6 +74,7 @@ impl Cluster {
                 let run = &mut self.nodes[node.index()];
                 run.health.back(now);
                 run.reason = Reason::None;
+                self.settle_address(node);
                 self.allow(node);
             }
         }
@@ -95,7 +98,11 @@ impl Cluster {
     }
 
     async fn look_at_all(&mut self, pairs: usize) {
-        let looks = self.controls.iter().map(|control| first_look(control, pairs));
+        let patience = 2 * self.settings.timeout.max(self.settings.probe_timeout);
+        let looks = self.topology.nodes().map(|node| {
+            let (control, name) = (&self.controls[node.index()], &self.nodes[node.index()].name);
+            look_for(&self.names, name, node, patience, move || first_look(control, pairs))
+        });
         let views = futures::future::join_all(looks).await;
         for (node, view) in self.topology.nodes().zip(views) {
             match view {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use crate::backend::MarkError;
 use crate::backend::marker::{self, Fact, Pending, Record};
+use crate::backend::{Drain, MarkError};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
@@ -268,13 +268,15 @@ impl Cluster {
             tokio::spawn(async move {
                 match control.flush(&markers).await {
                     Ok(()) => {
-                        let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: false });
+                        let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: None });
                     }
                     Err((error, drain)) => {
-                        let _ = internal.send(Internal::Flushed { node, result: Err(error), drain: drain.is_some() });
+                        let life = drain.as_ref().map(Drain::life);
+                        let _ = internal.send(Internal::Flushed { node, result: Err(error), drain: life });
                         if let Some(drain) = drain {
+                            let life = drain.life();
                             drain.await;
-                            let _ = internal.send(Internal::DrainDone { node });
+                            let _ = internal.send(Internal::DrainDone { node, life });
                         }
                     }
                 }
@@ -334,8 +336,9 @@ impl Cluster {
         }
     }
 
-    pub(super) fn flushed(&mut self, node: NodeId, result: Result<(), MarkError>, drain: bool) {
-        if drain {
+    /// `drain`: it may still be executed, over a connection to that one of the node's addresses.
+    pub(super) fn flushed(&mut self, node: NodeId, result: Result<(), MarkError>, drain: Option<u64>) {
+        if drain == Some(self.address_life(node)) {
             self.nodes[node.index()].drains += 1;
         }
         match result {
@@ -359,7 +362,7 @@ impl Cluster {
                 tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
                 // It is purged when it comes back, whether it was flushed or not.
                 self.lost(node, reason_of_mark(&error), Loss::Suspected, true);
-                if drain {
+                if drain.is_some() {
                     self.took_effect();
                 }
             }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{NodeError, Probe};
+use crate::backend::{Drain, NodeError, Probe};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
@@ -369,6 +369,20 @@ impl Cluster {
         self.job_over(node, serial, outcome);
     }
 
+    /// The node is not taken back before the connection is drained. One to an earlier address was abandoned with all that was there.
+    fn await_drain(&mut self, drain: Drain) {
+        let (node, life) = (drain.node(), drain.life());
+        if life != self.address_life(node) {
+            return;
+        }
+        self.nodes[node.index()].drains += 1;
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            drain.await;
+            let _ = internal.send(Internal::DrainDone { node, life });
+        });
+    }
+
     /// Whether a resync of the node, over this pair among others, is under way or winding up.
     pub(super) fn is_being_filled(&self, node: NodeId, pair: PairId) -> bool {
         self.nodes[node.index()].job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
@@ -390,13 +404,7 @@ impl Cluster {
         let Some(job) = self.nodes[node.index()].job.take_if(|j| j.serial == serial) else { return };
         let addr = self.topology.addr(node).to_string();
         for drain in outcome.drains {
-            self.nodes[drain.node().index()].drains += 1;
-            let internal = self.internal.clone();
-            tokio::spawn(async move {
-                let node = drain.node();
-                drain.await;
-                let _ = internal.send(Internal::DrainDone { node });
-            });
+            self.await_drain(drain);
         }
         let progress = job.progress;
         let elapsed = progress.elapsed();

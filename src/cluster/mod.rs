@@ -3,6 +3,7 @@
 //!
 //! - [`nodes`](self): who is up, what a node that comes back holds.
 //! - `jobs`: refilling nodes.
+//! - `names`: host names, resolved here alone; a node whose name leads elsewhere.
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `probes`: nodes that nobody asks; evicted markers.
 //! - `records`: who leads, written on the nodes.
@@ -22,6 +23,7 @@ mod first;
 mod flush;
 mod foreign;
 mod jobs;
+mod names;
 mod nodes;
 mod orders;
 mod probes;
@@ -31,6 +33,7 @@ mod verify;
 mod yielding;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -55,6 +58,7 @@ use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 
+pub use names::Names;
 use nodes::NodeRun;
 
 /// The quiet time after an unclean start: what a dead proxy's sockets still held lands before anything is acknowledged.
@@ -77,10 +81,12 @@ enum Internal {
     Verify { event: VerifyEvent },
     VerifyEnded { result: Result<(), JobError> },
     Restored { node: NodeId },
-    DrainDone { node: NodeId },
+    DrainDone { node: NodeId, life: u64 },
+    Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
+    LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
     RetryRefill { node: NodeId },
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
-    Flushed { node: NodeId, result: Result<(), MarkError>, drain: bool },
+    Flushed { node: NodeId, result: Result<(), MarkError>, drain: Option<u64> },
     FlushDue { due: u64 },
     NobodyRecorded,
     WaitedForLeader { pair: PairId },
@@ -159,6 +165,7 @@ pub struct Cluster {
     settings: Settings,
     topology: Arc<Topology>,
     dialer: Arc<dyn Dial>,
+    names: Names,
     controls: Vec<Arc<NodeControl>>,
     workers: Vec<UnboundedSender<Command>>,
     stats: Vec<Arc<WorkerStats>>,
@@ -196,7 +203,7 @@ impl Cluster {
     pub fn new(
         settings: Settings,
         topology: Arc<Topology>,
-        dialer: Arc<dyn Dial>,
+        (dialer, names): (Arc<dyn Dial>, Names),
         workers: Vec<UnboundedSender<Command>>,
         stats: Vec<Arc<WorkerStats>>,
         unclean: Arc<AtomicBool>,
@@ -244,6 +251,7 @@ impl Cluster {
             settings,
             topology,
             dialer,
+            names,
             controls,
             workers,
             stats,
@@ -271,6 +279,7 @@ impl Cluster {
         let Some(mut inbox) = self.inbox.take() else { return };
         self.spawn_governor();
         self.start().await;
+        self.spawn_resolvers();
         for node in self.topology.nodes() {
             self.spawn_prober(node);
         }
@@ -323,6 +332,7 @@ impl Cluster {
                 self.nodes[node.index()].undrained.remove(&worker);
                 self.consider(node);
             }
+            Event::Left { worker, node, owing } => self.left(worker, node, owing),
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
             Event::Ask { worker, client, slot, question } => self.asked(ask::Asker { worker, client, slot }, question),
@@ -345,11 +355,9 @@ impl Cluster {
             Internal::Verify { event } => self.verify_said(event),
             Internal::VerifyEnded { result } => self.verify_ended(result),
             Internal::Restored { node } => self.allow(node),
-            Internal::DrainDone { node } => {
-                let run = &mut self.nodes[node.index()];
-                run.drains = run.drains.saturating_sub(1);
-                self.consider(node);
-            }
+            Internal::DrainDone { node, life } => self.drained(node, life),
+            Internal::Peeked { node, to, found } => self.peeked(node, to, found),
+            Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {
                 self.nodes[node.index()].retry_pending = false;
                 self.consider(node);

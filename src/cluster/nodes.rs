@@ -44,6 +44,13 @@ pub(super) struct NodeRun {
     pub(super) undrained: BTreeSet<u16>,
     /// Connections of the control plane that are being drained.
     pub(super) drains: u32,
+    /// Workers that still have connections to an earlier address of it.
+    pub(super) leaving: BTreeSet<u16>,
+    /// A connection to it was given up with commands unanswered, and nothing proves that they cannot take effect any more.
+    pub(super) abandoned: bool,
+    pub(super) name: super::names::Name,
+    /// Has its name looked up early.
+    pub(super) look_up: Arc<Notify>,
     /// A look at it, or its marking, is under way.
     pub(super) looking: bool,
     /// Since when its process refuses connections.
@@ -94,6 +101,10 @@ impl NodeRun {
             empty: false,
             undrained: BTreeSet::new(),
             drains: 0,
+            leaving: BTreeSet::new(),
+            abandoned: false,
+            name: Default::default(),
+            look_up: Arc::new(Notify::new()),
             looking: false,
             refused_since: None,
             silent_since: None,
@@ -119,7 +130,8 @@ impl NodeRun {
     }
 
     pub(super) fn is_drained(&self) -> bool {
-        self.undrained.is_empty() && self.drains == 0 || !holds(Rule::DrainByAnswer)
+        let drained = self.undrained.is_empty() && self.drains == 0 || !holds(Rule::DrainByAnswer);
+        drained && self.leaving.is_empty()
     }
 
     fn count_fault(&mut self, reason: Reason) {
@@ -135,6 +147,7 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
         NodeError::Refused => Reason::Refused,
         NodeError::Reset => Reason::Reset,
         NodeError::Timeout | NodeError::Unreachable(_) => Reason::Timeout,
+        NodeError::Unresolved(_) => Reason::Unresolved,
         NodeError::Protocol(_) => Reason::Protocol,
     }
 }
@@ -174,6 +187,7 @@ impl Cluster {
             run.since = Instant::now();
             tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
             run.hint.notify_one();
+            run.look_up.notify_one();
         }
         for pair in affected {
             if loss == Loss::MemoryGone && self.awaits_undo(pair, place) {
@@ -230,6 +244,12 @@ impl Cluster {
     /// A lost node answers well again: what does it hold?
     pub(super) fn viewed(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
         let known = self.nodes[node.index()].incarnation;
+        let moved = |view: &NodeView| view.life != self.address_life(node);
+        if result.as_ref().is_ok_and(moved) {
+            // That was another server.
+            self.nodes[node.index()].looking = false;
+            return;
+        }
         let view = match result {
             Ok(view) => view,
             Err(error) => {
@@ -266,7 +286,8 @@ impl Cluster {
         let session = taken.unwrap_or(self.session);
         let (ring, internal) = (self.ring_of(node), self.internal.clone());
         // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
-        let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id);
+        let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id)
+            || self.nodes[node.index()].abandoned;
         tokio::spawn(async move {
             if unquiet && holds(Rule::QuietPeriodAfterCrash) {
                 tokio::time::sleep(QUIET_PERIOD).await;
@@ -284,6 +305,10 @@ impl Cluster {
         result: Result<(), MarkError>,
     ) {
         self.nodes[node.index()].looking = false;
+        if view.life != self.address_life(node) {
+            // That was another server.
+            return;
+        }
         match result {
             // Workers told only during the look that old commands may still be executed there: it is looked at again.
             // So is one that came in the middle of a flush, which ends what it holds.
@@ -316,11 +341,17 @@ impl Cluster {
                 }
             }
         }
+        self.settle_address(node);
+        let abandoned = std::mem::take(&mut self.nodes[node.index()].abandoned);
+        if abandoned {
+            self.forget_missed_on(node);
+        }
         let run = &mut self.nodes[node.index()];
         run.health.back(now);
         run.away.store(false, Ordering::Relaxed);
         run.reason = if same { Reason::MarkerStale } else { Reason::Empty };
-        run.empty = view.curr_items == 0;
+        // What an abandoned connection holds may have landed since.
+        run.empty = view.curr_items == 0 && !abandoned;
         run.incarnation = incarnation;
         run.memory_gone = false;
         run.since = Instant::now();
@@ -372,6 +403,27 @@ impl Cluster {
         self.consider(node);
         // Nodes whose refill waited for this one as their source.
         self.consider_partners(node);
+    }
+
+    /// Commands that were given up unanswered may have taken effect on the node, in whatever order: where another one leads, all of it is
+    /// purged.
+    fn forget_missed_on(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        for pair in self.topology.pairs_of(node) {
+            let run = &mut self.pairs[pair.index()];
+            if run.pair.state().leader() == Some(place.other()) {
+                run.missed.overflow();
+            }
+        }
+    }
+
+    /// A connection of the control plane that was given up has nothing outstanding any more.
+    pub(super) fn drained(&mut self, node: NodeId, life: u64) {
+        if life == self.address_life(node) {
+            let run = &mut self.nodes[node.index()];
+            run.drains = run.drains.saturating_sub(1);
+            self.consider(node);
+        }
     }
 
     /// Old faults count no more, unless a pair still waits for the node by its old route: a last full copy that was only late.

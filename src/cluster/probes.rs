@@ -97,6 +97,10 @@ impl Cluster {
             }
             Err(error) => {
                 run.health.bad_probe();
+                if run.view.is_none() && run.unmarked.is_none() && !run.health.is_up() {
+                    // It never was in use: what keeps it away is what was seen last.
+                    run.reason = reason_of(&error);
+                }
                 let silent = *run.silent_since.get_or_insert_with(Instant::now);
                 if error == NodeError::Refused {
                     run.refused_since.get_or_insert_with(Instant::now);
@@ -105,6 +109,7 @@ impl Cluster {
                 }
                 let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
                 self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+                self.try_next_address(node);
                 if gone {
                     tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
                     self.lost(node, Reason::Refused, Loss::MemoryGone, true);

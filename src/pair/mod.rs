@@ -42,6 +42,10 @@ pub enum Reason {
     Reset,
     /// The node did not answer in time.
     Timeout,
+    /// Its name never resolved: nobody knows where it is.
+    Unresolved,
+    /// Its name leads to another address now, so to another server.
+    Moved,
     /// The node answered something that is not memcached's protocol, or not the answer to the question.
     Protocol,
     /// The marker is gone from a live node: so is its memory.
@@ -74,6 +78,8 @@ impl Reason {
             Reason::Refused => "refused",
             Reason::Reset => "reset",
             Reason::Timeout => "timeout",
+            Reason::Unresolved => "unresolved",
+            Reason::Moved => "moved",
             Reason::Protocol => "protocol",
             Reason::MarkerLost => "marker_lost",
             Reason::MarkerStale => "marker_stale",

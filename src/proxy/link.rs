@@ -224,6 +224,12 @@ impl Conn {
         self.flights.push_back(Sent { flight: Flight::Get(id), at_us: now_us });
     }
 
+    /// Whether something was sent on it, and is unanswered, that may take effect later. (Reads alone need not be told apart from it.)
+    pub(super) fn owes_effects(&self) -> bool {
+        let effects = |sent: &Sent| matches!(sent.flight, Flight::Op(_) | Flight::Repair(..) | Flight::Void);
+        self.state == LinkState::Discarding || self.flights.iter().any(effects)
+    }
+
     /// Forgets what was to be written.
     pub(super) fn clear_out(&mut self) {
         self.out = OutQueue::default();

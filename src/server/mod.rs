@@ -15,8 +15,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Dial, TcpDialer};
-use crate::cluster::Cluster;
+use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
+use crate::cluster::{Cluster, Names};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
 use crate::proxy::{Adds, Core, CoreSettings, Event};
@@ -45,10 +45,12 @@ pub fn run(
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
-    let addrs = topology.nodes().map(|node| topology.addr(node).clone()).collect();
-    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addrs, settings.timeout.max(settings.probe_timeout)));
+    let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
+    let dialer: Arc<dyn Dial> =
+        Arc::new(TcpDialer::new(addresses.clone(), settings.timeout.max(settings.probe_timeout)));
+    let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let rings = rings(settings.io_uring, settings.threads)?;
-    let assembly = Assembly::new(settings, topology, dialer);
+    let assembly = Assembly::new(settings, topology, (dialer, names));
     let timekeeper = if rings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
@@ -60,6 +62,8 @@ pub fn run(
     }
     runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
+    // A look-up that a slow name server keeps waiting is waited for no more.
+    runtime.shutdown_background();
     let ends: Vec<_> = threads.into_iter().map(|(thread, _)| thread.join()).collect();
     if ends.iter().any(Result::is_err) {
         return Err(panicked());
@@ -236,8 +240,12 @@ impl WorkerParts {
 }
 
 impl Assembly {
-    /// A proxy with these settings, which reaches its nodes by `dialer`.
-    pub(crate) fn new(settings: Settings, topology: Arc<Topology>, dialer: Arc<dyn Dial>) -> Assembly {
+    /// A proxy with these settings, which finds its nodes by `names` and reaches them by `dialer`.
+    pub(crate) fn new(
+        settings: Settings,
+        topology: Arc<Topology>,
+        (dialer, names): (Arc<dyn Dial>, Names),
+    ) -> Assembly {
         let workers = settings.threads.max(1);
         let lanes = settings.node_connections.div_ceil(workers).max(1);
         let clients = Arc::new(AtomicUsize::new(0));
@@ -283,7 +291,7 @@ impl Assembly {
             parts.push(WorkerParts { core, setup, nodes, lanes, grace });
         }
         let probes = CancellationToken::new();
-        let cluster = Cluster::new(settings, topology, dialer, commands, stats, unclean, probes.clone());
+        let cluster = Cluster::new(settings, topology, (dialer, names), commands, stats, unclean, probes.clone());
         Assembly { workers: parts, cluster, events, probes }
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -103,6 +104,8 @@ struct NodeIo {
     stream: NodeSocket,
     /// Its writing half is to be closed, or is.
     shut: bool,
+    /// The task that reads it; those on the ring have none.
+    reader: Option<AbortHandle>,
 }
 
 enum NodeSocket {
@@ -411,28 +414,40 @@ impl Worker {
 
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
         let dialled = self.dialer.dial(node).await;
-        let reads = self.work(|shell| match dialled.and_then(|stream| shell.take_on(node, lane, stream)) {
-            Ok(stream) => {
-                let reads = matches!(stream, NodeSocket::Stream(_));
-                shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false });
-                shell.core.conn_up(node, lane);
-                reads
-            }
-            Err(error) => {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                shell.core.conn_down(node, lane, if refused { Reason::Refused } else { Reason::Timeout });
-                false
+        self.work(|shell| {
+            debug_assert_eq!(shell.core.conn(node, lane).generation, generation);
+            match dialled.and_then(|stream| shell.take_on(node, lane, stream)) {
+                Ok(stream) => {
+                    let reader = match &stream {
+                        NodeSocket::Stream(_) => {
+                            let reader = tokio::task::spawn_local(self.clone().read_conn(node, lane));
+                            Some(reader.abort_handle())
+                        }
+                        NodeSocket::Ring(_) => None,
+                    };
+                    shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false, reader });
+                    shell.core.conn_up(node, lane);
+                }
+                Err(error) => {
+                    let reason = match error.kind() {
+                        io::ErrorKind::ConnectionRefused => Reason::Refused,
+                        io::ErrorKind::NotFound => Reason::Unresolved,
+                        _ => Reason::Timeout,
+                    };
+                    shell.core.conn_down(node, lane, reason);
+                }
             }
         });
-        debug_assert!(!reads || self.shell.borrow_mut().core.conn(node, lane).generation == generation);
-        if reads {
-            self.read_conn(node, lane).await;
-        }
     }
 
     async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
         while let Some(command) = commands.recv().await {
-            self.work(|shell| shell.core.command(command));
+            self.work(|shell| {
+                shell.core.command(command);
+                for (node, lane) in std::mem::take(&mut shell.core.outbox.hangups) {
+                    shell.hang_up(node, lane);
+                }
+            });
         }
     }
 
@@ -525,6 +540,17 @@ impl Shell {
                 let now_us = self.core.now_us;
                 self.core.conn(node, lane).is_stuck_with(bytes, now_us);
             }
+        }
+    }
+
+    /// Closes a connection that the core has given up.
+    fn hang_up(&mut self, node: NodeId, lane: usize) {
+        let Some(NodeIo { stream, reader, .. }) = self.nodes[node.index()][lane].take() else { return };
+        if let Some(reader) = reader {
+            reader.abort();
+        }
+        if let (NodeSocket::Ring(slot), Some(ring)) = (stream, &mut self.ring) {
+            ring.close(slot);
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::ids::Place;
 
 use super::judge::Call;
-use super::net::Lag;
+use super::net::{Lag, Whither};
 use super::world::{CutOff, Profile, World};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
@@ -60,6 +60,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::Witness => witness(world).await,
         Profile::TwoLeaders => two_leaders(world, stop).await,
         Profile::Adoption => adoption(world).await,
+        Profile::Names => names(world).await,
     }
 }
 
@@ -82,6 +83,43 @@ async fn one_at_a_time(world: &mut World) {
         }
         sleep(NOTICED).await;
         world.mirrored("after a failure").await;
+    }
+}
+
+/// Names lead to empty hosts, to others of earlier with their old items, and to the same one by another address, also while it hangs; the
+/// hosts that they led to before go on, and execute what was sent to them.
+async fn names(world: &mut World) {
+    let mut earlier: Vec<Vec<usize>> = vec![Vec::new(); world.topology.node_count()];
+    for _ in 0..world.rng.random_range(1..4) {
+        pause(world, 0..150).await;
+        let node = world.rng.random_range(0..world.topology.node_count());
+        match world.rng.random_range(0..6) {
+            0 => world.net.change(node, "hangs", |host| host.hung = true),
+            1 => world.net.change(node, "cut off", |host| host.cut_off = true),
+            2 => world.net.reset(node, 2),
+            _ => {}
+        }
+        pause(world, 0..500).await;
+        for _ in 0..world.rng.random_range(1..3) {
+            let host = world.net.leads(node);
+            let back: Vec<usize> = earlier[node].iter().copied().filter(|e| *e != host).collect();
+            let whither = match world.rng.random_range(0..4) {
+                0 => Whither::SameHost,
+                1 if !back.is_empty() => Whither::Back(back[world.rng.random_range(0..back.len())]),
+                _ => Whither::EmptyHost,
+            };
+            earlier[node].push(host);
+            world.net.lead(node, whither);
+            pause(world, 0..1_200).await;
+        }
+        world.net.wake_all();
+        if world.rng.random_ratio(1, 4) {
+            replace_proxy(world).await;
+            sleep(STARTED).await;
+        }
+        world.followed(node).await;
+        sleep(NOTICED).await;
+        world.mirrored("after a name has moved").await;
     }
 }
 
@@ -378,7 +416,7 @@ fn lost(world: &World) {
 }
 
 fn heal(world: &mut World, node: usize) {
-    let up = world.net.lock().hosts[node].up;
+    let up = world.net.lock().host(node).up;
     if !up {
         world.net.start(node);
     }
@@ -437,7 +475,7 @@ async fn fail(world: &mut World, node: usize, fault: Fault) {
             net.reset(node, one_in);
         }
         Fault::Slow => {
-            let before = net.lock().hosts[node].lag;
+            let before = net.lock().host(node).lag;
             let most_ms = world.rng.random_range(5..300);
             let one_in = world.rng.random_range(1..5);
             net.change(node, "slow", |host| host.lag = Lag { one_in, most_ms });

@@ -5,6 +5,7 @@
 //! before it gave a connection up, or died, is executed all the same, sooner or later.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backend::{Dial, NodeStream};
+use crate::backend::{Addresses, Dial, NodeStream, Resolve, at_present_address};
 use crate::ids::NodeId;
 
 use super::node::{Node, take_command};
@@ -67,7 +68,7 @@ enum Broken {
 }
 
 struct Conn {
-    node: usize,
+    host: usize,
     life: u32,
     proxy: u32,
     broken: Broken,
@@ -82,7 +83,11 @@ pub(super) struct Net {
 }
 
 pub(super) struct Inner {
-    pub(super) hosts: Vec<Host>,
+    hosts: Vec<Host>,
+    /// Which host each node's name leads to, by which of its addresses.
+    leads: Vec<(usize, u8)>,
+    /// Look-ups of each name, in a row, that found nothing.
+    unfound: Vec<u32>,
     conns: Vec<Conn>,
     rng: SmallRng,
     begun: Instant,
@@ -98,8 +103,9 @@ impl Net {
             Host { node: Node::new(begun, skew), life: 0, up: true, hung: false, cut_off: false, lag, skew }
         });
         let hosts = hosts.collect();
+        let leads = (0..nodes).map(|host| (host, 0)).collect();
         let rng = SmallRng::seed_from_u64(rng.random());
-        let inner = Inner { hosts, conns: Vec::new(), rng, begun, dead_proxies: 0 };
+        let inner = Inner { hosts, leads, unfound: vec![0; nodes], conns: Vec::new(), rng, begun, dead_proxies: 0 };
         Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
     }
 
@@ -110,7 +116,7 @@ impl Net {
     /// Changes a host, and tells its connections.
     pub(super) fn change(&self, node: usize, what: &str, change: impl FnOnce(&mut Host)) {
         note(|| format!("FAULT  node {node}: {what}"));
-        change(&mut self.lock().hosts[node]);
+        change(self.lock().host(node));
         self.changed.notify_waiters();
     }
 
@@ -134,12 +140,45 @@ impl Net {
         });
     }
 
+    /// The node's name leads elsewhere from now on; the host that it led to goes on as it is.
+    pub(super) fn lead(&self, node: usize, whither: Whither) {
+        let inner = &mut *self.lock();
+        let (host, way) = inner.leads[node];
+        let to = match whither {
+            Whither::SameHost => (host, way + 1),
+            Whither::EmptyHost => {
+                let (begun, lag, skew) = (inner.begun, inner.hosts[host].lag, inner.rng.random_range(-30..30));
+                let process = Node::new(begun, skew);
+                inner.hosts.push(Host { node: process, life: 0, up: true, hung: false, cut_off: false, lag, skew });
+                (inner.hosts.len() - 1, 0)
+            }
+            Whither::Back(earlier) => (earlier, way + 1),
+        };
+        note(|| format!("FAULT  node {node}: its name leads to host {} by {}", to.0, address(to)));
+        inner.leads[node] = to;
+    }
+
+    /// Where the node's name leads.
+    pub(super) fn leads(&self, node: usize) -> usize {
+        self.lock().leads[node].0
+    }
+
+    /// Whoever hangs or is out of reach, a node's host or one of earlier, goes on.
+    pub(super) fn wake_all(&self) {
+        note(|| "FAULT  all hosts are well".to_owned());
+        for host in &mut self.lock().hosts {
+            (host.hung, host.cut_off) = (false, false);
+        }
+        self.changed.notify_waiters();
+    }
+
     /// Breaks connections to a node: each with one chance in `one_in`.
     pub(super) fn reset(&self, node: usize, one_in: u32) {
         {
             let inner = &mut *self.lock();
+            let (host, _) = inner.leads[node];
             for (id, conn) in inner.conns.iter_mut().enumerate() {
-                if conn.node == node && conn.open && conn.broken == Broken::No && inner.rng.random_ratio(1, one_in) {
+                if conn.host == host && conn.open && conn.broken == Broken::No && inner.rng.random_ratio(1, one_in) {
                     conn.broken = Broken::ByNode;
                     note(|| format!("FAULT  node {node}: connection {id} is reset"));
                 }
@@ -172,10 +211,10 @@ impl Net {
     }
 
     /// A delay of chance's choosing.
-    async fn pause(&self, node: usize) {
+    async fn pause(&self, host: usize) {
         let ms = {
             let inner = &mut *self.lock();
-            let lag = inner.hosts[node].lag;
+            let lag = inner.hosts[host].lag;
             if lag.most_ms > 0 && inner.rng.random_ratio(1, lag.one_in) {
                 inner.rng.random_range(1..=lag.most_ms)
             } else {
@@ -189,18 +228,66 @@ impl Net {
 }
 
 impl Inner {
+    /// Where the node's name leads.
+    pub(super) fn host(&mut self, node: usize) -> &mut Host {
+        &mut self.hosts[self.leads[node].0]
+    }
+
     /// A dump ends half-way: others may begin, if it is still the same process.
     fn end_dump(&mut self, id: usize) {
         let conn = &self.conns[id];
-        if conn.life == self.hosts[conn.node].life {
-            self.hosts[conn.node].node.dumping = false;
+        if conn.life == self.hosts[conn.host].life {
+            self.hosts[conn.host].node.dumping = false;
         }
     }
 
     /// `true` = gone: nothing of the connection is executed any more.
     fn is_over(&self, id: usize) -> bool {
         let conn = &self.conns[id];
-        conn.broken == Broken::ByNode || conn.life != self.hosts[conn.node].life
+        conn.broken == Broken::ByNode || conn.life != self.hosts[conn.host].life
+    }
+}
+
+/// Where a name leads to next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Whither {
+    /// One with nothing on it.
+    EmptyHost,
+    /// One that it led to before, which holds what it held then.
+    Back(usize),
+    /// Another address of the same one.
+    SameHost,
+}
+
+/// An address of a host: it has many.
+fn address((host, way): (usize, u8)) -> SocketAddr {
+    (Ipv4Addr::new(10, way, 0, host as u8), 11211).into()
+}
+
+pub(super) fn host_at(address: SocketAddr) -> usize {
+    let IpAddr::V4(ip) = address.ip() else { unreachable!("hosts have IPv4 addresses") };
+    usize::from(ip.octets()[3])
+}
+
+/// The name server: it may fail, or list nothing, twice in a row.
+pub(super) struct SimResolver(pub(super) Arc<Net>);
+
+impl Resolve for SimResolver {
+    fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        let node: usize = name.trim_start_matches("node").parse().expect("a node's name");
+        let net = self.0.clone();
+        async move {
+            let inner = &mut *net.lock();
+            let at = address(inner.leads[node]);
+            if inner.unfound[node] < 2 && inner.rng.random_ratio(1, 4) {
+                inner.unfound[node] += 1;
+                let listed_none = inner.rng.random();
+                return if listed_none { Ok(vec![]) } else { Err(io::Error::other("no answer")) };
+            }
+            inner.unfound[node] = 0;
+            Ok(vec![at])
+        }
+        .boxed()
     }
 }
 
@@ -209,33 +296,54 @@ pub(super) struct SimDialer {
     pub(super) net: Arc<Net>,
     pub(super) proxy: u32,
     pub(super) timeout: Duration,
+    pub(super) addresses: Arc<Addresses>,
 }
 
 impl Dial for SimDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (net, proxy, node, limit) = (self.net.clone(), self.proxy, node.index(), self.timeout);
+        let (net, proxy, limit, addresses) = (self.net.clone(), self.proxy, self.timeout, self.addresses.clone());
         async move {
-            net.pause(node).await;
+            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, host_at(at)));
+            timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        }
+        .boxed()
+    }
+
+    fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
+        let (connect, limit) = (self.net.dial(self.proxy, host_at(at)), self.timeout);
+        async move { timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? }.boxed()
+    }
+
+    fn life(&self, node: NodeId) -> u64 {
+        self.addresses.life(node)
+    }
+}
+
+impl Net {
+    fn dial(self: &Arc<Net>, proxy: u32, host: usize) -> impl Future<Output = io::Result<NodeStream>> + use<> {
+        let net = self.clone();
+        async move {
+            net.pause(host).await;
             let connect = net.until(|inner| {
-                let host = &inner.hosts[node];
+                let there = &inner.hosts[host];
                 if inner.dead_proxies >= proxy {
                     return Some(Err(io::Error::from(io::ErrorKind::NetworkDown)));
                 }
-                if host.cut_off {
+                if there.cut_off {
                     return None;
                 }
-                if !host.up {
+                if !there.up {
                     return Some(Err(io::Error::from(io::ErrorKind::ConnectionRefused)));
                 }
-                inner.conns.push(Conn { node, life: host.life, proxy, broken: Broken::No, open: true });
+                inner.conns.push(Conn { host, life: there.life, proxy, broken: Broken::No, open: true });
                 Some(Ok(inner.conns.len() - 1))
             });
-            let id = timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            note(|| format!("net    connection {id} to node {node}"));
+            let id = connect.await?;
+            note(|| format!("net    connection {id} to host {host}"));
             let (near, far) = duplex(SOCKET);
             tokio::spawn(async move {
                 let mut far = Some(far);
-                serve(&net, id, node, &mut far).await;
+                serve(&net, id, host, &mut far).await;
                 // The news travels over each connection in its own time.
                 let ms = {
                     let inner = &mut *net.lock();
@@ -247,16 +355,15 @@ impl Dial for SimDialer {
             });
             Ok(NodeStream::Memory(near))
         }
-        .boxed()
     }
 }
 
 /// `far` = `None`: nobody is there any more to be answered.
-async fn serve(net: &Net, id: usize, node: usize, far: &mut Option<DuplexStream>) {
+async fn serve(net: &Net, id: usize, host: usize, far: &mut Option<DuplexStream>) {
     let mut input = BytesMut::new();
     loop {
         while let Some(command) = take_command(&mut input) {
-            if !execute(net, id, node, &command, far).await {
+            if !execute(net, id, host, &command, far).await {
                 return;
             }
         }
@@ -276,7 +383,7 @@ async fn serve(net: &Net, id: usize, node: usize, far: &mut Option<DuplexStream>
                 sleep(Duration::from_millis(ms)).await;
             }
             read = stream.read_buf(&mut input) => match read {
-                Ok(1..) => net.pause(node).await,
+                Ok(1..) => net.pause(host).await,
                 _ => *far = None,
             }
         }
@@ -284,12 +391,12 @@ async fn serve(net: &Net, id: usize, node: usize, far: &mut Option<DuplexStream>
 }
 
 /// `false` = the connection is over.
-async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Option<DuplexStream>) -> bool {
-    net.pause(node).await;
+async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Option<DuplexStream>) -> bool {
+    net.pause(host).await;
     let dump = command.starts_with(b"lru_crawler metadump hash");
     let mut cursor = None;
     loop {
-        let stopped = |inner: &Inner| inner.hosts[node].hung || inner.hosts[node].cut_off;
+        let stopped = |inner: &Inner| inner.hosts[host].hung || inner.hosts[host].cut_off;
         if stopped(&net.lock()) {
             net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
             // A node that wakes does not come to all its connections at once.
@@ -305,21 +412,21 @@ async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Op
             if inner.is_over(id) {
                 return Some(None);
             }
-            let host = &mut inner.hosts[node];
-            if host.hung || host.cut_off {
+            let there = &mut inner.hosts[host];
+            if there.hung || there.cut_off {
                 return None;
             }
             let begun = cursor.is_some();
-            if !dump || (!begun && host.node.dumping) {
-                let answer = host.node.execute(command);
-                note(|| format!("node {node} #{id:<3} {} -> {}", show(command), show(answer.as_bytes())));
+            if !dump || (!begun && there.node.dumping) {
+                let answer = there.node.execute(command);
+                note(|| format!("host {host} #{id:<3} {} -> {}", show(command), show(answer.as_bytes())));
                 return Some(Some((answer, true)));
             }
-            host.node.dumping = true;
-            Some(Some(match host.node.dump(&mut cursor, DUMP_KEYS) {
+            there.node.dumping = true;
+            Some(Some(match there.node.dump(&mut cursor, DUMP_KEYS) {
                 Some(lines) => (lines, false),
                 None => {
-                    host.node.dumping = false;
+                    there.node.dumping = false;
                     ("END\r\n".to_owned(), true)
                 }
             }))
@@ -330,8 +437,8 @@ async fn execute(net: &Net, id: usize, node: usize, command: &[u8], far: &mut Op
             }
             return false;
         };
-        net.pause(node).await;
-        match reply(net, id, node, answer.as_bytes(), far).await {
+        net.pause(host).await;
+        match reply(net, id, host, answer.as_bytes(), far).await {
             // memcached's crawler notices that nobody listens.
             heard @ (Reply::Over | Reply::Unheard) => {
                 if dump && !last {
@@ -353,12 +460,12 @@ enum Reply {
     Over,
 }
 
-async fn reply(net: &Net, id: usize, node: usize, answer: &[u8], far: &mut Option<DuplexStream>) -> Reply {
+async fn reply(net: &Net, id: usize, host: usize, answer: &[u8], far: &mut Option<DuplexStream>) -> Reply {
     let over = net.until(|inner| {
         if inner.is_over(id) {
             return Some(true);
         }
-        (!inner.hosts[node].cut_off).then_some(false)
+        (!inner.hosts[host].cut_off).then_some(false)
     });
     if over.await {
         return Reply::Over;

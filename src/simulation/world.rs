@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
+use crate::backend::Addresses;
+use crate::cluster::Names;
 use crate::config::{IoUringMode, LogFormat, LogSettings, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
@@ -22,7 +24,7 @@ use super::clients::{Client, Door, Habits};
 use super::history::History;
 use super::judge::{Call, Outcome};
 use super::nemesis;
-use super::net::{Lag, Net, SimDialer};
+use super::net::{Lag, Net, SimDialer, SimResolver, host_at};
 use super::node::Shown;
 use super::trace::{self, note};
 
@@ -52,11 +54,13 @@ pub(super) enum Profile {
     TwoLeaders,
     /// The first start finds full nodes; it is cut off by proxies that end, or by one node that fails.
     Adoption,
+    /// Names lead elsewhere, one node at a time.
+    Names,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 10] = [
+    pub(super) const ALL: [Profile; 11] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -67,11 +71,12 @@ impl Profile {
         Profile::Witness,
         Profile::TwoLeaders,
         Profile::Adoption,
+        Profile::Names,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
-        !matches!(self, Profile::Single | Profile::Evictions)
+        !matches!(self, Profile::Single | Profile::Evictions | Profile::Names)
     }
 }
 
@@ -251,7 +256,7 @@ impl World {
             let pair = self.topology.pair_of(key.as_bytes());
             for (place, value) in [(Place::Primary, mine), (Place::Backup, theirs)] {
                 if let (Some(node), Some(value)) = (self.topology.node_at(pair, place), value) {
-                    self.net.lock().hosts[node.index()].node.put(key.as_bytes(), value.as_bytes(), 0, 0);
+                    self.net.lock().host(node.index()).node.put(key.as_bytes(), value.as_bytes(), 0, 0);
                 }
             }
             note(|| format!("world  {key}: primary {mine:?}, backup {theirs:?}"));
@@ -279,11 +284,11 @@ impl World {
         if self.history.was_flushed() {
             return;
         }
-        let inner = self.net.lock();
+        let inner = &mut *self.net.lock();
         for (key, value) in &self.orphans {
             let pair = self.topology.pair_of(key.as_bytes());
             let node = self.topology.node_at(pair, Place::Primary).map_or(0, NodeId::index);
-            let found = inner.hosts[node].node.contents().remove(key.as_bytes()).map(|(value, ..)| value);
+            let found = inner.host(node).node.contents().remove(key.as_bytes()).map(|(value, ..)| value);
             if found.as_deref() != Some(value.as_bytes()) {
                 let found = found.map(|found| trace::show(&found));
                 self.history.violation(format!("only a backup held {key} = {value}, and now it is {found:?}"));
@@ -371,10 +376,32 @@ impl World {
         }
     }
 
+    /// Waits until the proxy has a node where its name leads.
+    pub(super) async fn followed(&mut self, node: usize) {
+        let host = self.net.leads(node);
+        let prefix = format!("STAT {}:address ", self.topology.addr(NodeId(node as u16)));
+        let deadline = Instant::now() + HEALING;
+        loop {
+            let stats = self.operator.ask("stats servers\r\n").await.unwrap_or_default();
+            let address = stats.iter().find_map(|line| line.strip_prefix(&prefix)?.parse().ok());
+            // By which of its addresses does not matter.
+            if address.is_some_and(|at| host_at(at) == host) {
+                return;
+            }
+            if Instant::now() > deadline {
+                let found: Vec<_> = stats.iter().filter(|line| line.contains(":address")).collect();
+                return self
+                    .history
+                    .violation(format!("node {node} is not at host {host} within {HEALING:?}: {found:?}"));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// What two nodes hold of a pair that is mirrored must be the same.
     fn compare_copies(&self) {
-        let inner = self.net.lock();
-        let copies: Vec<_> = inner.hosts.iter().map(|host| host.node.contents()).collect();
+        let inner = &mut *self.net.lock();
+        let copies: Vec<_> = (0..self.topology.node_count()).map(|node| inner.host(node).node.contents()).collect();
         for pair in self.topology.pairs() {
             let of = |place| {
                 let node = self.topology.node_at(pair, place).map_or(0, NodeId::index);
@@ -417,8 +444,10 @@ impl World {
         let id = self.proxies;
         note(|| format!("world  proxy {id} starts"));
         let timeout = self.settings.timeout.max(self.settings.probe_timeout);
-        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, timeout });
-        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), dialer);
+        let addresses = Arc::new(Addresses::new(self.topology.nodes().map(|node| self.topology.addr(node))));
+        let names = Names { addresses: addresses.clone(), resolver: Arc::new(SimResolver(self.net.clone())) };
+        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, timeout, addresses });
+        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names));
         let shutdown = CancellationToken::new();
         let mut tasks = Vec::new();
         let mut doors = Vec::new();

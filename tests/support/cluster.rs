@@ -1,10 +1,12 @@
 //! Two rings of real memcached processes and a proxy in front of them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::client::Client;
 use super::load::Load;
 use super::memcached::Memcached;
+use super::names::Names;
 use super::proxy::Proxy;
 use super::rings::{RingMap, compare_rings, read_ring};
 
@@ -19,11 +21,13 @@ pub struct Shape {
     pub proxy_args: Vec<String>,
     /// The proxy reaches every node through a forwarder.
     pub forwarded: bool,
+    /// What `/etc/hosts` is for the proxy.
+    pub hosts: Option<PathBuf>,
 }
 
 impl Shape {
     pub fn new(primaries: usize, backups: usize) -> Shape {
-        Shape { primaries, backups, node_args: Vec::new(), proxy_args: Vec::new(), forwarded: false }
+        Shape { primaries, backups, node_args: Vec::new(), proxy_args: Vec::new(), forwarded: false, hosts: None }
     }
 
     pub fn nodes(mut self, args: &[&str]) -> Shape {
@@ -33,6 +37,11 @@ impl Shape {
 
     pub fn forwarded(mut self) -> Shape {
         self.forwarded = true;
+        self
+    }
+
+    pub fn hosts(mut self, names: &Names) -> Shape {
+        self.hosts = Some(names.file());
         self
     }
 
@@ -102,7 +111,7 @@ impl Cluster {
             args.extend(["-b".to_string(), node.known_as()]);
         }
         args.extend(shape.proxy_args.iter().cloned());
-        Cluster { proxy: Proxy::start(&args), primaries, backups }
+        Cluster { proxy: Proxy::start_with(&args, shape.hosts.clone()), primaries, backups }
     }
 
     pub fn client(&self) -> Client {

@@ -13,22 +13,28 @@ use super::wait_until;
 /// A node. Dropping it kills the process (by pid).
 #[derive(Debug)]
 pub struct Memcached {
+    /// Where it listens.
+    host: String,
     port: Port,
     args: Vec<String>,
     child: Option<Child>,
     log: tempfile::NamedTempFile,
     /// The proxy reaches it through this.
     forwarder: Option<Forwarder>,
+    /// The proxy knows it by this host name.
+    name: Option<String>,
 }
 
 impl Memcached {
     pub fn start(args: &[&str]) -> Memcached {
         let mut node = Memcached {
+            host: "127.0.0.1".to_owned(),
             port: Port::reserve(),
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             forwarder: None,
+            name: None,
         };
         node.restart();
         node
@@ -37,16 +43,38 @@ impl Memcached {
     /// A node that has a port but no process yet: dialling it is refused.
     pub fn absent(args: &[&str]) -> Memcached {
         Memcached {
+            host: "127.0.0.1".to_owned(),
             port: Port::reserve(),
             args: args.iter().map(|a| a.to_string()).collect(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             forwarder: None,
+            name: None,
         }
     }
 
+    /// Another one on the same port of another loopback address, so that one name may lead to either.
+    pub fn twin(&self, host: &str) -> Memcached {
+        let mut twin = Memcached {
+            host: host.to_owned(),
+            port: self.port.clone(),
+            args: self.args.clone(),
+            child: None,
+            log: tempfile::NamedTempFile::new().expect("temporary file"),
+            forwarder: None,
+            name: None,
+        };
+        twin.name.clone_from(&self.name);
+        twin.restart();
+        twin
+    }
+
     pub fn addr(&self) -> String {
-        self.port.addr()
+        format!("{}:{}", self.host, self.port.number)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number
     }
 
     /// From now on [`Self::known_as`] is a forwarder's address.
@@ -57,7 +85,17 @@ impl Memcached {
 
     /// The address that the proxy is given; tests themselves go past any forwarder.
     pub fn known_as(&self) -> String {
-        self.forwarder.as_ref().map_or_else(|| self.addr(), Forwarder::addr)
+        match (&self.forwarder, &self.name) {
+            (Some(forwarder), _) => forwarder.addr(),
+            (None, Some(name)) => format!("{name}:{}", self.port.number),
+            (None, None) => self.addr(),
+        }
+    }
+
+    /// From now on [`Self::known_as`] has this host name.
+    pub fn named(mut self, name: &str) -> Memcached {
+        self.name = Some(name.to_owned());
+        self
     }
 
     pub fn network(&self) -> &Forwarder {
@@ -86,7 +124,7 @@ impl Memcached {
     pub fn spawn(&mut self) {
         self.kill();
         let mut command = Command::new("memcached");
-        command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string(), "-U", "0", "-c", "4096"]);
+        command.args(["-l", &self.host, "-p", &self.port.number.to_string(), "-U", "0", "-c", "4096"]);
         if nix::unistd::geteuid().is_root() {
             command.args(["-u", "nobody"]);
         }

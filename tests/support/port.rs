@@ -7,13 +7,14 @@
 //! nobody else, and dialling it while nobody listens is refused as it should be.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
 
 /// Keeps a port on 127.0.0.1 reserved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Port {
-    _reservation: Socket,
+    _reservation: Arc<Socket>,
     pub number: u16,
 }
 
@@ -23,7 +24,7 @@ impl Port {
         socket.set_reuse_address(true).expect("SO_REUSEADDR");
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("bind to a free port");
         let number = socket.local_addr().expect("local address").as_socket().expect("an IP socket").port();
-        Port { _reservation: socket, number }
+        Port { _reservation: Arc::new(socket), number }
     }
 
     pub fn addr(&self) -> String {

@@ -17,6 +17,8 @@ pub struct Proxy {
     child: Option<Child>,
     log: tempfile::NamedTempFile,
     pub args: Vec<String>,
+    /// What `/etc/hosts` is for it.
+    hosts: Option<PathBuf>,
 }
 
 /// What `resync status` said.
@@ -87,11 +89,17 @@ impl Proxy {
 
     /// Starts it with `args` on a port of its own and waits until it answers clients.
     pub fn start(args: &[String]) -> Proxy {
+        Proxy::start_with(args, None)
+    }
+
+    /// As [`Self::start`]; with `hosts` in the place of its `/etc/hosts`, which takes a mount namespace of its own.
+    pub fn start_with(args: &[String], hosts: Option<PathBuf>) -> Proxy {
         let mut proxy = Proxy {
             port: Port::reserve(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             args: args.to_vec(),
+            hosts,
         };
         proxy.spawn();
         proxy.wait_listening(Duration::from_secs(20));
@@ -101,7 +109,10 @@ impl Proxy {
     /// Starts it (again). `RESILVER_TEST_IO_URING` is its `--io-uring`, for all tests: `make test` runs some of them with both.
     pub fn spawn(&mut self) {
         let log = File::options().append(true).open(self.log.path()).expect("the proxy's log");
-        let mut command = Command::new(Proxy::binary());
+        let mut command = match &self.hosts {
+            Some(hosts) => super::names::command(hosts, &Proxy::binary()),
+            None => Command::new(Proxy::binary()),
+        };
         // Tests read the log as it is by default.
         command.env_remove("RUST_LOG");
         command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]);

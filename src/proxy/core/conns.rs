@@ -100,17 +100,8 @@ impl Core {
     }
 
     fn give_up_conn(&mut self, node: NodeId, lane: usize, reason: Reason) {
-        let conn = &mut self.links[node.index()].conns[lane];
-        let was = conn.state;
-        conn.state = LinkState::Idle;
-        conn.generation = conn.generation.wrapping_add(1);
-        conn.clear_out();
-        conn.input.clear();
-        (conn.need, conn.seen) = (0, 0);
-        conn.voids = 0;
-        conn.lateness = 0;
-        let flights = std::mem::take(&mut conn.flights);
-        let unproven = conn.take_answers();
+        let was = self.links[node.index()].conns[lane].state;
+        let (flights, unproven) = self.reset_conn(node, lane);
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Get(_) | Flight::Repair(..));
         let life = self.links[node.index()].life;
         if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) && unproven.is_empty() {
@@ -129,6 +120,40 @@ impl Core {
         self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
         self.tell_undrained(node);
+    }
+
+    /// The node is at another address. What it was sent at the old one counts for nothing, however that ends.
+    pub(super) fn leave(&mut self, node: NodeId) {
+        let mut owing = false;
+        for lane in 0..self.settings.lanes {
+            let conn = &mut self.links[node.index()].conns[lane];
+            // One that is being dialled will lead to the new address.
+            if let LinkState::Idle | LinkState::Dialing = conn.state {
+                continue;
+            }
+            owing |= conn.owes_effects();
+            self.outbox.hangups.push((node, lane));
+            let (flights, unproven) = self.reset_conn(node, lane);
+            let waiting = std::mem::take(&mut self.links[node.index()].conns[lane].waiting);
+            self.void_answers(node, unproven);
+            self.strand_all(node, flights, waiting);
+        }
+        self.tell_undrained(node);
+        self.outbox.events.push(Event::Left { worker: self.settings.worker, node, owing });
+        self.publish_gauges();
+    }
+
+    /// Forgets all that a connection had to do with.
+    fn reset_conn(&mut self, node: NodeId, lane: usize) -> (VecDeque<Sent>, VecDeque<Unproven>) {
+        let conn = &mut self.links[node.index()].conns[lane];
+        conn.state = LinkState::Idle;
+        conn.generation = conn.generation.wrapping_add(1);
+        conn.clear_out();
+        conn.input.clear();
+        (conn.need, conn.seen) = (0, 0);
+        conn.voids = 0;
+        conn.lateness = 0;
+        (std::mem::take(&mut conn.flights), conn.take_answers())
     }
 
     /// What was sent and unanswered on a connection that is given up, and what waited for it.

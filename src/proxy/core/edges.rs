@@ -24,6 +24,7 @@ impl Core {
                 self.links[node.index()].life = life;
                 self.allow(node, incarnation, unix_time);
             }
+            Command::Moved { node } => self.leave(node),
             Command::Answer { client, slot, bytes } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)
                     && c.generation == client.generation

@@ -38,6 +38,12 @@ pub enum Command {
         /// The node's own clock, unix seconds, now.
         unix_time: u64,
     },
+    /// The node is at another address: every connection that stands is given up; those made from now on lead to the new one.
+    /// Answered with [`Event::Left`].
+    Moved {
+        /// Which node.
+        node: NodeId,
+    },
     /// The answer to an [`Event::Ask`].
     Answer {
         /// Who asked.
@@ -131,6 +137,15 @@ pub enum Event {
         worker: u16,
         /// Which node.
         node: NodeId,
+    },
+    /// No connection to an earlier address of the node is left, after a [`Command::Moved`].
+    Left {
+        /// Which worker.
+        worker: u16,
+        /// Which node.
+        node: NodeId,
+        /// Commands were unanswered: nobody knows whether they take effect.
+        owing: bool,
     },
     /// A node closed an idle connection: worth a probe.
     Hint {

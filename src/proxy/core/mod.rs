@@ -67,6 +67,8 @@ pub struct Outbox {
     pub peers: Vec<(u16, PeerMessage)>,
     /// Connections to open: node, lane, generation.
     pub dials: Vec<(NodeId, usize, u32)>,
+    /// Connections that the core has given up: to be closed before anything else is done.
+    pub hangups: Vec<(NodeId, usize)>,
     /// Connections with something to write.
     pub dirty_conns: Vec<(NodeId, usize)>,
     /// Clients with something to write, or to be closed.

@@ -16,6 +16,9 @@ impl World {
             for (to, message) in out.peers {
                 self.peers[worker][to as usize].push_back(message);
             }
+            for (node, _) in out.hangups {
+                self.wires[worker][node.index()] = Wire::default();
+            }
             let core = &mut self.cores[worker];
             for (node, lane, _) in out.dials {
                 if self.process[node.index()] == Process::Dead {
