@@ -67,23 +67,34 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// Leadership term of a pair: the upper 16 bits of the cas tokens that clients see. Of these the topmost stays 0: clients in languages
-/// without unsigned integers (PHP, Java) misread larger tokens.
+/// Leadership term of a pair: its lower 15 bits are the upper 16 of the cas tokens that clients see. Of those the topmost
+/// stays 0: clients in languages without unsigned integers (PHP, Java) misread larger tokens.
 ///
-/// It changes with every change of leader or of the leader's memory, so that a token taken under another one never wins.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Term(pub u16);
+/// It grows with every change of leader or of the leader's memory, and from start to start, so that a token taken under
+/// another one never wins. 0: none was ever given.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Term(pub u64);
 
 impl Term {
-    /// Any term, from random bits.
-    pub fn random(bits: u16) -> Term {
-        Term(bits & 0x7fff)
+    /// How many terms tokens can tell apart.
+    const IN_TOKENS: u64 = 1 << 15;
+
+    /// One of those that tokens can tell apart, from random bits.
+    pub fn random(bits: u64) -> Term {
+        Term(bits % (Term::IN_TOKENS - 1) + 1)
     }
 
     /// The one after this.
     #[must_use]
     pub fn next(self) -> Term {
-        Term(self.0.wrapping_add(1) & 0x7fff)
+        let next = Term(self.0 + 1);
+        // Tokens of a proxy without backups are the servers' own ids, with nothing above them.
+        if next.in_token() == 0 { Term(next.0 + 1) } else { next }
+    }
+
+    /// What a token carries of it.
+    pub fn in_token(self) -> u64 {
+        self.0 % Term::IN_TOKENS
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod support;
 
+use resilver::ring::{Distribution, Topology};
+
 use support::client::storage;
-use support::start::{over, set, start, value};
-use support::{Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
+use support::start::{over, record, set, start, value};
+use support::{Client, Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
 
 // ---- changes of the ring --------------------------------------------------------------------------------------------------------
 
@@ -228,6 +230,110 @@ fn a_node_marked_as_stale_is_purged_though_no_record_says_so() {
     });
     cluster.assert_rings_equal();
     wait_clean(&[&cluster.primaries[0], &cluster.backups[0]]);
+}
+
+// ---- terms ----------------------------------------------------------------------------------------------------------------------
+
+/// How far a token's term is above this one. (Tokens carry its lower 15 bits.)
+fn above(token: u64, term: u64) -> u64 {
+    (token >> 48).wrapping_sub(term) % (1 << 15)
+}
+
+/// The term that the pair's record on a node names.
+fn term_on(node: &Memcached, pair: u32) -> u64 {
+    record(node, pair).split(' ').nth(3).and_then(|term| term.parse().ok()).expect("a term")
+}
+
+fn token_of(client: &mut Client, key: &str) -> u64 {
+    client.gets(key).expect("an answer").expect("an item").cas.expect("a token")
+}
+
+/// The pair's record on a node names this term, as one of a longer history would.
+fn write_term(node: &Memcached, pair: u32, term: u64) {
+    let found = record(node, pair);
+    let mut words: Vec<String> = found.split(' ').map(str::to_owned).collect();
+    words[3] = term.to_string();
+    set(&mut node.client(), &format!("__resilver__:pair:{pair}"), &words.join(" "));
+}
+
+/// A key that belongs to the first of two primaries, and to the second of three.
+fn key_that_moves() -> String {
+    let pair = |primaries: usize, key: &str| {
+        let spec = |i: usize| format!("10.0.0.{i}").parse().expect("an address");
+        let ring: Vec<_> = (0..primaries).map(spec).collect();
+        Topology::new(&ring, &[spec(9)], Distribution::Modula).pair_of(key.as_bytes()).index()
+    };
+    let moves = |key: &String| pair(2, key) == 0 && pair(3, key) == 1;
+    (0..KEYS).map(|i| format!("k{i}")).find(moves).expect("a key that moves")
+}
+
+/// A key moves to another pair, which has had other leaders: its term is the one that the token was taken under, or will be, and its
+/// leader's own id of the item the same. Both are brought about; by themselves they take many restarts.
+#[test]
+fn a_token_of_the_list_before_never_wins() {
+    let [a, b, c, m] = nodes();
+    fill(&a, 2_000);
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    write_all(&proxy, "one");
+    proxy.wait_mirrored(support::DEADLINE);
+    let mut client = proxy.client();
+    let moved = key_that_moves();
+    let tokens: Vec<u64> = (0..500)
+        .map(|_| {
+            set(&mut client, &moved, "one");
+            token_of(&mut client, &moved)
+        })
+        .collect();
+    let term = term_on(&a, 0);
+    assert!(tokens.iter().all(|&t| above(t, term) == 0));
+    assert!(proxy.stop().success());
+    [&a, &b, &m].iter().for_each(|node| write_term(node, 1, term.saturating_sub(2)));
+
+    let proxy = over(&[&a, &b, &c], &[&m], &[]);
+    proxy.wait_mirrored(support::DEADLINE);
+    let mut client = proxy.client();
+    let oldest = tokens[0] & ((1 << 48) - 1);
+    let mut beside = b.client();
+    set(&mut client, &moved, "two");
+    while token_of(&mut beside, &moved) < oldest {
+        set(&mut beside, "beside", "");
+        set(&mut client, &moved, "two");
+    }
+    let own = token_of(&mut beside, &moved);
+    let old = tokens.iter().find(|&&t| t & ((1 << 48) - 1) == own);
+    let old = *old.unwrap_or_else(|| panic!("the server's ids went past all that tokens name: {own}"));
+    assert_eq!(client.cas(&moved, 0, 0, b"an old token won", old), Ok(Stored::Exists));
+    assert_eq!(value(&mut client, &moved).as_deref(), Some("two"));
+}
+
+/// A server that was away at the start names a term far above the present ones: they move above it.
+#[test]
+fn terms_rise_above_what_a_server_names_that_comes_late() {
+    let [a, mut b, m] = std::array::from_fn(|_| Memcached::start(&[]));
+    first_run(&[&a, &b], &m);
+    // It belongs to the first.
+    let key = key_that_moves();
+    let first = term_on(&a, 0);
+    let far = first + 5_000;
+    write_term(&b, 0, far);
+    b.pause();
+    let mut proxy = over(&[&a, &b], &[&m], &[]);
+    let mut client = proxy.client();
+    let before = token_of(&mut client, &key);
+    assert!((1..4_000).contains(&above(before, first)), "{before:x} after {first}");
+    b.resume();
+    proxy.wait_mirrored(support::DEADLINE);
+    assert_eq!(client.cas(&key, 0, 0, b"an old token won", before), Ok(Stored::Exists));
+    let after = token_of(&mut client, &key);
+    assert!((1..100).contains(&above(after, far)), "{after:x} after {far}");
+    assert_eq!(client.cas(&key, 0, 0, b"one", after), Ok(Stored::Stored));
+    // The next start knows it too, also where no record says so.
+    assert!(proxy.stop().success());
+    [&a, &m].iter().for_each(|node| (0..2).for_each(|pair| write_term(node, pair, 1)));
+    b.kill();
+    let proxy = over(&[&a, &b], &[&m], &[]);
+    let last = token_of(&mut proxy.client(), &key);
+    assert!((2..2_000).contains(&above(last, far)), "{last:x} after {far}");
 }
 
 // ---- two proxies ----------------------------------------------------------------------------------------------------------------

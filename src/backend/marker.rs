@@ -5,7 +5,8 @@
 //! fact each (a 2 KB item was seen evicted within a second, a small one survives):
 //!
 //! - *incarnation*: a random number. Marker gone = memory gone.
-//! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, and what may be thought of items from before it.
+//! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, the term that its pairs began at, and what may be
+//!   thought of items from before it.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
 //! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the first of them.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term, the ring's period.
@@ -102,7 +103,7 @@ impl Record {
             "nobody" => Fact::Nobody,
             _ => return None,
         };
-        let term = Term(words.next()?.parse().ok()?);
+        let term = Term(number(words.next()?)?);
         let period = Period(number(words.next()?)?);
         words.next().is_none().then_some(Record { epoch, fact, term, period })
     }
@@ -156,6 +157,8 @@ pub struct RingMark {
     pub backups: u16,
     /// Since when the ring is in force.
     pub period: Period,
+    /// A term that no pair had before, and all began at or above since. 0: unknown.
+    pub term: Term,
     /// What else the node may hold.
     pub leftovers: Leftovers,
 }
@@ -168,7 +171,8 @@ impl fmt::Display for RingMark {
             Leftovers::Stale => "stale",
         };
         let (node, primaries, backups) = (self.node.0, self.primaries, self.backups);
-        write!(f, "{:016x} {node} {primaries} {backups} {} {leftovers}", self.fingerprint, self.period.0)
+        let (fingerprint, period, term) = (self.fingerprint, self.period.0, self.term.0);
+        write!(f, "{fingerprint:016x} {node} {primaries} {backups} {period} {term} {leftovers}")
     }
 }
 
@@ -177,7 +181,13 @@ impl RingMark {
     pub fn parse(bytes: &[u8]) -> Option<RingMark> {
         let text = std::str::from_utf8(bytes).ok()?;
         let words: Vec<&str> = text.split(' ').collect();
-        let [fingerprint, node, primaries, backups, period, leftovers] = words[..] else { return None };
+        // The term came later.
+        let (node, period, term, leftovers) = match words[..] {
+            [_, node, _, _, period, leftovers] => (node, period, "0", leftovers),
+            [_, node, _, _, period, term, leftovers] => (node, period, term, leftovers),
+            _ => return None,
+        };
+        let (fingerprint, primaries, backups) = (words[0], words[2], words[3]);
         let leftovers = match leftovers {
             "clean" => Leftovers::Clean,
             "dirty" => Leftovers::Dirty,
@@ -190,13 +200,14 @@ impl RingMark {
             primaries: primaries.parse().ok()?,
             backups: backups.parse().ok()?,
             period: Period(number(period)?),
+            term: Term(number(term)?),
             leftovers,
         })
     }
 
     /// Whether both name the same node of the same ring in the same period.
     pub fn is_same_place(&self, other: &RingMark) -> bool {
-        RingMark { leftovers: other.leftovers, ..*self } == *other
+        RingMark { leftovers: other.leftovers, term: other.term, ..*self } == *other
     }
 
     /// How many pairs the ring has.
@@ -336,7 +347,7 @@ mod tests {
             Fact::Nobody,
         ] {
             let period = Period(1_795_361_500_000_000);
-            let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(65535), period };
+            let record = Record { epoch: Epoch(1_795_361_500_123_456), fact, term: Term(1_000_000), period };
             assert_eq!(Record::parse(record.to_string().as_bytes()), Some(record));
         }
         for bad in [
@@ -345,7 +356,7 @@ mod tests {
             "1 sync",
             "1 sync primary",
             "1 sync primary 1",
-            "1 sync primary 65536 1",
+            "1 sync primary x 1",
             "x sync primary 1 1",
             "1 sync primary 1 2 3",
             "1 sync primary 1 x",
@@ -365,8 +376,10 @@ mod tests {
     fn nothing_is_believed_that_cannot_be_counted_up_from() {
         let most = u64::MAX;
         assert_eq!(Record::parse(format!("{most} sync primary 1 1").as_bytes()), None);
+        assert_eq!(Record::parse(format!("1 sync primary {most} 1").as_bytes()), None);
         assert_eq!(Record::parse(format!("1 sync primary 1 {most}").as_bytes()), None);
-        assert_eq!(RingMark::parse(format!("7ec7 3 2 5 {most} clean").as_bytes()), None);
+        assert_eq!(RingMark::parse(format!("7ec7 3 2 5 {most} 1 clean").as_bytes()), None);
+        assert_eq!(RingMark::parse(format!("7ec7 3 2 5 1 {most} clean").as_bytes()), None);
         for bad in [format!("{most}"), format!("1 {most}")] {
             assert_eq!(Pending::parse(bad.as_bytes()), None);
         }
@@ -393,11 +406,15 @@ mod tests {
                 primaries: 2,
                 backups: 5,
                 period: Period(1_795_361_500_123_456),
+                term: Term(40_000),
                 leftovers,
             };
             assert_eq!(RingMark::parse(mark.to_string().as_bytes()), Some(mark));
         }
-        for bad in ["", "7ec7 3", "7ec7 3 2 5 9", "7ec7 3 2 5 9 dusty", "7ec7 3 2 5 9 clean 1", "7ec7 x 2 5 9 clean"] {
+        let before = RingMark::parse(b"7ec7 3 2 5 9 clean").expect("as it was written before it had a term");
+        assert_eq!((before.period, before.term), (Period(9), Term(0)));
+        let bad = "7ec7 3|7ec7 3 2 5 9|7ec7 3 2 5 9 1 dusty|7ec7 3 2 5 9 1 clean 1|7ec7 x 2 5 9 1 clean|";
+        for bad in bad.split('|') {
             assert_eq!(RingMark::parse(bad.as_bytes()), None, "{bad}");
         }
     }
@@ -420,6 +437,7 @@ mod tests {
                     primaries,
                     backups,
                     period: Period(1),
+                    term: Term(40_000),
                     leftovers: Leftovers::Clean,
                 };
                 assert_eq!(mark.pairs(), (topology.place(node), topology.pairs_of(node).collect()));

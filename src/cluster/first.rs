@@ -8,14 +8,16 @@ use crate::ambient;
 use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
 use crate::backend::{NodeControl, NodeError, NodeView};
 use crate::config::ResyncMode;
-use crate::ids::{Incarnation, NodeId, PairId, Place};
+use crate::ids::{Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Reason, State};
+use crate::proxy::Command;
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
 use super::names::look_for;
 use super::nodes::{NodeRun, reason_of};
 use super::start::{self, Decision, Knowledge, Seen};
+use super::terms;
 use super::{Cluster, Internal, QUIET_PERIOD};
 
 /// Looks at a node that refuses or breaks connections before it counts as away, and the pause between them.
@@ -59,9 +61,11 @@ impl Cluster {
             }
             self.begin_period();
             self.seed_epochs();
+            self.begin_terms();
             self.mark_all().await;
         } else {
             self.begin_period();
+            self.begin_terms();
             for node in self.topology.nodes() {
                 if self.nodes[node.index()].view.is_some() {
                     self.stamp(node);
@@ -199,6 +203,7 @@ impl Cluster {
             // Without records there are no pairs: primaries count, and backups (only with `--resync=off`) are refilled from them later.
             backups: if self.marked() { (self.topology.node_count() - primaries) as u16 } else { 0 },
             period: self.period,
+            term: self.term,
             leftovers: self.nodes[node.index()].leftovers,
         }
     }
@@ -248,9 +253,76 @@ impl Cluster {
             let Some(view) = &self.nodes[node.index()].view else { continue };
             for &(pair, record) in &view.records {
                 if let Some(run) = self.pairs.get_mut(pair.index()) {
-                    run.pair.seed(record.epoch, record.term);
+                    run.pair.seed(record.epoch);
                 }
             }
+        }
+    }
+
+    fn begin_terms(&mut self) {
+        let views = self.nodes.iter().filter_map(|run| run.view.as_ref().or(run.unmarked.as_ref()));
+        let found = views.map(terms::named).max().unwrap_or_default();
+        if !self.topology.has_backups() {
+            // Tokens are the servers' own ids. What was given before is remembered.
+            self.term = found;
+            return;
+        }
+        // Servers that are not of this list any more may have been the only ones to see the last terms of it.
+        let same_list = self.marked() && self.period == self.period_found;
+        let all_read = same_list && self.nodes.iter().all(|run| run.view.is_some());
+        self.term = terms::first(found, all_read, ambient::random_u64());
+        for run in &mut self.pairs {
+            run.pair.begin_at(self.term);
+        }
+    }
+
+    /// A node that came back is looked at: do tokens exist that this proxy has not given, under terms that are in use?
+    pub(super) fn judge_terms(&mut self, node: NodeId, view: &NodeView) {
+        let found = terms::named(view);
+        if !self.topology.has_backups() {
+            self.term = self.term.max(found);
+            return;
+        }
+        let own = self.pairs.iter().map(|run| run.pair.term()).max().unwrap_or_default();
+        let first = self.nodes[node.index()].view.is_none();
+        if terms::is_foreign(found, own, first) {
+            self.rise_above(found);
+        }
+    }
+
+    /// Tokens may have been given under this term, and terms below it, by whatever pair's leader: from now on all terms are above it.
+    pub(super) fn rise_above(&mut self, found: Term) {
+        let risen: Vec<PairId> =
+            self.topology.pairs().filter(|p| self.pairs[p.index()].pair.rise_above(found)).collect();
+        if risen.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            pairs = risen.len(),
+            "a node names later leadership terms than those in use: cas tokens of these pairs count no more"
+        );
+        for &pair in &risen {
+            let term = self.pairs[pair.index()].pair.term();
+            for worker in &self.workers {
+                let _ = worker.send(Command::Term { pair, term });
+            }
+        }
+        self.term = self.term.max(found.next());
+        self.record_term();
+    }
+
+    /// The next start is to know it, whatever becomes of the node that named it.
+    fn record_term(&self) {
+        for node in self.topology.nodes() {
+            let run = &self.nodes[node.index()];
+            let Some(incarnation) = run.incarnation.filter(|_| run.health.is_up()) else { continue };
+            let (control, mark) = (self.controls[node.index()].clone(), self.ring_of(node));
+            tokio::spawn(async move {
+                // A node that fails now is noticed by its own probe, and the others carry it.
+                if let Err(error) = control.ring(incarnation, mark).await {
+                    tracing::debug!(%error, "cannot write a ring marker");
+                }
+            });
         }
     }
 
@@ -260,7 +332,7 @@ impl Cluster {
         for pair in self.topology.pairs() {
             let Some(found) = self.record_in(view, pair) else { continue };
             let run = &mut self.pairs[pair.index()];
-            if run.pair.outrank(found.epoch, found.term)
+            if run.pair.outrank(found.epoch)
                 && run.pair.gate() == Gate::Open
                 && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
             {

@@ -13,6 +13,7 @@
 //! - `clean`: keys that a node no longer owns.
 //! - `foreign`: another proxy over the same nodes.
 //! - `start`: the first states.
+//! - `terms`: where leadership terms begin.
 //! - `yielding`: resyncs give way to clients.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
@@ -29,6 +30,7 @@ mod orders;
 mod probes;
 mod records;
 mod start;
+mod terms;
 mod verify;
 mod yielding;
 
@@ -181,6 +183,8 @@ pub struct Cluster {
     /// Since when the present ring is in force, and the newest such time that was found on any node; set at the start.
     period: Period,
     period_found: Period,
+    /// No pair had this term before this run, and all began at or above it since. 0: none was ever given.
+    term: Term,
     started: Instant,
     crawls: Arc<Crawls>,
     limiter: Arc<RateLimiter>,
@@ -218,10 +222,11 @@ impl Cluster {
             .collect();
         // As much again as one resync's key list.
         let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
+        let term = terms::first(Term::default(), false, ambient::random_u64());
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
-                pair: Pair::new(Epoch(unix_us), Term::random(ambient::random_u64() as u16)),
+                pair: Pair::new(Epoch(unix_us), term),
                 round: 0,
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
@@ -262,6 +267,7 @@ impl Cluster {
             session: Session { id: ambient::random_u64(), open: true },
             period: Period(unix_us),
             period_found: Period::default(),
+            term,
             started: now,
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flushes::default(),

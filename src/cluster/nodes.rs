@@ -259,6 +259,7 @@ impl Cluster {
                 return;
             }
         };
+        self.judge_terms(node, &view);
         if !self.marked() {
             self.nodes[node.index()].looking = false;
             self.stamp(node);

@@ -145,7 +145,8 @@ impl Cluster {
             Err((node, MarkError::Newer(found))) => {
                 tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
                     "a later record than this proxy's stands there: it is outranked");
-                self.pairs[id.index()].pair.outrank(found.epoch, found.term);
+                self.pairs[id.index()].pair.outrank(found.epoch);
+                self.rise_above(found.term);
                 let epoch = self.pairs[id.index()].pair.epoch();
                 self.record_again(id, epoch);
             }

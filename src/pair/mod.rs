@@ -267,12 +267,10 @@ pub struct Pair {
     voided: [bool; 2],
     /// Another proxy works on the pair's nodes: leadership goes to nobody who does not have it.
     foreign: bool,
-    /// The epoch of the record that `term` was taken from; only at the start.
-    seeded: Epoch,
 }
 
 impl Pair {
-    /// A pair of which nothing is known yet. `epoch` and `term` must be larger than any recorded one.
+    /// A pair of which nothing is known yet.
     pub fn new(epoch: Epoch, term: Term) -> Pair {
         Pair {
             state: State::Dark { in_sync: None, fallback: None },
@@ -283,7 +281,6 @@ impl Pair {
             handing_back: false,
             voided: [false; 2],
             foreign: false,
-            seeded: Epoch(0),
         }
     }
 
@@ -318,27 +315,32 @@ impl Pair {
     }
 
     /// A record found on a node; only at the start, once for each record in any order.
-    ///
-    /// The newest record's term counts: an older one's successor may have been given to clients already, and tokens taken under it
-    /// would win again.
-    pub fn seed(&mut self, epoch: Epoch, term: Term) {
+    pub fn seed(&mut self, epoch: Epoch) {
         self.epoch = self.epoch.max(Epoch(epoch.0 + 1));
-        if epoch >= self.seeded {
-            self.seeded = epoch;
-            self.term = term.next();
-        }
+    }
+
+    /// Where its terms begin; only at the start.
+    pub fn begin_at(&mut self, term: Term) {
+        self.term = term;
     }
 
     /// A later record than this pair's own was found on a node that did not answer at the start (some clock was set back, or another
-    /// proxy wrote it): what is recorded from now on must be later still, and no token given under that record's term may win.
-    /// Returns whether it was later.
-    pub fn outrank(&mut self, epoch: Epoch, term: Term) -> bool {
+    /// proxy wrote it): what is recorded from now on must be later still. Returns whether it was later.
+    pub fn outrank(&mut self, epoch: Epoch) -> bool {
         let later = epoch > self.epoch && holds(Rule::UniqueEpochs);
         if later {
             self.epoch = Epoch(epoch.0 + 1);
-            self.term = term.next();
         }
         later
+    }
+
+    /// Tokens may have been given under this term elsewhere, and none of them may win here. Returns whether the term changed.
+    pub fn rise_above(&mut self, term: Term) -> bool {
+        let rises = self.term <= term;
+        if rises {
+            self.term = term.next();
+        }
+        rises
     }
 
     /// What is recorded of the present state is to be something else from now on, and later than what was.

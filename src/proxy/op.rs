@@ -461,7 +461,7 @@ const RAW_CAS_BITS: u32 = 48;
 
 /// The token a client gets for a node's cas id.
 pub(super) fn client_cas(raw: u64, term: Term) -> u64 {
-    (u64::from(term.0) << RAW_CAS_BITS) | (raw & ((1 << RAW_CAS_BITS) - 1))
+    (term.in_token() << RAW_CAS_BITS) | (raw & ((1 << RAW_CAS_BITS) - 1))
 }
 
 /// The cas id a node is asked to compare with, for a client's token under the present term.
@@ -473,7 +473,7 @@ pub(super) fn node_cas(token: u64, term: Option<Term>) -> u64 {
     match term {
         None => token,
         Some(_) if !holds(Rule::CasTermInTokens) => token & ((1 << RAW_CAS_BITS) - 1),
-        Some(term) if token >> RAW_CAS_BITS == u64::from(term.0) => token & ((1 << RAW_CAS_BITS) - 1),
+        Some(term) if token >> RAW_CAS_BITS == term.in_token() => token & ((1 << RAW_CAS_BITS) - 1),
         Some(_) => NO_ITEMS,
     }
 }

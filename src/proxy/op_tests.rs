@@ -174,7 +174,7 @@ fn commands_are_written_anew() {
 
 #[test]
 fn a_token_carries_the_term_above_the_nodes_own_id() {
-    for term in [0, 1, 7, 0x7fff] {
+    for term in [1, 7, 0x7fff, 0x8001, 0x1_2345] {
         for raw in [0, 1, 99, (1 << 48) - 1] {
             let token = client_cas(raw, Term(term));
             assert!(i64::try_from(token).is_ok(), "clients without unsigned integers read it right");

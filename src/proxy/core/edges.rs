@@ -20,6 +20,7 @@ impl Core {
         match command {
             Command::Close { pair, void, round } => self.close(pair, void, round),
             Command::Open { pair, route } => self.open(pair, route),
+            Command::Term { pair, term } => self.change_term(pair, term),
             Command::Allow { node, incarnation, life, unix_time } => {
                 self.links[node.index()].life = life;
                 self.allow(node, incarnation, unix_time);
@@ -159,6 +160,15 @@ impl Core {
         slot.route = route;
         for id in std::mem::take(&mut slot.parked) {
             self.unpark(id, copied);
+        }
+    }
+
+    /// Nothing else changes: what is parked goes on waiting for the pair's next route.
+    fn change_term(&mut self, pair: PairId, term: Term) {
+        let slot = &mut self.pairs[pair.index()];
+        let of_route = if let Route::Open(flow) = &mut slot.route { Some(flow) } else { None };
+        for flow in of_route.into_iter().chain(&mut slot.flow) {
+            flow.term = flow.term.map(|_| term);
         }
     }
 

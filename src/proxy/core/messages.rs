@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::pair::Reason;
 use crate::proxy::op::{Answer, Asker, ClientKey, Op};
 use crate::proxy::route::Route;
@@ -26,6 +26,13 @@ pub enum Command {
         pair: PairId,
         /// The way.
         route: Route,
+    },
+    /// The pair's requests flow as before, but tokens carry this term from now on: those that were given before count no more.
+    Term {
+        /// Which pair.
+        pair: PairId,
+        /// The new term.
+        term: Term,
     },
     /// The node is up with this memory; connections to it are opened, and checked to be to that memory.
     Allow {

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
-use crate::ids::{Incarnation, NodeId, PairId, is_reserved};
+use crate::ids::{Incarnation, NodeId, PairId, Term, is_reserved};
 use crate::pair::Reason;
 use crate::protocol::number::parse_i64;
 use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};

@@ -483,6 +483,35 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     assert_eq!(story.value(0), Some(&b"6"[..]));
 }
 
+/// A new term is no new route: what waits for one goes on waiting, and the tokens given before count no more.
+#[test]
+fn a_new_term_ends_the_tokens_and_nothing_else() {
+    let mut story = Story::new(State::Degraded { leader: Place::Primary });
+    let token = |told: &str| told.split(' ').nth(4).and_then(|w| w.lines().next()).expect("a token").to_owned();
+    story.say("gets k\r\n");
+    story.world.settle(0);
+    let before = token(&story.hear());
+    let term = story.world.pair.term().next();
+    story.world.cores[0].command(Command::Term { pair: PAIR, term });
+    story.say(&format!("cas k 0 0 1 {before}\r\n8\r\n"));
+    story.world.settle(0);
+    assert_eq!(story.hear(), "EXISTS\r\n");
+    story.say("gets k\r\n");
+    story.world.settle(0);
+    let after = token(&story.hear());
+    story.say(&format!("cas k 0 0 1 {after}\r\n8\r\n"));
+    story.world.settle(0);
+    assert_eq!(story.hear(), "STORED\r\n");
+    story.say("incr k 1\r\n");
+    story.world.step(&Choice::Execute { worker: 0, node: 0 });
+    story.world.break_wires(0);
+    story.world.step(&Choice::Break { worker: 0, node: 0 });
+    story.world.events[0].clear();
+    story.world.cores[0].command(Command::Term { pair: PAIR, term: term.next() });
+    story.world.settle(0);
+    assert_eq!(story.hear(), "");
+}
+
 /// A dial that was begun before the node came back fails after: it is dialled again, what waits goes on waiting, and the node is not
 /// blamed. What fails later is a fault of the present life.
 #[test]
