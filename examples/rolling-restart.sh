@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Restarts memcached servers one after another, each only while every item has two copies.
 #
-#   rolling-restart.sh [-P host:port] [-t time] [-r resilver] COMMAND [server ...]
+#   rolling-restart.sh [-P proxy] [-t time] [-r resilver] COMMAND [server ...]
 #
-#   COMMAND   run by sh for each server; %h is its host, %p its port. It must return when the server has been restarted:
+#   COMMAND   run by sh for each server; %h is its host (an IPv6 address without brackets), %p its port. It must return when the
+#             server has been restarted:
 #                 'systemctl restart memcached@%p'      'ssh %h systemctl restart memcached'
 #   server    host:port as the proxy names it; none = all that the proxy has
-#   -P        the proxy, 127.0.0.1:11211 by default
+#   -P        the proxy: host:port, [IPv6]:port or the path of its unix socket; 127.0.0.1:11211 by default
 #   -t        how long to wait for each server's refill, 30m by default
 #   -r        the resilver program, found in PATH by default
 #
@@ -37,10 +38,8 @@ wait_mirrored() {
 wait_mirrored
 servers=("$@")
 if ((${#servers[@]} == 0)); then
-    exec 3<>"/dev/tcp/${proxy%:*}/${proxy##*:}"
-    printf 'stats servers\r\nquit\r\n' >&3
-    mapfile -t servers < <(timeout 10 cat <&3 | tr -d '\r' | sed -n 's/^STAT \(.*\):place .*/\1/p')
-    exec 3>&-
+    asked=$("$resilver" ask --proxy "$proxy" stats servers)
+    mapfile -t servers < <(sed -n 's/^\(.*\):place .*/\1/p' <<<"$asked")
 fi
 if ((${#servers[@]} == 0)); then
     echo "rolling-restart: $proxy names no servers" >&2
@@ -48,6 +47,7 @@ if ((${#servers[@]} == 0)); then
 fi
 for server in "${servers[@]}"; do
     host=${server%:*} port=${server##*:}
+    host=${host#[} host=${host%]}
     line=${command//%h/$host}
     line=${line//%p/$port}
     echo "$server: $line"

@@ -90,6 +90,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// `-f`, absolute.
     pub unix_socket: Option<PathBuf>,
+    /// `-a`: its mode.
+    pub unix_socket_mode: u32,
     /// `-n`: how many clients at once; more get a refusal.
     pub max_clients: usize,
     /// `-i`: connections kept to each node, over all threads (at least one a thread).

@@ -1,6 +1,7 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with [`pair`].
 
 mod ambient;
+pub mod ask;
 pub mod backend;
 pub mod cluster;
 pub mod config;

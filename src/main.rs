@@ -16,8 +16,10 @@ const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
     // A word of its own in first place, so that magent's flags are read as ever: none of them is a bare word.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "wait") {
-        return resilver::wait::main(std::env::args_os().skip(1));
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
+        Some(word) if word == "ask" => return resilver::ask::main(std::env::args_os().skip(1)),
+        _ => {}
     }
     let settings = match CommandLine::parse(std::env::args_os(), &Host::this()) {
         Ok(CommandLine::Run(settings)) => *settings,

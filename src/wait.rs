@@ -68,7 +68,7 @@ pub struct WaitArgs {
 
 /// Where the proxy listens.
 #[derive(Clone, Debug)]
-enum Endpoint {
+pub(crate) enum Endpoint {
     Tcp(NodeAddr),
     Unix(PathBuf),
 }
@@ -230,12 +230,12 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// A connection on which every read and write has a deadline.
-struct Connection {
+pub(crate) struct Connection {
     stream: BufReader<Box<dyn Stream>>,
 }
 
 impl Connection {
-    fn open(to: &Endpoint) -> std::io::Result<Connection> {
+    pub(crate) fn open(to: &Endpoint) -> std::io::Result<Connection> {
         let stream: Box<dyn Stream> = match to {
             Endpoint::Tcp(addr) => {
                 let mut last = std::io::Error::other("the name has no address");
@@ -264,7 +264,7 @@ impl Connection {
         Ok(Connection { stream: BufReader::new(stream) })
     }
 
-    fn line(&mut self) -> std::io::Result<String> {
+    pub(crate) fn line(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         match (&mut self.stream).take(ANSWER_MAX).read_line(&mut line) {
             Ok(_) if line.ends_with('\n') => Ok(line.trim_end().to_owned()),
@@ -276,7 +276,7 @@ impl Connection {
         }
     }
 
-    fn ask(&mut self, command: &str) -> std::io::Result<String> {
+    pub(crate) fn ask(&mut self, command: &str) -> std::io::Result<String> {
         let line = format!("{command}\r\n");
         self.stream.get_mut().write_all(line.as_bytes())?;
         self.line()

@@ -204,6 +204,110 @@ fn terminate_and_interrupt_stop_cleanly() {
     }
 }
 
+/// What is sent by mistake, or in the hope of a new log file, ends nothing. SIGQUIT stops as SIGTERM does.
+#[test]
+fn signals_that_mean_nothing_here_are_logged_and_ignored() {
+    let dir = TempDir::new().unwrap();
+    let (socket, socket_text) = path(&dir, "s");
+    let mut running = Running::start(&["-p", "0", "-f", &socket_text], || socket.exists());
+    let ignored = [
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGXFSZ,
+    ];
+    until("signals are caught", || catches(running.child.id(), Signal::SIGXFSZ));
+    for signal in ignored.into_iter().chain([Signal::SIGPIPE]) {
+        running.signal(signal);
+        let asked = output(&["ask", "--proxy", &socket_text, "version"]);
+        assert_eq!(asked.status.code(), Some(0), "after {signal}: {}", text(&asked.stderr));
+    }
+    running.signal(Signal::SIGTSTP);
+    running.signal(Signal::SIGCONT);
+    running.signal(Signal::SIGQUIT);
+    let (code, log) = running.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("SIGQUIT") && log.contains("stopped"), "{log}");
+    for signal in ignored {
+        assert!(log.contains(&format!("{signal} ignored")), "{signal}: {log}");
+    }
+}
+
+/// The kernel's way to say that a file may not grow any more: of a log that is the end of the log alone.
+#[test]
+fn a_log_file_at_its_limit_ends_nothing() {
+    let dir = TempDir::new().unwrap();
+    let ((socket, socket_text), (log, log_text)) = (path(&dir, "s"), path(&dir, "log"));
+    let mut command = limited("ulimit -f 4");
+    command.args(SERVER).args(["-p", "0", "-f", &socket_text, "--log-file", &log_text]);
+    let mut running = Running { child: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap() };
+    until("signals are caught", || socket.exists() && catches(running.child.id(), Signal::SIGXFSZ));
+    let length = || std::fs::metadata(&log).map_or(0, |log| log.len());
+    until("the log is full", || {
+        running.signal(Signal::SIGUSR1);
+        length() >= 4096
+    });
+    for _ in 0..20 {
+        running.signal(Signal::SIGUSR1);
+        assert_eq!(output(&["ask", "--proxy", &socket_text, "version"]).status.code(), Some(0));
+    }
+    assert_eq!(length(), 4096);
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_unix_socket_has_the_mode_that_was_asked_for_whatever_the_umask() {
+    for (umask, asked, mode) in
+        [("000", None, 0o700), ("077", Some("666"), 0o666), ("022", Some("0770"), 0o770), ("000", Some("0"), 0)]
+    {
+        let dir = TempDir::new().unwrap();
+        let (socket, socket_text) = path(&dir, "s");
+        let mut command = limited(&format!("umask {umask}"));
+        command
+            .args(SERVER)
+            .args(["-p", "0", "-f", &socket_text])
+            .args(asked.map(|mode| ["-a", mode]).iter().flatten());
+        let mut running = Running { child: command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap() };
+        let found = || std::fs::symlink_metadata(&socket).map_or(u32::MAX, |found| found.mode() & 0o7777);
+        until("signals are caught", || socket.exists() && catches(running.child.id(), Signal::SIGXFSZ));
+        assert_eq!(found(), mode, "umask {umask}, -a {asked:?}");
+        running.signal(Signal::SIGTERM);
+        assert_eq!(running.end().0, Some(0));
+    }
+}
+
+#[test]
+fn ask_prints_answers_and_says_what_is_wrong() {
+    let dir = TempDir::new().unwrap();
+    let (socket, socket_text) = path(&dir, "s");
+    let port = free_port().to_string();
+    let _running =
+        Running::start(&["-b", "127.0.0.1:2", "-l", "::1", "-p", &port, "-f", &socket_text], || socket.exists());
+    for proxy in [socket_text.clone(), format!("[::1]:{port}")] {
+        let ask = |command: &[&str]| {
+            let said = resilver().args(["ask", "--proxy", &proxy]).args(command).output().unwrap();
+            (said.status.code(), text(&said.stdout), text(&said.stderr))
+        };
+        let (code, status, _) = ask(&["resync", "status"]);
+        assert!(code == Some(0) && status.lines().any(|line| line == "mode auto"), "{status}");
+        let (code, version, _) = ask(&["version"]);
+        assert!(code == Some(0) && version.starts_with("VERSION "), "{version}");
+        let (code, none, why) = ask(&["resync", "nosuch:1"]);
+        assert!(code == Some(1) && none.is_empty() && why.contains("unknown node or word"), "{why}");
+        let (code, _, why) = ask(&["set", "k", "0", "0", "1"]);
+        assert!(code == Some(2) && why.contains("no operator's command"), "{why}");
+    }
+    let nobody = output(&["ask", "--proxy", "127.0.0.1:1", "version"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("127.0.0.1:1: Connection refused"), "{}", text(&nobody.stderr));
+}
+
 /// Whether a process has a handler for a signal, by the bit mask that Linux shows.
 fn catches(pid: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

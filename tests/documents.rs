@@ -3,8 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const DOCUMENTS: [&str; 10] = [
     "README.md",
@@ -275,4 +278,50 @@ fn links_lead_somewhere() {
         }
     }
     assert!(checked > 10, "only {checked} links were found");
+}
+
+/// "Install and run" as it stands in README.md, typed into a shell: on ports of this test and without the build, for this
+/// binary is built.
+#[test]
+fn the_first_lines_that_a_new_user_types_work() {
+    let text = read("README.md");
+    let lines = section(&text, "## Install and run");
+    let blocks: Vec<String> = lines
+        .split(|line| line.starts_with("```"))
+        .skip(1)
+        .step_by(2)
+        .map(|block| block.iter().flat_map(|line| [line, "\n"]).collect())
+        .collect();
+    let [run, end] = &blocks[..] else { panic!("{} blocks: how to run it, how to end it", blocks.len()) };
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path().to_str().unwrap();
+    fs::write(dir.path().join("make"), "#!/bin/sh\necho made \"$@\"\n").unwrap();
+    fs::set_permissions(dir.path().join("make"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // All held at once, so that they differ.
+    let held: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<String> = held.iter().map(|l| l.local_addr().unwrap().port().to_string()).collect();
+    drop(held);
+    let (binary, _) = env!("CARGO_BIN_EXE_resilver").rsplit_once('/').unwrap();
+    let ours = |block: &str| {
+        let mut block = block.replace("/tmp/", &format!("{here}/")).replace("$PWD/target/release", binary);
+        for (named, port) in ["11221", "11222", "11223", "12000"].into_iter().zip(&ports) {
+            assert!(text.contains(named));
+            block = block.replace(named, port);
+        }
+        block
+    };
+    // As typed by hand: a line that fails is seen, and the servers are ended all the same.
+    let script = format!("set -ex\nend() {{ set +e; {}}}\ntrap end EXIT\n{}", ours(end), ours(run));
+    let path = format!("{here}:{}", std::env::var("PATH").unwrap());
+    let typed = Command::new("bash").current_dir(root()).env("PATH", path).args(["-c", &script]).output().unwrap();
+    let (said, why) = (String::from_utf8_lossy(&typed.stdout), String::from_utf8_lossy(&typed.stderr));
+    assert!(typed.status.success(), "{said}{why}");
+    assert!(said.contains("made build") && said.contains("mirrored\n") && said.contains("mirrored 1\n"), "{said}{why}");
+    let gone = || ports.iter().all(|port| TcpStream::connect(format!("127.0.0.1:{port}")).is_err());
+    let begun = Instant::now();
+    while !gone() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "something was left running: {why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -73,6 +73,34 @@ fn wait_does_not_believe_a_proxy_that_has_not_noticed_a_lost_memory() {
     assert_eq!((code, cluster.assert_rings_equal().len()), (Some(0), 1000), "{said}");
 }
 
+/// Over a unix socket and IPv6, servers with IPv6 addresses: the script names each host and port, and asks the proxy for them.
+#[test]
+fn the_rolling_restart_takes_every_address_that_the_proxy_takes() {
+    let (a, b) = (Memcached::start(&["-l", "::1"]), Memcached::start(&["-l", "::1"]));
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("s");
+    let ipv6 = |node: &Memcached| format!("[::1]:{}", node.addr().rsplit(':').next().expect("a port"));
+    let args = ["-s", &ipv6(&a), "-b", &ipv6(&b), "-f", &socket.display().to_string(), "-l", "::1"];
+    let proxy = Proxy::start(&args.map(str::to_owned));
+    let port = proxy.addr().rsplit(':').next().expect("a port").to_owned();
+    for addr in [socket.display().to_string(), format!("[::1]:{port}"), proxy.addr()] {
+        let said = Command::new("bash")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rolling-restart.sh"))
+            .args(["-P", &addr, "-t", "1m", "-r"])
+            .arg(Proxy::binary())
+            .arg("echo of %h port %p")
+            .stdin(Stdio::null())
+            .output()
+            .expect("run the script");
+        let (out, why) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert_eq!(said.status.code(), Some(0), "{addr}: {out}{why}");
+        for node in [&a, &b] {
+            let port = node.addr().rsplit(':').next().expect("a port").to_owned();
+            assert!(out.contains(&format!("\nof ::1 port {port}\n")), "{addr}: {out}");
+        }
+    }
+}
+
 /// Every server restarted, by the script that the documents recommend, while clients work.
 #[test]
 fn a_rolling_restart_of_every_server_loses_nothing() {

@@ -14,10 +14,11 @@ Different from magent: it listens on 127.0.0.1, not on all addresses, unless -l 
 foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one connection for each thread, not 20, \
 because many clients share one.
 
-Beside the daemon: resilver wait --mirrored waits until a running proxy holds every item twice (resilver wait --help).
+Beside the daemon: resilver wait --mirrored waits until a running proxy holds every item twice (resilver wait --help); \
+resilver ask resync status asks one what an operator may ask (resilver ask --help).
 
-Signals: SIGTERM and SIGINT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second one \
-exits at once with 143 or 130. SIGHUP is ignored: no settings are read again.
+Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
+one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.
 
 Environment: RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.
 
@@ -66,9 +67,13 @@ pub(super) struct Args {
           allow_negative_numbers = true, help_heading = "Clients")]
     pub(super) port: Vec<String>,
 
-    /// Unix socket to listen on too; who may connect is up to the umask
+    /// Unix socket to listen on too
     #[arg(short = 'f', long, value_name = "PATH", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) unix_socket: Vec<String>,
+
+    /// Mode of the unix socket, octal, whatever the umask: who may write to it may connect [default: 700]
+    #[arg(short = 'a', long, value_name = "MODE", action = ArgAction::Append, help_heading = "Clients")]
+    pub(super) unix_socket_mode: Vec<String>,
 
     /// Clients at once; one more is refused. Raises the limit of open files to what that needs; fewer where the system forbids
     #[arg(short = 'n', long, value_name = "N", default_value = "4096", action = ArgAction::Append,

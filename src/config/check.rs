@@ -26,6 +26,8 @@ const MAX_AUTO_THREADS: usize = 4;
 const MAX_THREADS: u64 = 64;
 /// Connections to one node; memcached itself takes 1,024 by default.
 const MAX_NODE_CONNECTIONS: u64 = 1_000;
+/// memcached's own default: the socket is for the user that runs the proxy.
+const SOCKET_MODE: u32 = 0o700;
 /// Ports and descriptors end before this.
 const MAX_CLIENTS: u64 = 10_000_000;
 
@@ -101,7 +103,7 @@ fn split(mut arguments: Vec<OsString>) -> Split {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             return Split::Print(error.render().to_string());
         }
-        faults.push(one_line(&error));
+        faults.push(lone_mode(&arguments, &error).unwrap_or_else(|| one_line(&error)));
         if !remove_culprit(&mut arguments, &error) {
             return Split::Matches(None, faults);
         }
@@ -134,6 +136,14 @@ fn remove_culprit(arguments: &mut Vec<OsString>, error: &clap::Error) -> bool {
         }
     }
     true
+}
+
+/// `--resync` alone means something, so its mode is not looked for in the next word, which clap then calls unexpected.
+fn lone_mode(arguments: &[OsString], error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { return None };
+    let follows = |pair: &[OsString]| pair[0] == "--resync" && pair[1].to_string_lossy() == culprit.as_str();
+    (error.kind() == ErrorKind::UnknownArgument && arguments.windows(2).any(follows))
+        .then(|| format!("--resync {culprit}: the mode needs an equals sign; write --resync={culprit}"))
 }
 
 /// The short form of the option whose long form is `long`.
@@ -181,6 +191,7 @@ impl Check<'_> {
         let port = self.number("port", &args.port, 0..=65_535, "0 = no TCP").unwrap_or(1) as u16;
         let listen = self.listen(&args.listen, port);
         let unix_socket = self.path("unix_socket", &args.unix_socket);
+        let unix_socket_mode = self.unix_socket_mode(args);
         if port == 0 && unix_socket.is_none() {
             self.fault("-p/--port 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
         }
@@ -192,7 +203,8 @@ impl Check<'_> {
         let threads = match args.threads.last().map(String::as_str) {
             Some("auto") => (self.host.cores / 2).clamp(1, MAX_AUTO_THREADS),
             _ => {
-                self.number("threads", &args.threads, 1..=MAX_THREADS, "auto = one for each core").unwrap_or(1) as usize
+                let hint = "auto = half as many as there are cores, at least 1, at most 4";
+                self.number("threads", &args.threads, 1..=MAX_THREADS, hint).unwrap_or(1) as usize
             }
         };
         let io_uring = match self.single("io_uring", &args.io_uring) {
@@ -238,6 +250,7 @@ impl Check<'_> {
             distribution,
             listen,
             unix_socket,
+            unix_socket_mode,
             max_clients: max_clients as usize,
             node_connections: (node_connections as usize).max(threads),
             threads,
@@ -360,6 +373,21 @@ impl Check<'_> {
             Err(why) => {
                 self.bad(id, text, format_args!("is no path ({why}); give the path of a file"));
                 None
+            }
+        }
+    }
+
+    fn unix_socket_mode(&mut self, args: &Args) -> u32 {
+        let Some(text) = self.single("unix_socket_mode", &args.unix_socket_mode) else { return SOCKET_MODE };
+        if args.unix_socket.is_empty() {
+            self.fault("-a/--unix-socket-mode without -f/--unix-socket changes nothing; give -f PATH or drop -a");
+        }
+        let octal = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && mode <= 0o777 => mode,
+            _ => {
+                self.bad("unix_socket_mode", text, "must be an octal mode from 0 to 777, for example 770");
+                SOCKET_MODE
             }
         }
     }

@@ -102,6 +102,7 @@ fn defaults() {
     assert_eq!((settings.resync_rate, settings.resync_memory, settings.item_size_max), (None, 64 << 20, 1 << 20));
     assert_eq!((settings.shutdown_grace, settings.idle_timeout), (ms(5_000), None));
     assert_eq!((&settings.unix_socket, &settings.pid_file, settings.daemonize), (&None, &None, false));
+    assert_eq!(settings.unix_socket_mode, 0o700);
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("warn,resilver=info", LogFormat::Text));
     // One thread costs least for each request; the other half of the cores is the nodes' and clients' and the kernel's.
     assert_eq!(run_on("-s a:1", &Host { cores: 2, ..host() }).threads, 1);
@@ -110,13 +111,15 @@ fn defaults() {
 
 #[test]
 fn every_option_arrives() {
-    let settings = run("--server a:1 --backup b:2 --ketama --listen ::1 --port 7 --unix-socket /s --max-clients 9 \
+    let settings = run(
+        "--server a:1 --backup b:2 --ketama --listen ::1 --port 7 --unix-socket /s --unix-socket-mode 0770 --max-clients 9 \
          --node-connections 6 --threads 2 --resync=manual --resync-rate 50000 --resync-memory 2g --item-size-max 8MiB \
          --timeout 1s --leader-timeout 3s --leader-grace 4s --probe-interval 200ms --probe-timeout 100ms \
          --probe-successes 5 --shutdown-grace 0 --idle-timeout 1h --daemon --pid-file /p --log-format json \
-         --log-file /l -vv --user me --group us");
+         --log-file /l -vv --user me --group us",
+    );
     assert_eq!(settings.listen, ["[::1]:7".parse::<SocketAddr>().unwrap()]);
-    assert_eq!(settings.unix_socket.as_deref(), Some(Path::new("/s")));
+    assert_eq!((settings.unix_socket.as_deref(), settings.unix_socket_mode), (Some(Path::new("/s")), 0o770));
     assert_eq!((settings.max_clients, settings.node_connections, settings.threads), (9, 6, 2));
     assert_eq!((settings.resync, settings.resync_rate), (ResyncMode::Manual, Some(50_000)));
     assert_eq!((settings.resync_memory, settings.item_size_max), (2 << 30, 8 << 20));
@@ -218,14 +221,24 @@ fn one_fault_at_a_time() {
         ("-s a:1 -l 1.2.3.4:5", "-l/--listen 1.2.3.4:5: is no address"),
         ("-s a:1 -l nowhere", "-l/--listen nowhere: cannot be resolved"),
         ("-s a:1 -f /", "-f/--unix-socket /: must be the path of a file"),
+        ("-s a:1 -f /s -a 778", "-a/--unix-socket-mode 778: must be an octal mode from 0 to 777"),
+        ("-s a:1 -f /s -a 1777", "-a/--unix-socket-mode 1777: must be an octal mode"),
+        ("-s a:1 -f /s -a +7", "-a/--unix-socket-mode +7: must be an octal mode"),
+        ("-s a:1 -f /s -a rw", "-a/--unix-socket-mode rw: must be an octal mode"),
+        ("-s a:1 -a 770", "-a/--unix-socket-mode without -f/--unix-socket changes nothing"),
         ("-s a:1 -n 0", "-n/--max-clients 0: "),
         ("-s a:1 -n -5", "-n/--max-clients -5: "),
         ("-s a:1 -i many", "-i/--node-connections many: "),
         ("-s a:1 -i 1001", "-i/--node-connections 1001: "),
-        ("-s a:1 --threads 0", "--threads 0: "),
+        (
+            "-s a:1 --threads 0",
+            "--threads 0: must be a whole number from 1 to 64 (auto = half as many as there are cores",
+        ),
         ("-s a:1 --threads 65", "--threads 65: "),
         ("-s a:1 --io-uring maybe", "--io-uring maybe: "),
         ("-s a:1 -b b:2 --resync=on", "--resync=on: there is no such mode"),
+        ("-s a:1 -b b:2 --resync auto", "--resync auto: the mode needs an equals sign; write --resync=auto"),
+        ("--resync manual -s a:1 -b b:2", "--resync manual: the mode needs an equals sign; write --resync=manual"),
         ("-s a:1 --resync=manual", "--resync=manual without -b/--backup"),
         ("-s a:1 --resync-rate 5", "--resync-rate without -b/--backup"),
         ("-s a:1 -b b:2 --resync=off --resync-memory 64m", "--resync-memory contradicts --resync=off"),

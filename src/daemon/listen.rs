@@ -1,8 +1,9 @@
 //! Binding what clients connect to.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,7 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
         listeners.tcp.push(queues);
     }
     if let Some(path) = &settings.unix_socket {
-        listeners.unix = Some(bind_unix(path)?);
+        listeners.unix = Some(bind_unix(path, settings.unix_socket_mode)?);
     }
     Ok(listeners)
 }
@@ -118,11 +119,13 @@ fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec
     sockets.into_iter().map(listening).collect()
 }
 
-fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
+fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     remove_stale(path)?;
     let bound = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
+        // Nobody can connect before it listens, so nobody does by what the umask has left.
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         Ok(UnixListener::from(socket))

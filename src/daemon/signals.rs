@@ -1,25 +1,65 @@
-//! Signals: the first SIGTERM or SIGINT stops in good order, the second at once; SIGHUP is ignored.
+//! Signals: the first SIGTERM, SIGINT or SIGQUIT stops in good order, the second at once. Those that by default end a process and
+//! that somebody may send without meaning that are ignored; docs/operating.md has the list, and what is left alone.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::mpsc;
+use std::task::Poll;
 use std::thread;
 
+use nix::sys::signal::Signal as Number;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Exit code of a process ended by SIGTERM, as shells show it.
-const EXIT_TERMINATED: i32 = 128 + 15;
-/// Exit code of a process ended by SIGINT.
-const EXIT_INTERRUPTED: i32 = 128 + 2;
+/// What stops the proxy, and the exit code of a process that it ends, as shells show it. (SIGQUIT is a slip of the finger beside
+/// Ctrl-C, and what some supervisors mean by a quiet stop; whoever wants a core has SIGABRT.)
+const STOPPING: [(&str, SignalKind, i32); 3] = [
+    ("SIGTERM", SignalKind::terminate(), 128 + 15),
+    ("SIGINT", SignalKind::interrupt(), 128 + 2),
+    ("SIGQUIT", SignalKind::quit(), 128 + 3),
+];
+
+/// What is logged and changes nothing. (SIGPIPE is ignored by Rust itself.)
+const IGNORED: [(&str, SignalKind, &str); 9] = [
+    ("SIGHUP", SignalKind::hangup(), "settings are read at the start only"),
+    // Other daemons rotate logs or restart by them.
+    ("SIGUSR1", SignalKind::user_defined1(), "it means nothing here"),
+    ("SIGUSR2", SignalKind::user_defined2(), "it means nothing here"),
+    ("SIGALRM", SignalKind::alarm(), "no timer of this process sends it"),
+    ("SIGVTALRM", SignalKind::from_raw(Number::SIGVTALRM as i32), "no timer of this process sends it"),
+    ("SIGPROF", SignalKind::from_raw(Number::SIGPROF as i32), "no timer of this process sends it"),
+    ("SIGIO", SignalKind::io(), "nothing here asks for it"),
+    ("SIGPWR", SignalKind::from_raw(Number::SIGPWR as i32), "who stops the machine stops this process too"),
+    // The write fails all the same, and whoever wrote deals with that.
+    ("SIGXFSZ", SignalKind::from_raw(Number::SIGXFSZ as i32), "a file has reached the limit of its size (ulimit -f)"),
+];
 
 /// The caught signals, on a thread of their own: the worker threads may be what hangs when somebody insists.
 #[derive(Debug)]
 pub struct Signals {
     runtime: Runtime,
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    stopping: Vec<Caught<i32>>,
+    ignored: Vec<Caught<&'static str>>,
+}
+
+/// A signal's name, what is to be known of it, and where it comes in.
+type Caught<T> = (&'static str, T, Signal);
+
+/// Catches them.
+fn catch<T: Copy>(signals: &[(&'static str, SignalKind, T)]) -> io::Result<Vec<Caught<T>>> {
+    signals.iter().map(|&(name, kind, about)| Ok((name, about, signal(kind)?))).collect()
+}
+
+/// Waits for the next one of them.
+async fn next<T: Copy>(caught: &mut [Caught<T>]) -> (&'static str, T) {
+    poll_fn(|context| {
+        let came = caught
+            .iter_mut()
+            .find_map(|(name, about, signal)| signal.poll_recv(context).is_ready().then_some((*name, *about)));
+        came.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 impl Signals {
@@ -30,11 +70,11 @@ impl Signals {
     /// The system refused.
     pub fn catch() -> io::Result<Signals> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
-        let (terminate, interrupt, hangup) = {
+        let (stopping, ignored) = {
             let _inside = runtime.enter();
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)
+            (catch(&STOPPING)?, catch(&IGNORED)?)
         };
-        Ok(Signals { runtime, terminate, interrupt, hangup })
+        Ok(Signals { runtime, stopping, ignored })
     }
 
     /// Starts the thread. At the first signal it cancels `shutdown`; at the second it runs `at_once` (remove files, say
@@ -44,17 +84,16 @@ impl Signals {
     ///
     /// The thread could not be started.
     pub fn watch(self, shutdown: CancellationToken, at_once: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let Signals { runtime, mut terminate, mut interrupt, mut hangup } = self;
+        let Signals { runtime, mut stopping, mut ignored } = self;
         let (started, running) = mpsc::channel();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let _ = started.send(());
             runtime.block_on(async move {
                 loop {
                     let (name, code) = tokio::select! {
-                        _ = terminate.recv() => ("SIGTERM", EXIT_TERMINATED),
-                        _ = interrupt.recv() => ("SIGINT", EXIT_INTERRUPTED),
-                        _ = hangup.recv() => {
-                            tracing::info!("SIGHUP ignored: settings are read at the start only");
+                        stop = next(&mut stopping) => stop,
+                        (name, why) = next(&mut ignored) => {
+                            tracing::info!("{name} ignored: {why}");
                             continue;
                         }
                     };

@@ -506,6 +506,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         distribution: if rng.random() { Distribution::Ketama } else { Distribution::Modula },
         listen: Vec::new(),
         unix_socket: None,
+        unix_socket_mode: 0o700,
         max_clients: 100,
         node_connections: rng.random_range(1..5),
         threads: rng.random_range(1..4),
