@@ -33,6 +33,7 @@ async fn marked(node: &Memcached) -> Arc<NodeControl> {
         primaries: 1,
         backups: 1,
         period: Period(1),
+        term: Term(1),
         leftovers: Leftovers::Clean,
     };
     control.mark(None, MEMORY, ring, Session { id: 1, open: true }).await.expect("markers");
