@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use resilver::backend::NodeStream;
 use resilver::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
-use resilver::ids::{NodeId, PairId};
+use resilver::ids::{Incarnation, NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled, Tuning,
-    Verdict, run,
+    Context, Crawls, Fill, JobError, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled,
+    Tuning, Verdict, Verify, VerifyPair, run, verify,
 };
 use resilver::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
@@ -69,7 +70,7 @@ impl Drop for Memcached {
 
 struct World {
     nodes: [Memcached; 2],
-    dialer: Arc<TcpDialer>,
+    dialer: Arc<dyn Dial>,
     recopy: Arc<Recopy>,
     missed: Arc<Missed>,
     /// Mutations hold it for reading; the control plane closes it for the hand-back.
@@ -79,6 +80,8 @@ struct World {
     mirrored: Arc<AtomicBool>,
     closed_us: Arc<AtomicU64>,
     rate: Option<u64>,
+    /// What the job takes for the nodes' memories.
+    memories: BTreeMap<NodeId, Incarnation>,
 }
 
 impl World {
@@ -97,6 +100,7 @@ impl World {
             mirrored: Arc::default(),
             closed_us: Arc::default(),
             rate: None,
+            memories: BTreeMap::new(),
         }
     }
 
@@ -109,6 +113,33 @@ impl World {
         self.resync_with(fill, tuning, CancellationToken::new(), Arc::default()).await
     }
 
+    fn context(
+        &self,
+        tuning: Tuning,
+        cancel: CancellationToken,
+        quiesce: Arc<RwLock<()>>,
+        progress: Arc<Progress>,
+        coordinator: mpsc::Sender<JobEvent>,
+    ) -> Context {
+        Context {
+            dialer: self.dialer.clone(),
+            memories: self.memories.clone(),
+            owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
+            holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
+            tuning,
+            limiter: Arc::new(RateLimiter::new(self.rate)),
+            pace: Arc::default(),
+            crawls: Arc::new(Crawls::new(2)),
+            cancel,
+            quiesce,
+            progress,
+            recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
+            missed: BTreeMap::from([(PAIR, self.missed.clone())]),
+            written: BTreeMap::new(),
+            coordinator,
+        }
+    }
+
     async fn resync_with(
         &self,
         fill: Fill,
@@ -118,22 +149,7 @@ impl World {
     ) -> (resilver::resync::Outcome, Arc<Progress>) {
         let (coordinator, mut events) = mpsc::channel(4);
         let progress = Arc::new(Progress::new([PAIR]));
-        let ctx = Context {
-            dialer: self.dialer.clone(),
-            owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
-            holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
-            tuning,
-            limiter: Arc::new(RateLimiter::new(self.rate)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(2)),
-            cancel,
-            quiesce,
-            progress: progress.clone(),
-            recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
-            missed: BTreeMap::from([(PAIR, self.missed.clone())]),
-            written: BTreeMap::new(),
-            coordinator,
-        };
+        let ctx = self.context(tuning, cancel, quiesce, progress.clone(), coordinator);
         let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill };
         let control = async {
             let mut closed = None;
@@ -819,6 +835,101 @@ async fn speed() {
                 let copied = p.sum(|p| &p.copied);
                 let rate = copied as f64 / p.elapsed().as_secs_f64();
                 eprintln!("batch {batch}, lanes {lanes}, purge {purge}: {copied} in {:?}, {rate:.0}/s", p.elapsed());
+            }
+        }
+    }
+}
+
+/// Dials nodes, but once another server in a node's place: it was restarted or replaced between two connections.
+struct Replaced {
+    nodes: Arc<dyn Dial>,
+    stranger: TcpDialer,
+    at: usize,
+    dials: AtomicUsize,
+}
+
+impl Dial for Replaced {
+    fn dial(&self, node: NodeId) -> futures::future::BoxFuture<'static, std::io::Result<NodeStream>> {
+        let strange = self.dials.fetch_add(1, Ordering::SeqCst) == self.at;
+        if strange { self.stranger.dial(node) } else { self.nodes.dial(node) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Work {
+    Fill(Fill),
+    Verify,
+    Clean,
+}
+
+impl World {
+    async fn work(&self, work: Work) -> Result<(), JobError> {
+        if let Work::Fill(fill) = work {
+            return self.resync(fill, Tuning::default()).await.0.result;
+        }
+        let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::new([])));
+        let ctx = self.context(Tuning::default(), cancel, Arc::default(), progress, mpsc::channel(1).0);
+        if work == Work::Clean {
+            return resilver::resync::clean(TARGET, ctx).await.result;
+        }
+        let pair = VerifyPair { pair: PAIR, leader: LEADER, follower: TARGET, leave: CancellationToken::new() };
+        let scrub = Verify {
+            pairs: vec![pair],
+            limiter: Arc::new(RateLimiter::new(None)),
+            settle: Duration::from_millis(1),
+            progress: Arc::default(),
+            coordinator: mpsc::channel(1).0,
+        };
+        verify(scrub, ctx).await
+    }
+}
+
+/// Each connection of each work leads, once, to another server than the node that it is about: it is not believed, nor touched.
+#[tokio::test]
+async fn no_connection_is_believed_before_it_has_shown_the_memory_that_is_meant() {
+    let stranger = Memcached::start(&[]);
+    let at_stranger = NodeAddr { host: "127.0.0.1".to_owned(), port: stranger.port };
+    let strange = || {
+        let addresses = Addresses::new([at_stranger.clone(), at_stranger.clone()].iter());
+        TcpDialer::new(Arc::new(addresses), Duration::from_secs(2))
+    };
+    let marker = |memory: Incarnation| format!("ms __resilver__:incarnation 16 T0\r\n{memory}\r\n");
+    let mut pipe = Pipe::connect(&strange(), LEADER, deadline()).await.unwrap();
+    for command in [marker(Incarnation(3)), "ms strange 1 T0\r\nx\r\n".to_owned()] {
+        assert_eq!(pipe.ask(command.as_bytes(), Effect::Mutation, deadline()).await.unwrap(), "HD");
+    }
+    let counted = ["cmd_get", "cmd_set", "cmd_touch", "delete_hits", "delete_misses", "lru_crawler_starts", "cmd_meta"];
+    let fills = [Fill::Purge, Fill::Empty, Fill::Missed, Fill::Compare, Fill::Adopt].map(Work::Fill);
+    for (work, connections) in fills.into_iter().chain([Work::Verify, Work::Clean]).zip([7, 6, 5, 7, 13, 4, 2]) {
+        for at in 0.. {
+            let mut world = World::start(&[], &[]);
+            world.missed.reset();
+            world.memories = BTreeMap::from([(LEADER, Incarnation(1)), (TARGET, Incarnation(2))]);
+            for (node, memory) in world.memories.clone() {
+                let mut pipe = world.pipe(node).await;
+                pipe.ask(marker(memory).as_bytes(), Effect::Mutation, deadline()).await.unwrap();
+                pipe.ask(b"ms key 1 T0\r\nx\r\n", Effect::Mutation, deadline()).await.unwrap();
+            }
+            let before = pipe.stats("", deadline()).await.unwrap();
+            let dialer =
+                Arc::new(Replaced { nodes: world.dialer.clone(), stranger: strange(), at, dials: AtomicUsize::new(0) });
+            world.dialer = dialer.clone();
+            let result = world.work(work).await;
+            if dialer.dials.load(Ordering::SeqCst) <= at {
+                assert_eq!(result, Ok(()), "{work:?}");
+                assert!(at >= connections, "{work:?} made {at} connections");
+                break;
+            }
+            let error = result.expect_err(&format!("{work:?} with connection {at} to another server"));
+            assert!(error.to_string().contains("another memory"), "{work:?}, connection {at}: {error}");
+            let after = pipe.stats("", deadline()).await.unwrap();
+            let value = |stats: &[(String, String)], name: &str| {
+                stats.iter().find(|(n, _)| n == name).map_or(0, |(_, value)| value.parse::<u64>().unwrap())
+            };
+            for name in counted {
+                let most = if name == "cmd_get" || name == "cmd_meta" { 1 } else { 0 };
+                let more = value(&after, name) - value(&before, name);
+                assert!(more <= most, "{work:?}, connection {at}: {more} more {name} at the stranger");
             }
         }
     }

@@ -578,6 +578,7 @@ impl Run<'_> {
         let cancel = CancellationToken::new();
         let ctx = Context {
             dialer: Arc::new(ScriptedDialer(world.clone())),
+            memories: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },

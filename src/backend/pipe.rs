@@ -12,18 +12,21 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::batch::{Batch, Effect};
 use super::deadline::{Patience, by};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
+use super::marker::{INCARNATION_KEY, parse_incarnation};
 use super::{Dial, NodeStream};
-use crate::ids::NodeId;
+use crate::ids::{Incarnation, NodeId};
 use crate::progress::Progress;
 
 /// How much is read at once, in bytes. Large, because every system call costs as much as several items.
 const READ_BYTES: usize = 256 * 1024;
+/// A marker that is missing is looked for again after so long.
+const MARKER_PAUSE: Duration = Duration::from_millis(50);
 /// Pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
 
@@ -45,6 +48,12 @@ pub enum NodeError {
     /// Its name never resolved, so nobody knows where it is.
     #[error("has no address: {0}")]
     Unresolved(String),
+    /// It carries another incarnation's marker: this is not the memory that is meant.
+    #[error("holds another memory")]
+    OtherMemory,
+    /// It carries no incarnation marker: the memory is gone, or the marker alone.
+    #[error("has lost its marker")]
+    MarkerLost,
     /// It cannot be reached: there is no route, and the like.
     #[error("is unreachable: {0}")]
     Unreachable(String),
@@ -59,6 +68,8 @@ impl NodeError {
             NodeError::Timeout => "timeout",
             NodeError::Protocol(_) => "protocol",
             NodeError::Unresolved(_) => "unresolved",
+            NodeError::OtherMemory => "marker_stale",
+            NodeError::MarkerLost => "marker_lost",
             NodeError::Unreachable(_) => "unreachable",
         }
     }
@@ -111,6 +122,35 @@ impl Pipe {
         let life = dialer.life(node);
         let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;
         Ok(Pipe { life, ..Pipe::over(node, stream) })
+    }
+
+    /// Connects to a memory: nothing is read or written before the marker was. What was restarted or replaced meanwhile is found so, for a
+    /// connection leads to one process. `None`: no markers are kept.
+    pub async fn connect_to(
+        dialer: &dyn Dial,
+        node: NodeId,
+        memory: Option<Incarnation>,
+        deadline: Instant,
+    ) -> Result<Pipe, NodeError> {
+        let mut pipe = Pipe::connect(dialer, node, deadline).await?;
+        let Some(memory) = memory else { return Ok(pipe) };
+        loop {
+            let mut batch = Batch::new();
+            batch.command(format!("mg {INCARNATION_KEY} v\r\n").as_bytes(), Effect::Read);
+            let mut found = None;
+            let read = pipe.exchange(batch, deadline, |_, frame| {
+                found = frame.data();
+                Ok(())
+            });
+            read.await?;
+            match found.map(|value| parse_incarnation(&value)) {
+                Some(found) if found == Some(memory) => return Ok(pipe),
+                Some(_) => return Err(NodeError::OtherMemory),
+                // Where it was evicted the control plane writes it again.
+                None if Instant::now() + MARKER_PAUSE < deadline => sleep(MARKER_PAUSE).await,
+                None => return Err(NodeError::MarkerLost),
+            }
+        }
     }
 
     /// A pipe over a stream that is already open, and on which nothing is outstanding.

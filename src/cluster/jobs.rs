@@ -158,6 +158,7 @@ impl Cluster {
         let (owner, holds) = (self.topology.clone(), self.topology.clone());
         Context {
             dialer: self.dialer.clone(),
+            memories: self.topology.nodes().filter_map(|n| Some((n, self.nodes[n.index()].incarnation?))).collect(),
             owner: Arc::new(move |key| owner.pair_of(key)),
             holds: Arc::new(move |node, pair| {
                 let (primary, backup) = holds.nodes_of(pair);

@@ -147,6 +147,8 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
         NodeError::Refused => Reason::Refused,
         NodeError::Reset => Reason::Reset,
         NodeError::Timeout | NodeError::Unreachable(_) => Reason::Timeout,
+        NodeError::OtherMemory => Reason::MarkerStale,
+        NodeError::MarkerLost => Reason::MarkerLost,
         NodeError::Unresolved(_) => Reason::Unresolved,
         NodeError::Protocol(_) => Reason::Protocol,
     }

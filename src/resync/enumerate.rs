@@ -71,7 +71,7 @@ pub(super) async fn enumerate(
     let _turn = ctx.crawls.turn(node).await;
     let _crawl = ctx.pace.crawl();
     let tuning = &ctx.tuning;
-    let mut pipe = Pipe::connect(&*ctx.dialer, node, Instant::now() + tuning.connect_timeout).await?;
+    let mut pipe = ctx.connect(node).await?;
     let give_up = Instant::now() + tuning.busy_timeout;
     let mut pause = BUSY_PAUSE.0;
     let (mut coverage, mut enabled) = (Coverage::Whole, false);

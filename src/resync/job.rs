@@ -26,8 +26,7 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the leader's memory is gone.
     let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone };
-    let deadline = Instant::now() + ctx.tuning.connect_timeout;
-    match Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
+    match ctx.connect(spec.target).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
         Ok(mut pipe) => {
             outcome.result = steps(&spec, &ctx, &mut pipe, &mut outcome.drains, &mut outcome.undone).await;

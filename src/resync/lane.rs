@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{End, Entry, Side, Stage, Trouble};
 use super::item::NodeClock;
-use super::{JobError, Tuning};
-use crate::backend::{Batch, Dial, Drain, Frame, Pipe};
+use super::{Context, JobError, Tuning};
+use crate::backend::{Batch, Drain, Frame, Pipe};
 use crate::ids::NodeId;
 use crate::rules::{Rule, holds};
 
@@ -62,14 +62,13 @@ pub(super) struct LaneEnd {
 
 impl Lane {
     pub(super) async fn connect(
-        dialer: &dyn Dial,
+        ctx: &Context,
         source: NodeId,
         target: NodeId,
         (source_clock, clock): (NodeClock, NodeClock),
-        deadline: Instant,
     ) -> Result<Lane, JobError> {
-        let from = Pipe::connect(dialer, source, deadline).await.map_err(|e| JobError::Source(source, e))?;
-        let to = Pipe::connect(dialer, target, deadline).await.map_err(JobError::Target)?;
+        let from = ctx.connect(source).await.map_err(|e| JobError::Source(source, e))?;
+        let to = ctx.connect(target).await.map_err(JobError::Target)?;
         Ok(Lane {
             source: from,
             target: to,

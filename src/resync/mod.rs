@@ -128,10 +128,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Dial, Drain, NodeError};
-use crate::ids::{NodeId, PairId};
+use crate::backend::{Dial, Drain, NodeError, Pipe};
+use crate::ids::{Incarnation, NodeId, PairId};
 
 mod entry;
 mod enumerate;
@@ -223,6 +224,8 @@ pub type Holds = Arc<dyn Fn(NodeId, PairId) -> bool + Send + Sync>;
 pub struct Context {
     /// Opens connections to nodes.
     pub dialer: Arc<dyn Dial>,
+    /// What each node's memory was when the job began. A connection to another one is not believed. A node that is left out carries no marker.
+    pub memories: BTreeMap<NodeId, Incarnation>,
     /// Which pair a key belongs to.
     pub owner: Owner,
     /// Whether a node is one of a pair's two: keys of other pairs are leftovers, and purged.
@@ -250,6 +253,14 @@ pub struct Context {
     pub written: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
+}
+
+impl Context {
+    /// Connects to a node, if its memory is still the one that the job is about.
+    pub(crate) async fn connect(&self, node: NodeId) -> Result<Pipe, NodeError> {
+        let deadline = Instant::now() + self.tuning.connect_timeout;
+        Pipe::connect_to(&*self.dialer, node, self.memories.get(&node).copied(), deadline).await
+    }
 }
 
 impl fmt::Debug for Context {

@@ -90,8 +90,7 @@ pub(super) async fn purge_missed(
 pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
     let _at_work = ctx.pace.job();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
-    let deadline = Instant::now() + ctx.tuning.connect_timeout;
-    match Pipe::connect(&*ctx.dialer, node, deadline).await {
+    match ctx.connect(node).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
         Ok(mut pipe) => {
             let spec = JobSpec { target: node, pairs: Vec::new(), fill: Fill::Purge };

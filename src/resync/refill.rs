@@ -19,7 +19,7 @@ use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
 use super::{Context, Fill, JobError, JobEvent, NO_CAS, Recopy, Verdict};
-use crate::backend::{NodeError, Pipe};
+use crate::backend::NodeError;
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -203,9 +203,8 @@ impl Refill {
             self.source_clock = clock.map_err(|e| JobError::Source(self.source, e))?;
         }
         for _ in 0..self.ctx.tuning.lanes.max(1) {
-            let deadline = Instant::now() + self.ctx.tuning.connect_timeout;
             let clocks = (self.source_clock, self.clock);
-            let lane = Lane::connect(&*self.ctx.dialer, self.source, self.target, clocks, deadline);
+            let lane = Lane::connect(&self.ctx, self.source, self.target, clocks);
             self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
         }
         Ok(())
@@ -524,7 +523,7 @@ impl Hand {
 }
 
 async fn source_clock(ctx: &Context, source: NodeId) -> Result<NodeClock, NodeError> {
-    let mut pipe = Pipe::connect(&*ctx.dialer, source, Instant::now() + ctx.tuning.connect_timeout).await?;
+    let mut pipe = ctx.connect(source).await?;
     Ok(node_stats(&mut pipe, ctx).await?.clock)
 }
 

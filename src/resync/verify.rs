@@ -137,9 +137,7 @@ struct Scrub<'a> {
 
 impl<'a> Scrub<'a> {
     async fn connect(verify: &'a Verify, ctx: &'a Context, pair: &'a VerifyPair) -> Result<Scrub<'a>, JobError> {
-        let deadline = Instant::now() + ctx.tuning.connect_timeout;
-        let leader = Pipe::connect(&*ctx.dialer, pair.leader, deadline).await;
-        let follower = Pipe::connect(&*ctx.dialer, pair.follower, deadline).await;
+        let (leader, follower) = (ctx.connect(pair.leader).await, ctx.connect(pair.follower).await);
         Ok(Scrub {
             verify,
             ctx,

@@ -292,6 +292,7 @@ mod tests {
         let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
+            memories: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning::default(),
