@@ -23,6 +23,10 @@ pub(super) const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 /// Keys of one client that may be read at once. It bounds what one line asks for: 1 MiB of two-byte keys could name 300,000 large items.
 pub(super) const MAX_READS: u32 = 256;
 
+/// What is begun for one client before others have their turn: each request and each key read counts for one, and so does each KiB. A
+/// pipeline, a long line or a flood without replies then keeps nobody waiting for more than about a millisecond.
+pub(super) const TURN: u32 = 512;
+
 /// A request whose answer is not written yet.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -85,6 +89,8 @@ pub(super) enum Hold {
     Key { hash: u32, write: bool },
     /// Room for so many more reads.
     Reads(u32),
+    /// Its next turn.
+    Turn,
 }
 
 /// A get of several keys that stands at the front of a client's input and cannot begin yet.
@@ -122,6 +128,10 @@ pub struct Client {
     pub exclusive: bool,
     /// Already on the worker's list of clients to be written to.
     pub dirty: bool,
+    /// What was begun for it in the worker's turn of this number, see [`TURN`].
+    begun: u32,
+    /// See `begun`.
+    turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
     pub heard_us: u64,
     /// Number of the first slot.
@@ -196,10 +206,28 @@ impl Client {
             resuming: false,
             exclusive: false,
             dirty: false,
+            begun: 0,
+            turn: 0,
             heard_us: now_us,
             first: 0,
             in_flight: None,
         }
+    }
+
+    /// In this turn of the worker it may begin as much as in any other.
+    pub(super) fn take_turn(&mut self, turn: u32) {
+        if self.turn != turn {
+            (self.turn, self.begun) = (turn, 0);
+        }
+    }
+
+    /// It goes on in a turn of its own.
+    pub(super) fn take_another_turn(&mut self) {
+        self.begun = 0;
+    }
+
+    pub(super) fn turn_is_over(&self) -> bool {
+        self.begun >= TURN
     }
 
     /// Room for the next read: its own, behind the beginning of a request, or else `block`, which serves all clients of a worker in turn,
@@ -234,7 +262,7 @@ impl Client {
         self.in_flight.as_ref().is_some_and(|f| match f.hold {
             Some(Hold::Key { hash, write }) => f.keys.still_conflicts(hash, write),
             Some(Hold::Reads(keys)) => f.read_room() < keys,
-            None => false,
+            Some(Hold::Turn) | None => false,
         })
     }
 
@@ -296,6 +324,7 @@ impl Client {
         } else {
             Reply::None
         };
+        self.begun += 1 + (bytes >> 10) as u32;
         let f = self.in_flight.get_or_insert_with(|| spare.in_flight.pop().unwrap_or_default());
         let number = self.first + f.slots.len() as u64;
         f.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
@@ -305,6 +334,7 @@ impl Client {
 
     /// A key of a get is begun.
     pub(super) fn begin_read(&mut self, slot: u64) {
+        self.begun += 1;
         let Some(f) = &mut self.in_flight else { return };
         f.reads += 1;
         let at = (slot - self.first) as usize;

@@ -113,6 +113,10 @@ pub struct Conn {
     get_line: Option<GetLine>,
     /// Unanswered, in order.
     pub flights: VecDeque<Sent>,
+    /// How many have ever been put there, which tells where one of them stands now.
+    pushed: u64,
+    /// Among those before this one nobody waits for an answer.
+    awaited_from: u64,
     /// Operations that wait for the connection to be ready.
     pub waiting: VecDeque<u32>,
     /// Read and not parsed yet.
@@ -153,6 +157,8 @@ impl Conn {
             out: OutQueue::default(),
             get_line: None,
             flights: VecDeque::new(),
+            pushed: 0,
+            awaited_from: 0,
             waiting: VecDeque::new(),
             input: BytesMut::new(),
             need: 0,
@@ -200,7 +206,7 @@ impl Conn {
     pub(super) fn out(&mut self, now_us: u64) -> &mut OutQueue {
         if self.get_line.take().is_some() {
             self.out.put(b"\r\n");
-            self.flights.push_back(Sent { flight: Flight::GetEnd, at_us: now_us });
+            self.push(Flight::GetEnd, now_us);
         }
         &mut self.out
     }
@@ -221,7 +227,38 @@ impl Conn {
             }
         }
         self.out.put(key);
-        self.flights.push_back(Sent { flight: Flight::Get(id), at_us: now_us });
+        self.push(Flight::Get(id), now_us);
+    }
+
+    /// Adds to what is unanswered; returns its number.
+    #[inline(always)]
+    pub(super) fn push(&mut self, flight: Flight, now_us: u64) -> u64 {
+        self.flights.push_back(Sent { flight, at_us: now_us });
+        self.pushed += 1;
+        self.pushed
+    }
+
+    /// The answer to what has this number, if it is unanswered and a command of that operation's repair, counts for nothing any more.
+    pub(super) fn void_repair(&mut self, number: u64, op: u32) {
+        let behind = (self.pushed - number) as usize;
+        if let Some(at) = self.flights.len().checked_sub(1 + behind)
+            && let sent = &mut self.flights[at]
+            && matches!(sent.flight, Flight::Repair(id, _) if id == op)
+        {
+            sent.flight = Flight::Void;
+            self.voids += 1;
+        }
+    }
+
+    /// When the first command was queued whose answer somebody waits for. (An `END` alone is missed by whoever asks next.) Looked for
+    /// where the last look ended: behind what counts for nothing, of which there may be very much.
+    pub(super) fn awaited_since(&mut self) -> Option<u64> {
+        let answered = self.pushed - self.flights.len() as u64;
+        let from = self.awaited_from.max(answered);
+        let awaited = |s: &Sent| !matches!(s.flight, Flight::Void | Flight::VoidGet | Flight::GetEnd);
+        let place = self.flights.range((from - answered) as usize..).position(awaited);
+        self.awaited_from = place.map_or(self.pushed, |place| from + place as u64);
+        self.flights.get((self.awaited_from - answered) as usize).map(|sent| sent.at_us)
     }
 
     /// Whether something was sent on it, and is unanswered, that may take effect later. (Reads alone need not be told apart from it.)

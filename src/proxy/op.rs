@@ -340,6 +340,8 @@ pub struct Repair {
     pub tries: u32,
     /// Commands of the repair that are unanswered.
     pub outstanding: u32,
+    /// Where they were sent, and their numbers there; those that are answered, too, until all are.
+    pub sent: Vec<(NodeId, u64)>,
 }
 
 impl Op {

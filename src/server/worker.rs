@@ -186,6 +186,7 @@ impl Shell {
     /// none of that time.
     fn last_calls(&mut self) {
         self.draining = true;
+        self.core.begin_last_turn();
         let ringed = self.ring.is_some();
         if ringed {
             self.hear_all();

@@ -10,7 +10,12 @@ const CHILD: &str = "RESILVER_COST_CALLGRIND";
 
 /// Whether this is the process under callgrind.
 pub fn is_child() -> bool {
-    std::env::var_os(CHILD).is_some()
+    part().is_some()
+}
+
+/// What the process under callgrind is to do, in that process.
+pub fn part() -> Option<String> {
+    std::env::var(CHILD).ok()
 }
 
 /// Where callgrind writes down what it has counted, and begins anew.
@@ -25,6 +30,15 @@ pub fn boundary() {
 ///
 /// Why nothing could be counted here.
 pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
+    run_part(test, "all", workloads)
+}
+
+/// The same for one of a test's parts, see [`part`].
+///
+/// # Errors
+///
+/// Why nothing could be counted here.
+pub fn run_part(test: &str, part: &str, workloads: usize) -> Result<Vec<u64>, String> {
     if !Command::new("valgrind").arg("--version").output().is_ok_and(|o| o.status.success()) {
         return Err("valgrind is not installed (scripts/need-meters)".to_string());
     }
@@ -34,7 +48,7 @@ pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
         .arg(format!("--callgrind-out-file={}/out", folder.path().display()))
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
+        .env(CHILD, part)
         .output()
         .expect("run valgrind");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -45,7 +59,7 @@ pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
     }
     assert!(output.status.success(), "under callgrind: {}\n{said}", String::from_utf8_lossy(&output.stdout));
     // Part 1 is what was before the first workload, part 2 the first workload, part 3 what was between it and the second.
-    let part = |workload: usize| {
+    let count = |workload: usize| {
         let path = folder.path().join(format!("out.{}", 2 * (workload + 1)));
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}\n{said}", path.display()));
         let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
@@ -53,5 +67,5 @@ pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
         assert!(count > 0, "callgrind saw no function named counted_*: {said}");
         count
     };
-    Ok((0..workloads).map(part).collect())
+    Ok((0..workloads).map(count).collect())
 }

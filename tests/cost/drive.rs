@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 
 use resilver::ids::{Incarnation, NodeId, Term};
-use resilver::proxy::{Command, Core, CoreSettings, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route};
+use resilver::pair::Reason;
+use resilver::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route};
 use resilver::resync::{Missed, MissedBudget};
 use resilver::ring::{Distribution, ServerSpec, Topology};
 use resilver::stats::WorkerStats;
@@ -52,15 +53,18 @@ struct Asker {
     got: usize,
 }
 
-/// A node that has every key.
+/// A node that has every key, or another one than its pair's other node.
 #[derive(Default)]
 struct Model {
     commands: Vec<u8>,
     replies: Vec<u8>,
+    /// What it counts to with every `incr`.
+    number: usize,
 }
 
 pub struct Drive {
     core: Core,
+    topology: Arc<Topology>,
     block: BytesMut,
     askers: Vec<Asker>,
     models: Vec<Model>,
@@ -146,9 +150,10 @@ impl Drive {
         }
         let mut drive = Drive {
             core,
+            topology,
             block: BytesMut::new(),
             askers,
-            models: (0..nodes).map(|_| Model::default()).collect(),
+            models: (0..nodes).map(|number| Model { number: usize::from(number > 1), ..Model::default() }).collect(),
             value: "v".repeat(workload.value).into_bytes(),
             pipeline: workload.pipeline,
             turns: 0,
@@ -192,12 +197,83 @@ impl Drive {
         }
     }
 
+    /// One client's requests, all of them in its socket: it is read from as it may be. Until all is answered.
+    pub fn pour(&mut self, client: usize, requests: &[u8], answers: Vec<u8>) {
+        let mut left = requests;
+        self.expect(client, answers);
+        while !left.is_empty() {
+            self.offer(client, &mut left);
+            self.exchange();
+        }
+        self.assert_answered(client);
+    }
+
+    /// What a client is to be answered next.
+    pub fn expect(&mut self, client: usize, answers: Vec<u8>) {
+        let asker = &mut self.askers[client];
+        asker.got = 0;
+        asker.bursts[self.turns % BURSTS].answers = answers;
+    }
+
+    /// Takes what a client sends, as long as it need not wait; nothing is sent on.
+    pub fn offer(&mut self, client: usize, left: &mut &[u8]) {
+        let index = self.askers[client].index;
+        let mut taken = 0;
+        while !left.is_empty() && !self.core.client(index).expect("a client").stalled {
+            let own = counted_client_room(&mut self.core, &mut self.block, index);
+            let client = self.core.client(index).expect("a client");
+            put(if own { &mut client.partial } else { &mut self.block }, left);
+            counted_client_input(&mut self.core, &mut self.block, index, own);
+            taken += 1;
+        }
+        assert!(taken > 0, "client {client} waits, and nothing goes on");
+    }
+
+    pub fn assert_answered(&self, client: usize) {
+        let asker = &self.askers[client];
+        assert_eq!(asker.got, asker.bursts[self.turns % BURSTS].answers.len(), "bytes answered to client {client}");
+    }
+
+    pub fn command(&mut self, command: Command) {
+        counted_command(&mut self.core, command);
+    }
+
+    pub fn tick(&mut self, later_us: u64) {
+        self.core.now_us += later_us;
+        counted_tick(&mut self.core);
+    }
+
+    /// What the worker told the control plane.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.core.outbox.events)
+    }
+
+    /// The nodes get what was written for them, and answer nothing yet.
+    pub fn write_to_nodes(&mut self) {
+        self.conns.append(&mut self.core.outbox.dirty_conns);
+        for (node, lane) in self.conns.drain(..) {
+            let (state, out) = counted_conn_to_write(&mut self.core, node, lane);
+            assert_ne!(state, LinkState::Discarding, "node {node:?}");
+            let model = &mut self.models[node.index()];
+            take(out, |piece| model.commands.extend_from_slice(piece));
+        }
+    }
+
+    /// A node is gone, with what it was sent; its connection is refused from now on.
+    pub fn lose(&mut self, node: NodeId) {
+        self.models[node.index()] = Model::default();
+        counted_conn_down(&mut self.core, node);
+    }
+
     /// The flusher and the nodes by turns, until nothing is left to do.
-    fn exchange(&mut self) {
+    pub fn exchange(&mut self) {
         loop {
             self.flush_clients();
             self.conns.append(&mut self.core.outbox.dirty_conns);
             if self.conns.is_empty() {
+                if !self.core.outbox.resumable.is_empty() || !self.core.outbox.dirty_clients.is_empty() {
+                    continue;
+                }
                 break;
             }
             for (node, lane) in self.conns.drain(..) {
@@ -242,8 +318,20 @@ impl Drive {
             self.core.client_written(index);
         }
         self.core.outbox.dirty_clients = clients;
+        self.resume();
+    }
+}
+
+impl Drive {
+    /// The servers.
+    pub fn topology(&self) -> Arc<Topology> {
+        self.topology.clone()
+    }
+
+    /// Goes on with clients' input that waited.
+    pub fn resume(&mut self) {
         for index in std::mem::take(&mut self.core.outbox.resumable) {
-            self.core.client_resume(index);
+            counted_client_resume(&mut self.core, index);
         }
     }
 }
@@ -257,8 +345,8 @@ impl Model {
             let mut next = at + len + 1;
             let mut words = line.split(|&b| b == b' ');
             match words.next() {
-                Some(b"get") => {
-                    for key in words {
+                verb @ Some(b"get" | b"gat") => {
+                    for key in words.skip(usize::from(verb == Some(b"gat"))) {
                         self.replies.extend_from_slice(b"VALUE ");
                         self.replies.extend_from_slice(key);
                         self.replies.extend_from_slice(b" 0 ");
@@ -269,6 +357,19 @@ impl Model {
                     }
                     self.replies.extend_from_slice(b"END\r\n");
                 }
+                Some(b"incr") => {
+                    self.replies.extend_from_slice(itoa::Buffer::new().format(self.number).as_bytes());
+                    self.replies.extend_from_slice(b"\r\n");
+                }
+                Some(b"md") => self.replies.extend_from_slice(b"HD\r\n"),
+                Some(b"ms") => {
+                    next += 3;
+                    self.replies.extend_from_slice(b"HD\r\n");
+                }
+                Some(b"mg") if line.ends_with(b" v f t c") => {
+                    self.replies.extend_from_slice(b"VA 1 f0 t-1 c9\r\n7\r\n")
+                }
+                Some(b"mg") if line.ends_with(b" c") => self.replies.extend_from_slice(b"HD c9\r\n"),
                 Some(b"set") => {
                     next += value.len() + 2;
                     if self.commands.len() < next {
@@ -326,6 +427,26 @@ fn counted_client_input(core: &mut Core, block: &mut BytesMut, index: u32, own: 
         let chunk = block.split();
         core.client_input(index, chunk);
     }
+}
+
+#[inline(never)]
+fn counted_client_resume(core: &mut Core, index: u32) {
+    core.client_resume(index);
+}
+
+#[inline(never)]
+fn counted_command(core: &mut Core, command: Command) {
+    core.command(command);
+}
+
+#[inline(never)]
+fn counted_tick(core: &mut Core) {
+    core.tick();
+}
+
+#[inline(never)]
+fn counted_conn_down(core: &mut Core, node: NodeId) {
+    core.conn_down(node, 0, Reason::Refused);
 }
 
 #[inline(never)]

@@ -7,6 +7,7 @@ mod support;
 
 mod callgrind;
 mod drive;
+mod growth;
 mod strace;
 mod whole;
 

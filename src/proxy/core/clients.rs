@@ -16,6 +16,9 @@ fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
     if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
 }
 
+/// Keys of one get that are looked at, for what they conflict with, before others have their turn.
+const LOOKED_AT_PER_TURN: u32 = 4096;
+
 /// A key of a request.
 #[derive(Clone, Copy)]
 struct KeyAt {
@@ -84,6 +87,7 @@ impl Core {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         debug_assert!(client.partial.is_empty());
         client.heard_us = self.now_us;
+        client.take_turn(self.turn);
         self.feed(index, chunk);
     }
 
@@ -92,12 +96,31 @@ impl Core {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.heard_us = self.now_us;
         if client.partial.len() >= client.need {
-            self.client_resume(index);
+            client.take_turn(self.turn);
+            self.go_on(index);
         }
+    }
+
+    /// The worker's turn is over: every client may begin as much again. Returns those whose input goes on in the next one.
+    pub fn next_turn(&mut self) -> Vec<u32> {
+        self.turn = self.turn.wrapping_add(1);
+        std::mem::take(&mut self.outbox.resumable)
+    }
+
+    /// From now on no turn ends before the client's input: there will be no other.
+    pub fn begin_last_turn(&mut self) {
+        self.last_turn = true;
     }
 
     /// Goes on with a client's input after answers made room.
     pub fn client_resume(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.take_another_turn();
+            self.go_on(index);
+        }
+    }
+
+    fn go_on(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         (client.stalled, client.resuming) = (false, false);
         self.begin_rest(index);
@@ -171,6 +194,11 @@ impl Core {
                 client.stalled = true;
                 client.partial = chunk;
                 return;
+            }
+            if client.turn_is_over() && !self.last_turn {
+                client.stalled = true;
+                client.partial = chunk;
+                return resume_later(client, index, &mut self.outbox);
             }
             if let Some(held) = client.take_held() {
                 if !self.begin_get(index, *held, &mut chunk) {
@@ -257,6 +285,7 @@ impl Core {
         let client = &mut self.clients[index as usize];
         let write = kind.is_write();
         let doubtful = client.may_conflict(write);
+        let mut looked = 0;
         for key in get.request.keys_from(chunk, get.next) {
             let hash = if doubtful { Topology::key_hash(key) } else { 0 };
             if doubtful && client.conflicts(hash, write, &mut self.spare) {
@@ -265,6 +294,13 @@ impl Core {
                 return false;
             }
             get.free += 1;
+            looked += 1;
+            if looked == LOOKED_AT_PER_TURN && doubtful {
+                get.next = key.as_ptr() as usize + key.len() - chunk.as_ptr() as usize;
+                client.hold(Hold::Turn, Some(Box::new(get)));
+                resume_later(client, index, &mut self.outbox);
+                return false;
+            }
         }
         // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
         if get.free <= MAX_READS && get.free > client.read_room() {

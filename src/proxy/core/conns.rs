@@ -218,9 +218,7 @@ impl Core {
         for index in 0..self.links.len() {
             for lane in 0..self.settings.lanes {
                 let conn = &mut self.links[index].conns[lane];
-                // (An `END` alone is missed by whoever asks next.)
-                let awaited = |s: &&Sent| !matches!(s.flight, Flight::Void | Flight::VoidGet | Flight::GetEnd);
-                let sent = conn.flights.iter().find(awaited).map(|s| s.at_us);
+                let sent = conn.awaited_since();
                 // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
                 let held = conn.unproven.front().map(|u| u.at_us);
                 let Some(oldest) = held.into_iter().chain(sent).min() else { continue };
@@ -263,11 +261,19 @@ impl Core {
     }
 
     fn expire_parked(&mut self, index: usize) {
-        let patience = self.settings.leader_timeout_us + self.settings.timeout_us;
+        if self.now_us <= self.pairs[index].parked.look_at_us {
+            return;
+        }
+        let patience = self.parking_patience();
         let late = |op: &Op| self.now_us.saturating_sub(op.parked_at_us) > patience;
         let (late, kept): (Vec<u32>, Vec<u32>) =
-            self.pairs[index].parked.iter().partition(|&&id| late(&self.ops[id as usize]));
-        self.pairs[index].parked = kept.into();
+            self.pairs[index].parked.take().iter().partition(|&&id| late(&self.ops[id as usize]));
+        for id in kept {
+            let op = &self.ops[id as usize];
+            // Not at every tick again: they were not all parked at once.
+            let look_at_us = (op.parked_at_us + patience).max(self.now_us + patience / LOOKS_AT_PARKED);
+            self.pairs[index].parked.push(id, op.stage, look_at_us);
+        }
         for id in late {
             self.stats.refused();
             self.finish(
@@ -277,12 +283,16 @@ impl Core {
         }
     }
 
+    /// How long an operation waits for its pair's next route, microseconds.
+    pub(super) fn parking_patience(&self) -> u64 {
+        self.settings.leader_timeout_us + self.settings.timeout_us
+    }
+
     /// A dial that took too long is no reason to depose the last full copy, so no new route follows: what waited for it is begun again.
     fn retry_parked(&mut self, index: usize) {
         let slot = &mut self.pairs[index];
-        let unsent = |&id: &u32| self.ops[id as usize].stage == Stage::Parked;
-        if matches!(slot.route, Route::Open(_)) && slot.parked.iter().all(unsent) {
-            for id in std::mem::take(&mut slot.parked) {
+        if matches!(slot.route, Route::Open(_)) && slot.parked.in_doubt == 0 {
+            for id in slot.parked.take() {
                 self.unpark(id, false);
             }
         }

@@ -158,7 +158,7 @@ impl Core {
             copied = before.is_some_and(|f| matches!(f.follower, Follower::Filling(node, _) if node == flow.leader));
         }
         slot.route = route;
-        for id in std::mem::take(&mut slot.parked) {
+        for id in slot.parked.take() {
             self.unpark(id, copied);
         }
     }
@@ -207,6 +207,7 @@ impl Core {
         if matches!(stage, Stage::Held(_) | Stage::Unknown(_) | Stage::Executed(..)) {
             self.miss(id);
         }
+        let patience = self.parking_patience();
         let op = &mut self.ops[id as usize];
         op.stage = stage;
         if let Origin::Control(_) = op.origin {
@@ -217,6 +218,7 @@ impl Core {
             // Parked again and again it must end all the same.
             op.parked_at_us = self.now_us.max(1);
         }
-        self.pairs[op.pair.index()].parked.push_back(id);
+        let look_at_us = op.parked_at_us + patience;
+        self.pairs[op.pair.index()].parked.push(id, stage, look_at_us);
     }
 }

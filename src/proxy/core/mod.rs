@@ -7,7 +7,7 @@
 //! The worker never decides who leads. It follows the routes the control plane publishes, tells what it sees of the nodes, and parks
 //! what cannot go on: an operation whose node broke waits for the pair's next route.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -49,6 +49,15 @@ const REPAIR_RETRY_US: u64 = 10_000;
 /// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
 const REPAIR_TRIES: u32 = 3;
 
+/// Repairs that begin again in one tick: with very many, the others do in the next ones.
+const REPAIRS_PER_TICK: usize = 4096;
+
+/// How long the count of writes in flight by key is kept up after it was last asked for.
+const BEGUN_KEPT_US: u64 = 1_000_000;
+
+/// How often operations that wait for their pair's next route are looked at while their time runs.
+const LOOKS_AT_PARKED: u64 = 32;
+
 /// Seconds up to which an exptime is relative.
 const RELATIVE_EXPTIME_MAX: i64 = 60 * 60 * 24 * 30;
 
@@ -85,7 +94,34 @@ struct PairSlot {
     flow: Option<Flow>,
     /// Set while the gate closes.
     closing: Option<Closing>,
-    parked: VecDeque<u32>,
+    parked: Parked,
+}
+
+/// Operations that wait for their pair's next route, in order.
+#[derive(Debug, Default)]
+struct Parked {
+    ids: VecDeque<u32>,
+    /// How many of them a node may have executed, or has.
+    in_doubt: usize,
+    /// None of them has waited too long before then.
+    look_at_us: u64,
+}
+
+impl Parked {
+    fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// `look_at_us`: when it has waited too long.
+    fn push(&mut self, id: u32, stage: Stage, look_at_us: u64) {
+        self.look_at_us = if self.ids.is_empty() { look_at_us } else { self.look_at_us.min(look_at_us) };
+        self.in_doubt += usize::from(stage != Stage::Parked);
+        self.ids.push_back(id);
+    }
+
+    fn take(&mut self) -> VecDeque<u32> {
+        std::mem::take(self).ids
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +151,14 @@ struct Fence {
     failed: bool,
     /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
     retry_at_us: Option<u64>,
+}
+
+/// How many writes are in flight by key, but for those that wait for a repair. Counted from the first repair on, and for a while after the
+/// last: each has to know of its key's, and a walk over all operations for each of many repairs grows with their square.
+#[derive(Debug)]
+struct Begun {
+    writes: HashMap<Bytes, u32>,
+    asked_at_us: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -156,6 +200,10 @@ pub struct Core {
     pub stood_still_us: u64,
     clients: Slab<Client>,
     generation: u32,
+    /// Counts the turns in which clients begin requests.
+    turn: u32,
+    /// The end is near: clients are read from once more, whatever it takes.
+    last_turn: bool,
     ops: Slab<Op>,
     links: Vec<Link>,
     /// The nodes' clocks: unix seconds when this worker started.
@@ -163,6 +211,9 @@ pub struct Core {
     pairs: Vec<PairSlot>,
     /// In order, because it is iterated: what a worker does must follow from what it was told alone.
     fences: BTreeMap<Bytes, Fence>,
+    /// Fences whose repair begins again, and when, in that order; what became of one since is in the fence.
+    retries: VecDeque<(u64, Bytes)>,
+    begun: Option<Begun>,
     /// What is to be done outside.
     pub outbox: Outbox,
     spare: Spare,
@@ -175,7 +226,7 @@ impl Core {
     pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>, adds: Arc<Adds>) -> Core {
         let links = (0..topology.node_count()).map(|_| Link::new(settings.lanes)).collect();
         let pairs = (0..topology.pair_count())
-            .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: VecDeque::new() })
+            .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: Parked::default() })
             .collect();
         Core {
             limits: Limits { item_size_max: settings.item_size_max },
@@ -186,10 +237,14 @@ impl Core {
             stood_still_us: 0,
             clients: Slab::new(),
             generation: 0,
+            turn: 0,
+            last_turn: false,
             ops: Slab::new(),
             links,
             pairs,
             fences: BTreeMap::new(),
+            retries: VecDeque::new(),
+            begun: None,
             outbox: Outbox::default(),
             spare: Spare::default(),
             stats,

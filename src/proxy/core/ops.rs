@@ -52,6 +52,9 @@ impl Core {
                     written.insert(op.key());
                 }
                 let leader = flow.leader;
+                if write && self.begun.is_some() {
+                    self.count_begun(id);
+                }
                 self.ops[id as usize].stage = Stage::Leader(leader);
                 self.send_op(id, leader);
             }
@@ -97,8 +100,7 @@ impl Core {
     }
 
     pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight) {
-        let conn = &mut self.links[node.index()].conns[lane];
-        conn.flights.push_back(Sent { flight, at_us: self.now_us });
+        self.links[node.index()].conns[lane].push(flight, self.now_us);
         self.soil(node, lane);
     }
 
@@ -179,7 +181,8 @@ impl Core {
         {
             closing.in_flight -= 1;
         }
-        if !self.fences.is_empty() && op.kind.is_write() && op.stage != Stage::Repair {
+        if self.begun.is_some() && op.kind.is_write() && op.stage != Stage::Repair {
+            self.discount_begun(id);
             self.fence_progress(id);
         }
         self.report_closed(pair);

@@ -5,6 +5,10 @@ use super::*;
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's, verify; later writes of the key wait.
     pub(super) fn repair(&mut self, id: u32) {
+        self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now_us;
+        if self.ops[id as usize].stage.is_in_flight() {
+            self.discount_begun(id);
+        }
         let op = &mut self.ops[id as usize];
         op.stage = Stage::Repair;
         op.repair = Some(Box::new(Repair::default()));
@@ -18,13 +22,40 @@ impl Core {
             }
             return;
         }
-        let begun = |op: &Op| {
-            op.kind.is_write() && op.stage.is_in_flight() && op.stage != Stage::Repair && op.key() == &key[..]
-        };
-        let waiting_for = self.ops.iter().filter(|(_, op)| begun(op)).count() as u32;
+        let waiting_for = self.begun.as_ref().and_then(|begun| begun.writes.get(&key)).copied().unwrap_or(0);
+        #[cfg(test)]
+        assert_eq!(waiting_for, Begun::of(&self.ops).writes.get(&key).copied().unwrap_or(0), "writes in flight");
         self.fences.insert(key.clone(), Fence { owner: id, waiting_for, ..Fence::default() });
         if waiting_for == 0 {
             self.repair_read(&key);
+        }
+    }
+
+    /// A write gets in flight.
+    pub(super) fn count_begun(&mut self, id: u32) {
+        if let Some(begun) = &mut self.begun {
+            begun.add(&self.ops[id as usize]);
+        }
+    }
+
+    /// A write is in flight no more, or waits for a repair.
+    pub(super) fn discount_begun(&mut self, id: u32) {
+        let key = self.ops[id as usize].key();
+        if let Some(begun) = &mut self.begun
+            && let Some(count) = begun.writes.get_mut(key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                begun.writes.remove(key);
+            }
+        }
+    }
+
+    /// Called at every tick: nothing is repaired any more.
+    fn forget_begun(&mut self) {
+        let over = |begun: &Begun| self.now_us.saturating_sub(begun.asked_at_us) > BEGUN_KEPT_US;
+        if self.fences.is_empty() && self.begun.as_ref().is_some_and(over) {
+            self.begun = None;
         }
     }
 
@@ -67,8 +98,7 @@ impl Core {
         }
         // The leader may have executed a parked operation, which is run again on the follower if that one leads next: it must not get there
         // by a repair meanwhile.
-        let in_doubt = |&id: &u32| self.ops[id as usize].stage != Stage::Parked;
-        if self.pairs[pair.index()].parked.iter().any(in_doubt) {
+        if self.pairs[pair.index()].parked.in_doubt > 0 {
             return self.repair_later(key);
         }
         if [leader, follower].into_iter().any(|node| !self.is_ready_for_repair(node, lane)) {
@@ -79,13 +109,13 @@ impl Core {
         out.put(b"mg ");
         out.put(key);
         out.put(b" v f t c\r\n");
-        self.sent(leader, lane, Flight::Repair(id, RepairStep::Read));
+        self.send_step(id, leader, lane, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If it had just gone, "repairing" would
         // destroy the good copy.
         if marked {
             let out = self.links[leader.index()].conns[lane].out(self.now_us);
             out.put(crate::proxy::MARKER_READ);
-            self.sent(leader, lane, Flight::Repair(id, RepairStep::Marker));
+            self.send_step(id, leader, lane, RepairStep::Marker);
         } else if let Some(fence) = self.fences.get_mut(key) {
             fence.marker_ok = true;
         }
@@ -96,7 +126,7 @@ impl Core {
             out.put(b"mg ");
             out.put(key);
             out.put(b" v f t c\r\n");
-            self.sent(follower, lane, Flight::Repair(id, RepairStep::Compare));
+            self.send_step(id, follower, lane, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(marked) + u32::from(compared));
     }
@@ -109,21 +139,37 @@ impl Core {
         self.links[node.index()].conns[lane].state == LinkState::Ready
     }
 
+    /// A command of a repair is in the connection's queue.
+    fn send_step(&mut self, id: u32, node: NodeId, lane: usize, step: RepairStep) {
+        let number = self.links[node.index()].conns[lane].push(Flight::Repair(id, step), self.now_us);
+        self.soil(node, lane);
+        if let Some(repair) = &mut self.ops[id as usize].repair {
+            repair.sent.push((node, number));
+        }
+    }
+
     /// The repair begins again at a later tick, unless one of the nodes is deposed before.
     fn repair_later(&mut self, key: &Bytes) {
         let at_us = self.now_us + REPAIR_RETRY_US;
         if let Some(fence) = self.fences.get_mut(key) {
             fence.retry_at_us = Some(at_us);
+            self.retries.push_back((at_us, key.clone()));
         }
     }
 
     /// Repairs that wait for a marker or a connection are tried again. Called at every tick.
     pub(super) fn retry_repairs(&mut self) {
-        let due = |f: &Fence| f.retry_at_us.is_some_and(|at| at <= self.now_us);
-        let keys: Vec<Bytes> = self.fences.iter().filter(|(_, f)| due(f)).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            self.repair_read(&key);
+        for _ in 0..REPAIRS_PER_TICK {
+            // (Those that begin to wait now are not due yet.)
+            if self.retries.front().is_none_or(|(at_us, _)| *at_us > self.now_us) {
+                break;
+            }
+            let Some((at_us, key)) = self.retries.pop_front() else { break };
+            if self.fences.get(&key).is_some_and(|fence| fence.retry_at_us == Some(at_us)) {
+                self.repair_read(&key);
+            }
         }
+        self.forget_begun();
     }
 
     /// A repair that waits for a marker or a connection has nothing in flight that could be voided, and the gate waits for it.
@@ -155,6 +201,9 @@ impl Core {
         let Some(repair) = &mut op.repair else { return true };
         repair.outstanding = repair.outstanding.saturating_sub(1);
         let outstanding = repair.outstanding;
+        if outstanding == 0 {
+            repair.sent.clear();
+        }
         let leader = self.leader_of(pair);
         let Some(fence) = self.fences.get_mut(&key) else { return true };
         let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
@@ -274,9 +323,9 @@ impl Core {
             out.put_shared(item.data.clone());
             out.put(b"\r\n");
         }
-        self.sent(node, lane, Flight::Repair(id, RepairStep::Drop));
+        self.send_step(id, node, lane, RepairStep::Drop);
         if item.is_some() {
-            self.sent(node, lane, Flight::Repair(id, RepairStep::Add));
+            self.send_step(id, node, lane, RepairStep::Add);
         }
         self.set_outstanding(id, 1 + u32::from(item.is_some()));
     }
@@ -295,7 +344,7 @@ impl Core {
         out.put(b"mg ");
         out.put(key);
         out.put(b" c\r\n");
-        self.sent(leader, lane, Flight::Repair(id, RepairStep::Verify));
+        self.send_step(id, leader, lane, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }
 
@@ -344,18 +393,32 @@ impl Core {
     }
 
     pub(super) fn forget_repair_flights(&mut self, id: u32) {
-        for link in &mut self.links {
-            for conn in &mut link.conns {
-                for sent in &mut conn.flights {
-                    if matches!(sent.flight, Flight::Repair(op, _) if op == id) {
-                        sent.flight = Flight::Void;
-                        conn.voids += 1;
-                    }
-                }
-            }
+        let op = &mut self.ops[id as usize];
+        let lane = op.hash as usize % self.settings.lanes;
+        let sent = op.repair.as_mut().map(|repair| std::mem::take(&mut repair.sent)).unwrap_or_default();
+        for (node, number) in sent {
+            self.links[node.index()].conns[lane].void_repair(number, id);
+            self.tell_undrained(node);
         }
-        for index in 0..self.links.len() {
-            self.tell_undrained(NodeId(index as u16));
+        #[cfg(test)]
+        for sent in self.links.iter().flat_map(|link| &link.conns).flat_map(|conn| &conn.flights) {
+            assert!(!matches!(sent.flight, Flight::Repair(op, _) if op == id), "a repair's command is not found");
+        }
+    }
+}
+
+impl Begun {
+    fn of(ops: &Slab<Op>) -> Begun {
+        let mut begun = Begun { writes: HashMap::new(), asked_at_us: 0 };
+        let counts = |op: &&Op| op.kind.is_write() && op.stage.is_in_flight() && op.stage != Stage::Repair;
+        ops.iter().map(|(_, op)| op).filter(counts).for_each(|op| begun.add(op));
+        begun
+    }
+
+    fn add(&mut self, op: &Op) {
+        match self.writes.get_mut(op.key()) {
+            Some(count) => *count += 1,
+            None => drop(self.writes.insert(op.raw.slice(op.key.0 as usize..op.key.1 as usize), 1)),
         }
     }
 }

@@ -20,6 +20,7 @@
 //! | what is answered behind such an answer waits with it | `needs_proof`: `unproven_writes` |
 //! | an answer without its proof is void, or right if the same memory leads | `void_answers`; `unpark`: `Executed`; `op.decided` |
 //! | a node that moves bytes is not late, one that drips is | `tick`: `owed_since`; `is_stuck_with`; `answered` |
+//! | one client's turn ends | `feed_requests`: `turn_is_over`; `flush_all` resumes once |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
 mod control;
@@ -34,4 +35,5 @@ mod repair;
 mod shell;
 mod stories;
 mod strangers;
+mod turns;
 mod world;

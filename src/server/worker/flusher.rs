@@ -90,7 +90,13 @@ impl Worker {
             if std::mem::replace(&mut waits, true) {
                 return Poll::Ready(());
             }
-            self.shell.borrow_mut().flusher = Some(cx.waker().clone());
+            let shell = &mut *self.shell.borrow_mut();
+            if shell.has_output() {
+                // Clients whose input goes on: after all others that are ready now.
+                cx.waker().wake_by_ref();
+            } else {
+                shell.flusher = Some(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -134,34 +140,44 @@ impl Worker {
         let mut clients = std::mem::take(&mut shell.flushed_clients);
         std::mem::swap(&mut conns, &mut shell.blocked_conns);
         std::mem::swap(&mut clients, &mut shell.blocked_clients);
-        loop {
-            self.hand_on(shell);
-            conns.append(&mut shell.core.outbox.dirty_conns);
-            clients.append(&mut shell.core.outbox.dirty_clients);
-            for (node, lane) in conns.drain(..) {
-                shell.flush_conn(node, lane, cx);
-            }
-            for index in clients.drain(..) {
-                self.flush_client(shell, index, cx);
-            }
-            let resumable = std::mem::take(&mut shell.core.outbox.resumable);
-            if resumable.is_empty() {
-                break;
-            }
-            for index in resumable {
-                shell.core.client_resume(index);
-                match shell.clients.get_mut(index as usize) {
-                    Some(Some(ClientIo::Stream { reader, .. })) => {
-                        if let Some(waker) = reader.take() {
-                            waker.wake();
-                        }
+        self.write_all(shell, &mut conns, &mut clients, cx);
+        // Once, and what comes of it leaves: a client whose requests are answered at once would go on for as long as it has any, and
+        // keep all others waiting.
+        let resumable = shell.core.next_turn();
+        for &index in &resumable {
+            shell.core.client_resume(index);
+            match shell.clients.get_mut(index as usize) {
+                Some(Some(ClientIo::Stream { reader, .. })) => {
+                    if let Some(waker) = reader.take() {
+                        waker.wake();
                     }
-                    Some(Some(ClientIo::Ring(_))) => shell.resume_ringed(index),
-                    _ => {}
                 }
+                Some(Some(ClientIo::Ring(_))) => shell.resume_ringed(index),
+                _ => {}
             }
         }
+        if !resumable.is_empty() {
+            self.write_all(shell, &mut conns, &mut clients, cx);
+        }
         (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
+    }
+
+    fn write_all(
+        &self,
+        shell: &mut Shell,
+        conns: &mut Vec<(NodeId, usize)>,
+        clients: &mut Vec<u32>,
+        cx: &mut Context<'_>,
+    ) {
+        self.hand_on(shell);
+        conns.append(&mut shell.core.outbox.dirty_conns);
+        clients.append(&mut shell.core.outbox.dirty_clients);
+        for (node, lane) in conns.drain(..) {
+            shell.flush_conn(node, lane, cx);
+        }
+        for index in clients.drain(..) {
+            self.flush_client(shell, index, cx);
+        }
     }
 
     fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {

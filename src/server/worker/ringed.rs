@@ -85,7 +85,7 @@ impl Worker {
         shell.receive_from_nodes();
         // Before the sleep: else nothing would become late in it.
         shell.wake();
-        // (Nothing known leaves any; whoever makes the first must not make a worker that sleeps on it.)
+        // (Clients whose input goes on, after all others from which something has come.)
         let is_left = shell.has_output();
         let Some(ring) = &mut shell.ring else { return };
         shell.stats.gave(ring.take_sent());

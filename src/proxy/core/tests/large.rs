@@ -13,12 +13,12 @@ const TIMEOUT_US: u64 = 250_000;
 const PATIENCE_US: u64 = 2_000_000;
 
 /// A worker with one connection to one node that leads alone.
-struct Alone {
-    core: Core,
+pub(super) struct Alone {
+    pub(super) core: Core,
 }
 
 impl Alone {
-    fn new() -> Alone {
+    pub(super) fn new() -> Alone {
         let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &[], Distribution::Modula));
         let settings = CoreSettings {
             worker: 0,
@@ -37,16 +37,19 @@ impl Alone {
         Alone { core }
     }
 
-    fn client(&mut self) -> u32 {
+    pub(super) fn client(&mut self) -> u32 {
         self.core.client_connected().index
     }
 
     fn say(&mut self, client: u32, text: &[u8]) {
         self.core.client_input(client, BytesMut::from(text));
+        for index in self.core.next_turn() {
+            self.core.client_resume(index);
+        }
     }
 
     /// What the node is sent.
-    fn sent(&mut self) -> String {
+    pub(super) fn sent(&mut self) -> String {
         String::from_utf8(take(self.core.conn_to_write(NODE, 0).1)).unwrap()
     }
 

@@ -1,0 +1,63 @@
+//! One client's turn ends, whatever it has sent: others have theirs before it goes on.
+
+use super::super::*;
+use super::large::Alone;
+use crate::proxy::client::TURN;
+
+/// Turns that a client takes for what it sends in one piece, and the most that is begun in one of them.
+fn turns(world: &mut Alone, text: &[u8]) -> (usize, usize) {
+    let client = world.client();
+    world.core.next_turn();
+    let mut begun = world.core.op_count();
+    world.core.client_input(client, BytesMut::from(text));
+    let (mut turns, mut most) = (0, 0);
+    loop {
+        turns += 1;
+        most = most.max(world.core.op_count() - begun);
+        begun = world.core.op_count();
+        let goes_on = world.core.next_turn();
+        if goes_on.is_empty() {
+            return (turns, most);
+        }
+        assert_eq!(goes_on, [client]);
+        world.core.client_resume(client);
+    }
+}
+
+#[test]
+fn a_flood_without_replies_is_begun_in_turns() {
+    let mut world = Alone::new();
+    let flood: String = (0..2_000).map(|i| format!("set {i} 0 0 1 noreply\r\nx\r\n")).collect();
+    let (turns, most) = turns(&mut world, flood.as_bytes());
+    assert_eq!((turns, world.core.op_count()), (2_000usize.div_ceil(TURN as usize), 2_000));
+    assert!(most <= TURN as usize, "{most} in one turn");
+}
+
+#[test]
+fn large_items_are_begun_in_turns() {
+    let mut world = Alone::new();
+    let set = [b"set k 0 0 200000\r\n".to_vec(), vec![b'x'; 200_000], b"\r\n".to_vec()].concat();
+    let (turns, most) = turns(&mut world, &set.repeat(12));
+    assert!(turns >= 4 && most <= 3, "{turns} turns, {most} in one");
+    assert_eq!(world.core.op_count(), 12);
+}
+
+#[test]
+fn what_is_answered_at_once_is_answered_in_turns() {
+    let mut world = Alone::new();
+    world.core.command(Command::Open { pair: PairId(0), route: Route::Dark(Reason::Refused) });
+    let keys: String = (0..10_000).map(|i| format!(" {i}")).collect();
+    for (what, text) in [("errors", "x\r\n".repeat(10_000)), ("a dark pair", format!("get{keys}\r\n"))] {
+        let (turns, _) = turns(&mut world, text.as_bytes());
+        assert!(turns >= 10_000 / TURN as usize, "{what}: {turns} turns");
+    }
+}
+
+/// At the end nobody has another turn.
+#[test]
+fn the_last_turn_ends_with_the_input() {
+    let mut world = Alone::new();
+    world.core.begin_last_turn();
+    let flood: String = (0..2_000).map(|i| format!("set {i} 0 0 1 noreply\r\nx\r\n")).collect();
+    assert_eq!(turns(&mut world, flood.as_bytes()), (1, 2_000));
+}

@@ -1,0 +1,297 @@
+//! What one key costs while very many are asked for, or wait, at once: it stays flat. No work for one request may grow with what else is
+//! pending, whoever asked for it. Counted with 1,000, 10,000 and 100,000 keys, by shape of request and by structure.
+
+use std::sync::Arc;
+use std::thread;
+
+use bytes::Bytes;
+
+use resilver::ids::{NodeId, PairId};
+use resilver::proxy::{Command, Flow, Follower, Route};
+use resilver::resync::{Missed, MissedBudget, Recopy};
+
+use crate::drive::{Drive, Workload};
+use crate::{GET, alone, callgrind, skipped};
+
+const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
+
+/// How much more a key may cost among ten or a hundred times as many, in hundredths: tables and queues that grow are copied now and then,
+/// and a tree is a little deeper. (What walks all keys costs ten times as much.)
+const GROWTH_MAX: u64 = 140;
+
+/// What one client of many has in flight: more than some two thousand would wait in its socket.
+const IN_FLIGHT: usize = 1_000;
+
+const TICKS: u64 = 20;
+
+type Shape = (&'static str, Of, fn(usize));
+
+/// What is counted.
+#[derive(Clone, Copy)]
+enum Of {
+    /// All that is done, by key.
+    Keys,
+    /// A few ticks, whatever waits meanwhile; between two boundaries of the shape's own.
+    Ticks,
+}
+
+/// Of one client, in one pipeline.
+const REQUESTS: [Shape; 7] = [
+    ("get", Of::Keys, |keys| pour(false, |text, answers| get("get ", 0..keys, text, answers))),
+    ("gat", Of::Keys, |keys| {
+        pour(false, |text, answers| {
+            get("gat 0 ", 0..keys / 2, text, answers);
+            get("gat 0 ", 0..keys - keys / 2, text, answers);
+        })
+    }),
+    ("set and get of other keys, twice", Of::Keys, |keys| {
+        pour(false, |text, answers| {
+            for keys in [0..keys / 2, keys / 2..keys] {
+                set(keys.end, "", text, answers);
+                get("get ", keys, text, answers);
+            }
+        })
+    }),
+    ("set of all, get of all", Of::Keys, |keys| {
+        pour(false, |text, answers| {
+            (0..keys / 2).for_each(|key| set(key, "", text, answers));
+            get("get ", 0..keys / 2, text, answers);
+        })
+    }),
+    ("set, noreply", Of::Keys, |keys| {
+        pour(false, |text, answers| (0..keys).for_each(|key| set(key, " noreply", text, answers)))
+    }),
+    ("set and get by turns, mirrored", Of::Keys, |keys| {
+        pour(true, |text, answers| {
+            for key in 0..keys / 2 {
+                set(key, "", text, answers);
+                get("get ", key * 7 % keys..key * 7 % keys + 1, text, answers);
+            }
+        })
+    }),
+    ("get of few keys behind sets, mirrored", Of::Keys, |keys| {
+        pour(true, |text, answers| {
+            for key in (0..keys).step_by(20) {
+                (key..key + 10).for_each(|key| set(key, "", text, answers));
+                get("get ", key..key + 10, text, answers);
+            }
+        })
+    }),
+];
+
+/// What waits inside, of many clients.
+const STRUCTURES: [Shape; 6] = [
+    ("a tick while operations are parked", Of::Ticks, |keys| Crowd::new(keys).tick_parked()),
+    ("a tick behind answers that count for nothing", Of::Ticks, |keys| Crowd::new(keys).tick_void()),
+    ("in flight to a node that is lost", Of::Keys, |keys| Crowd::new(keys).fail_over()),
+    ("copies that differ", Of::Keys, |keys| Crowd::new(keys).diverge()),
+    ("missed", Of::Keys, |keys| {
+        let missed = Missed::new(Arc::new(MissedBudget::new(1 << 30)));
+        missed.reset();
+        (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
+    }),
+    ("recopy", Of::Keys, |keys| {
+        let recopy = Recopy::new();
+        // (Past its bound it forgets them.)
+        for batch in (0..keys).step_by(50_000) {
+            (batch..keys.min(batch + 50_000)).for_each(|i| counted_recopy(&recopy, key(i).into()));
+            while !counted_take_batch(&recopy).is_empty() {}
+        }
+    }),
+];
+
+/// Many clients with a pipeline each.
+struct Crowd {
+    drive: Drive,
+    keys: usize,
+    /// The pairs of the first node, and where else they may be led.
+    pairs: Vec<(PairId, NodeId)>,
+}
+
+impl Crowd {
+    fn new(keys: usize) -> Crowd {
+        let clients = keys / IN_FLIGHT;
+        let drive = Drive::new(&Workload { mirrored: true, clients, value: 1, ..GET });
+        let topology = drive.topology();
+        let of_first = topology.pairs().map(|pair| (pair, topology.nodes_of(pair)));
+        let pairs =
+            of_first.filter(|(_, nodes)| nodes.0 == NodeId(0)).filter_map(|(pair, nodes)| Some((pair, nodes.1?)));
+        let pairs = pairs.collect();
+        Crowd { drive, keys, pairs }
+    }
+
+    /// Every client's requests are taken, and nothing is answered.
+    fn ask(&mut self, request: fn(usize, &mut Vec<u8>, &mut Vec<u8>)) {
+        for client in 0..self.keys / IN_FLIGHT {
+            let (mut text, mut answers) = (Vec::new(), Vec::new());
+            (0..IN_FLIGHT).for_each(|i| request(client * IN_FLIGHT + i, &mut text, &mut answers));
+            self.drive.expect(client, answers);
+            let mut left = text.as_slice();
+            while !left.is_empty() {
+                self.drive.offer(client, &mut left);
+                self.drive.resume();
+            }
+        }
+    }
+
+    fn close(&mut self, void: Option<NodeId>) {
+        for (pair, _) in self.pairs.clone() {
+            self.drive.command(Command::Close { pair, void, round: 1 });
+        }
+    }
+
+    fn open(&mut self) {
+        let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 30))));
+        missed.reset();
+        for (pair, leader) in self.pairs.clone() {
+            let missed = missed.clone();
+            let flow = Flow { leader, follower: Follower::None, term: None, writable: true, missed, written: None };
+            self.drive.command(Command::Open { pair, route: Route::Open(flow) });
+        }
+    }
+
+    fn assert_answered(&mut self) {
+        self.drive.take_events();
+        self.drive.exchange();
+        (0..self.keys / IN_FLIGHT).for_each(|client| self.drive.assert_answered(client));
+    }
+
+    /// What a node was asked goes to the other ones.
+    fn fail_over(mut self) {
+        self.ask(|key, text, answers| set(key, "", text, answers));
+        self.drive.write_to_nodes();
+        self.close(Some(NodeId(0)));
+        self.drive.lose(NodeId(0));
+        self.drive.take_events();
+        self.open();
+        self.assert_answered();
+    }
+
+    /// Ticks while the pairs of one node change their roles.
+    fn tick_parked(mut self) {
+        self.close(None);
+        self.ask(|key, text, answers| set(key, "", text, answers));
+        self.tick();
+        self.open();
+        self.assert_answered();
+    }
+
+    /// Ticks while a node that was given up owes answers.
+    fn tick_void(mut self) {
+        self.ask(|key, text, answers| set(key, "", text, answers));
+        self.drive.write_to_nodes();
+        self.close(Some(NodeId(0)));
+        self.tick();
+        self.drive.lose(NodeId(0));
+        self.open();
+        self.assert_answered();
+    }
+
+    fn tick(&mut self) {
+        self.drive.tick(25_000);
+        callgrind::boundary();
+        (0..TICKS).for_each(|_| self.drive.tick(5_000));
+        callgrind::boundary();
+    }
+
+    /// Leader and follower count differently, every time.
+    fn diverge(mut self) {
+        self.ask(|key, text, answers| {
+            text.extend_from_slice(format!("incr k{key:05} 1\r\n").as_bytes());
+            answers.extend_from_slice(b"0\r\n");
+        });
+        self.assert_answered();
+    }
+}
+
+#[inline(never)]
+fn counted_missed(missed: &Missed, key: &[u8]) {
+    missed.insert(key);
+}
+
+#[inline(never)]
+fn counted_recopy(recopy: &Recopy, key: Bytes) {
+    recopy.push(key);
+}
+
+#[inline(never)]
+fn counted_take_batch(recopy: &Recopy) -> Vec<Bytes> {
+    recopy.take_batch(64)
+}
+
+const PARTS: [(&str, &[Shape]); 2] = [("requests", &REQUESTS), ("structures", &STRUCTURES)];
+
+#[test]
+fn a_key_costs_the_same_however_many_there_are() {
+    if let Some(part) = callgrind::part() {
+        let (_, shapes) = PARTS.iter().find(|(name, _)| *name == part).expect("a part");
+        for (_, of, run) in *shapes {
+            for size in SIZES {
+                match of {
+                    Of::Keys => each_key(|| run(size)),
+                    Of::Ticks => run(size),
+                }
+            }
+        }
+        return;
+    }
+    let _alone = alone();
+    let name = "growth::a_key_costs_the_same_however_many_there_are";
+    let counts = thread::scope(|scope| {
+        let runs = PARTS
+            .map(|(part, shapes)| scope.spawn(move || callgrind::run_part(name, part, shapes.len() * SIZES.len())));
+        runs.map(|run| run.join().expect("counted"))
+    });
+    let mut broken = Vec::new();
+    println!("instructions of a key among {SIZES:?}:");
+    for ((_, shapes), counts) in PARTS.iter().zip(counts) {
+        let counts = match counts {
+            Ok(counts) => counts,
+            Err(why) => return skipped("instructions of a key among many", &why),
+        };
+        for ((shape, of, _), counts) in shapes.iter().zip(counts.chunks(SIZES.len())) {
+            let by = |keys| if matches!(of, Of::Keys) { keys as u64 } else { TICKS };
+            let each: Vec<u64> = counts.iter().zip(SIZES).map(|(count, keys)| count / by(keys)).collect();
+            println!("  {shape:<40} {each:>7?}");
+            if each.iter().any(|&each_of_many| each_of_many * 100 > each[0] * GROWTH_MAX) {
+                broken.push(format!("{shape}: {each:?}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "a key costs more the more there are {SIZES:?}: {broken:#?}");
+}
+
+fn each_key(work: impl FnOnce()) {
+    callgrind::boundary();
+    work();
+    callgrind::boundary();
+}
+
+fn key(i: usize) -> Vec<u8> {
+    format!("k{i:05}").into_bytes()
+}
+
+fn set(i: usize, noreply: &str, text: &mut Vec<u8>, answers: &mut Vec<u8>) {
+    text.extend_from_slice(format!("set k{i:05} 0 0 1{noreply}\r\nv\r\n").as_bytes());
+    if noreply.is_empty() {
+        answers.extend_from_slice(b"STORED\r\n");
+    }
+}
+
+fn get(verb: &str, keys: std::ops::Range<usize>, text: &mut Vec<u8>, answers: &mut Vec<u8>) {
+    text.extend_from_slice(verb.trim_end().as_bytes());
+    for i in keys {
+        text.extend_from_slice(format!(" k{i:05}").as_bytes());
+        answers.extend_from_slice(format!("VALUE k{i:05} 0 1\r\nv\r\n").as_bytes());
+    }
+    text.extend_from_slice(b"\r\n");
+    answers.extend_from_slice(b"END\r\n");
+}
+
+/// One client's pipeline.
+fn pour(mirrored: bool, write: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>)) {
+    let mut drive = Drive::new(&Workload { mirrored, value: 1, ..GET });
+    let (mut text, mut answers) = (Vec::new(), Vec::new());
+    write(&mut text, &mut answers);
+    drive.pour(0, &text, answers);
+}
