@@ -155,8 +155,15 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 /// Asks the proxy, and then every server.
 fn look(args: &WaitArgs) -> Look {
     let proxy = args.proxy.to_string();
-    let asked = Connection::open(&args.proxy)
-        .and_then(|mut connection| Ok((connection.stats("resync status")?, connection.stats("stats servers")?)));
+    let asked = Connection::open(&args.proxy).and_then(|mut connection| {
+        let status = connection.stats("resync status")?;
+        // (Who says no closes the connection: to ask on would hide the sentence behind "Connection reset".)
+        let servers = match &status {
+            Answer::Stats(_) => connection.stats("stats servers")?,
+            Answer::Other(_) => Answer::Stats(Vec::new()),
+        };
+        Ok((status, servers))
+    });
     let (status, servers) = match asked {
         Ok((Answer::Stats(status), Answer::Stats(servers))) => (status, servers),
         // `ERROR Too many open connections`: that passes.
@@ -278,8 +285,11 @@ impl Connection {
 
     pub(crate) fn ask(&mut self, command: &str) -> std::io::Result<String> {
         let line = format!("{command}\r\n");
-        self.stream.get_mut().write_all(line.as_bytes())?;
-        self.line()
+        match self.stream.get_mut().write_all(line.as_bytes()) {
+            Ok(()) => self.line(),
+            // It may have said why before it closed the connection.
+            Err(error) => self.line().map_err(|_| error),
+        }
     }
 
     fn stats(&mut self, command: &str) -> std::io::Result<Answer> {

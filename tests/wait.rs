@@ -48,6 +48,48 @@ fn wait_ends_when_everything_is_mirrored_and_names_what_is_not() {
     cluster.assert_rings_equal();
 }
 
+/// Operators get in where clients do not; everybody else is told why not.
+#[test]
+fn with_all_places_taken_operators_ask_and_wait_and_clients_are_told_of_the_limit() {
+    for io_uring in ["auto", "off"] {
+        let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["-n", "4", "--io-uring", io_uring]));
+        let _clients: Vec<_> = (0..4)
+            .map(|_| {
+                let mut client = cluster.client();
+                assert_eq!(client.raw_command("set k 0 0 1\r\nx").as_deref(), Ok("STORED"), "a place of its own");
+                client
+            })
+            .collect();
+        assert!(cluster.proxy.status().mirrored(), "resync status on a place beyond the limit");
+        assert_eq!(wait(&cluster, &["--timeout", "1m"]), (Some(0), "mirrored\n".into()));
+        for refused in ["get k", "set k 0 0 1\r\ny", "nonsense"] {
+            let mut client = cluster.client();
+            assert_eq!(client.raw_command(refused).as_deref(), Ok("ERROR Too many open connections"), "{refused}");
+            assert!(client.raw_command("version").is_err(), "it is closed");
+        }
+        // Who takes these places and says nothing gives way.
+        let _silent: Vec<_> = (0..40).map(|_| cluster.client()).collect();
+        let mut operator = cluster.client();
+        assert!(operator.stat_lines("stats").is_ok_and(|lines| !lines.is_empty()));
+        // Operators have taken all of them: `wait` says what it is told.
+        let mut operators = vec![operator];
+        loop {
+            let mut operator = cluster.client();
+            match operator.raw_command("version").as_deref() {
+                Ok(line) if line.starts_with("VERSION") => operators.push(operator),
+                Ok("ERROR Too many open connections") => break,
+                other => panic!("{other:?} after {} operators", operators.len()),
+            }
+            assert!(operators.len() <= 64, "without bound");
+        }
+        let (code, said) = wait(&cluster, &["--timeout", "500ms"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("ERROR Too many open connections"), "{said}");
+        let log = cluster.proxy.log();
+        assert!(log.contains("clients are refused"), "{log}");
+    }
+}
+
 /// The proxy has not noticed, and says mirrored: `wait` does not.
 #[test]
 fn wait_does_not_believe_a_proxy_that_has_not_noticed_a_lost_memory() {

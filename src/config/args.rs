@@ -75,7 +75,8 @@ pub(super) struct Args {
     #[arg(short = 'a', long, value_name = "MODE", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) unix_socket_mode: Vec<String>,
 
-    /// Clients at once; one more is refused. Raises the limit of open files to what that needs; fewer where the system forbids
+    /// Clients at once; one more is refused, but for what operators ask (16 connections more). Raises the limit of open
+    /// files to what that needs; fewer where the system forbids
     #[arg(short = 'n', long, value_name = "N", default_value = "4096", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Clients")]
     pub(super) max_clients: Vec<String>,
@@ -171,7 +172,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "5s", action = ArgAction::Append, help_heading = "Process")]
     pub(super) shutdown_grace: Vec<String>,
 
-    /// Log more: -v debug, -vv trace
+    /// Log more: -v debug (clients that come and go and why, refused and slow requests), -vv trace
     #[arg(short = 'v', long, action = ArgAction::Count, help_heading = "Log")]
     pub(super) verbose: u8,
 

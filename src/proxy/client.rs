@@ -81,6 +81,45 @@ pub(super) struct Rest {
     pub(super) part: u32,
 }
 
+/// What a client may ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    /// Everything.
+    Full,
+    /// It came when all places were taken, and has asked for nothing yet.
+    Unknown,
+    /// The same, and it asks what operators ask.
+    Operator,
+}
+
+/// Why a client is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It closed its half, or broke the connection.
+    Left,
+    /// `quit`.
+    Quit,
+    /// `--idle-timeout`.
+    Silent,
+    /// `--max-clients`.
+    TooMany,
+    /// What it sent is not memcached's protocol.
+    Nonsense,
+}
+
+impl Ended {
+    /// For the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Ended::Left => "it closed the connection",
+            Ended::Quit => "quit",
+            Ended::Silent => "silent for --idle-timeout",
+            Ended::TooMany => "-n/--max-clients are connected",
+            Ended::Nonsense => "it does not speak memcached's protocol",
+        }
+    }
+}
+
 /// What a client's input waits for, where that is more than room for another request. It is not looked at again before: what is looked
 /// at in vain with every answer costs more the more answers are due.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +157,9 @@ pub struct Client {
     pub swallow: usize,
     /// Nothing more is read from it; it is closed when every request is answered and nothing is unsent.
     pub closing: bool,
+    /// Why, once it is closing.
+    pub ended: Ended,
+    pub(super) access: Access,
     /// Nothing more will be read from it, but what was read is still to be begun.
     pub finished: bool,
     /// The last request could not be begun yet: input waits for an answer, or for its next turn.
@@ -201,6 +243,8 @@ impl Client {
             need: 0,
             swallow: 0,
             closing: false,
+            ended: Ended::Left,
+            access: Access::Full,
             finished: false,
             stalled: false,
             resuming: false,

@@ -11,8 +11,8 @@ mod room;
 mod route;
 
 pub use adds::Adds;
-pub use client::Client;
-pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
+pub use client::{Client, Ended};
+pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, TOO_MANY, owner_of};
 pub use link::LinkState;
 pub use op::{ClientKey, Kind};
 pub use out::{MAX_SLICES, OutQueue};

@@ -26,7 +26,7 @@ use crate::stats::WorkerStats;
 pub use stream::ClientStream;
 use uring::Ring;
 pub(crate) use worker::Listener;
-use worker::{Work, WorkerSetup};
+use worker::{Beyond, Work, WorkerSetup};
 
 /// Sockets with news that a worker's turn takes up at most (on epoll). With many more clients its nodes have enough to share a write all the same, and
 /// what the reading of a request brought into the processor's caches is still there when its answer is written.
@@ -250,6 +250,7 @@ impl Assembly {
         let lanes = settings.node_connections.div_ceil(workers).max(1);
         let clients = Arc::new(AtomicUsize::new(0));
         let work = Arc::new(Work::new(workers));
+        let beyond = Beyond::default();
         let unclean = Arc::new(AtomicBool::new(false));
         let (event, events) = unbounded_channel();
         let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
@@ -284,6 +285,7 @@ impl Assembly {
                 idle_timeout: settings.idle_timeout,
                 clients: clients.clone(),
                 max_clients: settings.max_clients,
+                beyond: beyond.clone(),
                 work: work.clone(),
                 unclean: unclean.clone(),
             };

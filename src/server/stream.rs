@@ -43,6 +43,16 @@ impl AsyncRead for ClientStream {
 }
 
 impl ClientStream {
+    /// Where it comes from, for the log.
+    pub(crate) fn peer(&self) -> String {
+        match self {
+            ClientStream::Tcp(s) => s.peer_addr().map_or_else(|error| error.to_string(), |peer| peer.to_string()),
+            ClientStream::Unix(_) => "the unix socket".to_owned(),
+            #[cfg(test)]
+            ClientStream::Memory(_) => "memory".to_owned(),
+        }
+    }
+
     /// After a read that left room in its buffer: waits for more, where there may be none. The same as another read, for less.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {

@@ -9,11 +9,12 @@ mod polled;
 mod ringed;
 
 use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
-use crate::proxy::{Command, Core, Event, PeerMessage};
+use crate::proxy::{ClientKey, Command, Core, Event, PeerMessage, TOO_MANY};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
@@ -39,6 +40,22 @@ const READS_PER_CLOCK: u32 = 16;
 
 /// Ticks missed after which a worker counts as having stood still (with a `--timeout` of 8 ms or more there are at least eight to it).
 const STALL_TICKS: u64 = 4;
+
+/// Connections beyond `--max-clients`, over all workers, on which only operators' commands are taken.
+const OPERATORS: usize = 16;
+
+/// The same with those that are being closed to make room.
+const OPERATORS_MAX: usize = 4 * OPERATORS;
+
+/// How long a client there may be silent before it is told of the limit: an operator's program asks at once.
+const OPERATOR_SILENCE: Duration = Duration::from_secs(2);
+
+/// From here on an answer is slow, for the log.
+const SLOW_US: u64 = 50_000;
+
+/// Clients beyond `--max-clients`, of all workers, in the order in which they came; some have gone, or shown that they are operators.
+/// (The lock is taken for such clients only.)
+pub(super) type Beyond = Arc<Mutex<VecDeque<(u16, ClientKey)>>>;
 
 /// What a worker needs of the world.
 pub(super) struct WorkerSetup {
@@ -62,6 +79,8 @@ pub(super) struct WorkerSetup {
     pub clients: Arc<AtomicUsize>,
     /// See `clients`.
     pub max_clients: usize,
+    /// Clients beyond that.
+    pub beyond: Beyond,
     /// Unfinished work of all workers.
     pub work: Arc<Work>,
     /// Set if this worker ends with work unfinished.
@@ -147,6 +166,8 @@ pub(crate) struct Shell {
     stats: Arc<WorkerStats>,
     work: Arc<Work>,
     draining: bool,
+    /// Where clients come from, while the log has lines about them.
+    named: HashMap<u32, String>,
 }
 
 /// A worker's handle for its own tasks.
@@ -156,6 +177,7 @@ pub(crate) struct Worker {
     dialer: Arc<dyn Dial>,
     count: Arc<AtomicUsize>,
     max_clients: usize,
+    beyond: Beyond,
 }
 
 impl Shell {
@@ -317,8 +339,15 @@ impl Worker {
             stats: setup.stats,
             work: setup.work,
             draining: false,
+            named: HashMap::new(),
         }));
-        let worker = Worker { shell, dialer: setup.dialer, count: setup.clients, max_clients: setup.max_clients };
+        let worker = Worker {
+            shell,
+            dialer: setup.dialer,
+            count: setup.clients,
+            max_clients: setup.max_clients,
+            beyond: setup.beyond,
+        };
         let (commands, inbox, unclean) = (setup.commands, setup.inbox, setup.unclean);
         (worker, Beginning { commands, inbox, tick: setup.tick, idle_timeout: setup.idle_timeout, unclean })
     }
@@ -363,7 +392,12 @@ impl Worker {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok(stream) => self.admit(stream),
+                Ok(stream) => {
+                    if self.admit(stream) {
+                        // Who had to make room for it leaves before the next one comes.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Out of files, most likely: without a pause this would spin until one is closed.
@@ -374,16 +408,23 @@ impl Worker {
         }
     }
 
-    fn admit(&self, stream: ClientStream) {
-        if self.count.fetch_add(1, Ordering::Relaxed) >= self.max_clients {
+    /// Returns whether it was one too many.
+    fn admit(&self, stream: ClientStream) -> bool {
+        let connected = self.count.fetch_add(1, Ordering::Relaxed);
+        let is_one_too_many = connected >= self.max_clients;
+        // (Who takes a place among them and says nothing gives way to the next: an operator's command comes at once.)
+        if connected >= self.max_clients + OPERATORS
+            && (connected >= self.max_clients + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
+        {
             self.count.fetch_sub(1, Ordering::Relaxed);
-            self.shell.borrow().stats.rejected();
+            self.work(|shell| shell.core.count_refused());
             tokio::task::spawn_local(refuse(stream));
-            return;
+            return true;
         }
         let admitted = self.work(|shell| {
-            let key = shell.core.client_connected();
+            let key = if is_one_too_many { shell.core.operator_connected() } else { shell.core.client_connected() };
             let at = key.index as usize;
+            let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
             if shell.clients.len() <= at {
                 shell.clients.resize_with(at + 1, || None);
             }
@@ -405,12 +446,50 @@ impl Worker {
                 }
             }
             shell.stats.connected();
-            Ok(())
+            if let Some(peer) = peer {
+                tracing::debug!(client = key.generation, worker = shell.core.worker(), peer, "a client has connected");
+                shell.named.insert(key.index, peer);
+            }
+            if is_one_too_many {
+                let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
+                if beyond.len() >= 2 * OPERATORS {
+                    beyond.pop_front();
+                }
+                beyond.push_back((shell.core.worker() as u16, key));
+            }
+            Ok(key)
         });
-        if let Err(error) = admitted {
-            tracing::warn!(%error, "cannot take a client on");
-            self.count.fetch_sub(1, Ordering::Relaxed);
+        match admitted {
+            Ok(key) if is_one_too_many => {
+                let worker = self.clone();
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(OPERATOR_SILENCE).await;
+                    worker.work(|shell| shell.core.turn_away(key));
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a client on");
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
         }
+        is_one_too_many
+    }
+
+    /// One client beyond the limit that has said nothing makes room for another. `false`: there is none.
+    fn turn_one_away(&self, shell: &mut Shell) -> bool {
+        let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((worker, key)) = beyond.pop_front() {
+            if usize::from(worker) != shell.core.worker() {
+                // (Whether it is silent still, that worker knows.)
+                shell.core.outbox.peers.push((worker, PeerMessage::TurnAway(key)));
+                return true;
+            }
+            if shell.core.turn_away(key) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
@@ -560,17 +639,20 @@ impl Shell {
         self.reads = self.reads.wrapping_add(1);
         let sent = self.core.conn(node, lane).flights.front().map(|sent| sent.at_us);
         if let Some(sent_us) = sent {
-            self.stats.felt.add(self.core.now_us.saturating_sub(sent_us));
+            let felt_us = self.core.now_us.saturating_sub(sent_us);
+            self.stats.felt.add(felt_us);
+            if felt_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
+                self.core.tell_slow(node, lane, felt_us);
+            }
         }
         self.core.node_input(node, lane);
     }
 }
 
-/// memcached's own words to a client too many.
+/// Tells a client too many of the limit.
 async fn refuse(stream: ClientStream) {
     let mut stream = stream;
-    let line = b"ERROR Too many open connections\r\n";
-    let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(line)])).await;
+    let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(TOO_MANY)])).await;
 }
 
 #[cfg(test)]

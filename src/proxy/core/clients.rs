@@ -157,16 +157,19 @@ impl Core {
         for index in self.client_indexes() {
             let client = &self.clients[index as usize];
             if client.is_idle() && self.now_us.saturating_sub(client.heard_us) > timeout_us {
-                self.close_client(index);
+                self.close_client(index, Ended::Silent);
             }
         }
     }
 
     pub(super) fn feed(&mut self, index: u32, chunk: BytesMut) {
-        self.feed_requests(index, chunk);
+        match self.clients.get(index as usize) {
+            Some(client) if client.access != Access::Full => self.feed_operator(index, chunk),
+            _ => self.feed_requests(index, chunk),
+        }
         if let Some(client) = self.clients.get_mut(index as usize) {
             if client.finished && !client.stalled {
-                self.close_client(index);
+                self.close_client(index, Ended::Left);
             } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
                 // The beginning of a request must not keep the whole shared read block alive.
                 client.partial = BytesMut::from(&client.partial[..]);
@@ -230,12 +233,14 @@ impl Core {
                     self.clients[index as usize].swallow = swallow;
                 }
                 Parsed::Reject { reply, len, swallow, close } => {
+                    let said = reply.trim_ascii_end();
+                    tracing::debug!(client = client.generation, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     let slot = client.open_slot(0, false, reply.is_empty(), len, &mut self.spare);
                     self.answer_client(index, slot, 0, false, Answer::Static(reply));
                     if close {
-                        self.close_client(index);
+                        self.close_client(index, Ended::Nonsense);
                         return;
                     }
                 }
@@ -244,14 +249,17 @@ impl Core {
     }
 
     /// The request at the front of the input waits.
-    fn stall(&mut self, index: u32, chunk: BytesMut) {
+    pub(super) fn stall(&mut self, index: u32, chunk: BytesMut) {
         let client = &mut self.clients[index as usize];
         client.stalled = true;
         client.partial = chunk;
     }
 
-    pub(super) fn close_client(&mut self, index: u32) {
+    pub(super) fn close_client(&mut self, index: u32, why: Ended) {
         if let Some(client) = self.clients.get_mut(index as usize) {
+            if !client.closing {
+                client.ended = why;
+            }
             client.closing = true;
             mark_client_dirty(client, index, &mut self.outbox);
         }
@@ -392,6 +400,11 @@ impl Core {
         let raw = chunk.split_to(len).freeze();
         let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
         let generation = client.generation;
+        tracing::debug!(
+            client = generation,
+            limit = self.limits.item_size_max,
+            "a request is refused: the item is too large"
+        );
         let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
         if request.verb != Verb::Set {
             self.answer_client(index, slot, 0, false, error);
@@ -459,7 +472,7 @@ impl Core {
             }
             Verb::Quit => {
                 self.answer_client(index, slot, 0, false, Answer::Static(b""));
-                self.close_client(index);
+                self.close_client(index, Ended::Quit);
                 return true;
             }
             // Verbosity is the node's affair elsewhere; the proxy's log level is set at its start.

@@ -196,6 +196,17 @@ impl Core {
         self.tell_undrained(node);
     }
 
+    /// For the log: the answer that has just begun to come from a node took long.
+    pub fn tell_slow(&self, node: NodeId, lane: usize, took_us: u64) {
+        let conn = &self.links[node.index()].conns[lane];
+        if let Some(Flight::Op(id) | Flight::Get(id)) = conn.flights.front().map(|sent| sent.flight)
+            && let Some(op) = self.ops.get(id as usize)
+        {
+            let (key, node) = (String::from_utf8_lossy(op.key()), self.topology.addr(node));
+            tracing::debug!(%node, %key, kind = ?op.kind, ms = took_us / 1000, "a request is slow");
+        }
+    }
+
     pub(super) fn publish_gauges(&self) {
         for (link, gauges) in self.links.iter().zip(&self.stats.nodes) {
             let open = |c: &&crate::proxy::link::Conn| {
@@ -276,10 +287,7 @@ impl Core {
         }
         for id in late {
             self.stats.refused();
-            self.finish(
-                id,
-                Answer::Static(b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n"),
-            );
+            self.fail(id, b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n");
         }
     }
 

@@ -12,6 +12,9 @@ impl Core {
                 self.begin(id);
             }
             PeerMessage::Answer(asker, answer) => self.deliver(asker, answer),
+            PeerMessage::TurnAway(client) => {
+                self.turn_away(client);
+            }
         }
     }
 
@@ -182,14 +185,14 @@ impl Core {
         match op.stage {
             // Acknowledged only once it is recorded that the other node missed it.
             Stage::Held(node) if leader == Some(node) && writable => self.finish_with_answer(id),
-            Stage::Held(_) => self.finish(id, Answer::Static(OUTCOME_UNKNOWN)),
+            Stage::Held(_) => self.fail(id, OUTCOME_UNKNOWN),
             Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
                 // The very node that may have executed it leads: running it again could apply it twice.
-                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+                self.fail(id, OUTCOME_UNKNOWN);
             }
             // As little may what came of it be there already when it is run elsewhere.
             Stage::Unknown(_) | Stage::Executed(..) if copied && !op.kind.is_repeatable() => {
-                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+                self.fail(id, OUTCOME_UNKNOWN);
             }
             Stage::Executed(node, memory)
                 if leader == Some(node) && self.links[node.index()].incarnation == memory && writable =>
@@ -212,7 +215,7 @@ impl Core {
         op.stage = stage;
         if let Origin::Control(_) = op.origin {
             // The control plane knows better than to wait for its own next route.
-            return self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+            return self.fail(id, OUTCOME_UNKNOWN);
         }
         if op.parked_at_us == 0 {
             // Parked again and again it must end all the same.

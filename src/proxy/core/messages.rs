@@ -200,4 +200,6 @@ pub enum PeerMessage {
     Op(Box<Op>),
     /// Its answer.
     Answer(Asker, Answer),
+    /// A client of the receiver's beyond the limit of clients is to make room for another, if it has said nothing yet.
+    TurnAway(ClientKey),
 }

@@ -26,6 +26,7 @@ mod clients;
 mod conns;
 mod edges;
 mod messages;
+mod operators;
 mod ops;
 mod orders;
 mod proofs;
@@ -34,9 +35,10 @@ mod replies;
 
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
+pub use operators::TOO_MANY;
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Client, Held, Hold, MAX_READS, Rest, Spare};
+use crate::proxy::client::{Access, Client, Ended, Held, Hold, MAX_READS, Rest, Spare};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
@@ -204,6 +206,7 @@ pub struct Core {
     turn: u32,
     /// The end is near: clients are read from once more, whatever it takes.
     last_turn: bool,
+    refusals: operators::Refusals,
     ops: Slab<Op>,
     links: Vec<Link>,
     /// The nodes' clocks: unix seconds when this worker started.
@@ -239,6 +242,7 @@ impl Core {
             generation: 0,
             turn: 0,
             last_turn: false,
+            refusals: operators::Refusals::default(),
             ops: Slab::new(),
             links,
             pairs,

@@ -20,7 +20,7 @@ impl Core {
             Route::Dark(reason) => {
                 let line = dark_line(*reason);
                 self.stats.refused();
-                self.finish(id, Answer::Static(line))
+                self.fail(id, line)
             }
             // A write that is parked although the route is open met a broken node: those behind it must not overtake it on a new
             // connection to that node, which then executes the later of two writes first.
@@ -38,7 +38,7 @@ impl Core {
                 }
                 if write && !flow.writable {
                     self.stats.refused();
-                    return self.finish(id, Answer::Static(READ_ONLY));
+                    return self.fail(id, READ_ONLY);
                 }
                 if write && matches!(flow.follower, Follower::None) {
                     // Before it is sent: its answer may never come.
@@ -191,6 +191,17 @@ impl Core {
     pub(super) fn finish_with_answer(&mut self, id: u32) {
         let answer = self.ops[id as usize].answer.take().unwrap_or(Answer::Static(OUTCOME_UNKNOWN));
         self.finish(id, answer);
+    }
+
+    /// Ends with an error of the proxy's own.
+    pub(super) fn fail(&mut self, id: u32, line: &'static [u8]) {
+        let op = &self.ops[id as usize];
+        if let Origin::Client(asker) = op.origin {
+            let (client, key) = (asker.client.generation, String::from_utf8_lossy(op.key()));
+            let said = String::from_utf8_lossy(line.trim_ascii_end());
+            tracing::debug!(client, worker = asker.worker, %key, kind = ?op.kind, %said, "a request is refused");
+        }
+        self.finish(id, Answer::Static(line));
     }
 
     pub(super) fn finish(&mut self, id: u32, answer: Answer) {

@@ -355,7 +355,7 @@ impl Core {
         }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
             if fence.failed && self.ops[id as usize].kind == Kind::Mend {
-                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+                self.fail(id, OUTCOME_UNKNOWN);
             } else {
                 self.finish_with_answer(id);
             }
@@ -384,7 +384,7 @@ impl Core {
             } else if rewritten {
                 self.finish_with_answer(id);
             } else {
-                self.finish(id, Answer::Static(OUTCOME_UNKNOWN));
+                self.fail(id, OUTCOME_UNKNOWN);
             }
         }
         for id in fence.queue {

@@ -220,7 +220,13 @@ impl Worker {
             }
             Poll::Ready(_) => {
                 // Finished, or broken: what it asked for is carried through without it.
+                let (why, generation) = (client.ended, client.generation);
                 let gone = shell.clients[index as usize].take();
+                // (Named in vain where the log was less talkative when it came.)
+                if let Some(peer) = shell.named.remove(&index) {
+                    let worker = shell.core.worker();
+                    tracing::debug!(client = generation, worker, peer, why = why.word(), "a client is closed");
+                }
                 shell.core.client_gone(index);
                 shell.stats.disconnected();
                 self.count.fetch_sub(1, Ordering::Relaxed);

@@ -71,6 +71,7 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
         idle_timeout: None,
         clients: Arc::default(),
         max_clients: 10,
+        beyond: Beyond::default(),
         work: Arc::new(Work::new(1)),
         unclean: Arc::default(),
     };

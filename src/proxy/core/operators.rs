@@ -1,0 +1,91 @@
+//! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when every other place is taken. So a few more
+//! are let in, on which only [`OPERATOR_VERBS`] are taken; whoever asks for anything else is told of the limit, and closed.
+
+use super::*;
+use crate::proxy::client::{Access, Ended};
+
+/// memcached's own words to a client too many.
+pub const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";
+
+/// What is taken there.
+const OPERATOR_VERBS: [Verb; 4] = [Verb::Stats, Verb::Resync, Verb::Version, Verb::Quit];
+
+/// How often it is logged that clients are refused, microseconds: who is refused tries again, and many do.
+const TOLD_EVERY_US: u64 = 10_000_000;
+
+/// Clients that were refused, for the log.
+#[derive(Default, Debug)]
+pub(super) struct Refusals {
+    untold: u64,
+    told_at_us: Option<u64>,
+}
+
+impl Core {
+    /// A client has connected on one of the places beyond the limit.
+    pub fn operator_connected(&mut self) -> ClientKey {
+        let key = self.client_connected();
+        if let Some(client) = self.clients.get_mut(key.index as usize) {
+            client.access = Access::Unknown;
+        }
+        key
+    }
+
+    /// A client beyond the limit that has not shown itself to be an operator is told of the limit, to make room or because its time is over.
+    /// Returns whether it was.
+    pub fn turn_away(&mut self, key: ClientKey) -> bool {
+        let silent = self.clients.get(key.index as usize).is_some_and(|client| {
+            client.generation == key.generation && client.access == Access::Unknown && !client.closing
+        });
+        if silent {
+            self.refuse_client(key.index);
+        }
+        silent
+    }
+
+    /// Counts a client too many, and logs it now and then.
+    pub fn count_refused(&mut self) {
+        self.stats.rejected();
+        let refusals = &mut self.refusals;
+        refusals.untold += 1;
+        if refusals.told_at_us.is_none_or(|at| self.now_us.saturating_sub(at) >= TOLD_EVERY_US) {
+            tracing::warn!(refused = refusals.untold, "clients are refused: -n/--max-clients are connected");
+            *refusals = Refusals { untold: 0, told_at_us: Some(self.now_us) };
+        }
+    }
+
+    fn refuse_client(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let slot = client.open_slot(0, false, false, 0, &mut self.spare);
+        self.answer_client(index, slot, 0, false, Answer::Static(TOO_MANY));
+        self.close_client(index, Ended::TooMany);
+        self.count_refused();
+    }
+
+    /// Takes what a client beyond the limit sent.
+    pub(super) fn feed_operator(&mut self, index: u32, mut chunk: BytesMut) {
+        loop {
+            let Some(client) = self.clients.get_mut(index as usize).filter(|client| !client.closing) else { return };
+            if chunk.is_empty() {
+                return;
+            }
+            if !client.has_room() {
+                return self.stall(index, chunk);
+            }
+            match request::parse(&chunk, &self.limits) {
+                // (A value is not waited for.)
+                Parsed::Incomplete { need: 0 } => {
+                    client.need = 0;
+                    client.partial = chunk;
+                    return;
+                }
+                Parsed::Request { request, len } if OPERATOR_VERBS.contains(&request.verb) => {
+                    client.access = Access::Operator;
+                    if !self.begin_keyless(index, &request, &mut chunk, len) {
+                        return self.stall(index, chunk);
+                    }
+                }
+                _ => return self.refuse_client(index),
+            }
+        }
+    }
+}
