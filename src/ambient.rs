@@ -2,9 +2,11 @@
 //! replays exactly.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::{Rng, RngExt};
+use tokio::time::Instant;
 
 /// A random number.
 pub(crate) fn random_u64() -> u64 {
@@ -23,6 +25,24 @@ pub(crate) fn unix_time() -> Duration {
         return now;
     }
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The date at a moment, since 1970, by the proxy's own clock: it is set once, and goes evenly from then on whatever is done to the host's.
+pub(crate) fn date(at: Instant) -> Duration {
+    #[cfg(test)]
+    if let Some((begun, date)) = simulated::beginning() {
+        return since(at, begun, date);
+    }
+    static SET: OnceLock<(Instant, Duration)> = OnceLock::new();
+    let &(moment, date) = SET.get_or_init(|| (Instant::now(), unix_time()));
+    since(at, moment, date)
+}
+
+fn since(at: Instant, moment: Instant, date: Duration) -> Duration {
+    match at.checked_duration_since(moment) {
+        Some(passed) => date + passed,
+        None => date.saturating_sub(moment - at),
+    }
 }
 
 fn with_rng<T>(take: impl FnOnce(&mut dyn Rng) -> T) -> T {
@@ -66,6 +86,10 @@ pub(crate) mod simulated {
 
     pub(super) fn unix_time() -> Option<Duration> {
         AMBIENT.with_borrow(|a| a.as_ref().map(|(_, begun)| EPOCH + begun.elapsed()))
+    }
+
+    pub(super) fn beginning() -> Option<(Instant, Duration)> {
+        AMBIENT.with_borrow(|a| a.as_ref().map(|(_, begun)| (*begun, EPOCH)))
     }
 
     pub(super) fn with_rng<T>(take: impl FnOnce(&mut dyn Rng) -> T) -> T {

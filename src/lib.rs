@@ -6,6 +6,7 @@ pub mod backend;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod expiry;
 pub mod health;
 pub mod ids;
 pub mod pair;

@@ -13,8 +13,8 @@ use resilver::backend::NodeStream;
 use resilver::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::ids::{Incarnation, NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobError, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy, Settled,
-    Tuning, Verdict, Verify, VerifyPair, run, verify,
+    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy,
+    Settled, Tuning, Verdict, Verify, VerifyPair, run, verify,
 };
 use resilver::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
@@ -130,6 +130,7 @@ impl World {
             limiter: Arc::new(RateLimiter::new(self.rate)),
             pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
+            clocks: Arc::new(Clocks::new(2)),
             cancel,
             quiesce,
             progress,
@@ -547,7 +548,9 @@ async fn only_what_was_missed_is_touched() {
     // Copied: 667; deleted on the leader: 333; each read, added and verified, or read and looked for.
     assert_eq!(progress.sum(|p| &p.copied), 667);
     assert_eq!(progress.sum(|p| &p.skipped), 333);
-    assert_eq!(done, [0, 667 + 1000, 0, 0, 0, 0, 0, 333, 667, 667, 333, 0]);
+    // (Those of the first batches that expire, at most 334, are read once more, with the leader's clock before and behind them.)
+    assert!((667 + 1000..667 + 1000 + 334 + 16).contains(&done[1]), "{done:?}");
+    assert_eq!((done[0], &done[2..]), (0, &[0, 0, 0, 0, 0, 333, 667, 667, 333, 0][..]));
     let mut keys = all_keys(COUNT);
     keys.extend((0..MISSED).map(|i| format!("new-{i}").into_bytes()));
     assert_eq!(world.assert_equal(&keys).await, COUNT);

@@ -17,8 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use resilver::ids::{NodeId, PairId};
 use resilver::resync::{
-    Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy, Settled,
-    Tuning, Verdict, run,
+    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy,
+    Settled, Tuning, Verdict, run,
 };
 use scripted::{Fault, ScriptedDialer, Shared, World};
 use tokio::sync::{mpsc, oneshot};
@@ -585,6 +585,7 @@ impl Run<'_> {
             limiter: Arc::new(RateLimiter::new(None)),
             pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
+            clocks: Arc::new(Clocks::new(2)),
             cancel: cancel.clone(),
             quiesce: Arc::default(),
             progress: Arc::new(Progress::new([PairId(0)])),

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::ambient;
+use crate::expiry::{Offset, clock};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::rules::{Rule, holds};
 
@@ -45,6 +47,8 @@ pub struct NodeView {
     pub curr_items: u64,
     /// The node's clock, unix seconds.
     pub time: u64,
+    /// What that says of its dates, and the proxy's.
+    pub offset: Option<Offset>,
     /// `time - uptime`: when the process started, by its own clock.
     pub started: u64,
     /// Flushes since then.
@@ -152,6 +156,8 @@ impl NodeControl {
                     _ => {}
                 }
             }
+            let seen = |time: u64| i64::try_from(time).map(|time| Offset::seen(time, ambient::date(Instant::now())));
+            view.offset = seen(view.time).ok();
             view.started = view.time.saturating_sub(view.started);
             for (name, value) in pipe.stats("settings", deadline).await? {
                 match name.as_str() {
@@ -187,6 +193,34 @@ impl NodeControl {
                 }
             }
             Ok(view)
+        })
+        .await
+    }
+
+    /// Reads the node's clock. The item that tells it is made on the memory that is `incarnation`, and on no other, `time`: about its date.
+    pub async fn clock(&self, incarnation: Incarnation, time: i64) -> Result<Option<Offset>, NodeError> {
+        self.with_pipe(async |pipe, deadline| {
+            let mut batch = Batch::new();
+            batch.command(format!("mg {} v\r\n", marker::INCARNATION_KEY).as_bytes(), Effect::Read);
+            batch.command(clock::CLOCK_READ, Effect::Read);
+            let (mut known, mut due, mut shown) = (false, false, None);
+            pipe.exchange(batch, deadline, |index, frame| {
+                match index {
+                    0 => known = frame.data().and_then(|v| marker::parse_incarnation(&v)) == Some(incarnation),
+                    _ => {
+                        due = clock::is_due(frame.line());
+                        shown = clock::shown(frame.line(), frame.data().as_deref());
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+            let offset = shown.map(|shown| Offset::seen(shown, ambient::date(Instant::now())));
+            if known && due {
+                // Refused by a node that is full, it is tried again at the next reading.
+                pipe.ask(clock::making(shown.unwrap_or(time)).as_bytes(), Effect::Mutation, deadline).await?;
+            }
+            Ok(offset.filter(|_| known))
         })
         .await
     }

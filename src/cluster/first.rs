@@ -79,6 +79,7 @@ impl Cluster {
                 run.health.back(now);
                 run.reason = Reason::None;
                 self.settle_address(node);
+                self.measure_clock(node);
                 self.allow(node);
             }
         }
@@ -112,7 +113,6 @@ impl Cluster {
             match view {
                 Ok(view) => {
                     self.nodes[node.index()].view = Some(view);
-                    self.nodes[node.index()].viewed_at = Instant::now();
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");

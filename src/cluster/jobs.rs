@@ -173,6 +173,7 @@ impl Cluster {
             limiter: self.limiter.clone(),
             pace: self.pace.clone(),
             crawls: self.crawls.clone(),
+            clocks: self.clocks.clone(),
             cancel,
             quiesce: self.quiesce.clone(),
             progress,

@@ -20,6 +20,7 @@
 
 mod ask;
 mod clean;
+mod clocks;
 mod first;
 mod flush;
 mod foreign;
@@ -49,12 +50,13 @@ use crate::ambient;
 use crate::backend::marker::{Fact, Period, Record, Session};
 use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
+use crate::expiry::Offset;
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Kept, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
-    Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled, Verdict,
-    VerifyEvent,
+    Clocks, Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled,
+    Verdict, VerifyEvent,
 };
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
@@ -86,6 +88,7 @@ enum Internal {
     DrainDone { node: NodeId, life: u64 },
     Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
     LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
+    Clock { node: NodeId, offset: Offset },
     RetryRefill { node: NodeId },
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: Option<u64> },
@@ -187,6 +190,7 @@ pub struct Cluster {
     term: Term,
     started: Instant,
     crawls: Arc<Crawls>,
+    clocks: Arc<Clocks>,
     limiter: Arc<RateLimiter>,
     pace: Arc<Pace>,
     quiesce: Arc<RwLock<()>>,
@@ -250,6 +254,7 @@ impl Cluster {
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             crawls: Arc::new(Crawls::new(topology.node_count())),
+            clocks: Arc::new(Clocks::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
             pace: Arc::default(),
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
@@ -351,6 +356,7 @@ impl Cluster {
             Internal::Viewed { node, result } => self.viewed(node, result),
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
             Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
+            Internal::Clock { node, offset } => self.clock_measured(node, offset),
             Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),
             Internal::RetryRecord { pair, epoch } => self.retry_record(pair, epoch),
             Internal::Job { node, serial, event } => self.job_said(node, serial, event),

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView};
 use crate::config::ResyncMode;
+use crate::expiry::Offset;
 use crate::health::Health;
 use crate::ids::{Incarnation, NodeId, PairId, Place};
 use crate::pair::{self, Loss, Reason, State};
@@ -30,8 +32,12 @@ pub(super) struct NodeRun {
     pub(super) incarnation: Option<Incarnation>,
     /// What it said when it was last looked at; empty before the first time.
     pub(super) view: Option<NodeView>,
-    /// When that was.
-    pub(super) viewed_at: Instant,
+    /// How far its dates are ahead of the proxy's; in its first second a guess, that errs to the smaller side.
+    pub(super) offset: Option<Offset>,
+    /// It was last taken back with the memory that it had.
+    pub(super) kept_memory: bool,
+    /// Ends the measuring of its clock.
+    pub(super) measuring: CancellationToken,
     /// What its ring marker says of items that it should not hold.
     pub(super) leftovers: Leftovers,
     pub(super) foreign: super::foreign::Foreign,
@@ -93,7 +99,9 @@ impl NodeRun {
             reason: Reason::Starting,
             incarnation: None,
             view: None,
-            viewed_at: Instant::now(),
+            offset: None,
+            kept_memory: false,
+            measuring: CancellationToken::new(),
             leftovers: Leftovers::Clean,
             foreign: Default::default(),
             cleaning: Default::default(),
@@ -122,11 +130,6 @@ impl NodeRun {
             faults: Vec::new(),
             since: Instant::now(),
         }
-    }
-
-    /// The node's clock now, unix seconds, by what it said last.
-    fn node_time(&self) -> u64 {
-        self.view.as_ref().map_or(0, |v| v.time.saturating_add(self.viewed_at.elapsed().as_secs()))
     }
 
     pub(super) fn is_drained(&self) -> bool {
@@ -373,8 +376,9 @@ impl Cluster {
         let run = &mut self.nodes[node.index()];
         run.retry_after = super::jobs::RETRY_MIN;
         run.view = Some(view);
-        run.viewed_at = Instant::now();
+        run.kept_memory = same;
         self.begin_life(node);
+        self.measure_clock(node);
         self.allow(node);
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {
@@ -444,9 +448,9 @@ impl Cluster {
 
     pub(super) fn allow(&self, node: NodeId) {
         let run = &self.nodes[node.index()];
-        let unix_time = run.node_time();
         for worker in &self.workers {
-            let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, life: run.life, unix_time });
+            let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, life: run.life });
+            let _ = worker.send(Command::Clock { node, offset: run.offset });
         }
     }
 

@@ -42,6 +42,8 @@ pub enum Flight {
 pub enum RepairStep {
     /// The leader's marker: is its memory still the one that the route was made for?
     Marker,
+    /// The leader's clock.
+    Clock,
     /// The leader's item.
     Read,
     /// The follower's item, where nobody knows yet whether it differs.

@@ -313,6 +313,8 @@ pub struct Op {
     pub flags: u32,
     /// As the client gave it.
     pub exptime: i64,
+    /// The date that it means, by the proxy's clock, once it was begun; `None` = each node is told what the client said.
+    pub date: Option<i64>,
     /// The client's cas token.
     pub cas: u64,
     /// Of incr and decr.
@@ -357,6 +359,7 @@ impl Op {
             data: (0, 0),
             flags: 0,
             exptime: 0,
+            date: None,
             cas: 0,
             delta: 0,
             stage: Stage::New,
@@ -378,34 +381,34 @@ impl Op {
         self.raw.slice(self.data.0 as usize..self.data.1 as usize)
     }
 
-    /// Writes the command for the leader. `term`: the present one; the token was checked against it.
-    pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>) {
+    /// Writes the command for the leader. `term`: the present one; the token was checked against it. `exptime`: as the leader is told it.
+    pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
         match self.kind {
             Kind::Get => self.line(out, b"get "),
             Kind::Gets => self.line(out, b"gets "),
-            Kind::Gat => self.gat(out, b"gat "),
-            Kind::Gats => self.gat(out, b"gats "),
-            Kind::Set => self.store(out, b"set ", None),
-            Kind::Add => self.store(out, b"add ", None),
-            Kind::Replace => self.store(out, b"replace ", None),
-            Kind::Append => self.store(out, b"append ", None),
-            Kind::Prepend => self.store(out, b"prepend ", None),
-            Kind::Cas => self.store(out, b"cas ", Some(node_cas(self.cas, term))),
+            Kind::Gat => self.gat(out, b"gat ", exptime),
+            Kind::Gats => self.gat(out, b"gats ", exptime),
+            Kind::Set => self.store(out, b"set ", exptime, None),
+            Kind::Add => self.store(out, b"add ", exptime, None),
+            Kind::Replace => self.store(out, b"replace ", exptime, None),
+            Kind::Append => self.store(out, b"append ", exptime, None),
+            Kind::Prepend => self.store(out, b"prepend ", exptime, None),
+            Kind::Cas => self.store(out, b"cas ", exptime, Some(node_cas(self.cas, term))),
             Kind::Incr => self.arithmetic(out, b"incr "),
             Kind::Decr => self.arithmetic(out, b"decr "),
             Kind::Delete => self.line(out, b"delete "),
-            Kind::Touch => self.touch(out),
+            Kind::Touch => self.touch(out, exptime),
             Kind::Mend => unreachable!("a mend is nothing but a repair"),
         }
     }
 
-    /// Writes the command for the follower.
-    pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror) {
+    /// Writes the command for the follower, which is told `exptime`.
+    pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror, exptime: i64) {
         match mirror {
-            Mirror::Set => self.store(out, b"set ", None),
+            Mirror::Set => self.store(out, b"set ", exptime, None),
             Mirror::Delete | Mirror::Drop => self.line(out, b"delete "),
-            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None),
-            Mirror::Touch => self.touch(out),
+            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None, exptime),
+            Mirror::Touch => self.touch(out, exptime),
         }
     }
 
@@ -415,19 +418,19 @@ impl Op {
         out.put(b"\r\n");
     }
 
-    fn gat(&self, out: &mut OutQueue, verb: &[u8]) {
+    fn gat(&self, out: &mut OutQueue, verb: &[u8], exptime: i64) {
         out.put(verb);
-        out.put_number(self.exptime);
+        out.put_number(exptime);
         out.put(b" ");
         out.put(self.key());
         out.put(b"\r\n");
     }
 
-    fn touch(&self, out: &mut OutQueue) {
+    fn touch(&self, out: &mut OutQueue, exptime: i64) {
         out.put(b"touch ");
         out.put(self.key());
         out.put(b" ");
-        out.put_number(self.exptime);
+        out.put_number(exptime);
         out.put(b"\r\n");
     }
 
@@ -439,13 +442,13 @@ impl Op {
         out.put(b"\r\n");
     }
 
-    fn store(&self, out: &mut OutQueue, verb: &[u8], cas: Option<u64>) {
+    fn store(&self, out: &mut OutQueue, verb: &[u8], exptime: i64, cas: Option<u64>) {
         out.put(verb);
         out.put(self.key());
         out.put(b" ");
         out.put_number(self.flags);
         out.put(b" ");
-        out.put_number(self.exptime);
+        out.put_number(exptime);
         out.put(b" ");
         out.put_number(self.data.1 - self.data.0);
         if let Some(cas) = cas {

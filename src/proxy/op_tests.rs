@@ -161,15 +161,15 @@ fn commands_are_written_anew() {
     ];
     for (text, leader, follower) in cases {
         let op = op(text);
-        assert_eq!(written(|out| op.encode_leader(out, Some(Term(7)))), leader, "{text}");
+        assert_eq!(written(|out| op.encode_leader(out, Some(Term(7)), op.exptime)), leader, "{text}");
         if op.kind.is_write() {
-            assert_eq!(written(|out| op.encode_follower(out, mirror(op.kind))), follower, "{text}");
-            assert_eq!(written(|out| op.encode_follower(out, Mirror::Delete)), "delete k\r\n", "{text}");
+            assert_eq!(written(|out| op.encode_follower(out, mirror(op.kind), op.exptime)), follower, "{text}");
+            assert_eq!(written(|out| op.encode_follower(out, Mirror::Delete, op.exptime)), "delete k\r\n", "{text}");
         }
     }
     // Without backups tokens are the node's own, all 64 bits of them.
     let op = op(&format!("cas k 0 0 1 {}\r\nx\r\n", u64::MAX));
-    assert_eq!(written(|out| op.encode_leader(out, None)), format!("cas k 0 0 1 {}\r\nx\r\n", u64::MAX));
+    assert_eq!(written(|out| op.encode_leader(out, None, op.exptime)), format!("cas k 0 0 1 {}\r\nx\r\n", u64::MAX));
 }
 
 #[test]

@@ -17,12 +17,10 @@
 //! Several of them may be at work on one key at once, and clients' mutations between any two steps: leader first, follower
 //! after. Why this ends equal is said at the head of [`crate::resync`].
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::item::{Answer, Code, Item, NodeClock, is_plain, needs_base64, put_key};
+use super::item::{Answer, Asked, Code, Item, Offsets, is_plain, needs_base64, put_key};
 use crate::backend::{Batch, Effect, Frame};
 use crate::rules::{Rule, holds};
 
@@ -30,9 +28,6 @@ use crate::rules::{Rule, holds};
 const MAX_TRIES: u8 = 4;
 /// Slack in comparing two answers of one node about one expiry, in seconds: its clock ticks in seconds.
 const EXPIRY_SLACK_SECS: i64 = 1;
-/// An add that took longer than this has a wrong TTL on the target, which counts from when it executed it.
-const LATE_ADD: Duration = Duration::from_millis(1500);
-
 /// Where an entry's command goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Side {
@@ -87,7 +82,6 @@ pub(super) enum Stage {
         item: Item,
         bytes: u64,
         copy: u64,
-        late: bool,
     },
     VerifyRefused(Item),
     Undo {
@@ -142,6 +136,10 @@ pub(super) struct Entry {
     pub(super) adopts: Option<u8>,
     /// What is to be adopted.
     pub(super) found: Option<Box<Item>>,
+    /// The item expires, and the node was not asked for its clock: it is read once more.
+    pub(super) undated: bool,
+    /// So often the node turned to its next second while the item was read.
+    turned: u8,
 }
 
 impl Entry {
@@ -158,6 +156,8 @@ impl Entry {
             won: None,
             adopts: None,
             found: None,
+            undated: false,
+            turned: 0,
         }
     }
 
@@ -205,11 +205,41 @@ impl Entry {
         }
     }
 
+    /// Whether what is read now is what a copy is made of.
+    pub(super) fn is_to_be_dated(&self) -> bool {
+        match self.stage {
+            Stage::Read => true,
+            Stage::TargetLook(_) => self.adopts.is_some(),
+            _ => false,
+        }
+    }
+
+    /// The node turned to its next second while a batch was read: to which of the two an item's remaining time belongs cannot be told, and it
+    /// is read once more. (If that goes on, the earlier one counts.)
+    pub(super) fn date_again(&mut self) {
+        if let Stage::Add(item) = &self.stage
+            && item.seen.ttl > 0
+            && self.turned < MAX_TRIES
+        {
+            self.turned += 1;
+            self.stage = Stage::Read;
+        }
+    }
+
+    /// Whether the dates of both nodes are needed for its next step.
+    pub(super) fn needs_offsets(&self) -> bool {
+        match &self.stage {
+            Stage::Add(item) | Stage::AddSource(item) => item.seen.ttl > 0,
+            _ => self.found.as_ref().is_some_and(|item| item.seen.ttl > 0),
+        }
+    }
+
     /// Appends the next command. `false` = there is none: the item expired while it waited, the stage was changed.
-    pub(super) fn command(&mut self, batch: &mut Batch, clock: &NodeClock, now: Instant) -> bool {
+    pub(super) fn command(&mut self, batch: &mut Batch, offsets: Offsets, now: Instant) -> bool {
         if let Stage::Add(item) | Stage::AddSource(item) = &self.stage {
-            let Some(exptime) = clock.exptime(&item.seen, now) else {
-                let source = matches!(self.stage, Stage::AddSource(_));
+            let source = matches!(self.stage, Stage::AddSource(_));
+            let exptime = if source { offsets.to_source(&item.seen, now) } else { offsets.to_target(&item.seen, now) };
+            let Some(exptime) = exptime else {
                 self.stage = if source { Stage::Exists } else { Stage::TargetLook(Look::Absent) };
                 return false;
             };
@@ -251,9 +281,13 @@ impl Entry {
         true
     }
 
-    /// Takes the answer to the command, which was sent at `asked`.
-    pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Instant) -> Result<(), Trouble> {
+    /// Takes the answer to the command.
+    pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Asked) -> Result<(), Trouble> {
         let answer = Answer::parse(frame.line(), &self.key)?;
+        self.undated = answer.ttl > 0 && answer.code == Code::Value && !asked.timed && self.is_to_be_dated();
+        if self.undated && !answer.stale {
+            return Ok(());
+        }
         // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a client has just stored.
         if answer.won && answer.cas != 0 && self.side() == Some(Side::Source) {
             self.won = Some(answer.cas);
@@ -269,7 +303,7 @@ impl Entry {
         Ok(())
     }
 
-    fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Instant) -> Result<Stage, Trouble> {
+    fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Asked) -> Result<Stage, Trouble> {
         let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
         let unchanged = |item: &Item| match (answer.code, item.cas) {
             (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), EXPIRY_SLACK_SECS),
@@ -307,22 +341,17 @@ impl Entry {
             },
             Stage::Add(item) => match answer.code {
                 Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
-                Code::Done => Stage::Verify {
-                    bytes: item.value.len() as u64,
-                    copy: answer.cas,
-                    late: item.seen.ttl >= 0
-                        && frame.read_at().saturating_duration_since(asked) > LATE_ADD
-                        && self.tries + 1 < MAX_TRIES,
-                    item: item.until_verified(),
-                },
+                Code::Done => {
+                    Stage::Verify { bytes: item.value.len() as u64, copy: answer.cas, item: item.until_verified() }
+                }
                 // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
                 Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
                 // A refused store deletes what the target held, be it newer than what we read: verify all the same.
                 Code::Refused => Stage::VerifyRefused(item.until_verified()),
                 _ => return unexpected(),
             },
-            Stage::Verify { item, bytes, copy, late } => {
-                if !holds(Rule::Verify) || unchanged(&item) && !late && !answer.stale {
+            Stage::Verify { item, bytes, copy } => {
+                if !holds(Rule::Verify) || unchanged(&item) && !answer.stale {
                     Stage::Done(End::Copied(bytes))
                 } else {
                     Stage::Undo { copy }
@@ -399,6 +428,10 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use crate::ambient;
+    use crate::expiry::Offset;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -411,18 +444,21 @@ mod tests {
     }
 
     async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
-        let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
+        // What the target is told is then what the source said is left.
+        let date = ambient::date(Instant::now());
+        let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, date), target: Offset::seen(0, date) };
         let (near, mut far) = duplex(4096);
         let mut pipe = Pipe::over(NodeId(0), NodeStream::Memory(near));
         for &(side, command, answer) in dialogue {
             assert_eq!(entry.side(), Some(side), "before {command}");
             let mut batch = Batch::new();
             let now = Instant::now();
-            assert!(entry.command(&mut batch, &clock, now));
+            let asked = Asked { at: now, timed: true, shown: Some(date.as_secs() as i64) };
+            assert!(entry.command(&mut batch, offsets, now));
             far.write_all(answer.as_bytes()).await.unwrap();
             let deadline = now + Duration::from_secs(1);
             let sent =
-                pipe.exchange(batch, deadline, |_, frame| entry.answer(&frame, now).map_err(|t| format!("{t:?}")));
+                pipe.exchange(batch, deadline, |_, frame| entry.answer(&frame, asked).map_err(|t| format!("{t:?}")));
             sent.await.unwrap();
             let mut got = vec![0; command.len()];
             far.read_exact(&mut got).await.unwrap();

@@ -5,13 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::backend::{Batch, Frame};
+use crate::expiry::{self, Offset};
 
 /// Longest key that memcached takes on the wire, in bytes; base64 counts as it is written.
 const MAX_WIRE_KEY_BYTES: usize = 250;
-/// A relative exptime over this, in seconds, would be read as a date in 1970.
-const MAX_RELATIVE_SECS: i64 = 30 * 24 * 60 * 60;
-
 /// An item as it was read.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
@@ -47,6 +46,8 @@ pub(super) struct Seen {
     pub(super) ttl: i64,
     pub(super) asked: Instant,
     pub(super) answered: Instant,
+    /// What the node's clock showed then, where it was asked too.
+    pub(super) shown: Option<i64>,
 }
 
 impl Seen {
@@ -65,11 +66,13 @@ impl Seen {
         passed >= least - back.min(1) - slack && passed <= most + slack
     }
 
-    /// What is left at `now`, in seconds; `None` = it has expired, or does within the second.
-    fn left(&self, now: Instant) -> Option<i64> {
-        let middle = self.asked + (self.answered - self.asked) / 2;
-        let passed = (now.saturating_duration_since(middle) + Duration::from_millis(500)).as_secs() as i64;
-        (self.ttl > passed).then(|| self.ttl - passed)
+    /// The date of expiry, by the proxy's clock, of an item of the node whose dates are so far ahead.
+    fn date(&self, there: Offset) -> i64 {
+        match self.shown {
+            Some(shown) => there.here(shown.saturating_add(self.ttl)),
+            // A second longer or shorter.
+            None => (ambient::date(self.asked).as_secs() as i64).saturating_add(self.ttl),
+        }
     }
 }
 
@@ -77,27 +80,39 @@ fn ceil_secs(duration: Duration) -> i64 {
     duration.as_millis().div_ceil(1000) as i64
 }
 
-/// The target's own clock, by its `stats`. Ours may be minutes off, and memcached's stands still when the host's is set.
+/// When a question was asked, and what the node's clock showed just before it came there.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NodeClock {
-    /// `time` of `stats`: unix seconds.
-    pub(super) unix_secs: i64,
+pub(super) struct Asked {
     pub(super) at: Instant,
+    /// It was asked for the clock too: what it says, or not, is all there is.
+    pub(super) timed: bool,
+    pub(super) shown: Option<i64>,
 }
 
-impl NodeClock {
-    /// The exptime to store with; `None` = expired. Remaining 0 stored as 0 would mean for ever.
-    pub(super) fn exptime(&self, seen: &Seen, now: Instant) -> Option<i64> {
-        if seen.ttl < 0 {
-            return Some(0);
-        }
-        let left = seen.left(now)?;
-        if left <= MAX_RELATIVE_SECS {
-            return Some(left);
-        }
-        let clock = self.unix_secs.saturating_add(now.saturating_duration_since(self.at).as_secs() as i64);
-        Some(clock.saturating_add(left))
+/// How far the dates of a lane's two nodes are ahead of the proxy's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offsets {
+    pub(super) source: Offset,
+    pub(super) target: Offset,
+}
+
+impl Offsets {
+    /// What the target is to store a copy with; `None` = the item is over. (Remaining 0 stored as 0 would mean for ever.)
+    pub(super) fn to_target(self, seen: &Seen, now: Instant) -> Option<i64> {
+        copied(seen, self.source, self.target, now)
     }
+
+    /// The same the other way round: of an item that only the target holds.
+    pub(super) fn to_source(self, seen: &Seen, now: Instant) -> Option<i64> {
+        copied(seen, self.target, self.source, now)
+    }
+}
+
+fn copied(seen: &Seen, from: Offset, to: Offset, now: Instant) -> Option<i64> {
+    if seen.ttl < 0 {
+        return Some(0);
+    }
+    expiry::of_copy(seen.date(from), ambient::date(now)).map(|date| to.there(date))
 }
 
 /// First word of a meta answer.
@@ -188,7 +203,7 @@ impl Answer {
     }
 
     /// The item of a `VA` answer to a question asked at `asked`.
-    pub(super) fn item(&self, frame: &Frame<'_>, asked: Instant) -> Item {
+    pub(super) fn item(&self, frame: &Frame<'_>, asked: Asked) -> Item {
         Item {
             value: frame.data().unwrap_or_default(),
             flags: self.flags,
@@ -198,8 +213,8 @@ impl Answer {
         }
     }
 
-    pub(super) fn seen(&self, frame: &Frame<'_>, asked: Instant) -> Seen {
-        Seen { ttl: self.ttl, asked, answered: frame.read_at() }
+    pub(super) fn seen(&self, frame: &Frame<'_>, asked: Asked) -> Seen {
+        Seen { ttl: self.ttl, asked: asked.at, answered: frame.read_at(), shown: asked.shown }
     }
 }
 
@@ -316,15 +331,29 @@ mod tests {
     async fn expiry_is_compared_as_a_moment() {
         let asked = Instant::now();
         let later = asked + Duration::from_secs(5);
-        let first = Seen { ttl: 100, asked, answered: asked };
-        let at = |ttl| Seen { ttl, asked: later, answered: later };
+        let first = Seen { ttl: 100, asked, answered: asked, shown: None };
+        let at = |ttl| Seen { ttl, asked: later, answered: later, shown: None };
         assert!(first.agrees(&at(95), 1) && first.agrees(&at(94), 1) && first.agrees(&at(96), 1));
         assert!(!first.agrees(&at(100), 1) && !first.agrees(&at(90), 1) && !first.agrees(&at(-1), 1));
-        let clock = NodeClock { unix_secs: 1_000_000, at: asked };
-        assert_eq!(clock.exptime(&first, later), Some(95));
-        assert_eq!(clock.exptime(&at(-1), later), Some(0));
-        assert_eq!(clock.exptime(&at(0), later), None);
-        let long = Seen { ttl: MAX_RELATIVE_SECS + 6, asked, answered: asked };
-        assert_eq!(clock.exptime(&long, later), Some(1_000_000 + 5 + MAX_RELATIVE_SECS + 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_has_the_date_of_its_original() {
+        let (now, second) = (Instant::now(), ambient::date(Instant::now()).as_secs() as i64);
+        let of = |ahead: i64| Offset::seen(second + ahead, Duration::from_millis(second as u64 * 1000 - 10));
+        let offsets = Offsets { source: of(-3), target: of(40) };
+        let seen = |ttl, shown| Seen { ttl, asked: now, answered: now, shown };
+        for passed in [0, 30] {
+            let later = now + Duration::from_secs(passed);
+            assert_eq!(offsets.to_target(&seen(100, Some(second)), later), Some(second + 143));
+            assert_eq!(offsets.to_source(&seen(100, Some(second)), later), Some(second + 57));
+            assert_eq!(offsets.to_target(&seen(-1, Some(second)), later), Some(0));
+            assert_eq!(offsets.to_target(&seen(100, None), later), Some(second + 140));
+        }
+        // Over by now, or in its last second.
+        for ttl in [0, 1] {
+            assert_eq!(offsets.to_target(&seen(ttl, None), now), None);
+        }
+        assert_eq!(offsets.to_target(&seen(20, None), now + Duration::from_secs(21)), None);
     }
 }

@@ -8,12 +8,13 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::item::NodeClock;
 use super::progress::Phase;
 use super::purge::{purge, purge_missed};
 use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
+use crate::ambient;
 use crate::backend::{NodeError, Pipe};
+use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId};
 use crate::rules::{Rule, holds};
 
@@ -95,24 +96,24 @@ async fn steps(
     }
     ctx.progress.set_phase(Phase::Copying);
     if spec.fill != Fill::Adopt {
-        return refill(spec, spec.fill, stats.clock, ctx, drains, undone).await;
+        return refill(spec, spec.fill, stats.offset, ctx, drains, undone).await;
     }
     if !ask(ctx, |reply| JobEvent::Adopting { reply }).await? {
         return Err(JobError::Aborted);
     }
-    refill(spec, Fill::Adopt, stats.clock, ctx, drains, undone).await?;
+    refill(spec, Fill::Adopt, stats.offset, ctx, drains, undone).await?;
     // A copy that is cut off before its verify must not be taken for an item that only the target holds.
     if !ask(ctx, |reply| JobEvent::AllAdopted { reply }).await? {
         return Err(JobError::Aborted);
     }
-    refill(spec, Fill::Compare, stats.clock, ctx, drains, undone).await
+    refill(spec, Fill::Compare, stats.offset, ctx, drains, undone).await
 }
 
 /// Fills the target from all sources at once.
 async fn refill(
     spec: &JobSpec,
     fill: Fill,
-    clock: NodeClock,
+    offset: Offset,
     ctx: &Arc<Context>,
     drains: &mut Vec<crate::backend::Drain>,
     undone: &mut bool,
@@ -127,7 +128,7 @@ async fn refill(
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
         .map(|(source, pairs)| {
-            Refill::new(ctx.clone(), (source, spec.target), fill, clock, pairs, sources, stop.clone()).run()
+            Refill::new(ctx.clone(), (source, spec.target), fill, offset, pairs, sources, stop.clone()).run()
         })
         .collect();
     let mut result = Ok(());
@@ -156,7 +157,7 @@ async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEven
 }
 
 pub(super) struct NodeStats {
-    pub(super) clock: NodeClock,
+    pub(super) offset: Offset,
     evictions: u64,
     has_cas: bool,
 }
@@ -166,7 +167,7 @@ pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeSta
     let deadline = Instant::now() + ctx.tuning.target_timeout;
     let asked = async {
         let stats = pipe.stats("", deadline).await?;
-        let at = Instant::now();
+        let now = ambient::date(Instant::now());
         let number =
             |name: &str| stats.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<u64>().ok());
         let time = number("time").and_then(|t| i64::try_from(t).ok());
@@ -174,7 +175,7 @@ pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeSta
         let evictions = number("evictions").unwrap_or(0);
         let settings = pipe.stats("settings", deadline).await?;
         let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
-        Ok(NodeStats { clock: NodeClock { unix_secs, at }, evictions, has_cas })
+        Ok(NodeStats { offset: Offset::seen(unix_secs, now), evictions, has_cas })
     };
     asked.await
 }

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{End, Entry, Side, Stage, Trouble};
-use super::item::NodeClock;
-use super::{Context, JobError, Tuning};
-use crate::backend::{Batch, Drain, Frame, Pipe};
+use super::item::{Asked, Offsets};
+use super::{Clocks, Context, JobError, Tuning};
+use crate::backend::{Batch, Drain, Effect, Frame, Pipe};
+use crate::expiry::clock;
 use crate::ids::NodeId;
 use crate::rules::{Rule, holds};
 
@@ -45,8 +46,12 @@ pub(super) struct Lane {
     pub(super) booked: usize,
     /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none was seen.
     pub(super) largest: usize,
-    clock: NodeClock,
-    source_clock: NodeClock,
+    clocks: Arc<Clocks>,
+    /// What is taken for the nodes' dates until [`Lane::date`] has asked.
+    offsets: Offsets,
+    dated: bool,
+    /// Items that expire were seen: the nodes are asked for their clocks with every batch.
+    timed: bool,
     /// A copy was made that no undo can be aimed at.
     lost_copies: bool,
 }
@@ -65,7 +70,7 @@ impl Lane {
         ctx: &Context,
         source: NodeId,
         target: NodeId,
-        (source_clock, clock): (NodeClock, NodeClock),
+        offsets: Offsets,
     ) -> Result<Lane, JobError> {
         let from = ctx.connect(source).await.map_err(|e| JobError::Source(source, e))?;
         let to = ctx.connect(target).await.map_err(JobError::Target)?;
@@ -80,8 +85,10 @@ impl Lane {
             quiesce: None,
             booked: 0,
             largest: 0,
-            clock,
-            source_clock,
+            clocks: ctx.clocks.clone(),
+            offsets,
+            dated: false,
+            timed: false,
             lost_copies: false,
         })
     }
@@ -115,39 +122,78 @@ impl Lane {
     ///
     /// The target is always heard out, cancelled or not: what was sent to it takes effect. The source is only read from.
     pub(super) async fn step(&mut self, tuning: &Tuning, stop: &CancellationToken) -> Result<(), JobError> {
+        if !self.dated && self.at_source.iter().chain(&self.at_target).any(Entry::needs_offsets) {
+            // Nothing was sent: a job that is ended ends at once.
+            stop.run_until_cancelled(self.date()).await.ok_or(JobError::Cancelled)?;
+        }
         let asked = Instant::now();
         let source = self.source.node();
         let mut to_source = Batch::with_room(self.room.0, self.at_source.len());
         let mut to_target = Batch::with_room(self.room.1, self.at_target.len());
+        let timed = [timed(&self.at_source, self.timed), timed(&self.at_target, self.timed)];
+        let offsets = self.offsets;
+        if timed[0] {
+            to_source.command(clock::CLOCK_READ, Effect::Read);
+        }
         for entry in &mut self.at_source {
-            if !entry.command(&mut to_source, &self.source_clock, asked) {
-                entry.command(&mut to_source, &self.source_clock, asked);
+            if !entry.command(&mut to_source, offsets, asked) {
+                entry.command(&mut to_source, offsets, asked);
             }
+        }
+        if timed[0] {
+            to_source.command(clock::CLOCK_READ, Effect::Read);
+        }
+        if timed[1] {
+            to_target.command(clock::CLOCK_READ, Effect::Read);
         }
         // An item that expired while it waited has another command, for the target as well.
         for entry in &mut self.at_target {
-            if !entry.command(&mut to_target, &self.clock, asked) {
-                entry.command(&mut to_target, &self.clock, asked);
+            if !entry.command(&mut to_target, offsets, asked) {
+                entry.command(&mut to_target, offsets, asked);
             }
+        }
+        if timed[1] {
+            to_target.command(clock::CLOCK_READ, Effect::Read);
         }
         self.room = (to_source.gathered(), to_target.gathered());
         let mut target_blind = false;
+        let (mut source_shows, mut target_shows) = ([None; 2], [None; 2]);
         let unseen = to_target.len().min(KERNEL_BYTES);
         let allowance = Duration::from_millis((unseen / (MIN_BYTES_PER_S / 1000)) as u64);
         let from = stop.run_until_cancelled(self.source.transfer(to_source, tuning.source_timeout, |i, frame| {
-            take(&mut self.at_source, i, &frame, asked, &mut false)
+            take(&mut self.at_source, i, &frame, (asked, timed[0], &mut source_shows), &mut false)
         }));
         let to = self.target.transfer(to_target, tuning.target_timeout + allowance, |i, frame| {
-            take(&mut self.at_target, i, &frame, asked, &mut target_blind)
+            take(&mut self.at_target, i, &frame, (asked, timed[1], &mut target_shows), &mut target_blind)
         });
         let (from, to) = tokio::join!(biased; from, to);
         self.lost_copies |= target_blind;
+        self.timed |= self.at_source.iter().chain(&self.at_target).any(|entry| entry.undated);
+        if source_shows[0] != source_shows[1] {
+            self.at_source.iter_mut().for_each(Entry::date_again);
+        }
         self.sort();
+        if !self.dated && self.ended.iter().any(|(entry, _)| entry.needs_offsets()) {
+            stop.run_until_cancelled(self.date()).await;
+        }
         to.map_err(JobError::Target)?;
         if target_blind {
             return Err(JobError::blind(self.target.node()));
         }
         from.ok_or(JobError::Cancelled)?.map_err(|e| JobError::Source(source, e))
+    }
+
+    /// Waits until it is known how far the nodes' dates are ahead of the proxy's: a second at most, once.
+    async fn date(&mut self) {
+        let [source, target] = self.clocks.of([self.source.node(), self.target.node()]).await;
+        self.offsets.source = source.unwrap_or(self.offsets.source);
+        self.offsets.target = target.unwrap_or(self.offsets.target);
+        self.dated = true;
+    }
+
+    /// What it knows of them.
+    pub(super) fn offsets(&self) -> Offsets {
+        self.offsets
     }
 
     /// Every entry to the side of its next command. Entries that were not answered are where they were.
@@ -191,14 +237,15 @@ impl Lane {
             for entry in self.at_source.iter_mut().chain(&mut self.at_target) {
                 if let Some(copy) = entry.unverified() {
                     entry.stage = Stage::Undo { copy };
-                    entry.command(&mut batch, &self.clock, Instant::now());
+                    entry.command(&mut batch, self.offsets, Instant::now());
                     copies.push(entry);
                 }
             }
             if batch.replies() > 0 {
                 let done = self.target.transfer(batch, tuning.target_timeout, |i, frame| {
                     let entry = copies.get_mut(i).ok_or("an answer too many")?;
-                    entry.answer(&frame, Instant::now()).map_err(|t| format!("{t:?}"))
+                    let asked = Asked { at: Instant::now(), timed: false, shown: None };
+                    entry.answer(&frame, asked).map_err(|t| format!("{t:?}"))
                 });
                 undone &= done.await.is_ok();
             }
@@ -212,9 +259,24 @@ impl Lane {
     }
 }
 
-fn take(entries: &mut [Entry], i: usize, frame: &Frame<'_>, asked: Instant, blind: &mut bool) -> Result<(), String> {
-    let entry = entries.get_mut(i).ok_or("an answer too many")?;
-    match entry.answer(frame, asked) {
+/// Whether a batch asks for the clock too: before its first and behind its last command.
+fn timed(entries: &[Entry], timed: bool) -> bool {
+    timed && entries.iter().any(Entry::is_to_be_dated)
+}
+
+fn take(
+    entries: &mut [Entry],
+    i: usize,
+    frame: &Frame<'_>,
+    (at, timed, shows): (Instant, bool, &mut [Option<i64>; 2]),
+    blind: &mut bool,
+) -> Result<(), String> {
+    if timed && (i == 0 || i == entries.len() + 1) {
+        shows[usize::from(i > 0)] = clock::shown(frame.line(), frame.data().as_deref());
+        return Ok(());
+    }
+    let entry = entries.get_mut(i - usize::from(timed)).ok_or("an answer too many")?;
+    match entry.answer(frame, Asked { at, timed, shown: shows[0] }) {
         Ok(()) => Ok(()),
         Err(Trouble::Protocol(what)) => Err(what),
         Err(Trouble::Blind) => {

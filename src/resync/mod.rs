@@ -78,8 +78,9 @@
 //! - *A key that the leader does not have* (gone, expired, marked stale) is looked for on the target in the same way; nothing is dropped
 //!   there unseen, for a worker's newer `set` may just have landed.
 //! - *The expiry is verified too*: `touch` changes it and not the cas id.
-//! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Above 30 days a TTL is sent as a date by the target's
-//!   own clock. An add that took long is repeated, because its TTL counts from when it was executed.
+//! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Any other is sent as a date by the target's own clock
+//!   ([`crate::expiry`]), so it does not matter when the add is executed; and nodes turn to their seconds at different moments, so a batch of items that
+//!   expire is framed by two looks at the source's clock. If they differ, it turned in between, and the items are read once more.
 //! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value: it is verified like a stored one.
 //! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to recompute it (`W`), and the client that
 //!   is to do so would never be asked: it is given back by marking it stale again.
@@ -134,6 +135,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Dial, Drain, NodeError, Pipe};
 use crate::ids::{Incarnation, NodeId, PairId};
 
+mod clocks;
 mod entry;
 mod enumerate;
 mod governor;
@@ -150,6 +152,7 @@ mod refill;
 mod spool;
 mod verify;
 
+pub use clocks::Clocks;
 pub use governor::{Counts, Governor, Leave, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
@@ -238,6 +241,8 @@ pub struct Context {
     pub pace: Arc<Pace>,
     /// One enumeration per node at a time, over all jobs.
     pub crawls: Arc<Crawls>,
+    /// The nodes' clocks.
+    pub clocks: Arc<Clocks>,
     /// Stops the job; go on awaiting [`run`].
     pub cancel: CancellationToken,
     /// Held for reading while copies are under way; `flush_all` takes it for writing.

@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
 use super::enumerate::{Coverage, DumpError, enumerate};
-use super::item::NodeClock;
+use super::item::Offsets;
 use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
 use super::{Context, Fill, JobError, JobEvent, NO_CAS, Recopy, Verdict};
 use crate::backend::NodeError;
+use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId, is_reserved};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
@@ -73,9 +74,8 @@ pub(super) struct Refill {
     source: NodeId,
     target: NodeId,
     fill: Fill,
-    clock: NodeClock,
-    /// The source's own; only known where items are added there.
-    source_clock: NodeClock,
+    /// How far the target's dates are ahead, by its `stats`. (The lanes learn it better where items expire.)
+    offset: Offset,
     stop: CancellationToken,
     slots: Vec<Slot>,
     spool: Arc<Mutex<Spool>>,
@@ -122,7 +122,7 @@ impl Refill {
         ctx: Arc<Context>,
         (source, target): (NodeId, NodeId),
         fill: Fill,
-        clock: NodeClock,
+        offset: Offset,
         pairs: Vec<PairId>,
         sources: usize,
         stop: CancellationToken,
@@ -140,8 +140,7 @@ impl Refill {
             source,
             target,
             fill,
-            clock,
-            source_clock: clock,
+            offset,
             stop,
             spool: Arc::new(Mutex::new(Spool::new(half))),
             work,
@@ -197,14 +196,15 @@ impl Refill {
 
     async fn connect(&mut self) -> Result<(), JobError> {
         let stop = self.stop.clone();
+        // The source's own; only needed where items are added there and nobody measured it.
+        let mut source = self.offset;
         if self.fill == Fill::Adopt {
-            let clock = stop.run_until_cancelled(source_clock(&self.ctx, self.source)).await;
-            let clock = clock.ok_or(JobError::Cancelled)?;
-            self.source_clock = clock.map_err(|e| JobError::Source(self.source, e))?;
+            let offset = stop.run_until_cancelled(source_offset(&self.ctx, self.source)).await;
+            source = offset.ok_or(JobError::Cancelled)?.map_err(|e| JobError::Source(self.source, e))?;
         }
+        let offsets = Offsets { source, target: self.offset };
         for _ in 0..self.ctx.tuning.lanes.max(1) {
-            let clocks = (self.source_clock, self.clock);
-            let lane = Lane::connect(&self.ctx, self.source, self.target, clocks);
+            let lane = Lane::connect(&self.ctx, self.source, self.target, offsets);
             self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
         }
         Ok(())
@@ -522,9 +522,9 @@ impl Hand {
     }
 }
 
-async fn source_clock(ctx: &Context, source: NodeId) -> Result<NodeClock, NodeError> {
+async fn source_offset(ctx: &Context, source: NodeId) -> Result<Offset, NodeError> {
     let mut pipe = ctx.connect(source).await?;
-    Ok(node_stats(&mut pipe, ctx).await?.clock)
+    Ok(node_stats(&mut pipe, ctx).await?.offset)
 }
 
 /// Waits for a future that may not be there: then for ever.

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::enumerate::enumerate;
-use super::item::{Answer, Code, Item, is_plain, needs_base64, put_key, wire_form};
+use super::item::{Answer, Asked, Code, Item, is_plain, needs_base64, put_key, wire_form};
 use super::spool::Spool;
 use super::{Context, JobError, RateLimiter, Settled};
 use crate::backend::{Batch, Effect, Pipe};
@@ -287,7 +287,7 @@ impl<'a> Scrub<'a> {
     /// What the two nodes hold under the keys.
     async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Option<Item>, Option<Item>)>, JobError> {
         let (mut ours, mut theirs) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
-        let asked = Instant::now();
+        let asked = Asked { at: Instant::now(), timed: false, shown: None };
         let patience = self.ctx.tuning.source_timeout;
         let read =
             |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: crate::backend::Frame<'_>| {

@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::ambient;
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
@@ -315,7 +316,14 @@ impl Listener {
 }
 
 impl Worker {
-    fn new(core: Core, setup: WorkerSetup, ring: Option<Ring>, (nodes, lanes): (usize, usize)) -> (Worker, Beginning) {
+    fn new(
+        mut core: Core,
+        setup: WorkerSetup,
+        ring: Option<Ring>,
+        (nodes, lanes): (usize, usize),
+    ) -> (Worker, Beginning) {
+        let started = Instant::now();
+        core.began_at = ambient::date(started);
         let shell = Rc::new(RefCell::new(Shell {
             core,
             clients: Vec::new(),
@@ -323,7 +331,7 @@ impl Worker {
             nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
             thirsty: Vec::new(),
             block: BytesMut::new(),
-            started: Instant::now(),
+            started,
             looked_us: 0,
             tick_us: setup.tick.as_micros() as u64,
             flusher: None,

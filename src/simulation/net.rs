@@ -54,7 +54,7 @@ pub(super) struct Host {
     /// Nothing gets through in either direction.
     pub(super) cut_off: bool,
     pub(super) lag: Lag,
-    skew: i64,
+    skew_ms: i64,
 }
 
 /// How a connection ended before its peers closed it.
@@ -99,8 +99,8 @@ impl Net {
     pub(super) fn new(nodes: usize, lag: Lag, rng: &mut SmallRng) -> Arc<Net> {
         let begun = Instant::now();
         let hosts = (0..nodes).map(|_| {
-            let skew = rng.random_range(-30..30);
-            Host { node: Node::new(begun, skew), life: 0, up: true, hung: false, cut_off: false, lag, skew }
+            let skew_ms = rng.random_range(-30_000..30_000);
+            Host { node: Node::new(begun, skew_ms), life: 0, up: true, hung: false, cut_off: false, lag, skew_ms }
         });
         let hosts = hosts.collect();
         let leads = (0..nodes).map(|host| (host, 0)).collect();
@@ -127,7 +127,7 @@ impl Net {
             host.up = false;
             host.hung = false;
             host.life += 1;
-            host.node = Node::new(begun, host.skew);
+            host.node = Node::new(begun, host.skew_ms);
         });
     }
 
@@ -136,7 +136,7 @@ impl Net {
         let begun = self.lock().begun;
         self.change(node, "started", |host| {
             host.up = true;
-            host.node = Node::new(begun, host.skew);
+            host.node = Node::new(begun, host.skew_ms);
         });
     }
 
@@ -147,9 +147,10 @@ impl Net {
         let to = match whither {
             Whither::SameHost => (host, way + 1),
             Whither::EmptyHost => {
-                let (begun, lag, skew) = (inner.begun, inner.hosts[host].lag, inner.rng.random_range(-30..30));
-                let process = Node::new(begun, skew);
-                inner.hosts.push(Host { node: process, life: 0, up: true, hung: false, cut_off: false, lag, skew });
+                let (begun, lag, skew_ms) =
+                    (inner.begun, inner.hosts[host].lag, inner.rng.random_range(-30_000..30_000));
+                let process = Node::new(begun, skew_ms);
+                inner.hosts.push(Host { node: process, life: 0, up: true, hung: false, cut_off: false, lag, skew_ms });
                 (inner.hosts.len() - 1, 0)
             }
             Whither::Back(earlier) => (earlier, way + 1),

@@ -21,7 +21,7 @@ pub(super) struct Item {
     cas: u64,
 }
 
-/// An item as it is compared: value, client flags, seconds that are left to it.
+/// An item as it is compared: value, client flags, when it ends, in milliseconds since the world began.
 pub(super) type Shown = (Vec<u8>, u32, Option<i64>);
 
 /// One life of a node's memory.
@@ -35,7 +35,8 @@ pub(super) struct Node {
     flushes: u64,
     begun: Instant,
     started: Instant,
-    skew: i64,
+    /// Its clock's, in milliseconds: so it also turns to its seconds at moments of its own.
+    skew_ms: i64,
     /// A `metadump` runs: a second one is answered BUSY.
     pub(super) dumping: bool,
 }
@@ -54,17 +55,18 @@ impl Asked<'_> {
 }
 
 impl Node {
-    /// An empty process in a world that began at `begun`; its clock is `skew` seconds off.
-    pub(super) fn new(begun: Instant, skew: i64) -> Node {
+    /// An empty process in a world that began at `begun`; its clock is `skew_ms` milliseconds off.
+    pub(super) fn new(begun: Instant, skew_ms: i64) -> Node {
         let started = Instant::now();
-        Node { items: BTreeMap::new(), cas: 0, ghosts: 0, flushes: 0, begun, started, skew, dumping: false }
+        Node { items: BTreeMap::new(), cas: 0, ghosts: 0, flushes: 0, begun, started, skew_ms, dumping: false }
     }
 
-    /// What it holds, its clock's "now" taken off the expiry.
+    /// What it holds.
     pub(super) fn contents(&self) -> BTreeMap<Vec<u8>, Shown> {
         let now = self.now();
         let alive = self.items.iter().filter(|(_, item)| item.expires.is_none_or(|at| at > now));
-        alive.map(|(k, i)| (k.clone(), (i.value.clone(), i.flags, i.expires.map(|at| at - now)))).collect()
+        let ends = |at: i64| (at - EPOCH) * 1000 - self.skew_ms;
+        alive.map(|(k, i)| (k.clone(), (i.value.clone(), i.flags, i.expires.map(ends)))).collect()
     }
 
     /// Somebody else empties it, or evicts one item.
@@ -82,7 +84,7 @@ impl Node {
     }
 
     fn now(&self) -> i64 {
-        EPOCH + self.skew + self.begun.elapsed().as_secs() as i64
+        EPOCH + (self.begun.elapsed().as_millis() as i64 + self.skew_ms).div_euclid(1000)
     }
 
     fn expiry(&self, exptime: i64) -> Option<i64> {

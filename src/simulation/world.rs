@@ -30,6 +30,9 @@ use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
 const HEALING: Duration = Duration::from_secs(60);
+/// The two copies of an item end within so many milliseconds: a second, for nodes turn to theirs at different moments, and another one for what was
+/// written in the first second after a node's return, before its clock was measured.
+const ENDS_APART_MS: u64 = 2_000;
 
 /// What is promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -416,11 +419,11 @@ impl World {
                             && x.0 == y.0
                             && x.1 == y.1
                             && x.2.is_some() == y.2.is_some()
-                            && x.2.unwrap_or(0).abs_diff(y.2.unwrap_or(0)) <= 2 => {}
+                            && x.2.unwrap_or(0).abs_diff(y.2.unwrap_or(0)) < ENDS_APART_MS => {}
                     (a, b) => {
                         let show = |item: Option<(&Vec<u8>, &Shown)>| {
                             item.map(|(k, v)| {
-                                format!("{} = {} flags {} ttl {:?}", trace::show(k), trace::show(&v.0), v.1, v.2)
+                                format!("{} = {} flags {} ends {:?} ms", trace::show(k), trace::show(&v.0), v.1, v.2)
                             })
                         };
                         self.history.violation(format!(

@@ -146,7 +146,7 @@ impl Drive {
         }
         for node in topology.nodes() {
             let incarnation = Some(Incarnation(0xa1));
-            core.command(Command::Allow { node, incarnation, life: 1, unix_time: 1_000_000 });
+            core.command(Command::Allow { node, incarnation, life: 1 });
         }
         let mut drive = Drive {
             core,

@@ -24,11 +24,12 @@ impl Core {
             Command::Close { pair, void, round } => self.close(pair, void, round),
             Command::Open { pair, route } => self.open(pair, route),
             Command::Term { pair, term } => self.change_term(pair, term),
-            Command::Allow { node, incarnation, life, unix_time } => {
+            Command::Allow { node, incarnation, life } => {
                 self.links[node.index()].life = life;
-                self.allow(node, incarnation, unix_time);
+                self.allow(node, incarnation);
             }
             Command::Moved { node } => self.leave(node),
+            Command::Clock { node, offset } => self.offsets[node.index()] = offset,
             Command::Answer { client, slot, bytes } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)
                     && c.generation == client.generation
@@ -43,18 +44,12 @@ impl Core {
         }
     }
 
-    /// Seconds since the worker started, also those in which it stood still: the nodes' clocks went on.
-    fn uptime(&self) -> i64 {
-        ((self.now_us + self.stood_still_us) / 1_000_000) as i64
+    /// The date by the proxy's clock. It went on while the worker stood still, as the nodes' did.
+    pub(super) fn date(&self) -> Duration {
+        self.began_at + Duration::from_micros(self.now_us + self.stood_still_us)
     }
 
-    /// What a node's clock shows now, unix seconds.
-    pub(super) fn clock_of(&self, node: NodeId) -> i64 {
-        self.clocks[node.index()] + self.uptime()
-    }
-
-    pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>, unix_time: u64) {
-        self.clocks[node.index()] = unix_time as i64 - self.uptime();
+    pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
         let link = &mut self.links[node.index()];
         link.incarnation = incarnation;
         link.round = link.round.wrapping_add(1);

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::expiry::Offset;
 use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::pair::Reason;
 use crate::proxy::op::{Answer, Asker, ClientKey, Op};
@@ -42,8 +43,13 @@ pub enum Command {
         incarnation: Option<Incarnation>,
         /// Counts how often it came back into use; repeated in [`Event::Fault`].
         life: u32,
-        /// The node's own clock, unix seconds, now.
-        unix_time: u64,
+    },
+    /// How far the node's dates are ahead of the proxy's; `None` = it is not known.
+    Clock {
+        /// Which node.
+        node: NodeId,
+        /// How far.
+        offset: Option<Offset>,
     },
     /// The node is at another address: every connection that stands is given up; those made from now on lead to the new one.
     /// Answered with [`Event::Left`].
@@ -93,7 +99,7 @@ pub struct Adopted {
     pub value: Bytes,
     /// Client flags.
     pub flags: u32,
-    /// As the leader is to be sent it: 0 = never, up to 30 days relative, above a date by the leader's clock.
+    /// As the leader is to be sent it: 0 = never, or a date by the leader's clock.
     pub exptime: i64,
 }
 

@@ -10,10 +10,12 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
+use crate::expiry::{self, Offset};
 use crate::ids::{Incarnation, NodeId, PairId, Term, is_reserved};
 use crate::pair::Reason;
 use crate::protocol::number::parse_i64;
@@ -59,9 +61,6 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
-
-/// Seconds up to which an exptime is relative.
-const RELATIVE_EXPTIME_MAX: i64 = 60 * 60 * 24 * 30;
 
 /// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most 1 GiB.
 const REPLY_LIMITS: ReplyLimits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 };
@@ -149,6 +148,8 @@ struct Fence {
     /// What the follower holds, once read: only where nobody knows yet that it differs.
     copy: Option<Option<HeldItem>>,
     marker_ok: bool,
+    /// The date that the leader showed just before its item was read.
+    shown: Option<i64>,
     /// It ends with a difference: the follower refused the item, or the leader's changed again and again.
     failed: bool,
     /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
@@ -200,6 +201,8 @@ pub struct Core {
     pub now_us: u64,
     /// Microseconds for which it has stood still, which are not in `now_us`; likewise.
     pub stood_still_us: u64,
+    /// The date when `now_us` was 0, by the proxy's clock; set by the shell.
+    pub began_at: Duration,
     clients: Slab<Client>,
     generation: u32,
     /// Counts the turns in which clients begin requests.
@@ -209,8 +212,8 @@ pub struct Core {
     refusals: operators::Refusals,
     ops: Slab<Op>,
     links: Vec<Link>,
-    /// The nodes' clocks: unix seconds when this worker started.
-    clocks: Vec<i64>,
+    /// How far the nodes' dates are ahead of the proxy's.
+    offsets: Vec<Option<Offset>>,
     pairs: Vec<PairSlot>,
     /// In order, because it is iterated: what a worker does must follow from what it was told alone.
     fences: BTreeMap<Bytes, Fence>,
@@ -233,11 +236,12 @@ impl Core {
             .collect();
         Core {
             limits: Limits { item_size_max: settings.item_size_max },
-            clocks: vec![0; topology.node_count()],
+            offsets: vec![None; topology.node_count()],
             settings,
             topology,
             now_us: 0,
             stood_still_us: 0,
+            began_at: Duration::ZERO,
             clients: Slab::new(),
             generation: 0,
             turn: 0,

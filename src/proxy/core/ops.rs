@@ -55,7 +55,13 @@ impl Core {
                 if write && self.begun.is_some() {
                     self.count_begun(id);
                 }
-                self.ops[id as usize].stage = Stage::Leader(leader);
+                let now = self.date();
+                let op = &mut self.ops[id as usize];
+                if op.exptime > 0 && op.date.is_none() {
+                    // Once: another leader, and the follower, are told the same date.
+                    op.date = expiry::date(op.exptime, now);
+                }
+                op.stage = Stage::Leader(leader);
                 self.send_op(id, leader);
             }
         }
@@ -67,6 +73,7 @@ impl Core {
         match self.links[node.index()].conns[lane].state {
             LinkState::Ready => {
                 let op = &self.ops[id as usize];
+                let exptime = self.exptime_on(op, node);
                 let marked = self.links[node.index()].incarnation.is_some();
                 let conn = &mut self.links[node.index()].conns[lane];
                 match op.stage {
@@ -76,12 +83,12 @@ impl Core {
                     }
                     Stage::Leader(_) => {
                         let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
-                        op.encode_leader(conn.out(self.now_us), term);
+                        op.encode_leader(conn.out(self.now_us), term, exptime);
                         // Its success says that the key was not there: the proof comes with the answer.
                         conn.marker_due |= op.kind == Kind::Add && marked;
                     }
                     _ => {
-                        op.encode_follower(conn.out(self.now_us), op.sent);
+                        op.encode_follower(conn.out(self.now_us), op.sent, exptime);
                         conn.urgent = true;
                     }
                 }
@@ -96,6 +103,20 @@ impl Core {
             }
             // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next route decides.
             LinkState::Discarding => self.unsent(id, node),
+        }
+    }
+
+    /// What a node is told of the operation's exptime.
+    fn exptime_on(&self, op: &Op, node: NodeId) -> i64 {
+        let Some(there) = self.offsets[node.index()].filter(|_| op.exptime > 0) else { return op.exptime };
+        match (op.date, op.stage) {
+            (Some(date), _) => there.there(date),
+            // A client's own date is one of the leader's clock: the follower's item ends in the same second.
+            (None, Stage::Follower(_)) if op.exptime > expiry::RELATIVE_MAX_SECS => {
+                let leader = self.offsets[self.leader_of(op.pair).index()];
+                leader.map_or(op.exptime, |leader| there.there(leader.here(op.exptime)))
+            }
+            (None, _) => op.exptime,
         }
     }
 

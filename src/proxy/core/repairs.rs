@@ -1,6 +1,7 @@
 //! Repairs: the two copies answered one write differently.
 
 use super::*;
+use crate::expiry::clock;
 
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's, verify; later writes of the key wait.
@@ -84,6 +85,7 @@ impl Core {
         fence.item = None;
         fence.copy = None;
         fence.marker_ok = false;
+        fence.shown = None;
         fence.failed = false;
         fence.retry_at_us = None;
         let id = fence.owner;
@@ -105,6 +107,12 @@ impl Core {
             return self.repair_later(key);
         }
         let marked = self.links[leader.index()].incarnation.is_some();
+        // In front of it: between the two the node may turn to its next second, and then the copy's time is a second too short, not too long.
+        let dated = self.offsets[leader.index()].is_some();
+        if dated {
+            self.links[leader.index()].conns[lane].out(self.now_us).put(clock::CLOCK_READ);
+            self.sent(leader, lane, Flight::Repair(id, RepairStep::Clock));
+        }
         let out = self.links[leader.index()].conns[lane].out(self.now_us);
         out.put(b"mg ");
         out.put(key);
@@ -128,7 +136,7 @@ impl Core {
             out.put(b" v f t c\r\n");
             self.send_step(id, follower, lane, RepairStep::Compare);
         }
-        self.set_outstanding(id, 1 + u32::from(marked) + u32::from(compared));
+        self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
     }
 
     /// A connection may have broken while nothing was in flight on it: that is no fault, so no new route follows. It is dialled again.
@@ -219,6 +227,10 @@ impl Core {
             (RepairStep::Marker, ReplyKind::MetaEn) => {
                 self.fault(leader, Reason::MarkerLost, false);
             }
+            (RepairStep::Clock, ReplyKind::MetaVa { data }) => {
+                fence.shown = clock::shown(&unit[reply.line.clone()], Some(&unit[data.clone()]));
+            }
+            (RepairStep::Clock, ReplyKind::MetaEn) => {}
             (RepairStep::Read, ReplyKind::MetaVa { data }) => {
                 let item = HeldItem::of(reply, unit, data.clone());
                 // A stale item must not become a fresh one, and a remaining time of 0 stored back would mean for ever.
@@ -272,7 +284,7 @@ impl Core {
             return true;
         }
         match step {
-            RepairStep::Marker | RepairStep::Read | RepairStep::Compare => self.repair_write(&key),
+            RepairStep::Clock | RepairStep::Marker | RepairStep::Read | RepairStep::Compare => self.repair_write(&key),
             RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
             RepairStep::Verify => {}
         }
@@ -283,7 +295,7 @@ impl Core {
         let Some(fence) = self.fences.get(key) else { return };
         let id = fence.owner;
         let op = &self.ops[id as usize];
-        let (pair, lane) = (op.pair, self.lane(op.hash));
+        let (pair, lane, shown) = (op.pair, self.lane(op.hash), fence.shown);
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
         if !fence.marker_ok {
             // Told already. Either the leader's memory is gone: then the next route is under way; or the marker alone was evicted and
@@ -303,7 +315,9 @@ impl Core {
         if !self.is_ready_for_repair(node, lane) {
             return self.repair_later(key);
         }
-        let clock = self.clock_of(node);
+        // One that is over by now is dropped, and that is all.
+        let exptime = item.as_ref().and_then(|item| self.exptime_of_copy(item, shown, self.leader_of(pair), node));
+        let item = item.filter(|_| exptime.is_some());
         let out = self.links[node.index()].conns[lane].out(self.now_us);
         out.put(b"md ");
         out.put(key);
@@ -315,9 +329,9 @@ impl Core {
             out.put_number(item.data.len());
             out.put(b" ME F");
             out.put_number(item.flags);
-            if item.ttl > 0 {
+            if let Some(exptime @ 1..) = exptime {
                 out.put(b" T");
-                out.put_number(if item.ttl > RELATIVE_EXPTIME_MAX { clock.saturating_add(item.ttl) } else { item.ttl });
+                out.put_number(exptime);
             }
             out.put(b"\r\n");
             out.put_shared(item.data.clone());
@@ -328,6 +342,17 @@ impl Core {
             self.send_step(id, node, lane, RepairStep::Add);
         }
         self.set_outstanding(id, 1 + u32::from(item.is_some()));
+    }
+
+    /// What the follower is told for an item with which the leader has so much time left; 0 = for ever, `None` = it is over.
+    fn exptime_of_copy(&self, item: &HeldItem, shown: Option<i64>, leader: NodeId, follower: NodeId) -> Option<i64> {
+        if item.ttl < 0 {
+            return Some(0);
+        }
+        let (now, there) = (self.date(), self.offsets[follower.index()]);
+        let Some(there) = there else { return Some(item.ttl.min(expiry::RELATIVE_MAX_SECS)) };
+        let here = shown.zip(self.offsets[leader.index()]).map(|(shown, leader)| leader.here(shown + item.ttl));
+        expiry::of_copy(here.unwrap_or(now.as_secs() as i64 + item.ttl), now).map(|date| there.there(date))
     }
 
     pub(super) fn repair_verify(&mut self, key: &Bytes) {

@@ -34,7 +34,7 @@ impl Refill {
     pub(super) fn adopt(&mut self, mut entry: Entry, lane: &Lane) {
         let slot = entry.slot as usize;
         let Some(item) = entry.found.take() else { return self.settled(slot) };
-        let Some(exptime) = self.source_clock.exptime(&item.seen, Instant::now()) else { return self.settled(slot) };
+        let Some(exptime) = lane.offsets().to_source(&item.seen, Instant::now()) else { return self.settled(slot) };
         let (pair, key, bytes) = (self.slots[slot].pair, entry.key.clone(), item.value.len());
         self.adopting_bytes += bytes;
         let asked = ask(self.ctx.clone(), move |reply| JobEvent::Adopt {

@@ -270,11 +270,12 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::super::super::entry::Stage;
-    use super::super::super::item::{Item, NodeClock, Seen};
+    use super::super::super::item::{Item, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Context, Crawls, Leave, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Clocks, Context, Crawls, Leave, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
+    use crate::expiry::Offset;
     use crate::ids::{NodeId, PairId};
 
     /// Connects to nodes that take everything and answer nothing.
@@ -289,7 +290,7 @@ mod tests {
     }
 
     async fn refill() -> Refill {
-        let clock = NodeClock { unix_secs: 1_700_000_000, at: Instant::now() };
+        let offset = Offset::seen(1_700_000_000, Duration::ZERO);
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
             memories: BTreeMap::new(),
@@ -299,6 +300,7 @@ mod tests {
             limiter: Arc::new(RateLimiter::new(None)),
             pace: Arc::default(),
             crawls: Arc::new(Crawls::new(2)),
+            clocks: Arc::new(Clocks::new(2)),
             cancel: CancellationToken::new(),
             quiesce: Arc::new(RwLock::new(())),
             progress: Arc::new(Progress::new([PairId(0)])),
@@ -309,7 +311,7 @@ mod tests {
         };
         let stop = CancellationToken::new();
         let nodes = (NodeId(0), NodeId(1));
-        let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, clock, vec![PairId(0)], 1, stop);
+        let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, offset, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
         refill
     }
@@ -319,9 +321,9 @@ mod tests {
         let (now, mut refill) = (Instant::now(), refill().await);
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
-            let seen = Seen { ttl: -1, asked: now, answered: now };
+            let seen = Seen { ttl: -1, asked: now, answered: now, shown: None };
             let item = Item { value: Bytes::new(), flags: 0, cas: 7, seen, binary: false };
-            entry.stage = Stage::Verify { item, bytes: 0, copy: 3, late: false };
+            entry.stage = Stage::Verify { item, bytes: 0, copy: 3 };
             lane.admit(entry);
         }
         refill.spool = Arc::new(Mutex::new(Spool::broken()));

@@ -80,7 +80,7 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
         let leader = topology.nodes_of(pair).0;
         let flow = Flow { leader, follower: Follower::None, term: None, writable: true, missed, written: None };
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");
-        command.send(Command::Allow { node: leader, incarnation: None, life: 1, unix_time: 1_000_000 }).expect("taken");
+        command.send(Command::Allow { node: leader, incarnation: None, life: 1 }).expect("taken");
     }
     (core, setup, command, events)
 }

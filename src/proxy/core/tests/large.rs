@@ -32,7 +32,7 @@ impl Alone {
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
         let flow = Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, written: None };
         core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });
-        core.command(Command::Allow { node: NODE, incarnation: None, life: 1, unix_time: 1_000_000 });
+        core.command(Command::Allow { node: NODE, incarnation: None, life: 1 });
         core.conn_up(NODE, 0);
         Alone { core }
     }

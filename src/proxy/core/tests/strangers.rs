@@ -198,7 +198,7 @@ fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
         world.nodes[0].put(crate::backend::marker::INCARNATION_KEY, &Incarnation(memory).to_string());
         let core = &mut world.cores[0];
         core.command(Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
-        core.command(Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: 2, unix_time: 1 });
+        core.command(Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: 2 });
         world.settle(0);
         world.events[0].clear();
         world.publish();

@@ -211,12 +211,7 @@ impl World {
         for worker in 0..n {
             for node in 0..2 {
                 let incarnation = Some(Incarnation(0xa1));
-                world.cores[worker].command(Command::Allow {
-                    node: NodeId(node),
-                    incarnation,
-                    life: 1,
-                    unix_time: 1_000_000,
-                });
+                world.cores[worker].command(Command::Allow { node: NodeId(node), incarnation, life: 1 });
                 world.settle(worker);
             }
         }
