@@ -18,6 +18,9 @@ MEMCACHED_PROXY ?=
 # More flags of the benchmark (target/release/examples/bench --help tells them): make bench BENCH='--only pipelined'
 BENCH ?=
 
+# The same tests either way, but for those in documentation, which nextest (.config/nextest.toml) leaves out.
+RUN_TESTS = $(CARGO) $(if $(shell $(CARGO) nextest --version 2>/dev/null),nextest run,test) --locked
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak check fmt build
 
@@ -34,8 +37,9 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
-	$(CARGO) test --locked
-	RESILVER_TEST_IO_URING=off $(CARGO) test --locked --test protocol --test failover
+	$(RUN_TESTS)
+	$(CARGO) test --locked --doc
+	RESILVER_TEST_IO_URING=off $(RUN_TESTS) --test protocol --test failover
 
 bench: ## Measure resilver, other proxies and memcached side by side (10 minutes or less)
 	@scripts/need-memcached
