@@ -259,6 +259,7 @@ impl Client {
     }
 
     /// In this turn of the worker it may begin as much as in any other.
+    #[inline(always)]
     pub(super) fn take_turn(&mut self, turn: u32) {
         if self.turn != turn {
             (self.turn, self.begun) = (turn, 0);
@@ -270,6 +271,7 @@ impl Client {
         self.begun = 0;
     }
 
+    #[inline(always)]
     pub(super) fn turn_is_over(&self) -> bool {
         self.begun >= TURN
     }

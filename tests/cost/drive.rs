@@ -328,9 +328,9 @@ impl Drive {
         self.topology.clone()
     }
 
-    /// Goes on with clients' input that waited.
+    /// Goes on with clients' input that waited, in the next turn.
     pub fn resume(&mut self) {
-        for index in std::mem::take(&mut self.core.outbox.resumable) {
+        for index in self.core.next_turn() {
             counted_client_resume(&mut self.core, index);
         }
     }
