@@ -1,7 +1,8 @@
 //! When a node counts as back. Pure: probe results and the time in, verdicts out.
 //!
 //! A node is lost at the first fault; one good probe does not bring it back. Several in a row do, and a node that was lost again soon
-//! after its last return waits longer each time, so that a flapping node never flips leadership back and forth.
+//! after its last return waits longer each time, so that a flapping node never flips leadership back and forth. (What needs no second probe is a new,
+//! empty process: that the old one ended is proof enough that this is not the same one on a good day. Held off it is like any other.)
 
 use std::time::Duration;
 
@@ -61,6 +62,11 @@ impl Health {
     pub fn good_probe(&mut self, now: Duration, needed: u32, awaited: bool) -> bool {
         self.good = self.good.saturating_add(1);
         !self.up && self.good >= needed && (awaited || now >= self.hold_until)
+    }
+
+    /// Whether so many good probes in a row were seen.
+    pub fn is_tried(&self, needed: u32) -> bool {
+        self.good >= needed
     }
 
     /// A probe failed.

@@ -58,6 +58,25 @@ fn g4_a_killed_backup_costs_no_client_an_error() {
     healed_and_complete(cluster, load);
 }
 
+/// A thousand good probes are asked of a server that comes back, one of a new process that holds nothing: it can be nothing but what it says.
+#[test]
+fn a_new_and_empty_server_is_refilled_at_its_first_answer() {
+    let mut cluster = Cluster::start(&Shape::new(1, 2).proxy(&["--probe-successes", "1000"]));
+    support::cluster::fill(&mut cluster.client(), "k", 500, 50);
+    let hung = cluster.backups[0].addr();
+    cluster.backups[0].pause();
+    cluster.wait_lost(&hung);
+    cluster.backups[0].resume();
+    let new = cluster.backups[1].addr();
+    cluster.backups[1].kill();
+    cluster.wait_lost(&new);
+    cluster.backups[1].restart();
+    let status = cluster.proxy.wait_status("the new server to be refilled", support::DEADLINE, |status| {
+        status.pair(&cluster.primaries[0].addr(), &new, "state") == "mirrored"
+    });
+    assert_eq!(status.node(&hung), "lost", "one that answers again with what it held is tried longer: {status}");
+}
+
 #[test]
 fn g4_g3_a_hung_primary_costs_no_error_and_wakes_up_harmless() {
     let cluster = Cluster::start(&Shape::new(2, 1));

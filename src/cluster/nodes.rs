@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::Leftovers;
-use crate::backend::{MarkError, NodeError, NodeView};
+use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
 use crate::expiry::Offset;
 use crate::health::Health;
@@ -137,6 +137,17 @@ impl NodeRun {
         drained && self.leaving.is_empty()
     }
 
+    /// Whether a probe that was answered found no marker where there was one: its memory is another one, or was emptied.
+    pub(super) fn has_lost_marker(&self, found: &Probe) -> bool {
+        self.incarnation.is_some() && found.incarnation.is_none()
+    }
+
+    /// A process that was begun after the node was lost, and holds nothing. Its times are its own, to the second.
+    fn is_new_and_empty(&self, view: &NodeView) -> bool {
+        let age = view.time.saturating_sub(view.started);
+        view.curr_items == 0 && self.incarnation.is_some() && age <= self.since.elapsed().as_secs() + 1
+    }
+
     fn count_fault(&mut self, reason: Reason) {
         match self.faults.iter_mut().find(|(r, _)| *r == reason) {
             Some((_, count)) => *count += 1,
@@ -255,6 +266,7 @@ impl Cluster {
             self.nodes[node.index()].looking = false;
             return;
         }
+        let needed = self.probes_needed(node);
         let view = match result {
             Ok(view) => view,
             Err(error) => {
@@ -265,6 +277,12 @@ impl Cluster {
             }
         };
         self.judge_terms(node, &view);
+        let run = &mut self.nodes[node.index()];
+        if !run.health.is_tried(needed) && !run.is_new_and_empty(&view) {
+            // Another memory, and not a new process: it is probed as often as any.
+            run.looking = false;
+            return;
+        }
         if !self.marked() {
             self.nodes[node.index()].looking = false;
             self.stamp(node);

@@ -16,6 +16,8 @@ use super::{Cluster, Internal};
 
 /// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
+/// The same of one that refuses connections: to be refused costs next to nothing, and it may be started any moment.
+const REFUSED_PROBE_MAX: Duration = Duration::from_millis(50);
 
 impl Cluster {
     pub(super) fn spawn_prober(&self, node: NodeId) {
@@ -33,11 +35,14 @@ impl Cluster {
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
         tokio::spawn(async move {
-            let mut failed = false;
+            let (mut failed, mut refused) = (false, false);
             loop {
                 // Also one that answers, but was lost for another reason: it waits for several good probes.
-                let interval =
-                    if failed || away.load(Ordering::Relaxed) { interval.min(LOST_PROBE_MAX) } else { interval };
+                let interval = match failed || away.load(Ordering::Relaxed) {
+                    true if refused => interval.min(REFUSED_PROBE_MAX),
+                    true => interval.min(LOST_PROBE_MAX),
+                    false => interval,
+                };
                 // Jitter keeps many proxies from probing in step.
                 let pause = interval.mul_f64(ambient::random_in(0.8..1.2));
                 tokio::select! {
@@ -47,7 +52,7 @@ impl Cluster {
                     () = tokio::time::sleep(pause) => {}
                 }
                 let result = control.probe(&others).await;
-                failed = result.is_err();
+                (failed, refused) = (result.is_err(), matches!(result, Err(NodeError::Refused)));
                 if internal.send(Internal::Probed { node, result }).is_err() {
                     return;
                 }
@@ -60,7 +65,7 @@ impl Cluster {
         let patience = self.settings.leader_timeout;
         let grace = self.settings.leader_grace;
         let awaited = self.is_awaited(node);
-        let needed = if awaited { 1 } else { self.settings.probe_successes };
+        let needed = self.probes_needed(node);
         let run = &mut self.nodes[node.index()];
         match result {
             Ok(found) => {
@@ -88,7 +93,10 @@ impl Cluster {
                             self.clean(node);
                         }
                     }
-                } else if run.health.good_probe(now, needed, awaited) && !run.looking && !self.flush.is_sent() {
+                } else if run.health.good_probe(now, if run.has_lost_marker(&found) { 1 } else { needed }, awaited)
+                    && !run.looking
+                    && !self.flush.is_sent()
+                {
                     // The look waits until nothing that was sent before can still take effect on the node.
                     if run.is_drained() {
                         self.look(node);
@@ -116,6 +124,11 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// So many good probes in a row bring a node back.
+    pub(super) fn probes_needed(&self, node: NodeId) -> u32 {
+        if self.is_awaited(node) { 1 } else { self.settings.probe_successes }
     }
 
     /// Whether some pair cannot go on without this node: then its first good probe counts.
