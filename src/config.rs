@@ -116,8 +116,8 @@ pub struct Settings {
     pub probe_successes: u32,
     /// `--resync-rate`: items per second over all resyncs; `None` = unlimited.
     pub resync_rate: Option<u64>,
-    /// Whether resyncs work less as soon as clients feel them.
-    pub resync_yield: bool,
+    /// `--resync-latency`: what resyncs may add to the 99th percentile of clients' latency; `None` = whatever it is.
+    pub resync_latency: Option<Duration>,
     /// `--verify-rate`: keys per second that a scrub compares; `None` = unlimited.
     pub verify_rate: Option<u64>,
     /// `--resync-memory`: bytes that a resync's key list and buffers may hold in memory; the rest goes to a temporary file.

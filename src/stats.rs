@@ -98,6 +98,14 @@ impl Felt {
         self.0.iter().zip(sum).for_each(|(count, sum)| *sum += count.load(Relaxed));
     }
 
+    /// The least time that belongs to a bucket.
+    pub(crate) fn least(bucket: usize) -> u64 {
+        if bucket < 8 {
+            return bucket as u64;
+        }
+        (4 + bucket as u64 % 4) << (bucket / 4 - 1)
+    }
+
     /// Where a time belongs.
     pub(crate) fn bucket(us: u64) -> usize {
         if us < 4 {
@@ -186,6 +194,9 @@ mod tests {
         let at: Vec<usize> = [0, 3, 4, 7, 8, 10, 15, 16, 1 << 20].into_iter().map(Felt::bucket).collect();
         assert_eq!(at, [0, 3, 4, 7, 8, 9, 11, 12, 76]);
         assert_eq!(Felt::bucket(u64::MAX), FELT_BUCKETS - 1);
+        for bucket in (0..FELT_BUCKETS).filter(|bucket| !(4..8).contains(bucket) || *bucket == 4) {
+            assert_eq!(Felt::bucket(Felt::least(bucket)), bucket);
+        }
         for us in 1..10_000 {
             assert!(Felt::bucket(us) >= Felt::bucket(us - 1));
         }

@@ -349,9 +349,9 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
     let throttle = args.throttle.to_string();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let ways = [
-        ("at full speed, yielding (default)", words(&[])),
-        ("at full speed, not yielding", words(&["--resync-yield", "off"])),
-        ("throttled, not yielding", words(&["--resync-yield", "off", "--resync-rate", &throttle])),
+        ("yielding (default)", words(&[])),
+        ("at full speed, not yielding", words(&["--resync-latency", "off"])),
+        ("throttled, not yielding", words(&["--resync-latency", "off", "--resync-rate", &throttle])),
     ];
     for (name, flags) in
         ways.into_iter().filter(|(name, _)| args.way.as_ref().is_none_or(|way| name.contains(way.as_str())))

@@ -347,7 +347,10 @@ impl Cluster {
         out.put("resync", self.mode());
         out.put("resync_rate", s.resync_rate.unwrap_or(0));
         out.put("resync_memory", s.resync_memory);
-        out.put("resync_yield", if s.resync_yield { "on" } else { "off" });
+        out.put(
+            "resync_latency",
+            s.resync_latency.map_or("off".to_owned(), |time| humantime::format_duration(time).to_string()),
+        );
         out.put("verify_rate", s.verify_rate.unwrap_or(0));
         out.put("timeout", humantime::format_duration(s.timeout));
         out.put("leader_timeout", humantime::format_duration(s.leader_timeout));

@@ -7,14 +7,12 @@ use crate::resync::{Governor, TICK};
 use crate::stats::FELT_BUCKETS;
 
 impl Cluster {
-    /// It also learns what is usual while no resync runs.
+    /// While no resync runs it looks whether clients are there.
     pub(super) fn spawn_governor(&self) {
-        if !self.settings.resync_yield || !self.marked() {
-            return;
-        }
+        let Some(budget) = self.settings.resync_latency.filter(|_| self.marked()) else { return };
         let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.shutdown.clone());
         tokio::spawn(async move {
-            let (mut governor, started) = (Governor::default(), Instant::now());
+            let (mut governor, started) = (Governor::new(budget), Instant::now());
             loop {
                 let at_work = pace.at_work();
                 tokio::select! {
@@ -29,11 +27,11 @@ impl Cluster {
         });
     }
 
-    /// What the resyncs do, and percent of the time that they may work.
+    /// What the resyncs do, and how hard they may work, in percent.
     pub(super) fn yielding(&self) -> (&'static str, u32) {
         let percent = self.pace.percent();
         let word = match percent {
-            _ if !self.settings.resync_yield => "off",
+            _ if self.settings.resync_latency.is_none() => "off",
             _ if !self.pace.at_work() => "idle",
             0 => "listening",
             100 => "full",

@@ -109,9 +109,9 @@ pub(super) struct Args {
           help_heading = "Healing")]
     pub(super) resync_rate: Vec<String>,
 
-    /// Resyncs give way to clients: on = they work less as soon as answers come later than without them; off = at full speed
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Append, help_heading = "Healing")]
-    pub(super) resync_yield: Vec<String>,
+    /// What resyncs may add to the time within which 99 of 100 answers come; they work as hard as that allows. off = as hard as they can
+    #[arg(long, value_name = "TIME|off", default_value = "1ms", action = ArgAction::Append, help_heading = "Healing")]
+    pub(super) resync_latency: Vec<String>,
 
     /// Keys a second that `resync verify` compares; 0 = unlimited
     #[arg(long, value_name = "N", default_value = "10000", action = ArgAction::Append, allow_negative_numbers = true,

@@ -229,7 +229,7 @@ impl Check<'_> {
 
         let times = self.times(args);
         let resync = self.resync(args, &backups);
-        let resync_yield = self.resync_yield(args);
+        let resync_latency = self.resync_latency(args);
         let resync_rate =
             self.number("resync_rate", &args.resync_rate, 0..=1_000_000_000, "0 = unlimited").unwrap_or(0);
         let verify_rate =
@@ -263,7 +263,7 @@ impl Check<'_> {
             probe_timeout: times.probe_timeout,
             probe_successes: probe_successes.unwrap_or(1) as u32,
             resync_rate: (resync_rate > 0).then_some(resync_rate),
-            resync_yield,
+            resync_latency,
             verify_rate: (verify_rate > 0).then_some(verify_rate),
             resync_memory: resync_memory as usize,
             item_size_max: item_size_max as usize,

@@ -100,7 +100,10 @@ fn defaults() {
     assert_eq!((settings.timeout, settings.leader_timeout, settings.leader_grace), (ms(250), ms(2_000), ms(10_000)));
     assert_eq!((settings.probe_interval, settings.probe_timeout, settings.probe_successes), (ms(500), ms(250), 3));
     assert_eq!((settings.resync_rate, settings.resync_memory, settings.item_size_max), (None, 64 << 20, 1 << 20));
-    assert_eq!((settings.shutdown_grace, settings.idle_timeout), (ms(5_000), None));
+    assert_eq!(
+        (settings.shutdown_grace, settings.idle_timeout, settings.resync_latency),
+        (ms(5_000), None, Some(ms(1)))
+    );
     assert_eq!((&settings.unix_socket, &settings.pid_file, settings.daemonize), (&None, &None, false));
     assert_eq!(settings.unix_socket_mode, 0o700);
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("warn,resilver=info", LogFormat::Text));
@@ -113,7 +116,8 @@ fn defaults() {
 fn every_option_arrives() {
     let settings = run(
         "--server a:1 --backup b:2 --ketama --listen ::1 --port 7 --unix-socket /s --unix-socket-mode 0770 --max-clients 9 \
-         --node-connections 6 --threads 2 --resync=manual --resync-rate 50000 --resync-memory 2g --item-size-max 8MiB \
+         --node-connections 6 --threads 2 --resync=manual --resync-rate 50000 --resync-latency 2500us --resync-memory 2g \
+         --item-size-max 8MiB \
          --timeout 1s --leader-timeout 3s --leader-grace 4s --probe-interval 200ms --probe-timeout 100ms \
          --probe-successes 5 --shutdown-grace 0 --idle-timeout 1h --daemon --pid-file /p --log-format json \
          --log-file /l -vv --user me --group us",
@@ -122,6 +126,8 @@ fn every_option_arrives() {
     assert_eq!((settings.unix_socket.as_deref(), settings.unix_socket_mode), (Some(Path::new("/s")), 0o770));
     assert_eq!((settings.max_clients, settings.node_connections, settings.threads), (9, 6, 2));
     assert_eq!((settings.resync, settings.resync_rate), (ResyncMode::Manual, Some(50_000)));
+    assert_eq!(settings.resync_latency, Some(Duration::from_micros(2_500)));
+    assert_eq!(run("-s a:1 -b b:2 --resync-latency off").resync_latency, None);
     assert_eq!((settings.resync_memory, settings.item_size_max), (2 << 30, 8 << 20));
     assert_eq!((settings.timeout, settings.leader_timeout, settings.leader_grace), (ms(1_000), ms(3_000), ms(4_000)));
     assert_eq!((settings.probe_interval, settings.probe_timeout, settings.probe_successes), (ms(200), ms(100), 5));
@@ -243,6 +249,10 @@ fn one_fault_at_a_time() {
         ("-s a:1 --resync-rate 5", "--resync-rate without -b/--backup"),
         ("-s a:1 -b b:2 --resync=off --resync-memory 64m", "--resync-memory contradicts --resync=off"),
         ("-s a:1 -b b:2 --resync-rate 1k", "--resync-rate 1k: "),
+        ("-s a:1 --resync-latency 2ms", "--resync-latency without -b/--backup"),
+        ("-s a:1 -b b:2 --resync-latency fast", "--resync-latency fast: not a time"),
+        ("-s a:1 -b b:2 --resync-latency 0", "--resync-latency 0: cannot be zero"),
+        ("-s a:1 -b b:2 --resync-latency off --resync-latency 1ms", "was given twice, as off and as 1ms"),
         ("-s a:1 -b b:2 --resync-memory 1k", "--resync-memory 1k: must be from 1m"),
         ("-s a:1 -b b:2 --resync-memory 2m --item-size-max 4m", "cannot hold one item"),
         ("-s a:1 --item-size-max 2000m", "--item-size-max 2000m: must be from 1k to 1g"),

@@ -524,7 +524,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         probe_successes: rng.random_range(1..3),
         resync_rate: None,
         resync_memory: 1 << 20,
-        resync_yield: true,
+        resync_latency: Some(Duration::from_millis(1)),
         verify_rate: None,
         item_size_max: 1 << 20,
         shutdown_grace: ms(2_000),

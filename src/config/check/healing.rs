@@ -14,6 +14,8 @@ const MAX_TIME: Duration = Duration::from_secs(3_600);
 const MAX_IDLE: Duration = Duration::from_secs(365 * 86_400);
 /// Below this a probe is traffic.
 const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// Finer than what is measured.
+const MIN_RESYNC_LATENCY: Duration = Duration::from_micros(100);
 /// Below this the key list of a resync is all temporary file.
 const MIN_RESYNC_MEMORY: u64 = 1 << 20;
 /// The most memory a resync may be given.
@@ -73,7 +75,7 @@ impl Check<'_> {
             }
         };
         let limits: Vec<&str> =
-            ["resync_rate", "resync_yield", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
+            ["resync_rate", "resync_latency", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
         if args.backup.is_empty() && backups.is_empty() {
             if self.given("resync") && mode == ResyncMode::Manual {
                 let sentence = format!(
@@ -100,15 +102,11 @@ impl Check<'_> {
         mode
     }
 
-    pub(super) fn resync_yield(&mut self, args: &Args) -> bool {
-        match self.single("resync_yield", &args.resync_yield) {
-            None | Some("on") => true,
-            Some("off") => false,
-            Some(other) => {
-                self.bad("resync_yield", other, "is neither on nor off");
-                true
-            }
+    pub(super) fn resync_latency(&mut self, args: &Args) -> Option<Duration> {
+        if args.resync_latency.iter().all(|word| word == "off") {
+            return None;
         }
+        self.time("resync_latency", &args.resync_latency, MIN_RESYNC_LATENCY..=MAX_TIME)
     }
 
     pub(super) fn resync_memory(&mut self, args: &Args, item_size_max: u64) -> u64 {
