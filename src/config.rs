@@ -124,6 +124,8 @@ pub struct Settings {
     pub resync_memory: usize,
     /// `--item-size-max`: largest item taken from clients, in bytes; the smaller limit of the nodes' applies too.
     pub item_size_max: usize,
+    /// `--client-memory`: bytes that answers may take which clients have not read, over all clients.
+    pub client_memory: usize,
     /// `--shutdown-grace`: how long requests in flight may take after SIGTERM.
     pub shutdown_grace: Duration,
     /// `--idle-timeout`: clients silent for so long are closed; `None` = never.

@@ -12,7 +12,7 @@ mod privileges;
 mod signals;
 
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
-pub use limits::{FileLimit, LimitError, files_needed, raise_file_limit};
+pub use limits::{FileLimit, LimitError, files_needed, give_memory_back, raise_file_limit};
 pub use listen::{BindError, Listeners, SocketFile, bind};
 pub use logging::{LogError, start_logging};
 pub use pid_file::{PidFile, PidFileError};

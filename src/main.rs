@@ -56,6 +56,7 @@ fn start_child() -> Result<u8, Box<dyn Error>> {
 
 /// Runs the proxy in this process until it is told to stop.
 fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
+    daemon::give_memory_back();
     if settings.background_child {
         daemon::detach()?;
     }

@@ -342,6 +342,7 @@ impl Cluster {
         out.put("domain_socket", s.unix_socket.as_ref().map_or("NULL".to_owned(), |p| p.display().to_string()));
         out.put("num_threads", s.threads);
         out.put("item_size_max", s.item_size_max);
+        out.put("client_memory", s.client_memory);
         out.put("distribution", if s.distribution == Distribution::Ketama { "ketama" } else { "modula" });
         out.put("node_connections", s.node_connections);
         out.put("resync", self.mode());

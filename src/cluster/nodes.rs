@@ -474,6 +474,14 @@ impl Cluster {
 
     /// The smallest `-I` of the nodes is the limit: an item that only one node of a pair can hold would not be mirrored.
     pub(super) fn tell_item_limit(&self) {
+        for (index, run) in self.nodes.iter().enumerate() {
+            let node = NodeId(index as u16);
+            // A node that was not asked yet may send what any memcached may.
+            let Some(bytes) = run.view.as_ref().and_then(|v| v.item_size_max) else { continue };
+            for worker in &self.workers {
+                let _ = worker.send(Command::ReplyLimit { node, bytes });
+            }
+        }
         let smallest = self.nodes.iter().filter_map(|n| n.view.as_ref().and_then(|v| v.item_size_max)).min();
         if let Some(limit) = smallest {
             for worker in &self.workers {

@@ -85,6 +85,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "1m", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) item_size_max: Vec<String>,
 
+    /// Memory for large answers that clients have not read, over all clients: with half of it taken each gets one value at a time
+    #[arg(long, value_name = "SIZE", default_value = "512m", action = ArgAction::Append, help_heading = "Listening")]
+    pub(super) client_memory: Vec<String>,
+
     /// Close clients that sent nothing for so long; 0 = never
     #[arg(long, value_name = "TIME", default_value = "0", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) idle_timeout: Vec<String>,

@@ -225,6 +225,7 @@ impl Check<'_> {
         };
         let max_clients =
             self.number("max_clients", &args.max_clients, 1..=MAX_CLIENTS, "clients at once").unwrap_or(1);
+        let client_memory = self.size("client_memory", &args.client_memory, 16 << 20..=1 << 40).unwrap_or(16 << 20);
         let item_size_max = self.size("item_size_max", &args.item_size_max, 1 << 10..=1 << 30).unwrap_or(1 << 10);
 
         let times = self.times(args);
@@ -267,6 +268,7 @@ impl Check<'_> {
             verify_rate: (verify_rate > 0).then_some(verify_rate),
             resync_memory: resync_memory as usize,
             item_size_max: item_size_max as usize,
+            client_memory: client_memory as usize,
             shutdown_grace: times.shutdown_grace,
             idle_timeout: (!times.idle_timeout.is_zero()).then_some(times.idle_timeout),
             user: args.user.last().cloned(),

@@ -100,6 +100,7 @@ fn defaults() {
     assert_eq!((settings.timeout, settings.leader_timeout, settings.leader_grace), (ms(250), ms(2_000), ms(10_000)));
     assert_eq!((settings.probe_interval, settings.probe_timeout, settings.probe_successes), (ms(500), ms(250), 3));
     assert_eq!((settings.resync_rate, settings.resync_memory, settings.item_size_max), (None, 64 << 20, 1 << 20));
+    assert_eq!(settings.client_memory, 512 << 20);
     assert_eq!(
         (settings.shutdown_grace, settings.idle_timeout, settings.resync_latency),
         (ms(5_000), None, Some(ms(1)))
@@ -117,7 +118,7 @@ fn every_option_arrives() {
     let settings = run(
         "--server a:1 --backup b:2 --ketama --listen ::1 --port 7 --unix-socket /s --unix-socket-mode 0770 --max-clients 9 \
          --node-connections 6 --threads 2 --resync=manual --resync-rate 50000 --resync-latency 2500us --resync-memory 2g \
-         --item-size-max 8MiB \
+         --item-size-max 8MiB --client-memory 1g \
          --timeout 1s --leader-timeout 3s --leader-grace 4s --probe-interval 200ms --probe-timeout 100ms \
          --probe-successes 5 --shutdown-grace 0 --idle-timeout 1h --daemon --pid-file /p --log-format json \
          --log-file /l -vv --user me --group us",
@@ -129,6 +130,7 @@ fn every_option_arrives() {
     assert_eq!(settings.resync_latency, Some(Duration::from_micros(2_500)));
     assert_eq!(run("-s a:1 -b b:2 --resync-latency off").resync_latency, None);
     assert_eq!((settings.resync_memory, settings.item_size_max), (2 << 30, 8 << 20));
+    assert_eq!(settings.client_memory, 1 << 30);
     assert_eq!((settings.timeout, settings.leader_timeout, settings.leader_grace), (ms(1_000), ms(3_000), ms(4_000)));
     assert_eq!((settings.probe_interval, settings.probe_timeout, settings.probe_successes), (ms(200), ms(100), 5));
     assert_eq!((settings.shutdown_grace, settings.idle_timeout), (ms(0), Some(ms(3_600_000))));
@@ -255,6 +257,7 @@ fn one_fault_at_a_time() {
         ("-s a:1 -b b:2 --resync-latency off --resync-latency 1ms", "was given twice, as off and as 1ms"),
         ("-s a:1 -b b:2 --resync-memory 1k", "--resync-memory 1k: must be from 1m"),
         ("-s a:1 -b b:2 --resync-memory 2m --item-size-max 4m", "cannot hold one item"),
+        ("-s a:1 --client-memory 1m", "--client-memory 1m: must be from 16m to"),
         ("-s a:1 --item-size-max 2000m", "--item-size-max 2000m: must be from 1k to 1g"),
         ("-s a:1 --item-size-max big", "--item-size-max big: not a size"),
         ("-s a:1 --timeout 0", "--timeout 0: cannot be zero"),

@@ -6,6 +6,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::protocol::request::Request;
 
+use super::link::LARGE;
+use super::memory::Memory;
 use super::op::Answer;
 use super::out::OutQueue;
 use super::pending::{PendingKeys, SpareTables};
@@ -26,6 +28,15 @@ pub(super) const MAX_READS: u32 = 256;
 /// What is begun for one client before others have their turn: each request and each key read counts for one, and so does each KiB. A
 /// pipeline, a long line or a flood without replies then keeps nobody waiting for more than about a millisecond.
 pub(super) const TURN: u32 = 512;
+
+/// Keys that a client may have read at once before it was answered anything: until then nobody knows what its values are like. Each answer
+/// makes it one more.
+const FIRST_READS: u32 = 16;
+
+/// Values held for one get after which they leave as they come: behind them an error can only stand at the end.
+const HELD_MAX: usize = MAX_UNSENT / 2;
+
+const MEMORY_FULL: &[u8] = b"SERVER_ERROR answers that clients have not read take all of --client-memory\r\n";
 
 /// A request whose answer is not written yet.
 #[derive(Debug)]
@@ -51,7 +62,7 @@ struct Many {
     parts: Parts,
     /// Number of the first of them.
     first: u32,
-    /// Values leave as they come: there are too many to be held until the last one. Then an error stands behind the values that left
+    /// Values leave as they come: there are too many, or too large ones, to be held until the last one. Then an error stands behind the values that left
     /// before it, not in the place of all.
     streamed: bool,
     /// What is said instead: an error of one key's node.
@@ -126,8 +137,6 @@ impl Ended {
 pub(super) enum Hold {
     /// An unanswered command of the other kind (read, write) on this key.
     Key { hash: u32, write: bool },
-    /// Room for so many more reads.
-    Reads(u32),
     /// Its next turn.
     Turn,
 }
@@ -176,6 +185,10 @@ pub struct Client {
     turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
     pub heard_us: u64,
+    /// What its values are like, in bytes: the largest of late.
+    pub(super) largest: u32,
+    /// Keys that it may have read at once, as far as that is known.
+    reads_max: u32,
     /// Number of the first slot.
     first: u64,
     in_flight: Option<Box<InFlight>>,
@@ -253,6 +266,8 @@ impl Client {
             begun: 0,
             turn: 0,
             heard_us: now_us,
+            largest: 0,
+            reads_max: FIRST_READS,
             first: 0,
             in_flight: None,
         }
@@ -289,25 +304,53 @@ impl Client {
     }
 
     /// Whether another request may begin.
-    pub(super) fn has_room(&self) -> bool {
-        !self.exclusive && self.in_flight.as_ref().is_none_or(|f| f.has_room())
+    pub(super) fn has_room(&self, memory: &Memory) -> bool {
+        !self.exclusive && self.in_flight.as_ref().is_none_or(|f| f.has_room()) && self.read_room(memory) > 0
     }
 
-    /// How many more keys may be read now.
-    pub(super) fn read_room(&self) -> u32 {
-        self.in_flight.as_ref().map_or(MAX_READS, |f| f.read_room())
+    /// How many more keys may be read now: so many that what is expected of them, and what waits to be sent, is within bounds.
+    pub(super) fn read_room(&self, memory: &Memory) -> u32 {
+        let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads, f.unsent()));
+        let keys = self.reads_max.saturating_sub(reads);
+        if unsent >= MAX_UNSENT {
+            return 0;
+        }
+        if self.largest < LARGE {
+            return keys;
+        }
+        // One at least, however large, for whoever waits for none.
+        let first = u32::from(reads == 0 && unsent == 0);
+        if memory.is_short() {
+            return first;
+        }
+        let fit = (MAX_UNSENT - unsent) as u32 / self.largest;
+        keys.min(fit.saturating_sub(reads)).max(first)
+    }
+
+    /// A value of so many bytes was read for it, or a miss.
+    fn learn(&mut self, bytes: usize) {
+        self.largest = (self.largest - self.largest / 16).max(bytes as u32);
+        self.reads_max = (self.reads_max + 1).min(MAX_READS);
+    }
+
+    /// Whether it was hardly answered anything yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.reads_max < 2 * FIRST_READS
     }
 
     /// Whether waiting input may go on after an answer.
-    pub fn may_resume(&self) -> bool {
+    pub fn may_resume(&self, memory: &Memory) -> bool {
+        if !self.has_rest() {
+            return self.has_room(memory) && !self.is_held();
+        }
         // By the half, so that a long get goes on in strides and not key by key.
-        if self.has_rest() { self.read_room() >= MAX_READS / 2 } else { self.has_room() && !self.is_held() }
+        let room = self.read_room(memory);
+        room > 0 && room >= self.in_flight.as_ref().map_or(0, |f| f.reads)
     }
 
     fn is_held(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|f| match f.hold {
             Some(Hold::Key { hash, write }) => f.keys.still_conflicts(hash, write),
-            Some(Hold::Reads(keys)) => f.read_room() < keys,
             Some(Hold::Turn) | None => false,
         })
     }
@@ -407,9 +450,24 @@ impl Client {
 
     /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was counted by [`Client::begin_read`].
     /// Returns whether anything was moved.
-    pub(super) fn answer(&mut self, slot: u64, part: u32, read: bool, answer: Answer, spare: &mut Spare) -> bool {
+    pub(super) fn answer(
+        &mut self,
+        slot: u64,
+        part: u32,
+        read: bool,
+        mut answer: Answer,
+        spare: &mut Spare,
+        memory: &Memory,
+    ) -> bool {
+        if read {
+            self.learn(answer.as_ref().len());
+        }
         let Some(f) = &mut self.in_flight else { return false };
         f.reads -= u32::from(read);
+        if answer.as_ref().len() >= LARGE as usize && memory.is_full() && f.unsent() > 0 {
+            // It has other values to take, and nobody knows when it will.
+            answer = Answer::Static(MEMORY_FULL);
+        }
         let Some(at) = slot.checked_sub(self.first) else { return false };
         let Some(entry) = f.slots.get_mut(at as usize) else { return false };
         match (&mut entry.reply, answer) {
@@ -417,12 +475,19 @@ impl Client {
                 let part = &mut many.parts[(part - many.first) as usize];
                 *part = Part::Miss;
                 match answer {
+                    // An error stands in the place of all values that have not left.
+                    Answer::Value(_) if many.failed.is_some() && !many.streamed => {}
                     Answer::Value(bytes) => {
                         f.held += bytes.len();
                         *part = Part::Hit(bytes);
                     }
                     Answer::Static(b"END\r\n") => {}
-                    failure => many.failed = Some(failure),
+                    failure => {
+                        many.failed = Some(failure);
+                        if !many.streamed {
+                            f.held -= many.forget_values();
+                        }
+                    }
                 }
             }
             (reply, answer) => {
@@ -435,17 +500,28 @@ impl Client {
     }
 }
 
+impl Many {
+    /// What it holds does not leave. Returns its bytes.
+    fn forget_values(&mut self) -> usize {
+        let mut bytes = 0;
+        for part in &mut self.parts {
+            if let Part::Hit(value) = part {
+                bytes += value.len();
+                *part = Part::Miss;
+            }
+        }
+        bytes
+    }
+}
+
 impl InFlight {
     fn has_room(&self) -> bool {
-        self.slots.len() < MAX_PIPELINE
-            && self.out.len() + self.held < MAX_UNSENT
-            && self.bytes < MAX_IN_FLIGHT_BYTES
-            && self.reads < MAX_READS
-            && self.rest.is_none()
+        self.slots.len() < MAX_PIPELINE && self.bytes < MAX_IN_FLIGHT_BYTES && self.rest.is_none()
     }
 
-    fn read_room(&self) -> u32 {
-        if self.out.len() + self.held < MAX_UNSENT { MAX_READS.saturating_sub(self.reads) } else { 0 }
+    /// Bytes of answers that the client has not taken.
+    fn unsent(&self) -> usize {
+        self.out.len() + self.held
     }
 
     fn is_over(&self) -> bool {
@@ -458,6 +534,7 @@ impl InFlight {
         while let Some(slot) = self.slots.front_mut() {
             let done = slot.pending == 0;
             if let Reply::Many(many) = &mut slot.reply {
+                many.streamed |= self.held > HELD_MAX && many.failed.is_none();
                 let all_or_nothing = many.failed.is_none() && done;
                 while let Some(part) = many.parts.front()
                     && (done || many.streamed && !matches!(part, Part::Waiting))
@@ -532,12 +609,12 @@ mod tests {
         let b = client.open_slot(1, false, true, 10, &mut spare);
         let c = client.open_slot(1, false, false, 10, &mut spare);
         client.note_key(a, 7, true);
-        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare));
-        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare));
+        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare, &Memory::default()));
+        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare, &Memory::default()));
         assert_eq!(sent(&mut client), "");
         assert!(client.conflicts(7, false, &mut spare));
         assert!(!client.conflicts(7, true, &mut spare) && !client.conflicts(8, false, &mut spare));
-        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare));
+        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Memory::default()));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
         assert!(client.is_idle() && !client.conflicts(7, false, &mut spare));
     }
@@ -547,14 +624,35 @@ mod tests {
         let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
         let a = client.open_slot(3, true, false, 0, &mut spare);
         (0..3).for_each(|_| client.begin_read(a));
-        client.answer(a, 2, true, Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")), &mut spare);
-        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare);
-        client.answer(a, 0, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
+        client.answer(
+            a,
+            2,
+            true,
+            Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")),
+            &mut spare,
+            &Memory::default(),
+        );
+        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare, &Memory::default());
+        client.answer(
+            a,
+            0,
+            true,
+            Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+            &mut spare,
+            &Memory::default(),
+        );
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
         let b = client.open_slot(2, true, false, 0, &mut spare);
         (0..2).for_each(|_| client.begin_read(b));
-        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare);
-        client.answer(b, 1, true, Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare);
+        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare, &Memory::default());
+        client.answer(
+            b,
+            1,
+            true,
+            Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+            &mut spare,
+            &Memory::default(),
+        );
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
     }
 
@@ -566,9 +664,9 @@ mod tests {
         assert!(client.conflicts(7, false, &mut spare));
         let request = Request { keys: 4..9, many: true, ..Request::new(crate::protocol::request::Verb::Get) };
         client.hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, len: 11, free: 1, next: 6 })));
-        assert!(!client.may_resume());
-        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare);
-        assert!(client.may_resume());
+        assert!(!client.may_resume(&Memory::default()));
+        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Memory::default());
+        assert!(client.may_resume(&Memory::default()));
         assert_eq!(sent(&mut client), "A\r\n");
         client.settle(&mut spare);
         assert!(spare.in_flight.is_empty(), "lent to another client it would begin that one's input with this get");
@@ -587,7 +685,10 @@ mod tests {
                 client.note_key(slot, 7, false);
             }
             (0..keys).for_each(|part| {
-                assert_eq!(client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare), part + 1 == keys)
+                assert_eq!(
+                    client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &Memory::default()),
+                    part + 1 == keys
+                )
             });
             assert_eq!(sent(&mut client), "END\r\n");
             client.settle(&mut spare);
@@ -598,26 +699,126 @@ mod tests {
 
     #[test]
     fn a_get_of_very_many_keys_holds_a_window_of_them() {
-        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::default());
+        client.reads_max = MAX_READS;
         let total = MAX_READS + 10;
         let slot = client.open_slot(total, true, false, 0, &mut spare);
         (0..MAX_READS).for_each(|_| client.begin_read(slot));
-        assert_eq!(client.read_room(), 0);
+        assert_eq!(client.read_room(&memory), 0);
         let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
-        client.answer(slot, 1, true, Answer::Value(value(1)), &mut spare);
+        client.answer(slot, 1, true, Answer::Value(value(1)), &mut spare, &memory);
         assert_eq!(sent(&mut client), "", "the first key is still unanswered");
-        client.answer(slot, 0, true, Answer::Value(value(0)), &mut spare);
+        client.answer(slot, 0, true, Answer::Value(value(0)), &mut spare, &memory);
         assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
-        assert_eq!(client.read_room(), 2);
+        assert_eq!(client.read_room(&memory), 2);
         for part in 2..MAX_READS {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare);
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &memory);
         }
         (0..10).for_each(|_| client.begin_read(slot));
         for part in MAX_READS..total {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare);
+            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &memory);
         }
         assert_eq!(sent(&mut client), "END\r\n");
         client.settle(&mut spare);
         assert!(client.in_flight.is_none() && spare.in_flight.len() == 1, "all is given back");
+    }
+
+    /// A client that asks for large values: what is expected counts like what is there.
+    #[test]
+    fn no_more_is_asked_for_than_a_client_may_leave_unread() {
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::new(100 << 20));
+        assert_eq!(client.read_room(&memory), FIRST_READS, "nobody knows yet what its values are like");
+        let ask = |client: &mut Client, spare: &mut Spare| {
+            let slot = client.open_slot(1, false, false, 0, spare);
+            client.begin_read(slot);
+            slot
+        };
+        let answer = |client: &mut Client, spare: &mut Spare, slot, bytes| {
+            client.answer(slot, 0, true, Answer::Value(Bytes::from(vec![b'x'; bytes])), spare, &memory)
+        };
+        let first = ask(&mut client, &mut spare);
+        answer(&mut client, &mut spare, first, 1 << 20);
+        assert_eq!(client.read_room(&memory), 2, "one waits to be sent, and less than three fit");
+        let slots = [ask(&mut client, &mut spare), ask(&mut client, &mut spare)];
+        assert_eq!((client.read_room(&memory), client.has_room(&memory)), (0, false));
+        sent(&mut client);
+        for slot in slots {
+            answer(&mut client, &mut spare, slot, 1 << 20);
+            sent(&mut client);
+        }
+        assert_eq!(client.read_room(&memory), 4);
+        // With small ones it is trusted with more, little by little.
+        for _ in 0..100 {
+            let slot = ask(&mut client, &mut spare);
+            answer(&mut client, &mut spare, slot, 100);
+            sent(&mut client);
+        }
+        assert!(client.read_room(&memory) > 100);
+        // One that is larger than all room goes alone.
+        client.largest = 100 << 20;
+        assert_eq!(client.read_room(&memory), 1);
+        ask(&mut client, &mut spare);
+        assert_eq!(client.read_room(&memory), 0);
+    }
+
+    #[test]
+    fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
+        let (mut large, mut small, mut spare) = (Client::new(0, 0), Client::new(1, 0), Spare::default());
+        large.largest = 1 << 20;
+        let memory = std::sync::Arc::new(Memory::new(2 << 20));
+        let held = memory.count(Bytes::from(vec![0; 1 << 20]));
+        assert_eq!(large.read_room(&memory), 4);
+        let more = memory.count(Bytes::from(vec![0; 1 << 19]));
+        assert!(memory.is_short() && !memory.is_full());
+        assert_eq!((large.read_room(&memory), small.read_room(&memory)), (1, FIRST_READS));
+        let slots = [0; 2].map(|_| {
+            let slot = large.open_slot(1, false, false, 0, &mut spare);
+            large.begin_read(slot);
+            slot
+        });
+        assert_eq!(large.read_room(&memory), 0);
+        let value = || Answer::Value(Bytes::from(vec![b'x'; 1 << 20]));
+        large.answer(slots[0], 0, true, value(), &mut spare, &memory);
+        assert_eq!(large.read_room(&memory), 0, "it has one to take");
+        // Full, what comes for those who have not taken the last is thrown away, and said.
+        let last = memory.count(Bytes::from(vec![0; 1 << 20]));
+        assert!(memory.is_full());
+        large.answer(slots[1], 0, true, value(), &mut spare, &memory);
+        assert!(
+            sent(&mut large)
+                .ends_with("END\r\nSERVER_ERROR answers that clients have not read take all of --client-memory\r\n")
+        );
+        let slot = small.open_slot(1, false, false, 0, &mut spare);
+        small.begin_read(slot);
+        small.answer(slot, 0, true, value(), &mut spare, &memory);
+        assert!(sent(&mut small).ends_with("x\r\nEND\r\n") || small.largest > 0, "one that waits for nothing else");
+        drop((held, more, last));
+        assert_eq!(large.read_room(&memory), 4);
+    }
+
+    /// Values of one get are held until the last has come, that an error may stand in the place of all; but not without bound.
+    #[test]
+    fn a_get_of_large_values_lets_them_go_as_they_come() {
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::default());
+        for failed in [false, true] {
+            let slot = client.open_slot(4, true, false, 0, &mut spare);
+            (0..4).for_each(|_| client.begin_read(slot));
+            let mut answer =
+                |client: &mut Client, part, answer| client.answer(slot, part, true, answer, &mut spare, &memory);
+            let value = || Answer::Value(Bytes::from(vec![b'x'; 1 << 20]));
+            if failed {
+                answer(&mut client, 3, Answer::Static(b"SERVER_ERROR gone\r\n"));
+            }
+            for part in 0..3 {
+                answer(&mut client, part, value());
+                let unsent = client.in_flight.as_ref().map_or(0, |f| f.unsent());
+                assert_eq!(unsent >> 20, if failed { 0 } else { part as usize + 1 });
+            }
+            assert_eq!(sent(&mut client).len(), if failed { "SERVER_ERROR gone\r\n".len() } else { 3 << 20 });
+            if !failed {
+                answer(&mut client, 3, Answer::Static(b"SERVER_ERROR gone\r\n"));
+                assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
+            }
+        }
     }
 }

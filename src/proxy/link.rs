@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 use crate::progress::Progress;
+use crate::protocol::reply::ReplyLimits;
 
 use super::op::{Effect, Kind};
 use super::out::OutQueue;
@@ -16,6 +17,16 @@ const GET_KEYS_MAX: usize = 64;
 
 /// Bytes of such a line: memcached has to grow its buffer for longer ones.
 const GET_LINE_MAX: usize = 4096;
+
+/// Bytes that one connection may have outstanding, of commands and of the answers that are expected; what is more waits. Enough to keep a
+/// node busy, and little enough for what is small not to wait long behind it.
+const ASKED_MAX: usize = 4 << 20;
+
+/// What is smaller never waits for room.
+pub(super) const LARGE: u32 = 16 << 10;
+
+/// Places to which keys that wait are counted, by their hash.
+const WAIT_PLACES: usize = 256;
 
 /// What an unanswered command belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +74,72 @@ pub struct Sent {
     pub flight: Flight,
     /// When it was queued, microseconds of the worker's clock.
     pub at_us: u64,
+    /// What it counts for among what the connection has outstanding.
+    pub bytes: u32,
+}
+
+/// Operations that wait for a connection: to be ready, or to have room for them.
+#[derive(Default, Debug)]
+pub struct Waiting {
+    /// Each with its key's hash.
+    queue: VecDeque<(u32, u32)>,
+    /// How many wait in each place. Empty until there are any.
+    places: Vec<u16>,
+}
+
+impl Waiting {
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn push(&mut self, id: u32, hash: u32) {
+        self.places.resize(WAIT_PLACES, 0);
+        let place = &mut self.places[hash as usize % WAIT_PLACES];
+        *place = place.saturating_add(1);
+        self.queue.push_back((id, hash));
+    }
+
+    pub(super) fn first(&self) -> Option<u32> {
+        self.queue.front().map(|&(id, _)| id)
+    }
+
+    pub(super) fn pop(&mut self) {
+        if let Some((_, hash)) = self.queue.pop_front() {
+            self.forget(hash);
+        }
+    }
+
+    fn forget(&mut self, hash: u32) {
+        // (One that has counted to its end stays: a write waits behind others then, which is always right.)
+        if let Some(place) = self.places.get_mut(hash as usize % WAIT_PLACES)
+            && *place < u16::MAX
+        {
+            *place -= 1;
+        }
+        if self.queue.is_empty() {
+            self.places = Vec::new();
+        }
+    }
+
+    /// Whether an operation on the key may be among those that wait.
+    pub(super) fn may_hold(&self, hash: u32) -> bool {
+        !self.queue.is_empty() && self.places[hash as usize % WAIT_PLACES] > 0
+    }
+
+    /// Takes out those for which `goes` holds.
+    pub(super) fn take_if(&mut self, mut goes: impl FnMut(u32) -> bool) -> Vec<u32> {
+        let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.queue).into_iter().partition(|&(id, _)| goes(id));
+        self.queue = kept;
+        gone.iter().for_each(|&(_, hash)| self.forget(hash));
+        gone.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// All of them, in order.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = u32> + use<> {
+        std::mem::take(self).queue.into_iter().map(|(id, _)| id)
+    }
 }
 
 /// A leader's answer that counts only once the marker was read behind it.
@@ -119,8 +196,10 @@ pub struct Conn {
     pushed: u64,
     /// Among those before this one nobody waits for an answer.
     awaited_from: u64,
-    /// Operations that wait for the connection to be ready.
-    pub waiting: VecDeque<u32>,
+    /// Bytes of `flights`.
+    asked: usize,
+    /// Operations that wait for the connection.
+    pub waiting: Waiting,
     /// Read and not parsed yet.
     pub input: BytesMut,
     /// Length of the answer that has not arrived whole, once known.
@@ -161,7 +240,8 @@ impl Conn {
             flights: VecDeque::new(),
             pushed: 0,
             awaited_from: 0,
-            waiting: VecDeque::new(),
+            asked: 0,
+            waiting: Waiting::default(),
             input: BytesMut::new(),
             need: 0,
             dirty: false,
@@ -186,6 +266,32 @@ impl Conn {
         &mut self.input
     }
 
+    /// The next command is answered.
+    pub(super) fn arrive(&mut self) -> Option<Sent> {
+        let sent = self.flights.pop_front()?;
+        self.asked -= sent.bytes as usize;
+        Some(sent)
+    }
+
+    /// Nothing of it will be answered any more.
+    pub(super) fn take_flights(&mut self) -> VecDeque<Sent> {
+        self.asked = 0;
+        std::mem::take(&mut self.flights)
+    }
+
+    /// Whether another operation of so many bytes can be sent now. One that is larger than all room goes alone.
+    pub(super) fn has_room(&self, bytes: u32) -> bool {
+        bytes < LARGE || self.asked == 0 || self.asked + bytes as usize <= ASKED_MAX
+    }
+
+    /// Whether an operation has to wait for room, or for others that do. What is small overtakes them, but a write none of its own key.
+    pub(super) fn must_wait(&self, bytes: u32, write: bool, hash: u32) -> bool {
+        if self.waiting.is_empty() {
+            return !self.has_room(bytes);
+        }
+        bytes >= LARGE || write && self.waiting.may_hold(hash)
+    }
+
     /// A whole answer has come.
     pub(super) fn answered(&mut self) {
         self.lateness = 0;
@@ -208,14 +314,14 @@ impl Conn {
     pub(super) fn out(&mut self, now_us: u64) -> &mut OutQueue {
         if self.get_line.take().is_some() {
             self.out.put(b"\r\n");
-            self.push(Flight::GetEnd, now_us);
+            self.push(Flight::GetEnd, now_us, 0);
         }
         &mut self.out
     }
 
     /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs both sides less than one for each key,
     /// whichever clients ask. The answers come in the order of the keys.
-    pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: u32, now_us: u64) {
+    pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: u32, now_us: u64, bytes: u32) {
         match &mut self.get_line {
             Some(line) if line.kind == kind && line.keys < GET_KEYS_MAX && line.bytes + key.len() < GET_LINE_MAX => {
                 line.keys += 1;
@@ -229,13 +335,14 @@ impl Conn {
             }
         }
         self.out.put(key);
-        self.push(Flight::Get(id), now_us);
+        self.push(Flight::Get(id), now_us, bytes);
     }
 
-    /// Adds to what is unanswered; returns its number.
+    /// Adds to what is unanswered; returns its number. `bytes`: what it counts for among what is outstanding.
     #[inline(always)]
-    pub(super) fn push(&mut self, flight: Flight, now_us: u64) -> u64 {
-        self.flights.push_back(Sent { flight, at_us: now_us });
+    pub(super) fn push(&mut self, flight: Flight, now_us: u64, bytes: u32) -> u64 {
+        self.asked += bytes as usize;
+        self.flights.push_back(Sent { flight, at_us: now_us, bytes });
         self.pushed += 1;
         self.pushed
     }
@@ -300,6 +407,8 @@ pub(super) struct Link {
     pub round: u32,
     /// The control plane's count of the node's returns, as far as it was told.
     pub life: u32,
+    /// What it may make the worker buffer.
+    pub replies: ReplyLimits,
     /// Commands on one key always take the same connection.
     pub conns: Vec<Conn>,
     /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
@@ -313,6 +422,7 @@ impl Link {
             incarnation: None,
             round: 0,
             life: 0,
+            replies: ReplyLimits::default(),
             conns: (0..lanes).map(|_| Conn::new()).collect(),
             undrained: false,
         }

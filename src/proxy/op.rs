@@ -301,6 +301,8 @@ pub struct Op {
     pub kind: Kind,
     /// With whose items.
     pub pair: PairId,
+    /// What it makes a connection carry: the value that is written, or what is expected of the one that is read. Bytes.
+    pub bytes: u32,
     /// Chooses owner and connection: the same for all commands on the key.
     pub hash: u32,
     /// The request as the client sent it, or a part of it that holds key and data.
@@ -353,6 +355,7 @@ impl Op {
             origin,
             kind,
             pair,
+            bytes: 0,
             hash,
             raw,
             key,

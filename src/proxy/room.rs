@@ -5,6 +5,12 @@ use bytes::BytesMut;
 /// Room for one read.
 pub const READ_BLOCK: usize = 64 * 1024;
 
+/// A buffer with more room is given back once what it was for is passed on.
+const KEPT: usize = 4 * READ_BLOCK;
+
+/// Room behind a large value, for what shows that it has ended.
+const BEHIND: usize = 64;
+
 /// What a buffer has to take in the next read, where `need` bytes in all are known to come.
 pub(super) fn missing(buffer: &BytesMut, need: usize) -> usize {
     need.saturating_sub(buffer.len()).max(READ_BLOCK / 4)
@@ -15,11 +21,20 @@ pub(super) fn make(buffer: &mut BytesMut, need: usize) {
     // Where nothing is left of what was read before, and nobody holds any of it, the same bytes serve again: they are in the
     // processor's caches, and a whole block takes at once what would be several reads at the end of one.
     if buffer.is_empty() && buffer.try_reclaim(READ_BLOCK) {
+        if need == 0 && buffer.capacity() > KEPT {
+            // What a large value has taken is not kept for small ones.
+            *buffer = BytesMut::with_capacity(READ_BLOCK);
+        }
+        return;
+    }
+    let room = buffer.capacity() - buffer.len();
+    if buffer.len() > KEPT && (buffer.len() + 1..=buffer.capacity()).contains(&need) {
+        // The end of a large value. With more room its block would hold the beginning of the next one, and both would stay together.
         return;
     }
     let missing = missing(buffer, need);
-    if buffer.capacity() - buffer.len() < missing {
-        buffer.reserve(missing.max(READ_BLOCK));
+    if room < missing {
+        buffer.reserve((missing + BEHIND).max(READ_BLOCK));
     }
 }
 
@@ -55,6 +70,30 @@ mod tests {
         drop((held, buffer.split_to(20_000)));
         make(&mut buffer, 0);
         assert_eq!((buffer.as_ptr(), buffer.capacity()), (first, READ_BLOCK));
+    }
+
+    /// Seen: 1 MB that a client had not read held 2 MB.
+    #[test]
+    fn a_large_value_has_a_block_of_its_own() {
+        const VALUE: usize = 1_000_000;
+        let mut buffer = BytesMut::new();
+        make(&mut buffer, 0);
+        read(&mut buffer, READ_BLOCK);
+        make(&mut buffer, VALUE);
+        read(&mut buffer, VALUE - READ_BLOCK);
+        make(&mut buffer, VALUE + 5);
+        read(&mut buffer, 5);
+        assert!(buffer.capacity() < VALUE + READ_BLOCK, "{}", buffer.capacity());
+    }
+
+    #[test]
+    fn the_room_of_a_large_value_is_given_back() {
+        let mut buffer = BytesMut::new();
+        make(&mut buffer, 1_000_000);
+        read(&mut buffer, 1_000_000);
+        drop(buffer.split_to(1_000_000));
+        make(&mut buffer, 0);
+        assert!(buffer.capacity() <= KEPT, "{}", buffer.capacity());
     }
 
     #[test]

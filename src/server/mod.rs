@@ -19,7 +19,7 @@ use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Names};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
-use crate::proxy::{Adds, Core, CoreSettings, Event};
+use crate::proxy::{Adds, Core, CoreSettings, Event, Memory};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -256,12 +256,13 @@ impl Assembly {
         let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
         let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
         let adds = Arc::new(Adds::new());
+        let memory = Arc::new(Memory::new(settings.client_memory));
         let mut commands = Vec::new();
         let mut parts = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (command, commands_from) = unbounded_channel();
             commands.push(command);
-            let core = Core::new(
+            let mut core = Core::new(
                 CoreSettings {
                     worker: index as u16,
                     workers: workers as u16,
@@ -274,6 +275,7 @@ impl Assembly {
                 stats[index].clone(),
                 adds.clone(),
             );
+            core.share(memory.clone());
             let setup = WorkerSetup {
                 dialer: dialer.clone(),
                 commands: commands_from,

@@ -527,6 +527,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         resync_latency: Some(Duration::from_millis(1)),
         verify_rate: None,
         item_size_max: 1 << 20,
+        client_memory: 16 << 20,
         shutdown_grace: ms(2_000),
         idle_timeout: None,
         user: None,

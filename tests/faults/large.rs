@@ -150,3 +150,53 @@ fn g4_a_refill_does_not_wait_for_a_server_that_drips() {
     cluster.mirrored();
     cluster.assert_rings_equal();
 }
+
+/// `--client-memory` of [`clients_that_read_nothing_hold_little_memory`].
+const CLIENT_MEMORY: u64 = 128 << 20;
+
+/// What is not counted there: a value more for each client, and its requests.
+const EACH_CLIENT: u64 = 3 << 20;
+
+/// Of the connections to the servers: what is being received.
+const CONNECTIONS: u64 = 32 << 20;
+
+/// Memory follows what clients may leave unread, not what they ask for, and goes back to the system.
+#[test]
+fn clients_that_read_nothing_hold_little_memory() {
+    let args = ["--threads", "2", "--client-memory", "128m"];
+    let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&args));
+    store_large(&mut cluster.client(), LARGE, MB);
+    let idle = cluster.proxy.resident_bytes();
+    for clients in [2, 8, 32] {
+        let ask: Vec<u8> = (0..256).flat_map(|i| format!("get large:{}\r\n", i % LARGE).into_bytes()).collect();
+        let line: Vec<String> = (0..256).map(|i| format!("large:{}", i % LARGE)).collect();
+        let line = format!("get {}\r\n", line.join(" ")).into_bytes();
+        let silent: Vec<Client> = (0..clients)
+            .map(|i| {
+                let mut client = cluster.client();
+                // Some have read small ones before, and are trusted with more.
+                if i % 2 == 0 {
+                    (0..300).for_each(|_| assert!(client.get("none").is_ok_and(|item| item.is_none())));
+                }
+                client.send(if i % 4 < 2 { &ask } else { &line }).expect("sent");
+                client
+            })
+            .collect();
+        let most = std::sync::atomic::AtomicU64::new(0);
+        let served = beside_small(&cluster, 1, |_| {
+            for _ in 0..50 {
+                std::thread::sleep(Duration::from_millis(10));
+                most.fetch_max(cluster.proxy.resident_bytes(), std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let held = most.into_inner();
+        eprintln!("{clients} that read nothing: {} MB (idle {} MB), {served:?}", held >> 20, idle >> 20);
+        drop(silent);
+        super::support::wait_until("the memory to go back", super::support::DEADLINE, || {
+            cluster.proxy.resident_bytes() < idle + CONNECTIONS
+        });
+        eprintln!("afterwards {} MB", cluster.proxy.resident_bytes() >> 20);
+        assert!(held < idle + CLIENT_MEMORY + clients as u64 * EACH_CLIENT + CONNECTIONS, "{clients}: {held}");
+    }
+    assert_nobody_lost(&cluster);
+}

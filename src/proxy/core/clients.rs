@@ -36,10 +36,17 @@ impl KeyAt {
 }
 
 impl Core {
+    /// Clients' answers are counted in this account, of all workers.
+    pub fn share(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+
     /// A client has connected.
     pub fn client_connected(&mut self) -> ClientKey {
         self.generation = self.generation.wrapping_add(1);
-        let index = self.clients.insert(Client::new(self.generation, self.now_us));
+        let mut client = Client::new(self.generation, self.now_us);
+        client.largest = self.largest;
+        let index = self.clients.insert(client);
         ClientKey { index: index as u32, generation: self.generation }
     }
 
@@ -133,7 +140,7 @@ impl Core {
     pub fn resume_if_ready(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize)
             && client.stalled
-            && client.may_resume()
+            && client.may_resume(&self.memory)
         {
             resume_later(client, index, &mut self.outbox);
         }
@@ -193,7 +200,7 @@ impl Core {
                 client.stalled = client.has_rest();
                 return;
             }
-            if !client.has_room() {
+            if !client.has_room(&self.memory) {
                 client.stalled = true;
                 client.partial = chunk;
                 return;
@@ -310,15 +317,9 @@ impl Core {
                 return false;
             }
         }
-        // Values that are held until the last one must not keep that one from being asked for: such a get begins whole or not yet.
-        if get.free <= MAX_READS && get.free > client.read_room() {
-            get.next = get.request.keys.end;
-            client.hold(Hold::Reads(get.free), Some(Box::new(get)));
-            return false;
-        }
         let raw = take_front(chunk, get.len);
         let slot = client.open_slot(get.free, true, get.request.noreply, get.len, &mut self.spare);
-        let room = client.read_room().max(1);
+        let room = client.read_room(&self.memory).max(1);
         self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, kind, room);
         true
     }
@@ -341,7 +342,7 @@ impl Core {
             client.put_rest(rest);
             client.stalled = true;
             // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
-            if client.may_resume() {
+            if client.may_resume(&self.memory) {
                 resume_later(client, index, &mut self.outbox);
             }
         }
@@ -361,6 +362,7 @@ impl Core {
         if kind.reads() {
             client.begin_read(slot);
         }
+        let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
         let client = ClientKey { index, generation: client.generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
         let pair = self.topology.pair_of(&raw[place.0 as usize..place.1 as usize]);
@@ -370,6 +372,7 @@ impl Core {
             exptime: request.exptime,
             cas: request.cas,
             delta: request.delta,
+            bytes,
             ..Op::new(Origin::Client(asker), kind, pair, hash, raw, place)
         };
         self.admit(op, asker);
@@ -378,7 +381,7 @@ impl Core {
     /// Goes on with a get of very many keys.
     fn begin_rest(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let room = client.read_room();
+        let room = client.read_room(&self.memory);
         if room > 0
             && let Some(rest) = client.take_rest()
             && let Some(kind) = Kind::of(rest.request.verb)
@@ -489,11 +492,14 @@ impl Core {
 
     pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Answer) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let moved = client.answer(slot, part, read, answer, &mut self.spare);
+        if read && client.is_new() {
+            self.largest = (self.largest - self.largest / 64).max(answer.as_ref().len() as u32);
+        }
+        let moved = client.answer(slot, part, read, answer, &mut self.spare, &self.memory);
         if moved {
             mark_client_dirty(client, index, &mut self.outbox);
         }
-        if client.stalled && (moved || client.has_rest()) && client.may_resume() {
+        if client.stalled && (moved || client.has_rest()) && client.may_resume(&self.memory) {
             resume_later(client, index, &mut self.outbox);
         }
     }

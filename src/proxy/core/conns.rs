@@ -36,7 +36,7 @@ impl Core {
         conn.state = LinkState::Ready;
         self.proved(node, lane);
         let conn = &mut self.links[node.index()].conns[lane];
-        for id in std::mem::take(&mut conn.waiting) {
+        for id in conn.waiting.take() {
             self.send_op(id, node);
         }
     }
@@ -109,7 +109,7 @@ impl Core {
             self.dial(node, lane);
             return self.tell_undrained(node);
         }
-        let waiting = std::mem::take(&mut self.links[node.index()].conns[lane].waiting);
+        let waiting: Vec<u32> = self.links[node.index()].conns[lane].waiting.take().collect();
         // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
         let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
         if was == LinkState::Dialing || was == LinkState::Checking || awaited {
@@ -134,7 +134,7 @@ impl Core {
             owing |= conn.owes_effects();
             self.outbox.hangups.push((node, lane));
             let (flights, unproven) = self.reset_conn(node, lane);
-            let waiting = std::mem::take(&mut self.links[node.index()].conns[lane].waiting);
+            let waiting = self.links[node.index()].conns[lane].waiting.take().collect();
             self.void_answers(node, unproven);
             self.strand_all(node, flights, waiting);
         }
@@ -153,11 +153,11 @@ impl Core {
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
         conn.lateness = 0;
-        (std::mem::take(&mut conn.flights), conn.take_answers())
+        (conn.take_flights(), conn.take_answers())
     }
 
     /// What was sent and unanswered on a connection that is given up, and what waited for it.
-    fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: VecDeque<u32>) {
+    fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: Vec<u32>) {
         // A repair that ends on the way answers other operations with its own, so each is looked for first.
         for sent in flights {
             if let Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _) = sent.flight
@@ -183,8 +183,8 @@ impl Core {
         conn.clear_out();
         conn.input.clear();
         conn.seen = 0;
-        let flights = std::mem::take(&mut conn.flights);
-        let waiting = std::mem::take(&mut conn.waiting);
+        let flights = conn.take_flights();
+        let waiting = conn.waiting.take().collect();
         let unproven = conn.take_answers();
         conn.voids = 1;
         self.fault(node, Reason::Protocol, false);

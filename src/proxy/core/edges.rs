@@ -40,6 +40,7 @@ impl Core {
             }
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
             Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
+            Command::ReplyLimit { node, bytes } => self.links[node.index()].replies = reply_limits(bytes),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }
@@ -111,14 +112,8 @@ impl Core {
                     conn.voids += 1;
                 }
             }
-            let (ops, waiting) = (&self.ops, &mut conn.waiting);
-            waiting.retain(|&id| {
-                let ours = ops[id as usize].pair == pair;
-                if ours {
-                    stranded.push((id, false));
-                }
-                !ours
-            });
+            let waiting = conn.waiting.take_if(|id| self.ops[id as usize].pair == pair);
+            stranded.extend(waiting.into_iter().map(|id| (id, false)));
         }
         for (id, sent) in stranded {
             // A repair that ends on the way answers other operations of this list with its own.

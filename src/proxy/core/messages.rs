@@ -68,6 +68,13 @@ pub enum Command {
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
+    /// The node's own `-I`: no value that it sends is larger.
+    ReplyLimit {
+        /// Which node.
+        node: NodeId,
+        /// As it says.
+        bytes: usize,
+    },
     /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and make the follower's equal to the
     /// leader's, while later writes of the key wait (a fenced repair). Answered with [`Event::Settled`]; equal copies are superfluous.
     Mend {

@@ -40,8 +40,9 @@ pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 pub use operators::TOO_MANY;
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Access, Client, Ended, Held, Hold, MAX_READS, Rest, Spare};
+use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest, Spare};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
+use crate::proxy::memory::Memory;
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
 use orders::settlement;
@@ -62,8 +63,11 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
 
-/// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most 1 GiB.
-const REPLY_LIMITS: ReplyLimits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 };
+/// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most its `-I` (1 GiB).
+fn reply_limits(item_size_max: usize) -> ReplyLimits {
+    // memcached counts key and header in, and rounds to pages: what it stores may be a little off.
+    ReplyLimits { line_len_max: 8 << 10, value_len_max: item_size_max.saturating_add(SMALL_PARTIAL) }
+}
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;
@@ -223,6 +227,9 @@ pub struct Core {
     /// What is to be done outside.
     pub outbox: Outbox,
     spare: Spare,
+    memory: Arc<Memory>,
+    /// What new clients' values are like, in bytes, as far as is known from those before.
+    largest: u32,
     stats: Arc<WorkerStats>,
     adds: Arc<Adds>,
 }
@@ -255,6 +262,8 @@ impl Core {
             begun: None,
             outbox: Outbox::default(),
             spare: Spare::default(),
+            memory: Arc::default(),
+            largest: 0,
             stats,
             adds,
         }

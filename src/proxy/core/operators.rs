@@ -68,7 +68,7 @@ impl Core {
             if chunk.is_empty() {
                 return;
             }
-            if !client.has_room() {
+            if !client.has_room(&self.memory) {
                 return self.stall(index, chunk);
             }
             match request::parse(&chunk, &self.limits) {

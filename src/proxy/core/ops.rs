@@ -73,33 +73,20 @@ impl Core {
         match self.links[node.index()].conns[lane].state {
             LinkState::Ready => {
                 let op = &self.ops[id as usize];
-                let exptime = self.exptime_on(op, node);
-                let marked = self.links[node.index()].incarnation.is_some();
                 let conn = &mut self.links[node.index()].conns[lane];
-                match op.stage {
-                    Stage::Leader(_) if !op.kind.is_write() => {
-                        conn.put_get(op.kind, op.key(), id, self.now_us);
-                        return self.soil(node, lane);
-                    }
-                    Stage::Leader(_) => {
-                        let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
-                        op.encode_leader(conn.out(self.now_us), term, exptime);
-                        // Its success says that the key was not there: the proof comes with the answer.
-                        conn.marker_due |= op.kind == Kind::Add && marked;
-                    }
-                    _ => {
-                        op.encode_follower(conn.out(self.now_us), op.sent, exptime);
-                        conn.urgent = true;
-                    }
+                if conn.must_wait(op.bytes, op.kind.is_write(), op.hash) {
+                    return conn.waiting.push(id, op.hash);
                 }
-                self.sent(node, lane, Flight::Op(id));
+                self.send_now(id, node, lane);
             }
             LinkState::Idle => {
-                self.links[node.index()].conns[lane].waiting.push_back(id);
+                let hash = self.ops[id as usize].hash;
+                self.links[node.index()].conns[lane].waiting.push(id, hash);
                 self.dial(node, lane);
             }
             LinkState::Dialing | LinkState::Checking => {
-                self.links[node.index()].conns[lane].waiting.push_back(id);
+                let hash = self.ops[id as usize].hash;
+                self.links[node.index()].conns[lane].waiting.push(id, hash);
             }
             // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next route decides.
             LinkState::Discarding => self.unsent(id, node),
@@ -120,8 +107,46 @@ impl Core {
         }
     }
 
-    pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight) {
-        self.links[node.index()].conns[lane].push(flight, self.now_us);
+    fn send_now(&mut self, id: u32, node: NodeId, lane: usize) {
+        let op = &self.ops[id as usize];
+        let exptime = self.exptime_on(op, node);
+        let marked = self.links[node.index()].incarnation.is_some();
+        let conn = &mut self.links[node.index()].conns[lane];
+        let bytes = op.bytes;
+        match op.stage {
+            Stage::Leader(_) if !op.kind.is_write() => {
+                conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
+                return self.soil(node, lane);
+            }
+            Stage::Leader(_) => {
+                let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
+                op.encode_leader(conn.out(self.now_us), term, exptime);
+                // Its success says that the key was not there: the proof comes with the answer.
+                conn.marker_due |= op.kind == Kind::Add && marked;
+            }
+            _ => {
+                op.encode_follower(conn.out(self.now_us), op.sent, exptime);
+                conn.urgent = true;
+            }
+        }
+        self.sent(node, lane, Flight::Op(id), bytes);
+    }
+
+    /// Sends what has waited for room in the connection.
+    pub(super) fn send_waiting(&mut self, node: NodeId, lane: usize) {
+        while let Some(id) = self.links[node.index()].conns[lane].waiting.first() {
+            let conn = &mut self.links[node.index()].conns[lane];
+            if conn.state != LinkState::Ready || !conn.has_room(self.ops[id as usize].bytes) {
+                return;
+            }
+            conn.waiting.pop();
+            self.send_now(id, node, lane);
+        }
+    }
+
+    /// `bytes`: what it counts for among what the connection has outstanding.
+    pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight, bytes: u32) {
+        self.links[node.index()].conns[lane].push(flight, self.now_us, bytes);
         self.soil(node, lane);
     }
 

@@ -62,7 +62,7 @@ impl Core {
         let conn = &mut self.links[node.index()].conns[lane];
         conn.out(self.now_us).put(crate::proxy::MARKER_READ);
         conn.markers += 1;
-        self.sent(node, lane, Flight::Marker(round));
+        self.sent(node, lane, Flight::Marker(round), 0);
     }
 
     /// The marker is fine: what the connection answered before it is true.

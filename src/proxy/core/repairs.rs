@@ -111,7 +111,7 @@ impl Core {
         let dated = self.offsets[leader.index()].is_some();
         if dated {
             self.links[leader.index()].conns[lane].out(self.now_us).put(clock::CLOCK_READ);
-            self.sent(leader, lane, Flight::Repair(id, RepairStep::Clock));
+            self.sent(leader, lane, Flight::Repair(id, RepairStep::Clock), 0);
         }
         let out = self.links[leader.index()].conns[lane].out(self.now_us);
         out.put(b"mg ");
@@ -149,7 +149,7 @@ impl Core {
 
     /// A command of a repair is in the connection's queue.
     fn send_step(&mut self, id: u32, node: NodeId, lane: usize, step: RepairStep) {
-        let number = self.links[node.index()].conns[lane].push(Flight::Repair(id, step), self.now_us);
+        let number = self.links[node.index()].conns[lane].push(Flight::Repair(id, step), self.now_us, 0);
         self.soil(node, lane);
         if let Some(repair) = &mut self.ops[id as usize].repair {
             repair.sent.push((node, number));

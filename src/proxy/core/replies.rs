@@ -30,16 +30,20 @@ impl Core {
         let conn = &mut self.links[node.index()].conns[lane];
         conn.seen = conn.input.len();
         conn.progress.add(more, self.now_us);
+        if !conn.waiting.is_empty() {
+            self.send_waiting(node, lane);
+        }
     }
 
     fn take_replies(&mut self, node: NodeId, lane: usize) {
         loop {
-            let conn = &mut self.links[node.index()].conns[lane];
+            let link = &mut self.links[node.index()];
+            let (limits, conn) = (&link.replies, &mut link.conns[lane]);
             if conn.state == LinkState::Discarding {
                 conn.input.clear();
                 return;
             }
-            let reply = match reply::parse_reply_within(&conn.input, &REPLY_LIMITS) {
+            let reply = match reply::parse_reply_within(&conn.input, limits) {
                 Ok(ParsedReply::Reply(reply)) => reply,
                 Ok(ParsedReply::Incomplete { need }) => {
                     conn.need = need;
@@ -83,7 +87,7 @@ impl Core {
                 }
                 end = END.len();
             }
-            conn.flights.pop_front();
+            conn.arrive();
             conn.answered();
             let unit = conn.input.split_to(reply.len).freeze();
             bytes::Buf::advance(&mut conn.input, end);
@@ -138,9 +142,9 @@ impl Core {
                 }
                 let conn = &mut self.links[node.index()].conns[lane];
                 let unit = conn.input.split_to(reply.len).freeze();
-                let got = conn.flights.pop_front();
+                let got = conn.arrive();
                 if last {
-                    conn.flights.pop_front();
+                    conn.arrive();
                     bytes::Buf::advance(&mut conn.input, END.len());
                 }
                 match got {
@@ -160,7 +164,7 @@ impl Core {
                 if !self.end_gets(node, lane, keys, reply, unit) {
                     return Heed::Doubt;
                 }
-                self.links[node.index()].conns[lane].flights.pop_front();
+                self.links[node.index()].conns[lane].arrive();
                 Heed::Taken
             }
             _ => Heed::Doubt,
@@ -171,7 +175,7 @@ impl Core {
     fn end_gets(&mut self, node: NodeId, lane: usize, keys: usize, reply: &Reply, unit: Bytes) -> bool {
         for _ in 0..keys {
             let conn = &mut self.links[node.index()].conns[lane];
-            match conn.flights.pop_front().map(|s| s.flight) {
+            match conn.arrive().map(|s| s.flight) {
                 Some(Flight::Get(id)) => {
                     if !self.op_answered(id, node, lane, reply, unit.clone()) {
                         return false;
@@ -209,7 +213,10 @@ impl Core {
             return false;
         };
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
-        let answer = client_answer(reply, unit, term);
+        let mut answer = client_answer(reply, unit, term);
+        if let Answer::Value(value) = answer {
+            answer = Answer::Value(self.memory.count(value));
+        }
         if kind.reads() {
             self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }

@@ -175,3 +175,125 @@ fn what_a_socket_with_room_takes_is_no_progress() {
     }
     assert_eq!(world.tick_at(TIMEOUT_US + 1), [false]);
 }
+
+/// The shells' turn for a client that had to wait.
+impl Alone {
+    fn resume(&mut self) {
+        for client in std::mem::take(&mut self.core.outbox.resumable) {
+            self.core.client_resume(client);
+        }
+    }
+
+    /// What a client is told.
+    fn told(&mut self, client: u32) -> Vec<u8> {
+        let told = self.core.client(client).unwrap().unsent().map_or_else(Vec::new, take);
+        self.core.resume_if_ready(client);
+        self.resume();
+        told
+    }
+}
+
+fn set(key: &str, bytes: usize) -> Vec<u8> {
+    format!("set {key} 0 0 {bytes}\r\n{}\r\n", "x".repeat(bytes)).into_bytes()
+}
+
+fn keys(sent: &str) -> Vec<&str> {
+    let names = |line: &'_ str| !line.starts_with('x');
+    sent.lines().filter(|line| names(line)).flat_map(|line| line.split(' ').nth(1)).collect()
+}
+
+/// A hundred writers of 1 MB: the node is asked for a few at a time, in their order; what is small does not wait behind the others.
+#[test]
+fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
+    let mut world = Alone::new();
+    let writers: Vec<u32> = (0..20).map(|_| world.client()).collect();
+    for (i, &writer) in writers.iter().enumerate() {
+        world.say(writer, &set(&format!("large{i}"), 1_000_000));
+    }
+    let sent = world.sent();
+    assert_eq!(keys(&sent), ["large0", "large1", "large2", "large3"]);
+    let small = world.client();
+    world.say(small, &set("small", 10));
+    world.say(small, b"get other\r\n");
+    assert_eq!(keys(&world.sent()), ["small", "other"]);
+    world.node_says(b"STORED\r\n");
+    assert_eq!(keys(&world.sent()), ["large4"]);
+    world.node_says(b"STORED\r\n".repeat(3).as_slice());
+    world.node_says(b"STORED\r\nEND\r\n");
+    assert_eq!(keys(&world.sent()), ["large5", "large6", "large7"]);
+    assert_eq!(world.told(small), b"STORED\r\nEND\r\n");
+    // When the node breaks, those that wait were never sent.
+    world.core.conn_down(NODE, 0, Reason::Reset);
+    assert!(world.core.ops.iter().all(|(_, op)| matches!(op.stage, Stage::Parked | Stage::Unknown(_))));
+    assert_eq!(world.core.ops.iter().filter(|(_, op)| op.stage == Stage::Parked).count(), 12);
+}
+
+/// Two writes of a key keep their order, whichever of them is small.
+#[test]
+fn a_small_write_does_not_overtake_one_of_its_key() {
+    let mut world = Alone::new();
+    for key in ["a", "b", "c", "d", "k"] {
+        let writer = world.client();
+        world.say(writer, &set(key, 1 << 20));
+    }
+    let writer = world.client();
+    world.say(writer, &set("k", 5));
+    assert_eq!(keys(&world.sent()), ["a", "b", "c", "d"]);
+    world.node_says(b"STORED\r\nSTORED\r\n");
+    let sent = world.sent();
+    assert_eq!(keys(&sent), ["k", "k"]);
+    assert!(sent.starts_with("set k 0 0 1048576") && sent.ends_with("set k 0 0 5\r\nxxxxx\r\n"));
+}
+
+#[test]
+fn what_is_larger_than_all_room_goes_alone() {
+    let mut world = Alone::new();
+    let writers = [(); 2].map(|()| world.client());
+    for (writer, key) in writers.into_iter().zip(["a", "b"]) {
+        world.say(writer, &set(key, 6 << 20));
+    }
+    assert_eq!(keys(&world.sent()), ["a"]);
+    world.node_says(b"STORED\r\n");
+    assert_eq!(keys(&world.sent()), ["b"]);
+}
+
+/// A client that reads large values and takes none: no more is asked for than fits its bounds, and it goes on when it has taken them.
+#[test]
+fn a_client_that_takes_nothing_is_asked_for_little() {
+    let mut world = Alone::new();
+    let client = world.client();
+    world.say(client, (0..256).map(|i| format!("get k{i}\r\n")).collect::<String>().as_bytes());
+    let first = world.sent();
+    assert_eq!(first.split_whitespace().filter(|w| w.starts_with('k')).count(), 16);
+    let mut asked: VecDeque<String> =
+        first.split_whitespace().filter(|w| w.starts_with('k')).map(str::to_owned).collect();
+    let (mut line, mut answered) = (asked.len(), 0);
+    // The first line of gets is answered as one.
+    while let Some(key) = asked.pop_front() {
+        line -= 1;
+        let end = if line == 0 { "END\r\n" } else { "" };
+        world.node_says(format!("VALUE {key} 0 1000000\r\n{}\r\n{end}", "x".repeat(1_000_000)).as_bytes());
+        world.resume();
+        answered += 1;
+    }
+    assert_eq!((world.sent().as_str(), answered), ("", 16), "nothing more while it takes none");
+    let told = world.told(client);
+    assert!(told.len() > 15_000_000);
+    let sent = world.sent();
+    assert_eq!(keys(&sent).len() + sent.matches(" k").count() - sent.lines().count(), 4, "{sent}");
+    assert_eq!(world.core.memory.used(), 0, "what was taken is given back");
+}
+
+/// A value beyond the node's own `-I` is none of memcached's.
+#[test]
+fn an_answer_is_bounded_by_what_the_node_can_hold() {
+    for (bytes, fine) in [(1 << 20, true), (2 << 20, false)] {
+        let mut world = Alone::new();
+        world.core.command(Command::ReplyLimit { node: NODE, bytes: 1 << 20 });
+        let client = world.client();
+        world.say(client, b"get k\r\n");
+        world.sent();
+        world.node_says(format!("VALUE k 0 {bytes}\r\n").as_bytes());
+        assert_eq!(world.core.conn(NODE, 0).state == LinkState::Ready, fine, "{bytes}");
+    }
+}
