@@ -29,7 +29,7 @@ const TOLERATED: (f64, f64) = (0.006, 0.010);
 const MORE_THAN_USUAL: (f64, f64) = (1.1, 0.004);
 /// The answer in the middle may be later by one of so many parts of the budget; so many of all may be later than that for the resyncs to work harder,
 /// and beyond the second they work less.
-const MIDDLE: u32 = 16;
+const MIDDLE: u32 = 32;
 const TOLERATED_LATER: (f64, f64) = (0.50, 0.55);
 /// Answers that are enough for a judgement; how long they are waited for.
 const JUDGED: (u64, Duration) = (200, Duration::from_millis(400));
