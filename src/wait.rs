@@ -49,7 +49,7 @@ const LOOKS: u32 = 2;
     max_term_width = 120
 )]
 pub struct WaitArgs {
-    /// Wait until every pair is mirrored and every server is up
+    /// Wait until every item is known to have two copies, and every server is up
     #[arg(long, required = true)]
     mirrored: bool,
 
@@ -190,27 +190,19 @@ fn look(args: &WaitArgs) -> Look {
     if !nodes.iter().any(|node| value(&servers, &format!("{node}:place")) == "backup") {
         return Look::Pointless(Pointless::NoBackups(proxy));
     }
-    let mut missing = Vec::new();
-    for pair in names(":state", &status).iter().filter_map(|name| name.strip_prefix("pair:")) {
-        let of = |field: &str| value(&status, &format!("pair:{pair}:{field}"));
-        let state = of("state");
-        if state != "mirrored" {
-            missing.push(format!("pair {pair} is {state}, reason {}", of("reason")));
-        }
+    // The proxy's own words: it knows more than its pairs' states.
+    let obstacles = status.iter().filter(|(name, _)| name.starts_with("obstacle:"));
+    let mut missing: Vec<String> = obstacles.map(|(_, sentence)| sentence.clone()).collect();
+    if missing.is_empty() && value(&status, "mirrored") != "1" {
+        missing.push("the proxy says that it is not mirrored".to_owned());
     }
-    for node in &nodes {
+    for node in nodes.iter().filter(|_| !args.proxy_only) {
         let of = |field: &str| value(&servers, &format!("{node}:{field}"));
-        let state = of("state");
-        if state != "up" {
-            missing.push(format!("server {node} is {state}, reason {}", of("reason")));
-        } else if !args.proxy_only
+        if of("state") == "up"
             && let Err(why) = carries_marker(node, &of("incarnation"))
         {
             missing.push(format!("server {node} {why}"));
         }
-    }
-    if missing.is_empty() && value(&status, "mirrored") != "1" {
-        missing.push("a pair is changing roles".to_owned());
     }
     Look::Missing(missing)
 }

@@ -512,14 +512,18 @@ fn an_item_that_the_target_refuses_has_a_defined_end() {
         s.mirrored() || s.node_number(&addr, "items_failed") + s.node_number(&addr, "items_skipped") >= 2
     });
     eprintln!("a resync with refused items ended so: {status}");
-    cluster.mirrored();
-    let status = cluster.proxy.status();
+    // It goes on trying, and the primary, which refuses what the backup has, does not lead.
+    let backup = cluster.backups[0].addr();
+    let status = cluster.proxy.wait_status("the primary to be kept from leading", support::DEADLINE, |s| {
+        s.pair(&addr, &backup, "reason") == "copies_missing" && s.all["copies_missing"] == "2"
+    });
+    assert_eq!((status.pair(&addr, &backup, "leader"), status.mirrored()), (backup.as_str(), false), "{status}");
     let counted = status.node_number(&addr, "items_failed") + status.node_number(&addr, "items_skipped");
     assert_eq!(counted, 2, "refused items are counted: {status}");
     assert_eq!(count_filled(&mut client, "small", 1000, 100), 1000);
     for key in ["large:0", "large:1"] {
         let item = client.get(key).unwrap_or_else(|e| panic!("get {key}: {e}"));
-        assert!(item.as_ref().is_none_or(|i| i.value == large), "{key} is neither whole nor a miss");
+        assert!(item.is_some_and(|i| i.value == large), "{key} is not whole");
     }
     // The smaller limit is the pair's now: refused as memcached refuses it, and the old item is gone on both.
     let answer = client.set("small:1", &large);
@@ -536,6 +540,10 @@ fn an_item_that_the_target_refuses_has_a_defined_end() {
     assert_eq!(support::compare_rings(&primaries, &backups), Vec::<String>::new());
     client.delete("large:0").expect("delete");
     assert!(!cluster.backup_ring().contains_key(&b"large:0"[..]), "a deleted item stays on the backup");
+    client.delete("large:1").expect("delete");
+    // Nothing has one copy any more.
+    cluster.mirrored();
+    cluster.assert_rings_equal();
 }
 
 /// Nobody failed, but the operator knows that a node's content is wrong.

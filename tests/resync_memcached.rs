@@ -136,6 +136,7 @@ impl World {
             progress,
             recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
             missed: BTreeMap::from([(PAIR, self.missed.clone())]),
+            lone: BTreeMap::new(),
             written: BTreeMap::new(),
             coordinator,
         }
@@ -151,7 +152,7 @@ impl World {
         let (coordinator, mut events) = mpsc::channel(4);
         let progress = Arc::new(Progress::new([PAIR]));
         let ctx = self.context(tuning, cancel, quiesce, progress.clone(), coordinator);
-        let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill };
+        let spec = JobSpec { target: TARGET, pairs: vec![(PAIR, LEADER)], fill, leads: false };
         let control = async {
             let mut closed = None;
             while let Some(event) = events.recv().await {

@@ -591,10 +591,11 @@ impl Run<'_> {
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
             missed: BTreeMap::from([(PairId(0), self.missed.clone())]),
+            lone: BTreeMap::new(),
             written,
             coordinator,
         };
-        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill };
+        let spec = JobSpec { target: NodeId(1), pairs: vec![(PairId(0), NodeId(0))], fill, leads: false };
         (self.recopy, self.cancel, self.events) = (recopy, cancel, events);
         (self.purged, self.ready, self.recovering, self.gate_closed) = (None, None, counts, false);
         self.orders.clear();

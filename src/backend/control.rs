@@ -72,6 +72,8 @@ pub struct Probe {
     pub session: Option<Session>,
     /// Delayed flushes that it remembers, if other markers were asked for.
     pub pending: Option<Pending>,
+    /// The session of a proxy that says that it works beside another one, likewise.
+    pub rival: Option<u64>,
 }
 
 /// Why a marker was not written.
@@ -118,9 +120,10 @@ impl NodeControl {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
             if !others.is_empty() {
-                keys.push(marker::FLUSH_KEY);
+                keys.extend([marker::FLUSH_KEY, marker::RIVAL_KEY]);
             }
             let mut found = read(pipe, deadline, &keys).await?;
+            let rival = if others.is_empty() { None } else { found.pop().flatten() };
             let pending = if others.is_empty() { None } else { found.pop().flatten() };
             let at = |key: &str| keys.iter().position(|k| *k == key).and_then(|at| found[at].as_ref()).map(|(v, _)| v);
             Ok(Probe {
@@ -128,6 +131,7 @@ impl NodeControl {
                 missing: found[1..].iter().any(Option::is_none),
                 session: if others.is_empty() { None } else { at(marker::SESSION_KEY).and_then(|v| Session::parse(v)) },
                 pending: pending.and_then(|(v, _)| Pending::parse(&v)),
+                rival: rival.and_then(|(v, _)| u64::from_str_radix(std::str::from_utf8(&v).ok()?, 16).ok()),
             })
         })
         .await
@@ -330,6 +334,17 @@ impl NodeControl {
             Err(MarkError::Refused(_)) => write().await,
             result => result,
         }
+    }
+
+    /// Says that the proxy of this session works beside another one; for so many seconds. Blindly: it certifies nothing.
+    pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
+        self.with_pipe(async |pipe, deadline| {
+            let command = format!("ms {} 16 T{seconds}\r\n{session:016x}\r\n", marker::RIVAL_KEY);
+            // A full node may refuse it: the next probe tries again.
+            pipe.ask(command.as_bytes(), Effect::Mutation, deadline).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {

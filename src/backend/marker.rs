@@ -9,13 +9,15 @@
 //!   thought of items from before it.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
 //! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the first of them.
+//! - *rival*: a proxy that found another one's session in its own's place, and still works: so that the other one knows. It expires.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term, the ring's period.
 //!
 //! A *period* begins when a proxy starts with another ring than the nodes were last used under. A record of another period says nothing
 //! about the pair that has its number now, and a node with an older period's marker has missed a period, even if the ring is the same
 //! again: what moved to other nodes meanwhile was changed there.
 //!
-//! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify a node that has just restarted.
+//! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify a node that has just restarted. (But the
+//! rival's, which certifies nothing.)
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,6 +33,9 @@ pub const SESSION_KEY: &str = "__resilver__:session";
 
 /// The key of the delayed flushes.
 pub const FLUSH_KEY: &str = "__resilver__:flush";
+
+/// The key under which a proxy says that it works beside another one: the number of its session.
+pub const RIVAL_KEY: &str = "__resilver__:rival";
 
 /// The key of a pair's record.
 pub fn pair_key(pair: PairId) -> String {

@@ -8,13 +8,14 @@ use bytes::Bytes;
 
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
-use crate::pair::{self, State};
+use crate::pair::{self, Reason, State};
 use crate::proxy::{ClientKey, Question};
 use crate::resync::Fill;
 use crate::ring::Distribution;
 
 use super::Cluster;
 use super::jobs::{seconds, sums};
+use super::summary::{NodeFacts, PAIR_WORDS, PairFacts, Summary};
 
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,7 @@ impl Cluster {
             Question::Stats(args) => match args.as_str() {
                 "" => self.stats_general(),
                 "servers" => self.stats_servers(),
-                "resync" => self.resync_status(),
+                "resync" => self.resync_status(false),
                 "settings" => self.stats_settings(),
                 "reset" => self.stats_reset(),
                 // memcached's own answer, which some test suites look for.
@@ -72,12 +73,15 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status, resync verify [<host:port>], resync cancel [<host:port>], resync lead <host:port>",
+                "resync: too many words; try resync, resync <host:port>, resync status [all], resync verify [<host:port>], resync cancel [<host:port>], resync lead <host:port>",
             );
         }
         match (first, second) {
-            (Some("status"), None) => self.resync_status(),
-            (Some("status"), Some(word)) => client_error(format_args!("resync status takes no argument, not {word}")),
+            (Some("status"), None) => self.resync_status(false),
+            (Some("status"), Some("all")) => self.resync_status(true),
+            (Some("status"), Some(word)) => client_error(format_args!(
+                "resync status: unexpected word {word}; try resync status, or resync status all"
+            )),
             _ if !self.topology.has_backups() => {
                 client_error("resync: there are no backups (-b), so there is nothing to refill from")
             }
@@ -202,29 +206,98 @@ impl Cluster {
         }
     }
 
-    fn resync_status(&self) -> Bytes {
+    /// What is known of a pair, for [`super::summary`].
+    fn pair_facts(&self, id: PairId) -> PairFacts {
+        let run = &self.pairs[id.index()];
+        PairFacts {
+            state: run.pair.state(),
+            gate: run.pair.gate(),
+            reason: run.pair.reason(),
+            undecided: run.undecided,
+            foreign: run.pair.is_foreign() || self.is_contested(id),
+            missing: run.lone.len(),
+            more: run.lone.has_more(),
+            recorded: self.marked() || !self.topology.has_backups(),
+        }
+    }
+
+    fn node_facts(&self, node: NodeId) -> NodeFacts {
+        let run = &self.nodes[node.index()];
+        let place = self.topology.place(node);
+        // Beside what it is to be filled with, what it was being filled with when its resync ended.
+        let lacking = self.topology.pairs_of(node).find(|&p| self.lacks_refill(p, place));
+        let filled = || run.job.as_ref().and_then(|job| job.pairs.first()).map(|(pair, _)| *pair);
+        let needy = lacking.or_else(filled).map(|pair| self.pair_facts(pair).shown().reason);
+        NodeFacts {
+            up: run.health.is_up(),
+            reason: run.reason,
+            foreign: run.foreign.is_contested(),
+            job: run.job.as_ref().map(|job| job.progress.phase()),
+            drained: run.is_drained(),
+            needy: needy.filter(|_| lacking.is_some() || run.job.is_some()),
+        }
+    }
+
+    fn used_pairs(&self) -> impl Iterator<Item = PairId> {
+        self.topology.pairs().filter(|&pair| self.topology.pair_is_used(pair))
+    }
+
+    fn summary(&self) -> Summary {
+        let names: Vec<(String, PairFacts)> =
+            self.used_pairs().map(|pair| (self.pair_name(pair), self.pair_facts(pair))).collect();
+        let nodes: Vec<(String, NodeFacts)> =
+            self.topology.nodes().map(|node| (self.topology.addr(node).to_string(), self.node_facts(node))).collect();
+        Summary::of(
+            self.topology.has_backups(),
+            self.flush.is_active(),
+            names.iter().map(|(name, facts)| (name.as_str(), *facts)),
+            nodes.iter().map(|(name, facts)| (name.as_str(), *facts)),
+        )
+    }
+
+    /// Keys known to have one copy, and pairs in which there are more, of which nothing else is known.
+    fn copies_missing(&self) -> [(&'static str, usize); 2] {
+        let known = self.pairs.iter().map(|run| run.lone.len()).sum();
+        let unknown = self.pairs.iter().filter(|run| run.lone.has_more()).count();
+        [("copies_missing", known), ("pairs_missing_unknown", unknown)]
+    }
+
+    /// `all`: also the pairs that never get a key.
+    fn resync_status(&self, all: bool) -> Bytes {
         let mut out = Stats::default();
         out.put("mode", self.mode());
-        let mirrored = self.topology.has_backups()
-            && self.pairs.iter().all(|run| run.pair.state() == State::Mirrored && run.pair.gate() == pair::Gate::Open);
-        out.put("mirrored", u8::from(mirrored));
-        for id in self.topology.pairs() {
+        let summary = self.summary();
+        out.put("mirrored", u8::from(summary.is_mirrored()));
+        for (name, value) in self.copies_missing() {
+            out.put(name, value);
+        }
+        out.put("pairs_unused", self.topology.pair_count() - self.used_pairs().count());
+        for (number, obstacle) in summary.obstacles().enumerate() {
+            out.put(format_args!("obstacle:{}", number + 1), obstacle);
+        }
+        for id in self.topology.pairs().filter(|&pair| all || self.topology.pair_is_used(pair)) {
             let run = &self.pairs[id.index()];
             let name = self.pair_name(id);
             let leader = run.pair.state().leader().map(|p| self.node_at(id, p));
-            out.put(format_args!("pair:{name}:state"), run.pair.state().word());
+            let shown = self.pair_facts(id).shown();
+            out.put(format_args!("pair:{name}:state"), shown.state);
             match leader {
                 Some(node) => out.put(format_args!("pair:{name}:leader"), self.topology.addr(node)),
                 None => out.put(format_args!("pair:{name}:leader"), "none"),
             }
-            out.put(format_args!("pair:{name}:reason"), run.pair.reason());
+            out.put(format_args!("pair:{name}:reason"), shown.reason);
             out.put(format_args!("pair:{name}:for_seconds"), seconds(run.since));
+            if run.lone.has_more() || !run.lone.is_empty() {
+                out.put(format_args!("pair:{name}:copies_missing"), run.lone.len());
+                out.put(format_args!("pair:{name}:missing_unknown"), u8::from(run.lone.has_more()));
+            }
         }
         for node in self.topology.nodes() {
             let run = &self.nodes[node.index()];
             let addr = self.topology.addr(node);
-            out.put(format_args!("node:{addr}:state"), self.phase(node));
-            out.put(format_args!("node:{addr}:reason"), self.shown_reason(node));
+            let shown = self.node_facts(node).shown();
+            out.put(format_args!("node:{addr}:state"), shown.state);
+            out.put(format_args!("node:{addr}:reason"), shown.reason);
             let (progress, elapsed, end) = match (&run.job, &run.last) {
                 (Some(job), _) => {
                     let word = if job.progress.trickles() { "trickle" } else { "running" };
@@ -283,14 +356,17 @@ impl Cluster {
             let base = if name == "curr_connections" { 0 } else { self.stats_base.get(at).copied().unwrap_or(0) };
             out.put(name, value.wrapping_sub(base));
         }
-        for (name, state) in
-            [("mirrored", "mirrored"), ("degraded", "degraded"), ("recovering", "recovering"), ("dark", "dark")]
-        {
-            out.put(format_args!("pairs_{name}"), self.pairs.iter().filter(|p| p.pair.state().word() == state).count());
+        let words: Vec<_> = self.used_pairs().map(|pair| self.pair_facts(pair).shown()).collect();
+        for word in PAIR_WORDS {
+            out.put(format_args!("pairs_{word}"), words.iter().filter(|shown| shown.state == word).count());
         }
-        let unlisted = self.pairs.iter().filter(|p| p.pair.reason() == pair::Reason::CannotEnumerate).count();
+        let unlisted = words.iter().filter(|shown| shown.reason == Reason::CannotEnumerate).count();
         out.put("pairs_cannot_enumerate", unlisted);
-        out.put("nodes_foreign_session", self.nodes.iter().filter(|n| n.foreign.is_live()).count());
+        out.put("pairs_unused", self.topology.pair_count() - words.len());
+        for (name, value) in self.copies_missing() {
+            out.put(name, value);
+        }
+        out.put("nodes_foreign_session", self.nodes.iter().filter(|n| n.foreign.is_contested()).count());
         out.put("delayed_flushes", self.flush.pending.len());
         out.put("nodes_up", self.nodes.iter().filter(|n| n.health.is_up()).count());
         out.put("nodes_lost", self.nodes.iter().filter(|n| !n.health.is_up()).count());
@@ -303,8 +379,9 @@ impl Cluster {
             let run = &self.nodes[node.index()];
             let addr = self.topology.addr(node);
             out.put(format_args!("{addr}:place"), self.topology.place(node));
-            out.put(format_args!("{addr}:state"), self.phase(node));
-            out.put(format_args!("{addr}:reason"), self.shown_reason(node));
+            let shown = self.node_facts(node).shown();
+            out.put(format_args!("{addr}:state"), shown.state);
+            out.put(format_args!("{addr}:reason"), shown.reason);
             if addr.host.parse::<std::net::IpAddr>().is_err() {
                 let address = |at: Option<SocketAddr>| at.map_or_else(|| "none".to_owned(), |at| at.to_string());
                 out.put(format_args!("{addr}:address"), address(self.address(node)));

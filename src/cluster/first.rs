@@ -95,11 +95,13 @@ impl Cluster {
             self.learn_pending(&known);
             self.record_pending();
         }
-        for pair in self.topology.pairs() {
-            let (primary, backup) = self.topology.nodes_of(pair);
-            let clean = std::iter::once(primary).chain(backup).all(|n| self.nodes[n.index()].session_settled);
-            self.decide(pair, clean || !holds(Rule::CrashIsNotClean));
-        }
+        self.told_together(|cluster| {
+            for pair in cluster.topology.pairs() {
+                let (primary, backup) = cluster.topology.nodes_of(pair);
+                let clean = std::iter::once(primary).chain(backup).all(|n| cluster.nodes[n.index()].session_settled);
+                cluster.decide(pair, clean || !holds(Rule::CrashIsNotClean));
+            }
+        });
     }
 
     async fn look_at_all(&mut self, pairs: usize) {
@@ -405,7 +407,7 @@ impl Cluster {
                 (false, false) => State::Dark { in_sync: None, fallback: None },
             };
             self.pairs[pair.index()].undecided = false;
-            return self.apply(pair, pair::Event::Start(state, Reason::None));
+            return self.apply(pair, pair::Event::Start(state, self.reason_at_start(pair, state, true)));
         }
         let newest = self
             .topology
@@ -428,6 +430,7 @@ impl Cluster {
         run.first_fill = fill;
         if newest.is_none()
             && let State::Degraded { leader } = state
+            && self.speaks_for(pair, leader.other())
             && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
         {
             let node = self.topology.addr(self.node_at(pair, leader));
@@ -436,22 +439,20 @@ impl Cluster {
         }
         if let (Some(Fill::Adopt), Some(_)) = (fill, newest) {
             tracing::info!(pair = %self.pair_name(pair), "an adoption was cut off: it goes on");
-        } else if let (Some(Fill::Adopt), Some(leader)) = (fill, state.leader()) {
+        } else if let (Some(Fill::Adopt), Some(leader), true) =
+            (fill, state.leader(), state.leader().is_some_and(|p| self.speaks_for(pair, p)))
+        {
             let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
             tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
                 "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
         }
-        // Nothing was lost while this proxy ran. What answers is out of date; what is not, where there is any, does not answer.
-        let reason = match state {
-            State::Dark { in_sync: Some(_), .. } => Reason::StaleAlone,
-            State::Dark { in_sync: None, .. } if !waits => Reason::MarkerStale,
-            _ => Reason::None,
-        };
-        if reason == Reason::MarkerStale {
+        let reason = self.reason_at_start(pair, state, waits);
+        if matches!(state, State::Dark { in_sync: None, .. }) && !waits {
             self.wait_for_first_leader(pair);
         }
         self.apply(pair, pair::Event::Start(state, reason));
-        if waits {
+        let away = if self.nodes[primary.index()].health.is_up() { Place::Backup } else { Place::Primary };
+        if waits && self.speaks_for(pair, away) {
             tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
         }
     }
@@ -493,6 +494,32 @@ impl Cluster {
         {
             tracing::error!(pair = %self.pair_name(pair), "no node of the pair came to lead in time: its keys are refused until one does");
             self.publish(pair);
+        }
+    }
+
+    /// Whether this is the first of the pairs of its node at `place`: one word for all of them.
+    fn speaks_for(&self, pair: PairId, place: Place) -> bool {
+        let node = self.node_at(pair, place);
+        self.topology.pairs_of(node).find(|&p| self.topology.pair_is_used(p)) == Some(pair)
+    }
+
+    /// Why a pair is not mirrored from the start on.
+    fn reason_at_start(&self, pair: PairId, state: State, waits: bool) -> Reason {
+        // Why a node is not in use.
+        let away = |place: Place| {
+            let run = &self.nodes[self.node_at(pair, place).index()];
+            (!run.health.is_up()).then_some(run.reason).filter(|reason| *reason != Reason::None)
+        };
+        match state {
+            // What answers is recorded as out of date, and what is in sync does not answer.
+            State::Dark { in_sync: Some(_), .. } => Reason::StaleAlone,
+            // What answers is out of date, and nothing that is not is left.
+            State::Dark { in_sync: None, .. } if !waits => Reason::MarkerStale,
+            State::Dark { in_sync: None, .. } => {
+                away(Place::Primary).or_else(|| away(Place::Backup)).unwrap_or(Reason::Starting)
+            }
+            State::Degraded { leader } => away(leader.other()).unwrap_or(Reason::Starting),
+            State::Mirrored | State::Recovering { .. } => Reason::Starting,
         }
     }
 }

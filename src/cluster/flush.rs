@@ -406,6 +406,10 @@ impl Cluster {
             self.flush.running = Some(running);
             return;
         }
+        if running.flushed {
+            // Whoever holds anything yet is lost, and purged.
+            self.pairs.iter().for_each(|run| run.lone.forget());
+        }
         let refusal = running.refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
         // No node can even remember it: after a crash of this proxy what they hold would count again.
         let unheard = if running.flushed { Bytes::from_static(b"OK\r\n") } else { Bytes::from_static(UNHEARD) };

@@ -1,9 +1,12 @@
 //! Another proxy over the same nodes. It shows itself by its open session where this proxy's was: started later, it took this one for
 //! dead. Two proxies that see failures each for itself would promote different nodes, so this one promotes nobody while that session
 //! is open, and says so. When it ends, what both wrote may differ between the copies: they are compared, as after a crash.
+//!
+//! The later one sees nothing of that. So the earlier one leaves word on the nodes as long as it lives ([`RIVAL_KEY`](crate::backend::marker::RIVAL_KEY)): the later one goes
+//! on, calls nothing mirrored, and compares the copies when that word has expired.
 
 use crate::backend::marker::Session;
-use crate::ids::{NodeId, Place};
+use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Reason, State};
 use crate::resync::Fill;
 
@@ -15,6 +18,8 @@ pub(super) struct Foreign {
     /// Its session, since the second probe that found it: the first may have been under way when this proxy marked the node.
     live: Option<u64>,
     suspected: Option<u64>,
+    /// The session of an earlier proxy that still works.
+    rival: Option<u64>,
     /// How many such sessions there were.
     pub(super) count: u64,
 }
@@ -22,6 +27,11 @@ pub(super) struct Foreign {
 impl Foreign {
     pub(super) fn is_live(&self) -> bool {
         self.live.is_some()
+    }
+
+    /// Whether another proxy works on it, earlier or later than this one.
+    pub(super) fn is_contested(&self) -> bool {
+        self.live.is_some() || self.rival.is_some()
     }
 }
 
@@ -32,6 +42,7 @@ impl Cluster {
         match found {
             Some(other) if other.open && other.id != self.session.id => {
                 if foreign.live == Some(other.id) {
+                    self.leave_word(node);
                     return;
                 }
                 if foreign.suspected != Some(other.id) {
@@ -66,6 +77,39 @@ impl Cluster {
         }
     }
 
+    /// For the later proxy; it outlasts a few probes.
+    fn leave_word(&self, node: NodeId) {
+        let (control, session) = (self.controls[node.index()].clone(), self.session.id);
+        let seconds = (4 * self.settings.probe_interval).as_secs() + 2;
+        tokio::spawn(async move {
+            // If this fails, the next probe repeats it.
+            let _ = control.rival(session, seconds).await;
+        });
+    }
+
+    /// At every good probe of a node in use: does an earlier proxy say that it works too?
+    pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<u64>) {
+        let found = found.filter(|&id| id != self.session.id);
+        let foreign = &mut self.nodes[node.index()].foreign;
+        let known = std::mem::replace(&mut foreign.rival, found);
+        match (known, found) {
+            (None, Some(id)) => {
+                foreign.count += 1;
+                tracing::error!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"), reason = %Reason::ForeignSession,
+                    "an earlier proxy still works on this node: what both write may differ between the copies. Stop one of the two");
+            }
+            (Some(id), None) => {
+                tracing::warn!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"), "the earlier proxy is gone: what both wrote is compared");
+            }
+            _ => {}
+        }
+        if found.is_some() && found != known {
+            for pair in self.topology.pairs_of(node) {
+                self.pairs[pair.index()].lone.add_more();
+            }
+        }
+    }
+
     fn foreign_ended(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
@@ -93,9 +137,9 @@ impl Cluster {
         }
     }
 
-    /// The reason shown for a node.
-    pub(super) fn shown_reason(&self, node: NodeId) -> Reason {
-        let run = &self.nodes[node.index()];
-        if run.foreign.is_live() { Reason::ForeignSession } else { run.reason }
+    /// Whether another proxy works on a node of the pair.
+    pub(super) fn is_contested(&self, pair: PairId) -> bool {
+        let (primary, backup) = self.topology.nodes_of(pair);
+        std::iter::once(primary).chain(backup).any(|node| self.nodes[node.index()].foreign.is_contested())
     }
 }

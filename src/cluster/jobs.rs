@@ -10,12 +10,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Drain, NodeError, Probe};
-use crate::ids::{NodeId, PairId};
+use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
-use crate::resync::{
-    self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Phase, Progress, Recopy, Tuning, Verdict,
-};
+use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Recopy, Tuning, Verdict};
 
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
@@ -80,6 +78,7 @@ impl Cluster {
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
         let (mut recopy, mut missed, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut lone = BTreeMap::new();
         for (pair, _) in &pairs {
             let run = &mut self.pairs[pair.index()];
             if fill != Fill::Missed {
@@ -89,6 +88,11 @@ impl Cluster {
             if run.first_fill != Some(fill) {
                 run.first_fill = None;
             }
+            // All that the target lacks comes to it. A list names what it is known to lack, and no more.
+            match fill {
+                Fill::Missed => run.lone.forget_known(),
+                _ => run.lone.forget(),
+            }
             if !matches!(run.pair.state(), State::Recovering { .. }) {
                 // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
                 run.recopy = Arc::new(Recopy::noting(run.missed.clone()));
@@ -97,16 +101,18 @@ impl Cluster {
             }
             recopy.insert(*pair, run.recopy.clone());
             missed.insert(*pair, run.missed.clone());
+            lone.insert(*pair, run.lone.clone());
         }
         let (coordinator, mut questions) = mpsc::channel(16);
         let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
-        (context.recopy, context.missed, context.written) = (recopy, missed, written);
+        (context.recopy, context.missed, context.written, context.lone) = (recopy, missed, written, lone);
         self.leave_verify_of(node);
         for (_, source) in &pairs {
             self.leave_verify_of(*source);
         }
         let run = &mut self.nodes[node.index()];
-        let spec = JobSpec { target: node, pairs: pairs.clone(), fill };
+        let spec =
+            JobSpec { target: node, pairs: pairs.clone(), fill, leads: self.topology.place(node) == Place::Primary };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
         if purge_only && fill == Fill::Missed {
             let missed: usize = pairs.iter().map(|(p, _)| self.pairs[p.index()].missed.len()).sum();
@@ -179,6 +185,7 @@ impl Cluster {
             progress,
             recopy: BTreeMap::new(),
             missed: BTreeMap::new(),
+            lone: BTreeMap::new(),
             written: BTreeMap::new(),
             coordinator,
         }
@@ -220,9 +227,9 @@ impl Cluster {
                     }
                     return;
                 }
-                for pair in &pairs {
-                    self.apply(*pair, pair::Event::BeginRecovery);
-                }
+                self.told_together(|cluster| {
+                    pairs.iter().for_each(|pair| cluster.apply(*pair, pair::Event::BeginRecovery));
+                });
                 // Only now: the first pair's edge must not judge those that have not been told yet.
                 if let Some(job) = self.nodes[node.index()].job.as_mut() {
                     job.go = Some(reply);
@@ -413,14 +420,13 @@ impl Cluster {
         let (copied, skipped, failed) =
             (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
         let bytes = progress.sum(|p| &p.bytes);
+        if progress.incomplete() > 0 || !progress.evictions_known() {
+            self.evicted_during_fill(node, &progress);
+        }
         let (reason, end) = match &outcome.result {
             Ok(()) => {
-                let incomplete = progress.incomplete();
                 tracing::info!(node = %addr, copied, skipped, failed, bytes, elapsed = %humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64)),
                     "resync done");
-                if incomplete > 0 {
-                    tracing::warn!(node = %addr, evicted = incomplete, "the node evicted items while it was filled: its copy is incomplete");
-                }
                 if failed > 0 {
                     tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
                 }
@@ -512,28 +518,6 @@ impl Cluster {
             }
         }
         self.consider(node);
-    }
-
-    /// The word for what a node is at in its refill.
-    pub(super) fn phase(&self, node: NodeId) -> &'static str {
-        let run = &self.nodes[node.index()];
-        if !run.health.is_up() {
-            return "lost";
-        }
-        match &run.job {
-            Some(job) => match job.progress.phase() {
-                Phase::Preparing | Phase::Purging | Phase::Barrier => "purging",
-                Phase::HandingBack => "handing_back",
-                Phase::Finished => "up",
-                Phase::Copying => "copying",
-            },
-            None if !run.is_drained() => "draining",
-            None => {
-                let place = self.topology.place(node);
-                let needy = |p: PairId| self.lacks_refill(p, place);
-                if self.topology.pairs_of(node).any(needy) { "waiting" } else { "up" }
-            }
-        }
     }
 }
 

@@ -10,9 +10,11 @@
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol.
+//! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
 //! - `foreign`: another proxy over the same nodes.
 //! - `start`: the first states.
+//! - `summary`: what is said of pairs, nodes and the whole.
 //! - `terms`: where leadership terms begin.
 //! - `yielding`: resyncs give way to clients.
 //!
@@ -21,6 +23,7 @@
 mod ask;
 mod clean;
 mod clocks;
+mod copies;
 mod first;
 mod flush;
 mod foreign;
@@ -31,6 +34,7 @@ mod orders;
 mod probes;
 mod records;
 mod start;
+mod summary;
 mod terms;
 mod verify;
 mod yielding;
@@ -55,7 +59,7 @@ use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use crate::pair::{self, Gate, Kept, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
-    Clocks, Crawls, Fill, JobError, JobEvent, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled,
+    Clocks, Crawls, Fill, JobError, JobEvent, Lone, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled,
     Verdict, VerifyEvent,
 };
 use crate::ring::Topology;
@@ -84,6 +88,8 @@ enum Internal {
     SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Probe, NodeError> },
     Verify { event: VerifyEvent },
     VerifyEnded { result: Result<(), JobError> },
+    LookForCopies,
+    Mended { pair: PairId, mended: bool },
     Restored { node: NodeId },
     DrainDone { node: NodeId, life: u64 },
     Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
@@ -112,6 +118,9 @@ struct PairRun {
     missed: Arc<Missed>,
     /// Which of its nodes have kept their memory since then.
     kept: Kept,
+    /// Keys that have one copy while it is mirrored, or being filled; and what is done about them.
+    lone: Arc<Lone>,
+    copies: copies::Copies,
     /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
     /// refilled in another way; an adoption only when a memory is lost, for `written` knows what the follower misses.
     first_fill: Option<Fill>,
@@ -200,6 +209,8 @@ pub struct Cluster {
     orders: BTreeMap<u64, oneshot::Sender<Settled>>,
     last_ticket: u64,
     scrubs: verify::Scrubs,
+    /// Edges that are told together, of pairs and the states before, while several pairs learn of one thing.
+    edges: Option<Vec<(PairId, State)>>,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
     /// Stops the tasks that outlive a single step.
@@ -227,6 +238,7 @@ impl Cluster {
         // As much again as one resync's key list.
         let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
         let term = terms::first(Term::default(), false, ambient::random_u64());
+        let lone_budget = Arc::new(MissedBudget::new(settings.resync_memory / 8));
         let pairs = topology
             .pairs()
             .map(|_| PairRun {
@@ -236,6 +248,8 @@ impl Cluster {
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
                 kept: Kept::default(),
+                lone: Arc::new(Lone::new(lone_budget.clone())),
+                copies: copies::Copies::default(),
                 first_fill: None,
                 was_mirrored: false,
                 written: None,
@@ -280,6 +294,7 @@ impl Cluster {
             orders: BTreeMap::new(),
             last_ticket: 0,
             scrubs: verify::Scrubs::default(),
+            edges: None,
             unclean,
             shutdown,
         }
@@ -289,6 +304,7 @@ impl Cluster {
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         let Some(mut inbox) = self.inbox.take() else { return };
         self.spawn_governor();
+        self.spawn_copies_ticker();
         self.start().await;
         self.spawn_resolvers();
         for node in self.topology.nodes() {
@@ -366,6 +382,8 @@ impl Cluster {
             }
             Internal::Verify { event } => self.verify_said(event),
             Internal::VerifyEnded { result } => self.verify_ended(result),
+            Internal::LookForCopies => self.look_for_copies(),
+            Internal::Mended { pair, mended } => self.mended(pair, mended),
             Internal::Restored { node } => self.allow(node),
             Internal::DrainDone { node, life } => self.drained(node, life),
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
@@ -416,6 +434,9 @@ impl Cluster {
             if let State::Degraded { .. } = after {
                 self.overtake_job_of(id);
             }
+            if (before, after) == (State::Mirrored, State::Degraded { leader: Place::Backup }) {
+                self.lose_only_copies(id);
+            }
             self.log_state(id, before);
         }
         if let pair::Event::Lost(place, loss, _) = event {
@@ -436,20 +457,59 @@ impl Cluster {
         }
     }
 
-    fn log_state(&self, id: PairId, before: State) {
+    /// What `work` makes of several pairs is told in one line for all that change alike.
+    fn told_together(&mut self, work: impl FnOnce(&mut Cluster)) {
+        if self.edges.is_some() {
+            return work(self);
+        }
+        self.edges = Some(Vec::new());
+        work(self);
+        let mut edges = self.edges.take().unwrap_or_default();
+        while let Some(&(first, before)) = edges.first() {
+            let known = |id: PairId| (self.pairs[id.index()].pair.state().word(), self.pairs[id.index()].pair.reason());
+            let (alike, others): (Vec<_>, Vec<_>) =
+                edges.into_iter().partition(|&(id, from)| (from, known(id)) == (before, known(first)));
+            self.log_edge(first, before, alike.len());
+            edges = others;
+        }
+    }
+
+    fn log_state(&mut self, id: PairId, before: State) {
+        if !self.topology.pair_is_used(id) {
+            let to = self.pairs[id.index()].pair.state().word();
+            return tracing::debug!(pair = %self.pair_name(id), from = before.word(), to, "a pair that never gets a key changed");
+        }
+        match &mut self.edges {
+            Some(edges) => edges.push((id, before)),
+            None => self.log_edge(id, before, 1),
+        }
+    }
+
+    /// `pairs`: so many changed alike, this one among them.
+    fn log_edge(&self, id: PairId, before: State, pairs: usize) {
         let pair = &self.pairs[id.index()].pair;
         let leader =
             pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
         let name = self.pair_name(id);
         let (from, to, reason) = (before.word(), pair.state().word(), pair.reason());
         match pair.state() {
-            State::Dark { .. } if !self.pairs[id.index()].undecided => {
+            State::Dark { .. } if self.pairs[id.index()].undecided && pairs == 1 => {
+                tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");
+            }
+            State::Dark { .. } if pairs == 1 => {
                 tracing::error!(pair = %name, from, to, %leader, %reason, "pair is dark: its keys are refused");
             }
-            State::Degraded { .. } if before == State::Mirrored => {
+            State::Dark { .. } => {
+                tracing::error!(pairs, first = %name, from, to, %reason, "pairs are dark: their keys are refused");
+            }
+            State::Degraded { .. } if before == State::Mirrored && pairs == 1 => {
                 tracing::warn!(pair = %name, from, to, %leader, %reason, "pair is degraded: one copy left");
             }
-            _ => tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed"),
+            State::Degraded { .. } if before == State::Mirrored => {
+                tracing::warn!(pairs, first = %name, from, to, %reason, "pairs are degraded: one copy left");
+            }
+            _ if pairs == 1 => tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed"),
+            _ => tracing::info!(pairs, first = %name, from, to, %reason, "pairs changed"),
         }
     }
 
@@ -515,6 +575,8 @@ impl Cluster {
         if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
             run.missed.reset();
             run.kept.mirrored();
+            // What the follower was refused while it was filled it lacks also after its next absence.
+            run.lone.after(None, usize::MAX).iter().for_each(|key| run.missed.insert(key));
             run.first_fill = None;
             run.was_mirrored = true;
         }
@@ -540,8 +602,8 @@ impl Cluster {
             _ => Follower::None,
         };
         let term = self.topology.has_backups().then(|| run.pair.term());
-        let (missed, written) = (run.missed.clone(), run.written.clone());
-        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed, written })
+        let (missed, lone, written) = (run.missed.clone(), run.lone.clone(), run.written.clone());
+        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed, lone, written })
     }
 
     /// Marks the session closed on every node in use: the next start may trust what it finds.

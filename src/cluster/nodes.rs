@@ -205,13 +205,15 @@ impl Cluster {
             run.hint.notify_one();
             run.look_up.notify_one();
         }
-        for pair in affected {
-            if loss == Loss::MemoryGone && self.awaits_undo(pair, place) {
-                // Remembered in `memory_gone`: only at the end of the other node's resync is it known whether that one may lead.
-                continue;
+        self.told_together(|cluster| {
+            for pair in affected {
+                if loss == Loss::MemoryGone && cluster.awaits_undo(pair, place) {
+                    // Remembered in `memory_gone`: only at the end of the other node's resync is it known whether that one may lead.
+                    continue;
+                }
+                cluster.apply(pair, pair::Event::Lost(place, loss, reason));
             }
-            self.apply(pair, pair::Event::Lost(place, loss, reason));
-        }
+        });
         self.consider_partners(node);
     }
 
@@ -504,7 +506,7 @@ impl Cluster {
             return;
         }
         let run = &self.nodes[node.index()];
-        if run.job.as_ref().is_some_and(|job| !job.progress.trickles())
+        if run.job.as_ref().is_some_and(|job| !job.progress.lingers())
             || !run.is_drained()
             || !self.topology.has_backups()
         {

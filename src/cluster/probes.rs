@@ -86,6 +86,7 @@ impl Cluster {
                         Some(_) if found.missing => self.check_eviction(node, false),
                         Some(_) => {
                             self.judge_session(node, found.session);
+                            self.judge_rival(node, found.rival);
                             let pending = &self.flush.pending;
                             if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
                                 self.record_pending();

@@ -27,6 +27,8 @@ struct Running {
     /// Per pair: it is to be left alone.
     leave: BTreeMap<PairId, CancellationToken>,
     progress: Arc<VerifyProgress>,
+    /// Per pair: how often it was known before that more keys have one copy.
+    more: BTreeMap<PairId, u64>,
 }
 
 struct Last {
@@ -39,15 +41,27 @@ struct Last {
 impl Cluster {
     /// Compares the mirrored pairs of `node`, or all. An error says why not.
     pub(super) fn begin_verify(&mut self, node: Option<NodeId>) -> Result<(), &'static str> {
+        let pairs: Vec<PairId> = match node {
+            Some(node) => self.topology.pairs_of(node).collect(),
+            None => self.topology.pairs().collect(),
+        };
+        self.begin_verify_of(&pairs)
+    }
+
+    pub(super) fn is_verifying(&self) -> bool {
+        self.scrubs.running.is_some()
+    }
+
+    /// Compares those of the pairs that are mirrored. An error says why not.
+    pub(super) fn begin_verify_of(&mut self, wanted: &[PairId]) -> Result<(), &'static str> {
         if self.scrubs.running.is_some() {
             return Err("one is under way; see resync status, or say resync cancel");
         }
         let mut pairs = Vec::new();
-        for pair in self.topology.pairs() {
+        for &pair in wanted {
             let (leader, follower) = self.topology.nodes_of(pair);
             let run = &self.pairs[pair.index()].pair;
-            let mine = node.is_none_or(|n| n == leader || Some(n) == follower);
-            if let (true, State::Mirrored, Gate::Open, Some(follower)) = (mine, run.state(), run.gate(), follower) {
+            if let (State::Mirrored, Gate::Open, Some(follower)) = (run.state(), run.gate(), follower) {
                 pairs.push(VerifyPair { pair, leader, follower, leave: CancellationToken::new() });
             }
         }
@@ -61,6 +75,7 @@ impl Cluster {
             cancel: cancel.clone(),
             leave: pairs.iter().map(|p| (p.pair, p.leave.clone())).collect(),
             progress: progress.clone(),
+            more: pairs.iter().map(|p| (p.pair, self.pairs[p.pair.index()].lone.more())).collect(),
         };
         tracing::info!(pairs = pairs.len(), rate = self.settings.verify_rate.unwrap_or(0), "verify begins");
         let work = Verify {
@@ -90,10 +105,20 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn verify_said(&mut self, VerifyEvent::Mend { pair, key, reply }: VerifyEvent) {
-        let owner = owner_of(&key, self.workers.len() as u16);
-        let ticket = self.ticket(reply);
-        let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair, key });
+    pub(super) fn verify_said(&mut self, event: VerifyEvent) {
+        match event {
+            VerifyEvent::Mend { pair, key, reply } => {
+                let owner = owner_of(&key, self.workers.len() as u16);
+                let ticket = self.ticket(reply);
+                let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair, key });
+            }
+            VerifyEvent::Compared { pair } => {
+                let more = self.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());
+                if let Some(more) = more {
+                    self.copies_compared(pair, more);
+                }
+            }
+        }
     }
 
     pub(super) fn verify_ended(&mut self, result: Result<(), JobError>) {

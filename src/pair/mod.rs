@@ -34,7 +34,8 @@ pub use rest::Kept;
 pub enum Reason {
     /// Nothing is wrong.
     None,
-    /// The proxy has just started and has not heard of the node yet.
+    /// The proxy has just started. Of a node: it has not been heard of yet. Of a pair: what its nodes held then did not show that both
+    /// copies are equal.
     Starting,
     /// The node's process refuses connections.
     Refused,
@@ -67,6 +68,12 @@ pub enum Reason {
     ForeignSession,
     /// The node is recorded as having missed writes, and the one that has them does not answer.
     StaleAlone,
+    /// Items are known to have one copy: the other server refused them, or evicted some while it was filled. No pair's own reason.
+    CopiesMissing,
+    /// What the pair is now is being recorded on its nodes. No pair's own reason.
+    Recording,
+    /// `--resync=off`: servers are taken at their word, so nothing is known of what they hold. No pair's own reason.
+    ResyncOff,
 }
 
 impl Reason {
@@ -90,6 +97,9 @@ impl Reason {
             Reason::CannotEnumerate => "cannot_enumerate",
             Reason::ForeignSession => "foreign_session",
             Reason::StaleAlone => "stale_alone",
+            Reason::CopiesMissing => "copies_missing",
+            Reason::Recording => "recording",
+            Reason::ResyncOff => "resync_off",
         }
     }
 }
@@ -184,8 +194,8 @@ pub enum Loss {
 /// What a pair is told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
-    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start. The reason is told
-    /// where nobody leads.
+    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start. With the reason why it
+    /// is not mirrored.
     Start(State, Reason),
     /// A node of the pair is not to be used from now on.
     Lost(Place, Loss, Reason),
@@ -352,8 +362,7 @@ impl Pair {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Start(state, reason) => {
-                let dark = matches!(state, State::Dark { .. });
-                self.edge(state, if dark { reason } else { Reason::None }, None)
+                self.edge(state, if state == State::Mirrored { Reason::None } else { reason }, None)
             }
             Event::Lost(place, loss, reason) => self.lost(place, loss, reason),
             Event::BackSame(place) => match self.state {

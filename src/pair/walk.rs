@@ -114,7 +114,7 @@ fn arrow(from: State, to: State, event: Event) -> bool {
 impl World {
     fn start(state: State, holds: [Holds; 2], up: [bool; 2]) -> World {
         let mut pair = Pair::new(Epoch(1), Term(1));
-        let effects = pair.apply(Event::Start(state, Reason::None));
+        let effects = pair.apply(Event::Start(state, Reason::Starting));
         assert_eq!(effects, [Effect::Close { void: None }]);
         let (listed, list_is_true) = (false, false);
         World {
@@ -154,6 +154,8 @@ impl World {
             assert!(arrow(before.state, after.state, event), "rule 1: {} -> {:?}", told(), after.state);
         }
         judge_effects(&before, after, event, &effects);
+        let explained = after.state == State::Mirrored || after.reason != Reason::None;
+        assert!(explained, "rule 11: {} is {:?} for no reason", told(), after.state);
         self.listed &= !changed || before.state.keeps_difference(after.state);
         if let (State::Mirrored, State::Degraded { leader }) = (before.state, after.state) {
             // Counted from here, though writes miss it only once the gate opens: a second loss inside the barrier is beyond the promise.

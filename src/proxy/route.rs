@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::ids::{NodeId, Term};
 use crate::pair::Reason;
-use crate::resync::{Missed, Recopy};
+use crate::resync::{Lone, Missed, Recopy};
 
 /// The way of a pair's requests.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Flow {
     pub writable: bool,
     /// The pair's missed keys: one set for as long as the proxy runs.
     pub missed: Arc<Missed>,
+    /// The pair's keys that have one copy: one set for as long as the proxy runs.
+    pub lone: Arc<Lone>,
     /// While the pair adopts (both nodes were full at the first start): the keys that clients have written since its first route opened,
     /// through any number of attempts. `None`: it does not adopt.
     pub written: Option<Arc<Missed>>,

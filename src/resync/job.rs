@@ -33,23 +33,29 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
             outcome.result = steps(&spec, &ctx, &mut pipe, &mut outcome.drains, &mut outcome.undone).await;
             if pipe.owes_mutations() {
                 outcome.drains.push(pipe.into_drain());
-            } else if outcome.result.is_ok()
-                && let Ok(stats) = node_stats(&mut pipe, &ctx).await
-            {
-                ctx.progress.evictions_after.store(stats.evictions, Relaxed);
+            } else {
+                count_evictions(&spec, &ctx, &mut pipe).await;
             }
         }
     }
     ctx.progress.set_phase(Phase::Finished);
-    if ctx.progress.incomplete() > 0 {
-        let evicted = ctx.progress.incomplete();
-        tracing::warn!(
-            target_node = spec.target.0,
-            evicted,
-            "the node evicted items while it was filled: its copy is incomplete"
-        );
-    }
     outcome
+}
+
+/// Also of a job that ended early, which may have handed pairs back.
+async fn count_evictions(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) {
+    let mut stats = node_stats(pipe, ctx).await;
+    if stats.is_err() {
+        // It was idle all the time that the lanes were at work: the node may have closed it.
+        let deadline = Instant::now() + ctx.tuning.connect_timeout;
+        if let Ok(mut pipe) = Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
+            stats = node_stats(&mut pipe, ctx).await;
+        }
+    }
+    match stats {
+        Ok(stats) => ctx.progress.evictions_after.store(stats.evictions, Relaxed),
+        Err(_) => ctx.progress.forget_evictions(),
+    }
 }
 
 async fn steps(
@@ -128,7 +134,9 @@ async fn refill(
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
         .map(|(source, pairs)| {
-            Refill::new(ctx.clone(), (source, spec.target), fill, offset, pairs, sources, stop.clone()).run()
+            let mut refill = Refill::new(ctx.clone(), (source, spec.target), fill, offset, pairs, sources, stop.clone());
+            refill.leads = spec.leads;
+            refill.run()
         })
         .collect();
     let mut result = Ok(());
@@ -158,7 +166,7 @@ async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEven
 
 pub(super) struct NodeStats {
     pub(super) offset: Offset,
-    evictions: u64,
+    pub(super) evictions: u64,
     has_cas: bool,
 }
 

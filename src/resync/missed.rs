@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dashmap::DashSet;
 
 /// What a key costs beside its bytes: its place in the table and the allocation's own.
-const KEY_OVERHEAD: usize = 96;
+pub(super) const KEY_OVERHEAD: usize = 96;
 
 /// Longer lists are sorted by a thread of their own.
 const SORTED_AT_ONCE: usize = 4096;
@@ -31,7 +31,7 @@ impl MissedBudget {
         self.used.load(Relaxed)
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    pub(super) fn take(&self, bytes: usize) -> bool {
         if self.used.fetch_add(bytes, Relaxed) + bytes <= self.limit {
             return true;
         }
@@ -39,7 +39,7 @@ impl MissedBudget {
         false
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(super) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Relaxed);
     }
 }

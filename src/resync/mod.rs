@@ -143,6 +143,7 @@ mod item;
 mod job;
 mod lane;
 mod limiter;
+mod lone;
 mod missed;
 mod pace;
 mod progress;
@@ -156,6 +157,7 @@ pub use clocks::Clocks;
 pub use governor::{Counts, Governor, Leave, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
+pub use lone::Lone;
 pub use missed::{Missed, MissedBudget};
 pub use pace::Pace;
 pub use progress::{PairProgress, Phase, Progress};
@@ -172,6 +174,8 @@ pub struct JobSpec {
     pub pairs: Vec<(PairId, NodeId)>,
     /// What the target holds of them, and so how it is made equal.
     pub fill: Fill,
+    /// The target leads the pairs that are handed back. So none is handed back of which it refuses an item: that would be lost to clients.
+    pub leads: bool,
 }
 
 /// What a node that is to be filled holds of the pairs, and so how it is made equal.
@@ -253,6 +257,8 @@ pub struct Context {
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
     /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
     pub missed: BTreeMap<PairId, Arc<Missed>>,
+    /// Per pair the keys that have one copy: those that the target refuses are inserted.
+    pub lone: BTreeMap<PairId, Arc<Lone>>,
     /// Where the job [adopts](Fill::Adopt), for each pair whose target may have missed writes: the keys that clients have written since both
     /// nodes count.
     pub written: BTreeMap<PairId, Arc<Missed>>,

@@ -64,6 +64,8 @@ pub struct PairProgress {
 pub struct Progress {
     phase: AtomicU8,
     trickles: AtomicBool,
+    waits_for_room: AtomicBool,
+    evictions_known: AtomicBool,
     started_at: Instant,
     /// Keys deleted on the target before the copying.
     pub purged: AtomicU64,
@@ -84,6 +86,8 @@ impl Progress {
         Progress {
             phase: AtomicU8::new(Phase::Preparing as u8),
             trickles: AtomicBool::new(false),
+            waits_for_room: AtomicBool::new(false),
+            evictions_known: AtomicBool::new(true),
             started_at: Instant::now(),
             purged: AtomicU64::new(0),
             total: AtomicU64::new(0),
@@ -114,6 +118,25 @@ impl Progress {
     pub(super) fn set_trickles(&self) {
         self.trickles.store(true, Relaxed);
         self.set_phase(Phase::Copying);
+    }
+
+    /// Whether such a job, or one that waits for its target to take what it has refused, is at work: it may not end by itself, and gives
+    /// way to others of the same node.
+    pub fn lingers(&self) -> bool {
+        self.trickles() || self.waits_for_room.load(Relaxed)
+    }
+
+    pub(super) fn set_waits_for_room(&self, waits: bool) {
+        self.waits_for_room.store(waits, Relaxed);
+    }
+
+    /// Whether [`Progress::incomplete`] tells of the whole job.
+    pub fn evictions_known(&self) -> bool {
+        self.evictions_known.load(Relaxed)
+    }
+
+    pub(super) fn forget_evictions(&self) {
+        self.evictions_known.store(false, Relaxed);
     }
 
     /// The counters of one pair; `None` if the job does not fill it.

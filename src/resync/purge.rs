@@ -93,7 +93,7 @@ pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
     match ctx.connect(node).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
         Ok(mut pipe) => {
-            let spec = JobSpec { target: node, pairs: Vec::new(), fill: Fill::Purge };
+            let spec = JobSpec { target: node, pairs: Vec::new(), fill: Fill::Purge, leads: false };
             outcome.result = purge(&spec, &ctx, &mut pipe).await;
             if pipe.owes_mutations() {
                 outcome.drains.push(pipe.into_drain());

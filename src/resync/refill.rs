@@ -18,7 +18,7 @@ use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobEvent, NO_CAS, Recopy, Verdict};
+use super::{Context, Fill, JobError, JobEvent, Lone, NO_CAS, Recopy, Verdict};
 use crate::backend::NodeError;
 use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId, is_reserved};
@@ -27,6 +27,9 @@ use crate::ids::{NodeId, PairId, is_reserved};
 const READY_KEYS: usize = 512;
 /// First and longest pause before a pair that could not be handed back is tried again.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// First and longest pause before a target that is to lead is given again what it has refused, and how many keys at once.
+const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+const REFUSED_KEYS: usize = 64;
 /// Pause before a source is enumerated again for a pair whose re-copy queue overflowed.
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
 /// Passes over a source whose enumeration misses items; they end early with one that finds nothing new.
@@ -44,6 +47,12 @@ use adopt::Adopting;
 struct Slot {
     pair: PairId,
     recopy: Arc<Recopy>,
+    /// The keys of items that the target refused.
+    lone: Option<Arc<Lone>>,
+    /// When they are tried again, where the target is to lead.
+    refused_at: Instant,
+    refused_pause: Duration,
+    tried_at: Option<Instant>,
     /// Entries under way.
     in_flight: usize,
     /// Handed back: nothing of it may be copied any more.
@@ -77,6 +86,8 @@ pub(super) struct Refill {
     /// How far the target's dates are ahead, by its `stats`. (The lanes learn it better where items expire.)
     offset: Offset,
     stop: CancellationToken,
+    /// The target leads what is handed back.
+    pub(super) leads: bool,
     slots: Vec<Slot>,
     spool: Arc<Mutex<Spool>>,
     /// Keys found, or pushed for another copy.
@@ -132,7 +143,18 @@ impl Refill {
         let slots = pairs.into_iter().map(|pair| {
             let recopy = ctx.recopy.get(&pair).cloned().unwrap_or_default();
             recopy.watch(work.clone());
-            Slot { pair, recopy, in_flight: 0, done: false, retry_at: now, pause: RETRY_PAUSE.0 }
+            Slot {
+                pair,
+                recopy,
+                lone: ctx.lone.get(&pair).cloned(),
+                refused_at: now,
+                refused_pause: REFUSED_PAUSE.0,
+                tried_at: None,
+                in_flight: 0,
+                done: false,
+                retry_at: now,
+                pause: RETRY_PAUSE.0,
+            }
         });
         let half = ctx.tuning.memory_bytes / 2 / sources.max(1);
         Refill {
@@ -142,6 +164,7 @@ impl Refill {
             fill,
             offset,
             stop,
+            leads: false,
             spool: Arc::new(Mutex::new(Spool::new(half))),
             work,
             idle: Vec::new(),
@@ -391,9 +414,11 @@ impl Refill {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             let s = &self.slots[slot];
+            let refused = self.leads && s.is_refused();
             let empty = s.in_flight == 0 && s.recopy.is_empty();
             if empty || now >= until || self.trickle {
-                self.drained(slot, empty && !s.recopy.overflowed() && !self.trickle);
+                // (Refused again behind the gate: it leads only with all.)
+                self.drained(slot, empty && !refused && !s.recopy.overflowed() && !self.trickle);
             }
             return Ok(());
         }
@@ -430,13 +455,44 @@ impl Refill {
         if !self.ctx.progress.trickles() {
             self.ctx.progress.set_phase(Phase::HandingBack);
         }
-        let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS;
+        self.retry_refused(now);
+        // What is tried again and not refused yet is waited for a while, so that the gate is not closed in vain.
+        let tried = |s: &Slot| s.tried_at.is_some_and(|at| now < at + REFUSED_PAUSE.0) && s.in_flight > 0;
+        let refused = |s: &Slot| self.leads && (s.is_refused() || tried(s));
+        let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS && !refused(s);
         if let Some(slot) = self.slots.iter().position(ready) {
             let pair = self.slots[slot].pair;
             let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
             self.hand = Hand::Asking { slot, reply };
         }
         Ok(())
+    }
+
+    /// A pair of which the target refused items is not handed back to it: the items are on the other node alone, which goes on leading,
+    /// and their keys are tried again.
+    fn retry_refused(&mut self, now: Instant) {
+        let blocked = |s: &Slot| !s.done && s.is_refused();
+        let open = self.slots.iter().filter(|s| !s.done);
+        self.ctx.progress.set_waits_for_room(self.leads && open.clone().count() > 0 && open.clone().all(blocked));
+        if !self.leads {
+            return;
+        }
+        for slot in self.slots.iter_mut().filter(|s| blocked(s)) {
+            if slot.in_flight > 0 || !slot.recopy.is_empty() || slot.refused_at > now {
+                continue;
+            }
+            let Some(lone) = &slot.lone else { continue };
+            let keys = lone.take(REFUSED_KEYS);
+            // Counted again where they are refused again.
+            let failed = |p: &PairProgress| p.failed.fetch_sub(keys.len() as u64, Relaxed);
+            self.ctx.progress.pair(slot.pair).map(failed);
+            slot.tried_at = Some(now);
+            slot.refused_at = now + slot.refused_pause;
+            slot.refused_pause = (slot.refused_pause * 2).min(REFUSED_PAUSE.1);
+            for key in keys {
+                slot.recopy.push(key);
+            }
+        }
     }
 
     fn drained(&mut self, slot: usize, clean: bool) {
@@ -472,7 +528,10 @@ impl Refill {
             Hand::Draining { until, .. } => Some(until),
             _ if self.trickle => None,
             Hand::Idle if self.overflowed() => Some(self.pass_ended + OVERFLOW_PAUSE),
-            Hand::Idle => self.slots.iter().filter(|s| !s.done && s.retry_at > now).map(|s| s.retry_at).min(),
+            Hand::Idle => {
+                let later = |s: &Slot| if self.leads && s.is_refused() { s.refused_at } else { s.retry_at };
+                self.slots.iter().filter(|s| !s.done).map(later).filter(|&at| at > now).min()
+            }
             _ => None,
         };
         let again = self.adopt_again.front().map(|(_, at)| *at);
@@ -500,6 +559,10 @@ impl Refill {
 }
 
 impl Slot {
+    fn is_refused(&self) -> bool {
+        self.lone.as_ref().is_some_and(|lone| !lone.is_empty())
+    }
+
     fn later(&mut self, now: Instant) {
         self.retry_at = now + self.pause;
         self.pause = (self.pause * 2).min(RETRY_PAUSE.1);

@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::enumerate::enumerate;
+use super::enumerate::{Coverage, enumerate};
 use super::item::{Answer, Asked, Code, Item, is_plain, needs_base64, put_key, wire_form};
+use super::job::node_stats;
 use super::spool::Spool;
 use super::{Context, JobError, RateLimiter, Settled};
 use crate::backend::{Batch, Effect, Pipe};
@@ -76,6 +77,11 @@ pub enum VerifyEvent {
         /// What became of it.
         reply: oneshot::Sender<Settled>,
     },
+    /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing meanwhile.
+    Compared {
+        /// Which pair.
+        pair: PairId,
+    },
 }
 
 /// What a scrub works with, beside a [`Context`] that it shares with the resyncs: dialer, owner, tuning, crawls, cancel.
@@ -105,7 +111,11 @@ pub async fn verify(verify: Verify, ctx: Context) -> Result<(), JobError> {
         match cancelled {
             None => return Err(JobError::Cancelled),
             Some(None) => drop(verify.progress.left.fetch_add(1, Relaxed)),
-            Some(Some(Ok(()))) => {}
+            Some(Some(Ok(false))) => {}
+            Some(Some(Ok(true))) => {
+                let told = verify.coordinator.send(VerifyEvent::Compared { pair: pair.pair });
+                told.await.map_err(|_| JobError::Aborted)?;
+            }
             // The node's own connections tell whether it is lost; the other pairs can be compared.
             Some(Some(Err(error))) => {
                 verify.progress.left.fetch_add(1, Relaxed);
@@ -133,6 +143,8 @@ struct Scrub<'a> {
     leader: Pipe,
     follower: Pipe,
     suspects: VecDeque<Suspect>,
+    /// No key that a client can write is known to differ yet, or could not be judged.
+    whole: bool,
 }
 
 impl<'a> Scrub<'a> {
@@ -145,10 +157,13 @@ impl<'a> Scrub<'a> {
             leader: leader.map_err(|e| JobError::Source(pair.leader, e))?,
             follower: follower.map_err(JobError::Target)?,
             suspects: VecDeque::new(),
+            whole: true,
         })
     }
 
-    async fn all(&mut self) -> Result<(), JobError> {
+    /// Whether the copies are known to be equal at the end.
+    async fn all(&mut self) -> Result<bool, JobError> {
+        let evictions = self.evictions().await?;
         for node in [self.pair.leader, self.pair.follower] {
             let mut spool = self.list(node).await?;
             while self.batch(&mut spool, node == self.pair.follower).await? {}
@@ -157,10 +172,16 @@ impl<'a> Scrub<'a> {
             sleep_until(first.again_at).await;
             self.look_again().await?;
         }
-        Ok(())
+        Ok(self.whole && self.evictions().await? == evictions)
     }
 
-    async fn list(&self, node: NodeId) -> Result<Spool, JobError> {
+    /// How many items the follower has evicted since it began.
+    async fn evictions(&mut self) -> Result<u64, JobError> {
+        let stats = node_stats(&mut self.follower, self.ctx).await;
+        stats.map(|stats| stats.evictions).map_err(JobError::Target)
+    }
+
+    async fn list(&mut self, node: NodeId) -> Result<Spool, JobError> {
         let mut spool = Spool::new(self.ctx.tuning.memory_bytes / 4);
         let disk = spool.disk();
         let walk = enumerate(self.ctx, node, &disk, |line| {
@@ -169,7 +190,8 @@ impl<'a> Scrub<'a> {
             }
             spool.push(0, line.size, line.key)
         });
-        walk.await.map_err(|e| JobError::of_dump(node, Some(node), e))?;
+        let coverage = walk.await.map_err(|e| JobError::of_dump(node, Some(node), e))?;
+        self.whole &= coverage == Coverage::Whole;
         Ok(spool)
     }
 
@@ -239,12 +261,14 @@ impl<'a> Scrub<'a> {
                 self.mend(suspect.key).await?;
             } else if suspect.looks < MAX_LOOKS {
                 self.suspect(suspect.key, suspect.binary, &leader, suspect.looks + 1);
+            } else {
+                self.whole = false;
             }
         }
         Ok(())
     }
 
-    async fn mend(&self, key: Bytes) -> Result<(), JobError> {
+    async fn mend(&mut self, key: Bytes) -> Result<(), JobError> {
         let progress = &self.verify.progress;
         let differs = || {
             if progress.different.fetch_add(1, Relaxed) < MAX_NAMED {
@@ -269,6 +293,7 @@ impl<'a> Scrub<'a> {
         }
         differs();
         progress.failed.fetch_add(1, Relaxed);
+        self.whole &= tries == 0;
         Ok(())
     }
 

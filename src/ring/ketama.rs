@@ -52,6 +52,11 @@ impl Continuum {
         }
     }
 
+    /// Where an arc ends, ascending.
+    pub(super) fn points(&self) -> impl Iterator<Item = u32> {
+        self.points.iter().copied()
+    }
+
     /// The server that owns a hash; 0 on an empty ring.
     pub(super) fn owner(&self, hash: u32) -> usize {
         let at = self.points.partition_point(|&point| point < hash);

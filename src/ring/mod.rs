@@ -38,7 +38,12 @@ pub struct Topology {
 #[derive(Clone, Debug)]
 enum Rings {
     Modula,
-    Ketama { primaries: Continuum, backups: Continuum },
+    Ketama {
+        primaries: Continuum,
+        backups: Continuum,
+        /// By pair: whether the two rings share an arc.
+        used: Box<[bool]>,
+    },
 }
 
 impl Topology {
@@ -54,7 +59,14 @@ impl Topology {
         let rings = match distribution {
             Distribution::Modula => Rings::Modula,
             Distribution::Ketama => {
-                Rings::Ketama { primaries: Continuum::new(primaries), backups: Continuum::new(backups) }
+                let (first, second) = (Continuum::new(primaries), Continuum::new(backups));
+                let columns = backups.len().max(1);
+                let mut used = vec![false; primaries.len() * columns].into_boxed_slice();
+                // Between two neighbouring points of either ring the owners are the same; past the last one the circle starts again.
+                for hash in first.points().chain(second.points()).chain([u32::MAX]) {
+                    used[first.owner(hash) * columns + second.owner(hash)] = true;
+                }
+                Rings::Ketama { primaries: first, backups: second, used }
             }
         };
         Topology {
@@ -75,7 +87,7 @@ impl Topology {
                 let hash = modula::hash(key);
                 ((hash % self.primaries as u32) as usize, (hash % columns as u32) as usize)
             }
-            Rings::Ketama { primaries, backups } => {
+            Rings::Ketama { primaries, backups, .. } => {
                 let hash = ketama::hash(key);
                 (primaries.owner(hash), backups.owner(hash))
             }
@@ -166,18 +178,18 @@ impl Topology {
         self.fingerprint
     }
 
-    /// Whether any key can belong to a pair; a hint that may say yes too often.
+    /// Whether any key can belong to a pair.
     ///
     /// Modula takes both remainders of one hash, so with n primaries and m backups they agree modulo gcd(n, m): with two
     /// of each, the pairs (0, 1) and (1, 0) never get a key.
-    pub fn pair_is_reachable(&self, pair: PairId) -> bool {
+    pub fn pair_is_used(&self, pair: PairId) -> bool {
         let columns = self.columns();
-        match self.rings {
+        match &self.rings {
             Rings::Modula => {
                 let common = gcd(self.primaries, columns);
                 (pair.index() / columns) % common == (pair.index() % columns) % common
             }
-            Rings::Ketama { .. } => true,
+            Rings::Ketama { used, .. } => used[pair.index()],
         }
     }
 
@@ -260,14 +272,31 @@ mod tests {
     }
 
     #[test]
-    fn unreachable_pairs_get_no_key_and_reachable_ones_do() {
+    fn unused_pairs_get_no_key_and_used_ones_do() {
         for (primaries, backups) in [(2, 2), (2, 4), (3, 2), (4, 6), (1, 3), (3, 0)] {
             let topology = topology(primaries, backups, Distribution::Modula);
             let seen: HashSet<_> = (0..5000).map(|i| topology.pair_of(format!("k{i}").as_bytes())).collect();
             for pair in topology.pairs() {
-                assert_eq!(seen.contains(&pair), topology.pair_is_reachable(pair), "{primaries}x{backups} {pair:?}");
+                assert_eq!(seen.contains(&pair), topology.pair_is_used(pair), "{primaries}x{backups} {pair:?}");
             }
         }
+    }
+
+    /// Also where arcs are few: a server of next to no weight shares them with some of the other ring's only.
+    #[test]
+    fn unused_pairs_of_ketama_get_no_key() {
+        let (mut used, mut unused) = (0, 0);
+        for backups in [&["d:1:1"][..], &["d:1:1", "e:1:1"], &["d:1:1", "e:1:60", "f:1:60", "g:1:60"]] {
+            let primaries = specs(&["a:1:60", "b:1:1", "c:1:60", "h:1:60"]);
+            let topology = Topology::new(&primaries, &specs(backups), Distribution::Ketama);
+            let seen: HashSet<_> = (0..200_000).map(|i| topology.pair_of(format!("k{i}").as_bytes())).collect();
+            for pair in topology.pairs() {
+                assert_eq!(seen.contains(&pair), topology.pair_is_used(pair), "{backups:?} {pair:?}");
+            }
+            used += seen.len();
+            unused += topology.pair_count() - seen.len();
+        }
+        assert!(used > 0 && unused > 0, "{used} {unused}");
     }
 
     #[test]

@@ -121,7 +121,12 @@ impl Node {
         let mut lines = String::new();
         let mut last = None;
         for (key, item) in self.items.range::<Vec<u8>, _>((from, Bound::Unbounded)).take(count) {
-            let _ = writeln!(lines, "key={} exp=-1 la=0 cas={} fetch=no cls=1 size=60", text(key), item.cas);
+            let _ = writeln!(
+                lines,
+                "key={} exp=-1 la=0 cas={} fetch=no cls=1 size=60",
+                text(key).replace(':', "%3A"),
+                item.cas
+            );
             last = Some(key.clone());
         }
         *cursor = Some(last?);

@@ -10,7 +10,7 @@ use bytes::{BufMut, BytesMut};
 use resilver::ids::{Incarnation, NodeId, Term};
 use resilver::pair::Reason;
 use resilver::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route};
-use resilver::resync::{Missed, MissedBudget};
+use resilver::resync::{Lone, Missed, MissedBudget};
 use resilver::ring::{Distribution, ServerSpec, Topology};
 use resilver::stats::WorkerStats;
 
@@ -123,11 +123,20 @@ impl Drive {
         let nodes = topology.node_count();
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)), Arc::default());
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
+        let lone = Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20))));
         for pair in topology.pairs() {
             let (leader, other) = topology.nodes_of(pair);
             let follower = other.map_or(Follower::None, Follower::InSync);
             let term = other.map(|_| Term(7));
-            let flow = Flow { leader, follower, term, writable: true, missed: missed.clone(), written: None };
+            let flow = Flow {
+                leader,
+                follower,
+                term,
+                writable: true,
+                missed: missed.clone(),
+                lone: lone.clone(),
+                written: None,
+            };
             core.command(Command::Open { pair, route: Route::Open(flow) });
         }
         let ask = |client| Asker {

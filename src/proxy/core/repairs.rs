@@ -378,6 +378,13 @@ impl Core {
         if fence.failed {
             self.miss(fence.owner);
         }
+        let pair = self.ops[fence.owner as usize].pair;
+        if let Some(flow) = &self.pairs[pair.index()].flow {
+            match fence.failed {
+                true => flow.lone.insert(key),
+                false => flow.lone.remove(key),
+            }
+        }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
             if fence.failed && self.ops[id as usize].kind == Kind::Mend {
                 self.fail(id, OUTCOME_UNKNOWN);

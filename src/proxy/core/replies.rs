@@ -298,6 +298,10 @@ impl Core {
             return true;
         }
         if agreement == Agreement::Agree {
+            // (What appends or touches agrees whatever the two hold.)
+            if let (Some(flow), Mirror::Set | Mirror::Delete) = (flow, op.sent) {
+                flow.lone.remove(op.key());
+            }
             self.finish_with_answer(id);
         } else if flow.is_some_and(|f| self.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.

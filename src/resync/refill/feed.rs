@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::super::entry::{End, Entry};
 use super::super::enumerate::Coverage;
-use super::super::item::wire_form;
+use super::super::item::{is_plain, wire_form};
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
 use super::super::{Fill, JobError, MAX_RECOPY_KEYS};
-use super::{Hand, Refill, count};
+use super::{Hand, REFUSED_PAUSE, Refill, count};
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
 /// queue of re-copies is half full, since one that overflows costs another pass.
@@ -219,6 +219,11 @@ impl Refill {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
+                    if self.leads && self.slots[slot].is_refused() {
+                        // It takes items again.
+                        self.slots[slot].refused_pause = REFUSED_PAUSE.0;
+                        self.slots[slot].refused_at = Instant::now();
+                    }
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
                 // Counted when its source was.
@@ -229,7 +234,15 @@ impl Refill {
                     continue;
                 }
                 End::Adopted => count(&self.ctx, pair, |p| &p.adopted, 1),
-                End::Refused => self.failed(slot, &entry.key, "the target takes no such item"),
+                End::Refused => {
+                    self.failed(slot, &entry.key, "the target takes no such item");
+                    // (What no client can write, none can read.)
+                    if is_plain(&entry.key)
+                        && let Some(lone) = &self.slots[slot].lone
+                    {
+                        lone.insert(&entry.key);
+                    }
+                }
                 End::Requeue => self.slots[slot].recopy.push(entry.key),
                 End::NoCas => {
                     self.no_cas = true;
@@ -306,6 +319,7 @@ mod tests {
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
             missed: BTreeMap::new(),
+            lone: BTreeMap::new(),
             written: BTreeMap::new(),
             coordinator: mpsc::channel(1).0,
         };

@@ -78,7 +78,15 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
     for pair in topology.pairs() {
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
         let leader = topology.nodes_of(pair).0;
-        let flow = Flow { leader, follower: Follower::None, term: None, writable: true, missed, written: None };
+        let flow = Flow {
+            leader,
+            follower: Follower::None,
+            term: None,
+            writable: true,
+            missed,
+            lone: Arc::new(crate::resync::Lone::new(Arc::new(crate::resync::MissedBudget::new(1 << 20)))),
+            written: None,
+        };
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");
         command.send(Command::Allow { node: leader, incarnation: None, life: 1 }).expect("taken");
     }

@@ -139,6 +139,7 @@ impl World {
             term: Some(self.pair.term()),
             writable: true,
             missed: self.missed.clone(),
+            lone: self.lone.clone(),
             written: self.written.clone(),
         };
         for commands in &mut self.commands {

@@ -30,7 +30,9 @@ impl Alone {
         };
         let mut core = Core::new(settings, topology, Arc::new(WorkerStats::new(1)), Arc::default());
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
-        let flow = Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, written: None };
+        let lone = Arc::new(crate::resync::Lone::new(Arc::new(MissedBudget::new(0))));
+        let flow =
+            Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, lone, written: None };
         core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });
         core.command(Command::Allow { node: NODE, incarnation: None, life: 1 });
         core.conn_up(NODE, 0);

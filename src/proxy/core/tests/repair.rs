@@ -145,6 +145,7 @@ fn a_repair_that_the_follower_refuses_is_not_forgotten() {
     assert_eq!(world.pair.state(), State::Mirrored);
     assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
     assert!(world.missed.contains(KEY.as_bytes()));
+    assert_eq!(world.lone.after(None, 9), [KEY], "it is known to have one copy");
 }
 
 fn deliver_all(world: &mut World, node: usize) {

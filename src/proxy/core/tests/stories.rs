@@ -7,7 +7,7 @@ use crate::ring::Distribution;
 use super::super::*;
 use super::shell::take;
 use super::world::{Choice, KEY, PAIR, World};
-use crate::resync::{Missed, MissedBudget};
+use crate::resync::{Lone, Missed, MissedBudget};
 
 struct Story {
     world: World,
@@ -323,6 +323,7 @@ fn a_get_of_many_keys_keeps_their_order() {
             term: None,
             writable: true,
             missed: unused(),
+            lone: lone(),
             written: None,
         };
         core.command(Command::Open { pair, route: Route::Open(flow) });
@@ -378,7 +379,15 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
         for pair in topology.pairs() {
             let follower = Follower::InSync(topology.nodes_of(pair).1.unwrap());
-            let flow = Flow { leader: primary, follower, term: None, writable: true, missed: unused(), written: None };
+            let flow = Flow {
+                leader: primary,
+                follower,
+                term: None,
+                writable: true,
+                missed: unused(),
+                lone: lone(),
+                written: None,
+            };
             core.command(Command::Open { pair, route: Route::Open(flow) });
         }
         core.conn_up(primary, 0);
@@ -470,6 +479,7 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
         term: Some(story.world.pair.term()),
         writable: true,
         missed: unused(),
+        lone: lone(),
         written: None,
     };
     // The control plane has made up its mind before it heard of this.
@@ -587,6 +597,10 @@ fn what_was_sent_in_an_earlier_life_is_a_fault() {
     core.command(allow);
     core.conn_down(NodeId(0), 0, Reason::Reset);
     assert!(matches!(core.outbox.events[..], [Event::Fault { life: 2, .. }]), "{:?}", core.outbox.events);
+}
+
+fn lone() -> Arc<Lone> {
+    Arc::new(Lone::new(Arc::new(MissedBudget::new(0))))
 }
 
 fn unused() -> Arc<Missed> {

@@ -15,7 +15,7 @@ use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::Node;
-use crate::resync::{Missed, MissedBudget};
+use crate::resync::{Lone, Missed, MissedBudget};
 
 pub(super) const KEY: &str = "k";
 pub(super) const PAIR: PairId = PairId(0);
@@ -125,6 +125,7 @@ pub(super) struct World {
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
     pub(super) missed: Arc<Missed>,
+    pub(super) lone: Arc<Lone>,
     /// Set while the pair adopts.
     pub(super) written: Option<Arc<Missed>>,
     pub(super) orders: VecDeque<Order>,
@@ -183,6 +184,7 @@ impl World {
             record_due: false,
             recopy: Arc::new(Recopy::new()),
             missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
+            lone: Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20)))),
             written: None,
             orders: VecDeque::new(),
             ordered: 0,
@@ -221,11 +223,11 @@ impl World {
         }
         if matches!(state, State::Recovering { .. }) {
             world.copier = Some(Copier::new());
-            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }, Reason::None));
+            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }, Reason::Starting));
             world.run();
             world.apply(pair::Event::BeginRecovery);
         } else {
-            world.apply(pair::Event::Start(state, Reason::None));
+            world.apply(pair::Event::Start(state, Reason::Starting));
         }
         world.run();
         assert_eq!((world.pair.state(), world.pair.gate()), (state, Gate::Open));

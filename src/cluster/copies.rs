@@ -1,0 +1,240 @@
+//! Keys that are known to have one copy: told, tried again, and where nobody knows which they are, looked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Cluster, Internal, summary};
+use crate::config::ResyncMode;
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{Gate, State};
+use crate::proxy::{Command, owner_of};
+use crate::resync::{Lone, Progress, Settled};
+
+/// How often the pairs are looked over.
+const TICK: Duration = Duration::from_millis(500);
+/// Keys of a pair that are mended at once: each may be of any size.
+const WINDOW: usize = 8;
+/// First and longest pause between two tries of keys that were refused.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// First and longest pause between two comparings of a pair that lacks copies of unknown keys.
+const COMPARE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
+/// A pair is told of so often at most, and so many of its keys are named.
+const TELL: Duration = Duration::from_secs(10);
+const NAMED: usize = 5;
+
+/// What is done about one pair's keys that have one copy.
+#[derive(Debug)]
+pub(super) struct Copies {
+    under_way: bool,
+    /// The last key tried, where the next round goes on.
+    last: Option<Bytes>,
+    next_at: Instant,
+    pause: Duration,
+    compare_at: Option<Instant>,
+    compare_pause: Duration,
+    told_at: Option<Instant>,
+    /// Insertions, and times that there were more, when it was last told.
+    told: (u64, u64),
+    /// The leader itself lacks items that it evicted while it was filled: by its word the follower's copies would go.
+    by_leader: bool,
+}
+
+impl Default for Copies {
+    fn default() -> Copies {
+        Copies {
+            under_way: false,
+            last: None,
+            next_at: Instant::now(),
+            pause: RETRY.0,
+            compare_at: None,
+            compare_pause: COMPARE.0,
+            told_at: None,
+            told: (0, 0),
+            by_leader: false,
+        }
+    }
+}
+
+impl Copies {
+    /// Mended, or compared and found equal; the pair's roles may change any time.
+    fn rest(&mut self) {
+        let under_way = self.under_way;
+        *self = Copies { under_way, told: self.told, ..Copies::default() };
+    }
+}
+
+impl Cluster {
+    pub(super) fn spawn_copies_ticker(&self) {
+        let (internal, shutdown) = (self.internal.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(TICK) => {}
+                }
+                if internal.send(Internal::LookForCopies).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// At every tick.
+    pub(super) fn look_for_copies(&mut self) {
+        let mut compare = Vec::new();
+        for id in self.topology.pairs() {
+            let run = &self.pairs[id.index()];
+            if run.lone.is_empty() && !run.lone.has_more() {
+                if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
+                    tracing::info!(pair = %self.pair_name(id), "every key has two copies again");
+                }
+                if run.copies.told_at.is_some() || run.copies.compare_at.is_some() {
+                    self.pairs[id.index()].copies.rest();
+                }
+                continue;
+            }
+            self.tell_of_copies(id);
+            self.mend_some(id);
+            if self.is_to_be_compared(id) {
+                compare.push(id);
+            }
+        }
+        if !compare.is_empty() && self.begin_verify_of(&compare).is_ok() {
+            for id in compare {
+                let copies = &mut self.pairs[id.index()].copies;
+                copies.compare_pause = (copies.compare_pause * 2).min(COMPARE.1);
+                // Begins when this one is over.
+                copies.compare_at = None;
+            }
+        }
+    }
+
+    fn tell_of_copies(&mut self, id: PairId) {
+        let run = &mut self.pairs[id.index()];
+        let now = (run.lone.inserted(), run.lone.more());
+        let state = run.pair.state();
+        // In the other states all keys of the pair have one copy.
+        let due = run.copies.told_at.is_none_or(|at| at.elapsed() >= TELL);
+        if !matches!(state, State::Mirrored | State::Recovering { .. }) || run.copies.told == now || !due {
+            return;
+        }
+        run.copies.told = now;
+        run.copies.told_at = Some(Instant::now());
+        let missing = summary::missing(run.lone.len(), run.lone.has_more());
+        let names: Vec<String> = run.lone.after(None, NAMED).iter().map(|key| key.escape_ascii().to_string()).collect();
+        let (names, by_leader) = (names.join(" "), run.copies.by_leader);
+        let lacks = match state {
+            State::Recovering { leader } => self.node_at(id, leader.other()),
+            _ => self.node_at(id, Place::Backup),
+        };
+        let (pair, node) = (self.pair_name(id), self.topology.addr(lacks).to_string());
+        match state {
+            State::Recovering { .. } => tracing::warn!(%pair, %node, missing, first = names,
+                "keys have one copy, for the node refuses their items: it does not lead before it takes them (has it the memory, and the -I, of the other one?)"),
+            _ if by_leader => tracing::warn!(%pair, missing,
+                "keys have one copy: the leader evicted items while it was filled. Give it memory and say resync HOST:PORT, or resync verify to go by what it holds"),
+            _ => tracing::warn!(%pair, %node, missing, first = names,
+                "keys have one copy: the node refused or evicted their items. They are tried again"),
+        }
+    }
+
+    /// Whether nothing is in the way of work on single keys of the pair.
+    fn may_mend(&self, id: PairId) -> bool {
+        let run = &self.pairs[id.index()];
+        let settled = run.pair.state() == State::Mirrored && run.pair.gate() == Gate::Open;
+        settled && !self.flush.is_active() && !self.is_contested(id)
+    }
+
+    fn mend_some(&mut self, id: PairId) {
+        let may = self.may_mend(id);
+        let run = &mut self.pairs[id.index()];
+        if !may || run.copies.under_way || run.copies.next_at > Instant::now() {
+            return;
+        }
+        let keys = run.lone.after(run.copies.last.as_ref(), WINDOW);
+        let Some(last) = keys.last() else { return };
+        run.copies.last = Some(last.clone());
+        run.copies.under_way = true;
+        let mut answers = Vec::new();
+        for key in keys {
+            let (reply, answer) = oneshot::channel();
+            answers.push(answer);
+            let owner = owner_of(&key, self.workers.len() as u16);
+            let ticket = self.ticket(reply);
+            let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair: id, key });
+        }
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let settled = futures::future::join_all(answers).await;
+            let mended = settled.iter().any(|s| matches!(s, Ok(Settled::Done | Settled::Superfluous)));
+            let _ = internal.send(Internal::Mended { pair: id, mended });
+        });
+    }
+
+    /// What became of the keys tried; the workers have removed those that have two copies now.
+    pub(super) fn mended(&mut self, id: PairId, mended: bool) {
+        let copies = &mut self.pairs[id.index()].copies;
+        copies.under_way = false;
+        copies.pause = if mended { RETRY.0 } else { (copies.pause * 2).min(RETRY.1) };
+        copies.next_at = Instant::now() + if mended { Duration::ZERO } else { copies.pause };
+        if mended {
+            self.mend_some(id);
+        }
+    }
+
+    fn is_to_be_compared(&mut self, id: PairId) -> bool {
+        let may = self.may_mend(id) && self.settings.resync == ResyncMode::Auto && !self.is_verifying();
+        let run = &mut self.pairs[id.index()];
+        // While it refuses what is known, it would refuse the others too.
+        if !run.lone.has_more() || !run.lone.is_empty() || run.copies.by_leader || !may {
+            return false;
+        }
+        let now = Instant::now();
+        *run.copies.compare_at.get_or_insert(now + run.copies.compare_pause) <= now
+    }
+
+    /// A node evicted items while it was filled, or may have: nobody knows which, nor of which pair.
+    pub(super) fn evicted_during_fill(&mut self, node: NodeId, progress: &Progress) {
+        let evicted = progress.incomplete();
+        let mut concerned = 0;
+        for id in self.topology.pairs_of(node) {
+            let leads = self.topology.place(node) == Place::Primary;
+            let run = &mut self.pairs[id.index()];
+            // Whatever else is filled again from the beginning.
+            if run.pair.state() == State::Mirrored {
+                run.lone.add_more();
+                run.copies.by_leader |= leads;
+                concerned += 1;
+            }
+        }
+        if evicted > 0 && concerned > 0 {
+            tracing::warn!(node = %self.topology.addr(node), evicted, "the node evicted items while it was filled: its copy is incomplete");
+        } else if concerned > 0 {
+            tracing::warn!(node = %self.topology.addr(node), "the node could not be asked whether it evicted items while it was filled: its copy may be incomplete");
+        }
+    }
+
+    /// A pair's copies were compared to the end, and differ nowhere any more. `more`: as often as it was known before that there are more
+    /// keys with one copy.
+    pub(super) fn copies_compared(&mut self, id: PairId, more: u64) {
+        let run = &mut self.pairs[id.index()];
+        run.lone.resolve(more);
+        run.copies.by_leader &= run.lone.has_more();
+    }
+
+    /// The primary is lost, and with it what only it held.
+    pub(super) fn lose_only_copies(&mut self, id: PairId) {
+        let lone: Arc<Lone> = self.pairs[id.index()].lone.clone();
+        if lone.is_empty() && !lone.has_more() {
+            return;
+        }
+        let missing = summary::missing(lone.len(), lone.has_more());
+        tracing::error!(pair = %self.pair_name(id), missing, "the node that is lost held the only copy of some keys: they are misses from now on");
+        lone.forget_known();
+    }
+}
