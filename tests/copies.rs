@@ -89,6 +89,15 @@ fn a_refill_that_ends_with_items_refused_is_not_mirrored() {
     assert!(held < ITEMS && !status.mirrored(), "{held}: {status}");
     assert_eq!(status.node_number(&addr, "items_failed"), (ITEMS - held) as u64, "{status}");
     assert_eq!(copies_missing(&cluster), (ITEMS - held) as u64);
+    // After an absence with its memory it lacks them still, and is known to.
+    cluster.backups[0].pause();
+    cluster.wait_lost(&addr);
+    cluster.backups[0].resume();
+    cluster.proxy.wait_status("the end of the partial refill", support::DEADLINE, |s| {
+        s.kind(&addr) == "partial" && s.all[&format!("node:{addr}:resync")] == "done" && s.node(&addr) == "up"
+    });
+    assert_eq!(copies_missing(&cluster), (ITEMS - cluster.backup_ring().len()) as u64);
+    assert!(!cluster.proxy.status().mirrored());
     for i in 50..ITEMS {
         assert_eq!(client.delete(&format!("big:{i}")), Ok(true));
     }
@@ -173,6 +182,24 @@ fn a_flush_ends_what_was_missing() {
     assert_eq!(client.raw_command("flush_all").as_deref(), Ok("OK"));
     assert_eq!(copies_missing(&cluster), 0);
     cluster.mirrored();
+}
+
+/// The primary dies with what only it held: that is said.
+#[test]
+fn the_loss_of_only_copies_is_told() {
+    let (primary, backup) = (Memcached::start(&[]), Memcached::start(&["-M", "-m", "4"]));
+    let mut cluster = Cluster::over(vec![primary], vec![backup], &Shape::new(1, 1));
+    cluster.mirrored();
+    fill(&mut cluster.client(), "big", 300, 20_000);
+    let missing = copies_missing(&cluster);
+    assert!(missing > 0);
+    cluster.primaries[0].kill();
+    cluster.wait_lost(&cluster.primaries[0].addr());
+    let log = cluster.proxy.log();
+    assert!(
+        log.contains("held the only copy of some keys") && log.contains(&format!("missing=\"{missing}\"")),
+        "{log}"
+    );
 }
 
 /// Nothing answers when the proxy starts: every word says why.

@@ -217,7 +217,8 @@ impl Cluster {
             foreign: run.pair.is_foreign() || self.is_contested(id),
             missing: run.lone.len(),
             more: run.lone.has_more(),
-            recorded: self.marked() || !self.topology.has_backups(),
+            backup: self.topology.has_backups(),
+            recorded: self.marked(),
         }
     }
 

@@ -93,7 +93,7 @@ impl Cluster {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
                     tracing::info!(pair = %self.pair_name(id), "every key has two copies again");
                 }
-                if run.copies.told_at.is_some() || run.copies.compare_at.is_some() {
+                if run.copies.told_at.is_some() || run.copies.compare_at.is_some() || run.copies.by_leader {
                     self.pairs[id.index()].copies.rest();
                 }
                 continue;

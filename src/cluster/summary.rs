@@ -26,6 +26,8 @@ pub(super) struct PairFacts {
     pub(super) missing: usize,
     /// There are more of them, of which nothing more is known.
     pub(super) more: bool,
+    /// It has two nodes.
+    pub(super) backup: bool,
     /// Nodes carry records and are compared; not with `--resync=off`.
     pub(super) recorded: bool,
 }
@@ -65,6 +67,8 @@ impl PairFacts {
             Some(Reason::ForeignSession)
         } else if self.missing > 0 || self.more {
             Some(Reason::CopiesMissing)
+        } else if !self.backup {
+            Some(Reason::NoBackup)
         } else if !self.recorded {
             Some(Reason::ResyncOff)
         } else {
@@ -221,7 +225,7 @@ mod tests {
         let mut all = Vec::new();
         for state in states() {
             for (gate, reason) in GATES.into_iter().flat_map(|gate| REASONS.map(|reason| (gate, reason))) {
-                for bits in 0..32_u8 {
+                for bits in 0..64_u8 {
                     let bit = |i: u8| bits >> i & 1 == 1;
                     all.push(PairFacts {
                         state,
@@ -232,6 +236,7 @@ mod tests {
                         missing: usize::from(bit(2)) * 7,
                         more: bit(3),
                         recorded: bit(4),
+                        backup: bit(5),
                     });
                 }
             }
@@ -261,6 +266,7 @@ mod tests {
         missing: 0,
         more: false,
         recorded: true,
+        backup: true,
     };
     const WELL: NodeFacts =
         NodeFacts { up: true, reason: Reason::None, foreign: false, job: None, drained: true, needy: None };
@@ -274,7 +280,7 @@ mod tests {
         assert!(summary(GOOD, WELL).is_mirrored());
         let (mut mirrored, mut not) = (0, 0);
         for pair in all_pairs() {
-            let equal = pair.state == State::Mirrored && pair.gate == Gate::Open && pair.recorded;
+            let equal = pair.state == State::Mirrored && pair.gate == Gate::Open && pair.recorded && pair.backup;
             let contradicted = pair.undecided || pair.foreign || pair.missing > 0 || pair.more;
             let expected = equal && !contradicted;
             let Shown { state, reason } = pair.shown();

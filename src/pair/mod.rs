@@ -74,6 +74,8 @@ pub enum Reason {
     Recording,
     /// `--resync=off`: servers are taken at their word, so nothing is known of what they hold. No pair's own reason.
     ResyncOff,
+    /// The pair has one node. No pair's own reason.
+    NoBackup,
 }
 
 impl Reason {
@@ -100,6 +102,7 @@ impl Reason {
             Reason::CopiesMissing => "copies_missing",
             Reason::Recording => "recording",
             Reason::ResyncOff => "resync_off",
+            Reason::NoBackup => "no_backup",
         }
     }
 }

@@ -47,8 +47,7 @@ async fn count_evictions(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) {
     let mut stats = node_stats(pipe, ctx).await;
     if stats.is_err() {
         // It was idle all the time that the lanes were at work: the node may have closed it.
-        let deadline = Instant::now() + ctx.tuning.connect_timeout;
-        if let Ok(mut pipe) = Pipe::connect(&*ctx.dialer, spec.target, deadline).await {
+        if let Ok(mut pipe) = ctx.connect(spec.target).await {
             stats = node_stats(&mut pipe, ctx).await;
         }
     }
@@ -134,7 +133,8 @@ async fn refill(
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
         .map(|(source, pairs)| {
-            let mut refill = Refill::new(ctx.clone(), (source, spec.target), fill, offset, pairs, sources, stop.clone());
+            let mut refill =
+                Refill::new(ctx.clone(), (source, spec.target), fill, offset, pairs, sources, stop.clone());
             refill.leads = spec.leads;
             refill.run()
         })

@@ -7,10 +7,11 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::time::sleep;
 
-use crate::ids::Place;
+use crate::ids::{NodeId, Place};
 
 use super::judge::Call;
 use super::net::{Lag, Whither};
+use super::node::Refuses;
 use super::world::{CutOff, Profile, World};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
@@ -59,6 +60,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::BothDown => both_down(world).await,
         Profile::Witness => witness(world).await,
         Profile::TwoLeaders => two_leaders(world, stop).await,
+        Profile::Refusals => refusals(world, stop).await,
         Profile::Adoption => adoption(world).await,
         Profile::Names => names(world).await,
     }
@@ -322,6 +324,34 @@ async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
     sleep(LOOKED).await;
     world.operator.read_all().await;
     heal_all(world).await;
+}
+
+/// Nodes have no memory for some time: as a follower, or when they come back.
+async fn refusals(world: &mut World, stop: &Cell<bool>) {
+    for _ in 0..world.rng.random_range(1..4) {
+        pause(world, 0..200).await;
+        let node = world.rng.random_range(0..world.topology.node_count());
+        let leads = world.topology.place(NodeId(node as u16)) == Place::Primary;
+        // One that refuses what clients write must not lead.
+        let refuses = if leads || world.rng.random() { Refuses::Cold } else { Refuses::All };
+        if leads || world.rng.random() {
+            world.net.kill(node);
+            world.net.start(node);
+        }
+        world.net.change(node, &format!("refuses {refuses:?}"), |host| host.node.refuses = refuses);
+        pause(world, 300..3_000).await;
+        if world.rng.random_ratio(1, 8) {
+            // Whatever is said now must be true.
+            stop.set(true);
+            sleep(Duration::from_millis(1_000)).await;
+            if world.says_mirrored().await {
+                world.compare_copies();
+            }
+        }
+        world.net.change(node, "takes everything again", |host| host.node.refuses = Refuses::Nothing);
+        sleep(NOTICED).await;
+        world.mirrored("after a node took everything again").await;
+    }
 }
 
 /// The first start finds full nodes, and is cut off.

@@ -11,6 +11,8 @@ const RELATIVE_MAX: i64 = 30 * 24 * 60 * 60;
 /// The date at which the world begins, by a node's clock that is right.
 const EPOCH: i64 = 1_800_000_000;
 
+const OUT_OF_MEMORY: &str = "SERVER_ERROR out of memory storing object\r\n";
+
 /// What stands under a key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Item {
@@ -23,6 +25,17 @@ pub(super) struct Item {
 
 /// An item as it is compared: value, client flags, when it ends, in milliseconds since the world began.
 pub(super) type Shown = (Vec<u8>, u32, Option<i64>);
+
+/// What a node refuses to store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Refuses {
+    #[default]
+    Nothing,
+    /// Keys that no client writes any more.
+    Cold,
+    /// All but the proxy's own.
+    All,
+}
 
 /// One life of a node's memory.
 #[derive(Debug)]
@@ -37,6 +50,8 @@ pub(super) struct Node {
     started: Instant,
     /// Its clock's, in milliseconds: so it also turns to its seconds at moments of its own.
     skew_ms: i64,
+    /// It has no memory for these keys (`-M`): what is stored under them is refused, and what stood there goes.
+    pub(super) refuses: Refuses,
     /// A `metadump` runs: a second one is answered BUSY.
     pub(super) dumping: bool,
 }
@@ -58,7 +73,17 @@ impl Node {
     /// An empty process in a world that began at `begun`; its clock is `skew_ms` milliseconds off.
     pub(super) fn new(begun: Instant, skew_ms: i64) -> Node {
         let started = Instant::now();
-        Node { items: BTreeMap::new(), cas: 0, ghosts: 0, flushes: 0, begun, started, skew_ms, dumping: false }
+        Node {
+            items: BTreeMap::new(),
+            cas: 0,
+            ghosts: 0,
+            flushes: 0,
+            begun,
+            started,
+            skew_ms,
+            refuses: Refuses::Nothing,
+            dumping: false,
+        }
     }
 
     /// What it holds.
@@ -113,6 +138,19 @@ impl Node {
         let (cas, expires) = (self.next_cas(), self.expiry(exptime));
         self.items.insert(key.to_vec(), Item { value: value.to_vec(), flags, expires, cas });
         cas
+    }
+
+    /// Whether it refuses what is to be stored there; then nothing stands there.
+    fn refuses(&mut self, key: &[u8]) -> bool {
+        let refused = match self.refuses {
+            Refuses::Nothing => false,
+            Refuses::Cold => key.starts_with(b"cold"),
+            Refuses::All => !crate::ids::is_reserved(key),
+        };
+        if refused {
+            self.items.remove(key);
+        }
+        refused
     }
 
     /// The next keys of a dump after `cursor`, as its lines.
@@ -239,6 +277,9 @@ impl Node {
         if let Some(refused) = refused {
             return refused.into();
         }
+        if self.refuses(key) {
+            return OUT_OF_MEMORY.into();
+        }
         match (words[0], standing) {
             ("append" | "prepend", Some((_, old))) => {
                 let parts = if words[0] == "append" { [&old[..], data] } else { [data, &old[..]] };
@@ -281,6 +322,9 @@ impl Node {
             _ => "HD",
         };
         let mut cas = 0;
+        if code == "HD" && self.refuses(key) {
+            return OUT_OF_MEMORY.into();
+        }
         if code == "HD" {
             cas = self.put(key, data, number('F').unwrap_or(0) as u32, number('T').unwrap_or(0));
         }

@@ -55,6 +55,8 @@ pub(super) enum Profile {
     Witness,
     /// Each of two nodes led alone, under two proxies.
     TwoLeaders,
+    /// Nodes refuse items for want of memory, as followers and while they are filled.
+    Refusals,
     /// The first start finds full nodes; it is cut off by proxies that end, or by one node that fails.
     Adoption,
     /// Names lead elsewhere, one node at a time.
@@ -63,7 +65,7 @@ pub(super) enum Profile {
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 11] = [
+    pub(super) const ALL: [Profile; 12] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -73,13 +75,14 @@ impl Profile {
         Profile::BothDown,
         Profile::Witness,
         Profile::TwoLeaders,
+        Profile::Refusals,
         Profile::Adoption,
         Profile::Names,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
-        !matches!(self, Profile::Single | Profile::Evictions | Profile::Names)
+        !matches!(self, Profile::Single | Profile::Evictions | Profile::Refusals | Profile::Names)
     }
 }
 
@@ -379,6 +382,12 @@ impl World {
         }
     }
 
+    /// What is said of the whole just now.
+    pub(super) async fn says_mirrored(&mut self) -> bool {
+        let status = self.operator.ask("resync status\r\n").await.unwrap_or_default();
+        status.iter().any(|line| line == "STAT mirrored 1")
+    }
+
     /// Waits until the proxy has a node where its name leads.
     pub(super) async fn followed(&mut self, node: usize) {
         let host = self.net.leads(node);
@@ -402,7 +411,7 @@ impl World {
     }
 
     /// What two nodes hold of a pair that is mirrored must be the same.
-    fn compare_copies(&self) {
+    pub(super) fn compare_copies(&self) {
         let inner = &mut *self.net.lock();
         let copies: Vec<_> = (0..self.topology.node_count()).map(|node| inner.host(node).node.contents()).collect();
         for pair in self.topology.pairs() {

@@ -145,7 +145,9 @@ impl Crowd {
         missed.reset();
         for (pair, leader) in self.pairs.clone() {
             let missed = missed.clone();
-            let flow = Flow { leader, follower: Follower::None, term: None, writable: true, missed, written: None };
+            let lone = Arc::new(Lone::new(Arc::new(MissedBudget::new(0))));
+            let flow =
+                Flow { leader, follower: Follower::None, term: None, writable: true, missed, lone, written: None };
             self.drive.command(Command::Open { pair, route: Route::Open(flow) });
         }
     }

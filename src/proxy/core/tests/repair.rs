@@ -228,3 +228,22 @@ fn a_repair_carries_over_nothing_that_is_run_again() {
     assert_eq!(world.nodes[1].items[KEY.as_bytes()].value, b"92", "each once");
     assert!(!world.history.unanswered() && world.pair.gate() == crate::pair::Gate::Open);
 }
+
+/// A key that has one copy has two again when both nodes stored or deleted it, or its repair has ended well. That both touched what they hold
+/// says nothing of what that is.
+#[test]
+fn a_key_with_one_copy_is_forgotten_when_it_has_two() {
+    for (request, stays) in [(Touch, true), (Append("1"), true), (Incr, true), (Set("8"), false), (Delete, false)] {
+        let programs: [&[Req]; 1] = [&[request]];
+        let mut world = World::new(1, State::Mirrored, Some("5"), &programs);
+        world.lone.insert(KEY.as_bytes());
+        world.step(&Choice::Send(0));
+        world.run();
+        assert_eq!(!world.lone.is_empty(), stays, "{request:?}");
+    }
+    let mut world = diverged(&[&[Incr]], None, None);
+    world.lone.insert(KEY.as_bytes());
+    world.step(&Choice::Send(0));
+    world.run();
+    assert!(world.lone.is_empty());
+}
