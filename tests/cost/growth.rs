@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use resilver::ids::{NodeId, PairId};
 use resilver::proxy::{Command, Flow, Follower, Route};
-use resilver::resync::{Missed, MissedBudget, Recopy};
+use resilver::resync::{Lone, Missed, MissedBudget, Recopy};
 
 use crate::drive::{Drive, Workload};
 use crate::{GET, alone, callgrind, skipped};
