@@ -36,28 +36,109 @@ pub trait Dial: Send + Sync + 'static {
 
 /// A byte stream to a node.
 #[derive(Debug)]
-pub enum NodeStream {
-    /// A real connection.
+pub struct NodeStream {
+    inner: Inner,
+    /// The first error did not come from the node. Kept, because the kernel tells an error once: a write
+    /// that ends with `ETIMEDOUT` is followed by a read that finds the end.
+    unproven: bool,
+}
+
+#[derive(Debug)]
+enum Inner {
     Tcp(TcpStream),
-    /// An in-memory one, to a scripted or simulated node.
     Memory(DuplexStream),
+    #[cfg(test)]
+    Failing(io::ErrorKind),
+}
+
+/// Whether an error of a connection that stood shows that the node's kernel has thrown the connection away,
+/// with all that it had not read: `ECONNRESET`, or `EPIPE` where the node had closed its half before. All
+/// others are our own kernel's (nothing was acknowledged for too long, no route), and the node may still
+/// hold what was sent.
+pub(crate) fn is_from_node(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// Whether a failed send means that our own kernel has given the connection up. One for which it had no
+/// memory has ended nothing: the node's end is still to come.
+pub(crate) fn gives_up(error: &io::Error) -> bool {
+    const NO_MEMORY: [i32; 2] = [nix::libc::ENOMEM, nix::libc::ENOBUFS];
+    !is_from_node(error) && !error.raw_os_error().is_some_and(|errno| NO_MEMORY.contains(&errno))
+}
+
+impl From<TcpStream> for NodeStream {
+    /// A real connection.
+    fn from(stream: TcpStream) -> NodeStream {
+        NodeStream { inner: Inner::Tcp(stream), unproven: false }
+    }
+}
+
+impl From<DuplexStream> for NodeStream {
+    /// An in-memory one, to a scripted or simulated node.
+    fn from(stream: DuplexStream) -> NodeStream {
+        NodeStream { inner: Inner::Memory(stream), unproven: false }
+    }
+}
+
+impl NodeStream {
+    /// Every read and write ends with this error.
+    #[cfg(test)]
+    pub(crate) fn failing(kind: io::ErrorKind) -> NodeStream {
+        NodeStream { inner: Inner::Failing(kind), unproven: false }
+    }
+
+    /// The socket, of a real connection.
+    ///
+    /// # Errors
+    ///
+    /// The stream itself, of another one.
+    pub(crate) fn into_tcp(self) -> Result<TcpStream, NodeStream> {
+        match self.inner {
+            Inner::Tcp(stream) => Ok(stream),
+            inner => Err(NodeStream { inner, ..self }),
+        }
+    }
+
+    /// Once it has ended: whether the node closed or reset it, so that nothing that was sent can take effect
+    /// any more.
+    pub(crate) fn was_ended_by_node(&self) -> bool {
+        !self.unproven
+    }
+
+    fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(error)) = &result {
+            self.unproven |= gives_up(error);
+        }
+        result
+    }
 }
 
 impl AsyncRead for NodeStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            NodeStream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            NodeStream::Memory(s) => Pin::new(s).poll_read(cx, buf),
+        let me = self.get_mut();
+        let result = match &mut me.inner {
+            Inner::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Inner::Memory(s) => Pin::new(s).poll_read(cx, buf),
+            #[cfg(test)]
+            Inner::Failing(kind) => Poll::Ready(Err((*kind).into())),
+        };
+        if let Poll::Ready(Err(error)) = &result {
+            me.unproven |= !is_from_node(error);
         }
+        result
     }
 }
 
 impl AsyncWrite for NodeStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            NodeStream::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            NodeStream::Memory(s) => Pin::new(s).poll_write(cx, buf),
-        }
+        let me = self.get_mut();
+        let result = match &mut me.inner {
+            Inner::Tcp(s) => Pin::new(s).poll_write(cx, buf),
+            Inner::Memory(s) => Pin::new(s).poll_write(cx, buf),
+            #[cfg(test)]
+            Inner::Failing(kind) => Poll::Ready(Err((*kind).into())),
+        };
+        me.written(result)
     }
 
     fn poll_write_vectored(
@@ -65,29 +146,37 @@ impl AsyncWrite for NodeStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let me = self.get_mut();
+        let result = match &mut me.inner {
             // One piece is the rule, and `send` does less for it than `writev`.
-            NodeStream::Tcp(s) if bufs.len() == 1 => Pin::new(s).poll_write(cx, &bufs[0]),
-            NodeStream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            NodeStream::Memory(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-        }
+            Inner::Tcp(s) if bufs.len() == 1 => Pin::new(s).poll_write(cx, &bufs[0]),
+            Inner::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Inner::Memory(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Inner::Failing(kind) => Poll::Ready(Err((*kind).into())),
+        };
+        me.written(result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        matches!(self, NodeStream::Tcp(_))
+        matches!(self.inner, Inner::Tcp(_))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            NodeStream::Tcp(s) => Pin::new(s).poll_flush(cx),
-            NodeStream::Memory(s) => Pin::new(s).poll_flush(cx),
+        match &mut self.get_mut().inner {
+            Inner::Tcp(s) => Pin::new(s).poll_flush(cx),
+            Inner::Memory(s) => Pin::new(s).poll_flush(cx),
+            #[cfg(test)]
+            Inner::Failing(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            NodeStream::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            NodeStream::Memory(s) => Pin::new(s).poll_shutdown(cx),
+        match &mut self.get_mut().inner {
+            Inner::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Inner::Memory(s) => Pin::new(s).poll_shutdown(cx),
+            #[cfg(test)]
+            Inner::Failing(_) => Poll::Ready(Ok(())),
         }
     }
 }
@@ -113,7 +202,7 @@ impl Dial for TcpDialer {
             let connect = at_present_address(&addresses, node, |address| async move {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                Ok(NodeStream::Tcp(stream))
+                Ok(NodeStream::from(stream))
             });
             by(Instant::now() + timeout, connect).await.unwrap_or_else(|| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection was accepted in {timeout:?}")))
@@ -126,7 +215,7 @@ impl Dial for TcpDialer {
         let timeout = self.timeout;
         async move {
             let stream = by(Instant::now() + timeout, TcpStream::connect(at)).await;
-            Ok(NodeStream::Tcp(stream.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?))
+            Ok(NodeStream::from(stream.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?))
         }
         .boxed()
     }

@@ -2,7 +2,8 @@
 //!
 //! A hung node executes what sat in its sockets when it wakes. Seen: of 60 writes on connections that had been given up,
 //! 14 landed after a newer one had been acknowledged; `stats conns` does not even list a connection in the accept queue. So
-//! a node is refilled only when every such connection has *answered*, or was closed by the node.
+//! a node is refilled only when every such connection has *answered*, or was closed by the node. One that our own
+//! kernel gave up (`ETIMEDOUT`) proves nothing: the node may hold what was sent, and execute it when it wakes.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -21,16 +22,18 @@ use crate::ids::NodeId;
 /// How many answers are looked at in one go.
 const FRAMES_AT_ONCE: usize = 1024;
 
-/// How a drain ended. Either way nothing of the connection is outstanding.
+/// How a drain ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DrainEnd {
-    /// The node answered everything that was sent.
+    /// The node answered everything that was sent: nothing is outstanding.
     Answered,
-    /// The node closed or reset the connection.
+    /// The node closed or reset the connection: nothing is outstanding.
     Closed,
+    /// Our own kernel gave the connection up. What was sent may take effect at any time.
+    Abandoned,
 }
 
-/// Completes when every command sent over the connection was answered, or the node closed it.
+/// Completes when every command sent over the connection was answered, or the connection has ended.
 ///
 /// It has no deadline of its own, on purpose: a node is not refilled before it completes, however long that takes. Dropping
 /// it closes the connection and loses the knowledge.
@@ -113,7 +116,8 @@ impl Future for Drain {
             }
             if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, cx) {
                 if !matches!(read, Ok(n) if n > 0) {
-                    return Poll::Ready(DrainEnd::Closed);
+                    let by_node = me.stream.was_ended_by_node();
+                    return Poll::Ready(if by_node { DrainEnd::Closed } else { DrainEnd::Abandoned });
                 }
                 moved = true;
             }

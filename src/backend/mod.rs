@@ -17,6 +17,7 @@ pub use control::{MarkError, NodeControl, NodeView, Probe};
 #[cfg(test)]
 pub(crate) use dial::at_present_address;
 pub use dial::{Dial, NodeStream, TcpDialer};
+pub(crate) use dial::{gives_up, is_from_node};
 pub use drain::{Drain, DrainEnd};
 pub use frame::Frame;
 pub use pipe::{NodeError, Pipe};

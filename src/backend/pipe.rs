@@ -486,7 +486,7 @@ mod tests {
 
     fn pair(size: usize) -> (Pipe, DuplexStream) {
         let (near, far) = duplex(size);
-        (Pipe::over(NodeId(0), NodeStream::Memory(near)), far)
+        (Pipe::over(NodeId(0), NodeStream::from(near)), far)
     }
 
     fn soon() -> Instant {
@@ -554,6 +554,25 @@ mod tests {
             far.write_all(b"HD\r\nMN\r\n").await.unwrap();
         };
         assert_eq!(tokio::join!(&mut drain, wakes).0, DrainEnd::Answered);
+    }
+
+    /// What our own kernel gives up proves nothing of what the node still holds, also where the error is told
+    /// to a write, and reading finds the end.
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_our_own_kernel_ends_is_abandoned() {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, TimedOut};
+        for (kind, expected) in [
+            (ConnectionReset, DrainEnd::Closed),
+            (BrokenPipe, DrainEnd::Closed),
+            (TimedOut, DrainEnd::Abandoned),
+            (HostUnreachable, DrainEnd::Abandoned),
+        ] {
+            let mut pipe = Pipe::over(NodeId(0), NodeStream::failing(kind));
+            let mut batch = Batch::new();
+            batch.command(b"md k\r\n", Effect::Mutation);
+            assert!(pipe.exchange(batch, soon(), |_, _| Ok(())).await.is_err());
+            assert_eq!(pipe.into_drain().await, expected, "{kind}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

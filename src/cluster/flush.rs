@@ -275,8 +275,8 @@ impl Cluster {
                         let _ = internal.send(Internal::Flushed { node, result: Err(error), drain: life });
                         if let Some(drain) = drain {
                             let life = drain.life();
-                            drain.await;
-                            let _ = internal.send(Internal::DrainDone { node, life });
+                            let end = drain.await;
+                            let _ = internal.send(Internal::DrainDone { node, life, end });
                         }
                     }
                 }

@@ -387,8 +387,8 @@ impl Cluster {
         self.nodes[node.index()].drains += 1;
         let internal = self.internal.clone();
         tokio::spawn(async move {
-            drain.await;
-            let _ = internal.send(Internal::DrainDone { node, life });
+            let end = drain.await;
+            let _ = internal.send(Internal::DrainDone { node, life, end });
         });
     }
 

@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::{Fact, Period, Record, Session};
-use crate::backend::{Dial, MarkError, NodeControl, NodeError, NodeView, Probe};
+use crate::backend::{Dial, DrainEnd, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::config::{ResyncMode, Settings};
 use crate::expiry::Offset;
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
@@ -91,7 +91,7 @@ enum Internal {
     LookForCopies,
     Mended { pair: PairId, mended: bool },
     Restored { node: NodeId },
-    DrainDone { node: NodeId, life: u64 },
+    DrainDone { node: NodeId, life: u64, end: DrainEnd },
     Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
     LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
     Clock { node: NodeId, offset: Offset },
@@ -360,6 +360,7 @@ impl Cluster {
                 self.consider(node);
             }
             Event::Left { worker, node, owing } => self.left(worker, node, owing),
+            Event::Abandoned { node } => self.abandoned(node),
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
             Event::Ask { worker, client, slot, question } => self.asked(ask::Asker { worker, client, slot }, question),
@@ -385,7 +386,7 @@ impl Cluster {
             Internal::LookForCopies => self.look_for_copies(),
             Internal::Mended { pair, mended } => self.mended(pair, mended),
             Internal::Restored { node } => self.allow(node),
-            Internal::DrainDone { node, life } => self.drained(node, life),
+            Internal::DrainDone { node, life, end } => self.drained(node, life, end),
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {

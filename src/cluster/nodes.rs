@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::Leftovers;
-use crate::backend::{MarkError, NodeError, NodeView, Probe};
+use crate::backend::{DrainEnd, MarkError, NodeError, NodeView, Probe};
 use crate::config::ResyncMode;
 use crate::expiry::Offset;
 use crate::health::Health;
@@ -444,13 +444,26 @@ impl Cluster {
         }
     }
 
-    /// A connection of the control plane that was given up has nothing outstanding any more.
-    pub(super) fn drained(&mut self, node: NodeId, life: u64) {
+    /// A connection of the control plane that was given up has ended.
+    pub(super) fn drained(&mut self, node: NodeId, life: u64, end: DrainEnd) {
         if life == self.address_life(node) {
+            if end == DrainEnd::Abandoned {
+                self.abandoned(node);
+            }
             let run = &mut self.nodes[node.index()];
             run.drains = run.drains.saturating_sub(1);
             self.consider(node);
         }
+    }
+
+    /// A connection ended with commands unanswered, and not by the node's doing: they may still take effect
+    /// there. So the node is lost, as a last full copy is not, and comes back as one that is taken over from
+    /// another proxy: after a quiet period, purged of everything where it follows.
+    pub(super) fn abandoned(&mut self, node: NodeId) {
+        tracing::warn!(node = %self.topology.addr(node),
+            "this machine's kernel gave up a connection with commands unanswered: the node may still execute them");
+        self.nodes[node.index()].abandoned = true;
+        self.lost(node, Reason::Timeout, Loss::Suspected, false);
     }
 
     /// Old faults count no more, unless a pair still waits for the node by its old route: a last full copy that was only late.

@@ -448,7 +448,7 @@ mod tests {
         let date = ambient::date(Instant::now());
         let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, date), target: Offset::seen(0, date) };
         let (near, mut far) = duplex(4096);
-        let mut pipe = Pipe::over(NodeId(0), NodeStream::Memory(near));
+        let mut pipe = Pipe::over(NodeId(0), NodeStream::from(near));
         for &(side, command, answer) in dialogue {
             assert_eq!(entry.side(), Some(side), "before {command}");
             let mut batch = Batch::new();

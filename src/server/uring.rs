@@ -27,6 +27,7 @@ use nix::libc;
 use slab::Slab;
 use socket2::SockRef;
 
+use crate::backend::{gives_up, is_from_node};
 use crate::ids::NodeId;
 use crate::proxy::{MAX_SLICES, OutQueue};
 pub(super) use alarm::Alarm;
@@ -79,8 +80,10 @@ pub(super) enum News {
     Input(u32, Input),
     /// A node did, and it is in the room that was given for it.
     Filled(NodeId, u16, BytesMut),
-    /// Nothing more will come.
-    End(Owner),
+    /// Nothing more will come from a client.
+    End(u32),
+    /// Nothing more will come from a node: by its own doing, or because our kernel gave the connection up.
+    NodeEnd { node: NodeId, lane: u16, by_node: bool },
     /// A send that was waited for is done, or failed.
     Sent(Owner),
 }
@@ -126,6 +129,8 @@ struct Slot {
     /// Whether somebody waits for the send to be done.
     waits: bool,
     broken: bool,
+    /// The first error was not of the node's making.
+    unproven: bool,
     receiving: bool,
     /// Where a node's bytes go, while it is received from.
     room: BytesMut,
@@ -241,6 +246,7 @@ impl Ring {
             sending: false,
             waits: false,
             broken: false,
+            unproven: false,
             receiving: false,
             room: BytesMut::new(),
             wanted: false,
@@ -458,7 +464,7 @@ impl Ring {
             }
         } else {
             s.ended = true;
-            news = Some(News::End(s.owner));
+            news = Some(News::End(client));
         }
         news
     }
@@ -478,7 +484,8 @@ impl Ring {
         }
         let mut room = std::mem::take(&mut s.room);
         if result <= 0 {
-            return Some(News::End(s.owner));
+            s.unproven |= !is_end_by_node(result);
+            return Some(News::NodeEnd { node, lane, by_node: !s.unproven });
         }
         // SAFETY: the kernel has written so many bytes behind those that it held.
         unsafe { room.advance_mut(result as usize) };
@@ -500,6 +507,8 @@ impl Ring {
             return None;
         }
         if result <= 0 && matches!(s.owner, Owner::Node(..)) {
+            // Kept: the kernel tells an error once, and receiving then finds an end.
+            s.unproven |= result < 0 && gives_up(&io::Error::from_raw_os_error(-result));
             // Whatever the reason, the node is to see the end, and to end the connection itself: that is what receiving finds. (To receive no
             // more would look like that end, and the node may still carry out what it has not read yet.)
             self.shut(slot);
@@ -611,6 +620,11 @@ impl Drop for Ring {
             self.buffers.leaked = true;
         }
     }
+}
+
+/// Whether an operation's result shows that the node has ended the connection (see `is_from_node`).
+fn is_end_by_node(result: i32) -> bool {
+    result == 0 || is_from_node(&io::Error::from_raw_os_error(-result))
 }
 
 /// Whether it can be tried again: cancelled, interrupted, or short of something.

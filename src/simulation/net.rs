@@ -354,7 +354,7 @@ impl Net {
                 sleep(Duration::from_millis(ms)).await;
                 drop(far);
             });
-            Ok(NodeStream::Memory(near))
+            Ok(NodeStream::from(near))
         }
     }
 }

@@ -230,7 +230,7 @@ impl Dial for ScriptedDialer {
                 w.connections.len() - 1
             };
             tokio::spawn(async move { serve(far, id, &world, &mut answers).await });
-            Ok(NodeStream::Memory(near))
+            Ok(NodeStream::from(near))
         }
         .boxed()
     }

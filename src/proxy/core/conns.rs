@@ -92,6 +92,14 @@ impl Core {
         self.outbox.events.push(Event::Fault { node, life, reason, patience_over });
     }
 
+    /// A connection that stood has ended. `by_node`: the node closed or reset it.
+    pub fn conn_ended(&mut self, node: NodeId, lane: usize, by_node: bool) {
+        if !by_node && self.links[node.index()].conns[lane].owes_effects() {
+            self.outbox.events.push(Event::Abandoned { node });
+        }
+        self.conn_down(node, lane, Reason::Reset);
+    }
+
     /// A dial failed, or the node closed or reset the connection.
     pub fn conn_down(&mut self, node: NodeId, lane: usize, reason: Reason) {
         self.give_up_conn(node, lane, reason);

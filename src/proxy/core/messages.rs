@@ -167,6 +167,12 @@ pub enum Event {
         /// Commands were unanswered: nobody knows whether they take effect.
         owing: bool,
     },
+    /// A connection ended with commands unanswered that may still take effect, for it was not the node that
+    /// ended it. Told before its fault.
+    Abandoned {
+        /// Which node.
+        node: NodeId,
+    },
     /// A node closed an idle connection: worth a probe.
     Hint {
         /// Which node.

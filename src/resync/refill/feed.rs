@@ -298,7 +298,7 @@ mod tests {
         fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
             let (near, far) = duplex(4096);
             self.0.lock().unwrap().push(far);
-            async move { Ok(NodeStream::Memory(near)) }.boxed()
+            async move { Ok(NodeStream::from(near)) }.boxed()
         }
     }
 

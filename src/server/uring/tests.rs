@@ -86,7 +86,11 @@ impl World {
                         assert_eq!((node, lane), (NODE, LANE));
                         assert!(self.room.replace(room).is_none(), "asked once");
                     }
-                    News::End(owner) => self.ended.push(owner),
+                    News::End(client) => self.ended.push(Owner::Client(client)),
+                    News::NodeEnd { node, lane, by_node } => {
+                        assert!(by_node, "nothing here comes from our own kernel");
+                        self.ended.push(Owner::Node(node, lane));
+                    }
                     News::Sent(owner) => self.sent.push(owner),
                 }
             }
@@ -471,4 +475,18 @@ fn a_node_whose_framing_is_in_doubt_sees_the_end_and_is_heard_out() {
     node.write_all(b"STORED\r\n").expect("sent");
     world.take();
     assert_eq!(world.room.take().as_deref(), Some(&b"STORED\r\n"[..]));
+}
+
+#[test]
+fn an_end_is_the_nodes_only_if_its_kernel_has_told_it() {
+    for (errno, expected) in [(0, true), (libc::ECONNRESET, true), (libc::EPIPE, true)] {
+        assert_eq!(is_end_by_node(-errno), expected, "{errno}");
+    }
+    for errno in [libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ECONNABORTED, libc::ENOTCONN] {
+        assert!(!is_end_by_node(-errno), "{errno}");
+        assert!(gives_up(&io::Error::from_raw_os_error(errno)), "{errno}");
+    }
+    for errno in [libc::ENOMEM, libc::ENOBUFS, libc::ECONNRESET, libc::EPIPE] {
+        assert!(!gives_up(&io::Error::from_raw_os_error(errno)), "a send that failed so: {errno}");
+    }
 }

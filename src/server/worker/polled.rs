@@ -7,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use tokio_util::io::poll_read_buf;
 
 use crate::ids::NodeId;
-use crate::pair::Reason;
 use crate::proxy::READ_BLOCK;
 
 use super::{ClientIo, NodeIo, NodeSocket, Shell, Worker};
@@ -112,8 +111,9 @@ impl Shell {
                 Poll::Pending => return Reading::Waits,
                 Poll::Ready(Ok(n)) if n > 0 => self.hear_node(node, lane),
                 Poll::Ready(_) => {
+                    let by_node = stream.was_ended_by_node();
                     self.nodes[node.index()][lane] = None;
-                    self.core.conn_down(node, lane, Reason::Reset);
+                    self.core.conn_ended(node, lane, by_node);
                     return Reading::Over;
                 }
             }

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeStream;
 use crate::ids::NodeId;
-use crate::pair::Reason;
 use crate::proxy::Core;
 use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Ring};
@@ -108,13 +107,14 @@ impl Shell {
 
     /// Puts a node's connection where its bytes are seen to.
     pub(super) fn take_on(&mut self, node: NodeId, lane: usize, stream: NodeStream) -> io::Result<NodeSocket> {
-        match (&mut self.ring, stream) {
-            (Some(ring), NodeStream::Tcp(stream)) => {
+        let Some(ring) = &mut self.ring else { return Ok(NodeSocket::Stream(stream)) };
+        match stream.into_tcp() {
+            Ok(stream) => {
                 let slot = ring.add(into_blocking(stream)?, Owner::Node(node, lane as u16));
                 self.thirsty.push((node, lane, false));
                 Ok(NodeSocket::Ring(slot))
             }
-            (_, stream) => Ok(NodeSocket::Stream(stream)),
+            Err(stream) => Ok(NodeSocket::Stream(stream)),
         }
     }
 
@@ -164,19 +164,19 @@ impl Shell {
                 self.hear_node(node, lane);
                 self.thirsty.push((node, lane, full));
             }
-            News::End(Owner::Node(node, lane)) => {
+            News::NodeEnd { node, lane, by_node } => {
                 let lane = usize::from(lane);
                 if let Some(NodeIo { stream: NodeSocket::Ring(slot), .. }) = self.nodes[node.index()][lane].take()
                     && let Some(ring) = &mut self.ring
                 {
                     ring.close(slot);
                 }
-                self.core.conn_down(node, lane, Reason::Reset);
+                self.core.conn_ended(node, lane, by_node);
                 // It may have waited for a send of which nothing is told any more.
                 self.core.soil_anyway(node, lane);
             }
             News::Sent(Owner::Node(node, lane)) => self.core.soil_anyway(node, usize::from(lane)),
-            News::End(Owner::Client(owner)) => {
+            News::End(owner) => {
                 let Some(Some(ClientIo::Ring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
                     // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.

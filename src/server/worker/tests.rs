@@ -25,7 +25,7 @@ impl Dial for Dialer {
     fn dial(&self, _: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
         let (near, far) = duplex(1 << 16);
         self.0.send(far).expect("the test waits");
-        std::future::ready(Ok(NodeStream::Memory(near))).boxed()
+        std::future::ready(Ok(NodeStream::from(near))).boxed()
     }
 }
 
@@ -147,7 +147,7 @@ struct TcpDialer(SocketAddr);
 impl Dial for TcpDialer {
     fn dial(&self, _: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
         let addr = self.0;
-        async move { Ok(NodeStream::Tcp(tokio::net::TcpStream::connect(addr).await?)) }.boxed()
+        async move { Ok(NodeStream::from(tokio::net::TcpStream::connect(addr).await?)) }.boxed()
     }
 }
 

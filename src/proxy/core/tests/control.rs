@@ -10,7 +10,7 @@ use super::world::{Fault, KEY, MARKER, PAIR, Process, World};
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {
         match event {
-            Event::Left { .. } => {}
+            Event::Left { .. } | Event::Abandoned { .. } => {}
             Event::Closed { worker, round, .. } => {
                 if round == self.round && self.unconfirmed.remove(&worker) && self.unconfirmed.is_empty() {
                     self.apply(pair::Event::Closed);

@@ -587,6 +587,24 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
     }
 }
 
+/// A connection that our own kernel gave up leaves it open what the node will execute; one that the node ended does not, nor one on
+/// which only reads were sent.
+#[test]
+fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
+    for (request, by_node, expected) in
+        [("incr k 1\r\n", false, true), ("incr k 1\r\n", true, false), ("get k\r\n", false, false)]
+    {
+        let mut story = Story::new(State::Mirrored);
+        story.say(request);
+        let core = &mut story.world.cores[0];
+        core.conn_ended(NodeId(0), 0, by_node);
+        let events = &core.outbox.events;
+        let abandoned = |event: &Event| matches!(event, Event::Abandoned { node: NodeId(0) });
+        assert_eq!(events.iter().any(abandoned), expected, "{request:?}, by the node: {by_node}");
+        assert!(!expected || abandoned(&events[0]), "told before the fault: {events:?}");
+    }
+}
+
 /// An operation that was sent is no less in doubt because the node came back: the fault is told.
 #[test]
 fn what_was_sent_in_an_earlier_life_is_a_fault() {
