@@ -300,7 +300,7 @@ fn pass_answers(mut server: TcpStream, mut client: TcpStream, broken: &AtomicUsi
 fn a_broken_listing_is_not_taken_for_whole() {
     let (primary, mut backup) = (Memcached::start(&[]), Memcached::start(&[]));
     let (way, broken) = breaking_listings(primary.addr(), 2);
-    let args = ["--resync-yield", "off", "--probe-interval", "100ms", "-s", &way, "-b", &backup.addr()];
+    let args = ["--resync-latency", "off", "--probe-interval", "100ms", "-s", &way, "-b", &backup.addr()];
     let proxy = Proxy::start(&args.map(str::to_owned));
     proxy.wait_mirrored(support::DEADLINE);
     fill(&mut proxy.client(), "item", 200, 50);

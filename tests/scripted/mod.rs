@@ -197,8 +197,10 @@ impl World {
             "lru_crawler" if words[1] == "enable" => "OK\r\n".to_owned(),
             "lru_crawler" if node.unlisted => "CLIENT_ERROR lru crawler disabled\r\n".to_owned(),
             "lru_crawler" => {
-                let lines =
-                    node.items.iter().map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} size=60\n", it.cas));
+                let lines = node
+                    .items
+                    .iter()
+                    .map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} fetch=no cls=1 size=60\n", it.cas));
                 lines.collect::<String>() + "END\r\n"
             }
             _ => "ERROR\r\n".to_owned(),
