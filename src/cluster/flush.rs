@@ -13,6 +13,7 @@ use tokio::sync::OwnedRwLockWriteGuard;
 
 use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, MarkError};
+use crate::expiry;
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Command;
@@ -24,9 +25,6 @@ use super::{Cluster, Internal};
 
 /// Delayed flushes kept at once, one for each second; more are refused. They stand in one small item on every node.
 const MAX_DELAYED: usize = 64;
-
-/// Exptimes above this many seconds are absolute unix times.
-const RELATIVE_MAX: i64 = 60 * 60 * 24 * 30;
 
 /// What is under way.
 #[derive(Default)]
@@ -97,7 +95,8 @@ impl Flushes {
 impl Cluster {
     pub(super) fn flush_all(&mut self, asker: Asker, delay: i64) {
         let now = unix_seconds();
-        let due = if delay > RELATIVE_MAX { delay.max(0) as u64 } else { now.saturating_add_signed(delay) };
+        let due =
+            if delay > expiry::RELATIVE_MAX_SECS { delay.max(0) as u64 } else { now.saturating_add_signed(delay) };
         if due <= now {
             return self.begin_flush(vec![asker], None);
         }
