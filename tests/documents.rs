@@ -9,21 +9,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/guarantees.md",
+    "docs/internals/lessons.md",
+    "docs/internals/models/README.md",
+    "docs/magent.md",
     "docs/operating.md",
     "docs/performance.md",
+    "docs/reference.md",
     "docs/resync.md",
-    "docs/internals/models/README.md",
 ];
 
 /// An overview longer than this is read by nobody.
 const ARCHITECTURE_LINES_MAX: usize = 300;
+/// What it is, for whom, two commands, two pictures, where to read on.
+const README_LINES_MAX: usize = 120;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -125,9 +130,11 @@ fn the_names_in_the_architecture_exist() {
 }
 
 #[test]
-fn the_architecture_is_an_overview() {
+fn the_architecture_and_the_readme_are_overviews() {
     let lines = read("ARCHITECTURE.md").lines().count();
     assert!(lines < ARCHITECTURE_LINES_MAX, "ARCHITECTURE.md has {lines} lines");
+    let lines = read("README.md").lines().count();
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines");
 }
 
 /// The flags that begin a word of `text`: `-s`, `--server`.
@@ -152,11 +159,11 @@ fn the_table_of_flags_is_the_help() {
         .filter_map(|line| line.trim_start().split("  ").next())
         .flat_map(|names| [names, "\n"])
         .collect();
-    let text = read("README.md");
+    let text = read("docs/reference.md");
     let table: String = first_cells(&section(&text, "## Flags")).into_iter().flat_map(|cell| [cell, "\n"]).collect();
-    let (in_help, in_readme) = (flags(&defined), flags(&table));
+    let (in_help, in_table) = (flags(&defined), flags(&table));
     assert!(in_help.len() > 40, "the help was not understood: {in_help:?}");
-    assert_eq!(in_help, in_readme, "left: resilver --help; right: README.md, Flags");
+    assert_eq!(in_help, in_table, "left: resilver --help; right: docs/reference.md, Flags");
 }
 
 #[test]
@@ -170,7 +177,7 @@ fn the_table_of_waits_flags_is_its_help() {
         .filter_map(|line| line.trim_start().split("  ").next())
         .flat_map(|names| [names, "\n"])
         .collect();
-    let text = read("README.md");
+    let text = read("docs/reference.md");
     let table: String = text
         .lines()
         .skip_while(|line| !line.starts_with("| Flag of `resilver wait`"))
@@ -178,9 +185,9 @@ fn the_table_of_waits_flags_is_its_help() {
         .filter_map(|row| row.strip_prefix("| `")?.split(" | ").next())
         .flat_map(|cell| [cell, "\n"])
         .collect();
-    let (in_help, in_readme) = (flags(&defined), flags(&table));
+    let (in_help, in_table) = (flags(&defined), flags(&table));
     assert!(in_help.len() > 4, "the help was not understood: {in_help:?}");
-    assert_eq!(in_help, in_readme, "left: resilver wait --help; right: README.md");
+    assert_eq!(in_help, in_table, "left: resilver wait --help; right: docs/reference.md");
 }
 
 /// The defaults of the table, where `--help` states one in one word.
@@ -188,7 +195,7 @@ fn the_table_of_waits_flags_is_its_help() {
 fn the_defaults_are_those_of_the_help() {
     let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
-    let text = read("README.md");
+    let text = read("docs/reference.md");
     let mut compared = 0;
     for row in section(&text, "## Flags").into_iter().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = row.split(" | ").collect();
@@ -198,11 +205,59 @@ fn the_defaults_are_those_of_the_help() {
         let rest = &help[at + long.len()..];
         let own = &rest[..rest.find(" --").unwrap_or(rest.len())];
         if let Some(stated) = own.split("[default: ").nth(1).and_then(|found| found.split(']').next()) {
-            assert_eq!(stated, default.trim(), "default of {long}: left in --help, right in README.md");
+            assert_eq!(stated, default.trim(), "default of {long}: left in --help, right in docs/reference.md");
             compared += 1;
         }
     }
     assert!(compared > 10, "only {compared} defaults were found");
+}
+
+/// Names as they are sent, with a server or pair in front, in the form that the tables have.
+fn general_names(answer: &str) -> BTreeSet<String> {
+    let servers = ["localhost:1", "127.0.0.1:2"];
+    let general = |name: &str| {
+        let mut name = name.replace(&servers.join("|"), "PAIR");
+        for server in servers {
+            name = name.replace(server, "HOST:PORT");
+        }
+        if name.starts_with("obstacle:") { "obstacle:N".to_owned() } else { name }
+    };
+    answer.lines().filter_map(|line| line.split(' ').next()).map(general).collect()
+}
+
+/// A running proxy is asked, with servers that nobody has: all names are there all the same.
+#[test]
+fn the_tables_of_statistics_are_the_answers() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let proxy = format!("127.0.0.1:{port}");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_resilver"))
+        .args(["-p", &port.to_string(), "-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"])
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while TcpStream::connect(&proxy).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the proxy does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let questions = ["resync status", "stats", "stats servers", "stats settings"];
+    let answers = questions.map(|question| {
+        let ask = ["ask", "--proxy", &proxy].into_iter().chain(question.split(' '));
+        let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(ask).output().unwrap();
+        (question, output.status.success(), general_names(&String::from_utf8(output.stdout).unwrap()))
+    });
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let text = read("docs/reference.md");
+    for (question, answered, mut names) in answers {
+        assert!(answered && names.len() > 10, "{question}: {names:?}");
+        if question == "resync status" {
+            // Told only of a pair that has such keys: tests/copies.rs sees them.
+            names.extend(["copies_missing", "missing_unknown"].map(|name| format!("pair:PAIR:{name}")));
+        }
+        let cells = first_cells(&section(&text, &format!("### `{question}`")));
+        let table: BTreeSet<String> = cells.into_iter().flat_map(code_spans).map(str::to_owned).collect();
+        assert_eq!(names, table, "{question}: left in the answer, right in docs/reference.md");
+    }
 }
 
 /// The words that a function of the source returns in its `match`: `Reason::None => "none",`.
