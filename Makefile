@@ -39,7 +39,7 @@ test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
 	$(RUN_TESTS)
 	$(CARGO) test --locked --doc
-	RESILVER_TEST_IO_URING=off $(RUN_TESTS) --test protocol --test failover
+	RESILVER_TEST_IO_URING=off $(RUN_TESTS) --test it -- protocol:: failover::
 
 bench: ## Measure resilver, other proxies and memcached side by side (10 minutes or less)
 	@scripts/need-memcached
@@ -50,7 +50,7 @@ bench: ## Measure resilver, other proxies and memcached side by side (10 minutes
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached
 	RESILVER_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --lib simulation::tests::seeds -- --nocapture
-	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --locked --test chaos -- --nocapture --test-threads 1
+	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --locked --test it -- chaos:: --nocapture --test-threads 1
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

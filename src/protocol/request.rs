@@ -1,7 +1,7 @@
 //! Requests from clients, in memcached's classic text protocol.
 //!
 //! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused with the same bytes:
-//! `tests/parser_differential.rs` compares the two. The meta protocol is not served yet and answers `ERROR`, like any
+//! `tests/it/parser_differential.rs` compares the two. The meta protocol is not served yet and answers `ERROR`, like any
 //! unknown command; it needs more verbs in [`Verb`] and their arms in `command.rs`.
 
 use std::ops::Range;

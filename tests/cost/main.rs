@@ -2,7 +2,8 @@
 //! are `make bench`'s. `cargo test --test cost -- --nocapture` shows the tables.
 #![allow(missing_docs, unreachable_pub)] // `pub` means "for the other files of this test" here
 
-#[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports)] // of the harness only what starts processes
+#[path = "../it/support/mod.rs"]
 mod support;
 
 mod callgrind;

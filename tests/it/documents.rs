@@ -1,0 +1,400 @@
+//! The documents against the code: what they name exists, and what they must name is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const DOCUMENTS: [&str; 13] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/guarantees.md",
+    "docs/internals/lessons.md",
+    "docs/internals/models/README.md",
+    "docs/magent.md",
+    "docs/operating.md",
+    "docs/performance.md",
+    "docs/reference.md",
+    "docs/resync.md",
+];
+
+/// An overview longer than this is read by nobody.
+const ARCHITECTURE_LINES_MAX: usize = 300;
+/// What it is, for whom, two commands, two pictures, where to read on.
+const README_LINES_MAX: usize = 120;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What stands between backticks on a line.
+fn code_spans(line: &str) -> Vec<&str> {
+    line.split('`').skip(1).step_by(2).collect()
+}
+
+/// The lines under a heading, up to the next one of the same or a higher level.
+fn section<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
+    let level = heading.bytes().take_while(|&b| b == b'#').count();
+    let ends = |line: &&str| {
+        let marks = line.bytes().take_while(|&b| b == b'#').count();
+        !(1..=level).contains(&marks)
+    };
+    let mut lines = text.lines().skip_while(|line| *line != heading);
+    assert!(lines.next().is_some(), "no heading {heading:?}");
+    lines.take_while(ends).collect()
+}
+
+/// The first cells of a section's tables.
+fn first_cells<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    lines.iter().filter_map(|line| line.strip_prefix("| ")).filter_map(|row| row.split(" | ").next()).collect()
+}
+
+fn rust_files(under: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(under).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            found.insert(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_code_map_names_every_file_and_nothing_else() {
+    let text = read("ARCHITECTURE.md");
+    let map: BTreeSet<&str> =
+        first_cells(&section(&text, "## Code map")).into_iter().flat_map(|cell| code_spans(cell).into_iter()).collect();
+    for path in &map {
+        assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+    }
+    let mut files = BTreeSet::new();
+    rust_files(&root().join("src"), &mut files);
+    // The parts of one module's tests stand in the map as their folder.
+    files.retain(|file| !file.contains("/tests/"));
+    let missing: Vec<_> = files.iter().filter(|file| !map.contains(file.as_str())).collect();
+    assert!(missing.is_empty(), "not in ARCHITECTURE.md's code map: {missing:?}");
+}
+
+#[test]
+fn the_names_in_the_architecture_exist() {
+    let mut files = BTreeSet::new();
+    rust_files(&root().join("src"), &mut files);
+    let mut source: String = files.iter().map(|file| read(file)).collect();
+    source.push_str(&read("Cargo.toml"));
+    let words: BTreeSet<&str> = source.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-')).collect();
+    let idents: BTreeSet<&str> = source.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+
+    let text = read("ARCHITECTURE.md");
+    let mut fenced = false;
+    let mut unknown = Vec::new();
+    for line in text.lines() {
+        fenced ^= line.starts_with("```");
+        if fenced {
+            continue;
+        }
+        for span in code_spans(line) {
+            if span.contains('/') || span.ends_with(".rs") || span.ends_with(".py") || span.ends_with(".toml") {
+                // Paths: of files where they begin at the root, else named beside one that does.
+                if span.contains('/') {
+                    assert!(root().join(span).exists(), "ARCHITECTURE.md names {span}, which does not exist");
+                }
+                continue;
+            }
+            // Several words are a command or a sentence; names are one word, maybe with a path in front.
+            if span.contains([' ', '→', ':']) && !span.contains("::") {
+                continue;
+            }
+            for part in span.split("::").filter(|part| !part.is_empty()) {
+                let name = part.split('{').next().unwrap_or(part).trim_start_matches("--");
+                let known =
+                    idents.contains(name) || words.contains(name) || idents.contains(name.replace('-', "_").as_str());
+                if !known {
+                    unknown.push(span);
+                }
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "ARCHITECTURE.md names what stands nowhere in the code: {unknown:?}");
+}
+
+#[test]
+fn the_architecture_and_the_readme_are_overviews() {
+    let lines = read("ARCHITECTURE.md").lines().count();
+    assert!(lines < ARCHITECTURE_LINES_MAX, "ARCHITECTURE.md has {lines} lines");
+    let lines = read("README.md").lines().count();
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines");
+}
+
+/// The flags that begin a word of `text`: `-s`, `--server`.
+fn flags(text: &str) -> BTreeSet<String> {
+    let name = |word: &str| {
+        let end = word.find(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).unwrap_or(word.len());
+        word[..end].to_owned()
+    };
+    text.split([' ', ',', '`', '\n']).filter(|word| word.starts_with('-')).map(name).filter(|n| n.len() > 1).collect()
+}
+
+#[test]
+fn the_table_of_flags_is_the_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    // An option's line begins with at most six blanks; its text is further to the right, and may mention other flags.
+    let defined: String = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Options:"))
+        .take_while(|line| !line.starts_with("Units:"))
+        .filter(|line| line.trim_start().starts_with('-') && line.len() - line.trim_start().len() <= 6)
+        .filter_map(|line| line.trim_start().split("  ").next())
+        .flat_map(|names| [names, "\n"])
+        .collect();
+    let text = read("docs/reference.md");
+    let table: String = first_cells(&section(&text, "## Flags")).into_iter().flat_map(|cell| [cell, "\n"]).collect();
+    let (in_help, in_table) = (flags(&defined), flags(&table));
+    assert!(in_help.len() > 40, "the help was not understood: {in_help:?}");
+    assert_eq!(in_help, in_table, "left: resilver --help; right: docs/reference.md, Flags");
+}
+
+#[test]
+fn the_table_of_waits_flags_is_its_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(["wait", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let defined: String = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Options:"))
+        .filter(|line| line.trim_start().starts_with('-') && line.len() - line.trim_start().len() <= 6)
+        .filter_map(|line| line.trim_start().split("  ").next())
+        .flat_map(|names| [names, "\n"])
+        .collect();
+    let text = read("docs/reference.md");
+    let table: String = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| Flag of `resilver wait`"))
+        .take_while(|line| line.starts_with('|'))
+        .filter_map(|row| row.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|cell| [cell, "\n"])
+        .collect();
+    let (in_help, in_table) = (flags(&defined), flags(&table));
+    assert!(in_help.len() > 4, "the help was not understood: {in_help:?}");
+    assert_eq!(in_help, in_table, "left: resilver wait --help; right: docs/reference.md");
+}
+
+/// The defaults of the table, where `--help` states one in one word.
+#[test]
+fn the_defaults_are_those_of_the_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = read("docs/reference.md");
+    let mut compared = 0;
+    for row in section(&text, "## Flags").into_iter().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let (Some(&cell), Some(&default)) = (cells.first(), cells.get(1)) else { continue };
+        let Some(long) = flags(cell).into_iter().find(|flag| flag.starts_with("--")) else { continue };
+        let Some(at) = help.find(&format!("{long} <")).or_else(|| help.find(&format!("{long}[="))) else { continue };
+        let rest = &help[at + long.len()..];
+        let own = &rest[..rest.find(" --").unwrap_or(rest.len())];
+        if let Some(stated) = own.split("[default: ").nth(1).and_then(|found| found.split(']').next()) {
+            assert_eq!(stated, default.trim(), "default of {long}: left in --help, right in docs/reference.md");
+            compared += 1;
+        }
+    }
+    assert!(compared > 10, "only {compared} defaults were found");
+}
+
+/// Names as they are sent, with a server or pair in front, in the form that the tables have.
+fn general_names(answer: &str) -> BTreeSet<String> {
+    let servers = ["localhost:1", "127.0.0.1:2"];
+    let general = |name: &str| {
+        let mut name = name.replace(&servers.join("|"), "PAIR");
+        for server in servers {
+            name = name.replace(server, "HOST:PORT");
+        }
+        if name.starts_with("obstacle:") { "obstacle:N".to_owned() } else { name }
+    };
+    answer.lines().filter_map(|line| line.split(' ').next()).map(general).collect()
+}
+
+/// A running proxy is asked, with servers that nobody has: all names are there all the same.
+#[test]
+fn the_tables_of_statistics_are_the_answers() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let proxy = format!("127.0.0.1:{port}");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_resilver"))
+        .args(["-p", &port.to_string(), "-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"])
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while TcpStream::connect(&proxy).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the proxy does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let questions = ["resync status", "stats", "stats servers", "stats settings"];
+    let answers = questions.map(|question| {
+        let ask = ["ask", "--proxy", &proxy].into_iter().chain(question.split(' '));
+        let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(ask).output().unwrap();
+        (question, output.status.success(), general_names(&String::from_utf8(output.stdout).unwrap()))
+    });
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let text = read("docs/reference.md");
+    for (question, answered, mut names) in answers {
+        assert!(answered && names.len() > 10, "{question}: {names:?}");
+        if question == "resync status" {
+            // Told only of a pair that has such keys: tests/it/copies.rs sees them.
+            names.extend(["copies_missing", "missing_unknown"].map(|name| format!("pair:PAIR:{name}")));
+        }
+        let cells = first_cells(&section(&text, &format!("### `{question}`")));
+        let table: BTreeSet<String> = cells.into_iter().flat_map(code_spans).map(str::to_owned).collect();
+        assert_eq!(names, table, "{question}: left in the answer, right in docs/reference.md");
+    }
+}
+
+/// The words that a function of the source returns in its `match`: `Reason::None => "none",`.
+fn arm_words(path: &str, left: &str) -> BTreeSet<String> {
+    read(path)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(left))
+        .filter_map(|arm| arm.split("=> \"").nth(1))
+        .filter_map(|word| word.split('"').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn operating_explains_every_state_and_reason() {
+    let text = read("docs/operating.md");
+    let explained = |heading: &str| -> BTreeSet<String> {
+        first_cells(&section(&text, heading)).into_iter().flat_map(code_spans).map(str::to_owned).collect()
+    };
+    let reasons = arm_words("src/pair/mod.rs", "Reason::");
+    assert!(reasons.len() > 10, "{reasons:?}");
+    assert_eq!(reasons, explained("## Reasons"), "reasons: left in the code, right in docs/operating.md");
+    let summary = read("src/cluster/summary.rs");
+    let quoted = |body: &str| -> BTreeSet<String> { body.split('"').skip(1).step_by(2).map(str::to_owned).collect() };
+    let states = quoted(summary.split("PAIR_WORDS: [&str; 5] = [").nth(1).unwrap().split(']').next().unwrap());
+    assert!(states.is_superset(&arm_words("src/pair/mod.rs", "State::")), "{states:?}");
+    assert_eq!(states, explained("## States of a pair"), "states of a pair");
+
+    let nodes = summary.split("impl NodeFacts").nth(1).unwrap();
+    let phases = quoted(nodes.split("let state = ").nth(1).unwrap().split("};").next().unwrap());
+    assert!(phases.len() > 4, "{phases:?}");
+    assert_eq!(phases, explained("## States of a server"), "states of a server");
+}
+
+#[test]
+fn operating_names_every_end_of_a_resync() {
+    let text = read("docs/operating.md");
+    let mut ends = arm_words("src/resync/mod.rs", "JobError::");
+    ends.extend(arm_words("src/backend/pipe.rs", "NodeError::"));
+    assert!(ends.len() > 5, "{ends:?}");
+    for word in ends {
+        assert!(text.contains(&format!("`{word}`")), "docs/operating.md does not name `{word}`");
+    }
+}
+
+/// The variables that tests read, in one list.
+#[test]
+fn contributing_lists_every_variable_of_the_tests() {
+    let mut files = BTreeSet::new();
+    ["src", "tests"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    files.remove("tests/it/documents.rs");
+    let quoted = |text: String| -> Vec<String> {
+        let names = text.split("\"RESILVER_").skip(1).filter_map(|rest| rest.split('"').next());
+        names.map(|name| format!("RESILVER_{name}")).collect()
+    };
+    let read_ones: BTreeSet<String> = files.iter().flat_map(|file| quoted(read(file))).collect();
+    let text = read("CONTRIBUTING.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `RESILVER_")).filter_map(|line| line.split(" | ").next());
+    let listed: BTreeSet<String> = rows.flat_map(code_spans).map(str::to_owned).collect();
+    assert!(read_ones.len() > 5, "{read_ones:?}");
+    assert_eq!(read_ones, listed, "left: read by tests; right: listed in CONTRIBUTING.md");
+}
+
+/// As GitHub makes an anchor of a heading.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut checked = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        let folder = root().join(document).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http://") || link.starts_with("https://") {
+                continue;
+            }
+            let (path, fragment) = link.split_once('#').map_or((link, None), |(path, fragment)| (path, Some(fragment)));
+            let target = if path.is_empty() { root().join(document) } else { folder.join(path) };
+            assert!(target.exists(), "{document}: {link} leads nowhere");
+            if let Some(fragment) = fragment {
+                let text = fs::read_to_string(&target).unwrap();
+                let found = text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == fragment);
+                assert!(found, "{document}: {link}: no such heading");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "only {checked} links were found");
+}
+
+/// "Install and run" as it stands in README.md, typed into a shell: on ports of this test and without the build, for this
+/// binary is built.
+#[test]
+fn the_first_lines_that_a_new_user_types_work() {
+    let text = read("README.md");
+    let lines = section(&text, "## Install and run");
+    let blocks: Vec<String> = lines
+        .split(|line| line.starts_with("```"))
+        .skip(1)
+        .step_by(2)
+        .map(|block| block.iter().flat_map(|line| [line, "\n"]).collect())
+        .collect();
+    let [run, end] = &blocks[..] else { panic!("{} blocks: how to run it, how to end it", blocks.len()) };
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path().to_str().unwrap();
+    fs::write(dir.path().join("make"), "#!/bin/sh\necho made \"$@\"\n").unwrap();
+    fs::set_permissions(dir.path().join("make"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // All held at once, so that they differ.
+    let held: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<String> = held.iter().map(|l| l.local_addr().unwrap().port().to_string()).collect();
+    drop(held);
+    let (binary, _) = env!("CARGO_BIN_EXE_resilver").rsplit_once('/').unwrap();
+    let ours = |block: &str| {
+        let mut block = block.replace("/tmp/", &format!("{here}/")).replace("$PWD/target/release", binary);
+        for (named, port) in ["11221", "11222", "11223", "12000"].into_iter().zip(&ports) {
+            assert!(text.contains(named));
+            block = block.replace(named, port);
+        }
+        block
+    };
+    // As typed by hand: a line that fails is seen, and the servers are ended all the same.
+    let script = format!("set -ex\nend() {{ set +e; {}}}\ntrap end EXIT\n{}", ours(end), ours(run));
+    let path = format!("{here}:{}", std::env::var("PATH").unwrap());
+    let typed = Command::new("bash").current_dir(root()).env("PATH", path).args(["-c", &script]).output().unwrap();
+    let (said, why) = (String::from_utf8_lossy(&typed.stdout), String::from_utf8_lossy(&typed.stderr));
+    assert!(typed.status.success(), "{said}{why}");
+    assert!(said.contains("made build") && said.contains("mirrored\n") && said.contains("mirrored 1\n"), "{said}{why}");
+    let gone = || ports.iter().all(|port| TcpStream::connect(format!("127.0.0.1:{port}")).is_err());
+    let begun = Instant::now();
+    while !gone() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "something was left running: {why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

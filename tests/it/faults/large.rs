@@ -1,0 +1,202 @@
+//! Large values: what honest clients ask for deposes nobody, and a node that stops or drips in the midst of one is found.
+
+use std::time::Duration;
+
+use crate::support::client::storage;
+use crate::support::forwarder::Hold;
+use crate::support::{Client, Cluster, Shape, Stored};
+
+const MB: usize = 1_000_000;
+
+/// Large values that are there to be read.
+const LARGE: usize = 32;
+
+fn store_large(client: &mut Client, count: usize, len: usize) {
+    client.set_deadline(Duration::from_secs(60));
+    for i in 0..count {
+        assert_eq!(client.set(&format!("large:{i}"), &value(i, len)), Ok(Stored::Stored), "large:{i}");
+    }
+}
+
+fn value(i: usize, len: usize) -> Vec<u8> {
+    vec![b'a' + (i % 26) as u8; len]
+}
+
+/// Asks for 256 values in one pipeline and reads them as fast as it can.
+fn read_pipeline(client: &mut Client) {
+    client.set_deadline(Duration::from_secs(60));
+    let keys = (0..256).map(|i| i % LARGE);
+    client.send(keys.clone().map(|i| format!("get large:{i}\r\n")).collect::<String>().as_bytes()).expect("sent");
+    for i in keys {
+        let items = client.values().unwrap_or_else(|e| panic!("large:{i}: {e}"));
+        assert!(items.len() == 1 && items[0].value == value(i, MB), "large:{i}");
+    }
+}
+
+/// Runs `large` clients beside small ones, which go on until those are through; returns how often each small one was served.
+fn beside_small<L: Fn(usize) + Sync>(cluster: &Cluster, clients: usize, large: L) -> Vec<usize> {
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let small: Vec<_> = (0..4)
+            .map(|i| {
+                let (over, mut client) = (&over, cluster.client());
+                scope.spawn(move || {
+                    client.set_deadline(Duration::from_secs(30));
+                    let mut served = 0;
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        let key = format!("small:{i}");
+                        assert_eq!(client.set(&key, b"x"), Ok(Stored::Stored), "{key}");
+                        assert!(client.get(&key).is_ok_and(|item| item.is_some_and(|i| i.value == b"x")), "{key}");
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        let large: Vec<_> = (0..clients)
+            .map(|i| {
+                let large = &large;
+                scope.spawn(move || large(i))
+            })
+            .collect();
+        let ends: Vec<_> = large.into_iter().map(|thread| thread.join()).collect();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let served = small.into_iter().map(|thread| thread.join().expect("a small client")).collect();
+        ends.into_iter().for_each(|end| end.expect("a large client"));
+        served
+    })
+}
+
+fn assert_nobody_lost(cluster: &Cluster) {
+    let log = cluster.proxy.log();
+    assert!(!log.contains("node lost"), "{log}");
+    assert_eq!(cluster.proxy.stat("server_errors"), 0);
+    assert!(cluster.proxy.status().mirrored());
+}
+
+/// 256 MB asked for at once by each: bytes keep arriving, so nobody is late, and others are served in between.
+#[test]
+fn g4_large_values_depose_no_server_that_delivers_them() {
+    let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&["--threads", "2"]));
+    store_large(&mut cluster.client(), LARGE, MB);
+    for clients in [1, 4, 8] {
+        let served = beside_small(&cluster, clients, |_| read_pipeline(&mut cluster.client()));
+        eprintln!("{clients} clients that pipeline 256 MB each; small clients served meanwhile: {served:?}");
+        assert!(served.iter().all(|&n| n >= 3), "{clients} large clients: {served:?}");
+        assert_nobody_lost(&cluster);
+    }
+}
+
+#[test]
+fn g4_a_hundred_writers_of_large_values_depose_no_server() {
+    let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&["--threads", "2"]));
+    let served = beside_small(&cluster, 100, |i| {
+        let mut client = cluster.client();
+        client.set_deadline(Duration::from_secs(60));
+        for round in 0..4 {
+            let set = storage("set", &format!("large:{i}"), 0, 0, &value(i + round, MB), "");
+            client.send(&set).expect("sent");
+            assert_eq!(client.stored(), Ok(Stored::Stored), "large:{i}");
+        }
+    });
+    eprintln!("100 writers of 4 MB each; small clients served meanwhile: {served:?}");
+    assert!(served.iter().all(|&n| n >= 3), "{served:?}");
+    assert_nobody_lost(&cluster);
+}
+
+/// The worker's connections show it: no probe is made meanwhile.
+#[test]
+fn g4_a_server_that_stops_or_drips_in_mid_value_is_found() {
+    for hold in [Hold::Drip(1000), Hold::ToProxy] {
+        let shape = Shape::new(1, 1).forwarded().proxy(&["--timeout", "250ms", "--probe-interval", "60s"]);
+        let cluster = Cluster::start(&shape);
+        let mut client = cluster.client();
+        store_large(&mut client, 1, MB);
+        cluster.primaries[0].network().hold_existing(hold);
+        assert!(client.get("large:0").is_ok_and(|item| item.is_some_and(|i| i.value == value(0, MB))), "{hold:?}");
+        let primary = cluster.primaries[0].known_as();
+        assert_eq!(cluster.proxy.server(&primary, "reason"), "timeout", "{hold:?}");
+    }
+}
+
+/// It takes what the kernel's buffers hold, and executes none of it.
+#[test]
+fn g4_a_server_that_is_stopped_while_large_values_are_written_is_found() {
+    let cluster = Cluster::start(&Shape::new(1, 1).nodes(&["-m", "1024"]).proxy(&["--probe-interval", "60s"]));
+    for follower in [true, false] {
+        let node = if follower { &cluster.backups[0] } else { &cluster.primaries[0] };
+        node.pause();
+        beside_small(&cluster, 16, |i| store_large(&mut cluster.client(), 2 + i % 2, MB));
+        assert_eq!(cluster.proxy.server(&node.addr(), "reason"), "timeout");
+        node.resume();
+        cluster.mirrored();
+    }
+}
+
+/// A refill whose source or target drips ends in time, and is tried again.
+#[test]
+fn g4_a_refill_does_not_wait_for_a_server_that_drips() {
+    let shape = Shape::new(1, 1).forwarded().proxy(&["--probe-interval", "50ms", "--leader-timeout", "500ms"]);
+    let mut cluster = Cluster::start(&shape);
+    store_large(&mut cluster.client(), 8, MB);
+    let backup = cluster.backups[0].known_as();
+    cluster.backups[0].kill();
+    cluster.wait_lost(&backup);
+    cluster.backups[0].restart();
+    cluster.proxy.wait_status("a refill", crate::support::DEADLINE, |s| s.node(&backup) == "copying");
+    cluster.backups[0].network().hold_existing(Hold::Drip(0));
+    cluster.proxy.wait_status("its end", crate::support::DEADLINE, |s| s.node(&backup) != "copying");
+    cluster.backups[0].network().hold(Hold::Nothing);
+    cluster.mirrored();
+    cluster.assert_rings_equal();
+}
+
+/// `--client-memory` of [`clients_that_read_nothing_hold_little_memory`].
+const CLIENT_MEMORY: u64 = 128 << 20;
+
+/// What is not counted there: a value more for each client, and its requests.
+const EACH_CLIENT: u64 = 3 << 20;
+
+/// Of the connections to the servers: what is being received.
+const CONNECTIONS: u64 = 32 << 20;
+
+/// Memory follows what clients may leave unread, not what they ask for, and goes back to the system.
+#[test]
+fn clients_that_read_nothing_hold_little_memory() {
+    let args = ["--threads", "2", "--client-memory", "128m"];
+    let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&args));
+    store_large(&mut cluster.client(), LARGE, MB);
+    let idle = cluster.proxy.resident_bytes();
+    for clients in [2, 8, 32] {
+        let ask: Vec<u8> = (0..256).flat_map(|i| format!("get large:{}\r\n", i % LARGE).into_bytes()).collect();
+        let line: Vec<String> = (0..256).map(|i| format!("large:{}", i % LARGE)).collect();
+        let line = format!("get {}\r\n", line.join(" ")).into_bytes();
+        let silent: Vec<Client> = (0..clients)
+            .map(|i| {
+                let mut client = cluster.client();
+                // Some have read small ones before, and are trusted with more.
+                if i % 2 == 0 {
+                    (0..300).for_each(|_| assert!(client.get("none").is_ok_and(|item| item.is_none())));
+                }
+                client.send(if i % 4 < 2 { &ask } else { &line }).expect("sent");
+                client
+            })
+            .collect();
+        let most = std::sync::atomic::AtomicU64::new(0);
+        let served = beside_small(&cluster, 1, |_| {
+            for _ in 0..50 {
+                std::thread::sleep(Duration::from_millis(10));
+                most.fetch_max(cluster.proxy.resident_bytes(), std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let held = most.into_inner();
+        eprintln!("{clients} that read nothing: {} MB (idle {} MB), {served:?}", held >> 20, idle >> 20);
+        drop(silent);
+        crate::support::wait_until("the memory to go back", crate::support::DEADLINE, || {
+            cluster.proxy.resident_bytes() < idle + CONNECTIONS
+        });
+        eprintln!("afterwards {} MB", cluster.proxy.resident_bytes() >> 20);
+        assert!(held < idle + CLIENT_MEMORY + clients as u64 * EACH_CLIENT + CONNECTIONS, "{clients}: {held}");
+    }
+    assert_nobody_lost(&cluster);
+}

@@ -1,0 +1,27 @@
+//! All integration tests but those that count what a request costs (`tests/cost`): one binary, so that the harness
+//! is compiled once. `cargo test --test it failover::` runs those of one file.
+#![allow(clippy::unwrap_used)] // a test says what it expects by panicking; clippy.toml covers only #[test] functions
+#![allow(missing_docs, unreachable_pub)] // `pub` means "for the other files of this binary" here
+
+mod adoption;
+mod chaos;
+mod cli;
+mod copies;
+mod documents;
+mod expiry;
+mod failover;
+mod faults;
+mod judge_selftest;
+mod moved;
+mod parser_differential;
+mod protocol;
+mod records;
+mod resync;
+mod resync_memcached;
+mod resync_races;
+mod scripted;
+mod startup;
+mod startup_review;
+mod startup_ring;
+mod support;
+mod wait;

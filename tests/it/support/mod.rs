@@ -1,0 +1,61 @@
+//! The black-box harness: real memcached processes, the real `resilver` binary, a strict client, and a judge that knows
+//! what was acknowledged. Every test binary uses its part of it.
+
+pub mod client;
+pub mod cluster;
+pub mod faulty;
+pub mod forwarder;
+pub mod judge;
+pub mod load;
+pub mod memcached;
+pub mod names;
+pub mod port;
+pub mod proxy;
+pub mod rings;
+pub mod rng;
+pub mod start;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Client, Failure, Stored};
+pub use cluster::{Cluster, Shape};
+pub use forwarder::Hold;
+pub use judge::Verdict;
+pub use load::{Load, Mix};
+pub use memcached::Memcached;
+pub use names::Names;
+pub use proxy::{Proxy, Status};
+pub use rings::{RingMap, compare_rings, read_node, read_ring};
+pub use rng::Rng;
+
+/// Generous: only a hang reaches it, however loaded the machine is.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The seed of this run: `RESILVER_TEST_SEED`, else from the clock. Printed, so that a failure shows it.
+pub fn seed(test: &str) -> u64 {
+    let seed = std::env::var("RESILVER_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock after 1970");
+        now.as_nanos() as u64 % 1_000_000_007
+    });
+    eprintln!("{test}: RESILVER_TEST_SEED={seed}");
+    seed
+}
+
+/// How long workloads of a soak run: `RESILVER_TEST_SECONDS`, else what the test asks for.
+pub fn duration_or(default: Duration) -> Duration {
+    std::env::var("RESILVER_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).map_or(default, Duration::from_secs)
+}
+
+/// Polls until `what` holds. A deadline missed fails the test and says what was awaited.
+pub fn wait_until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Seconds since 1970, as memcached counts them.
+pub fn unix_now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock after 1970").as_secs() as i64
+}
