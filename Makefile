@@ -55,7 +55,7 @@ soak: ## SEEDS seeds of the simulation (100000), then random faults on real serv
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 	@scripts/need-cargo-deny
 	$(CARGO) deny --locked check bans licenses sources
 

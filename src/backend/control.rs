@@ -33,7 +33,6 @@ pub struct NodeView {
     pub incarnation: Option<Incarnation>,
     /// Something stands in the incarnation marker's place that is none.
     pub incarnation_unread: bool,
-    /// The ring marker.
     pub ring: Option<RingMark>,
     /// Something stands in the ring marker's place that this release cannot read.
     pub ring_unread: bool,

@@ -22,7 +22,6 @@ use crate::ids::NodeId;
 /// How many answers are looked at in one go.
 const FRAMES_AT_ONCE: usize = 1024;
 
-/// How a drain ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DrainEnd {
     /// The node answered everything that was sent: nothing is outstanding.

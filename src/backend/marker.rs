@@ -149,7 +149,6 @@ pub enum Leftovers {
     Stale,
 }
 
-/// The ring marker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RingMark {
     /// Of the two rings.
@@ -158,7 +157,6 @@ pub struct RingMark {
     pub node: NodeId,
     /// How many primaries the ring has: a record's pair can be told from its number after the ring has changed.
     pub primaries: u16,
-    /// How many backups.
     pub backups: u16,
     /// Since when the ring is in force.
     pub period: Period,
@@ -320,11 +318,6 @@ impl Pending {
     /// How many wait.
     pub fn len(&self) -> usize {
         self.due.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.due.is_empty()
     }
 
     /// Whether one waits for this second.

@@ -117,7 +117,6 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// Connects, by the deadline.
     pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
         let life = dialer.life(node);
         let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;

@@ -102,7 +102,6 @@ pub(super) enum CleanError {
     /// The deletes.
     #[error("{0}")]
     Purge(JobError),
-    /// The marker.
     #[error("{0}")]
     Mark(MarkError),
 }

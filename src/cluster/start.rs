@@ -96,7 +96,6 @@ impl Decision {
     }
 }
 
-/// Decides.
 pub(crate) fn decide(known: &Knowledge) -> Decision {
     use Place::{Backup, Primary};
     let seen = |place| if place == Primary { known.primary } else { known.backup };

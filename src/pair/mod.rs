@@ -266,7 +266,6 @@ pub enum Effect {
     AbortResync,
 }
 
-/// One pair.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pair {
     state: State,

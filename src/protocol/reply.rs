@@ -25,25 +25,16 @@ pub enum ReplyKind {
         data: Range<usize>,
         /// The unique id, in the answer to `gets` and `gats`.
         cas: Option<u64>,
-        /// The buffer goes on with the `END` line: a hint that saves a call. It is not counted in [`Reply::len`], and
-        /// false also when the rest has not arrived.
-        end_follows: bool,
     },
     /// `END`: of values, statistics or a dump.
     End,
-    /// `STORED`.
     Stored,
-    /// `NOT_STORED`.
     NotStored,
     /// `EXISTS`: cas id out of date.
     Exists,
-    /// `NOT_FOUND`.
     NotFound,
-    /// `DELETED`.
     Deleted,
-    /// `TOUCHED`.
     Touched,
-    /// `OK`.
     Ok,
     /// The new value after `incr` or `decr`.
     Number(u64),
@@ -51,12 +42,10 @@ pub enum ReplyKind {
     Reset,
     /// `STAT <name> <value>`.
     Stat {
-        /// Its name.
         name: Range<usize>,
         /// All that follows the name; may contain blanks or be empty.
         value: Range<usize>,
     },
-    /// `VERSION <version>`.
     Version {
         /// What follows the word, such as `1.6.18`.
         version: Range<usize>,
@@ -279,8 +268,7 @@ impl Text<'_> {
             return Ok(self.incomplete(len));
         };
         let len = data.end + 2;
-        let end_follows = self.buf[len..].starts_with(b"END\r\n");
-        let kind = ReplyKind::Value { key, flags, data, cas, end_follows };
+        let kind = ReplyKind::Value { key, flags, data, cas };
         Ok(ParsedReply::Reply(Reply { kind, line: self.line.clone(), len }))
     }
 

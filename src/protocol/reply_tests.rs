@@ -46,10 +46,10 @@ fn one_line_replies() {
 #[test]
 fn values() {
     let buf = b"VALUE foo 7 5 99\r\nhel\r\n\r\nEND\r\n";
-    let kind = ReplyKind::Value { key: 6..9, flags: 7, data: 18..23, cas: Some(99), end_follows: true };
+    let kind = ReplyKind::Value { key: 6..9, flags: 7, data: 18..23, cas: Some(99) };
     assert_eq!(reply(buf), Reply { kind, line: 0..16, len: 25 });
     let buf = b"VALUE foo 0 0\r\n\r\nVALUE b";
-    let kind = ReplyKind::Value { key: 6..9, flags: 0, data: 15..15, cas: None, end_follows: false };
+    let kind = ReplyKind::Value { key: 6..9, flags: 0, data: 15..15, cas: None };
     assert_eq!(reply(buf), Reply { kind, line: 0..13, len: 17 });
     let buf = b"VA 5 c12 t-1\r\nhello\r\nMN\r\n";
     assert_eq!(reply(buf), Reply { kind: ReplyKind::MetaVa { data: 14..19 }, line: 0..12, len: 21 });
@@ -134,13 +134,7 @@ fn meta_flags() {
 
 fn check(buf: &[u8]) {
     let limits = ReplyLimits { line_len_max: 64, value_len_max: 100 };
-    let forget_hint = |mut result: Result<ParsedReply, ReplyError>| {
-        if let Ok(ParsedReply::Reply(Reply { kind: ReplyKind::Value { end_follows, .. }, .. })) = &mut result {
-            *end_follows = false;
-        }
-        result
-    };
-    let whole = forget_hint(parse_reply_within(buf, &limits));
+    let whole = parse_reply_within(buf, &limits);
     if let Ok(ParsedReply::Reply(reply)) = &whole {
         assert!(reply.len <= buf.len() && reply.line.end < reply.len);
         if let ReplyKind::Value { key, data, .. } = &reply.kind {
@@ -149,7 +143,7 @@ fn check(buf: &[u8]) {
         let _ = meta_flag(&buf[reply.line.clone()], b'c');
     }
     for split in 0..buf.len() {
-        match forget_hint(parse_reply_within(&buf[..split], &limits)) {
+        match parse_reply_within(&buf[..split], &limits) {
             Ok(ParsedReply::Incomplete { need }) => assert!(need == 0 || need > split),
             other => assert_eq!(other, whole, "{} cut at {split}", buf.escape_ascii()),
         }

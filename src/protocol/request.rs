@@ -12,7 +12,6 @@ use super::line::{Line, Words, first_line};
 
 /// What a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[allow(missing_docs, reason = "they are memcached's commands")]
 pub enum Verb {
     Get,
     Gets,

@@ -84,9 +84,7 @@ enum Part {
 pub(super) struct Rest {
     /// The request; its `keys` begin with the next one.
     pub(super) request: Request,
-    /// Its bytes.
     pub(super) raw: Bytes,
-    /// Its slot.
     pub(super) slot: u64,
     /// Number of the next key.
     pub(super) part: u32,
@@ -108,7 +106,6 @@ pub(super) enum Access {
 pub enum Ended {
     /// It closed its half, or broke the connection.
     Left,
-    /// `quit`.
     Quit,
     /// `--idle-timeout`.
     Silent,

@@ -177,7 +177,6 @@ struct GetLine {
     bytes: usize,
 }
 
-/// One connection.
 #[derive(Debug)]
 pub struct Conn {
     /// Whether it may be used.
@@ -229,7 +228,6 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// Not connected.
     pub fn new() -> Conn {
         Conn {
             state: LinkState::Idle,

@@ -12,7 +12,6 @@ mod room;
 mod route;
 
 pub use adds::Adds;
-pub use client::{Client, Ended};
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, TOO_MANY, owner_of};
 pub use link::LinkState;
 pub use memory::Memory;

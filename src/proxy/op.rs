@@ -80,11 +80,6 @@ impl Kind {
     pub fn is_repeatable(self) -> bool {
         !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
     }
-
-    /// Whether values come with a cas token.
-    pub fn with_cas(self) -> bool {
-        matches!(self, Kind::Gets | Kind::Gats)
-    }
 }
 
 /// What the leader's answer says about its copy.
@@ -210,7 +205,6 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
 /// Who waits for the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// A client.
     Client(Asker),
     /// The control plane; with the ticket of its command.
     Control(u64),
@@ -223,7 +217,6 @@ pub struct Asker {
     pub worker: u16,
     /// Which client there.
     pub client: ClientKey,
-    /// Which of its requests.
     pub slot: u64,
     /// Which key of the request.
     pub part: u32,
@@ -375,7 +368,6 @@ impl Op {
         }
     }
 
-    /// The key.
     pub fn key(&self) -> &[u8] {
         &self.raw[self.key.0 as usize..self.key.1 as usize]
     }

@@ -21,7 +21,7 @@ const KINDS: [Kind; 14] = [
 
 fn replies() -> Vec<ReplyKind> {
     use ReplyKind::*;
-    let value = Value { key: 0..1, flags: 0, data: 0..0, cas: None, end_follows: true };
+    let value = Value { key: 0..1, flags: 0, data: 0..0, cas: None };
     let mut all = vec![value, End, Stored, NotStored, Exists, NotFound, Deleted, Touched, Ok, Number(7), Reset, Error];
     all.extend([
         ClientError,

@@ -47,7 +47,6 @@ impl From<NodeError> for DumpError {
     }
 }
 
-/// One line of a dump.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct DumpLine<'a> {
     pub(super) key: &'a [u8],

@@ -154,7 +154,7 @@ mod spool;
 mod verify;
 
 pub use clocks::Clocks;
-pub use governor::{Counts, Governor, Leave, TICK};
+pub use governor::{Governor, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use lone::Lone;
@@ -321,7 +321,6 @@ impl Default for Tuning {
 pub struct Crawls(Vec<Arc<Mutex<()>>>);
 
 impl Crawls {
-    /// For nodes 0 to `nodes` - 1.
     pub fn new(nodes: usize) -> Crawls {
         Crawls((0..nodes).map(|_| Arc::default()).collect())
     }
@@ -347,9 +346,7 @@ pub enum JobEvent {
     /// A leader cannot be enumerated. Its pairs go on as they are: copied is what clients read, and none of them is ever ready.
     /// No answer is waited for.
     CannotEnumerate {
-        /// Which leader.
         source: NodeId,
-        /// Its pairs.
         pairs: Vec<PairId>,
         /// For the log.
         why: String,
@@ -368,7 +365,6 @@ pub enum JobEvent {
     },
     /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
     Adopt {
-        /// Which pair.
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
@@ -384,14 +380,12 @@ pub enum JobEvent {
     /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
     /// `true`; `false` = not now, ask again later.
     Ready {
-        /// Which pair.
         pair: PairId,
         /// Whether the gate is closed.
         reply: oneshot::Sender<bool>,
     },
     /// The last keys were copied (`clean`), or could not be within [`Tuning::gate_budget`].
     Drained {
-        /// Which pair.
         pair: PairId,
         /// Nothing of the pair is outstanding, and the target holds what the leader holds.
         clean: bool,

@@ -26,20 +26,6 @@ pub enum Phase {
     Finished,
 }
 
-impl Phase {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Phase::Preparing => "preparing",
-            Phase::Purging => "purging",
-            Phase::Barrier => "barrier",
-            Phase::Copying => "copying",
-            Phase::HandingBack => "handing_back",
-            Phase::Finished => "finished",
-        }
-    }
-}
-
 /// Counters of one pair. Written by the job only.
 #[derive(Default, Debug)]
 pub struct PairProgress {
@@ -144,11 +130,6 @@ impl Progress {
         self.pairs.get(&pair)
     }
 
-    /// All pairs of the job, in order.
-    pub fn pairs(&self) -> impl Iterator<Item = (PairId, &PairProgress)> {
-        self.pairs.iter().map(|(&pair, progress)| (pair, progress))
-    }
-
     /// Sums one counter over the pairs: `progress.sum(|p| &p.copied)`.
     pub fn sum(&self, counter: impl Fn(&PairProgress) -> &AtomicU64) -> u64 {
         self.pairs.values().map(|p| counter(p).load(Relaxed)).sum()
@@ -198,6 +179,6 @@ mod tests {
         assert_eq!(progress.rate_per_s(), 50.0);
         assert_eq!(progress.eta(), Some(Duration::from_secs(4)));
         progress.set_phase(Phase::Copying);
-        assert_eq!(progress.phase().as_str(), "copying");
+        assert_eq!(progress.phase(), Phase::Copying);
     }
 }

@@ -70,7 +70,6 @@ pub struct VerifyProgress {
 pub enum VerifyEvent {
     /// The two copies of the key differ: its owner is to make the follower's equal.
     Mend {
-        /// Which pair.
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
@@ -78,10 +77,7 @@ pub enum VerifyEvent {
         reply: oneshot::Sender<Settled>,
     },
     /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing meanwhile.
-    Compared {
-        /// Which pair.
-        pair: PairId,
-    },
+    Compared { pair: PairId },
 }
 
 /// What a scrub works with, beside a [`Context`] that it shares with the resyncs: dialer, owner, tuning, crawls, cancel.
@@ -297,7 +293,6 @@ impl<'a> Scrub<'a> {
         Ok(())
     }
 
-    /// Which keys the leader has.
     async fn on_leader(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<bool>, JobError> {
         let mut there = Vec::with_capacity(keys.len());
         let asked = self.leader.transfer(ask_for(keys, b" k t"), self.ctx.tuning.source_timeout, |i, frame| {

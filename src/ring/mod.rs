@@ -10,7 +10,7 @@ use md5::{Digest, Md5};
 use crate::ids::{NodeId, PairId, Place};
 use ketama::Continuum;
 
-pub use spec::{DEFAULT_PORT, NodeAddr, ServerSpec, SpecError, SpecProblem};
+pub use spec::{NodeAddr, ServerSpec, SpecError};
 
 /// How keys are spread over the servers of one ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -307,7 +307,6 @@ struct Own {
 }
 
 impl Own {
-    /// In the hands of a runtime.
     fn into_listeners(self, runtime: &Handle) -> std::io::Result<Vec<Listener>> {
         let _entered = runtime.enter();
         let mut listeners = Vec::new();

@@ -78,7 +78,6 @@ pub(super) struct WorkerSetup {
     pub idle_timeout: Option<Duration>,
     /// Clients connected to all workers, and how many there may be.
     pub clients: Arc<AtomicUsize>,
-    /// See `clients`.
     pub max_clients: usize,
     /// Clients beyond that.
     pub beyond: Beyond,
@@ -98,7 +97,6 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// For so many workers.
     pub(super) fn new(workers: usize) -> Work {
         Work { live: (0..workers).map(|_| AtomicUsize::new(1)).collect(), transit: AtomicUsize::new(0) }
     }
@@ -288,7 +286,6 @@ pub(super) async fn run(
 
 /// Where clients come from.
 pub(crate) enum Listener {
-    /// TCP.
     Tcp(tokio::net::TcpListener),
     /// The unix socket.
     Unix(tokio::net::UnixListener),

@@ -43,7 +43,6 @@ impl History {
         id
     }
 
-    /// It was answered.
     pub(super) fn answer(&self, id: usize, outcome: Outcome) {
         let inner = &mut *self.0.borrow_mut();
         inner.moment += 1;

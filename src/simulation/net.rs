@@ -260,7 +260,6 @@ pub(super) enum Whither {
     SameHost,
 }
 
-/// An address of a host: it has many.
 fn address((host, way): (usize, u8)) -> SocketAddr {
     (Ipv4Addr::new(10, way, 0, host as u8), 11211).into()
 }

@@ -478,7 +478,6 @@ impl World {
         self.proxy = Some(Proxy { id, tasks, shutdown, probes: assembly.probes });
     }
 
-    /// `kill -9`.
     pub(super) async fn kill_proxy(&mut self) {
         let Some(proxy) = self.proxy.take() else { return };
         note(|| format!("FAULT  proxy {} is killed", proxy.id));

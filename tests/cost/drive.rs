@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use resilver::ids::{Incarnation, NodeId, Term};
-use resilver::pair::Reason;
-use resilver::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route};
-use resilver::resync::{Lone, Missed, MissedBudget};
-use resilver::ring::{Distribution, ServerSpec, Topology};
-use resilver::stats::WorkerStats;
+use resilver::internals::ids::{Incarnation, NodeId, Term};
+use resilver::internals::pair::Reason;
+use resilver::internals::proxy::{
+    Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route,
+};
+use resilver::internals::resync::{Lone, Missed, MissedBudget};
+use resilver::internals::ring::{Distribution, ServerSpec, Topology};
+use resilver::internals::stats::WorkerStats;
 
 /// Different bursts of a client: after them it begins again, with the same keys.
 const BURSTS: usize = 16;

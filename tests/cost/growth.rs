@@ -6,9 +6,9 @@ use std::thread;
 
 use bytes::Bytes;
 
-use resilver::ids::{NodeId, PairId};
-use resilver::proxy::{Command, Flow, Follower, Route};
-use resilver::resync::{Lone, Missed, MissedBudget, Recopy};
+use resilver::internals::ids::{NodeId, PairId};
+use resilver::internals::proxy::{Command, Flow, Follower, Route};
+use resilver::internals::resync::{Lone, Missed, MissedBudget, Recopy};
 
 use crate::drive::{Drive, Workload};
 use crate::{GET, alone, callgrind, skipped};

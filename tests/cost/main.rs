@@ -1,6 +1,5 @@
 //! What a request costs, in figures that come out the same on every machine: allocations, instructions, system calls. Times do not; those
 //! are `make bench`'s. `cargo test --test cost -- --nocapture` shows the tables.
-#![allow(missing_docs, unreachable_pub)] // `pub` means "for the other files of this test" here
 
 #[allow(dead_code, unused_imports)] // of the harness only what starts processes
 #[path = "../it/support/mod.rs"]

@@ -1,7 +1,6 @@
 //! All integration tests but those that count what a request costs (`tests/cost`): one binary, so that the harness
 //! is compiled once. `cargo test --test it failover::` runs those of one file.
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking; clippy.toml covers only #[test] functions
-#![allow(missing_docs, unreachable_pub)] // `pub` means "for the other files of this binary" here
 
 mod adoption;
 mod chaos;

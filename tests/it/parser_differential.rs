@@ -6,9 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use resilver::protocol::answer;
-use resilver::protocol::reply::{Reply, ReplyKind, parse_reply};
-use resilver::protocol::request::{Limits, Parsed, Verb, parse};
+use resilver::internals::protocol::answer;
+use resilver::internals::protocol::reply::{Reply, ReplyKind, parse_reply};
+use resilver::internals::protocol::request::{Limits, Parsed, Verb, parse};
 
 const VECTORS: &str = include_str!("../vectors/classic-memcached-1.6.18.tsv");
 /// The version whose answers the parser gives, to the byte. Others differ: from 1.6.40 on a `set` line with a bad key takes

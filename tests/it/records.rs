@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::Memcached;
-use resilver::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
-use resilver::backend::{Addresses, MarkError, NodeControl, TcpDialer};
-use resilver::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
-use resilver::ring::NodeAddr;
+use resilver::internals::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
+use resilver::internals::backend::{Addresses, MarkError, NodeControl, TcpDialer};
+use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use resilver::internals::ring::NodeAddr;
 
 const MEMORY: Incarnation = Incarnation(7);
 const PAIRS: u32 = 500;

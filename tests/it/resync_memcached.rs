@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use resilver::backend::NodeStream;
-use resilver::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
-use resilver::ids::{Incarnation, NodeId, PairId};
-use resilver::resync::{
+use resilver::internals::backend::NodeStream;
+use resilver::internals::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
+use resilver::internals::ids::{Incarnation, NodeId, PairId};
+use resilver::internals::resync::{
     Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy,
     Settled, Tuning, Verdict, Verify, VerifyPair, run, verify,
 };
-use resilver::ring::NodeAddr;
+use resilver::internals::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// Runs a job with a control plane that only knows the gate.
-    async fn resync(&self, fill: Fill, tuning: Tuning) -> (resilver::resync::Outcome, Arc<Progress>) {
+    async fn resync(&self, fill: Fill, tuning: Tuning) -> (resilver::internals::resync::Outcome, Arc<Progress>) {
         self.resync_with(fill, tuning, CancellationToken::new(), Arc::default()).await
     }
 
@@ -147,7 +147,7 @@ impl World {
         tuning: Tuning,
         cancel: CancellationToken,
         quiesce: Arc<RwLock<()>>,
-    ) -> (resilver::resync::Outcome, Arc<Progress>) {
+    ) -> (resilver::internals::resync::Outcome, Arc<Progress>) {
         let (coordinator, mut events) = mpsc::channel(4);
         let progress = Arc::new(Progress::new([PAIR]));
         let ctx = self.context(tuning, cancel, quiesce, progress.clone(), coordinator);
@@ -352,7 +352,7 @@ async fn a_hundred_thousand_items_under_mutations() {
         tokio::join!(job, mutate(&world, 0, 2, COUNT, &stop), mutate(&world, 1, 2, COUNT, &stop));
     assert_eq!(outcome.result, Ok(()));
     assert!(outcome.drains.is_empty() && outcome.undone);
-    let sum = |f: fn(&resilver::resync::PairProgress) -> &AtomicU64| progress.sum(f);
+    let sum = |f: fn(&resilver::internals::resync::PairProgress) -> &AtomicU64| progress.sum(f);
     eprintln!(
         "{} mutations, {} copied, {} skipped, {} recopied, gate closed {} us, {:?}",
         a + b,
@@ -707,7 +707,7 @@ async fn cut_off_in_mid_stream() {
                 assert!(tokio::time::timeout(Duration::from_millis(200), &mut all).await.is_err());
                 signal(TARGET, nix::sys::signal::SIGCONT);
                 let ends = tokio::time::timeout(Duration::from_secs(5), all).await.unwrap();
-                assert!(ends.iter().all(|&end| end == resilver::backend::DrainEnd::Answered));
+                assert!(ends.iter().all(|&end| end == resilver::internals::backend::DrainEnd::Answered));
                 // Purged and begun again, it ends well.
                 assert_eq!(world.resync(Fill::Purge, Tuning::default()).await.0.result, Ok(()));
                 world.assert_equal(&all_keys(COUNT)).await;
@@ -873,7 +873,7 @@ impl World {
         let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::new([])));
         let ctx = self.context(Tuning::default(), cancel, Arc::default(), progress, mpsc::channel(1).0);
         if work == Work::Clean {
-            return resilver::resync::clean(TARGET, ctx).await.result;
+            return resilver::internals::resync::clean(TARGET, ctx).await.result;
         }
         let pair = VerifyPair { pair: PAIR, leader: LEADER, follower: TARGET, leave: CancellationToken::new() };
         // That the pair was compared to its end is told, and heard by nobody here.

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::scripted::{Fault, ScriptedDialer, Shared, World};
 use bytes::Bytes;
-use resilver::ids::{NodeId, PairId};
-use resilver::resync::{
+use resilver::internals::ids::{NodeId, PairId};
+use resilver::internals::resync::{
     Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy,
     Settled, Tuning, Verdict, run,
 };

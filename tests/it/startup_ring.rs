@@ -1,6 +1,6 @@
 //! The list of servers changes between two runs of the proxy, and two proxies work on the same nodes: real processes.
 
-use resilver::ring::{Distribution, Topology};
+use resilver::internals::ring::{Distribution, Topology};
 
 use crate::support::client::storage;
 use crate::support::start::{over, record, set, start, value};

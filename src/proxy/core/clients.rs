@@ -41,7 +41,6 @@ impl Core {
         self.memory = memory;
     }
 
-    /// A client has connected.
     pub fn client_connected(&mut self) -> ClientKey {
         self.generation = self.generation.wrapping_add(1);
         let mut client = Client::new(self.generation, self.now_us);
@@ -69,7 +68,6 @@ impl Core {
         }
     }
 
-    /// Which worker this is.
     pub fn worker(&self) -> usize {
         usize::from(self.settings.worker)
     }

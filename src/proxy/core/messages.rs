@@ -14,7 +14,6 @@ pub enum Command {
     /// Begin nothing more for the pair; answer with [`Event::Closed`] once nothing of it is unanswered. From now on what the `void`
     /// node answers counts for nothing.
     Close {
-        /// Which pair.
         pair: PairId,
         /// The deposed node.
         void: Option<NodeId>,
@@ -23,21 +22,18 @@ pub enum Command {
     },
     /// The pair's requests flow (or are refused) by this route from now on.
     Open {
-        /// Which pair.
         pair: PairId,
         /// The way.
         route: Route,
     },
     /// The pair's requests flow as before, but tokens carry this term from now on: those that were given before count no more.
     Term {
-        /// Which pair.
         pair: PairId,
         /// The new term.
         term: Term,
     },
     /// The node is up with this memory; connections to it are opened, and checked to be to that memory.
     Allow {
-        /// Which node.
         node: NodeId,
         /// `None`: no markers are kept.
         incarnation: Option<Incarnation>,
@@ -46,17 +42,13 @@ pub enum Command {
     },
     /// How far the node's dates are ahead of the proxy's; `None` = it is not known.
     Clock {
-        /// Which node.
         node: NodeId,
         /// How far.
         offset: Option<Offset>,
     },
     /// The node is at another address: every connection that stands is given up; those made from now on lead to the new one.
     /// Answered with [`Event::Left`].
-    Moved {
-        /// Which node.
-        node: NodeId,
-    },
+    Moved { node: NodeId },
     /// The answer to an [`Event::Ask`].
     Answer {
         /// Who asked.
@@ -70,7 +62,6 @@ pub enum Command {
     ItemLimit(usize),
     /// The node's own `-I`: no value that it sends is larger.
     ReplyLimit {
-        /// Which node.
         node: NodeId,
         /// As it says.
         bytes: usize,
@@ -80,7 +71,6 @@ pub enum Command {
     Mend {
         /// Repeated in the answer.
         ticket: u64,
-        /// Which pair.
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
@@ -90,11 +80,9 @@ pub enum Command {
     Adopt {
         /// Repeated in the answer.
         ticket: u64,
-        /// Which pair.
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
-        /// The item.
         item: Adopted,
     },
 }
@@ -102,7 +90,6 @@ pub enum Command {
 /// An item that only the follower holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Adopted {
-    /// Its value.
     pub value: Bytes,
     /// Client flags.
     pub flags: u32,
@@ -126,16 +113,13 @@ pub enum Settlement {
 pub enum Event {
     /// Nothing that this worker began for the pair is unanswered.
     Closed {
-        /// Which worker.
         worker: u16,
-        /// Which pair.
         pair: PairId,
         /// Of which [`Command::Close`].
         round: u64,
     },
     /// A node failed a request.
     Fault {
-        /// Which node.
         node: NodeId,
         /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node came back says nothing about it now.
         life: u32,
@@ -145,39 +129,21 @@ pub enum Event {
         patience_over: bool,
     },
     /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still execute old commands.
-    Undrained {
-        /// Which worker.
-        worker: u16,
-        /// Which node.
-        node: NodeId,
-    },
+    Undrained { worker: u16, node: NodeId },
     /// They have all come, or their connections were closed by the node.
-    Drained {
-        /// Which worker.
-        worker: u16,
-        /// Which node.
-        node: NodeId,
-    },
+    Drained { worker: u16, node: NodeId },
     /// No connection to an earlier address of the node is left, after a [`Command::Moved`].
     Left {
-        /// Which worker.
         worker: u16,
-        /// Which node.
         node: NodeId,
         /// Commands were unanswered: nobody knows whether they take effect.
         owing: bool,
     },
     /// A connection ended with commands unanswered that may still take effect, for it was not the node that
     /// ended it. Told before its fault.
-    Abandoned {
-        /// Which node.
-        node: NodeId,
-    },
+    Abandoned { node: NodeId },
     /// A node closed an idle connection: worth a probe.
-    Hint {
-        /// Which node.
-        node: NodeId,
-    },
+    Hint { node: NodeId },
     /// What became of a [`Command::Mend`] or [`Command::Adopt`].
     Settled {
         /// Of the command.
@@ -187,7 +153,6 @@ pub enum Event {
     },
     /// A client's command that the control plane answers.
     Ask {
-        /// Which worker.
         worker: u16,
         /// Who asks.
         client: ClientKey,
@@ -217,7 +182,6 @@ pub enum Question {
 pub enum PeerMessage {
     /// A write for a key that the receiver owns.
     Op(Box<Op>),
-    /// Its answer.
     Answer(Asker, Answer),
     /// A client of the receiver's beyond the limit of clients is to make room for another, if it has said nothing yet.
     TurnAway(ClientKey),

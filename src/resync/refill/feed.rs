@@ -283,9 +283,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::super::super::entry::Stage;
+    use super::super::super::governor::Leave;
     use super::super::super::item::{Item, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Clocks, Context, Crawls, Leave, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::expiry::Offset;

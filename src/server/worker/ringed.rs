@@ -24,7 +24,6 @@ const NEWS_PER_TURN: usize = 256;
 /// How long what clients had sent by the shutdown is listened to at most: some send without end.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// A client on the ring.
 pub(super) struct RingClient {
     /// Its place there.
     pub(super) slot: usize,

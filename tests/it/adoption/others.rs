@@ -64,10 +64,10 @@ fn a_later_record_elsewhere_does_not_end_an_adoption() {
     let ours: Vec<usize> = {
         let status = cluster.proxy.status();
         assert_eq!(status.kind(&addrs[0]), "adopt", "{status}");
-        let ring = resilver::ring::Topology::new(
+        let ring = resilver::internals::ring::Topology::new(
             &[cluster.primaries[0].addr().parse().expect("an address")],
             &[addrs[0].parse().expect("an address"), addrs[1].parse().expect("an address")],
-            resilver::ring::Distribution::Modula,
+            resilver::internals::ring::Distribution::Modula,
         );
         (0..ONLY).filter(|i| ring.pair_of(format!("only:{i}").as_bytes()).0 == 0).collect()
     };

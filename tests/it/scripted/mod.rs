@@ -7,8 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, FutureExt};
-use resilver::backend::{Dial, NodeStream};
-use resilver::ids::NodeId;
+use resilver::internals::backend::{Dial, NodeStream};
+use resilver::internals::ids::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
