@@ -10,6 +10,7 @@ pub mod daemon;
 mod expiry;
 mod health;
 mod ids;
+mod keys;
 mod pair;
 mod progress;
 mod protocol;
@@ -38,6 +39,9 @@ pub mod internals {
     pub mod ids {
         pub use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
     }
+    pub mod keys {
+        pub use crate::keys::{Lone, Missed, MissedBudget, Recopy};
+    }
     pub mod pair {
         pub use crate::pair::Reason;
     }
@@ -51,9 +55,8 @@ pub mod internals {
     }
     pub mod resync {
         pub use crate::resync::{
-            Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Lone, Missed, MissedBudget, Outcome,
-            PairProgress, Progress, RateLimiter, Recopy, Settled, Tuning, Verdict, Verify, VerifyPair, clean, run,
-            verify,
+            Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Outcome, PairProgress, Progress, RateLimiter,
+            Settled, Tuning, Verdict, Verify, VerifyPair, clean, run, verify,
         };
     }
     pub mod ring {

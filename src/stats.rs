@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::proxy::Kind;
-
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
         $(#[$doc])*
@@ -118,7 +116,7 @@ impl Felt {
 }
 
 /// A worker is the only writer of its counters, so a plain load and store does what a locked add would.
-fn add(counter: &AtomicU64, n: u64) {
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
@@ -126,21 +124,6 @@ impl WorkerStats {
     /// Zeroes, for a worker with connections to `nodes` nodes.
     pub fn new(nodes: usize) -> WorkerStats {
         WorkerStats { nodes: (0..nodes).map(|_| NodeStats::default()).collect(), ..WorkerStats::default() }
-    }
-
-    pub(crate) fn count(&self, kind: Kind) {
-        match kind {
-            Kind::Get | Kind::Gets => add(&self.cmd_get, 1),
-            Kind::Gat | Kind::Gats => {
-                add(&self.cmd_get, 1);
-                add(&self.cmd_touch, 1);
-            }
-            Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => add(&self.cmd_set, 1),
-            Kind::Incr | Kind::Decr => add(&self.cmd_arithmetic, 1),
-            Kind::Delete => add(&self.cmd_delete, 1),
-            Kind::Touch => add(&self.cmd_touch, 1),
-            Kind::Mend => {}
-        }
     }
 
     pub(crate) fn read(&self, hit: bool) {

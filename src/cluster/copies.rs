@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use super::{Cluster, Internal, summary};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
+use crate::keys::Lone;
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
-use crate::resync::{Lone, Progress, Settled};
+use crate::resync::{Progress, Settled};
 
 /// How often the pairs are looked over.
 const TICK: Duration = Duration::from_millis(500);

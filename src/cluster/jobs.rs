@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Drain, NodeError, Probe};
 use crate::ids::{NodeId, PairId, Place};
+use crate::keys::Recopy;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
-use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Recopy, Tuning, Verdict};
+use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Tuning, Verdict};
 
 use super::nodes::reason_of;
 use super::{Cluster, Internal};

@@ -56,11 +56,11 @@ use crate::backend::{Dial, DrainEnd, MarkError, NodeControl, NodeError, NodeView
 use crate::config::{ResyncMode, Settings};
 use crate::expiry::Offset;
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{self, Gate, Kept, Loss, Pair, State};
 use crate::proxy::{Command, Event, Flow, Follower, Route};
 use crate::resync::{
-    Clocks, Crawls, Fill, JobError, JobEvent, Lone, Missed, MissedBudget, Outcome, Pace, RateLimiter, Recopy, Settled,
-    Verdict, VerifyEvent,
+    Clocks, Crawls, Fill, JobError, JobEvent, Outcome, Pace, RateLimiter, Settled, Verdict, VerifyEvent,
 };
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};

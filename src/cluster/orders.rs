@@ -9,9 +9,10 @@ use super::Cluster;
 use crate::backend::NodeView;
 use crate::backend::marker::Fact;
 use crate::ids::{NodeId, PairId, Place};
+use crate::keys::Missed;
 use crate::pair::{self, Loss, State};
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
-use crate::resync::{Fill, Missed, Settled};
+use crate::resync::{Fill, Settled};
 
 impl Cluster {
     /// A pair that is to adopt remembers what clients write from its first route on: what they delete must not come back.

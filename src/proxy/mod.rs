@@ -15,7 +15,7 @@ pub use adds::Adds;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, TOO_MANY, owner_of};
 pub use link::LinkState;
 pub use memory::Memory;
-pub use op::{ClientKey, Kind};
+pub use op::ClientKey;
 pub use out::{MAX_SLICES, OutQueue};
 pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};

@@ -6,6 +6,7 @@ use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::protocol::reply::ReplyKind;
 use crate::protocol::request::Verb;
 use crate::rules::{Rule, holds};
+use crate::stats::{WorkerStats, add};
 
 use super::out::OutQueue;
 
@@ -74,6 +75,22 @@ impl Kind {
     /// Whether the answer is a value (or a miss).
     pub fn reads(self) -> bool {
         matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
+    }
+
+    /// Counts it, under memcached's names.
+    pub(super) fn count(self, stats: &WorkerStats) {
+        match self {
+            Kind::Get | Kind::Gets => add(&stats.cmd_get, 1),
+            Kind::Gat | Kind::Gats => {
+                add(&stats.cmd_get, 1);
+                add(&stats.cmd_touch, 1);
+            }
+            Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => add(&stats.cmd_set, 1),
+            Kind::Incr | Kind::Decr => add(&stats.cmd_arithmetic, 1),
+            Kind::Delete => add(&stats.cmd_delete, 1),
+            Kind::Touch => add(&stats.cmd_touch, 1),
+            Kind::Mend => {}
+        }
     }
 
     /// Whether a second run after the first leaves the same item and gives the same answer.

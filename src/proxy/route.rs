@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::ids::{NodeId, Term};
+use crate::keys::{Lone, Missed, Recopy};
 use crate::pair::Reason;
-use crate::resync::{Lone, Missed, Recopy};
 
 /// The way of a pair's requests.
 #[derive(Clone, Debug)]

@@ -134,6 +134,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Dial, Drain, NodeError, Pipe};
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::keys::{Lone, Missed, Recopy};
 
 mod clocks;
 mod entry;
@@ -143,12 +144,9 @@ mod item;
 mod job;
 mod lane;
 mod limiter;
-mod lone;
-mod missed;
 mod pace;
 mod progress;
 mod purge;
-mod recopy;
 mod refill;
 mod spool;
 mod verify;
@@ -157,12 +155,9 @@ pub use clocks::Clocks;
 pub use governor::{Governor, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
-pub use lone::Lone;
-pub use missed::{Missed, MissedBudget};
 pub use pace::Pace;
 pub use progress::{PairProgress, Phase, Progress};
 pub use purge::clean;
-pub use recopy::{MAX_RECOPY_KEYS, Recopy};
 pub use verify::{Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
 /// What a job is to do.

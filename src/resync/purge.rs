@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use super::enumerate::{Coverage, enumerate};
 use super::item::{Answer, Code, put_key, wire_form};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobSpec, Missed, Outcome};
+use super::{Context, Fill, JobError, JobSpec, Outcome};
 use crate::backend::{Batch, Effect, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
+use crate::keys::Missed;
 
 /// Passes before a purge is given up: something keeps writing these keys to the target, past the proxy.
 const MAX_PASSES: usize = 20;

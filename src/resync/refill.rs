@@ -18,10 +18,11 @@ use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobEvent, Lone, NO_CAS, Recopy, Verdict};
+use super::{Context, Fill, JobError, JobEvent, NO_CAS, Verdict};
 use crate::backend::NodeError;
 use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId, is_reserved};
+use crate::keys::{Lone, Recopy};
 
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
 const READY_KEYS: usize = 512;

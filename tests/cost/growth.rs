@@ -7,8 +7,8 @@ use std::thread;
 use bytes::Bytes;
 
 use resilver::internals::ids::{NodeId, PairId};
+use resilver::internals::keys::{Lone, Missed, MissedBudget, Recopy};
 use resilver::internals::proxy::{Command, Flow, Follower, Route};
-use resilver::internals::resync::{Lone, Missed, MissedBudget, Recopy};
 
 use crate::drive::{Drive, Workload};
 use crate::{GET, alone, callgrind, skipped};

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/guarantees.md",
+    "docs/internals/code-map.md",
     "docs/internals/lessons.md",
     "docs/internals/models/README.md",
     "docs/magent.md",
@@ -23,6 +24,8 @@ const DOCUMENTS: [&str; 13] = [
     "docs/reference.md",
     "docs/resync.md",
 ];
+
+const CODE_MAP: &str = "docs/internals/code-map.md";
 
 /// An overview longer than this is read by nobody.
 const ARCHITECTURE_LINES_MAX: usize = 300;
@@ -72,18 +75,52 @@ fn rust_files(under: &Path, found: &mut BTreeSet<String>) {
 
 #[test]
 fn the_code_map_names_every_file_and_nothing_else() {
-    let text = read("ARCHITECTURE.md");
+    let text = read(CODE_MAP);
     let map: BTreeSet<&str> =
-        first_cells(&section(&text, "## Code map")).into_iter().flat_map(|cell| code_spans(cell).into_iter()).collect();
+        first_cells(&section(&text, "# Code map")).into_iter().flat_map(|cell| code_spans(cell).into_iter()).collect();
     for path in &map {
-        assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+        assert!(root().join(path).exists(), "{CODE_MAP} names {path}, which does not exist");
     }
     let mut files = BTreeSet::new();
     rust_files(&root().join("src"), &mut files);
     // The parts of one module's tests stand in the map as their folder.
     files.retain(|file| !file.contains("/tests/"));
     let missing: Vec<_> = files.iter().filter(|file| !map.contains(file.as_str())).collect();
-    assert!(missing.is_empty(), "not in ARCHITECTURE.md's code map: {missing:?}");
+    assert!(missing.is_empty(), "not in {CODE_MAP}: {missing:?}");
+}
+
+/// Each module may name those to its right in ARCHITECTURE.md's order. Tests may name what they like.
+#[test]
+fn imports_run_one_way() {
+    let text = read("ARCHITECTURE.md");
+    let sentence =
+        text.split("Imports run from left to right").nth(1).and_then(|rest| rest.split("From `pair`").next());
+    let order: Vec<&str> = code_spans(sentence.unwrap()).into_iter().filter(|span| !span.contains('/')).collect();
+    let mut files = BTreeSet::new();
+    rust_files(&root().join("src"), &mut files);
+    files.retain(|file| !file.contains("test") && !file.contains("/walk") && !file.starts_with("src/simulation"));
+    let mut backward = BTreeSet::new();
+    for file in &files {
+        let module = file.trim_start_matches("src/").trim_end_matches(".rs").split('/').next().unwrap();
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let here = order.iter().position(|name| *name == module);
+        let here = here.unwrap_or_else(|| panic!("ARCHITECTURE.md's order of imports leaves out {module}"));
+        let text = read(file);
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines();
+        for line in code.filter(|line| !line.trim_start().starts_with("//")) {
+            for named in line.split("crate::").skip(1) {
+                let end = named.find(|c: char| !(c.is_ascii_lowercase() || c == '_')).unwrap_or(named.len());
+                let there = order.iter().position(|name| *name == &named[..end]);
+                if there.is_none_or(|there| there < here) && !named[..end].is_empty() {
+                    backward.insert(format!("{file}: crate::{}", &named[..end]));
+                }
+            }
+        }
+    }
+    assert!(files.len() > 90, "{} files", files.len());
+    assert!(backward.is_empty(), "these imports run back: {backward:?}");
 }
 
 #[test]

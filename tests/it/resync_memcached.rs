@@ -11,9 +11,10 @@ use bytes::Bytes;
 use resilver::internals::backend::NodeStream;
 use resilver::internals::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDialer};
 use resilver::internals::ids::{Incarnation, NodeId, PairId};
+use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Missed, MissedBudget, Progress, RateLimiter, Recopy,
-    Settled, Tuning, Verdict, Verify, VerifyPair, run, verify,
+    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Progress, RateLimiter, Settled, Tuning, Verdict,
+    Verify, VerifyPair, run, verify,
 };
 use resilver::internals::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};

@@ -14,9 +14,9 @@ use std::time::Duration;
 use crate::scripted::{Fault, ScriptedDialer, Shared, World};
 use bytes::Bytes;
 use resilver::internals::ids::{NodeId, PairId};
+use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Missed, MissedBudget, Outcome, Progress, RateLimiter, Recopy,
-    Settled, Tuning, Verdict, run,
+    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Settled, Tuning, Verdict, run,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};

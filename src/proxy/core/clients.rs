@@ -427,7 +427,7 @@ impl Core {
     pub(super) fn admit(&mut self, op: Op, asker: Asker) {
         let index = asker.client.index;
         let write = op.kind.is_write();
-        self.stats.count(op.kind);
+        op.kind.count(&self.stats);
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.note_key(asker.slot, op.hash, write);
         }

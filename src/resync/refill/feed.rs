@@ -11,8 +11,9 @@ use super::super::enumerate::Coverage;
 use super::super::item::{is_plain, wire_form};
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
-use super::super::{Fill, JobError, MAX_RECOPY_KEYS};
+use super::super::{Fill, JobError};
 use super::{Hand, REFUSED_PAUSE, Refill, count};
+use crate::keys::MAX_RECOPY_KEYS;
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
 /// queue of re-copies is half full, since one that overflows costs another pass.
@@ -286,11 +287,12 @@ mod tests {
     use super::super::super::governor::Leave;
     use super::super::super::item::{Item, Seen};
     use super::super::super::spool::Spool;
-    use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Recopy, Tuning};
+    use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Tuning};
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::expiry::Offset;
     use crate::ids::{NodeId, PairId};
+    use crate::keys::Recopy;
 
     /// Connects to nodes that take everything and answer nothing.
     struct Deaf(Mutex<Vec<tokio::io::DuplexStream>>);

@@ -10,8 +10,8 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
+use crate::keys::{Missed, MissedBudget};
 use crate::proxy::{CoreSettings, Flow, Follower, Route};
-use crate::resync::{Missed, MissedBudget};
 use crate::ring::{Distribution, Topology};
 use crate::server::Timekeeper;
 
@@ -84,7 +84,7 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
             term: None,
             writable: true,
             missed,
-            lone: Arc::new(crate::resync::Lone::new(Arc::new(crate::resync::MissedBudget::new(1 << 20)))),
+            lone: Arc::new(crate::keys::Lone::new(Arc::new(crate::keys::MissedBudget::new(1 << 20)))),
             written: None,
         };
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");

@@ -1,6 +1,6 @@
 //! The resync of the one key, step by step: read, add, verify, undo; and the keys that are to be copied again.
 
-use crate::resync::Recopy;
+use crate::keys::Recopy;
 
 use super::node::{Item, Node};
 use super::world::KEY;

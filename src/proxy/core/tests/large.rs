@@ -1,7 +1,7 @@
 //! Large values: what is late, and what is asked at once.
 
+use crate::keys::{Missed, MissedBudget};
 use crate::progress::FLOOR;
-use crate::resync::{Missed, MissedBudget};
 use crate::ring::Distribution;
 
 use super::super::*;
@@ -30,7 +30,7 @@ impl Alone {
         };
         let mut core = Core::new(settings, topology, Arc::new(WorkerStats::new(1)), Arc::default());
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
-        let lone = Arc::new(crate::resync::Lone::new(Arc::new(MissedBudget::new(0))));
+        let lone = Arc::new(crate::keys::Lone::new(Arc::new(MissedBudget::new(0))));
         let flow =
             Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, lone, written: None };
         core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });

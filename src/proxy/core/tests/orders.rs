@@ -1,8 +1,8 @@
 //! Orders of the control plane about one key, against everything that clients and nodes may do meanwhile.
 
 use crate::ids::Place;
+use crate::keys::{Missed, MissedBudget};
 use crate::pair::State;
-use crate::resync::{Missed, MissedBudget};
 
 use super::super::*;
 use super::copier::Copier;

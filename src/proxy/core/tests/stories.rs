@@ -7,7 +7,7 @@ use crate::ring::Distribution;
 use super::super::*;
 use super::shell::take;
 use super::world::{Choice, KEY, PAIR, World};
-use crate::resync::{Lone, Missed, MissedBudget};
+use crate::keys::{Lone, Missed, MissedBudget};
 
 struct Story {
     world: World,

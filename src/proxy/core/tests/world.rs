@@ -7,15 +7,15 @@ use std::hash::{DefaultHasher, Hasher};
 
 use crate::backend::marker::INCARNATION_KEY;
 use crate::ids::{Epoch, Place, Term};
+use crate::keys::Recopy;
 use crate::pair::{self, Gate, Loss, Pair, State};
-use crate::resync::Recopy;
 use crate::ring::Distribution;
 
 use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::Node;
-use crate::resync::{Lone, Missed, MissedBudget};
+use crate::keys::{Lone, Missed, MissedBudget};
 
 pub(super) const KEY: &str = "k";
 pub(super) const PAIR: PairId = PairId(0);

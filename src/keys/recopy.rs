@@ -107,14 +107,14 @@ impl Recopy {
     }
 
     /// From now on keys that are read are wanted, for the rest of this resync.
-    pub(super) fn want_reads(&self) {
+    pub fn want_reads(&self) {
         self.lately.get_or_init(|| (0..LATELY).map(|_| AtomicU32::new(0)).collect());
         self.reads.store(true, Relaxed);
     }
 
     /// Makes up for an overflow where there is no enumeration: the keys that were lost are not on the follower, and each is
     /// copied when it is next read, however lately that was before.
-    pub(super) fn forget_overflow(&self) {
+    pub fn forget_overflow(&self) {
         self.clear_overflow();
         // After it: a key lost from now on sets it again.
         for place in self.lately.get().into_iter().flatten() {
@@ -165,7 +165,7 @@ impl Recopy {
     }
 
     /// Who is told of a push: the one job that fills the pair.
-    pub(super) fn watch(&self, watcher: Arc<Notify>) {
+    pub fn watch(&self, watcher: Arc<Notify>) {
         self.lock().watcher = Some(watcher);
     }
 
@@ -177,7 +177,7 @@ impl Recopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resync::MissedBudget;
+    use crate::keys::MissedBudget;
 
     #[test]
     fn keeps_order_and_no_duplicates() {

@@ -121,7 +121,7 @@ impl Missed {
     }
 
     /// [`Missed::keys`] of a set that may be large: it is sorted on another thread than the control plane's.
-    pub(super) async fn list(self: &Arc<Missed>) -> Option<Vec<Bytes>> {
+    pub async fn list(self: &Arc<Missed>) -> Option<Vec<Bytes>> {
         if self.len() <= SORTED_AT_ONCE {
             return self.keys();
         }
