@@ -15,6 +15,7 @@ mod pair;
 mod progress;
 mod protocol;
 mod proxy;
+mod report;
 mod resync;
 mod ring;
 mod rules;

@@ -19,6 +19,8 @@ use clap::Parser;
 use thiserror::Error;
 
 use crate::backend::marker;
+use crate::ids::Place;
+use crate::report::lines;
 use crate::ring::NodeAddr;
 
 /// Not within the time.
@@ -178,28 +180,26 @@ fn look(args: &WaitArgs) -> Look {
     let value = |list: &[(String, String)], name: &str| {
         list.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, v)| v.clone())
     };
-    match value(&status, "mode").as_str() {
+    match value(&status, lines::MODE).as_str() {
         "" => return Look::Pointless(Pointless::NoProxy(proxy, "a status without a mode".to_owned())),
         "off" => return Look::Pointless(Pointless::Off(proxy)),
         _ => {}
     }
-    let names = |suffix: &'static str, list: &[(String, String)]| -> Vec<String> {
-        list.iter().filter_map(|(name, _)| name.strip_suffix(suffix)).map(str::to_owned).collect()
-    };
-    let nodes = names(":place", &servers);
-    if !nodes.iter().any(|node| value(&servers, &format!("{node}:place")) == "backup") {
+    let of_place = servers.iter().filter_map(|(name, _)| name.strip_suffix(lines::PLACE)?.strip_suffix(':'));
+    let nodes: Vec<String> = of_place.map(str::to_owned).collect();
+    if !nodes.iter().any(|node| value(&servers, &format!("{node}:{}", lines::PLACE)) == Place::Backup.to_string()) {
         return Look::Pointless(Pointless::NoBackups(proxy));
     }
     // The proxy's own words: it knows more than its pairs' states.
-    let obstacles = status.iter().filter(|(name, _)| name.starts_with("obstacle:"));
+    let obstacles = status.iter().filter(|(name, _)| name.starts_with(lines::OBSTACLE));
     let mut missing: Vec<String> = obstacles.map(|(_, sentence)| sentence.clone()).collect();
-    if missing.is_empty() && value(&status, "mirrored") != "1" {
+    if missing.is_empty() && value(&status, lines::MIRRORED) != "1" {
         missing.push("the proxy says that it is not mirrored".to_owned());
     }
     for node in nodes.iter().filter(|_| !args.proxy_only) {
         let of = |field: &str| value(&servers, &format!("{node}:{field}"));
-        if of("state") == "up"
-            && let Err(why) = carries_marker(node, &of("incarnation"))
+        if of(lines::STATE) == "up"
+            && let Err(why) = carries_marker(node, &of(lines::INCARNATION))
         {
             missing.push(format!("server {node} {why}"));
         }

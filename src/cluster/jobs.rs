@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -520,20 +519,6 @@ impl Cluster {
         }
         self.consider(node);
     }
-}
-
-/// The counts of a resync for the status, summed over its pairs; zeroes where there was none.
-pub(super) fn sums(progress: Option<&Progress>) -> [(&'static str, u64); 5] {
-    let sum =
-        |counter: fn(&resync::PairProgress) -> &std::sync::atomic::AtomicU64| progress.map_or(0, |p| p.sum(counter));
-    let total = progress.map_or(0, |p| p.total.load(Relaxed));
-    [
-        ("items_total", total.max(sum(|p| &p.enumerated))),
-        ("items_copied", sum(|p| &p.copied)),
-        ("items_skipped", sum(|p| &p.skipped)),
-        ("items_failed", sum(|p| &p.failed)),
-        ("bytes", sum(|p| &p.bytes)),
-    ]
 }
 
 /// Since when, in words of the status.

@@ -33,6 +33,7 @@ mod nodes;
 mod orders;
 mod probes;
 mod records;
+mod report;
 mod start;
 mod summary;
 mod terms;

@@ -13,6 +13,7 @@ use super::{Cluster, Internal};
 use crate::ids::{NodeId, PairId};
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
+use crate::report::VerifyReport;
 use crate::resync::{JobError, Progress, RateLimiter, Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
 /// The scrub under way, and the last one.
@@ -162,24 +163,24 @@ impl Cluster {
     }
 
     /// The lines of `resync status`.
-    pub(super) fn verify_lines(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn verify_report(&self) -> VerifyReport {
         let (state, progress) = match (&self.scrubs.running, &self.scrubs.last) {
             (Some(running), _) => ("running", Some(&running.progress)),
             (None, Some(last)) => (last.end, Some(&last.progress)),
             (None, None) => ("none", None),
         };
         let count = |counter: fn(&VerifyProgress) -> &std::sync::atomic::AtomicU64| {
-            progress.map_or(0, |p| counter(p).load(Relaxed)).to_string()
+            progress.map_or(0, |p| counter(p).load(Relaxed))
         };
         let ended = self.scrubs.last.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
-        vec![
-            ("state", state.to_owned()),
-            ("checked", count(|p| &p.checked)),
-            ("different", count(|p| &p.different)),
-            ("repaired", count(|p| &p.repaired)),
-            ("failed", count(|p| &p.failed)),
-            ("pairs_left", count(|p| &p.left)),
-            ("ended_seconds_ago", ended.as_secs().to_string()),
-        ]
+        VerifyReport {
+            state,
+            checked: count(|p| &p.checked),
+            different: count(|p| &p.different),
+            repaired: count(|p| &p.repaired),
+            failed: count(|p| &p.failed),
+            pairs_left: count(|p| &p.left),
+            ended_seconds_ago: ended.as_secs(),
+        }
     }
 }

@@ -1,0 +1,200 @@
+//! [`Report`], filled in from what the control plane knows.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::config::ResyncMode;
+use crate::ids::{NodeId, PairId};
+use crate::report::{
+    AddressReport, LatencyReport, NodeReport, PairReport, ProcessReport, Report, ResyncReport, YieldReport,
+};
+use crate::resync::{Fill, Progress};
+use crate::stats::{FELT_BUCKETS, Felt, NodeStats};
+
+use super::Cluster;
+use super::jobs::seconds;
+use super::summary::{NodeFacts, PairFacts, Summary};
+
+impl Cluster {
+    pub(super) fn report(&self) -> Report {
+        let pairs: Vec<PairReport> = self.topology.pairs().map(|pair| self.pair_report(pair)).collect();
+        let summary = self.summary();
+        let (state, percent) = self.yielding();
+        Report {
+            mode: self.mode(),
+            mirrored: summary.is_mirrored(),
+            obstacles: summary.obstacles().collect(),
+            copies_missing: pairs.iter().map(|pair| pair.copies_missing).sum(),
+            pairs_missing_unknown: pairs.iter().filter(|pair| pair.missing_unknown).count(),
+            pairs,
+            nodes: self.topology.nodes().map(|node| self.node_report(node)).collect(),
+            yielding: YieldReport { state, percent },
+            verify: self.verify_report(),
+            process: ProcessReport {
+                pid: std::process::id(),
+                uptime_seconds: self.started.elapsed().as_secs(),
+                unix_time: crate::ambient::unix_time().as_secs(),
+                version: crate::proxy::VERSION_LINE.trim_start_matches("VERSION ").trim_end(),
+                threads: self.workers.len(),
+                max_clients: self.settings.max_clients,
+            },
+            counters: self.counters_since_reset(),
+            latency: self.latency_report(),
+            delayed_flushes: self.flush.pending.len(),
+        }
+    }
+
+    fn pair_report(&self, id: PairId) -> PairReport {
+        let run = &self.pairs[id.index()];
+        let shown = self.pair_facts(id).shown();
+        let leader = run.pair.state().leader().map(|place| self.node_at(id, place));
+        PairReport {
+            name: self.pair_name(id),
+            used: self.topology.pair_is_used(id),
+            state: shown.state,
+            leader: leader.map(|node| self.topology.addr(node).to_string()),
+            reason: shown.reason,
+            for_seconds: seconds(run.since),
+            copies_missing: run.lone.len(),
+            missing_unknown: run.lone.has_more(),
+        }
+    }
+
+    fn node_report(&self, node: NodeId) -> NodeReport {
+        let run = &self.nodes[node.index()];
+        let addr = self.topology.addr(node);
+        let shown = self.node_facts(node).shown();
+        let named = addr.host.parse::<std::net::IpAddr>().is_err();
+        let sum = |counter: fn(&NodeStats) -> u64| self.stats.iter().map(|s| counter(&s.nodes[node.index()])).sum();
+        NodeReport {
+            addr: addr.to_string(),
+            place: self.topology.place(node),
+            state: shown.state,
+            reason: shown.reason,
+            up: run.health.is_up(),
+            resync: self.resync_report(node),
+            address: named.then(|| AddressReport { at: self.address(node), elsewhere: self.leads_elsewhere(node) }),
+            foreign: run.foreign.is_contested(),
+            foreign_sessions: run.foreign.count,
+            incarnation: run.incarnation,
+            version: run.view.as_ref().map(|view| view.version.clone()),
+            connections: sum(|n| n.connections.load(Relaxed)),
+            in_flight: sum(|n| n.in_flight.load(Relaxed)),
+            losses: run.health.losses(),
+            losses_by_reason: run.faults.clone(),
+            for_seconds: seconds(run.since),
+        }
+    }
+
+    fn resync_report(&self, node: NodeId) -> ResyncReport {
+        let run = &self.nodes[node.index()];
+        let (progress, elapsed, word, fill) = match (&run.job, &run.last) {
+            (Some(job), _) => {
+                let word = if job.progress.trickles() { "trickle" } else { "running" };
+                (&job.progress, job.progress.elapsed(), word, job.fill)
+            }
+            (None, Some(last)) => (&last.progress, last.elapsed, last.end, last.fill),
+            (None, None) => return ResyncReport { word: "none", kind: "none", ..ResyncReport::default() },
+        };
+        let eta = run.job.as_ref().and_then(|job| job.progress.eta());
+        of_progress(progress, elapsed, word, fill, eta.unwrap_or_default())
+    }
+
+    /// How long nodes took to answer, over all workers.
+    fn latency_report(&self) -> LatencyReport {
+        let mut counts = [0; FELT_BUCKETS];
+        self.stats.iter().for_each(|worker| worker.felt.add_to(&mut counts));
+        LatencyReport { buckets: counts.into_iter().enumerate().map(|(at, count)| (Felt::least(at), count)).collect() }
+    }
+
+    pub(super) fn mode(&self) -> &'static str {
+        match self.settings.resync {
+            ResyncMode::Auto => "auto",
+            ResyncMode::Manual => "manual",
+            ResyncMode::Off => "off",
+        }
+    }
+
+    /// What is known of a pair, for [`super::summary`].
+    fn pair_facts(&self, id: PairId) -> PairFacts {
+        let run = &self.pairs[id.index()];
+        PairFacts {
+            state: run.pair.state(),
+            gate: run.pair.gate(),
+            reason: run.pair.reason(),
+            undecided: run.undecided,
+            foreign: run.pair.is_foreign() || self.is_contested(id),
+            missing: run.lone.len(),
+            more: run.lone.has_more(),
+            backup: self.topology.has_backups(),
+            recorded: self.marked(),
+        }
+    }
+
+    fn node_facts(&self, node: NodeId) -> NodeFacts {
+        let run = &self.nodes[node.index()];
+        let place = self.topology.place(node);
+        // Beside what it is to be filled with, what it was being filled with when its resync ended.
+        let lacking = self.topology.pairs_of(node).find(|&p| self.lacks_refill(p, place));
+        let filled = || run.job.as_ref().and_then(|job| job.pairs.first()).map(|(pair, _)| *pair);
+        let needy = lacking.or_else(filled).map(|pair| self.pair_facts(pair).shown().reason);
+        NodeFacts {
+            up: run.health.is_up(),
+            reason: run.reason,
+            foreign: run.foreign.is_contested(),
+            job: run.job.as_ref().map(|job| job.progress.phase()),
+            drained: run.is_drained(),
+            needy: needy.filter(|_| lacking.is_some() || run.job.is_some()),
+        }
+    }
+
+    fn used_pairs(&self) -> impl Iterator<Item = PairId> {
+        self.topology.pairs().filter(|&pair| self.topology.pair_is_used(pair))
+    }
+
+    fn summary(&self) -> Summary {
+        let names: Vec<(String, PairFacts)> =
+            self.used_pairs().map(|pair| (self.pair_name(pair), self.pair_facts(pair))).collect();
+        let nodes: Vec<(String, NodeFacts)> =
+            self.topology.nodes().map(|node| (self.topology.addr(node).to_string(), self.node_facts(node))).collect();
+        Summary::of(
+            self.topology.has_backups(),
+            self.flush.is_active(),
+            names.iter().map(|(name, facts)| (name.as_str(), *facts)),
+            nodes.iter().map(|(name, facts)| (name.as_str(), *facts)),
+        )
+    }
+
+    fn counters_since_reset(&self) -> Vec<(&'static str, u64)> {
+        let base = |at: usize, name| match name {
+            "curr_connections" => 0,
+            _ => self.stats_base.get(at).copied().unwrap_or(0),
+        };
+        let all = self.counters().into_iter().enumerate();
+        all.map(|(at, (name, value))| (name, value.wrapping_sub(base(at, name)))).collect()
+    }
+
+    /// Every counter, summed over the workers.
+    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let all: Vec<_> = self.stats.iter().map(|s| s.all()).collect();
+        let names = all.first().map(Vec::as_slice).unwrap_or_default();
+        names.iter().enumerate().map(|(at, (name, _))| (*name, all.iter().map(|c| c[at].1).sum())).collect()
+    }
+}
+
+fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill: Fill, eta: Duration) -> ResyncReport {
+    let total = progress.total.load(Relaxed);
+    ResyncReport {
+        word,
+        kind: fill.word(),
+        total: total.max(progress.sum(|p| &p.enumerated)),
+        copied: progress.sum(|p| &p.copied),
+        skipped: progress.sum(|p| &p.skipped),
+        failed: progress.sum(|p| &p.failed),
+        bytes: progress.sum(|p| &p.bytes),
+        adopted: progress.sum(|p| &p.adopted),
+        evicted: progress.incomplete(),
+        elapsed_ms: elapsed.as_millis() as u64,
+        eta_seconds: eta.as_secs(),
+    }
+}

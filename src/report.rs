@@ -1,0 +1,186 @@
+//! What the proxy knows of itself, as plain data. Whatever shows it is printed from here: `resync status` and `stats` by
+//! [`lines`]. The control plane fills it in (`cluster/report.rs`), with words that `cluster/summary.rs` chose.
+
+use std::net::SocketAddr;
+
+use crate::ids::{Incarnation, Place};
+use crate::pair::Reason;
+
+pub mod lines;
+
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// `--resync`: `auto`, `manual`, `off`.
+    pub mode: &'static str,
+    /// Every item is known to have two copies, and every server is up.
+    pub mirrored: bool,
+    /// Why that is not so, a sentence each; few, however many pairs there are.
+    pub obstacles: Vec<String>,
+    /// Keys known to have one copy.
+    pub copies_missing: usize,
+    /// Pairs in which there are more of them, of which nothing else is known.
+    pub pairs_missing_unknown: usize,
+    /// All pairs, also those that never get a key.
+    pub pairs: Vec<PairReport>,
+    /// Primaries first, in the order given.
+    pub nodes: Vec<NodeReport>,
+    pub yielding: YieldReport,
+    pub verify: VerifyReport,
+    pub process: ProcessReport,
+    /// Summed over the workers, since the start or `stats reset`. The names are memcached's where it has them.
+    pub counters: Vec<(&'static str, u64)>,
+    /// How long nodes took to answer since the start.
+    pub latency: LatencyReport,
+    /// `flush_all` commands that wait for their time.
+    pub delayed_flushes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct PairReport {
+    /// `PRIMARY|BACKUP`.
+    pub name: String,
+    /// False: its servers are no key's two owners.
+    pub used: bool,
+    pub state: &'static str,
+    /// The address of the node that leads.
+    pub leader: Option<String>,
+    pub reason: Reason,
+    pub for_seconds: u64,
+    /// Keys known to have one copy.
+    pub copies_missing: usize,
+    /// There are more of them.
+    pub missing_unknown: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// As it was given on the command line.
+    pub addr: String,
+    pub place: Place,
+    pub state: &'static str,
+    pub reason: Reason,
+    /// In use: its last probe was answered, and its health counts as good.
+    pub up: bool,
+    pub resync: ResyncReport,
+    /// Of a node that was given by name.
+    pub address: Option<AddressReport>,
+    /// Another proxy works on it.
+    pub foreign: bool,
+    /// How often another proxy was noticed on it.
+    pub foreign_sessions: u64,
+    pub incarnation: Option<Incarnation>,
+    pub version: Option<String>,
+    /// Workers' connections.
+    pub connections: u64,
+    /// Commands unanswered on them.
+    pub in_flight: u64,
+    pub losses: u64,
+    pub losses_by_reason: Vec<(Reason, u64)>,
+    pub for_seconds: u64,
+}
+
+/// Where a name leads.
+#[derive(Clone, Copy, Debug)]
+pub struct AddressReport {
+    /// In use.
+    pub at: Option<SocketAddr>,
+    /// Where look-ups lead while the proxy stays at the old one.
+    pub elsewhere: Option<SocketAddr>,
+}
+
+/// A node's refill: the one under way, or else the last one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResyncReport {
+    /// `running`, `trickle`, `none`, or how the last one ended.
+    pub word: &'static str,
+    /// `full`, `partial`, `compare`, `adopt`, `none`.
+    pub kind: &'static str,
+    pub total: u64,
+    pub copied: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    pub bytes: u64,
+    pub adopted: u64,
+    pub evicted: u64,
+    pub elapsed_ms: u64,
+    pub eta_seconds: u64,
+}
+
+impl ResyncReport {
+    /// Items copied a second, since it began.
+    pub fn rate(&self) -> u64 {
+        if self.elapsed_ms == 0 { 0 } else { (self.copied as f64 * 1000.0 / self.elapsed_ms as f64).round() as u64 }
+    }
+}
+
+/// How hard resyncs may work, for clients' sake.
+#[derive(Clone, Copy, Debug)]
+pub struct YieldReport {
+    pub state: &'static str,
+    pub percent: u32,
+}
+
+/// `resync verify`: the one under way, or else the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyReport {
+    pub state: &'static str,
+    pub checked: u64,
+    pub different: u64,
+    pub repaired: u64,
+    pub failed: u64,
+    pub pairs_left: u64,
+    pub ended_seconds_ago: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct ProcessReport {
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    /// Seconds since 1970.
+    pub unix_time: u64,
+    pub version: &'static str,
+    pub threads: usize,
+    pub max_clients: usize,
+}
+
+/// Buckets of waiting times, as [`crate::stats::Felt`] counts them.
+#[derive(Clone, Debug, Default)]
+pub struct LatencyReport {
+    /// The least time of each bucket in microseconds, and how many answers took at least that, and less than the next.
+    pub buckets: Vec<(u64, u64)>,
+}
+
+impl LatencyReport {
+    /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came. 0: none came.
+    pub fn percentile_us(&self, percent: u64) -> u64 {
+        let all: u64 = self.buckets.iter().map(|(_, count)| count).sum();
+        let wanted = (all * percent).div_ceil(100);
+        let mut seen = 0;
+        for (at, (least, count)) in self.buckets.iter().enumerate() {
+            seen += count;
+            if seen >= wanted && *count > 0 {
+                return self.buckets.get(at + 1).map_or(*least, |(next, _)| *next);
+            }
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_the_upper_end_of_its_bucket() {
+        let latency = LatencyReport { buckets: vec![(0, 0), (1, 98), (2, 1), (4, 1), (8, 0)] };
+        assert_eq!([50, 98, 99, 100].map(|percent| latency.percentile_us(percent)), [2, 2, 4, 8]);
+        assert_eq!(LatencyReport::default().percentile_us(99), 0);
+        assert_eq!(LatencyReport { buckets: vec![(0, 0), (1, 0)] }.percentile_us(50), 0);
+    }
+
+    #[test]
+    fn a_resync_that_has_just_begun_has_no_rate() {
+        assert_eq!(ResyncReport { copied: 7, ..ResyncReport::default() }.rate(), 0);
+        assert_eq!(ResyncReport { copied: 7, elapsed_ms: 2000, ..ResyncReport::default() }.rate(), 4);
+    }
+}

@@ -1,0 +1,171 @@
+//! `STAT` lines. `resilver wait` reads them by the names that stand here.
+
+use std::fmt::{Display, Write};
+
+use bytes::Bytes;
+
+use super::{NodeReport, PairReport, Report};
+
+pub const MODE: &str = "mode";
+pub const MIRRORED: &str = "mirrored";
+/// Begins the names of the sentences that say why not.
+pub const OBSTACLE: &str = "obstacle:";
+/// Behind a server's address, as the three after it.
+pub const PLACE: &str = "place";
+pub const STATE: &str = "state";
+pub const INCARNATION: &str = "incarnation";
+
+/// Lines under construction.
+#[derive(Default)]
+pub struct Lines(String);
+
+impl Lines {
+    pub fn put(&mut self, name: impl Display, value: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.0, "STAT {name} {value}\r\n");
+    }
+
+    pub fn end(mut self) -> Bytes {
+        self.0.push_str("END\r\n");
+        Bytes::from(self.0)
+    }
+}
+
+impl Report {
+    /// `all`: also the pairs that never get a key.
+    pub fn resync_status(&self, all: bool) -> Bytes {
+        let mut out = Lines::default();
+        out.put(MODE, self.mode);
+        out.put(MIRRORED, u8::from(self.mirrored));
+        self.put_copies(&mut out);
+        out.put("pairs_unused", self.unused());
+        for (number, obstacle) in self.obstacles.iter().enumerate() {
+            out.put(format_args!("{OBSTACLE}{}", number + 1), obstacle);
+        }
+        self.pairs.iter().filter(|pair| all || pair.used).for_each(|pair| pair.put(&mut out));
+        self.nodes.iter().for_each(|node| node.put_resync(&mut out));
+        out.put("yield:state", self.yielding.state);
+        out.put("yield:percent", self.yielding.percent);
+        out.put("verify:state", self.verify.state);
+        for (name, value) in [
+            ("checked", self.verify.checked),
+            ("different", self.verify.different),
+            ("repaired", self.verify.repaired),
+            ("failed", self.verify.failed),
+            ("pairs_left", self.verify.pairs_left),
+            ("ended_seconds_ago", self.verify.ended_seconds_ago),
+        ] {
+            out.put(format_args!("verify:{name}"), value);
+        }
+        out.end()
+    }
+
+    /// `pair_states`: every word that a pair's state can be.
+    pub fn stats(&self, pair_states: &[&str]) -> Bytes {
+        let mut out = Lines::default();
+        out.put("pid", self.process.pid);
+        out.put("uptime", self.process.uptime_seconds);
+        out.put("time", self.process.unix_time);
+        out.put("version", self.process.version);
+        out.put("pointer_size", usize::BITS);
+        out.put("threads", self.process.threads);
+        out.put("max_connections", self.process.max_clients);
+        for (name, value) in &self.counters {
+            out.put(name, value);
+        }
+        out.put("node_latency_p50_us", self.latency.percentile_us(50));
+        out.put("node_latency_p99_us", self.latency.percentile_us(99));
+        let used = || self.pairs.iter().filter(|pair| pair.used);
+        for word in pair_states {
+            out.put(format_args!("pairs_{word}"), used().filter(|pair| pair.state == *word).count());
+        }
+        let unlisted = used().filter(|pair| pair.reason == crate::pair::Reason::CannotEnumerate).count();
+        out.put("pairs_cannot_enumerate", unlisted);
+        out.put("pairs_unused", self.unused());
+        self.put_copies(&mut out);
+        out.put("nodes_foreign_session", self.nodes.iter().filter(|node| node.foreign).count());
+        out.put("delayed_flushes", self.delayed_flushes);
+        out.put("nodes_up", self.nodes.iter().filter(|node| node.up).count());
+        out.put("nodes_lost", self.nodes.iter().filter(|node| !node.up).count());
+        out.end()
+    }
+
+    pub fn stats_servers(&self) -> Bytes {
+        let mut out = Lines::default();
+        self.nodes.iter().for_each(|node| node.put_server(&mut out));
+        out.end()
+    }
+
+    fn unused(&self) -> usize {
+        self.pairs.iter().filter(|pair| !pair.used).count()
+    }
+
+    fn put_copies(&self, out: &mut Lines) {
+        out.put("copies_missing", self.copies_missing);
+        out.put("pairs_missing_unknown", self.pairs_missing_unknown);
+    }
+}
+
+impl PairReport {
+    fn put(&self, out: &mut Lines) {
+        let name = &self.name;
+        out.put(format_args!("pair:{name}:{STATE}"), self.state);
+        out.put(format_args!("pair:{name}:leader"), self.leader.as_deref().unwrap_or("none"));
+        out.put(format_args!("pair:{name}:reason"), self.reason);
+        out.put(format_args!("pair:{name}:for_seconds"), self.for_seconds);
+        if self.copies_missing > 0 || self.missing_unknown {
+            out.put(format_args!("pair:{name}:copies_missing"), self.copies_missing);
+            out.put(format_args!("pair:{name}:missing_unknown"), u8::from(self.missing_unknown));
+        }
+    }
+}
+
+impl NodeReport {
+    fn put_resync(&self, out: &mut Lines) {
+        let (addr, resync) = (&self.addr, &self.resync);
+        out.put(format_args!("node:{addr}:{STATE}"), self.state);
+        out.put(format_args!("node:{addr}:reason"), self.reason);
+        out.put(format_args!("node:{addr}:resync"), resync.word);
+        out.put(format_args!("node:{addr}:kind"), resync.kind);
+        for (name, value) in [
+            ("items_total", resync.total),
+            ("items_copied", resync.copied),
+            ("items_skipped", resync.skipped),
+            ("items_failed", resync.failed),
+            ("bytes", resync.bytes),
+            ("rate", resync.rate()),
+            ("eta_seconds", resync.eta_seconds),
+        ] {
+            out.put(format_args!("node:{addr}:{name}"), value);
+        }
+        let elapsed = format_args!("{}.{:03}", resync.elapsed_ms / 1000, resync.elapsed_ms % 1000);
+        out.put(format_args!("node:{addr}:elapsed_seconds"), elapsed);
+        out.put(format_args!("node:{addr}:items_adopted"), resync.adopted);
+        out.put(format_args!("node:{addr}:items_evicted"), resync.evicted);
+    }
+
+    fn put_server(&self, out: &mut Lines) {
+        let addr = &self.addr;
+        out.put(format_args!("{addr}:{PLACE}"), self.place);
+        out.put(format_args!("{addr}:{STATE}"), self.state);
+        out.put(format_args!("{addr}:reason"), self.reason);
+        if let Some(address) = &self.address {
+            out.put(format_args!("{addr}:address"), or_none(address.at));
+            out.put(format_args!("{addr}:leads_elsewhere"), or_none(address.elsewhere));
+        }
+        out.put(format_args!("{addr}:foreign_sessions"), self.foreign_sessions);
+        out.put(format_args!("{addr}:{INCARNATION}"), or_none(self.incarnation));
+        out.put(format_args!("{addr}:version"), self.version.as_deref().unwrap_or("unknown"));
+        out.put(format_args!("{addr}:connections"), self.connections);
+        out.put(format_args!("{addr}:in_flight"), self.in_flight);
+        out.put(format_args!("{addr}:lost"), self.losses);
+        for (reason, count) in &self.losses_by_reason {
+            out.put(format_args!("{addr}:lost_{reason}"), count);
+        }
+        out.put(format_args!("{addr}:for_seconds"), self.for_seconds);
+    }
+}
+
+fn or_none(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+}
