@@ -2,13 +2,14 @@
 //! taken. Once against answers recorded from 1.6.18, once against whatever memcached is installed, with random lines too.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
+use std::time::Duration;
 
 use resilver::internals::protocol::answer;
 use resilver::internals::protocol::reply::{Reply, ReplyKind, parse_reply};
 use resilver::internals::protocol::request::{Limits, Parsed, Verb, parse};
+
+use crate::support::Memcached;
 
 const VECTORS: &str = include_str!("../vectors/classic-memcached-1.6.18.tsv");
 /// The version whose answers the parser gives, to the byte. Others differ: from 1.6.40 on a `set` line with a bad key takes
@@ -140,33 +141,16 @@ fn answer_len(verb: Verb, answers: &[u8]) -> Result<usize, String> {
     }
 }
 
-/// A memcached of our own; it ends with the test.
-struct Memcached {
-    child: Child,
-    port: u16,
-}
+/// The memcached that is installed.
+struct Reference(Memcached);
 
-impl Memcached {
-    fn start() -> Memcached {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let child = Command::new("memcached")
-            .args(["-u", "nobody", "-l", "127.0.0.1", "-U", "0", "-p", &port.to_string()])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("memcached must be installed for this test");
-        let memcached = Memcached { child, port };
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "memcached does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        memcached
+impl Reference {
+    fn start() -> Reference {
+        Reference(Memcached::start(&[]))
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let stream = TcpStream::connect(self.0.addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
@@ -206,13 +190,6 @@ impl Memcached {
     }
 }
 
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn excerpt(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(200)].escape_ascii().to_string()
 }
@@ -230,7 +207,7 @@ fn refuses_what_memcached_was_seen_to_refuse() {
 
 #[test]
 fn refuses_what_the_installed_memcached_refuses() {
-    let memcached = Memcached::start();
+    let memcached = Reference::start();
     let version = memcached.version();
     let mut wrong = Vec::new();
     for (input, recorded) in vectors() {
@@ -253,7 +230,7 @@ fn refuses_what_the_installed_memcached_refuses() {
 #[test]
 fn agrees_with_the_installed_memcached_on_random_lines() {
     const LINES: usize = 20_000;
-    let memcached = Memcached::start();
+    let memcached = Reference::start();
     let version = memcached.version();
     if version != REFERENCE {
         eprintln!("skipped: memcached {version} is not {REFERENCE}, whose answers the parser gives");

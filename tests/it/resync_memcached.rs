@@ -1,8 +1,6 @@
 //! The resync job on two real memcached processes.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,52 +19,13 @@ use tokio::sync::{RwLock, mpsc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::Memcached;
+
 const LEADER: NodeId = NodeId(0);
 const TARGET: NodeId = NodeId(1);
 const PAIR: PairId = PairId(0);
 /// Keys that begin so belong to another pair of the same source.
 const FOREIGN: &[u8] = b"foreign";
-
-/// A memcached of our own, ended by its pid.
-struct Memcached {
-    child: Child,
-    port: u16,
-}
-
-impl Memcached {
-    fn start(args: &[&str]) -> Memcached {
-        // The kernel chooses; between closing and memcached's bind somebody may take it, hence the tries.
-        for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut child = Command::new("memcached")
-                .args(["-u", "root", "-l", "127.0.0.1", "-U", "0", "-m", "1024", "-p", &port.to_string()])
-                .args(args)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("memcached is installed");
-            for _ in 0..200 {
-                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Memcached { child, port };
-                }
-                if child.try_wait().unwrap().is_some() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        panic!("memcached did not start");
-    }
-}
-
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 struct World {
     nodes: [Memcached; 2],
@@ -86,8 +45,9 @@ struct World {
 
 impl World {
     fn start(leader: &[&str], target: &[&str]) -> World {
-        let (leader, target) = (Memcached::start(leader), Memcached::start(target));
-        let addr = |m: &Memcached| NodeAddr { host: "127.0.0.1".to_owned(), port: m.port };
+        let start = |args: &[&str]| Memcached::start(&[&["-m", "1024"], args].concat());
+        let (leader, target) = (start(leader), start(target));
+        let addr = |m: &Memcached| NodeAddr { host: "127.0.0.1".to_owned(), port: m.port() };
         let addresses = Addresses::new([addr(&leader), addr(&target)].iter());
         let dialer = Arc::new(TcpDialer::new(Arc::new(addresses), Duration::from_secs(2)));
         World {
@@ -670,8 +630,7 @@ async fn cut_off_in_mid_stream() {
         fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, now)).await;
         let cancel = CancellationToken::new();
         let tuning = Tuning { target_timeout: Duration::from_millis(300), ..Tuning::default() };
-        let pids =
-            [world.nodes[0].child.id(), world.nodes[1].child.id()].map(|id| nix::unistd::Pid::from_raw(id as i32));
+        let pids = [&world.nodes[0], &world.nodes[1]].map(|node| nix::unistd::Pid::from_raw(node.pid() as i32));
         let signal = |node: NodeId, signal| nix::sys::signal::kill(pids[node.index()], signal).unwrap();
         let cut = async {
             // Some way into the stream: when the target holds a few thousand items.
@@ -715,7 +674,7 @@ async fn cut_off_in_mid_stream() {
             }
         }
         for node in &mut world.nodes {
-            let _ = node.child.kill();
+            node.kill();
         }
     }
 }
@@ -894,7 +853,7 @@ impl World {
 #[tokio::test]
 async fn no_connection_is_believed_before_it_has_shown_the_memory_that_is_meant() {
     let stranger = Memcached::start(&[]);
-    let at_stranger = NodeAddr { host: "127.0.0.1".to_owned(), port: stranger.port };
+    let at_stranger = NodeAddr { host: "127.0.0.1".to_owned(), port: stranger.port() };
     let strange = || {
         let addresses = Addresses::new([at_stranger.clone(), at_stranger.clone()].iter());
         TcpDialer::new(Arc::new(addresses), Duration::from_secs(2))

@@ -163,7 +163,11 @@ impl Memcached {
 
     /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns.
     pub fn pause(&self) {
-        pause(self.child.as_ref().expect("a running memcached").id());
+        pause(self.pid());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running memcached").id()
     }
 
     /// SIGCONT.
@@ -192,8 +196,7 @@ impl Memcached {
     }
 
     fn signal(&self, name: &str) {
-        let child = self.child.as_ref().expect("a running memcached");
-        signal(child.id(), name);
+        signal(self.pid(), name);
     }
 
     /// A connection past the proxy.
