@@ -67,6 +67,9 @@ impl fmt::Display for Incarnation {
     }
 }
 
+/// Stands in the incarnation marker's place while an evicted one is written again, and shows nothing, as no marker does.
+pub const UNSURE: &str = "unsure";
+
 /// Leadership term of a pair: its lower 15 bits are the upper 16 of the cas tokens that clients see. Of those the topmost
 /// stays 0: clients in languages without unsigned integers (PHP, Java) misread larger tokens.
 ///

@@ -45,6 +45,12 @@ pub(crate) enum Rule {
     GateClosedAtHandBack,
     /// What a node said at the start counts even if it cannot be marked then.
     RecordsOfUnmarkedNodes,
+    /// A connection belongs to one address of its node.
+    OneAddressAConnection,
+    /// A worker gives up its connections to an address that the node has left.
+    LeaveAtMove,
+    /// What was unanswered when a node moved may still take effect: the quiet period, and a purge of everything.
+    AbandonedAtMove,
 }
 
 /// Whether the rule holds. Always, but for tests.

@@ -24,11 +24,18 @@ const MAX_PAIRS: usize = 128 * 128;
 /// A node that refuses to store a marker is asked so often.
 const MARK_TRIES: usize = 3;
 
+/// Tells the connections of one [`NodeControl`] apart, from 1 on. A connection leads to one process: what was read on it is true of
+/// whatever is written on it, but for a flush in between.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ConnectionId(u64);
+
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
     /// At which of the node's addresses it was seen ([`Dial::life`]).
     pub life: u64,
+    /// The connection that it was read on, and so the process.
+    pub connection: ConnectionId,
     /// The incarnation marker.
     pub incarnation: Option<Incarnation>,
     /// Something stands in the incarnation marker's place that is none.
@@ -103,25 +110,59 @@ pub struct NodeControl {
     node: NodeId,
     dialer: Arc<dyn Dial>,
     timeout: Duration,
-    pipe: Mutex<Option<Pipe>>,
+    connections: Mutex<Connections>,
     pub(super) witnesses: Witnesses,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    present: Option<Connection>,
+    made: ConnectionId,
+}
+
+#[derive(Debug)]
+struct Connection {
+    pipe: Pipe,
+    id: ConnectionId,
+    /// The incarnation marker that was last read on it: the process has, or had, that memory.
+    shown: Option<Incarnation>,
+}
+
+impl Connection {
+    /// Reads items with their cas ids.
+    async fn read(&mut self, deadline: Instant, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
+        let found = read(&mut self.pipe, deadline, keys).await?;
+        if keys.first() == Some(&marker::INCARNATION_KEY)
+            && let Some((value, _)) = &found[0]
+        {
+            self.shown = marker::parse_incarnation(value);
+        }
+        Ok(found)
+    }
+
+    /// Flushes of the process so far.
+    async fn flushes(&mut self, deadline: Instant) -> Result<u64, NodeError> {
+        let stats = self.pipe.stats("", deadline).await?;
+        let count = stats.into_iter().find(|(name, _)| name == "cmd_flush").and_then(|(_, value)| value.parse().ok());
+        count.ok_or_else(|| NodeError::Protocol("its stats do not count flushes".to_owned()))
+    }
 }
 
 impl NodeControl {
     /// `timeout` bounds every command, connecting included (as `deadline::by` does).
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
-        NodeControl { node, dialer, timeout, pipe: Mutex::new(None), witnesses: Witnesses::default() }
+        NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default() }
     }
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first thing a node under pressure evicts.
     pub async fn probe(&self, others: &[String]) -> Result<Probe, NodeError> {
-        self.with_pipe(async |pipe, deadline| {
+        self.connected(async |connection, deadline| {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
             if !others.is_empty() {
                 keys.extend([marker::FLUSH_KEY, marker::RIVAL_KEY]);
             }
-            let mut found = read(pipe, deadline, &keys).await?;
+            let mut found = connection.read(deadline, &keys).await?;
             let rival = if others.is_empty() { None } else { found.pop().flatten() };
             let pending = if others.is_empty() { None } else { found.pop().flatten() };
             let at = |key: &str| keys.iter().position(|k| *k == key).and_then(|at| found[at].as_ref()).map(|(v, _)| v);
@@ -146,9 +187,10 @@ impl NodeControl {
 
     /// Reads all there is to know; the records of pairs `0..pairs`.
     pub async fn view(&self, pairs: usize) -> Result<NodeView, NodeError> {
-        self.with_pipe(async |pipe, deadline| {
-            let mut view = NodeView { life: pipe.life(), cas_enabled: true, ..NodeView::default() };
-            for (name, value) in pipe.stats("", deadline).await? {
+        self.connected(async |connection, deadline| {
+            let (life, id) = (connection.pipe.life(), connection.id);
+            let mut view = NodeView { life, connection: id, cas_enabled: true, ..NodeView::default() };
+            for (name, value) in connection.pipe.stats("", deadline).await? {
                 let number = || value.parse::<u64>().unwrap_or(0);
                 match name.as_str() {
                     "curr_items" => view.curr_items = number(),
@@ -162,7 +204,7 @@ impl NodeControl {
             let seen = |time: u64| i64::try_from(time).map(|time| Offset::seen(time, ambient::date(Instant::now())));
             view.offset = seen(view.time).ok();
             view.started = view.time.saturating_sub(view.started);
-            for (name, value) in pipe.stats("settings", deadline).await? {
+            for (name, value) in connection.pipe.stats("settings", deadline).await? {
                 match name.as_str() {
                     "item_size_max" => view.item_size_max = value.parse().ok(),
                     "cas_enabled" => view.cas_enabled = value != "no",
@@ -172,11 +214,11 @@ impl NodeControl {
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
             let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
             keys.extend(pair_keys.iter().map(String::as_str));
-            let mut found = read(pipe, deadline, &keys).await?.into_iter();
+            let mut found = connection.read(deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
             let incarnation = next();
             view.incarnation = incarnation.as_ref().and_then(|v| marker::parse_incarnation(v));
-            view.incarnation_unread = incarnation.is_some() && view.incarnation.is_none();
+            view.incarnation_unread = incarnation.is_some_and(|v| !marker::is_unsure(&v)) && view.incarnation.is_none();
             let ring = next();
             view.ring = ring.as_ref().and_then(|v| RingMark::parse(v));
             view.ring_unread = ring.is_some() && view.ring.is_none();
@@ -188,7 +230,7 @@ impl NodeControl {
             if pairs > 0 && more > pairs {
                 let keys: Vec<String> = (pairs..more).map(|p| marker::pair_key(PairId(p as u32))).collect();
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                records.extend(read(pipe, deadline, &keys).await?.into_iter().map(|f| f.map(|(value, _)| value)));
+                records.extend(connection.read(deadline, &keys).await?.into_iter().map(|f| f.map(|(value, _)| value)));
             }
             for (pair, value) in records.into_iter().enumerate() {
                 if let Some(record) = value.and_then(|v| Record::parse(&v)) {
@@ -202,7 +244,7 @@ impl NodeControl {
 
     /// Reads the node's clock. The item that tells it is made on the memory that is `incarnation`, and on no other, `time`: about its date.
     pub async fn clock(&self, incarnation: Incarnation, time: i64) -> Result<Option<Offset>, NodeError> {
-        self.with_pipe(async |pipe, deadline| {
+        self.connected(async |Connection { pipe, .. }, deadline| {
             let mut batch = Batch::new();
             batch.command(format!("mg {} v\r\n", marker::INCARNATION_KEY).as_bytes(), Effect::Read);
             batch.command(clock::CLOCK_READ, Effect::Read);
@@ -228,21 +270,22 @@ impl NodeControl {
         .await
     }
 
-    /// Writes a new incarnation marker: `expected` is what the node had at the last look, so that nothing else is certified.
+    /// Writes a new incarnation marker on what was `seen`, and on nothing else: on the very connection of the look, for a process that was
+    /// started since then has no marker either, and may hold anything.
     pub async fn mark(
         &self,
-        expected: Option<Incarnation>,
+        seen: &NodeView,
         incarnation: Incarnation,
         ring: RingMark,
         session: Session,
     ) -> Result<(), MarkError> {
-        self.with_pipe(async |pipe, deadline| {
-            let found = read(pipe, deadline, &[marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY]).await?;
-            if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != expected {
+        self.connected_as(Some(seen.connection), async |connection, deadline| {
+            let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            let found = connection.read(deadline, &keys).await?;
+            if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != seen.incarnation {
                 return Ok(Err(MarkError::OtherMemory));
             }
             let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
-            let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
             // What is right already stays untouched: a node that is full (`-M`) refuses the write and deletes the marker.
             let mut missing: Vec<usize> =
                 (0..keys.len()).filter(|&i| found[i].as_ref().is_none_or(|(v, _)| *v != values[i])).collect();
@@ -252,11 +295,11 @@ impl NodeControl {
             // Its place is free then: the next try often succeeds.
             for _ in 0..MARK_TRIES {
                 let writes = missing.iter().map(|&i| (keys[i], values[i].as_str(), cas[i]));
-                result = write(pipe, deadline, writes).await?;
+                result = write(&mut connection.pipe, deadline, writes).await?;
                 if result.is_ok() {
                     break;
                 }
-                let found = read(pipe, deadline, &keys).await?;
+                let found = connection.read(deadline, &keys).await?;
                 // Nobody else may have written meanwhile, and a memory that was the expected one must still be.
                 let ours = |i: usize| found[i].as_ref().is_none_or(|(v, c)| *v == values[i] || Some(*c) == cas[i]);
                 if !(0..keys.len()).all(ours) || certified && found[0].is_none() {
@@ -264,9 +307,13 @@ impl NodeControl {
                 }
                 missing.retain(|&i| found[i].as_ref().is_none_or(|(v, _)| *v != values[i]));
                 if missing.is_empty() {
-                    return Ok(Ok(()));
+                    result = Ok(());
+                    break;
                 }
                 cas = found.iter().map(|f| f.as_ref().map(|(_, cas)| *cas)).collect();
+            }
+            if result.is_ok() {
+                connection.shown = Some(incarnation);
             }
             Ok(result)
         })
@@ -275,7 +322,7 @@ impl NodeControl {
 
     /// Writes a ring marker and nothing else, whatever memory this is. Keys that are not the node's stay so.
     pub async fn stamp(&self, mark: RingMark) -> Result<(), MarkError> {
-        self.with_pipe(async |pipe, deadline| {
+        self.connected(async |Connection { pipe, .. }, deadline| {
             let found = read(pipe, deadline, &[marker::RING_KEY]).await?;
             let old = found[0].as_ref().and_then(|(v, _)| RingMark::parse(v));
             let dirty = old.is_some_and(|old| old.leftovers == Leftovers::Dirty);
@@ -301,15 +348,15 @@ impl NodeControl {
             records.iter().map(|(pair, record)| (marker::pair_key(*pair), record.to_string())).collect();
         let mut keys = vec![marker::INCARNATION_KEY];
         keys.extend(of_pairs.iter().map(|(key, _)| key.as_str()));
-        self.with_pipe(async |pipe, deadline| {
-            let found = read(pipe, deadline, &keys).await?;
+        self.connected(async |connection, deadline| {
+            let found = connection.read(deadline, &keys).await?;
             if let Err(error) = check_memory(&found[0], incarnation) {
                 return Ok(Err(error));
             }
             let there = records.iter().zip(&of_pairs).zip(&found[1..]);
             let due = there.filter(|(((_, new), _), found)| later(found, new).is_none());
             let writes = due.map(|((_, (key, value)), found)| (&**key, &**value, found.as_ref().map(|(_, cas)| *cas)));
-            write(pipe, deadline, writes).await
+            write(&mut connection.pipe, deadline, writes).await
         })
         .await?
     }
@@ -337,7 +384,7 @@ impl NodeControl {
 
     /// Says that the proxy of this session works beside another one; for so many seconds. Blindly: it certifies nothing.
     pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
-        self.with_pipe(async |pipe, deadline| {
+        self.connected(async |Connection { pipe, .. }, deadline| {
             let command = format!("ms {} 16 T{seconds}\r\n{session:016x}\r\n", marker::RIVAL_KEY);
             // A full node may refuse it: the next probe tries again.
             pipe.ask(command.as_bytes(), Effect::Mutation, deadline).await?;
@@ -347,8 +394,8 @@ impl NodeControl {
     }
 
     async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {
-        self.with_pipe(async |pipe, deadline| {
-            let found = read(pipe, deadline, &[marker::INCARNATION_KEY, key]).await?;
+        self.connected(async |connection, deadline| {
+            let found = connection.read(deadline, &[marker::INCARNATION_KEY, key]).await?;
             if let Err(error) = check_memory(&found[0], incarnation) {
                 return Ok(Err(error));
             }
@@ -366,39 +413,79 @@ impl NodeControl {
                 return Ok(Err(MarkError::Foreign(there.id)));
             }
             let cas = found[1].as_ref().map(|(_, cas)| *cas);
-            write(pipe, deadline, std::iter::once((key, value, cas))).await
+            write(&mut connection.pipe, deadline, std::iter::once((key, value, cas))).await
         })
         .await?
     }
 
-    /// Puts markers back that were evicted, where there still are none; the incarnation marker is among them or still there.
-    pub async fn restore(&self, markers: &[(String, String)]) -> Result<(), MarkError> {
-        self.with_pipe(async |pipe, deadline| {
+    /// Puts markers back that were evicted from the memory that was `seen`, where there still are none. `markers`: the incarnation's first.
+    ///
+    /// On the very connection of the look: another process has no markers either. It may be flushed meanwhile all the same. So the place of
+    /// the incarnation marker is taken first, by what shows nothing; then the flushes are counted; then the marker is put there by cas. A flush
+    /// before the count is counted, one after it has taken what the cas asks for. (It may have left that alone, from memcached 1.6.25 on:
+    /// they are counted once more.)
+    pub async fn restore(&self, seen: &NodeView, markers: &[(String, String)]) -> Result<(), MarkError> {
+        self.connected_as(Some(seen.connection), async |connection, deadline| {
             let keys: Vec<&str> = markers.iter().map(|(key, _)| key.as_str()).collect();
-            let found = read(pipe, deadline, &keys).await?;
-            let gone = markers
-                .iter()
-                .zip(&found)
-                .filter(|(_, f)| f.is_none())
-                .map(|((k, v), _)| (k.as_str(), v.as_str(), None));
-            write(pipe, deadline, gone).await
+            let [incarnation, ..] = markers else { return Ok(Ok(())) };
+            let mut found = connection.read(deadline, &keys).await?;
+            if found[0].is_none() {
+                let taken = std::iter::once((keys[0], marker::UNSURE, None));
+                if let Err(error) = write(&mut connection.pipe, deadline, taken).await? {
+                    return Ok(Err(error));
+                }
+                found[0] = connection.read(deadline, &keys[..1]).await?.pop().flatten();
+            }
+            let unsure = match &found[0] {
+                Some((value, _)) if *value == incarnation.1 => None,
+                Some((value, cas)) if marker::is_unsure(value) => Some(*cas),
+                Some(_) => return Ok(Err(MarkError::OtherMemory)),
+                None => return Ok(Err(MarkError::MemoryGone)),
+            };
+            if connection.flushes(deadline).await? != seen.cmd_flush {
+                return Ok(Err(MarkError::MemoryGone));
+            }
+            let gone = markers.iter().zip(&found).skip(1).filter(|(_, f)| f.is_none());
+            let gone = gone.map(|((key, value), _)| (key.as_str(), value.as_str(), None));
+            let unsure = unsure.map(|cas| (keys[0], incarnation.1.as_str(), Some(cas)));
+            let written = write(&mut connection.pipe, deadline, unsure.into_iter().chain(gone)).await?;
+            if connection.flushes(deadline).await? != seen.cmd_flush {
+                return Ok(Err(MarkError::MemoryGone));
+            }
+            Ok(written)
         })
         .await?
     }
 
-    /// Empties the node and re-sets its markers in the same write, so that no moment shows it without them. If it fails, the
-    /// connection must be drained before the node is used again: the flush may still be executed.
-    pub async fn flush(&self, markers: &[(String, String)]) -> Result<(), (MarkError, Option<Drain>)> {
-        let mut guard = self.pipe.lock().await;
+    /// Empties the node and re-sets its markers in the same write, so that no moment shows it without them. Not before the connection has
+    /// shown the memory that is meant (`None`: no markers are kept): what has taken its place is somebody else's, or is purged when it comes
+    /// back. If it fails, the connection must be drained before the node is used again: the flush may still be executed.
+    pub async fn flush(
+        &self,
+        memory: Option<Incarnation>,
+        markers: &[(String, String)],
+    ) -> Result<(), (MarkError, Option<Drain>)> {
+        let mut connections = self.connections.lock().await;
         let deadline = Instant::now() + self.timeout;
-        let mut pipe = self.take_or_connect(&mut guard, deadline).await.map_err(|e| (e.into(), None))?;
+        let connection = self.take_or_connect(&mut connections, None, deadline).await;
+        let mut connection = connection.map_err(|e| (e.into(), None))?;
+        if let Some(memory) = memory {
+            let found = connection.read(deadline, &[marker::INCARNATION_KEY]).await.map_err(|e| (e.into(), None))?;
+            match check_memory(&found[0], memory) {
+                // It was evicted, or flushed: from the process that had it.
+                Err(MarkError::MemoryGone) if connection.shown == Some(memory) => {}
+                Err(error) => return Err((error, None)),
+                Ok(()) => {}
+            }
+        }
         let mut batch = Batch::new();
         batch.command(b"flush_all\r\n", Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
             batch.command(format!("ms {key} {} T0\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
         }
         let mut refused = None;
-        let done = pipe
+        let done = connection
+            .pipe
             .exchange(batch, deadline, |index, frame| {
                 let line = frame.line();
                 if index == 0 && line != b"OK" || index > 0 && !line.starts_with(b"HD") {
@@ -409,41 +496,68 @@ impl NodeControl {
             .await;
         match (done, refused) {
             (Ok(()), None) => {
-                *guard = Some(pipe);
+                connections.present = Some(connection);
                 Ok(())
             }
             (Ok(()), Some(said)) => {
-                *guard = Some(pipe);
+                connections.present = Some(connection);
                 Err((MarkError::Refused(said), None))
             }
-            (Err(error), _) => Err((error.into(), Some(pipe.into_drain()))),
+            (Err(error), _) => Err((error.into(), Some(connection.pipe.into_drain()))),
         }
     }
 
-    /// The connection that is at hand, if it leads to where the node is now.
-    async fn take_or_connect(&self, guard: &mut Option<Pipe>, deadline: Instant) -> Result<Pipe, NodeError> {
-        match guard.take().filter(|pipe| pipe.life() == self.dialer.life(self.node)) {
-            Some(pipe) => Ok(pipe),
-            None => Pipe::connect(&*self.dialer, self.node, deadline).await,
-        }
-    }
-
-    async fn with_pipe<T>(
+    /// The connection that is at hand, if it leads to where the node is now. `looked_at`: that one or none.
+    async fn take_or_connect(
         &self,
-        work: impl AsyncFnOnce(&mut Pipe, Instant) -> Result<T, NodeError>,
+        connections: &mut Connections,
+        looked_at: Option<ConnectionId>,
+        deadline: Instant,
+    ) -> Result<Connection, NodeError> {
+        let present = |c: &mut Connection| {
+            looked_at.is_none_or(|id| c.id == id) && self.is_present(&c.pipe)
+        };
+        if let Some(connection) = connections.present.take_if(present) {
+            return Ok(connection);
+        }
+        if looked_at.is_some() {
+            return Err(NodeError::Reset);
+        }
+        let pipe = Pipe::connect(&*self.dialer, self.node, deadline).await?;
+        connections.made.0 += 1;
+        Ok(Connection { pipe, id: connections.made, shown: None })
+    }
+
+    /// Whether it leads to where the node is now.
+    fn is_present(&self, pipe: &Pipe) -> bool {
+        pipe.life() == self.dialer.life(self.node) || !holds(Rule::OneAddressAConnection)
+    }
+
+    async fn connected<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Connection, Instant) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
-        let mut guard = self.pipe.lock().await;
+        self.connected_as(None, work).await
+    }
+
+    /// `looked_at`: over that connection, or not at all.
+    async fn connected_as<T>(
+        &self,
+        looked_at: Option<ConnectionId>,
+        work: impl AsyncFnOnce(&mut Connection, Instant) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
+        let mut connections = self.connections.lock().await;
         let deadline = Instant::now() + self.timeout;
-        let mut pipe = self.take_or_connect(&mut guard, deadline).await?;
-        let result = work(&mut pipe, deadline).await;
-        if pipe.life() != self.dialer.life(self.node) {
+        let mut connection = self.take_or_connect(&mut connections, looked_at, deadline).await?;
+        let result = work(&mut connection, deadline).await;
+        if !self.is_present(&connection.pipe) {
             // The node is elsewhere by now: this says nothing about it.
             return Err(NodeError::Reset);
         }
         if result.is_ok() {
-            *guard = Some(pipe);
+            connections.present = Some(connection);
         }
-        // A pipe in error is dropped: all that was unanswered on it is reads and conditional writes of markers, which cannot
+        // One in error is dropped: all that was unanswered on it is reads and conditional writes of markers, which cannot
         // certify a memory they were not meant for.
         result
     }

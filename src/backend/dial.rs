@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::address::Addresses;
 use super::deadline::by;
 use crate::ids::NodeId;
+use crate::rules::{Rule, holds};
 
 /// Opens connections to nodes.
 pub trait Dial: Send + Sync + 'static {
@@ -238,8 +239,34 @@ where
     loop {
         let (address, life) = addresses.get(node)?;
         let connected = connect(address).await;
-        if addresses.life(node) == life {
+        if addresses.life(node) == life || !holds(Rule::OneAddressAConnection) {
             return connected;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::ring::NodeAddr;
+
+    /// The node moves while it is dialled: the connection to where it was is dropped, and it is dialled where it is.
+    #[tokio::test]
+    async fn a_connection_leads_to_where_the_node_is_when_it_stands() {
+        let node = NodeId(0);
+        let host = NodeAddr { host: "cache1".to_owned(), port: 11211 };
+        let addresses = Addresses::new([host].iter());
+        let [one, other]: [SocketAddr; 2] = ["10.0.0.1:11211", "10.0.0.2:11211"].map(|at| at.parse().unwrap());
+        addresses.set(node, one);
+        let dialled = RefCell::new(Vec::new());
+        let connect = |address| {
+            dialled.borrow_mut().push(address);
+            addresses.set(node, other);
+            async move { Ok(address) }
+        };
+        assert_eq!(at_present_address(&addresses, node, connect).await.unwrap(), other);
+        assert_eq!(*dialled.borrow(), [one, other]);
     }
 }

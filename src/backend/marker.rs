@@ -24,6 +24,8 @@ use std::fmt;
 
 use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 
+pub use crate::ids::UNSURE;
+
 /// The key of the incarnation marker.
 pub const INCARNATION_KEY: &str = "__resilver__:incarnation";
 /// The key of the ring marker.
@@ -227,6 +229,11 @@ impl RingMark {
             (Place::Backup, (0..primaries).map(|i| PairId(i * backups + node - primaries)).collect())
         }
     }
+}
+
+/// Whether that stands in the incarnation marker's place while it is made sure whose memory this is.
+pub fn is_unsure(value: &[u8]) -> bool {
+    value == UNSURE.as_bytes()
 }
 
 /// Reads an incarnation marker.

@@ -18,7 +18,7 @@ use super::batch::{Batch, Effect};
 use super::deadline::{Patience, by};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
-use super::marker::{INCARNATION_KEY, parse_incarnation};
+use super::marker::{INCARNATION_KEY, is_unsure, parse_incarnation};
 use super::{Dial, NodeStream};
 use crate::ids::{Incarnation, NodeId};
 use crate::progress::Progress;
@@ -142,7 +142,7 @@ impl Pipe {
                 Ok(())
             });
             read.await?;
-            match found.map(|value| parse_incarnation(&value)) {
+            match found.filter(|value| !is_unsure(value)).map(|value| parse_incarnation(&value)) {
                 Some(found) if found == Some(memory) => return Ok(pipe),
                 Some(_) => return Err(NodeError::OtherMemory),
                 // Where it was evicted the control plane writes it again.

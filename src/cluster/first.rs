@@ -351,13 +351,12 @@ impl Cluster {
 
     async fn mark_all(&mut self) {
         for node in self.topology.nodes() {
-            let Some(view) = &self.nodes[node.index()].view else { continue };
+            let Some(view) = &self.nodes[node.index()].view.clone() else { continue };
             let known = if self.is_ours(node, view) { view.incarnation } else { None };
-            let found = view.incarnation;
             let incarnation = known.unwrap_or_else(|| Incarnation(ambient::random_u64()));
             let leftovers = self.leftovers_on(node, view, false);
             self.nodes[node.index()].leftovers = leftovers;
-            let marked = self.controls[node.index()].mark(found, incarnation, self.ring_of(node), self.session).await;
+            let marked = self.controls[node.index()].mark(view, incarnation, self.ring_of(node), self.session).await;
             let run = &mut self.nodes[node.index()];
             match marked {
                 Ok(()) => {

@@ -262,10 +262,10 @@ impl Cluster {
             run.pair.renew();
         }
         for node in up {
-            let markers = self.markers(node);
+            let (memory, markers) = (self.nodes[node.index()].incarnation, self.markers(node));
             let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
             tokio::spawn(async move {
-                match control.flush(&markers).await {
+                match control.flush(memory, &markers).await {
                     Ok(()) => {
                         let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: None });
                     }

@@ -91,7 +91,7 @@ enum Internal {
     VerifyEnded { result: Result<(), JobError> },
     LookForCopies,
     Mended { pair: PairId, mended: bool },
-    Restored { node: NodeId },
+    Restored { node: NodeId, incarnation: Incarnation, result: Result<(), MarkError> },
     DrainDone { node: NodeId, life: u64, end: DrainEnd },
     Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
     LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
@@ -360,7 +360,7 @@ impl Cluster {
                 self.nodes[node.index()].undrained.remove(&worker);
                 self.consider(node);
             }
-            Event::Left { worker, node, owing } => self.left(worker, node, owing),
+            Event::Left { worker, node, address, owing } => self.left(worker, node, address, owing),
             Event::Abandoned { node } => self.abandoned(node),
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
@@ -386,7 +386,7 @@ impl Cluster {
             Internal::VerifyEnded { result } => self.verify_ended(result),
             Internal::LookForCopies => self.look_for_copies(),
             Internal::Mended { pair, mended } => self.mended(pair, mended),
-            Internal::Restored { node } => self.allow(node),
+            Internal::Restored { node, incarnation, result } => self.restored(node, incarnation, result),
             Internal::DrainDone { node, life, end } => self.drained(node, life, end),
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),

@@ -18,6 +18,7 @@ use crate::backend::{Addresses, NodeError, NodeView, Resolve};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
+use crate::rules::{Rule, holds};
 
 use super::first::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
 use super::{Cluster, Internal};
@@ -312,12 +313,13 @@ impl Cluster {
             self.lost(node, Reason::Moved, Loss::Suspected, true);
         }
         self.names.addresses.set(node, to);
-        let flushing = self.flush.is_sent();
+        let (flushing, address) = (self.flush.is_sent(), self.address_life(node));
         let run = &mut self.nodes[node.index()];
         run.reason = Reason::Moved;
         run.name = Name { listed: std::mem::take(&mut run.name.listed), ..Name::default() };
         // Should the same process be there, what is given up unanswered may still take effect.
-        run.abandoned |= run.drains > 0 || !run.undrained.is_empty() || run.job.is_some() || flushing;
+        let unanswered = run.drains > 0 || !run.undrained.is_empty() || run.job.is_some() || flushing;
+        run.abandoned |= unanswered && holds(Rule::AbandonedAtMove);
         run.drains = 0;
         run.refused_since = None;
         run.silent_since = None;
@@ -327,16 +329,20 @@ impl Cluster {
         // Told after the address is published (see `at_present_address`).
         run.leaving = (0..self.workers.len() as u16).collect();
         for worker in &self.workers {
-            let _ = worker.send(Command::Moved { node });
+            let _ = worker.send(Command::Moved { node, address });
         }
         run.hint.notify_one();
     }
 
-    /// A worker has no connection to the node's earlier address any more.
-    pub(super) fn left(&mut self, worker: u16, node: NodeId, owing: bool) {
+    /// A worker has no connection to the node's addresses before this one any more.
+    pub(super) fn left(&mut self, worker: u16, node: NodeId, address: u64, owing: bool) {
+        let last = address == self.address_life(node);
         let run = &mut self.nodes[node.index()];
-        run.leaving.remove(&worker);
-        run.abandoned |= owing;
+        run.abandoned |= owing && holds(Rule::AbandonedAtMove);
+        // Of one that it has moved from since, another word is to come.
+        if last {
+            run.leaving.remove(&worker);
+        }
         self.consider(node);
     }
 
@@ -378,7 +384,13 @@ fn with_port(mut at: SocketAddr, port: u16) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::{BoxFuture, FutureExt};
+
     use super::*;
+    use crate::backend::{Dial, NodeStream};
+    use crate::config::{CommandLine, Host};
+    use crate::ring::Topology;
+    use crate::server::Assembly;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -463,5 +475,47 @@ mod tests {
         let mut name = Name::default();
         name.looked_up(None, many);
         assert_eq!(name.listed.len(), MAX_ADDRESSES);
+    }
+
+    /// Names lead nowhere, and nobody can be reached.
+    struct Nobody;
+
+    impl Resolve for Nobody {
+        fn resolve(&self, _: &str) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+            async { Ok(vec![]) }.boxed()
+        }
+    }
+
+    impl Dial for Nobody {
+        fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
+            async { Err(std::io::ErrorKind::ConnectionRefused.into()) }.boxed()
+        }
+    }
+
+    /// The look waits for every worker's word of the *last* move: one of an earlier move says nothing of the connections since.
+    #[tokio::test]
+    async fn a_node_that_has_moved_is_not_looked_at_before_all_workers_have_left() {
+        let line = "resilver -s cache1:1 -b 127.0.0.1:2 --threads 2";
+        let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
+        let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
+        let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
+        let names = Names { addresses: addresses.clone(), resolver: Arc::new(Nobody) };
+        let mut cluster = Assembly::new(*settings, topology, (Arc::new(Nobody), names)).cluster;
+        let node = NodeId(0);
+        let drained = |cluster: &Cluster| cluster.nodes[node.index()].is_drained();
+        cluster.move_to(node, at(A));
+        let first = addresses.life(node);
+        cluster.left(0, node, first, false);
+        assert!(!drained(&cluster), "the other worker has not left");
+        cluster.move_to(node, at(B));
+        let second = addresses.life(node);
+        for worker in [0, 1] {
+            cluster.left(worker, node, first, false);
+        }
+        assert!(!drained(&cluster), "they have left the first address");
+        cluster.left(0, node, second, false);
+        cluster.left(1, node, second, true);
+        assert!(drained(&cluster));
+        assert!(cluster.nodes[node.index()].abandoned, "one of them left commands unanswered");
     }
 }

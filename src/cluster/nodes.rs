@@ -262,7 +262,7 @@ impl Cluster {
     /// A lost node answers well again: what does it hold?
     pub(super) fn viewed(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
         let known = self.nodes[node.index()].incarnation;
-        let moved = |view: &NodeView| view.life != self.address_life(node);
+        let moved = |view: &NodeView| view.life != self.address_life(node) && holds(Rule::OneAddressAConnection);
         if result.as_ref().is_ok_and(moved) {
             // That was another server.
             self.nodes[node.index()].looking = false;
@@ -318,7 +318,7 @@ impl Cluster {
             if unquiet && holds(Rule::QuietPeriodAfterCrash) {
                 tokio::time::sleep(QUIET_PERIOD).await;
             }
-            let result = control.mark(view.incarnation, incarnation, ring, session).await;
+            let result = control.mark(&view, incarnation, ring, session).await;
             let _ = internal.send(Internal::Marked { node, view: Box::new(view), incarnation, result });
         });
     }
@@ -331,7 +331,7 @@ impl Cluster {
         result: Result<(), MarkError>,
     ) {
         self.nodes[node.index()].looking = false;
-        if view.life != self.address_life(node) {
+        if view.life != self.address_life(node) && holds(Rule::OneAddressAConnection) {
             // That was another server.
             return;
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::marker;
-use crate::backend::{NodeError, NodeView, Probe};
+use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::ids::{Incarnation, NodeId};
 use crate::pair::{self, Loss, Reason, State};
 
@@ -165,20 +165,37 @@ impl Cluster {
 
     /// Markers were evicted from a node that kept its memory: they are written again. A node without its ring marker or its records
     /// would look like a stranger after its next absence, or at the next start.
-    fn restore_markers(&mut self, node: NodeId) {
+    fn restore_markers(&mut self, node: NodeId, seen: NodeView) {
         // A pair that is being recorded writes its record anyway.
         let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
-        if !settled {
-            return;
-        }
+        let Some(incarnation) = self.nodes[node.index()].incarnation.filter(|_| settled) else { return };
         let markers = self.markers(node);
         let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
         tokio::spawn(async move {
-            // If this fails, the next probe finds them missing again.
-            if control.restore(&markers).await.is_ok() {
-                let _ = internal.send(Internal::Restored { node });
-            }
+            let result = control.restore(&seen, &markers).await;
+            let _ = internal.send(Internal::Restored { node, incarnation, result });
         });
+    }
+
+    pub(super) fn restored(&mut self, node: NodeId, incarnation: Incarnation, result: Result<(), MarkError>) {
+        let run = &self.nodes[node.index()];
+        if !run.health.is_up() || run.incarnation != Some(incarnation) {
+            return;
+        }
+        match result {
+            Ok(()) => self.allow(node),
+            Err(MarkError::MemoryGone) => self.flushed_by_a_stranger(node),
+            // The next probe finds them missing again, or what stands there now.
+            Err(error) => {
+                tracing::debug!(node = %self.topology.addr(node), %error, "evicted markers are not written again yet");
+            }
+        }
+    }
+
+    /// Its marker may have outlived its memory: not even this one shows the same memory when the node is back.
+    fn flushed_by_a_stranger(&mut self, node: NodeId) {
+        self.nodes[node.index()].incarnation = Some(Incarnation(ambient::random_u64()));
+        self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 
     /// A marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
@@ -221,21 +238,16 @@ impl Cluster {
                         if told {
                             self.allow(node);
                         } else {
-                            self.restore_markers(node);
+                            self.restore_markers(node, now);
                         }
                     }
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
                         debug_assert_eq!(self.nodes[node.index()].incarnation, Some(known));
-                        self.restore_markers(node);
+                        self.restore_markers(node, now);
                     }
-                    (found, _, known) => {
-                        if found.is_some() && found == known {
-                            // It outlived its memory: not even this one shows the same memory when the node is back.
-                            self.nodes[node.index()].incarnation = Some(Incarnation(ambient::random_u64()));
-                        }
-                        self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
-                    }
+                    (found, _, known) if found.is_some() && found == known => self.flushed_by_a_stranger(node),
+                    _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
                 }
             }
             Err(error) => self.lost(node, reason_of(&error), Loss::Suspected, false),

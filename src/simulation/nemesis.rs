@@ -105,9 +105,22 @@ async fn names(world: &mut World) {
         for _ in 0..world.rng.random_range(1..3) {
             let host = world.net.leads(node);
             let back: Vec<usize> = earlier[node].iter().copied().filter(|e| *e != host).collect();
-            let whither = match world.rng.random_range(0..4) {
+            let whither = match world.rng.random_range(0..5) {
                 0 => Whither::SameHost,
-                1 if !back.is_empty() => Whither::Back(back[world.rng.random_range(0..back.len())]),
+                1 => {
+                    world.net.wake_all();
+                    pause(world, 0..500).await;
+                    world.net.block_ways(node);
+                    pause(world, 0..150).await;
+                    world.net.lead(node, Whither::SameHost);
+                    // What was sent by the old way arrives when the node is reached by the new one, as what a dead proxy has sent.
+                    let by = world.net.address(node);
+                    world.followed(node, Some(by)).await;
+                    pause(world, 0..100).await;
+                    world.net.wake_all();
+                    continue;
+                }
+                2 if !back.is_empty() => Whither::Back(back[world.rng.random_range(0..back.len())]),
                 _ => Whither::EmptyHost,
             };
             earlier[node].push(host);
@@ -119,7 +132,7 @@ async fn names(world: &mut World) {
             replace_proxy(world).await;
             sleep(STARTED).await;
         }
-        world.followed(node).await;
+        world.followed(node, None).await;
         sleep(NOTICED).await;
         world.mirrored("after a name has moved").await;
     }

@@ -53,8 +53,17 @@ pub(super) struct Host {
     pub(super) hung: bool,
     /// Nothing gets through in either direction.
     pub(super) cut_off: bool,
+    /// By its addresses before this one nothing gets through in either direction.
+    open_from: u8,
     pub(super) lag: Lag,
     skew_ms: i64,
+}
+
+impl Host {
+    fn new(begun: Instant, lag: Lag, skew_ms: i64) -> Host {
+        let node = Node::new(begun, skew_ms);
+        Host { node, life: 0, up: true, hung: false, cut_off: false, open_from: 0, lag, skew_ms }
+    }
 }
 
 /// How a connection ended before its peers closed it.
@@ -69,6 +78,8 @@ enum Broken {
 
 struct Conn {
     host: usize,
+    /// By which of the host's addresses it was dialled.
+    way: u8,
     life: u32,
     proxy: u32,
     broken: Broken,
@@ -100,7 +111,7 @@ impl Net {
         let begun = Instant::now();
         let hosts = (0..nodes).map(|_| {
             let skew_ms = rng.random_range(-30_000..30_000);
-            Host { node: Node::new(begun, skew_ms), life: 0, up: true, hung: false, cut_off: false, lag, skew_ms }
+            Host::new(begun, lag, skew_ms)
         });
         let hosts = hosts.collect();
         let leads = (0..nodes).map(|host| (host, 0)).collect();
@@ -149,14 +160,26 @@ impl Net {
             Whither::EmptyHost => {
                 let (begun, lag, skew_ms) =
                     (inner.begun, inner.hosts[host].lag, inner.rng.random_range(-30_000..30_000));
-                let process = Node::new(begun, skew_ms);
-                inner.hosts.push(Host { node: process, life: 0, up: true, hung: false, cut_off: false, lag, skew_ms });
+                inner.hosts.push(Host::new(begun, lag, skew_ms));
                 (inner.hosts.len() - 1, 0)
             }
             Whither::Back(earlier) => (earlier, way + 1),
         };
         note(|| format!("FAULT  node {node}: its name leads to host {} by {}", to.0, address(to)));
         inner.leads[node] = to;
+    }
+
+    /// By the addresses that the node's host has so far nothing gets through any more; what was sent waits in the sockets.
+    pub(super) fn block_ways(&self, node: usize) {
+        note(|| format!("FAULT  node {node}: is out of reach by its present address"));
+        let inner = &mut *self.lock();
+        let (host, way) = inner.leads[node];
+        inner.hosts[host].open_from = way + 1;
+    }
+
+    /// The address that the node's name leads to.
+    pub(super) fn address(&self, node: usize) -> SocketAddr {
+        address(self.lock().leads[node])
     }
 
     /// Where the node's name leads.
@@ -168,7 +191,7 @@ impl Net {
     pub(super) fn wake_all(&self) {
         note(|| "FAULT  all hosts are well".to_owned());
         for host in &mut self.lock().hosts {
-            (host.hung, host.cut_off) = (false, false);
+            (host.hung, host.cut_off, host.open_from) = (false, false, 0);
         }
         self.changed.notify_waiters();
     }
@@ -234,6 +257,12 @@ impl Inner {
         &mut self.hosts[self.leads[node].0]
     }
 
+    /// Whether nothing gets through to the host by that address.
+    fn is_cut_off(&self, host: usize, way: u8) -> bool {
+        let host = &self.hosts[host];
+        host.cut_off || way < host.open_from
+    }
+
     /// A dump ends half-way: others may begin, if it is still the same process.
     fn end_dump(&mut self, id: usize) {
         let conn = &self.conns[id];
@@ -265,8 +294,13 @@ fn address((host, way): (usize, u8)) -> SocketAddr {
 }
 
 pub(super) fn host_at(address: SocketAddr) -> usize {
+    host_and_way(address).0
+}
+
+fn host_and_way(address: SocketAddr) -> (usize, u8) {
     let IpAddr::V4(ip) = address.ip() else { unreachable!("hosts have IPv4 addresses") };
-    usize::from(ip.octets()[3])
+    let [_, way, _, host] = ip.octets();
+    (usize::from(host), way)
 }
 
 /// The name server: it may fail, or list nothing, twice in a row.
@@ -303,14 +337,14 @@ impl Dial for SimDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
         let (net, proxy, limit, addresses) = (self.net.clone(), self.proxy, self.timeout, self.addresses.clone());
         async move {
-            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, host_at(at)));
+            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, at));
             timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         }
         .boxed()
     }
 
     fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (connect, limit) = (self.net.dial(self.proxy, host_at(at)), self.timeout);
+        let (connect, limit) = (self.net.dial(self.proxy, at), self.timeout);
         async move { timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? }.boxed()
     }
 
@@ -320,8 +354,8 @@ impl Dial for SimDialer {
 }
 
 impl Net {
-    fn dial(self: &Arc<Net>, proxy: u32, host: usize) -> impl Future<Output = io::Result<NodeStream>> + use<> {
-        let net = self.clone();
+    fn dial(self: &Arc<Net>, proxy: u32, at: SocketAddr) -> impl Future<Output = io::Result<NodeStream>> + use<> {
+        let (net, (host, way)) = (self.clone(), host_and_way(at));
         async move {
             net.pause(host).await;
             let connect = net.until(|inner| {
@@ -329,13 +363,13 @@ impl Net {
                 if inner.dead_proxies >= proxy {
                     return Some(Err(io::Error::from(io::ErrorKind::NetworkDown)));
                 }
-                if there.cut_off {
+                if inner.is_cut_off(host, way) {
                     return None;
                 }
                 if !there.up {
                     return Some(Err(io::Error::from(io::ErrorKind::ConnectionRefused)));
                 }
-                inner.conns.push(Conn { host, life: there.life, proxy, broken: Broken::No, open: true });
+                inner.conns.push(Conn { host, way, life: there.life, proxy, broken: Broken::No, open: true });
                 Some(Ok(inner.conns.len() - 1))
             });
             let id = connect.await?;
@@ -396,13 +430,15 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
     let dump = command.starts_with(b"lru_crawler metadump hash");
     let mut cursor = None;
     loop {
-        let stopped = |inner: &Inner| inner.hosts[host].hung || inner.hosts[host].cut_off;
+        let stopped = |inner: &Inner| inner.hosts[host].hung || inner.is_cut_off(host, inner.conns[id].way);
         if stopped(&net.lock()) {
+            // What waited for an address that is back comes at once: the proxy waits for it, but not for ever.
+            let blocked = { let inner = net.lock(); inner.conns[id].way < inner.hosts[host].open_from };
             net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
             // A node that wakes does not come to all its connections at once.
             let ms = {
                 let inner = &mut *net.lock();
-                if inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
+                if !blocked && inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
             };
             // What a dead proxy sent comes sooner than that: the next one waits for it, but not for ever.
             let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
@@ -412,10 +448,10 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
             if inner.is_over(id) {
                 return Some(None);
             }
-            let there = &mut inner.hosts[host];
-            if there.hung || there.cut_off {
+            if stopped(inner) {
                 return None;
             }
+            let there = &mut inner.hosts[host];
             let begun = cursor.is_some();
             if !dump || (!begun && there.node.dumping) {
                 let answer = there.node.execute(command);
@@ -465,7 +501,7 @@ async fn reply(net: &Net, id: usize, host: usize, answer: &[u8], far: &mut Optio
         if inner.is_over(id) {
             return Some(true);
         }
-        (!inner.hosts[host].cut_off).then_some(false)
+        (!inner.is_cut_off(host, inner.conns[id].way)).then_some(false)
     });
     if over.await {
         return Reply::Over;

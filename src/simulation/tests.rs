@@ -182,4 +182,7 @@ missed! {
     without_fence: FencedRepair, Evictions, 2_000;
     without_gate: GateClosedAtHandBack, Single, 500;
     without_records_of_unmarked_nodes: RecordsOfUnmarkedNodes, Restarts, 1_000;
+    with_connections_across_moves: OneAddressAConnection, Names, 1_000;
+    without_leaving_at_moves: LeaveAtMove, Names, 1_000;
+    with_moves_that_abandon_nothing: AbandonedAtMove, Names, 1_000;
 }

@@ -1,6 +1,7 @@
 //! One world: nodes, a proxy, clients, and what goes wrong, all from one seed.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -388,16 +389,15 @@ impl World {
         status.iter().any(|line| line == "STAT mirrored 1")
     }
 
-    /// Waits until the proxy has a node where its name leads.
-    pub(super) async fn followed(&mut self, node: usize) {
+    /// Waits until the proxy has a node where its name leads. `by`: by that very address.
+    pub(super) async fn followed(&mut self, node: usize, by: Option<SocketAddr>) {
         let host = self.net.leads(node);
         let prefix = format!("STAT {}:address ", self.topology.addr(NodeId(node as u16)));
         let deadline = Instant::now() + HEALING;
         loop {
             let stats = self.operator.ask("stats servers\r\n").await.unwrap_or_default();
             let address = stats.iter().find_map(|line| line.strip_prefix(&prefix)?.parse().ok());
-            // By which of its addresses does not matter.
-            if address.is_some_and(|at| host_at(at) == host) {
+            if address.is_some_and(|at| host_at(at) == host && by.is_none_or(|by| by == at)) {
                 return;
             }
             if Instant::now() > deadline {

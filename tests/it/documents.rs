@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -16,6 +16,7 @@ const DOCUMENTS: [&str; 14] = [
     "SECURITY.md",
     "docs/guarantees.md",
     "docs/internals/code-map.md",
+    "docs/internals/connections.md",
     "docs/internals/lessons.md",
     "docs/internals/models/README.md",
     "docs/magent.md",

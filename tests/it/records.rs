@@ -1,13 +1,18 @@
-//! Records written on a real memcached, many at once: on the memory that they are meant for, and never over a later one.
+//! Markers and records written on a real memcached: on the memory that they are meant for alone, and records never over a later one.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::Memcached;
-use resilver::internals::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
-use resilver::internals::backend::{Addresses, MarkError, NodeControl, TcpDialer};
+use resilver::internals::backend::marker::{
+    Fact, INCARNATION_KEY, Leftovers, Period, RING_KEY, Record, RingMark, Session, UNSURE,
+};
+use resilver::internals::backend::{Addresses, MarkError, NodeControl, NodeError, NodeView, TcpDialer};
 use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use resilver::internals::ring::NodeAddr;
+use crate::support::{Client, Memcached};
 
 const MEMORY: Incarnation = Incarnation(7);
 const PAIRS: u32 = 500;
@@ -16,15 +21,15 @@ fn record(epoch: u64) -> Record {
     Record { epoch: Epoch(epoch), fact: Fact::Alone(Place::Primary), term: Term(1), period: Period(1) }
 }
 
-async fn marked(node: &Memcached) -> Arc<NodeControl> {
-    let port = node.addr().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+fn control(addr: &str) -> Arc<NodeControl> {
+    let port = addr.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
     let second = Duration::from_secs(1);
-    let control = Arc::new(NodeControl::new(
-        NodeId(0),
-        Arc::new(TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second)),
-        second,
-    ));
+    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second);
+    Arc::new(NodeControl::new(NodeId(0), Arc::new(dialer), second))
+}
+
+async fn mark(control: &NodeControl, seen: &NodeView) -> Result<(), MarkError> {
     let ring = RingMark {
         fingerprint: 1,
         node: NodeId(0),
@@ -34,8 +39,34 @@ async fn marked(node: &Memcached) -> Arc<NodeControl> {
         term: Term(1),
         leftovers: Leftovers::Clean,
     };
-    control.mark(None, MEMORY, ring, Session { id: 1, open: true }).await.expect("markers");
+    control.mark(seen, MEMORY, ring, Session { id: 1, open: true }).await
+}
+
+async fn marked(node: &Memcached) -> Arc<NodeControl> {
+    let control = control(&node.addr());
+    let seen = control.view(0).await.expect("a look");
+    mark(&control, &seen).await.expect("markers");
     control
+}
+
+/// What a connection that reads the marker would see.
+fn shown(node: &Memcached) -> Option<String> {
+    let found = node.client().get(INCARNATION_KEY).expect("an answer");
+    found.map(|item| String::from_utf8_lossy(&item.value).into_owned())
+}
+
+fn markers() -> Vec<(String, String)> {
+    let of = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    vec![of(INCARNATION_KEY, &MEMORY.to_string()), of(RING_KEY, "a ring")]
+}
+
+/// The process that was looked at is gone, and another one answers already, over a connection of its own.
+async fn replaced(node: &mut Memcached, control: &NodeControl) {
+    node.kill();
+    node.restart();
+    let begun = Instant::now();
+    while control.probe(&[]).await.is_err() && begun.elapsed() < crate::support::DEADLINE {}
+    control.probe(&[]).await.expect("an answer of the new process");
 }
 
 /// The epochs on the node, by pair; 0 where there is no record.
@@ -45,6 +76,116 @@ async fn epochs(control: &NodeControl) -> Vec<u64> {
         epochs[pair.0 as usize] = record.epoch.0;
     }
     epochs
+}
+
+#[tokio::test]
+async fn only_the_process_that_was_looked_at_is_marked() {
+    let mut node = Memcached::start(&[]);
+    let control = control(&node.addr());
+    let seen = control.view(0).await.expect("a look");
+    replaced(&mut node, &control).await;
+    // It may hold anything: it was restarted warm, or somebody has filled it.
+    node.client().set("old", b"1").expect("stored");
+    assert_eq!(mark(&control, &seen).await, Err(MarkError::Node(NodeError::Reset)));
+    assert_eq!(shown(&node), None);
+    let again = control.view(0).await.expect("a look");
+    mark(&control, &again).await.expect("markers");
+    assert_eq!((again.curr_items, shown(&node)), (1, Some(MEMORY.to_string())));
+}
+
+#[tokio::test]
+async fn evicted_markers_are_written_again_only_where_their_absence_was_seen() {
+    let mut node = Memcached::start(&[]);
+    let control = marked(&node).await;
+    let evict = |node: &Memcached| node.client().delete(INCARNATION_KEY).expect("deleted");
+    evict(&node);
+    let seen = control.view(0).await.expect("a look");
+    assert_eq!(control.restore(&seen, &markers()).await, Ok(()));
+    assert_eq!(shown(&node), Some(MEMORY.to_string()));
+    // As a try that was cut off leaves it.
+    evict(&node);
+    node.client().set(INCARNATION_KEY, UNSURE.as_bytes()).expect("stored");
+    let seen = control.view(0).await.expect("a look");
+    assert_eq!((seen.incarnation, seen.incarnation_unread), (None, false));
+    assert_eq!(control.restore(&seen, &markers()).await, Ok(()));
+    assert_eq!(shown(&node), Some(MEMORY.to_string()));
+
+    evict(&node);
+    let seen = control.view(0).await.expect("a look");
+    replaced(&mut node, &control).await;
+    assert_eq!(control.restore(&seen, &markers()).await, Err(MarkError::Node(NodeError::Reset)));
+    assert_eq!(shown(&node), None, "another process would pass for the memory that is gone");
+}
+
+/// The connection stays the same, and the memory does not: flushed after the look, and at every step of the writing.
+#[tokio::test]
+async fn evicted_markers_are_not_written_on_a_memory_that_was_flushed_meanwhile() {
+    for before in [&b"mg "[..], UNSURE.as_bytes(), b"stats\r\n", b" C"] {
+        let node = Memcached::start(&[]);
+        drop(marked(&node).await);
+        node.client().delete(INCARNATION_KEY).expect("deleted");
+        let (addr, armed) = flushing(node.addr(), before);
+        let control = control(&addr);
+        let seen = control.view(0).await.expect("a look");
+        armed.store(true, Ordering::SeqCst);
+        let result = control.restore(&seen, &markers()).await;
+        let before = String::from_utf8_lossy(before);
+        assert!(!armed.load(Ordering::SeqCst), "flushed before {before:?}");
+        assert!(matches!(result, Err(MarkError::MemoryGone | MarkError::Refused(_))), "{before:?}: {result:?}");
+        assert_ne!(shown(&node), Some(MEMORY.to_string()), "{before:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_memory_that_is_meant_is_flushed() {
+    let node = Memcached::start(&[]);
+    let first = marked(&node).await;
+    let flush = async |control: &NodeControl, memory| {
+        node.client().set("k", b"1").expect("stored");
+        let result = control.flush(Some(memory), &markers()).await.map_err(|(error, drain)| {
+            assert!(drain.is_none(), "nothing was sent");
+            error
+        });
+        (result, node.client().get("k").expect("an answer").is_some())
+    };
+    let other = control(&node.addr());
+    assert_eq!(flush(&other, MEMORY).await, (Ok(()), false));
+    assert_eq!(flush(&other, Incarnation(8)).await, (Err(MarkError::OtherMemory), true));
+    // Evicted: the process is known by the connection, or not at all.
+    node.client().delete(INCARNATION_KEY).expect("deleted");
+    let unknown = control(&node.addr());
+    assert_eq!(flush(&unknown, MEMORY).await, (Err(MarkError::MemoryGone), true));
+    assert_eq!(flush(&first, MEMORY).await, (Ok(()), false));
+    assert_eq!(shown(&node), Some(MEMORY.to_string()));
+}
+
+/// In front of a node: where armed, somebody flushes it before it gets a command that has this in it.
+fn flushing(node: String, before: &'static [u8]) -> (String, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address").to_string();
+    let armed = Arc::new(AtomicBool::new(false));
+    let told = armed.clone();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let (node, armed) = (node.clone(), armed.clone());
+            let mut server = TcpStream::connect(&node).expect("a connection");
+            let (mut back, mut answers) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            std::thread::spawn(move || {
+                let mut chunk = [0; 64 * 1024];
+                while let Ok(n @ 1..) = client.read(&mut chunk) {
+                    let due = memchr::memmem::find(&chunk[..n], before).is_some();
+                    if due && armed.swap(false, Ordering::SeqCst) {
+                        Client::connect(&node).command("flush_all").expect("flushed");
+                    }
+                    if server.write_all(&chunk[..n]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (addr, told)
 }
 
 #[tokio::test]

@@ -59,14 +59,14 @@ impl Core {
         }
         let expected = self.links[node.index()].incarnation;
         let reason = match &reply.kind {
-            ReplyKind::MetaVa { data } => {
+            ReplyKind::MetaVa { data } if unit[data.clone()] != *UNSURE.as_bytes() => {
                 if expected.is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes()) {
                     None
                 } else {
                     Some(Reason::MarkerStale)
                 }
             }
-            ReplyKind::MetaEn => Some(Reason::MarkerLost),
+            ReplyKind::MetaVa { .. } | ReplyKind::MetaEn => Some(Reason::MarkerLost),
             _ => return false,
         };
         match reason {
@@ -131,12 +131,12 @@ impl Core {
     }
 
     /// The node is at another address. What it was sent at the old one counts for nothing, however that ends.
-    pub(super) fn leave(&mut self, node: NodeId) {
+    pub(super) fn leave(&mut self, node: NodeId, address: u64) {
         let mut owing = false;
         for lane in 0..self.settings.lanes {
             let conn = &mut self.links[node.index()].conns[lane];
             // One that is being dialled will lead to the new address.
-            if let LinkState::Idle | LinkState::Dialing = conn.state {
+            if matches!(conn.state, LinkState::Idle | LinkState::Dialing) || !holds(Rule::LeaveAtMove) {
                 continue;
             }
             owing |= conn.owes_effects();
@@ -147,7 +147,7 @@ impl Core {
             self.strand_all(node, flights, waiting);
         }
         self.tell_undrained(node);
-        self.outbox.events.push(Event::Left { worker: self.settings.worker, node, owing });
+        self.outbox.events.push(Event::Left { worker: self.settings.worker, node, address, owing });
         self.publish_gauges();
     }
 

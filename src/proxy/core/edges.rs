@@ -28,7 +28,7 @@ impl Core {
                 self.links[node.index()].life = life;
                 self.allow(node, incarnation);
             }
-            Command::Moved { node } => self.leave(node),
+            Command::Moved { node, address } => self.leave(node, address),
             Command::Clock { node, offset } => self.offsets[node.index()] = offset,
             Command::Answer { client, slot, bytes } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)

@@ -48,7 +48,11 @@ pub enum Command {
     },
     /// The node is at another address: every connection that stands is given up; those made from now on lead to the new one.
     /// Answered with [`Event::Left`].
-    Moved { node: NodeId },
+    Moved {
+        node: NodeId,
+        /// Which of its addresses that is; the answer repeats it.
+        address: u64,
+    },
     /// The answer to an [`Event::Ask`].
     Answer {
         /// Who asked.
@@ -136,6 +140,8 @@ pub enum Event {
     Left {
         worker: u16,
         node: NodeId,
+        /// As in the command.
+        address: u64,
         /// Commands were unanswered: nobody knows whether they take effect.
         owing: bool,
     },

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
 use crate::expiry::{self, Offset};
-use crate::ids::{Incarnation, NodeId, PairId, Term, is_reserved};
+use crate::ids::{Incarnation, NodeId, PairId, Term, UNSURE, is_reserved};
 use crate::pair::Reason;
 use crate::protocol::number::parse_i64;
 use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};

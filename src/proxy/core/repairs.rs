@@ -216,7 +216,7 @@ impl Core {
         let Some(fence) = self.fences.get_mut(&key) else { return true };
         let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
         match (step, &reply.kind) {
-            (RepairStep::Marker, ReplyKind::MetaVa { data }) => {
+            (RepairStep::Marker, ReplyKind::MetaVa { data }) if unit[data.clone()] != *UNSURE.as_bytes() => {
                 fence.marker_ok = self.links[leader.index()]
                     .incarnation
                     .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
@@ -224,7 +224,7 @@ impl Core {
                     self.fault(leader, Reason::MarkerStale, false);
                 }
             }
-            (RepairStep::Marker, ReplyKind::MetaEn) => {
+            (RepairStep::Marker, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
                 self.fault(leader, Reason::MarkerLost, false);
             }
             (RepairStep::Clock, ReplyKind::MetaVa { data }) => {

@@ -605,6 +605,29 @@ fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
     }
 }
 
+/// Every connection that stands is given up, whatever is done on it; one that is being dialled is not, for it will lead to the new address.
+#[test]
+fn a_worker_leaves_an_address_with_all_that_it_has_there() {
+    for (request, owing) in [(None, false), (Some("get k\r\n"), false), (Some("incr k 1\r\n"), true)] {
+        let mut story = Story::new(State::Mirrored);
+        if let Some(request) = request {
+            story.say(request);
+        }
+        let node = NodeId(0);
+        let core = &mut story.world.cores[0];
+        core.outbox.events.clear();
+        core.command(Command::Moved { node, address: 7 });
+        let left = Event::Left { worker: 0, node, address: 7, owing };
+        assert_eq!(core.outbox.events, [left], "{request:?}");
+        assert_eq!(core.outbox.hangups, [(node, 0)], "{request:?}");
+        assert!(core.conn(node, 0).flights.is_empty(), "{request:?}");
+        core.outbox.hangups.clear();
+        core.dial(node, 0);
+        core.command(Command::Moved { node, address: 8 });
+        assert!(core.outbox.hangups.is_empty(), "it leads to the present address");
+    }
+}
+
 /// An operation that was sent is no less in doubt because the node came back: the fault is told.
 #[test]
 fn what_was_sent_in_an_earlier_life_is_a_fault() {
