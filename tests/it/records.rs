@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use resilver::internals::backend::marker::{
     Fact, INCARNATION_KEY, Leftovers, Period, RING_KEY, Record, RingMark, Session, UNSURE,
 };
-use resilver::internals::backend::{Addresses, MarkError, NodeControl, NodeError, NodeView, TcpDialer};
+use resilver::internals::backend::{Addresses, MarkError, NodeControl, NodeError, NodeView, Pipe, TcpDialer};
 use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use resilver::internals::ring::NodeAddr;
 use crate::support::{Client, Memcached};
@@ -115,6 +115,27 @@ async fn evicted_markers_are_written_again_only_where_their_absence_was_seen() {
     replaced(&mut node, &control).await;
     assert_eq!(control.restore(&seen, &markers()).await, Err(MarkError::Node(NodeError::Reset)));
     assert_eq!(shown(&node), None, "another process would pass for the memory that is gone");
+}
+
+#[tokio::test]
+async fn a_connection_waits_while_nobody_is_sure_of_the_memory() {
+    let node = Memcached::start(&[]);
+    drop(marked(&node).await);
+    let second = Duration::from_secs(1);
+    let port = node.port();
+    let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
+    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second);
+    let connect = |patience: Duration| {
+        Pipe::connect_to(&dialer, NodeId(0), Some(MEMORY), tokio::time::Instant::now() + patience)
+    };
+    node.client().set(INCARNATION_KEY, UNSURE.as_bytes()).expect("stored");
+    assert_eq!(connect(Duration::from_millis(100)).await.err(), Some(NodeError::MarkerLost));
+    let writing = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        node.client().set(INCARNATION_KEY, MEMORY.to_string().as_bytes()).expect("stored");
+    };
+    let (connected, ()) = tokio::join!(connect(crate::support::DEADLINE), writing);
+    connected.expect("a connection");
 }
 
 /// The connection stays the same, and the memory does not: flushed after the look, and at every step of the writing.

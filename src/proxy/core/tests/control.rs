@@ -17,7 +17,7 @@ impl World {
                 }
             }
             Event::Fault { node, reason: Reason::MarkerLost, .. } => {
-                let evicted = matches!(self.fault, Some(Fault::Evict(n)) if n == node.index());
+                let evicted = matches!(self.fault, Some(Fault::Evict(n) | Fault::Unsure(n)) if n == node.index());
                 if evicted {
                     self.nodes[node.index()].put(INCARNATION_KEY, MARKER);
                 } else {

@@ -74,16 +74,18 @@ pub(super) fn until(world: &mut World, wanted: &str, node: usize) {
 /// that calls itself mirrored.
 #[test]
 fn a_marker_evicted_in_mid_repair_leaves_no_difference() {
-    let mut world = diverged(&[&[Incr]], None, Some(Fault::Evict(0)));
-    until(&mut world, "mg __resilver__", 0);
-    world.step(&Choice::Fault);
-    world.run();
-    assert!(world.history.unanswered(), "the repair waits");
-    world.cores[0].now_us += 20_000;
-    world.cores[0].tick();
-    world.settle(0);
-    world.run();
-    judge(&world, Errors::None).unwrap();
+    for fault in [Fault::Evict(0), Fault::Unsure(0)] {
+        let mut world = diverged(&[&[Incr]], None, Some(fault));
+        until(&mut world, "mg __resilver__", 0);
+        world.step(&Choice::Fault);
+        world.run();
+        assert!(world.history.unanswered(), "the repair waits");
+        world.cores[0].now_us += 20_000;
+        world.cores[0].tick();
+        world.settle(0);
+        world.run();
+        judge(&world, Errors::None).unwrap();
+    }
 }
 
 /// The leader's memory is gone while a repair runs: the follower's copy is the good one and stays.

@@ -46,6 +46,7 @@ fn a_strangers_flush_of_the_follower_is_not_noticed() {
 fn an_evicted_marker_is_not_noticed() {
     each_command(Fault::Evict(0));
     each_command(Fault::Evict(1));
+    each_command(Fault::Unsure(0));
 }
 
 /// What one client's command does on the emptied leader must not make another's look right.

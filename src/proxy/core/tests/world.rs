@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Hang(usize),
     /// The marker is evicted, the memory stays.
     Evict(usize),
+    /// The same, and it is being written again.
+    Unsure(usize),
     /// A stranger says `flush_all`: the memory is gone, connections and the count of cas ids stay.
     Flush(usize),
     /// The target's resync is cancelled, then it hangs.
@@ -464,6 +466,7 @@ impl World {
             Fault::Evict(node) => {
                 self.nodes[node].items.remove(INCARNATION_KEY.as_bytes());
             }
+            Fault::Unsure(node) => self.nodes[node].put(INCARNATION_KEY, UNSURE),
             Fault::Flush(node) => self.nodes[node].items.clear(),
             Fault::CancelThenHang(node) => {
                 self.copier = None;
