@@ -31,10 +31,13 @@ pub mod wait;
 pub mod internals {
     pub mod backend {
         pub use crate::backend::{
-            Addresses, Batch, Dial, DrainEnd, Effect, MarkError, NodeControl, NodeStream, Pipe, TcpDialer,
+            Addresses, Batch, Dial, DrainEnd, Effect, MarkError, NodeControl, NodeError, NodeStream, NodeView, Pipe,
+            TcpDialer,
         };
         pub mod marker {
-            pub use crate::backend::marker::{Fact, Leftovers, Period, Record, RingMark, Session};
+            pub use crate::backend::marker::{
+                Fact, INCARNATION_KEY, Leftovers, Period, RING_KEY, Record, RingMark, Session, UNSURE,
+            };
         }
     }
     pub mod ids {

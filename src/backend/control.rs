@@ -514,9 +514,7 @@ impl NodeControl {
         looked_at: Option<ConnectionId>,
         deadline: Instant,
     ) -> Result<Connection, NodeError> {
-        let present = |c: &mut Connection| {
-            looked_at.is_none_or(|id| c.id == id) && self.is_present(&c.pipe)
-        };
+        let present = |c: &mut Connection| looked_at.is_none_or(|id| c.id == id) && self.is_present(&c.pipe);
         if let Some(connection) = connections.present.take_if(present) {
             return Ok(connection);
         }

@@ -433,7 +433,10 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
         let stopped = |inner: &Inner| inner.hosts[host].hung || inner.is_cut_off(host, inner.conns[id].way);
         if stopped(&net.lock()) {
             // What waited for an address that is back comes at once: the proxy waits for it, but not for ever.
-            let blocked = { let inner = net.lock(); inner.conns[id].way < inner.hosts[host].open_from };
+            let blocked = {
+                let inner = net.lock();
+                inner.conns[id].way < inner.hosts[host].open_from
+            };
             net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
             // A node that wakes does not come to all its connections at once.
             let ms = {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{Client, Memcached};
 use resilver::internals::backend::marker::{
     Fact, INCARNATION_KEY, Leftovers, Period, RING_KEY, Record, RingMark, Session, UNSURE,
 };
 use resilver::internals::backend::{Addresses, MarkError, NodeControl, NodeError, NodeView, Pipe, TcpDialer};
 use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use resilver::internals::ring::NodeAddr;
-use crate::support::{Client, Memcached};
 
 const MEMORY: Incarnation = Incarnation(7);
 const PAIRS: u32 = 500;
@@ -125,9 +125,8 @@ async fn a_connection_waits_while_nobody_is_sure_of_the_memory() {
     let port = node.port();
     let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
     let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second);
-    let connect = |patience: Duration| {
-        Pipe::connect_to(&dialer, NodeId(0), Some(MEMORY), tokio::time::Instant::now() + patience)
-    };
+    let connect =
+        |patience: Duration| Pipe::connect_to(&dialer, NodeId(0), Some(MEMORY), tokio::time::Instant::now() + patience);
     node.client().set(INCARNATION_KEY, UNSURE.as_bytes()).expect("stored");
     assert_eq!(connect(Duration::from_millis(100)).await.err(), Some(NodeError::MarkerLost));
     let writing = async {
@@ -190,7 +189,8 @@ fn flushing(node: String, before: &'static [u8]) -> (String, Arc<AtomicBool>) {
         for mut client in listener.incoming().flatten() {
             let (node, armed) = (node.clone(), armed.clone());
             let mut server = TcpStream::connect(&node).expect("a connection");
-            let (mut back, mut answers) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+            let (mut back, mut answers) =
+                (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
             std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
             std::thread::spawn(move || {
                 let mut chunk = [0; 64 * 1024];
