@@ -44,6 +44,8 @@ pub struct Drain {
     stream: NodeStream,
     out: VecDeque<Bytes>,
     input: BytesMut,
+    /// Longest value that the node may send.
+    value_max: usize,
     /// Answers cannot be told apart any more: half-close, so that the node closes after executing all, and wait for that.
     framing_lost: bool,
     half_closed: bool,
@@ -55,11 +57,11 @@ impl Drain {
         life: u64,
         stream: NodeStream,
         mut out: VecDeque<Bytes>,
-        input: BytesMut,
+        (input, value_max): (BytesMut, usize),
         framing_lost: bool,
     ) -> Drain {
         out.push_back(Bytes::from_static(b"mn\r\n"));
-        Drain { node, life, stream, out, input, framing_lost, half_closed: false }
+        Drain { node, life, stream, out, input, value_max, framing_lost, half_closed: false }
     }
 
     /// The node at the other end.
@@ -76,7 +78,7 @@ impl Drain {
     fn answered(&mut self) -> bool {
         while !self.framing_lost {
             let mut spans = Vec::new();
-            let Ok(used) = frame::scan(&self.input, FRAMES_AT_ONCE, &mut spans) else {
+            let Ok(used) = frame::scan(&self.input, FRAMES_AT_ONCE, self.value_max, &mut spans) else {
                 self.framing_lost = true;
                 break;
             };
@@ -113,7 +115,7 @@ impl Future for Drain {
             if me.framing_lost && me.out.is_empty() && !me.half_closed {
                 me.half_closed = Pin::new(&mut me.stream).poll_shutdown(cx).is_ready();
             }
-            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, cx) {
+            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, me.value_max, cx) {
                 if !matches!(read, Ok(n) if n > 0) {
                     let by_node = me.stream.was_ended_by_node();
                     return Poll::Ready(if by_node { DrainEnd::Closed } else { DrainEnd::Abandoned });

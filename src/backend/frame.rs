@@ -7,8 +7,6 @@ use tokio::time::Instant;
 
 /// Longest answer line taken from a node, in bytes: a meta answer echoes at most a 250-byte key and a few numbers.
 const MAX_LINE_BYTES: usize = 8 * 1024;
-/// Longest value taken from a node, in bytes. Servers run with `-I` up to 1 GB; beyond this it is taken for lost framing.
-const MAX_VALUE_BYTES: usize = 256 * 1024 * 1024;
 
 /// One answer: its line, and the data block where the line announces one (`VA`).
 #[derive(Debug)]
@@ -49,7 +47,8 @@ impl Span {
 }
 
 /// Finds at most `limit` whole frames at the start of `input`, pushes where they lie, and returns how many bytes they take.
-pub(super) fn scan(input: &[u8], limit: usize, spans: &mut Vec<Span>) -> Result<usize, String> {
+/// A value of more than `value_max` bytes is taken for lost framing.
+pub(super) fn scan(input: &[u8], limit: usize, value_max: usize, spans: &mut Vec<Span>) -> Result<usize, String> {
     let mut at = 0;
     for _ in 0..limit {
         let rest = &input[at..];
@@ -64,7 +63,7 @@ pub(super) fn scan(input: &[u8], limit: usize, spans: &mut Vec<Span>) -> Result<
         let mut next = at + end + 1;
         let mut data = None;
         if let Some(announced) = input[line.clone()].strip_prefix(b"VA ") {
-            let size = leading_size(announced)?;
+            let size = leading_size(announced, value_max)?;
             let stop = next + size;
             if input.len() < stop + 2 {
                 break;
@@ -82,20 +81,22 @@ pub(super) fn scan(input: &[u8], limit: usize, spans: &mut Vec<Span>) -> Result<
 }
 
 /// How many bytes more the buffer should take for the frame that is cut off at its end: large values in few reads.
-pub(super) fn missing(input: &BytesMut) -> usize {
+pub(super) fn missing(input: &BytesMut, value_max: usize) -> usize {
     let Some(announced) = input.strip_prefix(b"VA ") else { return 0 };
     let Some(end) = memchr::memchr(b'\n', input) else { return 0 };
-    match leading_size(announced) {
+    match leading_size(announced, value_max) {
         Ok(size) => (end + 1 + size + 2).saturating_sub(input.len()),
         Err(_) => 0,
     }
 }
 
-fn leading_size(text: &[u8]) -> Result<usize, String> {
+fn leading_size(text: &[u8], value_max: usize) -> Result<usize, String> {
     let digits = text.split(|&b| b == b' ').next().unwrap_or_default();
     let size = std::str::from_utf8(digits).ok().and_then(|s| s.parse::<usize>().ok());
-    size.filter(|&n| n <= MAX_VALUE_BYTES)
-        .ok_or_else(|| format!("a value of {} bytes", String::from_utf8_lossy(digits)))
+    size.filter(|&n| n <= value_max).ok_or_else(|| {
+        let said = String::from_utf8_lossy(&digits[..digits.len().min(32)]);
+        format!("a value of {said} bytes, where {value_max} are the most")
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +105,7 @@ mod tests {
 
     fn lines(input: &'static [u8], limit: usize) -> (usize, Vec<(String, Option<Bytes>)>) {
         let mut spans = Vec::new();
-        let used = scan(input, limit, &mut spans).unwrap();
+        let used = scan(input, limit, 9, &mut spans).unwrap();
         let chunk = Bytes::from_static(input);
         let found = spans.iter().map(|s| s.frame(&chunk, Instant::now()));
         (used, found.map(|f| (String::from_utf8_lossy(f.line()).into_owned(), f.data())).collect())
@@ -126,9 +127,20 @@ mod tests {
     #[test]
     fn lost_framing_is_an_error_and_never_a_panic() {
         let mut spans = Vec::new();
-        assert!(scan(b"VA 2 f0\r\nabcd\r\n", 1, &mut spans).is_err());
-        assert!(scan(b"VA -1\r\n\r\n", 1, &mut spans).is_err());
-        assert!(scan(b"VA 99999999999999999999\r\n", 1, &mut spans).is_err());
-        assert!(scan(&[b'x'; MAX_LINE_BYTES + 1], 1, &mut spans).is_err());
+        assert!(scan(b"VA 2 f0\r\nabcd\r\n", 1, 9, &mut spans).is_err());
+        assert!(scan(b"VA -1\r\n\r\n", 1, 9, &mut spans).is_err());
+        assert!(scan(b"VA 99999999999999999999\r\n", 1, usize::MAX, &mut spans).is_err());
+        assert!(scan(&[b'x'; MAX_LINE_BYTES + 1], 1, 9, &mut spans).is_err());
+    }
+
+    /// What a server says must not make the proxy ask for more memory than that server's items can take.
+    #[test]
+    fn a_value_larger_than_the_server_stores_is_lost_framing() {
+        let mut spans = Vec::new();
+        assert_eq!(scan(b"VA 9 f0\r\nab", 1, 9, &mut spans), Ok(0));
+        assert_eq!(missing(&BytesMut::from(&b"VA 9 f0\r\nab"[..]), 9), 9);
+        let error = scan(b"VA 10 f0\r\nab", 1, 9, &mut spans).unwrap_err();
+        assert_eq!(error, "a value of 10 bytes, where 9 are the most");
+        assert_eq!(missing(&BytesMut::from(&b"VA 10 f0\r\nab"[..]), 9), 0);
     }
 }

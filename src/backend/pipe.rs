@@ -27,6 +27,8 @@ use crate::progress::Progress;
 const READ_BYTES: usize = 256 * 1024;
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
+/// Longest value taken from a node unless more is said to be due: the markers, which are all that the control plane reads, are lines.
+const MARKER_BYTES_MAX: usize = 64 * 1024;
 /// Pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
 
@@ -114,6 +116,8 @@ pub struct Pipe {
     progress: Progress<Instant>,
     /// The socket took no more when it was last asked: what it takes next shows that the node reads.
     stuck: bool,
+    /// Longest value that the node may send, in bytes.
+    value_max: usize,
 }
 
 impl Pipe {
@@ -169,7 +173,14 @@ impl Pipe {
             failed: None,
             progress: Progress::new(Instant::now()),
             stuck: false,
+            value_max: MARKER_BYTES_MAX,
         }
+    }
+
+    /// The same pipe, for values of up to so many bytes. What a node announces beyond that is taken for lost framing, and no memory is
+    /// asked for it.
+    pub fn with_values(self, value_max: usize) -> Pipe {
+        Pipe { value_max, ..self }
     }
 
     /// The node at the other end.
@@ -323,7 +334,7 @@ impl Pipe {
             keep -= take;
         }
         let framing_lost = matches!(self.failed, Some(NodeError::Protocol(_)));
-        Drain::new(self.node, self.life, self.stream, out, self.input, framing_lost)
+        Drain::new(self.node, self.life, self.stream, out, (self.input, self.value_max), framing_lost)
     }
 
     fn load(&mut self, mut batch: Batch) {
@@ -364,7 +375,7 @@ impl Pipe {
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
     {
         self.spans.clear();
-        let used = frame::scan(&self.input, self.owed, &mut self.spans)?;
+        let used = frame::scan(&self.input, self.owed, self.value_max, &mut self.spans)?;
         if used == 0 {
             return Ok(());
         }
@@ -383,7 +394,7 @@ impl Pipe {
         poll_fn(|cx| {
             loop {
                 self.spans.clear();
-                let used = frame::scan(&self.input, 1, &mut self.spans).map_err(NodeError::Protocol)?;
+                let used = frame::scan(&self.input, 1, self.value_max, &mut self.spans).map_err(NodeError::Protocol)?;
                 if let Some(span) = self.spans.first() {
                     let chunk = self.input.split_to(used).freeze();
                     return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk, Instant::now()).line())));
@@ -411,7 +422,7 @@ impl Pipe {
                 Poll::Pending => self.stuck = true,
             }
         }
-        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, cx) {
+        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, self.value_max, cx) {
             let n = n?;
             if n == 0 {
                 return Poll::Ready(Err(NodeError::Reset));
@@ -459,13 +470,14 @@ pub(super) fn poll_write(
     Poll::Ready(Ok(n))
 }
 
-/// Reads into the spare room of `input`; 0 = the peer closed.
+/// Reads into the spare room of `input`; 0 = the peer closed. `value_max`: see [`Pipe::with_values`].
 pub(super) fn poll_read(
     stream: &mut NodeStream,
     input: &mut BytesMut,
+    value_max: usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    let want = frame::missing(input).max(READ_BYTES / 4);
+    let want = frame::missing(input, value_max).max(READ_BYTES / 4);
     if input.capacity() - input.len() < want {
         input.reserve(want.max(READ_BYTES));
     }
@@ -485,7 +497,7 @@ mod tests {
 
     fn pair(size: usize) -> (Pipe, DuplexStream) {
         let (near, far) = duplex(size);
-        (Pipe::over(NodeId(0), NodeStream::from(near)), far)
+        (Pipe::over(NodeId(0), NodeStream::from(near)).with_values(1 << 30), far)
     }
 
     fn soon() -> Instant {

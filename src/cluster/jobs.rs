@@ -162,9 +162,11 @@ impl Cluster {
         coordinator: mpsc::Sender<JobEvent>,
     ) -> Context {
         let (owner, holds) = (self.topology.clone(), self.topology.clone());
+        let item_limit = |node: NodeId| self.nodes[node.index()].view.as_ref()?.item_size_max;
         Context {
             dialer: self.dialer.clone(),
             memories: self.topology.nodes().filter_map(|n| Some((n, self.nodes[n.index()].incarnation?))).collect(),
+            item_limits: self.topology.nodes().filter_map(|n| Some((n, item_limit(n)?))).collect(),
             owner: Arc::new(move |key| owner.pair_of(key)),
             holds: Arc::new(move |node, pair| {
                 let (primary, backup) = holds.nodes_of(pair);

@@ -99,6 +99,16 @@ pub struct ReplyLimits {
     pub value_len_max: usize,
 }
 
+/// How much longer than its `-I` a node's item may seem: memcached counts key and header in, and rounds to pages.
+const ITEM_SLACK: usize = 4096;
+
+impl ReplyLimits {
+    /// For a node that stores items of at most so many bytes, by its `-I`.
+    pub fn of_node(item_size_max: usize) -> ReplyLimits {
+        ReplyLimits { value_len_max: item_size_max.saturating_add(ITEM_SLACK), ..ReplyLimits::default() }
+    }
+}
+
 impl Default for ReplyLimits {
     /// 8 KiB a line, memcached's own write buffer being 1 KiB; 1 GiB a value, the largest that `-I` can be set to. Callers
     /// who know the node's `-I` should pass that.

@@ -46,6 +46,8 @@ pub(super) struct Lane {
     pub(super) booked: usize,
     /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none was seen.
     pub(super) largest: usize,
+    /// Bytes of items that one batch may bring. See [`Brought`].
+    budget: usize,
     clocks: Arc<Clocks>,
     /// What is taken for the nodes' dates until [`Lane::date`] has asked.
     offsets: Offsets,
@@ -68,9 +70,9 @@ pub(super) struct LaneEnd {
 impl Lane {
     pub(super) async fn connect(
         ctx: &Context,
-        source: NodeId,
-        target: NodeId,
+        (source, target): (NodeId, NodeId),
         offsets: Offsets,
+        budget: usize,
     ) -> Result<Lane, JobError> {
         let from = ctx.connect(source).await.map_err(|e| JobError::Source(source, e))?;
         let to = ctx.connect(target).await.map_err(JobError::Target)?;
@@ -85,6 +87,7 @@ impl Lane {
             quiesce: None,
             booked: 0,
             largest: 0,
+            budget,
             clocks: ctx.clocks.clone(),
             offsets,
             dated: false,
@@ -157,17 +160,23 @@ impl Lane {
         }
         self.room = (to_source.gathered(), to_target.gathered());
         let mut target_blind = false;
+        let mut brought = Brought { budget: self.budget, bytes: 0, largest: 0 };
         let (mut source_shows, mut target_shows) = ([None; 2], [None; 2]);
         let unseen = to_target.len().min(KERNEL_BYTES);
         let allowance = Duration::from_millis((unseen / (MIN_BYTES_PER_S / 1000)) as u64);
         let from = stop.run_until_cancelled(self.source.transfer(to_source, tuning.source_timeout, |i, frame| {
-            take(&mut self.at_source, i, &frame, (asked, timed[0], &mut source_shows), &mut false)
+            let taken = take(&mut self.at_source, i, &frame, (asked, timed[0], &mut source_shows), &mut false)?;
+            if let Some(entry) = taken {
+                brought.weigh(entry);
+            }
+            Ok(())
         }));
         let to = self.target.transfer(to_target, tuning.target_timeout + allowance, |i, frame| {
-            take(&mut self.at_target, i, &frame, (asked, timed[1], &mut target_shows), &mut target_blind)
+            take(&mut self.at_target, i, &frame, (asked, timed[1], &mut target_shows), &mut target_blind).map(drop)
         });
         let (from, to) = tokio::join!(biased; from, to);
         self.lost_copies |= target_blind;
+        self.largest = self.largest.max(brought.largest);
         self.timed |= self.at_source.iter().chain(&self.at_target).any(|entry| entry.undated);
         if source_shows[0] != source_shows[1] {
             self.at_source.iter_mut().for_each(Entry::date_again);
@@ -264,24 +273,48 @@ fn timed(entries: &[Entry], timed: bool) -> bool {
     timed && entries.iter().any(Entry::is_to_be_dated)
 }
 
-fn take(
-    entries: &mut [Entry],
+/// What a batch has brought to be copied. The sizes of keys that were not enumerated are guessed by those of others; where they turn out
+/// to be larger by far, a batch of hundreds would bring hundreds of megabytes. What is over the lane's share of the memory is
+/// dropped as it comes, and read again later, a few at a time: then it is known what such keys are like.
+struct Brought {
+    budget: usize,
+    bytes: usize,
+    largest: usize,
+}
+
+impl Brought {
+    fn weigh(&mut self, entry: &mut Entry) {
+        let Stage::Add(item) = &entry.stage else { return };
+        let bytes = item.value.len() + ENTRY_BYTES;
+        self.largest = self.largest.max(bytes);
+        // One at least, however large.
+        if self.bytes > 0 && self.bytes + bytes > self.budget {
+            entry.stage = Stage::Done(End::Requeue);
+        } else {
+            self.bytes += bytes;
+        }
+    }
+}
+
+/// Returns the entry that was answered, if it was one.
+fn take<'a>(
+    entries: &'a mut [Entry],
     i: usize,
     frame: &Frame<'_>,
     (at, timed, shows): (Instant, bool, &mut [Option<i64>; 2]),
     blind: &mut bool,
-) -> Result<(), String> {
+) -> Result<Option<&'a mut Entry>, String> {
     if timed && (i == 0 || i == entries.len() + 1) {
         shows[usize::from(i > 0)] = clock::shown(frame.line(), frame.data().as_deref());
-        return Ok(());
+        return Ok(None);
     }
     let entry = entries.get_mut(i - usize::from(timed)).ok_or("an answer too many")?;
     match entry.answer(frame, Asked { at, timed, shown: shows[0] }) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Some(entry)),
         Err(Trouble::Protocol(what)) => Err(what),
         Err(Trouble::Blind) => {
             *blind = true;
-            Ok(())
+            Ok(None)
         }
     }
 }

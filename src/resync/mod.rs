@@ -135,6 +135,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Dial, Drain, NodeError, Pipe};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::keys::{Lone, Missed, Recopy};
+use crate::protocol::reply::ReplyLimits;
 
 mod clocks;
 mod entry;
@@ -228,6 +229,9 @@ pub struct Context {
     pub dialer: Arc<dyn Dial>,
     /// What each node's memory was when the job began. A connection to another one is not believed. A node that is left out carries no marker.
     pub memories: BTreeMap<NodeId, Incarnation>,
+    /// The largest item of each node, in bytes, by its `-I`. Of one that is left out nobody knows it, and it may be as large as any
+    /// memcached's.
+    pub item_limits: BTreeMap<NodeId, usize>,
     /// Which pair a key belongs to.
     pub owner: Owner,
     /// Whether a node is one of a pair's two: keys of other pairs are leftovers, and purged.
@@ -265,7 +269,9 @@ impl Context {
     /// Connects to a node, if its memory is still the one that the job is about.
     pub(crate) async fn connect(&self, node: NodeId) -> Result<Pipe, NodeError> {
         let deadline = Instant::now() + self.tuning.connect_timeout;
-        Pipe::connect_to(&*self.dialer, node, self.memories.get(&node).copied(), deadline).await
+        let pipe = Pipe::connect_to(&*self.dialer, node, self.memories.get(&node).copied(), deadline).await?;
+        let limits = self.item_limits.get(&node).map_or_else(ReplyLimits::default, |&bytes| ReplyLimits::of_node(bytes));
+        Ok(pipe.with_values(limits.value_len_max))
     }
 }
 

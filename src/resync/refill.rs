@@ -228,7 +228,7 @@ impl Refill {
         }
         let offsets = Offsets { source, target: self.offset };
         for _ in 0..self.ctx.tuning.lanes.max(1) {
-            let lane = Lane::connect(&self.ctx, self.source, self.target, offsets);
+            let lane = Lane::connect(&self.ctx, (self.source, self.target), offsets, self.lane_bytes);
             self.idle.push(stop.run_until_cancelled(lane).await.ok_or(JobError::Cancelled)??);
         }
         Ok(())

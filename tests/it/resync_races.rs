@@ -576,6 +576,7 @@ impl Run<'_> {
         let ctx = Context {
             dialer: Arc::new(ScriptedDialer(world.clone())),
             memories: BTreeMap::new(),
+            item_limits: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },

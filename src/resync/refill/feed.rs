@@ -20,8 +20,8 @@ use crate::keys::MAX_RECOPY_KEYS;
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
 const MAX_NAMED_FAILURES: usize = 10;
-/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes.
-const UNSEEN_BYTES: usize = 64 << 10;
+/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes: memcached's largest by default.
+const UNSEEN_BYTES: usize = 1 << 20;
 /// A lane that yields to clients may still hold so many bytes of items.
 const MIN_LOT_BYTES: usize = 64 << 10;
 
@@ -310,6 +310,7 @@ mod tests {
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
             memories: BTreeMap::new(),
+            item_limits: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning::default(),
