@@ -23,11 +23,13 @@ impl<T: Copy + PartialOrd> Progress<T> {
     }
 
     /// A whole answer has come. Counts with the bytes that are added next.
+    #[inline(always)]
     pub(crate) fn answered(&mut self) {
         self.moved += ANSWER;
     }
 
     /// So many bytes have moved.
+    #[inline(always)]
     pub(crate) fn add(&mut self, bytes: usize, now: T) {
         self.moved += bytes;
         if self.moved >= FLOOR {

@@ -85,7 +85,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "1m", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) item_size_max: Vec<String>,
 
-    /// Memory for large answers that clients have not read, over all clients: with half of it taken each gets one value at a time
+    /// Memory for what clients send and have not read yet, over all clients: with half of it taken each gets one large value at a time
     #[arg(long, value_name = "SIZE", default_value = "512m", action = ArgAction::Append, help_heading = "Listening")]
     pub(super) client_memory: Vec<String>,
 

@@ -225,8 +225,8 @@ impl Check<'_> {
         };
         let max_clients =
             self.number("max_clients", &args.max_clients, 1..=MAX_CLIENTS, "clients at once").unwrap_or(1);
-        let client_memory = self.size("client_memory", &args.client_memory, 16 << 20..=1 << 40).unwrap_or(16 << 20);
         let item_size_max = self.size("item_size_max", &args.item_size_max, 1 << 10..=1 << 30).unwrap_or(1 << 10);
+        let client_memory = self.client_memory(args, item_size_max);
 
         let times = self.times(args);
         let resync = self.resync(args, &backups);
@@ -278,6 +278,17 @@ impl Check<'_> {
             pid_file,
             log,
         }
+    }
+
+    /// One item that is being sent, and as much for answers.
+    fn client_memory(&mut self, args: &Args, item_size_max: u64) -> u64 {
+        let memory = self.size("client_memory", &args.client_memory, 16 << 20..=1 << 40).unwrap_or(16 << 20);
+        let least = 2 * item_size_max;
+        if memory < least && self.given("client_memory") {
+            let size = show_size(memory);
+            self.bad("client_memory", &size, format!("must be twice --item-size-max at least: {}", show_size(least)));
+        }
+        memory.max(least)
     }
 
     // ---- values -----------------------------------------------------------------------------------------------------

@@ -258,6 +258,10 @@ fn one_fault_at_a_time() {
         ("-s a:1 -b b:2 --resync-memory 1k", "--resync-memory 1k: must be from 1m"),
         ("-s a:1 -b b:2 --resync-memory 2m --item-size-max 4m", "cannot hold one item"),
         ("-s a:1 --client-memory 1m", "--client-memory 1m: must be from 16m to"),
+        (
+            "-s a:1 --client-memory 1g --item-size-max 600m",
+            "--client-memory 1g: must be twice --item-size-max at least: 1200m",
+        ),
         ("-s a:1 --item-size-max 2000m", "--item-size-max 2000m: must be from 1k to 1g"),
         ("-s a:1 --item-size-max big", "--item-size-max big: not a size"),
         ("-s a:1 --timeout 0", "--timeout 0: cannot be zero"),

@@ -51,6 +51,12 @@ pub(super) fn first_line(buf: &[u8]) -> Line {
     Line::Whole { end, len: newline + 1 }
 }
 
+/// Whether a line of which the first `searched` bytes hold no end is [`Line::Incomplete`].
+pub(super) fn goes_on(buf: &[u8], searched: usize) -> bool {
+    let may_be_long = buf.len() <= LINE_LEN_MAX || buf.len() <= MULTIGET_LINE_LEN_MAX && is_retrieval(buf);
+    may_be_long && memchr(b'\n', &buf[searched..]).is_none()
+}
+
 /// memcached lets only `get` and `gets` be long. `gat` and `gats` with many keys it takes or not as they happen to arrive;
 /// here they are taken.
 fn is_retrieval(buf: &[u8]) -> bool {
@@ -161,6 +167,27 @@ mod tests {
             assert_eq!(first_line(&ended), Line::TooLong { len: (1 << 20) + 1 }, "the CR counts");
         }
         assert_eq!(first_line(&line(&format!("{:101}get ", ""), 3000)), Line::TooLong { len: 2049 });
+    }
+
+    #[test]
+    fn a_line_that_comes_in_pieces_is_judged_as_one_that_comes_whole() {
+        for start in ["get ", "set ", "x", "get \0"] {
+            let mut line = start.as_bytes().to_vec();
+            for piece in [1, 5, 2040, 2, 1, 1, 3000, 1 << 20, 1] {
+                let searched = line.len();
+                line.resize(searched + piece, b'x');
+                let incomplete = |line: &[u8]| first_line(line) == Line::Incomplete;
+                if !incomplete(&line[..searched]) {
+                    break;
+                }
+                assert_eq!(goes_on(&line, searched), incomplete(&line), "{start} {searched} + {piece}");
+                for at in [searched, line.len() - 1] {
+                    let mut ended = line.clone();
+                    ended[at] = b'\n';
+                    assert!(!goes_on(&ended, searched));
+                }
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::ops::Range;
 
 use super::answer;
 use super::command::Command;
-use super::line::{Line, Words, first_line};
+use super::line::{Line, Words, first_line, goes_on};
+
+/// Longest line, in bytes: a get of many keys.
+pub const LINE_MAX: usize = super::line::MULTIGET_LINE_LEN_MAX;
 
 /// What a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -193,6 +196,11 @@ pub fn item_size(key_len: usize, flags: u32, value_len: usize) -> usize {
     const CAS: usize = 8;
     let flags_len = if flags == 0 { 0 } else { 4 };
     HEADER + CAS + key_len + 1 + flags_len + value_len + 2
+}
+
+/// Whether [`parse`] would say of a line without an end that it is one still, where no end is in the first `searched` bytes.
+pub(crate) fn line_goes_on(buf: &[u8], searched: usize) -> bool {
+    goes_on(buf, searched)
 }
 
 /// Parses the request that `buf` begins with.

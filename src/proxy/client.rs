@@ -1,13 +1,14 @@
 //! One client connection as the data plane sees it: requests in order, answers in the same order.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::protocol::request::Request;
+use crate::protocol::request::{self, Request};
 
 use super::link::LARGE;
-use super::memory::Memory;
+use super::memory::{FREE, Memory, Share};
 use super::op::Answer;
 use super::out::OutQueue;
 use super::pending::{PendingKeys, SpareTables};
@@ -28,6 +29,13 @@ pub(super) const MAX_READS: u32 = 256;
 /// What is begun for one client before others have their turn: each request and each key read counts for one, and so does each KiB. A
 /// pipeline, a long line or a flood without replies then keeps nobody waiting for more than about a millisecond.
 pub(super) const TURN: u32 = 512;
+
+/// Keys of one line that may be unanswered, or wait to be sent behind one that is. While the first one's server keeps it waiting others may
+/// answer all the rest of a line that names 500,000: 24 MB for each such client.
+const WINDOW: usize = 4096;
+
+/// Up to this size of values no client can leave more unread than it may have beside the account: they are not looked at more closely.
+const TINY: u32 = FREE as u32 / MAX_READS;
 
 /// Keys that a client may have read at once before it was answered anything: until then nobody knows what its values are like. Each answer
 /// makes it one more.
@@ -113,6 +121,8 @@ pub enum Ended {
     TooMany,
     /// What it sent is not memcached's protocol.
     Nonsense,
+    /// `--client-memory` has no room for its line.
+    NoMemory,
 }
 
 impl Ended {
@@ -124,6 +134,7 @@ impl Ended {
             Ended::Silent => "silent for --idle-timeout",
             Ended::TooMany => "-n/--max-clients are connected",
             Ended::Nonsense => "it does not speak memcached's protocol",
+            Ended::NoMemory => "no memory for its line",
         }
     }
 }
@@ -136,6 +147,8 @@ pub(super) enum Hold {
     Key { hash: u32, write: bool },
     /// Its next turn.
     Turn,
+    /// Memory for the value that is to be received.
+    Memory,
 }
 
 /// A get of several keys that stands at the front of a client's input and cannot begin yet.
@@ -157,8 +170,10 @@ pub struct Client {
     pub generation: u32,
     /// A request that has not arrived whole.
     pub partial: BytesMut,
-    /// How long the request in `partial` will be, once known.
+    /// How long the request in `partial` will be, once known, or may be.
     pub need: usize,
+    /// So much of `partial` is known to hold no end of a line.
+    pub(super) searched: u32,
     /// Data of a refused item still to be thrown away.
     pub swallow: usize,
     /// Nothing more is read from it; it is closed when every request is answered and nothing is unsent.
@@ -207,6 +222,12 @@ struct InFlight {
     rest: Option<Rest>,
     hold: Option<Hold>,
     held_get: Option<Box<Held>>,
+    /// What of all this is counted in the account, to [`FREE`].
+    share: Share,
+    /// Memory for a value that is being received.
+    receiving: Share,
+    /// There was none for it in time.
+    refused: bool,
 }
 
 /// Room that clients gave back, for the next ones.
@@ -231,6 +252,7 @@ const SPARE_LEN: usize = 2 * MAX_READS as usize;
 impl Spare {
     fn give(&mut self, over: Box<InFlight>) {
         debug_assert!(over.keys.is_empty() && over.reads == 0 && over.bytes == 0 && over.held == 0);
+        debug_assert!(over.share.bytes() == 0 && over.receiving.bytes() == 0 && !over.refused);
         let longest = over.slots.capacity().max(over.keys.capacity());
         if self.in_flight.len() < SPARE_IN_FLIGHT && longest <= SPARE_LEN {
             self.in_flight.push(over);
@@ -251,6 +273,7 @@ impl Client {
             generation,
             partial: BytesMut::new(),
             need: 0,
+            searched: 0,
             swallow: 0,
             closing: false,
             ended: Ended::Left,
@@ -300,28 +323,55 @@ impl Client {
         (&mut self.partial, true)
     }
 
+    /// More has come of a line of which nothing else is known yet, and it does not end there. A line of 1 MiB that comes in small pieces
+    /// would be searched from its start with each of them.
+    pub(super) fn line_goes_on(&mut self) -> bool {
+        let from = self.searched as usize;
+        if self.need > 0 || from == 0 || from > self.partial.len() {
+            return false;
+        }
+        let goes_on = request::line_goes_on(&self.partial, from);
+        self.searched = self.partial.len() as u32;
+        goes_on && (self.partial.len() <= FREE || self.has_received(request::LINE_MAX))
+    }
+
     /// Whether another request may begin.
+    #[inline(always)]
     pub(super) fn has_room(&self, memory: &Memory) -> bool {
-        !self.exclusive && self.in_flight.as_ref().is_none_or(|f| f.has_room()) && self.read_room(memory) > 0
+        let Some(f) = &self.in_flight else { return !self.exclusive };
+        !self.exclusive && f.has_room(memory) && self.read_room(memory) > 0
     }
 
     /// How many more keys may be read now: so many that what is expected of them, and what waits to be sent, is within bounds.
+    #[inline(always)]
     pub(super) fn read_room(&self, memory: &Memory) -> u32 {
         let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads, f.unsent()));
+        if unsent < FREE && (self.largest <= TINY || self.largest < LARGE && !memory.is_short()) {
+            return self.reads_max.saturating_sub(reads);
+        }
+        self.read_room_of_large(reads, unsent, memory)
+    }
+
+    fn read_room_of_large(&self, reads: u32, unsent: usize, memory: &Memory) -> u32 {
         let keys = self.reads_max.saturating_sub(reads);
-        if unsent >= MAX_UNSENT {
-            return 0;
-        }
-        if self.largest < LARGE {
-            return keys;
-        }
         // One at least, however large, for whoever waits for none.
         let first = u32::from(reads == 0 && unsent == 0);
-        if memory.is_short() {
-            return first;
+        let most = match memory.is_short() {
+            true if self.largest >= LARGE => return first,
+            true => FREE,
+            false => MAX_UNSENT,
+        };
+        if unsent >= most {
+            return 0;
         }
-        let fit = (MAX_UNSENT - unsent) as u32 / self.largest;
+        let fit = (most - unsent) as u32 / self.largest.max(1);
         keys.min(fit.saturating_sub(reads)).max(first)
+    }
+
+    /// How many more keys of its line may be begun.
+    pub(super) fn rest_room(&self, memory: &Memory) -> u32 {
+        let pending = self.in_flight.as_ref().map_or(0, |f| f.keys.len());
+        self.read_room(memory).min(WINDOW.saturating_sub(pending) as u32)
     }
 
     /// A value of so many bytes was read for it, or a miss.
@@ -341,15 +391,91 @@ impl Client {
             return self.has_room(memory) && !self.is_held();
         }
         // By the half, so that a long get goes on in strides and not key by key.
-        let room = self.read_room(memory);
+        let room = self.rest_room(memory);
         room > 0 && room >= self.in_flight.as_ref().map_or(0, |f| f.reads)
     }
 
     fn is_held(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|f| match f.hold {
             Some(Hold::Key { hash, write }) => f.keys.still_conflicts(hash, write),
+            Some(Hold::Memory) => f.receiving.bytes() == 0 && !f.refused,
             Some(Hold::Turn) | None => false,
         })
+    }
+
+    /// There is memory for the value that it is about to send.
+    pub(super) fn may_receive(&mut self, share: Share, spare: &mut Spare) {
+        self.in_flight_or_new(spare).receiving = share;
+    }
+
+    /// Whether there is memory for a value of so many bytes, request and all.
+    pub(super) fn has_received(&self, bytes: usize) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| f.receiving.bytes() >= bytes)
+    }
+
+    /// It waits for memory.
+    pub(super) fn starve(&mut self, spare: &mut Spare) {
+        self.in_flight_or_new(spare).hold = Some(Hold::Memory);
+    }
+
+    /// Whether it waits for memory.
+    pub(super) fn is_starved(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| matches!(f.hold, Some(Hold::Memory)))
+    }
+
+    /// Its value is not received.
+    pub(super) fn refuse_value(&mut self) {
+        if let Some(f) = &mut self.in_flight {
+            f.refused = true;
+        }
+    }
+
+    /// Whether the value at the front of its input is not to be received; asked once.
+    pub(super) fn take_refusal(&mut self) -> bool {
+        self.in_flight.as_mut().is_some_and(|f| std::mem::take(&mut f.refused))
+    }
+
+    /// The value that it was to send is thrown away, or all there.
+    pub(super) fn end_receiving(&mut self) {
+        if let Some(f) = &mut self.in_flight {
+            f.receiving = Share::default();
+        }
+    }
+
+    /// Its share of the account follows what it has asked for. (What it is answered is counted with each answer.)
+    #[inline(always)]
+    pub(super) fn count_requests(&mut self, memory: &Arc<Memory>) {
+        if let Some(f) = &mut self.in_flight
+            && f.bytes > FREE
+        {
+            f.count(memory);
+        }
+    }
+
+    /// The same of what is written.
+    pub(super) fn count_written(&mut self, memory: &Arc<Memory>) {
+        if let Some(f) = &mut self.in_flight
+            && f.share.bytes() > 0
+        {
+            f.count(memory);
+        }
+    }
+
+    /// Its answers were handed to somebody who holds them until they are written: so is their share.
+    pub fn handed_on(&mut self) -> Option<Share> {
+        let f = self.in_flight.as_mut()?;
+        let excess = f.share.bytes().saturating_sub(f.weight());
+        (excess > 0).then(|| f.share.split_off(excess))
+    }
+
+    /// Keys of requests that are unanswered.
+    #[cfg(test)]
+    pub(super) fn pending_keys(&self) -> usize {
+        self.in_flight.as_ref().map_or(0, |f| f.keys.len())
+    }
+
+    fn in_flight_or_new(&mut self, spare: &mut Spare) -> &mut InFlight {
+        self.in_flight.get_or_insert_with(|| spare.in_flight.pop().unwrap_or_default())
     }
 
     /// What the request at the front of the input waits for; `get`: what is known of it.
@@ -380,8 +506,11 @@ impl Client {
     /// Gives back what it needs no more once all is answered and written.
     pub(super) fn settle(&mut self, spare: &mut Spare) {
         if self.in_flight.as_ref().is_some_and(|f| f.is_over())
-            && let Some(over) = self.in_flight.take()
+            && let Some(mut over) = self.in_flight.take()
         {
+            if over.share.bytes() > 0 {
+                over.share = Share::default();
+            }
             spare.give(over);
         }
     }
@@ -412,6 +541,9 @@ impl Client {
         };
         self.begun += 1 + (bytes >> 10) as u32;
         let f = self.in_flight.get_or_insert_with(|| spare.in_flight.pop().unwrap_or_default());
+        if bytes > FREE {
+            f.receiving = Share::default();
+        }
         let number = self.first + f.slots.len() as u64;
         f.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
         f.bytes += bytes;
@@ -419,6 +551,7 @@ impl Client {
     }
 
     /// A key of a get is begun.
+    #[inline(always)]
     pub(super) fn begin_read(&mut self, slot: u64) {
         self.begun += 1;
         let Some(f) = &mut self.in_flight else { return };
@@ -430,6 +563,7 @@ impl Client {
     }
 
     /// Notes that the slot's request is about a key. Of a get's keys each is noted, in order.
+    #[inline(always)]
     pub fn note_key(&mut self, slot: u64, hash: u32, write: bool) {
         let Some(f) = &mut self.in_flight else { return };
         f.keys.push(slot, hash, write);
@@ -454,14 +588,15 @@ impl Client {
         read: bool,
         mut answer: Answer,
         spare: &mut Spare,
-        memory: &Memory,
+        memory: &Arc<Memory>,
     ) -> bool {
+        let len = answer.as_ref().len();
         if read {
-            self.learn(answer.as_ref().len());
+            self.learn(len);
         }
         let Some(f) = &mut self.in_flight else { return false };
         f.reads -= u32::from(read);
-        if answer.as_ref().len() >= LARGE as usize && memory.is_full() && f.unsent() > 0 {
+        if len >= LARGE as usize && memory.is_full() && f.unsent() > 0 {
             // It has other values to take, and nobody knows when it will.
             answer = Answer::Static(MEMORY_FULL);
         }
@@ -493,7 +628,9 @@ impl Client {
             }
         }
         entry.pending -= 1;
-        at == 0 && f.flush_slots(&mut self.first, spare)
+        let moved = at == 0 && f.flush_slots(&mut self.first, spare);
+        f.count(memory);
+        moved
     }
 }
 
@@ -512,8 +649,30 @@ impl Many {
 }
 
 impl InFlight {
-    fn has_room(&self) -> bool {
-        self.slots.len() < MAX_PIPELINE && self.bytes < MAX_IN_FLIGHT_BYTES && self.rest.is_none()
+    #[inline(always)]
+    fn has_room(&self, memory: &Memory) -> bool {
+        self.slots.len() < MAX_PIPELINE
+            && self.rest.is_none()
+            && (self.bytes < FREE || self.bytes < MAX_IN_FLIGHT_BYTES && !memory.is_short())
+    }
+
+    /// Bytes of requests and answers.
+    #[inline(always)]
+    fn weight(&self) -> usize {
+        self.bytes + self.unsent()
+    }
+
+    /// Follows what there is in steps: a look at what all threads share for each small answer would cost more than the answer.
+    #[inline(always)]
+    fn count(&mut self, memory: &Arc<Memory>) {
+        if self.weight().wrapping_sub(self.share.bytes()) > FREE {
+            self.recount(memory);
+        }
+    }
+
+    fn recount(&mut self, memory: &Arc<Memory>) {
+        let counted = self.weight().saturating_sub(FREE / 2);
+        self.share.set(counted, memory);
     }
 
     /// Bytes of answers that the client has not taken.
@@ -522,7 +681,11 @@ impl InFlight {
     }
 
     fn is_over(&self) -> bool {
-        self.slots.is_empty() && self.out.is_empty() && self.rest.is_none() && self.hold.is_none()
+        self.slots.is_empty()
+            && self.out.is_empty()
+            && self.rest.is_none()
+            && self.hold.is_none()
+            && self.receiving.bytes() == 0
     }
 
     /// `first`: number of the first slot.
@@ -606,12 +769,12 @@ mod tests {
         let b = client.open_slot(1, false, true, 10, &mut spare);
         let c = client.open_slot(1, false, false, 10, &mut spare);
         client.note_key(a, 7, true);
-        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare, &Memory::default()));
-        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare, &Memory::default()));
+        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare, &Arc::default()));
+        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare, &Arc::default()));
         assert_eq!(sent(&mut client), "");
         assert!(client.conflicts(7, false, &mut spare));
         assert!(!client.conflicts(7, true, &mut spare) && !client.conflicts(8, false, &mut spare));
-        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Memory::default()));
+        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Arc::default()));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
         assert!(client.is_idle() && !client.conflicts(7, false, &mut spare));
     }
@@ -627,28 +790,28 @@ mod tests {
             true,
             Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")),
             &mut spare,
-            &Memory::default(),
+            &Arc::default(),
         );
-        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare, &Memory::default());
+        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare, &Arc::default());
         client.answer(
             a,
             0,
             true,
             Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
             &mut spare,
-            &Memory::default(),
+            &Arc::default(),
         );
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
         let b = client.open_slot(2, true, false, 0, &mut spare);
         (0..2).for_each(|_| client.begin_read(b));
-        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare, &Memory::default());
+        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default());
         client.answer(
             b,
             1,
             true,
             Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
             &mut spare,
-            &Memory::default(),
+            &Arc::default(),
         );
         assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
     }
@@ -661,9 +824,9 @@ mod tests {
         assert!(client.conflicts(7, false, &mut spare));
         let request = Request { keys: 4..9, many: true, ..Request::new(crate::protocol::request::Verb::Get) };
         client.hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, len: 11, free: 1, next: 6 })));
-        assert!(!client.may_resume(&Memory::default()));
-        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Memory::default());
-        assert!(client.may_resume(&Memory::default()));
+        assert!(!client.may_resume(&Arc::default()));
+        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Arc::default());
+        assert!(client.may_resume(&Arc::default()));
         assert_eq!(sent(&mut client), "A\r\n");
         client.settle(&mut spare);
         assert!(spare.in_flight.is_empty(), "lent to another client it would begin that one's input with this get");
@@ -683,7 +846,7 @@ mod tests {
             }
             (0..keys).for_each(|part| {
                 assert_eq!(
-                    client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &Memory::default()),
+                    client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &Arc::default()),
                     part + 1 == keys
                 )
             });
@@ -696,7 +859,7 @@ mod tests {
 
     #[test]
     fn a_get_of_very_many_keys_holds_a_window_of_them() {
-        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::default());
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
         client.reads_max = MAX_READS;
         let total = MAX_READS + 10;
         let slot = client.open_slot(total, true, false, 0, &mut spare);
@@ -723,7 +886,7 @@ mod tests {
     /// A client that asks for large values: what is expected counts like what is there.
     #[test]
     fn no_more_is_asked_for_than_a_client_may_leave_unread() {
-        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::new(100 << 20));
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
         assert_eq!(client.read_room(&memory), FIRST_READS, "nobody knows yet what its values are like");
         let ask = |client: &mut Client, spare: &mut Spare| {
             let slot = client.open_slot(1, false, false, 0, spare);
@@ -762,10 +925,15 @@ mod tests {
     fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
         let (mut large, mut small, mut spare) = (Client::new(0, 0), Client::new(1, 0), Spare::default());
         large.largest = 1 << 20;
-        let memory = std::sync::Arc::new(Memory::new(2 << 20));
-        let held = memory.count(Bytes::from(vec![0; 1 << 20]));
+        let memory = Arc::new(Memory::new(2 << 20));
+        let others = |bytes| {
+            let mut share = Share::default();
+            share.set(bytes, &memory);
+            share
+        };
+        let held = others(1 << 20);
         assert_eq!(large.read_room(&memory), 4);
-        let more = memory.count(Bytes::from(vec![0; 1 << 19]));
+        let more = others(1 << 19);
         assert!(memory.is_short() && !memory.is_full());
         assert_eq!((large.read_room(&memory), small.read_room(&memory)), (1, FIRST_READS));
         let slots = [0; 2].map(|_| {
@@ -778,7 +946,7 @@ mod tests {
         large.answer(slots[0], 0, true, value(), &mut spare, &memory);
         assert_eq!(large.read_room(&memory), 0, "it has one to take");
         // Full, what comes for those who have not taken the last is thrown away, and said.
-        let last = memory.count(Bytes::from(vec![0; 1 << 20]));
+        let last = others(1 << 20);
         assert!(memory.is_full());
         large.answer(slots[1], 0, true, value(), &mut spare, &memory);
         assert!(
@@ -790,13 +958,16 @@ mod tests {
         small.answer(slot, 0, true, value(), &mut spare, &memory);
         assert!(sent(&mut small).ends_with("x\r\nEND\r\n") || small.largest > 0, "one that waits for nothing else");
         drop((held, more, last));
+        // What they have taken counts no more.
+        large.settle(&mut spare);
+        small.settle(&mut spare);
         assert_eq!(large.read_room(&memory), 4);
     }
 
     /// Values of one get are held until the last has come, that an error may stand in the place of all; but not without bound.
     #[test]
     fn a_get_of_large_values_lets_them_go_as_they_come() {
-        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Memory::default());
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
         for failed in [false, true] {
             let slot = client.open_slot(4, true, false, 0, &mut spare);
             (0..4).for_each(|_| client.begin_read(slot));

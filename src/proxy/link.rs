@@ -89,6 +89,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// Whether nobody waits.
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -265,6 +266,7 @@ impl Conn {
     }
 
     /// The next command is answered.
+    #[inline(always)]
     pub(super) fn arrive(&mut self) -> Option<Sent> {
         let sent = self.flights.pop_front()?;
         self.asked -= sent.bytes as usize;
@@ -278,11 +280,13 @@ impl Conn {
     }
 
     /// Whether another operation of so many bytes can be sent now. One that is larger than all room goes alone.
+    #[inline(always)]
     pub(super) fn has_room(&self, bytes: u32) -> bool {
         bytes < LARGE || self.asked == 0 || self.asked + bytes as usize <= ASKED_MAX
     }
 
     /// Whether an operation has to wait for room, or for others that do. What is small overtakes them, but a write none of its own key.
+    #[inline(always)]
     pub(super) fn must_wait(&self, bytes: u32, write: bool, hash: u32) -> bool {
         if self.waiting.is_empty() {
             return !self.has_room(bytes);
@@ -291,6 +295,7 @@ impl Conn {
     }
 
     /// A whole answer has come.
+    #[inline(always)]
     pub(super) fn answered(&mut self) {
         self.lateness = 0;
         self.progress.answered();
@@ -309,12 +314,18 @@ impl Conn {
     }
 
     /// What is to be written, for whole commands to be added to. `now_us`: the worker's clock.
+    #[inline(always)]
     pub(super) fn out(&mut self, now_us: u64) -> &mut OutQueue {
-        if self.get_line.take().is_some() {
-            self.out.put(b"\r\n");
-            self.push(Flight::GetEnd, now_us, 0);
+        if self.get_line.is_some() {
+            self.end_get_line(now_us);
         }
         &mut self.out
+    }
+
+    fn end_get_line(&mut self, now_us: u64) {
+        self.get_line = None;
+        self.out.put(b"\r\n");
+        self.push(Flight::GetEnd, now_us, 0);
     }
 
     /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs both sides less than one for each key,

@@ -1,41 +1,35 @@
-//! Memory of answers that clients have not taken: one account for all clients of the process.
+//! Memory that clients make the proxy hold: one account for all clients of the process.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use bytes::Bytes;
+/// What each client may have beside the account. What is less is not worth a look at what all threads share.
+pub(super) const FREE: usize = 64 << 10;
 
-use super::link::LARGE;
-
-/// How much large answers may take that are on their way to clients.
+/// How much clients' requests and answers may take.
 #[derive(Debug)]
 pub struct Memory {
     used: AtomicUsize,
+    /// Of that, for values that are being received.
+    receiving: AtomicUsize,
     limit: usize,
 }
 
 impl Memory {
     /// For so many bytes.
     pub fn new(limit: usize) -> Memory {
-        Memory { used: AtomicUsize::new(0), limit }
-    }
-
-    /// Counts an answer until the last who holds it has dropped it: written, or its client gone. Small ones are not counted, for they
-    /// are copied, and clients' own bounds hold them.
-    pub(super) fn count(self: &Arc<Self>, answer: Bytes) -> Bytes {
-        if answer.len() < LARGE as usize {
-            return answer;
-        }
-        self.used.fetch_add(answer.len(), Relaxed);
-        Bytes::from_owner(Counted { answer, memory: self.clone() })
+        Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), limit }
     }
 
     /// Bytes counted now.
+    #[inline(always)]
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
     /// More than half is taken: clients are asked for one large value at a time, and for none while they have not taken the last.
+    #[inline(always)]
     pub(super) fn is_short(&self) -> bool {
         self.used() > self.limit / 2
     }
@@ -43,6 +37,18 @@ impl Memory {
     /// All is taken.
     pub(super) fn is_full(&self) -> bool {
         self.used() > self.limit
+    }
+
+    /// Room for a value that is about to be received. Those that are take half of it at most, so that clients which begin values and do not
+    /// go on take nothing from those that read; or one alone, however large.
+    pub(super) fn receive(self: &Arc<Memory>, bytes: usize) -> Option<Share> {
+        let before = self.receiving.fetch_add(bytes, Relaxed);
+        if before > 0 && before + bytes > self.limit / 2 {
+            self.receiving.fetch_sub(bytes, Relaxed);
+            return None;
+        }
+        self.used.fetch_add(bytes, Relaxed);
+        Some(Share { bytes, memory: Some(self.clone()), receives: true })
     }
 }
 
@@ -52,20 +58,53 @@ impl Default for Memory {
     }
 }
 
-struct Counted {
-    answer: Bytes,
-    memory: Arc<Memory>,
+/// A part of the account, given back when it is dropped.
+#[derive(Default)]
+pub struct Share {
+    bytes: usize,
+    memory: Option<Arc<Memory>>,
+    /// It is for a value that is being received.
+    receives: bool,
 }
 
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.answer
+impl Share {
+    #[inline(always)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// It is so large from now on.
+    pub(super) fn set(&mut self, bytes: usize, memory: &Arc<Memory>) {
+        debug_assert!(!self.receives);
+        memory.used.fetch_add(bytes, Relaxed);
+        memory.used.fetch_sub(self.bytes, Relaxed);
+        self.bytes = bytes;
+        if self.memory.is_none() {
+            self.memory = Some(memory.clone());
+        }
+    }
+
+    /// Takes so much off, for somebody else to hold.
+    pub(super) fn split_off(&mut self, bytes: usize) -> Share {
+        debug_assert!(bytes <= self.bytes && !self.receives);
+        self.bytes -= bytes;
+        Share { bytes, memory: self.memory.clone(), receives: false }
     }
 }
 
-impl Drop for Counted {
+impl Drop for Share {
     fn drop(&mut self) {
-        self.memory.used.fetch_sub(self.answer.len(), Relaxed);
+        let Some(memory) = &self.memory else { return };
+        memory.used.fetch_sub(self.bytes, Relaxed);
+        if self.receives {
+            memory.receiving.fetch_sub(self.bytes, Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes.fmt(f)
     }
 }
 
@@ -74,18 +113,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_large_counts_until_nobody_holds_it() {
+    fn a_share_counts_until_it_is_dropped() {
         let memory = Arc::new(Memory::new(100_000));
-        let small = memory.count(Bytes::from(vec![0; 1000]));
-        assert_eq!((small.len(), memory.used()), (1000, 0));
-        let large = memory.count(Bytes::from(vec![1; 60_000]));
-        let part = large.slice(10..20);
-        drop(large);
-        assert_eq!((&part[..], memory.used()), (&[1; 10][..], 60_000));
+        let mut share = Share::default();
+        share.set(60_000, &memory);
         assert!(memory.is_short() && !memory.is_full());
-        let more = memory.count(Bytes::from(vec![1; 60_000]));
+        let part = share.split_off(20_000);
+        share.set(90_000, &memory);
+        assert_eq!((share.bytes(), part.bytes(), memory.used()), (90_000, 20_000, 110_000));
         assert!(memory.is_full());
-        drop((part, more));
+        drop(share);
+        assert_eq!(memory.used(), 20_000);
+        drop(part);
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn values_being_received_take_half_or_one_of_them_all() {
+        let memory = Arc::new(Memory::new(100_000));
+        let half = memory.receive(30_000).expect("room");
+        assert!(memory.receive(20_001).is_none());
+        let more = memory.receive(20_000).expect("room");
+        assert_eq!(memory.used(), 50_000);
+        assert!(!memory.is_short(), "those who read have the other half");
+        drop((half, more));
+        let alone = memory.receive(1_000_000).expect("alone");
+        assert!(memory.receive(1).is_none());
+        drop(alone);
+        assert_eq!((memory.used(), memory.receiving.load(Relaxed)), (0, 0));
     }
 }

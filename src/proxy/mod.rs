@@ -10,11 +10,12 @@ mod out;
 mod pending;
 mod room;
 mod route;
+mod table;
 
 pub use adds::Adds;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, TOO_MANY, owner_of};
 pub use link::LinkState;
-pub use memory::Memory;
+pub use memory::{Memory, Share};
 pub use op::ClientKey;
 pub use out::{MAX_SLICES, OutQueue};
 pub use room::READ_BLOCK;

@@ -360,6 +360,7 @@ pub struct Repair {
 
 impl Op {
     /// One that has not begun, without value, flags or numbers.
+    #[inline(always)]
     pub fn new(origin: Origin, kind: Kind, pair: PairId, hash: u32, raw: Bytes, key: (u32, u32)) -> Op {
         Op {
             origin,
@@ -385,12 +386,17 @@ impl Op {
         }
     }
 
-    pub fn key(&self) -> &[u8] {
-        &self.raw[self.key.0 as usize..self.key.1 as usize]
+    /// It is finished, and holds no memory any more.
+    pub(super) fn let_go(&mut self) {
+        self.raw = Bytes::new();
+        self.answer = None;
+        self.repair = None;
     }
 
-    fn value(&self) -> Bytes {
-        self.raw.slice(self.data.0 as usize..self.data.1 as usize)
+    /// The key.
+    #[inline(always)]
+    pub fn key(&self) -> &[u8] {
+        &self.raw[self.key.0 as usize..self.key.1 as usize]
     }
 
     /// Writes the command for the leader. `term`: the present one; the token was checked against it. `exptime`: as the leader is told it.
@@ -457,19 +463,31 @@ impl Op {
     fn store(&self, out: &mut OutQueue, verb: &[u8], exptime: i64, cas: Option<u64>) {
         out.put(verb);
         out.put(self.key());
-        out.put(b" ");
-        out.put_number(self.flags);
-        out.put(b" ");
-        out.put_number(exptime);
-        out.put(b" ");
+        if (self.flags, exptime) == (0, 0) {
+            out.put(b" 0 0 ");
+        } else {
+            out.put(b" ");
+            out.put_number(self.flags);
+            out.put(b" ");
+            out.put_number(exptime);
+            out.put(b" ");
+        }
         out.put_number(self.data.1 - self.data.0);
         if let Some(cas) = cas {
             out.put(b" ");
             out.put_number(cas);
         }
         out.put(b"\r\n");
-        out.put_shared(self.value());
-        out.put(b"\r\n");
+        let data = self.data.0 as usize..self.data.1 as usize;
+        // As a client sent it there is the line's end behind it.
+        let whole = data.start..data.end + 2;
+        match self.raw.get(whole.clone()) {
+            Some(value) if value.ends_with(b"\r\n") => out.put_part(&self.raw, whole),
+            _ => {
+                out.put_part(&self.raw, data);
+                out.put(b"\r\n");
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
@@ -50,6 +51,11 @@ impl OutQueue {
         self.put(buffer.format(number).as_bytes());
     }
 
+    /// Queues a part of what somebody else holds too: copied when small, shared when large.
+    pub fn put_part(&mut self, bytes: &Bytes, part: Range<usize>) {
+        if part.len() < SHARE_FROM { self.put(&bytes[part]) } else { self.put_shared(bytes.slice(part)) }
+    }
+
     /// Queues bytes that somebody else may hold too: copied when small, shared when large.
     pub fn put_shared(&mut self, bytes: Bytes) {
         if bytes.len() < SHARE_FROM {
@@ -74,6 +80,10 @@ impl OutQueue {
 
     /// Fills `slices` with the front of the queue; returns how many.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
+        if let Some(piece) = self.one_piece() {
+            slices[0] = IoSlice::new(piece);
+            return usize::from(!piece.is_empty());
+        }
         let mut count = 0;
         for chunk in self.chunks.iter().take(MAX_SLICES - 1) {
             slices[count] = IoSlice::new(chunk);

@@ -114,6 +114,10 @@ impl PendingKeys {
         self.keys.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     pub(super) fn capacity(&self) -> usize {
         self.keys.capacity()
     }

@@ -270,7 +270,8 @@ impl Context {
     pub(crate) async fn connect(&self, node: NodeId) -> Result<Pipe, NodeError> {
         let deadline = Instant::now() + self.tuning.connect_timeout;
         let pipe = Pipe::connect_to(&*self.dialer, node, self.memories.get(&node).copied(), deadline).await?;
-        let limits = self.item_limits.get(&node).map_or_else(ReplyLimits::default, |&bytes| ReplyLimits::of_node(bytes));
+        let limits =
+            self.item_limits.get(&node).map_or_else(ReplyLimits::default, |&bytes| ReplyLimits::of_node(bytes));
         Ok(pipe.with_values(limits.value_len_max))
     }
 }

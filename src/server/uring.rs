@@ -29,7 +29,7 @@ use socket2::SockRef;
 
 use crate::backend::{gives_up, is_from_node};
 use crate::ids::NodeId;
-use crate::proxy::{MAX_SLICES, OutQueue};
+use crate::proxy::{MAX_SLICES, OutQueue, Share};
 pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers};
 
@@ -125,6 +125,8 @@ struct Slot {
     out: OutQueue,
     /// The pieces of `out` as the kernel wants them, where there are several.
     message: Option<Box<Message>>,
+    /// What `out` takes of the clients' account.
+    share: Option<Box<Share>>,
     sending: bool,
     /// Whether somebody waits for the send to be done.
     waits: bool,
@@ -243,6 +245,7 @@ impl Ring {
             ops: 0,
             out: OutQueue::default(),
             message: None,
+            share: None,
             sending: false,
             waits: false,
             broken: false,
@@ -268,6 +271,14 @@ impl Ring {
         s.sending = true;
         self.push_send(slot);
         true
+    }
+
+    /// What is being sent takes so much of the clients' account, until that is done.
+    pub(super) fn keep(&mut self, slot: usize, share: Share) {
+        let s = &mut self.slots[slot];
+        if s.sending && s.share.is_none() {
+            s.share = Some(Box::new(share));
+        }
     }
 
     /// Whether something is being sent. If so it says [`News::Sent`] when that is done.
@@ -515,6 +526,7 @@ impl Ring {
         }
         let s = &mut self.slots[slot];
         s.sending = false;
+        s.share = None;
         s.broken = result <= 0;
         let out = std::mem::take(&mut s.out);
         if out.is_empty() && out.is_small() && self.spare_queues.len() < SPARE {

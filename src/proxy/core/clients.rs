@@ -1,6 +1,7 @@
 //! Client connections: requests in, answers out, in order.
 
 use super::*;
+use crate::proxy::memory::FREE;
 
 /// The worker through which all writes of a key go, of so many: whom the control plane tells to mend or adopt it.
 pub fn owner_of(key: &[u8], workers: u16) -> u16 {
@@ -15,6 +16,8 @@ fn owner_of_hash(hash: u32, workers: u16) -> u16 {
 fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
     if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
 }
+
+const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
 
 /// Keys of one get that are looked at, for what they conflict with, before others have their turn.
 const LOOKED_AT_PER_TURN: u32 = 4096;
@@ -65,6 +68,7 @@ impl Core {
     pub fn client_written(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.settle(&mut self.spare);
+            client.count_written(&self.memory);
         }
     }
 
@@ -100,7 +104,7 @@ impl Core {
     pub fn client_more(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.heard_us = self.now_us;
-        if client.partial.len() >= client.need {
+        if client.partial.len() >= client.need && !client.line_goes_on() {
             client.take_turn(self.turn);
             self.go_on(index);
         }
@@ -173,6 +177,7 @@ impl Core {
             _ => self.feed_requests(index, chunk),
         }
         if let Some(client) = self.clients.get_mut(index as usize) {
+            client.count_requests(&self.memory);
             if client.finished && !client.stalled {
                 self.close_client(index, Ended::Left);
             } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
@@ -216,6 +221,21 @@ impl Core {
             }
             match request::parse(&chunk, &self.limits) {
                 Parsed::Incomplete { need } => {
+                    let wanted = if need == 0 && chunk.len() > FREE { request::LINE_MAX } else { need };
+                    (client.need, client.searched) = (need, chunk.len() as u32);
+                    if wanted > FREE {
+                        if client.take_refusal() {
+                            match self.refuse_starved(index, &mut chunk) {
+                                true => continue,
+                                false => return self.stall(index, chunk),
+                            }
+                        }
+                        client.need = wanted;
+                        if !self.may_receive(index, wanted) {
+                            return self.stall(index, chunk);
+                        }
+                    }
+                    let client = &mut self.clients[index as usize];
                     client.need = need;
                     if need > chunk.len() + SMALL_PARTIAL {
                         // A large item: give it room of its own at once, so that its bytes are copied no second time.
@@ -232,7 +252,7 @@ impl Core {
                     }
                 }
                 Parsed::TooLarge { request, len, swallow } => {
-                    if !self.begin_too_large(index, &request, &mut chunk, len) {
+                    if !self.begin_too_large(index, &request, &mut chunk, (len, TOO_LARGE)) {
                         return self.stall(index, chunk);
                     }
                     self.clients[index as usize].swallow = swallow;
@@ -242,6 +262,7 @@ impl Core {
                     tracing::debug!(client = client.generation, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
+                    client.end_receiving();
                     let slot = client.open_slot(0, false, reply.is_empty(), len, &mut self.spare);
                     self.answer_client(index, slot, 0, false, Answer::Static(reply));
                     if close {
@@ -317,7 +338,7 @@ impl Core {
         }
         let raw = take_front(chunk, get.len);
         let slot = client.open_slot(get.free, true, get.request.noreply, get.len, &mut self.spare);
-        let room = client.read_room(&self.memory).max(1);
+        let room = client.rest_room(&self.memory).max(1);
         self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, kind, room);
         true
     }
@@ -379,7 +400,7 @@ impl Core {
     /// Goes on with a get of very many keys.
     fn begin_rest(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let room = client.read_room(&self.memory);
+        let room = client.rest_room(&self.memory);
         if room > 0
             && let Some(rest) = client.take_rest()
             && let Some(kind) = Kind::of(rest.request.verb)
@@ -388,8 +409,15 @@ impl Core {
         }
     }
 
-    /// memcached removes the old item when a `set` is too large; so does the pair.
-    pub(super) fn begin_too_large(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+    /// A value is not taken, for which there is this `error`. memcached removes the old item when a `set` is too large, or finds no memory; so
+    /// does the pair.
+    pub(super) fn begin_too_large(
+        &mut self,
+        index: u32,
+        request: &Request,
+        chunk: &mut BytesMut,
+        (len, error): (usize, &'static [u8]),
+    ) -> bool {
         let key = &chunk[request.keys.clone()];
         let hash = Topology::key_hash(key);
         let client = &mut self.clients[index as usize];
@@ -399,14 +427,12 @@ impl Core {
         }
         let pair = self.topology.pair_of(key);
         let raw = chunk.split_to(len).freeze();
+        client.end_receiving();
         let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
         let generation = client.generation;
-        tracing::debug!(
-            client = generation,
-            limit = self.limits.item_size_max,
-            "a request is refused: the item is too large"
-        );
-        let error = Answer::Static(b"SERVER_ERROR object too large for cache\r\n");
+        let said = String::from_utf8_lossy(error.trim_ascii_end());
+        tracing::debug!(client = generation, limit = self.limits.item_size_max, %said, "a request is refused");
+        let error = Answer::Static(error);
         if request.verb != Verb::Set {
             self.answer_client(index, slot, 0, false, error);
             return true;
@@ -424,6 +450,7 @@ impl Core {
     }
 
     /// Sends an operation to its key's owner, or begins it here.
+    #[inline(always)]
     pub(super) fn admit(&mut self, op: Op, asker: Asker) {
         let index = asker.client.index;
         let write = op.kind.is_write();

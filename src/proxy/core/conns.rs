@@ -169,13 +169,13 @@ impl Core {
         // A repair that ends on the way answers other operations with its own, so each is looked for first.
         for sent in flights {
             if let Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _) = sent.flight
-                && self.ops.contains(id as usize)
+                && self.ops.contains(id)
             {
                 self.strand(id, node);
             }
         }
         for id in waiting {
-            if self.ops.contains(id as usize) {
+            if self.ops.contains(id) {
                 self.unsent(id, node);
             }
         }
@@ -208,7 +208,7 @@ impl Core {
     pub fn tell_slow(&self, node: NodeId, lane: usize, took_us: u64) {
         let conn = &self.links[node.index()].conns[lane];
         if let Some(Flight::Op(id) | Flight::Get(id)) = conn.flights.front().map(|sent| sent.flight)
-            && let Some(op) = self.ops.get(id as usize)
+            && let Some(op) = self.ops.get(id)
         {
             let (key, node) = (String::from_utf8_lossy(op.key()), self.topology.addr(node));
             tracing::debug!(%node, %key, kind = ?op.kind, ms = took_us / 1000, "a request is slow");
@@ -228,7 +228,7 @@ impl Core {
     /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::tick`] has nothing to do.
     pub fn is_quiet(&self) -> bool {
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
-        self.ops.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
+        self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }
 
     /// Looks for nodes that make no progress with what they are asked and for operations parked too long. Called every few milliseconds, unless [`Core::is_quiet`].
@@ -255,6 +255,7 @@ impl Core {
         }
         self.ask_markers_again();
         self.retry_repairs();
+        self.feed_starved();
         for index in 0..self.pairs.len() {
             if !self.pairs[index].parked.is_empty() {
                 self.expire_parked(index);

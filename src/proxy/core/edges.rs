@@ -40,7 +40,7 @@ impl Core {
             }
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
             Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
-            Command::ReplyLimit { node, bytes } => self.links[node.index()].replies = reply_limits(bytes),
+            Command::ReplyLimit { node, bytes } => self.links[node.index()].replies = ReplyLimits::of_node(bytes),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }
@@ -75,7 +75,7 @@ impl Core {
             voided.push(node);
         }
         // Counted before anything is voided: a voided operation leaves the count, and the last one to leave reports the gate closed.
-        let in_flight = self.ops.iter().filter(|(_, op)| op.pair == pair && op.stage.is_in_flight()).count();
+        let in_flight = self.ops.iter().filter(|op| op.pair == pair && op.stage.is_in_flight()).count();
         let in_flight = if holds(Rule::BarrierAtEdges) { in_flight } else { 0 };
         self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
         if let Some(node) = void {
@@ -117,7 +117,7 @@ impl Core {
         }
         for (id, sent) in stranded {
             // A repair that ends on the way answers other operations of this list with its own.
-            if !self.ops.contains(id as usize) {
+            if !self.ops.contains(id) {
                 continue;
             }
             match sent {

@@ -34,6 +34,7 @@ mod orders;
 mod proofs;
 mod repairs;
 mod replies;
+mod starved;
 
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
@@ -45,6 +46,7 @@ use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::memory::Memory;
 use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
+use crate::proxy::table::OpTable;
 use orders::settlement;
 use proofs::has_ended;
 
@@ -62,12 +64,6 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
-
-/// What a node may make a worker buffer: its own answers are lines of a few hundred bytes and items of at most its `-I` (1 GiB).
-fn reply_limits(item_size_max: usize) -> ReplyLimits {
-    // memcached counts key and header in, and rounds to pages: what it stores may be a little off.
-    ReplyLimits { line_len_max: 8 << 10, value_len_max: item_size_max.saturating_add(SMALL_PARTIAL) }
-}
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;
@@ -214,7 +210,8 @@ pub struct Core {
     /// The end is near: clients are read from once more, whatever it takes.
     last_turn: bool,
     refusals: operators::Refusals,
-    ops: Slab<Op>,
+    starved: starved::Starved,
+    ops: OpTable,
     links: Vec<Link>,
     /// How far the nodes' dates are ahead of the proxy's.
     offsets: Vec<Option<Offset>>,
@@ -254,7 +251,8 @@ impl Core {
             turn: 0,
             last_turn: false,
             refusals: operators::Refusals::default(),
-            ops: Slab::new(),
+            starved: starved::Starved::default(),
+            ops: OpTable::default(),
             links,
             pairs,
             fences: BTreeMap::new(),

@@ -74,7 +74,7 @@ impl Core {
             match request::parse(&chunk, &self.limits) {
                 // (A value is not waited for.)
                 Parsed::Incomplete { need: 0 } => {
-                    client.need = 0;
+                    (client.need, client.searched) = (0, 0);
                     client.partial = chunk;
                     return;
                 }

@@ -5,11 +5,12 @@ use crate::rules::{Rule, holds};
 
 impl Core {
     /// A place in the worker's table, until it is finished.
+    #[inline(always)]
     pub(super) fn take_in(&mut self, op: Op) -> u32 {
         if op.kind == Kind::Add {
             self.adds.begun(op.hash);
         }
-        self.ops.insert(op) as u32
+        self.ops.insert(op)
     }
 
     pub(super) fn begin(&mut self, id: u32) {
@@ -55,16 +56,22 @@ impl Core {
                 if write && self.begun.is_some() {
                     self.count_begun(id);
                 }
-                let now = self.date();
                 let op = &mut self.ops[id as usize];
                 if op.exptime > 0 && op.date.is_none() {
-                    // Once: another leader, and the follower, are told the same date.
-                    op.date = expiry::date(op.exptime, now);
+                    self.date_op(id);
                 }
+                let op = &mut self.ops[id as usize];
                 op.stage = Stage::Leader(leader);
                 self.send_op(id, leader);
             }
         }
+    }
+
+    /// Once: another leader, and the follower, are told the same date.
+    fn date_op(&mut self, id: u32) {
+        let now = self.date();
+        let op = &mut self.ops[id as usize];
+        op.date = expiry::date(op.exptime, now);
     }
 
     /// Queues the command of the operation's present stage for a node.
@@ -94,8 +101,13 @@ impl Core {
     }
 
     /// What a node is told of the operation's exptime.
+    #[inline(always)]
     fn exptime_on(&self, op: &Op, node: NodeId) -> i64 {
-        let Some(there) = self.offsets[node.index()].filter(|_| op.exptime > 0) else { return op.exptime };
+        if op.exptime <= 0 { op.exptime } else { self.exptime_dated(op, node) }
+    }
+
+    fn exptime_dated(&self, op: &Op, node: NodeId) -> i64 {
+        let Some(there) = self.offsets[node.index()] else { return op.exptime };
         match (op.date, op.stage) {
             (Some(date), _) => there.there(date),
             // A client's own date is one of the leader's clock: the follower's item ends in the same second.
@@ -107,17 +119,20 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     fn send_now(&mut self, id: u32, node: NodeId, lane: usize) {
         let op = &self.ops[id as usize];
-        let exptime = self.exptime_on(op, node);
-        let marked = self.links[node.index()].incarnation.is_some();
-        let conn = &mut self.links[node.index()].conns[lane];
         let bytes = op.bytes;
+        // (A read has one stage.)
+        if !op.kind.is_write() {
+            let conn = &mut self.links[node.index()].conns[lane];
+            conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
+            return self.soil(node, lane);
+        }
+        let exptime = self.exptime_on(op, node);
+        let link = &mut self.links[node.index()];
+        let (marked, conn) = (link.incarnation.is_some(), &mut link.conns[lane]);
         match op.stage {
-            Stage::Leader(_) if !op.kind.is_write() => {
-                conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
-                return self.soil(node, lane);
-            }
             Stage::Leader(_) => {
                 let term = self.pairs[op.pair.index()].flow.as_ref().and_then(|f| f.term);
                 op.encode_leader(conn.out(self.now_us), term, exptime);
@@ -255,13 +270,15 @@ impl Core {
         if self.ops[id as usize].stage.is_in_flight() {
             self.leave_flight(id);
         }
-        let op = self.ops.remove(id as usize);
-        if op.kind == Kind::Add {
+        let op = &self.ops[id as usize];
+        let (kind, hash, origin) = (op.kind, op.hash, op.origin);
+        self.ops.remove(id);
+        if kind == Kind::Add {
             // It was answered by a node whose memory is proved, or every worker has left the route under which it was not, or nobody is told
             // what came of it.
-            self.adds.ended(op.hash);
+            self.adds.ended(hash);
         }
-        match op.origin {
+        match origin {
             Origin::Client(asker) => self.deliver(asker, answer),
             Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
         }

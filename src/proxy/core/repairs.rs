@@ -203,7 +203,7 @@ impl Core {
         reply: &Reply,
         unit: &Bytes,
     ) -> bool {
-        let Some(op) = self.ops.get_mut(id as usize) else { return true };
+        let Some(op) = self.ops.get_mut(id) else { return true };
         let pair = op.pair;
         let key = Bytes::copy_from_slice(op.key());
         let Some(repair) = &mut op.repair else { return true };
@@ -440,10 +440,10 @@ impl Core {
 }
 
 impl Begun {
-    fn of(ops: &Slab<Op>) -> Begun {
+    fn of(ops: &OpTable) -> Begun {
         let mut begun = Begun { writes: HashMap::new(), asked_at_us: 0 };
         let counts = |op: &&Op| op.kind.is_write() && op.stage.is_in_flight() && op.stage != Stage::Repair;
-        ops.iter().map(|(_, op)| op).filter(counts).for_each(|op| begun.add(op));
+        ops.iter().filter(counts).for_each(|op| begun.add(op));
         begun
     }
 

@@ -35,6 +35,7 @@ impl Core {
         }
     }
 
+    #[inline(always)]
     fn take_replies(&mut self, node: NodeId, lane: usize) {
         loop {
             let link = &mut self.links[node.index()];
@@ -62,10 +63,7 @@ impl Core {
             let flight = sent.flight;
             if matches!(flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd) {
                 match self.get_answered(node, lane, &reply) {
-                    Heed::Taken => {
-                        self.links[node.index()].conns[lane].answered();
-                        continue;
-                    }
+                    Heed::Taken => continue,
                     Heed::Incomplete => return,
                     Heed::Doubt => {
                         tracing::warn!(node = %self.topology.addr(node), "a node answered a get with something else");
@@ -133,6 +131,7 @@ impl Core {
                 }
                 let Some(place) = place else {
                     // Of keys that count for nothing it is not known which they were.
+                    conn.answered();
                     bytes::Buf::advance(&mut conn.input, reply.len);
                     return Heed::Taken;
                 };
@@ -142,6 +141,7 @@ impl Core {
                 }
                 let conn = &mut self.links[node.index()].conns[lane];
                 let unit = conn.input.split_to(reply.len).freeze();
+                conn.answered();
                 let got = conn.arrive();
                 if last {
                     conn.arrive();
@@ -164,7 +164,9 @@ impl Core {
                 if !self.end_gets(node, lane, keys, reply, unit) {
                     return Heed::Doubt;
                 }
-                self.links[node.index()].conns[lane].arrive();
+                let conn = &mut self.links[node.index()].conns[lane];
+                conn.answered();
+                conn.arrive();
                 Heed::Taken
             }
             _ => Heed::Doubt,
@@ -213,10 +215,7 @@ impl Core {
             return false;
         };
         let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
-        let mut answer = client_answer(reply, unit, term);
-        if let Answer::Value(value) = answer {
-            answer = Answer::Value(self.memory.count(value));
-        }
+        let answer = client_answer(reply, unit, term);
         if kind.reads() {
             self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }

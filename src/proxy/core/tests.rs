@@ -33,6 +33,7 @@ mod orders;
 mod races;
 mod repair;
 mod shell;
+mod starved;
 mod stories;
 mod strangers;
 mod turns;

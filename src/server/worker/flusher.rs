@@ -215,6 +215,9 @@ impl Worker {
                 client.dirty = true;
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
+                if let (ClientIo::Ring(io), Some(ring), Some(share)) = (io, &mut shell.ring, client.handed_on()) {
+                    ring.keep(io.slot, share);
+                }
                 shell.core.resume_if_ready(index);
                 shell.core.client_written(index);
             }

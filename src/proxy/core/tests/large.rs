@@ -43,7 +43,7 @@ impl Alone {
         self.core.client_connected().index
     }
 
-    fn say(&mut self, client: u32, text: &[u8]) {
+    pub(super) fn say(&mut self, client: u32, text: &[u8]) {
         self.core.client_input(client, BytesMut::from(text));
         for index in self.core.next_turn() {
             self.core.client_resume(index);
@@ -55,13 +55,13 @@ impl Alone {
         String::from_utf8(take(self.core.conn_to_write(NODE, 0).1)).unwrap()
     }
 
-    fn node_says(&mut self, bytes: &[u8]) {
+    pub(super) fn node_says(&mut self, bytes: &[u8]) {
         self.core.conn(NODE, 0).input.extend_from_slice(bytes);
         self.core.node_input(NODE, 0);
     }
 
     /// The faults told by the tick then: whether the longer time is over, too.
-    fn tick_at(&mut self, us: u64) -> Vec<bool> {
+    pub(super) fn tick_at(&mut self, us: u64) -> Vec<bool> {
         self.core.now_us = us;
         self.core.tick();
         let told = std::mem::take(&mut self.core.outbox.events).into_iter();
@@ -180,16 +180,17 @@ fn what_a_socket_with_room_takes_is_no_progress() {
 
 /// The shells' turn for a client that had to wait.
 impl Alone {
-    fn resume(&mut self) {
+    pub(super) fn resume(&mut self) {
         for client in std::mem::take(&mut self.core.outbox.resumable) {
             self.core.client_resume(client);
         }
     }
 
     /// What a client is told.
-    fn told(&mut self, client: u32) -> Vec<u8> {
+    pub(super) fn told(&mut self, client: u32) -> Vec<u8> {
         let told = self.core.client(client).unwrap().unsent().map_or_else(Vec::new, take);
         self.core.resume_if_ready(client);
+        self.core.client_written(client);
         self.resume();
         told
     }
@@ -226,8 +227,8 @@ fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     assert_eq!(world.told(small), b"STORED\r\nEND\r\n");
     // When the node breaks, those that wait were never sent.
     world.core.conn_down(NODE, 0, Reason::Reset);
-    assert!(world.core.ops.iter().all(|(_, op)| matches!(op.stage, Stage::Parked | Stage::Unknown(_))));
-    assert_eq!(world.core.ops.iter().filter(|(_, op)| op.stage == Stage::Parked).count(), 12);
+    assert!(world.core.ops.iter().all(|op| matches!(op.stage, Stage::Parked | Stage::Unknown(_))));
+    assert_eq!(world.core.ops.iter().filter(|op| op.stage == Stage::Parked).count(), 12);
 }
 
 /// Two writes of a key keep their order, whichever of them is small.

@@ -1,0 +1,91 @@
+//! Clients whose large values find no room in `--client-memory`. Nothing more is read from them until there is some; who has waited as
+//! long as for a pair's next route is told, and the value is thrown away as it comes. Those that wait have their turns in the order in
+//! which they came, and nobody overtakes them.
+
+use super::*;
+use crate::proxy::memory::FREE;
+
+/// memcached's own words where a value finds no memory, and why.
+const NO_MEMORY: &[u8] =
+    b"SERVER_ERROR out of memory storing object: values that clients are sending take half of --client-memory\r\n";
+
+/// Of a line, which cannot be passed over.
+const NO_MEMORY_FOR_LINE: &[u8] =
+    b"SERVER_ERROR out of memory reading request: lines and values that clients are sending take half of --client-memory\r\n";
+
+/// Clients that wait for memory, each since then.
+#[derive(Default, Debug)]
+pub(super) struct Starved {
+    queue: VecDeque<(ClientKey, u64)>,
+}
+
+impl Starved {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl Core {
+    /// Whether so many bytes may be received for the request at the front of a client's input. `false`: it has to wait.
+    pub(super) fn may_receive(&mut self, index: u32, bytes: usize) -> bool {
+        let Some(client) = self.clients.get_mut(index as usize) else { return false };
+        if bytes <= FREE || client.has_received(bytes) {
+            return true;
+        }
+        client.end_receiving();
+        if self.starved.is_empty()
+            && let Some(share) = self.memory.receive(bytes)
+        {
+            client.may_receive(share, &mut self.spare);
+            return true;
+        }
+        if !client.is_starved() {
+            let key = ClientKey { index, generation: client.generation };
+            self.starved.queue.push_back((key, self.now_us));
+        }
+        client.starve(&mut self.spare);
+        false
+    }
+
+    /// Those that wait go on where there is room by now, and are told where there was none in time. Called at every tick: it is others,
+    /// of other workers too, that make room.
+    pub(super) fn feed_starved(&mut self) {
+        let patience = self.parking_patience();
+        while let Some(&(key, since_us)) = self.starved.queue.front() {
+            let client = self.clients.get_mut(key.index as usize);
+            if let Some(client) = client.filter(|c| c.generation == key.generation && c.is_starved() && !c.closing) {
+                if let Some(share) = self.memory.receive(client.need) {
+                    client.may_receive(share, &mut self.spare);
+                } else if self.now_us.saturating_sub(since_us) > patience {
+                    client.refuse_value();
+                } else {
+                    return;
+                }
+                resume_later(client, key.index, &mut self.outbox);
+            }
+            self.starved.queue.pop_front();
+        }
+    }
+
+    /// The request at the front of a client's input found no memory in time.
+    pub(super) fn refuse_starved(&mut self, index: u32, chunk: &mut BytesMut) -> bool {
+        self.stats.refused();
+        match request::parse(chunk, &Limits { item_size_max: 0 }) {
+            Parsed::TooLarge { request, len, swallow } => {
+                if !self.begin_too_large(index, &request, chunk, (len, NO_MEMORY)) {
+                    // Behind an unanswered command on the same key.
+                    self.clients[index as usize].refuse_value();
+                    return false;
+                }
+                self.clients[index as usize].swallow = swallow;
+            }
+            _ => {
+                let client = &mut self.clients[index as usize];
+                let slot = client.open_slot(0, false, false, 0, &mut self.spare);
+                self.answer_client(index, slot, 0, false, Answer::Static(NO_MEMORY_FOR_LINE));
+                self.close_client(index, Ended::NoMemory);
+            }
+        }
+        true
+    }
+}

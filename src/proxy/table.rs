@@ -1,0 +1,117 @@
+//! A worker's unfinished operations, by number.
+//!
+//! As a slab, but an operation is 250 bytes long, and what a slab's removal returns is moved several times: a twentieth part of all
+//! that a `get` costs. Here one that is finished stays where it is, without what it holds, until its place is needed.
+
+use std::ops::{Index, IndexMut};
+
+use super::op::Op;
+
+/// See the module's words.
+#[derive(Default, Debug)]
+pub(super) struct OpTable {
+    places: Vec<Place>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Place {
+    op: Op,
+    taken: bool,
+}
+
+impl OpTable {
+    /// Returns its number.
+    #[inline(always)]
+    pub(super) fn insert(&mut self, op: Op) -> u32 {
+        if let Some(id) = self.free.pop() {
+            self.places[id as usize] = Place { op, taken: true };
+            return id;
+        }
+        self.places.push(Place { op, taken: true });
+        (self.places.len() - 1) as u32
+    }
+
+    pub(super) fn remove(&mut self, id: u32) {
+        let place = &mut self.places[id as usize];
+        debug_assert!(place.taken, "operation {id} is finished twice");
+        place.taken = false;
+        place.op.let_go();
+        self.free.push(id);
+    }
+
+    pub(super) fn get(&self, id: u32) -> Option<&Op> {
+        self.places.get(id as usize).filter(|place| place.taken).map(|place| &place.op)
+    }
+
+    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Op> {
+        self.places.get_mut(id as usize).filter(|place| place.taken).map(|place| &mut place.op)
+    }
+
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.get(id).is_some()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Op> {
+        self.places.iter().filter(|place| place.taken).map(|place| &place.op)
+    }
+}
+
+impl Index<usize> for OpTable {
+    type Output = Op;
+
+    #[inline(always)]
+    fn index(&self, id: usize) -> &Op {
+        let place = &self.places[id];
+        #[cfg(test)]
+        assert!(place.taken, "operation {id} is finished");
+        &place.op
+    }
+}
+
+impl IndexMut<usize> for OpTable {
+    #[inline(always)]
+    fn index_mut(&mut self, id: usize) -> &mut Op {
+        let place = &mut self.places[id];
+        #[cfg(test)]
+        assert!(place.taken, "operation {id} is finished");
+        &mut place.op
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ids::PairId;
+    use crate::proxy::op::{Kind, Origin};
+
+    fn op(ticket: u64) -> Op {
+        Op::new(Origin::Control(ticket), Kind::Set, PairId(0), 0, Bytes::from(vec![b'k'; 100]), (0, 100))
+    }
+
+    #[test]
+    fn a_finished_operation_holds_nothing_and_its_number_is_given_again() {
+        let mut table = OpTable::default();
+        let (one, other) = (table.insert(op(1)), table.insert(op(2)));
+        assert_eq!((table.len(), table.iter().count()), (2, 2));
+        let raw = table[one as usize].raw.clone();
+        assert!(!raw.is_unique());
+        table.remove(one);
+        assert!(raw.is_unique() && !table.contains(one) && table.get_mut(one).is_none());
+        assert_eq!(table.iter().map(|op| op.origin).collect::<Vec<_>>(), [Origin::Control(2)]);
+        assert_eq!(table.insert(op(3)), one);
+        table.remove(other);
+        table.remove(one);
+        assert!(table.is_empty() && table.iter().next().is_none());
+    }
+}
