@@ -24,7 +24,7 @@ use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
 pub use stream::ClientStream;
-use uring::Ring;
+use uring::Uring;
 pub(crate) use worker::Listener;
 use worker::{Beyond, Work, WorkerSetup};
 
@@ -49,12 +49,12 @@ pub fn run(
     let dialer: Arc<dyn Dial> =
         Arc::new(TcpDialer::new(addresses.clone(), settings.timeout.max(settings.probe_timeout)));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
-    let rings = rings(settings.io_uring, settings.threads)?;
+    let urings = urings(settings.io_uring, settings.threads)?;
     let assembly = Assembly::new(settings, topology, (dialer, names));
-    let timekeeper = if rings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
+    let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
-    let threads = prepare(assembly.workers, &listeners, rings, handle, &shutdown).map_err(cannot_start)?;
+    let threads = prepare(assembly.workers, &listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
         // (An error: it has panicked, which joining it says.)
@@ -78,11 +78,11 @@ type Prepared = (JoinHandle<()>, Sender<()>);
 fn prepare(
     workers: Vec<WorkerParts>,
     listeners: &Listeners,
-    rings: Vec<Ring>,
+    urings: Vec<Uring>,
     timekeeper: Option<&Handle>,
     shutdown: &CancellationToken,
 ) -> std::io::Result<Vec<Prepared>> {
-    let mut rings = rings.into_iter();
+    let mut urings = urings.into_iter();
     let (settled, settlements) = channel();
     let mut threads = Vec::new();
     for (index, parts) in workers.into_iter().enumerate() {
@@ -95,17 +95,17 @@ fn prepare(
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
         };
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
-        let ring = rings.next().zip(timekeeper.cloned());
+        let uring = urings.next().zip(timekeeper.cloned());
         let (go, gone) = channel();
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let place = match Place::new(own, ring) {
-                Ok(place) => place,
+            let driver = match Driver::new(own, uring) {
+                Ok(driver) => driver,
                 Err(error) => return drop(settled.send(Err(error))),
             };
             drop(settled.send(Ok(())));
             drop(settled);
             if gone.recv().is_ok() {
-                place.run(parts, shutdown);
+                driver.run(parts, shutdown);
             }
         })?;
         threads.push((thread, go));
@@ -124,39 +124,39 @@ fn panicked() -> std::io::Error {
     std::io::Error::other("a worker thread panicked")
 }
 
-/// Where a worker runs, made on its own thread.
-enum Place {
-    /// All its sockets on a ring; tokio's driver is another thread's.
-    Ring(Box<Ring>, Handle, Vec<Listener>),
+/// What drives the I/O of a worker, made on its own thread.
+enum Driver {
+    /// All its sockets on an io_uring instance; tokio's driver is another thread's.
+    Uring(Box<Uring>, Handle, Vec<Listener>),
     /// In a runtime of its own.
     Epoll(Runtime, Vec<Listener>),
 }
 
-impl Place {
-    fn new(own: Own, ring: Option<(Ring, Handle)>) -> std::io::Result<Place> {
-        if let Some((ring, handle)) = ring {
+impl Driver {
+    fn new(own: Own, uring: Option<(Uring, Handle)>) -> std::io::Result<Driver> {
+        if let Some((uring, handle)) = uring {
             let listeners = own.into_listeners(&handle)?;
-            return Ok(Place::Ring(Box::new(ring.start()?), handle, listeners));
+            return Ok(Driver::Uring(Box::new(uring.start()?), handle, listeners));
         }
         let runtime = Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_PER_TURN).build()?;
         let listeners = own.into_listeners(runtime.handle())?;
-        Ok(Place::Epoll(runtime, listeners))
+        Ok(Driver::Epoll(runtime, listeners))
     }
 
     fn run(self, parts: WorkerParts, shutdown: CancellationToken) {
         match self {
-            Place::Ring(ring, handle, listeners) => {
+            Driver::Uring(uring, handle, listeners) => {
                 let _entered = handle.enter();
-                parts.run_ringed(*ring, listeners, shutdown);
+                parts.run_on_uring(*uring, listeners, shutdown);
             }
-            Place::Epoll(runtime, listeners) => {
+            Driver::Epoll(runtime, listeners) => {
                 LocalSet::new().block_on(&runtime, parts.run(listeners, shutdown));
             }
         }
     }
 }
 
-/// A thread that looks to the timers, the listeners and the dials of workers that sleep in their rings.
+/// A thread that looks to the timers, the listeners and the dials of workers that sleep in their io_uring instances.
 struct Timekeeper {
     handle: Handle,
     over: CancellationToken,
@@ -186,12 +186,12 @@ impl Drop for Timekeeper {
 }
 
 /// One for each worker, or none where sockets are left to epoll.
-fn rings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Ring>> {
+fn urings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Uring>> {
     if mode == IoUringMode::Off {
         return Ok(Vec::new());
     }
-    match (0..workers.max(1)).map(|_| Ring::new()).collect() {
-        Ok(rings) => Ok(rings),
+    match (0..workers.max(1)).map(|_| Uring::new()).collect() {
+        Ok(urings) => Ok(urings),
         Err(error) if mode == IoUringMode::Auto => {
             tracing::info!(%error, "no io_uring here (it takes Linux 6.1, and permission): sockets are on epoll, which costs more");
             Ok(Vec::new())
@@ -232,10 +232,10 @@ impl WorkerParts {
         worker::run(self.core, self.setup, listeners, (self.nodes, self.lanes), shutdown, self.grace).await;
     }
 
-    /// The same on a ring; blocks. In the context of a runtime that another thread drives.
-    fn run_ringed(self, ring: Ring, listeners: Vec<Listener>, shutdown: CancellationToken) {
+    /// The same on an io_uring instance; blocks. In the context of a runtime that another thread drives.
+    fn run_on_uring(self, uring: Uring, listeners: Vec<Listener>, shutdown: CancellationToken) {
         let nodes = (self.nodes, self.lanes);
-        worker::run_ringed(self.core, self.setup, (ring, listeners), nodes, shutdown, self.grace);
+        worker::run_on_uring(self.core, self.setup, (uring, listeners), nodes, shutdown, self.grace);
     }
 }
 

@@ -1,11 +1,11 @@
 //! A worker's sockets on io_uring: one system call hands over all that is to be sent, brings what has come, and waits if nothing has.
 //!
-//! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of the ring's only when something has
+//! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of io_uring's only when something has
 //! come; so an idle client holds none. What came is copied out at once and the buffer given back. A node's bytes go straight to where they
-//! are parsed and passed on from, which is lent to the ring for one receive after the other.
+//! are parsed and passed on from, which is lent to io_uring for one receive after the other.
 //!
 //! The only module with unsafe code: the kernel reads and writes memory behind the compiler's back. What it rests on: memory that an
-//! operation uses stays where it is until the operation's completion was taken ([`Slot::ops`]), and a ring that cannot wait for that
+//! operation uses stays where it is until the operation's completion was taken ([`Slot::ops`]), and an io_uring instance that cannot wait for that
 //! leaks it.
 #![allow(unsafe_code)]
 
@@ -73,7 +73,7 @@ pub(super) enum Owner {
     Node(NodeId, u16),
 }
 
-/// What a ring tells of a socket.
+/// What an io_uring instance tells of a socket.
 #[derive(Debug)]
 pub(super) enum News {
     /// A client sent something.
@@ -96,8 +96,8 @@ pub(super) struct Input {
 }
 
 /// A worker's sockets on io_uring.
-pub(crate) struct Ring {
-    ring: IoUring,
+pub(crate) struct Uring {
+    uring: IoUring,
     buffers: Buffers,
     /// Leaked where the kernel may still use what is in it.
     slots: ManuallyDrop<Slab<Slot>>,
@@ -176,18 +176,18 @@ impl Message {
     }
 }
 
-// SAFETY: the pointers in it are its own memory's, and to no thread's in particular. (The kernel wants the ring to be used by the thread
+// SAFETY: the pointers in it are its own memory's, and to no thread's in particular. (The kernel wants io_uring to be used by the thread
 // that has called `start`; from any other it refuses.)
-unsafe impl Send for Ring {}
+unsafe impl Send for Uring {}
 
-impl Ring {
-    /// A ring that is not running yet, so that it can be made before the thread that will use it.
+impl Uring {
+    /// An io_uring instance that is not running yet, so that it can be made before the thread that will use it.
     ///
     /// # Errors
     ///
     /// The kernel is too old (6.1 has everything), or somebody forbids it to this process.
-    pub(super) fn new() -> io::Result<Ring> {
-        let ring: IoUring = IoUring::builder()
+    pub(super) fn new() -> io::Result<Uring> {
+        let uring: IoUring = IoUring::builder()
             .dontfork()
             .setup_r_disabled()
             .setup_submit_all()
@@ -197,13 +197,13 @@ impl Ring {
             .setup_defer_taskrun()
             .build(SUBMISSIONS)?;
         let buffers = Buffers::new();
-        // SAFETY: the memory is page-aligned, holds as many entries, and lives as long as the ring or longer (see `drop`).
+        // SAFETY: the memory is page-aligned, holds as many entries, and lives as long as io_uring or longer (see `drop`).
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(buffers.list(), BUFFERS, BUFFER_GROUP, 0)?;
+            uring.submitter().register_buf_ring_with_flags(buffers.list(), BUFFERS, BUFFER_GROUP, 0)?;
         }
-        let flags = GET_EVENTS | if ring.params().is_feature_no_iowait() { NO_IOWAIT } else { 0 };
-        let mut ring = Ring {
-            ring,
+        let flags = GET_EVENTS | if uring.params().is_feature_no_iowait() { NO_IOWAIT } else { 0 };
+        let mut uring = Uring {
+            uring,
             buffers,
             slots: ManuallyDrop::new(Slab::new()),
             queued: 0,
@@ -215,10 +215,10 @@ impl Ring {
             alarm: Arc::new(Alarm::new()?),
         };
         for buffer in 0..BUFFERS {
-            ring.buffers.give(buffer);
+            uring.buffers.give(buffer);
         }
-        ring.buffers.publish();
-        Ok(ring)
+        uring.buffers.publish();
+        Ok(uring)
     }
 
     /// Makes the calling thread the one that uses it.
@@ -226,8 +226,8 @@ impl Ring {
     /// # Errors
     ///
     /// The system is short of memory.
-    pub(super) fn start(mut self) -> io::Result<Ring> {
-        self.ring.submitter().register_enable_rings()?;
+    pub(super) fn start(mut self) -> io::Result<Uring> {
+        self.uring.submitter().register_enable_rings()?;
         self.watch_alarm();
         Ok(self)
     }
@@ -299,7 +299,7 @@ impl Ring {
     }
 
     /// Receives nothing more for now. What was received until this takes effect still comes.
-    pub(super) fn hush(&mut self, slot: usize) {
+    pub(super) fn stop_receiving(&mut self, slot: usize) {
         let s = &mut self.slots[slot];
         s.wanted = false;
         if s.receiving && !s.cancelling {
@@ -345,7 +345,7 @@ impl Ring {
 
     /// Its owner gives it up: nothing more is told of it.
     pub(super) fn close(&mut self, slot: usize) {
-        self.hush(slot);
+        self.stop_receiving(slot);
         let s = &mut self.slots[slot];
         s.closed = true;
         if s.sending {
@@ -369,14 +369,14 @@ impl Ring {
         std::mem::take(&mut self.sent)
     }
 
-    /// Hands over what is queued and has the kernel look for what has come, for [`Ring::next`].
+    /// Hands over what is queued and has the kernel look for what has come, for [`Uring::next`].
     pub(super) fn turn(&mut self) {
         self.enter(0);
     }
 
-    /// As [`Ring::turn`], but waits until there is something, or the alarm rings.
+    /// As [`Uring::turn`], but waits until there is something, or the alarm is signalled.
     pub(super) fn sleep(&mut self) {
-        let waits = self.waiting.is_empty() && self.ring.completion().is_empty() && self.alarm.set();
+        let waits = self.waiting.is_empty() && self.uring.completion().is_empty() && self.alarm.set();
         self.enter(usize::from(waits));
         if waits {
             self.alarm.unset();
@@ -388,7 +388,7 @@ impl Ring {
         loop {
             // SAFETY: no arguments beside the numbers.
             match unsafe {
-                self.ring.submitter().enter::<libc::sigset_t>(self.queued, wait_for as u32, self.flags, None)
+                self.uring.submitter().enter::<libc::sigset_t>(self.queued, wait_for as u32, self.flags, None)
             } {
                 Ok(taken) => self.queued -= taken as u32,
                 // A signal, or the kernel is short of memory: what is left is handed over in the next turn.
@@ -400,7 +400,7 @@ impl Ring {
                 {
                     return;
                 }
-                Err(error) => panic!("io_uring_enter of our own ring, on its thread: {error}"),
+                Err(error) => panic!("io_uring_enter of our own uring, on its thread: {error}"),
             }
             if self.waiting.is_empty() {
                 return;
@@ -414,10 +414,10 @@ impl Ring {
         }
     }
 
-    /// The next news of [`Ring::turn`].
+    /// The next news of [`Uring::turn`].
     pub(super) fn next(&mut self) -> Option<News> {
         loop {
-            let entry = self.ring.completion().next()?;
+            let entry = self.uring.completion().next()?;
             let slot = entry.user_data() as u32 as usize;
             let news = match entry.user_data() >> 32 {
                 RECEIVE => self.received(slot, &entry),
@@ -551,7 +551,7 @@ impl Ring {
         s.cancelling = false;
         if result < 0 && s.receiving && !s.wanted {
             // It was just busy with it. (Where it had ended, its last completion came before.)
-            self.hush(slot);
+            self.stop_receiving(slot);
         }
         self.release(slot);
     }
@@ -595,8 +595,8 @@ impl Ring {
     }
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: what the operation uses is the slot's (or the ring's buffers), which stay until its completion was taken.
-        let pushed = unsafe { self.ring.submission().push(entry).is_ok() };
+        // SAFETY: what the operation uses is the slot's (or io_uring's buffers), which stay until its completion was taken.
+        let pushed = unsafe { self.uring.submission().push(entry).is_ok() };
         self.queued += u32::from(pushed);
         pushed
     }
@@ -610,7 +610,7 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for Uring {
     fn drop(&mut self) {
         let slots: Vec<usize> = self.slots.iter().filter(|(_, s)| !s.closed).map(|(slot, _)| slot).collect();
         for slot in slots {

@@ -2,11 +2,11 @@
 //!
 //! Every socket has a small task that reads and feeds the core. All writing is done by one *flusher* task, which runs after the
 //! readers of the same turn of the event loop: so the requests of many clients to one node, and the answers of many requests to one
-//! client, leave in one write. On io_uring there are neither: see `ringed`.
+//! client, leave in one write. On io_uring there are neither: see `on_uring`.
 
 mod flusher;
-mod polled;
-mod ringed;
+mod on_epoll;
+mod on_uring;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -32,9 +32,9 @@ use crate::proxy::{ClientKey, Command, Core, Event, PeerMessage, TOO_MANY};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
-use super::uring::{Owner, Ring};
-use ringed::RingClient;
-pub(super) use ringed::run_ringed;
+use super::uring::{Owner, Uring};
+use on_uring::UringClient;
+pub(super) use on_uring::run_on_uring;
 
 /// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on epoll, clients' only).
 const READS_PER_CLOCK: u32 = 16;
@@ -114,23 +114,23 @@ enum ClientIo {
         /// Woken when the client's input may go on.
         reader: Option<Waker>,
     },
-    /// On the worker's ring.
-    Ring(RingClient),
+    /// On the worker's io_uring.
+    Uring(UringClient),
 }
 
 struct NodeIo {
     stream: NodeSocket,
     /// Its writing half is to be closed, or is.
     shut: bool,
-    /// The task that reads it; those on the ring have none.
+    /// The task that reads it; those on io_uring have none.
     reader: Option<AbortHandle>,
 }
 
 enum NodeSocket {
     /// With a task that reads.
     Stream(NodeStream),
-    /// On the worker's ring, in this place.
-    Ring(usize),
+    /// On the worker's io_uring, in this place.
+    Uring(usize),
 }
 
 /// The I/O state of a worker, shared by its tasks (never across an await).
@@ -138,10 +138,10 @@ pub(crate) struct Shell {
     core: Core,
     clients: Vec<Option<ClientIo>>,
     /// Where all sockets are, if not in tokio's hands.
-    ring: Option<Ring>,
+    uring: Option<Uring>,
     nodes: Vec<Vec<Option<NodeIo>>>,
-    /// Connections on the ring that are to be received from again, and whether more has come than was taken.
-    thirsty: Vec<(NodeId, usize, bool)>,
+    /// Connections on io_uring that are to be received from again, and whether more has come than was taken.
+    to_receive: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
     /// When the clock was last looked at, and how often there is a tick. Microseconds.
@@ -208,13 +208,13 @@ impl Shell {
     fn last_calls(&mut self) {
         self.draining = true;
         self.core.begin_last_turn();
-        let ringed = self.ring.is_some();
-        if ringed {
+        let on_uring = self.uring.is_some();
+        if on_uring {
             self.hear_all();
         }
         for index in self.core.client_indexes() {
-            if ringed {
-                self.last_ring_call(index);
+            if on_uring {
+                self.last_uring_call(index);
             } else {
                 self.last_call(index);
             }
@@ -316,7 +316,7 @@ impl Worker {
     fn new(
         mut core: Core,
         setup: WorkerSetup,
-        ring: Option<Ring>,
+        uring: Option<Uring>,
         (nodes, lanes): (usize, usize),
     ) -> (Worker, Beginning) {
         let started = Instant::now();
@@ -324,9 +324,9 @@ impl Worker {
         let shell = Rc::new(RefCell::new(Shell {
             core,
             clients: Vec::new(),
-            ring,
+            uring,
             nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
-            thirsty: Vec::new(),
+            to_receive: Vec::new(),
             block: BytesMut::new(),
             started,
             looked_us: 0,
@@ -375,7 +375,7 @@ impl Worker {
     }
 
     /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
-    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken. (Or in `ring_cycle`, which does the
+    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken. (Or in `uring_cycle`, which does the
     /// same.)
     fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
         self.work_by(Shell::turn, work)
@@ -433,12 +433,12 @@ impl Worker {
             if shell.clients.len() <= at {
                 shell.clients.resize_with(at + 1, || None);
             }
-            match &mut shell.ring {
-                Some(ring) => match stream.into_blocking() {
+            match &mut shell.uring {
+                Some(uring) => match stream.into_blocking() {
                     Ok(fd) => {
-                        let slot = ring.add(fd, Owner::Client(key.index));
-                        ring.receive(slot);
-                        shell.clients[at] = Some(ClientIo::Ring(RingClient::new(slot)));
+                        let slot = uring.add(fd, Owner::Client(key.index));
+                        uring.receive(slot);
+                        shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
                     }
                     Err(error) => {
                         shell.core.client_gone(key.index);
@@ -508,7 +508,7 @@ impl Worker {
                             let reader = tokio::task::spawn_local(self.clone().read_conn(node, lane));
                             Some(reader.abort_handle())
                         }
-                        NodeSocket::Ring(_) => None,
+                        NodeSocket::Uring(_) => None,
                     };
                     shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false, reader });
                     shell.core.conn_up(node, lane);
@@ -614,12 +614,12 @@ impl Shell {
         for (index, lanes) in self.nodes.iter().enumerate() {
             let node = NodeId(index as u16);
             for (lane, io) in lanes.iter().enumerate() {
-                let bytes = match (io.as_ref().map(|io| &io.stream), &self.ring) {
+                let bytes = match (io.as_ref().map(|io| &io.stream), &self.uring) {
                     (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&(node, lane)) => {
                         self.core.conn(node, lane).unsent()
                     }
                     // What waits behind a send that is not done waits for the same.
-                    (Some(NodeSocket::Ring(slot)), Some(ring)) => ring.unsent(*slot),
+                    (Some(NodeSocket::Uring(slot)), Some(uring)) => uring.unsent(*slot),
                     _ => 0,
                 };
                 let now_us = self.core.now_us;
@@ -634,8 +634,8 @@ impl Shell {
         if let Some(reader) = reader {
             reader.abort();
         }
-        if let (NodeSocket::Ring(slot), Some(ring)) = (stream, &mut self.ring) {
-            ring.close(slot);
+        if let (NodeSocket::Uring(slot), Some(uring)) = (stream, &mut self.uring) {
+            uring.close(slot);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What wakes a worker's thread where it sleeps in its ring.
+//! What wakes a worker's thread where it sleeps in its io_uring.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,21 +9,21 @@ use std::task::Wake;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 const QUIET: u8 = 0;
-const RUNG: u8 = 1;
+const SIGNALLED: u8 = 1;
 const ASLEEP: u8 = 2;
 
 /// The waker of all that a worker does beside its sockets. It makes a system call only where the worker sleeps.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     state: AtomicU8,
-    /// Polled by the ring, and never read from: every write is told of.
+    /// Polled by io_uring, and never read from: every write is told of.
     event: EventFd,
 }
 
 impl Alarm {
     pub(super) fn new() -> io::Result<Alarm> {
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Alarm { state: AtomicU8::new(RUNG), event })
+        Ok(Alarm { state: AtomicU8::new(SIGNALLED), event })
     }
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
@@ -31,24 +31,24 @@ impl Alarm {
     }
 
     /// From any thread.
-    fn ring(&self) {
-        if self.state.swap(RUNG, Ordering::AcqRel) == ASLEEP {
+    fn signal(&self) {
+        if self.state.swap(SIGNALLED, Ordering::AcqRel) == ASLEEP {
             // It cannot fail: the count would have to reach 2^64.
             let _ = self.event.write(1);
         }
     }
 
-    /// Whether it rings.
-    fn is_rung(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == RUNG
+    /// It was signalled since it was last asked.
+    fn is_signalled(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == SIGNALLED
     }
 
-    /// Whether it has rung since this was last asked.
+    /// As [`Alarm::is_signalled`], and clears it.
     pub(crate) fn take(&self) -> bool {
-        self.is_rung() && self.state.swap(QUIET, Ordering::AcqRel) == RUNG
+        self.is_signalled() && self.state.swap(QUIET, Ordering::AcqRel) == SIGNALLED
     }
 
-    /// Before the worker sleeps: from here on whoever rings sees to it that the ring has news. `false`: it rings.
+    /// Before the worker sleeps: from here on a signal also wakes it through io_uring. `false`: it is signalled already.
     pub(super) fn set(&self) -> bool {
         self.state.compare_exchange(QUIET, ASLEEP, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
@@ -61,10 +61,10 @@ impl Alarm {
 
 impl Wake for Alarm {
     fn wake(self: Arc<Alarm>) {
-        self.ring();
+        self.signal();
     }
 
     fn wake_by_ref(self: &Arc<Alarm>) {
-        self.ring();
+        self.signal();
     }
 }

@@ -1,4 +1,4 @@
-//! A ring over pairs of unix sockets.
+//! An io_uring instance over pairs of unix sockets.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,11 +15,11 @@ use super::*;
 const NODE: NodeId = NodeId(3);
 const LANE: u16 = 1;
 
-impl Ring {
-    /// A ring, or a word that the system has none.
-    pub(in crate::server) fn for_test() -> Option<Ring> {
-        match Ring::new() {
-            Ok(ring) => Some(ring),
+impl Uring {
+    /// An io_uring instance, or a word that the system has none.
+    pub(in crate::server) fn for_test() -> Option<Uring> {
+        match Uring::new() {
+            Ok(uring) => Some(uring),
             Err(error) => {
                 assert!(
                     matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)),
@@ -32,9 +32,9 @@ impl Ring {
     }
 }
 
-/// A ring, and what it has told.
+/// An io_uring instance, and what it has told.
 struct World {
-    ring: Ring,
+    uring: Uring,
     /// Of clients.
     heard: HashMap<u32, Vec<u8>>,
     /// Of the node, as long as nothing is received from it.
@@ -46,14 +46,14 @@ struct World {
 impl World {
     /// `None` where the system has no io_uring.
     fn start() -> Option<World> {
-        let ring = Ring::for_test()?.start().expect("started on this thread");
-        Some(World { ring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new() })
+        let uring = Uring::for_test()?.start().expect("started on this thread");
+        Some(World { uring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new() })
     }
 
     /// A client and its slot.
     fn connect(&mut self, owner: u32) -> (UnixStream, usize) {
         let (far, slot) = self.add(Owner::Client(owner));
-        self.ring.receive(slot);
+        self.uring.receive(slot);
         (far, slot)
     }
 
@@ -65,7 +65,7 @@ impl World {
     fn add(&mut self, owner: Owner) -> (UnixStream, usize) {
         let (far, near) = UnixStream::pair().expect("a pair");
         far.set_nonblocking(true).expect("set");
-        (far, self.ring.add(near.into(), owner))
+        (far, self.uring.add(near.into(), owner))
     }
 
     /// Takes all there is now.
@@ -73,14 +73,14 @@ impl World {
         let mut in_vain = 0;
         // (The kernel does some twenty things in a turn, of which nothing may be told.)
         while in_vain < 2 + self.slots() / 10 {
-            self.ring.turn();
+            self.uring.turn();
             in_vain += 1;
-            while let Some(news) = self.ring.next() {
+            while let Some(news) = self.uring.next() {
                 in_vain = 0;
                 match news {
                     News::Input(owner, input) => {
-                        self.heard.entry(owner).or_default().extend_from_slice(self.ring.input(&input));
-                        self.ring.give(input);
+                        self.heard.entry(owner).or_default().extend_from_slice(self.uring.input(&input));
+                        self.uring.give(input);
                     }
                     News::Filled(node, lane, room) => {
                         assert_eq!((node, lane), (NODE, LANE));
@@ -103,18 +103,18 @@ impl World {
         let watch = std::thread::spawn(move || {
             if let Err(mpsc::RecvTimeoutError::Timeout) = in_time.recv_timeout(Duration::from_secs(60)) {
                 // Whatever would wake it may be what is broken.
-                eprintln!("nothing woke the ring");
+                eprintln!("nothing woke the uring");
                 std::process::abort();
             }
         });
-        self.ring.sleep();
+        self.uring.sleep();
         drop(woken);
         watch.join().expect("joined");
     }
 
     /// Slots in use, of clients that are gone too.
     fn slots(&self) -> usize {
-        self.ring.slots.len()
+        self.uring.slots.len()
     }
 }
 
@@ -181,10 +181,10 @@ fn a_large_answer_of_many_pieces_arrives_whole_and_in_order_however_slowly_it_is
         expected.extend_from_slice(b"VALUE ");
         expected.extend_from_slice(&value);
     }
-    assert!(world.ring.send(slot, &mut out), "nothing is under way");
+    assert!(world.uring.send(slot, &mut out), "nothing is under way");
     assert!(out.is_empty());
     out.put(b"END\r\n");
-    assert!(!world.ring.send(slot, &mut out), "one at a time");
+    assert!(!world.uring.send(slot, &mut out), "one at a time");
     assert_eq!(out.len(), 5, "what is not taken stays");
     let mut got = Vec::new();
     while got.len() < expected.len() {
@@ -194,35 +194,35 @@ fn a_large_answer_of_many_pieces_arrives_whole_and_in_order_however_slowly_it_is
     world.take();
     assert!(got == expected);
     assert_eq!(
-        (world.ring.take_sent(), &world.sent[..]),
+        (world.uring.take_sent(), &world.sent[..]),
         (expected.len(), &[Owner::Client(7)][..]),
         "told once, for it was asked"
     );
-    assert!(world.ring.send(slot, &mut out));
+    assert!(world.uring.send(slot, &mut out));
     world.take();
     assert_eq!(read_now(&mut client), b"END\r\n");
     assert_eq!(world.sent, [Owner::Client(7)], "nobody waited");
 }
 
 #[test]
-fn a_hushed_client_is_not_read_until_it_goes_on_and_loses_nothing() {
+fn a_client_whose_receiving_stopped_goes_on_and_loses_nothing() {
     let Some(mut world) = World::start() else { return };
     let (mut client, slot) = world.connect(1);
     client.write_all(b"one ").expect("written");
     world.take();
-    world.ring.hush(slot);
+    world.uring.stop_receiving(slot);
     world.take();
     client.write_all(b"two ").expect("written");
     world.take();
     assert_eq!(world.heard[&1], b"one ");
     // Both in one turn, in either order.
-    world.ring.receive(slot);
-    world.ring.hush(slot);
-    world.ring.receive(slot);
+    world.uring.receive(slot);
+    world.uring.stop_receiving(slot);
+    world.uring.receive(slot);
     world.take();
     client.write_all(b"three ").expect("written");
-    world.ring.hush(slot);
-    world.ring.receive(slot);
+    world.uring.stop_receiving(slot);
+    world.uring.receive(slot);
     world.take();
     client.write_all(b"four").expect("written");
     world.take();
@@ -235,7 +235,7 @@ fn a_client_that_is_gone_leaves_nothing_behind_and_is_told_of_no_more() {
     let (mut client, slot) = world.connect(1);
     world.take();
     client.write_all(b"too late").expect("written");
-    world.ring.close(slot);
+    world.uring.close(slot);
     assert_eq!(world.slots(), 1, "its receive is under way");
     world.take();
     assert_eq!((world.slots(), world.heard.len(), world.ended.len()), (0, 0, 0));
@@ -244,9 +244,9 @@ fn a_client_that_is_gone_leaves_nothing_behind_and_is_told_of_no_more() {
     let (_client, slot) = world.connect(2);
     let mut out = OutQueue::default();
     out.put(&vec![b'x'; 4 << 20]);
-    assert!(world.ring.send(slot, &mut out));
+    assert!(world.uring.send(slot, &mut out));
     world.take();
-    world.ring.close(slot);
+    world.uring.close(slot);
     world.take();
     assert_eq!((world.slots(), world.sent.len()), (0, 0));
 }
@@ -259,23 +259,23 @@ fn a_send_that_fails_says_so() {
     drop(client);
     let mut out = OutQueue::default();
     out.put(b"anybody?");
-    assert!(world.ring.send(slot, &mut out));
+    assert!(world.uring.send(slot, &mut out));
     world.take();
-    assert!(world.ring.is_broken(slot));
+    assert!(world.uring.is_broken(slot));
     assert_eq!((&world.ended[..], &world.sent[..]), (&[Owner::Client(1)][..], &[Owner::Client(1)][..]));
 }
 
 #[test]
-fn a_ring_that_is_given_up_waits_for_what_is_under_way() {
+fn a_uring_that_is_given_up_waits_for_what_is_under_way() {
     let Some(mut world) = World::start() else { return };
     let mut clients: Vec<_> = (0..100).map(|owner| world.connect(owner)).collect();
     world.take();
     for (_, slot) in &clients {
         let mut out = OutQueue::default();
         out.put(&vec![b'x'; 1 << 20]);
-        assert!(world.ring.send(*slot, &mut out));
+        assert!(world.uring.send(*slot, &mut out));
     }
-    world.ring.turn();
+    world.uring.turn();
     drop(world);
     for (client, _) in &mut clients {
         let got = read_now(client);
@@ -292,7 +292,7 @@ fn slow_readers_of_large_answers_keep_nobody_from_being_heard() {
     for (_, slot) in &readers {
         let mut out = OutQueue::default();
         out.put(&vec![b'x'; 8 << 20]);
-        assert!(world.ring.send(*slot, &mut out));
+        assert!(world.uring.send(*slot, &mut out));
     }
     world.take();
     for _ in 0..5 {
@@ -312,8 +312,8 @@ fn slow_readers_of_large_answers_keep_nobody_from_being_heard() {
 #[test]
 fn an_alarm_from_any_thread_ends_every_sleep_and_is_never_missed() {
     let Some(mut world) = World::start() else { return };
-    let alarm = world.ring.alarm().clone();
-    assert!(alarm.take(), "it rings at first, for nothing was looked to yet");
+    let alarm = world.uring.alarm().clone();
+    assert!(alarm.take(), "it urings at first, for nothing was looked to yet");
     let (asleep, about_to) = mpsc::channel();
     let waker = Waker::from(alarm.clone());
     let ringer = std::thread::spawn(move || {
@@ -326,7 +326,7 @@ fn an_alarm_from_any_thread_ends_every_sleep_and_is_never_missed() {
         asleep.send(()).expect("the ringer lives");
         while !alarm.take() {
             world.sleep();
-            assert!(world.ring.next().is_none(), "that is nobody's news");
+            assert!(world.uring.next().is_none(), "that is nobody's news");
         }
     }
     drop(asleep);
@@ -336,14 +336,14 @@ fn an_alarm_from_any_thread_ends_every_sleep_and_is_never_missed() {
 #[test]
 fn whoever_is_awake_is_not_signalled() {
     let Some(mut world) = World::start() else { return };
-    let alarm = world.ring.alarm().clone();
+    let alarm = world.uring.alarm().clone();
     let waker = Waker::from(alarm.clone());
     for _ in 0..10 {
         waker.wake_by_ref();
         assert!(alarm.take() && !alarm.take());
         waker.wake_by_ref();
-        world.ring.sleep();
-        assert!(alarm.take(), "it does not sleep while it rings");
+        world.uring.sleep();
+        assert!(alarm.take(), "it does not sleep while it urings");
     }
     let mut signals = [0; 8];
     assert_eq!(nix::unistd::read(alarm.event(), &mut signals), Err(Errno::EAGAIN), "never signalled");
@@ -360,12 +360,12 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
     let mut room = BytesMut::with_capacity(1 << 16);
     room.extend_from_slice(b"the beginning, ");
     let at = room.as_ptr();
-    world.ring.receive_into(slot, room, true);
+    world.uring.receive_into(slot, room, true);
     world.take();
     for round in 0..200 {
         let room = world.room.take().expect("filled");
         assert_eq!((&room[..], room.as_ptr()), (&expected[..], at));
-        world.ring.receive_into(slot, room, round % 2 == 0);
+        world.uring.receive_into(slot, room, round % 2 == 0);
         world.take();
         assert!(world.room.is_none(), "nothing has come");
         let more = vec![round as u8; 7 * round + 1];
@@ -385,19 +385,19 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
     let room = world.room.take().expect("filled");
     assert_eq!((room.len(), room.capacity()), (1 << 16, 1 << 16));
     assert!(room == expected);
-    world.ring.receive_into(slot, BytesMut::with_capacity(1 << 16), true);
+    world.uring.receive_into(slot, BytesMut::with_capacity(1 << 16), true);
     world.take();
     assert!(world.room.take().is_some_and(|rest| !rest.is_empty() && rest.iter().all(|b| *b == rest[0])));
     let mut out = OutQueue::default();
     out.put(b"get key\r\n");
-    assert!(world.ring.send(slot, &mut out));
+    assert!(world.uring.send(slot, &mut out));
     world.take();
-    assert_eq!((read_now(&mut node).len(), world.ring.take_sent()), (9, 0), "counted is what clients get");
+    assert_eq!((read_now(&mut node).len(), world.uring.take_sent()), (9, 0), "counted is what clients get");
     drop(node);
-    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
     assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
-    world.ring.close(slot);
+    world.uring.close(slot);
     assert_eq!(world.slots(), 0);
 }
 
@@ -405,10 +405,10 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
 fn a_node_that_is_given_up_while_it_is_received_from_keeps_its_room_until_the_kernel_is_done() {
     let Some(mut world) = World::start() else { return };
     let (mut node, slot) = world.dial();
-    world.ring.receive_into(slot, BytesMut::with_capacity(1 << 16), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(1 << 16), false);
     world.take();
     node.write_all(b"too late").expect("written");
-    world.ring.close(slot);
+    world.uring.close(slot);
     assert_eq!(world.slots(), 1, "its receive is under way");
     world.take();
     assert_eq!((world.slots(), world.room.is_none(), world.ended.len()), (0, true, 0));
@@ -418,20 +418,20 @@ fn a_node_that_is_given_up_while_it_is_received_from_keeps_its_room_until_the_ke
 fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
     let Some(mut world) = World::start() else { return };
     let (mut node, slot) = world.dial();
-    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
     node.shutdown(Shutdown::Read).expect("half closed");
     let mut out = OutQueue::default();
     out.put(b"get key\r\n");
-    assert!(world.ring.send(slot, &mut out));
+    assert!(world.uring.send(slot, &mut out));
     world.take();
-    assert!(world.ring.is_broken(slot));
+    assert!(world.uring.is_broken(slot));
     // It may still carry out what it was sent before, so only it can end the connection.
     assert!(world.ended.is_empty());
     node.write_all(b"STORED\r\n").expect("sent");
     world.take();
     assert_eq!(world.room.take().as_deref(), Some(&b"STORED\r\n"[..]));
-    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     node.set_nonblocking(false).expect("set");
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "it sees that nothing more comes");
     drop(node);
@@ -443,12 +443,12 @@ fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
 fn a_node_to_which_a_send_fails_for_want_of_memory_sees_that_nothing_more_comes() {
     let Some(mut world) = World::start() else { return };
     let (mut node, slot) = world.dial();
-    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
     // As if one had been under way.
-    (world.ring.slots[slot].ops, world.ring.slots[slot].sending) = (2, true);
-    assert!(matches!(world.ring.has_sent(slot, -libc::ENOMEM), Some(News::Sent(_))));
-    assert!(world.ring.is_broken(slot));
+    (world.uring.slots[slot].ops, world.uring.slots[slot].sending) = (2, true);
+    assert!(matches!(world.uring.has_sent(slot, -libc::ENOMEM), Some(News::Sent(_))));
+    assert!(world.uring.is_broken(slot));
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "its end");
     world.take();
     assert!(world.ended.is_empty(), "not before it ends the connection itself");
@@ -461,12 +461,12 @@ fn a_node_to_which_a_send_fails_for_want_of_memory_sees_that_nothing_more_comes(
 fn a_node_whose_framing_is_in_doubt_sees_the_end_and_is_heard_out() {
     let Some(mut world) = World::start() else { return };
     let (mut node, slot) = world.dial();
-    world.ring.receive_into(slot, BytesMut::with_capacity(100), false);
+    world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     let mut out = OutQueue::default();
     out.put(&vec![b'x'; 4 << 20]);
-    assert!(world.ring.send(slot, &mut out), "more than fits");
+    assert!(world.uring.send(slot, &mut out), "more than fits");
     world.take();
-    world.ring.shut(slot);
+    world.uring.shut(slot);
     world.take();
     let got = read_now(&mut node);
     assert!(got.len() < 4 << 20 && got.iter().all(|&b| b == b'x'));

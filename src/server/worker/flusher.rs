@@ -152,7 +152,7 @@ impl Worker {
                         waker.wake();
                     }
                 }
-                Some(Some(ClientIo::Ring(_))) => shell.resume_ringed(index),
+                Some(Some(ClientIo::Uring(_))) => shell.resume_on_uring(index),
                 _ => {}
             }
         }
@@ -197,13 +197,14 @@ impl Worker {
                 }
                 None => Poll::Ready(Ok(())),
             },
-            ClientIo::Ring(io) => {
-                let Some(ring) = &mut shell.ring else { return };
+            ClientIo::Uring(io) => {
+                let Some(uring) = &mut shell.uring else { return };
                 let closes = client.closing && client.is_idle();
                 let unsent = client.unsent().filter(|out| !out.is_empty());
-                if ring.is_broken(io.slot) {
+                if uring.is_broken(io.slot) {
                     Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
-                } else if unsent.is_some_and(|out| !ring.send(io.slot, out)) || closes && ring.waits_for_send(io.slot) {
+                } else if unsent.is_some_and(|out| !uring.send(io.slot, out)) || closes && uring.waits_for_send(io.slot)
+                {
                     Poll::Pending
                 } else {
                     Poll::Ready(Ok(()))
@@ -215,8 +216,8 @@ impl Worker {
                 client.dirty = true;
             }
             Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if let (ClientIo::Ring(io), Some(ring), Some(share)) = (io, &mut shell.ring, client.handed_on()) {
-                    ring.keep(io.slot, share);
+                if let (ClientIo::Uring(io), Some(uring), Some(share)) = (io, &mut shell.uring, client.handed_on()) {
+                    uring.keep(io.slot, share);
                 }
                 shell.core.resume_if_ready(index);
                 shell.core.client_written(index);
@@ -235,9 +236,9 @@ impl Worker {
                 self.count.fetch_sub(1, Ordering::Relaxed);
                 match gone {
                     Some(ClientIo::Stream { reader: Some(waker), .. }) => waker.wake(),
-                    Some(ClientIo::Ring(io)) => {
-                        if let Some(ring) = &mut shell.ring {
-                            ring.close(io.slot);
+                    Some(ClientIo::Uring(io)) => {
+                        if let Some(uring) = &mut shell.uring {
+                            uring.close(io.slot);
                         }
                     }
                     _ => {}
@@ -268,29 +269,29 @@ impl Shell {
         if state == LinkState::Discarding {
             if !io.shut {
                 io.shut = true;
-                match (&mut io.stream, &mut self.ring) {
+                match (&mut io.stream, &mut self.uring) {
                     // An error means that it is closed already; reading finds that out.
                     (NodeSocket::Stream(stream), _) => drop(Pin::new(stream).poll_shutdown(cx)),
-                    (NodeSocket::Ring(slot), Some(ring)) => ring.shut(*slot),
-                    (NodeSocket::Ring(_), None) => {}
+                    (NodeSocket::Uring(slot), Some(uring)) => uring.shut(*slot),
+                    (NodeSocket::Uring(_), None) => {}
                 }
             }
             return;
         }
         // A broken connection is found by its reader.
-        match (&mut io.stream, &mut self.ring) {
+        match (&mut io.stream, &mut self.uring) {
             (NodeSocket::Stream(stream), _) => {
                 if write_out(out, |slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices)).is_pending() {
                     self.core.conn(node, lane).dirty = true;
                     self.blocked_conns.push((node, lane));
                 }
             }
-            (NodeSocket::Ring(slot), Some(ring)) => {
-                if !out.is_empty() && !ring.is_broken(*slot) && !ring.send(*slot, out) {
+            (NodeSocket::Uring(slot), Some(uring)) => {
+                if !out.is_empty() && !uring.is_broken(*slot) && !uring.send(*slot, out) {
                     self.core.conn(node, lane).dirty = true;
                 }
             }
-            (NodeSocket::Ring(_), None) => {}
+            (NodeSocket::Uring(_), None) => {}
         }
     }
 }

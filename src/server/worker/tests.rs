@@ -151,8 +151,8 @@ impl Dial for TcpDialer {
     }
 }
 
-/// A worker on a ring, in a thread of its own, over real sockets.
-struct RingWorld {
+/// A worker on an io_uring instance, in a thread of its own, over real sockets.
+struct UringWorld {
     node: TcpListener,
     front: SocketAddr,
     events: UnboundedReceiver<Event>,
@@ -162,10 +162,10 @@ struct RingWorld {
     _commands: UnboundedSender<Command>,
 }
 
-impl RingWorld {
+impl UringWorld {
     /// `None` where the system has no io_uring.
-    fn start() -> Option<RingWorld> {
-        let ring = Ring::for_test()?;
+    fn start() -> Option<UringWorld> {
+        let uring = Uring::for_test()?;
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         // So that little is enough to fill a connection.
         socket.set_recv_buffer_size(4096).expect("set");
@@ -182,9 +182,9 @@ impl RingWorld {
         let worker = std::thread::spawn(move || {
             let _entered = runtime.enter();
             let listener = Listener::Tcp(tokio::net::TcpListener::from_std(clients).expect("registered"));
-            run_ringed(core, setup, (ring.start().expect("started"), vec![listener]), (1, 1), until, Duration::ZERO);
+            run_on_uring(core, setup, (uring.start().expect("started"), vec![listener]), (1, 1), until, Duration::ZERO);
         });
-        Some(RingWorld { node, front, events, timekeeper, shutdown, worker: Some(worker), _commands: commands })
+        Some(UringWorld { node, front, events, timekeeper, shutdown, worker: Some(worker), _commands: commands })
     }
 
     fn connect(&self) -> TcpStream {
@@ -219,7 +219,7 @@ impl RingWorld {
     }
 }
 
-impl Drop for RingWorld {
+impl Drop for UringWorld {
     fn drop(&mut self) {
         self.shutdown.cancel();
         let ended = self.worker.take().expect("joined once").join();
@@ -244,7 +244,7 @@ fn answer(client: &mut TcpStream, node: &mut TcpStream) {
 }
 
 /// More than the node's connection takes, from clients that wait for it. Returns what the node sees of it.
-fn fill(world: &mut RingWorld) -> (Vec<TcpStream>, TcpStream) {
+fn fill(world: &mut UringWorld) -> (Vec<TcpStream>, TcpStream) {
     let mut clients: Vec<_> = (0..4).map(|_| world.connect()).collect();
     for client in &mut clients {
         for _ in 0..3 {
@@ -262,7 +262,7 @@ fn fill(world: &mut RingWorld) -> (Vec<TcpStream>, TcpStream) {
 /// A connection in doubt has drained when the *node* has closed it: until then it may carry out what it was sent.
 #[test]
 fn a_node_in_doubt_whose_connection_takes_no_more_sees_the_end_and_is_waited_for() {
-    let Some(mut world) = RingWorld::start() else { return };
+    let Some(mut world) = UringWorld::start() else { return };
     let (_clients, mut node) = fill(&mut world);
     node.write_all(b"nonsense\r\n").expect("sent");
     world.wait_for("in doubt", |event| matches!(event, Event::Undrained { .. }));
@@ -285,7 +285,7 @@ fn a_node_in_doubt_whose_connection_takes_no_more_sees_the_end_and_is_waited_for
 /// What waits for room on a connection must not go on waiting on the next one. (A node that is killed mostly fails the send first.)
 #[test]
 fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_next() {
-    let Some(mut world) = RingWorld::start() else { return };
+    let Some(mut world) = UringWorld::start() else { return };
     let (_clients, first) = fill(&mut world);
     first.shutdown(Shutdown::Write).expect("half closed");
     world.wait_for_fault(Reason::Reset);
@@ -298,7 +298,7 @@ fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_ne
 /// It sleeps with nothing that would wake it but what comes, and then with a tick.
 #[test]
 fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_time_before() {
-    let Some(mut world) = RingWorld::start() else { return };
+    let Some(mut world) = UringWorld::start() else { return };
     let mut client = world.connect();
     client.write_all(ASK).expect("sent");
     let mut node = world.dialled();
@@ -323,14 +323,14 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
 /// Nodes are not to blame for the time in which a worker that stops takes what clients have sent, and sends nothing on.
 #[test]
 fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
-    let Some(ring) = Ring::for_test() else { return };
+    let Some(uring) = Uring::for_test() else { return };
     let timekeeper = Timekeeper::start().expect("a thread");
     let _entered = timekeeper.handle.enter();
     let tasks = LocalSet::new();
     let _local = tasks.enter();
     let node = SocketAddr::from(([127, 0, 0, 1], 1));
     let (core, setup, _commands, _events) = parts(Arc::new(TcpDialer(node)));
-    let (worker, _beginning) = Worker::new(core, setup, Some(ring.start().expect("started")), (1, 1));
+    let (worker, _beginning) = Worker::new(core, setup, Some(uring.start().expect("started")), (1, 1));
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
     let (accepted, _) = listener.accept().expect("accepted");

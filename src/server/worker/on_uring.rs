@@ -13,7 +13,7 @@ use crate::backend::NodeStream;
 use crate::ids::NodeId;
 use crate::proxy::Core;
 use crate::server::stream::into_blocking;
-use crate::server::uring::{News, Owner, Ring};
+use crate::server::uring::{News, Owner, Uring};
 
 use super::flusher::GATHER_ENOUGH;
 use super::{ClientIo, Listener, NodeIo, NodeSocket, Shell, Worker, WorkerSetup};
@@ -24,60 +24,60 @@ const NEWS_PER_TURN: usize = 256;
 /// How long what clients had sent by the shutdown is listened to at most: some send without end.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
-pub(super) struct RingClient {
+pub(super) struct UringClient {
     /// Its place there.
     pub(super) slot: usize,
     /// Its input has to wait.
     pub(super) held: bool,
-    /// What came nevertheless, until the ring stopped receiving.
+    /// What came nevertheless, until io_uring stopped receiving.
     pub(super) backlog: Vec<u8>,
     /// Nothing comes behind the backlog.
     pub(super) ended: bool,
 }
 
-impl RingClient {
-    pub(super) fn new(slot: usize) -> RingClient {
-        RingClient { slot, held: false, backlog: Vec::new(), ended: false }
+impl UringClient {
+    pub(super) fn new(slot: usize) -> UringClient {
+        UringClient { slot, held: false, backlog: Vec::new(), ended: false }
     }
 }
 
-/// Runs a worker whose sockets are on `ring` on the current thread, until `shutdown`, then until its clients are answered or `grace` is
+/// Runs a worker whose sockets are on `uring` on the current thread, until `shutdown`, then until its clients are answered or `grace` is
 /// over. In the context of a runtime that another thread drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
-pub(crate) fn run_ringed(
+pub(crate) fn run_on_uring(
     core: Core,
     setup: WorkerSetup,
-    (ring, listeners): (Ring, Vec<Listener>),
+    (uring, listeners): (Uring, Vec<Listener>),
     (nodes, lanes): (usize, usize),
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let alarm = ring.alarm().clone();
+    let alarm = uring.alarm().clone();
     let waker = Waker::from(alarm.clone());
     let mut cx = Context::from_waker(&waker);
     let tasks = LocalSet::new();
     let _entered = tasks.enter();
-    let (worker, beginning) = Worker::new(core, setup, Some(ring), (nodes, lanes));
+    let (worker, beginning) = Worker::new(core, setup, Some(uring), (nodes, lanes));
     let mut serving = pin!(tasks.run_until(worker.clone().serve(beginning, listeners, shutdown, grace)));
     loop {
         if alarm.take() && serving.as_mut().poll(&mut cx).is_ready() {
             return;
         }
-        worker.ring_cycle(&mut cx);
+        worker.uring_cycle(&mut cx);
     }
 }
 
 impl Worker {
     /// Takes what has come, hands over what there is to be sent, and waits where nothing is left to be done.
-    fn ring_cycle(&self, cx: &mut Context<'_>) {
-        // (The core hears of nothing before a look at the clock, see `ring_news`.)
+    fn uring_cycle(&self, cx: &mut Context<'_>) {
+        // (The core hears of nothing before a look at the clock, see `uring_news`.)
         let shell = &mut *self.shell.borrow_mut();
-        shell.hear_ring();
+        shell.hear_uring();
         // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
         if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
             // Clients that were just answered ask again, so a node gets their requests in one piece and not in many.
             self.flush_clients(shell, cx);
-            shell.turn_ring();
-            shell.hear_ring();
+            shell.turn_uring();
+            shell.hear_uring();
         }
         self.flush_all(shell, cx);
         shell.receive_from_nodes();
@@ -85,33 +85,33 @@ impl Worker {
         shell.wake();
         // (Clients whose input goes on, after all others from which something has come.)
         let is_left = shell.has_output();
-        let Some(ring) = &mut shell.ring else { return };
-        shell.stats.gave(ring.take_sent());
+        let Some(uring) = &mut shell.uring else { return };
+        shell.stats.gave(uring.take_sent());
         if is_left {
-            ring.turn();
+            uring.turn();
         } else {
-            ring.sleep();
+            uring.sleep();
         }
     }
 }
 
 impl Shell {
-    fn turn_ring(&mut self) {
+    fn turn_uring(&mut self) {
         // It may take long where much is sent.
         self.reads_on_clock = 0;
-        if let Some(ring) = &mut self.ring {
-            ring.turn();
+        if let Some(uring) = &mut self.uring {
+            uring.turn();
         }
     }
 
     /// Puts a node's connection where its bytes are seen to.
     pub(super) fn take_on(&mut self, node: NodeId, lane: usize, stream: NodeStream) -> io::Result<NodeSocket> {
-        let Some(ring) = &mut self.ring else { return Ok(NodeSocket::Stream(stream)) };
+        let Some(uring) = &mut self.uring else { return Ok(NodeSocket::Stream(stream)) };
         match stream.into_tcp() {
             Ok(stream) => {
-                let slot = ring.add(into_blocking(stream)?, Owner::Node(node, lane as u16));
-                self.thirsty.push((node, lane, false));
-                Ok(NodeSocket::Ring(slot))
+                let slot = uring.add(into_blocking(stream)?, Owner::Node(node, lane as u16));
+                self.to_receive.push((node, lane, false));
+                Ok(NodeSocket::Uring(slot))
             }
             Err(stream) => Ok(NodeSocket::Stream(stream)),
         }
@@ -119,31 +119,31 @@ impl Shell {
 
     /// Goes on with the nodes from which something has come.
     fn receive_from_nodes(&mut self) {
-        let Shell { core, nodes, thirsty, ring: Some(ring), .. } = self else { return };
-        for (node, lane, more) in thirsty.drain(..) {
-            if let Some(NodeIo { stream: NodeSocket::Ring(slot), .. }) = nodes[node.index()][lane] {
-                ring.receive_into(slot, std::mem::take(core.conn(node, lane).room()), more);
+        let Shell { core, nodes, to_receive, uring: Some(uring), .. } = self else { return };
+        for (node, lane, more) in to_receive.drain(..) {
+            if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = nodes[node.index()][lane] {
+                uring.receive_into(slot, std::mem::take(core.conn(node, lane).room()), more);
             }
         }
     }
 
     /// Takes what has come.
-    fn hear_ring(&mut self) {
+    fn hear_uring(&mut self) {
         for _ in 0..NEWS_PER_TURN {
-            let Some(news) = self.ring.as_mut().and_then(Ring::next) else { return };
+            let Some(news) = self.uring.as_mut().and_then(Uring::next) else { return };
             self.turn_of_many();
-            self.ring_news(news);
+            self.uring_news(news);
         }
     }
 
-    fn ring_news(&mut self, news: News) {
+    fn uring_news(&mut self, news: News) {
         match news {
             News::Input(owner, input) => {
-                let Shell { core, clients, block, ring: Some(ring), .. } = self else { return };
-                let bytes = ring.input(&input);
+                let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
+                let bytes = uring.input(&input);
                 self.reads = self.reads.wrapping_add(1);
                 self.stats.took(bytes.len());
-                let Some(Some(ClientIo::Ring(io))) = clients.get_mut(owner as usize) else { return ring.give(input) };
+                let Some(Some(ClientIo::Uring(io))) = clients.get_mut(owner as usize) else { return uring.give(input) };
                 let over = io.ended || core.client(owner).is_none_or(|client| client.closing);
                 if !over && !io.held {
                     take(core, block, owner, bytes);
@@ -152,23 +152,23 @@ impl Shell {
                     if !over {
                         io.backlog.extend_from_slice(bytes);
                     }
-                    ring.hush(io.slot);
+                    uring.stop_receiving(io.slot);
                 }
-                ring.give(input);
+                uring.give(input);
             }
             News::Filled(node, lane, room) => {
                 let lane = usize::from(lane);
                 let full = room.len() == room.capacity();
                 self.core.conn(node, lane).input = room;
                 self.hear_node(node, lane);
-                self.thirsty.push((node, lane, full));
+                self.to_receive.push((node, lane, full));
             }
             News::NodeEnd { node, lane, by_node } => {
                 let lane = usize::from(lane);
-                if let Some(NodeIo { stream: NodeSocket::Ring(slot), .. }) = self.nodes[node.index()][lane].take()
-                    && let Some(ring) = &mut self.ring
+                if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = self.nodes[node.index()][lane].take()
+                    && let Some(uring) = &mut self.uring
                 {
-                    ring.close(slot);
+                    uring.close(slot);
                 }
                 self.core.conn_ended(node, lane, by_node);
                 // It may have waited for a send of which nothing is told any more.
@@ -176,7 +176,7 @@ impl Shell {
             }
             News::Sent(Owner::Node(node, lane)) => self.core.soil_anyway(node, usize::from(lane)),
             News::End(owner) => {
-                let Some(Some(ClientIo::Ring(io))) = self.clients.get_mut(owner as usize) else { return };
+                let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
                     // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
                     self.core.client_finished(owner);
@@ -192,9 +192,9 @@ impl Shell {
     }
 
     /// Goes on with a client that had to wait, after the core has.
-    pub(super) fn resume_ringed(&mut self, index: u32) {
-        let Shell { core, clients, block, ring: Some(ring), .. } = self else { return };
-        let Some(Some(ClientIo::Ring(io))) = clients.get_mut(index as usize) else { return };
+    pub(super) fn resume_on_uring(&mut self, index: u32) {
+        let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
+        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(index as usize) else { return };
         io.held = core.client(index).is_some_and(|client| client.stalled);
         if !io.held && !io.backlog.is_empty() {
             take(core, block, index, &std::mem::take(&mut io.backlog));
@@ -206,7 +206,7 @@ impl Shell {
         if io.ended {
             core.client_finished(index);
         } else {
-            ring.receive(io.slot);
+            uring.receive(io.slot);
         }
     }
 
@@ -216,10 +216,10 @@ impl Shell {
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
         let mut in_vain = 0;
         loop {
-            self.turn_ring();
+            self.turn_uring();
             in_vain += 1;
-            while let Some(news) = self.ring.as_mut().and_then(Ring::next) {
-                self.ring_news(news);
+            while let Some(news) = self.uring.as_mut().and_then(Uring::next) {
+                self.uring_news(news);
                 in_vain = 0;
             }
             if in_vain > patience || begun.elapsed() >= LAST_CALL {
@@ -229,10 +229,10 @@ impl Shell {
     }
 
     /// Nothing more is taken from a client.
-    pub(super) fn last_ring_call(&mut self, index: u32) {
-        let Shell { core, clients, ring: Some(ring), .. } = self else { return };
-        let Some(Some(ClientIo::Ring(io))) = clients.get_mut(index as usize) else { return };
-        ring.hush(io.slot);
+    pub(super) fn last_uring_call(&mut self, index: u32) {
+        let Shell { core, clients, uring: Some(uring), .. } = self else { return };
+        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(index as usize) else { return };
+        uring.stop_receiving(io.slot);
         io.ended = true;
         if !io.held {
             core.client_finished(index);
