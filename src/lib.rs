@@ -23,6 +23,7 @@ pub mod server;
 #[cfg(test)]
 mod simulation;
 mod stats;
+mod suspicion;
 pub mod wait;
 
 /// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to anybody else; what stands in no

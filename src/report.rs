@@ -33,6 +33,9 @@ pub struct Report {
     pub latency: LatencyReport,
     /// `flush_all` commands that wait for their time.
     pub delayed_flushes: usize,
+    /// How often a late node was waited for longer, and given up after that, since the start or `stats reset`.
+    pub late_together: u64,
+    pub late_given_up: u64,
 }
 
 #[derive(Clone, Debug)]

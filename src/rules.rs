@@ -11,6 +11,8 @@ pub(crate) enum Rule {
     PurgeBeforeFill,
     /// What a node is known to have missed is deleted before it leads with the rest.
     MissedPurgedBeforeLead,
+    /// Nodes that are late together are waited for.
+    LateTogether,
     /// A route changes only when no worker has anything under the old one.
     BarrierAtEdges,
     /// What a filling node cannot repeat is dropped there and copied again.

@@ -1,6 +1,8 @@
 //! The control plane's way to one node: probe, view, markers, flush. One command at a time, each under a deadline.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -460,40 +462,42 @@ impl NodeControl {
     /// Empties the node and re-sets its markers in the same write, so that no moment shows it without them. Not before the connection has
     /// shown the memory that is meant (`None`: no markers are kept): what has taken its place is somebody else's, or is purged when it comes
     /// back. If it fails, the connection must be drained before the node is used again: the flush may still be executed.
+    ///
+    /// It has `patience`, until it is `given_up`: a flush in doubt is a loss, also where all nodes stand still for a moment.
     pub async fn flush(
         &self,
         memory: Option<Incarnation>,
         markers: &[(String, String)],
+        patience: Duration,
+        given_up: impl Future<Output = ()>,
     ) -> Result<(), (MarkError, Option<Drain>)> {
+        let mut given_up = pin!(given_up);
         let mut connections = self.connections.lock().await;
-        let deadline = Instant::now() + self.timeout;
-        let connection = self.take_or_connect(&mut connections, None, deadline).await;
-        let mut connection = connection.map_err(|e| (e.into(), None))?;
-        if let Some(memory) = memory {
-            let found = connection.read(deadline, &[marker::INCARNATION_KEY]).await.map_err(|e| (e.into(), None))?;
-            match check_memory(&found[0], memory) {
-                // It was evicted, or flushed: from the process that had it.
-                Err(MarkError::MemoryGone) if connection.shown == Some(memory) => {}
-                Err(error) => return Err((error, None)),
-                Ok(()) => {}
-            }
-        }
+        let deadline = Instant::now() + patience;
+        let connected = tokio::select! {
+            biased;
+            () = given_up.as_mut() => Err(NodeError::Timeout.into()),
+            connection = self.connect_to(&mut connections, memory, deadline) => connection,
+        };
+        let mut connection = connected.map_err(|e| (e, None))?;
         let mut batch = Batch::new();
         batch.command(b"flush_all\r\n", Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
             batch.command(format!("ms {key} {} T0\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
         }
         let mut refused = None;
-        let done = connection
-            .pipe
-            .exchange(batch, deadline, |index, frame| {
-                let line = frame.line();
-                if index == 0 && line != b"OK" || index > 0 && !line.starts_with(b"HD") {
-                    refused = Some(String::from_utf8_lossy(line).into_owned());
-                }
-                Ok(())
-            })
-            .await;
+        let exchange = connection.pipe.exchange(batch, deadline, |index, frame| {
+            let line = frame.line();
+            if index == 0 && line != b"OK" || index > 0 && !line.starts_with(b"HD") {
+                refused = Some(String::from_utf8_lossy(line).into_owned());
+            }
+            Ok(())
+        });
+        let done = tokio::select! {
+            biased;
+            () = given_up => Err(NodeError::Timeout),
+            done = exchange => done,
+        };
         match (done, refused) {
             (Ok(()), None) => {
                 connections.present = Some(connection);
@@ -504,6 +508,30 @@ impl NodeControl {
                 Err((MarkError::Refused(said), None))
             }
             (Err(error), _) => Err((error.into(), Some(connection.pipe.into_drain()))),
+        }
+    }
+
+    /// A connection that has shown the memory, if one is given.
+    async fn connect_to(
+        &self,
+        connections: &mut Connections,
+        memory: Option<Incarnation>,
+        deadline: Instant,
+    ) -> Result<Connection, MarkError> {
+        let mut connection = loop {
+            match self.take_or_connect(connections, None, deadline).await {
+                // A dial has a time of its own.
+                Err(NodeError::Timeout) if Instant::now() < deadline => {}
+                connection => break connection?,
+            }
+        };
+        let Some(memory) = memory else { return Ok(connection) };
+        let found = connection.read(deadline, &[marker::INCARNATION_KEY]).await?;
+        match check_memory(&found[0], memory) {
+            // It was evicted, or flushed: from the process that had it.
+            Err(MarkError::MemoryGone) if connection.shown == Some(memory) => Ok(connection),
+            Err(error) => Err(error),
+            Ok(()) => Ok(connection),
         }
     }
 

@@ -180,6 +180,7 @@ impl Cluster {
 
     fn stats_reset(&mut self) -> Bytes {
         self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
+        (self.suspicions.held, self.suspicions.given_up) = (0, 0);
         Bytes::from_static(b"RESET\r\n")
     }
 

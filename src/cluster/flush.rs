@@ -5,11 +5,14 @@
 //! recorded on every node in reach before it is acknowledged ([`Pending`]), so that a crash of the proxy does not lose it, and is struck
 //! off the record behind the closed gates: after they open a second run would end what was written since.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, MarkError};
@@ -21,7 +24,8 @@ use crate::resync::Fill;
 
 use super::ask::Asker;
 use super::nodes::{reason_of, reason_of_mark};
-use super::{Cluster, Internal};
+use super::probes::AWAITED_REPORTS;
+use super::{Cluster, Internal, RECORD_RETRY};
 
 /// Delayed flushes kept at once, one for each second; more are refused. They stand in one small item on every node.
 const MAX_DELAYED: usize = 64;
@@ -39,6 +43,8 @@ pub(super) struct Flushes {
     pub(super) pending: Pending,
     /// Clients that wait for theirs to be recorded.
     unrecorded: Vec<Asker>,
+    /// Since when no node in use answered that it is written.
+    unheard_since: Option<Instant>,
     /// `pending` is being written on the nodes; and it has changed since.
     recording: bool,
     again: bool,
@@ -48,8 +54,8 @@ struct Running {
     askers: Vec<Asker>,
     /// Held while nodes are flushed: no copy is in flight.
     guard: Option<OwnedRwLockWriteGuard<()>>,
-    /// Nodes whose flush is unanswered; `None` before it was sent.
-    waiting: Option<BTreeSet<NodeId>>,
+    /// Nodes whose flush is unanswered, each with what ends the wait; `None` before it was sent.
+    waiting: Option<BTreeMap<NodeId, CancellationToken>>,
     /// Whether any node was flushed, or may have been; and which refuse the command (`-F`), with their words.
     flushed: bool,
     refused: Vec<(NodeId, String)>,
@@ -168,17 +174,37 @@ impl Cluster {
         });
     }
 
+    pub(super) fn retry_pending(&mut self) {
+        self.flush.recording = false;
+        self.record_pending();
+    }
+
     pub(super) fn pending_recorded(&mut self, askers: Vec<Asker>, results: Vec<(NodeId, Result<(), MarkError>)>) {
         let recorded = results.iter().any(|(_, result)| result.is_ok());
+        let mut waited_for = false;
         for (node, result) in results {
             if let Err(error) = result {
                 // A later probe finds the marker missing or old, and has it written again.
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record the delayed flushes");
                 if let MarkError::Node(error) = error {
                     self.fault(node, reason_of(&error), false);
+                    waited_for |= reason_of(&error) == Reason::Timeout && self.nodes[node.index()].health.is_up();
                 }
             }
         }
+        let since = self.flush.unheard_since.take();
+        if !recorded && waited_for && since.is_none_or(|since| since.elapsed() < self.settings.leader_timeout) {
+            // They stand still together. Nothing that is struck off counts as that before it is known to be.
+            self.flush.unheard_since = since.or_else(|| Some(Instant::now()));
+            self.flush.unrecorded.extend(askers);
+            let internal = self.internal.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(RECORD_RETRY).await;
+                let _ = internal.send(Internal::RetryPending);
+            });
+            return;
+        }
+        self.flush.recording = false;
         let answer: &[u8] = if recorded {
             b"OK\r\n"
         } else {
@@ -187,7 +213,6 @@ impl Cluster {
         for asker in askers {
             self.answer(asker, Bytes::from_static(answer));
         }
-        self.flush.recording = false;
         if std::mem::take(&mut self.flush.again) {
             self.record_pending();
         }
@@ -249,23 +274,34 @@ impl Cluster {
             return;
         }
         // A node that is lost for its mirrored pairs, being late, may lead others all the same.
-        let leads = |node: NodeId| {
-            let place = self.topology.place(node);
-            self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.state().leader() == Some(place))
-        };
-        let up: BTreeSet<NodeId> =
-            self.topology.nodes().filter(|&n| self.nodes[n.index()].health.is_up() || leads(n)).collect();
-        running.waiting = Some(up.clone());
+        let nodes = self.topology.nodes();
+        let up: Vec<NodeId> = nodes.filter(|&n| self.nodes[n.index()].health.is_up() || self.leads(n)).collect();
+        let Some(running) = &mut self.flush.running else { return };
+        let waiting: BTreeMap<_, _> = up.into_iter().map(|node| (node, CancellationToken::new())).collect();
+        running.waiting = Some(waiting.clone());
         // What survives on the follower (memcached from 1.6.25 on), or is on one that is not reached, must not be adopted.
         for run in self.pairs.iter_mut().filter(|run| run.adopting) {
             run.adopting = false;
             run.pair.renew();
         }
-        for node in up {
+        for (node, given_up) in waiting {
             let (memory, markers) = (self.nodes[node.index()].incarnation, self.markers(node));
             let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
+            let (timeout, patience) = (self.settings.timeout, self.settings.leader_timeout.max(self.settings.timeout));
             tokio::spawn(async move {
-                match control.flush(memory, &markers).await {
+                let begun = Instant::now();
+                let mut flush = pin!(control.flush(memory, &markers, patience, given_up.cancelled()));
+                let flushed = loop {
+                    tokio::select! {
+                        biased;
+                        flushed = flush.as_mut() => break flushed,
+                        // The probes wait behind it, so it tells itself that the node is late.
+                        () = tokio::time::sleep(timeout / AWAITED_REPORTS) => {
+                            let _ = internal.send(Internal::FlushAwaited { node, age: begun.elapsed() });
+                        }
+                    }
+                };
+                match flushed {
                     Ok(()) => {
                         let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: None });
                     }
@@ -282,6 +318,29 @@ impl Cluster {
             });
         }
         self.flush_finished();
+    }
+
+    /// A node has not answered its flush yet. It is judged as one that is late with a request.
+    pub(super) fn flush_awaited(&mut self, node: NodeId, age: Duration) {
+        if self.flush.running.as_ref().is_some_and(|r| r.waiting.as_ref().is_some_and(|w| w.contains_key(&node))) {
+            self.late(node, age);
+        }
+    }
+
+    /// The node is lost, and leads nothing any more: its flush is not waited for either.
+    pub(super) fn give_flush_up(&self, node: NodeId) {
+        if !self.leads(node)
+            && let Some(given_up) =
+                self.flush.running.as_ref().and_then(|r| r.waiting.as_ref()).and_then(|w| w.get(&node))
+        {
+            given_up.cancel();
+        }
+    }
+
+    /// Some pair goes by the node's word.
+    fn leads(&self, node: NodeId) -> bool {
+        let place = self.topology.place(node);
+        self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.state().leader() == Some(place))
     }
 
     /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states.
@@ -380,7 +439,7 @@ impl Cluster {
     }
 
     fn flush_finished(&mut self) {
-        if !self.flush.running.as_ref().is_some_and(|r| r.waiting.as_ref().is_some_and(BTreeSet::is_empty)) {
+        if !self.flush.running.as_ref().is_some_and(|r| r.waiting.as_ref().is_some_and(BTreeMap::is_empty)) {
             return;
         }
         let Some(mut running) = self.flush.running.take() else { return };

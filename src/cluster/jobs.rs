@@ -370,7 +370,7 @@ impl Cluster {
         if let Err(JobError::Source(source, _)) = &outcome.result {
             let known = self.nodes[source.index()].incarnation;
             match probe {
-                Err(error) => self.lost(*source, reason_of(&error), Loss::Suspected, false),
+                Err(error) => self.fault(*source, reason_of(&error), false),
                 Ok(found) if self.marked() && found.incarnation != known => {
                     self.lost(*source, Reason::MarkerLost, Loss::MemoryGone, true)
                 }

@@ -2,6 +2,7 @@
 //! command to the workers or a task of its own whose end is again an event.
 //!
 //! - [`nodes`](self): who is up, what a node that comes back holds.
+//! - `lateness`: nodes that answer late, and whether they are alone with that.
 //! - `jobs`: refilling nodes.
 //! - `names`: host names, resolved here alone; a node whose name leads elsewhere.
 //! - `flush`: `flush_all`, a barrier over all pairs.
@@ -28,6 +29,7 @@ mod first;
 mod flush;
 mod foreign;
 mod jobs;
+mod lateness;
 mod names;
 mod nodes;
 mod orders;
@@ -66,6 +68,7 @@ use crate::resync::{
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
+use crate::suspicion::Suspicions;
 
 pub use names::Names;
 use nodes::NodeRun;
@@ -79,6 +82,7 @@ const RECORD_RETRY: Duration = Duration::from_millis(50);
 /// What the control plane's own tasks report.
 enum Internal {
     Probed { node: NodeId, result: Result<Probe, NodeError> },
+    Alibi { node: NodeId, result: Result<Probe, NodeError> },
     Viewed { node: NodeId, result: Result<NodeView, NodeError> },
     Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<(), MarkError> },
     EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
@@ -99,6 +103,9 @@ enum Internal {
     RetryRefill { node: NodeId },
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     Flushed { node: NodeId, result: Result<(), MarkError>, drain: Option<u64> },
+    FlushAwaited { node: NodeId, age: Duration },
+    ProbeAwaited { node: NodeId, age: Duration },
+    RetryPending,
     FlushDue { due: u64 },
     NobodyRecorded,
     WaitedForLeader { pair: PairId },
@@ -193,6 +200,9 @@ pub struct Cluster {
     internal: UnboundedSender<Internal>,
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
+    suspicions: Suspicions,
+    /// When it was last logged that nodes are late together.
+    told_late: Option<Instant>,
     /// Since when the present ring is in force, and the newest such time that was found on any node; set at the start.
     period: Period,
     period_found: Period,
@@ -272,6 +282,8 @@ impl Cluster {
             clocks: Arc::new(Clocks::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
             pace: Arc::default(),
+            suspicions: Suspicions::new(topology.node_count(), settings.timeout, settings.leader_timeout),
+            told_late: None,
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
             settings,
             topology,
@@ -351,7 +363,16 @@ impl Cluster {
                     self.flush_progress();
                 }
             }
-            Event::Fault { node, life, reason, patience_over } => self.worker_saw(node, life, reason, patience_over),
+            Event::Fault { node, life, reason } => {
+                if self.is_of_its_life(node, life) {
+                    self.fault(node, reason, false);
+                }
+            }
+            Event::Late { node, life, age } => {
+                if self.is_of_its_life(node, life) {
+                    self.late(node, age);
+                }
+            }
             Event::Undrained { worker, node } => {
                 self.nodes[node.index()].undrained.insert(worker);
                 self.consider_partners(node);
@@ -371,6 +392,7 @@ impl Cluster {
     fn own_task_said(&mut self, internal: Internal) {
         match internal {
             Internal::Probed { node, result } => self.probed(node, result),
+            Internal::Alibi { node, result } => self.alibi(node, result),
             Internal::Viewed { node, result } => self.viewed(node, result),
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
             Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
@@ -396,6 +418,9 @@ impl Cluster {
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
+            Internal::ProbeAwaited { node, age } => self.probe_awaited(node, age),
+            Internal::RetryPending => self.retry_pending(),
+            Internal::FlushAwaited { node, age } => self.flush_awaited(node, age),
             Internal::FlushDue { due } => self.flush_due(due),
             Internal::NobodyRecorded => self.nobody_recorded(),
             Internal::WaitedForLeader { pair } => self.end_wait_for_leader(pair),

@@ -197,6 +197,7 @@ impl Cluster {
         run.memory_gone |= loss == Loss::MemoryGone;
         if run.health.lost(now) {
             run.away.store(true, Ordering::Relaxed);
+            self.suspicions.lost(node);
             run.reason = reason;
             run.count_fault(reason);
             run.cancelled = false;
@@ -214,6 +215,7 @@ impl Cluster {
                 cluster.apply(pair, pair::Event::Lost(place, loss, reason));
             }
         });
+        self.give_flush_up(node);
         self.consider_partners(node);
     }
 

@@ -1,5 +1,6 @@
 //! Probes: nodes that nobody asks are noticed, markers that were evicted are written again.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use crate::pair::{self, Loss, Reason, State};
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
+/// That an answer to a probe or a flush is awaited is told so often in the time that an answer may take.
+pub(super) const AWAITED_REPORTS: u32 = 8;
+
 /// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
 /// The same of one that refuses connections: to be refused costs next to nothing, and it may be started any moment.
@@ -25,7 +29,7 @@ impl Cluster {
         let internal = self.internal.clone();
         let hint = self.nodes[node.index()].hint.clone();
         let away = self.nodes[node.index()].away.clone();
-        let interval = self.settings.probe_interval;
+        let (interval, timeout) = (self.settings.probe_interval, self.settings.timeout);
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
         if !self.marked() {
@@ -51,13 +55,34 @@ impl Cluster {
                     () = hint.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
-                let result = control.probe(&others).await;
+                let begun = Instant::now();
+                let mut probe = pin!(control.probe(&others));
+                let result = loop {
+                    tokio::select! {
+                        biased;
+                        result = probe.as_mut() => break result,
+                        () = tokio::time::sleep(timeout / AWAITED_REPORTS) => {
+                            let _ = internal.send(Internal::ProbeAwaited { node, age: begun.elapsed() });
+                        }
+                    }
+                };
                 (failed, refused) = (result.is_err(), matches!(result, Err(NodeError::Refused)));
                 if internal.send(Internal::Probed { node, result }).is_err() {
                     return;
                 }
             }
         });
+    }
+
+    /// A node has not answered a probe yet.
+    pub(super) fn probe_awaited(&mut self, node: NodeId, age: Duration) {
+        let timeout = self.settings.timeout;
+        match self.nodes[node.index()].silent_since {
+            _ if !self.nodes[node.index()].health.is_up() => {}
+            Some(silent) => self.late(node, silent.elapsed() + timeout),
+            // A probe has a time of its own, and nobody is late before it is over. But others may be asked meanwhile.
+            None => self.late(node, age.min(timeout / 2)),
+        }
     }
 
     pub(super) fn probed(&mut self, node: NodeId, result: Result<Probe, NodeError>) {
@@ -71,6 +96,8 @@ impl Cluster {
             Ok(found) => {
                 run.silent_since = None;
                 run.refused_since = None;
+                self.tell_relief(node);
+                let run = &mut self.nodes[node.index()];
                 if run.health.is_up() {
                     if !marked {
                         if found.missing {
@@ -117,7 +144,15 @@ impl Cluster {
                     run.refused_since = None;
                 }
                 let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
-                self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+                if reason_of(&error) == Reason::Timeout {
+                    // The first one was awaited for that long already.
+                    self.late(node, silent.elapsed() + self.settings.timeout);
+                } else {
+                    self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+                }
+                if error == NodeError::Timeout {
+                    self.probe_if_waited_for(node);
+                }
                 self.try_next_address(node);
                 if gone {
                     tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
@@ -145,12 +180,18 @@ impl Cluster {
         })
     }
 
-    /// A worker tells of a fault. What it saw before it knew that the node is back says nothing about the node now. No operation is
-    /// forgotten with it: the life is a new one only where every pair's gate was closed meanwhile, and a gate that opens begins or ends
+    /// Whether a worker tells of the node as it is now, and not of what it saw before it knew that the node is back. No operation
+    /// is forgotten with that: the life is a new one only where every pair's gate was closed meanwhile, and a gate that opens begins or ends
     /// what was parked.
-    pub(super) fn worker_saw(&mut self, node: NodeId, life: u32, reason: Reason, patience_over: bool) {
-        if life >= self.nodes[node.index()].life {
-            self.fault(node, reason, patience_over);
+    pub(super) fn is_of_its_life(&self, node: NodeId, life: u32) -> bool {
+        life >= self.nodes[node.index()].life
+    }
+
+    /// A late node that is not given up is waited for, but not until the next probe is due.
+    fn probe_if_waited_for(&self, node: NodeId) {
+        let run = &self.nodes[node.index()];
+        if run.health.is_up() {
+            run.hint.notify_one();
         }
     }
 
@@ -158,6 +199,10 @@ impl Cluster {
     pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
         if reason == Reason::MarkerLost {
             return self.check_eviction(node, true);
+        }
+        if reason == Reason::Timeout {
+            self.late(node, if patience_over { self.settings.leader_timeout } else { self.settings.timeout });
+            return self.probe_if_waited_for(node);
         }
         let loss = if reason == Reason::MarkerStale { Loss::MemoryGone } else { Loss::Suspected };
         self.lost(node, reason, loss, patience_over);
@@ -250,7 +295,7 @@ impl Cluster {
                     _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
                 }
             }
-            Err(error) => self.lost(node, reason_of(&error), Loss::Suspected, false),
+            Err(error) => self.fault(node, reason_of(&error), false),
         }
     }
 }

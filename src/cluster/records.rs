@@ -135,6 +135,15 @@ impl Cluster {
                     // The last full copy is waited for, here as anywhere.
                     return self.record_again(id, epoch);
                 }
+                if slow {
+                    let waited = self.pairs[id.index()].since.elapsed().max(self.settings.timeout);
+                    self.late(node, waited);
+                    if self.nodes[node.index()].health.is_up() {
+                        // So is one that is late with others. (The pair's next edge ends it, if that came of the fault.)
+                        self.record_again(id, epoch);
+                    }
+                    return;
+                }
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
                 self.lost(node, nodes::reason_of(&error), Loss::Suspected, true);
             }

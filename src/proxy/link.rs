@@ -210,8 +210,6 @@ pub struct Conn {
     pub urgent: bool,
     /// Void answers outstanding.
     pub voids: u32,
-    /// The last fault told for the command at the front: 0 none, 1 late, 2 later than the last full copy is waited for.
-    pub lateness: u8,
     /// What the node has moved, microseconds of the worker's clock.
     pub(super) progress: Progress<u64>,
     /// Bytes of `input` that were looked at already.
@@ -246,7 +244,6 @@ impl Conn {
             dirty: false,
             urgent: false,
             voids: 0,
-            lateness: 0,
             progress: Progress::new(0),
             seen: 0,
             stuck: 0,
@@ -297,7 +294,6 @@ impl Conn {
     /// A whole answer has come.
     #[inline(always)]
     pub(super) fn answered(&mut self) {
-        self.lateness = 0;
         self.progress.answered();
     }
 
@@ -420,6 +416,8 @@ pub(super) struct Link {
     pub replies: ReplyLimits,
     /// Commands on one key always take the same connection.
     pub conns: Vec<Conn>,
+    /// How often it could have been told that the answer which is awaited longest is late.
+    pub lateness: u64,
     /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
     pub undrained: bool,
 }
@@ -433,6 +431,7 @@ impl Link {
             life: 0,
             replies: ReplyLimits::default(),
             conns: (0..lanes).map(|_| Conn::new()).collect(),
+            lateness: 0,
             undrained: false,
         }
     }

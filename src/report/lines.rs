@@ -87,6 +87,8 @@ impl Report {
         out.put("delayed_flushes", self.delayed_flushes);
         out.put("nodes_up", self.nodes.iter().filter(|node| node.up).count());
         out.put("nodes_lost", self.nodes.iter().filter(|node| !node.up).count());
+        out.put("late_together", self.late_together);
+        out.put("late_given_up", self.late_given_up);
         out.end()
     }
 

@@ -10,6 +10,7 @@
 mod clients;
 mod history;
 mod judge;
+mod late;
 mod nemesis;
 mod net;
 mod node;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::backend::{Addresses, Dial, NodeStream, Resolve, at_present_address};
 use crate::ids::NodeId;
 
+use super::late;
 use super::node::{Node, take_command};
 use super::trace::{note, show};
 
@@ -27,7 +28,7 @@ use super::trace::{note, show};
 const SOCKET: usize = 64 * 1024;
 /// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next one waits for it.
 const LATE_MS: u64 = 150;
-/// A connection that waits at a node that wakes may wait so much longer, in milliseconds.
+/// A connection that waits at a node that wakes may wait so much longer, in milliseconds, where the host is not told otherwise.
 const WAKING_MS: u64 = 600;
 /// How long a proxy may not notice that a connection broke, in milliseconds.
 const NEWS_MS: u64 = 12;
@@ -56,13 +57,27 @@ pub(super) struct Host {
     /// By its addresses before this one nothing gets through in either direction.
     open_from: u8,
     pub(super) lag: Lag,
+    pub(super) waking_ms: u64,
+    /// Since when a worker's request lies there while it hangs.
+    pub(super) owes_since: Option<Instant>,
     skew_ms: i64,
 }
 
 impl Host {
     fn new(begun: Instant, lag: Lag, skew_ms: i64) -> Host {
         let node = Node::new(begun, skew_ms);
-        Host { node, life: 0, up: true, hung: false, cut_off: false, open_from: 0, lag, skew_ms }
+        Host {
+            node,
+            life: 0,
+            up: true,
+            hung: false,
+            cut_off: false,
+            open_from: 0,
+            lag,
+            waking_ms: WAKING_MS,
+            owes_since: None,
+            skew_ms,
+        }
     }
 }
 
@@ -84,6 +99,16 @@ struct Conn {
     proxy: u32,
     broken: Broken,
     open: bool,
+    /// A worker's, and not the control plane's.
+    of_worker: bool,
+}
+
+/// Whose answers the proxy does not take, being late itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unheard {
+    Nothing,
+    All,
+    Control,
 }
 
 /// All hosts and connections.
@@ -100,6 +125,7 @@ pub(super) struct Inner {
     /// Look-ups of each name, in a row, that found nothing.
     unfound: Vec<u32>,
     conns: Vec<Conn>,
+    unheard: Unheard,
     rng: SmallRng,
     begun: Instant,
     /// Proxies up to this one are dead.
@@ -116,7 +142,16 @@ impl Net {
         let hosts = hosts.collect();
         let leads = (0..nodes).map(|host| (host, 0)).collect();
         let rng = SmallRng::seed_from_u64(rng.random());
-        let inner = Inner { hosts, leads, unfound: vec![0; nodes], conns: Vec::new(), rng, begun, dead_proxies: 0 };
+        let inner = Inner {
+            hosts,
+            leads,
+            unfound: vec![0; nodes],
+            conns: Vec::new(),
+            unheard: Unheard::Nothing,
+            rng,
+            begun,
+            dead_proxies: 0,
+        };
         Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
     }
 
@@ -167,6 +202,13 @@ impl Net {
         };
         note(|| format!("FAULT  node {node}: its name leads to host {} by {}", to.0, address(to)));
         inner.leads[node] = to;
+    }
+
+    /// Whose answers are taken from now on.
+    pub(super) fn hear(&self, unheard: Unheard) {
+        note(|| format!("FAULT  unheard: {unheard:?}"));
+        self.lock().unheard = unheard;
+        self.changed.notify_waiters();
     }
 
     /// By the addresses that the node's host has so far nothing gets through any more; what was sent waits in the sockets.
@@ -271,6 +313,14 @@ impl Inner {
         }
     }
 
+    fn is_unheard(&self, id: usize) -> bool {
+        match self.unheard {
+            Unheard::Nothing => false,
+            Unheard::All => true,
+            Unheard::Control => !self.conns[id].of_worker,
+        }
+    }
+
     /// `true` = gone: nothing of the connection is executed any more.
     fn is_over(&self, id: usize) -> bool {
         let conn = &self.conns[id];
@@ -336,15 +386,16 @@ pub(super) struct SimDialer {
 impl Dial for SimDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
         let (net, proxy, limit, addresses) = (self.net.clone(), self.proxy, self.timeout, self.addresses.clone());
+        let of_worker = late::is_worker();
         async move {
-            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, at));
+            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, of_worker, at));
             timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         }
         .boxed()
     }
 
     fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (connect, limit) = (self.net.dial(self.proxy, at), self.timeout);
+        let (connect, limit) = (self.net.dial(self.proxy, late::is_worker(), at), self.timeout);
         async move { timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? }.boxed()
     }
 
@@ -354,7 +405,12 @@ impl Dial for SimDialer {
 }
 
 impl Net {
-    fn dial(self: &Arc<Net>, proxy: u32, at: SocketAddr) -> impl Future<Output = io::Result<NodeStream>> + use<> {
+    fn dial(
+        self: &Arc<Net>,
+        proxy: u32,
+        of_worker: bool,
+        at: SocketAddr,
+    ) -> impl Future<Output = io::Result<NodeStream>> + use<> {
         let (net, (host, way)) = (self.clone(), host_and_way(at));
         async move {
             net.pause(host).await;
@@ -369,7 +425,15 @@ impl Net {
                 if !there.up {
                     return Some(Err(io::Error::from(io::ErrorKind::ConnectionRefused)));
                 }
-                inner.conns.push(Conn { host, way, life: there.life, proxy, broken: Broken::No, open: true });
+                inner.conns.push(Conn {
+                    host,
+                    way,
+                    life: there.life,
+                    proxy,
+                    broken: Broken::No,
+                    open: true,
+                    of_worker,
+                });
                 Some(Ok(inner.conns.len() - 1))
             });
             let id = connect.await?;
@@ -437,11 +501,18 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
                 let inner = net.lock();
                 inner.conns[id].way < inner.hosts[host].open_from
             };
+            {
+                let inner = &mut *net.lock();
+                if inner.conns[id].of_worker {
+                    inner.hosts[host].owes_since.get_or_insert_with(Instant::now);
+                }
+            }
             net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
             // A node that wakes does not come to all its connections at once.
             let ms = {
                 let inner = &mut *net.lock();
-                if !blocked && inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..WAKING_MS) } else { 0 }
+                let waking_ms = inner.hosts[host].waking_ms;
+                if !blocked && inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..waking_ms) } else { 0 }
             };
             // What a dead proxy sent comes sooner than that: the next one waits for it, but not for ever.
             let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
@@ -504,7 +575,7 @@ async fn reply(net: &Net, id: usize, host: usize, answer: &[u8], far: &mut Optio
         if inner.is_over(id) {
             return Some(true);
         }
-        (!inner.is_cut_off(host, inner.conns[id].way)).then_some(false)
+        (!inner.is_cut_off(host, inner.conns[id].way) && !inner.is_unheard(id)).then_some(false)
     });
     if over.await {
         return Reply::Over;

@@ -165,6 +165,7 @@ missed! {
     without_verify: Verify, Single, 1_000;
     without_purge: PurgeBeforeFill, Single, 300;
     without_purge_of_what_was_missed: MissedPurgedBeforeLead, BothDown, 300;
+    without_patience_in_an_overload: LateTogether, Overload, 50;
     without_barrier: BarrierAtEdges, Single, 1_000;
     with_reexecution: NoReexecutionOnFilling, Single, 3_000;
     without_drain: DrainByAnswer, Single, 2_000;

@@ -32,6 +32,11 @@ pub(super) fn at(moment: u64) {
     MOMENT.set(moment);
 }
 
+/// How many nodes the proxy has lost so far.
+pub(super) fn losses() -> usize {
+    LOSSES.with_borrow(|losses| losses.as_ref().map_or(0, Vec::len))
+}
+
 /// The moments at which the proxy lost a node; no more are kept.
 pub(super) fn take_losses() -> Vec<u64> {
     LOSSES.take().unwrap_or_default()

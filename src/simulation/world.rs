@@ -24,6 +24,7 @@ use crate::server::{Assembly, Listener};
 use super::clients::{Client, Door, Habits};
 use super::history::History;
 use super::judge::{Call, Outcome};
+use super::late::Scheduled;
 use super::nemesis;
 use super::net::{Lag, Net, SimDialer, SimResolver, host_at};
 use super::node::Shown;
@@ -52,6 +53,8 @@ pub(super) enum Profile {
     HalfFilled,
     /// The follower misses writes, then the leader dies for good: nothing else is lost.
     BothDown,
+    /// All nodes are slow or stand still together, and in the midst of that one fails: only that one is lost.
+    Overload,
     /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
     Witness,
     /// Each of two nodes led alone, under two proxies.
@@ -66,7 +69,7 @@ pub(super) enum Profile {
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 12] = [
+    pub(super) const ALL: [Profile; 13] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -74,6 +77,7 @@ impl Profile {
         Profile::Evictions,
         Profile::HalfFilled,
         Profile::BothDown,
+        Profile::Overload,
         Profile::Witness,
         Profile::TwoLeaders,
         Profile::Refusals,
@@ -83,7 +87,7 @@ impl Profile {
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
-        !matches!(self, Profile::Single | Profile::Evictions | Profile::Refusals | Profile::Names)
+        !matches!(self, Profile::Single | Profile::Evictions | Profile::Refusals | Profile::Names | Profile::Overload)
     }
 }
 
@@ -126,6 +130,8 @@ pub(super) struct Report {
 struct Proxy {
     id: u32,
     tasks: Vec<JoinHandle<()>>,
+    /// The workers, and last the control plane.
+    parts: Vec<Scheduled>,
     shutdown: CancellationToken,
     probes: CancellationToken,
 }
@@ -462,20 +468,29 @@ impl World {
         let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names));
         let shutdown = CancellationToken::new();
         let mut tasks = Vec::new();
-        let mut doors = Vec::new();
+        let (mut doors, mut scheduled) = (Vec::new(), Vec::new());
+        let mut part = || {
+            scheduled.push(Scheduled::default());
+            scheduled[scheduled.len() - 1].clone()
+        };
         for parts in assembly.workers {
             let (door, streams) = unbounded_channel();
             doors.push(door);
             let shutdown = shutdown.clone();
-            tasks.push(spawn_local(async move {
+            tasks.push(spawn_local(part().run(true, async move {
                 // As in the daemon, whatever a worker leaves behind ends with it.
                 let local = LocalSet::new();
                 local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
-            }));
+            })));
         }
-        tasks.push(spawn_local(assembly.cluster.run(assembly.events)));
+        tasks.push(spawn_local(part().run(false, assembly.cluster.run(assembly.events))));
         *self.door.borrow_mut() = Some((id, doors));
-        self.proxy = Some(Proxy { id, tasks, shutdown, probes: assembly.probes });
+        self.proxy = Some(Proxy { id, tasks, parts: scheduled, shutdown, probes: assembly.probes });
+    }
+
+    /// The parts of the proxy that may be scheduled late: its workers, and last its control plane.
+    pub(super) fn parts(&self) -> Vec<Scheduled> {
+        self.proxy.as_ref().map_or_else(Vec::new, |proxy| proxy.parts.clone())
     }
 
     pub(super) async fn kill_proxy(&mut self) {

@@ -162,10 +162,13 @@ async fn only_the_memory_that_is_meant_is_flushed() {
     let first = marked(&node).await;
     let flush = async |control: &NodeControl, memory| {
         node.client().set("k", b"1").expect("stored");
-        let result = control.flush(Some(memory), &markers()).await.map_err(|(error, drain)| {
-            assert!(drain.is_none(), "nothing was sent");
-            error
-        });
+        let result = control
+            .flush(Some(memory), &markers(), Duration::from_secs(2), std::future::pending())
+            .await
+            .map_err(|(error, drain)| {
+                assert!(drain.is_none(), "nothing was sent");
+                error
+            });
         (result, node.client().get("k").expect("an answer").is_some())
     };
     let other = control(&node.addr());

@@ -1,7 +1,12 @@
 //! Connections: dialled, checked, broken, in doubt, late.
 
+use std::time::Duration;
+
 use super::*;
 use crate::rules::{Rule, holds};
+
+/// That an answer is awaited is told so often in the time that it may take, the first part of it but one excepted.
+const LATE_REPORTS: u64 = 8;
 
 impl Core {
     pub(super) fn dial(&mut self, node: NodeId, lane: usize) {
@@ -81,15 +86,15 @@ impl Core {
                 // Nothing more is sent, and nothing that was answered counts: either the memory is gone and the next route is under
                 // way, or the marker alone was evicted and is written again.
                 self.links[node.index()].conns[lane].state = LinkState::Checking;
-                self.fault(node, reason, false);
+                self.fault(node, reason);
             }
         }
         true
     }
 
-    pub(super) fn fault(&mut self, node: NodeId, reason: Reason, patience_over: bool) {
+    pub(super) fn fault(&mut self, node: NodeId, reason: Reason) {
         let life = self.links[node.index()].life;
-        self.outbox.events.push(Event::Fault { node, life, reason, patience_over });
+        self.outbox.events.push(Event::Fault { node, life, reason });
     }
 
     /// A connection that stood has ended. `by_node`: the node closed or reset it.
@@ -121,7 +126,7 @@ impl Core {
         // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
         let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
         if was == LinkState::Dialing || was == LinkState::Checking || awaited {
-            self.fault(node, reason, false);
+            self.fault(node, reason);
         } else {
             self.outbox.events.push(Event::Hint { node });
         }
@@ -160,7 +165,6 @@ impl Core {
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
-        conn.lateness = 0;
         (conn.take_flights(), conn.take_answers())
     }
 
@@ -195,7 +199,7 @@ impl Core {
         let waiting = conn.waiting.take().collect();
         let unproven = conn.take_answers();
         conn.voids = 1;
-        self.fault(node, Reason::Protocol, false);
+        self.fault(node, Reason::Protocol);
         self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other. At once, also where what was to be written
@@ -235,23 +239,7 @@ impl Core {
     pub fn tick(&mut self) {
         self.publish_gauges();
         for index in 0..self.links.len() {
-            for lane in 0..self.settings.lanes {
-                let conn = &mut self.links[index].conns[lane];
-                let sent = conn.awaited_since();
-                // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
-                let held = conn.unproven.front().map(|u| u.at_us);
-                let Some(oldest) = held.into_iter().chain(sent).min() else { continue };
-                // A node answers in order: what is small waits behind what is large, and is not late while that flows. (Where the marker is
-                // missing, answers that say so again and again are no progress.)
-                let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
-                let age = self.now_us.saturating_sub(since);
-                let lateness =
-                    u8::from(age > self.settings.timeout_us) + u8::from(age > self.settings.leader_timeout_us);
-                if lateness > conn.lateness {
-                    conn.lateness = lateness;
-                    self.fault(NodeId(index as u16), Reason::Timeout, lateness > 1);
-                }
-            }
+            self.tell_lateness(NodeId(index as u16));
         }
         self.ask_markers_again();
         self.retry_repairs();
@@ -261,6 +249,32 @@ impl Core {
                 self.expire_parked(index);
                 self.retry_parked(index);
             }
+        }
+    }
+
+    /// Whoever judges the node must hear whether it still is late, and each time is over at its very end.
+    /// Of all its connections the one tells that waits longest: what a worker tells does not grow with
+    /// their number. Past the longest time there is no more to say.
+    fn tell_lateness(&mut self, node: NodeId) {
+        let now_us = self.now_us;
+        let link = &mut self.links[node.index()];
+        let ages = link.conns[..self.settings.lanes].iter_mut().filter_map(|conn| {
+            let sent = conn.awaited_since();
+            // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
+            let held = conn.unproven.front().map(|u| u.at_us);
+            let oldest = held.into_iter().chain(sent).min()?;
+            // A node answers in order: what is small waits behind what is large, and is not late while that flows. (Where the marker is
+            // missing, answers that say so again and again are no progress.)
+            let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
+            Some(now_us.saturating_sub(since))
+        });
+        let longest = self.settings.leader_timeout_us.max(self.settings.timeout_us) + 1;
+        let age = ages.max().unwrap_or(0).min(longest);
+        let part = age.saturating_sub(1) * LATE_REPORTS / self.settings.timeout_us.max(1);
+        let told = part + u64::from(age > self.settings.leader_timeout_us);
+        if told > std::mem::replace(&mut link.lateness, told) {
+            let (life, age) = (link.life, Duration::from_micros(age));
+            self.outbox.events.push(Event::Late { node, life, age });
         }
     }
 

@@ -1,5 +1,7 @@
 //! What a worker is told, and what it tells.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::expiry::Offset;
@@ -129,8 +131,15 @@ pub enum Event {
         life: u32,
         /// How.
         reason: Reason,
-        /// The longer time, granted to a last full copy, is over too.
-        patience_over: bool,
+    },
+    /// An answer of a node is late, or takes more than an eighth of its time. Told again and again as long as it is.
+    Late {
+        /// Which node.
+        node: NodeId,
+        /// As in [`Event::Fault`].
+        life: u32,
+        /// For how long it is awaited.
+        age: Duration,
     },
     /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still execute old commands.
     Undrained { worker: u16, node: NodeId },

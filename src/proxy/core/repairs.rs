@@ -221,11 +221,11 @@ impl Core {
                     .incarnation
                     .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
                 if !fence.marker_ok {
-                    self.fault(leader, Reason::MarkerStale, false);
+                    self.fault(leader, Reason::MarkerStale);
                 }
             }
             (RepairStep::Marker, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
-                self.fault(leader, Reason::MarkerLost, false);
+                self.fault(leader, Reason::MarkerLost);
             }
             (RepairStep::Clock, ReplyKind::MetaVa { data }) => {
                 fence.shown = clock::shown(&unit[reply.line.clone()], Some(&unit[data.clone()]));

@@ -124,7 +124,7 @@ async fn a_request_counts_from_when_it_was_read_and_not_from_an_earlier_turn() {
                 node.read_exact(&mut asked).await.expect("asked");
                 tokio::time::sleep(TIMEOUT / 2).await;
                 while let Ok(event) = world.events.try_recv() {
-                    assert!(!matches!(event, Event::Fault { .. }), "behind {start:?}: {event:?}");
+                    assert!(!blames(&event), "behind {start:?}: {event:?}");
                 }
                 node.write_all(b"END\r\n").await.expect("answered");
                 client.read_exact(&mut answer).await.expect("answered");
@@ -132,8 +132,7 @@ async fn a_request_counts_from_when_it_was_read_and_not_from_an_earlier_turn() {
             }
             // That it would be told.
             client.write_all(b"get k\r\n").await.expect("sent");
-            let told =
-                async { while !matches!(world.events.recv().await.expect("the worker lives"), Event::Fault { .. }) {} };
+            let told = async { while !blames(&world.events.recv().await.expect("the worker lives")) {} };
             let begun = Instant::now();
             tokio::time::timeout(4 * TIMEOUT, told).await.expect("told of a node that does not answer");
             assert!((TIMEOUT..2 * TIMEOUT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
@@ -227,6 +226,11 @@ impl Drop for UringWorld {
     }
 }
 
+/// Half of an answer's time is nobody's fault.
+fn blames(event: &Event) -> bool {
+    matches!(event, Event::Fault { .. }) || matches!(event, Event::Late { age, .. } if *age >= TIMEOUT)
+}
+
 fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
     stream
@@ -255,7 +259,7 @@ fn fill(world: &mut UringWorld) -> (Vec<TcpStream>, TcpStream) {
     }
     let node = world.dialled();
     // It is late, so everything was handed over, as far as it went.
-    world.wait_for_fault(Reason::Timeout);
+    world.wait_for("a late node", blames);
     (clients, node)
 }
 
@@ -317,7 +321,7 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
     std::thread::sleep(TIMEOUT / 4);
     while world.events.try_recv().is_ok() {}
     client.write_all(ASK).expect("sent");
-    world.wait_for_fault(Reason::Timeout);
+    world.wait_for("a late node", blames);
 }
 
 /// Nodes are not to blame for the time in which a worker that stops takes what clients have sent, and sends nothing on.

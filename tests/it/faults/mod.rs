@@ -8,6 +8,7 @@ mod hung;
 mod large;
 mod late_writes;
 mod memory_lost;
+mod overload;
 mod stale;
 
 use std::collections::BTreeMap;

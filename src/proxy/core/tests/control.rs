@@ -5,7 +5,7 @@ use crate::ids::Place;
 use crate::pair::{self, Loss, State};
 
 use super::super::*;
-use super::world::{Fault, KEY, MARKER, PAIR, Process, World};
+use super::world::{Fault, KEY, LEADER_TIMEOUT_US, MARKER, PAIR, Process, TIMEOUT_US, World};
 
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {
@@ -24,7 +24,13 @@ impl World {
                     self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
                 }
             }
-            Event::Fault { node, reason, patience_over, .. } => self.lost(node, reason, Loss::Suspected, patience_over),
+            Event::Fault { node, reason, .. } => self.lost(node, reason, Loss::Suspected, false),
+            Event::Late { node, age, .. } => {
+                let age = age.as_micros() as u64;
+                if age >= TIMEOUT_US {
+                    self.lost(node, Reason::Timeout, Loss::Suspected, age >= LEADER_TIMEOUT_US);
+                }
+            }
             Event::Undrained { worker, node } => assert!(self.undrained.insert((worker, node.0))),
             Event::Drained { worker, node } => assert!(self.undrained.remove(&(worker, node.0))),
             Event::Hint { node } => {

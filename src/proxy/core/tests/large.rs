@@ -15,6 +15,8 @@ const PATIENCE_US: u64 = 2_000_000;
 /// A worker with one connection to one node that leads alone.
 pub(super) struct Alone {
     pub(super) core: Core,
+    /// Of the answer that is awaited: 1 that it is late, 2 that the longer time is over.
+    told: u8,
 }
 
 impl Alone {
@@ -36,7 +38,7 @@ impl Alone {
         core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });
         core.command(Command::Allow { node: NODE, incarnation: None, life: 1 });
         core.conn_up(NODE, 0);
-        Alone { core }
+        Alone { core, told: 0 }
     }
 
     pub(super) fn client(&mut self) -> u32 {
@@ -60,16 +62,24 @@ impl Alone {
         self.core.node_input(NODE, 0);
     }
 
-    /// The faults told by the tick then: whether the longer time is over, too.
+    /// What the tick then tells of late answers, but for what was told of them before: whether the longer time is over, too.
     pub(super) fn tick_at(&mut self, us: u64) -> Vec<bool> {
+        if self.core.links[NODE.index()].lateness == 0 {
+            self.told = 0;
+        }
         self.core.now_us = us;
         self.core.tick();
-        let told = std::mem::take(&mut self.core.outbox.events).into_iter();
-        told.filter_map(|event| match event {
-            Event::Fault { reason: Reason::Timeout, patience_over, .. } => Some(patience_over),
-            _ => None,
-        })
-        .collect()
+        let mut news = Vec::new();
+        for event in std::mem::take(&mut self.core.outbox.events) {
+            let Event::Late { age, .. } = event else { continue };
+            let age = age.as_micros() as u64;
+            let told = u8::from(age > TIMEOUT_US) + u8::from(age > PATIENCE_US);
+            if told > self.told {
+                self.told = told;
+                news.push(told > 1);
+            }
+        }
+        news
     }
 }
 

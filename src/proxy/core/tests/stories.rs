@@ -543,7 +543,7 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
         assert!(core.outbox.events.is_empty(), "{:?}", core.outbox.events);
         assert_eq!(core.outbox.dials.len(), 1);
         core.conn_down(node, 0, Reason::Refused);
-        let fault = Event::Fault { node, life: 2, reason: Reason::Refused, patience_over: false };
+        let fault = Event::Fault { node, life: 2, reason: Reason::Refused };
         assert_eq!(core.outbox.events, [fault]);
 
         // The same, and the second dial succeeds.

@@ -221,6 +221,6 @@ fn an_answer_whose_marker_stays_away_is_late() {
     world.events[0].clear();
     world.cores[0].now_us += 250_001;
     world.cores[0].tick();
-    let late = |e: &Event| matches!(e, Event::Fault { reason: Reason::Timeout, .. });
+    let late = |e: &Event| matches!(e, Event::Late { age, .. } if age.as_micros() >= 250_000);
     assert!(world.cores[0].outbox.events.iter().any(late));
 }

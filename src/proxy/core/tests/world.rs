@@ -17,6 +17,10 @@ use super::history::{History, Req};
 use super::node::Node;
 use crate::keys::{Lone, Missed, MissedBudget};
 
+/// What the workers are given for an answer, and for that of a last full copy.
+pub(super) const TIMEOUT_US: u64 = 250_000;
+pub(super) const LEADER_TIMEOUT_US: u64 = 2_000_000;
+
 pub(super) const KEY: &str = "k";
 pub(super) const PAIR: PairId = PairId(0);
 /// Ticks after which nothing may wait for one any more.
@@ -163,8 +167,8 @@ impl World {
                 worker,
                 workers,
                 lanes: 1,
-                timeout_us: 250_000,
-                leader_timeout_us: 2_000_000,
+                timeout_us: TIMEOUT_US,
+                leader_timeout_us: LEADER_TIMEOUT_US,
                 item_size_max: 1 << 20,
             };
             Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone())
