@@ -1,30 +1,30 @@
 //! `bench resync`: what the servers can do at best, the resync beside it, and what clients feel of it, in one run.
 //!
 //! *Limit*: a bare pipelined client enumerates and reads the source, and stores the same items into an empty server; each alone, and both
-//! at once, for where servers and client share the processors only the latter can be had. Then the proxy refills a server that was killed.
-//! All of a round's figures come from the same source server; a cell is the median over the rounds.
+//! at once, for where servers and client share the processors only the latter can be had. Then the proxy refills a server that was killed:
+//! the time counts from the start of its process to the word `mirrored`. With more servers the sources hold other servers' items too, as
+//! many again, which the bare client lists and passes over. All of a round's figures come from the same source servers; a cell is the median
+//! over the rounds.
 
 mod bare;
 mod foreground;
+mod stand;
 
-use std::cell::RefCell;
 use std::error::Error;
 use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use crate::client::Client;
-use crate::processes::{self, Process};
 use foreground::Foreground;
+use stand::{Layout, ProxyBinary, Stand, server};
 
-/// How often the proxy is asked how far it is.
-const POLL: Duration = Duration::from_millis(20);
-/// The same where clients are watched: asking disturbs them too, so it is done with and without a resync.
+/// How often the proxy is asked how far it is, where clients are watched: that disturbs them too, so it is done with and without a resync.
 const CALM_POLL: Duration = Duration::from_millis(100);
 /// What the foreground's latencies count for.
 const PARTS: u8 = 5;
@@ -33,8 +33,12 @@ const WITHOUT: u8 = 1;
 const BARE_LISTING: u8 = 2;
 const LISTING: u8 = 3;
 const COPYING: u8 = 4;
-/// Nothing here takes longer.
-const TIMEOUT: Duration = Duration::from_secs(80);
+/// Of how many keys a target is to get each: the servers that fill it hold as many again of others, where there are more.
+const LAYOUTS: [(Layout, u32); 3] = [
+    (Layout { primaries: 1, backups: 1 }, 1),
+    (Layout { primaries: 2, backups: 1 }, 2),
+    (Layout { primaries: 2, backups: 2 }, 2),
+];
 
 #[derive(Parser)]
 #[command(
@@ -48,15 +52,18 @@ struct Args {
     /// Rounds.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Items of 100 bytes.
+    /// Items of 100 bytes that the target lacks.
     #[arg(long, default_value_t = 1_000_000)]
     items: u32,
-    /// Items of 10 KiB.
+    /// Items of 10 KiB that the target lacks.
     #[arg(long, default_value_t = 50_000)]
     large_items: u32,
     /// Only this part: small, large, foreground.
     #[arg(long)]
     only: Option<String>,
+    /// Only this layout: 1+1, 2+1, 2+2 primaries and backups.
+    #[arg(long)]
+    layout: Option<String>,
     /// Of the foreground only the rows whose name contains this.
     #[arg(long)]
     way: Option<String>,
@@ -75,6 +82,9 @@ struct Args {
     /// More flags for the proxy.
     #[arg(long, value_delimiter = ' ', allow_hyphen_values = true)]
     flags: Vec<String>,
+    /// Where the proxy's log goes; otherwise it is not kept.
+    #[arg(long)]
+    log: Option<PathBuf>,
     /// Where the machine-readable result goes.
     #[arg(long, default_value = "target/bench-resync.json")]
     json: PathBuf,
@@ -158,118 +168,6 @@ fn median(values: &[f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A proxy over a source that holds everything and a target that is killed and comes back empty.
-struct Stand {
-    ports: [u16; 3],
-    _source: Process,
-    target: Option<Process>,
-    proxy: Process,
-    proxy_port: u16,
-    operator: RefCell<Client>,
-    _files: tempfile::TempDir,
-}
-
-/// What a resync was.
-struct Copied {
-    items_per_s: f64,
-    cpu_us: f64,
-    peak_mib: f64,
-}
-
-fn server(port: u16) -> io::Result<Process> {
-    let mut command = std::process::Command::new("memcached");
-    command.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-U", "0", "-m", "8192", "-t", "2"]);
-    if nix::unistd::geteuid().is_root() {
-        command.args(["-u", "nobody"]);
-    }
-    processes::server(&mut command, "memcached", port)
-}
-
-impl Stand {
-    /// The source holds `count` items of `value_len` bytes, which the proxy did not see being written: they came while it led alone.
-    fn start(args: &Args, flags: &[String], count: u32, value_len: usize) -> io::Result<Stand> {
-        let files = tempfile::tempdir()?;
-        let free = processes::free_ports(13_500, 4);
-        let [primary, backup, spare, proxy_port] = free[..] else { return Err(io::Error::other("no free ports")) };
-        let (source, target) = (server(primary)?, server(backup)?);
-        let mut command = processes::resilver_command(&args.resilver, proxy_port, &[primary], &[backup]);
-        command.args(["--threads", "1", "--probe-interval", "100ms"]).args(&args.flags).args(flags);
-        command.arg("--log-file").arg(files.path().join("resilver.log"));
-        let proxy = processes::server(&mut command, "resilver", proxy_port)?;
-        let operator = RefCell::new(Client::connect(proxy_port)?);
-        let ports = [primary, backup, spare];
-        let mut stand =
-            Stand { ports, _source: source, target: Some(target), proxy, proxy_port, operator, _files: files };
-        stand.wait("the proxy has begun", |stand| stand.status("mirrored").map(|word| word == "1"))?;
-        stand.lose_target()?;
-        bare::write_all(primary, count, value_len)?;
-        Ok(stand)
-    }
-
-    fn status(&self, name: &str) -> io::Result<String> {
-        let mut stats = self.operator.borrow_mut().stats("resync status")?;
-        Ok(stats.remove(name).unwrap_or_default())
-    }
-
-    fn node(&self, name: &str) -> io::Result<String> {
-        self.status(&format!("node:127.0.0.1:{}:{name}", self.ports[1]))
-    }
-
-    fn number(&self, name: &str) -> io::Result<f64> {
-        let text = self.node(name)?;
-        text.parse().map_err(|_| io::Error::other(format!("{name} is {text:?}")))
-    }
-
-    fn wait(&self, what: &str, mut done: impl FnMut(&Stand) -> io::Result<bool>) -> io::Result<()> {
-        let give_up = Instant::now() + TIMEOUT;
-        while !done(self)? {
-            if Instant::now() > give_up {
-                return Err(io::Error::other(format!("waited in vain until {what}")));
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
-    }
-
-    fn lose_target(&mut self) -> io::Result<()> {
-        self.target = None;
-        self.wait("the proxy has seen that the target is gone", |stand| stand.node("state").map(|word| word == "lost"))
-    }
-
-    /// The target comes back, empty: the proxy begins to fill it.
-    fn return_target(&mut self) -> io::Result<()> {
-        self.target = Some(server(self.ports[1])?);
-        self.wait("the resync has begun", |stand| Ok(stand.node("resync")? == "running" || stand.is_done()?))
-    }
-
-    fn is_done(&self) -> io::Result<bool> {
-        Ok(self.status("mirrored")? == "1" && self.node("resync")? == "done")
-    }
-
-    /// CPU time of the proxy so far, and the most memory it has had.
-    fn usage(&self) -> io::Result<(f64, f64)> {
-        let process = format!("/proc/{}", self.proxy.pid());
-        let stat = fs::read_to_string(format!("{process}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // utime and stime, in ticks of 10 ms; threads that have ended are in them.
-        let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|word| word.parse::<f64>().ok()).sum();
-        let status = fs::read_to_string(format!("{process}/status"))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(f64::NAN);
-        Ok((ticks / 100.0, kib / 1024.0))
-    }
-
-    fn resync(&mut self) -> io::Result<Copied> {
-        let (before, _) = self.usage()?;
-        self.return_target()?;
-        self.wait("the resync has ended", Stand::is_done)?;
-        let (after, peak_mib) = self.usage()?;
-        let (copied, seconds) = (self.number("items_copied")?, self.number("elapsed_seconds")?);
-        let copied_cpu_us = (after - before) * 1e6 / copied;
-        Ok(Copied { items_per_s: copied / seconds, cpu_us: copied_cpu_us, peak_mib })
-    }
-}
-
 pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     let args = Args::parse_from(std::env::args().skip(1));
     let wanted = |part: &str| args.only.as_ref().is_none_or(|only| only == part);
@@ -277,8 +175,18 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     for (part, name, count, value_len) in
         [("small", "100 B", args.items, 100), ("large", "10 KiB", args.large_items, 10_240)]
     {
-        if wanted(part) {
-            copy(&args, &mut figures, &format!("copy: {count} × {name}"), count, value_len)?;
+        for (layout, share) in LAYOUTS {
+            let servers = format!("{}+{}", layout.primaries, layout.backups);
+            if wanted(part) && args.layout.as_ref().is_none_or(|only| *only == servers) {
+                copy(
+                    &args,
+                    &mut figures,
+                    &format!("copy: {servers}, {count} × {name}"),
+                    layout,
+                    0..share * count,
+                    value_len,
+                )?;
+            }
         }
     }
     if wanted("foreground") {
@@ -291,50 +199,72 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
 }
 
 /// What the servers can do, items a second: read, write, and both at once.
-fn limit(source: u16, spare: u16, count: u32, value_len: usize) -> io::Result<[f64; 3]> {
-    let per_s = |time: Duration| f64::from(count) / time.as_secs_f64();
-    let (found, read) = bare::read_all(source, value_len)?;
-    if found < u64::from(count) {
-        return Err(io::Error::other(format!("the source lists {found} items of {count}")));
+fn limit(stand: &Stand, keys: &[u32], value_len: usize) -> io::Result<[f64; 3]> {
+    let per_s = |time: Duration| keys.len() as f64 / time.as_secs_f64();
+    let placement = &stand.placement;
+    let wanted = |key: &[u8]| placement.is_missing(key);
+    // Each server alone: where several fill one, the slower of them counts.
+    let (mut found, mut read) = (0, Duration::ZERO);
+    for source in &stand.sources {
+        let (items, time) = bare::read_all(source.port, value_len, &wanted)?;
+        found += items;
+        read = read.max(time);
+    }
+    if found < keys.len() as u64 {
+        return Err(io::Error::other(format!("the sources list {found} items of {}", keys.len())));
     }
     let write = {
-        let _empty = server(spare)?;
-        bare::write_all(spare, count, value_len)?
+        let _empty = server(stand.spare)?;
+        bare::write_all(stand.spare, keys, value_len)?
     };
     let both = {
-        let _empty = server(spare)?;
-        let reader = thread::spawn(move || bare::read_all(source, value_len));
-        let write = bare::write_all(spare, count, value_len)?;
-        let (_, read) = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
-        read.max(write)
+        let _empty = server(stand.spare)?;
+        let read = |port| bare::read_all(port, value_len, &wanted);
+        thread::scope(|scope| {
+            let readers: Vec<_> = stand.sources.iter().map(|source| scope.spawn(|| read(source.port))).collect();
+            let mut longest = bare::write_all(stand.spare, keys, value_len)?;
+            for reader in readers {
+                longest = longest.max(reader.join().map_err(|_| io::Error::other("a reader panicked"))??.1);
+            }
+            Ok::<_, io::Error>(longest)
+        })?
     };
     Ok([per_s(read), per_s(write), per_s(both)])
 }
 
 /// The limit and the resync.
-fn copy(args: &Args, figures: &mut Figures, row: &str, count: u32, value_len: usize) -> io::Result<()> {
+fn copy(
+    args: &Args,
+    figures: &mut Figures,
+    row: &str,
+    layout: Layout,
+    keys: Range<u32>,
+    value_len: usize,
+) -> io::Result<()> {
     // Nobody is to yield to, but what the proxy does by default is what is measured.
-    let mut stand = Stand::start(args, &[], count, value_len)?;
-    let [source, _, spare] = stand.ports;
+    let proxy = ProxyBinary { path: &args.resilver, log: args.log.as_deref(), flags: &args.flags };
+    let mut stand = Stand::start(proxy, layout, keys.clone(), value_len)?;
+    let missing = stand.placement.missing(keys);
     // Memory that the machine gives out for the first time is slow.
     if !args.resync_only {
-        let _empty = server(spare)?;
-        bare::write_all(spare, count, value_len)?;
+        let _empty = server(stand.spare)?;
+        bare::write_all(stand.spare, &missing, value_len)?;
     }
     for round in 0..args.rounds {
-        let [read, write, both] =
-            if args.resync_only { [f64::NAN; 3] } else { limit(source, spare, count, value_len)? };
+        let [read, write, both] = if args.resync_only { [f64::NAN; 3] } else { limit(&stand, &missing, value_len)? };
         let resync = stand.resync()?;
         stand.lose_target()?;
+        let items_per_s = resync.items / resync.seconds;
         figures.add(
             row,
             &[
                 ("read the source /s", read),
                 ("write the target /s", write),
                 ("both at once /s", both),
-                ("resync items/s", resync.items_per_s),
-                ("of the slower alone", resync.items_per_s / read.min(write)),
-                ("of both at once", resync.items_per_s / both),
+                ("found after ms", resync.found_after * 1e3),
+                ("resync items/s", items_per_s),
+                ("of the slower alone", items_per_s / read.min(write)),
+                ("of both at once", items_per_s / both),
                 ("proxy CPU µs/item", resync.cpu_us),
                 ("proxy peak MiB", resync.peak_mib),
             ],
@@ -356,7 +286,9 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
     for (name, flags) in
         ways.into_iter().filter(|(name, _)| args.way.as_ref().is_none_or(|way| name.contains(way.as_str())))
     {
-        let mut stand = Stand::start(args, &flags, args.items, 100)?;
+        let flags: Vec<String> = args.flags.iter().cloned().chain(flags).collect();
+        let proxy = ProxyBinary { path: &args.resilver, log: args.log.as_deref(), flags: &flags };
+        let mut stand = Stand::start(proxy, LAYOUTS[0].0, 0..args.items, 100)?;
         for round in 0..args.rounds {
             let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, PARTS)?;
             thread::sleep(Duration::from_millis(300));
@@ -368,7 +300,7 @@ fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
             }
             // What of it no proxy can help: the server lists its keys for somebody who only takes them.
             clients.part(BARE_LISTING);
-            bare::list_all(stand.ports[0])?;
+            bare::list_all(stand.sources[0].port)?;
             clients.part(NOTHING);
             stand.return_target()?;
             clients.part(LISTING);

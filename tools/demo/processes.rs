@@ -37,7 +37,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(command: &mut Command) -> io::Result<Process> {
+    pub(crate) fn start(command: &mut Command) -> io::Result<Process> {
         // A group of its own: Ctrl-C is for the demo, which ends the others itself.
         let child = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         RUNNING.lock().map_err(|_| io::Error::other("the list of processes is broken"))?.push(child.id());

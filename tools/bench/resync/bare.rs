@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,26 +26,27 @@ fn other(what: &str) -> io::Error {
     io::Error::other(what.to_owned())
 }
 
-/// Stores `count` items of `value_len` bytes, quietly; the time it took.
-pub(super) fn write_all(port: u16, count: u32, value_len: usize) -> io::Result<Duration> {
+/// Stores these items, of `value_len` bytes each, quietly; the time it took.
+pub(super) fn write_all(port: u16, keys: &[u32], value_len: usize) -> io::Result<Duration> {
     let mut stream = connect(port)?;
     let mut tail = format!(" {value_len} ME q T0 F7\r\n").into_bytes();
     tail.extend(std::iter::repeat_n(b'v', value_len));
     tail.extend_from_slice(b"\r\n");
     let begun = Instant::now();
-    let (mut lot, mut owed, mut key) = (Vec::with_capacity(LOT_BYTES * 2), 0, 0);
-    while key < count {
+    let (mut lot, mut owed, mut keys) = (Vec::with_capacity(LOT_BYTES * 2), 0, keys.iter().peekable());
+    while keys.peek().is_some() {
         lot.clear();
-        while lot.len() < LOT_BYTES && key < count {
+        while lot.len() < LOT_BYTES
+            && let Some(&key) = keys.next()
+        {
             lot.extend_from_slice(b"ms ");
             put_key(&mut lot, key);
             lot.extend_from_slice(&tail);
-            key += 1;
         }
         lot.extend_from_slice(b"mn\r\n");
         stream.write_all(&lot)?;
         owed += 1;
-        while owed > usize::from(key < count) {
+        while owed > usize::from(keys.peek().is_some()) {
             let mut answer = [0; 4];
             stream.read_exact(&mut answer)?;
             if &answer != b"MN\r\n" {
@@ -57,46 +58,58 @@ pub(super) fn write_all(port: u16, count: u32, value_len: usize) -> io::Result<D
     Ok(begun.elapsed())
 }
 
-/// Enumerates the server and reads every item as it is found; how many, and the time it took.
-pub(super) fn read_all(port: u16, value_len: usize) -> io::Result<(u64, Duration)> {
+/// Enumerates the server and reads every item that is wanted as it is found; how many, and the time it took.
+pub(super) fn read_all(
+    port: u16,
+    value_len: usize,
+    wanted: &(impl Fn(&[u8]) -> bool + Sync),
+) -> io::Result<(u64, Duration)> {
     let begun = Instant::now();
     let (send, found) = channel::<Vec<u8>>();
-    let dump = thread::spawn(move || -> io::Result<()> {
-        let mut stream = connect(port)?;
-        stream.write_all(b"lru_crawler metadump hash\r\n")?;
-        let (mut block, mut rest) = (vec![0; 256 << 10], Vec::new());
-        let (mut keys, mut count) = (Vec::new(), 0);
-        loop {
-            let n = stream.read(&mut block)?;
-            rest.extend_from_slice(&block[..n]);
-            let mut at = 0;
-            while let Some(length) = memchr::memchr(b'\n', &rest[at..]) {
-                let line = &rest[at..at + length];
-                at += length + 1;
-                if let Some(key) = line.strip_prefix(b"key=") {
-                    let end = memchr::memchr(b' ', key).unwrap_or(key.len());
-                    put_decoded(&mut keys, &key[..end]);
-                    keys.push(b'\n');
-                    count += 1;
-                    if count == KEYS_AT_ONCE {
-                        count = 0;
-                        send.send(std::mem::take(&mut keys)).map_err(|_| other("the reader ended"))?;
-                    }
-                } else if line.starts_with(b"END") {
-                    return send.send(keys).map_err(|_| other("the reader ended"));
-                } else if !line.starts_with(b"OK") {
-                    return Err(other(&String::from_utf8_lossy(line)));
+    thread::scope(|scope| {
+        let dump = scope.spawn(move || dump(port, wanted, &send));
+        let read = read_found(port, value_len, &found);
+        dump.join().map_err(|_| other("the dump's thread panicked"))??;
+        Ok((read?, begun.elapsed()))
+    })
+}
+
+fn dump(port: u16, wanted: &impl Fn(&[u8]) -> bool, send: &Sender<Vec<u8>>) -> io::Result<()> {
+    let mut stream = connect(port)?;
+    stream.write_all(b"lru_crawler metadump hash\r\n")?;
+    let (mut block, mut rest) = (vec![0; 256 << 10], Vec::new());
+    let (mut keys, mut count) = (Vec::new(), 0);
+    loop {
+        let n = stream.read(&mut block)?;
+        rest.extend_from_slice(&block[..n]);
+        let mut at = 0;
+        while let Some(length) = memchr::memchr(b'\n', &rest[at..]) {
+            let line = &rest[at..at + length];
+            at += length + 1;
+            if let Some(key) = line.strip_prefix(b"key=") {
+                let (end, begins) = (memchr::memchr(b' ', key).unwrap_or(key.len()), keys.len());
+                put_decoded(&mut keys, &key[..end]);
+                if !wanted(&keys[begins..]) {
+                    keys.truncate(begins);
+                    continue;
                 }
+                keys.push(b'\n');
+                count += 1;
+                if count == KEYS_AT_ONCE {
+                    count = 0;
+                    send.send(std::mem::take(&mut keys)).map_err(|_| other("the reader ended"))?;
+                }
+            } else if line.starts_with(b"END") {
+                return send.send(keys).map_err(|_| other("the reader ended"));
+            } else if !line.starts_with(b"OK") {
+                return Err(other(&String::from_utf8_lossy(line)));
             }
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            rest.drain(..at);
         }
-    });
-    let read = read_found(port, value_len, &found);
-    dump.join().map_err(|_| other("the dump's thread panicked"))??;
-    Ok((read?, begun.elapsed()))
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        rest.drain(..at);
+    }
 }
 
 /// Lets the server list its keys and throws the list away; the time it took.
