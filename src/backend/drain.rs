@@ -15,6 +15,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::NodeStream;
+use super::blocks::Blocks;
 use super::frame;
 use super::pipe::{poll_read, poll_write};
 use crate::ids::NodeId;
@@ -46,6 +47,7 @@ pub struct Drain {
     input: BytesMut,
     /// Longest value that the node may send.
     value_max: usize,
+    blocks: Blocks,
     /// Answers cannot be told apart any more: half-close, so that the node closes after executing all, and wait for that.
     framing_lost: bool,
     half_closed: bool,
@@ -61,7 +63,8 @@ impl Drain {
         framing_lost: bool,
     ) -> Drain {
         out.push_back(Bytes::from_static(b"mn\r\n"));
-        Drain { node, life, stream, out, input, value_max, framing_lost, half_closed: false }
+        let blocks = Blocks::default();
+        Drain { node, life, stream, out, input, value_max, blocks, framing_lost, half_closed: false }
     }
 
     /// The node at the other end.
@@ -115,7 +118,7 @@ impl Future for Drain {
             if me.framing_lost && me.out.is_empty() && !me.half_closed {
                 me.half_closed = Pin::new(&mut me.stream).poll_shutdown(cx).is_ready();
             }
-            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, me.value_max, cx) {
+            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, &mut me.blocks, me.value_max, cx) {
                 if !matches!(read, Ok(n) if n > 0) {
                     let by_node = me.stream.was_ended_by_node();
                     return Poll::Ready(if by_node { DrainEnd::Closed } else { DrainEnd::Abandoned });

@@ -2,6 +2,7 @@
 
 mod address;
 mod batch;
+mod blocks;
 mod control;
 mod deadline;
 mod dial;

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
 use super::batch::{Batch, Effect};
+use super::blocks::{BLOCK_BYTES, Blocks};
 use super::deadline::{Patience, by};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
@@ -23,8 +24,6 @@ use super::{Dial, NodeStream};
 use crate::ids::{Incarnation, NodeId};
 use crate::progress::Progress;
 
-/// How much is read at once, in bytes. Large, because every system call costs as much as several items.
-const READ_BYTES: usize = 256 * 1024;
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
 /// Longest value taken from a node unless more is said to be due: the markers, which are all that the control plane reads, are lines.
@@ -108,6 +107,7 @@ pub struct Pipe {
     /// Where commands end, counted like `written`: a cut between them leaves the framing whole.
     ends: VecDeque<u64>,
     input: BytesMut,
+    blocks: Blocks,
     spans: Vec<Span>,
     owed: usize,
     mutations_owed: bool,
@@ -167,6 +167,7 @@ impl Pipe {
             loaded: 0,
             ends: VecDeque::new(),
             input: BytesMut::new(),
+            blocks: Blocks::default(),
             spans: Vec::new(),
             owed: 0,
             mutations_owed: false,
@@ -422,7 +423,7 @@ impl Pipe {
                 Poll::Pending => self.stuck = true,
             }
         }
-        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, self.value_max, cx) {
+        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, &mut self.blocks, self.value_max, cx) {
             let n = n?;
             if n == 0 {
                 return Poll::Ready(Err(NodeError::Reset));
@@ -474,13 +475,11 @@ pub(super) fn poll_write(
 pub(super) fn poll_read(
     stream: &mut NodeStream,
     input: &mut BytesMut,
+    blocks: &mut Blocks,
     value_max: usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    let want = frame::missing(input, value_max).max(READ_BYTES / 4);
-    if input.capacity() - input.len() < want {
-        input.reserve(want.max(READ_BYTES));
-    }
+    blocks.make_room(input, frame::missing(input, value_max).max(BLOCK_BYTES / 4));
     // The future holds nothing but the two references: made anew at every poll it loses nothing.
     std::pin::pin!(stream.read_buf(input)).poll(cx)
 }
