@@ -9,6 +9,7 @@
 mod bare;
 mod foreground;
 mod stand;
+mod watch;
 
 use std::error::Error;
 use std::fmt::Write;
@@ -17,22 +18,12 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 
-use foreground::Foreground;
 use stand::{Layout, ProxyBinary, Stand, server};
 
-/// How often the proxy is asked how far it is, where clients are watched: that disturbs them too, so it is done with and without a resync.
-const CALM_POLL: Duration = Duration::from_millis(100);
-/// What the foreground's latencies count for.
-const PARTS: u8 = 5;
-const NOTHING: u8 = 0;
-const WITHOUT: u8 = 1;
-const BARE_LISTING: u8 = 2;
-const LISTING: u8 = 3;
-const COPYING: u8 = 4;
 /// Of how many keys a target is to get each: the servers that fill it hold as many again of others, where there are more.
 const LAYOUTS: [(Layout, u32); 3] = [
     (Layout { primaries: 1, backups: 1 }, 1),
@@ -76,9 +67,12 @@ struct Args {
     /// Items a second of the throttled resync.
     #[arg(long, default_value_t = 20_000)]
     throttle: u32,
-    /// How long the foreground is watched in each of its states.
+    /// How long the foreground is watched without a resync.
     #[arg(long, default_value = "4s", value_parser = humantime::parse_duration)]
     time: Duration,
+    /// How long the foreground is watched during one, at most.
+    #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
+    most: Duration,
     /// More flags for the proxy.
     #[arg(long, value_delimiter = ' ', allow_hyphen_values = true)]
     flags: Vec<String>,
@@ -190,7 +184,7 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     if wanted("foreground") {
-        watch(&args, &mut figures)?;
+        watch::watch(&args, &mut figures)?;
     }
     println!("{}\n{}", figures.table("copy: "), figures.table("reads: "));
     fs::write(&args.json, figures.json())?;
@@ -270,81 +264,6 @@ fn copy(
             ],
         );
         eprintln!("{row}: round {} of {} done", round + 1, args.rounds);
-    }
-    Ok(())
-}
-
-/// What reads feel, without a resync and with one, as often as there are rounds.
-fn watch(args: &Args, figures: &mut Figures) -> io::Result<()> {
-    let throttle = args.throttle.to_string();
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let ways = [
-        ("yielding (default)", words(&[])),
-        ("at full speed, not yielding", words(&["--resync-latency", "off"])),
-        ("throttled, not yielding", words(&["--resync-latency", "off", "--resync-rate", &throttle])),
-    ];
-    for (name, flags) in
-        ways.into_iter().filter(|(name, _)| args.way.as_ref().is_none_or(|way| name.contains(way.as_str())))
-    {
-        let flags: Vec<String> = args.flags.iter().cloned().chain(flags).collect();
-        let proxy = ProxyBinary { path: &args.resilver, log: args.log.as_deref(), flags: &flags };
-        let mut stand = Stand::start(proxy, LAYOUTS[0].0, 0..args.items, 100)?;
-        for round in 0..args.rounds {
-            let clients = Foreground::begin(stand.proxy_port, args.reads, args.items, PARTS)?;
-            thread::sleep(Duration::from_millis(300));
-            clients.part(WITHOUT);
-            let begun = Instant::now();
-            while begun.elapsed() < args.time {
-                stand.is_done()?;
-                thread::sleep(CALM_POLL);
-            }
-            // What of it no proxy can help: the server lists its keys for somebody who only takes them.
-            clients.part(BARE_LISTING);
-            bare::list_all(stand.sources[0].port)?;
-            clients.part(NOTHING);
-            stand.return_target()?;
-            clients.part(LISTING);
-            let begun = Instant::now();
-            // The list of keys is whole once all are counted.
-            let listing = |stand: &Stand| Ok::<_, io::Error>(stand.number("items_total")? < f64::from(args.items));
-            while begun.elapsed() < args.time && listing(&stand)? && !stand.is_done()? {
-                thread::sleep(CALM_POLL);
-            }
-            let (before, from) = (stand.number("items_copied")?, Instant::now());
-            let listed = begun.elapsed();
-            clients.part(COPYING);
-            let mut percent = Vec::new();
-            while begun.elapsed() < args.time && !stand.is_done()? {
-                thread::sleep(CALM_POLL);
-                percent.push(stand.status("yield:percent")?.parse().unwrap_or(f64::NAN));
-            }
-            clients.part(NOTHING);
-            let copied = (stand.number("items_copied")? - before) / from.elapsed().as_secs_f64();
-            let seen = clients.end()?;
-            stand.lose_target()?;
-            let of = |part: u8, permille| seen[usize::from(part)].permille(permille);
-            let mut with = seen[usize::from(LISTING)].clone();
-            with.merge(&seen[usize::from(COPYING)]);
-            let (without, with) = ([500, 990].map(|p| of(WITHOUT, p)), [500, 990].map(|p| with.permille(p)));
-            figures.add(
-                &format!("reads: {name}"),
-                &[
-                    ("p50 µs without", without[0]),
-                    ("p99 µs without", without[1]),
-                    ("p50 µs with", with[0]),
-                    ("p99 µs with", with[1]),
-                    ("p99 ratio", with[1] / without[1]),
-                    ("p99 µs while listing", of(LISTING, 990)),
-                    ("listing s", listed.as_secs_f64()),
-                    ("p99 µs while a bare client lists", of(BARE_LISTING, 990)),
-                    ("p99 µs while copying", of(COPYING, 990)),
-                    ("copying ratio", of(COPYING, 990) / without[1]),
-                    ("items/s copied meanwhile", copied),
-                    ("of the time %", percent.iter().sum::<f64>() / percent.len() as f64),
-                ],
-            );
-            eprintln!("{name}: round {} of {} done", round + 1, args.rounds);
-        }
     }
     Ok(())
 }

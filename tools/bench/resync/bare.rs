@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::wire::put_key;
+use crate::wire::{put_key, put_set, set_tail};
 
 /// No answer for so long: the server hangs.
 const STALLED: Duration = Duration::from_secs(20);
@@ -56,6 +56,26 @@ pub(super) fn write_all(port: u16, keys: &[u32], value_len: usize) -> io::Result
         }
     }
     Ok(begun.elapsed())
+}
+
+/// Stores the first `count` items through a proxy, each lot as soon as the one before is answered.
+pub(super) fn load(port: u16, count: u32, value_len: usize) -> io::Result<()> {
+    const STORED: &[u8] = b"STORED\r\n";
+    let mut stream = connect(port)?;
+    let tail = set_tail(value_len);
+    let (mut lot, mut answers) = (Vec::with_capacity(LOT_BYTES * 2), Vec::new());
+    for first in (0..count).step_by(KEYS_AT_ONCE) {
+        lot.clear();
+        let keys = first..count.min(first + KEYS_AT_ONCE as u32);
+        keys.clone().for_each(|key| put_set(&mut lot, key, &tail));
+        stream.write_all(&lot)?;
+        answers.resize(keys.len() * STORED.len(), 0);
+        stream.read_exact(&mut answers)?;
+        if answers.chunks(STORED.len()).any(|answer| answer != STORED) {
+            return Err(other("a write was refused"));
+        }
+    }
+    Ok(())
 }
 
 /// Enumerates the server and reads every item that is wanted as it is found; how many, and the time it took.

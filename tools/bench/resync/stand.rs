@@ -8,8 +8,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resilver::ids::{NodeId, PairId};
-use resilver::ring::{Distribution, ServerSpec, Topology};
+use resilver::internals::ids::{NodeId, PairId};
+use resilver::internals::ring::{Distribution, ServerSpec, Topology};
 
 use super::bare;
 use crate::client::Client;
