@@ -245,8 +245,9 @@ mod tests {
         leave: Leave,
         per_s: f64,
         usual_us: u64,
-        /// What one answer in fifty waits more while a resync works as hard as it can, in microseconds.
+        /// What some answers wait more while a resync works as hard as it can, in microseconds, and their part.
         harm_us: f64,
+        harmed: f64,
         owed: [f64; 3],
         rested: Duration,
         worked: f64,
@@ -264,6 +265,7 @@ mod tests {
                 per_s,
                 usual_us: 100,
                 harm_us,
+                harmed: 0.02,
                 owed: [0.0; 3],
                 rested: Duration::ZERO,
                 worked: 0.0,
@@ -286,7 +288,7 @@ mod tests {
             while self.now < end {
                 let count = self.per_s * tick.as_secs_f64();
                 let harm_us = if at_work { self.harm_us * self.share() } else { 0.0 };
-                let (tail, late) = (count * 0.008, count * 0.02);
+                let (tail, late) = (count * 0.008, count * self.harmed);
                 let kinds = [
                     (count - tail - late, self.usual_us),
                     (tail, self.usual_us * 3),
@@ -348,6 +350,18 @@ mod tests {
             assert!(average > ideal * 0.7 && average < ideal * 2.0, "{average} of {ideal}");
             assert!(world.late[0] / world.late[1] < 0.005, "{:?}", world.late);
         }
+    }
+
+    /// Most answers wait for the same: by half of the budget none would be too late at the 99th percentile.
+    #[test]
+    fn the_answer_in_the_middle_is_held_to_a_small_part_of_the_budget() {
+        let mut world = World::new(20_000.0, 500.0);
+        world.harmed = 0.9;
+        world.run(10, false, false);
+        world.run(5, true, false);
+        let average = world.average(30);
+        let ideal = f64::from(1_000 / MIDDLE) / 500.0;
+        assert!(average > ideal * 0.7 && average < ideal * 2.0, "{average} of {ideal}");
     }
 
     /// A bulk load just before, or a quiet night.
