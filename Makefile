@@ -37,6 +37,7 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
+	@scripts/need-network
 	$(RUN_TESTS)
 	$(CARGO) test --locked --doc
 	RESILVER_TEST_IO_URING=off $(RUN_TESTS) --test it -- protocol:: failover::

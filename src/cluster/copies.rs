@@ -129,12 +129,16 @@ impl Cluster {
         let missing = summary::missing(run.lone.len(), run.lone.has_more());
         let names: Vec<String> = run.lone.after(None, NAMED).iter().map(|key| key.escape_ascii().to_string()).collect();
         let (names, by_leader) = (names.join(" "), run.copies.by_leader);
+        let adopting = run.adopting;
         let lacks = match state {
+            State::Recovering { leader } if adopting => self.node_at(id, leader),
             State::Recovering { leader } => self.node_at(id, leader.other()),
             _ => self.node_at(id, Place::Backup),
         };
         let (pair, node) = (self.pair_name(id), self.topology.addr(lacks).to_string());
         match state {
+            State::Recovering { .. } if adopting => tracing::warn!(%pair, %node, missing, first = names,
+                "keys have one copy, on the follower: the node, which leads, refuses their items (has it the memory, and the -I, of the other one?). They are kept, and tried again"),
             State::Recovering { .. } => tracing::warn!(%pair, %node, missing, first = names,
                 "keys have one copy, for the node refuses their items: it does not lead before it takes them (has it the memory, and the -I, of the other one?)"),
             _ if by_leader => tracing::warn!(%pair, missing,
@@ -237,5 +241,32 @@ impl Cluster {
         let missing = summary::missing(lone.len(), lone.has_more());
         tracing::error!(pair = %self.pair_name(id), missing, "the node that is lost held the only copy of some keys: they are misses from now on");
         lone.forget_known();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::pair::{Event, Reason};
+
+    /// What the backup evicted while it was filled a comparing puts back. What the primary evicted, and leads without, it would end on
+    /// the backup.
+    #[tokio::test(start_paused = true)]
+    async fn copies_are_not_compared_by_themselves_where_the_leader_lacks_items() {
+        for (evicted, compared) in [(NodeId(1), true), (NodeId(0), false)] {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+            let pair = PairId(0);
+            for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
+                cluster.apply(pair, event);
+            }
+            assert!(cluster.may_mend(pair), "{:?}", cluster.pairs[0].pair);
+            cluster.evicted_during_fill(evicted, &Progress::new(std::iter::empty()));
+            for _ in 0..20 {
+                tokio::time::advance(TICK).await;
+                cluster.look_for_copies();
+            }
+            assert_eq!(cluster.is_verifying(), compared, "{evicted:?}");
+        }
     }
 }

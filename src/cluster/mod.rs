@@ -21,6 +21,8 @@
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
 
+#[cfg(test)]
+mod alone;
 mod ask;
 mod clean;
 mod clocks;

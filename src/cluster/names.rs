@@ -384,13 +384,8 @@ fn with_port(mut at: SocketAddr, port: u16) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use futures::future::{BoxFuture, FutureExt};
-
     use super::*;
-    use crate::backend::{Dial, NodeStream};
-    use crate::config::{CommandLine, Host};
-    use crate::ring::Topology;
-    use crate::server::Assembly;
+    use crate::cluster::alone::alone;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -477,30 +472,11 @@ mod tests {
         assert_eq!(name.listed.len(), MAX_ADDRESSES);
     }
 
-    /// Names lead nowhere, and nobody can be reached.
-    struct Nobody;
-
-    impl Resolve for Nobody {
-        fn resolve(&self, _: &str) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
-            async { Ok(vec![]) }.boxed()
-        }
-    }
-
-    impl Dial for Nobody {
-        fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
-            async { Err(std::io::ErrorKind::ConnectionRefused.into()) }.boxed()
-        }
-    }
-
     /// The look waits for every worker's word of the *last* move: one of an earlier move says nothing of the connections since.
     #[tokio::test]
     async fn a_node_that_has_moved_is_not_looked_at_before_all_workers_have_left() {
-        let line = "resilver -s cache1:1 -b 127.0.0.1:2 --threads 2";
-        let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
-        let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
-        let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
-        let names = Names { addresses: addresses.clone(), resolver: Arc::new(Nobody) };
-        let mut cluster = Assembly::new(*settings, topology, (Arc::new(Nobody), names)).cluster;
+        let mut cluster = alone("-s cache1:1 -b 127.0.0.1:2 --threads 2");
+        let addresses = cluster.names.addresses.clone();
         let node = NodeId(0);
         let drained = |cluster: &Cluster| cluster.nodes[node.index()].is_drained();
         cluster.move_to(node, at(A));

@@ -465,6 +465,9 @@ pub enum JobError {
     /// More keys were missed than are remembered: everything is copied by the next resync.
     #[error("more keys were missed than are remembered")]
     MissedTooMany,
+    /// The leader refuses more of the items that only the target holds than are tried again one by one.
+    #[error("the leader, node {n}, refuses what only the target holds: has it the memory, and the -I, of the other one?", n = .0.0)]
+    AdoptionRefused(NodeId),
     /// The temporary file for the keys failed.
     #[error("the key list's temporary file: {0}")]
     Spool(String),
@@ -483,6 +486,7 @@ impl JobError {
             JobError::CrawlerBusy(_) => "crawler_busy",
             JobError::PurgeUnfinished { .. } => "purge_unfinished",
             JobError::MissedTooMany => "missed_too_many",
+            JobError::AdoptionRefused(_) => "adoption_refused",
             JobError::Spool(_) => "spool",
         }
     }

@@ -109,6 +109,8 @@ pub(super) struct Refill {
     adopting: FuturesUnordered<BoxFuture<'static, Adopting>>,
     adopting_bytes: usize,
     adopt_again: VecDeque<(Entry, Instant)>,
+    /// Those that the leader refuses.
+    refused_adoptions: VecDeque<(Entry, Instant)>,
     /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and never handed back.
     trickle: bool,
     /// An item of the source without a cas id was seen.
@@ -181,6 +183,7 @@ impl Refill {
             adopting: FuturesUnordered::new(),
             adopting_bytes: 0,
             adopt_again: VecDeque::new(),
+            refused_adoptions: VecDeque::new(),
             trickle: false,
             no_cas: false,
             coverage: Coverage::Whole,
@@ -433,7 +436,8 @@ impl Refill {
             }
             return Ok(());
         }
-        let adopting = !self.adopting.is_empty() || !self.adopt_again.is_empty();
+        let again = !self.adopt_again.is_empty() || !self.refused_adoptions.is_empty();
+        let adopting = !self.adopting.is_empty() || again;
         let streamed = self.pass.is_none() && self.spool_len() == 0 && self.streaming == 0 && !adopting;
         if !streamed || !matches!(self.hand, Hand::Idle) {
             return Ok(());
@@ -538,9 +542,10 @@ impl Refill {
             }
             _ => None,
         };
-        let again = self.adopt_again.front().map(|(_, at)| *at);
+        let again =
+            [&self.adopt_again, &self.refused_adoptions].into_iter().filter_map(|q| q.front()).map(|(_, at)| *at);
         let rests = self.limited_until.into_iter().chain(self.resting_until);
-        hand.filter(|&at| at > now).into_iter().chain(rests).chain(again.filter(|&at| at > now)).min()
+        hand.filter(|&at| at > now).into_iter().chain(rests).chain(again.filter(|at| *at > now)).min()
     }
 
     /// Whether clients wait for the lanes, or would make more work than is done if they rested: whatever is disturbed by that.

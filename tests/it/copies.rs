@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::cluster::{count_filled, fill, filled};
-use crate::support::{Cluster, Memcached, Proxy, Shape, Stored};
+use crate::support::{Cluster, Memcached, Proxy, Shape, Stored, wait_until};
 
 /// So many of the large items fit into the smallest server: with `-m 4` one page of them.
 const KEPT: usize = 20;
@@ -163,6 +163,18 @@ fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
     let (code, said) = wait(&cluster.proxy, "500ms");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("keys with one copy: unknown many"), "{said}");
+    // A comparing puts back what the backup lacks, which evicts other items there: it has not found them all.
+    cluster.proxy.operator("resync verify");
+    let status = cluster
+        .proxy
+        .wait_status("the end of the comparing", crate::support::DEADLINE, |s| s.all["verify:state"] == "done");
+    assert_eq!(status.all["pairs_missing_unknown"], "1", "{status}");
+    assert!(
+        cluster.backups[0]
+            .stat("evictions")
+            .parse::<u64>()
+            .is_ok_and(|n| n > status.node_number(&addr, "items_evicted"))
+    );
     // With so few items both have room for all: a comparing by itself finds what the backup lacks, and fills it in.
     for i in KEPT..ITEMS {
         assert_eq!(client.delete(&format!("big:{i}")), Ok(true));
@@ -170,6 +182,50 @@ fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
     assert!(cluster.backup_ring().len() < KEPT, "the backup lacks nothing: nothing is tested");
     cluster.mirrored();
     assert_eq!(cluster.assert_rings_equal().len(), KEPT);
+}
+
+/// At a first start the backup holds an item that the primary takes no more: it is kept, counted, and tried again; it is readable when the
+/// primary dies, and over when a client deletes it.
+#[test]
+fn an_item_that_the_leader_does_not_adopt_stays_where_it_is() {
+    const LARGE: usize = 600_000;
+    for dies in [false, true] {
+        let (primary, backup) = (Memcached::start(&["-I", "512k"]), Memcached::start(&[]));
+        let mut direct = backup.client();
+        direct.set("big", &[b'x'; LARGE]).expect("stored");
+        fill(&mut direct, "small", 200, 100);
+        fill(&mut primary.client(), "other", 200, 100);
+        let mut cluster = Cluster::over(vec![primary], vec![backup], &Shape::new(1, 1));
+        let status = cluster
+            .proxy
+            .wait_status("the refusal to be told", crate::support::DEADLINE, |s| s.all["copies_missing"] == "1");
+        let (primary, backup) = (cluster.primaries[0].known_as(), cluster.backups[0].known_as());
+        assert!(!status.mirrored(), "{status}");
+        assert_eq!(status.pair(&primary, &backup, "reason"), "copies_missing", "{status}");
+        let mut client = cluster.client();
+        assert_eq!(count_filled(&mut client, "small", 200, 100), 200, "all others are adopted");
+        // Tried again at least once.
+        let refused = cluster.primaries[0].stat("store_too_large");
+        wait_until("another try", crate::support::DEADLINE, || cluster.primaries[0].stat("store_too_large") != refused);
+        assert_eq!(
+            cluster.backups[0].client().get("big").expect("an answer").expect("its only copy").value.len(),
+            LARGE
+        );
+        if dies {
+            cluster.primaries[0].kill();
+            cluster.wait_lost(&primary);
+            wait_until("the backup to lead", crate::support::DEADLINE, || {
+                client.get("big").is_ok_and(|item| item.is_some_and(|item| item.value.len() == LARGE))
+            });
+        } else {
+            client.delete("big").expect("an answer");
+            cluster.mirrored();
+            assert_eq!(copies_missing(&cluster), 0);
+            assert_eq!(cluster.assert_rings_equal().len(), 400);
+        }
+        let log = cluster.proxy.log();
+        assert!(log.contains("refuses an item that only the follower holds") && log.contains("key=\"big\""), "{log}");
+    }
 }
 
 /// Whatever is flushed has no copy at all.

@@ -1,5 +1,6 @@
 //! Items that only the target holds, on their way to the leader.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::future::FutureExt;
@@ -8,14 +9,18 @@ use tokio::time::Instant;
 use super::super::entry::Entry;
 use super::super::lane::Lane;
 use super::super::{JobError, JobEvent, Settled};
+use super::feed::MAX_NAMED_FAILURES;
 use super::{Refill, ask, count};
 
 /// Items under way to their owners at once.
 const WINDOW: usize = 256;
-/// An item that its owner could not add is looked at again so often; then the leader is taken at its word, and the target's is dropped.
+/// An item that its owner could not add is looked at again so often, after a pause that doubles; then the leader is said to refuse it.
 const TRIES: u8 = 5;
-/// The first pause before that, doubling.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is tried from then on. The target's is the only copy: it is kept until the leader takes it, or clients end it.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// So many are tried: 300 bytes each, some 5 MB.
+const MAX_REFUSED: usize = 16 * 1024;
 
 /// An item that was sent to its owner, and what became of it.
 pub(super) struct Adopting {
@@ -62,33 +67,67 @@ impl Refill {
         let Adopting { mut entry, bytes, end } = adopted;
         let slot = entry.slot as usize;
         self.adopting_bytes -= bytes;
-        match end? {
+        let end = end?;
+        if end == Settled::Failed {
+            let tries = entry.adopts.unwrap_or(0).saturating_add(1).min(TRIES);
+            let now = Instant::now();
+            let before = entry.adopts.replace(tries);
+            if tries == TRIES && before != Some(TRIES) {
+                self.refused_by_leader(slot, &entry.key);
+            }
+            if tries < TRIES {
+                self.adopt_again.push_back((entry, now + PAUSE * 2_u32.pow(tries.into())));
+            } else if self.refused_adoptions.len() < MAX_REFUSED {
+                self.refused_adoptions.push_back((entry, now + REFUSED_PAUSE));
+            } else {
+                // The next resync lists them again.
+                return Err(JobError::AdoptionRefused(self.source));
+            }
+            return Ok(());
+        }
+        self.adoption_over(&entry);
+        match end {
             Settled::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
             // Compared like any key that clients write: if they deleted it, it goes.
-            Settled::Superfluous => self.slots[slot].recopy.push(entry.key),
-            Settled::Failed => {
-                let tries = entry.adopts.unwrap_or(0) + 1;
-                if tries < TRIES {
-                    entry.adopts = Some(tries);
-                    self.adopt_again.push_back((entry, Instant::now() + PAUSE * 2_u32.pow(tries.into())));
-                    return Ok(());
-                }
-                self.failed(slot, &entry.key, "the leader does not take what only the target holds");
-                self.slots[slot].recopy.push(entry.key);
-            }
+            _ => self.slots[slot].recopy.push(entry.key),
         }
         self.settled(slot);
         Ok(())
+    }
+
+    /// The key has one copy, and stays so until the leader takes it.
+    fn refused_by_leader(&mut self, slot: usize, key: &[u8]) {
+        if let Some(lone) = &self.slots[slot].lone {
+            lone.insert(key);
+        }
+        self.named_failures += 1;
+        if self.named_failures <= MAX_NAMED_FAILURES {
+            let key = String::from_utf8_lossy(key).into_owned();
+            tracing::warn!(
+                source_node = self.source.0,
+                key,
+                "the leader refuses an item that only the follower holds: it is kept there, and tried again"
+            );
+        }
+    }
+
+    /// Adopted, or ended by a client: what was said of it before is over.
+    pub(super) fn adoption_over(&self, entry: &Entry) {
+        if entry.adopts == Some(TRIES)
+            && let Some(lone) = &self.slots[entry.slot as usize].lone
+        {
+            lone.remove(&entry.key);
+        }
     }
 
     /// Gives the lane those that are due to be looked at again.
     pub(super) fn admit_adoptions(&mut self, lane: &mut Lane, limit: usize) -> usize {
         let now = Instant::now();
         for taken in 0..limit {
-            if self.adopt_again.front().is_none_or(|(_, at)| *at > now) {
-                return taken;
-            }
-            let Some((entry, _)) = self.adopt_again.pop_front() else { return taken };
+            let waiting = [&mut self.adopt_again, &mut self.refused_adoptions];
+            let due = |queue: &&mut VecDeque<(Entry, Instant)>| queue.front().is_some_and(|(_, at)| *at <= now);
+            let next = waiting.into_iter().find(due).and_then(VecDeque::pop_front);
+            let Some((entry, _)) = next else { return taken };
             let adopts = entry.adopts;
             lane.admit(entry.again().swept(true, adopts));
         }

@@ -19,7 +19,7 @@ use crate::keys::MAX_RECOPY_KEYS;
 /// queue of re-copies is half full, since one that overflows costs another pass.
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
-const MAX_NAMED_FAILURES: usize = 10;
+pub(super) const MAX_NAMED_FAILURES: usize = 10;
 /// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes: memcached's largest by default.
 const UNSEEN_BYTES: usize = 1 << 20;
 /// A lane that yields to clients may still hold so many bytes of items.
@@ -213,6 +213,9 @@ impl Refill {
         for (entry, end) in std::mem::take(&mut lane.ended) {
             let slot = entry.slot as usize;
             let pair = self.slots[slot].pair;
+            if end != End::Adopt {
+                self.adoption_over(&entry);
+            }
             let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
             let again = entry.recopy && !self.trickle;
             let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if again { recopied } else { enumerated };

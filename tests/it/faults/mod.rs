@@ -2,6 +2,7 @@
 
 mod both_down;
 mod cas;
+mod cut_network;
 mod diverged;
 mod flush;
 mod hung;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::forwarder::Forwarder;
+use super::network::Cable;
 use super::port::Port;
 use super::wait_until;
 
@@ -23,6 +24,8 @@ pub struct Memcached {
     forwarder: Option<Forwarder>,
     /// The proxy knows it by this host name.
     name: Option<String>,
+    /// It runs in the network namespace of this process.
+    network: Option<String>,
 }
 
 impl Memcached {
@@ -35,7 +38,16 @@ impl Memcached {
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             forwarder: None,
             name: None,
+            network: None,
         };
+        node.restart();
+        node
+    }
+
+    /// One at the far end of a cable, where it has this address.
+    pub fn beyond(cable: &Cable, host: &str) -> Memcached {
+        let mut node = Memcached::absent(&[]);
+        (node.host, node.network) = (host.to_owned(), Some(cable.far()));
         node.restart();
         node
     }
@@ -50,6 +62,7 @@ impl Memcached {
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             forwarder: None,
             name: None,
+            network: None,
         }
     }
 
@@ -63,6 +76,7 @@ impl Memcached {
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             forwarder: None,
             name: None,
+            network: None,
         };
         twin.name.clone_from(&self.name);
         twin.restart();
@@ -123,7 +137,15 @@ impl Memcached {
     /// As [`Self::restart`], without waiting for the first answer.
     pub fn spawn(&mut self) {
         self.kill();
-        let mut command = Command::new("memcached");
+        let mut command = match &self.network {
+            Some(holder) => {
+                // It becomes memcached, and keeps its pid.
+                let mut command = Command::new("nsenter");
+                command.args(["-t", holder, "-n", "memcached"]);
+                command
+            }
+            None => Command::new("memcached"),
+        };
         command.args(["-l", &self.host, "-p", &self.port.number.to_string(), "-U", "0", "-c", "4096"]);
         if nix::unistd::geteuid().is_root() {
             command.args(["-u", "nobody"]);

@@ -9,6 +9,7 @@ pub mod judge;
 pub mod load;
 pub mod memcached;
 pub mod names;
+pub mod network;
 pub mod port;
 pub mod proxy;
 pub mod rings;
