@@ -291,6 +291,7 @@ mod tests {
     use super::super::super::item::{Item, Seen};
     use super::super::super::spool::Spool;
     use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Tuning};
+    use super::super::LANE_BYTES;
     use super::*;
     use crate::backend::{Dial, NodeStream};
     use crate::expiry::Offset;
@@ -388,6 +389,15 @@ mod tests {
             refill.feed().unwrap();
             assert_eq!((refill.running.len(), refill.streaming), (2, 1024));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_holds_no_more_bytes_than_its_bound() {
+        const SIZE: u32 = 64 << 10;
+        let mut refill = with_keys(5_000, SIZE).await;
+        refill.feed().unwrap();
+        // The last item may be the one that passes it.
+        assert_eq!(refill.streaming, 2 * LANE_BYTES.div_ceil(SIZE as usize + ENTRY_BYTES));
     }
 
     #[tokio::test(start_paused = true)]
