@@ -51,12 +51,10 @@ pub mod internals {
         pub use crate::pair::Reason;
     }
     pub mod protocol {
-        pub use crate::protocol::{answer, reply, request};
+        pub use crate::protocol::{answer, out, reply, request};
     }
     pub mod proxy {
-        pub use crate::proxy::{
-            Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route,
-        };
+        pub use crate::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, Route};
     }
     pub mod resync {
         pub use crate::resync::{

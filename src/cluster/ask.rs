@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, State};
+use crate::protocol::answer;
 use crate::proxy::{ClientKey, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
@@ -25,7 +26,7 @@ fn client_error(what: impl Display) -> Bytes {
     Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
 }
 
-const OK: Bytes = Bytes::from_static(b"OK\r\n");
+const OK: Bytes = Bytes::from_static(answer::OK);
 
 impl Cluster {
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
@@ -38,7 +39,7 @@ impl Cluster {
                 "settings" => self.stats_settings(),
                 "reset" => self.stats_reset(),
                 // memcached's own answer, which some test suites look for.
-                "noreply" => Bytes::from_static(b"ERROR\r\n"),
+                "noreply" => Bytes::from_static(answer::ERROR),
                 other => client_error(format_args!(
                     "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings, stats reset"
                 )),
@@ -181,7 +182,7 @@ impl Cluster {
     fn stats_reset(&mut self) -> Bytes {
         self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
         (self.suspicions.held, self.suspicions.given_up) = (0, 0);
-        Bytes::from_static(b"RESET\r\n")
+        Bytes::from_static(answer::RESET)
     }
 
     fn stats_settings(&self) -> Bytes {

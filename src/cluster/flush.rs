@@ -19,6 +19,7 @@ use crate::backend::{Drain, MarkError};
 use crate::expiry;
 use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::protocol::answer;
 use crate::proxy::Command;
 use crate::resync::Fill;
 
@@ -113,7 +114,7 @@ impl Cluster {
         let due = pending.add(due);
         self.await_flush(due, now);
         if !self.marked() {
-            return self.answer(asker, Bytes::from_static(b"OK\r\n"));
+            return self.answer(asker, Bytes::from_static(answer::OK));
         }
         self.flush.unrecorded.push(asker);
         self.record_pending();
@@ -206,7 +207,7 @@ impl Cluster {
         }
         self.flush.recording = false;
         let answer: &[u8] = if recorded {
-            b"OK\r\n"
+            answer::OK
         } else {
             b"SERVER_ERROR no server could record the delayed flush; it is run only if the proxy lives until then\r\n"
         };
@@ -470,7 +471,7 @@ impl Cluster {
         }
         let refusal = running.refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
         // No node can even remember it: after a crash of this proxy what they hold would count again.
-        let unheard = if running.flushed { Bytes::from_static(b"OK\r\n") } else { Bytes::from_static(UNHEARD) };
+        let unheard = if running.flushed { Bytes::from_static(answer::OK) } else { Bytes::from_static(UNHEARD) };
         let answer = refusal.unwrap_or(unheard);
         for pair in self.topology.pairs() {
             let run = &self.pairs[pair.index()];

@@ -4,6 +4,22 @@
 pub const ERROR: &[u8] = b"ERROR\r\n";
 /// After the last value.
 pub const END: &[u8] = b"END\r\n";
+/// To a storage command that stored.
+pub const STORED: &[u8] = b"STORED\r\n";
+/// To one whose condition did not hold.
+pub const NOT_STORED: &[u8] = b"NOT_STORED\r\n";
+/// To a `cas` with an id that is out of date.
+pub const EXISTS: &[u8] = b"EXISTS\r\n";
+/// To a command on an item that is not there, but for reads.
+pub const NOT_FOUND: &[u8] = b"NOT_FOUND\r\n";
+/// To `delete`.
+pub const DELETED: &[u8] = b"DELETED\r\n";
+/// To `touch`.
+pub const TOUCHED: &[u8] = b"TOUCHED\r\n";
+/// To `flush_all`, `verbosity` and the like.
+pub const OK: &[u8] = b"OK\r\n";
+/// To `stats reset`.
+pub const RESET: &[u8] = b"RESET\r\n";
 /// To a key that is too long or a number that is none.
 pub const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format\r\n";
 /// To a `delete` with something other than `0` or `noreply` behind the key. The two blanks are memcached's.

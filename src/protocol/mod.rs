@@ -4,11 +4,14 @@
 //! buffer that was parsed, so that nothing is copied or allocated.
 
 pub mod answer;
+pub mod classic;
 mod command;
 #[cfg(test)]
 mod fuzz;
 mod line;
 pub mod number;
+pub mod out;
+pub mod outcome;
 pub mod reply;
 pub mod request;
 

@@ -9,10 +9,11 @@ use crate::protocol::request::{self, Request};
 
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
-use super::op::Answer;
-use super::out::OutQueue;
 use super::pending::{PendingKeys, SpareTables};
 use super::room;
+use crate::protocol::classic;
+use crate::protocol::out::OutQueue;
+use crate::protocol::outcome::{Outcome, Refusal};
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
 pub(super) const MAX_PIPELINE: usize = 2048;
@@ -44,7 +45,7 @@ const FIRST_READS: u32 = 16;
 /// Values held for one get after which they leave as they come: behind them an error can only stand at the end.
 const HELD_MAX: usize = MAX_UNSENT / 2;
 
-const MEMORY_FULL: &[u8] = b"SERVER_ERROR answers that clients have not read take all of --client-memory\r\n";
+const MEMORY_FULL: Refusal = Refusal::Server("answers that clients have not read take all of --client-memory");
 
 /// A request whose answer is not written yet.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ pub(super) struct Slot {
 #[derive(Debug)]
 enum Reply {
     None,
-    One(Answer),
+    One(Outcome),
     Many(Many),
 }
 
@@ -74,7 +75,7 @@ struct Many {
     /// before it, not in the place of all.
     streamed: bool,
     /// What is said instead: an error of one key's node.
-    failed: Option<Answer>,
+    failed: Option<Outcome>,
 }
 
 /// The keys of a get, in order.
@@ -586,11 +587,11 @@ impl Client {
         slot: u64,
         part: u32,
         read: bool,
-        mut answer: Answer,
+        mut answer: Outcome,
         spare: &mut Spare,
         memory: &Arc<Memory>,
     ) -> bool {
-        let len = answer.as_ref().len();
+        let len = answer.weight();
         if read {
             self.learn(len);
         }
@@ -598,7 +599,7 @@ impl Client {
         f.reads -= u32::from(read);
         if len >= LARGE as usize && memory.is_full() && f.unsent() > 0 {
             // It has other values to take, and nobody knows when it will.
-            answer = Answer::Static(MEMORY_FULL);
+            answer = Outcome::Refused(MEMORY_FULL);
         }
         let Some(at) = slot.checked_sub(self.first) else { return false };
         let Some(entry) = f.slots.get_mut(at as usize) else { return false };
@@ -608,12 +609,12 @@ impl Client {
                 *part = Part::Miss;
                 match answer {
                     // An error stands in the place of all values that have not left.
-                    Answer::Value(_) if many.failed.is_some() && !many.streamed => {}
-                    Answer::Value(bytes) => {
+                    Outcome::Hit(_) if many.failed.is_some() && !many.streamed => {}
+                    Outcome::Hit(bytes) => {
                         f.held += bytes.len();
                         *part = Part::Hit(bytes);
                     }
-                    Answer::Static(b"END\r\n") => {}
+                    Outcome::Miss => {}
                     failure => {
                         many.failed = Some(failure);
                         if !many.streamed {
@@ -623,7 +624,7 @@ impl Client {
                 }
             }
             (reply, answer) => {
-                f.held += answer.as_ref().len();
+                f.held += answer.weight();
                 *reply = Reply::One(answer);
             }
         }
@@ -722,29 +723,18 @@ impl InFlight {
             match slot.reply {
                 Reply::None => {}
                 Reply::One(answer) => {
-                    self.held -= answer.as_ref().len();
+                    self.held -= answer.weight();
                     if !slot.noreply {
-                        self.put(answer);
+                        classic::write(answer, &mut self.out);
                     }
                 }
                 Reply::Many(many) => {
-                    self.put(many.failed.unwrap_or(Answer::Static(b"END\r\n")));
+                    classic::write(many.failed.unwrap_or(Outcome::Miss), &mut self.out);
                     spare.give_parts(many.parts);
                 }
             }
         }
         moved
-    }
-
-    fn put(&mut self, answer: Answer) {
-        match answer {
-            Answer::Static(bytes) => self.out.put(bytes),
-            Answer::Bytes(bytes) => self.out.put_shared(bytes),
-            Answer::Value(bytes) => {
-                self.out.put_shared(bytes);
-                self.out.put(b"END\r\n");
-            }
-        }
     }
 }
 
@@ -754,7 +744,7 @@ mod tests {
 
     fn sent(client: &mut Client) -> String {
         let out = client.unsent().expect("something in flight");
-        let mut slices = [std::io::IoSlice::new(&[]); super::super::out::MAX_SLICES];
+        let mut slices = [std::io::IoSlice::new(&[]); crate::protocol::out::MAX_SLICES];
         let count = out.slices(&mut slices);
         let text = slices[..count].iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect();
         let len = out.len();
@@ -769,12 +759,12 @@ mod tests {
         let b = client.open_slot(1, false, true, 10, &mut spare);
         let c = client.open_slot(1, false, false, 10, &mut spare);
         client.note_key(a, 7, true);
-        assert!(!client.answer(c, 0, false, Answer::Static(b"C\r\n"), &mut spare, &Arc::default()));
-        assert!(!client.answer(b, 0, false, Answer::Static(b"noreply\r\n"), &mut spare, &Arc::default()));
+        assert!(!client.answer(c, 0, false, Outcome::Own(b"C\r\n"), &mut spare, &Arc::default()));
+        assert!(!client.answer(b, 0, false, Outcome::Own(b"noreply\r\n"), &mut spare, &Arc::default()));
         assert_eq!(sent(&mut client), "");
         assert!(client.conflicts(7, false, &mut spare));
         assert!(!client.conflicts(7, true, &mut spare) && !client.conflicts(8, false, &mut spare));
-        assert!(client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Arc::default()));
+        assert!(client.answer(a, 0, false, Outcome::Own(b"A\r\n"), &mut spare, &Arc::default()));
         assert_eq!(sent(&mut client), "A\r\nC\r\n");
         assert!(client.is_idle() && !client.conflicts(7, false, &mut spare));
     }
@@ -788,28 +778,28 @@ mod tests {
             a,
             2,
             true,
-            Answer::Value(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")),
+            Outcome::Hit(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")),
             &mut spare,
             &Arc::default(),
         );
-        client.answer(a, 1, true, Answer::Static(b"END\r\n"), &mut spare, &Arc::default());
+        client.answer(a, 1, true, Outcome::Miss, &mut spare, &Arc::default());
         client.answer(
             a,
             0,
             true,
-            Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+            Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
             &mut spare,
             &Arc::default(),
         );
         assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
         let b = client.open_slot(2, true, false, 0, &mut spare);
         (0..2).for_each(|_| client.begin_read(b));
-        client.answer(b, 0, true, Answer::Static(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default());
+        client.answer(b, 0, true, Outcome::Own(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default());
         client.answer(
             b,
             1,
             true,
-            Answer::Value(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+            Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
             &mut spare,
             &Arc::default(),
         );
@@ -825,7 +815,7 @@ mod tests {
         let request = Request { keys: 4..9, many: true, ..Request::new(crate::protocol::request::Verb::Get) };
         client.hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, len: 11, free: 1, next: 6 })));
         assert!(!client.may_resume(&Arc::default()));
-        client.answer(a, 0, false, Answer::Static(b"A\r\n"), &mut spare, &Arc::default());
+        client.answer(a, 0, false, Outcome::Own(b"A\r\n"), &mut spare, &Arc::default());
         assert!(client.may_resume(&Arc::default()));
         assert_eq!(sent(&mut client), "A\r\n");
         client.settle(&mut spare);
@@ -846,7 +836,7 @@ mod tests {
             }
             (0..keys).for_each(|part| {
                 assert_eq!(
-                    client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &Arc::default()),
+                    client.answer(slot, part, true, Outcome::Miss, &mut spare, &Arc::default()),
                     part + 1 == keys
                 )
             });
@@ -866,17 +856,17 @@ mod tests {
         (0..MAX_READS).for_each(|_| client.begin_read(slot));
         assert_eq!(client.read_room(&memory), 0);
         let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
-        client.answer(slot, 1, true, Answer::Value(value(1)), &mut spare, &memory);
+        client.answer(slot, 1, true, Outcome::Hit(value(1)), &mut spare, &memory);
         assert_eq!(sent(&mut client), "", "the first key is still unanswered");
-        client.answer(slot, 0, true, Answer::Value(value(0)), &mut spare, &memory);
+        client.answer(slot, 0, true, Outcome::Hit(value(0)), &mut spare, &memory);
         assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
         assert_eq!(client.read_room(&memory), 2);
         for part in 2..MAX_READS {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &memory);
+            client.answer(slot, part, true, Outcome::Miss, &mut spare, &memory);
         }
         (0..10).for_each(|_| client.begin_read(slot));
         for part in MAX_READS..total {
-            client.answer(slot, part, true, Answer::Static(b"END\r\n"), &mut spare, &memory);
+            client.answer(slot, part, true, Outcome::Miss, &mut spare, &memory);
         }
         assert_eq!(sent(&mut client), "END\r\n");
         client.settle(&mut spare);
@@ -894,7 +884,7 @@ mod tests {
             slot
         };
         let answer = |client: &mut Client, spare: &mut Spare, slot, bytes| {
-            client.answer(slot, 0, true, Answer::Value(Bytes::from(vec![b'x'; bytes])), spare, &memory)
+            client.answer(slot, 0, true, Outcome::Hit(Bytes::from(vec![b'x'; bytes])), spare, &memory)
         };
         let first = ask(&mut client, &mut spare);
         answer(&mut client, &mut spare, first, 1 << 20);
@@ -942,7 +932,7 @@ mod tests {
             slot
         });
         assert_eq!(large.read_room(&memory), 0);
-        let value = || Answer::Value(Bytes::from(vec![b'x'; 1 << 20]));
+        let value = || Outcome::Hit(Bytes::from(vec![b'x'; 1 << 20]));
         large.answer(slots[0], 0, true, value(), &mut spare, &memory);
         assert_eq!(large.read_room(&memory), 0, "it has one to take");
         // Full, what comes for those who have not taken the last is thrown away, and said.
@@ -973,9 +963,9 @@ mod tests {
             (0..4).for_each(|_| client.begin_read(slot));
             let mut answer =
                 |client: &mut Client, part, answer| client.answer(slot, part, true, answer, &mut spare, &memory);
-            let value = || Answer::Value(Bytes::from(vec![b'x'; 1 << 20]));
+            let value = || Outcome::Hit(Bytes::from(vec![b'x'; 1 << 20]));
             if failed {
-                answer(&mut client, 3, Answer::Static(b"SERVER_ERROR gone\r\n"));
+                answer(&mut client, 3, Outcome::Own(b"SERVER_ERROR gone\r\n"));
             }
             for part in 0..3 {
                 answer(&mut client, part, value());
@@ -984,7 +974,7 @@ mod tests {
             }
             assert_eq!(sent(&mut client).len(), if failed { "SERVER_ERROR gone\r\n".len() } else { 3 << 20 });
             if !failed {
-                answer(&mut client, 3, Answer::Static(b"SERVER_ERROR gone\r\n"));
+                answer(&mut client, 3, Outcome::Own(b"SERVER_ERROR gone\r\n"));
                 assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
             }
         }

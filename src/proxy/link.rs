@@ -9,8 +9,8 @@ use crate::progress::Progress;
 use crate::protocol::reply::ReplyLimits;
 
 use super::op::{Effect, Kind};
-use super::out::OutQueue;
 use super::room;
+use crate::protocol::out::OutQueue;
 
 /// Keys that share one `get` line at most: it ends there, so that its first values come before long.
 const GET_KEYS_MAX: usize = 64;

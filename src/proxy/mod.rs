@@ -6,7 +6,6 @@ mod core;
 mod link;
 mod memory;
 mod op;
-mod out;
 mod pending;
 mod room;
 mod route;
@@ -17,7 +16,6 @@ pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Questio
 pub use link::LinkState;
 pub use memory::{Memory, Share};
 pub use op::ClientKey;
-pub use out::{MAX_SLICES, OutQueue};
 pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 

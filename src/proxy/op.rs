@@ -8,7 +8,8 @@ use crate::protocol::request::Verb;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
 
-use super::out::OutQueue;
+use crate::protocol::out::OutQueue;
+use crate::protocol::outcome::Outcome;
 
 /// What is done with the key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -250,26 +251,6 @@ pub struct ClientKey {
     pub generation: u32,
 }
 
-/// An answer to be given to a client.
-#[derive(Clone, Debug)]
-pub enum Answer {
-    /// A fixed line.
-    Static(&'static [u8]),
-    /// A node's bytes.
-    Bytes(Bytes),
-    /// A `VALUE` line and its value; the `END` is the client's affair.
-    Value(Bytes),
-}
-
-impl AsRef<[u8]> for Answer {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Answer::Static(bytes) => bytes,
-            Answer::Bytes(bytes) | Answer::Value(bytes) => bytes,
-        }
-    }
-}
-
 /// Where an operation is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
@@ -334,7 +315,7 @@ pub struct Op {
     /// Where it is.
     pub stage: Stage,
     /// What the client will be told, once decided.
-    pub answer: Option<Answer>,
+    pub answer: Option<Outcome>,
     /// That is so whatever the leader answers.
     pub decided: bool,
     /// What the leader counted, for incr and decr.

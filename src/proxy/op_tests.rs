@@ -129,7 +129,7 @@ fn op(text: &str) -> Op {
 fn written(write: impl Fn(&mut OutQueue)) -> String {
     let mut out = OutQueue::default();
     write(&mut out);
-    let mut slices = [std::io::IoSlice::new(&[]); super::super::out::MAX_SLICES];
+    let mut slices = [std::io::IoSlice::new(&[]); crate::protocol::out::MAX_SLICES];
     let count = out.slices(&mut slices);
     slices[..count].iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
 }

@@ -29,7 +29,8 @@ use socket2::SockRef;
 
 use crate::backend::{gives_up, is_from_node};
 use crate::ids::NodeId;
-use crate::proxy::{MAX_SLICES, OutQueue, Share};
+use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::proxy::Share;
 pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers};
 

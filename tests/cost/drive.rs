@@ -10,9 +10,8 @@ use bytes::{BufMut, BytesMut};
 use resilver::internals::ids::{Incarnation, NodeId, Term};
 use resilver::internals::keys::{Lone, Missed, MissedBudget};
 use resilver::internals::pair::Reason;
-use resilver::internals::proxy::{
-    Command, Core, CoreSettings, Event, Flow, Follower, LinkState, MAX_SLICES, OutQueue, Route,
-};
+use resilver::internals::protocol::out::{MAX_SLICES, OutQueue};
+use resilver::internals::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, Route};
 use resilver::internals::ring::{Distribution, ServerSpec, Topology};
 use resilver::internals::stats::WorkerStats;
 

@@ -17,7 +17,7 @@ fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
     if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
 }
 
-const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
+const TOO_LARGE: Refusal = Refusal::Server("object too large for cache");
 
 /// Keys of one get that are looked at, for what they conflict with, before others have their turn.
 const LOOKED_AT_PER_TURN: u32 = 4096;
@@ -264,7 +264,7 @@ impl Core {
                     client.swallow = swallow;
                     client.end_receiving();
                     let slot = client.open_slot(0, false, reply.is_empty(), len, &mut self.spare);
-                    self.answer_client(index, slot, 0, false, Answer::Static(reply));
+                    self.answer_client(index, slot, 0, false, Outcome::Own(reply));
                     if close {
                         self.close_client(index, Ended::Nonsense);
                         return;
@@ -416,7 +416,7 @@ impl Core {
         index: u32,
         request: &Request,
         chunk: &mut BytesMut,
-        (len, error): (usize, &'static [u8]),
+        (len, refusal): (usize, Refusal),
     ) -> bool {
         let key = &chunk[request.keys.clone()];
         let hash = Topology::key_hash(key);
@@ -430,9 +430,9 @@ impl Core {
         client.end_receiving();
         let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
         let generation = client.generation;
-        let said = String::from_utf8_lossy(error.trim_ascii_end());
-        tracing::debug!(client = generation, limit = self.limits.item_size_max, %said, "a request is refused");
-        let error = Answer::Static(error);
+        let said = refusal.words();
+        tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
+        let error = Outcome::Refused(refusal);
         if request.verb != Verb::Set {
             self.answer_client(index, slot, 0, false, error);
             return true;
@@ -460,11 +460,7 @@ impl Core {
         }
         if is_reserved(op.key()) {
             // The proxy's own items do not exist for clients.
-            let answer = if op.kind.reads() {
-                Answer::Static(b"END\r\n")
-            } else {
-                Answer::Static(b"CLIENT_ERROR this key is reserved for the proxy\r\n")
-            };
+            let answer = if op.kind.reads() { Outcome::Miss } else { Outcome::Refused(RESERVED) };
             return self.answer_client(index, asker.slot, asker.part, asker.read, answer);
         }
         let owner = self.owner(op.hash);
@@ -495,17 +491,17 @@ impl Core {
             Verb::Stats => Question::Stats(args),
             Verb::Resync => Question::Resync(args),
             Verb::Version => {
-                self.answer_client(index, slot, 0, false, Answer::Static(crate::proxy::VERSION_LINE.as_bytes()));
+                self.answer_client(index, slot, 0, false, Outcome::Own(crate::proxy::VERSION_LINE.as_bytes()));
                 return true;
             }
             Verb::Quit => {
-                self.answer_client(index, slot, 0, false, Answer::Static(b""));
+                self.answer_client(index, slot, 0, false, Outcome::Own(answer::SILENCE));
                 self.close_client(index, Ended::Quit);
                 return true;
             }
             // Verbosity is the node's affair elsewhere; the proxy's log level is set at its start.
             _ => {
-                self.answer_client(index, slot, 0, false, Answer::Static(b"OK\r\n"));
+                self.answer_client(index, slot, 0, false, Outcome::Done);
                 return true;
             }
         };
@@ -515,10 +511,10 @@ impl Core {
         true
     }
 
-    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Answer) {
+    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Outcome) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         if read && client.is_new() {
-            self.largest = (self.largest - self.largest / 64).max(answer.as_ref().len() as u32);
+            self.largest = (self.largest - self.largest / 64).max(answer.weight() as u32);
         }
         let moved = client.answer(slot, part, read, answer, &mut self.spare, &self.memory);
         if moved {
@@ -529,7 +525,7 @@ impl Core {
         }
     }
 
-    pub(super) fn deliver(&mut self, asker: Asker, answer: Answer) {
+    pub(super) fn deliver(&mut self, asker: Asker, answer: Outcome) {
         if asker.worker != self.settings.worker {
             self.outbox.peers.push((asker.worker, PeerMessage::Answer(asker, answer)));
             return;

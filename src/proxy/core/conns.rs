@@ -310,7 +310,7 @@ impl Core {
         }
         for id in late {
             self.stats.refused();
-            self.fail(id, b"SERVER_ERROR the key's nodes are changing roles and did not finish in time\r\n");
+            self.fail(id, Refusal::Server("the key's nodes are changing roles and did not finish in time"));
         }
     }
 

@@ -35,7 +35,7 @@ impl Core {
                     && c.generation == client.generation
                 {
                     c.exclusive = false;
-                    self.answer_client(client.index, slot, 0, false, Answer::Bytes(bytes));
+                    self.answer_client(client.index, slot, 0, false, Outcome::Raw(bytes));
                 }
             }
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),

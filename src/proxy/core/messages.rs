@@ -7,7 +7,8 @@ use bytes::Bytes;
 use crate::expiry::Offset;
 use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::pair::Reason;
-use crate::proxy::op::{Answer, Asker, ClientKey, Op};
+use crate::protocol::outcome::Outcome;
+use crate::proxy::op::{Asker, ClientKey, Op};
 use crate::proxy::route::Route;
 
 /// What the control plane tells a worker.
@@ -197,7 +198,7 @@ pub enum Question {
 pub enum PeerMessage {
     /// A write for a key that the receiver owns.
     Op(Box<Op>),
-    Answer(Asker, Answer),
+    Answer(Asker, Outcome),
     /// A client of the receiver's beyond the limit of clients is to make room for another, if it has said nothing yet.
     TurnAway(ClientKey),
 }

@@ -18,7 +18,9 @@ use slab::Slab;
 use crate::expiry::{self, Offset};
 use crate::ids::{Incarnation, NodeId, PairId, Term, UNSURE, is_reserved};
 use crate::pair::Reason;
+use crate::protocol::answer;
 use crate::protocol::number::parse_i64;
+use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};
 use crate::protocol::request::{self, Limits, Parsed, Request, Verb};
 use crate::ring::Topology;
@@ -44,7 +46,7 @@ use crate::proxy::adds::Adds;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest, Spare};
 use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
 use crate::proxy::memory::Memory;
-use crate::proxy::op::{self, Agreement, Answer, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
+use crate::proxy::op::{self, Agreement, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
 use crate::proxy::route::{Flow, Follower, Route};
 use crate::proxy::table::OpTable;
 use orders::settlement;
@@ -268,15 +270,14 @@ impl Core {
     }
 }
 
-const READ_ONLY: &[u8] =
-    b"SERVER_ERROR the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read\r\n";
+const READ_ONLY: Refusal = Refusal::Server(
+    "the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read",
+);
 
-const OUTCOME_UNKNOWN: &[u8] =
-    b"SERVER_ERROR the only copy's node failed before it answered; the command may or may not have taken effect\r\n";
+const OUTCOME_UNKNOWN: Refusal =
+    Refusal::Server("the only copy's node failed before it answered; the command may or may not have taken effect");
 
-/// How operations of the control plane end, in the words of the command that they resemble: `add`.
-const SETTLED: &[u8] = b"STORED\r\n";
-const SUPERFLUOUS: &[u8] = b"NOT_STORED\r\n";
+const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
 fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
     if !client.dirty {
@@ -293,21 +294,21 @@ fn resume_later(client: &mut Client, index: u32, outbox: &mut Outbox) {
     }
 }
 
-fn dark_line(reason: Reason) -> &'static [u8] {
-    match reason {
-        Reason::Refused => b"SERVER_ERROR no copy of this key is reachable: its last node refuses connections\r\n",
-        Reason::Reset => b"SERVER_ERROR no copy of this key is reachable: its last node broke the connection\r\n",
-        Reason::Timeout => b"SERVER_ERROR no copy of this key is reachable: its last node does not answer in time\r\n",
-        Reason::Protocol => b"SERVER_ERROR no copy of this key is reachable: its last node does not speak memcached's protocol\r\n",
-        Reason::StaleAlone => b"SERVER_ERROR the reachable copy of this key is recorded as out of date and the current one does not answer\r\n",
-        Reason::MarkerStale => {
-            b"SERVER_ERROR no copy of this key is left: what its nodes hold is out of date and not purged yet\r\n"
+fn dark_line(reason: Reason) -> Refusal {
+    Refusal::Server(match reason {
+        Reason::Refused => "no copy of this key is reachable: its last node refuses connections",
+        Reason::Reset => "no copy of this key is reachable: its last node broke the connection",
+        Reason::Timeout => "no copy of this key is reachable: its last node does not answer in time",
+        Reason::Protocol => "no copy of this key is reachable: its last node does not speak memcached's protocol",
+        Reason::StaleAlone => {
+            "the reachable copy of this key is recorded as out of date and the current one does not answer"
         }
+        Reason::MarkerStale => "no copy of this key is left: what its nodes hold is out of date and not purged yet",
         Reason::MarkerLost | Reason::Empty => {
-            b"SERVER_ERROR no copy of this key is left: its last node lost its memory and the other is not usable yet\r\n"
+            "no copy of this key is left: its last node lost its memory and the other is not usable yet"
         }
-        _ => b"SERVER_ERROR no copy of this key is reachable\r\n",
-    }
+        _ => "no copy of this key is reachable",
+    })
 }
 
 #[cfg(test)]

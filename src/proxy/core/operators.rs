@@ -56,7 +56,7 @@ impl Core {
     fn refuse_client(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let slot = client.open_slot(0, false, false, 0, &mut self.spare);
-        self.answer_client(index, slot, 0, false, Answer::Static(TOO_MANY));
+        self.answer_client(index, slot, 0, false, Outcome::Own(TOO_MANY));
         self.close_client(index, Ended::TooMany);
         self.count_refused();
     }

@@ -19,9 +19,9 @@ impl Core {
         match &self.pairs[op.pair.index()].route {
             Route::Closed => self.park(id, Stage::Parked),
             Route::Dark(reason) => {
-                let line = dark_line(*reason);
+                let refusal = dark_line(*reason);
                 self.stats.refused();
-                self.fail(id, line)
+                self.fail(id, refusal)
             }
             // A write that is parked although the route is open met a broken node: those behind it must not overtake it on a new
             // connection to that node, which then executes the later of two writes first.
@@ -250,22 +250,22 @@ impl Core {
     }
 
     pub(super) fn finish_with_answer(&mut self, id: u32) {
-        let answer = self.ops[id as usize].answer.take().unwrap_or(Answer::Static(OUTCOME_UNKNOWN));
+        let answer = self.ops[id as usize].answer.take().unwrap_or(Outcome::Refused(OUTCOME_UNKNOWN));
         self.finish(id, answer);
     }
 
     /// Ends with an error of the proxy's own.
-    pub(super) fn fail(&mut self, id: u32, line: &'static [u8]) {
+    pub(super) fn fail(&mut self, id: u32, refusal: Refusal) {
         let op = &self.ops[id as usize];
         if let Origin::Client(asker) = op.origin {
             let (client, key) = (asker.client.generation, String::from_utf8_lossy(op.key()));
-            let said = String::from_utf8_lossy(line.trim_ascii_end());
-            tracing::debug!(client, worker = asker.worker, %key, kind = ?op.kind, %said, "a request is refused");
+            let said = refusal.words();
+            tracing::debug!(client, worker = asker.worker, %key, kind = ?op.kind, said, "a request is refused");
         }
-        self.finish(id, Answer::Static(line));
+        self.finish(id, Outcome::Refused(refusal));
     }
 
-    pub(super) fn finish(&mut self, id: u32, answer: Answer) {
+    pub(super) fn finish(&mut self, id: u32, answer: Outcome) {
         // While a gate closes, the counting in `leave_flight` is only for what was in flight.
         if self.ops[id as usize].stage.is_in_flight() {
             self.leave_flight(id);

@@ -4,10 +4,10 @@
 use super::*;
 
 /// What became of an order, by what a client would have been told.
-pub(super) fn settlement(answer: &Answer) -> Settlement {
-    match answer.as_ref() {
-        SETTLED => Settlement::Done,
-        SUPERFLUOUS => Settlement::Superfluous,
+pub(super) fn settlement(answer: &Outcome) -> Settlement {
+    match answer {
+        Outcome::Stored => Settlement::Done,
+        Outcome::NotStored => Settlement::Superfluous,
         _ => Settlement::Failed,
     }
 }
@@ -26,7 +26,7 @@ impl Core {
             return self.settle(ticket, Settlement::Failed);
         }
         let mut op = order(ticket, Kind::Mend, pair, &key, b"");
-        op.answer = Some(Answer::Static(SETTLED));
+        op.answer = Some(Outcome::Stored);
         let id = self.take_in(op);
         self.repair(id);
     }

@@ -46,7 +46,7 @@ impl Core {
     }
 
     /// A connection that is about to be written to, and what is to be written.
-    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> (LinkState, &mut crate::proxy::OutQueue) {
+    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> (LinkState, &mut crate::protocol::out::OutQueue) {
         let conn = &mut self.links[node.index()].conns[lane];
         // One that is being checked has a marker under way, or asks for one at the next tick.
         if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {

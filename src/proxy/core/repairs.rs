@@ -309,7 +309,7 @@ impl Core {
             return self.repair_broken(id, node);
         }
         if fence.copy.as_ref().is_some_and(|copy| HeldItem::are_equal(&item, copy)) {
-            self.ops[id as usize].answer = Some(Answer::Static(SUPERFLUOUS));
+            self.ops[id as usize].answer = Some(Outcome::NotStored);
             return self.repair_done(key);
         }
         if !self.is_ready_for_repair(node, lane) {

@@ -2,10 +2,8 @@
 
 use super::*;
 
-const END: &[u8] = b"END\r\n";
-
 /// What is said of a key that a `get` of several keys passes over.
-const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: END.len() };
+const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: answer::END.len() };
 
 /// What became of a part of an answer.
 enum Heed {
@@ -75,15 +73,15 @@ impl Core {
             if matches!(reply.kind, ReplyKind::Value { .. }) {
                 // A value answers a command on one key, so the end must follow at once.
                 let rest = &conn.input[reply.len..];
-                if !END.starts_with(&rest[..rest.len().min(END.len())]) {
+                if !answer::END.starts_with(&rest[..rest.len().min(answer::END.len())]) {
                     tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
                     return self.doubt(node, lane);
                 }
-                if rest.len() < END.len() {
-                    conn.need = reply.len + END.len();
+                if rest.len() < answer::END.len() {
+                    conn.need = reply.len + answer::END.len();
                     return;
                 }
-                end = END.len();
+                end = answer::END.len();
             }
             conn.arrive();
             conn.answered();
@@ -121,12 +119,12 @@ impl Core {
                 // A value counts once what stands behind it shows that it ended there.
                 let last = place.is_some_and(|at| conn.flights.get(at + 1).is_some_and(|s| s.flight == Flight::GetEnd));
                 let rest = &conn.input[reply.len..];
-                let behind = &rest[..rest.len().min(END.len())];
-                if !END.starts_with(behind) && (last || !b"VALUE".starts_with(behind)) {
+                let behind = &rest[..rest.len().min(answer::END.len())];
+                if !answer::END.starts_with(behind) && (last || !b"VALUE".starts_with(behind)) {
                     return Heed::Doubt;
                 }
-                if behind.len() < END.len() {
-                    conn.need = reply.len + END.len();
+                if behind.len() < answer::END.len() {
+                    conn.need = reply.len + answer::END.len();
                     return Heed::Incomplete;
                 }
                 let Some(place) = place else {
@@ -136,7 +134,7 @@ impl Core {
                     return Heed::Taken;
                 };
                 // Values come in the order of the keys: those passed over are not there.
-                if !self.end_gets(node, lane, place, &MISS, Bytes::from_static(END)) {
+                if !self.end_gets(node, lane, place, &MISS, Bytes::from_static(answer::END)) {
                     return Heed::Doubt;
                 }
                 let conn = &mut self.links[node.index()].conns[lane];
@@ -145,7 +143,7 @@ impl Core {
                 let got = conn.arrive();
                 if last {
                     conn.arrive();
-                    bytes::Buf::advance(&mut conn.input, END.len());
+                    bytes::Buf::advance(&mut conn.input, answer::END.len());
                 }
                 match got {
                     Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, node, lane, reply, unit) => {
@@ -317,15 +315,15 @@ impl Core {
 }
 
 /// What a client is told of the leader's answer.
-fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Answer {
+fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Outcome {
     match &reply.kind {
-        ReplyKind::Stored => Answer::Static(b"STORED\r\n"),
-        ReplyKind::NotStored => Answer::Static(b"NOT_STORED\r\n"),
-        ReplyKind::Exists => Answer::Static(b"EXISTS\r\n"),
-        ReplyKind::NotFound => Answer::Static(b"NOT_FOUND\r\n"),
-        ReplyKind::Deleted => Answer::Static(b"DELETED\r\n"),
-        ReplyKind::Touched => Answer::Static(b"TOUCHED\r\n"),
-        ReplyKind::End => Answer::Static(b"END\r\n"),
+        ReplyKind::Stored => Outcome::Stored,
+        ReplyKind::NotStored => Outcome::NotStored,
+        ReplyKind::Exists => Outcome::Exists,
+        ReplyKind::NotFound => Outcome::NotFound,
+        ReplyKind::Deleted => Outcome::Deleted,
+        ReplyKind::Touched => Outcome::Touched,
+        ReplyKind::End => Outcome::Miss,
         ReplyKind::Value { cas: Some(cas), data, .. } if term.is_some() => {
             // The token the client gets carries the term of this leadership.
             let token = op::client_cas(*cas, term.unwrap_or(crate::ids::Term(0)));
@@ -336,20 +334,21 @@ fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> 
             out.extend_from_slice(head);
             out.extend_from_slice(itoa::Buffer::new().format(token).as_bytes());
             out.extend_from_slice(tail);
-            Answer::Value(out.freeze())
+            Outcome::Hit(out.freeze())
         }
-        ReplyKind::Value { .. } => Answer::Value(unit),
-        _ => Answer::Bytes(unit),
+        ReplyKind::Value { .. } => Outcome::Hit(unit),
+        ReplyKind::Number(number) => Outcome::Number(*number),
+        _ => Outcome::Raw(unit),
     }
 }
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads next, answered something else.
-fn decisive_answer(op: &Op, reply: &Reply) -> Answer {
+fn decisive_answer(op: &Op, reply: &Reply) -> Outcome {
     match (&reply.kind, &op.answer) {
-        (ReplyKind::Number(number), _) => Answer::Bytes(Bytes::from(format!("{number}\r\n"))),
-        (ReplyKind::NotStored, _) => Answer::Static(b"NOT_STORED\r\n"),
-        (ReplyKind::NotFound, _) if op.kind.reads() => Answer::Static(b"END\r\n"),
-        (ReplyKind::NotFound, _) => Answer::Static(b"NOT_FOUND\r\n"),
-        _ => Answer::Static(OUTCOME_UNKNOWN),
+        (ReplyKind::Number(number), _) => Outcome::Number(*number),
+        (ReplyKind::NotStored, _) => Outcome::NotStored,
+        (ReplyKind::NotFound, _) if op.kind.reads() => Outcome::Miss,
+        (ReplyKind::NotFound, _) => Outcome::NotFound,
+        _ => Outcome::Refused(OUTCOME_UNKNOWN),
     }
 }

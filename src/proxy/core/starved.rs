@@ -6,12 +6,13 @@ use super::*;
 use crate::proxy::memory::FREE;
 
 /// memcached's own words where a value finds no memory, and why.
-const NO_MEMORY: &[u8] =
-    b"SERVER_ERROR out of memory storing object: values that clients are sending take half of --client-memory\r\n";
+const NO_MEMORY: Refusal =
+    Refusal::Server("out of memory storing object: values that clients are sending take half of --client-memory");
 
 /// Of a line, which cannot be passed over.
-const NO_MEMORY_FOR_LINE: &[u8] =
-    b"SERVER_ERROR out of memory reading request: lines and values that clients are sending take half of --client-memory\r\n";
+const NO_MEMORY_FOR_LINE: Refusal = Refusal::Server(
+    "out of memory reading request: lines and values that clients are sending take half of --client-memory",
+);
 
 /// Clients that wait for memory, each since then.
 #[derive(Default, Debug)]
@@ -82,7 +83,7 @@ impl Core {
             _ => {
                 let client = &mut self.clients[index as usize];
                 let slot = client.open_slot(0, false, false, 0, &mut self.spare);
-                self.answer_client(index, slot, 0, false, Answer::Static(NO_MEMORY_FOR_LINE));
+                self.answer_client(index, slot, 0, false, Outcome::Refused(NO_MEMORY_FOR_LINE));
                 self.close_client(index, Ended::NoMemory);
             }
         }

@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
 use crate::ids::NodeId;
-use crate::proxy::{LinkState, MAX_SLICES, OutQueue};
+use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::proxy::LinkState;
 
 use super::{ClientIo, NodeSocket, Shell, Worker};
 

@@ -65,10 +65,10 @@ impl World {
 }
 
 /// What a socket would take.
-pub(super) fn take(out: &mut crate::proxy::out::OutQueue) -> Vec<u8> {
+pub(super) fn take(out: &mut crate::protocol::out::OutQueue) -> Vec<u8> {
     let mut all = Vec::new();
     while !out.is_empty() {
-        let mut slices = [std::io::IoSlice::new(&[]); crate::proxy::out::MAX_SLICES];
+        let mut slices = [std::io::IoSlice::new(&[]); crate::protocol::out::MAX_SLICES];
         let count = out.slices(&mut slices);
         let flat: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
         out.advance(flat.len());

@@ -1,0 +1,69 @@
+//! What came of a client's request, or of one key of a get, whatever the protocol it was asked in.
+
+use bytes::Bytes;
+
+use super::answer;
+
+/// How it is written is the business of the client's dialect ([`super::classic`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// An item, as the node's `VALUE` line and value: passed on without copying.
+    Hit(Bytes),
+    /// No such item, to a read.
+    Miss,
+    Stored,
+    NotStored,
+    /// The cas id is another one.
+    Exists,
+    /// No such item, to a write.
+    NotFound,
+    Deleted,
+    Touched,
+    /// Done, and nothing else to be said.
+    Done,
+    /// What `incr` or `decr` made of it.
+    Number(u64),
+    Refused(Refusal),
+    /// In the words of the client's own dialect, chosen where its bytes were read.
+    Own(&'static [u8]),
+    /// Lines of a node, or of the control plane, passed on as they are.
+    Raw(Bytes),
+}
+
+/// Why a request is not carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The client's request is at fault.
+    Client(&'static str),
+    /// The proxy or its servers are.
+    Server(&'static str),
+}
+
+impl Refusal {
+    /// The sentence without the word in front.
+    pub fn words(self) -> &'static str {
+        match self {
+            Refusal::Client(words) | Refusal::Server(words) => words,
+        }
+    }
+
+    /// memcached's word in front of the sentence.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Refusal::Client(_) => "CLIENT_ERROR ",
+            Refusal::Server(_) => "SERVER_ERROR ",
+        }
+    }
+}
+
+impl Outcome {
+    /// Bytes that it takes while it waits to be written, about: exact for those that are held by reference.
+    pub fn weight(&self) -> usize {
+        match self {
+            Outcome::Hit(bytes) | Outcome::Raw(bytes) => bytes.len(),
+            Outcome::Own(bytes) => bytes.len(),
+            Outcome::Refused(refusal) => refusal.words().len(),
+            _ => answer::NOT_STORED.len(),
+        }
+    }
+}
