@@ -1,7 +1,26 @@
 //! Client connections: requests in, answers out, in order.
 
-use super::*;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::ids::is_reserved;
+use crate::protocol::answer;
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::request::{self, Parsed, Request, Verb};
+use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
+use crate::proxy::memory::Memory;
+use crate::proxy::op::{Asker, ClientKey, Kind, Op, Origin};
+use crate::ring::Topology;
+
+use super::messages::{Event, PeerMessage, Question};
+use super::{Core, Outbox, resume_later};
 use crate::proxy::memory::FREE;
+
+/// Up to this size the beginning of a request is copied out of the shared read block.
+const SMALL_PARTIAL: usize = 4096;
+
+const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
 /// The worker through which all writes of a key go, of so many: whom the control plane tells to mend or adopt it.
 pub fn owner_of(key: &[u8], workers: u16) -> u16 {
@@ -533,5 +552,12 @@ impl Core {
         if self.clients.get(asker.client.index as usize).is_some_and(|c| c.generation == asker.client.generation) {
             self.answer_client(asker.client.index, asker.slot, asker.part, asker.read, answer);
         }
+    }
+}
+
+fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
+    if !client.dirty {
+        client.dirty = true;
+        outbox.dirty_clients.push(index);
     }
 }

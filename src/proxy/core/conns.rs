@@ -2,8 +2,25 @@
 
 use std::time::Duration;
 
-use super::*;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+
+use crate::ids::{NodeId, UNSURE};
+use crate::pair::Reason;
+use crate::protocol::outcome::Refusal;
+use crate::protocol::reply::{Reply, ReplyKind};
+use crate::proxy::link::{Flight, LinkState, Sent, Unproven};
+use crate::proxy::op::Op;
+use crate::proxy::route::Route;
+
+use super::Core;
+use super::messages::Event;
 use crate::rules::{Rule, holds};
+
+/// How often operations that wait for their pair's next route are looked at while their time runs.
+const LOOKS_AT_PARKED: u64 = 32;
 
 /// That an answer is awaited is told so often in the time that it may take, the first part of it but one excepted.
 const LATE_REPORTS: u64 = 8;

@@ -1,6 +1,16 @@
 //! Other workers, and the edges of pairs: closing, voiding, opening, parking.
 
-use super::*;
+use std::time::Duration;
+
+use crate::ids::{Incarnation, NodeId, PairId, Term};
+use crate::protocol::outcome::Outcome;
+use crate::protocol::reply::ReplyLimits;
+use crate::proxy::link::{Flight, LinkState};
+use crate::proxy::op::{Origin, Stage};
+use crate::proxy::route::{Follower, Route};
+
+use super::messages::{Command, Event, PeerMessage};
+use super::{Closing, Core, OUTCOME_UNKNOWN};
 use crate::rules::{Rule, holds};
 
 impl Core {

@@ -9,20 +9,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use slab::Slab;
 
-use crate::expiry::{self, Offset};
-use crate::ids::{Incarnation, NodeId, PairId, Term, UNSURE, is_reserved};
-use crate::pair::Reason;
-use crate::protocol::answer;
-use crate::protocol::number::parse_i64;
-use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind, ReplyLimits};
-use crate::protocol::request::{self, Limits, Parsed, Request, Verb};
+use crate::expiry::Offset;
+use crate::ids::NodeId;
+use crate::protocol::outcome::Refusal;
+use crate::protocol::request::Limits;
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -43,32 +38,12 @@ pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 pub use operators::TOO_MANY;
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest, Spare};
-use crate::proxy::link::{Flight, Link, LinkState, RepairStep, Sent, Unproven};
+use crate::proxy::client::{Client, Spare};
+use crate::proxy::link::Link;
 use crate::proxy::memory::Memory;
-use crate::proxy::op::{self, Agreement, Asker, ClientKey, Effect, Kind, Mirror, Op, Origin, Repair, Stage};
-use crate::proxy::route::{Flow, Follower, Route};
+use crate::proxy::op::Stage;
+use crate::proxy::route::{Flow, Route};
 use crate::proxy::table::OpTable;
-use orders::settlement;
-use proofs::has_ended;
-
-/// A repair that waits for a marker or a connection tries again so often.
-const REPAIR_RETRY_US: u64 = 10_000;
-
-/// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
-const REPAIR_TRIES: u32 = 3;
-
-/// Repairs that begin again in one tick: with very many, the others do in the next ones.
-const REPAIRS_PER_TICK: usize = 4096;
-
-/// How long the count of writes in flight by key is kept up after it was last asked for.
-const BEGUN_KEPT_US: u64 = 1_000_000;
-
-/// How often operations that wait for their pair's next route are looked at while their time runs.
-const LOOKS_AT_PARKED: u64 = 32;
-
-/// Up to this size the beginning of a request is copied out of the shared read block.
-const SMALL_PARTIAL: usize = 4096;
 
 /// What the worker's shell is to do after a turn.
 #[derive(Default, Debug)]
@@ -270,21 +245,8 @@ impl Core {
     }
 }
 
-const READ_ONLY: Refusal = Refusal::Server(
-    "the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read",
-);
-
 const OUTCOME_UNKNOWN: Refusal =
     Refusal::Server("the only copy's node failed before it answered; the command may or may not have taken effect");
-
-const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
-
-fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
-    if !client.dirty {
-        client.dirty = true;
-        outbox.dirty_clients.push(index);
-    }
-}
 
 /// Until then it stays stalled: nothing more is read from it.
 fn resume_later(client: &mut Client, index: u32, outbox: &mut Outbox) {
@@ -292,23 +254,6 @@ fn resume_later(client: &mut Client, index: u32, outbox: &mut Outbox) {
         client.resuming = true;
         outbox.resumable.push(index);
     }
-}
-
-fn dark_line(reason: Reason) -> Refusal {
-    Refusal::Server(match reason {
-        Reason::Refused => "no copy of this key is reachable: its last node refuses connections",
-        Reason::Reset => "no copy of this key is reachable: its last node broke the connection",
-        Reason::Timeout => "no copy of this key is reachable: its last node does not answer in time",
-        Reason::Protocol => "no copy of this key is reachable: its last node does not speak memcached's protocol",
-        Reason::StaleAlone => {
-            "the reachable copy of this key is recorded as out of date and the current one does not answer"
-        }
-        Reason::MarkerStale => "no copy of this key is left: what its nodes hold is out of date and not purged yet",
-        Reason::MarkerLost | Reason::Empty => {
-            "no copy of this key is left: its last node lost its memory and the other is not usable yet"
-        }
-        _ => "no copy of this key is reachable",
-    })
 }
 
 #[cfg(test)]

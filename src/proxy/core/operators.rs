@@ -1,7 +1,13 @@
 //! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when every other place is taken. So a few more
 //! are let in, on which only [`OPERATOR_VERBS`] are taken; whoever asks for anything else is told of the limit, and closed.
 
-use super::*;
+use bytes::BytesMut;
+
+use crate::protocol::outcome::Outcome;
+use crate::protocol::request::{self, Parsed, Verb};
+use crate::proxy::op::ClientKey;
+
+use super::Core;
 use crate::proxy::client::{Access, Ended};
 
 /// memcached's own words to a client too many.

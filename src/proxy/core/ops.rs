@@ -1,7 +1,20 @@
 //! Operations: begun, sent, stranded, finished.
 
-use super::*;
+use crate::expiry;
+use crate::ids::{NodeId, PairId};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::proxy::link::{Flight, LinkState};
+use crate::proxy::op::{Kind, Op, Origin, Stage};
+use crate::proxy::route::{Follower, Route};
+
+use super::orders::settlement;
+use super::{Core, OUTCOME_UNKNOWN};
+use crate::pair::Reason;
 use crate::rules::{Rule, holds};
+
+const READ_ONLY: Refusal = Refusal::Server(
+    "the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read",
+);
 
 impl Core {
     /// A place in the worker's table, until it is finished.
@@ -283,4 +296,21 @@ impl Core {
             Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
         }
     }
+}
+
+fn dark_line(reason: Reason) -> Refusal {
+    Refusal::Server(match reason {
+        Reason::Refused => "no copy of this key is reachable: its last node refuses connections",
+        Reason::Reset => "no copy of this key is reachable: its last node broke the connection",
+        Reason::Timeout => "no copy of this key is reachable: its last node does not answer in time",
+        Reason::Protocol => "no copy of this key is reachable: its last node does not speak memcached's protocol",
+        Reason::StaleAlone => {
+            "the reachable copy of this key is recorded as out of date and the current one does not answer"
+        }
+        Reason::MarkerStale => "no copy of this key is left: what its nodes hold is out of date and not purged yet",
+        Reason::MarkerLost | Reason::Empty => {
+            "no copy of this key is left: its last node lost its memory and the other is not usable yet"
+        }
+        _ => "no copy of this key is reachable",
+    })
 }

@@ -1,7 +1,16 @@
 //! Orders of the control plane about single keys: mend one, adopt one. They are operations like clients' commands, and pass the same
 //! owner; but none waits for its pair's next route: the control plane makes the routes, and asks again.
 
-use super::*;
+use bytes::Bytes;
+
+use crate::ids::{PairId, is_reserved};
+use crate::protocol::outcome::Outcome;
+use crate::proxy::op::{Kind, Op, Origin};
+use crate::proxy::route::{Flow, Follower, Route};
+use crate::ring::Topology;
+
+use super::Core;
+use super::messages::{Adopted, Event, Settlement};
 
 /// What became of an order, by what a client would have been told.
 pub(super) fn settlement(answer: &Outcome) -> Settlement {

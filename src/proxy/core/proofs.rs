@@ -6,7 +6,13 @@
 //! answered behind a write that waits, waits with it: the follower sees writes in the leader's order, and nobody is told of what an
 //! `add` stored that may count for nothing.
 
-use super::*;
+use std::collections::VecDeque;
+
+use crate::ids::{NodeId, PairId};
+use crate::proxy::link::{Flight, LinkState, Unproven};
+use crate::proxy::op::{Effect, Origin, Stage};
+
+use super::Core;
 use crate::rules::{Rule, holds};
 
 /// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and the marker is read all the same.

@@ -1,7 +1,33 @@
 //! Repairs: the two copies answered one write differently.
 
-use super::*;
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::expiry;
+use crate::ids::{NodeId, PairId, UNSURE};
+use crate::pair::Reason;
+use crate::protocol::number::parse_i64;
+use crate::protocol::outcome::Outcome;
+use crate::protocol::reply::{self, Reply, ReplyKind};
+use crate::proxy::link::{Flight, LinkState, RepairStep};
+use crate::proxy::op::{Kind, Op, Repair, Stage};
+use crate::proxy::table::OpTable;
+
+use super::{Begun, Core, Fence, HeldItem, OUTCOME_UNKNOWN};
 use crate::expiry::clock;
+
+/// A repair that waits for a marker or a connection tries again so often.
+const REPAIR_RETRY_US: u64 = 10_000;
+
+/// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
+const REPAIR_TRIES: u32 = 3;
+
+/// Repairs that begin again in one tick: with very many, the others do in the next ones.
+const REPAIRS_PER_TICK: usize = 4096;
+
+/// How long the count of writes in flight by key is kept up after it was last asked for.
+const BEGUN_KEPT_US: u64 = 1_000_000;
 
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's, verify; later writes of the key wait.

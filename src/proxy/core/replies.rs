@@ -1,6 +1,17 @@
 //! What nodes answer.
 
-use super::*;
+use bytes::{Bytes, BytesMut};
+
+use crate::ids::NodeId;
+use crate::protocol::answer;
+use crate::protocol::outcome::Outcome;
+use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind};
+use crate::proxy::link::{Flight, LinkState, Sent};
+use crate::proxy::op::{self, Agreement, Effect, Mirror, Op, Stage};
+use crate::proxy::route::{Flow, Follower};
+
+use super::proofs::has_ended;
+use super::{Core, OUTCOME_UNKNOWN};
 
 /// What is said of a key that a `get` of several keys passes over.
 const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: answer::END.len() };

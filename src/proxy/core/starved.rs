@@ -2,7 +2,16 @@
 //! long as for a pair's next route is told, and the value is thrown away as it comes. Those that wait have their turns in the order in
 //! which they came, and nobody overtakes them.
 
-use super::*;
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::request::{self, Limits, Parsed};
+use crate::proxy::client::Ended;
+use crate::proxy::op::ClientKey;
+
+use super::{Core, resume_later};
 use crate::proxy::memory::FREE;
 
 /// memcached's own words where a value finds no memory, and why.

@@ -6,6 +6,8 @@ use crate::pair::{self, Loss, State};
 
 use super::super::*;
 use super::world::{Fault, KEY, LEADER_TIMEOUT_US, MARKER, PAIR, Process, TIMEOUT_US, World};
+use crate::pair::Reason;
+use crate::proxy::route::Follower;
 
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {

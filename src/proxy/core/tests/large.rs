@@ -6,6 +6,11 @@ use crate::ring::Distribution;
 
 use super::super::*;
 use super::shell::take;
+use crate::ids::PairId;
+use crate::pair::Reason;
+use crate::proxy::link::LinkState;
+use crate::proxy::route::Follower;
+use bytes::BytesMut;
 
 const NODE: NodeId = NodeId(0);
 const ON_TIME: [bool; 0] = [];

@@ -1,8 +1,9 @@
 //! The shell around each worker, as `src/server/worker.rs` does it: what a turn left in the outbox is carried out.
 
-use super::super::*;
 use super::node::command_len;
 use super::world::{Process, Wire, World};
+use crate::pair::Reason;
+use crate::proxy::link::LinkState;
 
 impl World {
     pub(super) fn settle(&mut self, worker: usize) {

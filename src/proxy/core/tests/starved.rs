@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::large::Alone;
+use bytes::BytesMut;
 
 const LIMIT: usize = 4 << 20;
 const VALUE: usize = 1_000_000;

@@ -7,7 +7,13 @@ use crate::ring::Distribution;
 use super::super::*;
 use super::shell::take;
 use super::world::{Choice, KEY, PAIR, World};
+use crate::ids::Incarnation;
+use crate::ids::PairId;
 use crate::keys::{Lone, Missed, MissedBudget};
+use crate::pair::Reason;
+use crate::proxy::link::LinkState;
+use crate::proxy::route::Follower;
+use bytes::BytesMut;
 
 struct Story {
     world: World,

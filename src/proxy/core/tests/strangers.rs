@@ -8,6 +8,7 @@ use super::super::*;
 use super::explore::{Errors, holds};
 use super::history::Req::{self, *};
 use super::world::{Choice, Fault, KEY, PAIR, World};
+use crate::ids::Incarnation;
 
 const MIRRORED: State = State::Mirrored;
 const SOLE: State = State::Degraded { leader: Place::Primary };

@@ -2,7 +2,10 @@
 
 use super::super::*;
 use super::large::Alone;
+use crate::ids::PairId;
+use crate::pair::Reason;
 use crate::proxy::client::TURN;
+use bytes::BytesMut;
 
 /// Turns that a client takes for what it sends in one piece, and the most that is begun in one of them.
 fn turns(world: &mut Alone, text: &[u8]) -> (usize, usize) {

@@ -15,7 +15,13 @@ use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::Node;
+use crate::ids::Incarnation;
+use crate::ids::PairId;
+use crate::ids::UNSURE;
 use crate::keys::{Lone, Missed, MissedBudget};
+use crate::pair::Reason;
+use bytes::BytesMut;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What the workers are given for an answer, and for that of a last full copy.
 pub(super) const TIMEOUT_US: u64 = 250_000;
