@@ -250,16 +250,18 @@ fn a_slow_dial_to_the_last_copy_is_tried_again() {
 /// A new connection finds no marker because it was evicted: what waits for it goes on once the marker is there again.
 #[test]
 fn a_connection_that_finds_no_marker_asks_again() {
-    let mut story = Story::new(State::Mirrored);
-    story.world.fault = Some(super::world::Fault::Evict(0));
-    story.world.step(&Choice::Fault);
-    story.world.cores[0].conn_down(NodeId(0), 0, Reason::Reset);
-    story.world.cores[0].outbox.events.clear();
-    story.say("incr k 1\r\n");
-    assert_eq!(story.hear(), "");
-    story.after(10_000);
-    assert_eq!(story.hear(), "6\r\n");
-    assert_eq!(story.world.pair.state(), State::Mirrored);
+    for fault in [super::world::Fault::Evict(0), super::world::Fault::Unsure(0)] {
+        let mut story = Story::new(State::Mirrored);
+        story.world.fault = Some(fault);
+        story.world.step(&Choice::Fault);
+        story.world.cores[0].conn_down(NodeId(0), 0, Reason::Reset);
+        story.world.cores[0].outbox.events.clear();
+        story.say("incr k 1\r\n");
+        assert_eq!(story.hear(), "");
+        story.after(10_000);
+        assert_eq!(story.hear(), "6\r\n");
+        assert_eq!(story.world.pair.state(), State::Mirrored);
+    }
 }
 
 /// On a filling node an incr is dropped and pushed for another copy before the client is answered.
