@@ -1,4 +1,5 @@
-//! The control plane's way to one node: probe, view, markers, flush. One command at a time, each under a deadline.
+//! The control plane's way to one node: probe, view, markers, flush. One command at a time, each for as long as the
+//! node makes progress with it.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use crate::expiry::{Offset, clock};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::rules::{Rule, holds};
 
-use super::deadline::by;
+use super::deadline::{Limit, by};
 use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
 use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
@@ -132,7 +133,7 @@ struct Connection {
 
 impl Connection {
     /// Reads items with their cas ids.
-    async fn read(&mut self, deadline: Instant, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
+    async fn read(&mut self, deadline: Limit, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
         let found = read(&mut self.pipe, deadline, keys).await?;
         if keys.first() == Some(&marker::INCARNATION_KEY)
             && let Some((value, _)) = &found[0]
@@ -143,7 +144,7 @@ impl Connection {
     }
 
     /// Flushes of the process so far.
-    async fn flushes(&mut self, deadline: Instant) -> Result<u64, NodeError> {
+    async fn flushes(&mut self, deadline: Limit) -> Result<u64, NodeError> {
         let stats = self.pipe.stats("", deadline).await?;
         let count = stats.into_iter().find(|(name, _)| name == "cmd_flush").and_then(|(_, value)| value.parse().ok());
         count.ok_or_else(|| NodeError::Protocol("its stats do not count flushes".to_owned()))
@@ -151,7 +152,8 @@ impl Connection {
 }
 
 impl NodeControl {
-    /// `timeout` bounds every command, connecting included (as `deadline::by` does).
+    /// How long the node may take to be connected to, and then make no progress with what it is asked. (Eight answers are progress, so
+    /// one that answers few questions has so long for all of them.)
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
         NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default() }
     }
@@ -183,7 +185,7 @@ impl NodeControl {
     pub async fn peek(&self, at: SocketAddr) -> Result<Option<Incarnation>, NodeError> {
         let deadline = Instant::now() + self.timeout;
         let stream = by(deadline, self.dialer.dial_at(self.node, at)).await.ok_or(NodeError::Timeout)??;
-        let found = read(&mut Pipe::over(self.node, stream), deadline, &[marker::INCARNATION_KEY]).await?;
+        let found = read(&mut Pipe::over(self.node, stream), deadline.into(), &[marker::INCARNATION_KEY]).await?;
         Ok(found[0].as_ref().and_then(|(value, _)| marker::parse_incarnation(value)))
     }
 
@@ -526,7 +528,7 @@ impl NodeControl {
             }
         };
         let Some(memory) = memory else { return Ok(connection) };
-        let found = connection.read(deadline, &[marker::INCARNATION_KEY]).await?;
+        let found = connection.read(deadline.into(), &[marker::INCARNATION_KEY]).await?;
         match check_memory(&found[0], memory) {
             // It was evicted, or flushed: from the process that had it.
             Err(MarkError::MemoryGone) if connection.shown == Some(memory) => Ok(connection),
@@ -543,7 +545,8 @@ impl NodeControl {
         deadline: Instant,
     ) -> Result<Connection, NodeError> {
         let present = |c: &mut Connection| looked_at.is_none_or(|id| c.id == id) && self.is_present(&c.pipe);
-        if let Some(connection) = connections.present.take_if(present) {
+        if let Some(mut connection) = connections.present.take_if(present) {
+            connection.pipe.begin_work();
             return Ok(connection);
         }
         if looked_at.is_some() {
@@ -561,7 +564,7 @@ impl NodeControl {
 
     async fn connected<T>(
         &self,
-        work: impl AsyncFnOnce(&mut Connection, Instant) -> Result<T, NodeError>,
+        work: impl AsyncFnOnce(&mut Connection, Limit) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         self.connected_as(None, work).await
     }
@@ -570,12 +573,12 @@ impl NodeControl {
     async fn connected_as<T>(
         &self,
         looked_at: Option<ConnectionId>,
-        work: impl AsyncFnOnce(&mut Connection, Instant) -> Result<T, NodeError>,
+        work: impl AsyncFnOnce(&mut Connection, Limit) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         let mut connections = self.connections.lock().await;
         let deadline = Instant::now() + self.timeout;
         let mut connection = self.take_or_connect(&mut connections, looked_at, deadline).await?;
-        let result = work(&mut connection, deadline).await;
+        let result = work(&mut connection, Limit::Progress(self.timeout)).await;
         if !self.is_present(&connection.pipe) {
             // The node is elsewhere by now: this says nothing about it.
             return Err(NodeError::Reset);
@@ -607,7 +610,7 @@ fn later(found: &Found, new: &Record) -> Option<Record> {
 }
 
 /// Reads items with their cas ids.
-async fn read(pipe: &mut Pipe, deadline: Instant, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
+async fn read(pipe: &mut Pipe, deadline: Limit, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
     let mut batch = Batch::new();
     for key in keys {
         batch.command(format!("mg {key} v c\r\n").as_bytes(), Effect::Read);
@@ -632,7 +635,7 @@ async fn read(pipe: &mut Pipe, deadline: Instant, keys: &[&str]) -> Result<Vec<F
 /// Writes markers: over what was read (by cas), or where there was nothing (add).
 async fn write<'a>(
     pipe: &mut Pipe,
-    deadline: Instant,
+    deadline: Limit,
     writes: impl Iterator<Item = (&'a str, &'a str, Option<u64>)>,
 ) -> Result<Result<(), MarkError>, NodeError> {
     let mut batch = Batch::new();

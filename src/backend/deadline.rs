@@ -24,6 +24,21 @@ pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Outpu
     }
 }
 
+/// How long a node is waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// Until then, whatever it does.
+    Until(Instant),
+    /// For as long as it makes progress, and so long without.
+    Progress(Duration),
+}
+
+impl From<Instant> for Limit {
+    fn from(deadline: Instant) -> Limit {
+        Limit::Until(deadline)
+    }
+}
+
 /// How long a node may make no progress with answers whose size nobody knows.
 pub(super) struct Patience {
     timeout: Duration,
@@ -32,9 +47,9 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// It begins now.
-    pub(super) fn new(timeout: Duration) -> Patience {
-        Patience { timeout, timer: Box::pin(sleep_until(Instant::now() + timeout)), graced: false }
+    /// With a node that made progress last then.
+    pub(super) fn new(timeout: Duration, since: Instant) -> Patience {
+        Patience { timeout, timer: Box::pin(sleep_until(since + timeout)), graced: false }
     }
 
     /// Ready once there was none for so long (see also [`by`]). `since`: when the node made progress last.

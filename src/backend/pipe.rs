@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::batch::{Batch, Effect};
 use super::blocks::{BLOCK_BYTES, Blocks};
-use super::deadline::{Patience, by};
+use super::deadline::{Limit, Patience, by};
 use super::drain::Drain;
 use super::frame::{self, Frame, Span};
 use super::marker::{INCARNATION_KEY, is_unsure, parse_incarnation};
@@ -203,35 +203,49 @@ impl Pipe {
     /// does not fit the command; the connection is given up as [`NodeError::Protocol`].
     ///
     /// Dropped in the middle, the pipe still knows what is owed, and can be drained.
-    pub async fn exchange<F>(&mut self, batch: Batch, deadline: Instant, mut on_reply: F) -> Result<(), NodeError>
+    pub async fn exchange<F>(&mut self, batch: Batch, limit: impl Into<Limit>, mut on_reply: F) -> Result<(), NodeError>
     where
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
     {
         self.begin(batch)?;
         let mut index = 0;
-        let work = poll_fn(|cx| self.poll_exchange(cx, &mut index, &mut on_reply));
-        let done = by(deadline, work).await;
+        let done = self.wait(limit.into(), |pipe, cx| pipe.poll_exchange(cx, &mut index, &mut on_reply)).await;
         self.exchanged(done)
+    }
+
+    /// From here on several exchanges are one piece of work: what the node moves in any of them is progress of all.
+    pub(super) fn begin_work(&mut self) {
+        self.progress = Progress::new(Instant::now());
+    }
+
+    async fn wait<T>(
+        &mut self,
+        limit: Limit,
+        mut work: impl FnMut(&mut Pipe, &mut Context<'_>) -> Poll<T>,
+    ) -> Option<T> {
+        match limit {
+            Limit::Until(deadline) => by(deadline, poll_fn(|cx| work(self, cx))).await,
+            Limit::Progress(patience) => {
+                let mut patience = Patience::new(patience, self.progress.since());
+                let done = poll_fn(|cx| {
+                    if let Poll::Ready(done) = work(self, cx) {
+                        return Poll::Ready(Some(done));
+                    }
+                    patience.poll_over(self.progress.since(), cx).map(|()| None)
+                });
+                done.await
+            }
+        }
     }
 
     /// As [`Pipe::exchange`], of answers or commands of any size: for as long as the node makes progress, and no longer than `patience`
     /// without. (For what is small and known, a deadline for the whole is stricter.)
-    pub async fn transfer<F>(&mut self, batch: Batch, patience: Duration, mut on_reply: F) -> Result<(), NodeError>
+    pub async fn transfer<F>(&mut self, batch: Batch, patience: Duration, on_reply: F) -> Result<(), NodeError>
     where
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
     {
-        self.begin(batch)?;
-        self.progress = Progress::new(Instant::now());
-        let mut patience = Patience::new(patience);
-        let mut index = 0;
-        let done = poll_fn(|cx| {
-            if let Poll::Ready(done) = self.poll_exchange(cx, &mut index, &mut on_reply) {
-                return Poll::Ready(Some(done));
-            }
-            patience.poll_over(self.progress.since(), cx).map(|()| None)
-        });
-        let done = done.await;
-        self.exchanged(done)
+        self.begin_work();
+        self.exchange(batch, Limit::Progress(patience), on_reply).await
     }
 
     fn begin(&mut self, batch: Batch) -> Result<(), NodeError> {
@@ -252,11 +266,11 @@ impl Pipe {
     }
 
     /// Sends one command and returns its answer's line.
-    pub async fn ask(&mut self, command: &[u8], effect: Effect, deadline: Instant) -> Result<String, NodeError> {
+    pub async fn ask(&mut self, command: &[u8], effect: Effect, limit: impl Into<Limit>) -> Result<String, NodeError> {
         let mut batch = Batch::new();
         batch.command(command, effect);
         let mut line = String::new();
-        self.exchange(batch, deadline, |_, frame| {
+        self.exchange(batch, limit, |_, frame| {
             line = String::from_utf8_lossy(frame.line()).into_owned();
             Ok(())
         })
@@ -265,25 +279,26 @@ impl Pipe {
     }
 
     /// Sends a `stats` command and returns its lines in the order they came.
-    pub async fn stats(&mut self, what: &str, deadline: Instant) -> Result<Vec<(String, String)>, NodeError> {
+    pub async fn stats(&mut self, what: &str, limit: impl Into<Limit>) -> Result<Vec<(String, String)>, NodeError> {
         let command = if what.is_empty() { "stats\r\n".to_owned() } else { format!("stats {what}\r\n") };
         self.send(command.as_bytes())?;
-        let done = by(deadline, self.read_stats()).await;
-        self.noted(done)
+        let mut lines = Vec::new();
+        let done = self.wait(limit.into(), |pipe, cx| pipe.poll_stats(&mut lines, cx)).await;
+        self.noted(done)?;
+        Ok(lines)
     }
 
-    async fn read_stats(&mut self) -> Result<Vec<(String, String)>, NodeError> {
-        let mut lines = Vec::new();
+    fn poll_stats(&mut self, lines: &mut Vec<(String, String)>, cx: &mut Context<'_>) -> Poll<Result<(), NodeError>> {
         loop {
-            let chunk = self.read_line().await?;
+            let chunk = ready!(self.poll_line(cx))?;
             let line = String::from_utf8_lossy(&chunk);
             let mut words = line.splitn(3, ' ');
             match (words.next(), words.next(), words.next()) {
                 (Some("STAT"), Some(name), value) if lines.len() < MAX_STATS => {
                     lines.push((name.to_owned(), value.unwrap_or_default().to_owned()));
                 }
-                (Some("END" | "RESET"), None, None) => return Ok(lines),
-                _ => return Err(NodeError::Protocol(format!("stats: {line}"))),
+                (Some("END" | "RESET"), None, None) => return Poll::Ready(Ok(())),
+                _ => return Poll::Ready(Err(NodeError::Protocol(format!("stats: {line}")))),
             }
         }
     }
@@ -391,19 +406,17 @@ impl Pipe {
         Ok(())
     }
 
-    async fn read_line(&mut self) -> Result<Bytes, NodeError> {
-        poll_fn(|cx| {
-            loop {
-                self.spans.clear();
-                let used = frame::scan(&self.input, 1, self.value_max, &mut self.spans).map_err(NodeError::Protocol)?;
-                if let Some(span) = self.spans.first() {
-                    let chunk = self.input.split_to(used).freeze();
-                    return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk, Instant::now()).line())));
-                }
-                ready!(self.poll_move(cx))?;
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, NodeError>> {
+        loop {
+            self.spans.clear();
+            let used = frame::scan(&self.input, 1, self.value_max, &mut self.spans).map_err(NodeError::Protocol)?;
+            if let Some(span) = self.spans.first() {
+                let chunk = self.input.split_to(used).freeze();
+                self.progress.answered();
+                return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk, Instant::now()).line())));
             }
-        })
-        .await
+            ready!(self.poll_move(cx))?;
+        }
     }
 
     /// Moves bytes both ways. Ready once anything was read or written.

@@ -18,6 +18,9 @@ use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, P
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
+/// The source of a resync may make no progress for so many times as long as a last full copy may with a client's request: to begin again
+/// costs all that was copied.
+const SOURCE_PATIENCE: u32 = 5;
 /// After a resync that failed the next try waits so long, doubling.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(250);
 /// At most so long.
@@ -176,6 +179,7 @@ impl Cluster {
                 memory_bytes: self.settings.resync_memory,
                 // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
                 target_timeout: self.settings.leader_timeout,
+                source_timeout: self.settings.leader_timeout * SOURCE_PATIENCE,
                 ..Tuning::default()
             },
             limiter: self.limiter.clone(),
@@ -441,7 +445,11 @@ impl Cluster {
                     JobError::CannotEnumerate { .. } => Reason::CannotEnumerate,
                     _ => Reason::ResyncFailed,
                 };
-                tracing::warn!(node = %addr, %error, copied, "resync ended early");
+                let source = match error {
+                    JobError::Source(source, _) => Some(self.topology.addr(*source)),
+                    _ => None,
+                };
+                tracing::warn!(node = %addr, source = source.map(tracing::field::display), %error, copied, "resync ended early");
                 (reason, error.reason())
             }
         };

@@ -1,8 +1,8 @@
 //! The keys of one pair whose last mutation did not surely reach a node that is away: when it comes back with the memory that it had,
 //! only these are out of date on it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use dashmap::DashSet;
@@ -12,6 +12,9 @@ pub(super) const KEY_OVERHEAD: usize = 96;
 
 /// Longer lists are sorted by a thread of their own.
 const SORTED_AT_ONCE: usize = 4096;
+
+/// So are more keys than these freed: half a million, of the one write that was too many, kept a worker for 60 ms.
+const FREED_AT_ONCE: usize = 4096;
 
 /// The memory that the missed sets of all pairs share, in bytes.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ impl MissedBudget {
 /// that were cut off. Past the bound the set *overflows*: it is forgotten, and the node is purged and filled in full.
 #[derive(Debug)]
 pub struct Missed {
-    keys: DashSet<Bytes>,
+    /// Locked for writing only to put an empty one in its place.
+    keys: RwLock<DashSet<Bytes>>,
     overflow: AtomicBool,
     /// Booked in the budget for what is in `keys`.
     bytes: AtomicUsize,
@@ -61,19 +65,21 @@ pub struct Missed {
 impl Missed {
     /// Nothing is known yet, which counts as overflowed.
     pub fn new(budget: Arc<MissedBudget>) -> Missed {
-        Missed { keys: DashSet::new(), overflow: AtomicBool::new(true), bytes: AtomicUsize::new(0), budget }
+        Missed { keys: RwLock::default(), overflow: AtomicBool::new(true), bytes: AtomicUsize::new(0), budget }
     }
 
     /// Remembers a key. Any thread may call it.
     pub fn insert(&self, key: &[u8]) {
-        if self.overflowed() || self.keys.contains(key) {
+        let keys = self.known();
+        if self.overflowed() || keys.contains(key) {
             return;
         }
         let cost = key.len() + KEY_OVERHEAD;
         if !self.budget.take(cost) {
+            drop(keys);
             return self.overflow();
         }
-        if self.keys.insert(Bytes::copy_from_slice(key)) {
+        if keys.insert(Bytes::copy_from_slice(key)) {
             self.bytes.fetch_add(cost, Relaxed);
         } else {
             self.budget.give_back(cost);
@@ -82,7 +88,7 @@ impl Missed {
 
     /// Whether the key is known to have been missed; says nothing once it overflowed.
     pub fn contains(&self, key: &[u8]) -> bool {
-        self.keys.contains(key)
+        self.known().contains(key)
     }
 
     /// Forgets the keys: from here on the whole memory of the node that is away counts as out of date.
@@ -104,17 +110,17 @@ impl Missed {
 
     /// Number of keys.
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.known().len()
     }
 
     /// Whether no key is known.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.known().is_empty()
     }
 
     /// The keys, sorted; `None` if the set overflowed.
     pub fn keys(&self) -> Option<Vec<Bytes>> {
-        let mut keys: Vec<Bytes> = self.keys.iter().map(|key| key.clone()).collect();
+        let mut keys: Vec<Bytes> = self.known().iter().map(|key| key.clone()).collect();
         keys.sort_unstable();
         // Looked at last: an overflow in between emptied the set.
         (!self.overflowed()).then_some(keys)
@@ -129,10 +135,20 @@ impl Missed {
         tokio::task::spawn_blocking(move || missed.keys()).await.ok()?
     }
 
+    fn known(&self) -> RwLockReadGuard<'_, DashSet<Bytes>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn forget(&self) {
-        self.keys.clear();
-        self.keys.shrink_to_fit();
-        self.budget.give_back(self.bytes.swap(0, Relaxed));
+        let forgotten = {
+            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+            self.budget.give_back(self.bytes.swap(0, Relaxed));
+            std::mem::take(&mut *keys)
+        };
+        if forgotten.len() > FREED_AT_ONCE {
+            // Without another thread they are freed by this one.
+            drop(std::thread::Builder::new().name("forgets".to_owned()).spawn(move || drop(forgotten)));
+        }
     }
 }
 

@@ -22,7 +22,15 @@ const GET_LINE_MAX: usize = 4096;
 /// node busy, and little enough for what is small not to wait long behind it.
 const ASKED_MAX: usize = 4 << 20;
 
+/// The same of a node, over all workers' connections, which have equal parts of it; but none less than [`ASKED_LEAST`]. (Each may have one
+/// command that is larger than all its room.)
+const ASKED_OF_NODE: usize = 16 << 20;
+const ASKED_LEAST: usize = 256 << 10;
+
 /// What is smaller never waits for room.
+const WAITS_FROM: u32 = 8 << 10;
+
+/// From here on a value is large: nobody leaves as many of them unread as he may ask for.
 pub(super) const LARGE: u32 = 16 << 10;
 
 /// Places to which keys that wait are counted, by their hash.
@@ -78,11 +86,20 @@ pub struct Sent {
     pub bytes: u32,
 }
 
+/// One operation that waits.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    id: u32,
+    /// Its key's.
+    hash: u32,
+    /// Since when, microseconds of the worker's clock.
+    since_us: u64,
+}
+
 /// Operations that wait for a connection: to be ready, or to have room for them.
 #[derive(Default, Debug)]
 pub struct Waiting {
-    /// Each with its key's hash.
-    queue: VecDeque<(u32, u32)>,
+    queue: VecDeque<Waits>,
     /// How many wait in each place. Empty until there are any.
     places: Vec<u16>,
 }
@@ -94,20 +111,24 @@ impl Waiting {
         self.queue.is_empty()
     }
 
-    pub(super) fn push(&mut self, id: u32, hash: u32) {
+    pub(super) fn push(&mut self, id: u32, hash: u32, since_us: u64) {
         self.places.resize(WAIT_PLACES, 0);
         let place = &mut self.places[hash as usize % WAIT_PLACES];
         *place = place.saturating_add(1);
-        self.queue.push_back((id, hash));
+        self.queue.push_back(Waits { id, hash, since_us });
     }
 
     pub(super) fn first(&self) -> Option<u32> {
-        self.queue.front().map(|&(id, _)| id)
+        self.queue.front().map(|first| first.id)
+    }
+
+    fn since_us(&self) -> Option<u64> {
+        self.queue.front().map(|first| first.since_us)
     }
 
     pub(super) fn pop(&mut self) {
-        if let Some((_, hash)) = self.queue.pop_front() {
-            self.forget(hash);
+        if let Some(first) = self.queue.pop_front() {
+            self.forget(first.hash);
         }
     }
 
@@ -131,15 +152,15 @@ impl Waiting {
     /// Takes out those for which `goes` holds.
     pub(super) fn take_if(&mut self, mut goes: impl FnMut(u32) -> bool) -> Vec<u32> {
         let (gone, kept): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(|&(id, _)| goes(id));
+            std::mem::take(&mut self.queue).into_iter().partition(|waits| goes(waits.id));
         self.queue = kept;
-        gone.iter().for_each(|&(_, hash)| self.forget(hash));
-        gone.into_iter().map(|(id, _)| id).collect()
+        gone.iter().for_each(|waits| self.forget(waits.hash));
+        gone.into_iter().map(|waits| waits.id).collect()
     }
 
     /// All of them, in order.
     pub(super) fn take(&mut self) -> impl Iterator<Item = u32> + use<> {
-        std::mem::take(self).queue.into_iter().map(|(id, _)| id)
+        std::mem::take(self).queue.into_iter().map(|waits| waits.id)
     }
 }
 
@@ -196,8 +217,11 @@ pub struct Conn {
     pushed: u64,
     /// Among those before this one nobody waits for an answer.
     awaited_from: u64,
-    /// Bytes of `flights`.
+    /// Bytes of `flights`, and how many there may be.
     asked: usize,
+    asked_max: usize,
+    /// Since when it stands, or was last found to be in order. Microseconds of the worker's clock.
+    stands_us: u64,
     /// Operations that wait for the connection.
     pub waiting: Waiting,
     /// Read and not parsed yet.
@@ -227,7 +251,8 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub fn new() -> Conn {
+    /// Not connected. `of`: how many connections all workers have to the node.
+    pub fn new(of: usize) -> Conn {
         Conn {
             state: LinkState::Idle,
             generation: 0,
@@ -238,6 +263,8 @@ impl Conn {
             pushed: 0,
             awaited_from: 0,
             asked: 0,
+            asked_max: (ASKED_OF_NODE / of.max(1)).clamp(ASKED_LEAST, ASKED_MAX),
+            stands_us: 0,
             waiting: Waiting::default(),
             input: BytesMut::new(),
             need: 0,
@@ -279,7 +306,7 @@ impl Conn {
     /// Whether another operation of so many bytes can be sent now. One that is larger than all room goes alone.
     #[inline(always)]
     pub(super) fn has_room(&self, bytes: u32) -> bool {
-        bytes < LARGE || self.asked == 0 || self.asked + bytes as usize <= ASKED_MAX
+        bytes < WAITS_FROM || self.asked == 0 || self.asked + bytes as usize <= self.asked_max
     }
 
     /// Whether an operation has to wait for room, or for others that do. What is small overtakes them, but a write none of its own key.
@@ -288,7 +315,19 @@ impl Conn {
         if self.waiting.is_empty() {
             return !self.has_room(bytes);
         }
-        bytes >= LARGE || write && self.waiting.may_hold(hash)
+        bytes >= WAITS_FROM || write && self.waiting.may_hold(hash)
+    }
+
+    /// It stands, or is in order: what waited until now waited for something else.
+    pub(super) fn stands(&mut self, now_us: u64) {
+        self.stands_us = now_us;
+    }
+
+    /// Since when something waits for it that no unanswered command shows: for its marker, which may be gone and not be written again; or
+    /// for room behind answers that count for nothing, and that nobody else waits for. While it is dialled the dial has a deadline.
+    pub(super) fn waited_for_since(&self) -> Option<u64> {
+        let stands = matches!(self.state, LinkState::Checking | LinkState::Ready);
+        self.waiting.since_us().filter(|_| stands).map(|since| since.max(self.stands_us))
     }
 
     /// A whole answer has come.
@@ -397,10 +436,12 @@ impl Conn {
     }
 }
 
-impl Default for Conn {
-    fn default() -> Conn {
-        Conn::new()
-    }
+/// A repair that waits for a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RepairWaits {
+    pub(super) since_us: u64,
+    /// When it was last seen to wait: it tries again and again.
+    pub(super) seen_us: u64,
 }
 
 /// A worker's way to one node.
@@ -418,20 +459,23 @@ pub(super) struct Link {
     pub conns: Vec<Conn>,
     /// How often it could have been told that the answer which is awaited longest is late.
     pub lateness: u64,
+    /// The repair that has waited longest for the node.
+    pub repair_waits: Option<RepairWaits>,
     /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
     pub undrained: bool,
 }
 
 impl Link {
-    /// `lanes` connections, none of them open.
-    pub(super) fn new(lanes: usize) -> Link {
+    /// `lanes` connections, none of them open; so have `workers` in all.
+    pub(super) fn new(lanes: usize, workers: usize) -> Link {
         Link {
             incarnation: None,
             round: 0,
             life: 0,
             replies: ReplyLimits::default(),
-            conns: (0..lanes).map(|_| Conn::new()).collect(),
+            conns: (0..lanes).map(|_| Conn::new(lanes * workers)).collect(),
             lateness: 0,
+            repair_waits: None,
             undrained: false,
         }
     }

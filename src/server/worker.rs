@@ -7,6 +7,7 @@
 mod flusher;
 mod on_epoll;
 mod on_uring;
+mod writable;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -35,6 +36,7 @@ use super::stream::ClientStream;
 use super::uring::{Owner, Uring};
 use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
+use writable::Writable;
 
 /// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on epoll, clients' only).
 const READS_PER_CLOCK: u32 = 16;
@@ -155,7 +157,7 @@ pub(crate) struct Shell {
     /// Sockets taken from since the clock was looked at; 0 when it is to be looked at before the next, as at the end of a turn.
     reads_on_clock: u32,
     /// Sockets that took no more.
-    blocked_clients: Vec<u32>,
+    writable: Arc<Writable>,
     blocked_conns: Vec<(NodeId, usize)>,
     /// Empty, but for the time of a flush.
     flushed_clients: Vec<u32>,
@@ -258,6 +260,7 @@ impl Shell {
             || !out.dirty_conns.is_empty()
             || !out.dirty_clients.is_empty()
             || !out.resumable.is_empty()
+            || !self.writable.is_empty()
     }
 }
 
@@ -335,7 +338,7 @@ impl Worker {
             ticker: None,
             reads: 0,
             reads_on_clock: 0,
-            blocked_clients: Vec::new(),
+            writable: Arc::default(),
             blocked_conns: Vec::new(),
             flushed_clients: Vec::new(),
             flushed_conns: Vec::new(),

@@ -204,27 +204,30 @@ fn the_table_of_flags_is_the_help() {
 }
 
 #[test]
-fn the_table_of_waits_flags_is_its_help() {
-    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(["wait", "--help"]).output().unwrap();
-    let help = String::from_utf8(output.stdout).unwrap();
-    let defined: String = help
-        .lines()
-        .skip_while(|line| !line.starts_with("Options:"))
-        .filter(|line| line.trim_start().starts_with('-') && line.len() - line.trim_start().len() <= 6)
-        .filter_map(|line| line.trim_start().split("  ").next())
-        .flat_map(|names| [names, "\n"])
-        .collect();
-    let text = read("docs/reference.md");
-    let table: String = text
-        .lines()
-        .skip_while(|line| !line.starts_with("| Flag of `resilver wait`"))
-        .take_while(|line| line.starts_with('|'))
-        .filter_map(|row| row.strip_prefix("| `")?.split(" | ").next())
-        .flat_map(|cell| [cell, "\n"])
-        .collect();
-    let (in_help, in_table) = (flags(&defined), flags(&table));
-    assert!(in_help.len() > 4, "the help was not understood: {in_help:?}");
-    assert_eq!(in_help, in_table, "left: resilver wait --help; right: docs/reference.md");
+fn the_tables_of_the_other_commands_flags_are_their_help() {
+    for (command, least) in [("wait", 5), ("ask", 2)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let defined: String = help
+            .lines()
+            .skip_while(|line| !line.starts_with("Options:"))
+            .filter(|line| line.trim_start().starts_with('-') && line.len() - line.trim_start().len() <= 6)
+            .filter_map(|line| line.trim_start().split("  ").next())
+            .flat_map(|names| [names, "\n"])
+            .collect();
+        let text = read("docs/reference.md");
+        let head = format!("| Flag of `resilver {command}`");
+        let table: String = text
+            .lines()
+            .skip_while(|line| !line.starts_with(&head))
+            .take_while(|line| line.starts_with('|'))
+            .filter_map(|row| row.strip_prefix("| `")?.split(" | ").next())
+            .flat_map(|cell| [cell, "\n"])
+            .collect();
+        let (in_help, in_table) = (flags(&defined), flags(&table));
+        assert!(in_help.len() >= least, "the help was not understood: {in_help:?}");
+        assert_eq!(in_help, in_table, "left: resilver {command} --help; right: docs/reference.md");
+    }
 }
 
 /// The defaults of the table, where `--help` states one in one word.

@@ -266,6 +266,10 @@ impl Core {
                     return;
                 }
                 Parsed::Request { request, len } => {
+                    if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
+                        let client = client.generation;
+                        self.trace_request(client, &request, len);
+                    }
                     if !self.begin_request(index, request, &mut chunk, len) {
                         return self.stall(index, chunk);
                     }

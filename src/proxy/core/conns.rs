@@ -17,6 +17,7 @@ use crate::proxy::route::Route;
 
 use super::Core;
 use super::messages::Event;
+use super::repairs::REPAIR_SEEN_US;
 use crate::rules::{Rule, holds};
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.
@@ -37,6 +38,7 @@ impl Core {
 
     /// A dialled connection stands.
     pub fn conn_up(&mut self, node: NodeId, lane: usize) {
+        self.links[node.index()].conns[lane].stands(self.now_us);
         if self.links[node.index()].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
             self.check(node, lane);
         } else {
@@ -56,6 +58,7 @@ impl Core {
         let conn = &mut link.conns[lane];
         conn.life = link.life;
         conn.state = LinkState::Ready;
+        conn.stands(self.now_us);
         self.proved(node, lane);
         let conn = &mut self.links[node.index()].conns[lane];
         for id in conn.waiting.take() {
@@ -279,14 +282,16 @@ impl Core {
             let sent = conn.awaited_since();
             // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
             let held = conn.unproven.front().map(|u| u.at_us);
-            let oldest = held.into_iter().chain(sent).min()?;
+            let oldest = held.into_iter().chain(sent).chain(conn.waited_for_since()).min()?;
             // A node answers in order: what is small waits behind what is large, and is not late while that flows. (Where the marker is
             // missing, answers that say so again and again are no progress.)
             let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
             Some(now_us.saturating_sub(since))
         });
         let longest = self.settings.leader_timeout_us.max(self.settings.timeout_us) + 1;
-        let age = ages.max().unwrap_or(0).min(longest);
+        let repairs = link.repair_waits.filter(|waits| now_us.saturating_sub(waits.seen_us) <= REPAIR_SEEN_US);
+        let repairs = repairs.map(|waits| now_us.saturating_sub(waits.since_us));
+        let age = ages.chain(repairs).max().unwrap_or(0).min(longest);
         let part = age.saturating_sub(1) * LATE_REPORTS / self.settings.timeout_us.max(1);
         let told = part + u64::from(age > self.settings.leader_timeout_us);
         if told > std::mem::replace(&mut link.lateness, told) {

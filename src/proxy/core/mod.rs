@@ -32,6 +32,7 @@ mod proofs;
 mod repairs;
 mod replies;
 mod starved;
+mod traces;
 
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
@@ -131,6 +132,8 @@ struct Fence {
     failed: bool,
     /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
     retry_at_us: Option<u64>,
+    /// Since when it has not come further.
+    stuck_us: Option<u64>,
 }
 
 /// How many writes are in flight by key, but for those that wait for a repair. Counted from the first repair on, and for a while after the
@@ -188,6 +191,7 @@ pub struct Core {
     last_turn: bool,
     refusals: operators::Refusals,
     starved: starved::Starved,
+    traces: traces::Traces,
     ops: OpTable,
     links: Vec<Link>,
     /// How far the nodes' dates are ahead of the proxy's.
@@ -211,7 +215,8 @@ pub struct Core {
 impl Core {
     /// A worker that knows no route yet: everything waits. `adds`: those of all workers.
     pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>, adds: Arc<Adds>) -> Core {
-        let links = (0..topology.node_count()).map(|_| Link::new(settings.lanes)).collect();
+        let links =
+            (0..topology.node_count()).map(|_| Link::new(settings.lanes, usize::from(settings.workers))).collect();
         let pairs = (0..topology.pair_count())
             .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: Parked::default() })
             .collect();
@@ -229,6 +234,7 @@ impl Core {
             last_turn: false,
             refusals: operators::Refusals::default(),
             starved: starved::Starved::default(),
+            traces: traces::Traces::default(),
             ops: OpTable::default(),
             links,
             pairs,

@@ -95,18 +95,18 @@ impl Core {
                 let op = &self.ops[id as usize];
                 let conn = &mut self.links[node.index()].conns[lane];
                 if conn.must_wait(op.bytes, op.kind.is_write(), op.hash) {
-                    return conn.waiting.push(id, op.hash);
+                    return conn.waiting.push(id, op.hash, self.now_us);
                 }
                 self.send_now(id, node, lane);
             }
             LinkState::Idle => {
                 let hash = self.ops[id as usize].hash;
-                self.links[node.index()].conns[lane].waiting.push(id, hash);
+                self.links[node.index()].conns[lane].waiting.push(id, hash, self.now_us);
                 self.dial(node, lane);
             }
             LinkState::Dialing | LinkState::Checking => {
                 let hash = self.ops[id as usize].hash;
-                self.links[node.index()].conns[lane].waiting.push(id, hash);
+                self.links[node.index()].conns[lane].waiting.push(id, hash, self.now_us);
             }
             // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next route decides.
             LinkState::Discarding => self.unsent(id, node),

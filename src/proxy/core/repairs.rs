@@ -10,7 +10,7 @@ use crate::pair::Reason;
 use crate::protocol::number::parse_i64;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{self, Reply, ReplyKind};
-use crate::proxy::link::{Flight, LinkState, RepairStep};
+use crate::proxy::link::{Flight, LinkState, RepairStep, RepairWaits};
 use crate::proxy::op::{Kind, Op, Repair, Stage};
 use crate::proxy::table::OpTable;
 
@@ -19,6 +19,9 @@ use crate::expiry::clock;
 
 /// A repair that waits for a marker or a connection tries again so often.
 const REPAIR_RETRY_US: u64 = 10_000;
+
+/// One that was not seen to wait for so long waits no more: ticks come every 25 ms at most.
+pub(super) const REPAIR_SEEN_US: u64 = 5 * REPAIR_RETRY_US;
 
 /// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
 const REPAIR_TRIES: u32 = 3;
@@ -127,10 +130,11 @@ impl Core {
         // The leader may have executed a parked operation, which is run again on the follower if that one leads next: it must not get there
         // by a repair meanwhile.
         if self.pairs[pair.index()].parked.in_doubt > 0 {
-            return self.repair_later(key);
+            // (Their time is bounded.)
+            return self.repair_later(key, None);
         }
-        if [leader, follower].into_iter().any(|node| !self.is_ready_for_repair(node, lane)) {
-            return self.repair_later(key);
+        if let Some(node) = [leader, follower].into_iter().find(|&node| !self.is_ready_for_repair(node, lane)) {
+            return self.repair_later(key, Some(node));
         }
         let marked = self.links[leader.index()].incarnation.is_some();
         // In front of it: between the two the node may turn to its next second, and then the copy's time is a second too short, not too long.
@@ -182,13 +186,19 @@ impl Core {
         }
     }
 
-    /// The repair begins again at a later tick, unless one of the nodes is deposed before.
-    fn repair_later(&mut self, key: &Bytes) {
+    /// The repair begins again at a later tick, unless one of the nodes is deposed before. `node`: for which it waits. That node is late as
+    /// any that does not answer: clients wait behind the repair, and its marker may be gone and refused again and again.
+    fn repair_later(&mut self, key: &Bytes, node: Option<NodeId>) {
         let at_us = self.now_us + REPAIR_RETRY_US;
-        if let Some(fence) = self.fences.get_mut(key) {
-            fence.retry_at_us = Some(at_us);
-            self.retries.push_back((at_us, key.clone()));
-        }
+        let Some(fence) = self.fences.get_mut(key) else { return };
+        fence.retry_at_us = Some(at_us);
+        self.retries.push_back((at_us, key.clone()));
+        let Some(node) = node else { return };
+        let since_us = *fence.stuck_us.get_or_insert(self.now_us);
+        let waits = &mut self.links[node.index()].repair_waits;
+        // Of very many the one that waits longest.
+        let longest = waits.filter(|waits| waits.seen_us == self.now_us).map_or(since_us, |w| w.since_us.min(since_us));
+        *waits = Some(RepairWaits { since_us: longest, seen_us: self.now_us });
     }
 
     /// Repairs that wait for a marker or a connection are tried again. Called at every tick.
@@ -326,7 +336,7 @@ impl Core {
         if !fence.marker_ok {
             // Told already. Either the leader's memory is gone: then the next route is under way; or the marker alone was evicted and
             // is written again: to give up now would leave two copies that differ in a mirrored pair.
-            return self.repair_later(key);
+            return self.repair_later(key, Some(self.leader_of(pair)));
         }
         let (Some(node), Some(item)) = (follower, fence.item.clone()) else {
             return self.repair_broken(id, self.leader_of(pair));
@@ -339,7 +349,10 @@ impl Core {
             return self.repair_done(key);
         }
         if !self.is_ready_for_repair(node, lane) {
-            return self.repair_later(key);
+            return self.repair_later(key, Some(node));
+        }
+        if let Some(fence) = self.fences.get_mut(key) {
+            fence.stuck_us = None;
         }
         // One that is over by now is dropped, and that is all.
         let exptime = item.as_ref().and_then(|item| self.exptime_of_copy(item, shown, self.leader_of(pair), node));

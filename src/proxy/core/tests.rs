@@ -37,4 +37,5 @@ mod starved;
 mod stories;
 mod strangers;
 mod turns;
+mod waits;
 mod world;

@@ -4,13 +4,13 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::AsyncWrite;
 
 use crate::ids::NodeId;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
-use crate::proxy::LinkState;
+use crate::proxy::{ClientKey, LinkState};
 
 use super::{ClientIo, NodeSocket, Shell, Worker};
 
@@ -97,6 +97,11 @@ impl Worker {
                 cx.waker().wake_by_ref();
             } else {
                 shell.flusher = Some(cx.waker().clone());
+                shell.writable.wakes(cx.waker());
+                if !shell.writable.is_empty() {
+                    // Told of in between.
+                    cx.waker().wake_by_ref();
+                }
             }
             Poll::Pending
         })
@@ -110,7 +115,7 @@ impl Worker {
         let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
         let count = clients.len();
         for index in clients.drain(..) {
-            self.flush_client(shell, index, cx);
+            self.flush_client(shell, index);
         }
         if shell.core.outbox.dirty_clients.is_empty() {
             shell.core.outbox.dirty_clients = clients;
@@ -140,7 +145,12 @@ impl Worker {
         let mut conns = std::mem::take(&mut shell.flushed_conns);
         let mut clients = std::mem::take(&mut shell.flushed_clients);
         std::mem::swap(&mut conns, &mut shell.blocked_conns);
-        std::mem::swap(&mut clients, &mut shell.blocked_clients);
+        for key in shell.writable.take() {
+            // (A successor may sit in its place.)
+            if shell.core.client(key.index).is_some_and(|client| client.generation == key.generation) {
+                clients.push(key.index);
+            }
+        }
         self.write_all(shell, &mut conns, &mut clients, cx);
         // Once, and what comes of it leaves: a client whose requests are answered at once would go on for as long as it has any, and
         // keep all others waiting.
@@ -177,23 +187,27 @@ impl Worker {
             shell.flush_conn(node, lane, cx);
         }
         for index in clients.drain(..) {
-            self.flush_client(shell, index, cx);
+            self.flush_client(shell, index);
         }
     }
 
-    fn flush_client(&self, shell: &mut Shell, index: u32, cx: &mut Context<'_>) {
+    fn flush_client(&self, shell: &mut Shell, index: u32) {
         let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
         let Some(client) = shell.core.client(index) else { return };
         client.dirty = false;
+        let generation = client.generation;
         let outcome = match io {
             ClientIo::Stream { stream, .. } => match client.unsent() {
                 Some(out) => {
                     let before = out.len();
-                    let outcome = write_out(out, |slices| stream.poll_write_slices(cx, slices));
-                    shell.stats.gave(before - out.len());
+                    let mut unheard = Context::from_waker(Waker::noop());
+                    let mut outcome = write_out(out, |slices| stream.poll_write_slices(&mut unheard, slices));
                     if outcome.is_pending() {
-                        shell.blocked_clients.push(index);
+                        let waker = shell.writable.waker(ClientKey { index, generation });
+                        let mut heard = Context::from_waker(&waker);
+                        outcome = write_out(out, |slices| stream.poll_write_slices(&mut heard, slices));
                     }
+                    shell.stats.gave(before - out.len());
                     outcome
                 }
                 None => Poll::Ready(Ok(())),

@@ -64,3 +64,15 @@ fn the_last_turn_ends_with_the_input() {
     let flood: String = (0..2_000).map(|i| format!("set {i} 0 0 1 noreply\r\nx\r\n")).collect();
     assert_eq!(turns(&mut world, flood.as_bytes()), (1, 2_000));
 }
+
+/// A busy worker answers more than any log takes.
+#[test]
+fn vv_logs_so_many_requests_a_second() {
+    let mut world = Alone::new();
+    let request = crate::protocol::request::Request::new(crate::protocol::request::Verb::Version);
+    for second in [1_000_000, 2_000_000] {
+        world.core.now_us = second;
+        (0..5_000).for_each(|_| world.core.trace_request(1, &request, 9));
+        assert_eq!(world.core.traces.counts(), (1_000, 4_000));
+    }
+}

@@ -1,0 +1,161 @@
+//! Nothing waits for a node without a deadline: also not what no unanswered command shows.
+
+use crate::keys::{Lone, Missed, MissedBudget};
+use crate::ring::Distribution;
+
+use super::super::*;
+use super::shell::take;
+use crate::ids::{Incarnation, PairId};
+use crate::proxy::link::Flight;
+use crate::proxy::route::Follower;
+use bytes::BytesMut;
+use std::time::Duration;
+
+const A: NodeId = NodeId(0);
+const TIMEOUT_US: u64 = 250_000;
+const PATIENCE_US: u64 = 2_000_000;
+
+/// One worker of a ring with one primary and several backups; `incarnation`: of the primary.
+fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
+    let backups: Vec<_> = (0..backups).map(|i| format!("b{i}:1").parse().unwrap()).collect();
+    let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &backups, Distribution::Modula));
+    let settings = CoreSettings {
+        worker: 0,
+        workers: 1,
+        lanes: 1,
+        timeout_us: TIMEOUT_US,
+        leader_timeout_us: PATIENCE_US,
+        item_size_max: 8 << 20,
+    };
+    let stats = Arc::new(WorkerStats::new(topology.node_count()));
+    let mut core = Core::new(settings, topology.clone(), stats, Arc::default());
+    for pair in topology.pairs() {
+        let follower = topology.nodes_of(pair).1.filter(|_| incarnation.is_some() && topology.pair_count() == 1);
+        let flow = Flow {
+            leader: A,
+            follower: follower.map_or(Follower::None, Follower::InSync),
+            term: None,
+            writable: true,
+            missed: Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20)))),
+            lone: Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20)))),
+            written: None,
+        };
+        core.command(Command::Open { pair, route: Route::Open(flow) });
+    }
+    for node in topology.nodes() {
+        core.command(Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: 1 });
+        core.conn_up(node, 0);
+    }
+    core
+}
+
+fn key_of(core: &Core, pair: usize) -> String {
+    let mut keys = (0..).map(|i| format!("k{i}"));
+    keys.find(|key| core.topology.pair_of(key.as_bytes()).index() == pair).unwrap()
+}
+
+fn says(core: &mut Core, node: NodeId, text: &str) {
+    core.conn(node, 0).input.extend_from_slice(text.as_bytes());
+    core.node_input(node, 0);
+}
+
+fn sent(core: &mut Core, node: NodeId) -> String {
+    String::from_utf8(take(core.conn_to_write(node, 0).1)).unwrap()
+}
+
+/// Ticks until twice the longest deadline, with what the node answers to each; returns when it was found late, and whether beyond it.
+fn found_late(core: &mut Core, mut answer: impl FnMut(&mut Core)) -> Vec<(u64, bool)> {
+    let mut found: Vec<(u64, bool)> = Vec::new();
+    while core.now_us < 2 * PATIENCE_US {
+        core.now_us += 10_000;
+        core.tick();
+        for event in std::mem::take(&mut core.outbox.events) {
+            let Event::Late { node: A, age, .. } = event else { continue };
+            for (limit, patience_over) in [(TIMEOUT_US, false), (PATIENCE_US, true)] {
+                // (It is told again and again.)
+                if age > Duration::from_micros(limit) && !found.iter().any(|told| told.1 == patience_over) {
+                    found.push((core.now_us, patience_over));
+                }
+            }
+        }
+        answer(core);
+    }
+    found
+}
+
+const ON_TIME: [(u64, bool); 2] = [(TIMEOUT_US + 10_000, false), (PATIENCE_US + 10_000, true)];
+
+/// Two pairs have one leader. One of them is led by somebody else from now on, and what it has asked counts for nothing; the other one's
+/// large values wait for room behind that. Nobody asked who waited for the answer, and they waited for ever.
+#[test]
+fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
+    let mut core = core(2, None);
+    let client = core.client_connected().index;
+    let (one, other) = (key_of(&core, 0), key_of(&core, 1));
+    core.client(client).unwrap().largest = 3 << 20;
+    core.client_input(client, BytesMut::from(format!("get {one}\r\n").as_bytes()));
+    assert_eq!(sent(&mut core, A), format!("get {one}\r\n"));
+    core.command(Command::Close { pair: PairId(0), void: Some(A), round: 1 });
+    let new = core.client_connected().index;
+    core.client(new).unwrap().largest = 3 << 20;
+    core.client_input(new, BytesMut::from(format!("get {other}\r\n").as_bytes()));
+    assert_eq!(sent(&mut core, A), "", "it waits for room");
+    assert_eq!(found_late(&mut core, |_| {}), ON_TIME);
+}
+
+/// The marker alone is gone, and the node refuses it again and again (it is full, with -M).
+#[test]
+fn what_waits_for_a_marker_that_is_not_written_again_is_not_forgotten() {
+    let mut core = core(0, Some(Incarnation(7)));
+    let client = core.client_connected().index;
+    core.client_input(client, BytesMut::from(&b"get k\r\n"[..]));
+    let no_marker = |core: &mut Core| {
+        let asked = sent(core, A).matches("mg __resilver__").count();
+        says(core, A, &"EN\r\n".repeat(asked));
+    };
+    assert_eq!(found_late(&mut core, no_marker), ON_TIME);
+}
+
+/// The same of a repair, behind which other clients' writes wait.
+#[test]
+fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
+    let mut core = core(1, Some(Incarnation(7)));
+    let marker = format!("VA 16\r\n{}\r\n", Incarnation(7));
+    sent(&mut core, A);
+    says(&mut core, A, &marker);
+    let client = core.client_connected().index;
+    core.client_input(client, BytesMut::from(&b"incr k 1\r\n"[..]));
+    sent(&mut core, A);
+    says(&mut core, A, "5\r\n");
+    sent(&mut core, NodeId(1));
+    says(&mut core, NodeId(1), "9\r\n");
+    let repair = |core: &mut Core| {
+        for command in sent(core, A).split_inclusive("\r\n") {
+            let answer = if command.contains("__resilver__") { "EN\r\n" } else { "VA 1 f0 t-1 c9\r\n5\r\n" };
+            says(core, A, answer);
+        }
+    };
+    repair(&mut core);
+    let late = found_late(&mut core, repair);
+    assert_eq!(late.iter().map(|(_, patience_over)| *patience_over).collect::<Vec<_>>(), [false, true]);
+    assert!(late[0].0 <= TIMEOUT_US + 30_000 && late[1].0 <= PATIENCE_US + 30_000, "{late:?}");
+}
+
+/// All workers' connections to a node have their part of what it is asked at once.
+#[test]
+fn what_a_node_is_asked_at_once_is_bounded_over_all_connections() {
+    for (workers, lanes, each) in [(1, 1, 4 << 20), (2, 2, 4 << 20), (8, 2, 1 << 20), (64, 4, 256 << 10)] {
+        let link = Link::new(lanes, workers);
+        let mut asked = 0;
+        for mut conn in link.conns {
+            let mut bytes = 0;
+            while conn.has_room(100_000) {
+                conn.push(Flight::Get(0), 0, 100_000);
+                bytes += 100_000;
+            }
+            assert!(bytes <= each && bytes + 100_000 > each, "{workers} x {lanes}: {bytes}");
+            asked += workers * bytes;
+        }
+        assert!(asked <= 16 << 20 || workers * lanes > 64, "{workers} x {lanes}: {asked}");
+    }
+}
