@@ -551,20 +551,6 @@ mod tests {
         assert_eq!(given_up_at(&mut s, 1000, 1360, &[1], 1), Some(3010));
     }
 
-    /// Another one answered for a while, and owes an answer now: that the late one is waited for is said at once.
-    #[test]
-    fn one_that_begins_to_owe_answers_makes_a_late_one_wait() {
-        let mut s = suspicions();
-        for now in (1030..1200).step_by(30) {
-            owes(&mut s, 1000, now);
-            answer(&mut s, &[1, 2], now + 1);
-        }
-        for now in [1200, 1240] {
-            assert_ne!(owes(&mut s, 1000, now), Verdict::GiveUp);
-        }
-        assert_eq!(s.waited_for(ms(1240)), [(NodeId(0), TIMEOUT)]);
-    }
-
     /// One connection is late, and others of it answer: somebody waits for a turn of its thread. It counts as long as they answer.
     #[test]
     fn one_that_answers_elsewhere_is_alive() {
