@@ -1,5 +1,5 @@
-//! Chance and the date: what the proxy takes from its surroundings unasked. The simulation puts its own in their place, so that a run
-//! replays exactly.
+//! Chance and the date: what the proxy takes from its surroundings unasked. The simulation puts its
+//! own in their place, so that a run replays exactly.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -27,7 +27,8 @@ pub(crate) fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The date at a moment, since 1970, by the proxy's own clock: it is set once, and goes evenly from then on whatever is done to the host's.
+/// The date at a moment, since 1970, by the proxy's own clock: it is set once, and goes evenly from
+/// then on whatever is done to the host's.
 pub(crate) fn date(at: Instant) -> Duration {
     #[cfg(test)]
     if let Some((begun, date)) = simulated::beginning() {
@@ -70,7 +71,8 @@ pub(crate) mod simulated {
         static AMBIENT: RefCell<Option<(SmallRng, Instant)>> = const { RefCell::new(None) };
     }
 
-    /// From now on this thread's chance comes from a seed, and its date from tokio's clock, which begins now.
+    /// From now on this thread's chance comes from a seed, and its date from tokio's clock, which
+    /// begins now.
     pub(crate) fn begin(seed: u64) {
         AMBIENT.set(Some((SmallRng::seed_from_u64(seed), Instant::now())));
     }

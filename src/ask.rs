@@ -1,4 +1,5 @@
-//! `resilver ask`: what an operator asks a running proxy, without a telnet or nc at hand, over TCP or a unix socket.
+//! `resilver ask`: what an operator asks a running proxy, without a telnet or nc at hand, over TCP
+//! or a unix socket.
 
 use std::io::Write as _;
 use std::process::ExitCode;

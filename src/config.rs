@@ -1,7 +1,7 @@
 //! Settings, and the command line that they are made from.
 //!
-//! One definition (`config/args.rs`) feeds the parser and `--help`; `config/check.rs` judges all values together, so
-//! that whoever made three mistakes hears of three.
+//! One definition (`config/args.rs`) feeds the parser and `--help`; `config/check.rs` judges all
+//! values together, so that whoever made three mistakes hears of three.
 
 mod accounts;
 mod args;
@@ -69,7 +69,8 @@ pub enum LogFormat {
 /// What is logged, how and where to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogSettings {
-    /// What is logged, in `RUST_LOG`'s syntax: made from `-v`, or `RUST_LOG` itself where that is set and `-v` is not.
+    /// What is logged, in `RUST_LOG`'s syntax: made from `-v`, or `RUST_LOG` itself where that is
+    /// set and `-v` is not.
     pub filter: String,
     /// `--log-format`.
     pub format: LogFormat,
@@ -102,11 +103,14 @@ pub struct Settings {
     pub io_uring: IoUringMode,
     /// `--resync`.
     pub resync: ResyncMode,
-    /// `--timeout`: how long a node of a mirrored pair may take for an answer before it counts as lost.
+    /// `--timeout`: how long a node of a mirrored pair may take for an answer before it counts as
+    /// lost.
     pub timeout: Duration,
-    /// `--leader-timeout`: the same for the last full copy, which is waited for longer and never deposed on suspicion.
+    /// `--leader-timeout`: the same for the last full copy, which is waited for longer and never
+    /// deposed on suspicion.
     pub leader_timeout: Duration,
-    /// `--leader-grace`: how long the process of a last full copy must refuse connections to count as proof that its memory is gone.
+    /// `--leader-grace`: how long the process of a last full copy must refuse connections to count
+    /// as proof that its memory is gone.
     pub leader_grace: Duration,
     /// `--probe-interval`.
     pub probe_interval: Duration,
@@ -116,21 +120,26 @@ pub struct Settings {
     pub probe_successes: u32,
     /// `--resync-rate`: items per second over all resyncs; `None` = unlimited.
     pub resync_rate: Option<u64>,
-    /// `--resync-latency`: what resyncs may add to the 99th percentile of clients' latency; `None` = whatever it is.
+    /// `--resync-latency`: what resyncs may add to the 99th percentile of clients' latency; `None`
+    /// = whatever it is.
     pub resync_latency: Option<Duration>,
     /// `--verify-rate`: keys per second that a scrub compares; `None` = unlimited.
     pub verify_rate: Option<u64>,
-    /// `--resync-memory`: bytes that a resync's key list and buffers may hold in memory; the rest goes to a temporary file.
+    /// `--resync-memory`: bytes that a resync's key list and buffers may hold in memory; the rest
+    /// goes to a temporary file.
     pub resync_memory: usize,
-    /// `--item-size-max`: largest item taken from clients, in bytes; the smaller limit of the nodes' applies too.
+    /// `--item-size-max`: largest item taken from clients, in bytes; the smaller limit of the
+    /// nodes' applies too.
     pub item_size_max: usize,
-    /// `--client-memory`: bytes that answers may take which clients have not read, over all clients.
+    /// `--client-memory`: bytes that answers may take which clients have not read, over all
+    /// clients.
     pub client_memory: usize,
     /// `--shutdown-grace`: how long requests in flight may take after SIGTERM.
     pub shutdown_grace: Duration,
     /// `--idle-timeout`: clients silent for so long are closed; `None` = never.
     pub idle_timeout: Option<Duration>,
-    /// `-u`: run as this user, a name or number, once the sockets are bound; `None` = whoever started the process.
+    /// `-u`: run as this user, a name or number, once the sockets are bound; `None` = whoever
+    /// started the process.
     pub user: Option<String>,
     /// `-g`: run as this group, a name or number; `None` = the user's own.
     pub group: Option<String>,
@@ -171,7 +180,8 @@ impl fmt::Display for UsageErrors {
 impl std::error::Error for UsageErrors {}
 
 impl CommandLine {
-    /// Reads a command line; `arguments` begins with the program's name. `host` is the machine that it is judged for.
+    /// Reads a command line; `arguments` begins with the program's name. `host` is the machine that
+    /// it is judged for.
     ///
     /// # Errors
     ///

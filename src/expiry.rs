@@ -1,13 +1,15 @@
 //! PURE. When an item expires: one date for all its copies, by the proxy's own seconds.
 //!
-//! A node counts whole seconds from its own start, so two nodes show different dates, and turn to the next one at different moments of a
-//! second. A remaining time that is read on one and stored on another is off by up to a second, each time anew (seen: 2.2 s after twelve
-//! refills). Dates are whole numbers on every node. So the difference of a node's dates to the proxy's is measured once for each of its lives
-//! ([`Offset`]), and every copy is given the *same* date in the node's own count: copies of copies included, nothing adds up.
+//! A node counts whole seconds from its own start, so two nodes show different dates, and turn to
+//! the next one at different moments of a second. A remaining time that is read on one and stored
+//! on another is off by up to a second, each time anew (seen: 2.2 s after twelve refills). Dates
+//! are whole numbers on every node. So the difference of a node's dates to the proxy's is measured
+//! once for each of its lives ([`Offset`]), and every copy is given the *same* date in the node's
+//! own count: copies of copies included, nothing adds up.
 //!
-//! A node shows date `d + offset` from some moment of the second that *ends* with the proxy's date `d`. So an item that is given the date `d`
-//! is gone on each of its nodes by then, and not more than a second before: what a client asked for is rounded down to a date, and never
-//! lasts longer.
+//! A node shows date `d + offset` from some moment of the second that *ends* with the proxy's date
+//! `d`. So an item that is given the date `d` is gone on each of its nodes by then, and not more
+//! than a second before: what a client asked for is rounded down to a date, and never lasts longer.
 
 use std::time::Duration;
 
@@ -15,17 +17,19 @@ pub mod clock;
 
 /// An exptime over this, in seconds, is a date.
 pub const RELATIVE_MAX_SECS: i64 = 30 * 24 * 60 * 60;
-/// What is to live this long or shorter, in seconds, is not rounded down to a date: of a lock of two seconds a half would be gone. Each node counts
-/// it from the second in which it stores it.
+/// What is to live this long or shorter, in seconds, is not rounded down to a date: of a lock of
+/// two seconds a half would be gone. Each node counts it from the second in which it stores it.
 pub const SHORT_SECS: i64 = 10;
-/// A node that is asked this close to the end of one of the proxy's seconds tells what it shows at its end.
+/// A node that is asked this close to the end of one of the proxy's seconds tells what it shows at
+/// its end.
 const SHARP: Duration = Duration::from_millis(50);
 
 /// How far a node's dates are ahead of the proxy's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Offset {
     secs: i64,
-    /// Measured at the end of one of the proxy's seconds; otherwise it may be one too small, and what is stored by it a second short.
+    /// Measured at the end of one of the proxy's seconds; otherwise it may be one too small, and
+    /// what is stored by it a second short.
     pub sharp: bool,
 }
 
@@ -46,9 +50,10 @@ impl Offset {
         date.saturating_sub(self.secs)
     }
 
-    /// Takes a later measurement of the same life of a node. The moment at which a node turns to its next date wanders by a millisecond a
-    /// second or so, and comes back in one leap: then the measurement is another one by one, and what was stored before must still be
-    /// understood. More than that, and its clock was set, or it was asleep.
+    /// Takes a later measurement of the same life of a node. The moment at which a node turns to
+    /// its next date wanders by a millisecond a second or so, and comes back in one leap: then the
+    /// measurement is another one by one, and what was stored before must still be understood. More
+    /// than that, and its clock was set, or it was asleep.
     pub fn refine(&mut self, newer: Offset) {
         if newer.sharp && (!self.sharp || newer.secs.abs_diff(self.secs) > 1) {
             *self = newer;
@@ -56,14 +61,17 @@ impl Offset {
     }
 }
 
-/// The date at which an item expires for which a client asks `exptime` at `now`; `None` = each node is told what the client said.
+/// The date at which an item expires for which a client asks `exptime` at `now`; `None` = each node
+/// is told what the client said.
 pub fn date(exptime: i64, now: Duration) -> Option<i64> {
     (SHORT_SECS + 1..=RELATIVE_MAX_SECS).contains(&exptime).then(|| now.as_secs() as i64 + exptime)
 }
 
-/// The date for a copy of an item that was found with the date `date`, both the proxy's; `None` = it is over, or as good as.
+/// The date for a copy of an item that was found with the date `date`, both the proxy's; `None` =
+/// it is over, or as good as.
 ///
-/// In its last seconds it may be one that each node counted for itself, which lasts up to a second less than its date says.
+/// In its last seconds it may be one that each node counted for itself, which lasts up to a second
+/// less than its date says.
 pub fn of_copy(date: i64, now: Duration) -> Option<i64> {
     let now = now.as_secs() as i64;
     let date = if date - now <= SHORT_SECS { date - 1 } else { date };

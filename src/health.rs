@@ -1,8 +1,10 @@
 //! When a node counts as back. Pure: probe results and the time in, verdicts out.
 //!
-//! A node is lost at the first fault; one good probe does not bring it back. Several in a row do, and a node that was lost again soon
-//! after its last return waits longer each time, so that a flapping node never flips leadership back and forth. (What needs no second probe is a new,
-//! empty process: that the old one ended is proof enough that this is not the same one on a good day. Held off it is like any other.)
+//! A node is lost at the first fault; one good probe does not bring it back. Several in a row do,
+//! and a node that was lost again soon after its last return waits longer each time, so that a
+//! flapping node never flips leadership back and forth. (What needs no second probe is a new, empty
+//! process: that the old one ended is proof enough that this is not the same one on a good day.
+//! Held off it is like any other.)
 
 use std::time::Duration;
 
@@ -10,7 +12,8 @@ use std::time::Duration;
 const FLAP_WINDOW: Duration = Duration::from_secs(10);
 /// What a flapping node waits at first.
 const HOLD_MIN: Duration = Duration::from_millis(250);
-/// What it waits at most. Not longer: its pairs have one copy meanwhile, and leadership returns only after a whole resync anyway.
+/// What it waits at most. Not longer: its pairs have one copy meanwhile, and leadership returns
+/// only after a whole resync anyway.
 const HOLD_MAX: Duration = Duration::from_secs(4);
 
 /// One node's health. Times are measured from any fixed moment.
@@ -57,8 +60,8 @@ impl Health {
         true
     }
 
-    /// A probe was answered. `needed`: good probes in a row that make it worth taking back. `awaited`: somebody's only copy is on it,
-    /// so that nothing is gained by holding it off.
+    /// A probe was answered. `needed`: good probes in a row that make it worth taking back.
+    /// `awaited`: somebody's only copy is on it, so that nothing is gained by holding it off.
     pub fn good_probe(&mut self, now: Duration, needed: u32, awaited: bool) -> bool {
         self.good = self.good.saturating_add(1);
         !self.up && self.good >= needed && (awaited || now >= self.hold_until)
@@ -133,7 +136,8 @@ mod tests {
         assert!(health.good_probe(now + 60 * S, 1, false), "a node that had been up for long is taken back at once");
     }
 
-    /// Good probes from before the loss, which came while the node was in use or held off, do not count after it.
+    /// Good probes from before the loss, which came while the node was in use or held off, do not
+    /// count after it.
     #[test]
     fn what_was_good_before_a_loss_does_not_count_after_it() {
         let mut health = Health::new();

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A memcached server behind the proxy: its index in [`crate::ring::Topology`], primaries first, then backups.
+/// A memcached server behind the proxy: its index in [`crate::ring::Topology`], primaries first,
+/// then backups.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub u16);
 
@@ -26,7 +27,8 @@ impl PairId {
     }
 }
 
-/// On which ring a node stands. It never changes while the proxy runs; who *leads* a pair is a role, not a place.
+/// On which ring a node stands. It never changes while the proxy runs; who *leads* a pair is a
+/// role, not a place.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Place {
     /// On the ring of primaries (`-s`).
@@ -67,14 +69,16 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// Stands in the incarnation marker's place while an evicted one is written again, and shows nothing, as no marker does.
+/// Stands in the incarnation marker's place while an evicted one is written again, and shows
+/// nothing, as no marker does.
 pub const UNSURE: &str = "unsure";
 
-/// Leadership term of a pair: its lower 15 bits are the upper 16 of the cas tokens that clients see. Of those the topmost
-/// stays 0: clients in languages without unsigned integers (PHP, Java) misread larger tokens.
+/// Leadership term of a pair: its lower 15 bits are the upper 16 of the cas tokens that clients
+/// see. Of those the topmost stays 0: clients in languages without unsigned integers (PHP, Java)
+/// misread larger tokens.
 ///
-/// It grows with every change of leader or of the leader's memory, and from start to start, so that a token taken under
-/// another one never wins. 0: none was ever given.
+/// It grows with every change of leader or of the leader's memory, and from start to start, so that
+/// a token taken under another one never wins. 0: none was ever given.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Term(pub u64);
 
@@ -101,7 +105,8 @@ impl Term {
     }
 }
 
-/// Counts the changes of who holds what in a pair; starts at unix microseconds and grows from the largest seen.
+/// Counts the changes of who holds what in a pair; starts at unix microseconds and grows from the
+/// largest seen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Epoch(pub u64);
 

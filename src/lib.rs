@@ -1,5 +1,6 @@
 //! Resilver: a memcached proxy that heals itself. `ARCHITECTURE.md` is the map; start with `pair`.
-#![allow(rustdoc::private_intra_doc_links)] // the documentation is for developers, and made with private items
+// The documentation is for developers, and made with private items.
+#![allow(rustdoc::private_intra_doc_links)]
 
 mod ambient;
 pub mod ask;
@@ -26,8 +27,8 @@ mod stats;
 mod suspicion;
 pub mod wait;
 
-/// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to anybody else; what stands in no
-/// test and is used by nobody is found by the compiler.
+/// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to
+/// anybody else; what stands in no test and is used by nobody is found by the compiler.
 #[doc(hidden)]
 pub mod internals {
     pub mod backend {

@@ -1,4 +1,5 @@
-//! The `resilver` daemon: arguments to settings, settings to a running proxy, and what went wrong to an exit code.
+//! The `resilver` daemon: arguments to settings, settings to a running proxy, and what went wrong
+//! to an exit code.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -15,7 +16,8 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
-    // A word of its own in first place, so that magent's flags are read as ever: none of them is a bare word.
+    // A word of its own in first place, so that magent's flags are read as ever: none of them is a
+    // bare word.
     match std::env::args_os().nth(1) {
         Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
         Some(word) if word == "ask" => return resilver::ask::main(std::env::args_os().skip(1)),

@@ -1,12 +1,14 @@
 //! PURE. What counts as progress of a server whose answers are waited for.
 //!
-//! An answer's age says nothing by itself: behind 256 values of 1 MB a healthy server takes as long as they take. A server is late when it
-//! has moved less than [`FLOOR`] for the whole deadline. A drip of single bytes, or of one small answer now and then, is no progress.
+//! An answer's age says nothing by itself: behind 256 values of 1 MB a healthy server takes as long
+//! as they take. A server is late when it has moved less than [`FLOOR`] for the whole deadline. A
+//! drip of single bytes, or of one small answer now and then, is no progress.
 
 /// Bytes that a server has to move within each deadline: at `--timeout 250ms` it is 256 KiB/s.
 pub(crate) const FLOOR: usize = 64 << 10;
 
-/// What a whole answer counts for beside its bytes: eight of them within a deadline are progress, however small.
+/// What a whole answer counts for beside its bytes: eight of them within a deadline are progress,
+/// however small.
 pub(crate) const ANSWER: usize = 8 << 10;
 
 /// What a server has moved, and since when the next [`FLOOR`] is waited for. `T`: a point in time.
@@ -42,8 +44,8 @@ impl<T: Copy + PartialOrd> Progress<T> {
         self.since
     }
 
-    /// The same, where the oldest answer is awaited from `asked` on. What moved before it was asked is no
-    /// progress of what it is asked now.
+    /// The same, where the oldest answer is awaited from `asked` on. What moved before it was asked
+    /// is no progress of what it is asked now.
     pub(crate) fn owed_since(&mut self, asked: T) -> T {
         if asked > self.since {
             *self = Progress::new(asked);
@@ -79,7 +81,8 @@ mod tests {
         assert_eq!(progress.owed_since(0), 8);
     }
 
-    /// Else a drip would be found twice as late behind a server that had almost made progress when it was last asked.
+    /// Else a drip would be found twice as late behind a server that had almost made progress when
+    /// it was last asked.
     #[test]
     fn what_moved_before_does_not_count() {
         let mut progress = Progress::new(0);

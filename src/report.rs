@@ -1,5 +1,6 @@
-//! What the proxy knows of itself, as plain data. Whatever shows it is printed from here: `resync status` and `stats` by
-//! [`lines`]. The control plane fills it in (`cluster/report.rs`), with words that `cluster/summary.rs` chose.
+//! What the proxy knows of itself, as plain data. Whatever shows it is printed from here:
+//! `resync status` and `stats` by [`lines`]. The control plane fills it in (`cluster/report.rs`),
+//! with words that `cluster/summary.rs` chose.
 
 use std::net::SocketAddr;
 
@@ -27,13 +28,15 @@ pub struct Report {
     pub yielding: YieldReport,
     pub verify: VerifyReport,
     pub process: ProcessReport,
-    /// Summed over the workers, since the start or `stats reset`. The names are memcached's where it has them.
+    /// Summed over the workers, since the start or `stats reset`. The names are memcached's where
+    /// it has them.
     pub counters: Vec<(&'static str, u64)>,
     /// How long nodes took to answer since the start.
     pub latency: LatencyReport,
     /// `flush_all` commands that wait for their time.
     pub delayed_flushes: usize,
-    /// How often a late node was waited for longer, and given up after that, since the start or `stats reset`.
+    /// How often a late node was waited for longer, and given up after that, since the start or
+    /// `stats reset`.
     pub late_together: u64,
     pub late_given_up: u64,
 }
@@ -149,12 +152,14 @@ pub struct ProcessReport {
 /// Buckets of waiting times, as [`crate::stats::Felt`] counts them.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyReport {
-    /// The least time of each bucket in microseconds, and how many answers took at least that, and less than the next.
+    /// The least time of each bucket in microseconds, and how many answers took at least that, and
+    /// less than the next.
     pub buckets: Vec<(u64, u64)>,
 }
 
 impl LatencyReport {
-    /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came. 0: none came.
+    /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came.
+    /// 0: none came.
     pub fn percentile_us(&self, percent: u64) -> u64 {
         let all: u64 = self.buckets.iter().map(|(_, count)| count).sum();
         let wanted = (all * percent).div_ceil(100);

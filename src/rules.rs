@@ -1,4 +1,5 @@
-//! The rules of the design that a test can switch off: what then goes wrong shows that the simulation would notice their absence.
+//! The rules of the design that a test can switch off: what then goes wrong shows that the
+//! simulation would notice their absence.
 //!
 //! In the daemon every rule holds, and asking costs nothing.
 
@@ -51,7 +52,8 @@ pub(crate) enum Rule {
     OneAddressAConnection,
     /// A worker gives up its connections to an address that the node has left.
     LeaveAtMove,
-    /// What was unanswered when a node moved may still take effect: the quiet period, and a purge of everything.
+    /// What was unanswered when a node moved may still take effect: the quiet period, and a purge
+    /// of everything.
     AbandonedAtMove,
 }
 

@@ -74,8 +74,9 @@ pub struct NodeStats {
 /// Buckets of [`Felt`]: the last one begins at 14 s.
 pub const FELT_BUCKETS: usize = 96;
 
-/// How long a worker waited for nodes' answers: four buckets for each doubling, from 1 microsecond on. One sample for each read from a
-/// node, the oldest command that it answers: what the governor of the resyncs needs, for one store a turn.
+/// How long a worker waited for nodes' answers: four buckets for each doubling, from 1 microsecond
+/// on. One sample for each read from a node, the oldest command that it answers: what the governor
+/// of the resyncs needs, for one store a turn.
 #[derive(Debug)]
 pub struct Felt([AtomicU64; FELT_BUCKETS]);
 
@@ -115,7 +116,8 @@ impl Felt {
     }
 }
 
-/// A worker is the only writer of its counters, so a plain load and store does what a locked add would.
+/// A worker is the only writer of its counters, so a plain load and store does what a locked add
+/// would.
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }

@@ -1,28 +1,30 @@
 //! Which of the servers that answer late are given up. Pure: reports and the time in, verdicts out.
 //!
-//! One server that is late while the others answer hangs. Several that are late at once, or everything
-//! that is late at this proxy, is a machine or network with too much to do: giving servers up for that
-//! takes the second copies away just when the next real failure is likely. Seen at a load of 20: two of
-//! three servers lost within 60 ms of each other, and both lived.
+//! One server that is late while the others answer hangs. Several that are late at once, or
+//! everything that is late at this proxy, is a machine or network with too much to do: giving
+//! servers up for that takes the second copies away just when the next real failure is likely. Seen
+//! at a load of 20: two of three servers lost within 60 ms of each other, and both lived.
 //!
 //! So the others are asked as soon as one takes an eighth of its time, again and again, and it too.
 //!
-//! - *All others answer promptly, and did so meanwhile*: a late one is given up at once. In calm that
-//!   costs a round trip.
-//! - *One of them does not*: the late one is waited for until it is [`Lateness::Overdue`]. It is given up
-//!   then if it answers nothing at all, and a server that can stand in for it *ran* for as long as an
-//!   answer may take since the late one fell silent. Only time between answers that follow each other
-//!   closely counts as that. (Where all stood still together, the first of them to wake would convict
-//!   the others; and whatever it has answered before the standstill says nothing of now.)
-//! - *Nobody who could stand in for it ran for so long*: giving it up helps nobody. It is waited for as
-//!   a last full copy is.
+//! - *All others answer promptly, and did so meanwhile*: a late one is given up at once. In calm
+//!   that costs a round trip.
+//! - *One of them does not*: the late one is waited for until it is [`Lateness::Overdue`]. It is
+//!   given up then if it answers nothing at all, and a server that can stand in for it *ran* for as
+//!   long as an answer may take since the late one fell silent. Only time between answers that
+//!   follow each other closely counts as that. (Where all stood still together, the first of them
+//!   to wake would convict the others; and whatever it has answered before the standstill says
+//!   nothing of now.)
+//! - *Nobody who could stand in for it ran for so long*: giving it up helps nobody. It is waited
+//!   for as a last full copy is.
 //!
-//! A server that holds somebody's only copy is not given up by the others' word before it is overdue.
-//! Waiting longer is always safe: a verdict only says when a loss is told, never what is true.
+//! A server that holds somebody's only copy is not given up by the others' word before it is
+//! overdue. Waiting longer is always safe: a verdict only says when a loss is told, never what is
+//! true.
 //!
-//! A server has many connections, and each worker reports the oldest silence that it knows. Nothing is
-//! kept of a silence, therefore, but when it was last reported: each report says since when it lasts, and
-//! is judged by what the others did since then.
+//! A server has many connections, and each worker reports the oldest silence that it knows. Nothing
+//! is kept of a silence, therefore, but when it was last reported: each report says since when it
+//! lasts, and is judged by what the others did since then.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,7 +45,8 @@ pub enum Lateness {
 }
 
 impl Lateness {
-    /// Of an answer that is awaited for so long, where it may take `timeout`, and that of a last full copy `patience`.
+    /// Of an answer that is awaited for so long, where it may take `timeout`, and that of a last
+    /// full copy `patience`.
     pub fn of(age: Duration, timeout: Duration, patience: Duration) -> Option<Lateness> {
         if age >= patience.max(timeout) {
             Some(Lateness::Hopeless)
@@ -109,7 +112,8 @@ struct Server {
     /// When the question was asked that it has not answered.
     asked: Option<Duration>,
     answered: Option<Answered>,
-    /// From when until when it ran, by its answers: no two of these overlap, and the newest is last.
+    /// From when until when it ran, by its answers: no two of these overlap, and the newest is
+    /// last.
     ran: VecDeque<(Duration, Duration)>,
 }
 
@@ -149,7 +153,8 @@ impl Suspicions {
         4 * self.timeout
     }
 
-    /// An answer of a server in use is awaited for so long, and still is. To be repeated as long as that is so.
+    /// An answer of a server in use is awaited for so long, and still is. To be repeated as long as
+    /// that is so.
     pub fn report(&mut self, node: NodeId, age: Duration, now: Duration, others: &Others) -> Verdict {
         let Some(lateness) = Lateness::of(age, self.timeout, self.patience) else { return Verdict::Wait(Vec::new()) };
         let since = now.saturating_sub(age);
@@ -174,7 +179,8 @@ impl Suspicions {
         Verdict::Wait(self.ask(node, since + self.timeout, now, others))
     }
 
-    /// The server was late, or slow to answer: whoever is late soon after may be so for the same reason.
+    /// The server was late, or slow to answer: whoever is late soon after may be so for the same
+    /// reason.
     pub fn troubled(&mut self, node: NodeId, now: Duration) {
         self.servers[node.index()].troubled = Some(now);
     }
@@ -201,8 +207,8 @@ impl Suspicions {
         asked
     }
 
-    /// A server has answered what it was asked at [`Verdict::Wait`]. Others that were late a moment ago
-    /// ([`Suspicions::pending`]) are to be reported again.
+    /// A server has answered what it was asked at [`Verdict::Wait`]. Others that were late a moment
+    /// ago ([`Suspicions::pending`]) are to be reported again.
     pub fn answered(&mut self, node: NodeId, now: Duration) {
         let (prompt, close, breath) = (self.prompt(), self.timeout / 2, self.timeout / 4);
         let server = &mut self.servers[node.index()];
@@ -210,7 +216,8 @@ impl Suspicions {
         let before = server.answered.replace(Answered { asked, at: now }).map(|before| before.at);
         match (before.filter(|&before| now.saturating_sub(before) <= close), server.ran.back_mut()) {
             (Some(_), Some((_, until))) => *until = now,
-            // It may have stood still since it was asked; some of that time it needed for the answer.
+            // It may have stood still since it was asked; some of that time it needed for the
+            // answer.
             _ => server.ran.push_back((asked.max(now.saturating_sub(breath)), now)),
         }
         while server.ran.front().is_some_and(|(_, until)| now.saturating_sub(*until) > self.patience) {
@@ -228,7 +235,8 @@ impl Suspicions {
         }
     }
 
-    /// The servers that were told of just now, and wait for the others' answers; with the ages of what they owe.
+    /// The servers that were told of just now, and wait for the others' answers; with the ages of
+    /// what they owe.
     pub fn pending(&self, now: Duration) -> Vec<(NodeId, Duration)> {
         let recent = |report: &Report| now.saturating_sub(report.at) <= self.prompt();
         self.each(|server| server.late.filter(recent).map(|report| now.saturating_sub(report.since)))
@@ -281,8 +289,9 @@ impl Suspicions {
         apart
     }
 
-    /// All others are known to have run for half of the time that the answer may take. Where that is not so, nobody asked them: this
-    /// proxy was late itself, and heard of the silence when it was over.
+    /// All others are known to have run for half of the time that the answer may take. Where that
+    /// is not so, nobody asked them: this proxy was late itself, and heard of the silence when it
+    /// was over.
     fn have_all_run(&self, since: Duration, others: &Others) -> bool {
         others.witnesses.iter().all(|other| self.servers[other.index()].ran_since(since) >= self.timeout / 2)
     }
@@ -299,7 +308,8 @@ impl Suspicions {
         self.servers[node.index()].answered.is_some_and(|last| last.asked >= lately)
     }
 
-    /// One that holds what the late one holds answers, and ran for as long as an answer may take since then.
+    /// One that holds what the late one holds answers, and ran for as long as an answer may take
+    /// since then.
     fn may_be_replaced(&self, since: Duration, now: Duration, others: &Others) -> bool {
         let answers = |last: Answered| now.saturating_sub(last.at) < self.timeout / 2;
         let runs = |server: &Server| server.answered.is_some_and(answers) && server.ran_since(since) >= self.timeout;
@@ -343,8 +353,8 @@ mod tests {
         Verdict::Wait(nodes.iter().map(|&n| NodeId(n)).collect())
     }
 
-    /// Server 0 is asked something at `asked` and answers nothing; those named answer each question after `takes`.
-    /// When it is given up, looked for in each millisecond from `from` on.
+    /// Server 0 is asked something at `asked` and answers nothing; those named answer each question
+    /// after `takes`. When it is given up, looked for in each millisecond from `from` on.
     fn given_up_at(s: &mut Suspicions, asked: u64, from: u64, answer: &[u16], takes: u64) -> Option<u64> {
         let mut due: Vec<(u64, NodeId)> = Vec::new();
         for now in from..from + 4000 {
@@ -396,7 +406,8 @@ mod tests {
         assert_eq!(s.report(NodeId(0), TIMEOUT, ms(1000), &Others::default()), Verdict::GiveUp);
     }
 
-    /// The control plane had no time for the reports, and has them all at once when it has: it asked nobody meanwhile.
+    /// The control plane had no time for the reports, and has them all at once when it has: it
+    /// asked nobody meanwhile.
     #[test]
     fn a_proxy_that_is_late_itself_gives_nobody_up_at_once() {
         let mut s = suspicions();
@@ -427,7 +438,8 @@ mod tests {
         assert_eq!((s.held, s.given_up), (2, 1), "each is counted once");
     }
 
-    /// Twice the time is enough where the others are slow, as long as an answer takes no more than a third of its own.
+    /// Twice the time is enough where the others are slow, as long as an answer takes no more than
+    /// a third of its own.
     #[test]
     fn one_that_hangs_among_slow_ones_is_found_within_twice_its_time() {
         for takes in [31, 60, 80] {
@@ -438,7 +450,8 @@ mod tests {
         }
     }
 
-    /// Those who answer each question only after more than that: a quarter of its time counts for each.
+    /// Those who answer each question only after more than that: a quarter of its time counts for
+    /// each.
     #[test]
     fn among_very_slow_ones_it_takes_longer() {
         let found = given_up_at(&mut suspicions(), 1000, 1000, &[1, 2], 200);
@@ -461,7 +474,8 @@ mod tests {
         assert_eq!(given_up_at(&mut s, 3000, 3000, &[1, 2], 1), Some(3241));
     }
 
-    /// Of a question that came to nothing, a failed probe is told with one age: the server may lead alone.
+    /// Of a question that came to nothing, a failed probe is told with one age: the server may lead
+    /// alone.
     #[test]
     fn a_question_that_came_to_nothing_shows_it_as_well() {
         let mut s = suspicions();
@@ -489,7 +503,8 @@ mod tests {
         for now in (1270..2000).step_by(30) {
             assert_eq!(owes(&mut s, 1000, now), wait(&[]), "{now}");
         }
-        // Now they wake. The late one has as long for what it owes, but for the quarter that an answer may have taken.
+        // Now they wake. The late one has as long for what it owes, but for the quarter that an
+        // answer may have taken.
         answer(&mut s, &[1, 2], 2000);
         let found = given_up_at(&mut s, 1000, 2020, &[1, 2], 1);
         assert!(
@@ -499,14 +514,16 @@ mod tests {
         assert_eq!(given_up_at(&mut suspicions(), 1000, 1000, &[], 1), Some(3010), "the next report after 3,000");
     }
 
-    /// What was told of one silence is no word on the next one. (Seen in the simulation: a server was given up as soon as
-    /// the others woke from their second standstill, for they had answered after the first.)
+    /// What was told of one silence is no word on the next one. (Seen in the simulation: a server
+    /// was given up as soon as the others woke from their second standstill, for they had answered
+    /// after the first.)
     #[test]
     fn a_second_standstill_is_judged_by_itself() {
         let mut s = suspicions();
         owes(&mut s, 1000, 1240);
         answer(&mut s, &[0, 1, 2], 1300);
-        // Reports of two connections, of which one is older, and of one that is slow, come in between.
+        // Reports of two connections, of which one is older, and of one that is slow, come in
+        // between.
         for now in (1330..1900).step_by(30) {
             assert_ne!(owes(&mut s, 1300, now), Verdict::GiveUp, "{now}");
             assert_ne!(owes(&mut s, 1310, now + 1), Verdict::GiveUp, "{now}");
@@ -539,7 +556,8 @@ mod tests {
         assert_eq!(found, Some(1480));
     }
 
-    /// Who could stand in for it has answered long enough, and then no more: perhaps both stand still now.
+    /// Who could stand in for it has answered long enough, and then no more: perhaps both stand
+    /// still now.
     #[test]
     fn one_that_has_fallen_silent_itself_stands_in_for_nobody() {
         let mut s = suspicions();
@@ -551,7 +569,8 @@ mod tests {
         assert_eq!(given_up_at(&mut s, 1000, 1360, &[1], 1), Some(3010));
     }
 
-    /// One connection is late, and others of it answer: somebody waits for a turn of its thread. It counts as long as they answer.
+    /// One connection is late, and others of it answer: somebody waits for a turn of its thread. It
+    /// counts as long as they answer.
     #[test]
     fn one_that_answers_elsewhere_is_alive() {
         let mut s = suspicions();

@@ -1,11 +1,13 @@
 //! `resilver wait --mirrored`: what an operator's script runs between two restarts of servers.
 //!
-//! A proxy that has not noticed a restart yet says `mirrored`, and whoever believes it restarts the only full copy next. So
-//! the proxy's word is held against the servers themselves: each must answer, and carry the incarnation marker that the
-//! proxy knows it by. The marker dies with the memory, so a server that has just come back empty does not carry it before
-//! the proxy has taken it back, and from then on the proxy's own word is true.
+//! A proxy that has not noticed a restart yet says `mirrored`, and whoever believes it restarts the
+//! only full copy next. So the proxy's word is held against the servers themselves: each must
+//! answer, and carry the incarnation marker that the proxy knows it by. The marker dies with the
+//! memory, so a server that has just come back empty does not carry it before the proxy has taken
+//! it back, and from then on the proxy's own word is true.
 //!
-//! The proxy is asked first and the servers after it: a restart between the two is then seen, never hidden.
+//! The proxy is asked first and the servers after it: a restart between the two is then seen, never
+//! hidden.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -25,17 +27,20 @@ use crate::ring::NodeAddr;
 
 /// Not within the time.
 const EXIT_TIMEOUT: u8 = 1;
-/// Waiting makes no sense: wrong arguments, no proxy of ours, nothing that heals. clap ends with the same number.
+/// Waiting makes no sense: wrong arguments, no proxy of ours, nothing that heals. clap ends with
+/// the same number.
 const EXIT_USAGE: u8 = 2;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long one answer may take. A proxy answers at once; a server that hangs is an obstacle, not a reason to hang too.
+/// How long one answer may take. A proxy answers at once; a server that hangs is an obstacle, not a
+/// reason to hang too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest answer: `stats servers` has some ten lines for each of at most 256 servers.
 const ANSWER_MAX: u64 = 4 << 20;
-/// So many looks in a row must find nothing. A server that kept its memory over a restart carries the right marker at once; what
-/// tells is that its connections broke, and the proxy may still be about to read that.
+/// So many looks in a row must find nothing. A server that kept its memory over a restart carries
+/// the right marker at once; what tells is that its connections broke, and the proxy may still be
+/// about to read that.
 const LOOKS: u32 = 2;
 
 /// The arguments of `resilver wait`.
@@ -63,7 +68,8 @@ pub struct WaitArgs {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::config::parse_time)]
     timeout: Duration,
 
-    /// Believe the proxy alone, where the servers cannot be reached from here: it may not have noticed the last restart yet
+    /// Believe the proxy alone, where the servers cannot be reached from here: it may not have
+    /// noticed the last restart yet
     #[arg(long)]
     proxy_only: bool,
 }
@@ -159,7 +165,8 @@ fn look(args: &WaitArgs) -> Look {
     let proxy = args.proxy.to_string();
     let asked = Connection::open(&args.proxy).and_then(|mut connection| {
         let status = connection.stats("resync status")?;
-        // (Who says no closes the connection: to ask on would hide the sentence behind "Connection reset".)
+        // (Who says no closes the connection: to ask on would hide the sentence behind "Connection
+        // reset".)
         let servers = match &status {
             Answer::Stats(_) => connection.stats("stats servers")?,
             Answer::Other(_) => Answer::Stats(Vec::new()),

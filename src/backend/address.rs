@@ -1,7 +1,9 @@
-//! Where each node is reached now. Names are resolved by the control plane alone, which writes the result here; whoever dials reads it.
+//! Where each node is reached now. Names are resolved by the control plane alone, which writes the
+//! result here; whoever dials reads it.
 //!
-//! A dial that resolved the name itself could reach another server than the connections beside it: a resync once listed an empty server
-//! while clients were served by the full one that the name had led to before.
+//! A dial that resolved the name itself could reach another server than the connections beside it:
+//! a resync once listed an empty server while clients were served by the full one that the name had
+//! led to before.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +27,8 @@ struct Address {
 }
 
 impl Addresses {
-    /// For nodes in the order of their [`NodeId`]s. Literal addresses are known at once and for good.
+    /// For nodes in the order of their [`NodeId`]s. Literal addresses are known at once and for
+    /// good.
     pub fn new<'a>(nodes: impl Iterator<Item = &'a NodeAddr>) -> Addresses {
         let address = |node: &NodeAddr| {
             let literal = node.host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, node.port));
@@ -80,7 +83,8 @@ pub trait Resolve: Send + Sync + 'static {
     fn resolve(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
 
-/// The system's resolver (`getaddrinfo`), which blocks: on threads of its own, so that a slow name server stalls nothing else.
+/// The system's resolver (`getaddrinfo`), which blocks: on threads of its own, so that a slow name
+/// server stalls nothing else.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemResolver;
 

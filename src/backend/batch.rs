@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// Values from this size on, in bytes, are written from where they lie; smaller ones are cheaper to copy.
+/// Values from this size on, in bytes, are written from where they lie; smaller ones are cheaper to
+/// copy.
 const OWN_CHUNK_BYTES: usize = 4 * 1024;
 
 /// Whether a command changes what the node holds.
@@ -16,7 +17,8 @@ pub enum Effect {
 
 /// Commands to be sent in one go.
 ///
-/// One that changes items must not hold an `mn`: its answer is what tells a [drain](super::Drain) that all is over.
+/// One that changes items must not hold an `mn`: its answer is what tells a [drain](super::Drain)
+/// that all is over.
 #[derive(Default, Debug)]
 pub struct Batch {
     pub(super) chunks: Vec<Bytes>,

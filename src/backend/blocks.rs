@@ -1,7 +1,7 @@
 //! Memory that answers are read into, used again once nobody holds any of it.
 //!
-//! A block is the system's own and goes back to it when it is freed, so a new one costs a page fault for
-//! every 4 KiB: two fifths of the CPU of copying items of 10 KiB (3.3 of 7.8 µs each).
+//! A block is the system's own and goes back to it when it is freed, so a new one costs a page
+//! fault for every 4 KiB: two fifths of the CPU of copying items of 10 KiB (3.3 of 7.8 µs each).
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,8 @@ use bytes::BytesMut;
 
 /// Size of a block, in bytes. Large, because every system call costs as much as several items.
 pub(super) const BLOCK_BYTES: usize = 256 * 1024;
-/// Full blocks are kept up to so many bytes: the values that a connection's owner has under way lie in
-/// them. Beyond it the oldest is freed by the last who holds any of it.
+/// Full blocks are kept up to so many bytes: the values that a connection's owner has under way lie
+/// in them. Beyond it the oldest is freed by the last who holds any of it.
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The blocks of one connection beside the one that is read into.

@@ -1,5 +1,5 @@
-//! The control plane's way to one node: probe, view, markers, flush. One command at a time, each for as long as the
-//! node makes progress with it.
+//! The control plane's way to one node: probe, view, markers, flush. One command at a time, each
+//! for as long as the node makes progress with it.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ const MAX_PAIRS: usize = 128 * 128;
 /// A node that refuses to store a marker is asked so often.
 const MARK_TRIES: usize = 3;
 
-/// Tells the connections of one [`NodeControl`] apart, from 1 on. A connection leads to one process: what was read on it is true of
-/// whatever is written on it, but for a flush in between.
+/// Tells the connections of one [`NodeControl`] apart, from 1 on. A connection leads to one
+/// process: what was read on it is true of whatever is written on it, but for a flush in between.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ConnectionId(u64);
 
@@ -50,7 +50,8 @@ pub struct NodeView {
     pub session: Option<Session>,
     /// Delayed flushes that it remembers.
     pub pending: Option<Pending>,
-    /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring that the marker names.
+    /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring
+    /// that the marker names.
     pub records: Vec<(PairId, Record)>,
     /// Items, the proxy's own and flushed ones included: 0 proves emptiness, more proves nothing.
     pub curr_items: u64,
@@ -152,13 +153,15 @@ impl Connection {
 }
 
 impl NodeControl {
-    /// How long the node may take to be connected to, and then make no progress with what it is asked. (Eight answers are progress, so
-    /// one that answers few questions has so long for all of them.)
+    /// How long the node may take to be connected to, and then make no progress with what it is
+    /// asked. (Eight answers are progress, so one that answers few questions has so long for all of
+    /// them.)
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
         NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default() }
     }
 
-    /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first thing a node under pressure evicts.
+    /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
+    /// thing a node under pressure evicts.
     pub async fn probe(&self, others: &[String]) -> Result<Probe, NodeError> {
         self.connected(async |connection, deadline| {
             let mut keys = vec![marker::INCARNATION_KEY];
@@ -246,7 +249,8 @@ impl NodeControl {
         .await
     }
 
-    /// Reads the node's clock. The item that tells it is made on the memory that is `incarnation`, and on no other, `time`: about its date.
+    /// Reads the node's clock. The item that tells it is made on the memory that is `incarnation`,
+    /// and on no other, `time`: about its date.
     pub async fn clock(&self, incarnation: Incarnation, time: i64) -> Result<Option<Offset>, NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
             let mut batch = Batch::new();
@@ -274,8 +278,9 @@ impl NodeControl {
         .await
     }
 
-    /// Writes a new incarnation marker on what was `seen`, and on nothing else: on the very connection of the look, for a process that was
-    /// started since then has no marker either, and may hold anything.
+    /// Writes a new incarnation marker on what was `seen`, and on nothing else: on the very
+    /// connection of the look, for a process that was started since then has no marker either, and
+    /// may hold anything.
     pub async fn mark(
         &self,
         seen: &NodeView,
@@ -290,7 +295,8 @@ impl NodeControl {
                 return Ok(Err(MarkError::OtherMemory));
             }
             let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
-            // What is right already stays untouched: a node that is full (`-M`) refuses the write and deletes the marker.
+            // What is right already stays untouched: a node that is full (`-M`) refuses the write
+            // and deletes the marker.
             let mut missing: Vec<usize> =
                 (0..keys.len()).filter(|&i| found[i].as_ref().is_none_or(|(v, _)| *v != values[i])).collect();
             let certified = !missing.contains(&0);
@@ -304,7 +310,8 @@ impl NodeControl {
                     break;
                 }
                 let found = connection.read(deadline, &keys).await?;
-                // Nobody else may have written meanwhile, and a memory that was the expected one must still be.
+                // Nobody else may have written meanwhile, and a memory that was the expected one
+                // must still be.
                 let ours = |i: usize| found[i].as_ref().is_none_or(|(v, c)| *v == values[i] || Some(*c) == cas[i]);
                 if !(0..keys.len()).all(ours) || certified && found[0].is_none() {
                     break;
@@ -324,7 +331,8 @@ impl NodeControl {
         .await?
     }
 
-    /// Writes a ring marker and nothing else, whatever memory this is. Keys that are not the node's stay so.
+    /// Writes a ring marker and nothing else, whatever memory this is. Keys that are not the node's
+    /// stay so.
     pub async fn stamp(&self, mark: RingMark) -> Result<(), MarkError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
             let found = read(pipe, deadline, &[marker::RING_KEY]).await?;
@@ -345,8 +353,8 @@ impl NodeControl {
         self.write_marked(incarnation, &marker::pair_key(pair), &record.to_string()).await
     }
 
-    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, each where no later one stands. Does not
-    /// tell which of them the node refused.
+    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other,
+    /// each where no later one stands. Does not tell which of them the node refused.
     pub async fn record_all(&self, incarnation: Incarnation, records: &[(PairId, Record)]) -> Result<(), MarkError> {
         let of_pairs: Vec<_> =
             records.iter().map(|(pair, record)| (marker::pair_key(*pair), record.to_string())).collect();
@@ -386,7 +394,8 @@ impl NodeControl {
         }
     }
 
-    /// Says that the proxy of this session works beside another one; for so many seconds. Blindly: it certifies nothing.
+    /// Says that the proxy of this session works beside another one; for so many seconds. Blindly:
+    /// it certifies nothing.
     pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
             let command = format!("ms {} 16 T{seconds}\r\n{session:016x}\r\n", marker::RIVAL_KEY);
@@ -408,7 +417,8 @@ impl NodeControl {
             {
                 return Ok(if holds(Rule::UniqueEpochs) { Err(MarkError::Newer(old)) } else { Ok(()) });
             }
-            // Whoever closes a session, or takes a node over from one that is closed, must not do it to another proxy that runs.
+            // Whoever closes a session, or takes a node over from one that is closed, must not do
+            // it to another proxy that runs.
             if key == marker::SESSION_KEY
                 && let Some(there) = found[1].as_ref().and_then(|(old, _)| Session::parse(old))
                 && there.open
@@ -422,12 +432,14 @@ impl NodeControl {
         .await?
     }
 
-    /// Puts markers back that were evicted from the memory that was `seen`, where there still are none. `markers`: the incarnation's first.
+    /// Puts markers back that were evicted from the memory that was `seen`, where there still are
+    /// none. `markers`: the incarnation's first.
     ///
-    /// On the very connection of the look: another process has no markers either. It may be flushed meanwhile all the same. So the place of
-    /// the incarnation marker is taken first, by what shows nothing; then the flushes are counted; then the marker is put there by cas. A flush
-    /// before the count is counted, one after it has taken what the cas asks for. (It may have left that alone, from memcached 1.6.25 on:
-    /// they are counted once more.)
+    /// On the very connection of the look: another process has no markers either. It may be flushed
+    /// meanwhile all the same. So the place of the incarnation marker is taken first, by what shows
+    /// nothing; then the flushes are counted; then the marker is put there by cas. A flush before
+    /// the count is counted, one after it has taken what the cas asks for. (It may have left that
+    /// alone, from memcached 1.6.25 on: they are counted once more.)
     pub async fn restore(&self, seen: &NodeView, markers: &[(String, String)]) -> Result<(), MarkError> {
         self.connected_as(Some(seen.connection), async |connection, deadline| {
             let keys: Vec<&str> = markers.iter().map(|(key, _)| key.as_str()).collect();
@@ -461,11 +473,14 @@ impl NodeControl {
         .await?
     }
 
-    /// Empties the node and re-sets its markers in the same write, so that no moment shows it without them. Not before the connection has
-    /// shown the memory that is meant (`None`: no markers are kept): what has taken its place is somebody else's, or is purged when it comes
-    /// back. If it fails, the connection must be drained before the node is used again: the flush may still be executed.
+    /// Empties the node and re-sets its markers in the same write, so that no moment shows it
+    /// without them. Not before the connection has shown the memory that is meant (`None`: no
+    /// markers are kept): what has taken its place is somebody else's, or is purged when it comes
+    /// back. If it fails, the connection must be drained before the node is used again: the flush
+    /// may still be executed.
     ///
-    /// It has `patience`, until it is `given_up`: a flush in doubt is a loss, also where all nodes stand still for a moment.
+    /// It has `patience`, until it is `given_up`: a flush in doubt is a loss, also where all nodes
+    /// stand still for a moment.
     pub async fn flush(
         &self,
         memory: Option<Incarnation>,
@@ -537,7 +552,8 @@ impl NodeControl {
         }
     }
 
-    /// The connection that is at hand, if it leads to where the node is now. `looked_at`: that one or none.
+    /// The connection that is at hand, if it leads to where the node is now. `looked_at`: that one
+    /// or none.
     async fn take_or_connect(
         &self,
         connections: &mut Connections,
@@ -586,8 +602,8 @@ impl NodeControl {
         if result.is_ok() {
             connections.present = Some(connection);
         }
-        // One in error is dropped: all that was unanswered on it is reads and conditional writes of markers, which cannot
-        // certify a memory they were not meant for.
+        // One in error is dropped: all that was unanswered on it is reads and conditional writes of
+        // markers, which cannot certify a memory they were not meant for.
         result
     }
 }
@@ -603,8 +619,9 @@ fn check_memory(found: &Found, incarnation: Incarnation) -> Result<(), MarkError
     }
 }
 
-/// The record that was read, if it is a later one. Writes of two records of one pair may overtake each other on their way here, and a node
-/// that was away may carry one that is not known: the newer one stays, and whoever waits for the write is told.
+/// The record that was read, if it is a later one. Writes of two records of one pair may overtake
+/// each other on their way here, and a node that was away may carry one that is not known: the
+/// newer one stays, and whoever waits for the write is told.
 fn later(found: &Found, new: &Record) -> Option<Record> {
     found.as_ref().and_then(|(old, _)| Record::parse(old)).filter(|old| old.outlives(new))
 }
@@ -641,7 +658,8 @@ async fn write<'a>(
     let mut batch = Batch::new();
     for (key, value, cas) in writes {
         let condition = match cas {
-            // Without cas ids (-C) nothing can be compared; then the write is as blind as the server wants it.
+            // Without cas ids (-C) nothing can be compared; then the write is as blind as the
+            // server wants it.
             Some(0) => String::new(),
             Some(cas) => format!(" C{cas}"),
             None => " ME".to_owned(),

@@ -10,11 +10,13 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 /// A deadline that is noticed so late says that the proxy itself stood still (a paused machine).
 const LATE: Duration = Duration::from_millis(20);
 
-/// How long is waited after that. What had been sent just before may not be answered yet, and no node is to blame for that.
+/// How long is waited after that. What had been sent just before may not be answered yet, and no
+/// node is to blame for that.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What `work` comes to by the deadline, or soon after where that passed unseen. `work` is to be a whole answer: with a call for each piece of one,
-/// a node that goes on in small pieces would be waited for with each anew.
+/// What `work` comes to by the deadline, or soon after where that passed unseen. `work` is to be a
+/// whole answer: with a call for each piece of one, a node that goes on in small pieces would be
+/// waited for with each anew.
 pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Output> {
     let mut work = pin!(work);
     match timeout_at(deadline, work.as_mut()).await {
@@ -52,7 +54,8 @@ impl Patience {
         Patience { timeout, timer: Box::pin(sleep_until(since + timeout)), graced: false }
     }
 
-    /// Ready once there was none for so long (see also [`by`]). `since`: when the node made progress last.
+    /// Ready once there was none for so long (see also [`by`]). `since`: when the node made
+    /// progress last.
     pub(super) fn poll_over(&mut self, since: Instant, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));

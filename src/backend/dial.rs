@@ -1,4 +1,5 @@
-//! How a node is reached. Behind a trait, so that tests and simulation put model nodes in the place of TCP.
+//! How a node is reached. Behind a trait, so that tests and simulation put model nodes in the place
+//! of TCP.
 
 use std::future::Future;
 use std::io;
@@ -20,8 +21,8 @@ use crate::rules::{Rule, holds};
 
 /// Opens connections to nodes.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to a node. The error kinds matter: `ConnectionRefused` means that no process listens there,
-    /// `TimedOut` that nobody answered, `NotFound` that its name never resolved.
+    /// Connects to a node. The error kinds matter: `ConnectionRefused` means that no process
+    /// listens there, `TimedOut` that nobody answered, `NotFound` that its name never resolved.
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>>;
 
     /// Connects to another address than the node's own, to see what is there.
@@ -29,7 +30,8 @@ pub trait Dial: Send + Sync + 'static {
         async { Err(io::ErrorKind::Unsupported.into()) }.boxed()
     }
 
-    /// Counts the node's addresses: a connection that was dialled under an earlier one leads to another server, or may.
+    /// Counts the node's addresses: a connection that was dialled under an earlier one leads to
+    /// another server, or may.
     fn life(&self, _node: NodeId) -> u64 {
         0
     }
@@ -39,8 +41,8 @@ pub trait Dial: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct NodeStream {
     inner: Inner,
-    /// The first error did not come from the node. Kept, because the kernel tells an error once: a write
-    /// that ends with `ETIMEDOUT` is followed by a read that finds the end.
+    /// The first error did not come from the node. Kept, because the kernel tells an error once: a
+    /// write that ends with `ETIMEDOUT` is followed by a read that finds the end.
     unproven: bool,
 }
 
@@ -52,16 +54,16 @@ enum Inner {
     Failing(io::ErrorKind),
 }
 
-/// Whether an error of a connection that stood shows that the node's kernel has thrown the connection away,
-/// with all that it had not read: `ECONNRESET`, or `EPIPE` where the node had closed its half before. All
-/// others are our own kernel's (nothing was acknowledged for too long, no route), and the node may still
-/// hold what was sent.
+/// Whether an error of a connection that stood shows that the node's kernel has thrown the
+/// connection away, with all that it had not read: `ECONNRESET`, or `EPIPE` where the node had
+/// closed its half before. All others are our own kernel's (nothing was acknowledged for too long,
+/// no route), and the node may still hold what was sent.
 pub(crate) fn is_from_node(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
-/// Whether a failed send means that our own kernel has given the connection up. One for which it had no
-/// memory has ended nothing: the node's end is still to come.
+/// Whether a failed send means that our own kernel has given the connection up. One for which it
+/// had no memory has ended nothing: the node's end is still to come.
 pub(crate) fn gives_up(error: &io::Error) -> bool {
     const NO_MEMORY: [i32; 2] = [nix::libc::ENOMEM, nix::libc::ENOBUFS];
     !is_from_node(error) && !error.raw_os_error().is_some_and(|errno| NO_MEMORY.contains(&errno))
@@ -100,8 +102,8 @@ impl NodeStream {
         }
     }
 
-    /// Once it has ended: whether the node closed or reset it, so that nothing that was sent can take effect
-    /// any more.
+    /// Once it has ended: whether the node closed or reset it, so that nothing that was sent can
+    /// take effect any more.
     pub(crate) fn was_ended_by_node(&self) -> bool {
         !self.unproven
     }
@@ -226,8 +228,9 @@ impl Dial for TcpDialer {
     }
 }
 
-/// Connects to where the node is when the connection stands. A worker is told of another address after that was published, so a
-/// connection to an earlier one either is dropped here or stands already when the worker is told.
+/// Connects to where the node is when the connection stands. A worker is told of another address
+/// after that was published, so a connection to an earlier one either is dropped here or stands
+/// already when the worker is told.
 pub(crate) async fn at_present_address<T, F>(
     addresses: &Addresses,
     node: NodeId,
@@ -252,7 +255,8 @@ mod tests {
     use super::*;
     use crate::ring::NodeAddr;
 
-    /// The node moves while it is dialled: the connection to where it was is dropped, and it is dialled where it is.
+    /// The node moves while it is dialled: the connection to where it was is dropped, and it is
+    /// dialled where it is.
     #[tokio::test]
     async fn a_connection_leads_to_where_the_node_is_when_it_stands() {
         let node = NodeId(0);

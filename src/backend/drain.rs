@@ -1,9 +1,11 @@
-//! The last wait on a connection that is no longer used: until nothing sent over it can still take effect.
+//! The last wait on a connection that is no longer used: until nothing sent over it can still take
+//! effect.
 //!
-//! A hung node executes what sat in its sockets when it wakes. Seen: of 60 writes on connections that had been given up,
-//! 14 landed after a newer one had been acknowledged; `stats conns` does not even list a connection in the accept queue. So
-//! a node is refilled only when every such connection has *answered*, or was closed by the node. One that our own
-//! kernel gave up (`ETIMEDOUT`) proves nothing: the node may hold what was sent, and execute it when it wakes.
+//! A hung node executes what sat in its sockets when it wakes. Seen: of 60 writes on connections
+//! that had been given up, 14 landed after a newer one had been acknowledged; `stats conns` does
+//! not even list a connection in the accept queue. So a node is refilled only when every such
+//! connection has *answered*, or was closed by the node. One that our own kernel gave up
+//! (`ETIMEDOUT`) proves nothing: the node may hold what was sent, and execute it when it wakes.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -35,8 +37,8 @@ pub enum DrainEnd {
 
 /// Completes when every command sent over the connection was answered, or the connection has ended.
 ///
-/// It has no deadline of its own, on purpose: a node is not refilled before it completes, however long that takes. Dropping
-/// it closes the connection and loses the knowledge.
+/// It has no deadline of its own, on purpose: a node is not refilled before it completes, however
+/// long that takes. Dropping it closes the connection and loses the knowledge.
 #[derive(Debug)]
 #[must_use = "a node must not be refilled before its drains have completed"]
 pub struct Drain {
@@ -48,7 +50,8 @@ pub struct Drain {
     /// Longest value that the node may send.
     value_max: usize,
     blocks: Blocks,
-    /// Answers cannot be told apart any more: half-close, so that the node closes after executing all, and wait for that.
+    /// Answers cannot be told apart any more: half-close, so that the node closes after executing
+    /// all, and wait for that.
     framing_lost: bool,
     half_closed: bool,
 }
@@ -77,7 +80,8 @@ impl Drain {
         self.life
     }
 
-    /// Whether the answer to `mn` is among what was read; takes all whole answers out of the buffer.
+    /// Whether the answer to `mn` is among what was read; takes all whole answers out of the
+    /// buffer.
     fn answered(&mut self) -> bool {
         while !self.framing_lost {
             let mut spans = Vec::new();
@@ -109,7 +113,8 @@ impl Future for Drain {
             if !me.out.is_empty()
                 && let Poll::Ready(written) = poll_write(&mut me.stream, &mut me.out, cx)
             {
-                // A failed write is no proof that nothing is left to be executed; the end of reading is.
+                // A failed write is no proof that nothing is left to be executed; the end of
+                // reading is.
                 if written.is_err() {
                     me.out.clear();
                 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-/// Longest answer line taken from a node, in bytes: a meta answer echoes at most a 250-byte key and a few numbers.
+/// Longest answer line taken from a node, in bytes: a meta answer echoes at most a 250-byte key and
+/// a few numbers.
 const MAX_LINE_BYTES: usize = 8 * 1024;
 
 /// One answer: its line, and the data block where the line announces one (`VA`).
@@ -17,7 +18,8 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// When it was read, and so a moment after the node has answered: taken once for all that were read together.
+    /// When it was read, and so a moment after the node has answered: taken once for all that were
+    /// read together.
     pub fn read_at(&self) -> Instant {
         self.read_at
     }
@@ -27,7 +29,8 @@ impl Frame<'_> {
         &self.chunk[self.span.line.clone()]
     }
 
-    /// The data block. It shares the read buffer, which stays allocated as long as the value is held.
+    /// The data block. It shares the read buffer, which stays allocated as long as the value is
+    /// held.
     pub fn data(&self) -> Option<Bytes> {
         self.span.data.clone().map(|range| self.chunk.slice(range))
     }
@@ -46,8 +49,8 @@ impl Span {
     }
 }
 
-/// Finds at most `limit` whole frames at the start of `input`, pushes where they lie, and returns how many bytes they take.
-/// A value of more than `value_max` bytes is taken for lost framing.
+/// Finds at most `limit` whole frames at the start of `input`, pushes where they lie, and returns
+/// how many bytes they take. A value of more than `value_max` bytes is taken for lost framing.
 pub(super) fn scan(input: &[u8], limit: usize, value_max: usize, spans: &mut Vec<Span>) -> Result<usize, String> {
     let mut at = 0;
     for _ in 0..limit {
@@ -80,7 +83,8 @@ pub(super) fn scan(input: &[u8], limit: usize, value_max: usize, spans: &mut Vec
     Ok(at)
 }
 
-/// How many bytes more the buffer should take for the frame that is cut off at its end: large values in few reads.
+/// How many bytes more the buffer should take for the frame that is cut off at its end: large
+/// values in few reads.
 pub(super) fn missing(input: &BytesMut, value_max: usize) -> usize {
     let Some(announced) = input.strip_prefix(b"VA ") else { return 0 };
     let Some(end) = memchr::memchr(b'\n', input) else { return 0 };
@@ -133,7 +137,8 @@ mod tests {
         assert!(scan(&[b'x'; MAX_LINE_BYTES + 1], 1, 9, &mut spans).is_err());
     }
 
-    /// What a server says must not make the proxy ask for more memory than that server's items can take.
+    /// What a server says must not make the proxy ask for more memory than that server's items can
+    /// take.
     #[test]
     fn a_value_larger_than_the_server_stores_is_lost_framing() {
         let mut spans = Vec::new();

@@ -1,23 +1,28 @@
 //! The proxy's own small items on every node: what came back, and what it may be trusted with.
 //!
-//! Nothing in memcached says "this is the same memory as before": pids repeat in containers, start times survive a warm restart, a
-//! flush leaves everything but the items. So each node carries markers under [reserved keys](crate::ids::RESERVED_PREFIX), one small
-//! fact each (a 2 KB item was seen evicted within a second, a small one survives):
+//! Nothing in memcached says "this is the same memory as before": pids repeat in containers, start
+//! times survive a warm restart, a flush leaves everything but the items. So each node carries
+//! markers under [reserved keys](crate::ids::RESERVED_PREFIX), one small fact each (a 2 KB item was
+//! seen evicted within a second, a small one survives):
 //!
 //! - *incarnation*: a random number. Marker gone = memory gone.
-//! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, the term that its pairs began at, and what may be
-//!   thought of items from before it.
+//! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, the term that
+//!   its pairs began at, and what may be thought of items from before it.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
-//! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the first of them.
-//! - *rival*: a proxy that found another one's session in its own's place, and still works: so that the other one knows. It expires.
-//! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled), leadership term, the ring's period.
+//! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the
+//!   first of them.
+//! - *rival*: a proxy that found another one's session in its own's place, and still works: so that
+//!   the other one knows. It expires.
+//! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled),
+//!   leadership term, the ring's period.
 //!
-//! A *period* begins when a proxy starts with another ring than the nodes were last used under. A record of another period says nothing
-//! about the pair that has its number now, and a node with an older period's marker has missed a period, even if the ring is the same
-//! again: what moved to other nodes meanwhile was changed there.
+//! A *period* begins when a proxy starts with another ring than the nodes were last used under. A
+//! record of another period says nothing about the pair that has its number now, and a node with an
+//! older period's marker has missed a period, even if the ring is the same again: what moved to
+//! other nodes meanwhile was changed there.
 //!
-//! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify a node that has just restarted. (But the
-//! rival's, which certifies nothing.)
+//! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify
+//! a node that has just restarted. (But the rival's, which certifies nothing.)
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -53,14 +58,17 @@ pub enum Fact {
     Alone(Place),
     /// This place is being filled from the other, which alone holds everything.
     Filling(Place),
-    /// This place leads, and what only the other one holds counts too: it is being added. Every acknowledged write since both count has
-    /// been made on both, and nothing was copied to the other one yet.
+    /// This place leads, and what only the other one holds counts too: it is being added. Every
+    /// acknowledged write since both count has been made on both, and nothing was copied to the
+    /// other one yet.
     Adopting(Place),
-    /// No node holds anything that counts: a `flush_all` has ended what the last full copy held while it was away.
+    /// No node holds anything that counts: a `flush_all` has ended what the last full copy held
+    /// while it was away.
     Nobody,
 }
 
-/// When the present ring came into force: unix microseconds, larger than that of any ring known then.
+/// When the present ring came into force: unix microseconds, larger than that of any ring known
+/// then.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Period(pub u64);
 
@@ -115,12 +123,14 @@ impl Record {
         words.next().is_none().then_some(Record { epoch, fact, term, period })
     }
 
-    /// Whether a write of `new` over this one would take knowledge away. A record of another period says nothing of this pair.
+    /// Whether a write of `new` over this one would take knowledge away. A record of another period
+    /// says nothing of this pair.
     pub fn outlives(&self, new: &Record) -> bool {
         self.period == new.period && self.epoch > new.epoch
     }
 
-    /// Whether a node that carries this record, and stands at `place`, holds everything of the pair as of the record's epoch.
+    /// Whether a node that carries this record, and stands at `place`, holds everything of the pair
+    /// as of the record's epoch.
     pub fn full_at(&self, place: Place) -> bool {
         match self.fact {
             Fact::Sync => true,
@@ -135,7 +145,8 @@ impl Record {
 /// Enough for microseconds of 100,000 years.
 const MAX_NUMBER: u64 = 1 << 62;
 
-/// An epoch or a time. Whoever can reach a node can write there: none is believed that cannot be counted up from.
+/// An epoch or a time. Whoever can reach a node can write there: none is believed that cannot be
+/// counted up from.
 fn number(word: &str) -> Option<u64> {
     word.parse().ok().filter(|&n: &u64| n <= MAX_NUMBER)
 }
@@ -145,9 +156,11 @@ fn number(word: &str) -> Option<u64> {
 pub enum Leftovers {
     /// It holds only keys that it owns.
     Clean,
-    /// It may hold keys that it does not own under this ring, and misses their changes. What it does own is as its records say.
+    /// It may hold keys that it does not own under this ring, and misses their changes. What it
+    /// does own is as its records say.
     Dirty,
-    /// Nothing it holds may be trusted before it was purged or a record of this period says that it is full.
+    /// Nothing it holds may be trusted before it was purged or a record of this period says that it
+    /// is full.
     Stale,
 }
 
@@ -157,7 +170,8 @@ pub struct RingMark {
     pub fingerprint: u64,
     /// Which node of them this is.
     pub node: NodeId,
-    /// How many primaries the ring has: a record's pair can be told from its number after the ring has changed.
+    /// How many primaries the ring has: a record's pair can be told from its number after the ring
+    /// has changed.
     pub primaries: u16,
     pub backups: u16,
     /// Since when the ring is in force.
@@ -220,7 +234,8 @@ impl RingMark {
         usize::from(self.primaries) * usize::from(self.backups)
     }
 
-    /// The pairs that the node had a part in, and its place in them; numbered as in [`crate::ring::Topology`].
+    /// The pairs that the node had a part in, and its place in them; numbered as in
+    /// [`crate::ring::Topology`].
     pub fn pairs(&self) -> (Place, Vec<PairId>) {
         let (node, primaries, backups) = (u32::from(self.node.0), u32::from(self.primaries), u32::from(self.backups));
         if node < primaries {
@@ -231,7 +246,8 @@ impl RingMark {
     }
 }
 
-/// Whether that stands in the incarnation marker's place while it is made sure whose memory this is.
+/// Whether that stands in the incarnation marker's place while it is made sure whose memory this
+/// is.
 pub fn is_unsure(value: &[u8]) -> bool {
     value == UNSURE.as_bytes()
 }
@@ -302,7 +318,8 @@ impl Pending {
         due
     }
 
-    /// What another node remembers: its flushes too, but for those that are known to have been run. Returns the new ones.
+    /// What another node remembers: its flushes too, but for those that are known to have been run.
+    /// Returns the new ones.
     pub fn merge(&mut self, other: &Pending) -> Vec<u64> {
         let new = other.due.iter().filter(|due| !self.due.contains(due)).copied().collect::<Vec<_>>();
         self.due.extend(&other.due);

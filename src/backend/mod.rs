@@ -1,4 +1,5 @@
-//! Nodes as the proxy reaches them: dialling, the control plane's pipelined connection, the markers on them.
+//! Nodes as the proxy reaches them: dialling, the control plane's pipelined connection, the markers
+//! on them.
 
 mod address;
 mod batch;

@@ -1,6 +1,8 @@
-//! The control plane's pipelined connection to one node: batches of commands out, their answers back, under a deadline.
+//! The control plane's pipelined connection to one node: batches of commands out, their answers
+//! back, under a deadline.
 //!
-//! Reading goes on while writing: a batch whose answers fill both sockets would otherwise stop both sides for ever.
+//! Reading goes on while writing: a batch whose answers fill both sockets would otherwise stop both
+//! sides for ever.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -26,7 +28,8 @@ use crate::progress::Progress;
 
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
-/// Longest value taken from a node unless more is said to be due: the markers, which are all that the control plane reads, are lines.
+/// Longest value taken from a node unless more is said to be due: the markers, which are all that
+/// the control plane reads, are lines.
 const MARKER_BYTES_MAX: usize = 64 * 1024;
 /// Pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
@@ -43,7 +46,8 @@ pub enum NodeError {
     /// No answer within the deadline.
     #[error("did not answer in time")]
     Timeout,
-    /// It answered what no memcached answers to the command; nothing more is read from this connection.
+    /// It answered what no memcached answers to the command; nothing more is read from this
+    /// connection.
     #[error("broke the protocol: {0}")]
     Protocol(String),
     /// Its name never resolved, so nobody knows where it is.
@@ -92,7 +96,8 @@ impl From<io::Error> for NodeError {
     }
 }
 
-/// A connection to one node. After any error it is of no more use than to be dropped or [drained](Pipe::into_drain).
+/// A connection to one node. After any error it is of no more use than to be dropped or
+/// [drained](Pipe::into_drain).
 #[derive(Debug)]
 pub struct Pipe {
     node: NodeId,
@@ -114,7 +119,8 @@ pub struct Pipe {
     failed: Option<NodeError>,
     /// What the node has moved.
     progress: Progress<Instant>,
-    /// The socket took no more when it was last asked: what it takes next shows that the node reads.
+    /// The socket took no more when it was last asked: what it takes next shows that the node
+    /// reads.
     stuck: bool,
     /// Longest value that the node may send, in bytes.
     value_max: usize,
@@ -127,8 +133,9 @@ impl Pipe {
         Ok(Pipe { life, ..Pipe::over(node, stream) })
     }
 
-    /// Connects to a memory: nothing is read or written before the marker was. What was restarted or replaced meanwhile is found so, for a
-    /// connection leads to one process. `None`: no markers are kept.
+    /// Connects to a memory: nothing is read or written before the marker was. What was restarted
+    /// or replaced meanwhile is found so, for a connection leads to one process. `None`: no markers
+    /// are kept.
     pub async fn connect_to(
         dialer: &dyn Dial,
         node: NodeId,
@@ -178,8 +185,8 @@ impl Pipe {
         }
     }
 
-    /// The same pipe, for values of up to so many bytes. What a node announces beyond that is taken for lost framing, and no memory is
-    /// asked for it.
+    /// The same pipe, for values of up to so many bytes. What a node announces beyond that is taken
+    /// for lost framing, and no memory is asked for it.
     pub fn with_values(self, value_max: usize) -> Pipe {
         Pipe { value_max, ..self }
     }
@@ -194,13 +201,15 @@ impl Pipe {
         self.life
     }
 
-    /// Whether commands that change items were sent, or begun, and not answered: then drain it, never just drop it.
+    /// Whether commands that change items were sent, or begun, and not answered: then drain it,
+    /// never just drop it.
     pub fn owes_mutations(&self) -> bool {
         self.mutations_owed
     }
 
-    /// Sends a batch and hands each answer, with its number, to `on_reply`. An error from there means that the answer
-    /// does not fit the command; the connection is given up as [`NodeError::Protocol`].
+    /// Sends a batch and hands each answer, with its number, to `on_reply`. An error from there
+    /// means that the answer does not fit the command; the connection is given up as
+    /// [`NodeError::Protocol`].
     ///
     /// Dropped in the middle, the pipe still knows what is owed, and can be drained.
     pub async fn exchange<F>(&mut self, batch: Batch, limit: impl Into<Limit>, mut on_reply: F) -> Result<(), NodeError>
@@ -213,7 +222,8 @@ impl Pipe {
         self.exchanged(done)
     }
 
-    /// From here on several exchanges are one piece of work: what the node moves in any of them is progress of all.
+    /// From here on several exchanges are one piece of work: what the node moves in any of them is
+    /// progress of all.
     pub(super) fn begin_work(&mut self) {
         self.progress = Progress::new(Instant::now());
     }
@@ -238,8 +248,9 @@ impl Pipe {
         }
     }
 
-    /// As [`Pipe::exchange`], of answers or commands of any size: for as long as the node makes progress, and no longer than `patience`
-    /// without. (For what is small and known, a deadline for the whole is stricter.)
+    /// As [`Pipe::exchange`], of answers or commands of any size: for as long as the node makes
+    /// progress, and no longer than `patience` without. (For what is small and known, a deadline
+    /// for the whole is stricter.)
     pub async fn transfer<F>(&mut self, batch: Batch, patience: Duration, on_reply: F) -> Result<(), NodeError>
     where
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
@@ -303,7 +314,8 @@ impl Pipe {
         }
     }
 
-    /// Queues a reading command whose answer is not framed like others (`metadump`), to be read by [`Pipe::read_chunk`].
+    /// Queues a reading command whose answer is not framed like others (`metadump`), to be read by
+    /// [`Pipe::read_chunk`].
     pub fn send(&mut self, command: &[u8]) -> Result<(), NodeError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -315,7 +327,8 @@ impl Pipe {
         Ok(())
     }
 
-    /// Writes what is queued and returns the next bytes that come, whatever they are. Safe to drop and call again.
+    /// Writes what is queued and returns the next bytes that come, whatever they are. Safe to drop
+    /// and call again.
     pub async fn read_chunk(&mut self, deadline: Instant) -> Result<Bytes, NodeError> {
         let work = poll_fn(|cx| {
             if self.input.is_empty() {
@@ -338,7 +351,8 @@ impl Pipe {
 
     /// Turns a pipe that is no longer used into the future of its last answer.
     pub fn into_drain(mut self) -> Drain {
-        // Commands of which no byte was sent need not be executed at all: cut after the one that was begun.
+        // Commands of which no byte was sent need not be executed at all: cut after the one that
+        // was begun.
         let cut = self.ends.iter().copied().find(|&end| end >= self.written).unwrap_or(self.loaded);
         let mut keep = (cut - self.written) as usize;
         let mut out = VecDeque::new();
@@ -484,7 +498,8 @@ pub(super) fn poll_write(
     Poll::Ready(Ok(n))
 }
 
-/// Reads into the spare room of `input`; 0 = the peer closed. `value_max`: see [`Pipe::with_values`].
+/// Reads into the spare room of `input`; 0 = the peer closed. `value_max`: see
+/// [`Pipe::with_values`].
 pub(super) fn poll_read(
     stream: &mut NodeStream,
     input: &mut BytesMut,
@@ -524,7 +539,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_while_it_writes() {
-        // 16 bytes of room each way, an echo that reads no more while its own answer is stuck: writing first would hang.
+        // 16 bytes of room each way, an echo that reads no more while its own answer is stuck:
+        // writing first would hang.
         let (mut pipe, mut far) = pair(16);
         tokio::spawn(async move {
             let mut byte = [0];
@@ -579,8 +595,8 @@ mod tests {
         assert_eq!(tokio::join!(&mut drain, wakes).0, DrainEnd::Answered);
     }
 
-    /// What our own kernel gives up proves nothing of what the node still holds, also where the error is told
-    /// to a write, and reading finds the end.
+    /// What our own kernel gives up proves nothing of what the node still holds, also where the
+    /// error is told to a write, and reading finds the end.
     #[tokio::test(start_paused = true)]
     async fn a_drain_that_our_own_kernel_ends_is_abandoned() {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, TimedOut};
@@ -628,7 +644,8 @@ mod tests {
         }
     }
 
-    /// What the node does after it was asked for 4 MB: so many bytes in each millisecond of its first second, then that many.
+    /// What the node does after it was asked for 4 MB: so many bytes in each millisecond of its
+    /// first second, then that many.
     async fn moves(first: usize, then: usize) -> (Result<(), NodeError>, Duration) {
         let (mut pipe, mut far) = pair(1 << 16);
         let node = async {

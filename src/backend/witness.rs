@@ -1,5 +1,6 @@
-//! Records that a node carries for others' sake: *witnesses* for the next start. Nobody waits for them, so those of many pairs are written
-//! together; written one by one, a start with n primaries and n backups would cost 4n³ round trips.
+//! Records that a node carries for others' sake: *witnesses* for the next start. Nobody waits for
+//! them, so those of many pairs are written together; written one by one, a start with n primaries
+//! and n backups would cost 4n³ round trips.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +37,8 @@ impl Witnesses {
     fn put(&self, incarnation: Incarnation, records: impl IntoIterator<Item = (PairId, Record)>) -> bool {
         let waiting = &mut *self.lock();
         for (pair, record) in records {
-            // Tasks may come here in another order than they began, also for a memory that is gone by now.
+            // Tasks may come here in another order than they began, also for a memory that is gone
+            // by now.
             if !waiting.records.get(&pair).is_some_and(|(_, old)| old.outlives(&record)) {
                 waiting.records.insert(pair, (incarnation, record));
             }
@@ -44,7 +46,8 @@ impl Witnesses {
         !std::mem::replace(&mut waiting.busy, true)
     }
 
-    /// The next to be written, all for one memory; `None`: there are no more, and nobody writes any longer.
+    /// The next to be written, all for one memory; `None`: there are no more, and nobody writes any
+    /// longer.
     fn take(&self) -> Option<(Incarnation, Vec<(PairId, Record)>)> {
         let waiting = &mut *self.lock();
         let Some(&(incarnation, _)) = waiting.records.values().next() else {
@@ -61,8 +64,8 @@ impl Witnesses {
 }
 
 impl NodeControl {
-    /// Writes records on the memory that is `incarnation`, and on no other, some time soon. One that cannot be written is left out: a node
-    /// that fails is noticed by its probe.
+    /// Writes records on the memory that is `incarnation`, and on no other, some time soon. One
+    /// that cannot be written is left out: a node that fails is noticed by its probe.
     pub fn testify(self: &Arc<Self>, incarnation: Incarnation, records: impl IntoIterator<Item = (PairId, Record)>) {
         if !self.witnesses.put(incarnation, records) {
             return;
@@ -75,7 +78,8 @@ impl NodeControl {
         });
     }
 
-    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, as far as the node takes them.
+    /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, as
+    /// far as the node takes them.
     pub async fn record_where_possible(&self, incarnation: Incarnation, records: &[(PairId, Record)]) {
         for lot in records.chunks(AT_ONCE) {
             for _ in 0..TRIES {

@@ -146,7 +146,8 @@ impl Cluster {
         OK
     }
 
-    /// The operator gives up what only the other nodes hold: this one leads its dark pairs with what it has.
+    /// The operator gives up what only the other nodes hold: this one leads its dark pairs with
+    /// what it has.
     fn promote(&mut self, node: NodeId, name: &str) -> Bytes {
         let place = self.topology.place(node);
         let dark: Vec<PairId> = self

@@ -1,6 +1,7 @@
-//! Keys that a node holds and does not own, because the ring has changed. They do no harm before a later ring gives them back to it:
-//! then it would lead with the values they had when they moved. So they are deleted, in the background, and until that is done the
-//! node's ring marker says so ([`Leftovers`]): a change of the ring before then makes the node's items void.
+//! Keys that a node holds and does not own, because the ring has changed. They do no harm before a
+//! later ring gives them back to it: then it would lead with the values they had when they moved.
+//! So they are deleted, in the background, and until that is done the node's ring marker says so
+//! ([`Leftovers`]): a change of the ring before then makes the node's items void.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,14 +31,16 @@ pub(super) struct Cleaning {
 }
 
 impl Cluster {
-    /// At every good probe of a node in use: is there something to be cleaned, and nothing in the way?
+    /// At every good probe of a node in use: is there something to be cleaned, and nothing in the
+    /// way?
     pub(super) fn clean(&mut self, node: NodeId) {
         let run = &self.nodes[node.index()];
         let waits = run.cleaning.not_before.is_some_and(|at| Instant::now() < at);
         if run.leftovers == Leftovers::Clean || run.cleaning.under_way || waits || !run.is_drained() {
             return;
         }
-        // What it holds of its own pairs is refilled, one by one; only then may the marker stop calling it stale.
+        // What it holds of its own pairs is refilled, one by one; only then may the marker stop
+        // calling it stale.
         let mirrored = |p: PairId| {
             let pair = &self.pairs[p.index()].pair;
             pair.state() == State::Mirrored && pair.gate() == Gate::Open
@@ -62,7 +65,8 @@ impl Cluster {
             };
             let _ =
                 internal.send(Internal::Cleaned { node, incarnation, deleted: progress.purged.load(Relaxed), result });
-            // A late delete of a key that the node does not own does no harm; its connection is kept until it is answered all the same.
+            // A late delete of a key that the node does not own does no harm; its connection is
+            // kept until it is answered all the same.
             futures::future::join_all(drains).await;
         });
     }

@@ -1,4 +1,5 @@
-//! Nodes' clocks are measured, once for each life of a node and then looked at now and then: what expires is stored by dates.
+//! Nodes' clocks are measured, once for each life of a node and then looked at now and then: what
+//! expires is stored by dates.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use crate::expiry::Offset;
 use crate::ids::NodeId;
 use crate::proxy::Command;
 
-/// A node is asked so long before the end of one of the proxy's seconds: its answer is to come before that.
+/// A node is asked so long before the end of one of the proxy's seconds: its answer is to come
+/// before that.
 const BEFORE: Duration = Duration::from_millis(25);
 /// How often a measured clock is looked at again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -24,7 +26,8 @@ impl Cluster {
         // Without markers nothing is copied, and clients' exptimes go to their node as they are.
         let Some(incarnation) = run.incarnation else { return };
         let found = run.view.as_ref().and_then(|view| view.offset);
-        // The same memory is the same process, or one that was restarted warm with its dates: what was measured stays true of its items.
+        // The same memory is the same process, or one that was restarted warm with its dates: what
+        // was measured stays true of its items.
         run.offset = run.offset.filter(|_| run.kept_memory).or(found);
         let (stop, time) = (run.measuring.clone(), run.view.as_ref().map_or(0, |view| view.time as i64));
         self.clocks.set(node, run.offset);

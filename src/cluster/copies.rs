@@ -1,4 +1,5 @@
-//! Keys that are known to have one copy: told, tried again, and where nobody knows which they are, looked for.
+//! Keys that are known to have one copy: told, tried again, and where nobody knows which they are,
+//! looked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,8 @@ pub(super) struct Copies {
     told_at: Option<Instant>,
     /// Insertions, and times that there were more, when it was last told.
     told: (u64, u64),
-    /// The leader itself lacks items that it evicted while it was filled: by its word the follower's copies would go.
+    /// The leader itself lacks items that it evicted while it was filled: by its word the
+    /// follower's copies would go.
     by_leader: bool,
 }
 
@@ -203,7 +205,8 @@ impl Cluster {
         *run.copies.compare_at.get_or_insert(now + run.copies.compare_pause) <= now
     }
 
-    /// A node evicted items while it was filled, or may have: nobody knows which, nor of which pair.
+    /// A node evicted items while it was filled, or may have: nobody knows which, nor of which
+    /// pair.
     pub(super) fn evicted_during_fill(&mut self, node: NodeId, progress: &Progress) {
         let evicted = progress.incomplete();
         let mut concerned = 0;
@@ -224,8 +227,8 @@ impl Cluster {
         }
     }
 
-    /// A pair's copies were compared to the end, and differ nowhere any more. `more`: as often as it was known before that there are more
-    /// keys with one copy.
+    /// A pair's copies were compared to the end, and differ nowhere any more. `more`: as often as
+    /// it was known before that there are more keys with one copy.
     pub(super) fn copies_compared(&mut self, id: PairId, more: u64) {
         let run = &mut self.pairs[id.index()];
         run.lone.resolve(more);
@@ -250,8 +253,8 @@ mod tests {
     use crate::cluster::alone::alone;
     use crate::pair::{Event, Reason};
 
-    /// What the backup evicted while it was filled a comparing puts back. What the primary evicted, and leads without, it would end on
-    /// the backup.
+    /// What the backup evicted while it was filled a comparing puts back. What the primary evicted,
+    /// and leads without, it would end on the backup.
     #[tokio::test(start_paused = true)]
     async fn copies_are_not_compared_by_themselves_where_the_leader_lacks_items() {
         for (evicted, compared) in [(NodeId(1), true), (NodeId(0), false)] {

@@ -20,7 +20,8 @@ use super::start::{self, Decision, Knowledge, Seen};
 use super::terms;
 use super::{Cluster, Internal, QUIET_PERIOD};
 
-/// Looks at a node that refuses or breaks connections before it counts as away, and the pause between them.
+/// Looks at a node that refuses or breaks connections before it counts as away, and the pause
+/// between them.
 pub(super) const FIRST_LOOKS: usize = 3;
 pub(super) const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -55,7 +56,8 @@ impl Cluster {
             }
             if open && holds(Rule::QuietPeriodAfterCrash) {
                 tokio::time::sleep(QUIET_PERIOD).await;
-                // What landed meanwhile counts: the last proxy may have been flushing, or recording who leads.
+                // What landed meanwhile counts: the last proxy may have been flushing, or recording
+                // who leads.
                 self.look_at_all(pairs).await;
                 self.judge_sessions();
             }
@@ -129,16 +131,17 @@ impl Cluster {
         }
     }
 
-    /// Whether the last proxy left nothing half done on a node: its session there is closed, or was closed on another node while this
-    /// one was away. (Each run of a proxy has an id of its own, and closes no session with work unfinished.)
-    /// `true`: a session is open.
+    /// Whether the last proxy left nothing half done on a node: its session there is closed, or was
+    /// closed on another node while this one was away. (Each run of a proxy has an id of its own,
+    /// and closes no session with work unfinished.) `true`: a session is open.
     fn judge_sessions(&mut self) -> bool {
         let sessions: Vec<_> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.session).collect();
         let settled = |session: Session| sessions.iter().any(|s| s.id == session.id && !s.open);
         for run in &mut self.nodes {
             run.session_settled = run.view.as_ref().and_then(|v| v.session).is_some_and(settled);
         }
-        // Also after a clean stop without a node: what the last proxy had sent it before it hung is still in its sockets.
+        // Also after a clean stop without a node: what the last proxy had sent it before it hung is
+        // still in its sockets.
         sessions.iter().any(|session| session.open)
     }
 
@@ -150,14 +153,16 @@ impl Cluster {
         }
     }
 
-    /// No node that carries a ring marker answered at the start, and this one comes later: what it says of the period counts, as it would
-    /// have at the start. Else every node would seem to have missed one, and nothing that any of them holds would be believed.
+    /// No node that carries a ring marker answered at the start, and this one comes later: what it
+    /// says of the period counts, as it would have at the start. Else every node would seem to have
+    /// missed one, and nothing that any of them holds would be believed.
     pub(super) fn learn_period(&mut self, view: &NodeView) {
         let Some(mark) = view.ring.filter(|_| self.period_found == Period::default()) else { return };
         if self.nodes.iter().all(|run| run.incarnation.is_none()) {
             self.begin_period_after(mark);
         } else {
-            // Nodes without markers carry the new period already: the others are as if the ring had changed.
+            // Nodes without markers carry the new period already: the others are as if the ring had
+            // changed.
             self.period_found = mark.period;
         }
     }
@@ -178,14 +183,15 @@ impl Cluster {
         view.incarnation.is_some() && view.ring.is_some_and(|mark| mark.is_same_place(&self.ring_of(node)))
     }
 
-    /// The ring's, as the nodes' markers name it. A time without records (no backups, or `--resync=off`) is a ring of its own: whatever the
-    /// nodes' records say is void after it.
+    /// The ring's, as the nodes' markers name it. A time without records (no backups, or
+    /// `--resync=off`) is a ring of its own: whatever the nodes' records say is void after it.
     fn fingerprint(&self) -> u64 {
         self.topology.fingerprint() ^ if self.marked() { 0 } else { u64::MAX }
     }
 
-    /// Tells a node that it is used without records: no more than its ring marker, which ends the period before. Else a proxy that keeps
-    /// records would believe the old ones when it comes back, and let a backup lead that has missed everything since.
+    /// Tells a node that it is used without records: no more than its ring marker, which ends the
+    /// period before. Else a proxy that keeps records would believe the old ones when it comes
+    /// back, and let a backup lead that has missed everything since.
     pub(super) fn stamp(&self, node: NodeId) {
         let (control, mark) = (self.controls[node.index()].clone(), self.ring_of(node));
         tokio::spawn(async move {
@@ -202,7 +208,8 @@ impl Cluster {
             fingerprint: self.fingerprint(),
             node,
             primaries: primaries as u16,
-            // Without records there are no pairs: primaries count, and backups (only with `--resync=off`) are refilled from them later.
+            // Without records there are no pairs: primaries count, and backups (only with
+            // `--resync=off`) are refilled from them later.
             backups: if self.marked() { (self.topology.node_count() - primaries) as u16 } else { 0 },
             period: self.period,
             term: self.term,
@@ -210,8 +217,9 @@ impl Cluster {
         }
     }
 
-    /// Whether a node that is not [ours](Self::is_ours) holds something that is, or may be, out of date: it was used under another
-    /// ring, and since then there was a third one; or under the last one, and it was not full, or keeps keys that others changed.
+    /// Whether a node that is not [ours](Self::is_ours) holds something that is, or may be, out of
+    /// date: it was used under another ring, and since then there was a third one; or under the
+    /// last one, and it was not full, or keeps keys that others changed.
     fn is_stale(&self, node: NodeId, view: &NodeView) -> bool {
         let Some(mark) = view.ring else { return view.ring_unread };
         if mark.is_same_place(&self.ring_of(node)) {
@@ -231,8 +239,8 @@ impl Cluster {
         mark.period != self.period_found || mark.leftovers != Leftovers::Clean || !pairs.iter().all(full)
     }
 
-    /// What the node's ring marker is to say of what it holds now. `decided`: its pairs have their states, so whatever a stranger holds
-    /// is out of date.
+    /// What the node's ring marker is to say of what it holds now. `decided`: its pairs have their
+    /// states, so whatever a stranger holds is out of date.
     pub(super) fn leftovers_on(&self, node: NodeId, view: &NodeView, decided: bool) -> Leftovers {
         match view.ring {
             Some(mark) if self.is_ours(node, view) => mark.leftovers,
@@ -269,7 +277,8 @@ impl Cluster {
             self.term = found;
             return;
         }
-        // Servers that are not of this list any more may have been the only ones to see the last terms of it.
+        // Servers that are not of this list any more may have been the only ones to see the last
+        // terms of it.
         let same_list = self.marked() && self.period == self.period_found;
         let all_read = same_list && self.nodes.iter().all(|run| run.view.is_some());
         self.term = terms::first(found, all_read, ambient::random_u64());
@@ -278,7 +287,8 @@ impl Cluster {
         }
     }
 
-    /// A node that came back is looked at: do tokens exist that this proxy has not given, under terms that are in use?
+    /// A node that came back is looked at: do tokens exist that this proxy has not given, under
+    /// terms that are in use?
     pub(super) fn judge_terms(&mut self, node: NodeId, view: &NodeView) {
         let found = terms::named(view);
         if !self.topology.has_backups() {
@@ -292,7 +302,8 @@ impl Cluster {
         }
     }
 
-    /// Tokens may have been given under this term, and terms below it, by whatever pair's leader: from now on all terms are above it.
+    /// Tokens may have been given under this term, and terms below it, by whatever pair's leader:
+    /// from now on all terms are above it.
     pub(super) fn rise_above(&mut self, found: Term) {
         let risen: Vec<PairId> =
             self.topology.pairs().filter(|p| self.pairs[p.index()].pair.rise_above(found)).collect();
@@ -328,8 +339,9 @@ impl Cluster {
         }
     }
 
-    /// The same for a node that did not answer at the start. A record that is later than this proxy's own must not count at the next
-    /// start: before anything else, the leader's is made later still.
+    /// The same for a node that did not answer at the start. A record that is later than this
+    /// proxy's own must not count at the next start: before anything else, the leader's is made
+    /// later still.
     pub(super) fn outrank_records(&mut self, view: &NodeView) {
         for pair in self.topology.pairs() {
             let Some(found) = self.record_in(view, pair) else { continue };
@@ -365,7 +377,8 @@ impl Cluster {
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
-                    // It is not used now, but the records that it showed are not unseen: a node that missed writes might lead.
+                    // It is not used now, but the records that it showed are not unseen: a node
+                    // that missed writes might lead.
                     run.unmarked = run.view.take();
                     run.reason = Reason::Protocol;
                 }
@@ -373,7 +386,8 @@ impl Cluster {
         }
     }
 
-    /// What nodes said that could not be marked then. They are not in use, and have still said who led.
+    /// What nodes said that could not be marked then. They are not in use, and have still said who
+    /// led.
     fn records_of_unmarked(&self, pair: PairId) -> Vec<Record> {
         let unmarked = self.nodes.iter().filter(|run| holds(Rule::RecordsOfUnmarkedNodes) && run.view.is_none());
         unmarked.filter_map(|run| self.record_in(run.unmarked.as_ref()?, pair)).collect()
@@ -419,7 +433,8 @@ impl Cluster {
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
         let Decision { mut state, fill, waits } = start::decide(&known);
         if let (State::Recovering { leader }, false) = (state, self.settings.resync == ResyncMode::Auto) {
-            // Nobody knows when it will be filled: the leader alone is written to, and a later start will purge the other.
+            // Nobody knows when it will be filled: the leader alone is written to, and a later
+            // start will purge the other.
             state = State::Degraded { leader };
         }
         let run = &mut self.pairs[pair.index()];
@@ -456,7 +471,8 @@ impl Cluster {
         }
     }
 
-    /// As long as for a last full copy that is late: emptying a node of few items takes milliseconds, one that is full takes seconds.
+    /// As long as for a last full copy that is late: emptying a node of few items takes
+    /// milliseconds, one that is full takes seconds.
     fn wait_for_first_leader(&mut self, pair: PairId) {
         tracing::warn!(pair = %self.pair_name(pair),
             "no copy that counts is left: the node that is emptied first leads, and requests wait for it");
@@ -469,8 +485,8 @@ impl Cluster {
         });
     }
 
-    /// Whether the pair's requests wait for the leader that its first decision promised, rather than being refused: one of its nodes is
-    /// there to be emptied.
+    /// Whether the pair's requests wait for the leader that its first decision promised, rather
+    /// than being refused: one of its nodes is there to be emptied.
     pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
         let run = &self.pairs[pair.index()];
         let (primary, backup) = self.topology.nodes_of(pair);

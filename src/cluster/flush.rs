@@ -1,9 +1,11 @@
-//! `flush_all`: a barrier over all pairs. Close every gate, let copies in flight finish, flush every reachable node with its markers
-//! re-set in the same write, open, answer. Sent to two nodes at once instead, 20 to 60 keys ended on one node only in 7 of 10 flushes.
+//! `flush_all`: a barrier over all pairs. Close every gate, let copies in flight finish, flush
+//! every reachable node with its markers re-set in the same write, open, answer. Sent to two nodes
+//! at once instead, 20 to 60 keys ended on one node only in 7 of 10 flushes.
 //!
-//! A *delayed* flush is kept here and run when it is due: the nodes never see a delay, which any later flush would overwrite. It is
-//! recorded on every node in reach before it is acknowledged ([`Pending`]), so that a crash of the proxy does not lose it, and is struck
-//! off the record behind the closed gates: after they open a second run would end what was written since.
+//! A *delayed* flush is kept here and run when it is due: the nodes never see a delay, which any
+//! later flush would overwrite. It is recorded on every node in reach before it is acknowledged
+//! ([`Pending`]), so that a crash of the proxy does not lose it, and is struck off the record
+//! behind the closed gates: after they open a second run would end what was written since.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -28,7 +30,8 @@ use super::nodes::{reason_of, reason_of_mark};
 use super::probes::AWAITED_REPORTS;
 use super::{Cluster, Internal, RECORD_RETRY};
 
-/// Delayed flushes kept at once, one for each second; more are refused. They stand in one small item on every node.
+/// Delayed flushes kept at once, one for each second; more are refused. They stand in one small
+/// item on every node.
 const MAX_DELAYED: usize = 64;
 
 /// What is under way.
@@ -57,7 +60,8 @@ struct Running {
     guard: Option<OwnedRwLockWriteGuard<()>>,
     /// Nodes whose flush is unanswered, each with what ends the wait; `None` before it was sent.
     waiting: Option<BTreeMap<NodeId, CancellationToken>>,
-    /// Whether any node was flushed, or may have been; and which refuse the command (`-F`), with their words.
+    /// Whether any node was flushed, or may have been; and which refuse the command (`-F`), with
+    /// their words.
     flushed: bool,
     refused: Vec<(NodeId, String)>,
     /// The delayed flushes up to this second are run by this one.
@@ -88,12 +92,14 @@ impl Flushes {
         self.running.is_some()
     }
 
-    /// Whether gates that would open must stay closed. Not yet while copies in flight are waited for: a fail-over is not to wait too.
+    /// Whether gates that would open must stay closed. Not yet while copies in flight are waited
+    /// for: a fail-over is not to wait too.
     pub(super) fn holds_gates(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.guard.is_some())
     }
 
-    /// Whether nodes are being flushed. None is taken back meanwhile: it would lead with what the flush ends.
+    /// Whether nodes are being flushed. None is taken back meanwhile: it would lead with what the
+    /// flush ends.
     pub(super) fn is_sent(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.waiting.is_some())
     }
@@ -136,8 +142,8 @@ impl Cluster {
         }
     }
 
-    /// What a node remembers of delayed flushes. Those that came due while no proxy ran, or none that knew of them, are run now; nothing
-    /// opens before.
+    /// What a node remembers of delayed flushes. Those that came due while no proxy ran, or none
+    /// that knew of them, are run now; nothing opens before.
     pub(super) fn learn_pending(&mut self, found: &Pending) {
         let now = unix_seconds();
         for due in self.flush.pending.merge(found) {
@@ -151,7 +157,8 @@ impl Cluster {
         }
     }
 
-    /// Writes the delayed flushes on every node in use. One write at a time, so that the last one written is the last that was true.
+    /// Writes the delayed flushes on every node in use. One write at a time, so that the last one
+    /// written is the last that was true.
     pub(super) fn record_pending(&mut self) {
         if std::mem::replace(&mut self.flush.recording, true) {
             self.flush.again = true;
@@ -195,7 +202,8 @@ impl Cluster {
         }
         let since = self.flush.unheard_since.take();
         if !recorded && waited_for && since.is_none_or(|since| since.elapsed() < self.settings.leader_timeout) {
-            // They stand still together. Nothing that is struck off counts as that before it is known to be.
+            // They stand still together. Nothing that is struck off counts as that before it is
+            // known to be.
             self.flush.unheard_since = since.or_else(|| Some(Instant::now()));
             self.flush.unrecorded.extend(askers);
             let internal = self.internal.clone();
@@ -258,7 +266,8 @@ impl Cluster {
         if running.guard.is_none() || running.waiting.is_some() {
             return;
         }
-        // A hand-back that waits for its last copies gives up its gate: the copies wait for this flush.
+        // A hand-back that waits for its last copies gives up its gate: the copies wait for this
+        // flush.
         let draining: Vec<PairId> =
             self.topology.pairs().filter(|p| self.pairs[p.index()].pair.gate() == Gate::Draining).collect();
         for pair in draining {
@@ -280,7 +289,8 @@ impl Cluster {
         let Some(running) = &mut self.flush.running else { return };
         let waiting: BTreeMap<_, _> = up.into_iter().map(|node| (node, CancellationToken::new())).collect();
         running.waiting = Some(waiting.clone());
-        // What survives on the follower (memcached from 1.6.25 on), or is on one that is not reached, must not be adopted.
+        // What survives on the follower (memcached from 1.6.25 on), or is on one that is not
+        // reached, must not be adopted.
         for run in self.pairs.iter_mut().filter(|run| run.adopting) {
             run.adopting = false;
             run.pair.renew();
@@ -378,8 +388,9 @@ impl Cluster {
         markers
     }
 
-    /// A last full copy that is not reached holds what the flush has ended: whoever comes back with it must not lead before a purge.
-    /// Not before a node was flushed: if all refuse (`-F`), nothing has changed.
+    /// A last full copy that is not reached holds what the flush has ended: whoever comes back with
+    /// it must not lead before a purge. Not before a node was flushed: if all refuse (`-F`),
+    /// nothing has changed.
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
@@ -388,7 +399,8 @@ impl Cluster {
             if run.pair.state() != State::Mirrored {
                 // A node that is away misses this for all its keys.
                 run.missed.overflow();
-                // What only the follower holds after it has survived it (memcached from 1.6.25 on), and must not be added to the leader.
+                // What only the follower holds after it has survived it (memcached from 1.6.25 on),
+                // and must not be added to the leader.
                 run.first_fill = run.first_fill.map(|_| Fill::Compare);
             }
             self.apply(pair, pair::Event::Flushed);
@@ -470,7 +482,8 @@ impl Cluster {
             self.pairs.iter().for_each(|run| run.lone.forget());
         }
         let refusal = running.refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
-        // No node can even remember it: after a crash of this proxy what they hold would count again.
+        // No node can even remember it: after a crash of this proxy what they hold would count
+        // again.
         let unheard = if running.flushed { Bytes::from_static(answer::OK) } else { Bytes::from_static(UNHEARD) };
         let answer = refusal.unwrap_or(unheard);
         for pair in self.topology.pairs() {
@@ -492,8 +505,9 @@ impl Cluster {
         }
     }
 
-    /// Records of pairs that no copy is left of, on every node in use, before the flush is acknowledged: else the next proxy would believe
-    /// the older record on a node that was away, and let it lead. Returns whether there are such pairs.
+    /// Records of pairs that no copy is left of, on every node in use, before the flush is
+    /// acknowledged: else the next proxy would believe the older record on a node that was away,
+    /// and let it lead. Returns whether there are such pairs.
     fn record_nobody(&self) -> bool {
         let records: Vec<(PairId, Record)> = self
             .topology

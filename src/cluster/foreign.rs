@@ -1,9 +1,12 @@
-//! Another proxy over the same nodes. It shows itself by its open session where this proxy's was: started later, it took this one for
-//! dead. Two proxies that see failures each for itself would promote different nodes, so this one promotes nobody while that session
-//! is open, and says so. When it ends, what both wrote may differ between the copies: they are compared, as after a crash.
+//! Another proxy over the same nodes. It shows itself by its open session where this proxy's was:
+//! started later, it took this one for dead. Two proxies that see failures each for itself would
+//! promote different nodes, so this one promotes nobody while that session is open, and says so.
+//! When it ends, what both wrote may differ between the copies: they are compared, as after a
+//! crash.
 //!
-//! The later one sees nothing of that. So the earlier one leaves word on the nodes as long as it lives ([`RIVAL_KEY`](crate::backend::marker::RIVAL_KEY)): the later one goes
-//! on, calls nothing mirrored, and compares the copies when that word has expired.
+//! The later one sees nothing of that. So the earlier one leaves word on the nodes as long as it
+//! lives ([`RIVAL_KEY`](crate::backend::marker::RIVAL_KEY)): the later one goes on, calls nothing
+//! mirrored, and compares the copies when that word has expired.
 
 use crate::backend::marker::Session;
 use crate::ids::{NodeId, PairId, Place};
@@ -15,7 +18,8 @@ use super::Cluster;
 /// What is known of another proxy on one node.
 #[derive(Default)]
 pub(super) struct Foreign {
-    /// Its session, since the second probe that found it: the first may have been under way when this proxy marked the node.
+    /// Its session, since the second probe that found it: the first may have been under way when
+    /// this proxy marked the node.
     live: Option<u64>,
     suspected: Option<u64>,
     /// The session of an earlier proxy that still works.
@@ -119,13 +123,14 @@ impl Cluster {
             let run = &mut self.pairs[pair.index()];
             run.missed.overflow();
             run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
-            // A refill under way knows nothing of what the other one has written, to one node alone perhaps, nor of what it has deleted of an
-            // adoption's items.
+            // A refill under way knows nothing of what the other one has written, to one node alone
+            // perhaps, nor of what it has deleted of an adoption's items.
             self.abort_job_of(pair);
             self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             self.apply(pair, pair::Event::Foreign(false));
-            // The follower of a leader that lost its memory meanwhile was kept from leading, and has been up all along. (A node that
-            // came back with another memory is awaited no more.)
+            // The follower of a leader that lost its memory meanwhile was kept from leading, and
+            // has been up all along. (A node that came back with another memory is awaited no
+            // more.)
             if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
                 && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
             {

@@ -18,8 +18,8 @@ use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, P
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
-/// The source of a resync may make no progress for so many times as long as a last full copy may with a client's request: to begin again
-/// costs all that was copied.
+/// The source of a resync may make no progress for so many times as long as a last full copy may
+/// with a client's request: to begin again costs all that was copied.
 const SOURCE_PATIENCE: u32 = 5;
 /// After a resync that failed the next try waits so long, doubling.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -35,8 +35,8 @@ pub(super) struct JobRun {
     pub(super) progress: Arc<Progress>,
     /// It only empties the node for pairs of which no copy is left.
     purge_only: bool,
-    /// Pairs that were led by one node alone under it, since it began or since it emptied its node of them: what that holds has missed writes,
-    /// however well the job ends.
+    /// Pairs that were led by one node alone under it, since it began or since it emptied its node
+    /// of them: what that holds has missed writes, however well the job ends.
     overtaken: BTreeSet<PairId>,
     /// The job waits for its pairs to be Recovering.
     go: Option<oneshot::Sender<bool>>,
@@ -68,7 +68,8 @@ impl Cluster {
         self.spawn_job(node, pairs, fill, false);
     }
 
-    /// No copy of these pairs is left: what the node holds of them and may be out of date goes, then the node leads them.
+    /// No copy of these pairs is left: what the node holds of them and may be out of date goes,
+    /// then the node leads them.
     pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill) {
         let place = self.topology.place(node);
         let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
@@ -91,13 +92,15 @@ impl Cluster {
             if run.first_fill != Some(fill) {
                 run.first_fill = None;
             }
-            // All that the target lacks comes to it. A list names what it is known to lack, and no more.
+            // All that the target lacks comes to it. A list names what it is known to lack, and no
+            // more.
             match fill {
                 Fill::Missed => run.lone.forget_known(),
                 _ => run.lone.forget(),
             }
             if !matches!(run.pair.state(), State::Recovering { .. }) {
-                // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
+                // A fresh one for each resync: keys of an earlier one are missed, and copied
+                // anyway.
                 run.recopy = Arc::new(Recopy::noting(run.missed.clone()));
                 // What clients write has missed the target, or will until the barrier.
                 written.extend(run.written.clone().filter(|_| fill == Fill::Adopt).map(|written| (*pair, written)));
@@ -149,7 +152,8 @@ impl Cluster {
         let job = tokio::spawn(resync::run(spec, context));
         tokio::spawn(async move {
             let outcome = job.await.unwrap_or_else(|error| {
-                // A bug. The pairs must not wait for its end for ever; what it left on the node is purged by the next one.
+                // A bug. The pairs must not wait for its end for ever; what it left on the node is
+                // purged by the next one.
                 tracing::error!(%error, "a resync broke off");
                 Outcome { result: Err(JobError::Aborted), drains: Vec::new(), undone: false }
             });
@@ -177,7 +181,8 @@ impl Cluster {
             }),
             tuning: Tuning {
                 memory_bytes: self.settings.resync_memory,
-                // The target holds nothing that is needed: it is waited for as long as a leader is for one answer, not longer.
+                // The target holds nothing that is needed: it is waited for as long as a leader is
+                // for one answer, not longer.
                 target_timeout: self.settings.leader_timeout,
                 source_timeout: self.settings.leader_timeout * SOURCE_PATIENCE,
                 ..Tuning::default()
@@ -214,8 +219,8 @@ impl Cluster {
                 let (pairs, purge_only): (Vec<PairId>, bool) =
                     (job.pairs.iter().map(|(p, _)| *p).collect(), job.purge_only);
                 if !self.nodes[node.index()].health.is_up() {
-                    // It was lost meanwhile, by a connection that the job does not use. Mirrored it would count as lost all the same, and
-                    // no flush would reach it.
+                    // It was lost meanwhile, by a connection that the job does not use. Mirrored it
+                    // would count as lost all the same, and no flush would reach it.
                     let _ = reply.send(false);
                     return;
                 }
@@ -295,7 +300,8 @@ impl Cluster {
         }
     }
 
-    /// Lets a job copy once all its pairs are Recovering with their gates open; ends it if one cannot be.
+    /// Lets a job copy once all its pairs are Recovering with their gates open; ends it if one
+    /// cannot be.
     fn answer_go(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         let Some(job) = self.nodes[node.index()].job.as_mut() else { return };
@@ -351,9 +357,10 @@ impl Cluster {
 
     pub(super) fn job_ended(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
         if let Err(JobError::Source(source, NodeError::Refused | NodeError::Reset)) = &outcome.result {
-            // Only the job's own connection broke. If the source is dead, its pairs must learn of that before they learn that the job
-            // is over: as `Recovering` they remember that the follower holds a verified part, which leads if the source's memory proves
-            // gone. If it lives (it closes idle connections, or takes no more), it keeps leading.
+            // Only the job's own connection broke. If the source is dead, its pairs must learn of
+            // that before they learn that the job is over: as `Recovering` they remember that the
+            // follower holds a verified part, which leads if the source's memory proves gone. If it
+            // lives (it closes idle connections, or takes no more), it keeps leading.
             let (control, internal) = (self.controls[source.index()].clone(), self.internal.clone());
             tokio::spawn(async move {
                 let probe = control.probe(&[]).await;
@@ -384,7 +391,8 @@ impl Cluster {
         self.job_over(node, serial, outcome);
     }
 
-    /// The node is not taken back before the connection is drained. One to an earlier address was abandoned with all that was there.
+    /// The node is not taken back before the connection is drained. One to an earlier address was
+    /// abandoned with all that was there.
     fn await_drain(&mut self, drain: Drain) {
         let (node, life) = (drain.node(), drain.life());
         if life != self.address_life(node) {
@@ -403,8 +411,9 @@ impl Cluster {
         self.nodes[node.index()].job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
     }
 
-    /// Nothing was copied to the node, and it has made every write: the pair is where it was when the job began, and the next one goes on.
-    /// (A source that is lost ends the job of all pairs; another pair's follower must not count for less because of that.)
+    /// Nothing was copied to the node, and it has made every write: the pair is where it was when
+    /// the job began, and the next one goes on. (A source that is lost ends the job of all pairs;
+    /// another pair's follower must not count for less because of that.)
     fn goes_on_adopting(&self, pair: PairId, node: NodeId) -> bool {
         let run = &self.pairs[pair.index()];
         let leader = self.topology.place(node).other();
@@ -480,11 +489,13 @@ impl Cluster {
                 self.apply(*pair, pair::Event::Undone(place));
             }
         }
-        // Leaders that proved empty while the job was ending: now it is known whether the follower may lead.
+        // Leaders that proved empty while the job was ending: now it is known whether the follower
+        // may lead.
         for (pair, source) in &job.pairs {
             let awaited = matches!(self.pairs[pair.index()].pair.state(), State::Dark { in_sync: Some(p), .. } if p == place.other());
             let source = &self.nodes[source.index()];
-            // A source that is up and yet awaited came back without the memory that the pair waits for.
+            // A source that is up and yet awaited came back without the memory that the pair waits
+            // for.
             if awaited && (source.memory_gone || source.health.is_up()) {
                 let (reason, empty) = (source.reason, source.health.is_up() && source.empty);
                 self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));

@@ -26,7 +26,8 @@ impl Cluster {
             || self.topology.pairs_of(node).all(led_alone)
             || !holds(Rule::LateTogether)
         {
-            // There is nobody to take its place: how long it is waited for does not depend on others.
+            // There is nobody to take its place: how long it is waited for does not depend on
+            // others.
             if lateness >= Some(Lateness::Late) {
                 if self.nodes[node.index()].health.is_up() {
                     self.suspicions.troubled(node, self.now());

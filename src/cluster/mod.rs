@@ -1,5 +1,6 @@
-//! The control plane: the only owner of the pairs' states. One task; everything it learns comes as an event, everything it does is a
-//! command to the workers or a task of its own whose end is again an event.
+//! The control plane: the only owner of the pairs' states. One task; everything it learns comes as
+//! an event, everything it does is a command to the workers or a task of its own whose end is again
+//! an event.
 //!
 //! - [`nodes`](self): who is up, what a node that comes back holds.
 //! - `lateness`: nodes that answer late, and whether they are alone with that.
@@ -75,10 +76,12 @@ use crate::suspicion::Suspicions;
 pub use names::Names;
 use nodes::NodeRun;
 
-/// The quiet time after an unclean start: what a dead proxy's sockets still held lands before anything is acknowledged.
+/// The quiet time after an unclean start: what a dead proxy's sockets still held lands before
+/// anything is acknowledged.
 const QUIET_PERIOD: Duration = Duration::from_millis(200);
 
-/// A record that a live node refused to store is tried again so soon; meanwhile the pair's gate stays closed.
+/// A record that a live node refused to store is tried again so soon; meanwhile the pair's gate
+/// stays closed.
 const RECORD_RETRY: Duration = Duration::from_millis(50);
 
 /// What the control plane's own tasks report.
@@ -124,36 +127,41 @@ struct PairRun {
     unconfirmed: BTreeSet<u16>,
     /// Keys to be copied again, while it is recovering.
     recopy: Arc<Recopy>,
-    /// Keys whose last mutation did not surely reach the node that is away, since it was last mirrored.
+    /// Keys whose last mutation did not surely reach the node that is away, since it was last
+    /// mirrored.
     missed: Arc<Missed>,
     /// Which of its nodes have kept their memory since then.
     kept: Kept,
     /// Keys that have one copy while it is mirrored, or being filled; and what is done about them.
     lone: Arc<Lone>,
     copies: copies::Copies,
-    /// How its follower is filled when that is first done. Set by the start; forgotten when a node of the pair is lost, distrusted, or
-    /// refilled in another way; an adoption only when a memory is lost, for `written` knows what the follower misses.
+    /// How its follower is filled when that is first done. Set by the start; forgotten when a node
+    /// of the pair is lost, distrusted, or refilled in another way; an adoption only when a memory
+    /// is lost, for `written` knows what the follower misses.
     first_fill: Option<Fill>,
-    /// It opened as mirrored, and has not changed since: what is missed now are the keys that its follower refused, which a gate that only
-    /// closed for a `flush_all` (refused, perhaps) does not forget.
+    /// It opened as mirrored, and has not changed since: what is missed now are the keys that its
+    /// follower refused, which a gate that only closed for a `flush_all` (refused, perhaps) does
+    /// not forget.
     was_mirrored: bool,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
-    /// It is Recovering, and an adoption that is cut off can be taken up again: its record says so, and so long as that is true no
-    /// acknowledged write has missed the follower, and no copy stands there.
+    /// It is Recovering, and an adoption that is cut off can be taken up again: its record says so,
+    /// and so long as that is true no acknowledged write has missed the follower, and no copy
+    /// stands there.
     adopting: bool,
     /// The record that an adoption was taken up again by. Set by the start.
     resumed: Option<Record>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
-    /// The start-up table found no copy that counts, and a node is being emptied that will lead: until then, or this moment, requests wait.
-    /// Set by the start.
+    /// The start-up table found no copy that counts, and a node is being emptied that will lead:
+    /// until then, or this moment, requests wait. Set by the start.
     first_leader_by: Option<Instant>,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
     /// Its gate would be open but for a `flush_all`.
     held_for_flush: bool,
-    /// A node refuses to store its record, which is tried again and again: a `flush_all` does not wait for it, for it writes records too.
+    /// A node refuses to store its record, which is tried again and again: a `flush_all` does not
+    /// wait for it, for it writes records too.
     record_refused: bool,
     /// The resync waits for the gate to close.
     ready_reply: Option<oneshot::Sender<bool>>,
@@ -175,7 +183,8 @@ impl PairRun {
             state => state.leader(),
         };
         self.first_fill = match self.first_fill {
-            // With the leader's memory its word is gone. What the follower holds is looked at when it is back.
+            // With the leader's memory its word is gone. What the follower holds is looked at when
+            // it is back.
             Some(Fill::Adopt) if loss == Loss::MemoryGone && led != Some(place.other()) => None,
             Some(Fill::Adopt) => Some(Fill::Adopt),
             fill if before == self.pair.state() => fill,
@@ -205,10 +214,12 @@ pub struct Cluster {
     suspicions: Suspicions,
     /// When it was last logged that nodes are late together.
     told_late: Option<Instant>,
-    /// Since when the present ring is in force, and the newest such time that was found on any node; set at the start.
+    /// Since when the present ring is in force, and the newest such time that was found on any
+    /// node; set at the start.
     period: Period,
     period_found: Period,
-    /// No pair had this term before this run, and all began at or above it since. 0: none was ever given.
+    /// No pair had this term before this run, and all began at or above it since. 0: none was ever
+    /// given.
     term: Term,
     started: Instant,
     crawls: Arc<Crawls>,
@@ -222,7 +233,8 @@ pub struct Cluster {
     orders: BTreeMap<u64, oneshot::Sender<Settled>>,
     last_ticket: u64,
     scrubs: verify::Scrubs,
-    /// Edges that are told together, of pairs and the states before, while several pairs learn of one thing.
+    /// Edges that are told together, of pairs and the states before, while several pairs learn of
+    /// one thing.
     edges: Option<Vec<(PairId, State)>>,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
@@ -328,7 +340,8 @@ impl Cluster {
         loop {
             tokio::select! {
                 biased;
-                // First what its own tasks report: a flood of clients' questions must not keep probes and records waiting.
+                // First what its own tasks report: a flood of clients' questions must not keep
+                // probes and records waiting.
                 internal = inbox.recv() => match internal {
                     Some(internal) => self.own_task_said(internal),
                     None => break,
@@ -343,7 +356,8 @@ impl Cluster {
         self.stop().await;
     }
 
-    /// Whether nodes carry markers: without backups there is nothing to tell apart, and `off` trusts whoever answers, like magent.
+    /// Whether nodes carry markers: without backups there is nothing to tell apart, and `off`
+    /// trusts whoever answers, like magent.
     fn marked(&self) -> bool {
         self.topology.has_backups() && self.settings.resync != ResyncMode::Off
     }
@@ -433,10 +447,11 @@ impl Cluster {
         }
     }
 
-    // ---- edges ------------------------------------------------------------------------------------------------------------------
+    // ---- edges ----------------------------------------------------------------------------------
 
     fn node_at(&self, pair: PairId, place: Place) -> NodeId {
-        // A place without a node exists only for the backup of a proxy without backups, whose pairs never name it.
+        // A place without a node exists only for the backup of a proxy without backups, whose pairs
+        // never name it.
         self.topology.node_at(pair, place).unwrap_or(self.topology.nodes_of(pair).0)
     }
 
@@ -573,7 +588,8 @@ impl Cluster {
                 if let Some(reply) = self.pairs[id.index()].ready_reply.take() {
                     let _ = reply.send(true);
                 } else {
-                    // Nobody copies any more: the job ended in between, and its end brings the pair back to Degraded.
+                    // Nobody copies any more: the job ended in between, and its end brings the pair
+                    // back to Degraded.
                     self.apply(id, pair::Event::Drained(false));
                 }
             }
@@ -595,7 +611,8 @@ impl Cluster {
         self.remember_writes(id);
         let route = self.route(id);
         if let Route::Open(flow) = &route {
-            // From now on items may be written to them: emptiness that was proved before proves nothing any more.
+            // From now on items may be written to them: emptiness that was proved before proves
+            // nothing any more.
             for node in std::iter::once(flow.leader).chain(flow.follower.node()) {
                 self.nodes[node.index()].empty = false;
             }
@@ -604,7 +621,8 @@ impl Cluster {
         if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
             run.missed.reset();
             run.kept.mirrored();
-            // What the follower was refused while it was filled it lacks also after its next absence.
+            // What the follower was refused while it was filled it lacks also after its next
+            // absence.
             run.lone.after(None, usize::MAX).iter().for_each(|key| run.missed.insert(key));
             run.first_fill = None;
             run.was_mirrored = true;
@@ -637,13 +655,15 @@ impl Cluster {
 
     /// Marks the session closed on every node in use: the next start may trust what it finds.
     async fn stop(&mut self) {
-        // A flush without a client that waits for it (a delayed one) may have reached one node of a pair only.
+        // A flush without a client that waits for it (a delayed one) may have reached one node of a
+        // pair only.
         let settled = !self.flush.is_active() && self.pairs.iter().all(|run| run.pair.gate() == Gate::Open);
         if !self.marked() {
             return;
         }
         if self.unclean.load(Relaxed) || !settled {
-            // Some write may have reached one node only: the session stays open, and the next start will compare.
+            // Some write may have reached one node only: the session stays open, and the next start
+            // will compare.
             tracing::warn!("stopping with work unfinished: the next start will treat this as a crash");
             return;
         }

@@ -1,9 +1,11 @@
-//! Host names: where each leads, and what follows when one leads elsewhere. The only place where names are resolved.
+//! Host names: where each leads, and what follows when one leads elsewhere. The only place where
+//! names are resolved.
 //!
-//! A node's present address stays its address as long as its name lists it, whatever else is listed and in whatever order, and as long as
-//! look-ups fail or come back empty. Where two look-ups in a row leave it out and agree on another one at which somebody answers with
-//! another memory, that is a change of server: a loss, then a return. A last full copy is left only when it is lost, or mirrored again:
-//! what it holds is copied first.
+//! A node's present address stays its address as long as its name lists it, whatever else is listed
+//! and in whatever order, and as long as look-ups fail or come back empty. Where two look-ups in a
+//! row leave it out and agree on another one at which somebody answers with another memory, that is
+//! a change of server: a loss, then a return. A last full copy is left only when it is lost, or
+//! mirrored again: what it holds is copied first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -41,7 +43,8 @@ pub struct Names {
 /// What is known of one node's name. Pure.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Name {
-    /// What the last good look-up listed: IPv4 before IPv6, then by number, whatever order the answer had.
+    /// What the last good look-up listed: IPv4 before IPv6, then by number, whatever order the
+    /// answer had.
     listed: Vec<SocketAddr>,
     /// The node was in use at its present address.
     settled: bool,
@@ -56,7 +59,8 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// A look-up's answer. Returns where the node is to be reached from now on, if that is a change.
+    /// A look-up's answer. Returns where the node is to be reached from now on, if that is a
+    /// change.
     fn looked_up(&mut self, present: Option<SocketAddr>, mut found: Vec<SocketAddr>) -> Option<SocketAddr> {
         found.sort_unstable();
         found.dedup();
@@ -69,7 +73,8 @@ impl Name {
                 None
             }
             Some(_) if self.settled => {
-                // A name that is answered with another of its addresses each time comes to no agreement, and nobody is lost.
+                // A name that is answered with another of its addresses each time comes to no
+                // agreement, and nobody is lost.
                 let agreed = self.elsewhere.filter(|to| self.listed.contains(to));
                 self.elsewhere = agreed.or(Some(first));
                 agreed
@@ -78,7 +83,8 @@ impl Name {
         }
     }
 
-    /// The node could not be reached. Where it never was in use, and its name has another address, that one is next.
+    /// The node could not be reached. Where it never was in use, and its name has another address,
+    /// that one is next.
     fn after(&self, present: Option<SocketAddr>) -> Option<SocketAddr> {
         let at = self.listed.iter().position(|a| Some(*a) == present)?;
         let next = self.listed[(at + 1) % self.listed.len()];
@@ -139,7 +145,8 @@ impl Cluster {
         self.names.addresses.life(node)
     }
 
-    /// The first look-up of every name, before any node is looked at. What takes longer is awaited by nobody.
+    /// The first look-up of every name, before any node is looked at. What takes longer is awaited
+    /// by nobody.
     pub(super) async fn look_up_all(&mut self) {
         let patience = self.settings.timeout.max(self.settings.probe_timeout);
         let hosts = self.hosts();
@@ -151,7 +158,8 @@ impl Cluster {
         }
     }
 
-    /// Goes on looking names up, each host's for itself: one look-up at a time, however long the system takes.
+    /// Goes on looking names up, each host's for itself: one look-up at a time, however long the
+    /// system takes.
     pub(super) fn spawn_resolvers(&mut self) {
         for (host, nodes) in self.hosts() {
             let hint = Arc::new(tokio::sync::Notify::new());
@@ -285,8 +293,9 @@ impl Cluster {
         }
     }
 
-    /// The same memory is to be had by another way. Commands that were given up unanswered may take effect on it, so what is lost is drained
-    /// first. An old way on which nothing comes any more is waited for as long as a leader, while the memory answers by the new one.
+    /// The same memory is to be had by another way. Commands that were given up unanswered may take
+    /// effect on it, so what is lost is drained first. An old way on which nothing comes any more
+    /// is waited for as long as a leader, while the memory answers by the new one.
     fn stays_with_memory(&mut self, node: NodeId) -> bool {
         let patience = self.settings.leader_timeout;
         let run = &mut self.nodes[node.index()];
@@ -305,7 +314,8 @@ impl Cluster {
         self.marked() && self.topology.pairs_of(node).any(|pair: PairId| alone(self.pairs[pair.index()].pair.state()))
     }
 
-    /// Another server takes the node's place. What was sent to the old one counts for nothing, and its connections are given up.
+    /// Another server takes the node's place. What was sent to the old one counts for nothing, and
+    /// its connections are given up.
     fn move_to(&mut self, node: NodeId, to: SocketAddr) {
         let from = self.address(node).map_or_else(|| "none".to_owned(), |at| at.to_string());
         if self.nodes[node.index()].name.settled {
@@ -472,7 +482,8 @@ mod tests {
         assert_eq!(name.listed.len(), MAX_ADDRESSES);
     }
 
-    /// The look waits for every worker's word of the *last* move: one of an earlier move says nothing of the connections since.
+    /// The look waits for every worker's word of the *last* move: one of an earlier move says
+    /// nothing of the connections since.
     #[tokio::test]
     async fn a_node_that_has_moved_is_not_looked_at_before_all_workers_have_left() {
         let mut cluster = alone("-s cache1:1 -b 127.0.0.1:2 --threads 2");

@@ -32,7 +32,8 @@ pub(super) struct NodeRun {
     pub(super) incarnation: Option<Incarnation>,
     /// What it said when it was last looked at; empty before the first time.
     pub(super) view: Option<NodeView>,
-    /// How far its dates are ahead of the proxy's; in its first second a guess, that errs to the smaller side.
+    /// How far its dates are ahead of the proxy's; in its first second a guess, that errs to the
+    /// smaller side.
     pub(super) offset: Option<Offset>,
     /// It was last taken back with the memory that it had.
     pub(super) kept_memory: bool,
@@ -52,7 +53,8 @@ pub(super) struct NodeRun {
     pub(super) drains: u32,
     /// Workers that still have connections to an earlier address of it.
     pub(super) leaving: BTreeSet<u16>,
-    /// A connection to it was given up with commands unanswered, and nothing proves that they cannot take effect any more.
+    /// A connection to it was given up with commands unanswered, and nothing proves that they
+    /// cannot take effect any more.
     pub(super) abandoned: bool,
     pub(super) name: super::names::Name,
     /// Has its name looked up early.
@@ -63,19 +65,23 @@ pub(super) struct NodeRun {
     pub(super) refused_since: Option<Instant>,
     /// Since when it has not answered.
     pub(super) silent_since: Option<Instant>,
-    /// What it said at the start, where it could not be marked then: who led alone counts all the same.
+    /// What it said at the start, where it could not be marked then: who led alone counts all the
+    /// same.
     pub(super) unmarked: Option<NodeView>,
     /// Its memory is proved gone since it was lost.
     pub(super) memory_gone: bool,
-    /// How often it was taken back when no route named it any more; workers repeat it with the faults that they tell.
+    /// How often it was taken back when no route named it any more; workers repeat it with the
+    /// faults that they tell.
     pub(super) life: u32,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
-    /// It was lost and is not taken back: its prober hurries, also while it answers. Written here, read by the prober.
+    /// It was lost and is not taken back: its prober hurries, also while it answers. Written here,
+    /// read by the prober.
     pub(super) away: Arc<AtomicBool>,
     /// The operator asked for a refill, whatever the mode.
     pub(super) operator: bool,
-    /// The operator cancelled its resync: none begins by itself before it is lost again or asked for.
+    /// The operator cancelled its resync: none begins by itself before it is lost again or asked
+    /// for.
     pub(super) cancelled: bool,
     pub(super) job: Option<JobRun>,
     /// The last job's progress and end.
@@ -137,12 +143,14 @@ impl NodeRun {
         drained && self.leaving.is_empty()
     }
 
-    /// Whether a probe that was answered found no marker where there was one: its memory is another one, or was emptied.
+    /// Whether a probe that was answered found no marker where there was one: its memory is another
+    /// one, or was emptied.
     pub(super) fn has_lost_marker(&self, found: &Probe) -> bool {
         self.incarnation.is_some() && found.incarnation.is_none()
     }
 
-    /// A process that was begun after the node was lost, and holds nothing. Its times are its own, to the second.
+    /// A process that was begun after the node was lost, and holds nothing. Its times are its own,
+    /// to the second.
     fn is_new_and_empty(&self, view: &NodeView) -> bool {
         let age = view.time.saturating_sub(view.started);
         view.curr_items == 0 && self.incarnation.is_some() && age <= self.since.elapsed().as_secs() + 1
@@ -178,7 +186,8 @@ pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
 }
 
 impl Cluster {
-    /// A node is not to be used. All its pairs learn it, once; but a last full copy is waited for longer when it is only late.
+    /// A node is not to be used. All its pairs learn it, once; but a last full copy is waited for
+    /// longer when it is only late.
     pub(super) fn lost(&mut self, node: NodeId, reason: Reason, loss: Loss, patience_over: bool) {
         let place = self.topology.place(node);
         let waited_for = |state: State| matches!(state, State::Degraded { leader } | State::Recovering { leader } if leader == place);
@@ -209,7 +218,8 @@ impl Cluster {
         self.told_together(|cluster| {
             for pair in affected {
                 if loss == Loss::MemoryGone && cluster.awaits_undo(pair, place) {
-                    // Remembered in `memory_gone`: only at the end of the other node's resync is it known whether that one may lead.
+                    // Remembered in `memory_gone`: only at the end of the other node's resync is it
+                    // known whether that one may lead.
                     continue;
                 }
                 cluster.apply(pair, pair::Event::Lost(place, loss, reason));
@@ -219,7 +229,8 @@ impl Cluster {
         self.consider_partners(node);
     }
 
-    /// The node may not lead any more with what it did not miss: the other ones of its pairs wait for that no longer.
+    /// The node may not lead any more with what it did not miss: the other ones of its pairs wait
+    /// for that no longer.
     pub(super) fn consider_partners(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
@@ -227,7 +238,8 @@ impl Cluster {
         }
     }
 
-    /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it did not miss, and soon.
+    /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it
+    /// did not miss, and soon.
     fn may_lead_with_rest(&self, pair: PairId, place: Place) -> bool {
         let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
         let holder = &self.nodes[node.index()];
@@ -235,20 +247,22 @@ impl Cluster {
         holder.health.is_up() && soon && run.knows_difference(place) && run.kept.may_lead(run.pair.state(), place)
     }
 
-    /// The node holds nothing of the pair. If no copy is left it leads, unless the other one has nearly all.
+    /// The node holds nothing of the pair. If no copy is left it leads, unless the other one has
+    /// nearly all.
     pub(super) fn is_empty_of(&mut self, pair: PairId, place: Place) {
         if !self.may_lead_with_rest(pair, place.other()) {
             self.apply(pair, pair::Event::Purged(place));
         }
     }
 
-    /// Whether the pair waits for the node at `place` while the resync of the other one is still winding up.
+    /// Whether the pair waits for the node at `place` while the resync of the other one is still
+    /// winding up.
     fn awaits_undo(&self, pair: PairId, place: Place) -> bool {
         self.pairs[pair.index()].pair.state() == State::Dark { in_sync: Some(place), fallback: None }
             && self.is_being_filled(self.node_at(pair, place.other()), pair)
     }
 
-    // ---- return -----------------------------------------------------------------------------------------------------------------
+    // ---- return ---------------------------------------------------------------------------------
 
     pub(super) fn look(&mut self, node: NodeId) {
         self.nodes[node.index()].looking = true;
@@ -294,7 +308,8 @@ impl Cluster {
         }
         self.learn_period(&view);
         let ours = self.is_ours(node, &view);
-        // A memory that this proxy has marked itself needs no other witness: the ring marker may have been evicted.
+        // A memory that this proxy has marked itself needs no other witness: the ring marker may
+        // have been evicted.
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
         let incarnation = match view.incarnation {
             Some(found) if same => found,
@@ -309,7 +324,8 @@ impl Cluster {
             self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
         }
         let control = self.controls[node.index()].clone();
-        // Another proxy that took the node over while it was away keeps its session there: the probes judge it.
+        // Another proxy that took the node over while it was away keeps its session there: the
+        // probes judge it.
         let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
         let session = taken.unwrap_or(self.session);
         let (ring, internal) = (self.ring_of(node), self.internal.clone());
@@ -338,8 +354,9 @@ impl Cluster {
             return;
         }
         match result {
-            // Workers told only during the look that old commands may still be executed there: it is looked at again.
-            // So is one that came in the middle of a flush, which ends what it holds.
+            // Workers told only during the look that old commands may still be executed there: it
+            // is looked at again. So is one that came in the middle of a flush, which ends what it
+            // holds.
             Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
@@ -412,12 +429,14 @@ impl Cluster {
             if self.pairs[pair.index()].undecided {
                 self.decide(pair, false);
             } else if same || (first && full.contains(&pair)) {
-                // `first`: it was recorded as the one in sync before this proxy ran, and has kept that memory.
+                // `first`: it was recorded as the one in sync before this proxy ran, and has kept
+                // that memory.
                 self.apply(pair, pair::Event::BackSame(place));
             } else if first && self.follows_in_adoption(pair, place) {
                 // What it holds counts, but for what clients have written since.
             } else if self.awaits_undo(pair, place) {
-                // The other node's resync is still winding up: only at its end is it known whether that one may lead.
+                // The other node's resync is still winding up: only at its end is it known whether
+                // that one may lead.
                 self.nodes[node.index()].memory_gone = true;
             } else {
                 self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
@@ -434,8 +453,8 @@ impl Cluster {
         self.consider_partners(node);
     }
 
-    /// Commands that were given up unanswered may have taken effect on the node, in whatever order: where another one leads, all of it is
-    /// purged.
+    /// Commands that were given up unanswered may have taken effect on the node, in whatever order:
+    /// where another one leads, all of it is purged.
     fn forget_missed_on(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
@@ -458,9 +477,10 @@ impl Cluster {
         }
     }
 
-    /// A connection ended with commands unanswered, and not by the node's doing: they may still take effect
-    /// there. So the node is lost, as a last full copy is not, and comes back as one that is taken over from
-    /// another proxy: after a quiet period, purged of everything where it follows.
+    /// A connection ended with commands unanswered, and not by the node's doing: they may still
+    /// take effect there. So the node is lost, as a last full copy is not, and comes back as one
+    /// that is taken over from another proxy: after a quiet period, purged of everything where it
+    /// follows.
     pub(super) fn abandoned(&mut self, node: NodeId) {
         tracing::warn!(node = %self.topology.addr(node),
             "this machine's kernel gave up a connection with commands unanswered: the node may still execute them");
@@ -468,7 +488,8 @@ impl Cluster {
         self.lost(node, Reason::Timeout, Loss::Suspected, false);
     }
 
-    /// Old faults count no more, unless a pair still waits for the node by its old route: a last full copy that was only late.
+    /// Old faults count no more, unless a pair still waits for the node by its old route: a last
+    /// full copy that was only late.
     fn begin_life(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         let named = |pair: PairId| match self.pairs[pair.index()].pair.state() {
@@ -489,7 +510,8 @@ impl Cluster {
         }
     }
 
-    /// The smallest `-I` of the nodes is the limit: an item that only one node of a pair can hold would not be mirrored.
+    /// The smallest `-I` of the nodes is the limit: an item that only one node of a pair can hold
+    /// would not be mirrored.
     pub(super) fn tell_item_limit(&self) {
         for (index, run) in self.nodes.iter().enumerate() {
             let node = NodeId(index as u16);
@@ -535,7 +557,8 @@ impl Cluster {
         let wanted = automatic || run.operator;
         let left_to_other = |p: &PairId| self.may_lead_with_rest(*p, place.other());
         let orphaned: Vec<PairId> = self.orphans_of(node).into_iter().filter(|p| !left_to_other(p)).collect();
-        // Their gates open together at the start: one pass over the node for all, and no refill that they would have to wait for.
+        // Their gates open together at the start: one pass over the node for all, and no refill
+        // that they would have to wait for.
         if orphaned.iter().any(|p| self.pairs[p.index()].pair.gate() != pair::Gate::Open) {
             return;
         }
@@ -545,7 +568,8 @@ impl Cluster {
             .filter(|&p| self.needs_refill(p, place))
             .map(|p| (p, self.node_at(p, place.other())))
             .collect();
-        // Pairs that are degraded but not recorded yet come along in a moment: one pass over the sources for all.
+        // Pairs that are degraded but not recorded yet come along in a moment: one pass over the
+        // sources for all.
         let coming = self.topology.pairs_of(node).any(|p| {
             let run = &self.pairs[p.index()];
             self.lacks_refill(p, place)
@@ -554,7 +578,8 @@ impl Cluster {
         });
         let refill = wanted && !needy.is_empty() && !coming;
         if let Some(job) = &self.nodes[node.index()].job {
-            // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again together.
+            // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again
+            // together.
             if refill || !orphaned.is_empty() {
                 job.yield_to_others();
             }
@@ -562,7 +587,8 @@ impl Cluster {
             let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
             self.begin_purge(node, orphaned, fill);
         } else if refill {
-            // What takes the least time comes first; the others are looked at when that job is over.
+            // What takes the least time comes first; the others are looked at when that job is
+            // over.
             let fills: Vec<Fill> = needy.iter().map(|&(p, _)| self.fill_for(node, p)).collect();
             let first = *fills.iter().min_by_key(|fill| fill.cost()).unwrap_or(&Fill::Purge);
             let pairs = needy.into_iter().zip(fills).filter(|(_, fill)| *fill == first).map(|(pair, _)| pair);
@@ -570,7 +596,8 @@ impl Cluster {
         }
     }
 
-    /// The node's pairs of which no copy is left: it leads them as soon as it holds nothing of them.
+    /// The node's pairs of which no copy is left: it leads them as soon as it holds nothing of
+    /// them.
     fn orphans_of(&self, node: NodeId) -> Vec<PairId> {
         let is_orphan = |p: &PairId| {
             let run = &self.pairs[p.index()];
@@ -580,9 +607,11 @@ impl Cluster {
         self.topology.pairs_of(node).filter(is_orphan).collect()
     }
 
-    /// The node leads the pairs of which no full copy is left with what it did not miss, once the rest is deleted. Whether there are any.
+    /// The node leads the pairs of which no full copy is left with what it did not miss, once the
+    /// rest is deleted. Whether there are any.
     ///
-    /// Without waiting for the next try of a refill, whose source has gone; but a trickle ends first.
+    /// Without waiting for the next try of a refill, whose source has gone; but a trickle ends
+    /// first.
     fn lead_with_rest(&mut self, node: NodeId) -> bool {
         let place = self.topology.place(node);
         let open = |p: PairId| self.pairs[p.index()].pair.gate() == pair::Gate::Open;
@@ -601,7 +630,8 @@ impl Cluster {
     /// How the pair's copy on the node is made equal.
     fn fill_for(&self, node: NodeId, pair: PairId) -> Fill {
         if self.nodes[node.index()].empty {
-            // Emptiness proved once does not last: from the first write on, the next resync purges. A job that ends before that leaves it.
+            // Emptiness proved once does not last: from the first write on, the next resync purges.
+            // A job that ends before that leaves it.
             Fill::Empty
         } else if self.pairs[pair.index()].knows_difference(self.topology.place(node)) {
             Fill::Missed

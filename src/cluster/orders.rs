@@ -1,4 +1,5 @@
-//! Orders to the owners of single keys: what only a follower holds is adopted by its leader; copies that differ are mended.
+//! Orders to the owners of single keys: what only a follower holds is adopted by its leader; copies
+//! that differ are mended.
 
 use std::sync::Arc;
 
@@ -15,22 +16,26 @@ use crate::proxy::{Adopted, Command, Settlement, owner_of};
 use crate::resync::{Fill, Settled};
 
 impl Cluster {
-    /// A pair that is to adopt remembers what clients write from its first route on: what they delete must not come back.
+    /// A pair that is to adopt remembers what clients write from its first route on: what they
+    /// delete must not come back.
     pub(super) fn remember_writes(&mut self, id: PairId) {
         let run = &mut self.pairs[id.index()];
         if run.first_fill != Some(Fill::Adopt) {
             run.written = None;
         } else if run.written.is_none() {
-            // All pairs together as much as is kept of what nodes miss; more, and the pair cannot adopt.
+            // All pairs together as much as is kept of what nodes miss; more, and the pair cannot
+            // adopt.
             let written = Missed::new(self.written_budget.clone());
             written.reset();
             run.written = Some(Arc::new(written));
         }
     }
 
-    /// What clients have written is deleted on the follower, or was made there too: this is recorded, so that the next proxy can go on.
+    /// What clients have written is deleted on the follower, or was made there too: this is
+    /// recorded, so that the next proxy can go on.
     pub(super) fn record_adopting(&mut self, node: NodeId, pairs: &[PairId], reply: oneshot::Sender<bool>) {
-        // What a flush leaves behind on the follower is never adopted; dropped unanswered, the reply ends the resync.
+        // What a flush leaves behind on the follower is never adopted; dropped unanswered, the
+        // reply ends the resync.
         if self.flush.is_active() || !self.are_filled(node, pairs) || !pairs.iter().all(|&p| self.knows_writes(p)) {
             return;
         }
@@ -44,7 +49,8 @@ impl Cluster {
         self.record_again_for(node, facts, true, reply);
     }
 
-    /// The leaders hold everything: from here on the follower is filled like any other, and purged if that is cut off.
+    /// The leaders hold everything: from here on the follower is filled like any other, and purged
+    /// if that is cut off.
     pub(super) fn record_adopted(&mut self, node: NodeId, pairs: &[PairId], reply: oneshot::Sender<bool>) {
         if !self.are_filled(node, pairs) {
             return;
@@ -64,8 +70,8 @@ impl Cluster {
         pairs.iter().all(|p| self.pairs[p.index()].pair.state() == State::Recovering { leader })
     }
 
-    /// The leader of a pair that adopts is lost. While a job is at work its end tells whether the follower may lead; without one nothing
-    /// was copied there, and it has made every write.
+    /// The leader of a pair that adopts is lost. While a job is at work its end tells whether the
+    /// follower may lead; without one nothing was copied there, and it has made every write.
     pub(super) fn adoption_lost_its_leader(&mut self, id: PairId, leader: Place, event: pair::Event) {
         if self.is_being_filled(self.node_at(id, leader.other()), id) {
             return;
@@ -76,7 +82,8 @@ impl Cluster {
         }
     }
 
-    /// A node that did not answer at the start, where an adoption is to be taken up again, and what it says of that.
+    /// A node that did not answer at the start, where an adoption is to be taken up again, and what
+    /// it says of that.
     pub(super) fn judge_resumption(&mut self, node: NodeId, view: &NodeView) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
@@ -84,7 +91,8 @@ impl Cluster {
             let run = &mut self.pairs[pair.index()];
             let (Some(Fill::Adopt), Some(known)) = (run.first_fill, run.resumed) else { continue };
             let fits = match found {
-                // Later, it led alone since, or has everything already: what the other one holds is out of date.
+                // Later, it led alone since, or has everything already: what the other one holds is
+                // out of date.
                 Some(found) if known.fact == Fact::Adopting(place) => found.epoch <= known.epoch,
                 Some(found) => found.epoch >= known.epoch && found.fact == known.fact,
                 None => known.fact == Fact::Adopting(place),
@@ -95,8 +103,8 @@ impl Cluster {
         }
     }
 
-    /// Whether the node at this place leads an adoption that was taken up again, by the follower's word. The proxy before may have died
-    /// before it wrote that on the leader too.
+    /// Whether the node at this place leads an adoption that was taken up again, by the follower's
+    /// word. The proxy before may have died before it wrote that on the leader too.
     pub(super) fn leads_adoption(&self, pair: PairId, place: Place) -> bool {
         self.pairs[pair.index()].resumed.is_some_and(|record| record.fact == Fact::Adopting(place))
     }

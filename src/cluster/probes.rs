@@ -15,12 +15,15 @@ use crate::pair::{self, Loss, Reason, State};
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
-/// That an answer to a probe or a flush is awaited is told so often in the time that an answer may take.
+/// That an answer to a probe or a flush is awaited is told so often in the time that an answer may
+/// take.
 pub(super) const AWAITED_REPORTS: u32 = 8;
 
-/// The longest time between two probes of a node that is lost, whatever the interval of healthy ones.
+/// The longest time between two probes of a node that is lost, whatever the interval of healthy
+/// ones.
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
-/// The same of one that refuses connections: to be refused costs next to nothing, and it may be started any moment.
+/// The same of one that refuses connections: to be refused costs next to nothing, and it may be
+/// started any moment.
 const REFUSED_PROBE_MAX: Duration = Duration::from_millis(50);
 
 impl Cluster {
@@ -41,7 +44,8 @@ impl Cluster {
         tokio::spawn(async move {
             let (mut failed, mut refused) = (false, false);
             loop {
-                // Also one that answers, but was lost for another reason: it waits for several good probes.
+                // Also one that answers, but was lost for another reason: it waits for several good
+                // probes.
                 let interval = match failed || away.load(Ordering::Relaxed) {
                     true if refused => interval.min(REFUSED_PROBE_MAX),
                     true => interval.min(LOST_PROBE_MAX),
@@ -80,7 +84,8 @@ impl Cluster {
         match self.nodes[node.index()].silent_since {
             _ if !self.nodes[node.index()].health.is_up() => {}
             Some(silent) => self.late(node, silent.elapsed() + timeout),
-            // A probe has a time of its own, and nobody is late before it is over. But others may be asked meanwhile.
+            // A probe has a time of its own, and nobody is late before it is over. But others may
+            // be asked meanwhile.
             None => self.late(node, age.min(timeout / 2)),
         }
     }
@@ -108,8 +113,9 @@ impl Cluster {
                     match found.incarnation {
                         None => self.check_eviction(node, true),
                         known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
-                        // The incarnation's may have outlived a flush that took the others (seen in the source of memcached 1.6.25 and later:
-                        // the walk of what was written within the second ends at the first older item).
+                        // The incarnation's may have outlived a flush that took the others (seen in
+                        // the source of memcached 1.6.25 and later: the walk of what was written
+                        // within the second ends at the first older item).
                         Some(_) if found.missing => self.check_eviction(node, false),
                         Some(_) => {
                             self.judge_session(node, found.session);
@@ -125,7 +131,8 @@ impl Cluster {
                     && !run.looking
                     && !self.flush.is_sent()
                 {
-                    // The look waits until nothing that was sent before can still take effect on the node.
+                    // The look waits until nothing that was sent before can still take effect on
+                    // the node.
                     if run.is_drained() {
                         self.look(node);
                     }
@@ -180,9 +187,10 @@ impl Cluster {
         })
     }
 
-    /// Whether a worker tells of the node as it is now, and not of what it saw before it knew that the node is back. No operation
-    /// is forgotten with that: the life is a new one only where every pair's gate was closed meanwhile, and a gate that opens begins or ends
-    /// what was parked.
+    /// Whether a worker tells of the node as it is now, and not of what it saw before it knew that
+    /// the node is back. No operation is forgotten with that: the life is a new one only where
+    /// every pair's gate was closed meanwhile, and a gate that opens begins or ends what was
+    /// parked.
     pub(super) fn is_of_its_life(&self, node: NodeId, life: u32) -> bool {
         life >= self.nodes[node.index()].life
     }
@@ -208,8 +216,9 @@ impl Cluster {
         self.lost(node, reason, loss, patience_over);
     }
 
-    /// Markers were evicted from a node that kept its memory: they are written again. A node without its ring marker or its records
-    /// would look like a stranger after its next absence, or at the next start.
+    /// Markers were evicted from a node that kept its memory: they are written again. A node
+    /// without its ring marker or its records would look like a stranger after its next absence, or
+    /// at the next start.
     fn restore_markers(&mut self, node: NodeId, seen: NodeView) {
         // A pair that is being recorded writes its record anyway.
         let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
@@ -237,14 +246,16 @@ impl Cluster {
         }
     }
 
-    /// Its marker may have outlived its memory: not even this one shows the same memory when the node is back.
+    /// Its marker may have outlived its memory: not even this one shows the same memory when the
+    /// node is back.
     fn flushed_by_a_stranger(&mut self, node: NodeId) {
         self.nodes[node.index()].incarnation = Some(Incarnation(ambient::random_u64()));
         self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 
-    /// A marker is gone from a live node: either its memory is, or the marker alone was evicted. The start time and the count of
-    /// flushes tell. `told`: connections found no incarnation marker, and wait for a word.
+    /// A marker is gone from a live node: either its memory is, or the marker alone was evicted.
+    /// The start time and the count of flushes tell. `told`: connections found no incarnation
+    /// marker, and wait for a word.
     fn check_eviction(&mut self, node: NodeId, told: bool) {
         let run = &mut self.nodes[node.index()];
         if !run.health.is_up() || run.looking || !self.marked() {
@@ -269,7 +280,8 @@ impl Cluster {
             Ok(now) => {
                 let flushed = run.view.as_ref().is_some_and(|then| now.cmd_flush > then.cmd_flush);
                 let evicted = run.view.as_ref().is_some_and(|then| {
-                    // The start time is a difference of two clocks read to the second: it wavers by one.
+                    // The start time is a difference of two clocks read to the second: it wavers by
+                    // one.
                     now.started.abs_diff(then.started) <= 1
                         && !flushed
                         && now.time >= then.time

@@ -1,4 +1,5 @@
-//! Records: who leads a pair, written on its nodes before its gate opens, and on the others as witnesses.
+//! Records: who leads a pair, written on its nodes before its gate opens, and on the others as
+//! witnesses.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::rules::{Rule, holds};
 use super::{Cluster, Internal, RECORD_RETRY, nodes};
 
 impl Cluster {
-    /// Writes the pair's record on `places`, in that order, then on every other node that answers, as a witness for the next start.
+    /// Writes the pair's record on `places`, in that order, then on every other node that answers,
+    /// as a witness for the next start.
     pub(super) fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
         let run = &self.pairs[id.index()];
         let epoch = run.pair.epoch();
@@ -65,15 +67,16 @@ impl Cluster {
     /// What is recorded where a pair becomes Recovering, before its gate opens.
     pub(super) fn record_filling(&mut self, id: PairId, on: Place) {
         if self.pairs[id.index()].adopting {
-            // On the follower: only one that says so itself is adopted from at the next start. The leader is a witness.
+            // On the follower: only one that says so itself is adopted from at the next start. The
+            // leader is a witness.
             self.record(id, Fact::Adopting(on.other()), vec![on]);
         } else {
             self.record(id, Fact::Filling(on), vec![on]);
         }
     }
 
-    /// Changes the records of pairs that stay Recovering, on the node that is filled and then, as witnesses, on the others; `reply` hears
-    /// whether the node carries them.
+    /// Changes the records of pairs that stay Recovering, on the node that is filled and then, as
+    /// witnesses, on the others; `reply` hears whether the node carries them.
     ///
     /// `lenient`: also where a node refuses them, full to the brim (`-M`).
     pub(super) fn record_again_for(
@@ -139,7 +142,8 @@ impl Cluster {
                     let waited = self.pairs[id.index()].since.elapsed().max(self.settings.timeout);
                     self.late(node, waited);
                     if self.nodes[node.index()].health.is_up() {
-                        // So is one that is late with others. (The pair's next edge ends it, if that came of the fault.)
+                        // So is one that is late with others. (The pair's next edge ends it, if
+                        // that came of the fault.)
                         self.record_again(id, epoch);
                     }
                     return;
@@ -166,8 +170,9 @@ impl Cluster {
                     self.publish_read_only(id);
                     self.pairs[id.index()].record_refused = true;
                 } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
-                    // The other node holds everything and can say so: this one is not worth its refusal. Not at once, because the first
-                    // write that is refused frees the old record's place, so that the next one often succeeds.
+                    // The other node holds everything and can say so: this one is not worth its
+                    // refusal. Not at once, because the first write that is refused frees the old
+                    // record's place, so that the next one often succeeds.
                     tracing::error!(node = %name, %error, "cannot record a pair's state");
                     return self.lost(node, Reason::Protocol, Loss::Suspected, true);
                 }
@@ -185,8 +190,8 @@ impl Cluster {
         });
     }
 
-    /// A node that is full to the brim (`-M`) cannot store the record: its keys can be read, but a write would be acknowledged without a
-    /// trace that the other node missed it.
+    /// A node that is full to the brim (`-M`) cannot store the record: its keys can be read, but a
+    /// write would be acknowledged without a trace that the other node missed it.
     fn publish_read_only(&mut self, id: PairId) {
         if self.flush.holds_gates() {
             return;

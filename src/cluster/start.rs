@@ -1,4 +1,5 @@
-//! The start-up table: what a pair's first state is, by what the nodes say, and how its other node is made equal. Pure.
+//! The start-up table: what a pair's first state is, by what the nodes say, and how its other node
+//! is made equal. Pure.
 //!
 //! Nothing is trusted that was not read.
 //!
@@ -25,12 +26,14 @@ use crate::resync::Fill;
 pub(crate) enum Seen {
     /// It does not answer.
     Unreachable,
-    /// It carries no valid marker: a fresh process, or one that the proxy has never seen, or that was full under the ring before.
+    /// It carries no valid marker: a fresh process, or one that the proxy has never seen, or that
+    /// was full under the ring before.
     Blank {
         /// It holds no items at all.
         empty: bool,
     },
-    /// It missed a period of the ring, or part of one: it leads only after a purge, and nothing it holds is adopted or compared.
+    /// It missed a period of the ring, or part of one: it leads only after a purge, and nothing it
+    /// holds is adopted or compared.
     Stale,
     /// It carries a marker.
     Marked {
@@ -144,7 +147,8 @@ pub(crate) fn decide(known: &Knowledge) -> Decision {
     }
 }
 
-/// An adoption was cut off. What the follower holds counts only if it says so itself: it has made every write until then.
+/// An adoption was cut off. What the follower holds counts only if it says so itself: it has made
+/// every write until then.
 fn cut_off(known: &Knowledge, leader: Place, leads: Seen, follows: Seen) -> Decision {
     let counts = matches!(follows, Seen::Marked { record } if record == known.newest);
     match leads {
@@ -167,15 +171,17 @@ fn first_start(known: &Knowledge) -> Decision {
     use Place::{Backup, Primary};
     match (known.primary, known.backup) {
         (Seen::Stale, Seen::Stale) => Decision::dark(None),
-        // The one that is away may be full by the ring before: then it can be adopted, once it answers.
+        // The one that is away may be full by the ring before: then it can be adopted, once it
+        // answers.
         (Seen::Stale, Seen::Unreachable) => Decision::dark(Some(Backup)).waiting(),
         (Seen::Unreachable, Seen::Stale) => Decision::dark(Some(Primary)).waiting(),
         (_, Seen::Unreachable | Seen::Stale) => Decision::alone(Primary),
         (Seen::Unreachable | Seen::Stale, _) => Decision::alone(Backup),
         (primary, Seen::Blank { empty: true }) if !primary.is_empty() => Decision::alone(Primary),
         (Seen::Blank { empty: true }, _) => Decision::alone(Backup),
-        // Markers without a record come from a start that was cut short before any pair was open: nothing tells whose items are
-        // newer, neither is known to be out of date, and what only one of them holds is kept.
+        // Markers without a record come from a start that was cut short before any pair was open:
+        // nothing tells whose items are newer, neither is known to be out of date, and what only
+        // one of them holds is kept.
         (Seen::Blank { .. }, Seen::Marked { .. }) => Decision::adopting(Backup),
         _ => Decision::adopting(Primary),
     }
@@ -300,7 +306,8 @@ mod tests {
         }
     }
 
-    /// A third node remembers that the backup led alone; the backup is away, and the primary still believes that it is in sync.
+    /// A third node remembers that the backup led alone; the backup is away, and the primary still
+    /// believes that it is in sync.
     #[test]
     fn a_witness_keeps_a_stale_primary_from_leading() {
         let newest = Some(record(9, Fact::Alone(Backup)));
@@ -311,8 +318,9 @@ mod tests {
         assert_eq!(decide(&both_away), Decision::dark(Some(Backup)), "whichever comes first");
     }
 
-    /// Every combination: what leads alone is never a node that the newest record does not call full, unless it has nothing; what
-    /// missed a period never leads, and is neither adopted nor compared.
+    /// Every combination: what leads alone is never a node that the newest record does not call
+    /// full, unless it has nothing; what missed a period never leads, and is neither adopted nor
+    /// compared.
     #[test]
     fn no_combination_lets_a_stale_node_lead() {
         let facts = [
@@ -357,7 +365,8 @@ mod tests {
                             assert!(seen != Seen::Unreachable && seen != Seen::Stale, "{known:?}");
                             assert!(!decision.waits, "{known:?}");
                             if let Some(newest) = newest {
-                                // In the middle of an adoption the follower has made every write, and is all that is left.
+                                // In the middle of an adoption the follower has made every write,
+                                // and is all that is left.
                                 let other = if leader == Primary { backup } else { primary };
                                 let left = newest.fact == Fact::Adopting(leader.other())
                                     && of(seen) == Some(newest)

@@ -1,7 +1,9 @@
-//! What is said of pairs, nodes and the whole: the one place that every word of `resync status`, `stats` and `resilver wait` comes from. Pure.
+//! What is said of pairs, nodes and the whole: the one place that every word of `resync status`,
+//! `stats` and `resilver wait` comes from. Pure.
 //!
-//! The rule: no word claims more than is known. A pair is called `mirrored` only where every item that its clients can reach is known to
-//! have two copies, and the whole only where every used pair is, every node is in use, and nothing under way could still prove it wrong.
+//! The rule: no word claims more than is known. A pair is called `mirrored` only where every item
+//! that its clients can reach is known to have two copies, and the whole only where every used pair
+//! is, every node is in use, and nothing under way could still prove it wrong.
 
 use std::fmt::Write;
 

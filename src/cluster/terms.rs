@@ -33,8 +33,8 @@ pub(super) fn named(view: &NodeView) -> Term {
     of_records.chain(view.ring.map(|mark| mark.term)).max().unwrap_or_default()
 }
 
-/// Where all pairs begin. `found`: the highest term that any node names, nothing if that is 0. `all_read`: every
-/// node that may have named one was read.
+/// Where all pairs begin. `found`: the highest term that any node names, nothing if that is 0.
+/// `all_read`: every node that may have named one was read.
 pub(super) fn first(found: Term, all_read: bool, chance: u64) -> Term {
     match found {
         Term(0) => Term::random(chance),
@@ -43,8 +43,8 @@ pub(super) fn first(found: Term, all_read: bool, chance: u64) -> Term {
     }
 }
 
-/// Whether a node that came back names a term that this proxy has not given itself. `own`: the highest in use.
-/// `first`: it was not read before in this run, so nothing on it is this proxy's.
+/// Whether a node that came back names a term that this proxy has not given itself. `own`: the
+/// highest in use. `first`: it was not read before in this run, so nothing on it is this proxy's.
 pub(super) fn is_foreign(found: Term, own: Term, first: bool) -> bool {
     first || found > own
 }
@@ -180,7 +180,8 @@ mod tests {
             self.nodes[node].mark = Some((run.list.1, run.term));
         }
 
-        /// No token wins that another leader than the present one has given, and that a node which was read knows of.
+        /// No token wins that another leader than the present one has given, and that a node which
+        /// was read knows of.
         fn judge(&mut self, story: &[String]) {
             let Some(run) = &self.run else { return };
             for token in self.tokens.iter().filter(|token| !token.witnesses.is_disjoint(&run.read)) {
@@ -199,8 +200,9 @@ mod tests {
         }
     }
 
-    /// Lists that change, proxies that crash before and after the first record, nodes that are away at the start and come later, nodes
-    /// that lose their memory: a token never meets its own term where a node that names it was read.
+    /// Lists that change, proxies that crash before and after the first record, nodes that are away
+    /// at the start and come later, nodes that lose their memory: a token never meets its own term
+    /// where a node that names it was read.
     #[test]
     fn no_token_meets_its_term_again() {
         let mut met = 0;

@@ -82,7 +82,8 @@ impl Cluster {
         let work = Verify {
             pairs,
             limiter: Arc::new(RateLimiter::new(self.settings.verify_rate)),
-            // A write waits for a follower for `--timeout`, and for its pair's next route as long as a leader may take.
+            // A write waits for a follower for `--timeout`, and for its pair's next route as long
+            // as a leader may take.
             settle: self.settings.timeout + self.settings.leader_timeout,
             progress,
             coordinator,

@@ -1,4 +1,5 @@
-//! Resyncs give way to clients: the governor is told what workers wait for, and the resyncs what it says.
+//! Resyncs give way to clients: the governor is told what workers wait for, and the resyncs what it
+//! says.
 
 use tokio::time::{Instant, sleep};
 

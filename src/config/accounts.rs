@@ -9,7 +9,8 @@ pub struct Account {
     pub uid: u32,
     /// The user's own group; `None` for a number that no account has.
     pub gid: Option<u32>,
-    /// Account name, which decides the supplementary groups; `None` for a number that no account has.
+    /// Account name, which decides the supplementary groups; `None` for a number that no account
+    /// has.
     pub name: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! The command line as clap sees it: names, help and defaults. Every value stays text here; [`super::check`] judges
-//! them all together, because clap would stop at the first bad one.
+//! The command line as clap sees it: names, help and defaults. Every value stays text here;
+//! [`super::check`] judges them all together, because clap would stop at the first bad one.
 
 use clap::{ArgAction, Parser};
 
@@ -25,8 +25,8 @@ Environment: RUST_LOG, where set and -v is not, says what is logged, for example
 Exit codes: 0 stopped cleanly; 64 wrong or contradictory settings; 71 the system refused (address in use, privileges, \
 file limit, pid file).";
 
-/// The command line. Repeatable or not, every value is collected in a `Vec`, so that one given twice can be reported
-/// together with everything else that is wrong.
+/// The command line. Repeatable or not, every value is collected in a `Vec`, so that one given
+/// twice can be reported together with everything else that is wrong.
 #[derive(Parser, Debug)]
 #[command(
     name = "resilver",
@@ -40,19 +40,23 @@ file limit, pid file).";
     max_term_width = 120,
 )]
 pub(super) struct Args {
-    /// Primary memcached server; repeat for each. HOST is a name or an address, IPv6 in brackets. With -k a :WEIGHT may follow
+    /// Primary memcached server; repeat for each. HOST is a name or an address, IPv6 in brackets.
+    /// With -k a :WEIGHT may follow
     #[arg(short = 's', long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Servers")]
     pub(super) server: Vec<String>,
 
-    /// Backup memcached server, which holds the second copy; repeat for each. None = a plain sharding proxy
+    /// Backup memcached server, which holds the second copy; repeat for each. None = a plain
+    /// sharding proxy
     #[arg(short = 'b', long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Servers")]
     pub(super) backup: Vec<String>,
 
-    /// Spread keys by ketama, as libmemcached does, instead of magent's hash modulo the number of servers
+    /// Spread keys by ketama, as libmemcached does, instead of magent's hash modulo the number of
+    /// servers
     #[arg(short = 'k', long, help_heading = "Servers")]
     pub(super) ketama: bool,
 
-    /// Connections kept to each server, over all threads; 0 or auto = one for each thread, which is also the least
+    /// Connections kept to each server, over all threads; 0 or auto = one for each thread, which is
+    /// also the least
     #[arg(short = 'i', long, value_name = "N", default_value = "auto", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Servers")]
     pub(super) node_connections: Vec<String>,
@@ -71,12 +75,13 @@ pub(super) struct Args {
     #[arg(short = 'f', long, value_name = "PATH", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) unix_socket: Vec<String>,
 
-    /// Mode of the unix socket, octal, whatever the umask: who may write to it may connect [default: 700]
+    /// Mode of the unix socket, octal, whatever the umask: who may write to it may connect
+    /// [default: 700]
     #[arg(short = 'a', long, value_name = "MODE", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) unix_socket_mode: Vec<String>,
 
-    /// Clients at once; one more is refused, but for what operators ask (16 connections more). Raises the limit of open
-    /// files to what that needs; fewer where the system forbids
+    /// Clients at once; one more is refused, but for what operators ask (16 connections more).
+    /// Raises the limit of open files to what that needs; fewer where the system forbids
     #[arg(short = 'n', long, value_name = "N", default_value = "4096", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Clients")]
     pub(super) max_clients: Vec<String>,
@@ -85,7 +90,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "1m", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) item_size_max: Vec<String>,
 
-    /// Memory for what clients send and have not read yet, over all clients: with half of it taken each gets one large value at a time
+    /// Memory for what clients send and have not read yet, over all clients: with half of it taken
+    /// each gets one large value at a time
     #[arg(long, value_name = "SIZE", default_value = "512m", action = ArgAction::Append, help_heading = "Listening")]
     pub(super) client_memory: Vec<String>,
 
@@ -98,12 +104,13 @@ pub(super) struct Args {
           allow_negative_numbers = true, help_heading = "Process")]
     pub(super) threads: Vec<String>,
 
-    /// Sockets of clients and servers on io_uring: auto = where the system has it (Linux 6.1), else epoll; on = or do not start; off = epoll
+    /// Sockets of clients and servers on io_uring: auto = where the system has it (Linux 6.1), else
+    /// epoll; on = or do not start; off = epoll
     #[arg(long, value_name = "auto|on|off", default_value = "auto", action = ArgAction::Append, help_heading = "Process")]
     pub(super) io_uring: Vec<String>,
 
-    /// How a server that comes back is refilled: auto = at once; manual = the other copy leads until the operator says
-    /// resync; off = trusted as it is, like magent
+    /// How a server that comes back is refilled: auto = at once; manual = the other copy leads
+    /// until the operator says resync; off = trusted as it is, like magent
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",
           default_value = "auto", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync: Vec<String>,
@@ -113,7 +120,8 @@ pub(super) struct Args {
           help_heading = "Healing")]
     pub(super) resync_rate: Vec<String>,
 
-    /// What resyncs may add to the time within which 99 of 100 answers come; they work as hard as that allows. off = as hard as they can
+    /// What resyncs may add to the time within which 99 of 100 answers come; they work as hard as
+    /// that allows. off = as hard as they can
     #[arg(long, value_name = "TIME|off", default_value = "1ms", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync_latency: Vec<String>,
 
@@ -122,11 +130,13 @@ pub(super) struct Args {
           help_heading = "Healing")]
     pub(super) verify_rate: Vec<String>,
 
-    /// Memory for a resync's key list and buffers, at least the largest item; what does not fit goes to a temporary file
+    /// Memory for a resync's key list and buffers, at least the largest item; what does not fit
+    /// goes to a temporary file
     #[arg(long, value_name = "SIZE", default_value = "64m", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync_memory: Vec<String>,
 
-    /// How long a server may make no progress with what it was asked before it counts as lost and the other copy answers
+    /// How long a server may make no progress with what it was asked before it counts as lost and
+    /// the other copy answers
     #[arg(long, value_name = "TIME", default_value = "250ms", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) timeout: Vec<String>,
 
@@ -167,8 +177,9 @@ pub(super) struct Args {
     #[arg(short = 'd', long, help_heading = "Process")]
     pub(super) daemon: bool,
 
-    /// Pid file; written in the foreground only if this is given [default with -d: /run/resilver.pid for root, else
-    /// resilver.pid in $XDG_RUNTIME_DIR, else /tmp/resilver-UID.pid]
+    /// Pid file; written in the foreground only if this is given [default with -d:
+    /// /run/resilver.pid for root, else resilver.pid in $XDG_RUNTIME_DIR, else
+    /// /tmp/resilver-UID.pid]
     #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Process")]
     pub(super) pid_file: Vec<String>,
 

@@ -1,4 +1,5 @@
-//! From text to [`Settings`]: every value is read, then all are held against each other, and every fault is kept.
+//! From text to [`Settings`]: every value is read, then all are held against each other, and every
+//! fault is kept.
 
 mod healing;
 mod listeners;
@@ -31,7 +32,8 @@ const SOCKET_MODE: u32 = 0o700;
 /// Ports and descriptors end before this.
 const MAX_CLIENTS: u64 = 10_000_000;
 
-/// What a command line is judged against besides itself. Injected, so that tests need no root and no DNS.
+/// What a command line is judged against besides itself. Injected, so that tests need no root and
+/// no DNS.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// Effective user id of this process; 0 = root, who may become anybody.
@@ -90,8 +92,8 @@ enum Split {
     Matches(Option<ArgMatches>, Vec<String>),
 }
 
-/// Lets clap cut the command line into options. clap stops at the first one it does not know; that one is noted, taken
-/// out, and the rest is tried again.
+/// Lets clap cut the command line into options. clap stops at the first one it does not know; that
+/// one is noted, taken out, and the rest is tried again.
 fn split(mut arguments: Vec<OsString>) -> Split {
     let mut faults = Vec::new();
     // Every round takes at least one argument away.
@@ -111,7 +113,8 @@ fn split(mut arguments: Vec<OsString>) -> Split {
     Split::Matches(None, faults)
 }
 
-/// Takes the argument that clap complains of off the command line; false if it cannot be found there.
+/// Takes the argument that clap complains of off the command line; false if it cannot be found
+/// there.
 fn remove_culprit(arguments: &mut Vec<OsString>, error: &clap::Error) -> bool {
     let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { return false };
     // For a missing value clap names the option with its placeholder: `--port <PORT>`.
@@ -138,7 +141,8 @@ fn remove_culprit(arguments: &mut Vec<OsString>, error: &clap::Error) -> bool {
     true
 }
 
-/// `--resync` alone means something, so its mode is not looked for in the next word, which clap then calls unexpected.
+/// `--resync` alone means something, so its mode is not looked for in the next word, which clap
+/// then calls unexpected.
 fn lone_mode(arguments: &[OsString], error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { return None };
     let follows = |pair: &[OsString]| pair[0] == "--resync" && pair[1].to_string_lossy() == culprit.as_str();
@@ -169,8 +173,8 @@ fn one_line(error: &clap::Error) -> String {
     line
 }
 
-/// Collects faults while it turns text into values. A value that cannot be read is reported and replaced by something
-/// harmless, so that the rest can be judged too.
+/// Collects faults while it turns text into values. A value that cannot be read is reported and
+/// replaced by something harmless, so that the rest can be judged too.
 struct Check<'a> {
     command: Command,
     matches: ArgMatches,
@@ -291,7 +295,7 @@ impl Check<'_> {
         memory.max(least)
     }
 
-    // ---- values -----------------------------------------------------------------------------------------------------
+    // ---- values ---------------------------------------------------------------------------------
 
     fn fault(&mut self, sentence: impl Into<String>) {
         self.faults.push(sentence.into());
@@ -322,7 +326,8 @@ impl Check<'_> {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
-    /// The one value of an option that makes no sense twice; two different ones are a contradiction.
+    /// The one value of an option that makes no sense twice; two different ones are a
+    /// contradiction.
     fn single<'v>(&mut self, id: &str, values: &'v [String]) -> Option<&'v str> {
         let last = values.last()?;
         if let Some(other) = values.iter().find(|value| *value != last) {
@@ -405,7 +410,7 @@ impl Check<'_> {
         }
     }
 
-    // ---- process ----------------------------------------------------------------------------------------------------
+    // ---- process --------------------------------------------------------------------------------
 
     fn accounts(&mut self, args: &Args) {
         let root = self.host.uid == 0;

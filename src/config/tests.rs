@@ -108,7 +108,8 @@ fn defaults() {
     assert_eq!((&settings.unix_socket, &settings.pid_file, settings.daemonize), (&None, &None, false));
     assert_eq!(settings.unix_socket_mode, 0o700);
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("warn,resilver=info", LogFormat::Text));
-    // One thread costs least for each request; the other half of the cores is the nodes' and clients' and the kernel's.
+    // One thread costs least for each request; the other half of the cores is the nodes' and
+    // clients' and the kernel's.
     assert_eq!(run_on("-s a:1", &Host { cores: 2, ..host() }).threads, 1);
     assert_eq!(run_on("-s a:1", &Host { cores: 1, ..host() }).threads, 1);
 }

@@ -20,7 +20,8 @@ pub(crate) fn show_time(time: Duration) -> String {
     humantime::format_duration(time).to_string().replace(' ', "")
 }
 
-/// Reads a size in bytes: `1048576`, `64m`, `64M`, `64MB` or `64MiB`, all powers of 1024 as with memcached's `-I`.
+/// Reads a size in bytes: `1048576`, `64m`, `64M`, `64MB` or `64MiB`, all powers of 1024 as with
+/// memcached's `-I`.
 ///
 /// # Errors
 ///

@@ -1,8 +1,9 @@
 //! Going to the background without `fork`, which a process with threads cannot do safely.
 //!
-//! `resilver -d` starts its own binary again with the same arguments and one hidden flag, in a session of its own. The
-//! child says over a pipe when it is ready; until then its stderr is its parent's, so that every error is seen where the
-//! command was typed. The parent ends with the child's verdict.
+//! `resilver -d` starts its own binary again with the same arguments and one hidden flag, in a
+//! session of its own. The child says over a pipe when it is ready; until then its stderr is its
+//! parent's, so that every error is seen where the command was typed. The parent ends with the
+//! child's verdict.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -58,7 +59,8 @@ pub fn start_in_background(arguments: impl IntoIterator<Item = OsString>) -> Res
     Err(BackgroundError::Ended(status.code()))
 }
 
-/// In the child, first of all: leaves the session of the terminal, so that closing it does not end the daemon.
+/// In the child, first of all: leaves the session of the terminal, so that closing it does not end
+/// the daemon.
 ///
 /// # Errors
 ///

@@ -5,7 +5,8 @@ use thiserror::Error;
 
 use crate::config::Settings;
 
-/// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files, and refusing clients.
+/// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files,
+/// and refusing clients.
 const RESERVE: u64 = 128;
 /// Per worker thread: its runtime, its handles of the listening sockets, its ring.
 const PER_THREAD: u64 = 12;
@@ -68,8 +69,8 @@ pub fn files_needed(settings: &Settings) -> u64 {
 
 /// Raises this process's limit of open files to what the settings need; never lowers it.
 ///
-/// Where the system allows less, the number of clients gives way: a proxy that takes 19,000 clients of the 51,200 asked
-/// for is of more use than none, as long as it says so.
+/// Where the system allows less, the number of clients gives way: a proxy that takes 19,000 clients
+/// of the 51,200 asked for is of more use than none, as long as it says so.
 ///
 /// # Errors
 ///
@@ -84,7 +85,8 @@ pub fn raise_file_limit(settings: &Settings) -> Result<FileLimit, LimitError> {
     let wanted = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
     match wanted {
         Ok(()) => return Ok(FileLimit { needed, allowed: needed, clients: settings.max_clients }),
-        // Root may raise the hard limit too, but not over the kernel's (fs.nr_open), and not in every container.
+        // Root may raise the hard limit too, but not over the kernel's (fs.nr_open), and not in
+        // every container.
         Err(_) if hard < needed => {}
         Err(cause) => return Err(system(cause)),
     }
@@ -97,12 +99,14 @@ pub fn raise_file_limit(settings: &Settings) -> Result<FileLimit, LimitError> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(system)?;
     Ok(FileLimit { needed, allowed: hard, clients: fits as usize })
 }
-/// Blocks from this size on, in bytes, are the system's own and go back to it as soon as they are free.
+/// Blocks from this size on, in bytes, are the system's own and go back to it as soon as they are
+/// free.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_BLOCK: i32 = 128 << 10;
 
-/// Memory that was needed once goes back to the system. glibc moves its limit up to 32 MiB with each large block that is freed, and keeps
-/// what is smaller: seen, 200 MB of values that were gone, for good.
+/// Memory that was needed once goes back to the system. glibc moves its limit up to 32 MiB with
+/// each large block that is freed, and keeps what is smaller: seen, 200 MB of values that were
+/// gone, for good.
 pub fn give_memory_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "there is no other way to say it but the environment, which is read before we run")]

@@ -12,15 +12,16 @@ use thiserror::Error;
 
 use crate::config::Settings;
 
-/// Connections that may wait to be accepted. All of a web farm's workers connect at once after a deployment; the kernel
-/// cuts this down to its own limit (`net.core.somaxconn`).
+/// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
+/// deployment; the kernel cuts this down to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
 /// Bound, listening, non-blocking sockets.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    /// For each of [`Settings::listen`] as many as there are worker threads: each has a queue of its own, so that a connection wakes one
-    /// thread and not all. (One for all of them where the system cannot do that.)
+    /// For each of [`Settings::listen`] as many as there are worker threads: each has a queue of
+    /// its own, so that a connection wakes one thread and not all. (One for all of them where the
+    /// system cannot do that.)
     pub tcp: Vec<Vec<TcpListener>>,
     /// For [`Settings::unix_socket`].
     pub unix: Option<UnixListener>,
@@ -67,9 +68,11 @@ fn hint(cause: &io::Error) -> &'static str {
 ///
 /// # Errors
 ///
-/// The first address that could not be bound, with the cause; what was bound before is closed again.
+/// The first address that could not be bound, with the cause; what was bound before is closed
+/// again.
 pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
-    // A wildcard IPv6 socket also takes IPv4 by default, and then an IPv4 address on the same port is "in use".
+    // A wildcard IPv6 socket also takes IPv4 by default, and then an IPv4 address on the same port
+    // is "in use".
     let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
     let mut listeners = Listeners::default();
     for &address in &settings.listen {
@@ -92,8 +95,9 @@ fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec
         }
         Ok::<_, io::Error>(socket)
     };
-    // The first one is bound as if it were alone: were the port shared from the beginning, a second proxy started by mistake would take a
-    // part of the first one's clients instead of being refused.
+    // The first one is bound as if it were alone: were the port shared from the beginning, a second
+    // proxy started by mistake would take a part of the first one's clients instead of being
+    // refused.
     let first = open()?;
     first.bind(&address.into())?;
     let mut sockets = vec![first];
@@ -183,7 +187,8 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let same = std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        // After dropping privileges the directory may forbid it; the next start finds the file stale and removes it.
+        // After dropping privileges the directory may forbid it; the next start finds the file
+        // stale and removes it.
         if same && let Err(cause) = std::fs::remove_file(&self.path) {
             tracing::info!(path = %self.path.display(), %cause, "unix socket left behind; the next start removes it");
         }

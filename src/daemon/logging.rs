@@ -32,11 +32,13 @@ pub enum LogError {
 /// Lines that may wait for a slow disk or a pipe that nobody reads; more are lost.
 const MAX_WAITING_LINES: usize = 16 * 1024;
 
-/// Sets up the log of this process. Everything goes to stderr, because stdout belongs to `-d`'s handshake.
+/// Sets up the log of this process. Everything goes to stderr, because stdout belongs to `-d`'s
+/// handshake.
 ///
-/// A thread of its own does the writing, and loses lines rather than keep anybody waiting: a write to a busy disk was seen to take 30 s,
-/// in which nobody noticed dead nodes, and a memcached whose key list was not read meanwhile froze too. Keep what is returned until the end of
-/// the process; dropping it writes what still waits.
+/// A thread of its own does the writing, and loses lines rather than keep anybody waiting: a write
+/// to a busy disk was seen to take 30 s, in which nobody noticed dead nodes, and a memcached whose
+/// key list was not read meanwhile froze too. Keep what is returned until the end of the process;
+/// dropping it writes what still waits.
 ///
 /// # Errors
 ///

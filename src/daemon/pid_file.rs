@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use thiserror::Error;
 
-/// The file can be removed between opening and locking it, once for each process that ends just then.
+/// The file can be removed between opening and locking it, once for each process that ends just
+/// then.
 const ATTEMPTS: usize = 8;
 
 /// Why there is no pid file.
@@ -35,8 +36,9 @@ pub enum PidFileError {
 
 /// A pid file that is ours; removed on drop.
 ///
-/// It is locked for as long as the process lives. The lock is what counts, not the number in the file: after a crash
-/// the number may long be another process's, and in containers nearly every process has the same one.
+/// It is locked for as long as the process lives. The lock is what counts, not the number in the
+/// file: after a crash the number may long be another process's, and in containers nearly every
+/// process has the same one.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -69,7 +71,8 @@ impl PidFile {
                 }
                 Err((_, errno)) => return Err(system(errno.into())),
             };
-            // Its owner may have removed it between our opening and our locking it; then the lock is on nothing.
+            // Its owner may have removed it between our opening and our locking it; then the lock
+            // is on nothing.
             let ours = file.metadata().map_err(system)?;
             if !std::fs::symlink_metadata(path)
                 .is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
@@ -117,8 +120,8 @@ fn write_pid(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-/// Whether a process of that number is a resilver other than this one, although it holds no lock: somebody may have
-/// written the file by hand. Only Linux tells; elsewhere the lock alone decides.
+/// Whether a process of that number is a resilver other than this one, although it holds no lock:
+/// somebody may have written the file by hand. Only Linux tells; elsewhere the lock alone decides.
 fn is_living_resilver(pid: &str) -> bool {
     let Ok(pid) = pid.parse::<u32>() else { return false };
     // `4711 (resilver) S …`
@@ -130,7 +133,8 @@ fn is_living_resilver(pid: &str) -> bool {
     let (Some((own, _)), Some((name, state))) = (name_and_state("self"), name_and_state(&pid.to_string())) else {
         return false;
     };
-    // In a container without an init nobody collects the dead: a killed resilver keeps its name for ever.
+    // In a container without an init nobody collects the dead: a killed resilver keeps its name for
+    // ever.
     pid != std::process::id() && name == own && !matches!(state, 'Z' | 'X')
 }
 

@@ -34,7 +34,8 @@ pub enum PrivilegeError {
     Reversible(String),
 }
 
-/// Who the process becomes. Looked up before the sockets are bound, so that a wrong name costs nothing.
+/// Who the process becomes. Looked up before the sockets are bound, so that a wrong name costs
+/// nothing.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// As given, for messages.
@@ -46,7 +47,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Looks up `-u` and `-g`; `None` if neither asks for anybody else than who the process already is.
+    /// Looks up `-u` and `-g`; `None` if neither asks for anybody else than who the process already
+    /// is.
     ///
     /// # Errors
     ///
@@ -115,7 +117,8 @@ impl Identity {
         }
     }
 
-    /// macOS keeps supplementary groups in a directory service, and dropping them is not offered safely.
+    /// macOS keeps supplementary groups in a directory service, and dropping them is not offered
+    /// safely.
     #[cfg(target_vendor = "apple")]
     fn set_groups(&self, _gid: Gid) -> Result<(), PrivilegeError> {
         Err(self.refused("setgroups", nix::Error::ENOTSUP))

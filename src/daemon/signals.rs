@@ -1,5 +1,6 @@
-//! Signals: the first SIGTERM, SIGINT or SIGQUIT stops in good order, the second at once. Those that by default end a process and
-//! that somebody may send without meaning that are ignored; docs/operating.md has the list, and what is left alone.
+//! Signals: the first SIGTERM, SIGINT or SIGQUIT stops in good order, the second at once. Those
+//! that by default end a process and that somebody may send without meaning that are ignored;
+//! docs/operating.md has the list, and what is left alone.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,8 +13,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// What stops the proxy, and the exit code of a process that it ends, as shells show it. (SIGQUIT is a slip of the finger beside
-/// Ctrl-C, and what some supervisors mean by a quiet stop; whoever wants a core has SIGABRT.)
+/// What stops the proxy, and the exit code of a process that it ends, as shells show it. (SIGQUIT
+/// is a slip of the finger beside Ctrl-C, and what some supervisors mean by a quiet stop; whoever
+/// wants a core has SIGABRT.)
 const STOPPING: [(&str, SignalKind, i32); 3] = [
     ("SIGTERM", SignalKind::terminate(), 128 + 15),
     ("SIGINT", SignalKind::interrupt(), 128 + 2),
@@ -35,7 +37,8 @@ const IGNORED: [(&str, SignalKind, &str); 9] = [
     ("SIGXFSZ", SignalKind::from_raw(Number::SIGXFSZ as i32), "a file has reached the limit of its size (ulimit -f)"),
 ];
 
-/// The caught signals, on a thread of their own: the worker threads may be what hangs when somebody insists.
+/// The caught signals, on a thread of their own: the worker threads may be what hangs when somebody
+/// insists.
 #[derive(Debug)]
 pub struct Signals {
     runtime: Runtime,
@@ -77,8 +80,8 @@ impl Signals {
         Ok(Signals { runtime, stopping, ignored })
     }
 
-    /// Starts the thread. At the first signal it cancels `shutdown`; at the second it runs `at_once` (remove files, say
-    /// goodbye) and ends the process.
+    /// Starts the thread. At the first signal it cancels `shutdown`; at the second it runs
+    /// `at_once` (remove files, say goodbye) and ends the process.
     ///
     /// # Errors
     ///

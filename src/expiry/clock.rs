@@ -1,5 +1,6 @@
-//! PURE. What a node's clock shows, read off an item: one whose date of expiry is known, and stands in its value. A `stats` would tell it too, in 3 KB;
-//! this is one short line, and may stand between other commands of a batch.
+//! PURE. What a node's clock shows, read off an item: one whose date of expiry is known, and stands
+//! in its value. A `stats` would tell it too, in 3 KB; this is one short line, and may stand
+//! between other commands of a batch.
 
 use crate::protocol::number::{parse_i64, parse_u64};
 use crate::protocol::reply::meta_flag;
@@ -8,12 +9,14 @@ use crate::protocol::reply::meta_flag;
 pub const CLOCK_KEY: &str = "__resilver__:clock";
 /// Reads the item. [`shown`] understands the answer.
 pub const CLOCK_READ: &[u8] = b"mg __resilver__:clock v t\r\n";
-/// How far off the item's date is when it is made, in seconds: above 30 days, as an exptime up to that is relative.
+/// How far off the item's date is when it is made, in seconds: above 30 days, as an exptime up to
+/// that is relative.
 const AHEAD_SECS: i64 = 100 * 24 * 60 * 60;
 /// It is made anew when less is left.
 const LEAST_SECS: i64 = AHEAD_SECS / 2;
 
-/// What the node's clock showed when it gave this answer, unix seconds; `None` = the item is not there.
+/// What the node's clock showed when it gave this answer, unix seconds; `None` = the item is not
+/// there.
 pub fn shown(line: &[u8], data: Option<&[u8]>) -> Option<i64> {
     let left = meta_flag(line, b't').and_then(parse_i64).filter(|&left| left > 0)?;
     let date = i64::try_from(parse_u64(data?)?).ok()?;

@@ -1,4 +1,5 @@
-//! The keys of one pair that are known to have one copy: the follower refused the item, or the copies could not be made equal.
+//! The keys of one pair that are known to have one copy: the follower refused the item, or the
+//! copies could not be made equal.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -10,11 +11,12 @@ use bytes::Bytes;
 use super::MissedBudget;
 use super::missed::KEY_OVERHEAD;
 
-/// One pair's keys with one copy, for as long as the proxy runs. Workers and resyncs insert; workers remove what has two copies again; the
-/// control plane reads, has the keys mended, and forgets them.
+/// One pair's keys with one copy, for as long as the proxy runs. Workers and resyncs insert;
+/// workers remove what has two copies again; the control plane reads, has the keys mended, and
+/// forgets them.
 ///
-/// Past the bound, and where items were evicted during a refill, there are *more*, of which nothing else is known: only a comparing of the whole
-/// pair finds out.
+/// Past the bound, and where items were evicted during a refill, there are *more*, of which nothing
+/// else is known: only a comparing of the whole pair finds out.
 #[derive(Debug)]
 pub struct Lone {
     /// In order, because they are iterated: what the proxy does must not differ from run to run.
@@ -70,7 +72,8 @@ impl Lone {
         self.len.store(keys.len(), Relaxed);
     }
 
-    /// Takes out some keys, which are to be copied now: those that have one copy after that are inserted again.
+    /// Takes out some keys, which are to be copied now: those that have one copy after that are
+    /// inserted again.
     pub fn take(&self, most: usize) -> Vec<Bytes> {
         let taken = self.after(None, most);
         taken.iter().for_each(|key| self.remove(key));
@@ -111,7 +114,8 @@ impl Lone {
         self.more() > self.resolved.load(Relaxed)
     }
 
-    /// How often it was learnt that there are more: to be read before a comparing that is to find them all.
+    /// How often it was learnt that there are more: to be read before a comparing that is to find
+    /// them all.
     pub fn more(&self) -> u64 {
         self.more.load(Relaxed)
     }

@@ -1,5 +1,5 @@
-//! The keys of one pair whose last mutation did not surely reach a node that is away: when it comes back with the memory that it had,
-//! only these are out of date on it.
+//! The keys of one pair whose last mutation did not surely reach a node that is away: when it comes
+//! back with the memory that it had, only these are out of date on it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -13,7 +13,8 @@ pub(super) const KEY_OVERHEAD: usize = 96;
 /// Longer lists are sorted by a thread of their own.
 const SORTED_AT_ONCE: usize = 4096;
 
-/// So are more keys than these freed: half a million, of the one write that was too many, kept a worker for 60 ms.
+/// So are more keys than these freed: half a million, of the one write that was too many, kept a
+/// worker for 60 ms.
 const FREED_AT_ONCE: usize = 4096;
 
 /// The memory that the missed sets of all pairs share, in bytes.
@@ -47,11 +48,13 @@ impl MissedBudget {
     }
 }
 
-/// One pair's missed keys, for as long as the proxy runs. Workers insert; the control plane reads and resets.
+/// One pair's missed keys, for as long as the proxy runs. Workers insert; the control plane reads
+/// and resets.
 ///
-/// A key is inserted *before* the mutation is sent to a leader without a follower, and where an answer that is owed is given up: so
-/// whatever either node executes later, the key is there. It stays until the pair is mirrored again, through any number of resyncs
-/// that were cut off. Past the bound the set *overflows*: it is forgotten, and the node is purged and filled in full.
+/// A key is inserted *before* the mutation is sent to a leader without a follower, and where an
+/// answer that is owed is given up: so whatever either node executes later, the key is there. It
+/// stays until the pair is mirrored again, through any number of resyncs that were cut off. Past
+/// the bound the set *overflows*: it is forgotten, and the node is purged and filled in full.
 #[derive(Debug)]
 pub struct Missed {
     /// Locked for writing only to put an empty one in its place.
@@ -91,7 +94,8 @@ impl Missed {
         self.known().contains(key)
     }
 
-    /// Forgets the keys: from here on the whole memory of the node that is away counts as out of date.
+    /// Forgets the keys: from here on the whole memory of the node that is away counts as out of
+    /// date.
     pub fn overflow(&self) {
         self.overflow.store(true, Relaxed);
         self.forget();
@@ -102,7 +106,8 @@ impl Missed {
         self.overflow.load(Relaxed)
     }
 
-    /// Both nodes hold the same: nothing is missed. Only behind a closed gate, when no worker has anything of the pair in flight.
+    /// Both nodes hold the same: nothing is missed. Only behind a closed gate, when no worker has
+    /// anything of the pair in flight.
     pub fn reset(&self) {
         self.forget();
         self.overflow.store(false, Relaxed);
@@ -126,7 +131,8 @@ impl Missed {
         (!self.overflowed()).then_some(keys)
     }
 
-    /// [`Missed::keys`] of a set that may be large: it is sorted on another thread than the control plane's.
+    /// [`Missed::keys`] of a set that may be large: it is sorted on another thread than the control
+    /// plane's.
     pub async fn list(self: &Arc<Missed>) -> Option<Vec<Bytes>> {
         if self.len() <= SORTED_AT_ONCE {
             return self.keys();

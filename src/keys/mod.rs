@@ -1,4 +1,5 @@
-//! Keys that workers write down for others to read: what a lost node missed, what is to be copied again, what has one copy.
+//! Keys that workers write down for others to read: what a lost node missed, what is to be copied
+//! again, what has one copy.
 
 mod lone;
 mod missed;

@@ -11,31 +11,36 @@ use tokio::sync::Notify;
 
 use super::Missed;
 
-/// Most keys kept for one pair. Past it the whole pair is enumerated again, which costs time, not memory.
+/// Most keys kept for one pair. Past it the whole pair is enumerated again, which costs time, not
+/// memory.
 pub const MAX_RECOPY_KEYS: usize = 65_536;
-/// The same for keys that are pushed because they were read: the rest is left to those that must be copied again.
+/// The same for keys that are pushed because they were read: the rest is left to those that must be
+/// copied again.
 const MAX_READ_KEYS: usize = MAX_RECOPY_KEYS / 2;
-/// Places in the table of keys pushed lately for being read: 512 KiB per pair, only while its leader cannot be enumerated.
+/// Places in the table of keys pushed lately for being read: 512 KiB per pair, only while its
+/// leader cannot be enumerated.
 const LATELY: usize = 1 << 17;
 
-/// Keys whose copy was dropped on the filling follower because the mutation cannot be executed there (incr, append, touch …).
+/// Keys whose copy was dropped on the filling follower because the mutation cannot be executed
+/// there (incr, append, touch …).
 ///
-/// A worker first drops the key on the follower and pushes it after the answer. The job takes a key out *before* it
-/// copies it, so that a push during the copy is kept and leads to another copy.
+/// A worker first drops the key on the follower and pushes it after the answer. The job takes a key
+/// out *before* it copies it, so that a push during the copy is kept and leads to another copy.
 ///
-/// Where the leader cannot be enumerated, the job asks for the keys that clients read as well (`want_reads`): the only way to learn
-/// of them.
+/// Where the leader cannot be enumerated, the job asks for the keys that clients read as well
+/// (`want_reads`): the only way to learn of them.
 #[derive(Default, Debug)]
 pub struct Recopy {
-    /// The keys in the queue, to find duplicates: a hot key is turned away without the queue's lock. Never iterated: its order would
-    /// differ from run to run.
+    /// The keys in the queue, to find duplicates: a hot key is turned away without the queue's
+    /// lock. Never iterated: its order would differ from run to run.
     known: DashMap<Bytes, ()>,
     inner: Mutex<Inner>,
     reads: AtomicBool,
     /// What is pushed is not on the follower, which a resync that comes after this one must know.
     missed: Option<Arc<Missed>>,
-    /// Fingerprints of keys pushed lately for being read, each in the one place that its hash names: a hot key is pushed once,
-    /// and again when another one has taken its place. Made when reads are first wanted.
+    /// Fingerprints of keys pushed lately for being read, each in the one place that its hash
+    /// names: a hot key is pushed once, and again when another one has taken its place. Made when
+    /// reads are first wanted.
     lately: OnceLock<Box<[AtomicU32]>>,
 }
 
@@ -57,7 +62,8 @@ impl Recopy {
         Recopy { missed: Some(missed), ..Recopy::default() }
     }
 
-    /// Asks for a copy of the key. Any thread may call it; it never waits for more than another push.
+    /// Asks for a copy of the key. Any thread may call it; it never waits for more than another
+    /// push.
     pub fn push(&self, key: Bytes) {
         if let Some(missed) = &self.missed {
             missed.insert(&key);
@@ -69,8 +75,9 @@ impl Recopy {
 
     /// `false`: there is no room for it.
     fn enqueue(&self, key: Bytes, most: usize) -> bool {
-        // The entry is held while the key goes into the queue. That it is there already means that its copy has not begun: a key leaves
-        // the set after the queue and before `take_batch` returns.
+        // The entry is held while the key goes into the queue. That it is there already means that
+        // its copy has not begun: a key leaves the set after the queue and before `take_batch`
+        // returns.
         let Entry::Vacant(entry) = self.known.entry(key.clone()) else { return true };
         let mut inner = self.lock();
         if inner.queue.len() >= most {
@@ -84,13 +91,15 @@ impl Recopy {
         true
     }
 
-    /// Whether keys that are read are wanted; a worker asks this for every hit while the pair is being filled.
+    /// Whether keys that are read are wanted; a worker asks this for every hit while the pair is
+    /// being filled.
     pub fn wants_reads(&self) -> bool {
         self.reads.load(Relaxed)
     }
 
-    /// A client has read an item under this key from the leader: asks for a copy of it, unless that was done lately or there is
-    /// too much to do already. No lock is taken for a key that was pushed lately.
+    /// A client has read an item under this key from the leader: asks for a copy of it, unless that
+    /// was done lately or there is too much to do already. No lock is taken for a key that was
+    /// pushed lately.
     pub fn push_read(&self, key: &[u8]) {
         let Some(lately) = self.lately.get().filter(|_| self.wants_reads()) else { return };
         let mut hasher = DefaultHasher::new();
@@ -112,8 +121,8 @@ impl Recopy {
         self.reads.store(true, Relaxed);
     }
 
-    /// Makes up for an overflow where there is no enumeration: the keys that were lost are not on the follower, and each is
-    /// copied when it is next read, however lately that was before.
+    /// Makes up for an overflow where there is no enumeration: the keys that were lost are not on
+    /// the follower, and each is copied when it is next read, however lately that was before.
     pub fn forget_overflow(&self) {
         self.clear_overflow();
         // After it: a key lost from now on sets it again.
@@ -122,7 +131,8 @@ impl Recopy {
         }
     }
 
-    /// Forgets the keys and asks for another enumeration of the pair (`flush_all`, or a list that was lost).
+    /// Forgets the keys and asks for another enumeration of the pair (`flush_all`, or a list that
+    /// was lost).
     pub fn set_overflow(&self) {
         let mut inner = self.lock();
         inner.overflow = true;

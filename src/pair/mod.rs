@@ -1,4 +1,5 @@
-//! One pair's life: who leads, who follows, and what may happen next. Pure: events in, effects out; no I/O, no clock.
+//! One pair's life: who leads, who follows, and what may happen next. Pure: events in, effects out;
+//! no I/O, no clock.
 //!
 //! ```text
 //!              node lost                 node back, purged               all copied, none outstanding
@@ -13,12 +14,15 @@
 //!     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! **Every edge is a barrier**: the state changes at once, but the gate goes `Closing` (no worker begins an operation; each confirms
-//! that nothing it began under the old route is unanswered), then `Recording` (who leads alone, or that both are in sync, is written
-//! on the nodes), and only then `Open`. Without the barrier two workers increment on two leaders (`docs/internals/models/routes.py`).
+//! **Every edge is a barrier**: the state changes at once, but the gate goes `Closing` (no worker
+//! begins an operation; each confirms that nothing it began under the old route is unanswered),
+//! then `Recording` (who leads alone, or that both are in sync, is written on the nodes), and only
+//! then `Open`. Without the barrier two workers increment on two leaders
+//! (`docs/internals/models/routes.py`).
 //!
-//! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader that is slow or unreachable makes
-//! the pair `Dark`, and `Dark` remembers it: it ends with that node's return, or with the proof that its memory is gone.
+//! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader
+//! that is slow or unreachable makes the pair `Dark`, and `Dark` remembers it: it ends with that
+//! node's return, or with the proof that its memory is gone.
 
 mod rest;
 
@@ -34,8 +38,8 @@ pub use rest::Kept;
 pub enum Reason {
     /// Nothing is wrong.
     None,
-    /// The proxy has just started. Of a node: it has not been heard of yet. Of a pair: what its nodes held then did not show that both
-    /// copies are equal.
+    /// The proxy has just started. Of a node: it has not been heard of yet. Of a pair: what its
+    /// nodes held then did not show that both copies are equal.
     Starting,
     /// The node's process refuses connections.
     Refused,
@@ -47,7 +51,8 @@ pub enum Reason {
     Unresolved,
     /// Its name leads to another address now, so to another server.
     Moved,
-    /// The node answered something that is not memcached's protocol, or not the answer to the question.
+    /// The node answered something that is not memcached's protocol, or not the answer to the
+    /// question.
     Protocol,
     /// The marker is gone from a live node: so is its memory.
     MarkerLost,
@@ -61,18 +66,21 @@ pub enum Reason {
     ResyncFailed,
     /// A resync was cancelled by the operator.
     Cancelled,
-    /// A node cannot list its keys. The leader: its follower is filled from the reads that pass through, and stays a follower. The
-    /// follower: what it may hold cannot be purged, so it is not refilled.
+    /// A node cannot list its keys. The leader: its follower is filled from the reads that pass
+    /// through, and stays a follower. The follower: what it may hold cannot be purged, so it is not
+    /// refilled.
     CannotEnumerate,
     /// Another proxy works on the same node: nobody is promoted before its session ends.
     ForeignSession,
     /// The node is recorded as having missed writes, and the one that has them does not answer.
     StaleAlone,
-    /// Items are known to have one copy: the other server refused them, or evicted some while it was filled. No pair's own reason.
+    /// Items are known to have one copy: the other server refused them, or evicted some while it
+    /// was filled. No pair's own reason.
     CopiesMissing,
     /// What the pair is now is being recorded on its nodes. No pair's own reason.
     Recording,
-    /// `--resync=off`: servers are taken at their word, so nothing is known of what they hold. No pair's own reason.
+    /// `--resync=off`: servers are taken at their word, so nothing is known of what they hold. No
+    /// pair's own reason.
     ResyncOff,
     /// The pair has one node. No pair's own reason.
     NoBackup,
@@ -130,10 +138,12 @@ pub enum State {
     },
     /// Nobody leads: requests are refused at once, with the cause.
     Dark {
-        /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is known to be in sync.
+        /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is
+        /// known to be in sync.
         in_sync: Option<Place>,
-        /// A follower that was being filled when its leader was lost: a verified part of the items, nothing unverified.
-        /// It leads if the leader's memory proves gone; while another proxy works on the nodes, not before that one has stopped.
+        /// A follower that was being filled when its leader was lost: a verified part of the items,
+        /// nothing unverified. It leads if the leader's memory proves gone; while another proxy
+        /// works on the nodes, not before that one has stopped.
         fallback: Option<Place>,
     },
 }
@@ -149,14 +159,16 @@ impl State {
         }
     }
 
-    /// Whether the keys that are known to differ between the two nodes stay all that differ, when this state is followed by `next`.
+    /// Whether the keys that are known to differ between the two nodes stay all that differ, when
+    /// this state is followed by `next`.
     ///
-    /// Not where a pair ends its darkness with another leader: whoever leads now was emptied, or holds a part, and the node whose memory
-    /// counted as gone may yet come back with it.
+    /// Not where a pair ends its darkness with another leader: whoever leads now was emptied, or
+    /// holds a part, and the node whose memory counted as gone may yet come back with it.
     pub fn keeps_difference(self, next: State) -> bool {
         match (self, next) {
             (State::Dark { in_sync: last, .. }, State::Degraded { leader }) => last == Some(leader),
-            // The same in two steps, while another proxy works on the nodes: a follower that holds a part is to lead.
+            // The same in two steps, while another proxy works on the nodes: a follower that holds
+            // a part is to lead.
             (State::Dark { in_sync: last, .. }, State::Dark { in_sync: next @ Some(_), .. }) => last == next,
             _ => true,
         }
@@ -190,28 +202,31 @@ pub enum Gate {
 pub enum Loss {
     /// Late or broken: its memory may still be there.
     Suspected,
-    /// Its marker is gone from a live connection, or its process has refused connections beyond the grace: the memory is gone.
+    /// Its marker is gone from a live connection, or its process has refused connections beyond the
+    /// grace: the memory is gone.
     MemoryGone,
 }
 
 /// What a pair is told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Event {
-    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark` from the start. With the reason why it
-    /// is not mirrored.
+    /// The start-up table decided (see [`crate::cluster`]); only for a pair that is still `Dark`
+    /// from the start. With the reason why it is not mirrored.
     Start(State, Reason),
     /// A node of the pair is not to be used from now on.
     Lost(Place, Loss, Reason),
-    /// A node is back with the memory that it had when it was lost; or has it, and what kept it from leading is over.
+    /// A node is back with the memory that it had when it was lost; or has it, and what kept it
+    /// from leading is over.
     BackSame(Place),
-    /// What a node holds of this pair missed nothing: it is proved empty, or was purged, of everything or of all that it missed. Matters
-    /// when no copy is left.
+    /// What a node holds of this pair missed nothing: it is proved empty, or was purged, of
+    /// everything or of all that it missed. Matters when no copy is left.
     Purged(Place),
     /// The follower is purged and drained: the resync may begin to copy.
     BeginRecovery,
     /// Everything is copied: the resync asks for the gate.
     HandBack,
-    /// The resync finished the last copies behind the closed gate (`true`), or there are more to come (`false`).
+    /// The resync finished the last copies behind the closed gate (`true`), or there are more to
+    /// come (`false`).
     Drained(bool),
     /// A node of the pair cannot be enumerated: said as the reason, nothing else changes.
     CannotEnumerate,
@@ -223,7 +238,8 @@ pub enum Event {
     Closed,
     /// The state was recorded on the nodes that must carry it.
     Recorded,
-    /// `flush_all` emptied the pair's reachable nodes, behind closed gates; the unreachable ones' items are void.
+    /// `flush_all` emptied the pair's reachable nodes, behind closed gates; the unreachable ones'
+    /// items are void.
     Flushed,
     /// Another proxy's open session was found on a node of the pair; or it is there no more.
     Foreign(bool),
@@ -231,14 +247,16 @@ pub enum Event {
     Promote(Place),
     /// The operator wants a node refilled although it seems fine.
     Distrust(Place),
-    /// A node is back and taken at its word, unfilled: only with `--resync=off`, which behaves like magent.
+    /// A node is back and taken at its word, unfilled: only with `--resync=off`, which behaves like
+    /// magent.
     TakenBack(Place),
 }
 
 /// What a pair asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Effect {
-    /// Publish the route as closed and let the workers confirm. Answers of the `void` node count for nothing any more.
+    /// Publish the route as closed and let the workers confirm. Answers of the `void` node count
+    /// for nothing any more.
     Close {
         /// The deposed node.
         void: Option<Place>,
@@ -336,8 +354,9 @@ impl Pair {
         self.term = term;
     }
 
-    /// A later record than this pair's own was found on a node that did not answer at the start (some clock was set back, or another
-    /// proxy wrote it): what is recorded from now on must be later still. Returns whether it was later.
+    /// A later record than this pair's own was found on a node that did not answer at the start
+    /// (some clock was set back, or another proxy wrote it): what is recorded from now on must be
+    /// later still. Returns whether it was later.
     pub fn outrank(&mut self, epoch: Epoch) -> bool {
         let later = epoch > self.epoch && holds(Rule::UniqueEpochs);
         if later {
@@ -346,7 +365,8 @@ impl Pair {
         later
     }
 
-    /// Tokens may have been given under this term elsewhere, and none of them may win here. Returns whether the term changed.
+    /// Tokens may have been given under this term elsewhere, and none of them may win here. Returns
+    /// whether the term changed.
     pub fn rise_above(&mut self, term: Term) -> bool {
         let rises = self.term <= term;
         if rises {
@@ -355,7 +375,8 @@ impl Pair {
         rises
     }
 
-    /// What is recorded of the present state is to be something else from now on, and later than what was.
+    /// What is recorded of the present state is to be something else from now on, and later than
+    /// what was.
     pub fn renew(&mut self) {
         self.epoch = Epoch(self.epoch.0 + 1);
     }
@@ -442,8 +463,8 @@ impl Pair {
             },
             Event::Flushed => {
                 if let State::Dark { .. } = self.state {
-                    // Whoever is away holds items that the flush has ended: nobody is in sync any more, and a record that says so is
-                    // later than the one on that node.
+                    // Whoever is away holds items that the flush has ended: nobody is in sync any
+                    // more, and a record that says so is later than the one on that node.
                     self.state = State::Dark { in_sync: None, fallback: None };
                     self.epoch = Epoch(self.epoch.0 + 1);
                 }
@@ -458,7 +479,8 @@ impl Pair {
                 let ended = self.foreign && !foreign;
                 self.foreign = foreign;
                 match self.state {
-                    // Two proxies wrote the same keys in an order of their own each: the copies may differ.
+                    // Two proxies wrote the same keys in an order of their own each: the copies may
+                    // differ.
                     State::Mirrored if ended => {
                         self.edge(State::Degraded { leader: Place::Primary }, Reason::ForeignSession, None)
                     }
@@ -485,8 +507,9 @@ impl Pair {
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
         let loss = if holds(Rule::DarkRemembersInSync) { loss } else { Loss::MemoryGone };
         match self.state {
-            // The other proxy may not have lost the leader, and goes on writing there. The follower holds everything, and is what is left
-            // if the leader's memory is gone once the other proxy is.
+            // The other proxy may not have lost the leader, and goes on writing there. The follower
+            // holds everything, and is what is left if the leader's memory is gone once the other
+            // proxy is.
             State::Mirrored if self.foreign && place == Place::Primary => {
                 let state = match loss {
                     Loss::Suspected => State::Dark { in_sync: Some(place), fallback: Some(place.other()) },
@@ -494,7 +517,8 @@ impl Pair {
                 };
                 self.edge(state, Reason::ForeignSession, Some(place))
             }
-            // Also while a hand-back is being recorded: whichever is lost, the other one holds everything.
+            // Also while a hand-back is being recorded: whichever is lost, the other one holds
+            // everything.
             State::Mirrored => self.edge(State::Degraded { leader: place.other() }, reason, Some(place)),
             State::Degraded { leader } if leader == place => {
                 let in_sync = (loss == Loss::Suspected).then_some(leader);
@@ -502,9 +526,9 @@ impl Pair {
             }
             State::Degraded { .. } => self.void_while_closing(place),
             State::Recovering { leader } if leader == place => {
-                // The half-filled follower leads only on proof, and only after its unverified copies are undone (`Undone`):
-                // otherwise one slow answer in a busy resync promotes a part of the data, and the only full copy is later
-                // purged as older.
+                // The half-filled follower leads only on proof, and only after its unverified
+                // copies are undone (`Undone`): otherwise one slow answer in a busy resync promotes
+                // a part of the data, and the only full copy is later purged as older.
                 let mut effects = vec![Effect::AbortResync];
                 effects.extend(self.edge(State::Dark { in_sync: Some(leader), fallback: None }, reason, Some(place)));
                 effects
@@ -539,8 +563,9 @@ impl Pair {
         }
     }
 
-    /// A node that does not lead is lost. The state stays, but operations begun under the route before may still wait for that node's
-    /// answer (a refill was cancelled, then its target hung): unless they are told to wait no longer, the gate never closes.
+    /// A node that does not lead is lost. The state stays, but operations begun under the route
+    /// before may still wait for that node's answer (a refill was cancelled, then its target hung):
+    /// unless they are told to wait no longer, the gate never closes.
     fn void_while_closing(&mut self, place: Place) -> Vec<Effect> {
         if self.gate != Gate::Closing || self.voided[place as usize] {
             return vec![];
@@ -565,11 +590,12 @@ impl Pair {
 
     /// The only place where the state changes along an arrow of the diagram.
     fn advance(&mut self, next: State, reason: Reason) {
-        // In release too: from a state that no walk has seen, the end of the process is the safe way on, for the next
-        // start trusts nothing that it has not read, and compares the copies.
+        // In release too: from a state that no walk has seen, the end of the process is the safe
+        // way on, for the next start trusts nothing that it has not read, and compares the copies.
         assert!(legal(self.state, next), "{:?} -> {next:?}", self.state);
         let (before, after) = (self.last_leader(), next.leader());
-        // A token taken under another leader must never win; leaving Dark counts, for the leader's connection broke.
+        // A token taken under another leader must never win; leaving Dark counts, for the leader's
+        // connection broke.
         if after.is_some() && before != after {
             self.term = self.term.next();
         }
@@ -617,7 +643,8 @@ pub fn legal(from: State, to: State) -> bool {
         (Recovering { .. }, Mirrored) => true,
         // Only with `--resync=off`.
         (Degraded { .. }, Mirrored) => true,
-        // From the start every state may follow, by the start-up table; later on Dark ends with one node alone.
+        // From the start every state may follow, by the start-up table; later on Dark ends with one
+        // node alone.
         (Dark { .. }, _) => true,
         _ => false,
     }

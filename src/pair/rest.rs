@@ -1,12 +1,14 @@
-//! Which of a pair's nodes may lead, when no copy of all its items is left, with what it did not miss.
+//! Which of a pair's nodes may lead, when no copy of all its items is left, with what it did not
+//! miss.
 
 use super::State;
 use crate::ids::Place;
 
 /// The places whose nodes have kept their memory since the pair was last mirrored.
 ///
-/// As long as every key is listed whose last write may have reached one node only, such a node holds what is true under any other key. Where
-/// the node that led has lost its memory, or never comes back, deleting the listed keys leaves a part of the items, none of them old.
+/// As long as every key is listed whose last write may have reached one node only, such a node
+/// holds what is true under any other key. Where the node that led has lost its memory, or never
+/// comes back, deleting the listed keys leaves a part of the items, none of them old.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Kept([bool; 2]);
 
@@ -28,8 +30,8 @@ impl Kept {
 
     /// Whether the node at `place`, purged of what is listed, may lead.
     ///
-    /// Not the one that is awaited: until its memory is proved gone, it leads with everything. Nor one beside a verified part, which
-    /// leads in its place.
+    /// Not the one that is awaited: until its memory is proved gone, it leads with everything. Nor
+    /// one beside a verified part, which leads in its place.
     pub fn may_lead(self, state: State, place: Place) -> bool {
         let dark = matches!(state, State::Dark { in_sync, fallback: None } if in_sync != Some(place));
         dark && self.by(place)

@@ -1,4 +1,5 @@
-//! Every sequence of events, breadth first over distinct states until no new one appears, with a shadow of what the two nodes hold.
+//! Every sequence of events, breadth first over distinct states until no new one appears, with a
+//! shadow of what the two nodes hold.
 //!
 //! | rule | protected by (in `mod.rs`) |
 //! |---|---|
@@ -43,13 +44,16 @@ struct World {
     waits: [bool; 2],
     /// The route before, while the gate closes or records.
     route: Option<State>,
-    /// Who led when the gate was last open with a leader; whether the term has changed, and whether its memory went, since then.
+    /// Who led when the gate was last open with a leader; whether the term has changed, and whether
+    /// its memory went, since then.
     led: Option<(Place, bool, bool)>,
     job: bool,
-    /// The control plane has a list of the keys that differ; and whether it is true that nothing else does.
+    /// The control plane has a list of the keys that differ; and whether it is true that nothing
+    /// else does.
     listed: bool,
     list_is_true: bool,
-    /// Which nodes it knows to have kept their memory since that list begins; and whether what each holds under other keys is true.
+    /// Which nodes it knows to have kept their memory since that list begins; and whether what each
+    /// holds under other keys is true.
     kept: Kept,
     rest_is_true: [bool; 2],
     /// How it came to this; for the message of a failure.
@@ -158,13 +162,15 @@ impl World {
         assert!(explained, "rule 11: {} is {:?} for no reason", told(), after.state);
         self.listed &= !changed || before.state.keeps_difference(after.state);
         if let (State::Mirrored, State::Degraded { leader }) = (before.state, after.state) {
-            // Counted from here, though writes miss it only once the gate opens: a second loss inside the barrier is beyond the promise.
+            // Counted from here, though writes miss it only once the gate opens: a second loss
+            // inside the barrier is beyond the promise.
             self.miss(leader.other());
         }
         if let (State::Dark { fallback: Some(f), .. }, State::Degraded { leader }) = (before.state, after.state)
             && leader != f
         {
-            // As above: the follower of a pair that went dark under a foreign session, and whose leader came back.
+            // As above: the follower of a pair that went dark under a foreign session, and whose
+            // leader came back.
             self.miss(f);
         }
         if let (Some(led), true) = (&mut self.led, before.term != after.term) {
@@ -224,7 +230,8 @@ impl World {
         }
         self.led = Some((leader, false, false));
         if mine != Holds::Full {
-            // The most that is left: from now on it is the truth. The other one may come back with more.
+            // The most that is left: from now on it is the truth. The other one may come back with
+            // more.
             self.list_is_true = false;
             self.rest_is_true = [false; 2];
             self.holds[leader as usize] = Holds::Full;
@@ -252,7 +259,8 @@ impl World {
     fn lose(&mut self, place: Place, loss: Loss) {
         self.up[place as usize] = false;
         if matches!(self.pair.state, State::Dark { fallback: Some(f), .. } if f == place) {
-            // It was kept from leading, and is given up when it fails itself: two failures, or two proxies and one.
+            // It was kept from leading, and is given up when it fails itself: two failures, or two
+            // proxies and one.
             self.miss(place);
         }
         if loss == Loss::MemoryGone {
@@ -263,7 +271,8 @@ impl World {
                 led.2 |= led.0 == place;
             }
         }
-        // From the start on both nodes count: before the first job the follower holds no copy, and has made every write.
+        // From the start on both nodes count: before the first job the follower holds no copy, and
+        // has made every write.
         let other = place.other();
         let adopts = self.pair.state == State::Recovering { leader: place } && !self.job;
         let fit = adopts && at(&self.up, other) && at(&self.holds, other) == Holds::Part;
@@ -336,7 +345,8 @@ impl World {
             }
             if matches!(state, State::Dark { .. }) && at(&self.up, place) && !self.job {
                 add(format!("{place} leads, says the operator"), &|w| {
-                    // What it holds counts from now on, and the other one's acknowledged writes do not: that is what was asked for.
+                    // What it holds counts from now on, and the other one's acknowledged writes do
+                    // not: that is what was asked for.
                     w.holds[place as usize] = Holds::Full;
                     w.miss(place.other());
                     w.rest_is_true = [false; 2];
@@ -422,7 +432,8 @@ impl World {
             if gate == Gate::Draining {
                 add("more copies to come".into(), &|w| w.apply(Event::Drained(false)));
                 add("all copied".into(), &|w| {
-                    // Not handed back under a foreign session: then it goes on being copied to, unverified.
+                    // Not handed back under a foreign session: then it goes on being copied to,
+                    // unverified.
                     if let State::Recovering { leader } = w.pair.state
                         && !w.pair.foreign
                     {
@@ -456,7 +467,8 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
         _ => None,
     };
     if closes == 1 {
-        // A follower that leads on proof was never in flight to the one whose memory is gone: that one was voided when it was lost.
+        // A follower that leads on proof was never in flight to the one whose memory is gone: that
+        // one was voided when it was lost.
         let proof = matches!(before.state, State::Dark { fallback: Some(_), .. }) && after.state.leader().is_some();
         let expected = if proof { None } else { void };
         assert_eq!(effects.last(), Some(&Effect::Close { void: expected }), "rule 4: {told}");
@@ -498,7 +510,8 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
                 event == Event::Closed && after.state == State::Recovering { leader: on.other() }
             }
             Effect::RecordSync { follower } => match event {
-                // Whoever was filled is recorded first: cut short, the newest record then names a node that is full.
+                // Whoever was filled is recorded first: cut short, the newest record then names a
+                // node that is full.
                 Event::Drained(true) => before.state == State::Recovering { leader: follower.other() },
                 Event::Closed => after.state == State::Mirrored,
                 _ => false,
@@ -514,7 +527,8 @@ fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) 
         assert!(matches!(before.state, State::Recovering { .. }) && before.gate == Gate::Open, "rule 7: {told}");
     }
     if event == Event::BeginRecovery && !effects.is_empty() {
-        // Before the survivor is recorded as leading alone, a crash would leave the follower looking in sync.
+        // Before the survivor is recorded as leading alone, a crash would leave the follower
+        // looking in sync.
         assert_eq!(before.gate, Gate::Open, "rule 6: {told}");
     }
     if after.gate == Gate::Open && before.gate != Gate::Open {
@@ -546,13 +560,15 @@ fn starts() -> Vec<World> {
         World::start(State::Degraded { leader: Primary }, [Full, Empty], [true, false]),
         World::start(dark(Some(Backup)), [Stale, Full], [true, false]),
         World::start(dark(None), [Stale, Empty], [true, false]),
-        // Both nodes' items count: the follower's are a part that may lead if the leader's memory is gone.
+        // Both nodes' items count: the follower's are a part that may lead if the leader's memory
+        // is gone.
         World::start(State::Recovering { leader: Primary }, [Full, Part], [true, true]),
         World::start(State::Dark { in_sync: Some(Primary), fallback: Some(Backup) }, [Full, Part], [false, true]),
     ]
 }
 
-/// Every distinct state that any sequence of real events can reach; the rules are asserted on the way.
+/// Every distinct state that any sequence of real events can reach; the rules are asserted on the
+/// way.
 #[test]
 fn every_sequence_of_events_keeps_the_rules() {
     let reached = walk(starts());
@@ -572,8 +588,8 @@ fn every_sequence_of_events_keeps_the_rules() {
     assert!(reached.len() > 1000, "{}", reached.len());
 }
 
-/// Events that cannot happen, or come late, in every reachable state: no panic, no arrow that is not in the diagram, no effect that
-/// the gate forbids.
+/// Events that cannot happen, or come late, in every reachable state: no panic, no arrow that is
+/// not in the diagram, no effect that the gate forbids.
 #[test]
 fn no_event_in_any_state_does_what_the_gate_forbids() {
     let mut events =
@@ -596,7 +612,8 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
     }
 }
 
-/// With `--resync=off` a node is taken at its word; the arrows are still the diagram's, and every edge still closes.
+/// With `--resync=off` a node is taken at its word; the arrows are still the diagram's, and every
+/// edge still closes.
 #[test]
 fn taken_back_leads_or_follows_without_a_refill() {
     for world in walk(starts()) {
@@ -617,7 +634,8 @@ fn taken_back_leads_or_follows_without_a_refill() {
     }
 }
 
-/// Records of several ages are found at the start, in any order: what is recorded from then on is later than all of them.
+/// Records of several ages are found at the start, in any order: what is recorded from then on is
+/// later than all of them.
 #[test]
 fn the_newest_record_gives_the_epoch() {
     let epochs = [Epoch(5), Epoch(9), Epoch(7)];
@@ -631,8 +649,8 @@ fn the_newest_record_gives_the_epoch() {
     }
 }
 
-/// A node that was away at the start carries a later record: the next one written is later still. Of the terms that it names the pair
-/// has none after.
+/// A node that was away at the start carries a later record: the next one written is later still.
+/// Of the terms that it names the pair has none after.
 #[test]
 fn a_later_record_is_outranked() {
     let mut pair = Pair::new(Epoch(10), Term(4));
@@ -645,8 +663,8 @@ fn a_later_record_is_outranked() {
     assert_eq!(pair.term(), Term(10));
 }
 
-/// A leader whose memory counts as gone may yet come back with it: once a follower that holds a part is to lead in its place, the list of
-/// what that follower missed says nothing.
+/// A leader whose memory counts as gone may yet come back with it: once a follower that holds a
+/// part is to lead in its place, the list of what that follower missed says nothing.
 #[test]
 fn a_partly_filled_follower_ends_the_list_also_in_two_steps() {
     for foreign in [false, true] {

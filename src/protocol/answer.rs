@@ -22,7 +22,8 @@ pub const OK: &[u8] = b"OK\r\n";
 pub const RESET: &[u8] = b"RESET\r\n";
 /// To a key that is too long or a number that is none.
 pub const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format\r\n";
-/// To a `delete` with something other than `0` or `noreply` behind the key. The two blanks are memcached's.
+/// To a `delete` with something other than `0` or `noreply` behind the key. The two blanks are
+/// memcached's.
 pub const BAD_DELETE: &[u8] = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n";
 /// To `touch`, `gat`, `gats` and `flush_all`.
 pub const BAD_EXPTIME: &[u8] = b"CLIENT_ERROR invalid exptime argument\r\n";

@@ -1,4 +1,5 @@
-//! One command line of the classic text protocol, verb by verb: which words it takes, and how memcached answers wrong ones.
+//! One command line of the classic text protocol, verb by verb: which words it takes, and how
+//! memcached answers wrong ones.
 
 use std::ops::Range;
 
@@ -74,8 +75,9 @@ impl Command<'_> {
         }
         let mut keys: Option<Range<usize>> = None;
         for key in words {
-            // One bad key spoils the whole request. memcached has served the earlier ones by then, and touched them if it
-            // is a gat; here nothing is forwarded that is not right as a whole.
+            // One bad key spoils the whole request. memcached has served the earlier ones by then,
+            // and touched them if it is a gat; here nothing is forwarded that is not right as a
+            // whole.
             if key.len() > KEY_LEN_MAX {
                 return self.reject(answer::BAD_FORMAT, false);
             }
@@ -84,13 +86,15 @@ impl Command<'_> {
         }
         match keys {
             Some(keys) => self.accept(Request { keys, ..request }),
-            // `gat 10` gets END from memcached: it found none of no keys. Answered here, so that nobody waits for a node.
+            // `gat 10` gets END from memcached: it found none of no keys. Answered here, so that
+            // nobody waits for a node.
             None if with_exptime => self.reject(answer::END, false),
             None => self.reject(answer::ERROR, false),
         }
     }
 
-    /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for `cas`.
+    /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for
+    /// `cas`.
     fn storage(&self, verb: Verb, words: Words<'_>) -> Parsed {
         let args = Args::collect(self.buf, words);
         let least = if verb == Verb::Cas { 5 } else { 4 };
@@ -123,7 +127,8 @@ impl Command<'_> {
         match self.buf.get(data.end..len) {
             None => Parsed::Incomplete { need: len },
             Some(b"\r\n") => Parsed::Request { request: Request { data, ..request }, len },
-            // memcached takes exactly the announced length, and reads on behind it, be it in the middle of the value.
+            // memcached takes exactly the announced length, and reads on behind it, be it in the
+            // middle of the value.
             Some(_) => {
                 let reply = if request.noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
                 Parsed::Reject { reply, len, swallow: 0, close: false }
@@ -217,7 +222,8 @@ impl Command<'_> {
         }
     }
 
-    /// `ms <key> <length> ...`: refused, but the value goes with it. Left in the stream it would be taken for commands.
+    /// `ms <key> <length> ...`: refused, but the value goes with it. Left in the stream it would be
+    /// taken for commands.
     fn unserved_meta_set(&self, mut words: Words<'_>) -> Parsed {
         let length =
             words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
@@ -225,8 +231,9 @@ impl Command<'_> {
         Parsed::Reject { reply: answer::ERROR, len: self.line_len, swallow, close: false }
     }
 
-    /// A browser's request is closed without an answer, so that a web page cannot make it talk memcached. memcached comes
-    /// to this test only for names that no command begins like, and only knows the first 23 words.
+    /// A browser's request is closed without an answer, so that a web page cannot make it talk
+    /// memcached. memcached comes to this test only for names that no command begins like, and only
+    /// knows the first 23 words.
     fn unknown(&self, name: &[u8], words: Words<'_>) -> Parsed {
         const WORDS_MAX: usize = 23;
         let other_branch = matches!(name, [_] | [b'm', _] | [b'g' | b's' | b'a' | b'c' | b'i' | b'd' | b't', ..]);
@@ -273,8 +280,9 @@ impl<'a> Args<'a> {
         start..end
     }
 
-    /// memcached looks for `noreply` in the last word only, whatever belongs there. `incr noreply noreply` is so an `incr`
-    /// of the key `noreply` with a bad delta, about which it keeps silent.
+    /// memcached looks for `noreply` in the last word only, whatever belongs there.
+    /// `incr noreply noreply` is so an `incr` of the key `noreply` with a bad delta, about which it
+    /// keeps silent.
     fn noreply(&self) -> bool {
         self.count.checked_sub(1).is_some_and(|last| last < Args::KEPT && self.word(last) == b"noreply")
     }

@@ -25,7 +25,8 @@ impl Dice {
         (0..self.below(len_max + 1)).map(|_| self.below(256) as u8).collect()
     }
 
-    /// One to four edits: a bit flipped, a byte replaced by one that means something, a piece cut out, doubled or inserted.
+    /// One to four edits: a bit flipped, a byte replaced by one that means something, a piece cut
+    /// out, doubled or inserted.
     pub(super) fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..=self.below(4) {
             let at = self.below(bytes.len() + 1);

@@ -4,12 +4,15 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr2};
 
-/// Longest line that is no get of many keys, without its newline. memcached closes the connection when more than so much
-/// has come without one; it may take more that comes in one piece, which no client should count on.
+/// Longest line that is no get of many keys, without its newline. memcached closes the connection
+/// when more than so much has come without one; it may take more that comes in one piece, which no
+/// client should count on.
 pub(super) const LINE_LEN_MAX: usize = 2048;
-/// Longest get of many keys. memcached itself has no bound here: this holds 4,000 keys of the longest kind.
+/// Longest get of many keys. memcached itself has no bound here: this holds 4,000 keys of the
+/// longest kind.
 pub(super) const MULTIGET_LINE_LEN_MAX: usize = 1 << 20;
-/// memcached looks no further for the command's name when it has to decide whether a long line is a get.
+/// memcached looks no further for the command's name when it has to decide whether a long line is a
+/// get.
 const LEADING_BLANKS_MAX: usize = 100;
 
 /// What the buffer begins with.
@@ -57,8 +60,8 @@ pub(super) fn goes_on(buf: &[u8], searched: usize) -> bool {
     may_be_long && memchr(b'\n', &buf[searched..]).is_none()
 }
 
-/// memcached lets only `get` and `gets` be long. `gat` and `gats` with many keys it takes or not as they happen to arrive;
-/// here they are taken.
+/// memcached lets only `get` and `gets` be long. `gat` and `gats` with many keys it takes or not as
+/// they happen to arrive; here they are taken.
 fn is_retrieval(buf: &[u8]) -> bool {
     let blanks = buf.iter().take_while(|&&byte| byte == b' ').count();
     let name = &buf[blanks..];
@@ -66,7 +69,8 @@ fn is_retrieval(buf: &[u8]) -> bool {
         && [&b"get "[..], b"gets ", b"gat ", b"gats "].iter().any(|verb| name.starts_with(verb))
 }
 
-/// Where the first blank is. Words are short: what `memchr` does before it looks at the first byte is more than all of this.
+/// Where the first blank is. Words are short: what `memchr` does before it looks at the first byte
+/// is more than all of this.
 pub(super) fn find_blank(text: &[u8]) -> Option<usize> {
     let (chunks, tail) = text.as_chunks::<8>();
     for (at, chunk) in chunks.iter().enumerate() {
@@ -85,7 +89,8 @@ pub(super) fn find_blank(text: &[u8]) -> Option<usize> {
 fn blank_in(bytes: &[u8; 8]) -> Option<usize> {
     const LOW: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = LOW << 7;
-    // A blank's byte is zero now; borrowing sets the high bit of the first such byte, and at most of bytes behind it.
+    // A blank's byte is zero now; borrowing sets the high bit of the first such byte, and at most
+    // of bytes behind it.
     let bytes = u64::from_le_bytes(*bytes) ^ u64::from_le_bytes([b' '; 8]);
     let zeroes = bytes.wrapping_sub(LOW) & !bytes & HIGH;
     (zeroes != 0).then(|| zeroes.trailing_zeros() as usize / 8)
@@ -104,7 +109,8 @@ impl<'a> Words<'a> {
         Words { buf, pos: span.start, end: span.end }
     }
 
-    /// What is left, from the next word to the end of the last one; empty at the end when there is none.
+    /// What is left, from the next word to the end of the last one; empty at the end when there is
+    /// none.
     pub(super) fn rest(&self) -> Range<usize> {
         let left = &self.buf[self.pos..self.end];
         match left.iter().position(|&byte| byte != b' ') {

@@ -1,7 +1,8 @@
-//! memcached's protocols as bytes: requests from clients, replies from nodes. Pure: no I/O, no clock.
+//! memcached's protocols as bytes: requests from clients, replies from nodes. Pure: no I/O, no
+//! clock.
 //!
-//! Both parsers take what has arrived so far and say what it begins with; they keep no state. Ranges are offsets into the
-//! buffer that was parsed, so that nothing is copied or allocated.
+//! Both parsers take what has arrived so far and say what it begins with; they keep no state.
+//! Ranges are offsets into the buffer that was parsed, so that nothing is copied or allocated.
 
 pub mod answer;
 pub mod classic;

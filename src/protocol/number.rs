@@ -1,4 +1,5 @@
-//! Decimal numbers: strictly, as nodes write them, and leniently, as memcached reads them from clients.
+//! Decimal numbers: strictly, as nodes write them, and leniently, as memcached reads them from
+//! clients.
 
 /// Digits and nothing else, with an overflow check.
 pub fn parse_u64(text: &[u8]) -> Option<u64> {
@@ -24,8 +25,8 @@ pub fn parse_i64(text: &[u8]) -> Option<i64> {
 
 /// memcached's `safe_strtoull`: what `cas` takes for its id and `incr` for its delta.
 ///
-/// C's rules shine through: blanks (a tab, say) before the number, a sign, and anything behind a blank are allowed; a minus
-/// wraps around, and is refused only where the result looks negative.
+/// C's rules shine through: blanks (a tab, say) before the number, a sign, and anything behind a
+/// blank are allowed; a minus wraps around, and is refused only where the result looks negative.
 pub fn client_u64(word: &[u8]) -> Option<u64> {
     let number = c_number(word)?;
     let value = if number.negative { number.magnitude.wrapping_neg() } else { number.magnitude };
@@ -33,14 +34,16 @@ pub fn client_u64(word: &[u8]) -> Option<u64> {
     ((value as i64) >= 0 || !word.contains(&b'-')).then_some(value)
 }
 
-/// memcached's `safe_strtoul`: what storage commands take for client flags, and `verbosity` for its level.
+/// memcached's `safe_strtoul`: what storage commands take for client flags, and `verbosity` for its
+/// level.
 ///
 /// It reads 64 bits and keeps the lower 32: flags of 4294967296 are stored as 0.
 pub fn client_u32(word: &[u8]) -> Option<u32> {
     client_u64(word).map(|value| value as u32)
 }
 
-/// memcached's `safe_strtol`: expiry times and lengths. It too reads 64 bits and keeps the lower 32.
+/// memcached's `safe_strtol`: expiry times and lengths. It too reads 64 bits and keeps the lower
+/// 32.
 pub fn client_i32(word: &[u8]) -> Option<i32> {
     let number = c_number(word)?;
     let value = if number.negative { -i128::from(number.magnitude) } else { i128::from(number.magnitude) };

@@ -6,10 +6,12 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
-/// From this size on a value is queued by reference; below it, copying is cheaper than one more slice in the system call.
+/// From this size on a value is queued by reference; below it, copying is cheaper than one more
+/// slice in the system call.
 const SHARE_FROM: usize = 4096;
 
-/// Slices handed to one vectored write; the kernel takes 1024 at most, and a few dozen already fill a socket buffer.
+/// Slices handed to one vectored write; the kernel takes 1024 at most, and a few dozen already fill
+/// a socket buffer.
 pub const MAX_SLICES: usize = 64;
 
 /// Bytes queued for a socket: small pieces copied together, large values shared.

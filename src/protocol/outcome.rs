@@ -57,7 +57,8 @@ impl Refusal {
 }
 
 impl Outcome {
-    /// Bytes that it takes while it waits to be written, about: exact for those that are held by reference.
+    /// Bytes that it takes while it waits to be written, about: exact for those that are held by
+    /// reference.
     pub fn weight(&self) -> usize {
         match self {
             Outcome::Hit(bytes) | Outcome::Raw(bytes) => bytes.len(),

@@ -1,7 +1,7 @@
 //! Replies of nodes, in memcached's classic and meta text protocols.
 //!
-//! Nodes are read strictly: a reply that is not exactly as memcached writes it means that the stream is out of step, and the
-//! only safe thing to do with such a connection is to close it.
+//! Nodes are read strictly: a reply that is not exactly as memcached writes it means that the
+//! stream is out of step, and the only safe thing to do with such a connection is to close it.
 
 use std::ops::Range;
 
@@ -99,7 +99,8 @@ pub struct ReplyLimits {
     pub value_len_max: usize,
 }
 
-/// How much longer than its `-I` a node's item may seem: memcached counts key and header in, and rounds to pages.
+/// How much longer than its `-I` a node's item may seem: memcached counts key and header in, and
+/// rounds to pages.
 const ITEM_SLACK: usize = 4096;
 
 impl ReplyLimits {
@@ -110,8 +111,8 @@ impl ReplyLimits {
 }
 
 impl Default for ReplyLimits {
-    /// 8 KiB a line, memcached's own write buffer being 1 KiB; 1 GiB a value, the largest that `-I` can be set to. Callers
-    /// who know the node's `-I` should pass that.
+    /// 8 KiB a line, memcached's own write buffer being 1 KiB; 1 GiB a value, the largest that `-I`
+    /// can be set to. Callers who know the node's `-I` should pass that.
     fn default() -> ReplyLimits {
         ReplyLimits { line_len_max: 8 << 10, value_len_max: 1 << 30 }
     }
@@ -122,15 +123,16 @@ impl Default for ReplyLimits {
 pub enum ParsedReply {
     /// More bytes are needed: keep these and call again.
     Incomplete {
-        /// How long the reply will be in all, where that is known (its value has not arrived), else 0.
+        /// How long the reply will be in all, where that is known (its value has not arrived), else
+        /// 0.
         need: usize,
     },
     /// A whole reply.
     Reply(Reply),
 }
 
-/// Why a node's bytes are no reply. The connection is out of step: it must be closed, and nothing read from it before is in
-/// doubt, but nothing after can be trusted.
+/// Why a node's bytes are no reply. The connection is out of step: it must be closed, and nothing
+/// read from it before is in doubt, but nothing after can be trusted.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ReplyError {
     /// No newline within the limit.
@@ -177,7 +179,8 @@ pub enum ReplyError {
     },
 }
 
-/// Parses the reply that `buf` begins with, within the default [`ReplyLimits`]. `None`: more bytes are needed.
+/// Parses the reply that `buf` begins with, within the default [`ReplyLimits`]. `None`: more bytes
+/// are needed.
 pub fn parse_reply(buf: &[u8]) -> Result<Option<Reply>, ReplyError> {
     match parse_reply_within(buf, &ReplyLimits::default())? {
         ParsedReply::Incomplete { .. } => Ok(None),
@@ -305,7 +308,8 @@ impl Text<'_> {
         }
     }
 
-    /// The word that starts at `at`, which moves behind it and one blank. Nodes separate words by exactly one.
+    /// The word that starts at `at`, which moves behind it and one blank. Nodes separate words by
+    /// exactly one.
     fn word(&self, at: &mut usize) -> Option<Range<usize>> {
         let left = self.buf[..self.line.end].get(*at..).filter(|left| !left.is_empty())?;
         let start = *at;
@@ -358,7 +362,8 @@ fn excerpt(line: &[u8]) -> String {
     line[..line.len().min(LEN_MAX)].escape_ascii().to_string()
 }
 
-/// The argument of a flag in the line of a meta reply: `meta_flag(b"HD c12 kfoo", b'c')` is `Some(b"12")`.
+/// The argument of a flag in the line of a meta reply: `meta_flag(b"HD c12 kfoo", b'c')` is
+/// `Some(b"12")`.
 ///
 /// Empty for a flag without argument (`W`, `X`, `Z`), `None` if the flag is not there.
 pub fn meta_flag(line: &[u8], flag: u8) -> Option<&[u8]> {

@@ -1,8 +1,9 @@
 //! Requests from clients, in memcached's classic text protocol.
 //!
-//! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused with the same bytes:
-//! `tests/it/parser_differential.rs` compares the two. The meta protocol is not served yet and answers `ERROR`, like any
-//! unknown command; it needs more verbs in [`Verb`] and their arms in `command.rs`.
+//! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused
+//! with the same bytes: `tests/it/parser_differential.rs` compares the two. The meta protocol is
+//! not served yet and answers `ERROR`, like any unknown command; it needs more verbs in [`Verb`]
+//! and their arms in `command.rs`.
 
 use std::ops::Range;
 
@@ -77,25 +78,28 @@ impl Verb {
     }
 }
 
-/// One request. Ranges are offsets into the buffer that was parsed; what a verb does not have is empty or 0.
+/// One request. Ranges are offsets into the buffer that was parsed; what a verb does not have is
+/// empty or 0.
 ///
-/// A node must be sent a line written anew from these fields, never the client's own: memcached versions disagree on lines
-/// with NULs, tabs or numbers of more than 32 bits, and the fields say how this one was understood.
+/// A node must be sent a line written anew from these fields, never the client's own: memcached
+/// versions disagree on lines with NULs, tabs or numbers of more than 32 bits, and the fields say
+/// how this one was understood.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
     /// What is asked for.
     pub verb: Verb,
     /// The client expects no answer, not even to an error.
     pub noreply: bool,
-    /// The key; for the get family the span from its first key to its last. Any bytes but blank, LF and NUL.
+    /// The key; for the get family the span from its first key to its last. Any bytes but blank, LF
+    /// and NUL.
     pub keys: Range<usize>,
     /// The span holds several keys.
     pub many: bool,
     /// Client flags of a storage command.
     pub flags: u32,
-    /// Expiry time of a storage command, touch, gat or gats: seconds, a unix time above 30 days, at once if negative, never
-    /// if 0. For `flush_all` its delay in seconds: at once if 0 (which also stands for none given) or negative. It always
-    /// fits 32 bits, memcached having cut it to that.
+    /// Expiry time of a storage command, touch, gat or gats: seconds, a unix time above 30 days, at
+    /// once if negative, never if 0. For `flush_all` its delay in seconds: at once if 0 (which also
+    /// stands for none given) or negative. It always fits 32 bits, memcached having cut it to that.
     pub exptime: i64,
     /// The unique id of `cas`.
     pub cas: u64,
@@ -139,7 +143,8 @@ impl Request {
 pub enum Parsed {
     /// More bytes are needed: keep these and call again.
     Incomplete {
-        /// How long the request will be in all, where that is known (its value has not arrived), else 0.
+        /// How long the request will be in all, where that is known (its value has not arrived),
+        /// else 0.
         need: usize,
     },
     /// A whole request.
@@ -151,14 +156,15 @@ pub enum Parsed {
     },
     /// A storage command that is right but above the limit.
     ///
-    /// The answer is [`answer::TOO_LARGE`], none with `noreply`. A `set` must also remove the old item: memcached would
-    /// rather have none than one the client believes replaced.
+    /// The answer is [`answer::TOO_LARGE`], none with `noreply`. A `set` must also remove the old
+    /// item: memcached would rather have none than one the client believes replaced.
     TooLarge {
         /// `data` is empty: the value is not looked at.
         request: Request,
         /// Length of the command line.
         len: usize,
-        /// Bytes behind the line to throw away: value and CR LF. Some may not have arrived; up to 2 GiB.
+        /// Bytes behind the line to throw away: value and CR LF. Some may not have arrived; up to 2
+        /// GiB.
         swallow: usize,
     },
     /// A line that is answered at once, without a node.
@@ -188,7 +194,8 @@ impl Default for Limits {
     }
 }
 
-/// The size of an item as memcached compares it with `-I`: header, cas id, key and NUL, flags unless 0, value and CR LF.
+/// The size of an item as memcached compares it with `-I`: header, cas id, key and NUL, flags
+/// unless 0, value and CR LF.
 ///
 /// With `-C` a node leaves out the 8 bytes of the cas id; here they always count.
 pub fn item_size(key_len: usize, flags: u32, value_len: usize) -> usize {
@@ -198,7 +205,8 @@ pub fn item_size(key_len: usize, flags: u32, value_len: usize) -> usize {
     HEADER + CAS + key_len + 1 + flags_len + value_len + 2
 }
 
-/// Whether [`parse`] would say of a line without an end that it is one still, where no end is in the first `searched` bytes.
+/// Whether [`parse`] would say of a line without an end that it is one still, where no end is in
+/// the first `searched` bytes.
 pub(crate) fn line_goes_on(buf: &[u8], searched: usize) -> bool {
     goes_on(buf, searched)
 }

@@ -152,7 +152,8 @@ fn meta_sets_are_refused_with_their_value() {
     assert_eq!(parse(b"mg k v\r\n", &LIMITS), expected);
 }
 
-/// Ranges lie inside the consumed bytes, and a beginning of the buffer is either too little or gives the same.
+/// Ranges lie inside the consumed bytes, and a beginning of the buffer is either too little or
+/// gives the same.
 fn check(buf: &[u8]) {
     let whole = parse(buf, &LIMITS);
     match &whole {

@@ -1,12 +1,15 @@
 //! Keys that an `add` may just have made, known to all workers.
 //!
-//! A leader whose memory was emptied under its connections (a stranger's `flush_all`) takes an `add` of a key that exists. That is noticed
-//! by the marker read behind it, and the `add` counts for nothing: see [`super::core`]'s proofs. But until every worker has heard of it,
-//! another one's read, over a connection of its own, would find what it stored. So reads of such keys wait for the marker, too.
+//! A leader whose memory was emptied under its connections (a stranger's `flush_all`) takes an
+//! `add` of a key that exists. That is noticed by the marker read behind it, and the `add` counts
+//! for nothing: see [`super::core`]'s proofs. But until every worker has heard of it, another one's
+//! read, over a connection of its own, would find what it stored. So reads of such keys wait for
+//! the marker, too.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Keys share places by their hash: a read that only shares one waits in vain, which costs a marker's reading.
+/// Keys share places by their hash: a read that only shares one waits in vain, which costs a
+/// marker's reading.
 const PLACES: usize = 1024;
 
 /// How many `add`s are unfinished, by their keys' places.

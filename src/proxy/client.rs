@@ -18,31 +18,38 @@ use crate::protocol::outcome::{Outcome, Refusal};
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
 pub(super) const MAX_PIPELINE: usize = 2048;
 
-/// Bytes of answers that may wait for a client to read them; past it no request of the client is begun.
+/// Bytes of answers that may wait for a client to read them; past it no request of the client is
+/// begun.
 pub(super) const MAX_UNSENT: usize = 4 * 1024 * 1024;
 
-/// Bytes of requests that one client may have in flight; past it no further request of the client is begun.
+/// Bytes of requests that one client may have in flight; past it no further request of the client
+/// is begun.
 pub(super) const MAX_IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Keys of one client that may be read at once. It bounds what one line asks for: 1 MiB of two-byte keys could name 300,000 large items.
+/// Keys of one client that may be read at once. It bounds what one line asks for: 1 MiB of two-byte
+/// keys could name 300,000 large items.
 pub(super) const MAX_READS: u32 = 256;
 
-/// What is begun for one client before others have their turn: each request and each key read counts for one, and so does each KiB. A
-/// pipeline, a long line or a flood without replies then keeps nobody waiting for more than about a millisecond.
+/// What is begun for one client before others have their turn: each request and each key read
+/// counts for one, and so does each KiB. A pipeline, a long line or a flood without replies then
+/// keeps nobody waiting for more than about a millisecond.
 pub(super) const TURN: u32 = 512;
 
-/// Keys of one line that may be unanswered, or wait to be sent behind one that is. While the first one's server keeps it waiting others may
-/// answer all the rest of a line that names 500,000: 24 MB for each such client.
+/// Keys of one line that may be unanswered, or wait to be sent behind one that is. While the first
+/// one's server keeps it waiting others may answer all the rest of a line that names 500,000: 24 MB
+/// for each such client.
 const WINDOW: usize = 4096;
 
-/// Up to this size of values no client can leave more unread than it may have beside the account: they are not looked at more closely.
+/// Up to this size of values no client can leave more unread than it may have beside the account:
+/// they are not looked at more closely.
 const TINY: u32 = FREE as u32 / MAX_READS;
 
-/// Keys that a client may have read at once before it was answered anything: until then nobody knows what its values are like. Each answer
-/// makes it one more.
+/// Keys that a client may have read at once before it was answered anything: until then nobody
+/// knows what its values are like. Each answer makes it one more.
 const FIRST_READS: u32 = 16;
 
-/// Values held for one get after which they leave as they come: behind them an error can only stand at the end.
+/// Values held for one get after which they leave as they come: behind them an error can only stand
+/// at the end.
 const HELD_MAX: usize = MAX_UNSENT / 2;
 
 const MEMORY_FULL: Refusal = Refusal::Server("answers that clients have not read take all of --client-memory");
@@ -71,8 +78,8 @@ struct Many {
     parts: Parts,
     /// Number of the first of them.
     first: u32,
-    /// Values leave as they come: there are too many, or too large ones, to be held until the last one. Then an error stands behind the values that left
-    /// before it, not in the place of all.
+    /// Values leave as they come: there are too many, or too large ones, to be held until the last
+    /// one. Then an error stands behind the values that left before it, not in the place of all.
     streamed: bool,
     /// What is said instead: an error of one key's node.
     failed: Option<Outcome>,
@@ -140,8 +147,9 @@ impl Ended {
     }
 }
 
-/// What a client's input waits for, where that is more than room for another request. It is not looked at again before: what is looked
-/// at in vain with every answer costs more the more answers are due.
+/// What a client's input waits for, where that is more than room for another request. It is not
+/// looked at again before: what is looked at in vain with every answer costs more the more answers
+/// are due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Hold {
     /// An unanswered command of the other kind (read, write) on this key.
@@ -158,13 +166,15 @@ pub(super) struct Held {
     pub(super) request: Request,
     /// Its bytes in all.
     pub(super) len: usize,
-    /// Keys that conflict with nothing, and where the next one stands: nothing else begins before it, so they are not looked at again.
+    /// Keys that conflict with nothing, and where the next one stands: nothing else begins before
+    /// it, so they are not looked at again.
     pub(super) free: u32,
     /// See `free`.
     pub(super) next: usize,
 }
 
-/// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle hold none of it.
+/// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle
+/// hold none of it.
 #[derive(Debug)]
 pub struct Client {
     /// The occupant count of this place in the worker's table.
@@ -177,7 +187,8 @@ pub struct Client {
     pub(super) searched: u32,
     /// Data of a refused item still to be thrown away.
     pub swallow: usize,
-    /// Nothing more is read from it; it is closed when every request is answered and nothing is unsent.
+    /// Nothing more is read from it; it is closed when every request is answered and nothing is
+    /// unsent.
     pub closing: bool,
     /// Why, once it is closing.
     pub ended: Ended,
@@ -247,7 +258,8 @@ const SPARE_PARTS: usize = 64;
 /// Clients' room that is kept: some 150 KiB each at most, 1 KiB by the rule.
 const SPARE_IN_FLIGHT: usize = 256;
 
-/// What a longer pipeline, or a get of more keys, has taken is not kept: one line of 1 MiB may name 500,000.
+/// What a longer pipeline, or a get of more keys, has taken is not kept: one line of 1 MiB may name
+/// 500,000.
 const SPARE_LEN: usize = 2 * MAX_READS as usize;
 
 impl Spare {
@@ -312,8 +324,8 @@ impl Client {
         self.begun >= TURN
     }
 
-    /// Room for the next read: its own, behind the beginning of a request, or else `block`, which serves all clients of a worker in turn,
-    /// so that idle ones hold none. `true`: its own.
+    /// Room for the next read: its own, behind the beginning of a request, or else `block`, which
+    /// serves all clients of a worker in turn, so that idle ones hold none. `true`: its own.
     pub fn room<'a>(&'a mut self, block: &'a mut BytesMut) -> (&'a mut BytesMut, bool) {
         if self.partial.is_empty() {
             room::make(block, 0);
@@ -324,8 +336,8 @@ impl Client {
         (&mut self.partial, true)
     }
 
-    /// More has come of a line of which nothing else is known yet, and it does not end there. A line of 1 MiB that comes in small pieces
-    /// would be searched from its start with each of them.
+    /// More has come of a line of which nothing else is known yet, and it does not end there. A
+    /// line of 1 MiB that comes in small pieces would be searched from its start with each of them.
     pub(super) fn line_goes_on(&mut self) -> bool {
         let from = self.searched as usize;
         if self.need > 0 || from == 0 || from > self.partial.len() {
@@ -343,7 +355,8 @@ impl Client {
         !self.exclusive && f.has_room(memory) && self.read_room(memory) > 0
     }
 
-    /// How many more keys may be read now: so many that what is expected of them, and what waits to be sent, is within bounds.
+    /// How many more keys may be read now: so many that what is expected of them, and what waits to
+    /// be sent, is within bounds.
     #[inline(always)]
     pub(super) fn read_room(&self, memory: &Memory) -> u32 {
         let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads, f.unsent()));
@@ -443,7 +456,8 @@ impl Client {
         }
     }
 
-    /// Its share of the account follows what it has asked for. (What it is answered is counted with each answer.)
+    /// Its share of the account follows what it has asked for. (What it is answered is counted with
+    /// each answer.)
     #[inline(always)]
     pub(super) fn count_requests(&mut self, memory: &Arc<Memory>) {
         if let Some(f) = &mut self.in_flight
@@ -462,7 +476,8 @@ impl Client {
         }
     }
 
-    /// Its answers were handed to somebody who holds them until they are written: so is their share.
+    /// Its answers were handed to somebody who holds them until they are written: so is their
+    /// share.
     pub fn handed_on(&mut self) -> Option<Share> {
         let f = self.in_flight.as_mut()?;
         let excess = f.share.bytes().saturating_sub(f.weight());
@@ -531,8 +546,8 @@ impl Client {
         self.in_flight.as_mut()?.rest.take()
     }
 
-    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its number. `shared`: the answers of several keys
-    /// are one.
+    /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its
+    /// number. `shared`: the answers of several keys are one.
     pub(super) fn open_slot(&mut self, keys: u32, shared: bool, noreply: bool, bytes: usize, spare: &mut Spare) -> u64 {
         let reply = if shared {
             let parts = spare.parts.pop().unwrap_or_default();
@@ -575,13 +590,14 @@ impl Client {
         self.in_flight.as_ref().is_some_and(|f| f.keys.may_conflict(write))
     }
 
-    /// Whether a command on a key must wait for an unanswered one of this client, see [`PendingKeys::conflicts`].
+    /// Whether a command on a key must wait for an unanswered one of this client, see
+    /// [`PendingKeys::conflicts`].
     pub(super) fn conflicts(&mut self, hash: u32, write: bool, spare: &mut Spare) -> bool {
         self.in_flight.as_mut().is_some_and(|f| f.keys.conflicts(hash, write, &mut spare.tables))
     }
 
-    /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was counted by [`Client::begin_read`].
-    /// Returns whether anything was moved.
+    /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was
+    /// counted by [`Client::begin_read`]. Returns whether anything was moved.
     pub(super) fn answer(
         &mut self,
         slot: u64,
@@ -663,7 +679,8 @@ impl InFlight {
         self.bytes + self.unsent()
     }
 
-    /// Follows what there is in steps: a look at what all threads share for each small answer would cost more than the answer.
+    /// Follows what there is in steps: a look at what all threads share for each small answer would
+    /// cost more than the answer.
     #[inline(always)]
     fn count(&mut self, memory: &Arc<Memory>) {
         if self.weight().wrapping_sub(self.share.bytes()) > FREE {
@@ -708,7 +725,8 @@ impl InFlight {
                         }
                     }
                     many.first += 1;
-                    // Answered, so nothing waits for it any more: the keys of a line of 500,000 are never all pending.
+                    // Answered, so nothing waits for it any more: the keys of a line of 500,000 are
+                    // never all pending.
                     self.keys.pop(*first, &mut spare.tables);
                 }
             }
@@ -954,7 +972,8 @@ mod tests {
         assert_eq!(large.read_room(&memory), 4);
     }
 
-    /// Values of one get are held until the last has come, that an error may stand in the place of all; but not without bound.
+    /// Values of one get are held until the last has come, that an error may stand in the place of
+    /// all; but not without bound.
     #[test]
     fn a_get_of_large_values_lets_them_go_as_they_come() {
         let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());

@@ -12,18 +12,20 @@ use super::op::{Effect, Kind};
 use super::room;
 use crate::protocol::out::OutQueue;
 
-/// Keys that share one `get` line at most: it ends there, so that its first values come before long.
+/// Keys that share one `get` line at most: it ends there, so that its first values come before
+/// long.
 const GET_KEYS_MAX: usize = 64;
 
 /// Bytes of such a line: memcached has to grow its buffer for longer ones.
 const GET_LINE_MAX: usize = 4096;
 
-/// Bytes that one connection may have outstanding, of commands and of the answers that are expected; what is more waits. Enough to keep a
-/// node busy, and little enough for what is small not to wait long behind it.
+/// Bytes that one connection may have outstanding, of commands and of the answers that are
+/// expected; what is more waits. Enough to keep a node busy, and little enough for what is small
+/// not to wait long behind it.
 const ASKED_MAX: usize = 4 << 20;
 
-/// The same of a node, over all workers' connections, which have equal parts of it; but none less than [`ASKED_LEAST`]. (Each may have one
-/// command that is larger than all its room.)
+/// The same of a node, over all workers' connections, which have equal parts of it; but none less
+/// than [`ASKED_LEAST`]. (Each may have one command that is larger than all its room.)
 const ASKED_OF_NODE: usize = 16 << 20;
 const ASKED_LEAST: usize = 256 << 10;
 
@@ -41,8 +43,9 @@ const WAIT_PLACES: usize = 256;
 pub enum Flight {
     /// An operation, by its place in the worker's table.
     Op(u32),
-    /// An operation that is one key of a `get` line shared with others: answered by a value with its key, or by none before the next
-    /// one's, or the end. A [`Flight::GetEnd`] stands behind the line's last key.
+    /// An operation that is one key of a `get` line shared with others: answered by a value with
+    /// its key, or by none before the next one's, or the end. A [`Flight::GetEnd`] stands behind
+    /// the line's last key.
     Get(u32),
     /// Such a key, whose answer counts for nothing.
     VoidGet,
@@ -50,9 +53,11 @@ pub enum Flight {
     GetEnd,
     /// A command of an operation's repair.
     Repair(u32, RepairStep),
-    /// Nobody: the answer is void, but what it answers may still be executed, so the node is not drained before it came.
+    /// Nobody: the answer is void, but what it answers may still be executed, so the node is not
+    /// drained before it came.
     Void,
-    /// The marker, read before anything else on a connection, or behind an answer that needs it; in which round of [`Link::round`].
+    /// The marker, read before anything else on a connection, or behind an answer that needs it; in
+    /// which round of [`Link::round`].
     Marker(u32),
 }
 
@@ -133,7 +138,8 @@ impl Waiting {
     }
 
     fn forget(&mut self, hash: u32) {
-        // (One that has counted to its end stays: a write waits behind others then, which is always right.)
+        // (One that has counted to its end stays: a write waits behind others then, which is always
+        // right.)
         if let Some(place) = self.places.get_mut(hash as usize % WAIT_PLACES)
             && *place < u16::MAX
         {
@@ -186,7 +192,8 @@ pub enum LinkState {
     Checking,
     /// In use.
     Ready,
-    /// Its framing is in doubt: nothing is sent any more, and what comes is thrown away until the peer closes.
+    /// Its framing is in doubt: nothing is sent any more, and what comes is thrown away until the
+    /// peer closes.
     Discarding,
 }
 
@@ -230,7 +237,8 @@ pub struct Conn {
     pub need: usize,
     /// Already on the worker's list of connections to be written to.
     pub dirty: bool,
-    /// What is to be written has a follower's part of a write in it: the client waits for its second node already.
+    /// What is to be written has a follower's part of a write in it: the client waits for its
+    /// second node already.
     pub urgent: bool,
     /// Void answers outstanding.
     pub voids: u32,
@@ -303,13 +311,15 @@ impl Conn {
         std::mem::take(&mut self.flights)
     }
 
-    /// Whether another operation of so many bytes can be sent now. One that is larger than all room goes alone.
+    /// Whether another operation of so many bytes can be sent now. One that is larger than all room
+    /// goes alone.
     #[inline(always)]
     pub(super) fn has_room(&self, bytes: u32) -> bool {
         bytes < WAITS_FROM || self.asked == 0 || self.asked + bytes as usize <= self.asked_max
     }
 
-    /// Whether an operation has to wait for room, or for others that do. What is small overtakes them, but a write none of its own key.
+    /// Whether an operation has to wait for room, or for others that do. What is small overtakes
+    /// them, but a write none of its own key.
     #[inline(always)]
     pub(super) fn must_wait(&self, bytes: u32, write: bool, hash: u32) -> bool {
         if self.waiting.is_empty() {
@@ -323,8 +333,9 @@ impl Conn {
         self.stands_us = now_us;
     }
 
-    /// Since when something waits for it that no unanswered command shows: for its marker, which may be gone and not be written again; or
-    /// for room behind answers that count for nothing, and that nobody else waits for. While it is dialled the dial has a deadline.
+    /// Since when something waits for it that no unanswered command shows: for its marker, which
+    /// may be gone and not be written again; or for room behind answers that count for nothing, and
+    /// that nobody else waits for. While it is dialled the dial has a deadline.
     pub(super) fn waited_for_since(&self) -> Option<u64> {
         let stands = matches!(self.state, LinkState::Checking | LinkState::Ready);
         self.waiting.since_us().filter(|_| stands).map(|since| since.max(self.stands_us))
@@ -336,8 +347,9 @@ impl Conn {
         self.progress.answered();
     }
 
-    /// The socket is full, with so many bytes still to be taken (0: it is not). That it takes some of them shows that the node reads: a
-    /// stopped one lets the kernel take what its buffers hold, at once, and nothing after that.
+    /// The socket is full, with so many bytes still to be taken (0: it is not). That it takes some
+    /// of them shows that the node reads: a stopped one lets the kernel take what its buffers hold,
+    /// at once, and nothing after that.
     pub fn is_stuck_with(&mut self, bytes: usize, now_us: u64) {
         let before = std::mem::replace(&mut self.stuck, bytes);
         self.progress.add(before.saturating_sub(bytes), now_us);
@@ -363,8 +375,9 @@ impl Conn {
         self.push(Flight::GetEnd, now_us, 0);
     }
 
-    /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs both sides less than one for each key,
-    /// whichever clients ask. The answers come in the order of the keys.
+    /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs
+    /// both sides less than one for each key, whichever clients ask. The answers come in the order
+    /// of the keys.
     pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: u32, now_us: u64, bytes: u32) {
         match &mut self.get_line {
             Some(line) if line.kind == kind && line.keys < GET_KEYS_MAX && line.bytes + key.len() < GET_LINE_MAX => {
@@ -382,7 +395,8 @@ impl Conn {
         self.push(Flight::Get(id), now_us, bytes);
     }
 
-    /// Adds to what is unanswered; returns its number. `bytes`: what it counts for among what is outstanding.
+    /// Adds to what is unanswered; returns its number. `bytes`: what it counts for among what is
+    /// outstanding.
     #[inline(always)]
     pub(super) fn push(&mut self, flight: Flight, now_us: u64, bytes: u32) -> u64 {
         self.asked += bytes as usize;
@@ -391,7 +405,8 @@ impl Conn {
         self.pushed
     }
 
-    /// The answer to what has this number, if it is unanswered and a command of that operation's repair, counts for nothing any more.
+    /// The answer to what has this number, if it is unanswered and a command of that operation's
+    /// repair, counts for nothing any more.
     pub(super) fn void_repair(&mut self, number: u64, op: u32) {
         let behind = (self.pushed - number) as usize;
         if let Some(at) = self.flights.len().checked_sub(1 + behind)
@@ -403,8 +418,9 @@ impl Conn {
         }
     }
 
-    /// When the first command was queued whose answer somebody waits for. (An `END` alone is missed by whoever asks next.) Looked for
-    /// where the last look ended: behind what counts for nothing, of which there may be very much.
+    /// When the first command was queued whose answer somebody waits for. (An `END` alone is missed
+    /// by whoever asks next.) Looked for where the last look ended: behind what counts for nothing,
+    /// of which there may be very much.
     pub(super) fn awaited_since(&mut self) -> Option<u64> {
         let answered = self.pushed - self.flights.len() as u64;
         let from = self.awaited_from.max(answered);
@@ -414,7 +430,8 @@ impl Conn {
         self.flights.get((self.awaited_from - answered) as usize).map(|sent| sent.at_us)
     }
 
-    /// Whether something was sent on it, and is unanswered, that may take effect later. (Reads alone need not be told apart from it.)
+    /// Whether something was sent on it, and is unanswered, that may take effect later. (Reads
+    /// alone need not be told apart from it.)
     pub(super) fn owes_effects(&self) -> bool {
         let effects = |sent: &Sent| matches!(sent.flight, Flight::Op(_) | Flight::Repair(..) | Flight::Void);
         self.state == LinkState::Discarding || self.flights.iter().any(effects)
@@ -447,9 +464,11 @@ pub(super) struct RepairWaits {
 /// A worker's way to one node.
 #[derive(Debug)]
 pub(super) struct Link {
-    /// The memory that routes to this node were made for. `None`: not checked (no backups, or `--resync=off`).
+    /// The memory that routes to this node were made for. `None`: not checked (no backups, or
+    /// `--resync=off`).
     pub incarnation: Option<Incarnation>,
-    /// Counts what the control plane told of the node's memory, so that markers asked for before are told apart.
+    /// Counts what the control plane told of the node's memory, so that markers asked for before
+    /// are told apart.
     pub round: u32,
     /// The control plane's count of the node's returns, as far as it was told.
     pub life: u32,
@@ -461,7 +480,8 @@ pub(super) struct Link {
     pub lateness: u64,
     /// The repair that has waited longest for the node.
     pub repair_waits: Option<RepairWaits>,
-    /// The control plane was told that answers are outstanding that count for nothing, and waits to hear that they came.
+    /// The control plane was told that answers are outstanding that count for nothing, and waits to
+    /// hear that they came.
     pub undrained: bool,
 }
 

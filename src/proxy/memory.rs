@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// What each client may have beside the account. What is less is not worth a look at what all threads share.
+/// What each client may have beside the account. What is less is not worth a look at what all
+/// threads share.
 pub(super) const FREE: usize = 64 << 10;
 
 /// How much clients' requests and answers may take.
@@ -28,7 +29,8 @@ impl Memory {
         self.used.load(Relaxed)
     }
 
-    /// More than half is taken: clients are asked for one large value at a time, and for none while they have not taken the last.
+    /// More than half is taken: clients are asked for one large value at a time, and for none while
+    /// they have not taken the last.
     #[inline(always)]
     pub(super) fn is_short(&self) -> bool {
         self.used() > self.limit / 2
@@ -39,8 +41,9 @@ impl Memory {
         self.used() > self.limit
     }
 
-    /// Room for a value that is about to be received. Those that are take half of it at most, so that clients which begin values and do not
-    /// go on take nothing from those that read; or one alone, however large.
+    /// Room for a value that is about to be received. Those that are take half of it at most, so
+    /// that clients which begin values and do not go on take nothing from those that read; or one
+    /// alone, however large.
     pub(super) fn receive(self: &Arc<Memory>, bytes: usize) -> Option<Share> {
         let before = self.receiving.fetch_add(bytes, Relaxed);
         if before > 0 && before + bytes > self.limit / 2 {

@@ -1,4 +1,5 @@
-//! The data plane: one request over its pair's route. [`Core`] is one worker thread's part of it, without I/O.
+//! The data plane: one request over its pair's route. [`Core`] is one worker thread's part of it,
+//! without I/O.
 
 mod adds;
 mod client;
@@ -19,8 +20,10 @@ pub use op::ClientKey;
 pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 
-/// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own version.
+/// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own
+/// version.
 pub const VERSION_LINE: &str = concat!("VERSION 1.6.18-resilver-", env!("CARGO_PKG_VERSION"), "\r\n");
 
-/// Reads the marker that names the life of a node's memory. The key is [`crate::backend::marker::INCARNATION_KEY`].
+/// Reads the marker that names the life of a node's memory. The key is
+/// [`crate::backend::marker::INCARNATION_KEY`].
 pub const MARKER_READ: &[u8] = b"mg __resilver__:incarnation v\r\n";

@@ -1,4 +1,5 @@
-//! One client command on one key, on its way through the pair: the rules of "leader first, then the follower", without I/O.
+//! One client command on one key, on its way through the pair: the rules of "leader first, then the
+//! follower", without I/O.
 
 use bytes::Bytes;
 
@@ -68,7 +69,8 @@ impl Kind {
         })
     }
 
-    /// Whether the command changes the item: such commands go through the key's owner and on to the follower.
+    /// Whether the command changes the item: such commands go through the key's owner and on to the
+    /// follower.
     pub fn is_write(self) -> bool {
         !matches!(self, Kind::Get | Kind::Gets)
     }
@@ -118,7 +120,8 @@ pub enum Mirror {
     Set,
     /// Removal, as on the leader.
     Delete,
-    /// Removal of what cannot be repeated on a follower that is being filled; the key is copied again.
+    /// Removal of what cannot be repeated on a follower that is being filled; the key is copied
+    /// again.
     Drop,
     /// The same arithmetic; the numbers must agree.
     Arithmetic,
@@ -128,7 +131,8 @@ pub enum Mirror {
     Touch,
 }
 
-/// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot be trusted any more.
+/// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot
+/// be trusted any more.
 pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     use ReplyKind as R;
     Some(match (kind, reply) {
@@ -152,7 +156,8 @@ pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
         (Kind::Cas, R::Exists | R::NotFound | R::NotStored) => Effect::Nothing,
         (Kind::Incr | Kind::Decr, R::Number(_)) => Effect::Done,
         (Kind::Incr | Kind::Decr, R::NotFound) => Effect::Nothing,
-        // Sent to the follower whatever the leader found: a copy that only the follower holds must go too.
+        // Sent to the follower whatever the leader found: a copy that only the follower holds must
+        // go too.
         (Kind::Delete, R::Deleted | R::NotFound) => Effect::Done,
         (Kind::Touch, R::Touched) => Effect::Done,
         (Kind::Touch, R::NotFound) => Effect::Nothing,
@@ -184,8 +189,9 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
     }
 }
 
-/// The same on a follower that is being filled: what would be re-executed there is dropped instead, and copied again.
-/// A re-executed `incr` meets a copy that may or may not have it already (`resync_model.py reexec`).
+/// The same on a follower that is being filled: what would be re-executed there is dropped instead,
+/// and copied again. A re-executed `incr` meets a copy that may or may not have it already
+/// (`resync_model.py reexec`).
 pub(super) fn mirror_filling(kind: Kind) -> Mirror {
     match mirror(kind) {
         plain @ (Mirror::Set | Mirror::Delete) => plain,
@@ -203,7 +209,8 @@ pub(super) enum Agreement {
     Differ,
 }
 
-/// Judges the follower's answer. `number`: what the leader counted. `None`: no answer to this command.
+/// Judges the follower's answer. `number`: what the leader counted. `None`: no answer to this
+/// command.
 pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<Agreement> {
     use ReplyKind as R;
     let agree = match (sent, reply) {
@@ -266,13 +273,14 @@ pub enum Stage {
     Repair,
     /// Waits for its pair's gate: to be begun.
     Parked,
-    /// Waits for its pair's gate: the leader executed it, the follower is lost, and the client may be answered only once that is
-    /// recorded on this node.
+    /// Waits for its pair's gate: the leader executed it, the follower is lost, and the client may
+    /// be answered only once that is recorded on this node.
     Held(NodeId),
-    /// Waits for its pair's gate: it was sent to this node and may or may not have been executed there.
+    /// Waits for its pair's gate: it was sent to this node and may or may not have been executed
+    /// there.
     Unknown(NodeId),
-    /// Waits for its pair's gate: this node executed it in this memory, or in one that was gone already. The answer is right if that
-    /// memory leads again; otherwise nothing has happened.
+    /// Waits for its pair's gate: this node executed it in this memory, or in one that was gone
+    /// already. The answer is right if that memory leads again; otherwise nothing has happened.
     Executed(NodeId, Option<Incarnation>),
 }
 
@@ -292,7 +300,8 @@ pub struct Op {
     pub kind: Kind,
     /// With whose items.
     pub pair: PairId,
-    /// What it makes a connection carry: the value that is written, or what is expected of the one that is read. Bytes.
+    /// What it makes a connection carry: the value that is written, or what is expected of the one
+    /// that is read. Bytes.
     pub bytes: u32,
     /// Chooses owner and connection: the same for all commands on the key.
     pub hash: u32,
@@ -306,7 +315,8 @@ pub struct Op {
     pub flags: u32,
     /// As the client gave it.
     pub exptime: i64,
-    /// The date that it means, by the proxy's clock, once it was begun; `None` = each node is told what the client said.
+    /// The date that it means, by the proxy's clock, once it was begun; `None` = each node is told
+    /// what the client said.
     pub date: Option<i64>,
     /// The client's cas token.
     pub cas: u64,
@@ -380,7 +390,8 @@ impl Op {
         &self.raw[self.key.0 as usize..self.key.1 as usize]
     }
 
-    /// Writes the command for the leader. `term`: the present one; the token was checked against it. `exptime`: as the leader is told it.
+    /// Writes the command for the leader. `term`: the present one; the token was checked against
+    /// it. `exptime`: as the leader is told it.
     pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
         match self.kind {
             Kind::Get => self.line(out, b"get "),
@@ -482,8 +493,8 @@ pub(super) fn client_cas(raw: u64, term: Term) -> u64 {
 
 /// The cas id a node is asked to compare with, for a client's token under the present term.
 ///
-/// A token taken under another leader or another memory must never win. It is sent as an id that no item has, so that the node
-/// still answers NOT_FOUND where there is nothing to compare with.
+/// A token taken under another leader or another memory must never win. It is sent as an id that no
+/// item has, so that the node still answers NOT_FOUND where there is nothing to compare with.
 pub(super) fn node_cas(token: u64, term: Option<Term>) -> u64 {
     const NO_ITEMS: u64 = u64::MAX;
     match term {

@@ -39,7 +39,8 @@ fn replies() -> Vec<ReplyKind> {
     all
 }
 
-/// Every command with every answer: the pairs that are not listed are no answer to the command, and cost the connection.
+/// Every command with every answer: the pairs that are not listed are no answer to the command, and
+/// cost the connection.
 #[test]
 fn what_the_leaders_answer_means() {
     use ReplyKind as R;
@@ -134,7 +135,8 @@ fn written(write: impl Fn(&mut OutQueue)) -> String {
     slices[..count].iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect()
 }
 
-/// Lines are written anew from what was understood: `noreply` goes, odd blanks go, the token loses its term.
+/// Lines are written anew from what was understood: `noreply` goes, odd blanks go, the token loses
+/// its term.
 #[test]
 fn commands_are_written_anew() {
     let token = client_cas(99, Term(7));

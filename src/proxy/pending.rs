@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// So many keys are walked; of more there is a table. A pipeline of 16 costs no more than it did without.
+/// So many keys are walked; of more there is a table. A pipeline of 16 costs no more than it did
+/// without.
 const WALKED_MAX: usize = 32;
 
 /// Tables that are kept for the next client that needs one: some 50 KiB each.
@@ -16,8 +17,8 @@ struct PendingKey {
     write: bool,
 }
 
-/// How many reads and writes of one hash are unanswered. The hasher is keyed at random: hashes of keys are not, and a client may
-/// choose its keys so that all of them share a place in a table.
+/// How many reads and writes of one hash are unanswered. The hasher is keyed at random: hashes of
+/// keys are not, and a client may choose its keys so that all of them share a place in a table.
 type Table = HashMap<u32, [u32; 2]>;
 
 /// See the module's words. In the order in which the requests came; the oldest leave first.
@@ -79,11 +80,13 @@ impl PendingKeys {
         if write { self.writes < self.keys.len() } else { self.writes > 0 }
     }
 
-    /// Whether a command on a key must wait for an unanswered one: a read behind a write (nodes are reached over several connections, so
-    /// it could overtake), a write behind a read. Two writes of one key keep their order at the key's owner.
+    /// Whether a command on a key must wait for an unanswered one: a read behind a write (nodes are
+    /// reached over several connections, so it could overtake), a write behind a read. Two writes
+    /// of one key keep their order at the key's owner.
     ///
-    /// What it costs does not grow with the keys: a pipeline that walked them for each of its own kept all other clients of its worker
-    /// waiting for 7 s with 100,000 keys, and for four times as long with twice as many.
+    /// What it costs does not grow with the keys: a pipeline that walked them for each of its own
+    /// kept all other clients of its worker waiting for 7 s with 100,000 keys, and for four times
+    /// as long with twice as many.
     pub(super) fn conflicts(&mut self, hash: u32, write: bool, spare: &mut SpareTables) -> bool {
         if !self.may_conflict(write) {
             return false;

@@ -1,4 +1,5 @@
-//! Where the requests of a pair go: what the control plane publishes and every worker keeps a copy of.
+//! Where the requests of a pair go: what the control plane publishes and every worker keeps a copy
+//! of.
 
 use std::sync::Arc;
 
@@ -24,16 +25,19 @@ pub struct Flow {
     pub leader: NodeId,
     /// Made equal before the client is answered.
     pub follower: Follower,
-    /// The leadership term that cas tokens carry; `None` without backups, where tokens are the node's own.
+    /// The leadership term that cas tokens carry; `None` without backups, where tokens are the
+    /// node's own.
     pub term: Option<Term>,
-    /// Whether writes are taken. Not while the node refuses to store the record that it leads alone.
+    /// Whether writes are taken. Not while the node refuses to store the record that it leads
+    /// alone.
     pub writable: bool,
     /// The pair's missed keys: one set for as long as the proxy runs.
     pub missed: Arc<Missed>,
     /// The pair's keys that have one copy: one set for as long as the proxy runs.
     pub lone: Arc<Lone>,
-    /// While the pair adopts (both nodes were full at the first start): the keys that clients have written since its first route opened,
-    /// through any number of attempts. `None`: it does not adopt.
+    /// While the pair adopts (both nodes were full at the first start): the keys that clients have
+    /// written since its first route opened, through any number of attempts. `None`: it does not
+    /// adopt.
     pub written: Option<Arc<Missed>>,
 }
 

@@ -1,7 +1,8 @@
 //! A worker's unfinished operations, by number.
 //!
-//! As a slab, but an operation is 250 bytes long, and what a slab's removal returns is moved several times: a twentieth part of all
-//! that a `get` costs. Here one that is finished stays where it is, without what it holds, until its place is needed.
+//! As a slab, but an operation is 250 bytes long, and what a slab's removal returns is moved
+//! several times: a twentieth part of all that a `get` costs. Here one that is finished stays where
+//! it is, without what it holds, until its place is needed.
 
 use std::ops::{Index, IndexMut};
 

@@ -34,7 +34,8 @@ impl Clocks {
         self.changed.notify_waiters();
     }
 
-    /// What is known of two nodes. What is measured and not [sharp](Offset::sharp) yet is waited for, for a while.
+    /// What is known of two nodes. What is measured and not [sharp](Offset::sharp) yet is waited
+    /// for, for a while.
     pub(super) async fn of(&self, nodes: [NodeId; 2]) -> [Option<Offset>; 2] {
         let known = || nodes.map(|node| self.lock().get(node.index()).copied().flatten());
         let sharp = async {

@@ -1,4 +1,5 @@
-//! One key on its way: a state machine that always has exactly one command outstanding, at one of the two nodes.
+//! One key on its way: a state machine that always has exactly one command outstanding, at one of
+//! the two nodes.
 //!
 //! ```text
 //!  Read ──item──▶ Add ──stored──▶ Verify ──same──▶ copied
@@ -10,12 +11,13 @@
 //!                                  └──something──▶ SourceLook ──equal──▶ equal
 //!                                                       └──differs──▶ Drop ──▶ Read again
 //! ```
-//! A target that was not purged is *compared*: TargetLook comes first, and Read only if nothing is there. Keys found on it afterwards begin
-//! with Exists: only what the source does not have is looked at. (That is dropped. Where the target's items count, it is added to the source,
-//! and no step writes to the target.)
+//! A target that was not purged is *compared*: TargetLook comes first, and Read only if nothing is
+//! there. Keys found on it afterwards begin with Exists: only what the source does not have is
+//! looked at. (That is dropped. Where the target's items count, it is added to the source, and no
+//! step writes to the target.)
 //!
-//! Several of them may be at work on one key at once, and clients' mutations between any two steps: leader first, follower
-//! after. Why this ends equal is said at the head of [`crate::resync`].
+//! Several of them may be at work on one key at once, and clients' mutations between any two steps:
+//! leader first, follower after. Why this ends equal is said at the head of [`crate::resync`].
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -24,9 +26,11 @@ use super::item::{Answer, Asked, Code, Item, Offsets, is_plain, needs_base64, pu
 use crate::backend::{Batch, Effect, Frame};
 use crate::rules::{Rule, holds};
 
-/// How often a key is begun again before it goes to the end of the re-copy queue, where its next turn comes later.
+/// How often a key is begun again before it goes to the end of the re-copy queue, where its next
+/// turn comes later.
 const MAX_TRIES: u8 = 4;
-/// Slack in comparing two answers of one node about one expiry, in seconds: its clock ticks in seconds.
+/// Slack in comparing two answers of one node about one expiry, in seconds: its clock ticks in
+/// seconds.
 const EXPIRY_SLACK_SECS: i64 = 1;
 /// Where an entry's command goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +96,8 @@ pub(super) enum Stage {
     Drop {
         cas: u64,
     },
-    /// We won the right to recompute a stale item by merely looking at it: give it back, then go on.
+    /// We won the right to recompute a stale item by merely looking at it: give it back, then go
+    /// on.
     GiveBack {
         cas: u64,
         then: Box<Stage>,
@@ -171,7 +176,8 @@ impl Entry {
         Entry { stage: Stage::TargetLook(Look::First), ..self }
     }
 
-    /// An entry of a key that was found on the target; `whole`: what the source has of the pair was compared before.
+    /// An entry of a key that was found on the target; `whole`: what the source has of the pair was
+    /// compared before.
     pub(super) fn swept(self, whole: bool, adopts: Option<u8>) -> Entry {
         let stage = if whole { Stage::Exists } else { Stage::TargetLook(Look::First) };
         Entry { stage, adopts, ..self }
@@ -214,8 +220,9 @@ impl Entry {
         }
     }
 
-    /// The node turned to its next second while a batch was read: to which of the two an item's remaining time belongs cannot be told, and it
-    /// is read once more. (If that goes on, the earlier one counts.)
+    /// The node turned to its next second while a batch was read: to which of the two an item's
+    /// remaining time belongs cannot be told, and it is read once more. (If that goes on, the
+    /// earlier one counts.)
     pub(super) fn date_again(&mut self) {
         if let Stage::Add(item) = &self.stage
             && item.seen.ttl > 0
@@ -234,7 +241,8 @@ impl Entry {
         }
     }
 
-    /// Appends the next command. `false` = there is none: the item expired while it waited, the stage was changed.
+    /// Appends the next command. `false` = there is none: the item expired while it waited, the
+    /// stage was changed.
     pub(super) fn command(&mut self, batch: &mut Batch, offsets: Offsets, now: Instant) -> bool {
         if let Stage::Add(item) | Stage::AddSource(item) = &self.stage {
             let source = matches!(self.stage, Stage::AddSource(_));
@@ -288,14 +296,15 @@ impl Entry {
         if self.undated && !answer.stale {
             return Ok(());
         }
-        // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a client has just stored.
+        // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a
+        // client has just stored.
         if answer.won && answer.cas != 0 && self.side() == Some(Side::Source) {
             self.won = Some(answer.cas);
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
         let mut next = self.next(stage, &answer, frame, asked)?;
-        // While the target's own items count, nothing is copied there, for a copy that is cut off would pass for one of them; what
-        // differs is left to the comparing.
+        // While the target's own items count, nothing is copied there, for a copy that is cut off
+        // would pass for one of them; what differs is left to the comparing.
         if self.adopts.is_some() && matches!(next, Stage::Read | Stage::Drop { .. } | Stage::Done(End::Requeue)) {
             next = Stage::Done(End::Skipped);
         }
@@ -316,11 +325,13 @@ impl Entry {
             Stage::Read => match answer.code {
                 Code::Missing => Stage::TargetLook(Look::Absent),
                 Code::Value if answer.cas == 0 && !self.by_content => Stage::Done(End::NoCas),
-                // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh one.
+                // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh
+                // one.
                 Code::Value if answer.stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
                 Code::Value => {
                     let item = answer.item(frame, asked);
-                    // The key is kept as binary where the leader keeps it so, and only if it can be written so.
+                    // The key is kept as binary where the leader keeps it so, and only if it can be
+                    // written so.
                     self.binary = item.binary || (self.binary && needs_base64(&self.key));
                     Stage::Add(item)
                 }
@@ -335,7 +346,8 @@ impl Entry {
             Stage::AddSource(_) => match answer.code {
                 Code::Done => Stage::Done(End::Adopted),
                 Code::NotStored | Code::Exists => self.retry(),
-                // The leader's word counts, also where it cannot hold what the target can: what is compared later drops it.
+                // The leader's word counts, also where it cannot hold what the target can: what is
+                // compared later drops it.
                 Code::Refused => Stage::Done(End::Skipped),
                 _ => return unexpected(),
             },
@@ -344,9 +356,11 @@ impl Entry {
                 Code::Done => {
                     Stage::Verify { bytes: item.value.len() as u64, copy: answer.cas, item: item.until_verified() }
                 }
-                // Not assumed to be newer: it may be another copier's that is undone in a moment, or a leftover.
+                // Not assumed to be newer: it may be another copier's that is undone in a moment,
+                // or a leftover.
                 Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
-                // A refused store deletes what the target held, be it newer than what we read: verify all the same.
+                // A refused store deletes what the target held, be it newer than what we read:
+                // verify all the same.
                 Code::Refused => Stage::VerifyRefused(item.until_verified()),
                 _ => return unexpected(),
             },
@@ -364,7 +378,8 @@ impl Entry {
                     self.retry()
                 }
             }
-            // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are looked at again.
+            // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are
+            // looked at again.
             Stage::Undo { .. } | Stage::Drop { .. } => match answer.code {
                 Code::Done | Code::Missing | Code::Exists => self.retry(),
                 _ => return unexpected(),
@@ -375,8 +390,9 @@ impl Entry {
                 (Code::Missing, Look::NotStored) => self.retry(),
                 (Code::Missing, Look::First) => Stage::Read,
                 (Code::Value, _) if answer.cas == 0 => return Err(Trouble::Blind),
-                // The target is looked at first and the leader after it. The other way round, a write that came between the
-                // two would make the leader's older value the judge, and the drop would hit the newer one.
+                // The target is looked at first and the leader after it. The other way round, a
+                // write that came between the two would make the leader's older value the judge,
+                // and the drop would hit the newer one.
                 (Code::Value, _) if answer.stale => Stage::Drop { cas: answer.cas },
                 (Code::Value, _) => Stage::SourceLook(answer.item(frame, asked)),
                 _ => return unexpected(),
@@ -385,7 +401,8 @@ impl Entry {
                 let same = answer.code == Code::Value && !answer.stale && theirs.equals(&answer.item(frame, asked));
                 match answer.code {
                     Code::Value | Code::Missing if same => Stage::Done(End::Equal),
-                    // Not what is about to expire: the leader's may have done so a tick earlier, and would be back for a moment.
+                    // Not what is about to expire: the leader's may have done so a tick earlier,
+                    // and would be back for a moment.
                     Code::Missing if self.adopts.is_some() && !(0..=EXPIRY_SLACK_SECS).contains(&theirs.seen.ttl) => {
                         self.adopt(theirs)
                     }
@@ -398,8 +415,8 @@ impl Entry {
         })
     }
 
-    /// A client's write of the key must not be undone by the adding, and its owner knows of all of them. Those that no client can write
-    /// have none.
+    /// A client's write of the key must not be undone by the adding, and its owner knows of all of
+    /// them. Those that no client can write have none.
     fn adopt(&mut self, item: Item) -> Stage {
         self.binary = item.binary || self.binary;
         if is_plain(&self.key) {
@@ -409,7 +426,8 @@ impl Entry {
         Stage::AddSource(item)
     }
 
-    /// A stale item that we won is given back before the entry goes on, unless an unverified copy must be undone first.
+    /// A stale item that we won is given back before the entry goes on, unless an unverified copy
+    /// must be undone first.
     fn give_back_first(&mut self, next: Stage) -> Stage {
         match (self.won, next) {
             (None, next) | (_, next @ Stage::Undo { .. }) => next,

@@ -24,7 +24,8 @@ const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::f
 pub(super) enum Coverage {
     /// `metadump hash` walks the hash table and misses nothing that stays.
     Whole,
-    /// `metadump all` walks the LRU lists and misses items that move in them meanwhile: the hot ones. One pass is not enough.
+    /// `metadump all` walks the LRU lists and misses items that move in them meanwhile: the hot
+    /// ones. One pass is not enough.
     Leaky,
 }
 
@@ -33,7 +34,8 @@ pub(super) enum Coverage {
 pub(super) enum DumpError {
     /// The node failed.
     Node(NodeError),
-    /// It does not enumerate, by its settings or its version, or what it enumerates cannot be verified.
+    /// It does not enumerate, by its settings or its version, or what it enumerates cannot be
+    /// verified.
     Cannot(String),
     /// Its crawler was busy with others' crawls for too long.
     Busy,
@@ -61,10 +63,12 @@ enum DumpEnd {
     Off(String),
 }
 
-/// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is called.
+/// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is
+/// called.
 ///
-/// A node has one crawler; jobs wait for each other here rather than on the node, where a command that meets a running dump
-/// blocks a worker thread. Other clients' crawls are waited for by asking again. `disk` is where `on_key` puts what it sees.
+/// A node has one crawler; jobs wait for each other here rather than on the node, where a command
+/// that meets a running dump blocks a worker thread. Other clients' crawls are waited for by asking
+/// again. `disk` is where `on_key` puts what it sees.
 pub(super) async fn enumerate(
     ctx: &Context,
     node: NodeId,
@@ -114,7 +118,8 @@ async fn dump(
     })?;
     let mut rest: Vec<u8> = Vec::new();
     let mut key = Vec::new();
-    // A drip of bytes is no progress; a whole line is: an almost empty table of many buckets shows few.
+    // A drip of bytes is no progress; a whole line is: an almost empty table of many buckets shows
+    // few.
     let mut since = Instant::now();
     loop {
         let chunk = pipe.read_chunk(since + timeout).await?;
@@ -135,8 +140,8 @@ async fn dump(
             }
         }
         rest.extend_from_slice(&chunk[at..]);
-        // The copying shares this task: one chunk, then its turn. A crawler that is never waited for would starve it until the
-        // target's answers, though long there, count as too late.
+        // The copying shares this task: one chunk, then its turn. A crawler that is never waited
+        // for would starve it until the target's answers, though long there, count as too late.
         yield_now().await;
         disk.room().await;
         since = if at > 0 { Instant::now() } else { since + read_at.elapsed() };
@@ -196,8 +201,9 @@ const FIELDS: [&[u8]; 6] = [b"exp=", b"la=", b"cas=", b"fetch=", b"cls=", b"size
 
 /// Takes a dump line apart and decodes its key into `key`; `None` = it is no such line.
 ///
-/// Strictly: where a piece of the dump is missing, a line is made of the beginning of one and the end of a later one, and the keys between
-/// them were never listed. Whoever takes that for a key that cannot be copied hands a pair back without them.
+/// Strictly: where a piece of the dump is missing, a line is made of the beginning of one and the
+/// end of a later one, and the keys between them were never listed. Whoever takes that for a key
+/// that cannot be copied hands a pair back without them.
 fn parse(line: &[u8], key: &mut Vec<u8>) -> Option<Parsed> {
     let rest = line.strip_prefix(b"key=")?;
     let end = memchr::memchr(b' ', rest)?;
@@ -289,7 +295,8 @@ mod tests {
         }
     }
 
-    /// Any piece that is missing from two lines on, to any later place, is noticed, unless what is left is a dump's line to the letter.
+    /// Any piece that is missing from two lines on, to any later place, is noticed, unless what is
+    /// left is a dump's line to the letter.
     #[test]
     fn a_dump_with_a_piece_missing_is_noticed() {
         let lines = "key=alpha%3A1 exp=-1 la=100 cas=2 fetch=yes cls=1 size=69\nkey=beta exp=5 la=101 cas=3 fetch=no cls=2 size=70\nkey=gamma exp=-1 la=102 cas=4 fetch=no cls=1 size=71";
@@ -307,7 +314,8 @@ mod tests {
         }
         assert!(noticed > 10 * passed.len(), "{noticed} noticed, {} not", passed.len());
         for left in passed {
-            // The cut came where the same field stands in both, so that the line is a true one's form.
+            // The cut came where the same field stands in both, so that the line is a true one's
+            // form.
             assert!(left.lines().all(|line| line.matches('=').count() == 7), "{left}");
         }
     }

@@ -1,12 +1,18 @@
-//! PURE. How hard the resyncs may work, by what clients feel of them: they may add so much to the time within which nearly all answers come.
+//! PURE. How hard the resyncs may work, by what clients feel of them: they may add so much to the
+//! time within which nearly all answers come.
 //!
-//! The gauge is how long nodes take to answer the workers ([`Felt`]): it sees a node that is busy, a network that is full, and a processor that
-//! others use. What it shows *without* the resyncs is looked at in the same seconds: they rest for a moment before they begin, and then again
-//! and again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's bulk load, plays no part. While they work, answers later
-//! than 99 in 100 of those at rest by more than the budget are counted. More than [`TOLERATED`], and they work less hard; fewer, and harder. The answer in the
-//! middle may be later by a small part of the budget ([`MIDDLE`]): clients that wait for one before they ask again get less done. (With an eighth
-//! 20,000 reads a second were 1.4 ms later at the 99th percentile, with a sixteenth 0.4, and a million items were back after 5.3 and 5.6 s. A
-//! thirty-second part is next to nothing where nodes answer in 80 µs: the items took 12 s in one run and more than 20 in another.) Never less than [`FLOOR`], so that a resync ends whatever clients do; and as hard as they can where there are none.
+//! The gauge is how long nodes take to answer the workers ([`Felt`]): it sees a node that is busy,
+//! a network that is full, and a processor that others use. What it shows *without* the resyncs is
+//! looked at in the same seconds: they rest for a moment before they begin, and then again and
+//! again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's bulk
+//! load, plays no part. While they work, answers later than 99 in 100 of those at rest by more than
+//! the budget are counted. More than [`TOLERATED`], and they work less hard; fewer, and harder. The
+//! answer in the middle may be later by a small part of the budget ([`MIDDLE`]): clients that wait
+//! for one before they ask again get less done. (With an eighth 20,000 reads a second were 1.4 ms
+//! later at the 99th percentile, with a sixteenth 0.4, and a million items were back after 5.3 and
+//! 5.6 s. A thirty-second part is next to nothing where nodes answer in 80 µs: the items took 12 s
+//! in one run and more than 20 in another.) Never less than [`FLOOR`], so that a resync ends
+//! whatever clients do; and as hard as they can where there are none.
 
 use std::time::Duration;
 
@@ -18,17 +24,19 @@ pub const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 pub(super) const FLOOR: f64 = 1.0 / 512.0;
 /// Where they begin, where clients are known to be there.
 const FIRST: f64 = 1.0 / 8.0;
-/// How long they work between two rests, and how long they rest. Of a rest the first moment still shows what they did before.
+/// How long they work between two rests, and how long they rest. Of a rest the first moment still
+/// shows what they did before.
 const WORK: Duration = Duration::from_millis(940);
 const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(60));
 /// The part of the answers at rest that are as late as any.
 const LATEST: f64 = 0.010;
-/// So many of all answers may be later than that by the budget for the resyncs to work harder, and beyond the second they work less.
+/// So many of all answers may be later than that by the budget for the resyncs to work harder, and
+/// beyond the second they work less.
 const TOLERATED: (f64, f64) = (0.006, 0.010);
 /// Where nearly as many are so late at rest, so much more than then.
 const MORE_THAN_USUAL: (f64, f64) = (1.1, 0.004);
-/// The answer in the middle may be later by one of so many parts of the budget; so many of all may be later than that for the resyncs to work harder,
-/// and beyond the second they work less.
+/// The answer in the middle may be later by one of so many parts of the budget; so many of all may
+/// be later than that for the resyncs to work harder, and beyond the second they work less.
 const MIDDLE: u32 = 16;
 const TOLERATED_LATER: (f64, f64) = (0.50, 0.55);
 /// Answers that are enough for a judgement; how long they are waited for.
@@ -103,7 +111,8 @@ impl Governor {
         }
     }
 
-    /// `at_work`: a resync is under way; `crawling`: and a node is being enumerated, which cannot be slowed down.
+    /// `at_work`: a resync is under way; `crawling`: and a node is being enumerated, which cannot
+    /// be slowed down.
     pub fn tick(&mut self, now: Duration, counts: &Counts, at_work: bool, crawling: bool) -> Leave {
         for ((window, last), count) in self.window.iter_mut().zip(&mut self.last).zip(counts) {
             *window += count.wrapping_sub(*last);
@@ -218,7 +227,8 @@ impl Governor {
         self.since = now;
     }
 
-    /// The first bucket of answers that are later by `added` than all but the latest `part` of those at rest.
+    /// The first bucket of answers that are later by `added` than all but the latest `part` of
+    /// those at rest.
     fn later_than(&self, part: f64, added: Duration) -> usize {
         let mut above = self.at_rest.iter().sum::<f64>() * part;
         let latest = self.at_rest.iter().rposition(|count| {
@@ -245,7 +255,8 @@ mod tests {
         leave: Leave,
         per_s: f64,
         usual_us: u64,
-        /// What some answers wait more while a resync works as hard as it can, in microseconds, and their part.
+        /// What some answers wait more while a resync works as hard as it can, in microseconds, and
+        /// their part.
         harm_us: f64,
         harmed: f64,
         owed: [f64; 3],
@@ -352,7 +363,8 @@ mod tests {
         }
     }
 
-    /// Most answers wait for the same: by a quarter of the budget none would be too late at the 99th percentile.
+    /// Most answers wait for the same: by a quarter of the budget none would be too late at the
+    /// 99th percentile.
     #[test]
     fn the_answer_in_the_middle_is_held_to_a_small_part_of_the_budget() {
         let mut world = World::new(20_000.0, 2_000.0);

@@ -23,7 +23,8 @@ pub(super) struct Item {
 }
 
 impl Item {
-    /// Whether two nodes hold the same thing. Both clocks tick in seconds and so do the answers, hence the tolerance.
+    /// Whether two nodes hold the same thing. Both clocks tick in seconds and so do the answers,
+    /// hence the tolerance.
     pub(super) fn equals(&self, other: &Item) -> bool {
         self.equals_later(other, 2)
     }
@@ -39,7 +40,8 @@ impl Item {
     }
 }
 
-/// A remaining TTL, and when it was true: at some moment between sending the question and receiving the answer.
+/// A remaining TTL, and when it was true: at some moment between sending the question and receiving
+/// the answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     /// Seconds; -1 = never expires.
@@ -51,8 +53,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether both name the same moment of expiry, give or take `slack` seconds. `later` was asked after this one, or
-    /// about the same time.
+    /// Whether both name the same moment of expiry, give or take `slack` seconds. `later` was asked
+    /// after this one, or about the same time.
     ///
     /// `touch` changes the TTL but not the cas id, so a copy is verified by both.
     pub(super) fn agrees(&self, later: &Seen, slack: i64) -> bool {
@@ -66,7 +68,8 @@ impl Seen {
         passed >= least - back.min(1) - slack && passed <= most + slack
     }
 
-    /// The date of expiry, by the proxy's clock, of an item of the node whose dates are so far ahead.
+    /// The date of expiry, by the proxy's clock, of an item of the node whose dates are so far
+    /// ahead.
     fn date(&self, there: Offset) -> i64 {
         match self.shown {
             Some(shown) => there.here(shown.saturating_add(self.ttl)),
@@ -97,7 +100,8 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    /// What the target is to store a copy with; `None` = the item is over. (Remaining 0 stored as 0 would mean for ever.)
+    /// What the target is to store a copy with; `None` = the item is over. (Remaining 0 stored as 0
+    /// would mean for ever.)
     pub(super) fn to_target(self, seen: &Seen, now: Instant) -> Option<i64> {
         copied(seen, self.source, self.target, now)
     }
@@ -140,14 +144,16 @@ pub(super) struct Answer {
     pub(super) ttl: i64,
     pub(super) cas: u64,
     pub(super) binary: bool,
-    /// `X`, or `Z` alone: marked stale, or a place held for somebody who is computing the value. Not a value to copy.
+    /// `X`, or `Z` alone: marked stale, or a place held for somebody who is computing the value.
+    /// Not a value to copy.
     pub(super) stale: bool,
     /// `W`: we were just made the one to recompute it.
     pub(super) won: bool,
 }
 
 impl Answer {
-    /// Takes the line apart. An error means that the answer does not belong to the command: framing is in doubt.
+    /// Takes the line apart. An error means that the answer does not belong to the command: framing
+    /// is in doubt.
     pub(super) fn parse(line: &[u8], key: &[u8]) -> Result<Answer, String> {
         let (word, mut rest) = split_word(line);
         let code = match word {
@@ -167,8 +173,8 @@ impl Answer {
             rest = split_word(rest).1;
         }
         let mut echo = None;
-        // An incr can make memcached forget that a key is binary (seen on 1.6.18): then it stands there as it is, blanks and all. It
-        // was asked for first, so it comes first.
+        // An incr can make memcached forget that a key is binary (seen on 1.6.18): then it stands
+        // there as it is, blanks and all. It was asked for first, so it comes first.
         if let Some(after) = rest.strip_prefix(b"k").and_then(|r| r.strip_prefix(key))
             && matches!(after.first(), None | Some(b' '))
         {
@@ -182,7 +188,8 @@ impl Answer {
                 b'f' => answer.flags = number(rest).and_then(|n| u32::try_from(n).ok()).ok_or("client flags")?,
                 b'c' => answer.cas = number(rest).ok_or("cas id")?,
                 b't' if rest == b"-1" => answer.ttl = -1,
-                // An item that has just expired is seen with a negative TTL by some versions: to us it is over.
+                // An item that has just expired is seen with a negative TTL by some versions: to us
+                // it is over.
                 b't' if rest.first() == Some(&b'-') => answer.ttl = 0,
                 b't' => answer.ttl = number(rest).and_then(|n| i64::try_from(n).ok()).ok_or("TTL")?,
                 b'X' | b'Z' => answer.stale = true,
@@ -242,8 +249,8 @@ pub(super) fn needs_base64(key: &[u8]) -> bool {
 
 /// How a key is written on the wire; `None` = in no way.
 ///
-/// base64 makes a key a third longer, and memcached limits what is written: a long key with a control byte, which a classic
-/// client may store, is only reachable plain.
+/// base64 makes a key a third longer, and memcached limits what is written: a long key with a
+/// control byte, which a classic client may store, is only reachable plain.
 pub(super) fn wire_form(key: &[u8]) -> Option<bool> {
     if key.is_empty() || key.len() > MAX_WIRE_KEY_BYTES {
         return None;
@@ -262,7 +269,8 @@ pub(super) fn is_plain(key: &[u8]) -> bool {
     !key.iter().any(|&b| matches!(b, 0 | b' ' | b'\r' | b'\n'))
 }
 
-/// Appends `<command> <key>`. The `b` flag that goes with a binary key is the caller's: it stands behind the length in `ms`.
+/// Appends `<command> <key>`. The `b` flag that goes with a binary key is the caller's: it stands
+/// behind the length in `ms`.
 pub(super) fn put_key(batch: &mut Batch, command: &[u8], key: &[u8], binary: bool) {
     batch.put(command);
     if binary {

@@ -18,13 +18,15 @@ use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId};
 use crate::rules::{Rule, holds};
 
-/// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it, cancel its token and go on
-/// awaiting; dropping the future instead loses the knowledge of what is outstanding on the target.
+/// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it,
+/// cancel its token and go on awaiting; dropping the future instead loses the knowledge of what is
+/// outstanding on the target.
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
     let _at_work = ctx.pace.job();
     ctx.progress.set_phase(Phase::Preparing);
-    // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the leader's memory is gone.
+    // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the
+    // leader's memory is gone.
     let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone };
     match ctx.connect(spec.target).await {
@@ -93,8 +95,8 @@ async fn steps(
         return Err(JobError::Aborted);
     }
     if let Fill::Missed | Fill::Adopt = spec.fill {
-        // Clients went on writing to the leader alone until the barrier. Unguarded, as before it: what a worker may have stored since
-        // is copied like the others.
+        // Clients went on writing to the leader alone until the barrier. Unguarded, as before it:
+        // what a worker may have stored since is copied like the others.
         let lists = if spec.fill == Fill::Missed { &ctx.missed } else { &ctx.written };
         purge_missed(lists, ctx, pipe, &purged).await?;
         *undone = true;
@@ -107,7 +109,8 @@ async fn steps(
         return Err(JobError::Aborted);
     }
     refill(spec, Fill::Adopt, stats.offset, ctx, drains, undone).await?;
-    // A copy that is cut off before its verify must not be taken for an item that only the target holds.
+    // A copy that is cut off before its verify must not be taken for an item that only the target
+    // holds.
     if !ask(ctx, |reply| JobEvent::AllAdopted { reply }).await? {
         return Err(JobError::Aborted);
     }
@@ -127,7 +130,8 @@ async fn refill(
     for &(pair, source) in &spec.pairs {
         by_source.entry(source).or_default().push(pair);
     }
-    // A failure of one source ends the job: its token stops the others, which undo what is unverified.
+    // A failure of one source ends the job: its token stops the others, which undo what is
+    // unverified.
     let stop = ctx.cancel.child_token();
     let sources = by_source.len();
     let mut running: FuturesUnordered<_> = by_source
@@ -154,7 +158,8 @@ async fn refill(
     result
 }
 
-/// Asks the control plane and waits for its answer, however long its barrier takes; it ends the wait by cancelling.
+/// Asks the control plane and waits for its answer, however long its barrier takes; it ends the
+/// wait by cancelling.
 async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEvent) -> Result<bool, JobError> {
     let (reply, answer) = oneshot::channel();
     let asked = async {

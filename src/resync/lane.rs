@@ -1,8 +1,10 @@
-//! A lane copies: one connection to the source, one to the target, and the entries that travel between them.
+//! A lane copies: one connection to the source, one to the target, and the entries that travel
+//! between them.
 //!
-//! In every step each entry has one command outstanding, so the next batch is read while the last one is added and the one
-//! before is verified. An entry stays on its lane: that verify is asked on the connection that the item was read on, and undo
-//! on the one it was added on, proves that both nodes are still the same processes, whose cas ids mean the same.
+//! In every step each entry has one command outstanding, so the next batch is read while the last
+//! one is added and the one before is verified. An entry stays on its lane: that verify is asked on
+//! the connection that the item was read on, and undo on the one it was added on, proves that both
+//! nodes are still the same processes, whose cas ids mean the same.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +21,9 @@ use crate::expiry::clock;
 use crate::ids::NodeId;
 use crate::rules::{Rule, holds};
 
-/// What the target must manage per second, in bytes, on top of what its timeout allows, of what the kernel takes at once and does not show
-/// on its way: a network that is merely slow is not to be taken for a node that hangs.
+/// What the target must manage per second, in bytes, on top of what its timeout allows, of what the
+/// kernel takes at once and does not show on its way: a network that is merely slow is not to be
+/// taken for a node that hangs.
 const MIN_BYTES_PER_S: usize = 2 << 20;
 /// What the kernel takes at most, in bytes: the buffers of both sides grow to 4 MB and 6 MB.
 const KERNEL_BYTES: usize = 10 << 20;
@@ -44,7 +47,8 @@ pub(super) struct Lane {
     pub(super) quiesce: Option<Arc<OwnedRwLockReadGuard<()>>>,
     /// Bytes booked by the entries under way.
     pub(super) booked: usize,
-    /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none was seen.
+    /// The largest item seen lately, in bytes: the guess for keys whose size is not known. 0 = none
+    /// was seen.
     pub(super) largest: usize,
     /// Bytes of items that one batch may bring. See [`Brought`].
     budget: usize,
@@ -121,9 +125,11 @@ impl Lane {
         }
     }
 
-    /// One command of every entry, answered. After an error the lane can only be [unwound](Lane::unwind).
+    /// One command of every entry, answered. After an error the lane can only be
+    /// [unwound](Lane::unwind).
     ///
-    /// The target is always heard out, cancelled or not: what was sent to it takes effect. The source is only read from.
+    /// The target is always heard out, cancelled or not: what was sent to it takes effect. The
+    /// source is only read from.
     pub(super) async fn step(&mut self, tuning: &Tuning, stop: &CancellationToken) -> Result<(), JobError> {
         if !self.dated && self.at_source.iter().chain(&self.at_target).any(Entry::needs_offsets) {
             // Nothing was sent: a job that is ended ends at once.
@@ -192,7 +198,8 @@ impl Lane {
         from.ok_or(JobError::Cancelled)?.map_err(|e| JobError::Source(source, e))
     }
 
-    /// Waits until it is known how far the nodes' dates are ahead of the proxy's: a second at most, once.
+    /// Waits until it is known how far the nodes' dates are ahead of the proxy's: a second at most,
+    /// once.
     async fn date(&mut self) {
         let [source, target] = self.clocks.of([self.source.node(), self.target.node()]).await;
         self.offsets.source = source.unwrap_or(self.offsets.source);
@@ -205,7 +212,8 @@ impl Lane {
         self.offsets
     }
 
-    /// Every entry to the side of its next command. Entries that were not answered are where they were.
+    /// Every entry to the side of its next command. Entries that were not answered are where they
+    /// were.
     fn sort(&mut self) {
         let spare = std::mem::take(&mut self.spare);
         let (mut source, mut target) =
@@ -233,7 +241,8 @@ impl Lane {
         self.ended.push((entry, end));
     }
 
-    /// Ends the lane: undoes every copy that was not verified, guarded by the cas id that the target gave it.
+    /// Ends the lane: undoes every copy that was not verified, guarded by the cas id that the
+    /// target gave it.
     pub(super) async fn unwind(mut self, tuning: &Tuning) -> LaneEnd {
         let mut drains = Vec::new();
         let mut undone = !self.lost_copies;
@@ -273,9 +282,10 @@ fn timed(entries: &[Entry], timed: bool) -> bool {
     timed && entries.iter().any(Entry::is_to_be_dated)
 }
 
-/// What a batch has brought to be copied. The sizes of keys that were not enumerated are guessed by those of others; where they turn out
-/// to be larger by far, a batch of hundreds would bring hundreds of megabytes. What is over the lane's share of the memory is
-/// dropped as it comes, and read again later, a few at a time: then it is known what such keys are like.
+/// What a batch has brought to be copied. The sizes of keys that were not enumerated are guessed by
+/// those of others; where they turn out to be larger by far, a batch of hundreds would bring
+/// hundreds of megabytes. What is over the lane's share of the memory is dropped as it comes, and
+/// read again later, a few at a time: then it is known what such keys are like.
 struct Brought {
     budget: usize,
     bytes: usize,

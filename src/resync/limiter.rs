@@ -10,9 +10,9 @@ const BURST: Duration = Duration::from_millis(50);
 
 /// A token bucket on tokio's clock, shared by all jobs.
 ///
-/// Re-copies do not wait for it: clients ask for them, and a queue of them that grows is a resync that never ends. They are
-/// [booked](RateLimiter::book), and what else is copied pays for them with half of its budget at most, so that it goes on
-/// whatever the clients write.
+/// Re-copies do not wait for it: clients ask for them, and a queue of them that grows is a resync
+/// that never ends. They are [booked](RateLimiter::book), and what else is copied pays for them
+/// with half of its budget at most, so that it goes on whatever the clients write.
 #[derive(Debug)]
 pub struct RateLimiter {
     items_per_s: Option<u64>,
@@ -41,7 +41,8 @@ impl RateLimiter {
         // Time that nobody used is lost, but for the burst.
         let from = spent.until.unwrap_or(now).max(now.checked_sub(BURST).unwrap_or(now));
         let free = now.saturating_duration_since(from).as_nanos().saturating_mul(u128::from(rate)) / 1_000_000_000;
-        // At a very low rate a burst holds no whole item: one is granted as soon as the last one is paid for.
+        // At a very low rate a burst holds no whole item: one is granted as soon as the last one is
+        // paid for.
         let free = if free == 0 && from <= now && now.duration_since(from) >= BURST { 1 } else { free };
         let free = u64::try_from(free).unwrap_or(u64::MAX);
         // Each item granted pays for itself and for one that is owed.

@@ -2,124 +2,166 @@
 //!
 //! # When
 //!
-//! A node that was lost and answers again holds nothing (it was restarted) or possibly old items (it hung). The control
-//! plane first waits until every connection given up on that node has [drained](crate::backend::Drain): a hung node executes
-//! what sat in its sockets when it wakes. Then it starts one *job* for the node, the *target*, over all its pairs that need
-//! it. Each pair's *source* is its leader, which serves its clients all along. A lost backup is refilled in the same way.
+//! A node that was lost and answers again holds nothing (it was restarted) or possibly old items
+//! (it hung). The control plane first waits until every connection given up on that node has
+//! [drained](crate::backend::Drain): a hung node executes what sat in its sockets when it wakes.
+//! Then it starts one *job* for the node, the *target*, over all its pairs that need it. Each
+//! pair's *source* is its leader, which serves its clients all along. A lost backup is refilled in
+//! the same way.
 //!
 //! # How
 //!
-//! 1. **Purge** ([`Fill`]; not if the target is provably empty). What the target holds of the pairs is deleted,
-//!    by enumeration, while the pairs are still Degraded and no client's write goes there. Without it a key deleted in the
-//!    node's absence comes back; and copies left by a job that was cut off (`resync_model.py design crash`) stay for good, since
-//!    only their own copier knew that they were unverified.
-//! 2. **Barrier** ([`JobEvent::Purged`]): the control plane brings the pairs into Recovering; from now on writes reach the leader first
-//!    and the target after. The enumeration begins only now: a key written before would otherwise be missed by both.
-//! 3. **Enumerate** each source (`lru_crawler metadump hash`), drained at full speed into a spool. **Read** each key, **add** it on
-//!    the target, **verify**: ask the leader for its cas id and expiry again. If they changed, the copy is **undone**, guarded by the
-//!    cas id that the target gave it, and made again.
+//! 1. **Purge** ([`Fill`]; not if the target is provably empty). What the target holds of the pairs
+//!    is deleted, by enumeration, while the pairs are still Degraded and no client's write goes
+//!    there. Without it a key deleted in the node's absence comes back; and copies left by a job
+//!    that was cut off (`resync_model.py design crash`) stay for good, since only their own copier
+//!    knew that they were unverified.
+//! 2. **Barrier** ([`JobEvent::Purged`]): the control plane brings the pairs into Recovering; from
+//!    now on writes reach the leader first and the target after. The enumeration begins only now: a
+//!    key written before would otherwise be missed by both.
+//! 3. **Enumerate** each source (`lru_crawler metadump hash`), drained at full speed into a spool.
+//!    **Read** each key, **add** it on the target, **verify**: ask the leader for its cas id and
+//!    expiry again. If they changed, the copy is **undone**, guarded by the cas id that the target
+//!    gave it, and made again.
 //! 4. **Re-copy** the keys that workers push to [`Recopy`], by the same three steps.
-//! 5. **Hand back** pair by pair. [`JobEvent::Ready`]: the control plane closes the pair's gate, so that no mutation is in flight; the job
-//!    copies the last few keys within [`Tuning::gate_budget`]; [`JobEvent::Drained`] says whether nothing is outstanding. If so the control plane
-//!    checks the markers and opens the pair as Mirrored; after that the job does not touch the pair again.
+//! 5. **Hand back** pair by pair. [`JobEvent::Ready`]: the control plane closes the pair's gate, so
+//!    that no mutation is in flight; the job copies the last few keys within
+//!    [`Tuning::gate_budget`]; [`JobEvent::Drained`] says whether nothing is outstanding. If so the
+//!    control plane checks the markers and opens the pair as Mirrored; after that the job does not
+//!    touch the pair again.
 //!
 //! # A node that missed little
 //!
-//! A node that comes back with the memory that it had differs from the leader in the keys of [`Missed`] only, and [`Fill::Missed`] is the same
-//! resync over that list: neither node is enumerated.
+//! A node that comes back with the memory that it had differs from the leader in the keys of
+//! [`Missed`] only, and [`Fill::Missed`] is the same resync over that list: neither node is
+//! enumerated.
 //!
-//! - *Purge* deletes the listed keys, once before the barrier, and then those that were listed meanwhile. From there on the target is what a
-//!   purged one is, with more right things on it: a re-copy queue that overflows is made up for by the list again, or by an enumeration.
-//!   Before that it holds what missed a write, and [`Outcome::undone`] does not call it fit to lead.
-//! - *A list that was given up before it was read* ends the job: nothing else tells what is old on a target that was not purged.
-//! - *What is dropped on the target for [`Recopy`] is listed too*: the job may be cut off before the copy, and the next one would not know
-//!   that the key is not there.
-//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up when either node's memory is another
-//!   one, when the leader becomes another one out of Dark, and when a job of another kind begins.
+//! - *Purge* deletes the listed keys, once before the barrier, and then those that were listed
+//!   meanwhile. From there on the target is what a purged one is, with more right things on it: a
+//!   re-copy queue that overflows is made up for by the list again, or by an enumeration. Before
+//!   that it holds what missed a write, and [`Outcome::undone`] does not call it fit to lead.
+//! - *A list that was given up before it was read* ends the job: nothing else tells what is old on
+//!   a target that was not purged.
+//! - *What is dropped on the target for [`Recopy`] is listed too*: the job may be cut off before
+//!   the copy, and the next one would not know that the key is not there.
+//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up
+//!   when either node's memory is another one, when the leader becomes another one out of Dark, and
+//!   when a job of another kind begins.
 //!
 //! # Two nodes that most probably hold the same
 //!
-//! After a crash of the proxy ([`Fill::Compare`]) the two may differ in what was in flight; on a first start ([`Fill::Adopt`]) in anything.
-//! Nothing is purged. After the barrier every key of the source is compared, by content: the target is looked at first, as said below for
-//! NOT_STORED, and nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a key that the source has
-//! was compared, or was written since by a worker, on both nodes; any other is looked at on both again, and dropped by its cas id. So a
-//! client's newer write survives. After a crash the target may not lead before all that is done: [`Outcome::undone`] is never said.
+//! After a crash of the proxy ([`Fill::Compare`]) the two may differ in what was in flight; on a
+//! first start ([`Fill::Adopt`]) in anything. Nothing is purged. After the barrier every key of the
+//! source is compared, by content: the target is looked at first, as said below for NOT_STORED, and
+//! nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a
+//! key that the source has was compared, or was written since by a worker, on both nodes; any other
+//! is looked at on both again, and dropped by its cas id. So a client's newer write survives. After
+//! a crash the target may not lead before all that is done: [`Outcome::undone`] is never said.
 //!
-//! *Adopted* is what only the target holds: added to the leader, before anything is copied. That must not bring back what a client has deleted, which
-//! neither node shows. So the key's owner does it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route opened, and
-//! every later write of the key comes after the add, on both nodes. Keys that no client can write are added by the job itself. No
-//! `flush_all` comes between the look at an item and its adding: `quiesce` is held till then.
+//! *Adopted* is what only the target holds: added to the leader, before anything is copied. That
+//! must not bring back what a client has deleted, which neither node shows. So the key's owner does
+//! it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route
+//! opened, and every later write of the key comes after the add, on both nodes. Keys that no client
+//! can write are added by the job itself. No `flush_all` comes between the look at an item and its
+//! adding: `quiesce` is held till then.
 //!
-//! *An adoption that is cut off is taken up again*, also by another proxy, which does not know what clients wrote. That is right as long as the
-//! target has made every acknowledged write (then a key that was deleted is on neither node, and one that was overwritten is on the leader, whose
-//! item counts), and holds no copy: one that was cut off before its verify would pass for an item of the target's own, and a deleted key come
-//! back. So the pair is Recovering from its first route on; a job after an absence of the target first deletes there what clients wrote
-//! ([`Context::written`]) before and behind the barrier, as with a list, and says so ([`JobEvent::Adopting`]); no step of the adopting writes to the
-//! target; and [`JobEvent::AllAdopted`] is recorded on the target before the first copy. From there on the leader holds everything, and the next proxy
-//! purges. Until then, and while it is compared, the target may lead where the leader's memory is gone: it has missed nothing.
+//! *An adoption that is cut off is taken up again*, also by another proxy, which does not know what
+//! clients wrote. That is right as long as the target has made every acknowledged write (then a key
+//! that was deleted is on neither node, and one that was overwritten is on the leader, whose item
+//! counts), and holds no copy: one that was cut off before its verify would pass for an item of the
+//! target's own, and a deleted key come back. So the pair is Recovering from its first route on; a
+//! job after an absence of the target first deletes there what clients wrote ([`Context::written`])
+//! before and behind the barrier, as with a list, and says so ([`JobEvent::Adopting`]); no step of
+//! the adopting writes to the target; and [`JobEvent::AllAdopted`] is recorded on the target before
+//! the first copy. From there on the leader holds everything, and the next proxy purges. Until
+//! then, and while it is compared, the target may lead where the leader's memory is gone: it has
+//! missed nothing.
 //!
-//! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one purges.
+//! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one
+//! purges.
 //!
 //! # What clients may do meanwhile
 //!
-//! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation that the leader executes at m
-//! and the target at f > m. If m < r the copy saw it. If r < m < v the verify sees the change and repeats. If m > v then f > m > v > a:
-//! the target gets the mutation after the copy. So the order *leader first* carries the proof; a write sent to both at once breaks it.
-//! What a target that does not hold the key cannot execute (incr, append, touch …) is not sent to it: its worker *drops* the
-//! key there, guarded by nothing, and then pushes it to `Recopy`. Executed on a copy, an incr would be counted twice where the copy was
-//! read after it (`resync_model.py reexec`).
+//! Everything. Take a copy that reads at r, adds at a and verifies at v (r < a < v), and a mutation
+//! that the leader executes at m and the target at f > m. If m < r the copy saw it. If r < m < v
+//! the verify sees the change and repeats. If m > v then f > m > v > a: the target gets the
+//! mutation after the copy. So the order *leader first* carries the proof; a write sent to both at
+//! once breaks it. What a target that does not hold the key cannot execute (incr, append, touch …)
+//! is not sent to it: its worker *drops* the key there, guarded by nothing, and then pushes it to
+//! `Recopy`. Executed on a copy, an incr would be counted twice where the copy was read after it
+//! (`resync_model.py reexec`).
 //!
 //! The odd steps, each with the case that it exists for:
 //!
-//! - *NOT_STORED is compared*, not taken for a newer write: another copier's unverified copy may stand there, which is undone a moment
-//!   later, or a leftover that a purge missed. The two sides cannot be read at one moment; the target is read **first**. An item on the
-//!   target was put there by a mutation, which is right until a later one, whose target step is still to come; or by a copier, which
-//!   verifies it itself. So "equal" needs no second look. "Differs" drops exactly what was seen (by its cas id), and copies again.
-//! - *A key that the leader does not have* (gone, expired, marked stale) is looked for on the target in the same way; nothing is dropped
-//!   there unseen, for a worker's newer `set` may just have landed.
+//! - *NOT_STORED is compared*, not taken for a newer write: another copier's unverified copy may
+//!   stand there, which is undone a moment later, or a leftover that a purge missed. The two sides
+//!   cannot be read at one moment; the target is read **first**. An item on the target was put
+//!   there by a mutation, which is right until a later one, whose target step is still to come; or
+//!   by a copier, which verifies it itself. So "equal" needs no second look. "Differs" drops
+//!   exactly what was seen (by its cas id), and copies again.
+//! - *A key that the leader does not have* (gone, expired, marked stale) is looked for on the
+//!   target in the same way; nothing is dropped there unseen, for a worker's newer `set` may just
+//!   have landed.
 //! - *The expiry is verified too*: `touch` changes it and not the cas id.
-//! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Any other is sent as a date by the target's own clock
-//!   ([`crate::expiry`]), so it does not matter when the add is executed; and nodes turn to their seconds at different moments, so a batch of items that
-//!   expire is framed by two looks at the source's clock. If they differ, it turned in between, and the items are read once more.
-//! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value: it is verified like a stored one.
-//! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to recompute it (`W`), and the client that
-//!   is to do so would never be asked: it is given back by marking it stale again.
-//! - *Verify on the connection of the read, undo on that of the add*: cas ids restart at 1 with the process, so an id seen on a new
-//!   connection may belong to another item. An unbroken connection is the proof that the process is the same.
-//! - *All cas ids 0* (`-C`): verify by cas id is blind, and an undo cannot be guarded. A target like that is refused before anything is
-//!   copied; a source like that is treated as one that cannot be enumerated, and verified by content.
-//! - *A key leaves `Recopy` before its copy starts*, so that a push during the copy is not taken for the one being served.
-//! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: it is being written without pause, and the gate at the hand-back is
-//!   what ends that.
+//! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Any other is sent as
+//!   a date by the target's own clock ([`crate::expiry`]), so it does not matter when the add is
+//!   executed; and nodes turn to their seconds at different moments, so a batch of items that
+//!   expire is framed by two looks at the source's clock. If they differ, it turned in between, and
+//!   the items are read once more.
+//! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value:
+//!   it is verified like a stored one.
+//! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to
+//!   recompute it (`W`), and the client that is to do so would never be asked: it is given back by
+//!   marking it stale again.
+//! - *Verify on the connection of the read, undo on that of the add*: cas ids restart at 1 with the
+//!   process, so an id seen on a new connection may belong to another item. An unbroken connection
+//!   is the proof that the process is the same.
+//! - *All cas ids 0* (`-C`): verify by cas id is blind, and an undo cannot be guarded. A target
+//!   like that is refused before anything is copied; a source like that is treated as one that
+//!   cannot be enumerated, and verified by content.
+//! - *A key leaves `Recopy` before its copy starts*, so that a push during the copy is not taken
+//!   for the one being served.
+//! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: it is being
+//!   written without pause, and the gate at the hand-back is what ends that.
 //!
 //! # A leader that cannot be enumerated
 //!
-//! An old server, a managed one, `-X`, or `-C` as said above. The first pass finds it out ([`JobEvent::CannotEnumerate`]); the job goes on
-//! without an enumeration, in a *trickle*: workers push to [`Recopy`] what they find read ([`Recopy::push_read`]), and each key is read, added and
-//! verified as ever. So the target holds a true part of the leader's items, which grows with what clients use, and never all of them: no
-//! pair is handed back, the leader goes on leading, and only a cancel or the loss of a node ends the job. Re-copies that overflow are
-//! forgotten: their keys are not on the target, and the next read brings them back.
+//! An old server, a managed one, `-X`, or `-C` as said above. The first pass finds it out
+//! ([`JobEvent::CannotEnumerate`]); the job goes on without an enumeration, in a *trickle*: workers
+//! push to [`Recopy`] what they find read ([`Recopy::push_read`]), and each key is read, added and
+//! verified as ever. So the target holds a true part of the leader's items, which grows with what
+//! clients use, and never all of them: no pair is handed back, the leader goes on leading, and only
+//! a cancel or the loss of a node ends the job. Re-copies that overflow are forgotten: their keys
+//! are not on the target, and the next read brings them back.
 //!
-//! *Verified by content* (no cas ids): the verify reads the whole item again and compares it with what was added. An item that was changed and
-//! changed back in between passes, and that is right: what was added is what the leader holds at v, so it has in it every
-//! mutation with m < v, and each of those whose f is still to come is repeated on the target after the copy, in their order; it sets, deletes or
-//! drops, and needs nothing of what stood there. The expiry is part of the content. The undo is guarded by the target's cas id as ever.
+//! *Verified by content* (no cas ids): the verify reads the whole item again and compares it with
+//! what was added. An item that was changed and changed back in between passes, and that is right:
+//! what was added is what the leader holds at v, so it has in it every mutation with m < v, and
+//! each of those whose f is still to come is repeated on the target after the copy, in their order;
+//! it sets, deletes or drops, and needs nothing of what stood there. The expiry is part of the
+//! content. The undo is guarded by the target's cas id as ever.
 //!
 //! # Giving way to clients
 //!
-//! The [`Governor`] tells by the workers' waiting how much of the time all jobs may work, and [`Pace`] makes that into smaller lots and rests between
-//! them. A rest only draws r, a and v apart. It is never taken where clients would wait for its end, or make more work meanwhile than is done
-//! (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, more re-copies than are done in passing.
+//! The [`Governor`] tells by the workers' waiting how much of the time all jobs may work, and
+//! [`Pace`] makes that into smaller lots and rests between them. A rest only draws r, a and v
+//! apart. It is never taken where clients would wait for its end, or make more work meanwhile than
+//! is done (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, more re-copies than are
+//! done in passing.
 //!
 //! # Failure in mid-stream
 //!
-//! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*: connections with unanswered mutations are returned as
-//! drains, and the next job purges. *The source fails, or the job is cancelled*: the target's answers are awaited (a mutation sent is a mutation
-//! executed), unverified copies are undone, and [`Outcome::undone`] tells that what the target holds of the pairs is verified: a part, but a true one,
-//! so that it may lead if the leader's memory is proved gone. *A slow source is waited for* ([`Tuning::source_timeout`]): it holds the last full copy.
-//! *The target refuses items*: they are counted and the first few named. *It evicts*: the job ends well but says how incomplete the copy is.
+//! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*:
+//! connections with unanswered mutations are returned as drains, and the next job purges. *The
+//! source fails, or the job is cancelled*: the target's answers are awaited (a mutation sent is a
+//! mutation executed), unverified copies are undone, and [`Outcome::undone`] tells that what the
+//! target holds of the pairs is verified: a part, but a true one, so that it may lead if the
+//! leader's memory is proved gone. *A slow source is waited for* ([`Tuning::source_timeout`]): it
+//! holds the last full copy. *The target refuses items*: they are counted and the first few named.
+//! *It evicts*: the job ends well but says how incomplete the copy is.
 //!
-//! `flush_all` takes [`Context::quiesce`] for writing: then no copy is in flight, so none read before the flush lands after it.
+//! `flush_all` takes [`Context::quiesce`] for writing: then no copy is in flight, so none read
+//! before the flush lands after it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -170,7 +212,8 @@ pub struct JobSpec {
     pub pairs: Vec<(PairId, NodeId)>,
     /// What the target holds of them, and so how it is made equal.
     pub fill: Fill,
-    /// The target leads the pairs that are handed back. So none is handed back of which it refuses an item: that would be lost to clients.
+    /// The target leads the pairs that are handed back. So none is handed back of which it refuses
+    /// an item: that would be lost to clients.
     pub leads: bool,
 }
 
@@ -181,11 +224,14 @@ pub enum Fill {
     Empty,
     /// Possibly old items: all of them are deleted first.
     Purge,
-    /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and copied.
+    /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and
+    /// copied.
     Missed,
-    /// Most probably what the leader holds: every key is compared, and what differs is dropped and copied.
+    /// Most probably what the leader holds: every key is compared, and what differs is dropped and
+    /// copied.
     Compare,
-    /// Items of its own, as the leader does: first what only the target holds is added to the leader, then [`Fill::Compare`].
+    /// Items of its own, as the leader does: first what only the target holds is added to the
+    /// leader, then [`Fill::Compare`].
     Adopt,
 }
 
@@ -227,10 +273,11 @@ pub type Holds = Arc<dyn Fn(NodeId, PairId) -> bool + Send + Sync>;
 pub struct Context {
     /// Opens connections to nodes.
     pub dialer: Arc<dyn Dial>,
-    /// What each node's memory was when the job began. A connection to another one is not believed. A node that is left out carries no marker.
+    /// What each node's memory was when the job began. A connection to another one is not believed.
+    /// A node that is left out carries no marker.
     pub memories: BTreeMap<NodeId, Incarnation>,
-    /// The largest item of each node, in bytes, by its `-I`. Of one that is left out nobody knows it, and it may be as large as any
-    /// memcached's.
+    /// The largest item of each node, in bytes, by its `-I`. Of one that is left out nobody knows
+    /// it, and it may be as large as any memcached's.
     pub item_limits: BTreeMap<NodeId, usize>,
     /// Which pair a key belongs to.
     pub owner: Owner,
@@ -254,12 +301,13 @@ pub struct Context {
     pub progress: Arc<Progress>,
     /// Per pair the keys to be copied again, pushed by the workers.
     pub recopy: BTreeMap<PairId, Arc<Recopy>>,
-    /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those only.
+    /// Per pair the keys that the target missed; read where the job [fills](Fill::Missed) those
+    /// only.
     pub missed: BTreeMap<PairId, Arc<Missed>>,
     /// Per pair the keys that have one copy: those that the target refuses are inserted.
     pub lone: BTreeMap<PairId, Arc<Lone>>,
-    /// Where the job [adopts](Fill::Adopt), for each pair whose target may have missed writes: the keys that clients have written since both
-    /// nodes count.
+    /// Where the job [adopts](Fill::Adopt), for each pair whose target may have missed writes: the
+    /// keys that clients have written since both nodes count.
     pub written: BTreeMap<PairId, Arc<Missed>>,
     /// The control plane.
     pub coordinator: mpsc::Sender<JobEvent>,
@@ -285,7 +333,8 @@ impl fmt::Debug for Context {
 /// Bounds and deadlines of a job.
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    /// Bytes that key list and values on their way may take, about half each; the rest of the list goes to a file.
+    /// Bytes that key list and values on their way may take, about half each; the rest of the list
+    /// goes to a file.
     pub memory_bytes: usize,
     /// Keys sent to a node in one go on one connection.
     pub batch: usize,
@@ -293,7 +342,8 @@ pub struct Tuning {
     pub lanes: usize,
     /// How long a connect may take.
     pub connect_timeout: Duration,
-    /// How long the source may take for one batch. Long: it holds the last full copy, and is waited for.
+    /// How long the source may take for one batch. Long: it holds the last full copy, and is waited
+    /// for.
     pub source_timeout: Duration,
     /// How long the target may take for one batch.
     pub target_timeout: Duration,
@@ -327,7 +377,8 @@ impl Crawls {
         Crawls((0..nodes).map(|_| Arc::default()).collect())
     }
 
-    /// Waits for the node's turn. The wait ends with the enumerations before it, each of which has deadlines.
+    /// Waits for the node's turn. The wait ends with the enumerations before it, each of which has
+    /// deadlines.
     async fn turn(&self, node: NodeId) -> Option<OwnedMutexGuard<()>> {
         match self.0.get(node.index()) {
             Some(lock) => Some(lock.clone().lock_owned().await),
@@ -336,36 +387,40 @@ impl Crawls {
     }
 }
 
-/// What a job tells the control plane. It waits for the answer, unless cancelled; a dropped reply ends the job as [`JobError::Aborted`].
+/// What a job tells the control plane. It waits for the answer, unless cancelled; a dropped reply
+/// ends the job as [`JobError::Aborted`].
 #[derive(Debug)]
 pub enum JobEvent {
-    /// The target holds nothing of the pairs, which are still Degraded. The control plane brings them into Recovering (barrier, fresh
-    /// marker) and answers `true`, or `false` to end the job.
+    /// The target holds nothing of the pairs, which are still Degraded. The control plane brings
+    /// them into Recovering (barrier, fresh marker) and answers `true`, or `false` to end the job.
     Purged {
         /// Whether to go on.
         reply: oneshot::Sender<bool>,
     },
-    /// A leader cannot be enumerated. Its pairs go on as they are: copied is what clients read, and none of them is ever ready.
-    /// No answer is waited for.
+    /// A leader cannot be enumerated. Its pairs go on as they are: copied is what clients read, and
+    /// none of them is ever ready. No answer is waited for.
     CannotEnumerate {
         source: NodeId,
         pairs: Vec<PairId>,
         /// For the log.
         why: String,
     },
-    /// What clients have written is deleted on the target, or was made there too: from here on an adoption that is cut off can be taken up
-    /// again. The control plane records that, and answers `true`, or `false` to end the job.
+    /// What clients have written is deleted on the target, or was made there too: from here on an
+    /// adoption that is cut off can be taken up again. The control plane records that, and answers
+    /// `true`, or `false` to end the job.
     Adopting {
         /// Whether to go on.
         reply: oneshot::Sender<bool>,
     },
-    /// The leaders hold everything: the target is compared with them from now on, and holds copies that are not verified. The control
-    /// plane records that before it answers `true`; `false` ends the job.
+    /// The leaders hold everything: the target is compared with them from now on, and holds copies
+    /// that are not verified. The control plane records that before it answers `true`; `false` ends
+    /// the job.
     AllAdopted {
         /// Whether to go on.
         reply: oneshot::Sender<bool>,
     },
-    /// Only the target holds this key: its owner is to add the item to the leader, unless a client has written the key meanwhile.
+    /// Only the target holds this key: its owner is to add the item to the leader, unless a client
+    /// has written the key meanwhile.
     Adopt {
         pair: PairId,
         /// Which key, as clients write it.
@@ -379,8 +434,8 @@ pub enum JobEvent {
         /// What became of it.
         reply: oneshot::Sender<Settled>,
     },
-    /// The pair is copied but for a few keys. The control plane closes its gate, waits until no mutation is in flight, and answers
-    /// `true`; `false` = not now, ask again later.
+    /// The pair is copied but for a few keys. The control plane closes its gate, waits until no
+    /// mutation is in flight, and answers `true`; `false` = not now, ask again later.
     Ready {
         pair: PairId,
         /// Whether the gate is closed.
@@ -396,7 +451,8 @@ pub enum JobEvent {
     },
 }
 
-/// What became of a key that its owner was asked to see to: to adopt an item that only the target held, or to mend one whose copies differ.
+/// What became of a key that its owner was asked to see to: to adopt an item that only the target
+/// held, or to mend one whose copies differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Settled {
     /// The copies are equal.
@@ -423,9 +479,11 @@ pub enum Verdict {
 pub struct Outcome {
     /// `Ok` = every pair was handed back.
     pub result: Result<(), JobError>,
-    /// Connections with mutations outstanding: their node must not be refilled before they complete.
+    /// Connections with mutations outstanding: their node must not be refilled before they
+    /// complete.
     pub drains: Vec<Drain>,
-    /// Every unverified copy was undone and none can land any more: what the target holds of the pairs is verified.
+    /// Every unverified copy was undone and none can land any more: what the target holds of the
+    /// pairs is verified.
     pub undone: bool,
 }
 
@@ -444,8 +502,8 @@ pub enum JobError {
     /// A leader failed.
     #[error("the source, node {n}, {1}", n = .0.0)]
     Source(NodeId, NodeError),
-    /// The target cannot be enumerated, so that what it may hold cannot be purged, or has no cas ids. (Of a source that cannot
-    /// be, [`JobEvent::CannotEnumerate`] tells, and the job goes on.)
+    /// The target cannot be enumerated, so that what it may hold cannot be purged, or has no cas
+    /// ids. (Of a source that cannot be, [`JobEvent::CannotEnumerate`] tells, and the job goes on.)
     #[error("node {n} cannot be enumerated: {why}", n = node.0)]
     CannotEnumerate {
         /// Source or target.
@@ -465,7 +523,8 @@ pub enum JobError {
     /// More keys were missed than are remembered: everything is copied by the next resync.
     #[error("more keys were missed than are remembered")]
     MissedTooMany,
-    /// The leader refuses more of the items that only the target holds than are tried again one by one.
+    /// The leader refuses more of the items that only the target holds than are tried again one by
+    /// one.
     #[error("the leader, node {n}, refuses what only the target holds: has it the memory, and the -I, of the other one?", n = .0.0)]
     AdoptionRefused(NodeId),
     /// The temporary file for the keys failed.

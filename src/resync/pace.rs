@@ -1,9 +1,11 @@
-//! How hard all resyncs work: the [governor](super::governor)'s word, and the lots and rests that it means, shared by all jobs.
+//! How hard all resyncs work: the [governor](super::governor)'s word, and the lots and rests that
+//! it means, shared by all jobs.
 //!
-//! What a client waits longer is what stands before it at the nodes and on the processors: a lot of keys. So it is the lots that shrink first,
-//! sent one after the other without a rest; the part of the time in which there is one matters little to the latest of answers, as nearly all
-//! of them meet one. (Seen: lots of a sixteenth and rests of sixteen times their length copied a tenth, and p99 was the same.) Only below the
-//! smallest lot rests come in between.
+//! What a client waits longer is what stands before it at the nodes and on the processors: a lot of
+//! keys. So it is the lots that shrink first, sent one after the other without a rest; the part of
+//! the time in which there is one matters little to the latest of answers, as nearly all of them
+//! meet one. (Seen: lots of a sixteenth and rests of sixteen times their length copied a tenth, and
+//! p99 was the same.) Only below the smallest lot rests come in between.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,8 +20,8 @@ use super::governor::{FLOOR, Leave};
 const WHOLE: u32 = 1 << 16;
 /// The smallest lot, as a part of a full one: 32 keys. Fewer are mostly system calls.
 const MIN_PART: usize = 16;
-/// The longest rest. Where nodes or processors are so busy that each lot takes long, a share of the time is next to nothing (seen: 100 items a second),
-/// and with this it is still about a thousand.
+/// The longest rest. Where nodes or processors are so busy that each lot takes long, a share of the
+/// time is next to nothing (seen: 100 items a second), and with this it is still about a thousand.
 const MAX_REST: Duration = Duration::from_millis(10);
 /// How long is rested while clients are listened to, before that is asked again.
 const LISTENING_REST: Duration = Duration::from_millis(5);
@@ -59,7 +61,8 @@ impl Pace {
         self.share.store(share, Relaxed);
     }
 
-    /// How hard resyncs may work, in percent; 0 while they rest, to see how clients fare without them.
+    /// How hard resyncs may work, in percent; 0 while they rest, to see how clients fare without
+    /// them.
     pub fn percent(&self) -> u32 {
         (u64::from(self.share.load(Relaxed)) * 100).div_ceil(u64::from(WHOLE)) as u32
     }

@@ -95,8 +95,8 @@ impl Progress {
         self.phase.store(phase as u8, Relaxed);
     }
 
-    /// Whether some pair is filled from the reads that pass through, since its leader cannot be enumerated: such a job does not
-    /// end by itself, and stays at [`Phase::Copying`].
+    /// Whether some pair is filled from the reads that pass through, since its leader cannot be
+    /// enumerated: such a job does not end by itself, and stays at [`Phase::Copying`].
     pub fn trickles(&self) -> bool {
         self.trickles.load(Relaxed)
     }
@@ -106,8 +106,8 @@ impl Progress {
         self.set_phase(Phase::Copying);
     }
 
-    /// Whether such a job, or one that waits for its target to take what it has refused, is at work: it may not end by itself, and gives
-    /// way to others of the same node.
+    /// Whether such a job, or one that waits for its target to take what it has refused, is at
+    /// work: it may not end by itself, and gives way to others of the same node.
     pub fn lingers(&self) -> bool {
         self.trickles() || self.waits_for_room.load(Relaxed)
     }
@@ -151,7 +151,8 @@ impl Progress {
         if seconds > 0.0 { self.done() as f64 / seconds } else { 0.0 }
     }
 
-    /// Time left for the streaming at the rate so far; `None` while the total is not known or nothing has moved.
+    /// Time left for the streaming at the rate so far; `None` while the total is not known or
+    /// nothing has moved.
     pub fn eta(&self) -> Option<Duration> {
         let (total, rate) = (self.total.load(Relaxed), self.rate_per_s());
         if total == 0 || rate <= 0.0 {

@@ -15,18 +15,20 @@ use crate::backend::{Batch, Effect, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::keys::Missed;
 
-/// Passes before a purge is given up: something keeps writing these keys to the target, past the proxy.
+/// Passes before a purge is given up: something keeps writing these keys to the target, past the
+/// proxy.
 const MAX_PASSES: usize = 20;
 /// Passes in a row that must find nothing where a pass may miss items.
 const EMPTY_LEAKY_PASSES: usize = 3;
 /// Deletes sent at once.
 const BATCH: usize = 1024;
 
-/// Deletes from the target every key of the job's pairs, and every key that the target does not own at all (leftovers of
-/// another ring), pass after pass until one finds nothing. Reserved keys stay.
+/// Deletes from the target every key of the job's pairs, and every key that the target does not own
+/// at all (leftovers of another ring), pass after pass until one finds nothing. Reserved keys stay.
 ///
-/// Never by `flush_all`: it would wipe the target's other pairs, leaves survivors under load from 1.6.25 on (seen: 3,987 of
-/// 2,400,000), and a delayed one that comes later brings all back to life.
+/// Never by `flush_all`: it would wipe the target's other pairs, leaves survivors under load from
+/// 1.6.25 on (seen: 3,987 of 2,400,000), and a delayed one that comes later brings all back to
+/// life.
 pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Result<(), JobError> {
     let pairs: BTreeSet<PairId> = spec.pairs.iter().map(|&(pair, _)| pair).collect();
     let mut empty_passes = 0;
@@ -59,7 +61,8 @@ pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Res
     Err(JobError::PurgeUnfinished { passes: MAX_PASSES })
 }
 
-/// Deletes from the target what it is known to have missed. Returns the keys; `None` where the list was given up.
+/// Deletes from the target what it is known to have missed. Returns the keys; `None` where the list
+/// was given up.
 ///
 /// A key that cannot be written on the wire cannot be read by a client either.
 pub(super) async fn purge_missed(

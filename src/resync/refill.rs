@@ -24,19 +24,23 @@ use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::keys::{Lone, Recopy};
 
-/// A lane holds so many bytes of items at most: more would pass through slower memory than the processor's
-/// caches, and is no faster (seen: 16 MiB, 4 and 1 MiB copy items of 10 KiB alike, at 32, 19 and 13 MiB).
+/// A lane holds so many bytes of items at most: more would pass through slower memory than the
+/// processor's caches, and is no faster (seen: 16 MiB, 4 and 1 MiB copy items of 10 KiB alike, at
+/// 32, 19 and 13 MiB).
 const LANE_BYTES: usize = 4 << 20;
-/// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's budget many times over.
+/// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's
+/// budget many times over.
 const READY_KEYS: usize = 512;
 /// First and longest pause before a pair that could not be handed back is tried again.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// First and longest pause before a target that is to lead is given again what it has refused, and how many keys at once.
+/// First and longest pause before a target that is to lead is given again what it has refused, and
+/// how many keys at once.
 const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 const REFUSED_KEYS: usize = 64;
 /// Pause before a source is enumerated again for a pair whose re-copy queue overflowed.
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
-/// Passes over a source whose enumeration misses items; they end early with one that finds nothing new.
+/// Passes over a source whose enumeration misses items; they end early with one that finds nothing
+/// new.
 const MAX_LEAKY_PASSES: usize = 5;
 /// Passes over a target that is compared, where a pass may miss items.
 const LEAKY_SWEEPS: usize = 3;
@@ -87,7 +91,8 @@ pub(super) struct Refill {
     source: NodeId,
     target: NodeId,
     fill: Fill,
-    /// How far the target's dates are ahead, by its `stats`. (The lanes learn it better where items expire.)
+    /// How far the target's dates are ahead, by its `stats`. (The lanes learn it better where items
+    /// expire.)
     offset: Offset,
     stop: CancellationToken,
     /// The target leads what is handed back.
@@ -101,7 +106,8 @@ pub(super) struct Refill {
     /// The enumeration under way.
     pass: Option<BoxFuture<'static, Result<Coverage, DumpError>>>,
     passes: usize,
-    /// The enumeration under way, or the last one, is the target's. Of a target that is compared, so many are still to come.
+    /// The enumeration under way, or the last one, is the target's. Of a target that is compared,
+    /// so many are still to come.
     sweeping: bool,
     sweeps: usize,
     swept: usize,
@@ -111,7 +117,8 @@ pub(super) struct Refill {
     adopt_again: VecDeque<(Entry, Instant)>,
     /// Those that the leader refuses.
     refused_adoptions: VecDeque<(Entry, Instant)>,
-    /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and never handed back.
+    /// The source cannot be enumerated: its pairs are filled from the reads that pass through, and
+    /// never handed back.
     trickle: bool,
     /// An item of the source without a cas id was seen.
     no_cas: bool,
@@ -201,7 +208,8 @@ impl Refill {
         }
     }
 
-    /// Fills the pairs and hands them back. Always ends with every copy either verified, undone, or reported.
+    /// Fills the pairs and hands them back. Always ends with every copy either verified, undone, or
+    /// reported.
     pub(super) async fn run(mut self) -> RefillEnd {
         let result = match self.connect().await {
             Ok(()) => self.drive().await,
@@ -333,8 +341,9 @@ impl Refill {
         );
     }
 
-    /// Instead of an enumeration: the keys that the target missed, all of which were deleted there. `false`: the list was given up, but what it
-    /// named is deleted, so that an enumeration will do.
+    /// Instead of an enumeration: the keys that the target missed, all of which were deleted there.
+    /// `false`: the list was given up, but what it named is deleted, so that an enumeration will
+    /// do.
     async fn list_missed(&mut self) -> Result<bool, JobError> {
         let mut lists = Vec::new();
         for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
@@ -398,9 +407,9 @@ impl Refill {
         Ok(())
     }
 
-    /// From here on the keys come from the workers: those that clients read, and those to be copied again. Each is read, added
-    /// and verified like any other, so what is there is right; but what nobody reads never comes, so no pair is handed back.
-    /// Ends when cancelled, or with a node.
+    /// From here on the keys come from the workers: those that clients read, and those to be copied
+    /// again. Each is read, added and verified like any other, so what is there is right; but what
+    /// nobody reads never comes, so no pair is handed back. Ends when cancelled, or with a node.
     async fn begin_trickle(&mut self, why: String) -> Result<(), JobError> {
         self.trickle = true;
         self.pass = None;
@@ -464,7 +473,8 @@ impl Refill {
             self.ctx.progress.set_phase(Phase::HandingBack);
         }
         self.retry_refused(now);
-        // What is tried again and not refused yet is waited for a while, so that the gate is not closed in vain.
+        // What is tried again and not refused yet is waited for a while, so that the gate is not
+        // closed in vain.
         let tried = |s: &Slot| s.tried_at.is_some_and(|at| now < at + REFUSED_PAUSE.0) && s.in_flight > 0;
         let refused = |s: &Slot| self.leads && (s.is_refused() || tried(s));
         let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS && !refused(s);
@@ -476,8 +486,8 @@ impl Refill {
         Ok(())
     }
 
-    /// A pair of which the target refused items is not handed back to it: the items are on the other node alone, which goes on leading,
-    /// and their keys are tried again.
+    /// A pair of which the target refused items is not handed back to it: the items are on the
+    /// other node alone, which goes on leading, and their keys are tried again.
     fn retry_refused(&mut self, now: Instant) {
         let blocked = |s: &Slot| !s.done && s.is_refused();
         let open = self.slots.iter().filter(|s| !s.done);
@@ -548,7 +558,8 @@ impl Refill {
         hand.filter(|&at| at > now).into_iter().chain(rests).chain(again.filter(|at| *at > now)).min()
     }
 
-    /// Whether clients wait for the lanes, or would make more work than is done if they rested: whatever is disturbed by that.
+    /// Whether clients wait for the lanes, or would make more work than is done if they rested:
+    /// whatever is disturbed by that.
     fn is_urgent(&self) -> bool {
         if matches!(self.hand, Hand::Draining { .. }) || self.ctx.quiesce.try_read().is_err() {
             return true;

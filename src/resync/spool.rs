@@ -1,11 +1,14 @@
-//! The enumerated keys that wait to be copied: in memory up to a bound, beyond it in an unlinked temporary file.
+//! The enumerated keys that wait to be copied: in memory up to a bound, beyond it in an unlinked
+//! temporary file.
 //!
-//! An enumeration must be drained at full speed (memcached up to 1.6.18 holds item locks while it writes to the socket, so a
-//! stalled reader freezes the server), and the copying is slower than that: the keys between them have to lie somewhere.
+//! An enumeration must be drained at full speed (memcached up to 1.6.18 holds item locks while it
+//! writes to the socket, so a stalled reader freezes the server), and the copying is slower than
+//! that: the keys between them have to lie somewhere.
 //!
-//! The file is written and read by one thread of its own at a time: a slow disk must not delay the task that copies, nor what shares its
-//! thread, the probes. What waits to be written is bounded: past [`MAX_WRITES`] segments the enumeration [waits](Disk::room), for to
-//! grow without bound would be worse.
+//! The file is written and read by one thread of its own at a time: a slow disk must not delay the
+//! task that copies, nor what shares its thread, the probes. What waits to be written is bounded:
+//! past [`MAX_WRITES`] segments the enumeration [waits](Disk::room), for to grow without bound
+//! would be worse.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -82,7 +85,8 @@ impl Spool {
         self.disk.clone()
     }
 
-    /// Appends a key; to be called within a runtime. That the file cannot be written is found when the keys are taken.
+    /// Appends a key; to be called within a runtime. That the file cannot be written is found when
+    /// the keys are taken.
     pub(super) fn push(&mut self, slot: u32, size: u32, key: &[u8]) -> io::Result<()> {
         let length = u16::try_from(key.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         self.tail.extend_from_slice(&slot.to_le_bytes());
@@ -108,8 +112,8 @@ impl Spool {
         }
     }
 
-    /// Takes the oldest key. Its bytes share their segment's memory. `None`: there is none, or it is still being read from the file; then
-    /// [`Disk::changed`] tells.
+    /// Takes the oldest key. Its bytes share their segment's memory. `None`: there is none, or it
+    /// is still being read from the file; then [`Disk::changed`] tells.
     pub(super) fn pop(&mut self) -> io::Result<Option<Found>> {
         if self.head.is_empty() && !self.refill()? {
             return Ok(None);
@@ -326,7 +330,8 @@ mod tests {
         );
         assert!(check(0, &[(2_000, 2_000), (2_000, 2_000)]).await);
     }
-    /// The thread of the file is stuck: what is pushed waits in memory, the enumeration waits past a bound, and nothing else does.
+    /// The thread of the file is stuck: what is pushed waits in memory, the enumeration waits past
+    /// a bound, and nothing else does.
     #[tokio::test]
     async fn a_slow_disk_delays_only_the_enumeration() {
         let mut spool = Spool::new(0);

@@ -1,11 +1,12 @@
 //! The scrub: comparing the two copies of mirrored pairs while they serve.
 //!
-//! It writes nothing itself. A write on its way reaches the leader first and the follower after, so one look proves nothing: a key whose copies
-//! differ is looked at again when every write begun before the first look has ended, and it counts only if the leader's item is still the
-//! same then. Its owner mends it ([`VerifyEvent::Mend`]), behind the fence that all repairs of a key use.
+//! It writes nothing itself. A write on its way reaches the leader first and the follower after, so
+//! one look proves nothing: a key whose copies differ is looked at again when every write begun
+//! before the first look has ended, and it counts only if the leader's item is still the same then.
+//! Its owner mends it ([`VerifyEvent::Mend`]), behind the fence that all repairs of a key use.
 //!
-//! Each pair is enumerated on its leader, then on its follower (for what the leader lacks). A pair that leaves Mirrored, or whose node is to be
-//! refilled, is left alone from then on.
+//! Each pair is enumerated on its leader, then on its follower (for what the leader lacks). A pair
+//! that leaves Mirrored, or whose node is to be refilled, is left alone from then on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,9 +26,11 @@ use super::{Context, JobError, RateLimiter, Settled};
 use crate::backend::{Batch, Effect, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 
-/// Keys whose copies differed once and that wait to be looked at again. More, and the reading pauses.
+/// Keys whose copies differed once and that wait to be looked at again. More, and the reading
+/// pauses.
 const MAX_SUSPECTS: usize = 4096;
-/// A key whose leader's item changes between two looks is looked at so often; then it is being written all the time, and not judged.
+/// A key whose leader's item changes between two looks is looked at so often; then it is being
+/// written all the time, and not judged.
 const MAX_LOOKS: u8 = 5;
 /// Bytes of items read at once from each node.
 const BATCH_BYTES: usize = 1 << 20;
@@ -76,11 +79,13 @@ pub enum VerifyEvent {
         /// What became of it.
         reply: oneshot::Sender<Settled>,
     },
-    /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing meanwhile.
+    /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing
+    /// meanwhile.
     Compared { pair: PairId },
 }
 
-/// What a scrub works with, beside a [`Context`] that it shares with the resyncs: dialer, owner, tuning, crawls, cancel.
+/// What a scrub works with, beside a [`Context`] that it shares with the resyncs: dialer, owner,
+/// tuning, crawls, cancel.
 #[derive(Clone, Debug)]
 pub struct Verify {
     /// The pairs, one after the other.
@@ -191,7 +196,8 @@ impl<'a> Scrub<'a> {
         Ok(spool)
     }
 
-    /// Compares the next keys; `false` = there are none. `found_on_follower`: only those that the leader does not have.
+    /// Compares the next keys; `false` = there are none. `found_on_follower`: only those that the
+    /// leader does not have.
     async fn batch(&mut self, spool: &mut Spool, found_on_follower: bool) -> Result<bool, JobError> {
         while self.suspects.front().is_some_and(|s| s.again_at <= Instant::now()) || self.suspects.len() >= MAX_SUSPECTS
         {

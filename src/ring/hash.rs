@@ -3,7 +3,8 @@
 /// Odd constants with about half of their bits set, from wyhash; any such would do.
 const MULTIPLIERS: [u64; 2] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db];
 
-/// Eight bytes a step, folded by a 64 × 64 → 128 bit product whose halves are mixed: every input bit reaches every output bit.
+/// Eight bytes a step, folded by a 64 × 64 → 128 bit product whose halves are mixed: every input
+/// bit reaches every output bit.
 ///
 /// Not keyed: who chooses keys may load one worker with them, as he may load one node.
 pub(super) fn key_hash(key: &[u8]) -> u32 {

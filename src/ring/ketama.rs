@@ -1,8 +1,10 @@
-//! libmemcached's ketama-compatible consistent hashing (`MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED` with MD5).
+//! libmemcached's ketama-compatible consistent hashing (`MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED` with
+//! MD5).
 //!
-//! Every server gets points on a circle of 32-bit numbers; a key belongs to the first point at or after its own hash. The
-//! layout follows libmemcached's `update_continuum` to the letter, its use of single-precision floats included: a client
-//! library that used to place keys itself must find them where the proxy puts them.
+//! Every server gets points on a circle of 32-bit numbers; a key belongs to the first point at or
+//! after its own hash. The layout follows libmemcached's `update_continuum` to the letter, its use
+//! of single-precision floats included: a client library that used to place keys itself must find
+//! them where the proxy puts them.
 
 use std::fmt::Write;
 
@@ -44,7 +46,8 @@ impl Continuum {
                 continuum.extend(words.iter().map(|word| (u32::from_le_bytes(*word), index as u16)));
             }
         }
-        // Stable: of two servers on one point the one given first wins, as with glibc's (merging) qsort under libmemcached.
+        // Stable: of two servers on one point the one given first wins, as with glibc's (merging)
+        // qsort under libmemcached.
         continuum.sort_by_key(|&(point, _)| point);
         Continuum {
             points: continuum.iter().map(|&(point, _)| point).collect(),

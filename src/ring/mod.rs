@@ -23,8 +23,9 @@ pub enum Distribution {
 
 /// The nodes, the two rings, and the pairs they make. Fixed while the proxy runs.
 ///
-/// Nodes are numbered primaries first, then backups, each in the order given. Pair `i * m + j` joins primary `i` and the
-/// `j`-th of `m` backups; without backups every primary is a pair of its own.
+/// Nodes are numbered primaries first, then backups, each in the order given. Pair `i * m + j`
+/// joins primary `i` and the `j`-th of `m` backups; without backups every primary is a pair of its
+/// own.
 #[derive(Clone, Debug)]
 pub struct Topology {
     nodes: Vec<(NodeAddr, Place)>,
@@ -51,7 +52,8 @@ impl Topology {
     ///
     /// # Panics
     ///
-    /// Without a primary, or with more than 65,535 nodes: settings are checked before they get here.
+    /// Without a primary, or with more than 65,535 nodes: settings are checked before they get
+    /// here.
     pub fn new(primaries: &[ServerSpec], backups: &[ServerSpec], distribution: Distribution) -> Topology {
         assert!(!primaries.is_empty(), "a ring needs at least one primary");
         assert!(primaries.len() + backups.len() <= usize::from(u16::MAX), "at most 65535 nodes");
@@ -62,7 +64,8 @@ impl Topology {
                 let (first, second) = (Continuum::new(primaries), Continuum::new(backups));
                 let columns = backups.len().max(1);
                 let mut used = vec![false; primaries.len() * columns].into_boxed_slice();
-                // Between two neighbouring points of either ring the owners are the same; past the last one the circle starts again.
+                // Between two neighbouring points of either ring the owners are the same; past the
+                // last one the circle starts again.
                 for hash in first.points().chain(second.points()).chain([u32::MAX]) {
                     used[first.owner(hash) * columns + second.owner(hash)] = true;
                 }
@@ -97,8 +100,8 @@ impl Topology {
 
     /// A hash that chooses which worker and connection serve a key.
     ///
-    /// It has nothing in common with the placement on the rings: the keys of one node spread over all workers. It is the
-    /// same for the life of the process, and must not be stored.
+    /// It has nothing in common with the placement on the rings: the keys of one node spread over
+    /// all workers. It is the same for the life of the process, and must not be stored.
     pub fn key_hash(key: &[u8]) -> u32 {
         hash::key_hash(key)
     }
@@ -165,13 +168,15 @@ impl Topology {
         self.backups > 0
     }
 
-    /// The node that listens at `host:port`, `host` (default port) or `[v6]:port`, spelled as in the settings.
+    /// The node that listens at `host:port`, `host` (default port) or `[v6]:port`, spelled as in
+    /// the settings.
     pub fn node_by_name(&self, name: &str) -> Option<NodeId> {
         let addr: NodeAddr = name.parse().ok()?;
         self.nodes().find(|&node| *self.addr(node) == addr)
     }
 
-    /// Changes when a key may have changed its owner or a node its number: nodes in order, distribution, ketama weights.
+    /// Changes when a key may have changed its owner or a node its number: nodes in order,
+    /// distribution, ketama weights.
     ///
     /// Stable over restarts and releases; kept in the nodes' markers.
     pub fn fingerprint(&self) -> u64 {
@@ -180,8 +185,8 @@ impl Topology {
 
     /// Whether any key can belong to a pair.
     ///
-    /// Modula takes both remainders of one hash, so with n primaries and m backups they agree modulo gcd(n, m): with two
-    /// of each, the pairs (0, 1) and (1, 0) never get a key.
+    /// Modula takes both remainders of one hash, so with n primaries and m backups they agree
+    /// modulo gcd(n, m): with two of each, the pairs (0, 1) and (1, 0) never get a key.
     pub fn pair_is_used(&self, pair: PairId) -> bool {
         let columns = self.columns();
         match &self.rings {
@@ -203,7 +208,8 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// MD5 of a canonical text, because its value must outlive this program's version and the standard library's hasher.
+/// MD5 of a canonical text, because its value must outlive this program's version and the standard
+/// library's hasher.
 fn fingerprint(primaries: &[ServerSpec], backups: &[ServerSpec], distribution: Distribution) -> u64 {
     let mut text = match distribution {
         Distribution::Modula => String::from("modula\n"),
@@ -282,7 +288,8 @@ mod tests {
         }
     }
 
-    /// Also where arcs are few: a server of next to no weight shares them with some of the other ring's only.
+    /// Also where arcs are few: a server of next to no weight shares them with some of the other
+    /// ring's only.
     #[test]
     fn unused_pairs_of_ketama_get_no_key() {
         let (mut used, mut unused) = (0, 0);

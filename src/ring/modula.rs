@@ -1,8 +1,10 @@
 //! magent's default placement: a DJB hash, modulo the number of servers in the order given.
 
-/// DJB's `hash * 33 + byte` from 5381, masked to 31 bits as magent does to keep its `int` from going negative.
+/// DJB's `hash * 33 + byte` from 5381, masked to 31 bits as magent does to keep its `int` from
+/// going negative.
 ///
-/// magent adds plain `char`s, which are signed on x86: bytes over 127 subtract. The vectors hold UTF-8 keys that tell.
+/// magent adds plain `char`s, which are signed on x86: bytes over 127 subtract. The vectors hold
+/// UTF-8 keys that tell.
 pub(super) fn hash(key: &[u8]) -> u32 {
     let add = |hash: u32, &byte: &u8| hash.wrapping_mul(33).wrapping_add_signed(i32::from(byte as i8));
     key.iter().fold(5381, add) & 0x7fff_ffff

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// memcached's port, meant where none is given. libmemcached also leaves it out of ketama's point names.
+/// memcached's port, meant where none is given. libmemcached also leaves it out of ketama's point
+/// names.
 pub const DEFAULT_PORT: u16 = 11211;
 
 /// The longest name DNS can hold; bounds what error messages, logs and markers carry.
@@ -57,7 +58,8 @@ pub struct ServerSpec {
 impl FromStr for ServerSpec {
     type Err = SpecError;
 
-    /// `host`, `host:port`, `host:port:weight`, and the same with an IPv6 address in brackets for the host.
+    /// `host`, `host:port`, `host:port:weight`, and the same with an IPv6 address in brackets for
+    /// the host.
     fn from_str(input: &str) -> Result<ServerSpec, SpecError> {
         let refuse = |problem| SpecError { input: input.to_owned(), problem };
         let (addr, weight) = split(input).map_err(refuse)?;
@@ -112,7 +114,8 @@ pub enum SpecProblem {
     /// What stands in the brackets is no IPv6 address.
     #[error("\"{}\" is not an IPv6 address", .0.escape_debug())]
     NotV6(String),
-    /// More colons than `host:port:weight` has. `::1:1121` may be an address or an address and a port: we do not guess.
+    /// More colons than `host:port:weight` has. `::1:1121` may be an address or an address and a
+    /// port: we do not guess.
     #[error("too many colons (an IPv6 address goes in brackets: [::1]:{DEFAULT_PORT})")]
     Colons,
     /// Not a number from 1 to 65535.

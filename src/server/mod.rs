@@ -1,4 +1,5 @@
-//! The daemon put together: worker threads around the data plane, the control plane on the calling thread.
+//! The daemon put together: worker threads around the data plane, the control plane on the calling
+//! thread.
 
 mod stream;
 mod uring;
@@ -28,12 +29,13 @@ use uring::Uring;
 pub(crate) use worker::Listener;
 use worker::{Beyond, Work, WorkerSetup};
 
-/// Sockets with news that a worker's turn takes up at most (on epoll). With many more clients its nodes have enough to share a write all the same, and
-/// what the reading of a request brought into the processor's caches is still there when its answer is written.
+/// Sockets with news that a worker's turn takes up at most (on epoll). With many more clients its
+/// nodes have enough to share a write all the same, and what the reading of a request brought into
+/// the processor's caches is still there when its answer is written.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the grace is over). Blocks. `ready` is called
-/// when nothing can keep it from serving any more.
+/// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the
+/// grace is over). Blocks. `ready` is called when nothing can keep it from serving any more.
 ///
 /// # Errors
 ///
@@ -74,7 +76,8 @@ pub fn run(
 /// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
 type Prepared = (JoinHandle<()>, Sender<()>);
 
-/// The workers' threads, all of which have what they need: nobody is served before everybody can be.
+/// The workers' threads, all of which have what they need: nobody is served before everybody can
+/// be.
 fn prepare(
     workers: Vec<WorkerParts>,
     listeners: &Listeners,
@@ -156,7 +159,8 @@ impl Driver {
     }
 }
 
-/// A thread that looks to the timers, the listeners and the dials of workers that sleep in their io_uring instances.
+/// A thread that looks to the timers, the listeners and the dials of workers that sleep in their
+/// io_uring instances.
 struct Timekeeper {
     handle: Handle,
     over: CancellationToken,
@@ -232,7 +236,8 @@ impl WorkerParts {
         worker::run(self.core, self.setup, listeners, (self.nodes, self.lanes), shutdown, self.grace).await;
     }
 
-    /// The same on an io_uring instance; blocks. In the context of a runtime that another thread drives.
+    /// The same on an io_uring instance; blocks. In the context of a runtime that another thread
+    /// drives.
     fn run_on_uring(self, uring: Uring, listeners: Vec<Listener>, shutdown: CancellationToken) {
         let nodes = (self.nodes, self.lanes);
         worker::run_on_uring(self.core, self.setup, (uring, listeners), nodes, shutdown, self.grace);

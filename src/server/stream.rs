@@ -53,7 +53,8 @@ impl ClientStream {
         }
     }
 
-    /// After a read that left room in its buffer: waits for more, where there may be none. The same as another read, for less.
+    /// After a read that left room in its buffer: waits for more, where there may be none. The same
+    /// as another read, for less.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             // (An error is what the next read says.)

@@ -1,12 +1,15 @@
-//! A worker's sockets on io_uring: one system call hands over all that is to be sent, brings what has come, and waits if nothing has.
+//! A worker's sockets on io_uring: one system call hands over all that is to be sent, brings what
+//! has come, and waits if nothing has.
 //!
-//! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of io_uring's only when something has
-//! come; so an idle client holds none. What came is copied out at once and the buffer given back. A node's bytes go straight to where they
-//! are parsed and passed on from, which is lent to io_uring for one receive after the other.
+//! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of
+//! io_uring's only when something has come; so an idle client holds none. What came is copied out
+//! at once and the buffer given back. A node's bytes go straight to where they are parsed and
+//! passed on from, which is lent to io_uring for one receive after the other.
 //!
-//! The only module with unsafe code: the kernel reads and writes memory behind the compiler's back. What it rests on: memory that an
-//! operation uses stays where it is until the operation's completion was taken ([`Slot::ops`]), and an io_uring instance that cannot wait for that
-//! leaks it.
+//! The only module with unsafe code: the kernel reads and writes memory behind the compiler's back.
+//! What it rests on: memory that an operation uses stays where it is until the operation's
+//! completion was taken ([`Slot::ops`]), and an io_uring instance that cannot wait for that leaks
+//! it.
 #![allow(unsafe_code)]
 
 mod alarm;
@@ -43,8 +46,8 @@ const COMPLETIONS: u32 = 4096;
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
 
-/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a thread of its own; nobody must be
-/// able to have one.
+/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a
+/// thread of its own; nobody must be able to have one.
 const SEND_MOST: usize = 256 * 1024;
 
 /// Queues and messages kept for the next sends.
@@ -53,7 +56,8 @@ const SPARE: usize = 256;
 /// `IORING_ENTER_GETEVENTS`: work that the kernel has put off is done in this call.
 const GET_EVENTS: u32 = 1;
 
-/// `IORING_ENTER_NO_IOWAIT`: a processor that has nothing else to do meanwhile is idle, and not waiting for a disk.
+/// `IORING_ENTER_NO_IOWAIT`: a processor that has nothing else to do meanwhile is idle, and not
+/// waiting for a disk.
 const NO_IOWAIT: u32 = 1 << 7;
 
 /// `IORING_RECVSEND_POLL_FIRST`: nothing has come yet, so it is not looked for before it does.
@@ -83,7 +87,8 @@ pub(super) enum News {
     Filled(NodeId, u16, BytesMut),
     /// Nothing more will come from a client.
     End(u32),
-    /// Nothing more will come from a node: by its own doing, or because our kernel gave the connection up.
+    /// Nothing more will come from a node: by its own doing, or because our kernel gave the
+    /// connection up.
     NodeEnd { node: NodeId, lane: u16, by_node: bool },
     /// A send that was waited for is done, or failed.
     Sent(Owner),
@@ -121,7 +126,8 @@ pub(crate) struct Uring {
 struct Slot {
     fd: OwnedFd,
     owner: Owner,
-    /// Operations whose last completion was not taken yet. Until there are none the socket stays open and everything where it is.
+    /// Operations whose last completion was not taken yet. Until there are none the socket stays
+    /// open and everything where it is.
     ops: u32,
     out: OutQueue,
     /// The pieces of `out` as the kernel wants them, where there are several.
@@ -177,12 +183,13 @@ impl Message {
     }
 }
 
-// SAFETY: the pointers in it are its own memory's, and to no thread's in particular. (The kernel wants io_uring to be used by the thread
-// that has called `start`; from any other it refuses.)
+// SAFETY: the pointers in it are its own memory's, and to no thread's in particular. (The kernel
+// wants io_uring to be used by the thread that has called `start`; from any other it refuses.)
 unsafe impl Send for Uring {}
 
 impl Uring {
-    /// An io_uring instance that is not running yet, so that it can be made before the thread that will use it.
+    /// An io_uring instance that is not running yet, so that it can be made before the thread that
+    /// will use it.
     ///
     /// # Errors
     ///
@@ -198,7 +205,8 @@ impl Uring {
             .setup_defer_taskrun()
             .build(SUBMISSIONS)?;
         let buffers = Buffers::new();
-        // SAFETY: the memory is page-aligned, holds as many entries, and lives as long as io_uring or longer (see `drop`).
+        // SAFETY: the memory is page-aligned, holds as many entries, and lives as long as io_uring
+        // or longer (see `drop`).
         unsafe {
             uring.submitter().register_buf_ring_with_flags(buffers.list(), BUFFERS, BUFFER_GROUP, 0)?;
         }
@@ -260,7 +268,8 @@ impl Uring {
         })
     }
 
-    /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says [`News::Sent`] when that is done.
+    /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says
+    /// [`News::Sent`] when that is done.
     pub(super) fn send(&mut self, slot: usize, out: &mut OutQueue) -> bool {
         let s = &mut self.slots[slot];
         if s.sending {
@@ -392,7 +401,8 @@ impl Uring {
                 self.uring.submitter().enter::<libc::sigset_t>(self.queued, wait_for as u32, self.flags, None)
             } {
                 Ok(taken) => self.queued -= taken as u32,
-                // A signal, or the kernel is short of memory: what is left is handed over in the next turn.
+                // A signal, or the kernel is short of memory: what is left is handed over in the
+                // next turn.
                 Err(error)
                     if matches!(
                         Errno::from_raw(error.raw_os_error().unwrap_or(0)),
@@ -521,8 +531,9 @@ impl Uring {
         if result <= 0 && matches!(s.owner, Owner::Node(..)) {
             // Kept: the kernel tells an error once, and receiving then finds an end.
             s.unproven |= result < 0 && gives_up(&io::Error::from_raw_os_error(-result));
-            // Whatever the reason, the node is to see the end, and to end the connection itself: that is what receiving finds. (To receive no
-            // more would look like that end, and the node may still carry out what it has not read yet.)
+            // Whatever the reason, the node is to see the end, and to end the connection itself:
+            // that is what receiving finds. (To receive no more would look like that end, and the
+            // node may still carry out what it has not read yet.)
             self.shut(slot);
         }
         let s = &mut self.slots[slot];
@@ -568,7 +579,8 @@ impl Uring {
     }
 
     fn push_send(&mut self, slot: usize) {
-        // All or nothing, as far as it goes: else a large answer would come back once for every socket buffer.
+        // All or nothing, as far as it goes: else a large answer would come back once for every
+        // socket buffer.
         const FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let s = &mut self.slots[slot];
         let fd = Fd(s.fd.as_raw_fd());
@@ -596,7 +608,8 @@ impl Uring {
     }
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: what the operation uses is the slot's (or io_uring's buffers), which stay until its completion was taken.
+        // SAFETY: what the operation uses is the slot's (or io_uring's buffers), which stay until
+        // its completion was taken.
         let pushed = unsafe { self.uring.submission().push(entry).is_ok() };
         self.queued += u32::from(pushed);
         pushed
@@ -617,7 +630,8 @@ impl Drop for Uring {
         for slot in slots {
             self.close(slot);
         }
-        // Everything is cancelled: this ends in a few turns. (In vain on another thread, which only happens if nothing is under way.)
+        // Everything is cancelled: this ends in a few turns. (In vain on another thread, which only
+        // happens if nothing is under way.)
         for _ in 0..1000 {
             if self.slots.is_empty() {
                 break;

@@ -1,8 +1,9 @@
 //! One worker thread's I/O around its [`Core`]: sockets in, sockets out, and nothing decided here.
 //!
-//! Every socket has a small task that reads and feeds the core. All writing is done by one *flusher* task, which runs after the
-//! readers of the same turn of the event loop: so the requests of many clients to one node, and the answers of many requests to one
-//! client, leave in one write. On io_uring there are neither: see `on_uring`.
+//! Every socket has a small task that reads and feeds the core. All writing is done by one
+//! *flusher* task, which runs after the readers of the same turn of the event loop: so the requests
+//! of many clients to one node, and the answers of many requests to one client, leave in one write.
+//! On io_uring there are neither: see `on_uring`.
 
 mod flusher;
 mod on_epoll;
@@ -38,26 +39,30 @@ use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
 use writable::Writable;
 
-/// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on epoll, clients' only).
+/// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on
+/// epoll, clients' only).
 const READS_PER_CLOCK: u32 = 16;
 
-/// Ticks missed after which a worker counts as having stood still (with a `--timeout` of 8 ms or more there are at least eight to it).
+/// Ticks missed after which a worker counts as having stood still (with a `--timeout` of 8 ms or
+/// more there are at least eight to it).
 const STALL_TICKS: u64 = 4;
 
-/// Connections beyond `--max-clients`, over all workers, on which only operators' commands are taken.
+/// Connections beyond `--max-clients`, over all workers, on which only operators' commands are
+/// taken.
 const OPERATORS: usize = 16;
 
 /// The same with those that are being closed to make room.
 const OPERATORS_MAX: usize = 4 * OPERATORS;
 
-/// How long a client there may be silent before it is told of the limit: an operator's program asks at once.
+/// How long a client there may be silent before it is told of the limit: an operator's program asks
+/// at once.
 const OPERATOR_SILENCE: Duration = Duration::from_secs(2);
 
 /// From here on an answer is slow, for the log.
 const SLOW_US: u64 = 50_000;
 
-/// Clients beyond `--max-clients`, of all workers, in the order in which they came; some have gone, or shown that they are operators.
-/// (The lock is taken for such clients only.)
+/// Clients beyond `--max-clients`, of all workers, in the order in which they came; some have gone,
+/// or shown that they are operators. (The lock is taken for such clients only.)
 pub(super) type Beyond = Arc<Mutex<VecDeque<(u16, ClientKey)>>>;
 
 /// What a worker needs of the world.
@@ -89,7 +94,8 @@ pub(super) struct WorkerSetup {
     pub unclean: Arc<AtomicBool>,
 }
 
-/// What is unfinished, over all workers: at the end each goes on until the others need nothing of it any more.
+/// What is unfinished, over all workers: at the end each goes on until the others need nothing of
+/// it any more.
 #[derive(Debug)]
 pub(super) struct Work {
     /// Clients and operations, by worker; each writes its own.
@@ -104,7 +110,8 @@ impl Work {
     }
 
     fn is_done(&self) -> bool {
-        // A receiver counts what a message made before it takes the message off, so nothing falls between.
+        // A receiver counts what a message made before it takes the message off, so nothing falls
+        // between.
         self.transit.load(Ordering::SeqCst) == 0 && self.live.iter().all(|l| l.load(Ordering::SeqCst) == 0)
     }
 }
@@ -142,7 +149,8 @@ pub(crate) struct Shell {
     /// Where all sockets are, if not in tokio's hands.
     uring: Option<Uring>,
     nodes: Vec<Vec<Option<NodeIo>>>,
-    /// Connections on io_uring that are to be received from again, and whether more has come than was taken.
+    /// Connections on io_uring that are to be received from again, and whether more has come than
+    /// was taken.
     to_receive: Vec<(NodeId, usize, bool)>,
     block: BytesMut,
     started: Instant,
@@ -154,7 +162,8 @@ pub(crate) struct Shell {
     ticker: Option<Waker>,
     /// Reads that brought something.
     reads: u32,
-    /// Sockets taken from since the clock was looked at; 0 when it is to be looked at before the next, as at the end of a turn.
+    /// Sockets taken from since the clock was looked at; 0 when it is to be looked at before the
+    /// next, as at the end of a turn.
     reads_on_clock: u32,
     /// Sockets that took no more.
     writable: Arc<Writable>,
@@ -196,17 +205,19 @@ impl Shell {
 
     fn turn(&mut self) {
         let unseen_us = self.look();
-        // Whoever waits for an answer has a tick, far more often than that. What missed so many did not run: what a node was asked just before is
-        // sent now, and what it answered meanwhile is not read yet. No node is to blame for that.
+        // Whoever waits for an answer has a tick, far more often than that. What missed so many did
+        // not run: what a node was asked just before is sent now, and what it answered meanwhile is
+        // not read yet. No node is to blame for that.
         if unseen_us > STALL_TICKS * self.tick_us && !self.core.is_quiet() {
-            // (But for one tick: a worker that is always late finds a hung node late, and not never.)
+            // (But for one tick: a worker that is always late finds a hung node late, and not
+            // never.)
             self.core.stood_still_us += unseen_us - self.tick_us;
         }
         self.core.now_us = self.looked_us - self.core.stood_still_us;
     }
 
-    /// Takes what clients have sent by now, and nothing after that. It may take long, and nothing is sent on before its end: nodes are to blame for
-    /// none of that time.
+    /// Takes what clients have sent by now, and nothing after that. It may take long, and nothing
+    /// is sent on before its end: nodes are to blame for none of that time.
     fn last_calls(&mut self) {
         self.draining = true;
         self.core.begin_last_turn();
@@ -224,7 +235,8 @@ impl Shell {
         self.core.stood_still_us += self.look();
     }
 
-    /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs more than it tells.
+    /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs
+    /// more than it tells.
     fn turn_of_many(&mut self) {
         if self.reads_on_clock == 0 {
             self.turn();
@@ -273,7 +285,8 @@ pub(super) struct Beginning {
     unclean: Arc<AtomicBool>,
 }
 
-/// Runs a worker on the current thread until `shutdown`, then until its clients are answered or `grace` is over.
+/// Runs a worker on the current thread until `shutdown`, then until its clients are answered or
+/// `grace` is over.
 pub(super) async fn run(
     core: Core,
     setup: WorkerSetup,
@@ -377,9 +390,9 @@ impl Worker {
         }
     }
 
-    /// Whatever is done with the core is done in here: it knows the time then, and what it leaves behind (to be written, to be late) wakes
-    /// those who see to it. A worker at rest has no tick that would make up for one that was not woken. (Or in `uring_cycle`, which does the
-    /// same.)
+    /// Whatever is done with the core is done in here: it knows the time then, and what it leaves
+    /// behind (to be written, to be late) wakes those who see to it. A worker at rest has no tick
+    /// that would make up for one that was not woken. (Or in `uring_cycle`, which does the same.)
     fn work<T>(&self, work: impl FnOnce(&mut Shell) -> T) -> T {
         self.work_by(Shell::turn, work)
     }
@@ -408,7 +421,8 @@ impl Worker {
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Out of files, most likely: without a pause this would spin until one is closed.
+                    // Out of files, most likely: without a pause this would spin until one is
+                    // closed.
                     tracing::warn!(%error, "cannot accept a client");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -420,7 +434,8 @@ impl Worker {
     fn admit(&self, stream: ClientStream) -> bool {
         let connected = self.count.fetch_add(1, Ordering::Relaxed);
         let is_one_too_many = connected >= self.max_clients;
-        // (Who takes a place among them and says nothing gives way to the next: an operator's command comes at once.)
+        // (Who takes a place among them and says nothing gives way to the next: an operator's
+        // command comes at once.)
         if connected >= self.max_clients + OPERATORS
             && (connected >= self.max_clients + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
         {
@@ -484,7 +499,8 @@ impl Worker {
         is_one_too_many
     }
 
-    /// One client beyond the limit that has said nothing makes room for another. `false`: there is none.
+    /// One client beyond the limit that has said nothing makes room for another. `false`: there is
+    /// none.
     fn turn_one_away(&self, shell: &mut Shell) -> bool {
         let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((worker, key)) = beyond.pop_front() {
@@ -574,7 +590,8 @@ impl Worker {
     }
 
     async fn close_silent_forever(self, timeout: Duration) {
-        // Every client is looked at: often enough for nobody to notice, seldom enough to cost nothing.
+        // Every client is looked at: often enough for nobody to notice, seldom enough to cost
+        // nothing.
         let pause = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
         loop {
             tokio::time::sleep(pause).await;
@@ -582,16 +599,18 @@ impl Worker {
         }
     }
 
-    /// No new requests; what is in flight is answered and brought to both nodes, for at most `grace`. A worker without clients of its own
-    /// stays for the keys it owns. Returns whether all was finished.
+    /// No new requests; what is in flight is answered and brought to both nodes, for at most
+    /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether all
+    /// was finished.
     async fn drain(&self, grace: Duration) -> bool {
-        // (On epoll:) The system tells of so many sockets at once; of the others nobody knows yet that something has come.
+        // (On epoll:) The system tells of so many sockets at once; of the others nobody knows yet
+        // that something has come.
         let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
         for _ in 0..turns {
             tokio::task::yield_now().await;
         }
-        // In one poll tokio lets a task read only so often, and then says that nothing has come: that would be the last word on all clients
-        // behind the first hundred.
+        // In one poll tokio lets a task read only so often, and then says that nothing has come:
+        // that would be the last word on all clients behind the first hundred.
         tokio::task::unconstrained(async {
             self.work(Shell::last_calls);
         })

@@ -134,8 +134,9 @@ impl History {
     }
 }
 
-/// The history without what was read of a write before that was acknowledged, where a node was lost in between: the write may have been made
-/// on the node that was lost, where it was read, and be made again on the other one only after others have read what was there before.
+/// The history without what was read of a write before that was acknowledged, where a node was lost
+/// in between: the write may have been made on the node that was lost, where it was read, and be
+/// made again on the other one only after others have read what was there before.
 /// (docs/guarantees.md says so.) `None` if there is no such read.
 fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
     let is_early = |read: &Op| {
@@ -188,7 +189,8 @@ mod tests {
             history.answer(late, value("a"));
             (history, write)
         };
-        // Moments: the early read is called at the fourth, the write answered at the eighth, or later.
+        // Moments: the early read is called at the fourth, the write answered at the eighth, or
+        // later.
         let (lost, write) = history();
         lost.answer(write, Outcome::Stored);
         assert_eq!(lost.verdict(false, &[6]), Vec::<String>::new());

@@ -1,7 +1,9 @@
-//! Whether a key's history can be put into one order: every operation takes effect at one moment between its call and its answer, and every
-//! answer is what memcached says in that order. Operations of unknown outcome take effect at any moment after their call, or never.
+//! Whether a key's history can be put into one order: every operation takes effect at one moment
+//! between its call and its answer, and every answer is what memcached says in that order.
+//! Operations of unknown outcome take effect at any moment after their call, or never.
 //!
-//! The search is Wing's and Gong's, remembering the states that led nowhere. Values name their write, so it has few choices.
+//! The search is Wing's and Gong's, remembering the states that led nowhere. Values name their
+//! write, so it has few choices.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,7 +16,8 @@ pub(super) enum Call {
     Replace(String),
     Append(String),
     Prepend(String),
-    /// The value that the token was taken with, and the new one. (A value stands for a version: none is written twice.)
+    /// The value that the token was taken with, and the new one. (A value stands for a version:
+    /// none is written twice.)
     Cas(String, String),
     Incr(u64),
     Delete,
@@ -61,7 +64,8 @@ const MAX_STEPS: usize = 300_000;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     Fine,
-    /// No order: the longest that could be found, as indexes into the history, and those that could come next and did not fit.
+    /// No order: the longest that could be found, as indexes into the history, and those that could
+    /// come next and did not fit.
     Wrong {
         order: Vec<usize>,
         stuck: Vec<usize>,
@@ -75,7 +79,8 @@ struct Search<'a> {
     texts: Vec<String>,
     /// A bit for each operation that took effect.
     done: Vec<u64>,
-    /// The writes of unknown outcome that took effect and may be undone: which, and the states before and after. The last one first.
+    /// The writes of unknown outcome that took effect and may be undone: which, and the states
+    /// before and after. The last one first.
     around: Vec<(u32, u32, u32)>,
     lenient: bool,
     arrives: bool,
@@ -93,11 +98,13 @@ const NOTHING: u32 = 0;
 
 /// Judges the history of one key, which held nothing at first. `ops` in the order of their calls.
 ///
-/// `lenient`: a write that was never acknowledged may be undone, although somebody has read it. So it is where both nodes of a pair fail:
-/// reads go to the leader alone, and what only the leader has executed goes with it. An acknowledged write on top of it makes it stay.
+/// `lenient`: a write that was never acknowledged may be undone, although somebody has read it. So
+/// it is where both nodes of a pair fail: reads go to the leader alone, and what only the leader
+/// has executed goes with it. An acknowledged write on top of it makes it stay.
 pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     debug_assert!(ops.is_sorted_by_key(|op| op.begun));
-    // Most writes that nobody answered never happened. Only where no order is found without those that nobody saw are they reckoned with.
+    // Most writes that nobody answered never happened. Only where no order is found without those
+    // that nobody saw are they reckoned with.
     let unseen = |op: &&Op| op.outcome == Outcome::Unknown && value_of(&op.call).is_some_and(|v| !is_seen(ops, v));
     if ops.iter().any(|op| unseen(&op)) {
         let likely: Vec<Op> = ops.iter().filter(|op| !unseen(op)).cloned().collect();
@@ -159,7 +166,8 @@ impl Search<'_> {
         // What is known to have happened explains more than what may have.
         candidates.sort_by_key(|&i| self.ops[i].outcome == Outcome::Unknown);
         let mut stuck = Vec::new();
-        // What fits and changes nothing may as well come at once: put later, it could only fit no more.
+        // What fits and changes nothing may as well come at once: put later, it could only fit no
+        // more.
         let quiet = |search: &mut Self, &i: &usize| {
             let op = &search.ops[i];
             // A delete that finds nothing ends what may yet arrive.
@@ -251,7 +259,8 @@ impl Search<'_> {
             Call::Prepend(v) if there => (Some(v.clone() + &text), Outcome::Stored),
             Call::Add(_) | Call::Replace(_) | Call::Append(_) | Call::Prepend(_) => (None, Outcome::NotStored),
             Call::Cas(..) if !there => (None, Outcome::NotFound),
-            // A token that does not win although nothing was written is all right: leadership has changed.
+            // A token that does not win although nothing was written is all right: leadership has
+            // changed.
             Call::Cas(..) if *outcome == Outcome::Exists => (None, Outcome::Exists),
             Call::Cas(expected, v) if *expected == text => (Some(v.clone()), Outcome::Stored),
             Call::Cas(..) => (None, Outcome::Exists),

@@ -1,4 +1,5 @@
-//! Parts of the proxy that are scheduled late: what they would have done is done when they get their turn.
+//! Parts of the proxy that are scheduled late: what they would have done is done when they get
+//! their turn.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

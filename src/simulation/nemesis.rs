@@ -16,7 +16,8 @@ use super::node::Refuses;
 use super::trace::{self, note};
 use super::world::{CutOff, Profile, World};
 
-/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was noticed.
+/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
+/// noticed.
 const NOTICED: Duration = Duration::from_millis(700);
 
 /// A proxy that has just begun has looked at every node, and waited for what a dead one has sent.
@@ -91,8 +92,9 @@ async fn one_at_a_time(world: &mut World) {
     }
 }
 
-/// Names lead to empty hosts, to others of earlier with their old items, and to the same one by another address, also while it hangs; the
-/// hosts that they led to before go on, and execute what was sent to them.
+/// Names lead to empty hosts, to others of earlier with their old items, and to the same one by
+/// another address, also while it hangs; the hosts that they led to before go on, and execute what
+/// was sent to them.
 async fn names(world: &mut World) {
     let mut earlier: Vec<Vec<usize>> = vec![Vec::new(); world.topology.node_count()];
     for _ in 0..world.rng.random_range(1..4) {
@@ -116,7 +118,8 @@ async fn names(world: &mut World) {
                     world.net.block_ways(node);
                     pause(world, 0..150).await;
                     world.net.lead(node, Whither::SameHost);
-                    // What was sent by the old way arrives when the node is reached by the new one, as what a dead proxy has sent.
+                    // What was sent by the old way arrives when the node is reached by the new one,
+                    // as what a dead proxy has sent.
                     let by = world.net.address(node);
                     world.followed(node, Some(by)).await;
                     pause(world, 0..100).await;
@@ -165,8 +168,9 @@ async fn anything(world: &mut World) {
     heal_all(world).await;
 }
 
-/// Nodes are out of reach one after the other or together, and proxies die. Which of two copies is newer may be known to nobody in reach, so a
-/// proxy begins only when all nodes are well; they may break connections meanwhile.
+/// Nodes are out of reach one after the other or together, and proxies die. Which of two copies is
+/// newer may be known to nobody in reach, so a proxy begins only when all nodes are well; they may
+/// break connections meanwhile.
 async fn restarts(world: &mut World) {
     for _ in 0..world.rng.random_range(1..4) {
         for _ in 0..world.rng.random_range(0..4) {
@@ -189,7 +193,8 @@ async fn restarts(world: &mut World) {
         (0..world.topology.node_count()).for_each(|node| heal(world, node));
         world.start_proxy();
         if world.rng.random() {
-            // Not in the very first look: to a proxy that knows nothing, a node that breaks the connection then is out of reach.
+            // Not in the very first look: to a proxy that knows nothing, a node that breaks the
+            // connection then is out of reach.
             pause(world, 100..300).await;
             let node = world.rng.random_range(0..world.topology.node_count());
             world.net.reset(node, 1);
@@ -225,7 +230,8 @@ async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
     }
     pause(world, 100..200).await;
     stop.set(true);
-    // Whoever finds the item changed under a repair begins again, but not for ever: then the two copies stay different for now.
+    // Whoever finds the item changed under a repair begins again, but not for ever: then the two
+    // copies stay different for now.
     let stats = world.operator.ask("stats\r\n").await.unwrap_or_default();
     if let Some(failed) = stats.iter().find(|line| line.contains("repair_failed") && !line.ends_with(" 0")) {
         world.history.violation(format!("a repair was disturbed until it was given up: {failed}"));
@@ -305,7 +311,8 @@ enum Standstill {
     Hosts,
     /// One host after the other.
     ByTurns,
-    /// The network between the proxy and all hosts, in one direction: they execute what comes, and their answers do not arrive.
+    /// The network between the proxy and all hosts, in one direction: they execute what comes, and
+    /// their answers do not arrive.
     Answers,
     /// One of the proxy's threads, or all of them: answers are there, and nobody takes them.
     Worker,
@@ -344,7 +351,8 @@ async fn overload(world: &mut World) {
         for _ in 0..world.rng.random_range(1..4) {
             let kind = STANDSTILLS[world.rng.random_range(0..STANDSTILLS.len())];
             stand_still(world, kind).await;
-            // Long enough for a probe to be answered: what never answers for longer than the last full copy is waited for is given up.
+            // Long enough for a probe to be answered: what never answers for longer than the last
+            // full copy is waited for is given up.
             pause(world, 250..400).await;
         }
         if trace::losses() > before {
@@ -411,12 +419,14 @@ async fn stand_still_alone(world: &mut World, node: usize, most_ms: u64) {
     world.net.change(node, "goes on", |host| host.hung = false);
 }
 
-/// One node hangs or dies while the others are slow and stand still by turns. It is found within twice the time that an answer may
-/// take (and a tick of the worker's, which looks so often), and no other one is lost.
+/// One node hangs or dies while the others are slow and stand still by turns. It is found within
+/// twice the time that an answer may take (and a tick of the worker's, which looks so often), and
+/// no other one is lost.
 async fn fail_in_an_overload(world: &mut World) {
     let before = trace::losses();
     let (failed, dies) = (world.rng.random_range(0..world.topology.node_count()), world.rng.random());
-    // What is more is the way of the last question, which may wait behind a probe: seven commands here, one after the other.
+    // What is more is the way of the last question, which may wait behind a probe: seven commands
+    // here, one after the other.
     let twice = 2 * (world.settings.timeout + world.settings.timeout / 8) + Duration::from_millis(30);
     if dies {
         world.net.kill(failed);
@@ -459,7 +469,8 @@ async fn fail_in_an_overload(world: &mut World) {
     }
 }
 
-/// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary, which missed writes, must not lead.
+/// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary,
+/// which missed writes, must not lead.
 async fn witness(world: &mut World) {
     let (primary, backup) = (0, world.topology.node_count() - 1);
     world.net.change(primary, "cut off", |host| host.cut_off = true);
@@ -474,7 +485,8 @@ async fn witness(world: &mut World) {
     heal_all(world).await;
 }
 
-/// The primary leads alone; then, under another proxy that cannot know, the backup. What that one acknowledged is newer.
+/// The primary leads alone; then, under another proxy that cannot know, the backup. What that one
+/// acknowledged is newer.
 async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
     // So that the primary has seen more changes than the backup will.
     for _ in 0..world.rng.random_range(1..4) {

@@ -1,8 +1,10 @@
-//! The hosts that the nodes run on, and the connections to them: what is on its way, what waits in a socket, what breaks.
+//! The hosts that the nodes run on, and the connections to them: what is on its way, what waits in
+//! a socket, what breaks.
 //!
-//! A connection is an in-memory stream, of which a small task holds the node's end: it takes commands off it, executes each at a moment of
-//! chance's choosing, and answers at another. A hung node's tasks stand still, while bytes still go into the streams; what a proxy wrote
-//! before it gave a connection up, or died, is executed all the same, sooner or later.
+//! A connection is an in-memory stream, of which a small task holds the node's end: it takes
+//! commands off it, executes each at a moment of chance's choosing, and answers at another. A hung
+//! node's tasks stand still, while bytes still go into the streams; what a proxy wrote before it
+//! gave a connection up, or died, is executed all the same, sooner or later.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,9 +28,11 @@ use super::trace::{note, show};
 
 /// What a stream holds each way before its writer must wait, bytes.
 const SOCKET: usize = 64 * 1024;
-/// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next one waits for it.
+/// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next
+/// one waits for it.
 const LATE_MS: u64 = 150;
-/// A connection that waits at a node that wakes may wait so much longer, in milliseconds, where the host is not told otherwise.
+/// A connection that waits at a node that wakes may wait so much longer, in milliseconds, where the
+/// host is not told otherwise.
 const WAKING_MS: u64 = 600;
 /// How long a proxy may not notice that a connection broke, in milliseconds.
 const NEWS_MS: u64 = 12;
@@ -211,7 +215,8 @@ impl Net {
         self.changed.notify_waiters();
     }
 
-    /// By the addresses that the node's host has so far nothing gets through any more; what was sent waits in the sockets.
+    /// By the addresses that the node's host has so far nothing gets through any more; what was
+    /// sent waits in the sockets.
     pub(super) fn block_ways(&self, node: usize) {
         note(|| format!("FAULT  node {node}: is out of reach by its present address"));
         let inner = &mut *self.lock();
@@ -496,7 +501,8 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
     loop {
         let stopped = |inner: &Inner| inner.hosts[host].hung || inner.is_cut_off(host, inner.conns[id].way);
         if stopped(&net.lock()) {
-            // What waited for an address that is back comes at once: the proxy waits for it, but not for ever.
+            // What waited for an address that is back comes at once: the proxy waits for it, but
+            // not for ever.
             let blocked = {
                 let inner = net.lock();
                 inner.conns[id].way < inner.hosts[host].open_from
@@ -514,7 +520,8 @@ async fn execute(net: &Net, id: usize, host: usize, command: &[u8], far: &mut Op
                 let waking_ms = inner.hosts[host].waking_ms;
                 if !blocked && inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..waking_ms) } else { 0 }
             };
-            // What a dead proxy sent comes sooner than that: the next one waits for it, but not for ever.
+            // What a dead proxy sent comes sooner than that: the next one waits for it, but not for
+            // ever.
             let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
             let _ = timeout(Duration::from_millis(ms), orphaned).await;
         }

@@ -1,4 +1,5 @@
-//! A model memcached: one process's memory, and what it answers to the commands that the proxy uses.
+//! A model memcached: one process's memory, and what it answers to the commands that the proxy
+//! uses.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,7 +24,8 @@ pub(super) struct Item {
     cas: u64,
 }
 
-/// An item as it is compared: value, client flags, when it ends, in milliseconds since the world began.
+/// An item as it is compared: value, client flags, when it ends, in milliseconds since the world
+/// began.
 pub(super) type Shown = (Vec<u8>, u32, Option<i64>);
 
 /// What a node refuses to store.
@@ -50,7 +52,8 @@ pub(super) struct Node {
     started: Instant,
     /// Its clock's, in milliseconds: so it also turns to its seconds at moments of its own.
     skew_ms: i64,
-    /// It has no memory for these keys (`-M`): what is stored under them is refused, and what stood there goes.
+    /// It has no memory for these keys (`-M`): what is stored under them is refused, and what stood
+    /// there goes.
     pub(super) refuses: Refuses,
     /// A `metadump` runs: a second one is answered BUSY.
     pub(super) dumping: bool,

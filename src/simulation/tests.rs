@@ -1,4 +1,5 @@
-//! Many seeds; and for each rule of the design, that the simulation notices when it is switched off.
+//! Many seeds; and for each rule of the design, that the simulation notices when it is switched
+//! off.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -49,7 +50,8 @@ fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
     )
 }
 
-/// A seed of all profiles, or of the one that is named, told in full; without a rule, if one is named.
+/// A seed of all profiles, or of the one that is named, told in full; without a rule, if one is
+/// named.
 #[test]
 fn one_seed() {
     let Some(seed) = from_environment("RESILVER_SIM_SEED") else { return };

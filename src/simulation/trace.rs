@@ -1,5 +1,5 @@
-//! What happened, in lines that one can read: virtual time, then the event. Kept only for a seed that is looked at. And for every seed: when
-//! the proxy lost a node.
+//! What happened, in lines that one can read: virtual time, then the event. Kept only for a seed
+//! that is looked at. And for every seed: when the proxy lost a node.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
@@ -16,10 +16,12 @@ thread_local! {
     static MOMENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// From now on the thread's events are kept, the proxy's log among them; or only the losses of nodes.
+/// From now on the thread's events are kept, the proxy's log among them; or only the losses of
+/// nodes.
 pub(super) fn begin(traced: bool) {
     static FIRST: Once = Once::new();
-    // For the whole process: of a subscriber for one thread alone, other threads' first events would leave it out.
+    // For the whole process: of a subscriber for one thread alone, other threads' first events
+    // would leave it out.
     FIRST.call_once(|| {
         let _ = tracing::subscriber::set_global_default(Log);
     });

@@ -32,8 +32,9 @@ use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
 const HEALING: Duration = Duration::from_secs(60);
-/// The two copies of an item end within so many milliseconds: a second, for nodes turn to theirs at different moments, and another one for what was
-/// written in the first second after a node's return, before its clock was measured.
+/// The two copies of an item end within so many milliseconds: a second, for nodes turn to theirs at
+/// different moments, and another one for what was written in the first second after a node's
+/// return, before its clock was measured.
 const ENDS_APART_MS: u64 = 2_000;
 
 /// What is promised.
@@ -43,7 +44,8 @@ pub(super) enum Profile {
     Single,
     /// Any node fails at any time: errors and misses, but nothing old or wrong.
     Anything,
-    /// Proxies come and go, and nodes are out of reach; no memory is lost, and each proxy finds all nodes well.
+    /// Proxies come and go, and nodes are out of reach; no memory is lost, and each proxy finds all
+    /// nodes well.
     Restarts,
     /// Somebody else flushes a node; nothing probes it for long.
     Stranger,
@@ -53,7 +55,8 @@ pub(super) enum Profile {
     HalfFilled,
     /// The follower misses writes, then the leader dies for good: nothing else is lost.
     BothDown,
-    /// All nodes are slow or stand still together, and in the midst of that one fails: only that one is lost.
+    /// All nodes are slow or stand still together, and in the midst of that one fails: only that
+    /// one is lost.
     Overload,
     /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
     Witness,
@@ -61,7 +64,8 @@ pub(super) enum Profile {
     TwoLeaders,
     /// Nodes refuse items for want of memory, as followers and while they are filled.
     Refusals,
-    /// The first start finds full nodes; it is cut off by proxies that end, or by one node that fails.
+    /// The first start finds full nodes; it is cut off by proxies that end, or by one node that
+    /// fails.
     Adoption,
     /// Names lead elsewhere, one node at a time.
     Names,
@@ -149,7 +153,8 @@ pub(super) struct World {
     pub(super) operator: Client,
     habits: Habits,
     pub(super) cut_off: Option<CutOff>,
-    /// What only a backup holds at first, under keys that no client writes; and what it holds of keys that the primary has too.
+    /// What only a backup holds at first, under keys that no client writes; and what it holds of
+    /// keys that the primary has too.
     orphans: Vec<(String, String)>,
     twice: Vec<(String, String)>,
 }
@@ -261,7 +266,8 @@ impl World {
             let (mine, theirs) = match self.rng.random_range(0..6) {
                 0 => (Some(&first), None),
                 1 => (Some(&first), Some(&first)),
-                // Where a client deletes one of them, and nobody hears of that because the proxy dies, the other one may be left.
+                // Where a client deletes one of them, and nobody hears of that because the proxy
+                // dies, the other one may be left.
                 2 if cold => (Some(&first), Some(&second)),
                 3 if !cold => (None, None),
                 _ => (None, Some(&second)),
@@ -292,7 +298,8 @@ impl World {
         }
     }
 
-    /// What only a backup held has outlived everything, unless that backup's memory was lost; and somebody else may have flushed it.
+    /// What only a backup held has outlived everything, unless that backup's memory was lost; and
+    /// somebody else may have flushed it.
     fn check_orphans(&self) {
         if self.history.was_flushed() {
             return;
@@ -316,7 +323,8 @@ impl World {
         self.orphans.retain(|(key, _)| stands(key) != Some(node));
     }
 
-    /// With a primary's memory its word is gone: where the backup held something else, that is what is left.
+    /// With a primary's memory its word is gone: where the backup held something else, that is what
+    /// is left.
     pub(super) fn expect_the_backups_word(&self) {
         for (key, value) in &self.twice {
             self.history.call(99, Some(key), Call::Set(value.clone()));
@@ -454,7 +462,7 @@ impl World {
         }
     }
 
-    // ---- the proxy --------------------------------------------------------------------------------------------------------------
+    // ---- the proxy ------------------------------------------------------------------------------
 
     /// The very code of the daemon, on this thread.
     pub(super) fn start_proxy(&mut self) {

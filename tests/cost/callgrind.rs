@@ -1,5 +1,5 @@
-//! Instructions, counted by valgrind's callgrind in a process of their own: this test binary, run again. Counted is only what happens
-//! inside the functions named `counted_*`.
+//! Instructions, counted by valgrind's callgrind in a process of their own: this test binary, run
+//! again. Counted is only what happens inside the functions named `counted_*`.
 
 use std::fs;
 use std::hint::black_box;
@@ -24,7 +24,8 @@ pub fn boundary() {
     black_box(0);
 }
 
-/// Runs the test of this name again. It calls [`boundary`] before and after each of so many workloads; returns the instructions of each.
+/// Runs the test of this name again. It calls [`boundary`] before and after each of so many
+/// workloads; returns the instructions of each.
 ///
 /// # Errors
 ///
@@ -58,7 +59,8 @@ pub fn run_part(test: &str, part: &str, workloads: usize) -> Result<Vec<u64>, St
         return Err(format!("valgrind cannot run programs here: {said}"));
     }
     assert!(output.status.success(), "under callgrind: {}\n{said}", String::from_utf8_lossy(&output.stdout));
-    // Part 1 is what was before the first workload, part 2 the first workload, part 3 what was between it and the second.
+    // Part 1 is what was before the first workload, part 2 the first workload, part 3 what was
+    // between it and the second.
     let count = |workload: usize| {
         let path = folder.path().join(format!("out.{}", 2 * (workload + 1)));
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}\n{said}", path.display()));

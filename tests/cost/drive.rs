@@ -1,6 +1,6 @@
-//! One [`Core`] driven as `src/server/worker.rs` drives it, without sockets: a turn for each burst of requests. The model around it (nodes,
-//! clients) allocates nothing once it is warm, and what is the `Core`'s is called through functions named `counted_*`, which is what
-//! callgrind looks at.
+//! One [`Core`] driven as `src/server/worker.rs` drives it, without sockets: a turn for each burst
+//! of requests. The model around it (nodes, clients) allocates nothing once it is warm, and what is
+//! the `Core`'s is called through functions named `counted_*`, which is what callgrind looks at.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -207,7 +207,8 @@ impl Drive {
         }
     }
 
-    /// One client's requests, all of them in its socket: it is read from as it may be. Until all is answered.
+    /// One client's requests, all of them in its socket: it is read from as it may be. Until all is
+    /// answered.
     pub fn pour(&mut self, client: usize, requests: &[u8], answers: Vec<u8>) {
         let mut left = requests;
         self.expect(client, answers);
@@ -419,8 +420,9 @@ fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
     }
 }
 
-// What the shell does, line by line (`poll_client`, `poll_conn`, `flush_conn`, `flush_client` in `src/server/worker.rs`). None of these
-// calls another, for callgrind looks at what happens between the beginning and the end of each.
+// What the shell does, line by line (`poll_client`, `poll_conn`, `flush_conn`, `flush_client` in
+// `src/server/worker.rs`). None of these calls another, for callgrind looks at what happens between
+// the beginning and the end of each.
 
 #[inline(never)]
 fn counted_client_room(core: &mut Core, block: &mut BytesMut, index: u32) -> bool {

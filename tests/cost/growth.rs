@@ -1,5 +1,6 @@
-//! What one key costs while very many are asked for, or wait, at once: it stays flat. No work for one request may grow with what else is
-//! pending, whoever asked for it. Counted with 1,000, 10,000 and 100,000 keys, by shape of request and by structure.
+//! What one key costs while very many are asked for, or wait, at once: it stays flat. No work for
+//! one request may grow with what else is pending, whoever asked for it. Counted with 1,000, 10,000
+//! and 100,000 keys, by shape of request and by structure.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,8 +16,9 @@ use crate::{GET, alone, callgrind, skipped};
 
 const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
 
-/// How much more a key may cost among ten or a hundred times as many, in hundredths: tables and queues that grow are copied now and then,
-/// and a tree is a little deeper. (What walks all keys costs ten times as much.)
+/// How much more a key may cost among ten or a hundred times as many, in hundredths: tables and
+/// queues that grow are copied now and then, and a tree is a little deeper. (What walks all keys
+/// costs ten times as much.)
 const GROWTH_MAX: u64 = 140;
 
 /// What one client of many has in flight: more than some two thousand would wait in its socket.

@@ -1,5 +1,6 @@
-//! What a request costs, in figures that come out the same on every machine: allocations, instructions, system calls. Times do not; those
-//! are `make bench`'s. `cargo test --test cost -- --nocapture` shows the tables.
+//! What a request costs, in figures that come out the same on every machine: allocations,
+//! instructions, system calls. Times do not; those are `make bench`'s.
+//! `cargo test --test cost -- --nocapture` shows the tables.
 
 #[allow(dead_code, unused_imports)] // of the harness only what starts processes
 #[path = "../it/support/mod.rs"]
@@ -31,13 +32,14 @@ const CALLGRIND_REQUESTS: usize = 1_000;
 /// Requests before those: every buffer has its size then.
 const WARM_UP: usize = 2_000;
 
-/// Instructions vary a little with the compiler and the processor's vector units, and may grow by so many hundredths unnoticed.
+/// Instructions vary a little with the compiler and the processor's vector units, and may grow by
+/// so many hundredths unnoticed.
 const INSTRUCTIONS_MARGIN: u64 = 10;
 
-/// What one worker's `Core` may cost, without any I/O: allocations are **exact bounds for 10,000 requests**, to be tightened whenever
-/// one is saved and never loosened without a word in the change; instructions are those of one request as measured last (dev profile,
-/// x86-64).
-/// A bound that is broken on purpose is replaced by the figure that the failure names.
+/// What one worker's `Core` may cost, without any I/O: allocations are **exact bounds for 10,000
+/// requests**, to be tightened whenever one is saved and never loosened without a word in the
+/// change; instructions are those of one request as measured last (dev profile, x86-64). A bound
+/// that is broken on purpose is replaced by the figure that the failure names.
 const CEILINGS: [(Workload, Ceiling); 13] = [
     (GET, Ceiling { allocations: 0, instructions: 5_323 }),
     (Workload { name: "get, mirrored", mirrored: true, ..GET }, Ceiling { allocations: 0, instructions: 5_323 }),
@@ -86,7 +88,8 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the process allocates while `work` runs: the least of three times, since the test harness's own thread may add something.
+/// What the process allocates while `work` runs: the least of three times, since the test harness's
+/// own thread may add something.
 fn allocations(mut work: impl FnMut()) -> usize {
     let once = |_| {
         let region = Region::new(GLOBAL);

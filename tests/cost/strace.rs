@@ -1,5 +1,5 @@
-//! System calls, counted by strace in the real proxy over real memcached servers. Clients work in lock step: what is read and written in
-//! one call depends little on the scheduler then.
+//! System calls, counted by strace in the real proxy over real memcached servers. Clients work in
+//! lock step: what is read and written in one call depends little on the scheduler then.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +13,8 @@ use crate::{GET, SET, alone, skipped};
 
 const REQUESTS: usize = 2_000;
 
-/// Calls that move bytes, and all calls, of one request as measured last, on epoll and on io_uring (where one call moves the
-/// bytes of all clients); [`MARGIN`] is granted.
+/// Calls that move bytes, and all calls, of one request as measured last, on epoll and on io_uring
+/// (where one call moves the bytes of all clients); [`MARGIN`] is granted.
 const CEILINGS: [(Workload, [f64; 2], [f64; 2]); 5] = [
     (GET, [4.0, 6.4], [4.2, 4.3]),
     (Workload { name: "get, 8 clients", clients: 8, ..GET }, [2.5, 2.9], [0.57, 0.58]),
@@ -26,7 +26,8 @@ const CEILINGS: [(Workload, [f64; 2], [f64; 2]); 5] = [
 /// What comes together in one call depends a little on the scheduler.
 const MARGIN: f64 = 1.3;
 
-/// A machine busy with something else takes the clients out of step, so what is over the bound is measured again: the least counts.
+/// A machine busy with something else takes the clients out of step, so what is over the bound is
+/// measured again: the least counts.
 const ATTEMPTS: usize = 4;
 
 /// strace, attached to every thread of a process.

@@ -1,4 +1,5 @@
-//! The whole proxy in this process, worker's shell and control plane included, over real memcached servers: what it allocates.
+//! The whole proxy in this process, worker's shell and control plane included, over real memcached
+//! servers: what it allocates.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,17 +15,20 @@ use crate::{GET, SET, allocations, alone, live_bytes, skipped};
 
 const REQUESTS: usize = 10_000;
 
-/// Clients that are connected, have asked once, and wait: both ends of all of them are files of this process, which may open 1,024.
+/// Clients that are connected, have asked once, and wait: both ends of all of them are files of
+/// this process, which may open 1,024.
 const IDLE: usize = 400;
 
-/// What one of them holds at most by `--io-uring`, bytes: of the allocator's, without its rounding and the kernel's part.
+/// What one of them holds at most by `--io-uring`, bytes: of the allocator's, without its rounding
+/// and the kernel's part.
 const IDLE_BYTES: [(&str, usize); 2] = [("off", 760), ("auto", 420)];
 
 /// Different bursts of a client.
 const BURSTS: usize = 16;
 
-/// Allocations of one request at most. Probes and ticks allocate by the clock and how much arrives together depends on the scheduler, so
-/// these bounds are not exact. (In lock step the one allocation of each write to a node is the flusher's list, `flush_all` in
+/// Allocations of one request at most. Probes and ticks allocate by the clock and how much arrives
+/// together depends on the scheduler, so these bounds are not exact. (In lock step the one
+/// allocation of each write to a node is the flusher's list, `flush_all` in
 /// `src/server/worker.rs`.)
 const CEILINGS: [(Workload, f64); 4] = [
     (GET, 0.1),
@@ -33,7 +37,8 @@ const CEILINGS: [(Workload, f64); 4] = [
     (Workload { name: "set, mirrored, 8 clients by 8", mirrored: true, clients: 8, pipeline: 8, ..SET }, 0.1),
 ];
 
-/// Connections in lock step: each writes its burst, then each reads its answers. They allocate nothing once connected.
+/// Connections in lock step: each writes its burst, then each reads its answers. They allocate
+/// nothing once connected.
 pub struct Clients {
     streams: Vec<TcpStream>,
     /// By client and number: requests, answers.

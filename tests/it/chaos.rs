@@ -1,8 +1,9 @@
 //! One fault at a time, at random moments, of every kind; every answer is judged.
 //!
-//! The next fault comes only after everything is mirrored again, by the word of `resilver wait`. Now and then all clients pause,
-//! and both rings are compared with each other and with what was acknowledged. As a soak: `make soak MINUTES=60`; a seed that failed
-//! runs again with `RESILVER_TEST_SEED=…`.
+//! The next fault comes only after everything is mirrored again, by the word of `resilver wait`.
+//! Now and then all clients pause, and both rings are compared with each other and with what was
+//! acknowledged. As a soak: `make soak MINUTES=60`; a seed that failed runs again with
+//! `RESILVER_TEST_SEED=…`.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,7 +66,8 @@ fn choose(rng: &mut Rng) -> Fault {
     unreachable!("the lot is below the sum of the weights")
 }
 
-/// Every node is up, and every item on two of them: the proxy's word is held against each node's own memory.
+/// Every node is up, and every item on two of them: the proxy's word is held against each node's
+/// own memory.
 fn wait_healed(cluster: &Cluster) {
     let output = Command::new(Proxy::binary())
         .args(["wait", "--mirrored", "--proxy", &cluster.proxy.addr(), "--timeout"])

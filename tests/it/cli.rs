@@ -29,7 +29,8 @@ fn resilver() -> Command {
     clean(PROGRAM)
 }
 
-/// One under what `ulimit` is told: without `unsafe` a parent cannot set its child's limits, but a shell can lower its own.
+/// One under what `ulimit` is told: without `unsafe` a parent cannot set its child's limits, but a
+/// shell can lower its own.
 fn limited(ulimits: &str) -> Command {
     let mut command = clean("bash");
     command.args(["-c", &format!("{ulimits} && exec \"$0\" \"$@\""), PROGRAM]);
@@ -201,7 +202,8 @@ fn terminate_and_interrupt_stop_cleanly() {
     }
 }
 
-/// What is sent by mistake, or in the hope of a new log file, ends nothing. SIGQUIT stops as SIGTERM does.
+/// What is sent by mistake, or in the hope of a new log file, ends nothing. SIGQUIT stops as
+/// SIGTERM does.
 #[test]
 fn signals_that_mean_nothing_here_are_logged_and_ignored() {
     let dir = TempDir::new().unwrap();
@@ -235,7 +237,8 @@ fn signals_that_mean_nothing_here_are_logged_and_ignored() {
     }
 }
 
-/// The kernel's way to say that a file may not grow any more: of a log that is the end of the log alone.
+/// The kernel's way to say that a file may not grow any more: of a log that is the end of the log
+/// alone.
 #[test]
 fn a_log_file_at_its_limit_ends_nothing() {
     let dir = TempDir::new().unwrap();
@@ -441,7 +444,8 @@ fn goes_to_the_background_with_a_pid_file() {
     assert!(std::fs::read_to_string(dir.path().join("log")).unwrap().contains("stopped"));
 }
 
-/// Also what goes wrong last, where threads are started: here the address space has no room for so many stacks.
+/// Also what goes wrong last, where threads are started: here the address space has no room for so
+/// many stacks.
 #[test]
 fn what_keeps_a_daemon_from_serving_is_said_where_it_was_started() {
     let dir = TempDir::new().unwrap();
@@ -498,7 +502,8 @@ fn a_pid_file_that_cannot_be_written_is_named() {
     assert!(text(&output.stderr).contains("cannot write pid file /nonexistent/dir/pid"), "{}", text(&output.stderr));
 }
 
-/// Starts one that may open `soft` files now and `hard` at most; its `Max open files` and its log once it serves.
+/// Starts one that may open `soft` files now and `hard` at most; its `Max open files` and its log
+/// once it serves.
 fn with_files(clients: u64, soft: u64, hard: u64) -> (u64, String) {
     let dir = TempDir::new().unwrap();
     let ((log, log_text), port) = (path(&dir, "log"), free_port());
@@ -578,7 +583,8 @@ fn drops_privileges_after_binding() {
         assert_eq!(std::fs::metadata(file).unwrap().uid(), nobody.uid.as_raw());
     }
     daemon.end(Signal::SIGTERM);
-    // The directory is root's, so the files could only be emptied; they must not stop the next start.
+    // The directory is root's, so the files could only be emptied; they must not stop the next
+    // start.
     assert_eq!(std::fs::read_to_string(&pid_file).unwrap_or_default(), "");
     Daemon::start(&arguments, &pid_file).end(Signal::SIGTERM);
 }
@@ -596,7 +602,8 @@ fn magents_command_line_runs() {
     assert_eq!(running.end().0, Some(0));
 }
 
-/// stderr is a pipe that is full and that nobody reads, as under a supervisor that hangs: clients are served all the same.
+/// stderr is a pipe that is full and that nobody reads, as under a supervisor that hangs: clients
+/// are served all the same.
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {
     let (reader, mut writer) = std::io::pipe().unwrap();

@@ -1,4 +1,5 @@
-//! `mirrored` is said only where every item is known to have two copies: servers that refuse items, evict them, hold too much, or are fought over.
+//! `mirrored` is said only where every item is known to have two copies: servers that refuse items,
+//! evict them, hold too much, or are fought over.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -53,7 +54,8 @@ fn a_backup_that_refuses_items_is_told_of_and_filled_when_it_takes_them() {
         log.contains("keys have one copy") && log.contains("first=\"big:")
     });
 
-    // A client's own delete counts, of a key that only the primary has too; and so does room for the rest.
+    // A client's own delete counts, of a key that only the primary has too; and so does room for
+    // the rest.
     let keep: Vec<usize> = (0..ITEMS).filter(|i| i % 15 == 0).collect();
     for i in (0..ITEMS).filter(|i| i % 15 != 0) {
         assert_eq!(client.delete(&format!("big:{i}")), Ok(true));
@@ -144,7 +146,8 @@ fn a_primary_that_refuses_items_does_not_lead_before_it_takes_them() {
     assert_eq!(client.set("after", b"x"), Ok(Stored::Stored));
 }
 
-/// A backup that evicts while it is filled: nobody knows which keys. They are looked for by comparing, when it has evicted nothing more.
+/// A backup that evicts while it is filled: nobody knows which keys. They are looked for by
+/// comparing, when it has evicted nothing more.
 #[test]
 fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
     const ITEMS: usize = 600;
@@ -163,7 +166,8 @@ fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
     let (code, said) = wait(&cluster.proxy, "500ms");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("keys with one copy: unknown many"), "{said}");
-    // A comparing puts back what the backup lacks, which evicts other items there: it has not found them all.
+    // A comparing puts back what the backup lacks, which evicts other items there: it has not found
+    // them all.
     cluster.proxy.operator("resync verify");
     let status = cluster
         .proxy
@@ -175,7 +179,8 @@ fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
             .parse::<u64>()
             .is_ok_and(|n| n > status.node_number(&addr, "items_evicted"))
     );
-    // With so few items both have room for all: a comparing by itself finds what the backup lacks, and fills it in.
+    // With so few items both have room for all: a comparing by itself finds what the backup lacks,
+    // and fills it in.
     for i in KEPT..ITEMS {
         assert_eq!(client.delete(&format!("big:{i}")), Ok(true));
     }
@@ -184,8 +189,8 @@ fn a_refill_with_evictions_is_not_mirrored_before_the_copies_were_compared() {
     assert_eq!(cluster.assert_rings_equal().len(), KEPT);
 }
 
-/// At a first start the backup holds an item that the primary takes no more: it is kept, counted, and tried again; it is readable when the
-/// primary dies, and over when a client deletes it.
+/// At a first start the backup holds an item that the primary takes no more: it is kept, counted,
+/// and tried again; it is readable when the primary dies, and over when a client deletes it.
 #[test]
 fn an_item_that_the_leader_does_not_adopt_stays_where_it_is() {
     const LARGE: usize = 600_000;
@@ -281,7 +286,8 @@ fn nothing_in_reach_at_the_start_has_a_reason() {
     cluster.mirrored();
 }
 
-/// 16 + 16 servers make 256 pairs, 240 of which never get a key: they are left out, and a server that is down is one line in the log.
+/// 16 + 16 servers make 256 pairs, 240 of which never get a key: they are left out, and a server
+/// that is down is one line in the log.
 #[test]
 fn pairs_that_never_get_a_key_are_left_out() {
     let mut primaries: Vec<Memcached> = (0..4).map(|_| Memcached::start(&["-t", "1"])).collect();
@@ -306,7 +312,8 @@ fn pairs_that_never_get_a_key_are_left_out() {
     assert!(told[0].contains("pairs are degraded: one copy left pairs=3"), "{log}");
 }
 
-/// A way to `node` on which the first listings of keys are broken: of some lines one is left, with a key of 300 bytes.
+/// A way to `node` on which the first listings of keys are broken: of some lines one is left, with
+/// a key of 300 bytes.
 fn breaking_listings(node: String, breaks: usize) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = listener.local_addr().expect("address").to_string();
@@ -351,7 +358,8 @@ fn pass_answers(mut server: TcpStream, mut client: TcpStream, broken: &AtomicUsi
     }
 }
 
-/// A listing with an impossible key is no listing: what its other lines were is not known, so nothing is handed back by it.
+/// A listing with an impossible key is no listing: what its other lines were is not known, so
+/// nothing is handed back by it.
 #[test]
 fn a_broken_listing_is_not_taken_for_whole() {
     let (primary, mut backup) = (Memcached::start(&[]), Memcached::start(&[]));
@@ -373,7 +381,8 @@ fn a_broken_listing_is_not_taken_for_whole() {
     assert!(proxy.log().contains("resync ended early"));
 }
 
-/// Two proxies over the same servers: neither calls itself mirrored, and each says why; until one of them is gone, and all was compared.
+/// Two proxies over the same servers: neither calls itself mirrored, and each says why; until one
+/// of them is gone, and all was compared.
 #[test]
 fn two_proxies_that_fight_are_both_not_mirrored() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));

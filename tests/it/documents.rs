@@ -90,7 +90,8 @@ fn the_code_map_names_every_file_and_nothing_else() {
     assert!(missing.is_empty(), "not in {CODE_MAP}: {missing:?}");
 }
 
-/// Each module may name those to its right in ARCHITECTURE.md's order. Tests may name what they like.
+/// Each module may name those to its right in ARCHITECTURE.md's order. Tests may name what they
+/// like.
 #[test]
 fn imports_run_one_way() {
     let text = read("ARCHITECTURE.md");
@@ -149,7 +150,8 @@ fn the_names_in_the_architecture_exist() {
                 }
                 continue;
             }
-            // Several words are a command or a sentence; names are one word, maybe with a path in front.
+            // Several words are a command or a sentence; names are one word, maybe with a path in
+            // front.
             if span.contains([' ', '→', ':']) && !span.contains("::") {
                 continue;
             }
@@ -187,7 +189,8 @@ fn flags(text: &str) -> BTreeSet<String> {
 fn the_table_of_flags_is_the_help() {
     let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    // An option's line begins with at most six blanks; its text is further to the right, and may mention other flags.
+    // An option's line begins with at most six blanks; its text is further to the right, and may
+    // mention other flags.
     let defined: String = help
         .lines()
         .skip_while(|line| !line.starts_with("Options:"))
@@ -361,6 +364,39 @@ fn contributing_lists_every_variable_of_the_tests() {
     assert_eq!(read_ones, listed, "left: read by tests; right: listed in CONTRIBUTING.md");
 }
 
+/// Comments and prose of at most 100 columns. Tables, figures, code and links are as wide as they
+/// are.
+#[test]
+fn comments_and_prose_are_as_wide_as_a_page() {
+    const COLUMNS_MAX: usize = 100;
+    let mut files = BTreeSet::new();
+    ["src", "tests", "tools"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    let mut wide = Vec::new();
+    for file in &files {
+        let mut fenced = false;
+        for (number, line) in read(file).lines().enumerate() {
+            let Some(text) = line.trim_start().strip_prefix("//") else { continue };
+            let text = text.trim_start_matches(['/', '!']).trim_start();
+            fenced ^= text.starts_with("```");
+            let figure = text.starts_with('|') || text.contains(['│', '─']) || text.contains("http");
+            if line.chars().count() > COLUMNS_MAX && !fenced && !figure {
+                wide.push(format!("{file}:{}", number + 1));
+            }
+        }
+    }
+    for document in DOCUMENTS {
+        let mut fenced = false;
+        for (number, line) in read(document).lines().enumerate() {
+            fenced ^= line.trim_start().starts_with("```");
+            let figure = line.trim_start_matches(['>', ' ']).starts_with('|') || line.contains("](");
+            if line.chars().count() > COLUMNS_MAX && !fenced && !figure {
+                wide.push(format!("{document}:{}", number + 1));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "wider than {COLUMNS_MAX} columns: {wide:#?}");
+}
+
 /// As GitHub makes an anchor of a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
@@ -394,8 +430,8 @@ fn links_lead_somewhere() {
     assert!(checked > 10, "only {checked} links were found");
 }
 
-/// "Install and run" as it stands in README.md, typed into a shell: on ports of this test and without the build, for this
-/// binary is built.
+/// "Install and run" as it stands in README.md, typed into a shell: on ports of this test and
+/// without the build, for this binary is built.
 #[test]
 fn the_first_lines_that_a_new_user_types_work() {
     let text = read("README.md");

@@ -1,11 +1,12 @@
-//! Expiry through refills and role changes: no item lasts longer than its client asked for, none loses time again and again, and each is
-//! over on both servers within one second.
+//! Expiry through refills and role changes: no item lasts longer than its client asked for, none
+//! loses time again and again, and each is over on both servers within one second.
 
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Cluster, Memcached, Shape, Stored, wait_until};
 
-/// What the clocks of this test and of the servers may differ by: a tick of memcached's timer, and the proxy's measuring of it.
+/// What the clocks of this test and of the servers may differ by: a tick of memcached's timer, and
+/// the proxy's measuring of it.
 const SLACK: f64 = 0.1;
 
 /// Keys, each with the moment at which it was acknowledged, and what was asked for.
@@ -30,7 +31,8 @@ fn items(client: &mut Client, exptime: u64) -> Vec<Item> {
     items
 }
 
-/// Until when a server keeps each item, in seconds after it was set: exactly, from the moment at which the server's clock turns.
+/// Until when a server keeps each item, in seconds after it was set: exactly, from the moment at
+/// which the server's clock turns.
 fn lifetimes(node: &Memcached, items: &[Item]) -> Vec<f64> {
     let mut client = node.client();
     let left = |client: &mut Client, key: &str| -> i64 {

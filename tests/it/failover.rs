@@ -1,4 +1,5 @@
-//! Nodes die, hang and come back under load: nothing acknowledged is lost, nothing stale is read, no client sees an error.
+//! Nodes die, hang and come back under load: nothing acknowledged is lost, nothing stale is read,
+//! no client sees an error.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,8 @@ fn g4_a_killed_backup_costs_no_client_an_error() {
     healed_and_complete(cluster, load);
 }
 
-/// A thousand good probes are asked of a server that comes back, one of a new process that holds nothing: it can be nothing but what it says.
+/// A thousand good probes are asked of a server that comes back, one of a new process that holds
+/// nothing: it can be nothing but what it says.
 #[test]
 fn a_new_and_empty_server_is_refilled_at_its_first_answer() {
     let mut cluster = Cluster::start(&Shape::new(1, 2).proxy(&["--probe-successes", "1000"]));
@@ -152,14 +154,16 @@ fn g1_g3_a_restart_within_milliseconds_under_load_loses_nothing() {
     healed_and_complete(cluster, load);
 }
 
-/// Nobody talks to the node while it restarts: only a look at what it is (its marker) tells that its memory is gone.
+/// Nobody talks to the node while it restarts: only a look at what it is (its marker) tells that
+/// its memory is gone.
 #[test]
 fn g1_a_restart_that_no_request_noticed_is_noticed() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
     let mut client = cluster.client();
     fill(&mut client, "quiet", 2000, 100);
     cluster.primaries[0].restart();
-    // A client asks at once, before any probe can have come round: a hit, or the other copy's answer, never a miss.
+    // A client asks at once, before any probe can have come round: a hit, or the other copy's
+    // answer, never a miss.
     assert_eq!(count_filled(&mut client, "quiet", 2000, 100), 2000, "misses right after an unnoticed restart");
     // The state read at once may be the old one; the node's items tell when it was healed.
     crate::support::wait_until("the primary to be refilled", crate::support::DEADLINE, || {
@@ -251,7 +255,8 @@ fn g1_the_target_killed_again_in_mid_resync() {
     healed_and_complete(cluster, load);
 }
 
-/// The only full copy dies while it is being copied. What was not copied is gone: that is said, and never papered over.
+/// The only full copy dies while it is being copied. What was not copied is gone: that is said, and
+/// never papered over.
 #[test]
 fn g8_the_source_killed_in_mid_resync() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "3000", "--leader-grace", "500ms"]));
@@ -268,7 +273,8 @@ fn g8_the_source_killed_in_mid_resync() {
     load.allow_errors(true);
     drop(load.stop()); // only to have items written in the middle of it
     cluster.backups[0].kill();
-    // Beyond the promise: an error at once, never a hang, never a wrong value; `count_filled` checks each value.
+    // Beyond the promise: an error at once, never a hang, never a wrong value; `count_filled`
+    // checks each value.
     let begun = Instant::now();
     let mut errors = 0;
     loop {
@@ -319,7 +325,8 @@ fn g1_the_source_hung_in_mid_resync_is_waited_for() {
     healed_and_complete(cluster, load);
 }
 
-/// The same beyond the leader's timeout: SERVER_ERROR while it lasts, and every item is there afterwards.
+/// The same beyond the leader's timeout: SERVER_ERROR while it lasts, and every item is there
+/// afterwards.
 #[test]
 fn g1_g8_a_sole_leader_hung_beyond_its_timeout_keeps_leading() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--leader-timeout", "500ms"]));
@@ -397,7 +404,8 @@ fn g8_a_dark_pair_leaves_the_others_alone() {
     assert!(dark > 0 && served > 0, "{dark} dark, {served} served");
 }
 
-/// A node that was never there: the other leads from the start, and the late one is filled when it comes.
+/// A node that was never there: the other leads from the start, and the late one is filled when it
+/// comes.
 #[test]
 fn g1_a_start_with_one_node_missing_serves_and_heals() {
     use crate::support::Memcached;
@@ -478,8 +486,9 @@ fn g1_a_start_over_full_primaries_and_empty_backups_keeps_everything() {
     assert_eq!(count_filled(&mut client, "old", 2000, 60), 2000);
 }
 
-/// A node under pressure evicts the proxy's markers one by one. They are written again, and it stays what it was: without its ring marker
-/// it would look like a stranger after its next absence, and the last full copy would be purged.
+/// A node under pressure evicts the proxy's markers one by one. They are written again, and it
+/// stays what it was: without its ring marker it would look like a stranger after its next absence,
+/// and the last full copy would be purged.
 #[test]
 fn g1_evicted_markers_are_written_again_and_a_hang_after_that_costs_nothing() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));

@@ -1,4 +1,5 @@
-//! The judge on trial: clean over one honest memcached, red over each kind of lie. A judge that cannot fail proves nothing.
+//! The judge on trial: clean over one honest memcached, red over each kind of lie. A judge that
+//! cannot fail proves nothing.
 
 use std::time::{Duration, Instant};
 

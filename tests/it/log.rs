@@ -1,4 +1,5 @@
-//! What `-v` and `-vv` say: who came and went and why, what was refused and what was slow; each request's command.
+//! What `-v` and `-vv` say: who came and went and why, what was refused and what was slow; each
+//! request's command.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! All integration tests but those that count what a request costs (`tests/cost`): one binary, so that the harness
-//! is compiled once. `cargo test --test it failover::` runs those of one file.
-#![allow(clippy::unwrap_used)] // a test says what it expects by panicking; clippy.toml covers only #[test] functions
+//! All integration tests but those that count what a request costs (`tests/cost`): one binary, so
+//! that the harness is compiled once. `cargo test --test it failover::` runs those of one file.
+// A test says what it expects by panicking; clippy.toml covers only #[test] functions.
+#![allow(clippy::unwrap_used)]
 
 mod adoption;
 mod chaos;

@@ -1,4 +1,5 @@
-//! A server is known by a name, and the name leads to another one from some moment on: a change of server, which no client notices.
+//! A server is known by a name, and the name leads to another one from some moment on: a change of
+//! server, which no client notices.
 //!
 //! The first server listens on 127.0.0.1, the second on the same port of 127.0.0.2.
 
@@ -31,7 +32,8 @@ impl Moving {
         self.cluster.primaries[0].known_as()
     }
 
-    /// The name leads to an empty server from now on. Returns the one it led to before, which goes on.
+    /// The name leads to an empty server from now on. Returns the one it led to before, which goes
+    /// on.
     fn lead_elsewhere(&mut self) -> Memcached {
         let other = self.cluster.primaries[0].twin(SECOND);
         self.names.lead(&[(NAME, SECOND)]);
@@ -57,7 +59,8 @@ fn number(client: &mut Client, key: &str) -> String {
     String::from_utf8_lossy(&item.value).into_owned()
 }
 
-/// Issue 16, item 4, as it was seen: the name moves, then the backup restarts, then the old primary dies.
+/// Issue 16, item 4, as it was seen: the name moves, then the backup restarts, then the old primary
+/// dies.
 #[test]
 fn g1_a_name_that_moves_loses_nothing() {
     let Some(mut moving) = Moving::start("g1_a_name_that_moves_loses_nothing") else { return };
@@ -226,7 +229,8 @@ fn a_name_that_comes_and_goes_or_has_several_addresses_moves_nobody() {
     let (name, proxy) = (moving.name(), &moving.cluster.proxy);
     let address = moving.cluster.primaries[0].addr();
     let look_ups = |more: usize| {
-        // Nothing tells of a look-up; another name, whose address changes with each, would be another node. So: time, several intervals.
+        // Nothing tells of a look-up; another name, whose address changes with each, would be
+        // another node. So: time, several intervals.
         std::thread::sleep(Duration::from_millis(130 * more as u64));
     };
     let lists: [&[(&str, &str)]; 6] = [

@@ -1,5 +1,6 @@
-//! The request parser against memcached itself: what it refuses must be refused with the same bytes, what it takes must be
-//! taken. Once against answers recorded from 1.6.18, once against whatever memcached is installed, with random lines too.
+//! The request parser against memcached itself: what it refuses must be refused with the same
+//! bytes, what it takes must be taken. Once against answers recorded from 1.6.18, once against
+//! whatever memcached is installed, with random lines too.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,8 +13,8 @@ use resilver::internals::protocol::request::{Limits, Parsed, Verb, parse};
 use crate::support::Memcached;
 
 const VECTORS: &str = include_str!("../vectors/classic-memcached-1.6.18.tsv");
-/// The version whose answers the parser gives, to the byte. Others differ: from 1.6.40 on a `set` line with a bad key takes
-/// its value with it, for example.
+/// The version whose answers the parser gives, to the byte. Others differ: from 1.6.40 on a `set`
+/// line with a bad key takes its value with it, for example.
 const REFERENCE: &str = "1.6.18";
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -65,8 +66,8 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Parses all of `input` and walks through `observed` beside it: every refusal must be there, every accepted request must
-/// have got an answer that is none.
+/// Parses all of `input` and walks through `observed` beside it: every refusal must be there, every
+/// accepted request must have got an answer that is none.
 fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
     let mut rest = input;
     let mut answers = observed.bytes.as_slice();
@@ -156,7 +157,8 @@ impl Reference {
         stream
     }
 
-    /// Sends an input, and `mn` behind it where it is a whole number of lines, to learn where its answers end.
+    /// Sends an input, and `mn` behind it where it is a whole number of lines, to learn where its
+    /// answers end.
     fn ask(&self, stream: &mut TcpStream, input: &[u8]) -> Observed {
         let whole = input.ends_with(b"\n");
         let sent = if whole { [input, b"mn\r\n"].concat() } else { input.to_vec() };
@@ -226,7 +228,8 @@ fn refuses_what_the_installed_memcached_refuses() {
     }
 }
 
-/// Lines put together at random from words that mean something, with values of the right and the wrong length behind.
+/// Lines put together at random from words that mean something, with values of the right and the
+/// wrong length behind.
 #[test]
 fn agrees_with_the_installed_memcached_on_random_lines() {
     const LINES: usize = 20_000;
@@ -244,7 +247,8 @@ fn agrees_with_the_installed_memcached_on_random_lines() {
     let mut stream = memcached.connect();
     for line in 0..LINES {
         let mut input = random_line(&mut below);
-        // Supply the value that the parser waits for. Should memcached wait for more, the read times out and says so.
+        // Supply the value that the parser waits for. Should memcached wait for more, the read
+        // times out and says so.
         let mut at = 0;
         while at < input.len() {
             at += match parse(&input[at..], &Limits::default()) {
@@ -265,7 +269,8 @@ fn agrees_with_the_installed_memcached_on_random_lines() {
                 }
             };
         }
-        // What ends in a value that is no line still needs the sentinel: an empty line more is harmless.
+        // What ends in a value that is no line still needs the sentinel: an empty line more is
+        // harmless.
         if !input.ends_with(b"\n") {
             input.extend_from_slice(b"\r\n");
         }

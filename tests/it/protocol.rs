@@ -1,4 +1,5 @@
-//! The classic text protocol through the proxy, over several nodes, side by side with a real memcached where it can be.
+//! The classic text protocol through the proxy, over several nodes, side by side with a real
+//! memcached where it can be.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,7 +11,8 @@ use crate::support::cluster::{count_filled, fill, filled};
 use crate::support::{Client, Cluster, Failure, Memcached, Rng, Shape, Stored, seed, wait_until};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Everything that is answered to `script` on a fresh connection, and whether the connection was closed over it.
+/// Everything that is answered to `script` on a fresh connection, and whether the connection was
+/// closed over it.
 fn transcript(addr: &str, script: &[u8], piece: usize) -> (Vec<u8>, bool) {
     let mut client = Client::connect(addr);
     client.set_deadline(Duration::from_secs(20));
@@ -79,7 +81,8 @@ fn scripts() -> Vec<Vec<u8>> {
     .map(|s| s.as_bytes().to_vec())
     .collect();
     for line in ["get", "delete", "gat 1"] {
-        // One to a connection: memcached 1.6.18 forgets the pipelined answers before a get that is refused.
+        // One to a connection: memcached 1.6.18 forgets the pipelined answers before a get that is
+        // refused.
         scripts.push(format!("{line} {long_key}\r\n").into_bytes());
         scripts.push(format!("{line} ok {long_key}\r\n").into_bytes());
     }
@@ -145,8 +148,8 @@ fn random_request(rng: &mut Rng, script: &mut Vec<u8>) {
         verb @ 7..=12 => {
             let verb = ["set", "set", "add", "replace", "append", "prepend"][verb - 7];
             let len = if rng.percent(2) { rng.below(30_000) } else { rng.below(20) };
-            // Numbers never get shorter: whether memcached then fills them with blanks depends on whether an answer that
-            // is still being sent holds the old item, so two runs differ.
+            // Numbers never get shorter: whether memcached then fills them with blanks depends on
+            // whether an answer that is still being sent holds the old item, so two runs differ.
             let value = if rng.percent(40) {
                 (5_000_000 + rng.below(1000)).to_string().into_bytes()
             } else {
@@ -167,7 +170,8 @@ fn random_request(rng: &mut Rng, script: &mut Vec<u8>) {
     }
 }
 
-/// Where memcached cuts such a line off depends on how the bytes arrive; that there is an end to it does not.
+/// Where memcached cuts such a line off depends on how the bytes arrive; that there is an end to it
+/// does not.
 #[test]
 fn a_line_without_an_end_is_cut_off() {
     let cluster = Cluster::start(&Shape::new(1, 1));
@@ -183,7 +187,8 @@ fn a_line_without_an_end_is_cut_off() {
     assert_eq!(cluster.client().set("k", b"v"), Ok(Stored::Stored));
 }
 
-/// Large values, one at a time and pipelined; beyond the limit memcached's own error, and the old item is gone.
+/// Large values, one at a time and pipelined; beyond the limit memcached's own error, and the old
+/// item is gone.
 #[test]
 fn values_up_to_the_limit_and_beyond() {
     let node = Memcached::start(&[]);
@@ -593,7 +598,8 @@ fn sigterm_lets_every_request_be_answered_that_came_before() {
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
-/// The check-up that libmemcached brings: what passes against memcached itself passes through the proxy.
+/// The check-up that libmemcached brings: what passes against memcached itself passes through the
+/// proxy.
 #[test]
 fn memccapable_passes_as_against_memcached() {
     if Command::new("memccapable").arg("-?").output().is_err() {

@@ -1,4 +1,5 @@
-//! Markers and records written on a real memcached: on the memory that they are meant for alone, and records never over a later one.
+//! Markers and records written on a real memcached: on the memory that they are meant for alone,
+//! and records never over a later one.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -60,7 +61,8 @@ fn markers() -> Vec<(String, String)> {
     vec![of(INCARNATION_KEY, &MEMORY.to_string()), of(RING_KEY, "a ring")]
 }
 
-/// The process that was looked at is gone, and another one answers already, over a connection of its own.
+/// The process that was looked at is gone, and another one answers already, over a connection of
+/// its own.
 async fn replaced(node: &mut Memcached, control: &NodeControl) {
     node.kill();
     node.restart();
@@ -137,7 +139,8 @@ async fn a_connection_waits_while_nobody_is_sure_of_the_memory() {
     connected.expect("a connection");
 }
 
-/// The connection stays the same, and the memory does not: flushed after the look, and at every step of the writing.
+/// The connection stays the same, and the memory does not: flushed after the look, and at every
+/// step of the writing.
 #[tokio::test]
 async fn evicted_markers_are_not_written_on_a_memory_that_was_flushed_meanwhile() {
     for before in [&b"mg "[..], UNSURE.as_bytes(), b"stats\r\n", b" C"] {
@@ -182,7 +185,8 @@ async fn only_the_memory_that_is_meant_is_flushed() {
     assert_eq!(shown(&node), Some(MEMORY.to_string()));
 }
 
-/// In front of a node: where armed, somebody flushes it before it gets a command that has this in it.
+/// In front of a node: where armed, somebody flushes it before it gets a command that has this in
+/// it.
 fn flushing(node: String, before: &'static [u8]) -> (String, Arc<AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("an address").to_string();

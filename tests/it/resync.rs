@@ -1,5 +1,6 @@
-//! What a resync promises while it runs and when it is done. Slow on purpose (`--resync-rate`) where clients must meet it
-//! half-way; afterwards each ring alone must hold, and serve, every live item.
+//! What a resync promises while it runs and when it is done. Slow on purpose (`--resync-rate`)
+//! where clients must meet it half-way; afterwards each ring alone must hold, and serve, every live
+//! item.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,7 +11,8 @@ use crate::support::client::show;
 use crate::support::cluster::{count_filled, fill, filled};
 use crate::support::{Client, Cluster, Load, Memcached, Mix, RingMap, Rng, Shape, Stored, seed, unix_now, wait_until};
 
-/// A pair whose primary has just come back empty and is being refilled at `rate` items a second; `setup` fills it before.
+/// A pair whose primary has just come back empty and is being refilled at `rate` items a second;
+/// `setup` fills it before.
 fn refilling(rate: u32, more: &[&str], setup: impl FnOnce(&mut Client)) -> Cluster {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", &rate.to_string()]).proxy(more));
     setup(&mut cluster.client());
@@ -28,7 +30,8 @@ fn lose_and_return(cluster: &mut Cluster) {
 /// Expected content of every key, as one client knows it; `None` = deleted.
 type Expected = HashMap<String, Option<(Vec<u8>, u32)>>;
 
-/// Each ring alone holds exactly what is expected (of the keys named there), and the primaries alone serve it.
+/// Each ring alone holds exactly what is expected (of the keys named there), and the primaries
+/// alone serve it.
 fn assert_complete(cluster: &mut Cluster, expected: &Expected) {
     cluster.mirrored();
     cluster.assert_rings_equal();
@@ -176,7 +179,8 @@ fn mutate(client: &mut Client, rng: &mut Rng, key: &str, slot: &mut Option<(Vec<
                 *value = (n + 3).to_string().into_bytes();
             }
         }
-        // Never to a shorter number: memcached fills it with blanks unless somebody (the copier) holds the old item.
+        // Never to a shorter number: memcached fills it with blanks unless somebody (the copier)
+        // holds the old item.
         8 if number.is_none_or(|n| n >= 5 && n.to_string().len() == (n - 5).to_string().len())
             && present == number.is_some() =>
         {
@@ -233,8 +237,8 @@ fn g2_flush_all_during_a_resync_stays_done() {
     assert_eq!(count_filled(&mut client, "new", 2000, 50), 2000);
 }
 
-/// Sets and flushes at the same time, mirrored and in mid-resync: what was acknowledged before is gone, what was begun
-/// after is there, what overlapped is on both rings or on neither.
+/// Sets and flushes at the same time, mirrored and in mid-resync: what was acknowledged before is
+/// gone, what was begun after is there, what overlapped is on both rings or on neither.
 #[test]
 fn g2_g3_flushes_among_writes_leave_both_rings_equal() {
     let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--resync-rate", "2000"]));
@@ -426,7 +430,8 @@ fn g7_items_that_expire_meanwhile_do_not_become_immortal() {
     }
 }
 
-/// Tokens of another leader or another life of the memory never win, although each server counts from 1 again.
+/// Tokens of another leader or another life of the memory never win, although each server counts
+/// from 1 again.
 #[test]
 fn g5_cas_tokens_do_not_survive_their_leader() {
     const KEYS: usize = 300;
@@ -452,7 +457,8 @@ fn g5_cas_tokens_do_not_survive_their_leader() {
     }
     cluster.primaries[0].restart();
     cluster.mirrored();
-    // Every key gets new raw ids on the refilled primary: wherever they collide, the token is still of another term.
+    // Every key gets new raw ids on the refilled primary: wherever they collide, the token is still
+    // of another term.
     none_wins(&mut client, &under_backup, "the primary leads again, token of the backup");
     none_wins(&mut client, &under_primary, "the primary leads again, token of its former life");
     // Every small number: a raw id of the node, without its term, must not win either.
@@ -532,12 +538,14 @@ fn an_item_that_the_target_refuses_has_a_defined_end() {
         let item = client.get(key).unwrap_or_else(|e| panic!("get {key}: {e}"));
         assert!(item.is_some_and(|i| i.value == large), "{key} is not whole");
     }
-    // The smaller limit is the pair's now: refused as memcached refuses it, and the old item is gone on both.
+    // The smaller limit is the pair's now: refused as memcached refuses it, and the old item is
+    // gone on both.
     let answer = client.set("small:1", &large);
     assert!(matches!(&answer, Err(crate::support::Failure::Server(l)) if l.contains("too large")), "{answer:?}");
     assert_eq!(client.get("small:1"), Ok(None), "a refused set removes the old item, as memcached does");
     assert_eq!(client.set("small:1", b"new"), Ok(Stored::Stored));
-    // What the primary cannot hold stays on the backup, whole: a later failover finds it, and a delete still reaches it.
+    // What the primary cannot hold stays on the backup, whole: a later failover finds it, and a
+    // delete still reaches it.
     let (primaries, mut backups) = (cluster.primary_ring(), cluster.backup_ring());
     for key in ["large:0", "large:1"] {
         assert!(!primaries.contains_key(key.as_bytes()), "{key} is on the primary in spite of its -I");
@@ -621,7 +629,8 @@ fn a_node_that_kept_its_memory_gets_what_it_missed() {
     cluster.assert_rings_equal();
 }
 
-/// Copies spoilt past the proxy, on the follower: found and mended while clients write, and nothing else counts as different.
+/// Copies spoilt past the proxy, on the follower: found and mended while clients write, and nothing
+/// else counts as different.
 #[test]
 fn verify_finds_and_mends_what_differs() {
     let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--verify-rate=20000", "--leader-timeout=500ms"]));
@@ -795,7 +804,8 @@ fn g6_the_rate_setting_throttles() {
     assert_eq!(cluster.assert_rings_equal().len(), 4000);
 }
 
-/// Clients without pause, all of them slower for the refill: it gives way to them and ends nevertheless.
+/// Clients without pause, all of them slower for the refill: it gives way to them and ends
+/// nevertheless.
 #[test]
 fn g6_a_resync_yields_to_clients_and_ends() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
@@ -856,7 +866,8 @@ fn g6_hot_keys_do_not_keep_a_resync_from_ending() {
     model.assert_clean();
 }
 
-/// A leader that lists nothing cannot be copied from: it is said, it keeps leading, nothing is lost.
+/// A leader that lists nothing cannot be copied from: it is said, it keeps leading, nothing is
+/// lost.
 #[test]
 fn g1_a_leader_that_cannot_enumerate_keeps_leading() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).nodes(&["-X"]));
@@ -875,7 +886,8 @@ fn g1_a_leader_that_cannot_enumerate_keeps_leading() {
     model.assert_clean();
 }
 
-/// What a leader cannot list comes as it is read, exactly, and stays right under every mutation; pairs of other leaders are mirrored.
+/// What a leader cannot list comes as it is read, exactly, and stays right under every mutation;
+/// pairs of other leaders are mirrored.
 #[test]
 fn g1_what_cannot_be_enumerated_is_filled_from_reads() {
     for args in ["-X", "-C"] {
@@ -912,7 +924,8 @@ fn g1_what_cannot_be_enumerated_is_filled_from_reads() {
                 if round == 0 {
                     let key = format!("n:{}", rng.below(KEYS / 2));
                     let slot = expected.get_mut(&key).expect("a key of ours");
-                    // Without cas ids a token is the same for every item: the node decides, as without a proxy.
+                    // Without cas ids a token is the same for every item: the node decides, as
+                    // without a proxy.
                     if args == "-C" {
                         assert_eq!(client.delete(&key), Ok(slot.is_some()), "delete {key}");
                         *slot = None;

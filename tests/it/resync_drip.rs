@@ -1,4 +1,5 @@
-//! A resync whose source goes on byte by byte: it is no progress, so the job ends, names the source, and hangs nowhere.
+//! A resync whose source goes on byte by byte: it is no progress, so the job ends, names the
+//! source, and hangs nowhere.
 
 use std::collections::BTreeMap;
 use std::io;

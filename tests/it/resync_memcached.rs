@@ -215,7 +215,8 @@ async fn fill(pipe: &mut Pipe, count: usize, item: impl Fn(usize) -> Vec<u8>) {
 
 const TTLS: [&str; 4] = ["0", "100", "2000000", "4000000"];
 
-/// An item of many kinds: empty and large values, flags, TTLs on both sides of 30 days, binary keys.
+/// An item of many kinds: empty and large values, flags, TTLs on both sides of 30 days, binary
+/// keys.
 fn item(i: usize, now: u64) -> Vec<u8> {
     let ttl = match TTLS[i % 4] {
         "4000000" => (now + 4_000_000).to_string(),
@@ -231,7 +232,8 @@ fn item(i: usize, now: u64) -> Vec<u8> {
 }
 
 fn wire_key(i: usize) -> (String, &'static str) {
-    // "YWJj" + digits is base64 for "abc" and other bytes, among them blanks and control characters.
+    // "YWJj" + digits is base64 for "abc" and other bytes, among them blanks and control
+    // characters.
     if i % 50 == 3 { (format!("YWJjICAg{i:08}"), " b") } else { (format!("key-{i}"), "") }
 }
 
@@ -244,7 +246,8 @@ fn all_keys(count: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Mutations as the data path makes them while a pair is Recovering: leader first, its answer decides, target after.
+/// Mutations as the data path makes them while a pair is Recovering: leader first, its answer
+/// decides, target after.
 async fn mutate(world: &World, worker: usize, workers: usize, count: usize, stop: &AtomicBool) -> usize {
     let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
     let mut seed = 77 + worker as u64;
@@ -292,7 +295,8 @@ async fn a_hundred_thousand_items_under_mutations() {
     let world = World::start(&[], &[]);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     fill(&mut world.pipe(LEADER).await, COUNT, |i| item(i, now)).await;
-    // The target holds old items of the pair, leftovers of a ring that it is no longer part of, and a marker.
+    // The target holds old items of the pair, leftovers of a ring that it is no longer part of, and
+    // a marker.
     let mut target = world.pipe(TARGET).await;
     fill(&mut target, 5_000, |i| format!("ms old-{i} 3\r\nold\r\n").into_bytes()).await;
     fill(&mut target, 5_000, |i| format!("ms key-{i} 3\r\nold\r\n").into_bytes()).await;
@@ -381,7 +385,8 @@ async fn odd_nodes() {
     assert_eq!(World::start(&[], &[]).resync(Fill::Purge, Tuning::default()).await.0.result, Ok(()));
 }
 
-/// A leader that cannot be enumerated, or verified by cas ids: its items come as they are read, under mutations, and exactly.
+/// A leader that cannot be enumerated, or verified by cas ids: its items come as they are read,
+/// under mutations, and exactly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_enumerated_is_filled_from_reads() {
     const COUNT: usize = 4_000;
@@ -426,7 +431,8 @@ async fn what_cannot_be_enumerated_is_filled_from_reads() {
             }
             stop.store(true, Ordering::SeqCst);
             settled().await;
-            // Once more, now that nothing changes: also those that were not there when they were asked for.
+            // Once more, now that nothing changes: also those that were not there when they were
+            // asked for.
             world.recopy.set_overflow();
             settled().await;
             (0..COUNT).step_by(2).for_each(|i| world.recopy.push_read(&raw(i)));
@@ -468,7 +474,8 @@ async fn stat(world: &World, node: NodeId, name: &str) -> u64 {
     stats.into_iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name}")).1.parse().unwrap()
 }
 
-/// A node that holds 200,000 items and missed 1,000 keys: those are repaired, and nothing else on either node is looked at.
+/// A node that holds 200,000 items and missed 1,000 keys: those are repaired, and nothing else on
+/// either node is looked at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_was_missed_is_touched() {
     const COUNT: usize = 200_000;
@@ -507,10 +514,12 @@ async fn only_what_was_missed_is_touched() {
     assert!(outcome.undone && outcome.drains.is_empty());
     eprintln!("{MISSED} of {COUNT} missed: {:?}, {done:?}", progress.elapsed());
     assert!(progress.elapsed() < Duration::from_secs(1), "{:?}", progress.elapsed());
-    // Copied: 667; deleted on the leader: 333; each read, added and verified, or read and looked for.
+    // Copied: 667; deleted on the leader: 333; each read, added and verified, or read and looked
+    // for.
     assert_eq!(progress.sum(|p| &p.copied), 667);
     assert_eq!(progress.sum(|p| &p.skipped), 333);
-    // (Those of the first batches that expire, at most 334, are read once more, with the leader's clock before and behind them.)
+    // (Those of the first batches that expire, at most 334, are read once more, with the leader's
+    // clock before and behind them.)
     assert!((667 + 1000..667 + 1000 + 334 + 16).contains(&done[1]), "{done:?}");
     assert_eq!((done[0], &done[2..]), (0, &[0, 0, 0, 0, 0, 333, 667, 667, 333, 0][..]));
     let mut keys = all_keys(COUNT);
@@ -518,7 +527,8 @@ async fn only_what_was_missed_is_touched() {
     assert_eq!(world.assert_equal(&keys).await, COUNT);
 }
 
-/// Two nodes with the same 50,000 items, but for some: those alone are written, and clients write all the while.
+/// Two nodes with the same 50,000 items, but for some: those alone are written, and clients write
+/// all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_differs_is_found_by_comparing() {
     const COUNT: usize = 50_000;
@@ -579,7 +589,8 @@ async fn what_differs_is_found_by_comparing() {
     }
 }
 
-/// What cannot be enumerated, or has no cas ids, cannot be compared: the control plane is told, and purges.
+/// What cannot be enumerated, or has no cas ids, cannot be compared: the control plane is told, and
+/// purges.
 #[tokio::test]
 async fn what_cannot_be_compared_says_so() {
     for (leader, target) in [("-X", "-Iv"), ("-C", "-Iv"), ("-Iv", "-X"), ("-Iv", "-C")] {
@@ -718,7 +729,8 @@ async fn a_flush_finds_no_copy_in_flight_and_an_overflow_is_made_up_for() {
     world.assert_equal(&all_keys(COUNT)).await;
 }
 
-/// incr on more distinct keys per second than the rate allows to copy, one after the other, so that no two fall together.
+/// incr on more distinct keys per second than the rate allows to copy, one after the other, so that
+/// no two fall together.
 async fn flood(world: &World, count: usize, stop: &AtomicBool) -> usize {
     let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
     let mut done = 0;
@@ -804,7 +816,8 @@ async fn speed() {
     }
 }
 
-/// Dials nodes, but once another server in a node's place: it was restarted or replaced between two connections.
+/// Dials nodes, but once another server in a node's place: it was restarted or replaced between two
+/// connections.
 struct Replaced {
     nodes: Arc<dyn Dial>,
     stranger: TcpDialer,
@@ -850,7 +863,8 @@ impl World {
     }
 }
 
-/// Each connection of each work leads, once, to another server than the node that it is about: it is not believed, nor touched.
+/// Each connection of each work leads, once, to another server than the node that it is about: it
+/// is not believed, nor touched.
 #[tokio::test]
 async fn no_connection_is_believed_before_it_has_shown_the_memory_that_is_meant() {
     let stranger = Memcached::start(&[]);

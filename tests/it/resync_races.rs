@@ -1,9 +1,11 @@
-//! The real job against scripted nodes: every order of the races between copies, re-copies, clients' mutations and failures.
+//! The real job against scripted nodes: every order of the races between copies, re-copies,
+//! clients' mutations and failures.
 //!
-//! The nodes hold each command until the explorer lets it run; the clients' mutations are scripted in the steps that the data path
-//! makes them in while a pair is Recovering (leader first, then the target). The explorer walks all orders, depth first,
-//! by running the job from the start for each; two runs that have led to the same contents, held commands and transcripts of
-//! all connections are one. Switches in the world (never in the product) show that the checks can fail.
+//! The nodes hold each command until the explorer lets it run; the clients' mutations are scripted
+//! in the steps that the data path makes them in while a pair is Recovering (leader first, then the
+//! target). The explorer walks all orders, depth first, by running the job from the start for each;
+//! two runs that have led to the same contents, held commands and transcripts of all connections
+//! are one. Switches in the world (never in the product) show that the checks can fail.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -63,7 +65,8 @@ enum Failure {
     TargetReset,
     SourceReset,
     Cancel,
-    /// The proxy is killed: whatever it had begun ends where it stands, and the next one knows only what was recorded.
+    /// The proxy is killed: whatever it had begun ends where it stands, and the next one knows only
+    /// what was recorded.
     Crash,
     /// The job is cancelled; a crash follows while the next one is at work.
     CancelAndCrash,
@@ -87,9 +90,11 @@ struct Scenario {
     fault: Fault,
     lanes: usize,
     source: Source,
-    /// How the target is filled; with [`Fill::Missed`] operations may also begin before the barrier.
+    /// How the target is filled; with [`Fill::Missed`] operations may also begin before the
+    /// barrier.
     fill: Fill,
-    /// What the two nodes hold at first, where it is not the usual: leader, target. All keys that differ are missed.
+    /// What the two nodes hold at first, where it is not the usual: leader, target. All keys that
+    /// differ are missed.
     held: Option<[Option<&'static str>; 2]>,
     failing_orders: usize,
     /// A job that was cancelled is followed by another one.
@@ -196,7 +201,8 @@ impl Run<'_> {
                     self.scenario.ops[j].1 != key || self.scenario.ops[j].0 == Op::Read || done(self.progress[j])
                 })
             };
-            // One owner orders a key's writes on each node; the next one need not wait for the target's answer.
+            // One owner orders a key's writes on each node; the next one need not wait for the
+            // target's answer.
             let may = match p {
                 // Any worker reads, at any time.
                 0 if self.scenario.ops[i].0 == Op::Read => !source_lost,
@@ -301,7 +307,8 @@ impl Run<'_> {
         }
     }
 
-    /// An operation's next step: 1 = on the leader, 2 = on the target, 3 = the push that follows a drop.
+    /// An operation's next step: 1 = on the leader, 2 = on the target, 3 = the push that follows a
+    /// drop.
     fn step(&mut self, i: usize) {
         let mut world = self.world.lock().unwrap();
         let (op, key) = self.scenario.ops[i];
@@ -395,7 +402,8 @@ impl Run<'_> {
         hasher.finish()
     }
 
-    /// What is wrong when a trickle has nothing to do: every key that was taken up is there, and whatever is there is right.
+    /// What is wrong when a trickle has nothing to do: every key that was taken up is there, and
+    /// whatever is there is right.
     fn judge_trickle(&self) -> Option<String> {
         let world = self.world.lock().unwrap();
         let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
@@ -645,7 +653,8 @@ async fn one(
             }
             idle += 1;
             if scenario.source != Source::Listed && idle == 2 {
-                // Nobody but the control plane ends it, also when a node is lost while nothing is asked of it.
+                // Nobody but the control plane ends it, also when a node is lost while nothing is
+                // asked of it.
                 if !run.failed
                     && let Some(what) = run.judge_trickle()
                 {
@@ -717,14 +726,16 @@ fn scenario(ops: &[Op]) -> Scenario {
     }
 }
 
-/// The key is old on the target, or was deleted on the leader, or neither, and then it may be written before the barrier.
+/// The key is old on the target, or was deleted on the leader, or neither, and then it may be
+/// written before the barrier.
 const HELD: [[Option<&str>; 2]; 3] = [[Some("5"), Some("1")], [None, Some("1")], [Some("5"), Some("5")]];
 
 fn partial(held: [Option<&'static str>; 2], ops: &[Op]) -> Scenario {
     Scenario { fill: Fill::Missed, held: Some(held), ..scenario(ops) }
 }
 
-/// One read of the key, at any time among the mutations; with two lanes two copiers can be at it at once.
+/// One read of the key, at any time among the mutations; with two lanes two copiers can be at it at
+/// once.
 fn trickle(source: Source, ops: &[Op]) -> Scenario {
     let ops = std::iter::once(Op::Read).chain(ops.iter().copied());
     Scenario { ops: ops.map(|op| (op, "k")).collect(), source, ..scenario(&[]) }
@@ -765,7 +776,8 @@ fn some_break(what: &str, scenarios: impl IntoIterator<Item = Scenario>) {
     eprintln!("{what}: {example}");
 }
 
-/// Two mutations of which the first can invalidate a copy and the second its repair; the rest is in `every_order_of_everything`.
+/// Two mutations of which the first can invalidate a copy and the second its repair; the rest is in
+/// `every_order_of_everything`.
 const TELLING: [[Op; 2]; 7] = [
     [Op::Set, Op::Delete],
     [Op::Delete, Op::Add],
@@ -816,10 +828,12 @@ fn every_order_of_a_trickle_holds_what_was_read() {
     }
 }
 
-/// Changed and changed back between read and verify: without cas ids the verify does not see it, and need not.
+/// Changed and changed back between read and verify: without cas ids the verify does not see it,
+/// and need not.
 #[test]
 fn every_order_of_changes_that_verify_by_content_cannot_see() {
-    // Every set stores another value, but an item can go and come as it was, or be touched and touched back.
+    // Every set stores another value, but an item can go and come as it was, or be touched and
+    // touched back.
     let back = [
         vec![Op::Delete, Op::SetBack],
         vec![Op::Set, Op::SetBack],
@@ -938,7 +952,8 @@ fn every_order_of_everything() {
     for failure in FAILURES {
         all_hold(&format!("{failure:?}"), sequences(2).iter().map(|ops| Scenario { failure, ..scenario(ops) }));
     }
-    // Three copiers of one key (two conditional mutations) have more than a million orders: not among these.
+    // Three copiers of one key (two conditional mutations) have more than a million orders: not
+    // among these.
     let two = TELLING.into_iter().filter(|ops| *ops != [Op::Incr, Op::Set] && *ops != [Op::Set, Op::Incr]);
     all_hold("two lanes", two.map(|ops| Scenario { lanes: 2, ..scenario(&ops) }));
 }

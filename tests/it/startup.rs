@@ -1,11 +1,11 @@
-//! The proxy starts: what it finds on real nodes after clean stops, crashes and node restarts, with delayed flushes pending. Changed lists
-//! of servers: `startup_ring.rs`.
+//! The proxy starts: what it finds on real nodes after clean stops, crashes and node restarts, with
+//! delayed flushes pending. Changed lists of servers: `startup_ring.rs`.
 
 use crate::support::cluster::{count_filled, fill};
 use crate::support::start::{crash_and_start, last_run, record, set, start, value};
 use crate::support::{Client, Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
 
-// ---- rows of the start-up table -------------------------------------------------------------------------------------------------
+// ---- rows of the start-up table -----------------------------------------------------------------
 
 #[test]
 fn row_both_in_sync_after_a_clean_stop_is_mirrored_without_a_resync() {
@@ -108,7 +108,8 @@ fn row_both_with_items_and_no_markers_the_primary_leads() {
     assert!(all.len() >= 2, "{all:?}");
 }
 
-/// What only the backup holds is added to the primary, but for what clients deleted or wrote meanwhile.
+/// What only the backup holds is added to the primary, but for what clients deleted or wrote
+/// meanwhile.
 #[test]
 fn row_both_with_items_and_no_markers_what_only_the_backup_holds_is_adopted() {
     const KEYS: usize = 4000;
@@ -176,15 +177,18 @@ fn row_unreachable_and_no_markers_leads_with_a_warning() {
     assert_eq!(cluster.assert_rings_equal().len(), 2);
 }
 
-/// The primary hangs, the backup takes a write alone and then hangs too; a new proxy finds only the primary, which is out of date.
+/// The primary hangs, the backup takes a write alone and then hangs too; a new proxy finds only the
+/// primary, which is out of date.
 fn only_the_stale_one_answers() -> Cluster {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
     set(&mut cluster.client(), "k", "old");
     cluster.primaries[0].pause();
-    // The hung node executes what was sent to it before it was given up on: that is the first write, not the second.
+    // The hung node executes what was sent to it before it was given up on: that is the first
+    // write, not the second.
     set(&mut cluster.client(), "noticed", "1");
     set(&mut cluster.client(), "k", "new");
-    // The primary is told that the backup leads alone when it comes back; nobody refills it before the proxy dies.
+    // The primary is told that the backup leads alone when it comes back; nobody refills it before
+    // the proxy dies.
     cluster.proxy.kill();
     cluster.proxy.args.extend(["--resync=manual".to_owned()]);
     cluster.proxy.args.retain(|a| a != "--resync=auto");
@@ -243,7 +247,7 @@ fn row_unreachable_and_stale_leads_on_the_operators_word() {
     cluster.assert_rings_equal();
 }
 
-// ---- crashes at the worst moment ------------------------------------------------------------------------------------------------
+// ---- crashes at the worst moment ----------------------------------------------------------------
 
 /// Degraded is recorded on the survivor before the first write is acknowledged without the other.
 #[test]
@@ -253,7 +257,8 @@ fn a_crash_right_after_the_first_write_alone_never_shows_the_old_value() {
         set(&mut cluster.client(), "k", "old");
         let hung = if hung_primary { &cluster.primaries[0] } else { &cluster.backups[0] };
         hung.pause();
-        // The hung node executes what was sent to it before it was given up on: that is the first write, not the second.
+        // The hung node executes what was sent to it before it was given up on: that is the first
+        // write, not the second.
         let mut client = cluster.client();
         set(&mut client, "noticed", "1");
         set(&mut client, "k", "new");
@@ -291,7 +296,8 @@ fn a_crash_while_degraded_keeps_what_the_survivor_took() {
     assert_eq!(count_filled(&mut client, "b", 500, 50), 500);
 }
 
-/// The half-filled node keeps its part, and what is on it may be deleted, before the next proxy comes.
+/// The half-filled node keeps its part, and what is on it may be deleted, before the next proxy
+/// comes.
 #[test]
 fn a_crash_in_mid_resync_lets_no_half_filled_node_lead() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "500"]));
@@ -342,7 +348,8 @@ fn a_clean_stop_while_a_node_is_away_is_no_crash() {
     assert_eq!(count_filled(&mut cluster.client(), "a", 1000, 50), 1000);
 }
 
-/// The clock was set back: a node that is away at the start carries a later record than any that this proxy would write.
+/// The clock was set back: a node that is away at the start carries a later record than any that
+/// this proxy would write.
 #[test]
 fn a_later_record_that_comes_back_is_outranked_before_the_next_start() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync=manual"]));
@@ -364,7 +371,7 @@ fn a_later_record_that_comes_back_is_outranked_before_the_next_start() {
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("new"));
 }
 
-// ---- flush_all ------------------------------------------------------------------------------------------------------------------
+// ---- flush_all ----------------------------------------------------------------------------------
 
 fn flush_all(client: &mut Client, delay: &str) {
     assert_eq!(client.raw_command(format!("flush_all {delay}").trim_end()).as_deref(), Ok("OK"));
@@ -458,7 +465,8 @@ fn too_many_delayed_flushes_are_refused() {
     assert_eq!(pending(&cluster.proxy), "64");
 }
 
-/// Every node refuses `flush_all` (`-F`): nothing was flushed, so the full copy that is away is as good as before.
+/// Every node refuses `flush_all` (`-F`): nothing was flushed, so the full copy that is away is as
+/// good as before.
 #[test]
 fn a_flush_that_all_refuse_leaves_a_dark_pair_its_copy() {
     let cluster = Cluster::start(&Shape::new(2, 2).nodes(&["-F"]));
@@ -477,7 +485,8 @@ fn a_flush_that_all_refuse_leaves_a_dark_pair_its_copy() {
     assert_eq!(count_filled(&mut cluster.client(), "kept", 400, 50), 400);
 }
 
-/// A pair is dark, its last full copy is away, and a flush is acknowledged. The proxy crashes; the copy comes back with its record.
+/// A pair is dark, its last full copy is away, and a flush is acknowledged. The proxy crashes; the
+/// copy comes back with its record.
 #[test]
 fn a_flush_while_the_last_copy_is_away_outlives_a_crash() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));

@@ -7,7 +7,8 @@ use crate::support::cluster::{count_filled, fill};
 use crate::support::start::{over, set, start, value};
 use crate::support::{Client, Cluster, Memcached, Shape, Stored, wait_until};
 
-/// The backups are taken out, clients go on writing, and the backups are put in again with their old markers.
+/// The backups are taken out, clients go on writing, and the backups are put in again with their
+/// old markers.
 #[test]
 fn a_backup_that_was_taken_out_for_a_while_is_not_believed() {
     for primary_restarts in [false, true] {
@@ -76,7 +77,8 @@ fn a_start_while_only_an_empty_node_answers_loses_nothing_of_the_other_pairs() {
         node.resume();
     }
     cluster.mirrored();
-    // The table lets an unmarked node lead alone, with a warning; keys of the second primary have both their nodes.
+    // The table lets an unmarked node lead alone, with a warning; keys of the second primary have
+    // both their nodes.
     let kept = count_filled(&mut cluster.client(), "kept", 1000, 50);
     let own = cluster.primaries[1].stat("curr_items").parse::<usize>().expect("a number");
     assert!(kept > 300 && own > 300, "{kept} kept, {own} items");
@@ -106,7 +108,8 @@ fn a_time_without_resync_leaves_no_markers_that_lie() {
     assert_eq!(value(&mut proxy.client(), "k").as_deref(), Some("new"), "from the backup");
 }
 
-/// The backup misses a delete and a write, and the list of servers changes before it is refilled. Its own record still says "in sync".
+/// The backup misses a delete and a write, and the list of servers changes before it is refilled.
+/// Its own record still says "in sync".
 #[test]
 fn a_node_that_missed_writes_before_the_ring_changed_is_not_adopted_from() {
     let (a, b, m) = (Memcached::start(&[]), Memcached::start(&[]), Memcached::start(&[]));
@@ -144,7 +147,8 @@ fn a_node_that_missed_writes_before_the_ring_changed_is_not_adopted_from() {
     read();
 }
 
-/// Nodes without eviction (`-M`) are full to the brim: they refuse to store a marker, and a refused one is gone.
+/// Nodes without eviction (`-M`) are full to the brim: they refuse to store a marker, and a refused
+/// one is gone.
 #[test]
 fn a_restart_of_the_proxy_over_full_nodes_loses_nothing() {
     for clean in [true, false] {
@@ -213,7 +217,8 @@ fn garbage_in_a_marker_heals() {
     }
 }
 
-/// The last full copy hangs with writes of the first proxy in its sockets. That proxy dies; the next one finds the node when it wakes.
+/// The last full copy hangs with writes of the first proxy in its sockets. That proxy dies; the
+/// next one finds the node when it wakes.
 #[test]
 fn a_dead_proxys_writes_do_not_land_after_the_next_ones_on_a_node_that_was_away_at_the_start() {
     const CLIENTS: usize = 24;

@@ -1,4 +1,5 @@
-//! The list of servers changes between two runs of the proxy, and two proxies work on the same nodes: real processes.
+//! The list of servers changes between two runs of the proxy, and two proxies work on the same
+//! nodes: real processes.
 
 use resilver::internals::ring::{Distribution, Topology};
 
@@ -6,7 +7,7 @@ use crate::support::client::storage;
 use crate::support::start::{over, record, set, start, value};
 use crate::support::{Client, Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
 
-// ---- changes of the ring --------------------------------------------------------------------------------------------------------
+// ---- changes of the ring ------------------------------------------------------------------------
 
 fn wait_clean(nodes: &[&Memcached]) {
     wait_until("the nodes to be clean", crate::support::DEADLINE, || {
@@ -25,7 +26,8 @@ fn write_all(proxy: &Proxy, value: &str) {
     }
 }
 
-/// Reads every key until all pairs are mirrored, and once more: only `value` or nothing may come. Returns how many came in the end.
+/// Reads every key until all pairs are mirrored, and once more: only `value` or nothing may come.
+/// Returns how many came in the end.
 fn only(proxy: &Proxy, expected: &str) -> usize {
     let mut client = proxy.client();
     let mut read = || {
@@ -76,7 +78,8 @@ fn a_primary_added_and_removed_again_leaves_no_old_values() {
     only(&proxy, "two");
 }
 
-/// The nodes still hold keys that moved when the proxy dies: then nothing on them is trusted under yet another ring.
+/// The nodes still hold keys that moved when the proxy dies: then nothing on them is trusted under
+/// yet another ring.
 #[test]
 fn a_crash_before_moved_keys_are_deleted_leaves_no_old_values() {
     let [a, b, c, m] = nodes();
@@ -118,8 +121,8 @@ fn fill(node: &Memcached, items: usize) {
     (0..items).for_each(|_| assert_eq!(client.stored(), Ok(Stored::Stored)));
 }
 
-/// The list changes again before the nodes have lost the keys that moved: nothing on them counts, so every pair begins with a purge of
-/// both. Clients that ask meanwhile wait.
+/// The list changes again before the nodes have lost the keys that moved: nothing on them counts,
+/// so every pair begins with a purge of both. Clients that ask meanwhile wait.
 #[test]
 fn requests_wait_until_a_pair_whose_nodes_are_both_out_of_date_has_a_leader() {
     let [a, b, c, m] = nodes();
@@ -138,7 +141,8 @@ fn requests_wait_until_a_pair_whose_nodes_are_both_out_of_date_has_a_leader() {
     assert_eq!(log.matches(&purge).count(), 1, "one pass over the node for all its pairs");
 }
 
-/// Two nodes that cannot list their keys, so that neither can be emptied, and of which nothing counts any more.
+/// Two nodes that cannot list their keys, so that neither can be emptied, and of which nothing
+/// counts any more.
 fn out_of_date_for_good(more: &[&str]) -> (Memcached, Memcached, Proxy) {
     let [a, b] = std::array::from_fn(|_| Memcached::start(&["-X"]));
     first_run(&[&a], &b);
@@ -207,7 +211,8 @@ fn an_order_changed_and_changed_back_leaves_no_old_values() {
     only(&proxy, "four");
 }
 
-/// A proxy marks a node that is out of date, and dies before it has recorded anything: the marker must still say what the node is.
+/// A proxy marks a node that is out of date, and dies before it has recorded anything: the marker
+/// must still say what the node is.
 #[test]
 fn a_node_marked_as_stale_is_purged_though_no_record_says_so() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
@@ -230,7 +235,7 @@ fn a_node_marked_as_stale_is_purged_though_no_record_says_so() {
     wait_clean(&[&cluster.primaries[0], &cluster.backups[0]]);
 }
 
-// ---- terms ----------------------------------------------------------------------------------------------------------------------
+// ---- terms --------------------------------------------------------------------------------------
 
 /// How far a token's term is above this one. (Tokens carry its lower 15 bits.)
 fn above(token: u64, term: u64) -> u64 {
@@ -265,8 +270,9 @@ fn key_that_moves() -> String {
     (0..KEYS).map(|i| format!("k{i}")).find(moves).expect("a key that moves")
 }
 
-/// A key moves to another pair, which has had other leaders: its term is the one that the token was taken under, or will be, and its
-/// leader's own id of the item the same. Both are brought about; by themselves they take many restarts.
+/// A key moves to another pair, which has had other leaders: its term is the one that the token was
+/// taken under, or will be, and its leader's own id of the item the same. Both are brought about;
+/// by themselves they take many restarts.
 #[test]
 fn a_token_of_the_list_before_never_wins() {
     let [a, b, c, m] = nodes();
@@ -334,7 +340,7 @@ fn terms_rise_above_what_a_server_names_that_comes_late() {
     assert!((2..2_000).contains(&above(last, far)), "{last:x} after {far}");
 }
 
-// ---- two proxies ----------------------------------------------------------------------------------------------------------------
+// ---- two proxies --------------------------------------------------------------------------------
 
 #[test]
 fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
@@ -366,7 +372,8 @@ fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
     cluster.primaries[0].resume();
     second.wait_status("the second to use both again", crate::support::DEADLINE, both_used);
     assert!(second.stop().success());
-    // The second one's session is closed on both nodes: the first takes over again, and makes the copies equal.
+    // The second one's session is closed on both nodes: the first takes over again, and makes the
+    // copies equal.
     cluster.proxy.wait_status("the first to be alone", crate::support::DEADLINE, |s| {
         s.mirrored() && s.pair(&primary, &backup, "reason") == "none"
     });
@@ -389,7 +396,8 @@ fn a_proxy_that_stops_closes_no_other_ones_session() {
     assert!(session.ends_with(" open"), "{session}: a crash of the second proxy would pass for a clean stop");
 }
 
-/// A refill under way knows nothing of what another proxy has written to the leader alone: it begins anew when that one is gone.
+/// A refill under way knows nothing of what another proxy has written to the leader alone: it
+/// begins anew when that one is gone.
 #[test]
 fn a_refill_does_not_outlive_another_proxys_writes() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "200"]));

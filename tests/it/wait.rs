@@ -1,4 +1,5 @@
-//! `resilver wait --mirrored` over real clusters, and what it is for: a rolling restart that loses nothing.
+//! `resilver wait --mirrored` over real clusters, and what it is for: a rolling restart that loses
+//! nothing.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -113,7 +114,8 @@ fn wait_does_not_believe_a_proxy_that_has_not_noticed_a_lost_memory() {
     assert_eq!((code, cluster.assert_rings_equal().len()), (Some(0), 1000), "{said}");
 }
 
-/// Over a unix socket and IPv6, servers with IPv6 addresses: the script names each host and port, and asks the proxy for them.
+/// Over a unix socket and IPv6, servers with IPv6 addresses: the script names each host and port,
+/// and asks the proxy for them.
 #[test]
 fn the_rolling_restart_takes_every_address_that_the_proxy_takes() {
     let (a, b) = (Memcached::start(&["-l", "::1"]), Memcached::start(&["-l", "::1"]));
@@ -150,7 +152,8 @@ fn a_rolling_restart_of_every_server_loses_nothing() {
     let load = Load::start(&cluster.proxy.addr(), Mix::small(seed("rolling restart")));
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().display();
-    // The processes are ours: the script's command asks this test to restart one, and waits until that is done.
+    // The processes are ours: the script's command asks this test to restart one, and waits until
+    // that is done.
     let ask = format!("touch {path}/ask.%p; until [ -e {path}/done.%p ]; do sleep 0.02; done");
     let mut script = Command::new("bash")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rolling-restart.sh"))

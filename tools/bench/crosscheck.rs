@@ -1,4 +1,5 @@
-//! The same work from `memcaslap` of libmemcached-tools: is our own load generator right, and light enough?
+//! The same work from `memcaslap` of libmemcached-tools: is our own load generator right, and light
+//! enough?
 
 use std::error::Error;
 use std::fs;
@@ -11,7 +12,8 @@ use crate::rows::{self, BASE, BASE_NAME};
 use crate::systems::{Layout, Ports, Spec, System};
 use crate::{Args, load};
 
-/// Its description of `BASE`: lengths of keys and values with their shares, then 0 for set and 1 for get with theirs.
+/// Its description of `BASE`: lengths of keys and values with their shares, then 0 for set and 1
+/// for get with theirs.
 const CONFIG: &str = "key\n20 20 1\nvalue\n100 100 1\ncmd\n0 0.1\n1 0.9\n";
 
 /// Runs both against every system, in turn.

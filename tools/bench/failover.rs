@@ -1,7 +1,9 @@
-//! What clients see when a primary fails: the longest that any request took, errors, and keys that were lost to them.
+//! What clients see when a primary fails: the longest that any request took, errors, and keys that
+//! were lost to them.
 //!
-//! Every run has fresh processes. The requests come at a rate that the machine bears easily, so that what is late is late because of the
-//! fault. The server stays dead, or stopped, to the end of the run.
+//! Every run has fresh processes. The requests come at a rate that the machine bears easily, so
+//! that what is late is late because of the fault. The server stays dead, or stopped, to the end of
+//! the run.
 
 use std::error::Error;
 use std::path::Path;

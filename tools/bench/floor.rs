@@ -1,6 +1,7 @@
-//! `bench floor PORT`: a server that does nothing but what no server and no proxy can leave out — for a client's requests one read, one
-//! write, and its share of the waiting. It keeps one value for all keys. Its cost is the least that anything can cost that answers
-//! clients over TCP through epoll; a proxy that reached it would have its nodes for nothing.
+//! `bench floor PORT`: a server that does nothing but what no server and no proxy can leave out —
+//! for a client's requests one read, one write, and its share of the waiting. It keeps one value
+//! for all keys. Its cost is the least that anything can cost that answers clients over TCP through
+//! epoll; a proxy that reached it would have its nodes for nothing.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
@@ -112,7 +113,8 @@ fn send(connection: &mut Connection) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers the whole requests at the front of `input`, of those that the load generator sends; returns how many bytes they were.
+/// Answers the whole requests at the front of `input`, of those that the load generator sends;
+/// returns how many bytes they were.
 fn answer(input: &[u8], value: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<usize> {
     let strange = |line: &[u8]| io::Error::other(format!("unexpected request: {}", String::from_utf8_lossy(line)));
     let mut used = 0;

@@ -1,9 +1,11 @@
 //! The load generator: one thread, many connections.
 //!
-//! *Closed loop*: a connection sends its next requests as soon as the last ones are answered. A proxy that answers faster is then asked more
-//! often, and finds fewer requests waiting each time it looks; so where the processors are full, cost and speed are entangled.
-//! *Open loop* (`Work::rate`): requests become due at random times, so many a second, whatever the system does; each takes the connection
-//! that has been idle longest, and its latency counts from when it was due. All systems then do the same work.
+//! *Closed loop*: a connection sends its next requests as soon as the last ones are answered. A
+//! proxy that answers faster is then asked more often, and finds fewer requests waiting each time
+//! it looks; so where the processors are full, cost and speed are entangled. *Open loop*
+//! (`Work::rate`): requests become due at random times, so many a second, whatever the system does;
+//! each takes the connection that has been idle longest, and its latency counts from when it was
+//! due. All systems then do the same work.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -51,7 +53,8 @@ pub(crate) struct Seen {
     pub(crate) own_cpu: Duration,
     /// Resident bytes of the process measured, at the end, under load.
     pub(crate) memory: u64,
-    /// From sending a connection's requests (open loop: from when they were due) to the last of their answers.
+    /// From sending a connection's requests (open loop: from when they were due) to the last of
+    /// their answers.
     pub(crate) latency: Histogram,
     /// The same of those that were gets alone, and sets alone.
     pub(crate) reads: Histogram,
@@ -182,7 +185,8 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Drives the system; what happens in the first `warm` does not count. `usage` is that of the process measured.
+    /// Drives the system; what happens in the first `warm` does not count. `usage` is that of the
+    /// process measured.
     pub(crate) fn run(
         &mut self,
         warm: Duration,
@@ -235,7 +239,8 @@ impl<'a> Load<'a> {
                     self.send(index, due)?;
                 }
             }
-            // epoll's timeout is in milliseconds, too coarse for the next due time: look again at once, but let others run first.
+            // epoll's timeout is in milliseconds, too coarse for the next due time: look again at
+            // once, but let others run first.
             self.turn(&mut events, Some(Duration::ZERO), &mut Load::rest)?;
             std::thread::yield_now();
         }
@@ -268,7 +273,8 @@ impl<'a> Load<'a> {
             if event.is_writable() {
                 self.flush(index)?;
             }
-            // Once is enough: nothing can be there that was not asked for, and what is asked for next brings another event.
+            // Once is enough: nothing can be there that was not asked for, and what is asked for
+            // next brings another event.
             if event.is_readable() && self.receive(index)? {
                 done(self, index)?;
             }
@@ -289,7 +295,8 @@ impl<'a> Load<'a> {
         (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
-    /// Until the next request is due: exponential, as where many clients know nothing of each other.
+    /// Until the next request is due: exponential, as where many clients know nothing of each
+    /// other.
     fn pause(&mut self, rate: u32) -> Duration {
         let share = (f64::from(self.next()) + 1.0) / (f64::from(u32::MAX) + 1.0);
         Duration::from_secs_f64(-share.ln() / f64::from(rate))

@@ -1,8 +1,10 @@
-//! `make bench`: what a request costs each proxy, side by side on one machine, in one run; what clients see when a server fails; and what
-//! grows with servers and clients. docs/performance.md has the figures and how to read them.
+//! `make bench`: what a request costs each proxy, side by side on one machine, in one run; what
+//! clients see when a server fails; and what grows with servers and clients. docs/performance.md
+//! has the figures and how to read them.
 //!
-//! Every row drives every system in turn, several rounds interleaved, so that what else the machine does hits all alike; a cell
-//! is the median over the rounds, a ratio the median of the rounds' ratios. CPU is the proxy process's own, by the kernel's accounting.
+//! Every row drives every system in turn, several rounds interleaved, so that what else the machine
+//! does hits all alike; a cell is the median over the rounds, a ratio the median of the rounds'
+//! ratios. CPU is the proxy process's own, by the kernel's accounting.
 
 #[allow(dead_code)] // The demo's; here it only waits for servers to answer.
 #[path = "../demo/client.rs"]
@@ -94,7 +96,8 @@ struct Args {
     /// Measure nothing, show what is in the file.
     #[arg(long)]
     show: bool,
-    /// Write the tables between the marks of this file, and the plots into a directory beside it that has its name.
+    /// Write the tables between the marks of this file, and the plots into a directory beside it
+    /// that has its name.
     #[arg(long)]
     markdown: Option<PathBuf>,
     #[arg(skip)]

@@ -1,4 +1,5 @@
-//! The results as tables, and a page whose tables are kept current: what stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`.
+//! The results as tables, and a page whose tables are kept current: what stands between
+//! `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`.
 
 use std::cmp::Ordering;
 use std::fmt::Write;
@@ -11,7 +12,8 @@ use crate::systems::Kind;
 
 type Section = (&'static str, fn(&Results) -> String);
 
-/// Name on the page, and how it is made. An empty one was not measured, and leaves the page as it is.
+/// Name on the page, and how it is made. An empty one was not measured, and leaves the page as it
+/// is.
 const SECTIONS: [Section; 8] = [
     ("machine", machine),
     ("rows", |r| rows(&r.rows)),
@@ -76,8 +78,9 @@ fn machine(results: &Results) -> String {
     out
 }
 
-/// A row's figure in proportion to the best of the other proxies; a dash where there is none. `written`: what is compared is what writes take,
-/// or they alone were asked for; then a system that writes to two servers is compared with such systems only.
+/// A row's figure in proportion to the best of the other proxies; a dash where there is none.
+/// `written`: what is compared is what writes take, or they alone were asked for; then a system
+/// that writes to two servers is compared with such systems only.
 fn of_the_best(rows: &[Row], row: &Row, written: bool, of: fn(&Cell) -> f64, better: Ordering) -> String {
     let rivals = rows.iter().filter(|other| {
         let same = other.row == row.row && other.kind == Kind::Rival;

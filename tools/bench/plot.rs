@@ -14,7 +14,8 @@ const LEFT: f64 = 220.0;
 const RIGHT: f64 = 70.0;
 const BAR: f64 = 13.0;
 const HEAD: f64 = 30.0;
-/// By the system's place; grey are the floor and the server without a proxy, the first two after them are ours.
+/// By the system's place; grey are the floor and the server without a proxy, the first two after
+/// them are ours.
 const COLOURS: [&str; 9] =
     ["#d0d0d0", "#9e9e9e", "#0b6e4f", "#6bbf8a", "#c8553d", "#4d6cb3", "#9fb3dd", "#b08900", "#7d4f9e"];
 

@@ -1,4 +1,5 @@
-//! What was measured, and its form as JSON. docs/performance.md tells what each field means; `SCHEMA` grows if one changes its meaning.
+//! What was measured, and its form as JSON. docs/performance.md tells what each field means;
+//! `SCHEMA` grows if one changes its meaning.
 
 use std::fs;
 use std::io;
@@ -188,7 +189,8 @@ pub(crate) fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// The value at this share of the sorted values, between two of them in proportion; not a number if there is none.
+/// The value at this share of the sorted values, between two of them in proportion; not a number if
+/// there is none.
 pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = share * values.len().saturating_sub(1) as f64;
@@ -214,8 +216,9 @@ impl Row {
         })
     }
 
-    /// A figure in proportion to another system's: the median over the rounds of each round's own ratio. What the machine did meanwhile hit both
-    /// alike then, for they ran seconds apart. Of rows from different runs only the medians are left to compare.
+    /// A figure in proportion to another system's: the median over the rounds of each round's own
+    /// ratio. What the machine did meanwhile hit both alike then, for they ran seconds apart. Of
+    /// rows from different runs only the medians are left to compare.
     pub(crate) fn ratio(&self, other: &Row, of: fn(&Cell) -> f64) -> f64 {
         if (self.begun, self.rounds.len()) != (other.begun, other.rounds.len()) {
             return of(&self.median) / of(&other.median);

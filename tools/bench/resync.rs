@@ -1,10 +1,12 @@
-//! `bench resync`: what the servers can do at best, the resync beside it, and what clients feel of it, in one run.
+//! `bench resync`: what the servers can do at best, the resync beside it, and what clients feel of
+//! it, in one run.
 //!
-//! *Limit*: a bare pipelined client enumerates and reads the source, and stores the same items into an empty server; each alone, and both
-//! at once, for where servers and client share the processors only the latter can be had. Then the proxy refills a server that was killed:
-//! the time counts from the start of its process to the word `mirrored`. With more servers the sources hold other servers' items too, as
-//! many again, which the bare client lists and passes over. All of a round's figures come from the same source servers; a cell is the median
-//! over the rounds.
+//! *Limit*: a bare pipelined client enumerates and reads the source, and stores the same items into
+//! an empty server; each alone, and both at once, for where servers and client share the processors
+//! only the latter can be had. Then the proxy refills a server that was killed: the time counts
+//! from the start of its process to the word `mirrored`. With more servers the sources hold other
+//! servers' items too, as many again, which the bare client lists and passes over. All of a round's
+//! figures come from the same source servers; a cell is the median over the rounds.
 
 mod bare;
 mod foreground;
@@ -24,7 +26,8 @@ use clap::Parser;
 
 use stand::{Layout, ProxyBinary, Stand, server};
 
-/// Of how many keys a target is to get each: the servers that fill it hold as many again of others, where there are more.
+/// Of how many keys a target is to get each: the servers that fill it hold as many again of others,
+/// where there are more.
 const LAYOUTS: [(Layout, u32); 3] = [
     (Layout { primaries: 1, backups: 1 }, 1),
     (Layout { primaries: 2, backups: 1 }, 2),

@@ -10,7 +10,8 @@ use crate::systems::Layout;
 
 /// twemproxy: one thread, one copy.
 ///
-/// Its placement is as cheap as the others' in either mode; the one chosen is what its own example uses.
+/// Its placement is as cheap as the others' in either mode; the one chosen is what its own example
+/// uses.
 pub(crate) fn twemproxy(
     port: u16,
     stats_port: u16,
@@ -39,7 +40,8 @@ pub(crate) fn twemproxy(
     Ok(command)
 }
 
-/// The routes of memcached's proxy: reads go to the primaries, writes to both pools, whose worse answer counts.
+/// The routes of memcached's proxy: reads go to the primaries, writes to both pools, whose worse
+/// answer counts.
 const ROUTES: &str = r#"
 local function pool(name, ports)
     local backends = {}

@@ -48,7 +48,8 @@ fn kinds() -> Vec<(&'static str, Work)> {
     ]
 }
 
-/// Measures; each round begins with another system, so that whatever one leaves behind for the next hits all alike.
+/// Measures; each round begins with another system, so that whatever one leaves behind for the next
+/// hits all alike.
 pub(crate) fn measure(args: &Args, specs: &[Spec], files: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let kinds: Vec<_> = kinds().into_iter().filter(|(name, _)| wanted(name)).collect();

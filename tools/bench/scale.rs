@@ -1,4 +1,5 @@
-//! What grows with servers, threads and clients. Each point has fresh processes, for memory once taken is seldom given back.
+//! What grows with servers, threads and clients. Each point has fresh processes, for memory once
+//! taken is seldom given back.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! What is measured: resilver, and memcached itself, each with servers of its own. The other proxies: `rivals.rs`.
+//! What is measured: resilver, and memcached itself, each with servers of its own. The other
+//! proxies: `rivals.rs`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -68,7 +69,8 @@ pub(crate) struct Layout {
     pub(crate) small_servers: bool,
     /// Clients at once.
     pub(crate) clients: usize,
-    /// The rivals get what they have against failures: short timeouts, reads of the other copy, ejection.
+    /// The rivals get what they have against failures: short timeouts, reads of the other copy,
+    /// ejection.
     pub(crate) fail_over: bool,
 }
 
@@ -151,7 +153,8 @@ pub(crate) fn runs(program: &Path, flag: &str) -> Option<String> {
 }
 
 impl Spec {
-    /// Starts it, and the servers that it needs, and waits until all are ready. Its files go to `files`.
+    /// Starts it, and the servers that it needs, and waits until all are ready. Its files go to
+    /// `files`.
     pub(crate) fn start(&self, layout: &Layout, ports: &mut Ports, files: &Path) -> io::Result<System> {
         let mut servers = Vec::new();
         let mut nodes = |count: usize, ports: &mut Ports| -> io::Result<Vec<u16>> {
@@ -218,7 +221,8 @@ fn wait_mirrored(program: &Path, port: u16, copies: usize) -> io::Result<()> {
 }
 
 impl System {
-    /// A start may go on behind the first answers (resilver writes its records to many pairs); that belongs to no measurement either.
+    /// A start may go on behind the first answers (resilver writes its records to many pairs); that
+    /// belongs to no measurement either.
     fn wait_calm(&self) -> io::Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < CALM_TIMEOUT {

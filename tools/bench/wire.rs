@@ -1,5 +1,5 @@
-//! Requests written, and answers read no closer than they must be: on a machine with few cores the generator's work takes from what
-//! it measures.
+//! Requests written, and answers read no closer than they must be: on a machine with few cores the
+//! generator's work takes from what it measures.
 
 use std::io;
 

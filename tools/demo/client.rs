@@ -1,4 +1,5 @@
-//! A memcached client as small as the demo needs it: classic text protocol, one connection, blocking.
+//! A memcached client as small as the demo needs it: classic text protocol, one connection,
+//! blocking.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 /// No answer takes longer; a proxy that hangs is an error of the demo, not its end.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests written before their answers are read. The answers must fit into the socket buffers meanwhile.
+/// Requests written before their answers are read. The answers must fit into the socket buffers
+/// meanwhile.
 const BATCH: usize = 500;
 
 /// An item as a client sees it.

@@ -1,7 +1,8 @@
-//! `make demo`: two primaries, a backup and the proxy on this machine, and what happens when they die.
+//! `make demo`: two primaries, a backup and the proxy on this machine, and what happens when they
+//! die.
 //!
-//! Everything runs as processes of its own on 127.0.0.1 and ends with the demo. The exit code is 1 if anything was lost,
-//! wrong or failed.
+//! Everything runs as processes of its own on 127.0.0.1 and ends with the demo. The exit code is 1
+//! if anything was lost, wrong or failed.
 
 mod client;
 mod processes;

@@ -17,7 +17,8 @@ use crate::client::Client;
 /// A server or proxy that does not answer by then will not.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What runs now. Drop is not enough: a panic aborts in release builds, and Ctrl-C ends the process elsewhere.
+/// What runs now. Drop is not enough: a panic aborts in release builds, and Ctrl-C ends the process
+/// elsewhere.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Ends every process that the demo has started and not ended yet.
@@ -139,8 +140,8 @@ pub(crate) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
-/// The first `count` free ports from `first` on. Not the system's ephemeral ones: while a server is dead, somebody's
-/// outgoing connection could sit on its port.
+/// The first `count` free ports from `first` on. Not the system's ephemeral ones: while a server is
+/// dead, somebody's outgoing connection could sit on its port.
 pub(crate) fn free_ports(first: u16, count: usize) -> Vec<u16> {
     (first..first.saturating_add(1_000)).filter(|port| is_free(*port)).take(count).collect()
 }

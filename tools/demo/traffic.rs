@@ -67,7 +67,8 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Starts `clients` clients of the proxy at `port`, which also read the `items` that were filled in.
+    /// Starts `clients` clients of the proxy at `port`, which also read the `items` that were
+    /// filled in.
     pub(crate) fn start(port: u16, clients: u64, items: u64) -> Traffic {
         let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
         let threads = (0..clients)
@@ -197,7 +198,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Increments a counter, or makes it if it does not exist: every acknowledged increment must show exactly once.
+    /// Increments a counter, or makes it if it does not exist: every acknowledged increment must
+    /// show exactly once.
     fn count(&mut self, client: &mut Client, key: String) -> io::Result<()> {
         let number = |value: u64| Known::Is(Item { flags: 0, value: value.to_string().into_bytes() });
         let counts = Arc::clone(&self.counts);

@@ -65,8 +65,8 @@ impl Check<'_> {
         if port == 0 { Vec::new() } else { listen }
     }
 
-    /// The addresses of a host name given with `-l`: the IPv4 ones, where it has any, because `localhost` has an IPv6
-    /// address also on machines without IPv6.
+    /// The addresses of a host name given with `-l`: the IPv4 ones, where it has any, because
+    /// `localhost` has an IPv6 address also on machines without IPv6.
     fn listen_name(&mut self, text: &str) -> Vec<IpAddr> {
         if text.is_empty() || text.contains([':', '[', ']', '/', ' ']) {
             self.bad("listen", text, "is no address; give one such as 127.0.0.1, 0.0.0.0 or ::1, and the port with -p");

@@ -22,7 +22,8 @@ const SMALL_PARTIAL: usize = 4096;
 
 const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
-/// The worker through which all writes of a key go, of so many: whom the control plane tells to mend or adopt it.
+/// The worker through which all writes of a key go, of so many: whom the control plane tells to
+/// mend or adopt it.
 pub fn owner_of(key: &[u8], workers: u16) -> u16 {
     owner_of_hash(Topology::key_hash(key), workers)
 }
@@ -110,7 +111,8 @@ impl Core {
         self.clients.iter().map(|(index, _)| index as u32).collect()
     }
 
-    /// Takes what a client sent that has nothing in its `partial`. What cannot be begun yet goes there.
+    /// Takes what a client sent that has nothing in its `partial`. What cannot be begun yet goes
+    /// there.
     pub fn client_input(&mut self, index: u32, chunk: BytesMut) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         debug_assert!(client.partial.is_empty());
@@ -129,7 +131,8 @@ impl Core {
         }
     }
 
-    /// The worker's turn is over: every client may begin as much again. Returns those whose input goes on in the next one.
+    /// The worker's turn is over: every client may begin as much again. Returns those whose input
+    /// goes on in the next one.
     pub fn next_turn(&mut self) -> Vec<u32> {
         self.turn = self.turn.wrapping_add(1);
         std::mem::take(&mut self.outbox.resumable)
@@ -157,7 +160,8 @@ impl Core {
         self.feed(index, chunk);
     }
 
-    /// A client's input goes on in the worker's next turn, if it waits and need not wait any longer.
+    /// A client's input goes on in the worker's next turn, if it waits and need not wait any
+    /// longer.
     pub fn resume_if_ready(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize)
             && client.stalled
@@ -170,7 +174,8 @@ impl Core {
     /// Nothing more will be read from a client; it is closed when what it asked for is answered.
     pub fn client_finished(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize) {
-            // A request that was read but had to wait is still begun: `feed` goes on until the input is used up.
+            // A request that was read but had to wait is still begun: `feed` goes on until the
+            // input is used up.
             client.finished = true;
             if !client.stalled {
                 // It may be about to go on with input that had to wait: that is begun first.
@@ -257,7 +262,8 @@ impl Core {
                     let client = &mut self.clients[index as usize];
                     client.need = need;
                     if need > chunk.len() + SMALL_PARTIAL {
-                        // A large item: give it room of its own at once, so that its bytes are copied no second time.
+                        // A large item: give it room of its own at once, so that its bytes are
+                        // copied no second time.
                         let mut own = BytesMut::with_capacity(need);
                         own.extend_from_slice(&chunk);
                         chunk = own;
@@ -314,7 +320,8 @@ impl Core {
         }
     }
 
-    /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was consumed.
+    /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was
+    /// consumed.
     pub(super) fn begin_request(&mut self, index: u32, request: Request, chunk: &mut BytesMut, len: usize) -> bool {
         let Some(kind) = Kind::of(request.verb) else {
             return self.begin_keyless(index, &request, chunk, len);
@@ -383,7 +390,8 @@ impl Core {
         {
             client.put_rest(rest);
             client.stalled = true;
-            // Where every key was answered at once (a dark pair, the proxy's own keys) no answer will come that goes on with the others.
+            // Where every key was answered at once (a dark pair, the proxy's own keys) no answer
+            // will come that goes on with the others.
             if client.may_resume(&self.memory) {
                 resume_later(client, index, &mut self.outbox);
             }
@@ -432,8 +440,8 @@ impl Core {
         }
     }
 
-    /// A value is not taken, for which there is this `error`. memcached removes the old item when a `set` is too large, or finds no memory; so
-    /// does the pair.
+    /// A value is not taken, for which there is this `error`. memcached removes the old item when a
+    /// `set` is too large, or finds no memory; so does the pair.
     pub(super) fn begin_too_large(
         &mut self,
         index: u32,

@@ -23,7 +23,8 @@ use crate::rules::{Rule, holds};
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
 
-/// That an answer is awaited is told so often in the time that it may take, the first part of it but one excepted.
+/// That an answer is awaited is told so often in the time that it may take, the first part of it
+/// but one excepted.
 const LATE_REPORTS: u64 = 8;
 
 impl Core {
@@ -78,8 +79,8 @@ impl Core {
         let conn = &mut link.conns[lane];
         conn.markers -= 1;
         if round != link.round {
-            // Asked before the control plane told of the present memory: the answer may show the one before. Where markers are kept,
-            // another was asked for then.
+            // Asked before the control plane told of the present memory: the answer may show the
+            // one before. Where markers are kept, another was asked for then.
             return matches!(reply.kind, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn);
         }
         let expected = self.links[node.index()].incarnation;
@@ -103,8 +104,9 @@ impl Core {
                 }
             }
             Some(reason) => {
-                // Nothing more is sent, and nothing that was answered counts: either the memory is gone and the next route is under
-                // way, or the marker alone was evicted and is written again.
+                // Nothing more is sent, and nothing that was answered counts: either the memory is
+                // gone and the next route is under way, or the marker alone was evicted and is
+                // written again.
                 self.links[node.index()].conns[lane].state = LinkState::Checking;
                 self.fault(node, reason);
             }
@@ -138,12 +140,14 @@ impl Core {
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Get(_) | Flight::Repair(..));
         let life = self.links[node.index()].life;
         if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) && unproven.is_empty() {
-            // Dialled before the node came back: that it fails says nothing about the node now, and what waits for it goes on waiting.
+            // Dialled before the node came back: that it fails says nothing about the node now, and
+            // what waits for it goes on waiting.
             self.dial(node, lane);
             return self.tell_undrained(node);
         }
         let waiting: Vec<u32> = self.links[node.index()].conns[lane].waiting.take().collect();
-        // Told first: a gate that closes because of what is stranded here must not be taken for one that closed in peace.
+        // Told first: a gate that closes because of what is stranded here must not be taken for one
+        // that closed in peace.
         let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
         if was == LinkState::Dialing || was == LinkState::Checking || awaited {
             self.fault(node, reason);
@@ -155,7 +159,8 @@ impl Core {
         self.tell_undrained(node);
     }
 
-    /// The node is at another address. What it was sent at the old one counts for nothing, however that ends.
+    /// The node is at another address. What it was sent at the old one counts for nothing, however
+    /// that ends.
     pub(super) fn leave(&mut self, node: NodeId, address: u64) {
         let mut owing = false;
         for lane in 0..self.settings.lanes {
@@ -190,7 +195,8 @@ impl Core {
 
     /// What was sent and unanswered on a connection that is given up, and what waited for it.
     fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: Vec<u32>) {
-        // A repair that ends on the way answers other operations with its own, so each is looked for first.
+        // A repair that ends on the way answers other operations with its own, so each is looked
+        // for first.
         for sent in flights {
             if let Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _) = sent.flight
                 && self.ops.contains(id)
@@ -205,7 +211,8 @@ impl Core {
         }
     }
 
-    /// The framing of a connection is in doubt: nothing more is sent on it, and what it still executes is over when the node closes it.
+    /// The framing of a connection is in doubt: nothing more is sent on it, and what it still
+    /// executes is over when the node closes it.
     pub(super) fn doubt(&mut self, node: NodeId, lane: usize) {
         let conn = &mut self.links[node.index()].conns[lane];
         if conn.state == LinkState::Discarding {
@@ -222,8 +229,8 @@ impl Core {
         self.fault(node, Reason::Protocol);
         self.void_answers(node, unproven);
         self.strand_all(node, flights, waiting);
-        // The shell sees the state, closes its half, and reads until the node closes the other. At once, also where what was to be written
-        // waits for room.
+        // The shell sees the state, closes its half, and reads until the node closes the other. At
+        // once, also where what was to be written waits for room.
         self.soil_anyway(node, lane);
         self.tell_undrained(node);
     }
@@ -249,13 +256,15 @@ impl Core {
         }
     }
 
-    /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::tick`] has nothing to do.
+    /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::tick`] has
+    /// nothing to do.
     pub fn is_quiet(&self) -> bool {
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
         self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }
 
-    /// Looks for nodes that make no progress with what they are asked and for operations parked too long. Called every few milliseconds, unless [`Core::is_quiet`].
+    /// Looks for nodes that make no progress with what they are asked and for operations parked too
+    /// long. Called every few milliseconds, unless [`Core::is_quiet`].
     pub fn tick(&mut self) {
         self.publish_gauges();
         for index in 0..self.links.len() {
@@ -272,19 +281,21 @@ impl Core {
         }
     }
 
-    /// Whoever judges the node must hear whether it still is late, and each time is over at its very end.
-    /// Of all its connections the one tells that waits longest: what a worker tells does not grow with
-    /// their number. Past the longest time there is no more to say.
+    /// Whoever judges the node must hear whether it still is late, and each time is over at its
+    /// very end. Of all its connections the one tells that waits longest: what a worker tells does
+    /// not grow with their number. Past the longest time there is no more to say.
     fn tell_lateness(&mut self, node: NodeId) {
         let now_us = self.now_us;
         let link = &mut self.links[node.index()];
         let ages = link.conns[..self.settings.lanes].iter_mut().filter_map(|conn| {
             let sent = conn.awaited_since();
-            // An answer that waits for a marker that nobody writes again waits no longer than one that does not come.
+            // An answer that waits for a marker that nobody writes again waits no longer than one
+            // that does not come.
             let held = conn.unproven.front().map(|u| u.at_us);
             let oldest = held.into_iter().chain(sent).chain(conn.waited_for_since()).min()?;
-            // A node answers in order: what is small waits behind what is large, and is not late while that flows. (Where the marker is
-            // missing, answers that say so again and again are no progress.)
+            // A node answers in order: what is small waits behind what is large, and is not late
+            // while that flows. (Where the marker is missing, answers that say so again and again
+            // are no progress.)
             let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
             Some(now_us.saturating_sub(since))
         });
@@ -300,8 +311,9 @@ impl Core {
         }
     }
 
-    /// A connection that found no marker is asked again while operations wait for it: if the marker alone was evicted, the control
-    /// plane writes it again and tells nobody, for nothing has changed.
+    /// A connection that found no marker is asked again while operations wait for it: if the marker
+    /// alone was evicted, the control plane writes it again and tells nobody, for nothing has
+    /// changed.
     fn ask_markers_again(&mut self) {
         for index in 0..self.links.len() {
             for lane in 0..self.settings.lanes {
@@ -341,7 +353,8 @@ impl Core {
         self.settings.leader_timeout_us + self.settings.timeout_us
     }
 
-    /// A dial that took too long is no reason to depose the last full copy, so no new route follows: what waited for it is begun again.
+    /// A dial that took too long is no reason to depose the last full copy, so no new route
+    /// follows: what waited for it is begun again.
     fn retry_parked(&mut self, index: usize) {
         let slot = &mut self.pairs[index];
         if matches!(slot.route, Route::Open(_)) && slot.parked.in_doubt == 0 {

@@ -67,7 +67,8 @@ impl Core {
         for lane in 0..self.settings.lanes {
             match self.links[node.index()].conns[lane].state {
                 LinkState::Idle => self.dial(node, lane),
-                // A connection that outlived the node's absence is to the same process; its memory is checked all the same.
+                // A connection that outlived the node's absence is to the same process; its memory
+                // is checked all the same.
                 LinkState::Ready | LinkState::Checking if incarnation.is_some() => self.check(node, lane),
                 LinkState::Checking => self.ready(node, lane),
                 LinkState::Ready | LinkState::Dialing | LinkState::Discarding => {}
@@ -84,7 +85,8 @@ impl Core {
         {
             voided.push(node);
         }
-        // Counted before anything is voided: a voided operation leaves the count, and the last one to leave reports the gate closed.
+        // Counted before anything is voided: a voided operation leaves the count, and the last one
+        // to leave reports the gate closed.
         let in_flight = self.ops.iter().filter(|op| op.pair == pair && op.stage.is_in_flight()).count();
         let in_flight = if holds(Rule::BarrierAtEdges) { in_flight } else { 0 };
         self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
@@ -157,7 +159,8 @@ impl Core {
         let mut copied = false;
         if let Route::Open(flow) = &route {
             let before = slot.flow.replace(flow.clone());
-            // The node that leads now was being filled: what its source did before it was lost may have been copied.
+            // The node that leads now was being filled: what its source did before it was lost may
+            // have been copied.
             copied = before.is_some_and(|f| matches!(f.follower, Follower::Filling(node, _) if node == flow.leader));
         }
         slot.route = route;
@@ -187,7 +190,8 @@ impl Core {
             Stage::Held(node) if leader == Some(node) && writable => self.finish_with_answer(id),
             Stage::Held(_) => self.fail(id, OUTCOME_UNKNOWN),
             Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
-                // The very node that may have executed it leads: running it again could apply it twice.
+                // The very node that may have executed it leads: running it again could apply it
+                // twice.
                 self.fail(id, OUTCOME_UNKNOWN);
             }
             // As little may what came of it be there already when it is run elsewhere.

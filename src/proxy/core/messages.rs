@@ -14,8 +14,8 @@ use crate::proxy::route::Route;
 /// What the control plane tells a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Begin nothing more for the pair; answer with [`Event::Closed`] once nothing of it is unanswered. From now on what the `void`
-    /// node answers counts for nothing.
+    /// Begin nothing more for the pair; answer with [`Event::Closed`] once nothing of it is
+    /// unanswered. From now on what the `void` node answers counts for nothing.
     Close {
         pair: PairId,
         /// The deposed node.
@@ -29,13 +29,15 @@ pub enum Command {
         /// The way.
         route: Route,
     },
-    /// The pair's requests flow as before, but tokens carry this term from now on: those that were given before count no more.
+    /// The pair's requests flow as before, but tokens carry this term from now on: those that were
+    /// given before count no more.
     Term {
         pair: PairId,
         /// The new term.
         term: Term,
     },
-    /// The node is up with this memory; connections to it are opened, and checked to be to that memory.
+    /// The node is up with this memory; connections to it are opened, and checked to be to that
+    /// memory.
     Allow {
         node: NodeId,
         /// `None`: no markers are kept.
@@ -49,8 +51,8 @@ pub enum Command {
         /// How far.
         offset: Option<Offset>,
     },
-    /// The node is at another address: every connection that stands is given up; those made from now on lead to the new one.
-    /// Answered with [`Event::Left`].
+    /// The node is at another address: every connection that stands is given up; those made from
+    /// now on lead to the new one. Answered with [`Event::Left`].
     Moved {
         node: NodeId,
         /// Which of its addresses that is; the answer repeats it.
@@ -73,8 +75,9 @@ pub enum Command {
         /// As it says.
         bytes: usize,
     },
-    /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and make the follower's equal to the
-    /// leader's, while later writes of the key wait (a fenced repair). Answered with [`Event::Settled`]; equal copies are superfluous.
+    /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and
+    /// make the follower's equal to the leader's, while later writes of the key wait (a fenced
+    /// repair). Answered with [`Event::Settled`]; equal copies are superfluous.
     Mend {
         /// Repeated in the answer.
         ticket: u64,
@@ -82,8 +85,9 @@ pub enum Command {
         /// Which key, as clients write it.
         key: Bytes,
     },
-    /// To the key's owner ([`crate::proxy::owner_of`]): `add` this item, found on the filling follower only, to the leader, unless a
-    /// client has written the key since the pair adopts ([`crate::proxy::Flow::written`]). Answered with [`Event::Settled`].
+    /// To the key's owner ([`crate::proxy::owner_of`]): `add` this item, found on the filling
+    /// follower only, to the leader, unless a client has written the key since the pair adopts
+    /// ([`crate::proxy::Flow::written`]). Answered with [`Event::Settled`].
     Adopt {
         /// Repeated in the answer.
         ticket: u64,
@@ -128,12 +132,14 @@ pub enum Event {
     /// A node failed a request.
     Fault {
         node: NodeId,
-        /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node came back says nothing about it now.
+        /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node
+        /// came back says nothing about it now.
         life: u32,
         /// How.
         reason: Reason,
     },
-    /// An answer of a node is late, or takes more than an eighth of its time. Told again and again as long as it is.
+    /// An answer of a node is late, or takes more than an eighth of its time. Told again and again
+    /// as long as it is.
     Late {
         /// Which node.
         node: NodeId,
@@ -142,7 +148,8 @@ pub enum Event {
         /// For how long it is awaited.
         age: Duration,
     },
-    /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still execute old commands.
+    /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still
+    /// execute old commands.
     Undrained { worker: u16, node: NodeId },
     /// They have all come, or their connections were closed by the node.
     Drained { worker: u16, node: NodeId },
@@ -155,8 +162,8 @@ pub enum Event {
         /// Commands were unanswered: nobody knows whether they take effect.
         owing: bool,
     },
-    /// A connection ended with commands unanswered that may still take effect, for it was not the node that
-    /// ended it. Told before its fault.
+    /// A connection ended with commands unanswered that may still take effect, for it was not the
+    /// node that ended it. Told before its fault.
     Abandoned { node: NodeId },
     /// A node closed an idle connection: worth a probe.
     Hint { node: NodeId },
@@ -199,6 +206,7 @@ pub enum PeerMessage {
     /// A write for a key that the receiver owns.
     Op(Box<Op>),
     Answer(Asker, Outcome),
-    /// A client of the receiver's beyond the limit of clients is to make room for another, if it has said nothing yet.
+    /// A client of the receiver's beyond the limit of clients is to make room for another, if it
+    /// has said nothing yet.
     TurnAway(ClientKey),
 }

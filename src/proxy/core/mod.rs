@@ -1,11 +1,14 @@
-//! The data plane of one worker thread, without I/O and without a clock: bytes and commands in, bytes and events out.
+//! The data plane of one worker thread, without I/O and without a clock: bytes and commands in,
+//! bytes and events out.
 //!
-//! A request becomes one [`Op`] a key. Reads go to the pair's leader over this worker's own connections. Writes go through the key's
-//! *owner* (one worker, one connection per node), leader first, then the follower, then the client is answered; so both nodes see the
-//! writes of a key in one order, whichever clients they come from.
+//! A request becomes one [`Op`] a key. Reads go to the pair's leader over this worker's own
+//! connections. Writes go through the key's *owner* (one worker, one connection per node), leader
+//! first, then the follower, then the client is answered; so both nodes see the writes of a key in
+//! one order, whichever clients they come from.
 //!
-//! The worker never decides who leads. It follows the routes the control plane publishes, tells what it sees of the nodes, and parks
-//! what cannot go on: an operation whose node broke waits for the pair's next route.
+//! The worker never decides who leads. It follows the routes the control plane publishes, tells
+//! what it sees of the nodes, and parks what cannot go on: an operation whose node broke waits for
+//! the pair's next route.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -128,16 +131,19 @@ struct Fence {
     marker_ok: bool,
     /// The date that the leader showed just before its item was read.
     shown: Option<i64>,
-    /// It ends with a difference: the follower refused the item, or the leader's changed again and again.
+    /// It ends with a difference: the follower refused the item, or the leader's changed again and
+    /// again.
     failed: bool,
-    /// Set while the repair waits: for the leader's marker to be written again, or for a connection.
+    /// Set while the repair waits: for the leader's marker to be written again, or for a
+    /// connection.
     retry_at_us: Option<u64>,
     /// Since when it has not come further.
     stuck_us: Option<u64>,
 }
 
-/// How many writes are in flight by key, but for those that wait for a repair. Counted from the first repair on, and for a while after the
-/// last: each has to know of its key's, and a walk over all operations for each of many repairs grows with their square.
+/// How many writes are in flight by key, but for those that wait for a repair. Counted from the
+/// first repair on, and for a while after the last: each has to know of its key's, and a walk over
+/// all operations for each of many repairs grows with their square.
 #[derive(Debug)]
 struct Begun {
     writes: HashMap<Bytes, u32>,
@@ -197,9 +203,11 @@ pub struct Core {
     /// How far the nodes' dates are ahead of the proxy's.
     offsets: Vec<Option<Offset>>,
     pairs: Vec<PairSlot>,
-    /// In order, because it is iterated: what a worker does must follow from what it was told alone.
+    /// In order, because it is iterated: what a worker does must follow from what it was told
+    /// alone.
     fences: BTreeMap<Bytes, Fence>,
-    /// Fences whose repair begins again, and when, in that order; what became of one since is in the fence.
+    /// Fences whose repair begins again, and when, in that order; what became of one since is in
+    /// the fence.
     retries: VecDeque<(u64, Bytes)>,
     begun: Option<Begun>,
     /// What is to be done outside.

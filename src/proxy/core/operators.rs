@@ -1,5 +1,6 @@
-//! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when every other place is taken. So a few more
-//! are let in, on which only [`OPERATOR_VERBS`] are taken; whoever asks for anything else is told of the limit, and closed.
+//! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when
+//! every other place is taken. So a few more are let in, on which only [`OPERATOR_VERBS`] are
+//! taken; whoever asks for anything else is told of the limit, and closed.
 
 use bytes::BytesMut;
 
@@ -16,7 +17,8 @@ pub const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";
 /// What is taken there.
 const OPERATOR_VERBS: [Verb; 4] = [Verb::Stats, Verb::Resync, Verb::Version, Verb::Quit];
 
-/// How often it is logged that clients are refused, microseconds: who is refused tries again, and many do.
+/// How often it is logged that clients are refused, microseconds: who is refused tries again, and
+/// many do.
 const TOLD_EVERY_US: u64 = 10_000_000;
 
 /// Clients that were refused, for the log.
@@ -36,8 +38,8 @@ impl Core {
         key
     }
 
-    /// A client beyond the limit that has not shown itself to be an operator is told of the limit, to make room or because its time is over.
-    /// Returns whether it was.
+    /// A client beyond the limit that has not shown itself to be an operator is told of the limit,
+    /// to make room or because its time is over. Returns whether it was.
     pub fn turn_away(&mut self, key: ClientKey) -> bool {
         let silent = self.clients.get(key.index as usize).is_some_and(|client| {
             client.generation == key.generation && client.access == Access::Unknown && !client.closing

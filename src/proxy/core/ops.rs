@@ -36,8 +36,9 @@ impl Core {
                 self.stats.refused();
                 self.fail(id, refusal)
             }
-            // A write that is parked although the route is open met a broken node: those behind it must not overtake it on a new
-            // connection to that node, which then executes the later of two writes first.
+            // A write that is parked although the route is open met a broken node: those behind it
+            // must not overtake it on a new connection to that node, which then executes the later
+            // of two writes first.
             Route::Open(_) if write && !self.pairs[op.pair.index()].parked.is_empty() => {
                 self.park(id, Stage::Parked);
             }
@@ -62,7 +63,8 @@ impl Core {
                     && let Some(written) = &flow.written
                     && matches!(op.origin, Origin::Client(_))
                 {
-                    // Before it is sent: an adoption that comes later gives way, one that came earlier is in front of it on the connection.
+                    // Before it is sent: an adoption that comes later gives way, one that came
+                    // earlier is in front of it on the connection.
                     written.insert(op.key());
                 }
                 let leader = flow.leader;
@@ -108,7 +110,8 @@ impl Core {
                 let hash = self.ops[id as usize].hash;
                 self.links[node.index()].conns[lane].waiting.push(id, hash, self.now_us);
             }
-            // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next route decides.
+            // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next
+            // route decides.
             LinkState::Discarding => self.unsent(id, node),
         }
     }
@@ -123,7 +126,8 @@ impl Core {
         let Some(there) = self.offsets[node.index()] else { return op.exptime };
         match (op.date, op.stage) {
             (Some(date), _) => there.there(date),
-            // A client's own date is one of the leader's clock: the follower's item ends in the same second.
+            // A client's own date is one of the leader's clock: the follower's item ends in the
+            // same second.
             (None, Stage::Follower(_)) if op.exptime > expiry::RELATIVE_MAX_SECS => {
                 let leader = self.offsets[self.leader_of(op.pair).index()];
                 leader.map_or(op.exptime, |leader| there.there(leader.here(op.exptime)))
@@ -185,7 +189,8 @@ impl Core {
         }
     }
 
-    /// The same also where it waits for room in its socket, which is over or is not to be waited for. (Being on the list twice does no harm.)
+    /// The same also where it waits for room in its socket, which is over or is not to be waited
+    /// for. (Being on the list twice does no harm.)
     pub fn soil_anyway(&mut self, node: NodeId, lane: usize) {
         self.links[node.index()].conns[lane].dirty = true;
         self.outbox.dirty_conns.push((node, lane));
@@ -195,7 +200,8 @@ impl Core {
         hash as usize % self.settings.lanes
     }
 
-    /// An operation was never sent to the node it waited for: it is as new, or the follower is lost before it got its part.
+    /// An operation was never sent to the node it waited for: it is as new, or the follower is lost
+    /// before it got its part.
     pub(super) fn unsent(&mut self, id: u32, node: NodeId) {
         match self.ops[id as usize].stage {
             Stage::Follower(n) if n == node => self.strand(id, node),
@@ -224,8 +230,8 @@ impl Core {
         }
     }
 
-    /// The operation's key may now differ on the two nodes of its pair: whichever of them is away with its memory, this key is out of
-    /// date when it returns.
+    /// The operation's key may now differ on the two nodes of its pair: whichever of them is away
+    /// with its memory, this key is out of date when it returns.
     pub(super) fn miss(&self, id: u32) {
         let op = &self.ops[id as usize];
         if op.kind.is_write()
@@ -246,7 +252,8 @@ impl Core {
         self.pairs[pair.index()].closing.as_ref().is_some_and(|c| c.void.contains(&node))
     }
 
-    /// The operation is not in flight any more: the pair's gate may be waiting for that, and so may a repair of its key.
+    /// The operation is not in flight any more: the pair's gate may be waiting for that, and so may
+    /// a repair of its key.
     pub(super) fn leave_flight(&mut self, id: u32) {
         let op = &self.ops[id as usize];
         let pair = op.pair;
@@ -287,8 +294,8 @@ impl Core {
         let (kind, hash, origin) = (op.kind, op.hash, op.origin);
         self.ops.remove(id);
         if kind == Kind::Add {
-            // It was answered by a node whose memory is proved, or every worker has left the route under which it was not, or nobody is told
-            // what came of it.
+            // It was answered by a node whose memory is proved, or every worker has left the route
+            // under which it was not, or nobody is told what came of it.
             self.adds.ended(hash);
         }
         match origin {

@@ -1,5 +1,6 @@
-//! Orders of the control plane about single keys: mend one, adopt one. They are operations like clients' commands, and pass the same
-//! owner; but none waits for its pair's next route: the control plane makes the routes, and asks again.
+//! Orders of the control plane about single keys: mend one, adopt one. They are operations like
+//! clients' commands, and pass the same owner; but none waits for its pair's next route: the
+//! control plane makes the routes, and asks again.
 
 use bytes::Bytes;
 
@@ -40,8 +41,9 @@ impl Core {
         self.repair(id);
     }
 
-    /// Adds an item that only the follower holds to the leader. All writes of the key pass this worker and one connection, so nothing
-    /// comes between the look at what was written and the `add`.
+    /// Adds an item that only the follower holds to the leader. All writes of the key pass this
+    /// worker and one connection, so nothing comes between the look at what was written and the
+    /// `add`.
     pub(super) fn adopt(&mut self, ticket: u64, pair: PairId, key: &[u8], item: &Adopted) {
         let written = match &self.pairs[pair.index()].route {
             Route::Open(Flow { follower: Follower::Filling(..), written: Some(written), .. }) => Some(written),

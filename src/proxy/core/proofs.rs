@@ -1,10 +1,12 @@
-//! Answers of a leader that say "the key was not there". A node whose memory was emptied under its connections (a stranger's `flush_all`)
-//! says so of every key, and the other copy is the good one then. So such an answer counts only when the leader's marker, read behind it
-//! on the same connection, is still the one of the route.
+//! Answers of a leader that say "the key was not there". A node whose memory was emptied under its
+//! connections (a stranger's `flush_all`) says so of every key, and the other copy is the good one
+//! then. So such an answer counts only when the leader's marker, read behind it on the same
+//! connection, is still the one of the route.
 //!
-//! A connection answers in order: a marker that is fine proves every answer that came before it, so many share one read. What is
-//! answered behind a write that waits, waits with it: the follower sees writes in the leader's order, and nobody is told of what an
-//! `add` stored that may count for nothing.
+//! A connection answers in order: a marker that is fine proves every answer that came before it, so
+//! many share one read. What is answered behind a write that waits, waits with it: the follower
+//! sees writes in the leader's order, and nobody is told of what an `add` stored that may count for
+//! nothing.
 
 use std::collections::VecDeque;
 
@@ -15,7 +17,8 @@ use crate::proxy::op::{Effect, Origin, Stage};
 use super::Core;
 use crate::rules::{Rule, holds};
 
-/// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and the marker is read all the same.
+/// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and
+/// the marker is read all the same.
 const PROVE_MISSES: bool = true;
 
 impl Core {
@@ -85,7 +88,8 @@ impl Core {
         }
     }
 
-    /// The marker will not be read behind these answers any more: what they say counts for nothing, unless the same memory leads again.
+    /// The marker will not be read behind these answers any more: what they say counts for nothing,
+    /// unless the same memory leads again.
     pub(super) fn void_answers(&mut self, node: NodeId, unproven: VecDeque<Unproven>) {
         let memory = self.links[node.index()].incarnation;
         for held in unproven {
@@ -108,7 +112,8 @@ impl Core {
     }
 }
 
-/// Whether nothing is left to do for the follower. An adoption that the leader refuses drops nothing there: that may be the only copy.
+/// Whether nothing is left to do for the follower. An adoption that the leader refuses drops
+/// nothing there: that may be the only copy.
 pub(super) fn has_ended(effect: Effect, origin: Origin) -> bool {
     effect == Effect::Nothing || (effect == Effect::Unknown && matches!(origin, Origin::Control(_)))
 }

@@ -23,7 +23,8 @@ const REPAIR_RETRY_US: u64 = 10_000;
 /// One that was not seen to wait for so long waits no more: ticks come every 25 ms at most.
 pub(super) const REPAIR_SEEN_US: u64 = 5 * REPAIR_RETRY_US;
 
-/// A repair that finds the leader's item changed under it begins again so often before it is given up and counted.
+/// A repair that finds the leader's item changed under it begins again so often before it is given
+/// up and counted.
 const REPAIR_TRIES: u32 = 3;
 
 /// Repairs that begin again in one tick: with very many, the others do in the next ones.
@@ -33,7 +34,8 @@ const REPAIRS_PER_TICK: usize = 4096;
 const BEGUN_KEPT_US: u64 = 1_000_000;
 
 impl Core {
-    /// Leader and follower answered differently: drop the follower's copy, add the leader's, verify; later writes of the key wait.
+    /// Leader and follower answered differently: drop the follower's copy, add the leader's,
+    /// verify; later writes of the key wait.
     pub(super) fn repair(&mut self, id: u32) {
         self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now_us;
         if self.ops[id as usize].stage.is_in_flight() {
@@ -127,8 +129,8 @@ impl Core {
         if let Some(node) = [leader, follower].into_iter().find(|&node| self.is_void(pair, node)) {
             return self.repair_broken(id, node);
         }
-        // The leader may have executed a parked operation, which is run again on the follower if that one leads next: it must not get there
-        // by a repair meanwhile.
+        // The leader may have executed a parked operation, which is run again on the follower if
+        // that one leads next: it must not get there by a repair meanwhile.
         if self.pairs[pair.index()].parked.in_doubt > 0 {
             // (Their time is bounded.)
             return self.repair_later(key, None);
@@ -137,7 +139,8 @@ impl Core {
             return self.repair_later(key, Some(node));
         }
         let marked = self.links[leader.index()].incarnation.is_some();
-        // In front of it: between the two the node may turn to its next second, and then the copy's time is a second too short, not too long.
+        // In front of it: between the two the node may turn to its next second, and then the copy's
+        // time is a second too short, not too long.
         let dated = self.offsets[leader.index()].is_some();
         if dated {
             self.links[leader.index()].conns[lane].out(self.now_us).put(clock::CLOCK_READ);
@@ -148,8 +151,8 @@ impl Core {
         out.put(key);
         out.put(b" v f t c\r\n");
         self.send_step(id, leader, lane, RepairStep::Read);
-        // Behind it: whether the leader's memory was still the one that the route was made for. If it had just gone, "repairing" would
-        // destroy the good copy.
+        // Behind it: whether the leader's memory was still the one that the route was made for. If
+        // it had just gone, "repairing" would destroy the good copy.
         if marked {
             let out = self.links[leader.index()].conns[lane].out(self.now_us);
             out.put(crate::proxy::MARKER_READ);
@@ -169,7 +172,8 @@ impl Core {
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
     }
 
-    /// A connection may have broken while nothing was in flight on it: that is no fault, so no new route follows. It is dialled again.
+    /// A connection may have broken while nothing was in flight on it: that is no fault, so no new
+    /// route follows. It is dialled again.
     fn is_ready_for_repair(&mut self, node: NodeId, lane: usize) -> bool {
         if self.links[node.index()].conns[lane].state == LinkState::Idle {
             self.dial(node, lane);
@@ -186,8 +190,9 @@ impl Core {
         }
     }
 
-    /// The repair begins again at a later tick, unless one of the nodes is deposed before. `node`: for which it waits. That node is late as
-    /// any that does not answer: clients wait behind the repair, and its marker may be gone and refused again and again.
+    /// The repair begins again at a later tick, unless one of the nodes is deposed before. `node`:
+    /// for which it waits. That node is late as any that does not answer: clients wait behind the
+    /// repair, and its marker may be gone and refused again and again.
     fn repair_later(&mut self, key: &Bytes, node: Option<NodeId>) {
         let at_us = self.now_us + REPAIR_RETRY_US;
         let Some(fence) = self.fences.get_mut(key) else { return };
@@ -216,7 +221,8 @@ impl Core {
         self.forget_begun();
     }
 
-    /// A repair that waits for a marker or a connection has nothing in flight that could be voided, and the gate waits for it.
+    /// A repair that waits for a marker or a connection has nothing in flight that could be voided,
+    /// and the gate waits for it.
     pub(super) fn void_waiting_repairs(&mut self, pair: PairId, node: NodeId) {
         let waits = |f: &Fence| f.retry_at_us.is_some() && self.ops[f.owner as usize].pair == pair;
         let owners: Vec<u32> = self.fences.values().filter(|f| waits(f)).map(|f| f.owner).collect();
@@ -269,7 +275,8 @@ impl Core {
             (RepairStep::Clock, ReplyKind::MetaEn) => {}
             (RepairStep::Read, ReplyKind::MetaVa { data }) => {
                 let item = HeldItem::of(reply, unit, data.clone());
-                // A stale item must not become a fresh one, and a remaining time of 0 stored back would mean for ever.
+                // A stale item must not become a fresh one, and a remaining time of 0 stored back
+                // would mean for ever.
                 fence.item = Some((!item.stale && item.ttl != 0).then_some(item));
             }
             (RepairStep::Read, ReplyKind::MetaEn) => fence.item = Some(None),
@@ -280,7 +287,8 @@ impl Core {
             (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
             (RepairStep::Add, ReplyKind::MetaHd) => {}
             (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
-                // Refused for its size or for want of memory: the follower holds nothing of the key rather than something old.
+                // Refused for its size or for want of memory: the follower holds nothing of the key
+                // rather than something old.
                 self.stats.repair_failed();
                 fence.failed = true;
                 fence.item = Some(None);
@@ -310,8 +318,8 @@ impl Core {
                 fence.failed = true;
             }
             _ => {
-                // No answer to this command, or none to go on with: the caller gives the connection up, and nobody else would end
-                // the repair.
+                // No answer to this command, or none to go on with: the caller gives the connection
+                // up, and nobody else would end the repair.
                 self.repair_broken(id, node);
                 return false;
             }
@@ -334,8 +342,9 @@ impl Core {
         let (pair, lane, shown) = (op.pair, self.lane(op.hash), fence.shown);
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
         if !fence.marker_ok {
-            // Told already. Either the leader's memory is gone: then the next route is under way; or the marker alone was evicted and
-            // is written again: to give up now would leave two copies that differ in a mirrored pair.
+            // Told already. Either the leader's memory is gone: then the next route is under way;
+            // or the marker alone was evicted and is written again: to give up now would leave two
+            // copies that differ in a mirrored pair.
             return self.repair_later(key, Some(self.leader_of(pair)));
         }
         let (Some(node), Some(item)) = (follower, fence.item.clone()) else {
@@ -383,7 +392,8 @@ impl Core {
         self.set_outstanding(id, 1 + u32::from(item.is_some()));
     }
 
-    /// What the follower is told for an item with which the leader has so much time left; 0 = for ever, `None` = it is over.
+    /// What the follower is told for an item with which the leader has so much time left; 0 = for
+    /// ever, `None` = it is over.
     fn exptime_of_copy(&self, item: &HeldItem, shown: Option<i64>, leader: NodeId, follower: NodeId) -> Option<i64> {
         if item.ttl < 0 {
             return Some(0);
@@ -401,7 +411,8 @@ impl Core {
         let leader = self.leader_of(op.pair);
         let lane = self.lane(op.hash);
         if self.is_void(op.pair, leader) || self.links[leader.index()].conns[lane].state != LinkState::Ready {
-            // The follower holds what the leader held when it answered: that is as good as verified, for the writes are fenced.
+            // The follower holds what the leader held when it answered: that is as good as
+            // verified, for the writes are fenced.
             return self.repair_done(key);
         }
         let out = self.links[leader.index()].conns[lane].out(self.now_us);
@@ -449,7 +460,8 @@ impl Core {
         self.forget_repair_flights(owner);
         for id in std::iter::once(owner).chain(fence.attached) {
             if node != leader || self.ops[id as usize].kind == Kind::Mend {
-                // The follower is lost: the leader's answer stands, once the loss is recorded. (A mend ends here, undone.)
+                // The follower is lost: the leader's answer stands, once the loss is recorded. (A
+                // mend ends here, undone.)
                 self.leave_flight(id);
                 self.park(id, Stage::Held(leader));
             } else if rewritten {
@@ -507,7 +519,8 @@ impl HeldItem {
         }
     }
 
-    /// Whether a client could not tell them apart. The two were read a moment apart, and each node counts seconds by itself.
+    /// Whether a client could not tell them apart. The two were read a moment apart, and each node
+    /// counts seconds by itself.
     fn are_equal(one: &Option<HeldItem>, other: &Option<HeldItem>) -> bool {
         let (Some(a), Some(b)) = (one, other) else { return one.is_none() && other.is_none() };
         let ttl = if a.ttl < 0 || b.ttl < 0 { a.ttl == b.ttl } else { a.ttl.abs_diff(b.ttl) <= 1 };

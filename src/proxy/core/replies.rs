@@ -167,7 +167,8 @@ impl Core {
                 let unit = conn.input.split_to(reply.len).freeze();
                 let keys = conn.flights.iter().take_while(|s| s.flight != Flight::GetEnd).count();
                 if keys > 1 && reply.kind == ReplyKind::ServerError {
-                    // Out of memory between two keys memcached throws away what it had not sent of earlier answers, other commands' too.
+                    // Out of memory between two keys memcached throws away what it had not sent of
+                    // earlier answers, other commands' too.
                     return Heed::Doubt;
                 }
                 if !self.end_gets(node, lane, keys, reply, unit) {
@@ -296,7 +297,8 @@ impl Core {
         };
         let flow = self.pairs[pair.index()].flow.as_ref();
         if let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = flow {
-            // Registered after the copy was dropped and before the client is answered: a hand-back waits for it.
+            // Registered after the copy was dropped and before the client is answered: a hand-back
+            // waits for it.
             if op.sent == Mirror::Drop || agreement == Agreement::Differ {
                 recopy.push(Bytes::copy_from_slice(op.key()));
                 // If the resync is cut off before that copy, the follower lacks the key.
@@ -353,7 +355,8 @@ fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> 
     }
 }
 
-/// What a client is told when the leader that answered was deposed and the follower, which leads next, answered something else.
+/// What a client is told when the leader that answered was deposed and the follower, which leads
+/// next, answered something else.
 fn decisive_answer(op: &Op, reply: &Reply) -> Outcome {
     match (&reply.kind, &op.answer) {
         (ReplyKind::Number(number), _) => Outcome::Number(*number),

@@ -1,6 +1,7 @@
-//! Clients whose large values find no room in `--client-memory`. Nothing more is read from them until there is some; who has waited as
-//! long as for a pair's next route is told, and the value is thrown away as it comes. Those that wait have their turns in the order in
-//! which they came, and nobody overtakes them.
+//! Clients whose large values find no room in `--client-memory`. Nothing more is read from them
+//! until there is some; who has waited as long as for a pair's next route is told, and the value is
+//! thrown away as it comes. Those that wait have their turns in the order in which they came, and
+//! nobody overtakes them.
 
 use std::collections::VecDeque;
 
@@ -36,7 +37,8 @@ impl Starved {
 }
 
 impl Core {
-    /// Whether so many bytes may be received for the request at the front of a client's input. `false`: it has to wait.
+    /// Whether so many bytes may be received for the request at the front of a client's input.
+    /// `false`: it has to wait.
     pub(super) fn may_receive(&mut self, index: u32, bytes: usize) -> bool {
         let Some(client) = self.clients.get_mut(index as usize) else { return false };
         if bytes <= FREE || client.has_received(bytes) {
@@ -57,8 +59,8 @@ impl Core {
         false
     }
 
-    /// Those that wait go on where there is room by now, and are told where there was none in time. Called at every tick: it is others,
-    /// of other workers too, that make room.
+    /// Those that wait go on where there is room by now, and are told where there was none in time.
+    /// Called at every tick: it is others, of other workers too, that make room.
     pub(super) fn feed_starved(&mut self) {
         let patience = self.parking_patience();
         while let Some(&(key, since_us)) = self.starved.queue.front() {

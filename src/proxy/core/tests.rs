@@ -1,4 +1,5 @@
-//! The data plane against model nodes: every order of what can happen, and single stories step by step.
+//! The data plane against model nodes: every order of what can happen, and single stories step by
+//! step.
 //!
 //! | rule | protected by |
 //! |---|---|

@@ -1,5 +1,6 @@
-//! `-vv`: a line for each request, as memcached's own `-vv` has one: which command, of which client. Keys and values are never in it. A busy
-//! proxy answers more than any log takes, so there are so many lines a second and one for those that are left out.
+//! `-vv`: a line for each request, as memcached's own `-vv` has one: which command, of which
+//! client. Keys and values are never in it. A busy proxy answers more than any log takes, so there
+//! are so many lines a second and one for those that are left out.
 
 use crate::protocol::request::Request;
 

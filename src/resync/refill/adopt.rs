@@ -14,10 +14,12 @@ use super::{Refill, ask, count};
 
 /// Items under way to their owners at once.
 const WINDOW: usize = 256;
-/// An item that its owner could not add is looked at again so often, after a pause that doubles; then the leader is said to refuse it.
+/// An item that its owner could not add is looked at again so often, after a pause that doubles;
+/// then the leader is said to refuse it.
 const TRIES: u8 = 5;
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often it is tried from then on. The target's is the only copy: it is kept until the leader takes it, or clients end it.
+/// How often it is tried from then on. The target's is the only copy: it is kept until the leader
+/// takes it, or clients end it.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// So many are tried: 300 bytes each, some 5 MB.
 const MAX_REFUSED: usize = 16 * 1024;

@@ -15,12 +15,14 @@ use super::super::{Fill, JobError};
 use super::{Hand, REFUSED_PAUSE, Refill, count};
 use crate::keys::MAX_RECOPY_KEYS;
 
-/// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the other way round once a
-/// queue of re-copies is half full, since one that overflows costs another pass.
+/// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the
+/// other way round once a queue of re-copies is half full, since one that overflows costs another
+/// pass.
 const RECOPY_SHARE: usize = 4;
 /// Failed items named in the log, per source.
 pub(super) const MAX_NAMED_FAILURES: usize = 10;
-/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes: memcached's largest by default.
+/// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes:
+/// memcached's largest by default.
 const UNSEEN_BYTES: usize = 1 << 20;
 /// A lane that yields to clients may still hold so many bytes of items.
 const MIN_LOT_BYTES: usize = 64 << 10;
@@ -89,7 +91,8 @@ impl Refill {
             self.ctx.limiter.book(taken);
             return Ok(());
         }
-        // What clients make urgent does not wait; what was enumerated does, until the rest is over, and comes in smaller lots.
+        // What clients make urgent does not wait; what was enumerated does, until the rest is over,
+        // and comes in smaller lots.
         let (share, rests) = (self.ctx.pace.batch(batch), self.ctx.pace.resting_until().is_some());
         let lot_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
         let lot = share.min((3 * share).saturating_sub(lane.len()));
@@ -114,7 +117,8 @@ impl Refill {
                 left -= self.admit_recopies(lane, slot, granted, bytes);
                 continue;
             }
-            // They do not wait for the limiter: the queue would grow with what clients write, and the resync never end.
+            // They do not wait for the limiter: the queue would grow with what clients write, and
+            // the resync never end.
             let taken = self.admit_recopies(lane, slot, wanted, bytes);
             self.ctx.limiter.book(taken);
             left -= taken;

@@ -12,7 +12,8 @@ const QUIET: u8 = 0;
 const SIGNALLED: u8 = 1;
 const ASLEEP: u8 = 2;
 
-/// The waker of all that a worker does beside its sockets. It makes a system call only where the worker sleeps.
+/// The waker of all that a worker does beside its sockets. It makes a system call only where the
+/// worker sleeps.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     state: AtomicU8,
@@ -48,7 +49,8 @@ impl Alarm {
         self.is_signalled() && self.state.swap(QUIET, Ordering::AcqRel) == SIGNALLED
     }
 
-    /// Before the worker sleeps: from here on a signal also wakes it through io_uring. `false`: it is signalled already.
+    /// Before the worker sleeps: from here on a signal also wakes it through io_uring. `false`: it
+    /// is signalled already.
     pub(super) fn set(&self) -> bool {
         self.state.compare_exchange(QUIET, ASLEEP, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-/// Buffers for what clients send, over all of a worker's clients; a power of two. Where they are all used, a client's receive ends and is
-/// begun again.
+/// Buffers for what clients send, over all of a worker's clients; a power of two. Where they are
+/// all used, a client's receive ends and is begun again.
 pub(super) const BUFFERS: u16 = 128;
 
 /// Bytes of each.
@@ -59,7 +59,8 @@ impl Buffers {
 
     pub(super) fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
         assert!(len <= BUFFER_LEN);
-        // SAFETY: initialised (zeroes at first), and the kernel leaves it alone until it is given back, for which `Input` must be given up.
+        // SAFETY: initialised (zeroes at first), and the kernel leaves it alone until it is given
+        // back, for which `Input` must be given up.
         unsafe { std::slice::from_raw_parts(self.at(buffer), len) }
     }
 
@@ -79,7 +80,8 @@ impl Buffers {
             return;
         }
         self.published = self.tail;
-        // SAFETY: the tail's place is part of the list's first entry, aligned, and nobody else writes there.
+        // SAFETY: the tail's place is part of the list's first entry, aligned, and nobody else
+        // writes there.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }

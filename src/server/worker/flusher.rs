@@ -1,4 +1,5 @@
-//! All writing of a worker. On epoll by its *flusher* task, which runs after the readers of a turn of the event loop.
+//! All writing of a worker. On epoll by its *flusher* task, which runs after the readers of a turn
+//! of the event loop.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -14,14 +15,17 @@ use crate::proxy::{ClientKey, LinkState};
 
 use super::{ClientIo, NodeSocket, Shell, Worker};
 
-/// Times that answers are written, and the others looked for, before what came of it goes to the nodes.
+/// Times that answers are written, and the others looked for, before what came of it goes to the
+/// nodes.
 const GATHER_ROUNDS: usize = 5;
 
-/// Clients answered meanwhile after which the nodes wait no longer: as many requests together cost hardly less than more would.
+/// Clients answered meanwhile after which the nodes wait no longer: as many requests together cost
+/// hardly less than more would.
 pub(super) const GATHER_ENOUGH: usize = 64;
 
-/// How many sockets a look must have brought something from, of late and on average, to be worth it: one that brings something costs no
-/// system call more than to hear of it in the next turn, one that brings nothing costs one in vain.
+/// How many sockets a look must have brought something from, of late and on average, to be worth
+/// it: one that brings something costs no system call more than to hear of it in the next turn, one
+/// that brings nothing costs one in vain.
 const WORTH_A_LOOK: u32 = UNIT / 4;
 
 /// While looks are not worth it, one of so many is made all the same.
@@ -53,14 +57,16 @@ impl Looks {
 }
 
 impl Worker {
-    /// Answers leave first, and then there is one more look for what has come meanwhile, before the nodes are written to: clients that
-    /// were just answered ask again, so a node gets their requests in one piece and not in many. The busier everything is, the more
-    /// come together; where nothing comes, the looks are left out.
+    /// Answers leave first, and then there is one more look for what has come meanwhile, before the
+    /// nodes are written to: clients that were just answered ask again, so a node gets their
+    /// requests in one piece and not in many. The busier everything is, the more come together;
+    /// where nothing comes, the looks are left out.
     pub(super) async fn flush_forever(self) {
         let mut looks = Looks::default();
         loop {
             self.woken().await;
-            // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
+            // (With many answers to write, the nodes would idle meanwhile: then theirs comes
+            // first.)
             let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
             let mut answered = if waiting >= GATHER_ENOUGH { waiting } else { 0 };
             for round in 0..GATHER_ROUNDS {
@@ -108,7 +114,8 @@ impl Worker {
         .await;
     }
 
-    /// Writes the answers that are ready, and what is urgent, and hands on what concerns others. Returns how many clients were written to.
+    /// Writes the answers that are ready, and what is urgent, and hands on what concerns others.
+    /// Returns how many clients were written to.
     pub(super) fn flush_clients(&self, shell: &mut Shell, cx: &mut Context<'_>) -> usize {
         self.hand_on(shell);
         shell.flush_urgent(cx);
@@ -138,7 +145,8 @@ impl Worker {
         }
     }
 
-    /// Writes everything that is ready. Always done at once; of what a socket does not take it hears again when that takes more.
+    /// Writes everything that is ready. Always done at once; of what a socket does not take it
+    /// hears again when that takes more.
     pub(super) fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         shell.reads_on_clock = 0;
         // Two lists that change places, so that neither gives its memory back.
@@ -152,8 +160,8 @@ impl Worker {
             }
         }
         self.write_all(shell, &mut conns, &mut clients, cx);
-        // Once, and what comes of it leaves: a client whose requests are answered at once would go on for as long as it has any, and
-        // keep all others waiting.
+        // Once, and what comes of it leaves: a client whose requests are answered at once would go
+        // on for as long as it has any, and keep all others waiting.
         let resumable = shell.core.next_turn();
         for &index in &resumable {
             shell.core.client_resume(index);
@@ -264,7 +272,8 @@ impl Worker {
 }
 
 impl Shell {
-    /// Followers get their part of a write before the looks for more: few come together for them, and such a write has waited for its leader.
+    /// Followers get their part of a write before the looks for more: few come together for them,
+    /// and such a write has waited for its leader.
     fn flush_urgent(&mut self, cx: &mut Context<'_>) {
         let mut conns = std::mem::take(&mut self.core.outbox.dirty_conns);
         conns.retain(|&(node, lane)| {

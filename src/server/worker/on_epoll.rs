@@ -1,4 +1,5 @@
-//! The readers of sockets that are in tokio's hands (epoll, or memory in tests): each has a small task.
+//! The readers of sockets that are in tokio's hands (epoll, or memory in tests): each has a small
+//! task.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -92,7 +93,8 @@ impl Shell {
                     drained = n < room;
                 }
                 Poll::Ready(_) => {
-                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
+                    // What it asked for and can still read (a half-closed connection) is answered;
+                    // then the flusher closes it.
                     self.core.client_finished(index);
                     return Reading::Over;
                 }

@@ -1,4 +1,5 @@
-//! A worker whose sockets are on io_uring: no tasks for them, but one loop that takes what has come and hands over what is to be sent.
+//! A worker whose sockets are on io_uring: no tasks for them, but one loop that takes what has come
+//! and hands over what is to be sent.
 
 use std::io;
 use std::pin::pin;
@@ -41,8 +42,9 @@ impl UringClient {
     }
 }
 
-/// Runs a worker whose sockets are on `uring` on the current thread, until `shutdown`, then until its clients are answered or `grace` is
-/// over. In the context of a runtime that another thread drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
+/// Runs a worker whose sockets are on `uring` on the current thread, until `shutdown`, then until
+/// its clients are answered or `grace` is over. In the context of a runtime that another thread
+/// drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
 pub(crate) fn run_on_uring(
     core: Core,
     setup: WorkerSetup,
@@ -67,14 +69,16 @@ pub(crate) fn run_on_uring(
 }
 
 impl Worker {
-    /// Takes what has come, hands over what there is to be sent, and waits where nothing is left to be done.
+    /// Takes what has come, hands over what there is to be sent, and waits where nothing is left to
+    /// be done.
     fn uring_cycle(&self, cx: &mut Context<'_>) {
         // (The core hears of nothing before a look at the clock, see `uring_news`.)
         let shell = &mut *self.shell.borrow_mut();
         shell.hear_uring();
         // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
         if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
-            // Clients that were just answered ask again, so a node gets their requests in one piece and not in many.
+            // Clients that were just answered ask again, so a node gets their requests in one piece
+            // and not in many.
             self.flush_clients(shell, cx);
             shell.turn_uring();
             shell.hear_uring();
@@ -178,7 +182,8 @@ impl Shell {
             News::End(owner) => {
                 let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
-                    // What it asked for and can still read (a half-closed connection) is answered; then the flusher closes it.
+                    // What it asked for and can still read (a half-closed connection) is answered;
+                    // then the flusher closes it.
                     self.core.client_finished(owner);
                 }
             }
@@ -212,7 +217,8 @@ impl Shell {
 
     /// Takes all that clients have sent by now, without a look at the clock (see `last_calls`).
     pub(super) fn hear_all(&mut self) {
-        // The kernel does some twenty pieces of deferred work in a turn, all of which may be sends of which nothing is told.
+        // The kernel does some twenty pieces of deferred work in a turn, all of which may be sends
+        // of which nothing is told.
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
         let mut in_vain = 0;
         loop {

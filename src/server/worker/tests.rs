@@ -45,7 +45,8 @@ impl World {
     }
 }
 
-/// What a worker with one node is made of, beside its listeners; what it is told with; what it tells.
+/// What a worker with one node is made of, beside its listeners; what it is told with; what it
+/// tells.
 fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>, UnboundedReceiver<Event>) {
     let topology = Arc::new(Topology::new(&["n:1".parse().expect("a server")], &[], Distribution::Modula));
     let settings = CoreSettings {
@@ -102,7 +103,8 @@ fn start() -> World {
     World { clients, events, dialled, _commands: command }
 }
 
-/// The clock is looked at once for many reads, but never later than in the turn before: a node is not blamed for time in which it was not asked.
+/// The clock is looked at once for many reads, but never later than in the turn before: a node is
+/// not blamed for time in which it was not asked.
 #[tokio::test(start_paused = true)]
 async fn a_request_counts_from_when_it_was_read_and_not_from_an_earlier_turn() {
     LocalSet::new()
@@ -247,7 +249,8 @@ fn answer(client: &mut TcpStream, node: &mut TcpStream) {
     assert_eq!((&asked, &answer), (ASK, b"END\r\n"));
 }
 
-/// More than the node's connection takes, from clients that wait for it. Returns what the node sees of it.
+/// More than the node's connection takes, from clients that wait for it. Returns what the node sees
+/// of it.
 fn fill(world: &mut UringWorld) -> (Vec<TcpStream>, TcpStream) {
     let mut clients: Vec<_> = (0..4).map(|_| world.connect()).collect();
     for client in &mut clients {
@@ -263,7 +266,8 @@ fn fill(world: &mut UringWorld) -> (Vec<TcpStream>, TcpStream) {
     (clients, node)
 }
 
-/// A connection in doubt has drained when the *node* has closed it: until then it may carry out what it was sent.
+/// A connection in doubt has drained when the *node* has closed it: until then it may carry out
+/// what it was sent.
 #[test]
 fn a_node_in_doubt_whose_connection_takes_no_more_sees_the_end_and_is_waited_for() {
     let Some(mut world) = UringWorld::start() else { return };
@@ -286,7 +290,8 @@ fn a_node_in_doubt_whose_connection_takes_no_more_sees_the_end_and_is_waited_for
     world.wait_for("drained", |event| matches!(event, Event::Drained { .. }));
 }
 
-/// What waits for room on a connection must not go on waiting on the next one. (A node that is killed mostly fails the send first.)
+/// What waits for room on a connection must not go on waiting on the next one. (A node that is
+/// killed mostly fails the send first.)
 #[test]
 fn a_node_that_ends_while_its_connection_takes_no_more_is_written_to_over_the_next() {
     let Some(mut world) = UringWorld::start() else { return };
@@ -324,7 +329,8 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
     world.wait_for("a late node", blames);
 }
 
-/// Nodes are not to blame for the time in which a worker that stops takes what clients have sent, and sends nothing on.
+/// Nodes are not to blame for the time in which a worker that stops takes what clients have sent,
+/// and sends nothing on.
 #[test]
 fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
     let Some(uring) = Uring::for_test() else { return };

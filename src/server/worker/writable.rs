@@ -1,5 +1,6 @@
-//! Clients on epoll whose sockets took no more. The system tells of each when it takes some again, and only then it is looked at: to try
-//! all of them with every flush made each request dearer by what others do not read.
+//! Clients on epoll whose sockets took no more. The system tells of each when it takes some again,
+//! and only then it is looked at: to try all of them with every flush made each request dearer by
+//! what others do not read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

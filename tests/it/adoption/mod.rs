@@ -1,5 +1,5 @@
-//! A first start over two full rings, cut off at any moment: what only a backup holds is not lost, and what clients deleted does not
-//! come back.
+//! A first start over two full rings, cut off at any moment: what only a backup holds is not lost,
+//! and what clients deleted does not come back.
 
 mod others;
 
@@ -10,7 +10,8 @@ use crate::support::cluster::{fill, filled};
 use crate::support::start::{record, set, start, value};
 use crate::support::{Cluster, Memcached, Shape, Stored, wait_until};
 
-/// What the two nodes hold at first. A second of `--resync-rate` is enough for every wait below, on a slow machine too.
+/// What the two nodes hold at first. A second of `--resync-rate` is enough for every wait below, on
+/// a slow machine too.
 #[derive(Clone, Copy)]
 struct Sizes {
     /// Keys of the primary alone, with the values that [`fill`] gives them.
@@ -23,7 +24,8 @@ struct Sizes {
 
 const SIZES: Sizes = Sizes { own: 300, both: 300, only: 2000 };
 
-/// One primary, one backup, and what a client may read once they are mirrored. What was never acknowledged is not in it.
+/// One primary, one backup, and what a client may read once they are mirrored. What was never
+/// acknowledged is not in it.
 struct World {
     cluster: Cluster,
     truth: BTreeMap<String, Option<String>>,
@@ -70,7 +72,8 @@ impl World {
         assert_eq!((status.kind(&addr), status.node_number(&addr, "items_copied")), ("adopt", 0), "{status}");
     }
 
-    /// Deletes and overwrites some keys of every kind, others for every `round`; a refused write leaves its key untold.
+    /// Deletes and overwrites some keys of every kind, others for every `round`; a refused write
+    /// leaves its key untold.
     fn write(&mut self, round: usize) {
         let mut client = self.cluster.client();
         let keys: Vec<String> = self.truth.keys().cloned().collect();
@@ -156,7 +159,8 @@ impl World {
     }
 }
 
-/// What only the backup holds is added to the primary on a first start. The proxy stops in the middle of that, again and again.
+/// What only the backup holds is added to the primary on a first start. The proxy stops in the
+/// middle of that, again and again.
 #[test]
 fn a_crash_in_the_middle_of_an_adoption_loses_nothing() {
     for clean in [true, false] {
@@ -176,7 +180,8 @@ fn a_crash_in_the_middle_of_an_adoption_loses_nothing() {
     }
 }
 
-/// The moments before the first item is adopted: between the first looks, marks, records and routes.
+/// The moments before the first item is adopted: between the first looks, marks, records and
+/// routes.
 #[test]
 fn a_crash_at_the_very_start_of_an_adoption_loses_nothing() {
     let mut world = World::begin(SIZES, "400", &[]);
@@ -191,7 +196,8 @@ fn a_crash_at_the_very_start_of_an_adoption_loses_nothing() {
     world.end();
 }
 
-/// Nothing but what the leader holds counts once the copies are made: what is cut off then is purged.
+/// Nothing but what the leader holds counts once the copies are made: what is cut off then is
+/// purged.
 #[test]
 fn a_crash_while_the_copies_are_compared_loses_and_revives_nothing() {
     for clean in [true, false] {
@@ -252,7 +258,8 @@ fn a_primary_that_hangs_in_the_middle_of_an_adoption_goes_on_adopting_when_it_is
     world.end();
 }
 
-/// The primary is killed and comes back empty. What only it held is lost with the only copy; all that the backup holds leads.
+/// The primary is killed and comes back empty. What only it held is lost with the only copy; all
+/// that the backup holds leads.
 #[test]
 fn a_primary_that_dies_in_the_middle_of_an_adoption_leaves_what_the_backup_holds() {
     // Before it is noticed that it is back it refuses connections, or it is back at once.
@@ -285,7 +292,8 @@ impl World {
     }
 }
 
-/// The primary dies while the copies are compared: what was copied is there too, and nothing that was deleted.
+/// The primary dies while the copies are compared: what was copied is there too, and nothing that
+/// was deleted.
 #[test]
 fn a_primary_that_dies_while_the_copies_are_compared_leaves_what_the_backup_holds() {
     let mut world = World::begin(Sizes { own: 3000, both: 500, only: 300 }, "700", &[]);
@@ -349,7 +357,8 @@ fn a_flush_in_the_middle_of_an_adoption_ends_what_waits_to_be_adopted() {
     }
 }
 
-/// The proxy dies and the backup hangs at once; what is written before it is back is not undone by it.
+/// The proxy dies and the backup hangs at once; what is written before it is back is not undone by
+/// it.
 #[test]
 fn a_backup_that_is_away_when_the_proxy_starts_again_is_adopted_from_later() {
     let mut world = World::begin(SIZES, "500", &[]);
@@ -392,7 +401,8 @@ fn a_primary_that_is_away_when_the_proxy_starts_again_is_waited_for() {
     }
 }
 
-/// The backup missed writes, which only the primary's record tells; then the proxy dies. It is purged as ever.
+/// The backup missed writes, which only the primary's record tells; then the proxy dies. It is
+/// purged as ever.
 #[test]
 fn a_backup_that_missed_writes_is_not_adopted_from_by_the_next_proxy() {
     let mut world = World::begin(SIZES, "300", &[]);
@@ -414,7 +424,8 @@ fn a_backup_that_missed_writes_is_not_adopted_from_by_the_next_proxy() {
     world.end();
 }
 
-/// Another list of servers, or a time without records: nothing that was deleted comes back, as if there had been no adoption.
+/// Another list of servers, or a time without records: nothing that was deleted comes back, as if
+/// there had been no adoption.
 #[test]
 fn an_adoption_does_not_outlive_a_change_of_the_servers_or_a_time_without_records() {
     for change in ["servers", "off"] {
@@ -453,7 +464,8 @@ fn an_adoption_does_not_outlive_a_change_of_the_servers_or_a_time_without_record
     }
 }
 
-/// Nobody but the operator begins a refill: until then the primary leads alone, and what it deletes stays deleted.
+/// Nobody but the operator begins a refill: until then the primary leads alone, and what it deletes
+/// stays deleted.
 #[test]
 fn an_adoption_that_waits_for_the_operator_begins_when_asked() {
     let mut world = World::begin(SIZES, "400", &["--resync=manual"]);

@@ -12,8 +12,8 @@ fn found(cluster: &Cluster, keys: impl Iterator<Item = usize>) -> Vec<usize> {
     keys.filter(|i| value(&mut client, &format!("only:{i}")).is_some()).collect()
 }
 
-/// Two primaries adopt from one backup, and one of them dies: the other one's adoption is none the worse for it, also when the proxy
-/// crashes before the next job.
+/// Two primaries adopt from one backup, and one of them dies: the other one's adoption is none the
+/// worse for it, also when the proxy crashes before the next job.
 #[test]
 fn an_adoption_goes_on_when_the_primary_of_another_pair_dies() {
     let nodes = (vec![Memcached::start(&[]), Memcached::start(&[])], vec![Memcached::start(&[])]);
@@ -44,8 +44,8 @@ fn an_adoption_goes_on_when_the_primary_of_another_pair_dies() {
     cluster.assert_rings_equal();
 }
 
-/// A server that was away comes back with a later record of the pair than this proxy's (some clock was set back). It is outranked by one
-/// that still says that both servers' items count.
+/// A server that was away comes back with a later record of the pair than this proxy's (some clock
+/// was set back). It is outranked by one that still says that both servers' items count.
 #[test]
 fn a_later_record_elsewhere_does_not_end_an_adoption() {
     let (primary, backups) = (Memcached::start(&[]), vec![Memcached::start(&[]), Memcached::start(&[])]);
@@ -94,8 +94,8 @@ fn a_later_record_elsewhere_does_not_end_an_adoption() {
     cluster.assert_rings_equal();
 }
 
-/// From its first record on the backup says that its items count: a proxy that dies before it has begun to add them to the primary leaves
-/// a backup that is adopted from.
+/// From its first record on the backup says that its items count: a proxy that dies before it has
+/// begun to add them to the primary leaves a backup that is adopted from.
 #[test]
 fn a_backup_never_says_that_it_is_filled_before_its_items_are_adopted() {
     let mut world = World::begin(SIZES, "400", &[]);
@@ -106,7 +106,8 @@ fn a_backup_never_says_that_it_is_filled_before_its_items_are_adopted() {
         let mut said = || value(&mut client, "__resilver__:pair:0").unwrap_or_default();
         let before = said();
         world.cluster.proxy.spawn();
-        // As often as it can be asked: the job that adopts comes a few milliseconds after the start's own record.
+        // As often as it can be asked: the job that adopts comes a few milliseconds after the
+        // start's own record.
         let begun = std::time::Instant::now();
         let mut first = said();
         while first == before && begun.elapsed() < crate::support::DEADLINE {
@@ -116,7 +117,8 @@ fn a_backup_never_says_that_it_is_filled_before_its_items_are_adopted() {
     }
 }
 
-/// Another proxy's writes were made without this one's knowledge: after it nothing that the backup holds counts.
+/// Another proxy's writes were made without this one's knowledge: after it nothing that the backup
+/// holds counts.
 #[test]
 fn an_adoption_does_not_outlive_another_proxys_writes() {
     // One item a second: nothing is adopted while it is looked at.

@@ -1,5 +1,5 @@
-//! Both nodes of a pair go, in every order and way, and come back in every order: an error at once, then honest misses or the last
-//! full copy, never anything old.
+//! Both nodes of a pair go, in every order and way, and come back in every order: an error at once,
+//! then honest misses or the last full copy, never anything old.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,8 @@ impl Kept {
         }
     }
 
-    /// The value of a key that was written before both were gone; `changed` after the first one was.
+    /// The value of a key that was written before both were gone; `changed` after the first one
+    /// was.
     fn value(self, value: &str, changed: bool) -> Option<Vec<u8>> {
         let kept = self == Kept::All || self == Kept::Unchanged && !changed;
         kept.then(|| value.as_bytes().to_vec())
@@ -80,7 +81,8 @@ fn both_down(primary_first: bool, first: Gone, second: Gone, first_returns_first
     assert_eq!(client.delete("deleted"), Ok(true), "{name}");
     assert_eq!(client.incr("counted", 1), Ok(Some(2)), "{name}");
     second.take_away(&mut b);
-    // One request may find out about a hung one, and costs the leader's timeout; all others are refused at once.
+    // One request may find out about a hung one, and costs the leader's timeout; all others are
+    // refused at once.
     let mut slow = 0;
     for _ in 0..10 {
         for request in ["get kept", "set changed 0 0 1\r\n3", "incr counted 1", "delete kept", "touch kept 100"] {
@@ -158,14 +160,16 @@ fn g8_both_nodes_gone_backup_first_and_back_in_every_order() {
     every_order(false);
 }
 
-/// A server that is being filled is cut off and misses a write; then the leader dies, and only after that the refill has wound up, with
-/// nothing unverified left behind. What it filled is out of date all the same.
+/// A server that is being filled is cut off and misses a write; then the leader dies, and only
+/// after that the refill has wound up, with nothing unverified left behind. What it filled is out
+/// of date all the same.
 #[test]
 fn g3_a_half_filled_server_that_missed_a_write_does_not_lead() {
     half_filled(false);
 }
 
-/// The same where the leader was away for a moment, which ended the refill, and took the write when it was back.
+/// The same where the leader was away for a moment, which ended the refill, and took the write when
+/// it was back.
 #[test]
 fn g3_a_half_filled_server_whose_leader_was_away_before_does_not_lead() {
     half_filled(true);
@@ -187,7 +191,8 @@ fn half_filled(leader_away_first: bool) {
     let mut expected = cluster.proxy.log().matches(&lost).count() + 1;
     let losses = || cluster.proxy.log_so_far().matches(&lost).count();
     cluster.backups[0].network().hold_existing(Hold::ToProxy);
-    // An item that is there and does not count as copied: its answer is held, so the refill cannot wind up at once.
+    // An item that is there and does not count as copied: its answer is held, so the refill cannot
+    // wind up at once.
     wait_until("an answer to be held", DEADLINE, || {
         let stored = read_node(&cluster.backups[0].addr()).into_keys().filter(|key| key.starts_with(b"k:")).count();
         stored as u64 > cluster.proxy.status().node_number(&known, "items_copied")
@@ -211,7 +216,8 @@ fn half_filled(leader_away_first: bool) {
     assert_eq!(read(&mut client, "changed"), Ok(None), "{}", cluster.proxy.log());
 }
 
-/// Two servers of which the backup hung, missed every key of `missed`, each by two kinds of writes, and then the primary died.
+/// Two servers of which the backup hung, missed every key of `missed`, each by two kinds of writes,
+/// and then the primary died.
 struct Lone {
     cluster: Cluster,
     rest: Truth,
@@ -259,7 +265,8 @@ fn back_with_its_memory(cluster: &mut Cluster) {
     wait_logged(cluster, &line);
 }
 
-/// The primary is dead for good: after the grace just what the backup missed is deleted there, and it leads with the rest.
+/// The primary is dead for good: after the grace just what the backup missed is deleted there, and
+/// it leads with the rest.
 #[test]
 fn g8_a_backup_whose_primary_is_dead_for_good_leads_with_all_that_it_did_not_miss() {
     for after_the_grace in [false, true] {
@@ -282,7 +289,8 @@ fn g8_a_backup_whose_primary_is_dead_for_good_leads_with_all_that_it_did_not_mis
     }
 }
 
-/// The primary comes back empty while the backup is there: it does not lead with nothing where the other one has nearly all.
+/// The primary comes back empty while the backup is there: it does not lead with nothing where the
+/// other one has nearly all.
 #[test]
 fn g8_an_empty_primary_does_not_lead_where_the_backup_has_the_rest() {
     let lone = Lone::new(&["--leader-grace", "60s"], 250, |cluster| {
@@ -307,7 +315,8 @@ fn g8_a_backup_that_missed_more_than_is_known_leads_with_nothing() {
     }
 }
 
-/// What it missed is being filled, and the primary dies in the midst: also that the backup was lost once more, and missed more of it.
+/// What it missed is being filled, and the primary dies in the midst: also that the backup was lost
+/// once more, and missed more of it.
 #[test]
 fn g8_a_backup_that_was_partly_filled_leads_with_no_more_than_is_true() {
     for lost_again in [false, true] {

@@ -11,7 +11,8 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// A later write has made every token worthless. So many writes that a cas counter begun anew passes all their numbers.
+    /// A later write has made every token worthless. So many writes that a cas counter begun anew
+    /// passes all their numbers.
     fn try_all(&mut self, client: &mut Client, when: &str) {
         for _ in 0..40 {
             self.writes += 1;
@@ -36,7 +37,8 @@ impl Tokens {
     }
 }
 
-/// Not restarted at all, restarted, both restarted one after the other, both at once, and the proxy too.
+/// Not restarted at all, restarted, both restarted one after the other, both at once, and the proxy
+/// too.
 #[test]
 fn g5_no_token_outlives_a_later_write_across_fail_over_return_hand_back_and_restarts() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "2000", "--leader-grace", "300ms"]));
@@ -108,7 +110,8 @@ fn reconnected(proxy: &Proxy) -> Client {
     proxy.client()
 }
 
-/// The token of a client that read, stepped aside while its node was restarted, and comes back: no later write, but another memory.
+/// The token of a client that read, stepped aside while its node was restarted, and comes back: no
+/// later write, but another memory.
 #[test]
 fn g5_a_token_from_before_both_sides_restarted_one_after_the_other_does_not_win_over_a_later_write() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));

@@ -1,5 +1,6 @@
-//! A network that is really cut, so that this machine's kernel ends connections by itself (`ETIMEDOUT`) while the server at the other end
-//! holds what it had received, and executes it when it wakes.
+//! A network that is really cut, so that this machine's kernel ends connections by itself
+//! (`ETIMEDOUT`) while the server at the other end holds what it had received, and executes it when
+//! it wakes.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -35,8 +36,9 @@ fn answer(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&said[..count]).into_owned()
 }
 
-/// The server hangs with a write in its socket; the cable is cut, and this machine gives the connection up. That proves nothing of the
-/// write: when the server is back it executes it, and is taken back after that, purged of everything.
+/// The server hangs with a write in its socket; the cable is cut, and this machine gives the
+/// connection up. That proves nothing of the write: when the server is back it executes it, and is
+/// taken back after that, purged of everything.
 #[test]
 fn g3_a_connection_that_our_own_kernel_ended_is_no_word_of_the_server() {
     let test = "faults::cut_network::g3_a_connection_that_our_own_kernel_ended_is_no_word_of_the_server";
@@ -46,7 +48,8 @@ fn g3_a_connection_that_our_own_kernel_ended_is_no_word_of_the_server() {
     let cable = Cable::lay();
     for io_uring in ["off", "auto"] {
         let (primary, backup) = (Memcached::beyond(&cable, FAR), Memcached::start(&[]));
-        // Both commands are to be on one connection; the timeout leaves time to cut the cable between them.
+        // Both commands are to be on one connection; the timeout leaves time to cut the cable
+        // between them.
         let args = ["--threads", "1", "--node-connections", "1", "--timeout", "1s", "--io-uring", io_uring];
         let mut cluster = Cluster::over(vec![primary], vec![backup], &Shape::new(1, 1).proxy(&args));
         cluster.mirrored();

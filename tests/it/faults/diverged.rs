@@ -1,4 +1,5 @@
-//! The two copies made different on purpose: the next command that can tell repairs the key before it is answered.
+//! The two copies made different on purpose: the next command that can tell repairs the key before
+//! it is answered.
 
 use crate::support::{Cluster, Shape, Stored};
 

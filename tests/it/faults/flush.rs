@@ -1,4 +1,5 @@
-//! `flush_all` in every state of a pair, at once and delayed: nothing older is ever read again, also after the nodes return.
+//! `flush_all` in every state of a pair, at once and delayed: nothing older is ever read again,
+//! also after the nodes return.
 
 use std::time::Duration;
 

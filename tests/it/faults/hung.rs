@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::support::{Cluster, Load, Mix, Shape, Stored, seed};
 
-/// A request costs at most the timeout, once; after that nobody waits. Counted, not timed: every client has one request in flight.
+/// A request costs at most the timeout, once; after that nobody waits. Counted, not timed: every
+/// client has one request in flight.
 #[test]
 fn g4_a_hung_node_costs_each_client_one_slow_request_at_most() {
     for primary in [true, false] {
@@ -57,7 +58,8 @@ fn g4_a_node_that_hangs_while_nobody_asks_is_noticed_by_probes() {
     assert_eq!(cluster.proxy.stat("server_errors"), 0);
 }
 
-/// A worker that has nothing to be late looks at no clock; the first request wakes it, also one that waited behind a command without a key.
+/// A worker that has nothing to be late looks at no clock; the first request wakes it, also one
+/// that waited behind a command without a key.
 #[test]
 fn g4_a_node_that_hangs_is_noticed_by_the_first_request_after_a_rest() {
     for (behind_stats, finished) in [(false, false), (true, false), (true, true)] {
@@ -88,7 +90,8 @@ fn seconds(line: &str) -> f64 {
     time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().expect("a number"))
 }
 
-/// Each return of a flapping node waits longer. Only lower bounds are asserted: they hold however slow the machine is.
+/// Each return of a flapping node waits longer. Only lower bounds are asserted: they hold however
+/// slow the machine is.
 #[test]
 fn g4_a_flapping_node_waits_longer_for_each_return() {
     let cluster = Cluster::start(&Shape::new(1, 1));
@@ -150,7 +153,8 @@ fn g4_a_flapping_node_does_not_flip_leadership_back_and_forth() {
     cluster.healed_and_complete(load);
 }
 
-/// Many workers, many clients, few keys: every acknowledged step is in, once, across every edge of a pair.
+/// Many workers, many clients, few keys: every acknowledged step is in, once, across every edge of
+/// a pair.
 #[test]
 fn g5_increments_through_four_workers_are_exact_across_every_edge() {
     let shape = Shape::new(1, 1).proxy(&["--threads", "4", "--resync-rate", "3000"]);

@@ -1,4 +1,5 @@
-//! Large values: what honest clients ask for deposes nobody, and a node that stops or drips in the midst of one is found.
+//! Large values: what honest clients ask for deposes nobody, and a node that stops or drips in the
+//! midst of one is found.
 
 use std::time::Duration;
 
@@ -33,7 +34,8 @@ fn read_pipeline(client: &mut Client) {
     }
 }
 
-/// Runs `large` clients beside small ones, which go on until those are through; returns how often each small one was served.
+/// Runs `large` clients beside small ones, which go on until those are through; returns how often
+/// each small one was served.
 fn beside_small<L: Fn(usize) + Sync>(cluster: &Cluster, clients: usize, large: L) -> Vec<usize> {
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -74,7 +76,8 @@ fn assert_nobody_lost(cluster: &Cluster) {
     assert!(cluster.proxy.status().mirrored());
 }
 
-/// 256 MB asked for at once by each: bytes keep arriving, so nobody is late, and others are served in between.
+/// 256 MB asked for at once by each: bytes keep arriving, so nobody is late, and others are served
+/// in between.
 #[test]
 fn g4_large_values_depose_no_server_that_delivers_them() {
     let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&["--threads", "2"]));
@@ -160,7 +163,8 @@ const EACH_CLIENT: u64 = 3 << 20;
 /// Of the connections to the servers: what is being received.
 const CONNECTIONS: u64 = 32 << 20;
 
-/// Memory follows what clients may leave unread, not what they ask for, and goes back to the system.
+/// Memory follows what clients may leave unread, not what they ask for, and goes back to the
+/// system.
 #[test]
 fn clients_that_read_nothing_hold_little_memory() {
     let args = ["--threads", "2", "--client-memory", "128m"];
@@ -201,7 +205,8 @@ fn clients_that_read_nothing_hold_little_memory() {
     assert_nobody_lost(&cluster);
 }
 
-/// Larger than the fixed bound of 256 MiB that answers of a resync once had: such a refill began again for ever.
+/// Larger than the fixed bound of 256 MiB that answers of a resync once had: such a refill began
+/// again for ever.
 #[test]
 fn g1_an_item_of_280_mb_is_refilled() {
     const LEN: usize = 280 * MB;
@@ -221,8 +226,8 @@ fn g1_an_item_of_280_mb_is_refilled() {
     assert!(!log.contains("resync ended early"), "{log}");
 }
 
-/// Clients that begin values of 1 MB, send all but the last byte, and stop: what they may have sent is bounded, others are served, and
-/// who finds no room is told.
+/// Clients that begin values of 1 MB, send all but the last byte, and stop: what they may have sent
+/// is bounded, others are served, and who finds no room is told.
 #[test]
 fn clients_that_end_no_value_hold_little_memory() {
     const CLIENTS: usize = 400;
@@ -264,7 +269,8 @@ fn clients_that_end_no_value_hold_little_memory() {
         idle >> 20
     );
     assert!(served.iter().all(|&n| n >= 3), "{served:?}");
-    // On io_uring the kernel has given what a client's socket held before it hears that no more is wanted.
+    // On io_uring the kernel has given what a client's socket held before it hears that no more is
+    // wanted.
     let is_polled = std::env::var("RESILVER_TEST_IO_URING").is_ok_and(|mode| mode == "off");
     let each = if is_polled { 64 << 10 } else { 512 << 10 };
     assert!(held < idle + LIMIT + CLIENTS as u64 * each + CONNECTIONS, "{held}");

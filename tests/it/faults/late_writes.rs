@@ -1,5 +1,5 @@
-//! Writes that sat in a hung node's sockets must not land after their keys were repaired: a node is taken back only when every
-//! connection that was given up has answered.
+//! Writes that sat in a hung node's sockets must not land after their keys were repaired: a node is
+//! taken back only when every connection that was given up has answered.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,8 @@ fn late_writes(cluster: &Cluster, hang: impl Fn(), wake: impl Fn()) {
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| cluster.client()).collect();
     pipelined_sets(&mut clients, "first");
     hang();
-    // These sit in the sockets of a node that does not read them; the other copy acknowledges them after the timeout.
+    // These sit in the sockets of a node that does not read them; the other copy acknowledges them
+    // after the timeout.
     pipelined_sets(&mut clients, "piled up");
     cluster.wait_lost(&primary);
     pipelined_sets(&mut clients, "newest");
@@ -82,8 +83,8 @@ fn g3_a_node_is_not_taken_back_while_old_connections_hold_unanswered_writes() {
     late_writes(&cluster, || network.hold_existing(Hold::ToNode), || network.hold(Hold::Nothing));
 }
 
-/// The process hangs, with megabytes in its sockets, and wakes up. (memcached mostly executes them before it answers three probes; the
-/// test above is the one that fails without the rule.)
+/// The process hangs, with megabytes in its sockets, and wakes up. (memcached mostly executes them
+/// before it answers three probes; the test above is the one that fails without the rule.)
 #[test]
 fn g3_writes_in_a_hung_nodes_sockets_never_land_on_repaired_keys() {
     let shape = Shape::new(1, 1).proxy(&["--probe-successes", "1", "-i", "32", "--threads", "2"]);

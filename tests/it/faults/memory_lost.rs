@@ -1,4 +1,5 @@
-//! A node's memory is lost while its process lives on: somebody said `flush_all` to it past the proxy.
+//! A node's memory is lost while its process lives on: somebody said `flush_all` to it past the
+//! proxy.
 
 use super::Truth;
 use crate::support::{Cluster, Load, Memcached, Mix, Shape, seed, wait_until};
@@ -25,7 +26,8 @@ fn g1_a_strangers_flush_of_either_node_is_noticed_and_healed_without_traffic() {
     }
 }
 
-/// A client asks at once, and no probe comes: what is not there makes the proxy look at the marker before it says so.
+/// A client asks at once, and no probe comes: what is not there makes the proxy look at the marker
+/// before it says so.
 #[test]
 fn g1_g3_a_strangers_flush_of_the_leader_is_not_noticed_by_readers() {
     let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "1h"]));
@@ -46,7 +48,8 @@ fn noticed_and_healed(cluster: &Cluster, round: usize) {
     cluster.assert_rings_equal();
 }
 
-/// Every command that says whether the key was there is the first one to meet the emptied leader; many in one write.
+/// Every command that says whether the key was there is the first one to meet the emptied leader;
+/// many in one write.
 #[test]
 fn g5_conditional_commands_stay_true_through_a_strangers_flush_of_the_leader() {
     let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "1h"]));
@@ -113,7 +116,8 @@ fn g1_g5_a_strangers_flush_of_the_backup_under_load_harms_nobody() {
     cluster.healed_and_complete(load);
 }
 
-/// One marker outlived the flush, as may happen from memcached 1.6.25 on: the others' absence and the server's count of flushes tell.
+/// One marker outlived the flush, as may happen from memcached 1.6.25 on: the others' absence and
+/// the server's count of flushes tell.
 #[test]
 fn g1_a_strangers_flush_that_left_a_marker_is_noticed_all_the_same() {
     let cluster = Cluster::start(&Shape::new(1, 1));

@@ -42,7 +42,8 @@ impl Truth {
         truth
     }
 
-    /// Every key but each sixth gets another value or is deleted, by every kind of command. All must be acknowledged.
+    /// Every key but each sixth gets another value or is deleted, by every kind of command. All
+    /// must be acknowledged.
     pub fn change(&mut self, client: &mut Client, round: usize) {
         for (i, (key, slot)) in self.0.iter_mut().enumerate() {
             let fresh = format!("{}", 500_000 + round * 10_000 + i).into_bytes();

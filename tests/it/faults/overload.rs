@@ -1,4 +1,5 @@
-//! A machine with too much to do: servers that are late together are waited for, and one that fails in the midst of it is found.
+//! A machine with too much to do: servers that are late together are waited for, and one that fails
+//! in the midst of it is found.
 
 use std::io::{Seek, Write};
 use std::process::{Child, Command, Stdio};
@@ -111,7 +112,8 @@ fn g4_idle_servers_that_all_stand_still_together_are_not_given_up() {
     assert_nobody_lost(&cluster, "idle");
 }
 
-/// A flush that is in doubt is a loss: so it is waited for as well, at once and where it is to be remembered.
+/// A flush that is in doubt is a loss: so it is waited for as well, at once and where it is to be
+/// remembered.
 #[test]
 fn g4_a_flush_while_all_stand_still_loses_nobody() {
     let cluster = Cluster::start(&Shape::new(2, 1));
@@ -145,7 +147,8 @@ fn g4_a_flush_while_one_hangs_goes_on_without_it() {
     assert_eq!(client.get("k"), Ok(None));
 }
 
-/// Many busy processes beside it: nobody is lost before one really fails, and that one is found, twice.
+/// Many busy processes beside it: nobody is lost before one really fails, and that one is found,
+/// twice.
 #[test]
 fn g4_on_an_overloaded_machine_only_what_fails_is_lost() {
     let mut cluster = Cluster::start(&Shape::new(2, 1));
@@ -175,7 +178,8 @@ fn g4_on_an_overloaded_machine_only_what_fails_is_lost() {
     cluster.healed_and_complete(load);
 }
 
-/// One that hangs while all others have just stood still, too: nobody waits for it for long after they are back.
+/// One that hangs while all others have just stood still, too: nobody waits for it for long after
+/// they are back.
 #[test]
 fn g4_one_that_goes_on_hanging_when_the_others_wake_is_found() {
     let cluster = Cluster::start(&Shape::new(2, 1));

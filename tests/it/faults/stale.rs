@@ -1,11 +1,13 @@
-//! A node comes back with old items, in every way in which that can happen: nothing stale is read, nothing deleted comes back.
+//! A node comes back with old items, in every way in which that can happen: nothing stale is read,
+//! nothing deleted comes back.
 
 use std::os::unix::fs::PermissionsExt;
 
 use super::Truth;
 use crate::support::{Cluster, Hold, Load, Memcached, Mix, Shape, seed};
 
-/// `leave` takes a node away with its memory, `back` brings it back; meanwhile nearly every key changes.
+/// `leave` takes a node away with its memory, `back` brings it back; meanwhile nearly every key
+/// changes.
 fn comes_back(mut cluster: Cluster, primary: bool, leave: impl Fn(&mut Memcached), back: impl Fn(&mut Memcached)) {
     let mut client = cluster.client();
     let mut truth = Truth::fill(&mut client, 3000);
@@ -90,7 +92,8 @@ fn g2_g3_a_network_that_refuses_heals() {
     comes_back(cluster, true, |n| n.network().refuse(true), |n| n.network().refuse(false));
 }
 
-/// `memcached -e`: another process with the same memory, markers and cas counter, which missed every write in between.
+/// `memcached -e`: another process with the same memory, markers and cas counter, which missed
+/// every write in between.
 #[test]
 fn g2_g3_a_warm_restart_returns_with_old_items() {
     for primary in [true, false] {

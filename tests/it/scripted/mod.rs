@@ -1,4 +1,5 @@
-//! Scripted nodes: model memcacheds over in-memory streams, which hold every command on an item until they are told to run it.
+//! Scripted nodes: model memcacheds over in-memory streams, which hold every command on an item
+//! until they are told to run it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,15 +25,18 @@ pub(crate) struct Stored {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
     None,
-    /// The source answers a verify with what the copier has read, whatever stands there: as if there were no verify.
+    /// The source answers a verify with what the copier has read, whatever stands there: as if
+    /// there were no verify.
     NoVerify,
-    /// As if NOT_STORED were taken for a newer write: the target answers it as stored, and the verify finds nothing wrong.
+    /// As if NOT_STORED were taken for a newer write: the target answers it as stored, and the
+    /// verify finds nothing wrong.
     TrustNotStored,
     /// The data path executes incr on the follower instead of dropping the copy.
     Reexecute,
     /// The data path writes to the follower first.
     FollowerFirst,
-    /// A source without cas ids answers a second read as it did the first: as if the content were not verified.
+    /// A source without cas ids answers a second read as it did the first: as if the content were
+    /// not verified.
     NoContentVerify,
     /// The data path does not note what it writes to the leader alone.
     NotNoted,
@@ -109,7 +113,8 @@ impl World {
         }
     }
 
-    /// Breaks all connections to a node. Commands held are lost or, with `executed`, run without an answer.
+    /// Breaks all connections to a node. Commands held are lost or, with `executed`, run without an
+    /// answer.
     pub(crate) fn break_connections(&mut self, node: usize, executed: bool) {
         for i in 0..self.connections.len() {
             if self.connections[i].node == node {
@@ -250,7 +255,8 @@ async fn serve(mut stream: DuplexStream, id: usize, world: &Shared, answers: &mu
             },
             n = stream.read_buf(&mut input) => {
                 if !matches!(n, Ok(n) if n > 0) {
-                    // The peer is gone; what it sent stays held and is executed at any later time, as on a hung node.
+                    // The peer is gone; what it sent stays held and is executed at any later time,
+                    // as on a hung node.
                     std::future::pending::<()>().await;
                 }
                 while let Some(command) = take_command(&mut input) {
@@ -276,8 +282,9 @@ fn take_command(input: &mut Vec<u8>) -> Option<String> {
     Some(String::from_utf8_lossy(&input.drain(..end + size).collect::<Vec<u8>>()).into_owned())
 }
 
-/// What is left until a date, as it is written in an `ms`. No time passes on a model node, and it tells its own to the second only, while a copy's
-/// date counts on: all times to live in these tests are hundreds of seconds, and a date is understood to the nearest.
+/// What is left until a date, as it is written in an `ms`. No time passes on a model node, and it
+/// tells its own to the second only, while a copy's date counts on: all times to live in these
+/// tests are hundreds of seconds, and a date is understood to the nearest.
 fn remaining(exptime: i64) -> i64 {
     if exptime <= 30 * 24 * 60 * 60 { exptime } else { (exptime - 1_700_000_000 + 50) / 100 * 100 }
 }

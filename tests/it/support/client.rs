@@ -1,4 +1,5 @@
-//! A strict text-protocol client: blocking, with a deadline on every read, that takes no reply it cannot account for.
+//! A strict text-protocol client: blocking, with a deadline on every read, that takes no reply it
+//! cannot account for.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -218,7 +219,8 @@ impl Client {
         Ok(bytes)
     }
 
-    /// A metadump: lines ended by `\n` alone, up to `END\r\n`. `BUSY` and the like come back as a server's error.
+    /// A metadump: lines ended by `\n` alone, up to `END\r\n`. `BUSY` and the like come back as a
+    /// server's error.
     pub fn dump_lines(&mut self) -> Outcome<Vec<Vec<u8>>> {
         let until = Instant::now() + self.deadline;
         let mut lines = Vec::new();

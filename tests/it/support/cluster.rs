@@ -123,13 +123,14 @@ impl Cluster {
         self.proxy.wait_mirrored(super::DEADLINE);
     }
 
-    /// Waits until the proxy knows that the node is gone. Not merely that it is not `up`: just after its pairs are mirrored, its resync
-    /// may still be winding up.
+    /// Waits until the proxy knows that the node is gone. Not merely that it is not `up`: just
+    /// after its pairs are mirrored, its resync may still be winding up.
     pub fn wait_lost(&self, addr: &str) {
         self.proxy.wait_status(&format!("{addr} noticed as lost"), super::DEADLINE, |s| s.node(addr) == "lost");
     }
 
-    /// Ends the test with everything that a test should end with: healed, equal rings, every answer right, and each ring alone has it all.
+    /// Ends the test with everything that a test should end with: healed, equal rings, every answer
+    /// right, and each ring alone has it all.
     pub fn healed_and_complete(mut self, load: Load) -> Cluster {
         self.mirrored();
         load.mark("mirrored");
@@ -169,8 +170,9 @@ impl Cluster {
         primaries
     }
 
-    /// Kills every node of a ring and waits until the proxy has noticed, so that only the other ring can answer. On a
-    /// starved machine a healthy node may just have been taken for lost: the second failure comes after it is mirrored.
+    /// Kills every node of a ring and waits until the proxy has noticed, so that only the other
+    /// ring can answer. On a starved machine a healthy node may just have been taken for lost: the
+    /// second failure comes after it is mirrored.
     pub fn kill_backups(&mut self) {
         self.mirrored();
         self.backups.iter_mut().for_each(Memcached::kill);
@@ -194,7 +196,8 @@ impl Cluster {
     }
 }
 
-/// Fills `count` keys `prefix:0…` over one pipelined connection with values of `len` bytes that name their key.
+/// Fills `count` keys `prefix:0…` over one pipelined connection with values of `len` bytes that
+/// name their key.
 pub fn fill(client: &mut Client, prefix: &str, count: usize, len: usize) {
     client.set_deadline(Duration::from_secs(60));
     let indices: Vec<usize> = (0..count).collect();

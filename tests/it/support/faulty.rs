@@ -1,4 +1,5 @@
-//! A pass-through to one memcached that lies on purpose: the judge must see each kind of lie, or it proves nothing.
+//! A pass-through to one memcached that lies on purpose: the judge must see each kind of lie, or it
+//! proves nothing.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -93,7 +94,8 @@ fn serve(client: TcpStream, node: &str, fault: Fault, dice: &AtomicU64) -> Optio
             Fault::DoubleAppend => verb == "append",
             Fault::AddWins => verb == "add",
             Fault::CasWins => verb == "cas",
-            // Counters and locks judge a stale read in words of their own; here it is to be seen where values have versions.
+            // Counters and locks judge a stale read in words of their own; here it is to be seen
+            // where values have versions.
             Fault::Stale => {
                 verb == "get" && words.len() == 2 && is_register(words[1]) && previous.contains_key(words[1])
             }

@@ -1,7 +1,8 @@
 //! A piece of network between the proxy and one node, which a test can cut, hold and refuse.
 //!
-//! What is held stays in it and is delivered later, in order, as TCP does after a partition: a node can thus be handed
-//! writes that are minutes old. Holding one way only is a network that loses one direction.
+//! What is held stays in it and is delivered later, in order, as TCP does after a partition: a node
+//! can thus be handed writes that are minutes old. Holding one way only is a network that loses one
+//! direction.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -144,7 +145,8 @@ impl Shared {
     }
 
     fn connect(self: &Arc<Self>, proxy: TcpStream, node: &str) {
-        // A node that is down: the proxy's connection is closed again, as a network address translator would do.
+        // A node that is down: the proxy's connection is closed again, as a network address
+        // translator would do.
         let Ok(node) = TcpStream::connect(node) else { return };
         let _ = (proxy.set_nonblocking(false), proxy.set_nodelay(true), node.set_nodelay(true));
         let both = || Some((proxy.try_clone().ok()?, node.try_clone().ok()?));

@@ -1,10 +1,11 @@
 //! What was acknowledged, and whether an answer agrees with it.
 //!
-//! Every register (key) has one writer, so its history is a row of numbered states. A read that begins when state `a` is
-//! the last acknowledged one and ends when state `s` is the last begun one may see any of `a..=s`, and nothing else: an
-//! older state is stale (or resurrected, when a delete lies between), a miss is a loss, other bytes are corruption. A
-//! write whose outcome is unknown (an allowed SERVER_ERROR) stays begun but not acknowledged, so both outcomes are fine
-//! until the next acknowledged write of that key, and none of the older ones after it.
+//! Every register (key) has one writer, so its history is a row of numbered states. A read that
+//! begins when state `a` is the last acknowledged one and ends when state `s` is the last begun one
+//! may see any of `a..=s`, and nothing else: an older state is stale (or resurrected, when a delete
+//! lies between), a miss is a loss, other bytes are corruption. A write whose outcome is unknown
+//! (an allowed SERVER_ERROR) stays begun but not acknowledged, so both outcomes are fine until the
+//! next acknowledged write of that key, and none of the older ones after it.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Mutex;
@@ -38,7 +39,8 @@ pub struct History {
     acked: u64,
 }
 
-/// More than any read can overlap; older states are forgotten, so that a soak's memory stays bounded.
+/// More than any read can overlap; older states are forgotten, so that a soak's memory stays
+/// bounded.
 const REMEMBERED: usize = 600;
 
 impl Default for History {
@@ -226,7 +228,8 @@ impl Counter {
         Ok(())
     }
 
-    /// A value read or answered lies between what was acknowledged before and what has been begun by now.
+    /// A value read or answered lies between what was acknowledged before and what has been begun
+    /// by now.
     pub fn within(&self, floor: u64, value: u64) -> Result<(), String> {
         let begun = self.begun.load(Ordering::SeqCst);
         match self.steps(value) {

@@ -174,7 +174,8 @@ impl Model {
         }
     }
 
-    /// A `flush_all` was acknowledged while all clients paused: nothing is there any more, whatever was unknown before.
+    /// A `flush_all` was acknowledged while all clients paused: nothing is there any more, whatever
+    /// was unknown before.
     pub fn flushed(&self, client: &mut Client) {
         for history in self.registers.iter().flatten() {
             let mut history = history.lock().expect("a history");
@@ -266,7 +267,8 @@ impl Load {
         load
     }
 
-    /// Waits until so many more operations have been answered: the load is alive, and something happened meanwhile.
+    /// Waits until so many more operations have been answered: the load is alive, and something
+    /// happened meanwhile.
     pub fn wait_operations(&self, more: u64) {
         let target = self.model.operations.load(Ordering::SeqCst) + more;
         wait_until(&format!("{more} more operations of the load"), Duration::from_secs(60), || {
@@ -301,7 +303,8 @@ impl Load {
         outcome
     }
 
-    /// Before the proxy is ended, and again when its process is gone: connections made before that may break, with an unknown outcome.
+    /// Before the proxy is ended, and again when its process is gone: connections made before that
+    /// may break, with an unknown outcome.
     pub fn proxy_ends(&self) {
         self.model.life.fetch_add(1, Ordering::SeqCst);
     }

@@ -66,7 +66,8 @@ impl Memcached {
         }
     }
 
-    /// Another one on the same port of another loopback address, so that one name may lead to either.
+    /// Another one on the same port of another loopback address, so that one name may lead to
+    /// either.
     pub fn twin(&self, host: &str) -> Memcached {
         let mut twin = Memcached {
             host: host.to_owned(),
@@ -183,7 +184,8 @@ impl Memcached {
         }
     }
 
-    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has stopped when this returns.
+    /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has
+    /// stopped when this returns.
     pub fn pause(&self) {
         pause(self.pid());
     }
@@ -210,7 +212,8 @@ impl Memcached {
         );
     }
 
-    /// SIGUSR1 makes a memcached with `-e` write its memory's state down and end; a start with the same file finds it again.
+    /// SIGUSR1 makes a memcached with `-e` write its memory's state down and end; a start with the
+    /// same file finds it again.
     pub fn end_gracefully(&mut self) {
         self.signal("USR1");
         let mut child = self.child.take().expect("a running memcached");
@@ -249,7 +252,8 @@ pub fn pause(pid: u32) {
     });
 }
 
-/// Whether a process or thread, by its folder in /proc, is in this state of proc(5): T stopped, Z ended and not reaped.
+/// Whether a process or thread, by its folder in /proc, is in this state of proc(5): T stopped, Z
+/// ended and not reaped.
 pub fn is_in_state(task: &Path, state: char) -> bool {
     let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(state))

@@ -1,5 +1,5 @@
-//! The black-box harness: real memcached processes, the real `resilver` binary, a strict client, and a judge that knows
-//! what was acknowledged. Every test binary uses its part of it.
+//! The black-box harness: real memcached processes, the real `resilver` binary, a strict client,
+//! and a judge that knows what was acknowledged. Every test binary uses its part of it.
 
 pub mod client;
 pub mod cluster;
@@ -32,7 +32,8 @@ pub use rng::Rng;
 /// Generous: only a hang reaches it, however loaded the machine is.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The seed of this run: `RESILVER_TEST_SEED`, else from the clock. Printed, so that a failure shows it.
+/// The seed of this run: `RESILVER_TEST_SEED`, else from the clock. Printed, so that a failure
+/// shows it.
 pub fn seed(test: &str) -> u64 {
     let seed = std::env::var("RESILVER_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock after 1970");

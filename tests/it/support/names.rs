@@ -1,5 +1,6 @@
-//! Host names that a test can move, without touching the machine's: the proxy gets a mount namespace of its own, in which files of the
-//! test's stand in the place of `/etc/hosts` and `/etc/nsswitch.conf` (so that no name server is asked).
+//! Host names that a test can move, without touching the machine's: the proxy gets a mount
+//! namespace of its own, in which files of the test's stand in the place of `/etc/hosts` and
+//! `/etc/nsswitch.conf` (so that no name server is asked).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,7 +33,8 @@ impl Names {
         self.folder.path().join("hosts")
     }
 
-    /// From now on these are all the names there are. The file stays the same one, for that is what is mounted.
+    /// From now on these are all the names there are. The file stays the same one, for that is what
+    /// is mounted.
     pub fn lead(&self, names: &[(&str, &str)]) {
         let lines: String = names.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
         std::fs::write(self.file(), format!("127.0.0.1 localhost\n{lines}")).expect("write the hosts file");

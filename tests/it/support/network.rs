@@ -1,5 +1,6 @@
-//! A network that a test can cut, without touching the machine's: the test runs itself again in a network namespace of its own, and has a
-//! server in another one, at the far end of a cable (a veth pair).
+//! A network that a test can cut, without touching the machine's: the test runs itself again in a
+//! network namespace of its own, and has a server in another one, at the far end of a cable (a veth
+//! pair).
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,15 +10,16 @@ use super::{DEADLINE, wait_until};
 
 /// Set where the test runs in its own namespace.
 const INSIDE: &str = "RESILVER_TEST_NETWORK";
-/// So often what is not acknowledged is sent again, before the kernel gives the connection up: after some 1.3 s.
+/// So often what is not acknowledged is sent again, before the kernel gives the connection up:
+/// after some 1.3 s.
 const RETRIES: &str = "2";
 
 const NEAR: &str = "10.99.0.1/24";
 /// Where a server at the far end listens.
 pub const FAR: &str = "10.99.0.2";
 
-/// Whether the test is to be made here. Where it is not, it was made in a namespace of its own, and passed; or cannot be made, which is
-/// said on stderr.
+/// Whether the test is to be made here. Where it is not, it was made in a namespace of its own, and
+/// passed; or cannot be made, which is said on stderr.
 pub fn is_inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;

@@ -1,10 +1,11 @@
 //! A TCP port that stays ours while its process is dead.
 //!
-//! A port chosen by binding 0 and closing again may be handed to another test before our process takes it, and again
-//! while a killed node is down; worse, a client that dials a free port of the ephemeral range can be given that same
-//! port as its source and connect to itself. So a socket stays bound (never listening) to the port as long as the test
-//! lives: with SO_REUSEADDR, which memcached and the proxy set too, it hinders neither, the kernel gives the port to
-//! nobody else, and dialling it while nobody listens is refused as it should be.
+//! A port chosen by binding 0 and closing again may be handed to another test before our process
+//! takes it, and again while a killed node is down; worse, a client that dials a free port of the
+//! ephemeral range can be given that same port as its source and connect to itself. So a socket
+//! stays bound (never listening) to the port as long as the test lives: with SO_REUSEADDR, which
+//! memcached and the proxy set too, it hinders neither, the kernel gives the port to nobody else,
+//! and dialling it while nobody listens is refused as it should be.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

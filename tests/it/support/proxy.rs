@@ -11,7 +11,8 @@ use super::memcached::{is_in_state, pause, signal};
 use super::port::Port;
 use super::wait_until;
 
-/// The proxy under test. Dropping it kills the process (by pid); the log's tail is printed when a test is failing.
+/// The proxy under test. Dropping it kills the process (by pid); the log's tail is printed when a
+/// test is failing.
 pub struct Proxy {
     port: Port,
     child: Option<Child>,
@@ -82,7 +83,8 @@ impl std::fmt::Display for Status {
 }
 
 impl Proxy {
-    /// The binary under test; `RESILVER_TEST_BIN` puts another in its place (to try the harness on something else).
+    /// The binary under test; `RESILVER_TEST_BIN` puts another in its place (to try the harness on
+    /// something else).
     pub fn binary() -> PathBuf {
         std::env::var_os("RESILVER_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_resilver").into(), PathBuf::from)
     }
@@ -92,7 +94,8 @@ impl Proxy {
         Proxy::start_with(args, None)
     }
 
-    /// As [`Self::start`]; with `hosts` in the place of its `/etc/hosts`, which takes a mount namespace of its own.
+    /// As [`Self::start`]; with `hosts` in the place of its `/etc/hosts`, which takes a mount
+    /// namespace of its own.
     pub fn start_with(args: &[String], hosts: Option<PathBuf>) -> Proxy {
         let mut proxy = Proxy {
             port: Port::reserve(),
@@ -106,7 +109,8 @@ impl Proxy {
         proxy
     }
 
-    /// Starts it (again). `RESILVER_TEST_IO_URING` is its `--io-uring`, for all tests: `make test` runs some of them with both.
+    /// Starts it (again). `RESILVER_TEST_IO_URING` is its `--io-uring`, for all tests: `make test`
+    /// runs some of them with both.
     pub fn spawn(&mut self) {
         let log = File::options().append(true).open(self.log.path()).expect("the proxy's log");
         let mut command = match &self.hosts {
@@ -255,8 +259,9 @@ impl Proxy {
         pages * 4096
     }
 
-    /// The log with everything in it that was said before now. A thread of the proxy's own writes it, later than a client may learn of
-    /// the same thing: SIGHUP, which only makes it say so, marks where now is. What a proxy said just before it was killed may be lost.
+    /// The log with everything in it that was said before now. A thread of the proxy's own writes
+    /// it, later than a client may learn of the same thing: SIGHUP, which only makes it say so,
+    /// marks where now is. What a proxy said just before it was killed may be lost.
     pub fn log(&self) -> String {
         const MARK: &str = "SIGHUP ignored";
         let Some(child) = &self.child else { return self.log_so_far() };

@@ -23,7 +23,8 @@ pub struct RingItem {
 
 pub type RingMap = BTreeMap<Vec<u8>, RingItem>;
 
-/// Every live item of a ring. A key held by two nodes of one ring fails the test: one of them is not its owner.
+/// Every live item of a ring. A key held by two nodes of one ring fails the test: one of them is
+/// not its owner.
 pub fn read_ring(nodes: &[Memcached]) -> RingMap {
     let mut ring = RingMap::new();
     for (index, node) in nodes.iter().enumerate().filter(|(_, n)| n.is_running()) {
@@ -37,7 +38,8 @@ pub fn read_ring(nodes: &[Memcached]) -> RingMap {
     ring
 }
 
-/// Every live item of one node, but for the proxy's own: enumerated by `lru_crawler metadump hash`, read by `mg`.
+/// Every live item of one node, but for the proxy's own: enumerated by `lru_crawler metadump hash`,
+/// read by `mg`.
 pub fn read_node(addr: &str) -> RingMap {
     let mut client = Client::connect(addr);
     client.set_deadline(Duration::from_secs(60));
@@ -123,9 +125,10 @@ fn decode(encoded: &[u8]) -> Vec<u8> {
     key
 }
 
-/// Differences between two rings, each as a sentence; none = each alone holds every live item exactly. TTLs may differ
-/// by two seconds and what passes between the readings: each server counts whole seconds from its own start, by a timer that may be late.
-/// (Measured: of one date, set on twelve servers and asked of all at once, their answers differ by two in every third trial.)
+/// Differences between two rings, each as a sentence; none = each alone holds every live item
+/// exactly. TTLs may differ by two seconds and what passes between the readings: each server counts
+/// whole seconds from its own start, by a timer that may be late. (Measured: of one date, set on
+/// twelve servers and asked of all at once, their answers differ by two in every third trial.)
 pub fn compare_rings(primaries: &RingMap, backups: &RingMap) -> Vec<String> {
     let mut differences = Vec::new();
     for (key, p) in primaries {
@@ -166,7 +169,8 @@ fn same_expiry(p: &RingItem, b: &RingItem) -> bool {
             // Both brought to the moment of the later reading.
             let (earlier, later, gap) =
                 if p.read_at <= b.read_at { (pt, bt, b.read_at - p.read_at) } else { (bt, pt, p.read_at - b.read_at) };
-            // Seconds that both clocks may have counted meanwhile; an item was read a little before its answer was.
+            // Seconds that both clocks may have counted meanwhile; an item was read a little before
+            // its answer was.
             let gap = gap.as_secs_f64();
             let (least, most) = ((gap - 0.1).max(0.0).floor() as i64, (gap + 0.1).ceil() as i64);
             (least - 2..=most + 2).contains(&(earlier - later))

@@ -1,4 +1,5 @@
-//! A small seeded generator (splitmix64): the same seed gives the same choices on every machine and version.
+//! A small seeded generator (splitmix64): the same seed gives the same choices on every machine and
+//! version.
 
 /// Seeded random numbers.
 #[derive(Clone, Debug)]

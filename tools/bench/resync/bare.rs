@@ -1,4 +1,5 @@
-//! What the servers can do at best: a bare pipelined client that decides nothing, keeps nothing and checks only that all was answered.
+//! What the servers can do at best: a bare pipelined client that decides nothing, keeps nothing and
+//! checks only that all was answered.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -12,7 +13,8 @@ use crate::wire::{put_key, put_set, set_tail};
 const STALLED: Duration = Duration::from_secs(20);
 /// Keys handed from the dump to the reader together.
 const KEYS_AT_ONCE: usize = 512;
-/// Bytes of answers asked for, and of items sent, before the last but one lot's answers are taken: they fit into the sockets' buffers.
+/// Bytes of answers asked for, and of items sent, before the last but one lot's answers are taken:
+/// they fit into the sockets' buffers.
 const LOT_BYTES: usize = 128 << 10;
 
 fn connect(port: u16) -> io::Result<TcpStream> {
@@ -78,7 +80,8 @@ pub(super) fn load(port: u16, count: u32, value_len: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Enumerates the server and reads every item that is wanted as it is found; how many, and the time it took.
+/// Enumerates the server and reads every item that is wanted as it is found; how many, and the time
+/// it took.
 pub(super) fn read_all(
     port: u16,
     value_len: usize,

@@ -1,7 +1,8 @@
-//! What clients feel: reads at a fixed rate, their latency counted from the moment they were meant to be sent.
+//! What clients feel: reads at a fixed rate, their latency counted from the moment they were meant
+//! to be sent.
 //!
-//! None waits for the one before: a client that does is behind for as long as one answer was late, and what
-//! is found is its own backlog.
+//! None waits for the one before: a client that does is behind for as long as one answer was late,
+//! and what is found is its own backlog.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -30,7 +31,8 @@ pub(super) struct Foreground {
 }
 
 impl Foreground {
-    /// `rate` requests a second over all connections, of `keys` different keys, through the proxy at `port`.
+    /// `rate` requests a second over all connections, of `keys` different keys, through the proxy
+    /// at `port`.
     pub(super) fn begin(port: u16, rate: u32, keys: u32, parts: u8) -> io::Result<Foreground> {
         let (stop, part) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU8::new(0)));
         let (mut senders, mut readers) = (Vec::new(), Vec::new());
@@ -99,7 +101,8 @@ fn send(
     stream.shutdown(Shutdown::Write)
 }
 
-/// Takes the answers until there are no more: they come in the order in which their requests were due.
+/// Takes the answers until there are no more: they come in the order in which their requests were
+/// due.
 fn read(
     mut stream: &TcpStream,
     part: &AtomicU8,

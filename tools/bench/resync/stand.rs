@@ -23,7 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(80);
 /// Ports are looked for from this one on.
 const FIRST_PORT: u16 = 13_500;
 
-/// Which servers there are. The target is the first primary, or the backup where there is one of each.
+/// Which servers there are. The target is the first primary, or the backup where there is one of
+/// each.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     pub(super) primaries: usize,
@@ -31,8 +32,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Two rings of one size place all keys alike by modula, and every backup mirrors one primary: by
-    /// ketama every server is in a pair with every server of the other ring.
+    /// Two rings of one size place all keys alike by modula, and every backup mirrors one primary:
+    /// by ketama every server is in a pair with every server of the other ring.
     fn distribution(self) -> Distribution {
         if self.primaries > 1 && self.backups > 1 { Distribution::Ketama } else { Distribution::Modula }
     }
@@ -128,8 +129,8 @@ impl Placement {
 }
 
 impl Stand {
-    /// The sources hold the keys of `keys`, each with `value_len` bytes, which the proxy did not see being
-    /// written: they came while the target was away.
+    /// The sources hold the keys of `keys`, each with `value_len` bytes, which the proxy did not
+    /// see being written: they came while the target was away.
     pub(super) fn start(
         binary: ProxyBinary<'_>,
         layout: Layout,

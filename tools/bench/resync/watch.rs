@@ -9,7 +9,8 @@ use super::stand::{ProxyBinary, Stand};
 use super::{Args, Figures, LAYOUTS, bare};
 use crate::histogram::Histogram;
 
-/// How often the proxy is asked how far it is: that disturbs clients too, so it is done with and without a resync.
+/// How often the proxy is asked how far it is: that disturbs clients too, so it is done with and
+/// without a resync.
 const POLL: Duration = Duration::from_millis(100);
 /// What latencies count for.
 const PARTS: u8 = 5;

@@ -1,4 +1,5 @@
-//! The control plane of the model: what `src/cluster` does with events and effects, one pair, nodes that never come back into use.
+//! The control plane of the model: what `src/cluster` does with events and effects, one pair, nodes
+//! that never come back into use.
 
 use crate::backend::marker::INCARNATION_KEY;
 use crate::ids::Place;

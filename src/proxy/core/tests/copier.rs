@@ -1,4 +1,5 @@
-//! The resync of the one key, step by step: read, add, verify, undo; and the keys that are to be copied again.
+//! The resync of the one key, step by step: read, add, verify, undo; and the keys that are to be
+//! copied again.
 
 use crate::keys::Recopy;
 

@@ -1,4 +1,5 @@
-//! Every order of everything: depth first over distinct states, by replaying choices from the start.
+//! Every order of everything: depth first over distinct states, by replaying choices from the
+//! start.
 
 use std::collections::HashSet;
 
@@ -89,7 +90,8 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     let item = |node: usize| world.nodes[node].items.get(KEY.as_bytes());
     let lost_memory =
         |node| world.faulted && [Some(Fault::Restart(node)), Some(Fault::Flush(node))].contains(&world.fault);
-    // Nobody has asked the emptied node since for what it does not hold: that is for the next probe to find.
+    // Nobody has asked the emptied node since for what it does not hold: that is for the next probe
+    // to find.
     let unnoticed = [0, 1].into_iter().any(|node| lost_memory(node) && world.in_use[node]);
     let last = state
         .leader()
@@ -117,8 +119,8 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     Ok(())
 }
 
-/// A node that was lost and kept its memory: when it comes back, having executed whatever was still under way to it, every key that
-/// differs is known to have been missed.
+/// A node that was lost and kept its memory: when it comes back, having executed whatever was still
+/// under way to it, every key that differs is known to have been missed.
 pub(super) fn judge_missed(world: &World) -> Result<(), String> {
     let memory_gone = world.faulted && matches!(world.fault, Some(Fault::Restart(_) | Fault::Flush(_)));
     let said = !world.missed.overflowed() && !world.missed.contains(KEY.as_bytes());

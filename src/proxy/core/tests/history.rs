@@ -1,5 +1,5 @@
-//! What clients asked and were told, and whether one memcached could have said it: a search for an order of the commands that keeps
-//! what happened before what (the guarantees G3 and G5 in one).
+//! What clients asked and were told, and whether one memcached could have said it: a search for an
+//! order of the commands that keeps what happened before what (the guarantees G3 and G5 in one).
 
 use std::collections::BTreeMap;
 
@@ -76,7 +76,8 @@ impl History {
         History { clients, pipelined: false, item: item.map(str::to_owned), entries: Vec::new(), clock: 0 }
     }
 
-    /// The item is only on the filling follower, and is to be adopted: as if somebody added it before any client wrote the key, or never.
+    /// The item is only on the filling follower, and is to be adopted: as if somebody added it
+    /// before any client wrote the key, or never.
     pub(super) fn may_adopt(&mut self, value: &'static str) {
         self.entries.push(Entry { client: ADOPTION, req: Req::Add(value), token: 0, asked: 0, told: None });
     }
@@ -156,7 +157,8 @@ impl History {
         self.entries.iter().filter_map(|e| e.told.as_ref()).map(|(_, t)| t.as_str()).find(|t| t.contains("ERROR"))
     }
 
-    /// Whether one memcached could have told the clients this and hold `last` at the end (`None`: nobody knows what it holds).
+    /// Whether one memcached could have told the clients this and hold `last` at the end (`None`:
+    /// nobody knows what it holds).
     pub(super) fn is_possible(&self, last: Option<Option<&str>>) -> bool {
         let truth = self.item.as_ref().map(|v| (v.clone(), 0));
         search(&self.entries, 0, truth, &BTreeMap::new(), last, 1)
@@ -182,7 +184,8 @@ fn search(
     }
     for &i in &open {
         let entry = &all[i];
-        // Nothing that was answered before this was asked may still be open, nor an earlier command of the same client.
+        // Nothing that was answered before this was asked may still be open, nor an earlier command
+        // of the same client.
         let first = open.iter().all(|&o| {
             let earlier = !failed(&all[o]) && all[o].told.as_ref().is_some_and(|(t, _)| *t < entry.asked);
             o == i || !(earlier || (all[o].client == entry.client && o < i && !failed(&all[o])))

@@ -67,7 +67,8 @@ impl Alone {
         self.core.node_input(NODE, 0);
     }
 
-    /// What the tick then tells of late answers, but for what was told of them before: whether the longer time is over, too.
+    /// What the tick then tells of late answers, but for what was told of them before: whether the
+    /// longer time is over, too.
     pub(super) fn tick_at(&mut self, us: u64) -> Vec<bool> {
         if self.core.links[NODE.index()].lateness == 0 {
             self.told = 0;
@@ -88,7 +89,8 @@ impl Alone {
     }
 }
 
-/// A node answers in order: what is small is not late behind what is large, while that flows. When the flow stops in mid-value, it is.
+/// A node answers in order: what is small is not late behind what is large, while that flows. When
+/// the flow stops in mid-value, it is.
 #[test]
 fn a_node_is_late_by_what_it_does_not_move_and_not_by_how_much_is_asked() {
     let mut world = Alone::new();
@@ -151,7 +153,8 @@ fn answers_that_drip_are_no_progress() {
     }
 }
 
-/// The kernel takes what its buffers hold whether the node reads or not. That a full socket takes more shows that it reads.
+/// The kernel takes what its buffers hold whether the node reads or not. That a full socket takes
+/// more shows that it reads.
 #[test]
 fn a_write_goes_on_while_a_full_socket_takes_more_of_it() {
     let mut world = Alone::new();
@@ -220,7 +223,8 @@ fn keys(sent: &str) -> Vec<&str> {
     sent.lines().filter(|line| names(line)).flat_map(|line| line.split(' ').nth(1)).collect()
 }
 
-/// A hundred writers of 1 MB: the node is asked for a few at a time, in their order; what is small does not wait behind the others.
+/// A hundred writers of 1 MB: the node is asked for a few at a time, in their order; what is small
+/// does not wait behind the others.
 #[test]
 fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     let mut world = Alone::new();
@@ -275,7 +279,8 @@ fn what_is_larger_than_all_room_goes_alone() {
     assert_eq!(keys(&world.sent()), ["b"]);
 }
 
-/// A client that reads large values and takes none: no more is asked for than fits its bounds, and it goes on when it has taken them.
+/// A client that reads large values and takes none: no more is asked for than fits its bounds, and
+/// it goes on when it has taken them.
 #[test]
 fn a_client_that_takes_nothing_is_asked_for_little() {
     let mut world = Alone::new();

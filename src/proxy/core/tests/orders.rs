@@ -1,4 +1,5 @@
-//! Orders of the control plane about one key, against everything that clients and nodes may do meanwhile.
+//! Orders of the control plane about one key, against everything that clients and nodes may do
+//! meanwhile.
 
 use crate::ids::Place;
 use crate::keys::{Missed, MissedBudget};
@@ -52,7 +53,8 @@ fn the_follower_fails_in_mid_mend() {
     }
 }
 
-/// With copies that were equal no client notices anything; with others a survivor's answers cannot all be right.
+/// With copies that were equal no client notices anything; with others a survivor's answers cannot
+/// all be right.
 #[test]
 fn the_leader_fails_in_mid_mend() {
     for follower in [None, Some("90"), Some("5")] {
@@ -110,7 +112,8 @@ fn equal_copies_are_left_alone() {
     }
 }
 
-/// However many mends come meanwhile, the first one looks when the writes begun before it are through, and finds nothing to do.
+/// However many mends come meanwhile, the first one looks when the writes begun before it are
+/// through, and finds nothing to do.
 #[test]
 fn a_mend_waits_for_earlier_writes() {
     let mut world = to_mend(&[&[Incr, Get]], Some("5"), None);
@@ -223,7 +226,8 @@ fn adopting(workers: u16, programs: &[&[Req]], fault: Option<Fault>) -> World {
     world
 }
 
-/// A deleted key stays deleted, a set one keeps its value, and an `add` that succeeded stays the only one.
+/// A deleted key stays deleted, a set one keeps its value, and an `add` that succeeded stays the
+/// only one.
 #[test]
 fn an_adoption_brings_nothing_back() {
     for req in WRITES {

@@ -1,5 +1,6 @@
-//! One fault at every possible point of short programs, in every order of deliveries. What protects each rule is named in the test;
-//! `without_the_barrier_*` show that the explorer finds what it looks for.
+//! One fault at every possible point of short programs, in every order of deliveries. What protects
+//! each rule is named in the test; `without_the_barrier_*` show that the explorer finds what it
+//! looks for.
 
 use crate::ids::Place;
 use crate::pair::State;
@@ -51,7 +52,8 @@ fn a_node_that_restarts_empty_at_once_is_not_noticed() {
     each_command(Fault::Restart(1));
 }
 
-/// What the hung node executes when it wakes, and answers late, counts for nothing; and its connections are drained by answer.
+/// What the hung node executes when it wakes, and answers late, counts for nothing; and its
+/// connections are drained by answer.
 #[test]
 fn a_hung_node_that_wakes_is_not_noticed() {
     each_command(Fault::Hang(0));
@@ -89,7 +91,8 @@ fn two_workers_through_a_hand_back() {
     }
 }
 
-/// The explorer finds the stale read and the lost increment of `routes.py` as soon as routes open without the workers' word.
+/// The explorer finds the stale read and the lost increment of `routes.py` as soon as routes open
+/// without the workers' word.
 #[test]
 fn without_the_barrier_reads_are_stale_and_increments_lost() {
     let state = State::Recovering { leader: Place::Backup };
@@ -107,7 +110,8 @@ fn without_the_barrier_reads_are_stale_and_increments_lost() {
     assert!(failover.iter().any(Result::is_err), "nothing found in {failover:?} states");
 }
 
-/// What cannot be repeated on a filling node is dropped there and copied again, whatever the copier is doing.
+/// What cannot be repeated on a filling node is dropped there and copied again, whatever the copier
+/// is doing.
 #[test]
 fn commands_during_a_resync_end_in_equal_copies() {
     for leader in [Place::Primary, Place::Backup] {
@@ -119,7 +123,8 @@ fn commands_during_a_resync_end_in_equal_copies() {
     }
 }
 
-/// The source is the only full copy: its loss is an error, but never a wrong answer. The target's loss is nothing.
+/// The source is the only full copy: its loss is an error, but never a wrong answer. The target's
+/// loss is nothing.
 #[test]
 fn either_node_fails_during_a_resync() {
     let leader = Place::Backup;
@@ -172,7 +177,8 @@ fn what_a_sole_leader_is_sent_is_known_to_be_missed() {
     }
 }
 
-/// A partial resync that is cut off: what was dropped on the follower, and what either node may execute late, the follower missed.
+/// A partial resync that is cut off: what was dropped on the follower, and what either node may
+/// execute late, the follower missed.
 #[test]
 fn what_a_resync_that_is_cut_off_leaves_behind_is_known_to_be_missed() {
     let leader = Place::Backup;
@@ -213,7 +219,8 @@ fn pipelined_commands_keep_their_order_through_a_failover() {
     }
 }
 
-/// An evicted marker is written again; nobody waits for ever for a connection that was being checked.
+/// An evicted marker is written again; nobody waits for ever for a connection that was being
+/// checked.
 #[test]
 fn an_evicted_marker_costs_nothing() {
     for node in [0, 1] {
@@ -222,7 +229,8 @@ fn an_evicted_marker_costs_nothing() {
     }
 }
 
-/// A token's raw id means something else on the other node: there the item of a later write may bear the same one.
+/// A token's raw id means something else on the other node: there the item of a later write may
+/// bear the same one.
 #[test]
 fn a_token_of_an_earlier_leader_never_wins() {
     let programs: [&[Req]; 2] = [&[Gets, Cas("7"), Get], &[Set("9")]];

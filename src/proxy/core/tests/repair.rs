@@ -1,4 +1,5 @@
-//! Repairs: the copies of a mirrored pair differ, a write finds out, and anything may fail meanwhile.
+//! Repairs: the copies of a mirrored pair differ, a write finds out, and anything may fail
+//! meanwhile.
 
 use crate::pair::State;
 
@@ -22,7 +23,8 @@ pub(super) fn diverged(programs: &[&[Req]], follower: Option<&str>, fault: Optio
 fn a_difference_is_repaired_before_the_client_is_answered() {
     for follower in [None, Some("90"), Some("x")] {
         for (a, b) in [(Incr, Incr), (Incr, Set("8")), (Append("1"), Delete), (Touch, Incr), (Gat, Append("2"))] {
-            // `append` answers STORED on both whatever they hold: only what answers differently is noticed.
+            // `append` answers STORED on both whatever they hold: only what answers differently is
+            // noticed.
             if follower.is_some() && !matches!(a, Incr) {
                 continue;
             }
@@ -50,7 +52,8 @@ fn the_follower_fails_in_mid_repair() {
     }
 }
 
-/// The copies differed before: a survivor's answers cannot all be right, but nobody waits for ever and the gate opens.
+/// The copies differed before: a survivor's answers cannot all be right, but nobody waits for ever
+/// and the gate opens.
 #[test]
 fn the_leader_fails_in_mid_repair() {
     for fault in [Fault::Kill(0), Fault::Reset(0), Fault::Restart(0), Fault::Hang(0)] {
@@ -70,8 +73,8 @@ pub(super) fn until(world: &mut World, wanted: &str, node: usize) {
     }
 }
 
-/// The marker alone is gone: the repair waits until it is written again. Given up, it would leave two copies that differ in a pair
-/// that calls itself mirrored.
+/// The marker alone is gone: the repair waits until it is written again. Given up, it would leave
+/// two copies that differ in a pair that calls itself mirrored.
 #[test]
 fn a_marker_evicted_in_mid_repair_leaves_no_difference() {
     for fault in [Fault::Evict(0), Fault::Unsure(0)] {
@@ -135,7 +138,8 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
     }
 }
 
-/// The follower refuses the item: the pair stays mirrored, and the follower is known to lack the key.
+/// The follower refuses the item: the pair stays mirrored, and the follower is known to lack the
+/// key.
 #[test]
 fn a_repair_that_the_follower_refuses_is_not_forgotten() {
     let mut world = diverged(&[&[Incr]], None, None);
@@ -159,7 +163,8 @@ fn deliver_all(world: &mut World, node: usize) {
     }
 }
 
-/// The repair waits for the marker when the leader turns out to be lost: nothing of it is in flight, and the gate closes all the same.
+/// The repair waits for the marker when the leader turns out to be lost: nothing of it is in
+/// flight, and the gate closes all the same.
 #[test]
 fn a_repair_that_waits_ends_with_its_leader() {
     let mut world = diverged(&[&[Incr], &[Incr]], Some("90"), None);
@@ -171,7 +176,8 @@ fn a_repair_that_waits_ends_with_its_leader() {
     assert!(!world.history.unanswered() && world.pair.gate() == crate::pair::Gate::Open);
 }
 
-/// While a key is repaired its later writes are not sent, and the repair begins when the earlier ones are through.
+/// While a key is repaired its later writes are not sent, and the repair begins when the earlier
+/// ones are through.
 #[test]
 fn a_repair_has_the_key_for_itself() {
     let mut world = diverged(&[&[Incr, Incr]], None, None);
@@ -201,8 +207,9 @@ fn a_repair_has_the_key_for_itself() {
     judge(&world, Errors::None).unwrap();
 }
 
-/// The leader executes an incr and breaks before it answers, while an older one's repair waits for it. The incr is run again on the
-/// follower, which leads next: what the repair would carry there has it in already.
+/// The leader executes an incr and breaks before it answers, while an older one's repair waits for
+/// it. The incr is run again on the follower, which leads next: what the repair would carry there
+/// has it in already.
 #[test]
 fn a_repair_carries_over_nothing_that_is_run_again() {
     let mut world = diverged(&[&[Incr], &[Incr]], Some("90"), None);
@@ -218,7 +225,8 @@ fn a_repair_carries_over_nothing_that_is_run_again() {
     world.wires[0][0].back.clear();
     world.break_wires(0);
     world.step(&Choice::Break { worker: 0, node: 0 });
-    // The control plane is slow to hear of it: the worker has a new connection long before its gate closes.
+    // The control plane is slow to hear of it: the worker has a new connection long before its gate
+    // closes.
     for _ in 0..3 {
         deliver_all(&mut world, 0);
         deliver_all(&mut world, 1);
@@ -231,8 +239,8 @@ fn a_repair_carries_over_nothing_that_is_run_again() {
     assert!(!world.history.unanswered() && world.pair.gate() == crate::pair::Gate::Open);
 }
 
-/// A key that has one copy has two again when both nodes stored or deleted it, or its repair has ended well. That both touched what they hold
-/// says nothing of what that is.
+/// A key that has one copy has two again when both nodes stored or deleted it, or its repair has
+/// ended well. That both touched what they hold says nothing of what that is.
 #[test]
 fn a_key_with_one_copy_is_forgotten_when_it_has_two() {
     for (request, stays) in [(Touch, true), (Append("1"), true), (Incr, true), (Set("8"), false), (Delete, false)] {

@@ -1,4 +1,5 @@
-//! The shell around each worker, as `src/server/worker.rs` does it: what a turn left in the outbox is carried out.
+//! The shell around each worker, as `src/server/worker.rs` does it: what a turn left in the outbox
+//! is carried out.
 
 use super::node::command_len;
 use super::world::{Process, Wire, World};
@@ -33,7 +34,8 @@ impl World {
                 let (state, out) = core.conn_to_write(node, lane);
                 let wire = &mut self.wires[worker][node.index()];
                 if state == LinkState::Discarding {
-                    // Our half is closed; the node closes the other one when it has seen everything.
+                    // Our half is closed; the node closes the other one when it has seen
+                    // everything.
                     wire.broken = true;
                     continue;
                 }

@@ -1,4 +1,5 @@
-//! Values that clients are sending are counted before they come, and wait where there is no room for them.
+//! Values that clients are sending are counted before they come, and wait where there is no room
+//! for them.
 
 use super::super::*;
 use super::large::Alone;

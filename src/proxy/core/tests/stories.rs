@@ -1,4 +1,5 @@
-//! Single stories: framing in doubt, order within a connection, limits, the proxy's own keys, waiting that ends.
+//! Single stories: framing in doubt, order within a connection, limits, the proxy's own keys,
+//! waiting that ends.
 
 use crate::ids::Place;
 use crate::pair::{Gate, Loss, State};
@@ -54,7 +55,8 @@ impl Story {
         self.world.settle(0);
     }
 
-    /// The node restarts, with all answers that were on their way, and that its memory is gone is heard at once.
+    /// The node restarts, with all answers that were on their way, and that its memory is gone is
+    /// heard at once.
     fn lose_the_memory_of(&mut self, node: usize) {
         self.world.wires[0][node].back.clear();
         self.world.nodes[node] = Default::default();
@@ -71,8 +73,8 @@ impl Story {
     }
 }
 
-/// An answer for another key, garbage, a value without its end: nothing of that connection counts any more, the other copy answers, and
-/// the node is not drained before it has closed.
+/// An answer for another key, garbage, a value without its end: nothing of that connection counts
+/// any more, the other copy answers, and the node is not drained before it has closed.
 #[test]
 fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
     for nonsense in [
@@ -98,8 +100,9 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
     }
 }
 
-/// Out of memory in the middle of a line for several keys memcached throws answers away, of which nobody knows how many: the other copy
-/// answers. (A line for one key has one answer, whatever it is.)
+/// Out of memory in the middle of a line for several keys memcached throws answers away, of which
+/// nobody knows how many: the other copy answers. (A line for one key has one answer, whatever it
+/// is.)
 #[test]
 fn an_error_in_answer_to_a_shared_line_leaves_its_framing_in_doubt() {
     let error = "SERVER_ERROR out of memory writing get response\r\n";
@@ -127,7 +130,8 @@ fn an_answer_that_nobody_asked_for_is_a_fault() {
     assert_eq!(story.world.pair.state(), State::Degraded { leader: Place::Primary });
 }
 
-/// A read behind its own write waits, and a write behind its own read; other keys go on; answers keep the order.
+/// A read behind its own write waits, and a write behind its own read; other keys go on; answers
+/// keep the order.
 #[test]
 fn a_client_sees_its_own_commands_in_order() {
     let mut story = Story::new(State::Mirrored);
@@ -187,7 +191,8 @@ fn what_a_client_asked_for_is_carried_through_without_it() {
     assert_eq!((story.value(0), story.value(1)), (Some(&b"6"[..]), Some(&b"6"[..])));
 }
 
-/// `flush_all` and `stats` begin when everything before them is answered, and nothing behind them begins before they are.
+/// `flush_all` and `stats` begin when everything before them is answered, and nothing behind them
+/// begins before they are.
 #[test]
 fn commands_of_the_control_plane_stand_alone() {
     let mut story = Story::new(State::Mirrored);
@@ -216,7 +221,8 @@ fn commands_of_the_control_plane_stand_alone() {
     assert_eq!(story.hear(), "6\r\nOK\r\nVALUE k 0 1\r\n6\r\nEND\r\n");
 }
 
-/// A gate that does not open is an error after a while, never a hang; and the time counts from the first wait.
+/// A gate that does not open is an error after a while, never a hang; and the time counts from the
+/// first wait.
 #[test]
 fn what_waits_too_long_for_a_gate_is_refused() {
     let mut story = Story::new(State::Mirrored);
@@ -231,14 +237,16 @@ fn what_waits_too_long_for_a_gate_is_refused() {
     assert_eq!(story.value(0), Some(&b"5"[..]));
 }
 
-/// A dial that takes too long does not depose the last full copy: what waited for it is tried again, in order.
+/// A dial that takes too long does not depose the last full copy: what waited for it is tried
+/// again, in order.
 #[test]
 fn a_slow_dial_to_the_last_copy_is_tried_again() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
     story.world.cores[0].conn_down(NodeId(0), 0, Reason::Reset);
     story.world.cores[0].outbox.events.clear();
     story.say("incr k 1\r\nincr k 2\r\n");
-    // The harness connects at once; here the connection breaks down before it was checked, as if the dial had taken too long.
+    // The harness connects at once; here the connection breaks down before it was checked, as if
+    // the dial had taken too long.
     story.world.wires[0][0].to.clear();
     story.world.cores[0].conn_down(NodeId(0), 0, Reason::Timeout);
     story.world.settle(0);
@@ -247,7 +255,8 @@ fn a_slow_dial_to_the_last_copy_is_tried_again() {
     assert_eq!(story.hear(), "6\r\n8\r\n");
 }
 
-/// A new connection finds no marker because it was evicted: what waits for it goes on once the marker is there again.
+/// A new connection finds no marker because it was evicted: what waits for it goes on once the
+/// marker is there again.
 #[test]
 fn a_connection_that_finds_no_marker_asks_again() {
     for fault in [super::world::Fault::Evict(0), super::world::Fault::Unsure(0)] {
@@ -284,7 +293,8 @@ fn a_filling_node_is_never_made_to_count() {
     assert!(story.world.recopy.is_empty() && story.value(0) == Some(b"1"));
 }
 
-/// The closing of a gate is confirmed once everything is answered: not when the first of several is stranded.
+/// The closing of a gate is confirmed once everything is answered: not when the first of several is
+/// stranded.
 #[test]
 fn a_gate_with_something_in_flight_is_not_closed() {
     let mut story = Story::new(State::Mirrored);
@@ -303,7 +313,8 @@ fn a_gate_with_something_in_flight_is_not_closed() {
     assert_eq!(closed(core), 1);
 }
 
-/// A broken connection is told before the gate that it closes, or a hand-back would be taken for one in peace.
+/// A broken connection is told before the gate that it closes, or a hand-back would be taken for
+/// one in peace.
 #[test]
 fn a_fault_is_told_before_the_gate_it_closes() {
     let mut story = Story::new(State::Mirrored);
@@ -316,7 +327,8 @@ fn a_fault_is_told_before_the_gate_it_closes() {
     assert_eq!(story.world.pair.gate(), Gate::Open);
 }
 
-/// Keys of one get on several nodes: the values come in the order of the request, whichever node is first.
+/// Keys of one get on several nodes: the values come in the order of the request, whichever node is
+/// first.
 #[test]
 fn a_get_of_many_keys_keeps_their_order() {
     let spec = |name: &str| name.parse().unwrap();
@@ -363,8 +375,9 @@ fn a_get_of_many_keys_keeps_their_order() {
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
 }
 
-/// A node is deposed for one of its pairs only, with a line under way that asks for keys of two: one's answer counts for nothing, the
-/// other's counts, and the node has drained when the line has ended.
+/// A node is deposed for one of its pairs only, with a line under way that asks for keys of two:
+/// one's answer counts for nothing, the other's counts, and the node has drained when the line has
+/// ended.
 #[test]
 fn a_shared_line_may_count_for_some_of_its_keys() {
     let spec = |name: &str| name.parse().unwrap();
@@ -434,8 +447,8 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
     }
 }
 
-/// A leader executes a command, the resync copies what came of it, and then the leader's memory is gone before it is answered: the node
-/// that was being filled leads, and has it already.
+/// A leader executes a command, the resync copies what came of it, and then the leader's memory is
+/// gone before it is answered: the node that was being filled leads, and has it already.
 #[test]
 fn what_was_copied_before_its_leader_died_is_not_run_again() {
     for (say, kept) in [("incr k 1\r\n", "6"), ("append k 0 0 1\r\n7\r\n", "57"), ("add k 0 0 1\r\n7\r\n", "7")] {
@@ -473,7 +486,8 @@ fn what_was_copied_before_its_leader_died_is_not_run_again() {
     assert_eq!((story.hear().as_str(), story.value(0)), ("STORED\r\n", Some(&b"9"[..])));
 }
 
-/// A sole leader's connection breaks with an incr on it, and the same node leads the next route: it may have counted already.
+/// A sole leader's connection breaks with an incr on it, and the same node leads the next route: it
+/// may have counted already.
 #[test]
 fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
@@ -501,7 +515,8 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     assert_eq!(story.value(0), Some(&b"6"[..]));
 }
 
-/// A new term is no new route: what waits for one goes on waiting, and the tokens given before count no more.
+/// A new term is no new route: what waits for one goes on waiting, and the tokens given before
+/// count no more.
 #[test]
 fn a_new_term_ends_the_tokens_and_nothing_else() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
@@ -530,8 +545,8 @@ fn a_new_term_ends_the_tokens_and_nothing_else() {
     assert_eq!(story.hear(), "");
 }
 
-/// A dial that was begun before the node came back fails after: it is dialled again, what waits goes on waiting, and the node is not
-/// blamed. What fails later is a fault of the present life.
+/// A dial that was begun before the node came back fails after: it is dialled again, what waits
+/// goes on waiting, and the node is not blamed. What fails later is a fault of the present life.
 #[test]
 fn a_connection_of_an_earlier_life_blames_nobody() {
     for ready in [false, true] {
@@ -566,7 +581,8 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
     }
 }
 
-/// One date for both copies, from the moment at which the command was begun; the nodes' clocks went on while the worker stood still.
+/// One date for both copies, from the moment at which the command was begun; the nodes' clocks went
+/// on while the worker stood still.
 #[test]
 fn what_expires_is_told_to_both_nodes_as_one_date() {
     let mut story = Story::new(State::Mirrored);
@@ -595,8 +611,8 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
     }
 }
 
-/// A connection that our own kernel gave up leaves it open what the node will execute; one that the node ended does not, nor one on
-/// which only reads were sent.
+/// A connection that our own kernel gave up leaves it open what the node will execute; one that the
+/// node ended does not, nor one on which only reads were sent.
 #[test]
 fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
     for (request, by_node, expected) in
@@ -613,7 +629,8 @@ fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
     }
 }
 
-/// Every connection that stands is given up, whatever is done on it; one that is being dialled is not, for it will lead to the new address.
+/// Every connection that stands is given up, whatever is done on it; one that is being dialled is
+/// not, for it will lead to the new address.
 #[test]
 fn a_worker_leaves_an_address_with_all_that_it_has_there() {
     for (request, owing) in [(None, false), (Some("get k\r\n"), false), (Some("incr k 1\r\n"), true)] {

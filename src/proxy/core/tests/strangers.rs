@@ -1,5 +1,6 @@
-//! Somebody says `flush_all` to a node past the proxy: memory and markers are gone, connections stay. Nobody may notice, whatever is in
-//! flight. And a marker that is evicted looks the same to a worker, but what the node answered is true.
+//! Somebody says `flush_all` to a node past the proxy: memory and markers are gone, connections
+//! stay. Nobody may notice, whatever is in flight. And a marker that is evicted looks the same to a
+//! worker, but what the node answered is true.
 
 use crate::ids::Place;
 use crate::pair::State;
@@ -78,7 +79,8 @@ fn two_clients_through_a_strangers_flush() {
     }
 }
 
-/// The other client's worker does not see the `add`, and reaches the leader over a connection of its own.
+/// The other client's worker does not see the `add`, and reaches the leader over a connection of
+/// its own.
 #[test]
 fn two_workers_through_a_strangers_flush() {
     for item in [None, Some("5")] {
@@ -116,7 +118,8 @@ fn pipelined_commands_keep_their_order_through_a_strangers_flush() {
     }
 }
 
-/// The only full copy is gone: errors, but nobody waits for ever, and nobody is told what is not so. Evicted, its answers are true.
+/// The only full copy is gone: errors, but nobody waits for ever, and nobody is told what is not
+/// so. Evicted, its answers are true.
 #[test]
 fn a_sole_leader_under_a_strangers_flush() {
     for req in EVERY {
@@ -134,7 +137,8 @@ fn a_sole_leader_under_a_strangers_flush() {
     }
 }
 
-/// While the other copy is filled. With the only full one items are lost, which no history explains; but nobody waits for ever.
+/// While the other copy is filled. With the only full one items are lost, which no history
+/// explains; but nobody waits for ever.
 #[test]
 fn a_strangers_flush_during_a_resync() {
     let state = State::Recovering { leader: Place::Primary };
@@ -182,8 +186,9 @@ fn a_hit_costs_no_marker() {
     assert!(!world.history.unanswered());
 }
 
-/// The connection breaks between the `add` and its proof, and the very node leads the next route: in the same memory the answer was
-/// right, and the command is not run again; in another one nothing has happened, and it is.
+/// The connection breaks between the `add` and its proof, and the very node leads the next route:
+/// in the same memory the answer was right, and the command is not run again; in another one
+/// nothing has happened, and it is.
 #[test]
 fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
     for (memory, told) in [(0xa1, "STORED\r\n"), (0xa2, "NOT_STORED\r\n")] {
@@ -209,7 +214,8 @@ fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
     }
 }
 
-/// The marker is gone and nobody writes it again: what waits for it is late, as if the node did not answer.
+/// The marker is gone and nobody writes it again: what waits for it is late, as if the node did not
+/// answer.
 #[test]
 fn an_answer_whose_marker_stays_away_is_late() {
     let mut world = World::new(1, MIRRORED, None, &[&[Add("1")]]);

@@ -7,7 +7,8 @@ use crate::pair::Reason;
 use crate::proxy::client::TURN;
 use bytes::BytesMut;
 
-/// Turns that a client takes for what it sends in one piece, and the most that is begun in one of them.
+/// Turns that a client takes for what it sends in one piece, and the most that is begun in one of
+/// them.
 fn turns(world: &mut Alone, text: &[u8]) -> (usize, usize) {
     let client = world.client();
     world.core.next_turn();

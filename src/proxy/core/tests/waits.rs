@@ -63,7 +63,8 @@ fn sent(core: &mut Core, node: NodeId) -> String {
     String::from_utf8(take(core.conn_to_write(node, 0).1)).unwrap()
 }
 
-/// Ticks until twice the longest deadline, with what the node answers to each; returns when it was found late, and whether beyond it.
+/// Ticks until twice the longest deadline, with what the node answers to each; returns when it was
+/// found late, and whether beyond it.
 fn found_late(core: &mut Core, mut answer: impl FnMut(&mut Core)) -> Vec<(u64, bool)> {
     let mut found: Vec<(u64, bool)> = Vec::new();
     while core.now_us < 2 * PATIENCE_US {
@@ -85,8 +86,9 @@ fn found_late(core: &mut Core, mut answer: impl FnMut(&mut Core)) -> Vec<(u64, b
 
 const ON_TIME: [(u64, bool); 2] = [(TIMEOUT_US + 10_000, false), (PATIENCE_US + 10_000, true)];
 
-/// Two pairs have one leader. One of them is led by somebody else from now on, and what it has asked counts for nothing; the other one's
-/// large values wait for room behind that. Nobody asked who waited for the answer, and they waited for ever.
+/// Two pairs have one leader. One of them is led by somebody else from now on, and what it has
+/// asked counts for nothing; the other one's large values wait for room behind that. Nobody asked
+/// who waited for the answer, and they waited for ever.
 #[test]
 fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
     let mut core = core(2, None);

@@ -1,5 +1,6 @@
-//! One pair, its two model nodes, one or two workers, a small control plane around the real [`Pair`], and clients with a script.
-//! Everything that waits somewhere is a choice; [`World::choices`] lists them, [`World::step`] takes one.
+//! One pair, its two model nodes, one or two workers, a small control plane around the real
+//! [`Pair`], and clients with a script. Everything that waits somewhere is a choice;
+//! [`World::choices`] lists them, [`World::step`] takes one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -43,7 +44,8 @@ pub(super) enum Fault {
     Restart(usize),
     /// Connections break, the memory stays.
     Reset(usize),
-    /// It accepts and does not answer; once everybody has noticed it may wake and answer everything.
+    /// It accepts and does not answer; once everybody has noticed it may wake and answer
+    /// everything.
     Hang(usize),
     /// The marker is evicted, the memory stays.
     Evict(usize),
@@ -144,7 +146,8 @@ pub(super) struct World {
     /// Orders sent, and what became of those that ended.
     pub(super) ordered: usize,
     pub(super) settled: Vec<Settlement>,
-    /// What was under way to a node when its connections broke: it may execute it all the same, or the beginning of it.
+    /// What was under way to a node when its connections broke: it may execute it all the same, or
+    /// the beginning of it.
     pub(super) late: [Vec<Vec<u8>>; 2],
     pub(super) copier: Option<Copier>,
     pub(super) history: History,
@@ -152,7 +155,8 @@ pub(super) struct World {
     pub(super) faulted: bool,
     timeouts: u8,
     ticks: u8,
-    /// Without it a new route is opened before the workers have confirmed: what `routes.py` warns of.
+    /// Without it a new route is opened before the workers have confirmed: what `routes.py` warns
+    /// of.
     pub(super) barrier: bool,
     /// The copies differed from the start: only what every client was told last is not judged.
     pub(super) diverged: bool,
@@ -163,7 +167,8 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Mirrored (or as told), every connection up, `programs[i]` run by a client of worker `i % workers`.
+    /// Mirrored (or as told), every connection up, `programs[i]` run by a client of worker
+    /// `i % workers`.
     pub(super) fn new(workers: u16, state: State, item: Option<&str>, programs: &[&[Req]]) -> World {
         let spec = |name: &str| vec![name.parse().unwrap()];
         let topology = Arc::new(Topology::new(&spec("a:1"), &spec("b:1"), Distribution::Modula));
@@ -401,7 +406,8 @@ impl World {
                     && (hung != leader as usize || self.timeouts == 2)
                     && self.copier.take().is_some()
                 {
-                    // The job's own connection is late too; its source, as the last full copy, is waited for longer.
+                    // The job's own connection is late too; its source, as the last full copy, is
+                    // waited for longer.
                     self.apply(pair::Event::ResyncEnded(Reason::ResyncFailed));
                     self.lost(NodeId(hung as u16), Reason::Timeout, Loss::Suspected, true);
                 }
@@ -493,7 +499,8 @@ impl World {
         }
     }
 
-    /// The node when it has executed what is still under way to it: all of it, or as much as it got.
+    /// The node when it has executed what is still under way to it: all of it, or as much as it
+    /// got.
     pub(super) fn ends_of(&self, node: usize) -> Vec<Node> {
         let waiting = self.wires.iter().flat_map(|wires| &wires[node].to);
         let mut ends = vec![self.nodes[node].clone()];

@@ -27,7 +27,8 @@ impl Hand {
         Hand { client: Client::connect(&addr), addr, model, rng, tally: Tally::default(), life }
     }
 
-    /// Between two rounds of work: waits while everybody is asked to pause. False when the load is over.
+    /// Between two rounds of work: waits while everybody is asked to pause. False when the load is
+    /// over.
     fn next(&mut self) -> bool {
         if self.model.pausing.load(Ordering::SeqCst) && !self.stopped() {
             self.model.parked.fetch_add(1, Ordering::SeqCst);
@@ -70,7 +71,8 @@ impl Hand {
         };
         let allowed = allowed_before || self.model.errors_allowed.load(Ordering::SeqCst);
         match &failure {
-            // The proxy has ended since this connection was made, or was ending then: whether it still did this is not known.
+            // The proxy has ended since this connection was made, or was ending then: whether it
+            // still did this is not known.
             Failure::Closed(_) if self.life % 2 == 1 || self.life != self.model.life.load(Ordering::SeqCst) => {
                 self.model.recorder.allowed_error("the connection ended with the proxy".into());
             }
@@ -89,7 +91,8 @@ impl Hand {
     fn reconnect(&mut self) {
         let begun = Instant::now();
         while !self.stopped() && begun.elapsed() < super::super::DEADLINE {
-            // Before the connection is made: should the proxy end meanwhile, it is one of the life before.
+            // Before the connection is made: should the proxy end meanwhile, it is one of the life
+            // before.
             self.life = self.model.life.load(Ordering::SeqCst);
             if let Ok(client) = Client::try_connect(&self.addr) {
                 self.client = client;
