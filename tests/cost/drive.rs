@@ -276,6 +276,21 @@ impl Drive {
         counted_conn_down(&mut self.core, node);
     }
 
+    /// The nodes answer what they were sent.
+    pub fn answer_nodes(&mut self) {
+        for (index, model) in self.models.iter_mut().enumerate() {
+            model.execute(&self.value);
+            let node = NodeId(index as u16);
+            let mut left = model.replies.as_slice();
+            while !left.is_empty() {
+                counted_node_room(&mut self.core, node);
+                put(&mut self.core.conn(node, 0).input, &mut left);
+                counted_node_input(&mut self.core, node);
+            }
+            model.replies.clear();
+        }
+    }
+
     /// The flusher and the nodes by turns, until nothing is left to do.
     pub fn exchange(&mut self) {
         loop {
@@ -293,17 +308,7 @@ impl Drive {
                 let model = &mut self.models[node.index()];
                 take(out, |piece| model.commands.extend_from_slice(piece));
             }
-            for (index, model) in self.models.iter_mut().enumerate() {
-                model.execute(&self.value);
-                let node = NodeId(index as u16);
-                let mut left = model.replies.as_slice();
-                while !left.is_empty() {
-                    counted_node_room(&mut self.core, node);
-                    put(&mut self.core.conn(node, 0).input, &mut left);
-                    counted_node_input(&mut self.core, node);
-                }
-                model.replies.clear();
-            }
+            self.answer_nodes();
         }
         let out = &self.core.outbox;
         assert!(out.events.is_empty() && out.peers.is_empty() && out.dials.is_empty(), "nothing happens: {out:?}");

@@ -33,12 +33,14 @@ type Shape = (&'static str, Of, fn(usize));
 enum Of {
     /// All that is done, by key.
     Keys,
+    /// What is done between two boundaries of the shape's own, by key.
+    Part,
     /// A few ticks, whatever waits meanwhile; between two boundaries of the shape's own.
     Ticks,
 }
 
 /// Of one client, in one pipeline.
-const REQUESTS: [Shape; 7] = [
+const REQUESTS: [Shape; 9] = [
     ("get", Of::Keys, |keys| pour(false, |text, answers| get("get ", 0..keys, text, answers))),
     ("gat", Of::Keys, |keys| {
         pour(false, |text, answers| {
@@ -71,6 +73,33 @@ const REQUESTS: [Shape; 7] = [
             }
         })
     }),
+    ("a byte of a line that comes byte by byte", Of::Part, |bytes| {
+        let mut drive = Drive::new(&Workload { value: 1, ..GET });
+        let (mut text, mut answers) = (Vec::new(), Vec::new());
+        get("get ", 0..bytes.div_ceil(7), &mut text, &mut answers);
+        drive.expect(0, answers);
+        callgrind::boundary();
+        text[..bytes].iter().for_each(|byte| drive.offer(0, &mut std::slice::from_ref(byte)));
+        callgrind::boundary();
+        let mut rest = &text[bytes..];
+        while !rest.is_empty() {
+            drive.offer(0, &mut rest);
+        }
+        drive.exchange();
+        drive.assert_answered(0);
+    }),
+    // (What is done in one turn, before others have theirs.)
+    ("a line's parsing, and its first keys", Of::Part, |keys| {
+        let mut drive = Drive::new(&Workload { value: 1, ..GET });
+        let (mut text, mut answers) = (Vec::new(), Vec::new());
+        get("get ", 0..keys, &mut text, &mut answers);
+        drive.expect(0, answers);
+        callgrind::boundary();
+        drive.offer(0, &mut text.as_slice());
+        callgrind::boundary();
+        drive.exchange();
+        drive.assert_answered(0);
+    }),
     ("get of few keys behind sets, mirrored", Of::Keys, |keys| {
         pour(true, |text, answers| {
             for key in (0..keys).step_by(20) {
@@ -82,11 +111,20 @@ const REQUESTS: [Shape; 7] = [
 ];
 
 /// What waits inside, of many clients.
-const STRUCTURES: [Shape; 6] = [
+const STRUCTURES: [Shape; 10] = [
     ("a tick while operations are parked", Of::Ticks, |keys| Crowd::new(keys).tick_parked()),
     ("a tick behind answers that count for nothing", Of::Ticks, |keys| Crowd::new(keys).tick_void()),
     ("in flight to a node that is lost", Of::Keys, |keys| Crowd::new(keys).fail_over()),
+    ("parked, and begun under the next route", Of::Keys, |keys| Crowd::new(keys).park()),
+    ("a gate that closes over what is in flight", Of::Part, |keys| Crowd::new(keys).close_over()),
     ("copies that differ", Of::Keys, |keys| Crowd::new(keys).diverge()),
+    ("copies of one key that differ", Of::Keys, |keys| Crowd::new(keys).diverge_at_one()),
+    ("missed, past the bound", Of::Keys, |keys| {
+        let missed = Missed::new(Arc::new(MissedBudget::new(keys * 50)));
+        missed.reset();
+        (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
+        assert!(missed.overflowed());
+    }),
     ("missed", Of::Keys, |keys| {
         let missed = Missed::new(Arc::new(MissedBudget::new(1 << 30)));
         missed.reset();
@@ -171,6 +209,27 @@ impl Crowd {
         self.assert_answered();
     }
 
+    /// The pairs of one node change their roles, and what was asked meanwhile goes on.
+    fn park(mut self) {
+        self.close(None);
+        self.ask(|key, text, answers| set(key, "", text, answers));
+        self.open();
+        self.assert_answered();
+    }
+
+    /// A node's pairs are closed while very much is in flight.
+    fn close_over(mut self) {
+        self.ask(|key, text, answers| set(key, "", text, answers));
+        self.drive.write_to_nodes();
+        callgrind::boundary();
+        self.close(None);
+        callgrind::boundary();
+        self.drive.answer_nodes();
+        self.drive.take_events();
+        self.open();
+        self.assert_answered();
+    }
+
     /// Ticks while the pairs of one node change their roles.
     fn tick_parked(mut self) {
         self.close(None);
@@ -206,6 +265,15 @@ impl Crowd {
         });
         self.assert_answered();
     }
+
+    /// The same of one key, behind whose repair all others wait.
+    fn diverge_at_one(mut self) {
+        self.ask(|_, text, answers| {
+            text.extend_from_slice(b"incr hot 1\r\n");
+            answers.extend_from_slice(b"0\r\n");
+        });
+        self.assert_answered();
+    }
 }
 
 #[inline(never)]
@@ -233,7 +301,7 @@ fn a_key_costs_the_same_however_many_there_are() {
             for size in SIZES {
                 match of {
                     Of::Keys => each_key(|| run(size)),
-                    Of::Ticks => run(size),
+                    Of::Part | Of::Ticks => run(size),
                 }
             }
         }
@@ -254,7 +322,7 @@ fn a_key_costs_the_same_however_many_there_are() {
             Err(why) => return skipped("instructions of a key among many", &why),
         };
         for ((shape, of, _), counts) in shapes.iter().zip(counts.chunks(SIZES.len())) {
-            let by = |keys| if matches!(of, Of::Keys) { keys as u64 } else { TICKS };
+            let by = |keys| if matches!(of, Of::Ticks) { TICKS } else { keys as u64 };
             let each: Vec<u64> = counts.iter().zip(SIZES).map(|(count, keys)| count / by(keys)).collect();
             println!("  {shape:<40} {each:>7?}");
             if each.iter().any(|&each_of_many| each_of_many * 100 > each[0] * GROWTH_MAX) {
