@@ -1,10 +1,10 @@
 //! The data plane of one worker thread, without I/O and without a clock: bytes and commands in,
 //! bytes and events out.
 //!
-//! A request becomes one [`Op`] a key. Reads go to the pair's leader over this worker's own
-//! connections. Writes go through the key's *owner* (one worker, one connection per node), leader
-//! first, then the follower, then the client is answered; so both nodes see the writes of a key in
-//! one order, whichever clients they come from.
+//! A request becomes one [`Op`](crate::proxy::op::Op) a key. Reads go to the pair's leader over
+//! this worker's own connections. Writes go through the key's *owner* (one worker, one connection
+//! per node), leader first, then the follower, then the client is answered; so both nodes see the
+//! writes of a key in one order, whichever clients they come from.
 //!
 //! The worker never decides who leads. It follows the routes the control plane publishes, tells
 //! what it sees of the nodes, and parks what cannot go on: an operation whose node broke waits for
