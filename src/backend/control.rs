@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use crate::ambient;
 use crate::expiry::{Offset, clock};
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::protocol::reply::ReplyLimits;
 use crate::rules::{Rule, holds};
 
 use super::deadline::{Limit, by};
@@ -116,6 +118,8 @@ pub struct NodeControl {
     timeout: Duration,
     connections: Mutex<Connections>,
     pub(super) witnesses: Witnesses,
+    /// What it may store at most, by its `-I`; set by [`NodeControl::view`].
+    value_max: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -157,7 +161,8 @@ impl NodeControl {
     /// asked. (Eight answers are progress, so one that answers few questions has so long for all of
     /// them.)
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
-        NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default() }
+        let value_max = AtomicUsize::new(ReplyLimits::default().value_len_max);
+        NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default(), value_max }
     }
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
@@ -217,6 +222,9 @@ impl NodeControl {
                     "cas_enabled" => view.cas_enabled = value != "no",
                     _ => {}
                 }
+            }
+            if let Some(bytes) = view.item_size_max {
+                self.value_max.store(ReplyLimits::of_node(bytes).value_len_max, Relaxed);
             }
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
             let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
@@ -569,6 +577,7 @@ impl NodeControl {
             return Err(NodeError::Reset);
         }
         let pipe = Pipe::connect(&*self.dialer, self.node, deadline).await?;
+        let pipe = pipe.with_values(self.value_max.load(Relaxed));
         connections.made.0 += 1;
         Ok(Connection { pipe, id: connections.made, shown: None })
     }

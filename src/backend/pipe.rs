@@ -25,12 +25,10 @@ use super::marker::{INCARNATION_KEY, is_unsure, parse_incarnation};
 use super::{Dial, NodeStream};
 use crate::ids::{Incarnation, NodeId};
 use crate::progress::Progress;
+use crate::protocol::reply::ReplyLimits;
 
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
-/// Longest value taken from a node unless more is said to be due: the markers, which are all that
-/// the control plane reads, are lines.
-const MARKER_BYTES_MAX: usize = 64 * 1024;
 /// Pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
 
@@ -181,12 +179,16 @@ impl Pipe {
             failed: None,
             progress: Progress::new(Instant::now()),
             stuck: false,
-            value_max: MARKER_BYTES_MAX,
+            value_max: ReplyLimits::default().value_len_max,
         }
     }
 
     /// The same pipe, for values of up to so many bytes. What a node announces beyond that is taken
     /// for lost framing, and no memory is asked for it.
+    ///
+    /// That holds where markers alone are read too: whoever writes to the node past the proxy may
+    /// store an item of any size in a marker's place. (A bound of 64 KiB there lost a node for ever
+    /// by 900 KB.)
     pub fn with_values(self, value_max: usize) -> Pipe {
         Pipe { value_max, ..self }
     }

@@ -929,6 +929,24 @@ mod tests {
         assert_eq!(client.read_room(&memory), 0);
     }
 
+    /// 1,000 clients with 15 KB values that they do not take could otherwise leave gigabytes in no
+    /// account, for no value of theirs is large.
+    #[test]
+    fn small_answers_that_are_not_taken_count() {
+        let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
+        for _ in 0..100 {
+            let slot = client.open_slot(1, false, false, 10, &mut spare);
+            client.begin_read(slot);
+            client.answer(slot, 0, true, Outcome::Hit(Bytes::from(vec![b'x'; 15_000])), &mut spare, &memory);
+        }
+        let uncounted = 1_500_000 - memory.used();
+        assert!(uncounted < 2 * FREE, "of 1.5 MB unread {uncounted} bytes are in no account");
+        let out = client.unsent().expect("answers");
+        out.advance(out.len());
+        client.count_written(&memory);
+        assert_eq!(memory.used(), 0);
+    }
+
     #[test]
     fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
         let (mut large, mut small, mut spare) = (Client::new(0, 0), Client::new(1, 0), Spare::default());
