@@ -166,6 +166,8 @@ fn memory_of_an_idle_client() {
     let _alone = alone();
     for (io_uring, bound) in IDLE_BYTES {
         let proxy = Inside::start(false, io_uring);
+        // Its worker has a ring, or none, once it answers.
+        Client::connect(&proxy.port.addr()).command("version").expect("an answer");
         if io_uring == "auto" && !has_ring("self") {
             return skipped("memory of an idle client over io_uring", "the system has none");
         }
