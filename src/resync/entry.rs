@@ -63,7 +63,7 @@ pub(super) enum End {
     Skipped,
     /// The target takes no such item, and holds nothing under the key.
     Refused,
-    /// Too many tries: to the end of the re-copy queue.
+    /// Too many tries, or too much memory at once: to the end of the re-copy queue.
     Requeue,
     /// The source has no cas ids (`-C`): to be begun anew and verified by content.
     NoCas,

@@ -328,3 +328,36 @@ fn take<'a>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::super::item::{Item, Seen};
+    use super::*;
+
+    fn read(bytes: usize) -> Entry {
+        let now = Instant::now();
+        let seen = Seen { ttl: -1, asked: now, answered: now, shown: None };
+        let value = Bytes::from(vec![b'x'; bytes - ENTRY_BYTES]);
+        let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, false);
+        entry.stage = Stage::Add(Item { value, flags: 0, cas: 1, seen, binary: false });
+        entry
+    }
+
+    /// What is put off holds no value, and one item is always brought, however large.
+    #[test]
+    fn a_batch_brings_its_budget_or_one_item() {
+        let brought = |budget, sizes: &[usize]| {
+            let mut brought = Brought { budget, bytes: 0, largest: 0 };
+            let mut entries: Vec<Entry> = sizes.iter().map(|&bytes| read(bytes)).collect();
+            entries.iter_mut().for_each(|entry| brought.weigh(entry));
+            let kept: Vec<bool> = entries.iter().map(|entry| matches!(entry.stage, Stage::Add(_))).collect();
+            (kept, brought.largest)
+        };
+        assert_eq!(brought(10_000, &[4_000, 4_000, 4_000, 2_000]), (vec![true, true, false, true], 4_000));
+        assert_eq!(brought(10_000, &[50_000, 1_000]), (vec![true, false], 50_000));
+        assert_eq!(brought(10_000, &[9_000, 50_000]), (vec![true, false], 50_000));
+    }
+}
