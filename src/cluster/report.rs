@@ -17,8 +17,15 @@ use super::summary::{NodeFacts, PairFacts, Summary};
 
 impl Cluster {
     pub(super) fn report(&self) -> Report {
-        let pairs: Vec<PairReport> = self.topology.pairs().map(|pair| self.pair_report(pair)).collect();
-        let summary = self.summary();
+        let pairs: Vec<(PairReport, PairFacts)> = self.topology.pairs().map(|pair| self.pair_report(pair)).collect();
+        let nodes: Vec<(NodeReport, NodeFacts)> = self.topology.nodes().map(|node| self.node_report(node)).collect();
+        let summary = Summary::of(
+            self.topology.has_backups(),
+            self.flush.is_active(),
+            pairs.iter().filter(|(pair, _)| pair.used).map(|(pair, facts)| (pair.name.as_str(), *facts)),
+            nodes.iter().map(|(node, facts)| (node.addr.as_str(), *facts)),
+        );
+        let pairs: Vec<PairReport> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let (state, percent) = self.yielding();
         Report {
             mode: self.mode(),
@@ -27,7 +34,7 @@ impl Cluster {
             copies_missing: pairs.iter().map(|pair| pair.copies_missing).sum(),
             pairs_missing_unknown: pairs.iter().filter(|pair| pair.missing_unknown).count(),
             pairs,
-            nodes: self.topology.nodes().map(|node| self.node_report(node)).collect(),
+            nodes: nodes.into_iter().map(|(node, _)| node).collect(),
             yielding: YieldReport { state, percent },
             verify: self.verify_report(),
             process: ProcessReport {
@@ -46,11 +53,12 @@ impl Cluster {
         }
     }
 
-    fn pair_report(&self, id: PairId) -> PairReport {
+    fn pair_report(&self, id: PairId) -> (PairReport, PairFacts) {
         let run = &self.pairs[id.index()];
-        let shown = self.pair_facts(id).shown();
+        let facts = self.pair_facts(id);
+        let shown = facts.shown();
         let leader = run.pair.state().leader().map(|place| self.node_at(id, place));
-        PairReport {
+        let report = PairReport {
             name: self.pair_name(id),
             used: self.topology.pair_is_used(id),
             state: shown.state,
@@ -59,16 +67,18 @@ impl Cluster {
             for_seconds: seconds(run.since),
             copies_missing: run.lone.len(),
             missing_unknown: run.lone.has_more(),
-        }
+        };
+        (report, facts)
     }
 
-    fn node_report(&self, node: NodeId) -> NodeReport {
+    fn node_report(&self, node: NodeId) -> (NodeReport, NodeFacts) {
         let run = &self.nodes[node.index()];
         let addr = self.topology.addr(node);
-        let shown = self.node_facts(node).shown();
+        let facts = self.node_facts(node);
+        let shown = facts.shown();
         let named = addr.host.parse::<std::net::IpAddr>().is_err();
         let sum = |counter: fn(&NodeStats) -> u64| self.stats.iter().map(|s| counter(&s.nodes[node.index()])).sum();
-        NodeReport {
+        let report = NodeReport {
             addr: addr.to_string(),
             place: self.topology.place(node),
             state: shown.state,
@@ -85,7 +95,8 @@ impl Cluster {
             losses: run.health.losses(),
             losses_by_reason: run.faults.clone(),
             for_seconds: seconds(run.since),
-        }
+        };
+        (report, facts)
     }
 
     fn resync_report(&self, node: NodeId) -> ResyncReport {
@@ -148,23 +159,6 @@ impl Cluster {
             drained: run.is_drained(),
             needy: needy.filter(|_| lacking.is_some() || run.job.is_some()),
         }
-    }
-
-    fn used_pairs(&self) -> impl Iterator<Item = PairId> {
-        self.topology.pairs().filter(|&pair| self.topology.pair_is_used(pair))
-    }
-
-    fn summary(&self) -> Summary {
-        let names: Vec<(String, PairFacts)> =
-            self.used_pairs().map(|pair| (self.pair_name(pair), self.pair_facts(pair))).collect();
-        let nodes: Vec<(String, NodeFacts)> =
-            self.topology.nodes().map(|node| (self.topology.addr(node).to_string(), self.node_facts(node))).collect();
-        Summary::of(
-            self.topology.has_backups(),
-            self.flush.is_active(),
-            names.iter().map(|(name, facts)| (name.as_str(), *facts)),
-            nodes.iter().map(|(name, facts)| (name.as_str(), *facts)),
-        )
     }
 
     fn counters_since_reset(&self) -> Vec<(&'static str, u64)> {
