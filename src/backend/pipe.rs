@@ -16,6 +16,10 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
+use crate::ids::{Incarnation, NodeId};
+use crate::progress::Progress;
+use crate::protocol::reply::ReplyLimits;
+
 use super::batch::{Batch, Effect};
 use super::blocks::{BLOCK_BYTES, Blocks};
 use super::deadline::{Limit, Patience, by};
@@ -23,9 +27,6 @@ use super::drain::Drain;
 use super::frame::{self, Frame, Span};
 use super::marker::{INCARNATION_KEY, is_unsure, parse_incarnation};
 use super::{Dial, NodeStream};
-use crate::ids::{Incarnation, NodeId};
-use crate::progress::Progress;
-use crate::protocol::reply::ReplyLimits;
 
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);

@@ -6,11 +6,11 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 use crate::progress::Progress;
+use crate::protocol::out::OutQueue;
 use crate::protocol::reply::ReplyLimits;
 
 use super::op::{Effect, Kind};
 use super::room;
-use crate::protocol::out::OutQueue;
 
 /// Keys that share one `get` line at most: it ends there, so that its first values come before
 /// long.

@@ -4,13 +4,12 @@
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term};
+use crate::protocol::out::OutQueue;
+use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::ReplyKind;
 use crate::protocol::request::Verb;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
-
-use crate::protocol::out::OutQueue;
-use crate::protocol::outcome::Outcome;
 
 /// What is done with the key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
-use super::*;
 use crate::protocol::request::{self, Limits, Parsed};
 use crate::ring::Topology;
+
+use super::*;
 
 const KINDS: [Kind; 14] = [
     Kind::Get,

@@ -9,13 +9,13 @@ use crate::protocol::answer;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{self, Parsed, Request, Verb};
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
+use crate::proxy::memory::FREE;
 use crate::proxy::memory::Memory;
 use crate::proxy::op::{Asker, ClientKey, Kind, Op, Origin};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
 use super::{Core, Outbox, resume_later};
-use crate::proxy::memory::FREE;
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;

@@ -1,9 +1,8 @@
 //! Connections: dialled, checked, broken, in doubt, late.
 
-use std::time::Duration;
-
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -14,11 +13,11 @@ use crate::protocol::reply::{Reply, ReplyKind};
 use crate::proxy::link::{Flight, LinkState, Sent, Unproven};
 use crate::proxy::op::Op;
 use crate::proxy::route::Route;
+use crate::rules::{Rule, holds};
 
 use super::Core;
 use super::messages::Event;
 use super::repairs::REPAIR_SEEN_US;
-use crate::rules::{Rule, holds};
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;

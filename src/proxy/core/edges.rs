@@ -8,10 +8,10 @@ use crate::protocol::reply::ReplyLimits;
 use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Origin, Stage};
 use crate::proxy::route::{Follower, Route};
+use crate::rules::{Rule, holds};
 
 use super::messages::{Command, Event, PeerMessage};
 use super::{Closing, Core, OUTCOME_UNKNOWN};
-use crate::rules::{Rule, holds};
 
 impl Core {
     /// Takes a message of another worker.

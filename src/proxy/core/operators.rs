@@ -6,10 +6,10 @@ use bytes::BytesMut;
 
 use crate::protocol::outcome::Outcome;
 use crate::protocol::request::{self, Parsed, Verb};
+use crate::proxy::client::{Access, Ended};
 use crate::proxy::op::ClientKey;
 
 use super::Core;
-use crate::proxy::client::{Access, Ended};
 
 /// memcached's own words to a client too many.
 pub const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";

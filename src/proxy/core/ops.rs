@@ -2,15 +2,15 @@
 
 use crate::expiry;
 use crate::ids::{NodeId, PairId};
+use crate::pair::Reason;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Kind, Op, Origin, Stage};
 use crate::proxy::route::{Follower, Route};
+use crate::rules::{Rule, holds};
 
 use super::orders::settlement;
 use super::{Core, OUTCOME_UNKNOWN};
-use crate::pair::Reason;
-use crate::rules::{Rule, holds};
 
 const READ_ONLY: Refusal = Refusal::Server(
     "the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read",

@@ -13,9 +13,9 @@ use std::collections::VecDeque;
 use crate::ids::{NodeId, PairId};
 use crate::proxy::link::{Flight, LinkState, Unproven};
 use crate::proxy::op::{Effect, Origin, Stage};
+use crate::rules::{Rule, holds};
 
 use super::Core;
-use crate::rules::{Rule, holds};
 
 /// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and
 /// the marker is read all the same.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use crate::expiry;
+use crate::expiry::clock;
 use crate::ids::{NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::number::parse_i64;
@@ -15,7 +16,6 @@ use crate::proxy::op::{Kind, Op, Repair, Stage};
 use crate::proxy::table::OpTable;
 
 use super::{Begun, Core, Fence, HeldItem, OUTCOME_UNKNOWN};
-use crate::expiry::clock;
 
 /// A repair that waits for a marker or a connection tries again so often.
 const REPAIR_RETRY_US: u64 = 10_000;

@@ -10,10 +10,10 @@ use bytes::BytesMut;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{self, Limits, Parsed};
 use crate::proxy::client::Ended;
+use crate::proxy::memory::FREE;
 use crate::proxy::op::ClientKey;
 
 use super::{Core, resume_later};
-use crate::proxy::memory::FREE;
 
 /// memcached's own words where a value finds no memory, and why.
 const NO_MEMORY: Refusal =

@@ -30,16 +30,7 @@ pub struct Memcached {
 
 impl Memcached {
     pub fn start(args: &[&str]) -> Memcached {
-        let mut node = Memcached {
-            host: "127.0.0.1".to_owned(),
-            port: Port::reserve(),
-            args: args.iter().map(|a| a.to_string()).collect(),
-            child: None,
-            log: tempfile::NamedTempFile::new().expect("temporary file"),
-            forwarder: None,
-            name: None,
-            network: None,
-        };
+        let mut node = Memcached::absent(args);
         node.restart();
         node
     }
@@ -69,16 +60,10 @@ impl Memcached {
     /// Another one on the same port of another loopback address, so that one name may lead to
     /// either.
     pub fn twin(&self, host: &str) -> Memcached {
-        let mut twin = Memcached {
-            host: host.to_owned(),
-            port: self.port.clone(),
-            args: self.args.clone(),
-            child: None,
-            log: tempfile::NamedTempFile::new().expect("temporary file"),
-            forwarder: None,
-            name: None,
-            network: None,
-        };
+        let mut twin = Memcached::absent(&[]);
+        twin.host = host.to_owned();
+        twin.port = self.port.clone();
+        twin.args.clone_from(&self.args);
         twin.name.clone_from(&self.name);
         twin.restart();
         twin

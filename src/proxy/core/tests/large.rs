@@ -1,21 +1,16 @@
 //! Large values: what is late, and what is asked at once.
 
-use crate::keys::{Missed, MissedBudget};
 use crate::progress::FLOOR;
-use crate::ring::Distribution;
 
 use super::super::*;
 use super::shell::take;
-use crate::ids::PairId;
+use super::waits::{PATIENCE_US, TIMEOUT_US, core};
 use crate::pair::Reason;
 use crate::proxy::link::LinkState;
-use crate::proxy::route::Follower;
 use bytes::BytesMut;
 
 const NODE: NodeId = NodeId(0);
 const ON_TIME: [bool; 0] = [];
-const TIMEOUT_US: u64 = 250_000;
-const PATIENCE_US: u64 = 2_000_000;
 
 /// A worker with one connection to one node that leads alone.
 pub(super) struct Alone {
@@ -26,24 +21,7 @@ pub(super) struct Alone {
 
 impl Alone {
     pub(super) fn new() -> Alone {
-        let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &[], Distribution::Modula));
-        let settings = CoreSettings {
-            worker: 0,
-            workers: 1,
-            lanes: 1,
-            timeout_us: TIMEOUT_US,
-            leader_timeout_us: PATIENCE_US,
-            item_size_max: 8 << 20,
-        };
-        let mut core = Core::new(settings, topology, Arc::new(WorkerStats::new(1)), Arc::default());
-        let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
-        let lone = Arc::new(crate::keys::Lone::new(Arc::new(MissedBudget::new(0))));
-        let flow =
-            Flow { leader: NODE, follower: Follower::None, term: None, writable: true, missed, lone, written: None };
-        core.command(Command::Open { pair: PairId(0), route: Route::Open(flow) });
-        core.command(Command::Allow { node: NODE, incarnation: None, life: 1 });
-        core.conn_up(NODE, 0);
-        Alone { core, told: 0 }
+        Alone { core: core(0, None), told: 0 }
     }
 
     pub(super) fn client(&mut self) -> u32 {

@@ -12,11 +12,11 @@ use bytes::BytesMut;
 use std::time::Duration;
 
 const A: NodeId = NodeId(0);
-const TIMEOUT_US: u64 = 250_000;
-const PATIENCE_US: u64 = 2_000_000;
+pub(super) const TIMEOUT_US: u64 = 250_000;
+pub(super) const PATIENCE_US: u64 = 2_000_000;
 
 /// One worker of a ring with one primary and several backups; `incarnation`: of the primary.
-fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
+pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
     let backups: Vec<_> = (0..backups).map(|i| format!("b{i}:1").parse().unwrap()).collect();
     let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &backups, Distribution::Modula));
     let settings = CoreSettings {
