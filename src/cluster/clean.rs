@@ -55,19 +55,17 @@ impl Cluster {
         let context = self.context(CancellationToken::new(), progress.clone(), coordinator);
         let mut mark = self.ring_of(node);
         mark.leftovers = Leftovers::Clean;
-        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
         self.nodes[node.index()].cleaning.under_way = true;
-        tokio::spawn(async move {
+        self.ask_node(node, |control| async move {
             let Outcome { result, drains, .. } = resync::clean(node, context).await;
             let result = match result {
                 Ok(()) => control.ring(incarnation, mark).await.map_err(CleanError::Mark),
                 Err(error) => Err(CleanError::Purge(error)),
             };
-            let _ =
-                internal.send(Internal::Cleaned { node, incarnation, deleted: progress.purged.load(Relaxed), result });
             // A late delete of a key that the node does not own does no harm; its connection is
             // kept until it is answered all the same.
-            futures::future::join_all(drains).await;
+            tokio::spawn(futures::future::join_all(drains));
+            Internal::Cleaned { node, incarnation, deleted: progress.purged.load(Relaxed), result }
         });
     }
 

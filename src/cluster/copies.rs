@@ -175,11 +175,10 @@ impl Cluster {
             let ticket = self.ticket(reply);
             let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair: id, key });
         }
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let settled = futures::future::join_all(answers).await;
             let mended = settled.iter().any(|s| matches!(s, Ok(Settled::Done | Settled::Superfluous)));
-            let _ = internal.send(Internal::Mended { pair: id, mended });
+            Internal::Mended { pair: id, mended }
         });
     }
 

@@ -127,11 +127,7 @@ impl Cluster {
     }
 
     fn await_flush(&self, due: u64, now: u64) {
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(due.saturating_sub(now))).await;
-            let _ = internal.send(Internal::FlushDue { due });
-        });
+        self.after(Duration::from_secs(due.saturating_sub(now)), Internal::FlushDue { due });
     }
 
     pub(super) fn flush_due(&mut self, due: u64) {
@@ -172,13 +168,12 @@ impl Cluster {
             .filter(|n| self.nodes[n.index()].health.is_up())
             .filter_map(|n| Some((n, self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
             .collect();
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let writes = nodes
                 .iter()
                 .map(async |(node, incarnation, control)| (*node, control.pending(*incarnation, &pending).await));
             let results = futures::future::join_all(writes).await;
-            let _ = internal.send(Internal::PendingRecorded { askers, results });
+            Internal::PendingRecorded { askers, results }
         });
     }
 
@@ -206,12 +201,7 @@ impl Cluster {
             // known to be.
             self.flush.unheard_since = since.or_else(|| Some(Instant::now()));
             self.flush.unrecorded.extend(askers);
-            let internal = self.internal.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(RECORD_RETRY).await;
-                let _ = internal.send(Internal::RetryPending);
-            });
-            return;
+            return self.after(RECORD_RETRY, Internal::RetryPending);
         }
         self.flush.recording = false;
         let answer: &[u8] = if recorded {
@@ -239,11 +229,8 @@ impl Cluster {
         match self.quiesce.clone().try_write_owned() {
             Ok(guard) => self.quiesced(guard),
             Err(_) => {
-                let (quiesce, internal) = (self.quiesce.clone(), self.internal.clone());
-                tokio::spawn(async move {
-                    let guard = quiesce.write_owned().await;
-                    let _ = internal.send(Internal::Quiesced { guard });
-                });
+                let quiesce = self.quiesce.clone();
+                self.spawn(async move { Internal::Quiesced { guard: quiesce.write_owned().await } });
             }
         }
     }
@@ -528,14 +515,13 @@ impl Cluster {
             .filter(|n| self.nodes[n.index()].health.is_up())
             .filter_map(|n| Some((self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
             .collect();
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
+        self.spawn(async move {
             let writes = nodes.iter().map(async |(incarnation, control)| {
                 // A node that fails now is noticed by its own probe.
                 control.record_where_possible(*incarnation, &records).await;
             });
             futures::future::join_all(writes).await;
-            let _ = internal.send(Internal::NobodyRecorded);
+            Internal::NobodyRecorded
         });
         true
     }

@@ -67,8 +67,8 @@ impl Cluster {
                 if found.is_some_and(|s| s.id != self.session.id)
                     && let Some(incarnation) = self.nodes[node.index()].incarnation
                 {
-                    let (control, session) = (self.controls[node.index()].clone(), self.session);
-                    tokio::spawn(async move {
+                    let session = self.session;
+                    self.tell_node(node, |control| async move {
                         // If this fails, the next probe finds the old session again.
                         let _ = control.session(incarnation, session).await;
                     });
@@ -83,9 +83,8 @@ impl Cluster {
 
     /// For the later proxy; it outlasts a few probes.
     fn leave_word(&self, node: NodeId) {
-        let (control, session) = (self.controls[node.index()].clone(), self.session.id);
-        let seconds = (4 * self.settings.probe_interval).as_secs() + 2;
-        tokio::spawn(async move {
+        let (session, seconds) = (self.session.id, (4 * self.settings.probe_interval).as_secs() + 2);
+        self.tell_node(node, |control| async move {
             // If this fails, the next probe repeats it.
             let _ = control.rival(session, seconds).await;
         });

@@ -109,7 +109,7 @@ impl Cluster {
             missed.insert(*pair, run.missed.clone());
             lone.insert(*pair, run.lone.clone());
         }
-        let (coordinator, mut questions) = mpsc::channel(16);
+        let (coordinator, questions) = mpsc::channel(16);
         let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
         (context.recopy, context.missed, context.written, context.lone) = (recopy, missed, written, lone);
         self.leave_verify_of(node);
@@ -140,24 +140,16 @@ impl Cluster {
             go: None,
             by_operator: run.operator,
         });
-        let internal = self.internal.clone();
-        let questions_to = internal.clone();
-        tokio::spawn(async move {
-            while let Some(event) = questions.recv().await {
-                if questions_to.send(Internal::Job { node, serial, event }).is_err() {
-                    return;
-                }
-            }
-        });
+        self.forward(questions, move |event| Internal::Job { node, serial, event });
         let job = tokio::spawn(resync::run(spec, context));
-        tokio::spawn(async move {
+        self.spawn(async move {
             let outcome = job.await.unwrap_or_else(|error| {
                 // A bug. The pairs must not wait for its end for ever; what it left on the node is
                 // purged by the next one.
                 tracing::error!(%error, "a resync broke off");
                 Outcome { result: Err(JobError::Aborted), drains: Vec::new(), undone: false }
             });
-            let _ = internal.send(Internal::JobEnded { node, serial, outcome: Box::new(outcome) });
+            Internal::JobEnded { node, serial, outcome: Box::new(outcome) }
         });
     }
 
@@ -361,12 +353,10 @@ impl Cluster {
             // that before they learn that the job is over: as `Recovering` they remember that the
             // follower holds a verified part, which leads if the source's memory proves gone. If it
             // lives (it closes idle connections, or takes no more), it keeps leading.
-            let (control, internal) = (self.controls[source.index()].clone(), self.internal.clone());
-            tokio::spawn(async move {
+            return self.ask_node(*source, |control| async move {
                 let probe = control.probe(&[]).await;
-                let _ = internal.send(Internal::SourceChecked { node, serial, outcome: Box::new(outcome), probe });
+                Internal::SourceChecked { node, serial, outcome: Box::new(outcome), probe }
             });
-            return;
         }
         self.job_over(node, serial, outcome);
     }
@@ -399,11 +389,7 @@ impl Cluster {
             return;
         }
         self.nodes[node.index()].drains += 1;
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
-            let end = drain.await;
-            let _ = internal.send(Internal::DrainDone { node, life, end });
-        });
+        self.spawn(async move { Internal::DrainDone { node, life, end: drain.await } });
     }
 
     /// Whether a resync of the node, over this pair among others, is under way or winding up.
@@ -423,24 +409,43 @@ impl Cluster {
             && !self.nodes[node.index()].cancelled
     }
 
+    /// A job is over: what it leaves behind is judged in this order, for each step goes by what the
+    /// ones before have told the pairs.
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
-        let place = self.topology.place(node);
         let Some(job) = self.nodes[node.index()].job.take_if(|j| j.serial == serial) else { return };
-        let addr = self.topology.addr(node).to_string();
-        for drain in outcome.drains {
+        let Outcome { result, drains, undone } = outcome;
+        for drain in drains {
             self.await_drain(drain);
         }
-        let progress = job.progress;
-        let elapsed = progress.elapsed();
+        if job.progress.incomplete() > 0 || !job.progress.evictions_known() {
+            self.evicted_during_fill(node, &job.progress);
+        }
+        let (reason, end) = self.tell_end(node, &job, &result);
+        self.give_comparing_up(node, &job, &result);
+        self.tell_pairs_of_end(node, &job, &result, reason, undone);
+        self.judge_awaited_leaders(node, &job);
+        let elapsed = job.progress.elapsed();
+        self.nodes[node.index()].last = Some(LastJob { fill: job.fill, progress: job.progress.clone(), elapsed, end });
+        match result {
+            Ok(()) => {
+                let run = &mut self.nodes[node.index()];
+                run.retry_after = RETRY_MIN;
+                run.operator = false;
+            }
+            Err(error) => self.try_again(node, &job, &error),
+        }
+        self.consider(node);
+    }
+
+    /// In the log; returns why pairs stay unfilled, and the word of the status.
+    fn tell_end(&self, node: NodeId, job: &JobRun, result: &Result<(), JobError>) -> (Reason, &'static str) {
+        let (addr, progress) = (self.topology.addr(node), &job.progress);
         let (copied, skipped, failed) =
             (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
-        let bytes = progress.sum(|p| &p.bytes);
-        if progress.incomplete() > 0 || !progress.evictions_known() {
-            self.evicted_during_fill(node, &progress);
-        }
-        let (reason, end) = match &outcome.result {
+        match result {
             Ok(()) => {
-                tracing::info!(node = %addr, copied, skipped, failed, bytes, elapsed = %humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64)),
+                let elapsed = Duration::from_millis(progress.elapsed().as_millis() as u64);
+                tracing::info!(node = %addr, copied, skipped, failed, bytes = progress.sum(|p| &p.bytes), elapsed = %humantime::format_duration(elapsed),
                     "resync done");
                 if failed > 0 {
                     tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
@@ -461,84 +466,96 @@ impl Cluster {
                 tracing::warn!(node = %addr, source = source.map(tracing::field::display), %error, copied, "resync ended early");
                 (reason, error.reason())
             }
-        };
-        if job.fill.compares() && outcome.result.is_err() {
-            let cannot = matches!(outcome.result, Err(JobError::CannotEnumerate { .. }));
-            for &(pair, _) in &job.pairs {
-                if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
-                    tracing::warn!(pair = %self.pair_name(pair), node = %addr, "the two copies cannot be compared: the node's is purged and filled");
-                    self.pairs[pair.index()].first_fill = None;
-                }
+        }
+    }
+
+    /// Copies that cannot be compared are purged and filled.
+    fn give_comparing_up(&mut self, node: NodeId, job: &JobRun, result: &Result<(), JobError>) {
+        let Err(error) = result else { return };
+        if !job.fill.compares() {
+            return;
+        }
+        let cannot = matches!(error, JobError::CannotEnumerate { .. });
+        for &(pair, _) in &job.pairs {
+            if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
+                tracing::warn!(pair = %self.pair_name(pair), node = %self.topology.addr(node), "the two copies cannot be compared: the node's is purged and filled");
+                self.pairs[pair.index()].first_fill = None;
             }
         }
-        for (pair, _) in &job.pairs {
+    }
+
+    fn tell_pairs_of_end(
+        &mut self,
+        node: NodeId,
+        job: &JobRun,
+        result: &Result<(), JobError>,
+        reason: Reason,
+        undone: bool,
+    ) {
+        let place = self.topology.place(node);
+        for &(pair, _) in &job.pairs {
             self.pairs[pair.index()].ready_reply = None;
             self.pairs[pair.index()].drained_reply = None;
             let state = self.pairs[pair.index()].pair.state();
-            if self.goes_on_adopting(*pair, node) {
+            if self.goes_on_adopting(pair, node) {
                 continue;
             }
-            if outcome.result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
-                self.apply(*pair, pair::Event::ResyncEnded(reason));
+            if result.is_err() && matches!(state, State::Recovering { leader } if leader != place) {
+                self.apply(pair, pair::Event::ResyncEnded(reason));
             } else if reason == Reason::CannotEnumerate {
-                self.apply(*pair, pair::Event::CannotEnumerate);
-            } else if outcome.undone
-                && !job.overtaken.contains(pair)
+                self.apply(pair, pair::Event::CannotEnumerate);
+            } else if undone
+                && !job.overtaken.contains(&pair)
                 && matches!(state, State::Dark { in_sync: Some(p), .. } if p != place)
             {
-                self.apply(*pair, pair::Event::Undone(place));
+                self.apply(pair, pair::Event::Undone(place));
             }
         }
-        // Leaders that proved empty while the job was ending: now it is known whether the follower
-        // may lead.
-        for (pair, source) in &job.pairs {
-            let awaited = matches!(self.pairs[pair.index()].pair.state(), State::Dark { in_sync: Some(p), .. } if p == place.other());
+    }
+
+    /// Leaders that proved empty while the job was ending: now it is known whether the follower may
+    /// lead.
+    fn judge_awaited_leaders(&mut self, node: NodeId, job: &JobRun) {
+        let leads = self.topology.place(node).other();
+        for &(pair, source) in &job.pairs {
+            let awaited =
+                matches!(self.pairs[pair.index()].pair.state(), State::Dark { in_sync: Some(p), .. } if p == leads);
             let source = &self.nodes[source.index()];
             // A source that is up and yet awaited came back without the memory that the pair waits
             // for.
             if awaited && (source.memory_gone || source.health.is_up()) {
                 let (reason, empty) = (source.reason, source.health.is_up() && source.empty);
-                self.apply(*pair, pair::Event::Lost(place.other(), Loss::MemoryGone, reason));
+                self.apply(pair, pair::Event::Lost(leads, Loss::MemoryGone, reason));
                 if empty {
-                    self.is_empty_of(*pair, place.other());
+                    self.is_empty_of(pair, leads);
                 }
             }
+        }
+    }
+
+    /// Who broke it is told, and the next try is due after a while.
+    fn try_again(&mut self, node: NodeId, job: &JobRun, error: &JobError) {
+        if let JobError::Target(error) = error {
+            self.fault(node, reason_of(error), true);
+        }
+        if let JobError::Source(source, _) = error {
+            self.nodes[source.index()].hint.notify_one();
+        }
+        if job.purge_only && !matches!(error, JobError::Aborted | JobError::Cancelled | JobError::Target(_)) {
+            // The other one does not wait for what may fail again and again.
+            for (pair, _) in &job.pairs {
+                self.pairs[pair.index()].missed.overflow();
+            }
+            self.consider_partners(node);
         }
         let run = &mut self.nodes[node.index()];
-        run.last = Some(LastJob { fill: job.fill, progress, elapsed, end });
-        match outcome.result {
-            Ok(()) => {
-                run.retry_after = RETRY_MIN;
-                run.operator = false;
-            }
-            Err(error) => {
-                if let JobError::Target(error) = &error {
-                    self.fault(node, reason_of(error), true);
-                }
-                if let JobError::Source(source, _) = &error {
-                    self.nodes[source.index()].hint.notify_one();
-                }
-                if job.purge_only && !matches!(error, JobError::Aborted | JobError::Cancelled | JobError::Target(_)) {
-                    // The other one does not wait for what may fail again and again.
-                    for (pair, _) in &job.pairs {
-                        self.pairs[pair.index()].missed.overflow();
-                    }
-                    self.consider_partners(node);
-                }
-                let run = &mut self.nodes[node.index()];
-                run.operator |= job.by_operator && error != JobError::Cancelled;
-                if !(job.purge_only && error == JobError::Aborted) {
-                    run.retry_pending = true;
-                    let (wait, internal) = (run.retry_after, self.internal.clone());
-                    run.retry_after = (run.retry_after * 2).min(RETRY_MAX);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(wait).await;
-                        let _ = internal.send(Internal::RetryRefill { node });
-                    });
-                }
-            }
+        run.operator |= job.by_operator && *error != JobError::Cancelled;
+        if !(job.purge_only && *error == JobError::Aborted) {
+            run.retry_pending = true;
+            let wait = run.retry_after;
+            run.retry_after = (wait * 2).min(RETRY_MAX);
+            self.after(wait, Internal::RetryRefill { node });
         }
-        self.consider(node);
     }
 }
 

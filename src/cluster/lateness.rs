@@ -70,11 +70,7 @@ impl Cluster {
     }
 
     fn ask_whether_it_answers(&self, node: NodeId) {
-        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
-        tokio::spawn(async move {
-            let result = control.probe(&[]).await;
-            let _ = internal.send(Internal::Alibi { node, result });
-        });
+        self.ask_node(node, |control| async move { Internal::Alibi { node, result: control.probe(&[]).await } });
     }
 
     fn others(&self, node: NodeId) -> Others {

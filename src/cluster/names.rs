@@ -22,7 +22,7 @@ use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
 
-use super::first::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
+use super::startup::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
 use super::{Cluster, Internal};
 
 /// The longest time between two look-ups of a lost node's name, whatever the probe interval.
@@ -260,11 +260,7 @@ impl Cluster {
             return;
         }
         tracing::debug!(node = %self.topology.addr(node), %from, %to, "its name leads elsewhere");
-        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
-        tokio::spawn(async move {
-            let found = control.peek(to).await;
-            let _ = internal.send(Internal::Peeked { node, to, found });
-        });
+        self.ask_node(node, move |control| async move { Internal::Peeked { node, to, found: control.peek(to).await } });
     }
 
     /// What memory there is at the address that a name leads to.

@@ -183,11 +183,7 @@ impl Cluster {
     }
 
     fn record_again(&self, id: PairId, epoch: Epoch) {
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(RECORD_RETRY).await;
-            let _ = internal.send(Internal::RetryRecord { pair: id, epoch });
-        });
+        self.after(RECORD_RETRY, Internal::RetryRecord { pair: id, epoch });
     }
 
     /// A node that is full to the brim (`-M`) cannot store the record: its keys can be read, but a

@@ -71,7 +71,7 @@ impl Cluster {
         }
         let progress = Arc::new(VerifyProgress::default());
         let cancel = CancellationToken::new();
-        let (coordinator, mut questions) = mpsc::channel(16);
+        let (coordinator, questions) = mpsc::channel(16);
         let running = Running {
             cancel: cancel.clone(),
             leave: pairs.iter().map(|p| (p.pair, p.leave.clone())).collect(),
@@ -90,19 +90,11 @@ impl Cluster {
         };
         let context = self.context(cancel, Arc::new(Progress::new([])), mpsc::channel(1).0);
         self.scrubs.running = Some(running);
-        let internal = self.internal.clone();
-        let ended = internal.clone();
-        tokio::spawn(async move {
-            while let Some(event) = questions.recv().await {
-                if internal.send(Internal::Verify { event }).is_err() {
-                    return;
-                }
-            }
-        });
+        self.forward(questions, |event| Internal::Verify { event });
         let scrub = tokio::spawn(verify(work, context));
-        tokio::spawn(async move {
+        self.spawn(async move {
             let result = scrub.await.unwrap_or(Err(JobError::Aborted));
-            let _ = ended.send(Internal::VerifyEnded { result });
+            Internal::VerifyEnded { result }
         });
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::resync::Fill;
 
 /// What one node of a pair shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Seen {
+pub(super) enum Seen {
     /// It does not answer.
     Unreachable,
     /// It carries no valid marker: a fresh process, or one that the proxy has never seen, or that
@@ -50,26 +50,26 @@ impl Seen {
 
 /// What is known of a pair when the proxy starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Knowledge {
+pub(super) struct Knowledge {
     /// What the primary shows.
-    pub(crate) primary: Seen,
+    pub(super) primary: Seen,
     /// What the backup shows.
-    pub(crate) backup: Seen,
+    pub(super) backup: Seen,
     /// The newest record of the pair on any node that answers.
-    pub(crate) newest: Option<Record>,
+    pub(super) newest: Option<Record>,
     /// Whether the last proxy that used both nodes stopped cleanly.
-    pub(crate) clean: bool,
+    pub(super) clean: bool,
 }
 
 /// What becomes of the pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Decision {
+pub(super) struct Decision {
     /// Its first state.
-    pub(crate) state: State,
+    pub(super) state: State,
     /// How the other node is made equal, where a refill would lose what it holds.
-    pub(crate) fill: Option<Fill>,
+    pub(super) fill: Option<Fill>,
     /// Nobody can be trusted before more nodes answer: then the table is asked again.
-    pub(crate) waits: bool,
+    pub(super) waits: bool,
 }
 
 impl Decision {
@@ -99,7 +99,7 @@ impl Decision {
     }
 }
 
-pub(crate) fn decide(known: &Knowledge) -> Decision {
+pub(super) fn decide(known: &Knowledge) -> Decision {
     use Place::{Backup, Primary};
     let seen = |place| if place == Primary { known.primary } else { known.backup };
     let both_empty = known.primary.is_empty() && known.backup.is_empty();

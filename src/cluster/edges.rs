@@ -1,0 +1,203 @@
+//! Edges: a pair learns something, and what follows from that reaches workers and nodes.
+
+use tokio::time::Instant;
+
+use crate::backend::marker::Fact;
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, State};
+use crate::proxy::{Command, Flow, Follower, Route};
+
+use super::Cluster;
+
+impl Cluster {
+    /// The only way a pair learns anything.
+    pub(super) fn apply(&mut self, id: PairId, event: pair::Event) {
+        let run = &mut self.pairs[id.index()];
+        let (before, adopting) = (run.pair.state(), run.adopting);
+        let effects = run.pair.apply(event);
+        let after = run.pair.state();
+        if before != after {
+            run.was_mirrored = false;
+            // From the next open gate on a write may miss the follower, or a copy may stand there.
+            run.adopting &= matches!(after, State::Recovering { .. });
+            run.since = Instant::now();
+            if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
+                run.missed.overflow();
+            }
+            if matches!(event, pair::Event::Distrust(_)) || after == State::Mirrored {
+                run.first_fill = None;
+            }
+            if before == State::Mirrored {
+                self.leave_verify(id);
+            }
+            if let State::Degraded { .. } = after {
+                self.overtake_job_of(id);
+            }
+            if (before, after) == (State::Mirrored, State::Degraded { leader: Place::Backup }) {
+                self.lose_only_copies(id);
+            }
+            self.log_state(id, before);
+        }
+        if let pair::Event::Lost(place, loss, _) = event {
+            self.pairs[id.index()].forget_fill(before, place, loss);
+        }
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        if let (State::Recovering { leader }, State::Dark { .. }, true) = (before, after, adopting) {
+            self.adoption_lost_its_leader(id, leader, event);
+        }
+        self.answer_job(id);
+        self.end_wait_for_leader(id);
+        if before != after {
+            for place in [Place::Primary, Place::Backup] {
+                self.consider(self.node_at(id, place));
+            }
+        }
+    }
+
+    /// What `work` makes of several pairs is told in one line for all that change alike.
+    pub(super) fn told_together(&mut self, work: impl FnOnce(&mut Cluster)) {
+        if self.edges.is_some() {
+            return work(self);
+        }
+        self.edges = Some(Vec::new());
+        work(self);
+        let mut edges = self.edges.take().unwrap_or_default();
+        while let Some(&(first, before)) = edges.first() {
+            let known = |id: PairId| (self.pairs[id.index()].pair.state().word(), self.pairs[id.index()].pair.reason());
+            let (alike, others): (Vec<_>, Vec<_>) =
+                edges.into_iter().partition(|&(id, from)| (from, known(id)) == (before, known(first)));
+            self.log_edge(first, before, alike.len());
+            edges = others;
+        }
+    }
+
+    fn log_state(&mut self, id: PairId, before: State) {
+        if !self.topology.pair_is_used(id) {
+            let to = self.pairs[id.index()].pair.state().word();
+            return tracing::debug!(pair = %self.pair_name(id), from = before.word(), to, "a pair that never gets a key changed");
+        }
+        match &mut self.edges {
+            Some(edges) => edges.push((id, before)),
+            None => self.log_edge(id, before, 1),
+        }
+    }
+
+    /// `pairs`: so many changed alike, this one among them.
+    fn log_edge(&self, id: PairId, before: State, pairs: usize) {
+        let pair = &self.pairs[id.index()].pair;
+        let leader =
+            pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
+        let name = self.pair_name(id);
+        let (from, to, reason) = (before.word(), pair.state().word(), pair.reason());
+        match pair.state() {
+            State::Dark { .. } if self.pairs[id.index()].undecided && pairs == 1 => {
+                tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");
+            }
+            State::Dark { .. } if pairs == 1 => {
+                tracing::error!(pair = %name, from, to, %leader, %reason, "pair is dark: its keys are refused");
+            }
+            State::Dark { .. } => {
+                tracing::error!(pairs, first = %name, from, to, %reason, "pairs are dark: their keys are refused");
+            }
+            State::Degraded { .. } if before == State::Mirrored && pairs == 1 => {
+                tracing::warn!(pair = %name, from, to, %leader, %reason, "pair is degraded: one copy left");
+            }
+            State::Degraded { .. } if before == State::Mirrored => {
+                tracing::warn!(pairs, first = %name, from, to, %reason, "pairs are degraded: one copy left");
+            }
+            _ if pairs == 1 => tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed"),
+            _ => tracing::info!(pairs, first = %name, from, to, %reason, "pairs changed"),
+        }
+    }
+
+    fn carry_out(&mut self, id: PairId, effect: pair::Effect) {
+        match effect {
+            pair::Effect::Close { void } => {
+                let void = void.map(|place| self.node_at(id, place));
+                self.pairs[id.index()].flush_closed = false;
+                self.pairs[id.index()].held_for_flush = false;
+                self.pairs[id.index()].record_refused = false;
+                self.close(id, void);
+            }
+            pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),
+            pair::Effect::RecordFilling { on } => self.record_filling(id, on),
+            pair::Effect::RecordSync { follower } => self.record(id, Fact::Sync, vec![follower, follower.other()]),
+            pair::Effect::Open => {
+                if self.flush.holds_gates() {
+                    self.pairs[id.index()].held_for_flush = true;
+                    self.flush_progress();
+                } else {
+                    self.publish(id);
+                }
+            }
+            pair::Effect::FinishCopies => {
+                if let Some(reply) = self.pairs[id.index()].ready_reply.take() {
+                    let _ = reply.send(true);
+                } else {
+                    // Nobody copies any more: the job ended in between, and its end brings the pair
+                    // back to Degraded.
+                    self.apply(id, pair::Event::Drained(false));
+                }
+            }
+            pair::Effect::AbortResync => self.abort_job_of(id),
+        }
+    }
+
+    pub(super) fn close(&mut self, id: PairId, void: Option<NodeId>) {
+        let run = &mut self.pairs[id.index()];
+        run.round += 1;
+        run.unconfirmed = (0..self.workers.len() as u16).collect();
+        for worker in &self.workers {
+            let _ = worker.send(Command::Close { pair: id, void, round: run.round });
+        }
+    }
+
+    /// Tells the workers the route of the pair's present state.
+    pub(super) fn publish(&mut self, id: PairId) {
+        self.remember_writes(id);
+        let route = self.route(id);
+        if let Route::Open(flow) = &route {
+            // From now on items may be written to them: emptiness that was proved before proves
+            // nothing any more.
+            for node in std::iter::once(flow.leader).chain(flow.follower.node()) {
+                self.nodes[node.index()].empty = false;
+            }
+        }
+        let run = &mut self.pairs[id.index()];
+        if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
+            run.missed.reset();
+            run.kept.mirrored();
+            // What the follower was refused while it was filled it lacks also after its next
+            // absence.
+            run.lone.after(None, usize::MAX).iter().for_each(|key| run.missed.insert(key));
+            run.first_fill = None;
+            run.was_mirrored = true;
+        }
+        run.held_for_flush = false;
+        run.flush_closed = false;
+        if !self.awaits_first_leader(id) {
+            for worker in &self.workers {
+                let _ = worker.send(Command::Open { pair: id, route: route.clone() });
+            }
+        }
+        // A refill begins only behind an open gate.
+        for place in [Place::Primary, Place::Backup] {
+            self.consider(self.node_at(id, place));
+        }
+    }
+
+    pub(super) fn route(&self, id: PairId) -> Route {
+        let run = &self.pairs[id.index()];
+        let Some(leader) = run.pair.state().leader() else { return Route::Dark(run.pair.reason()) };
+        let follower = match run.pair.state() {
+            State::Mirrored => self.topology.node_at(id, Place::Backup).map_or(Follower::None, Follower::InSync),
+            State::Recovering { leader } => Follower::Filling(self.node_at(id, leader.other()), run.recopy.clone()),
+            _ => Follower::None,
+        };
+        let term = self.topology.has_backups().then(|| run.pair.term());
+        let (missed, lone, written) = (run.missed.clone(), run.lone.clone(), run.written.clone());
+        Route::Open(Flow { leader: self.node_at(id, leader), follower, term, writable: true, missed, lone, written })
+    }
+}

@@ -1,0 +1,227 @@
+//! What the loop hears: from workers, and from tasks of its own, each of whose ends is an event.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
+
+use crate::backend::{DrainEnd, MarkError, NodeControl, NodeError, NodeView, Probe};
+use crate::expiry::Offset;
+use crate::ids::{Epoch, Incarnation, NodeId, PairId};
+use crate::pair::{self, Gate};
+use crate::proxy::Event;
+use crate::resync::{JobError, JobEvent, Outcome, VerifyEvent};
+
+use super::Cluster;
+use super::ask::Asker;
+use super::clean::CleanError;
+
+/// What the control plane's own tasks report.
+pub(super) enum Internal {
+    // ---- nodes: probed, looked at, taken back ---------------------------------------------------
+    /// The prober's last probe ended.
+    Probed { node: NodeId, result: Result<Probe, NodeError> },
+    /// A probe is unanswered for so long, and goes on.
+    ProbeAwaited { node: NodeId, age: Duration },
+    /// The node was asked because others are late.
+    Alibi { node: NodeId, result: Result<Probe, NodeError> },
+    /// A lost node that answers again was looked at.
+    Viewed { node: NodeId, result: Result<NodeView, NodeError> },
+    /// It carries this proxy's markers now, or refused them.
+    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<(), MarkError> },
+    /// A node in use lacked a marker and was looked at. `told`: connections wait for a word.
+    EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
+    /// What was evicted was written again, or not.
+    Restored { node: NodeId, incarnation: Incarnation, result: Result<(), MarkError> },
+    /// A connection that was given up with commands unanswered has ended. `life`: of the address
+    /// that it was to.
+    DrainDone { node: NodeId, life: u64, end: DrainEnd },
+    /// A measurement of its clock.
+    Clock { node: NodeId, offset: Offset },
+    /// A host name was looked up, for all nodes that bear it.
+    LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
+    /// Which memory there is at an address that a name leads to.
+    Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
+    /// Keys that the node does not own were deleted, so many, or not all.
+    Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), CleanError> },
+
+    // ---- pairs: records, and the first leader ---------------------------------------------------
+    /// The state of that epoch is recorded where it must be; or this node keeps it from that.
+    Recorded { pair: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)> },
+    /// Such a record is due to be tried again.
+    RetryRecord { pair: PairId, epoch: Epoch },
+    /// The pair's requests have waited long enough for the node that is being emptied to lead.
+    WaitedForLeader { pair: PairId },
+
+    // ---- refills --------------------------------------------------------------------------------
+    /// A job asks or tells something. Answers go with the event.
+    Job { node: NodeId, serial: u64, event: JobEvent },
+    /// A job is over.
+    JobEnded { node: NodeId, serial: u64, outcome: Box<Outcome> },
+    /// A job that is over had lost its source, which was asked whether it lives.
+    SourceChecked { node: NodeId, serial: u64, outcome: Box<Outcome>, probe: Result<Probe, NodeError> },
+    /// The pause after a refill that failed is over.
+    RetryRefill { node: NodeId },
+
+    // ---- copies compared, and single keys mended ------------------------------------------------
+    /// The scrub asks or tells something.
+    Verify { event: VerifyEvent },
+    /// The scrub is over.
+    VerifyEnded { result: Result<(), JobError> },
+    /// The tick of [`super::copies`].
+    LookForCopies,
+    /// Some of a pair's lone keys were tried. `mended`: one of them has two copies now.
+    Mended { pair: PairId, mended: bool },
+
+    // ---- flush_all ------------------------------------------------------------------------------
+    /// No copy is in flight, and none begins while `guard` is held.
+    Quiesced { guard: OwnedRwLockWriteGuard<()> },
+    /// A node has not answered its flush for so long, which goes on.
+    FlushAwaited { node: NodeId, age: Duration },
+    /// A node answered its flush. `drain`: it may still take effect, over a connection to that one
+    /// of the node's addresses, whose end is a [`Internal::DrainDone`].
+    Flushed { node: NodeId, result: Result<(), MarkError>, drain: Option<u64> },
+    /// That pairs which were dark have no copy left is written where it could be.
+    NobodyRecorded,
+    /// A delayed flush is due.
+    FlushDue { due: u64 },
+    /// The delayed flushes were written on each of these nodes, or not; the clients wait for that.
+    PendingRecorded { askers: Vec<Asker>, results: Vec<(NodeId, Result<(), MarkError>)> },
+    /// They are to be written again.
+    RetryPending,
+}
+
+impl Cluster {
+    pub(super) fn worker_said(&mut self, event: Event) {
+        match event {
+            Event::Closed { worker, pair, round } => {
+                let run = &mut self.pairs[pair.index()];
+                if run.round == round && run.unconfirmed.remove(&worker) && run.unconfirmed.is_empty() {
+                    if run.pair.gate() == Gate::Closing {
+                        self.apply(pair, pair::Event::Closed);
+                    } else {
+                        run.flush_closed = true;
+                    }
+                    self.flush_progress();
+                }
+            }
+            Event::Fault { node, life, reason } => {
+                if self.is_of_its_life(node, life) {
+                    self.fault(node, reason, false);
+                }
+            }
+            Event::Late { node, life, age } => {
+                if self.is_of_its_life(node, life) {
+                    self.late(node, age);
+                }
+            }
+            Event::Undrained { worker, node } => {
+                self.nodes[node.index()].undrained.insert(worker);
+                self.consider_partners(node);
+            }
+            Event::Drained { worker, node } => {
+                self.nodes[node.index()].undrained.remove(&worker);
+                self.consider(node);
+            }
+            Event::Left { worker, node, address, owing } => self.left(worker, node, address, owing),
+            Event::Abandoned { node } => self.abandoned(node),
+            Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
+            Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
+            Event::Ask { worker, client, slot, question } => self.asked(Asker { worker, client, slot }, question),
+        }
+    }
+
+    pub(super) fn own_task_said(&mut self, internal: Internal) {
+        match internal {
+            Internal::Probed { node, result } => self.probed(node, result),
+            Internal::Alibi { node, result } => self.alibi(node, result),
+            Internal::Viewed { node, result } => self.viewed(node, result),
+            Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
+            Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
+            Internal::Clock { node, offset } => self.clock_measured(node, offset),
+            Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),
+            Internal::RetryRecord { pair, epoch } => self.retry_record(pair, epoch),
+            Internal::Job { node, serial, event } => self.job_said(node, serial, event),
+            Internal::JobEnded { node, serial, outcome } => self.job_ended(node, serial, *outcome),
+            Internal::SourceChecked { node, serial, outcome, probe } => {
+                self.source_checked(node, serial, *outcome, probe)
+            }
+            Internal::Verify { event } => self.verify_said(event),
+            Internal::VerifyEnded { result } => self.verify_ended(result),
+            Internal::LookForCopies => self.look_for_copies(),
+            Internal::Mended { pair, mended } => self.mended(pair, mended),
+            Internal::Restored { node, incarnation, result } => self.restored(node, incarnation, result),
+            Internal::DrainDone { node, life, end } => self.drained(node, life, end),
+            Internal::Peeked { node, to, found } => self.peeked(node, to, found),
+            Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
+            Internal::RetryRefill { node } => {
+                self.nodes[node.index()].retry_pending = false;
+                self.consider(node);
+            }
+            Internal::Quiesced { guard } => self.quiesced(guard),
+            Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
+            Internal::ProbeAwaited { node, age } => self.probe_awaited(node, age),
+            Internal::RetryPending => self.retry_pending(),
+            Internal::FlushAwaited { node, age } => self.flush_awaited(node, age),
+            Internal::FlushDue { due } => self.flush_due(due),
+            Internal::NobodyRecorded => self.nobody_recorded(),
+            Internal::WaitedForLeader { pair } => self.end_wait_for_leader(pair),
+            Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
+            Internal::Cleaned { node, incarnation, deleted, result } => {
+                self.cleaned(node, incarnation, deleted, result)
+            }
+        }
+    }
+
+    // ---- tasks ----------------------------------------------------------------------------------
+
+    /// Runs `work` beside the loop, on the same thread; what it comes to is an event.
+    pub(super) fn spawn(&self, work: impl Future<Output = Internal> + Send + 'static) {
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            // Nobody hears it once the loop has ended.
+            let _ = internal.send(work.await);
+        });
+    }
+
+    /// Asks a node; its answer comes back as an event.
+    pub(super) fn ask_node<W>(&self, node: NodeId, ask: impl FnOnce(Arc<NodeControl>) -> W)
+    where
+        W: Future<Output = Internal> + Send + 'static,
+    {
+        self.spawn(ask(self.controls[node.index()].clone()));
+    }
+
+    /// Tells a node something. What becomes of it is nobody's concern, or another event's.
+    pub(super) fn tell_node<W>(&self, node: NodeId, tell: impl FnOnce(Arc<NodeControl>) -> W)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(tell(self.controls[node.index()].clone()));
+    }
+
+    /// `event` comes after so long.
+    pub(super) fn after(&self, wait: Duration, event: Internal) {
+        self.spawn(async move {
+            tokio::time::sleep(wait).await;
+            event
+        });
+    }
+
+    /// What a job asks comes as events, until it ends.
+    pub(super) fn forward<Q: Send + 'static>(
+        &self,
+        mut questions: mpsc::Receiver<Q>,
+        event: impl Fn(Q) -> Internal + Send + 'static,
+    ) {
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                if internal.send(event(question)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! The return of a node: it is looked at, marked, and taken back with what it holds.
+
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use crate::ambient;
+use crate::backend::{DrainEnd, MarkError, NodeError, NodeView};
+use crate::ids::{Incarnation, NodeId, PairId};
+use crate::pair::{self, Loss, Reason, State};
+use crate::resync::Fill;
+use crate::rules::{Rule, holds};
+
+use super::{Cluster, Internal, QUIET_PERIOD};
+
+impl Cluster {
+    pub(super) fn look(&mut self, node: NodeId) {
+        self.nodes[node.index()].looking = true;
+        let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
+        self.ask_node(node, move |control| async move { Internal::Viewed { node, result: control.view(pairs).await } });
+    }
+
+    /// A lost node answers well again: what does it hold?
+    pub(super) fn viewed(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
+        let known = self.nodes[node.index()].incarnation;
+        let moved = |view: &NodeView| view.life != self.address_life(node) && holds(Rule::OneAddressAConnection);
+        if result.as_ref().is_ok_and(moved) {
+            // That was another server.
+            self.nodes[node.index()].looking = false;
+            return;
+        }
+        let needed = self.probes_needed(node);
+        let view = match result {
+            Ok(view) => view,
+            Err(error) => {
+                self.nodes[node.index()].looking = false;
+                self.nodes[node.index()].health.bad_probe();
+                tracing::debug!(node = %self.topology.addr(node), %error, "a node that answered probes cannot be looked at");
+                return;
+            }
+        };
+        self.judge_terms(node, &view);
+        let run = &mut self.nodes[node.index()];
+        if !run.health.is_tried(needed) && !run.is_new_and_empty(&view) {
+            // Another memory, and not a new process: it is probed as often as any.
+            run.looking = false;
+            return;
+        }
+        if !self.marked() {
+            self.nodes[node.index()].looking = false;
+            self.stamp(node);
+            return self.take_back(node, view, None);
+        }
+        self.learn_period(&view);
+        let ours = self.is_ours(node, &view);
+        // A memory that this proxy has marked itself needs no other witness: the ring marker may
+        // have been evicted.
+        let same = known.map_or(ours, |k| view.incarnation == Some(k));
+        let incarnation = match view.incarnation {
+            Some(found) if same => found,
+            _ => Incarnation(ambient::random_u64()),
+        };
+        self.outrank_records(&view);
+        if let Some(found) = &view.pending {
+            self.learn_pending(found);
+        }
+        if known.is_none() || !same {
+            let decided = self.topology.pairs_of(node).all(|p| !self.pairs[p.index()].undecided);
+            self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
+        }
+        // Another proxy that took the node over while it was away keeps its session there: the
+        // probes judge it.
+        let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
+        let session = taken.unwrap_or(self.session);
+        let ring = self.ring_of(node);
+        // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
+        let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id)
+            || self.nodes[node.index()].abandoned;
+        self.ask_node(node, move |control| async move {
+            if unquiet && holds(Rule::QuietPeriodAfterCrash) {
+                tokio::time::sleep(QUIET_PERIOD).await;
+            }
+            let result = control.mark(&view, incarnation, ring, session).await;
+            Internal::Marked { node, view: Box::new(view), incarnation, result }
+        });
+    }
+
+    pub(super) fn marked_node(
+        &mut self,
+        node: NodeId,
+        view: NodeView,
+        incarnation: Incarnation,
+        result: Result<(), MarkError>,
+    ) {
+        self.nodes[node.index()].looking = false;
+        if view.life != self.address_life(node) && holds(Rule::OneAddressAConnection) {
+            // That was another server.
+            return;
+        }
+        match result {
+            // Workers told only during the look that old commands may still be executed there: it
+            // is looked at again. So is one that came in the middle of a flush, which ends what it
+            // holds.
+            Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
+            Ok(()) => self.take_back(node, view, Some(incarnation)),
+            Err(error) => {
+                self.nodes[node.index()].health.bad_probe();
+                tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node that came back");
+            }
+        }
+    }
+
+    fn take_back(&mut self, node: NodeId, view: NodeView, incarnation: Option<Incarnation>) {
+        let place = self.topology.place(node);
+        let now = self.now();
+        let first = self.nodes[node.index()].view.is_none();
+        let same = incarnation.is_some() && view.incarnation == incarnation && !first;
+        if !same {
+            for pair in self.topology.pairs_of(node) {
+                // The list of what the other one missed still tells what is true there.
+                let listed = self.may_lead_with_rest(pair, place.other());
+                let run = &mut self.pairs[pair.index()];
+                run.kept.lost_by(place);
+                if !listed {
+                    run.missed.overflow();
+                }
+                if !first && run.first_fill == Some(Fill::Adopt) {
+                    // What was to be adopted is gone, or who was to adopt it.
+                    run.first_fill = None;
+                }
+            }
+        }
+        self.settle_address(node);
+        let abandoned = std::mem::take(&mut self.nodes[node.index()].abandoned);
+        if abandoned {
+            self.forget_missed_on(node);
+        }
+        let run = &mut self.nodes[node.index()];
+        run.health.back(now);
+        run.away.store(false, Ordering::Relaxed);
+        run.reason = if same { Reason::MarkerStale } else { Reason::Empty };
+        // What an abandoned connection holds may have landed since.
+        run.empty = view.curr_items == 0 && !abandoned;
+        run.incarnation = incarnation;
+        run.memory_gone = false;
+        run.since = Instant::now();
+        tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
+        let empty = run.empty;
+        if first {
+            self.judge_resumption(node, &view);
+        }
+        let record_of = |pair: PairId| self.record_in(&view, pair);
+        let full: Vec<PairId> = self
+            .topology
+            .pairs_of(node)
+            .filter(|_| self.is_ours(node, &view))
+            .filter(|&p| record_of(p).map_or(self.leads_adoption(p, place), |r| r.full_at(place)))
+            .collect();
+        let run = &mut self.nodes[node.index()];
+        run.retry_after = super::jobs::RETRY_MIN;
+        run.view = Some(view);
+        run.kept_memory = same;
+        self.begin_life(node);
+        self.measure_clock(node);
+        self.allow(node);
+        self.tell_item_limit();
+        for pair in self.topology.pairs_of(node) {
+            if incarnation.is_none() {
+                self.pairs[pair.index()].undecided = false;
+                self.apply(pair, pair::Event::TakenBack(place));
+                continue;
+            }
+            if self.pairs[pair.index()].undecided {
+                self.decide(pair, false);
+            } else if same || (first && full.contains(&pair)) {
+                // `first`: it was recorded as the one in sync before this proxy ran, and has kept
+                // that memory.
+                self.apply(pair, pair::Event::BackSame(place));
+            } else if first && self.follows_in_adoption(pair, place) {
+                // What it holds counts, but for what clients have written since.
+            } else if self.awaits_undo(pair, place) {
+                // The other node's resync is still winding up: only at its end is it known whether
+                // that one may lead.
+                self.nodes[node.index()].memory_gone = true;
+            } else {
+                self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
+                if empty {
+                    self.is_empty_of(pair, place);
+                }
+            }
+        }
+        if incarnation.is_none() {
+            self.nodes[node.index()].reason = Reason::None;
+        }
+        self.consider(node);
+        // Nodes whose refill waited for this one as their source.
+        self.consider_partners(node);
+    }
+
+    /// Commands that were given up unanswered may have taken effect on the node, in whatever order:
+    /// where another one leads, all of it is purged.
+    fn forget_missed_on(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        for pair in self.topology.pairs_of(node) {
+            let run = &mut self.pairs[pair.index()];
+            if run.pair.state().leader() == Some(place.other()) {
+                run.missed.overflow();
+            }
+        }
+    }
+
+    /// A connection of the control plane that was given up has ended.
+    pub(super) fn drained(&mut self, node: NodeId, life: u64, end: DrainEnd) {
+        if life == self.address_life(node) {
+            if end == DrainEnd::Abandoned {
+                self.abandoned(node);
+            }
+            let run = &mut self.nodes[node.index()];
+            run.drains = run.drains.saturating_sub(1);
+            self.consider(node);
+        }
+    }
+
+    /// Old faults count no more, unless a pair still waits for the node by its old route: a last
+    /// full copy that was only late.
+    fn begin_life(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        let named = |pair: PairId| match self.pairs[pair.index()].pair.state() {
+            State::Mirrored | State::Recovering { .. } => true,
+            State::Degraded { leader } => leader == place,
+            State::Dark { .. } => false,
+        };
+        if !self.topology.pairs_of(node).any(named) {
+            self.nodes[node.index()].life += 1;
+        }
+    }
+}

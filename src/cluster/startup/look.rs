@@ -1,0 +1,98 @@
+//! The first look: what every node holds when the proxy starts.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ambient;
+use crate::backend::marker::Session;
+use crate::backend::{NodeControl, NodeError, NodeView};
+use crate::cluster::Cluster;
+use crate::cluster::names::look_for;
+use crate::cluster::nodes::reason_of;
+use crate::ids::Incarnation;
+use crate::pair::Reason;
+
+/// Looks at a node that refuses or breaks connections before it counts as away, and the pause
+/// between them.
+pub(in crate::cluster) const FIRST_LOOKS: usize = 3;
+pub(in crate::cluster) const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// One connection that breaks is no reason to let the other node lead with what it has.
+async fn first_look(control: &NodeControl, pairs: usize) -> Result<NodeView, NodeError> {
+    let mut looked = control.view(pairs).await;
+    for _ in 1..FIRST_LOOKS {
+        if !matches!(looked, Err(NodeError::Reset | NodeError::Refused)) {
+            break;
+        }
+        tokio::time::sleep(FIRST_LOOK_PAUSE).await;
+        looked = control.view(pairs).await;
+    }
+    looked
+}
+
+impl Cluster {
+    pub(super) async fn look_at_all(&mut self, pairs: usize) {
+        let patience = 2 * self.settings.timeout.max(self.settings.probe_timeout);
+        let looks = self.topology.nodes().map(|node| {
+            let (control, name) = (&self.controls[node.index()], &self.nodes[node.index()].name);
+            look_for(&self.names, name, node, patience, move || first_look(control, pairs))
+        });
+        let views = futures::future::join_all(looks).await;
+        for (node, view) in self.topology.nodes().zip(views) {
+            match view {
+                Ok(view) => {
+                    self.nodes[node.index()].view = Some(view);
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
+                    let run = &mut self.nodes[node.index()];
+                    // What it said before it broke off is not unsaid.
+                    run.unmarked = run.view.take();
+                    run.reason = reason_of(&error);
+                    run.silent_since = Some(Instant::now());
+                    run.refused_since = (error == NodeError::Refused).then(Instant::now);
+                }
+            }
+        }
+    }
+
+    /// Whether the last proxy left nothing half done on a node: its session there is closed, or was
+    /// closed on another node while this one was away. (Each run of a proxy has an id of its own,
+    /// and closes no session with work unfinished.) `true`: a session is open.
+    pub(super) fn judge_sessions(&mut self) -> bool {
+        let sessions: Vec<_> = self.nodes.iter().filter_map(|run| run.view.as_ref()?.session).collect();
+        let settled = |session: Session| sessions.iter().any(|s| s.id == session.id && !s.open);
+        for run in &mut self.nodes {
+            run.session_settled = run.view.as_ref().and_then(|v| v.session).is_some_and(settled);
+        }
+        // Also after a clean stop without a node: what the last proxy had sent it before it hung is
+        // still in its sockets.
+        sessions.iter().any(|session| session.open)
+    }
+
+    pub(super) async fn mark_all(&mut self) {
+        for node in self.topology.nodes() {
+            let Some(view) = &self.nodes[node.index()].view.clone() else { continue };
+            let known = if self.is_ours(node, view) { view.incarnation } else { None };
+            let incarnation = known.unwrap_or_else(|| Incarnation(ambient::random_u64()));
+            let leftovers = self.leftovers_on(node, view, false);
+            self.nodes[node.index()].leftovers = leftovers;
+            let marked = self.controls[node.index()].mark(view, incarnation, self.ring_of(node), self.session).await;
+            let run = &mut self.nodes[node.index()];
+            match marked {
+                Ok(()) => {
+                    run.incarnation = Some(incarnation);
+                    run.empty = run.view.as_ref().is_some_and(|v| v.curr_items == 0);
+                }
+                Err(error) => {
+                    tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
+                    // It is not used now, but the records that it showed are not unseen: a node
+                    // that missed writes might lead.
+                    run.unmarked = run.view.take();
+                    run.reason = Reason::Protocol;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The start: every node is looked at, and every pair given its first state.
+//!
+//! - `look`: what every node holds.
+//! - `table`: what follows from that for a pair.
+
+mod look;
+mod table;
+
+use tokio::time::Instant;
+
+use crate::backend::marker::Record;
+use crate::config::ResyncMode;
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, Gate, Reason, State};
+use crate::resync::Fill;
+use crate::rules::{Rule, holds};
+
+use super::nodes::NodeRun;
+use super::{Cluster, Internal, QUIET_PERIOD};
+use table::{Decision, Knowledge, Seen};
+
+pub(super) use look::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
+
+impl Cluster {
+    /// Looks at every node and gives every pair its first state.
+    pub(super) async fn start(&mut self) {
+        self.look_up_all().await;
+        let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
+        self.look_at_all(pairs).await;
+        if self.marked() {
+            let open = self.judge_sessions();
+            if self.nodes.iter().any(NodeRun::left_unsettled) {
+                tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
+            }
+            if open && holds(Rule::QuietPeriodAfterCrash) {
+                tokio::time::sleep(QUIET_PERIOD).await;
+                // What landed meanwhile counts: the last proxy may have been flushing, or recording
+                // who leads.
+                self.look_at_all(pairs).await;
+                self.judge_sessions();
+            }
+            self.begin_period();
+            self.seed_epochs();
+            self.begin_terms();
+            self.mark_all().await;
+        } else {
+            self.begin_period();
+            self.begin_terms();
+            for node in self.topology.nodes() {
+                if self.nodes[node.index()].view.is_some() {
+                    self.stamp(node);
+                }
+            }
+        }
+        for node in self.topology.nodes() {
+            if self.nodes[node.index()].view.is_some() {
+                let now = self.now();
+                let run = &mut self.nodes[node.index()];
+                run.health.back(now);
+                run.reason = Reason::None;
+                self.settle_address(node);
+                self.measure_clock(node);
+                self.allow(node);
+            }
+        }
+        self.tell_item_limit();
+        for node in self.topology.nodes() {
+            if let Some(found) = self.nodes[node.index()].view.as_ref().and_then(|v| v.pending.clone()) {
+                self.flush.pending.merge(&found);
+            }
+        }
+        if !self.flush.pending.is_blank() {
+            // All of them together: what one node still has on its list was run by another's word.
+            let known = std::mem::take(&mut self.flush.pending);
+            self.learn_pending(&known);
+            self.record_pending();
+        }
+        self.told_together(|cluster| {
+            for pair in cluster.topology.pairs() {
+                let (primary, backup) = cluster.topology.nodes_of(pair);
+                let clean = std::iter::once(primary).chain(backup).all(|n| cluster.nodes[n.index()].session_settled);
+                cluster.decide(pair, clean || !holds(Rule::CrashIsNotClean));
+            }
+        });
+    }
+
+    /// What nodes said that could not be marked then. They are not in use, and have still said who
+    /// led.
+    fn records_of_unmarked(&self, pair: PairId) -> Vec<Record> {
+        let unmarked = self.nodes.iter().filter(|run| holds(Rule::RecordsOfUnmarkedNodes) && run.view.is_none());
+        unmarked.filter_map(|run| self.record_in(run.unmarked.as_ref()?, pair)).collect()
+    }
+
+    fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
+        let Some(node) = node else { return Seen::Unreachable };
+        let run = &self.nodes[node.index()];
+        let Some(view) = run.view.as_ref().filter(|_| run.health.is_up()) else { return Seen::Unreachable };
+        let record = self.record_in(view, pair);
+        let full = record.is_some_and(|r| r.full_at(self.topology.place(node)));
+        if self.is_stale(node, view) && !full {
+            Seen::Stale
+        } else if self.is_ours(node, view) {
+            Seen::Marked { record }
+        } else {
+            Seen::Blank { empty: view.curr_items == 0 }
+        }
+    }
+
+    /// Gives a pair its first state, if what is known suffices.
+    pub(super) fn decide(&mut self, pair: PairId, clean: bool) {
+        let (primary, backup) = self.topology.nodes_of(pair);
+        if !self.marked() {
+            let up = |node: Option<NodeId>| node.is_some_and(|n| self.nodes[n.index()].health.is_up());
+            let state = match (up(Some(primary)), up(backup)) {
+                (true, true) => State::Mirrored,
+                (true, false) => State::Degraded { leader: Place::Primary },
+                (false, true) => State::Degraded { leader: Place::Backup },
+                (false, false) => State::Dark { in_sync: None, fallback: None },
+            };
+            self.pairs[pair.index()].undecided = false;
+            return self.apply(pair, pair::Event::Start(state, self.reason_at_start(pair, state, true)));
+        }
+        let newest = self
+            .topology
+            .nodes()
+            .filter(|n| self.nodes[n.index()].health.is_up())
+            .filter_map(|n| self.record_in(self.nodes[n.index()].view.as_ref()?, pair))
+            .chain(self.records_of_unmarked(pair))
+            .max_by_key(|r| r.epoch);
+        let known =
+            Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
+        let Decision { mut state, fill, waits } = table::decide(&known);
+        if let (State::Recovering { leader }, false) = (state, self.settings.resync == ResyncMode::Auto) {
+            // Nobody knows when it will be filled: the leader alone is written to, and a later
+            // start will purge the other.
+            state = State::Degraded { leader };
+        }
+        let run = &mut self.pairs[pair.index()];
+        run.adopting = matches!(state, State::Recovering { .. });
+        run.resumed = newest.filter(|_| fill == Some(Fill::Adopt));
+        run.undecided = waits;
+        run.first_fill = fill;
+        if newest.is_none()
+            && let State::Degraded { leader } = state
+            && self.speaks_for(pair, leader.other())
+            && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
+        {
+            let node = self.topology.addr(self.node_at(pair, leader));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %node,
+                "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
+        }
+        if let (Some(Fill::Adopt), Some(_)) = (fill, newest) {
+            tracing::info!(pair = %self.pair_name(pair), "an adoption was cut off: it goes on");
+        } else if let (Some(Fill::Adopt), Some(leader), true) =
+            (fill, state.leader(), state.leader().is_some_and(|p| self.speaks_for(pair, p)))
+        {
+            let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
+                "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
+        }
+        let reason = self.reason_at_start(pair, state, waits);
+        if matches!(state, State::Dark { in_sync: None, .. }) && !waits {
+            self.wait_for_first_leader(pair);
+        }
+        self.apply(pair, pair::Event::Start(state, reason));
+        let away = if self.nodes[primary.index()].health.is_up() { Place::Backup } else { Place::Primary };
+        if waits && self.speaks_for(pair, away) {
+            tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
+        }
+    }
+
+    /// As long as for a last full copy that is late: emptying a node of few items takes
+    /// milliseconds, one that is full takes seconds.
+    fn wait_for_first_leader(&mut self, pair: PairId) {
+        tracing::warn!(pair = %self.pair_name(pair),
+            "no copy that counts is left: the node that is emptied first leads, and requests wait for it");
+        let patience = self.settings.leader_timeout;
+        self.pairs[pair.index()].first_leader_by = Some(Instant::now() + patience);
+        self.after(patience, Internal::WaitedForLeader { pair });
+    }
+
+    /// Whether the pair's requests wait for the leader that its first decision promised, rather
+    /// than being refused: one of its nodes is there to be emptied.
+    pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
+        let run = &self.pairs[pair.index()];
+        let (primary, backup) = self.topology.nodes_of(pair);
+        run.first_leader_by.is_some_and(|by| Instant::now() < by)
+            && run.pair.state() == State::Dark { in_sync: None, fallback: None }
+            && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
+    }
+
+    /// After every event: what waited in vain is refused, and nothing waits again.
+    pub(super) fn end_wait_for_leader(&mut self, pair: PairId) {
+        if self.pairs[pair.index()].first_leader_by.is_none() || self.awaits_first_leader(pair) {
+            return;
+        }
+        let run = &mut self.pairs[pair.index()];
+        run.first_leader_by = None;
+        if run.pair.state().leader().is_none()
+            && run.pair.gate() == Gate::Open
+            && !run.held_for_flush
+            && !run.flush_closed
+        {
+            tracing::error!(pair = %self.pair_name(pair), "no node of the pair came to lead in time: its keys are refused until one does");
+            self.publish(pair);
+        }
+    }
+
+    /// Whether this is the first of the pairs of its node at `place`: one word for all of them.
+    fn speaks_for(&self, pair: PairId, place: Place) -> bool {
+        let node = self.node_at(pair, place);
+        self.topology.pairs_of(node).find(|&p| self.topology.pair_is_used(p)) == Some(pair)
+    }
+
+    /// Why a pair is not mirrored from the start on.
+    fn reason_at_start(&self, pair: PairId, state: State, waits: bool) -> Reason {
+        // Why a node is not in use.
+        let away = |place: Place| {
+            let run = &self.nodes[self.node_at(pair, place).index()];
+            (!run.health.is_up()).then_some(run.reason).filter(|reason| *reason != Reason::None)
+        };
+        match state {
+            // What answers is recorded as out of date, and what is in sync does not answer.
+            State::Dark { in_sync: Some(_), .. } => Reason::StaleAlone,
+            // What answers is out of date, and nothing that is not is left.
+            State::Dark { in_sync: None, .. } if !waits => Reason::MarkerStale,
+            State::Dark { in_sync: None, .. } => {
+                away(Place::Primary).or_else(|| away(Place::Backup)).unwrap_or(Reason::Starting)
+            }
+            State::Degraded { leader } => away(leader.other()).unwrap_or(Reason::Starting),
+            State::Mirrored | State::Recovering { .. } => Reason::Starting,
+        }
+    }
+}
