@@ -118,7 +118,7 @@ impl Cluster {
         run.operator = true;
         run.cancelled = false;
         run.retry_pending = false;
-        self.consider(node);
+        self.unsettled.node(node);
     }
 
     /// Refills a node in full, even if it seems fine.

@@ -89,6 +89,11 @@ impl Cluster {
 
     /// At every tick.
     pub(super) fn look_for_copies(&mut self) {
+        // A job that lingers, a list that is full: what jobs and workers change by themselves is
+        // looked at now.
+        for node in self.topology.nodes() {
+            self.unsettled.node(node);
+        }
         let mut compare = Vec::new();
         for id in self.topology.pairs() {
             let run = &self.pairs[id.index()];

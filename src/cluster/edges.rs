@@ -21,6 +21,7 @@ impl Cluster {
             // From the next open gate on a write may miss the follower, or a copy may stand there.
             run.adopting &= matches!(after, State::Recovering { .. });
             run.since = Instant::now();
+            run.overdue = false;
             if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
                 run.missed.overflow();
             }
@@ -47,13 +48,7 @@ impl Cluster {
         if let (State::Recovering { leader }, State::Dark { .. }, true) = (before, after, adopting) {
             self.adoption_lost_its_leader(id, leader, event);
         }
-        self.answer_job(id);
-        self.end_wait_for_leader(id);
-        if before != after {
-            for place in [Place::Primary, Place::Backup] {
-                self.consider(self.node_at(id, place));
-            }
-        }
+        self.unsettled.pair(id);
     }
 
     /// What `work` makes of several pairs is told in one line for all that change alike.
@@ -127,7 +122,6 @@ impl Cluster {
             pair::Effect::Open => {
                 if self.flush.holds_gates() {
                     self.pairs[id.index()].held_for_flush = true;
-                    self.flush_progress();
                 } else {
                     self.publish(id);
                 }
@@ -182,10 +176,7 @@ impl Cluster {
                 let _ = worker.send(Command::Open { pair: id, route: route.clone() });
             }
         }
-        // A refill begins only behind an open gate.
-        for place in [Place::Primary, Place::Backup] {
-            self.consider(self.node_at(id, place));
-        }
+        self.unsettled.pair(id);
     }
 
     pub(super) fn route(&self, id: PairId) -> Route {

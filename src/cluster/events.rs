@@ -102,8 +102,8 @@ impl Cluster {
                         self.apply(pair, pair::Event::Closed);
                     } else {
                         run.flush_closed = true;
+                        self.unsettled.pair(pair);
                     }
-                    self.flush_progress();
                 }
             }
             Event::Fault { node, life, reason } => {
@@ -118,11 +118,11 @@ impl Cluster {
             }
             Event::Undrained { worker, node } => {
                 self.nodes[node.index()].undrained.insert(worker);
-                self.consider_partners(node);
+                self.changed(node);
             }
             Event::Drained { worker, node } => {
                 self.nodes[node.index()].undrained.remove(&worker);
-                self.consider(node);
+                self.changed(node);
             }
             Event::Left { worker, node, address, owing } => self.left(worker, node, address, owing),
             Event::Abandoned { node } => self.abandoned(node),
@@ -157,7 +157,7 @@ impl Cluster {
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {
                 self.nodes[node.index()].retry_pending = false;
-                self.consider(node);
+                self.unsettled.node(node);
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
@@ -166,7 +166,7 @@ impl Cluster {
             Internal::FlushAwaited { node, age } => self.flush_awaited(node, age),
             Internal::FlushDue { due } => self.flush_due(due),
             Internal::NobodyRecorded => self.nobody_recorded(),
-            Internal::WaitedForLeader { pair } => self.end_wait_for_leader(pair),
+            Internal::WaitedForLeader { pair } => self.waited_for_leader(pair),
             Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
             Internal::Cleaned { node, incarnation, deleted, result } => {
                 self.cleaned(node, incarnation, deleted, result)

@@ -9,7 +9,7 @@
 //! mirrored, and compares the copies when that word has expired.
 
 use crate::backend::marker::Session;
-use crate::ids::{NodeId, PairId, Place};
+use crate::ids::{NodeId, PairId};
 use crate::pair::{self, Reason, State};
 use crate::resync::Fill;
 
@@ -134,9 +134,6 @@ impl Cluster {
                 && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
             {
                 self.apply(pair, pair::Event::BackSame(awaited));
-            }
-            for place in [Place::Primary, Place::Backup] {
-                self.consider(self.node_at(pair, place));
             }
         }
     }

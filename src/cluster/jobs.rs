@@ -52,6 +52,18 @@ impl JobRun {
     pub(super) fn yield_to_others(&self) {
         self.cancel.cancel();
     }
+
+    pub(super) fn is_told_to_end(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+}
+
+/// What a pair's job is to be told.
+#[derive(PartialEq, Eq, Default, Debug)]
+pub(super) struct Owed {
+    /// The gate that it asked for does not close.
+    not_now: bool,
+    verdict: Option<Verdict>,
 }
 
 /// How the last resync of a node went.
@@ -64,19 +76,19 @@ pub(super) struct LastJob {
 }
 
 impl Cluster {
-    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill) {
+    pub(super) fn begin_job(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill) {
         self.spawn_job(node, pairs, fill, false);
     }
 
     /// No copy of these pairs is left: what the node holds of them and may be out of date goes,
     /// then the node leads them.
     pub(super) fn begin_purge(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill) {
-        let place = self.topology.place(node);
-        let pairs = pairs.into_iter().map(|p| (p, self.node_at(p, place.other()))).collect();
         self.spawn_job(node, pairs, fill, true);
     }
 
-    fn spawn_job(&mut self, node: NodeId, pairs: Vec<(PairId, NodeId)>, fill: Fill, purge_only: bool) {
+    fn spawn_job(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill, purge_only: bool) {
+        let source = self.topology.place(node).other();
+        let pairs: Vec<_> = pairs.into_iter().map(|p| (p, self.node_at(p, source))).collect();
         self.job_serial += 1;
         let serial = self.job_serial;
         let cancel = CancellationToken::new();
@@ -140,6 +152,7 @@ impl Cluster {
             go: None,
             by_operator: run.operator,
         });
+        self.changed(node);
         self.forward(questions, move |event| Internal::Job { node, serial, event });
         let job = tokio::spawn(resync::run(spec, context));
         self.spawn(async move {
@@ -203,6 +216,8 @@ impl Cluster {
                     "the leader cannot be enumerated and keeps leading: the node is filled from the reads that pass through");
                 // The job is doing what it can, which counts as well begun.
                 self.nodes[node.index()].retry_after = RETRY_MIN;
+                // It lingers now.
+                self.unsettled.node(node);
                 for pair in pairs {
                     self.apply(pair, pair::Event::CannotEnumerate);
                 }
@@ -233,11 +248,10 @@ impl Cluster {
                 self.told_together(|cluster| {
                     pairs.iter().for_each(|pair| cluster.apply(*pair, pair::Event::BeginRecovery));
                 });
-                // Only now: the first pair's edge must not judge those that have not been told yet.
                 if let Some(job) = self.nodes[node.index()].job.as_mut() {
                     job.go = Some(reply);
                 }
-                self.answer_go(node);
+                self.unsettled.node(node);
             }
             JobEvent::Adopting { reply } => {
                 let pairs: Vec<PairId> = job.pairs.iter().map(|(p, _)| *p).collect();
@@ -261,16 +275,10 @@ impl Cluster {
         }
     }
 
-    /// After every event: does the pair's new state answer what its resync waits for?
-    pub(super) fn answer_job(&mut self, id: PairId) {
-        let run = &mut self.pairs[id.index()];
+    /// What the pair's job waits to hear, where that is known now.
+    pub(super) fn owed(&self, id: PairId) -> Owed {
+        let run = &self.pairs[id.index()];
         let (state, gate) = (run.pair.state(), run.pair.gate());
-        if gate != Gate::Closing
-            && gate != Gate::Draining
-            && let Some(reply) = run.ready_reply.take()
-        {
-            let _ = reply.send(false);
-        }
         let verdict = match (state, gate) {
             (State::Mirrored, Gate::Open) => Some(Verdict::Mirrored),
             (State::Mirrored, _) => None,
@@ -278,41 +286,47 @@ impl Cluster {
             (State::Recovering { .. }, Gate::Draining) => None,
             _ => Some(Verdict::Abort),
         };
+        Owed {
+            not_now: run.ready_reply.is_some() && !matches!(gate, Gate::Closing | Gate::Draining),
+            verdict: verdict.filter(|_| run.drained_reply.is_some()),
+        }
+    }
+
+    /// Part of [`settle`](Cluster::settle).
+    pub(super) fn answer_job(&mut self, id: PairId) {
+        let Owed { not_now, verdict } = self.owed(id);
+        let run = &mut self.pairs[id.index()];
+        if not_now && let Some(reply) = run.ready_reply.take() {
+            let _ = reply.send(false);
+        }
         if let Some(verdict) = verdict
             && let Some(reply) = run.drained_reply.take()
         {
             let _ = reply.send(verdict);
         }
-        let nodes: Vec<NodeId> = {
-            let (primary, backup) = self.topology.nodes_of(id);
-            std::iter::once(primary).chain(backup).collect()
-        };
-        for node in nodes {
-            self.answer_go(node);
-        }
     }
 
-    /// Lets a job copy once all its pairs are Recovering with their gates open; ends it if one
-    /// cannot be.
-    fn answer_go(&mut self, node: NodeId) {
+    /// Whether the job that waits for its pairs may copy: once all are Recovering with their gates
+    /// open. `false`: one cannot be.
+    pub(super) fn may_go(&self, node: NodeId) -> Option<bool> {
         let place = self.topology.place(node);
-        let Some(job) = self.nodes[node.index()].job.as_mut() else { return };
-        if job.go.is_none() {
-            return;
-        }
+        let job = self.nodes[node.index()].job.as_ref().filter(|job| job.go.is_some())?;
         let mut ready = true;
-        let mut failed = false;
         for (pair, _) in &job.pairs {
             let pair = &self.pairs[pair.index()].pair;
             match pair.state() {
                 State::Recovering { leader } if leader != place => ready &= pair.gate() == Gate::Open,
-                _ => failed = true,
+                _ => return Some(false),
             }
         }
-        if (ready || failed)
-            && let Some(go) = job.go.take()
-        {
-            let _ = go.send(!failed);
+        ready.then_some(true)
+    }
+
+    /// Part of [`settle`](Cluster::settle).
+    pub(super) fn answer_go(&mut self, node: NodeId) {
+        let Some(goes) = self.may_go(node) else { return };
+        if let Some(go) = self.nodes[node.index()].job.as_mut().and_then(|job| job.go.take()) {
+            let _ = go.send(goes);
         }
     }
 
@@ -330,7 +344,13 @@ impl Cluster {
     }
 
     fn jobs_of(&mut self, pair: PairId) -> impl Iterator<Item = &mut JobRun> {
-        self.nodes.iter_mut().filter_map(|node| node.job.as_mut()).filter(move |job| job.fills(pair))
+        let (primary, backup) = self.topology.nodes_of(pair);
+        let nodes = match backup {
+            Some(backup) => self.nodes.get_disjoint_mut([primary.index(), backup.index()]).map(Vec::from),
+            None => self.nodes.get_disjoint_mut([primary.index()]).map(Vec::from),
+        };
+        let jobs = nodes.into_iter().flatten().filter_map(|node| node.job.as_mut());
+        jobs.filter(move |job| job.fills(pair))
     }
 
     /// The operator's word; `false` if there was nothing to cancel.
@@ -389,6 +409,7 @@ impl Cluster {
             return;
         }
         self.nodes[node.index()].drains += 1;
+        self.changed(node);
         self.spawn(async move { Internal::DrainDone { node, life, end: drain.await } });
     }
 
@@ -434,7 +455,7 @@ impl Cluster {
             }
             Err(error) => self.try_again(node, &job, &error),
         }
-        self.consider(node);
+        self.changed(node);
     }
 
     /// In the log; returns why pairs stay unfilled, and the word of the status.
@@ -546,7 +567,6 @@ impl Cluster {
             for (pair, _) in &job.pairs {
                 self.pairs[pair.index()].missed.overflow();
             }
-            self.consider_partners(node);
         }
         let run = &mut self.nodes[node.index()];
         run.operator |= job.by_operator && *error != JobError::Cancelled;

@@ -9,6 +9,7 @@
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
 //! - `probes`: nodes that nobody asks; `evictions`: markers that are gone.
 //! - `lateness`: nodes that answer late, and whether they are alone with that.
+//! - `settle`: after every event, all that follows from it.
 //! - `refills`: which refill is due; `jobs`: resyncs under way.
 //! - `names`: host names, resolved here alone; a node whose name leads elsewhere.
 //! - `flush`: `flush_all`, a barrier over all pairs.
@@ -46,6 +47,7 @@ mod records;
 mod refills;
 mod report;
 mod returns;
+mod settle;
 mod startup;
 mod summary;
 mod terms;
@@ -123,9 +125,11 @@ struct PairRun {
     resumed: Option<Record>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
-    /// The start-up table found no copy that counts, and a node is being emptied that will lead:
-    /// until then, or this moment, requests wait. Set by the start.
-    first_leader_by: Option<Instant>,
+    /// The start-up table found no copy that counts, and a node is being emptied that will lead.
+    first_leader: startup::FirstLeader,
+    /// Its record is still not stored where it must be, as long after the edge as a leader is
+    /// waited for: refills of its nodes' other pairs wait no longer.
+    overdue: bool,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
     /// Its gate would be open but for a `flush_all`.
@@ -197,7 +201,8 @@ pub struct Cluster {
     limiter: Arc<RateLimiter>,
     pace: Arc<Pace>,
     quiesce: Arc<RwLock<()>>,
-    flush: flush::Flushes,
+    flush: flush::Flush,
+    delayed: flush::Delayed,
     job_serial: u64,
     /// Orders to workers that are not settled, and the last one's number.
     orders: BTreeMap<u64, oneshot::Sender<Settled>>,
@@ -206,6 +211,8 @@ pub struct Cluster {
     /// Edges that are told together, of pairs and the states before, while several pairs learn of
     /// one thing.
     edges: Option<Vec<(PairId, State)>>,
+    /// What the present event has changed; empty between two.
+    unsettled: settle::Unsettled,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
     /// Stops the tasks that outlive a single step.
@@ -251,7 +258,8 @@ impl Cluster {
                 adopting: false,
                 resumed: None,
                 undecided: true,
-                first_leader_by: None,
+                first_leader: startup::FirstLeader::NotAwaited,
+                overdue: false,
                 flush_closed: false,
                 held_for_flush: false,
                 record_refused: false,
@@ -286,12 +294,14 @@ impl Cluster {
             term,
             started: now,
             quiesce: Arc::new(RwLock::new(())),
-            flush: flush::Flushes::default(),
+            flush: flush::Flush::default(),
+            delayed: flush::Delayed::default(),
             job_serial: 0,
             orders: BTreeMap::new(),
             last_ticket: 0,
             scrubs: verify::Scrubs::default(),
             edges: None,
+            unsettled: settle::Unsettled::default(),
             unclean,
             shutdown,
         }
@@ -303,6 +313,7 @@ impl Cluster {
         self.spawn_governor();
         self.spawn_copies_ticker();
         self.start().await;
+        self.settle();
         self.spawn_resolvers();
         for node in self.topology.nodes() {
             self.spawn_prober(node);
@@ -322,6 +333,7 @@ impl Cluster {
                     None => break,
                 },
             }
+            self.settle();
         }
         self.stop().await;
     }

@@ -338,6 +338,7 @@ impl Cluster {
             let _ = worker.send(Command::Moved { node, address });
         }
         run.hint.notify_one();
+        self.changed(node);
     }
 
     /// A worker has no connection to the node's addresses before this one any more.
@@ -349,7 +350,7 @@ impl Cluster {
         if last {
             run.leaving.remove(&worker);
         }
-        self.consider(node);
+        self.changed(node);
     }
 
     /// A node that never was in use could not be reached: its name may have another address.

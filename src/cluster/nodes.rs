@@ -251,17 +251,7 @@ impl Cluster {
                 cluster.apply(pair, pair::Event::Lost(place, loss, reason));
             }
         });
-        self.give_flush_up(node);
-        self.consider_partners(node);
-    }
-
-    /// The node may not lead any more with what it did not miss: the other ones of its pairs wait
-    /// for that no longer.
-    pub(super) fn consider_partners(&mut self, node: NodeId) {
-        let place = self.topology.place(node);
-        for pair in self.topology.pairs_of(node) {
-            self.consider(self.node_at(pair, place.other()));
-        }
+        self.changed(node);
     }
 
     /// A connection ended with commands unanswered, and not by the node's doing: they may still

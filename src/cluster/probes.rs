@@ -120,7 +120,7 @@ impl Cluster {
                         Some(_) => {
                             self.judge_session(node, found.session);
                             self.judge_rival(node, found.rival);
-                            let pending = &self.flush.pending;
+                            let pending = &self.delayed.pending();
                             if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
                                 self.record_pending();
                             }

@@ -176,8 +176,8 @@ impl Cluster {
                     tracing::error!(node = %name, %error, "cannot record a pair's state");
                     return self.lost(node, Reason::Protocol, Loss::Suspected, true);
                 }
+                self.unsettled.pair(id);
                 self.record_again(id, epoch);
-                self.flush_progress();
             }
         }
     }
@@ -205,10 +205,9 @@ impl Cluster {
         if pair.epoch() != epoch || pair.gate() != Gate::Recording {
             return;
         }
-        // Refills of other pairs of these nodes may be waiting for this one, but not for ever.
-        let (primary, backup) = self.topology.nodes_of(id);
-        for node in std::iter::once(primary).chain(backup) {
-            self.consider(node);
+        if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
+            self.pairs[id.index()].overdue = true;
+            self.unsettled.pair(id);
         }
         let pair = &self.pairs[id.index()].pair;
         match pair.state() {

@@ -8,6 +8,19 @@ use crate::resync::Fill;
 
 use super::Cluster;
 
+/// What is due about a node's copies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Due {
+    /// All its pairs are mirrored: it is well, and nothing is asked for it.
+    Well,
+    /// A job that may not end by itself is in the way of others.
+    Yield,
+    /// It is emptied of pairs of which no copy is left, and leads them then.
+    Purge { pairs: Vec<PairId>, fill: Fill },
+    /// It is filled.
+    Fill { pairs: Vec<PairId>, fill: Fill },
+}
+
 impl Cluster {
     /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it
     /// did not miss, and soon.
@@ -33,102 +46,101 @@ impl Cluster {
             && self.is_being_filled(self.node_at(pair, place.other()), pair)
     }
 
-    /// Something changed around a node: is there a refill to begin?
-    pub(super) fn consider(&mut self, node: NodeId) {
-        if !self.nodes[node.index()].health.is_up() {
-            return;
+    /// What is to be done about the node's copies.
+    pub(super) fn refill_due(&self, node: NodeId) -> Option<Due> {
+        let run = &self.nodes[node.index()];
+        if !run.health.is_up() {
+            return None;
         }
         let place = self.topology.place(node);
         let mirrored = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.state() == State::Mirrored);
         if mirrored {
-            let run = &mut self.nodes[node.index()];
-            run.reason = Reason::None;
-            run.operator = false;
-            return;
+            return (run.reason != Reason::None || run.operator).then_some(Due::Well);
         }
-        let run = &self.nodes[node.index()];
         if run.job.as_ref().is_some_and(|job| !job.progress.lingers())
             || !run.is_drained()
             || !self.topology.has_backups()
         {
-            return;
+            return None;
         }
-        if self.lead_with_rest(node) || self.nodes[node.index()].retry_pending {
-            return;
+        // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again
+        // together.
+        let ending = run.job.as_ref().map(|job| (!job.is_told_to_end()).then_some(Due::Yield));
+        let rest = self.led_with_rest(node);
+        if !rest.is_empty() {
+            return ending.unwrap_or(Some(Due::Purge { pairs: rest, fill: Fill::Missed }));
         }
-        let run = &self.nodes[node.index()];
+        if run.retry_pending {
+            return None;
+        }
         let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
         let wanted = automatic || run.operator;
         let left_to_other = |p: &PairId| self.may_lead_with_rest(*p, place.other());
-        let orphaned: Vec<PairId> = self.orphans_of(node).into_iter().filter(|p| !left_to_other(p)).collect();
+        let orphaned: Vec<PairId> = self.orphans_of(node).filter(|p| !left_to_other(p)).collect();
         // Their gates open together at the start: one pass over the node for all, and no refill
         // that they would have to wait for.
         if orphaned.iter().any(|p| self.pairs[p.index()].pair.gate() != pair::Gate::Open) {
-            return;
+            return None;
         }
-        let needy: Vec<(PairId, NodeId)> = self
-            .topology
-            .pairs_of(node)
-            .filter(|&p| self.needs_refill(p, place))
-            .map(|p| (p, self.node_at(p, place.other())))
-            .collect();
+        if !orphaned.is_empty() {
+            let fill = if run.empty { Fill::Empty } else { Fill::Purge };
+            return ending.unwrap_or(Some(Due::Purge { pairs: orphaned, fill }));
+        }
         // Pairs that are degraded but not recorded yet come along in a moment: one pass over the
         // sources for all.
-        let coming = self.topology.pairs_of(node).any(|p| {
+        let coming = |p: PairId| {
             let run = &self.pairs[p.index()];
-            self.lacks_refill(p, place)
-                && run.pair.gate() != pair::Gate::Open
-                && run.since.elapsed() < self.settings.leader_timeout
-        });
-        let refill = wanted && !needy.is_empty() && !coming;
-        if let Some(job) = &self.nodes[node.index()].job {
-            // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again
-            // together.
-            if refill || !orphaned.is_empty() {
-                job.yield_to_others();
+            self.lacks_refill(p, place) && run.pair.gate() != pair::Gate::Open && !run.overdue
+        };
+        if !wanted || self.topology.pairs_of(node).any(coming) {
+            return None;
+        }
+        // What takes the least time comes first; the others are looked at when that job is over.
+        let needy = || self.topology.pairs_of(node).filter(|&p| self.needs_refill(p, place));
+        let fill = needy().map(|p| self.fill_for(node, p)).min_by_key(|fill| fill.cost())?;
+        let pairs = needy().filter(|&p| self.fill_for(node, p) == fill).collect();
+        ending.unwrap_or(Some(Due::Fill { pairs, fill }))
+    }
+
+    /// Part of [`settle`](Cluster::settle).
+    pub(super) fn refill_what_is_due(&mut self, node: NodeId) {
+        match self.refill_due(node) {
+            None => {}
+            Some(Due::Well) => {
+                let run = &mut self.nodes[node.index()];
+                run.reason = Reason::None;
+                run.operator = false;
             }
-        } else if !orphaned.is_empty() {
-            let fill = if self.nodes[node.index()].empty { Fill::Empty } else { Fill::Purge };
-            self.begin_purge(node, orphaned, fill);
-        } else if refill {
-            // What takes the least time comes first; the others are looked at when that job is
-            // over.
-            let fills: Vec<Fill> = needy.iter().map(|&(p, _)| self.fill_for(node, p)).collect();
-            let first = *fills.iter().min_by_key(|fill| fill.cost()).unwrap_or(&Fill::Purge);
-            let pairs = needy.into_iter().zip(fills).filter(|(_, fill)| *fill == first).map(|(pair, _)| pair);
-            self.begin_job(node, pairs.collect(), first);
+            Some(Due::Yield) => {
+                if let Some(job) = &self.nodes[node.index()].job {
+                    job.yield_to_others();
+                }
+            }
+            Some(Due::Purge { pairs, fill }) => self.begin_purge(node, pairs, fill),
+            Some(Due::Fill { pairs, fill }) => self.begin_job(node, pairs, fill),
         }
     }
 
     /// The node's pairs of which no copy is left: it leads them as soon as it holds nothing of
     /// them.
-    fn orphans_of(&self, node: NodeId) -> Vec<PairId> {
+    fn orphans_of(&self, node: NodeId) -> impl Iterator<Item = PairId> {
         let is_orphan = |p: &PairId| {
             let run = &self.pairs[p.index()];
             let no_copy = run.pair.state() == State::Dark { in_sync: None, fallback: None };
             no_copy && !run.undecided && !run.pair.is_foreign()
         };
-        self.topology.pairs_of(node).filter(is_orphan).collect()
+        self.topology.pairs_of(node).filter(is_orphan)
     }
 
-    /// The node leads the pairs of which no full copy is left with what it did not miss, once the
-    /// rest is deleted. Whether there are any.
+    /// Pairs of which no full copy is left, and which the node leads with what it did not miss,
+    /// once the rest is deleted.
     ///
     /// Without waiting for the next try of a refill, whose source has gone; but a trickle ends
     /// first.
-    fn lead_with_rest(&mut self, node: NodeId) -> bool {
+    fn led_with_rest(&self, node: NodeId) -> Vec<PairId> {
         let place = self.topology.place(node);
         let open = |p: PairId| self.pairs[p.index()].pair.gate() == pair::Gate::Open;
-        let orphans = self.orphans_of(node).into_iter();
-        let pairs: Vec<PairId> = orphans.filter(|&p| open(p) && self.may_lead_with_rest(p, place)).collect();
-        if pairs.is_empty() {
-            return false;
-        }
-        match &self.nodes[node.index()].job {
-            Some(trickle) => trickle.yield_to_others(),
-            None => self.begin_purge(node, pairs, Fill::Missed),
-        }
-        true
+        self.orphans_of(node).filter(|&p| open(p) && self.may_lead_with_rest(p, place)).collect()
     }
 
     /// How the pair's copy on the node is made equal.

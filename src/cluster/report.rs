@@ -47,7 +47,7 @@ impl Cluster {
             },
             counters: self.counters_since_reset(),
             latency: self.latency_report(),
-            delayed_flushes: self.flush.pending.len(),
+            delayed_flushes: self.delayed.pending().len(),
             late_together: self.suspicions.held,
             late_given_up: self.suspicions.given_up,
         }

@@ -192,9 +192,8 @@ impl Cluster {
         if incarnation.is_none() {
             self.nodes[node.index()].reason = Reason::None;
         }
-        self.consider(node);
-        // Nodes whose refill waited for this one as their source.
-        self.consider_partners(node);
+        // Nodes whose refill waited for this one as their source, too.
+        self.changed(node);
     }
 
     /// Commands that were given up unanswered may have taken effect on the node, in whatever order:
@@ -217,7 +216,7 @@ impl Cluster {
             }
             let run = &mut self.nodes[node.index()];
             run.drains = run.drains.saturating_sub(1);
-            self.consider(node);
+            self.changed(node);
         }
     }
 

@@ -6,8 +6,6 @@
 mod look;
 mod table;
 
-use tokio::time::Instant;
-
 use crate::backend::marker::Record;
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
@@ -20,6 +18,17 @@ use super::{Cluster, Internal, QUIET_PERIOD};
 use table::{Decision, Knowledge, Seen};
 
 pub(super) use look::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
+
+/// A leader that a pair's first decision promised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FirstLeader {
+    /// Nobody, or not any more.
+    NotAwaited,
+    /// Requests wait for it.
+    Awaited,
+    /// They have waited long enough.
+    InVain,
+}
 
 impl Cluster {
     /// Looks at every node and gives every pair its first state.
@@ -66,12 +75,12 @@ impl Cluster {
         self.tell_item_limit();
         for node in self.topology.nodes() {
             if let Some(found) = self.nodes[node.index()].view.as_ref().and_then(|v| v.pending.clone()) {
-                self.flush.pending.merge(&found);
+                self.delayed.merge(&found);
             }
         }
-        if !self.flush.pending.is_blank() {
+        if !self.delayed.pending().is_blank() {
             // All of them together: what one node still has on its list was run by another's word.
-            let known = std::mem::take(&mut self.flush.pending);
+            let known = self.delayed.take_known();
             self.learn_pending(&known);
             self.record_pending();
         }
@@ -175,7 +184,7 @@ impl Cluster {
         tracing::warn!(pair = %self.pair_name(pair),
             "no copy that counts is left: the node that is emptied first leads, and requests wait for it");
         let patience = self.settings.leader_timeout;
-        self.pairs[pair.index()].first_leader_by = Some(Instant::now() + patience);
+        self.pairs[pair.index()].first_leader = FirstLeader::Awaited;
         self.after(patience, Internal::WaitedForLeader { pair });
     }
 
@@ -184,18 +193,32 @@ impl Cluster {
     pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
         let run = &self.pairs[pair.index()];
         let (primary, backup) = self.topology.nodes_of(pair);
-        run.first_leader_by.is_some_and(|by| Instant::now() < by)
+        run.first_leader == FirstLeader::Awaited
             && run.pair.state() == State::Dark { in_sync: None, fallback: None }
             && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
     }
 
-    /// After every event: what waited in vain is refused, and nothing waits again.
+    pub(super) fn waited_for_leader(&mut self, pair: PairId) {
+        let run = &mut self.pairs[pair.index()];
+        if run.first_leader == FirstLeader::Awaited {
+            run.first_leader = FirstLeader::InVain;
+            self.unsettled.pair(pair);
+        }
+    }
+
+    /// Whether nobody waits for a first leader with good reason any more.
+    pub(super) fn waits_in_vain(&self, pair: PairId) -> bool {
+        self.pairs[pair.index()].first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
+    }
+
+    /// Part of [`settle`](Cluster::settle): what waited in vain is refused, and nothing waits
+    /// again.
     pub(super) fn end_wait_for_leader(&mut self, pair: PairId) {
-        if self.pairs[pair.index()].first_leader_by.is_none() || self.awaits_first_leader(pair) {
+        if !self.waits_in_vain(pair) {
             return;
         }
         let run = &mut self.pairs[pair.index()];
-        run.first_leader_by = None;
+        run.first_leader = FirstLeader::NotAwaited;
         if run.pair.state().leader().is_none()
             && run.pair.gate() == Gate::Open
             && !run.held_for_flush
