@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::expiry::Offset;
-use crate::health::Health;
+use crate::health::{Health, began_since};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::{self, Loss, Reason, State};
 use crate::proxy::Command;
@@ -149,8 +149,8 @@ impl NodeRun {
     /// A process that was begun after the node was lost, and holds nothing. Its times are its own,
     /// to the second.
     pub(super) fn is_new_and_empty(&self, view: &NodeView) -> bool {
-        let age = view.time.saturating_sub(view.started);
-        view.curr_items == 0 && self.incarnation.is_some() && age <= self.since.elapsed().as_secs() + 1
+        let uptime = view.time.saturating_sub(view.started);
+        view.curr_items == 0 && self.incarnation.is_some() && began_since(uptime, self.since.elapsed())
     }
 
     fn count_fault(&mut self, reason: Reason) {
