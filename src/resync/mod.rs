@@ -358,7 +358,7 @@ impl Default for Tuning {
         Tuning {
             memory_bytes: 64 * 1024 * 1024,
             batch: 512,
-            lanes: 2,
+            lanes: 4,
             connect_timeout: Duration::from_secs(2),
             source_timeout: Duration::from_secs(30),
             target_timeout: Duration::from_secs(5),

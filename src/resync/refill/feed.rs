@@ -354,7 +354,7 @@ mod tests {
         }
         refill.spool = Arc::new(Mutex::new(Spool::broken()));
         assert!(matches!(refill.feed(), Err(JobError::Spool(_))));
-        assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(refill.idle.iter().map(Lane::len).collect::<Vec<_>>(), [1; 4]);
         assert!(refill.running.is_empty());
     }
 
@@ -387,11 +387,11 @@ mod tests {
             tokio::time::sleep_until(until).await;
             refill.feed().unwrap();
             assert_eq!(refill.streaming, 2 * lot);
-            // Both lanes, and full lots, as soon as nobody is there.
+            // All lanes, and full lots, as soon as nobody is there.
             refill.running.clear();
             let mut refill = with_keys(5_000, 100).await;
             refill.feed().unwrap();
-            assert_eq!((refill.running.len(), refill.streaming), (2, 1024));
+            assert_eq!((refill.running.len(), refill.streaming), (4, 4 * 512));
         }
     }
 
@@ -401,7 +401,7 @@ mod tests {
         let mut refill = with_keys(5_000, SIZE).await;
         refill.feed().unwrap();
         // The last item may be the one that passes it.
-        assert_eq!(refill.streaming, 2 * LANE_BYTES.div_ceil(SIZE as usize + ENTRY_BYTES));
+        assert_eq!(refill.streaming, 4 * LANE_BYTES.div_ceil(SIZE as usize + ENTRY_BYTES));
     }
 
     #[tokio::test(start_paused = true)]
@@ -412,12 +412,12 @@ mod tests {
         refill.feed().unwrap();
         assert_eq!((refill.running.len(), refill.resting_until.is_some()), (0, true));
         // More re-copies than are done in passing: they go, and what was enumerated waits.
-        for i in 0..2_000 {
+        for i in 0..4_000 {
             refill.slots[0].recopy.push(Bytes::from(format!("hot:{i}")));
         }
         refill.idle.iter_mut().for_each(|lane| lane.largest = 600);
         refill.feed().unwrap();
-        assert_eq!((refill.running.len(), refill.streaming, refill.slots[0].recopy.len()), (2, 0, 2_000 - 1024));
+        assert_eq!((refill.running.len(), refill.streaming, refill.slots[0].recopy.len()), (4, 0, 4_000 - 4 * 512));
         // A flush_all waits for the lanes to be empty.
         let mut refill = with_keys(5_000, 100).await;
         refill.ctx.pace.set(Leave::Share(0.0));
