@@ -5,6 +5,7 @@ use std::fmt::Display;
 use bytes::Bytes;
 
 use crate::ids::{NodeId, PairId, Place};
+use crate::pair::FillEvent;
 use crate::pair::{self, State};
 use crate::protocol::answer;
 use crate::proxy::{ClientKey, Question};
@@ -134,11 +135,10 @@ impl Cluster {
             return client_error("resync: another proxy works on these servers; stop one of the two first");
         }
         for pair in self.topology.pairs_of(node) {
-            let run = &mut self.pairs[pair.index()];
-            if matches!(run.pair.state(), State::Degraded { leader } if leader != place) {
+            let state = self.pairs[pair.index()].pair.state();
+            if matches!(state, State::Degraded { leader } if leader != place) {
                 // In full, also where only a part was to be filled.
-                run.missed.overflow();
-                run.first_fill = None;
+                self.plan(pair, FillEvent::Operator);
             }
             self.apply(pair, pair::Event::Distrust(place));
         }
@@ -170,11 +170,9 @@ impl Cluster {
         for pair in dark {
             tracing::error!(pair = %self.pair_name(pair), leader = name,
                 "the operator makes a node lead with what it holds: writes that only the other node has are lost");
-            let run = &mut self.pairs[pair.index()];
-            run.undecided = false;
-            run.first_fill = None;
+            self.pairs[pair.index()].undecided = false;
             // The other one holds what this one never saw, and no list of it.
-            run.missed.overflow();
+            self.plan(pair, FillEvent::Operator);
             self.apply(pair, pair::Event::Promote(place));
         }
         OK

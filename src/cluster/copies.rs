@@ -136,7 +136,7 @@ impl Cluster {
         let missing = summary::missing(run.lone.len(), run.lone.has_more());
         let names: Vec<String> = run.lone.after(None, NAMED).iter().map(|key| key.escape_ascii().to_string()).collect();
         let (names, by_leader) = (names.join(" "), run.copies.by_leader);
-        let adopting = run.adopting;
+        let adopting = run.plan.is_adopting();
         let lacks = match state {
             State::Recovering { leader } if adopting => self.node_at(id, leader),
             State::Recovering { leader } => self.node_at(id, leader.other()),

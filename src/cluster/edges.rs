@@ -1,10 +1,14 @@
 //! Edges: a pair learns something, and what follows from that reaches workers and nodes.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::backend::marker::Fact;
 use crate::ids::{NodeId, PairId, Place};
+use crate::keys::Missed;
 use crate::pair::{self, State};
+use crate::pair::{FillEffect, FillEvent};
 use crate::proxy::{Command, Flow, Follower, Route};
 
 use super::Cluster;
@@ -13,21 +17,12 @@ impl Cluster {
     /// The only way a pair learns anything.
     pub(super) fn apply(&mut self, id: PairId, event: pair::Event) {
         let run = &mut self.pairs[id.index()];
-        let (before, adopting) = (run.pair.state(), run.adopting);
+        let before = run.pair.state();
         let effects = run.pair.apply(event);
         let after = run.pair.state();
         if before != after {
-            run.was_mirrored = false;
-            // From the next open gate on a write may miss the follower, or a copy may stand there.
-            run.adopting &= matches!(after, State::Recovering { .. });
             run.since = Instant::now();
             run.overdue = false;
-            if !before.keeps_difference(after) || matches!(event, pair::Event::Distrust(_)) {
-                run.missed.overflow();
-            }
-            if matches!(event, pair::Event::Distrust(_)) || after == State::Mirrored {
-                run.first_fill = None;
-            }
             if before == State::Mirrored {
                 self.leave_verify(id);
             }
@@ -39,16 +34,42 @@ impl Cluster {
             }
             self.log_state(id, before);
         }
-        if let pair::Event::Lost(place, loss, _) = event {
-            self.pairs[id.index()].forget_fill(before, place, loss);
-        }
+        let orphaned = self.plan(id, FillEvent::Edge { event, before, after });
         for effect in effects {
             self.carry_out(id, effect);
         }
-        if let (State::Recovering { leader }, State::Dark { .. }, true) = (before, after, adopting) {
-            self.adoption_lost_its_leader(id, leader, event);
+        if let Some(follower) = orphaned {
+            self.adoption_lost_its_leader(id, follower, event);
         }
         self.unsettled.pair(id);
+    }
+
+    /// The only way a pair's plan learns anything. Returns a follower that has lost the leader of
+    /// its adoption.
+    pub(super) fn plan(&mut self, id: PairId, event: FillEvent) -> Option<Place> {
+        let run = &mut self.pairs[id.index()];
+        let mut orphaned = None;
+        for effect in run.plan.apply(event) {
+            match effect {
+                FillEffect::ListVoid => run.missed.overflow(),
+                FillEffect::ListBegins => {
+                    run.missed.reset();
+                    // What the follower was refused while it was filled it lacks also after its
+                    // next absence.
+                    run.lone.after(None, usize::MAX).iter().for_each(|key| run.missed.insert(key));
+                }
+                FillEffect::NoteWrites => {
+                    // All pairs together as much as is kept of what nodes miss; more, and the pair
+                    // cannot adopt.
+                    let written = Missed::new(self.written_budget.clone());
+                    written.reset();
+                    run.written = Some(Arc::new(written));
+                }
+                FillEffect::ForgetWrites => run.written = None,
+                FillEffect::FollowerMayLead(follower) => orphaned = Some(follower),
+            }
+        }
+        orphaned
     }
 
     /// What `work` makes of several pairs is told in one line for all that change alike.
@@ -150,7 +171,9 @@ impl Cluster {
 
     /// Tells the workers the route of the pair's present state.
     pub(super) fn publish(&mut self, id: PairId) {
-        self.remember_writes(id);
+        if self.topology.has_backups() {
+            self.plan(id, FillEvent::Opened(self.pairs[id.index()].pair.state()));
+        }
         let route = self.route(id);
         if let Route::Open(flow) = &route {
             // From now on items may be written to them: emptiness that was proved before proves
@@ -160,15 +183,6 @@ impl Cluster {
             }
         }
         let run = &mut self.pairs[id.index()];
-        if self.topology.has_backups() && run.pair.state() == State::Mirrored && !run.was_mirrored {
-            run.missed.reset();
-            run.kept.mirrored();
-            // What the follower was refused while it was filled it lacks also after its next
-            // absence.
-            run.lone.after(None, usize::MAX).iter().for_each(|key| run.missed.insert(key));
-            run.first_fill = None;
-            run.was_mirrored = true;
-        }
         run.held_for_flush = false;
         run.flush_closed = false;
         if !self.awaits_first_leader(id) {

@@ -10,8 +10,8 @@
 
 use crate::backend::marker::Session;
 use crate::ids::{NodeId, PairId};
+use crate::pair::FillEvent;
 use crate::pair::{self, Reason, State};
-use crate::resync::Fill;
 
 use super::Cluster;
 
@@ -119,9 +119,7 @@ impl Cluster {
             if self.nodes[self.node_at(pair, place.other()).index()].foreign.is_live() {
                 continue;
             }
-            let run = &mut self.pairs[pair.index()];
-            run.missed.overflow();
-            run.first_fill = (run.pair.state() == State::Mirrored).then_some(Fill::Compare);
+            self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair.index()].pair.state()));
             // A refill under way knows nothing of what the other one has written, to one node alone
             // perhaps, nor of what it has deleted of an adoption's items.
             self.abort_job_of(pair);

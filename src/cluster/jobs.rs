@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Drain, NodeError, Probe};
 use crate::ids::{NodeId, PairId, Place};
 use crate::keys::Recopy;
+use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
 use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Tuning, Verdict};
@@ -96,14 +97,8 @@ impl Cluster {
         let (mut recopy, mut missed, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut lone = BTreeMap::new();
         for (pair, _) in &pairs {
+            self.plan(*pair, FillEvent::JobBegins(fill));
             let run = &mut self.pairs[pair.index()];
-            if fill != Fill::Missed {
-                // From its first step on the node lacks more than it missed.
-                run.missed.overflow();
-            }
-            if run.first_fill != Some(fill) {
-                run.first_fill = None;
-            }
             // All that the target lacks comes to it. A list names what it is known to lack, and no
             // more.
             match fill {
@@ -418,16 +413,12 @@ impl Cluster {
         self.nodes[node.index()].job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
     }
 
-    /// Nothing was copied to the node, and it has made every write: the pair is where it was when
-    /// the job began, and the next one goes on. (A source that is lost ends the job of all pairs;
-    /// another pair's follower must not count for less because of that.)
+    /// A source that is lost ends the job of all pairs: another pair's follower must not count for
+    /// less because of that.
     fn goes_on_adopting(&self, pair: PairId, node: NodeId) -> bool {
         let run = &self.pairs[pair.index()];
         let leader = self.topology.place(node).other();
-        run.adopting
-            && run.first_fill == Some(Fill::Adopt)
-            && run.pair.state() == State::Recovering { leader }
-            && !self.nodes[node.index()].cancelled
+        run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node.index()].cancelled
     }
 
     /// A job is over: what it leaves behind is judged in this order, for each step goes by what the
@@ -500,7 +491,7 @@ impl Cluster {
         for &(pair, _) in &job.pairs {
             if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
                 tracing::warn!(pair = %self.pair_name(pair), node = %self.topology.addr(node), "the two copies cannot be compared: the node's is purged and filled");
-                self.pairs[pair.index()].first_fill = None;
+                self.plan(pair, FillEvent::CannotCompare);
             }
         }
     }
@@ -565,7 +556,7 @@ impl Cluster {
         if job.purge_only && !matches!(error, JobError::Aborted | JobError::Cancelled | JobError::Target(_)) {
             // The other one does not wait for what may fail again and again.
             for (pair, _) in &job.pairs {
-                self.pairs[pair.index()].missed.overflow();
+                self.plan(*pair, FillEvent::ListVoid);
             }
         }
         let run = &mut self.nodes[node.index()];

@@ -65,14 +65,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::backend::marker::{Period, Record, Session};
+use crate::backend::marker::{Period, Session};
 use crate::backend::{Dial, NodeControl};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, NodeId, PairId, Place, Term};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
-use crate::pair::{Gate, Kept, Loss, Pair, State};
+use crate::pair::{Gate, Pair, Plan, State};
 use crate::proxy::{Command, Event};
-use crate::resync::{Clocks, Crawls, Fill, Pace, RateLimiter, Settled, Verdict};
+use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settled, Verdict};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
@@ -102,27 +102,13 @@ struct PairRun {
     /// Keys whose last mutation did not surely reach the node that is away, since it was last
     /// mirrored.
     missed: Arc<Missed>,
-    /// Which of its nodes have kept their memory since then.
-    kept: Kept,
+    /// How its follower is made equal when that is next begun.
+    plan: Plan,
     /// Keys that have one copy while it is mirrored, or being filled; and what is done about them.
     lone: Arc<Lone>,
     copies: copies::Copies,
-    /// How its follower is filled when that is first done. Set by the start; forgotten when a node
-    /// of the pair is lost, distrusted, or refilled in another way; an adoption only when a memory
-    /// is lost, for `written` knows what the follower misses.
-    first_fill: Option<Fill>,
-    /// It opened as mirrored, and has not changed since: what is missed now are the keys that its
-    /// follower refused, which a gate that only closed for a `flush_all` (refused, perhaps) does
-    /// not forget.
-    was_mirrored: bool,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
-    /// It is Recovering, and an adoption that is cut off can be taken up again: its record says so,
-    /// and so long as that is true no acknowledged write has missed the follower, and no copy
-    /// stands there.
-    adopting: bool,
-    /// The record that an adoption was taken up again by. Set by the start.
-    resumed: Option<Record>,
     /// No start row applied yet: too few nodes have answered.
     undecided: bool,
     /// The start-up table found no copy that counts, and a node is being emptied that will lead.
@@ -142,29 +128,6 @@ struct PairRun {
     /// The resync waits to hear what became of the hand-back.
     drained_reply: Option<oneshot::Sender<Verdict>>,
     since: Instant,
-}
-
-impl PairRun {
-    /// Whether what the node at `place` holds is right but for the missed keys.
-    fn knows_difference(&self, place: Place) -> bool {
-        self.kept.by(place) && !self.missed.overflowed()
-    }
-
-    /// A node was lost: what was thought of how the follower is to be filled may not hold any more.
-    fn forget_fill(&mut self, before: State, place: Place, loss: Loss) {
-        let led = match before {
-            State::Dark { in_sync, .. } => in_sync,
-            state => state.leader(),
-        };
-        self.first_fill = match self.first_fill {
-            // With the leader's memory its word is gone. What the follower holds is looked at when
-            // it is back.
-            Some(Fill::Adopt) if loss == Loss::MemoryGone && led != Some(place.other()) => None,
-            Some(Fill::Adopt) => Some(Fill::Adopt),
-            fill if before == self.pair.state() => fill,
-            _ => None,
-        };
-    }
 }
 
 /// The control plane.
@@ -249,14 +212,10 @@ impl Cluster {
                 unconfirmed: BTreeSet::new(),
                 recopy: Arc::new(Recopy::new()),
                 missed: Arc::new(Missed::new(budget.clone())),
-                kept: Kept::default(),
+                plan: Plan::default(),
                 lone: Arc::new(Lone::new(lone_budget.clone())),
                 copies: copies::Copies::default(),
-                first_fill: None,
-                was_mirrored: false,
                 written: None,
-                adopting: false,
-                resumed: None,
                 undecided: true,
                 first_leader: startup::FirstLeader::NotAwaited,
                 overdue: false,

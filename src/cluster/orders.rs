@@ -1,36 +1,19 @@
 //! Orders to the owners of single keys: what only a follower holds is adopted by its leader; copies
 //! that differ are mended.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Cluster;
 use crate::backend::NodeView;
-use crate::backend::marker::Fact;
+use crate::backend::marker::{Fact, Record};
 use crate::ids::{NodeId, PairId, Place};
-use crate::keys::Missed;
 use crate::pair::{self, Loss, State};
+use crate::pair::{FillEvent, Word};
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
-use crate::resync::{Fill, Settled};
+use crate::resync::Settled;
 
 impl Cluster {
-    /// A pair that is to adopt remembers what clients write from its first route on: what they
-    /// delete must not come back.
-    pub(super) fn remember_writes(&mut self, id: PairId) {
-        let run = &mut self.pairs[id.index()];
-        if run.first_fill != Some(Fill::Adopt) {
-            run.written = None;
-        } else if run.written.is_none() {
-            // All pairs together as much as is kept of what nodes miss; more, and the pair cannot
-            // adopt.
-            let written = Missed::new(self.written_budget.clone());
-            written.reset();
-            run.written = Some(Arc::new(written));
-        }
-    }
-
     /// What clients have written is deleted on the follower, or was made there too: this is
     /// recorded, so that the next proxy can go on.
     pub(super) fn record_adopting(&mut self, node: NodeId, pairs: &[PairId], reply: oneshot::Sender<bool>) {
@@ -41,8 +24,8 @@ impl Cluster {
         }
         let mut facts = Vec::new();
         for &pair in pairs {
-            let run = &mut self.pairs[pair.index()];
-            if !std::mem::replace(&mut run.adopting, true) {
+            if !self.pairs[pair.index()].plan.is_adopting() {
+                self.plan(pair, FillEvent::Adopting);
                 facts.push((pair, Fact::Adopting(self.topology.place(node).other())));
             }
         }
@@ -57,9 +40,7 @@ impl Cluster {
         }
         let mut facts = Vec::new();
         for &pair in pairs {
-            let run = &mut self.pairs[pair.index()];
-            run.adopting = false;
-            run.first_fill = Some(Fill::Compare);
+            self.plan(pair, FillEvent::Adopted);
             facts.push((pair, Fact::Filling(self.topology.place(node))));
         }
         self.record_again_for(node, facts, false, reply);
@@ -72,11 +53,11 @@ impl Cluster {
 
     /// The leader of a pair that adopts is lost. While a job is at work its end tells whether the
     /// follower may lead; without one nothing was copied there, and it has made every write.
-    pub(super) fn adoption_lost_its_leader(&mut self, id: PairId, leader: Place, event: pair::Event) {
-        if self.is_being_filled(self.node_at(id, leader.other()), id) {
+    pub(super) fn adoption_lost_its_leader(&mut self, id: PairId, follower: Place, event: pair::Event) {
+        if self.is_being_filled(self.node_at(id, follower), id) {
             return;
         }
-        self.apply(id, pair::Event::Undone(leader.other()));
+        self.apply(id, pair::Event::Undone(follower));
         if let pair::Event::Lost(_, Loss::MemoryGone, _) = event {
             self.apply(id, event);
         }
@@ -88,31 +69,23 @@ impl Cluster {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
             let found = self.record_in(view, pair).filter(|_| self.is_ours(node, view));
-            let run = &mut self.pairs[pair.index()];
-            let (Some(Fill::Adopt), Some(known)) = (run.first_fill, run.resumed) else { continue };
-            let fits = match found {
-                // Later, it led alone since, or has everything already: what the other one holds is
-                // out of date.
-                Some(found) if known.fact == Fact::Adopting(place) => found.epoch <= known.epoch,
-                Some(found) => found.epoch >= known.epoch && found.fact == known.fact,
-                None => known.fact == Fact::Adopting(place),
+            let word = match found {
+                None => Word::Nothing,
+                Some(Record { fact: Fact::Adopting(leader), epoch, .. })
+                    if self.pairs[pair.index()].plan.leads_adoption(leader) =>
+                {
+                    Word::Adopting(epoch)
+                }
+                Some(record) => Word::Other(record.epoch),
             };
-            if !fits {
-                run.first_fill = None;
-            }
+            self.plan(pair, FillEvent::FirstWord(place, word));
         }
-    }
-
-    /// Whether the node at this place leads an adoption that was taken up again, by the follower's
-    /// word. The proxy before may have died before it wrote that on the leader too.
-    pub(super) fn leads_adoption(&self, pair: PairId, place: Place) -> bool {
-        self.pairs[pair.index()].resumed.is_some_and(|record| record.fact == Fact::Adopting(place))
     }
 
     /// Whether the node at this place is one whose items are to be adopted.
     pub(super) fn follows_in_adoption(&self, pair: PairId, place: Place) -> bool {
         let run = &self.pairs[pair.index()];
-        run.first_fill == Some(Fill::Adopt) && run.pair.state() == State::Degraded { leader: place.other() }
+        run.plan.follows_in_adoption(run.pair.state(), place)
     }
 
     /// Whether the pair may still adopt: it knows of every write since its first route.

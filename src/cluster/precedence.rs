@@ -223,7 +223,7 @@ impl Cluster {
                 && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
             {
                 tracing::warn!(pair = %self.pair_name(pair), record = %found, "a node came back with a later record than this proxy's: it is outranked");
-                if self.pairs[pair.index()].adopting {
+                if self.pairs[pair.index()].plan.is_adopting() {
                     // What only the follower holds still counts.
                     self.record_filling(pair, leader.other());
                 } else {

@@ -66,7 +66,7 @@ impl Cluster {
 
     /// What is recorded where a pair becomes Recovering, before its gate opens.
     pub(super) fn record_filling(&mut self, id: PairId, on: Place) {
-        if self.pairs[id.index()].adopting {
+        if self.pairs[id.index()].plan.is_adopting() {
             // On the follower: only one that says so itself is adopted from at the next start. The
             // leader is a witness.
             self.record(id, Fact::Adopting(on.other()), vec![on]);

@@ -28,7 +28,7 @@ impl Cluster {
         let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
         let holder = &self.nodes[node.index()];
         let soon = holder.is_drained() && holder.job.as_ref().is_none_or(|job| job.fills(pair));
-        holder.health.is_up() && soon && run.knows_difference(place) && run.kept.may_lead(run.pair.state(), place)
+        holder.health.is_up() && soon && run.plan.may_lead(run.pair.state(), place, !run.missed.overflowed())
     }
 
     /// The node holds nothing of the pair. If no copy is left it leads, unless the other one has
@@ -145,17 +145,9 @@ impl Cluster {
 
     /// How the pair's copy on the node is made equal.
     fn fill_for(&self, node: NodeId, pair: PairId) -> Fill {
-        if self.nodes[node.index()].empty {
-            // Emptiness proved once does not last: from the first write on, the next resync purges.
-            // A job that ends before that leaves it.
-            Fill::Empty
-        } else if self.pairs[pair.index()].knows_difference(self.topology.place(node)) {
-            Fill::Missed
-        } else {
-            // One that is Recovering already is written to: a purge would not end.
-            let written_to = matches!(self.pairs[pair.index()].pair.state(), State::Recovering { .. });
-            self.pairs[pair.index()].first_fill.unwrap_or(if written_to { Fill::Compare } else { Fill::Purge })
-        }
+        let run = &self.pairs[pair.index()];
+        let (place, empty) = (self.topology.place(node), self.nodes[node.index()].empty);
+        run.plan.fill(run.pair.state(), place, empty, !run.missed.overflowed())
     }
 
     /// Whether the pair's node at this place is not filled, and nothing fills it.

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use crate::ambient;
 use crate::backend::{DrainEnd, MarkError, NodeError, NodeView};
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::pair::FillEvent;
 use crate::pair::{self, Loss, Reason, State};
-use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
 use super::{Cluster, Internal, QUIET_PERIOD};
@@ -119,15 +119,7 @@ impl Cluster {
             for pair in self.topology.pairs_of(node) {
                 // The list of what the other one missed still tells what is true there.
                 let listed = self.may_lead_with_rest(pair, place.other());
-                let run = &mut self.pairs[pair.index()];
-                run.kept.lost_by(place);
-                if !listed {
-                    run.missed.overflow();
-                }
-                if !first && run.first_fill == Some(Fill::Adopt) {
-                    // What was to be adopted is gone, or who was to adopt it.
-                    run.first_fill = None;
-                }
+                self.plan(pair, FillEvent::OtherMemory { place, first, listed });
             }
         }
         self.settle_address(node);
@@ -154,7 +146,7 @@ impl Cluster {
             .topology
             .pairs_of(node)
             .filter(|_| self.is_ours(node, &view))
-            .filter(|&p| record_of(p).map_or(self.leads_adoption(p, place), |r| r.full_at(place)))
+            .filter(|&p| record_of(p).map_or(self.pairs[p.index()].plan.leads_adoption(place), |r| r.full_at(place)))
             .collect();
         let run = &mut self.nodes[node.index()];
         run.retry_after = super::jobs::RETRY_MIN;
@@ -201,9 +193,8 @@ impl Cluster {
     fn forget_missed_on(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
-            let run = &mut self.pairs[pair.index()];
-            if run.pair.state().leader() == Some(place.other()) {
-                run.missed.overflow();
+            if self.pairs[pair.index()].pair.state().leader() == Some(place.other()) {
+                self.plan(pair, FillEvent::ListVoid);
             }
         }
     }

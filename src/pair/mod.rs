@@ -24,6 +24,7 @@
 //! that is slow or unreachable makes the pair `Dark`, and `Dark` remembers it: it ends with that
 //! node's return, or with the proof that its memory is gone.
 
+mod fill;
 mod rest;
 
 use std::fmt;
@@ -31,6 +32,7 @@ use std::fmt;
 use crate::ids::{Epoch, Place, Term};
 use crate::rules::{Rule, holds};
 
+pub use fill::{CutOff, Fill, FillEffect, FillEvent, Plan, Word};
 pub use rest::Kept;
 
 /// Why a node or pair is where it is. One word for log, metrics and `stats`.

@@ -194,6 +194,7 @@ mod refill;
 mod spool;
 mod verify;
 
+pub use crate::pair::Fill;
 pub use clocks::Clocks;
 pub use governor::{Governor, TICK};
 pub use job::run;
@@ -215,52 +216,6 @@ pub struct JobSpec {
     /// The target leads the pairs that are handed back. So none is handed back of which it refuses
     /// an item: that would be lost to clients.
     pub leads: bool,
-}
-
-/// What a node that is to be filled holds of the pairs, and so how it is made equal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fill {
-    /// Provably nothing: a fresh process that no write of these pairs can have reached.
-    Empty,
-    /// Possibly old items: all of them are deleted first.
-    Purge,
-    /// What the leader holds, but for the keys in [`Context::missed`]: those are deleted and
-    /// copied.
-    Missed,
-    /// Most probably what the leader holds: every key is compared, and what differs is dropped and
-    /// copied.
-    Compare,
-    /// Items of its own, as the leader does: first what only the target holds is added to the
-    /// leader, then [`Fill::Compare`].
-    Adopt,
-}
-
-impl Fill {
-    /// What begins first where the pairs of one node differ: the smaller, the sooner it is done.
-    pub(crate) fn cost(self) -> u8 {
-        match self {
-            Fill::Missed => 0,
-            Fill::Empty => 1,
-            Fill::Compare => 2,
-            Fill::Adopt => 3,
-            Fill::Purge => 4,
-        }
-    }
-
-    /// The word for it in `resync status`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Fill::Empty | Fill::Purge => "full",
-            Fill::Missed => "partial",
-            Fill::Compare => "compare",
-            Fill::Adopt => "adopt",
-        }
-    }
-
-    /// Whether the target is compared, and not purged.
-    pub fn compares(self) -> bool {
-        matches!(self, Fill::Compare | Fill::Adopt)
-    }
 }
 
 /// Which pair a key belongs to.

@@ -24,10 +24,10 @@ use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, MarkError};
 use crate::expiry;
 use crate::ids::{NodeId, PairId};
+use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::protocol::answer;
 use crate::proxy::Command;
-use crate::resync::Fill;
 
 use crate::cluster::ask::Asker;
 use crate::cluster::nodes::{reason_of, reason_of_mark};
@@ -230,11 +230,12 @@ impl Cluster {
         let nodes = self.topology.nodes();
         let waiting =
             self.flush.send(nodes.filter(|&n| self.nodes[n.index()].health.is_up() || self.leads(n)).collect());
-        // What survives on the follower (memcached from 1.6.25 on), or is on one that is not
-        // reached, must not be adopted.
-        for run in self.pairs.iter_mut().filter(|run| run.adopting) {
-            run.adopting = false;
-            run.pair.renew();
+        for pair in self.topology.pairs() {
+            if self.pairs[pair.index()].plan.is_adopting() {
+                // Its record is another one from now on.
+                self.pairs[pair.index()].pair.renew();
+            }
+            self.plan(pair, FillEvent::FlushSent);
         }
         for (node, given_up) in waiting {
             self.flush_node(node, given_up);
@@ -324,7 +325,7 @@ impl Cluster {
             let fact = match run.state() {
                 State::Mirrored => Fact::Sync,
                 State::Degraded { leader } => Fact::Alone(leader),
-                State::Recovering { leader } if self.pairs[pair.index()].adopting => Fact::Adopting(leader),
+                State::Recovering { leader } if self.pairs[pair.index()].plan.is_adopting() => Fact::Adopting(leader),
                 State::Recovering { leader } => Fact::Filling(leader.other()),
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
                 State::Dark { in_sync: None, .. } => Fact::Nobody,
@@ -342,14 +343,7 @@ impl Cluster {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
             self.pairs[pair.index()].undecided = false;
-            let run = &mut self.pairs[pair.index()];
-            if run.pair.state() != State::Mirrored {
-                // A node that is away misses this for all its keys.
-                run.missed.overflow();
-                // What only the follower holds after it has survived it (memcached from 1.6.25 on),
-                // and must not be added to the leader.
-                run.first_fill = run.first_fill.map(|_| Fill::Compare);
-            }
+            self.plan(pair, FillEvent::Flushed(self.pairs[pair.index()].pair.state()));
             self.apply(pair, pair::Event::Flushed);
         }
     }

@@ -6,10 +6,11 @@
 mod look;
 mod table;
 
-use crate::backend::marker::Record;
+use crate::backend::marker::{Fact, Record};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Gate, Reason, State};
+use crate::pair::{CutOff, FillEvent};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
@@ -145,10 +146,12 @@ impl Cluster {
             state = State::Degraded { leader };
         }
         let run = &mut self.pairs[pair.index()];
-        run.adopting = matches!(state, State::Recovering { .. });
-        run.resumed = newest.filter(|_| fill == Some(Fill::Adopt));
         run.undecided = waits;
-        run.first_fill = fill;
+        let cut_off = newest.filter(|_| fill == Some(Fill::Adopt)).and_then(|record| match record.fact {
+            Fact::Adopting(leader) => Some(CutOff { leader, epoch: record.epoch }),
+            _ => None,
+        });
+        self.plan(pair, FillEvent::Decided { state, fill, cut_off });
         if newest.is_none()
             && let State::Degraded { leader } = state
             && self.speaks_for(pair, leader.other())
