@@ -8,7 +8,6 @@ mod backend;
 mod cluster;
 pub mod config;
 pub mod daemon;
-mod expiry;
 mod health;
 mod ids;
 mod keys;

@@ -13,8 +13,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::ambient;
-use crate::expiry::{Offset, clock};
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::protocol::clock;
+use crate::protocol::expiry::Offset;
 use crate::protocol::reply::ReplyLimits;
 use crate::rules::{Rule, holds};
 

@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Cluster, Internal};
 use crate::ambient;
-use crate::expiry::Offset;
 use crate::ids::NodeId;
+use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
 
 /// A node is asked so long before the end of one of the proxy's seconds: its answer is to come

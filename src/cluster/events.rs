@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 
 use crate::backend::{DrainEnd, MarkError, NodeControl, NodeError, NodeView, Probe};
-use crate::expiry::Offset;
 use crate::ids::{Epoch, Incarnation, NodeId, PairId};
 use crate::pair::{self, Gate};
+use crate::protocol::expiry::Offset;
 use crate::proxy::Event;
 use crate::resync::{JobError, JobEvent, Outcome, VerifyEvent};
 

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
-use crate::expiry::Offset;
 use crate::health::{Health, began_since};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::{self, Loss, Reason, State};
+use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
 

@@ -6,7 +6,9 @@
 
 pub mod answer;
 pub mod classic;
+pub mod clock;
 mod command;
+pub mod expiry;
 #[cfg(test)]
 mod fuzz;
 mod line;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::expiry::Offset;
 use crate::ids::NodeId;
+use crate::protocol::expiry::Offset;
 
 /// A clock is measured at the end of a second; how long that is waited for.
 const PATIENCE: Duration = Duration::from_millis(2500);

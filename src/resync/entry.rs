@@ -449,7 +449,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::ambient;
-    use crate::expiry::Offset;
+    use crate::protocol::expiry::Offset;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::{Batch, Frame};
-use crate::expiry::{self, Offset};
+use crate::protocol::expiry::{self, Offset};
 
 /// Longest key that memcached takes on the wire, in bytes; base64 counts as it is written.
 const MAX_WIRE_KEY_BYTES: usize = 250;

@@ -14,8 +14,8 @@ use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::ambient;
 use crate::backend::{NodeError, Pipe};
-use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId};
+use crate::protocol::expiry::Offset;
 use crate::rules::{Rule, holds};
 
 /// Runs a job: purge, barrier, copy, hand back, as the head of [`crate::resync`] tells. To stop it,

@@ -17,8 +17,8 @@ use super::entry::{End, Entry, Side, Stage, Trouble};
 use super::item::{Asked, Offsets};
 use super::{Clocks, Context, JobError, Tuning};
 use crate::backend::{Batch, Drain, Effect, Frame, Pipe};
-use crate::expiry::clock;
 use crate::ids::NodeId;
+use crate::protocol::clock;
 use crate::rules::{Rule, holds};
 
 /// What the target must manage per second, in bytes, on top of what its timeout allows, of what the

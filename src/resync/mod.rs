@@ -104,10 +104,10 @@
 //!   have landed.
 //! - *The expiry is verified too*: `touch` changes it and not the cas id.
 //! - *Remaining TTL 0* would mean for ever when stored: such an item is over. Any other is sent as
-//!   a date by the target's own clock ([`crate::expiry`]), so it does not matter when the add is
-//!   executed; and nodes turn to their seconds at different moments, so a batch of items that
-//!   expire is framed by two looks at the source's clock. If they differ, it turned in between, and
-//!   the items are read once more.
+//!   a date by the target's own clock ([`crate::protocol::expiry`]), so it does not matter when the
+//!   add is executed; and nodes turn to their seconds at different moments, so a batch of items
+//!   that expire is framed by two looks at the source's clock. If they differ, it turned in
+//!   between, and the items are read once more.
 //! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value:
 //!   it is verified like a stored one.
 //! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to

@@ -20,9 +20,9 @@ use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
 use super::{Context, Fill, JobError, JobEvent, NO_CAS, Verdict};
 use crate::backend::NodeError;
-use crate::expiry::Offset;
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::keys::{Lone, Recopy};
+use crate::protocol::expiry::Offset;
 
 /// A lane holds so many bytes of items at most: more would pass through slower memory than the
 /// processor's caches, and is no faster (seen with items of 10 KiB: 4 lanes of 4 and of 1 MiB take

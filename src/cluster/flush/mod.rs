@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, MarkError};
-use crate::expiry;
 use crate::ids::{NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::protocol::answer;
+use crate::protocol::expiry;
 use crate::proxy::Command;
 
 use crate::cluster::ask::Asker;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::expiry::Offset;
 use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::pair::Reason;
+use crate::protocol::expiry::Offset;
 use crate::protocol::outcome::Outcome;
 use crate::proxy::op::{Asker, ClientKey, Op};
 use crate::proxy::route::Route;

@@ -17,8 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use slab::Slab;
 
-use crate::expiry::Offset;
 use crate::ids::NodeId;
+use crate::protocol::expiry::Offset;
 use crate::protocol::outcome::Refusal;
 use crate::protocol::request::Limits;
 use crate::ring::Topology;

@@ -1,8 +1,8 @@
 //! Operations: begun, sent, stranded, finished.
 
-use crate::expiry;
 use crate::ids::{NodeId, PairId};
 use crate::pair::Reason;
+use crate::protocol::expiry;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Kind, Op, Origin, Stage};

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::expiry;
-use crate::expiry::clock;
 use crate::ids::{NodeId, PairId, UNSURE};
 use crate::pair::Reason;
+use crate::protocol::clock;
+use crate::protocol::expiry;
 use crate::protocol::number::parse_i64;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{self, Reply, ReplyKind};

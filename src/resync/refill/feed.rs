@@ -298,9 +298,9 @@ mod tests {
     use super::super::LANE_BYTES;
     use super::*;
     use crate::backend::{Dial, NodeStream};
-    use crate::expiry::Offset;
     use crate::ids::{NodeId, PairId};
     use crate::keys::Recopy;
+    use crate::protocol::expiry::Offset;
 
     /// Connects to nodes that take everything and answer nothing.
     struct Deaf(Mutex<Vec<tokio::io::DuplexStream>>);

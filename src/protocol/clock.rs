@@ -1,4 +1,4 @@
-//! PURE. What a node's clock shows, read off an item: one whose date of expiry is known, and stands
+//! What a node's clock shows, read off an item: one whose date of expiry is known, and stands
 //! in its value. A `stats` would tell it too, in 3 KB; this is one short line, and may stand
 //! between other commands of a batch.
 

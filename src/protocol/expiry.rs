@@ -1,4 +1,4 @@
-//! PURE. When an item expires: one date for all its copies, by the proxy's own seconds.
+//! When an item expires: one date for all its copies, by the proxy's own seconds.
 //!
 //! A node counts whole seconds from its own start, so two nodes show different dates, and turn to
 //! the next one at different moments of a second. A remaining time that is read on one and stored
@@ -12,8 +12,6 @@
 //! than a second before: what a client asked for is rounded down to a date, and never lasts longer.
 
 use std::time::Duration;
-
-pub mod clock;
 
 /// An exptime over this, in seconds, is a date.
 pub const RELATIVE_MAX_SECS: i64 = 30 * 24 * 60 * 60;
