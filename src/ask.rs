@@ -3,15 +3,20 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
-use crate::wait::{Connection, Endpoint};
+use crate::wait::connection::{Connection, Endpoint};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
 /// Wrong arguments. clap ends with the same number.
 const EXIT_USAGE: u8 = 2;
+
+/// How long an answer's beginning may take, and the rest of it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What may be asked. Other commands take data, or answer in other forms; they are for clients.
 const COMMANDS: [&str; 3] = ["resync", "stats", "version"];
@@ -69,22 +74,23 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 
 /// The lines of the answer, or the one that refuses.
 fn ask(proxy: &Endpoint, command: &str) -> std::io::Result<Result<String, String>> {
-    let mut connection = Connection::open(proxy)?;
-    let mut line = connection.ask(command)?;
-    if line.split(' ').next().is_some_and(|word| word.ends_with("ERROR")) {
-        return Ok(Err(line));
+    let mut connection = Connection::open(proxy, ANSWER_TIMEOUT)?;
+    let mut said = connection.ask(command)?;
+    if said.is_error() {
+        return Ok(Err(said.line()));
     }
+    connection.be_patient(WHOLE_TIMEOUT);
     let mut lines = String::new();
     for _ in 0..LINES_MAX {
-        let more = line.starts_with("STAT ");
-        if line != "END" {
+        let (line, more) = (said.line(), said.stat().is_some());
+        if !said.is_end() {
             lines.push_str(line.strip_prefix("STAT ").unwrap_or(&line));
             lines.push('\n');
         }
         if !more {
             return Ok(Ok(lines));
         }
-        line = connection.line()?;
+        said = connection.reply()?;
     }
     Err(std::io::Error::other("an answer without end"))
 }

@@ -69,6 +69,14 @@ impl fmt::Display for Incarnation {
     }
 }
 
+impl Incarnation {
+    /// From the marker.
+    pub fn parse(marker: &[u8]) -> Option<Incarnation> {
+        let digits = (marker.len() == 16).then(|| std::str::from_utf8(marker).ok())?;
+        u64::from_str_radix(digits?, 16).ok().map(Incarnation)
+    }
+}
+
 /// Stands in the incarnation marker's place while an evicted one is written again, and shows
 /// nothing, as no marker does.
 pub const UNSURE: &str = "unsure";

@@ -9,12 +9,8 @@
 //! The proxy is asked first and the servers after it: a restart between the two is then seen, never
 //! hidden.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -24,6 +20,10 @@ use crate::backend::marker;
 use crate::ids::Place;
 use crate::report::lines;
 use crate::ring::NodeAddr;
+
+pub(crate) mod connection;
+
+use connection::{Connection, Endpoint};
 
 /// Not within the time.
 const EXIT_TIMEOUT: u8 = 1;
@@ -36,8 +36,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long one answer may take. A proxy answers at once; a server that hangs is an obstacle, not a
 /// reason to hang too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest answer: `stats servers` has some ten lines for each of at most 256 servers.
-const ANSWER_MAX: u64 = 4 << 20;
+/// Lines of the longest answer: `stats servers` has some ten for each of at most 256 servers, and
+/// `resync status` one for each pair.
+const STATS_MAX: usize = 256 << 10;
 /// So many looks in a row must find nothing. A server that kept its memory over a restart carries
 /// the right marker at once; what tells is that its connections broke, and the proxy may still be
 /// about to read that.
@@ -74,33 +75,6 @@ pub struct WaitArgs {
     proxy_only: bool,
 }
 
-/// Where the proxy listens.
-#[derive(Clone, Debug)]
-pub(crate) enum Endpoint {
-    Tcp(NodeAddr),
-    Unix(PathBuf),
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Endpoint, String> {
-        if text.contains('/') {
-            return Ok(Endpoint::Unix(PathBuf::from(text)));
-        }
-        text.parse().map(Endpoint::Tcp).map_err(|error: crate::ring::SpecError| error.problem.to_string())
-    }
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Endpoint::Tcp(addr) => addr.fmt(f),
-            Endpoint::Unix(path) => path.display().fmt(f),
-        }
-    }
-}
-
 /// Why waiting makes no sense.
 #[derive(Debug, Error)]
 enum Pointless {
@@ -134,7 +108,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
     let deadline = Instant::now() + args.timeout;
     let (mut good, mut told) = (0, String::new());
     loop {
-        let missing = match look(&args) {
+        let missing = match look(&args, deadline) {
             Look::Pointless(why) => {
                 say(&why.to_string());
                 return ExitCode::from(EXIT_USAGE);
@@ -160,15 +134,16 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
     }
 }
 
-/// Asks the proxy, and then every server.
-fn look(args: &WaitArgs) -> Look {
+/// Asks the proxy, and then every server. Past the deadline what is missing already is enough: 256
+/// servers that hang would be waited for, one after the other, for minutes more.
+fn look(args: &WaitArgs, deadline: Instant) -> Look {
     let proxy = args.proxy.to_string();
-    let asked = Connection::open(&args.proxy).and_then(|mut connection| {
-        let status = connection.stats("resync status")?;
+    let asked = Connection::open(&args.proxy, ANSWER_TIMEOUT).and_then(|mut connection| {
+        let status = stats(&mut connection, "resync status")?;
         // (Who says no closes the connection: to ask on would hide the sentence behind "Connection
         // reset".)
         let servers = match &status {
-            Answer::Stats(_) => connection.stats("stats servers")?,
+            Answer::Stats(_) => stats(&mut connection, "stats servers")?,
             Answer::Other(_) => Answer::Stats(Vec::new()),
         };
         Ok((status, servers))
@@ -184,27 +159,30 @@ fn look(args: &WaitArgs) -> Look {
         }
         Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
     };
-    let value = |list: &[(String, String)], name: &str| {
+    let found = |list: &[(String, String)], name: &str| {
         list.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, v)| v.clone())
     };
-    match value(&status, lines::MODE).as_str() {
+    match found(&status, lines::MODE).as_str() {
         "" => return Look::Pointless(Pointless::NoProxy(proxy, "a status without a mode".to_owned())),
         "off" => return Look::Pointless(Pointless::Off(proxy)),
         _ => {}
     }
     let of_place = servers.iter().filter_map(|(name, _)| name.strip_suffix(lines::PLACE)?.strip_suffix(':'));
     let nodes: Vec<String> = of_place.map(str::to_owned).collect();
-    if !nodes.iter().any(|node| value(&servers, &format!("{node}:{}", lines::PLACE)) == Place::Backup.to_string()) {
+    if !nodes.iter().any(|node| found(&servers, &format!("{node}:{}", lines::PLACE)) == Place::Backup.to_string()) {
         return Look::Pointless(Pointless::NoBackups(proxy));
     }
     // The proxy's own words: it knows more than its pairs' states.
     let obstacles = status.iter().filter(|(name, _)| name.starts_with(lines::OBSTACLE));
     let mut missing: Vec<String> = obstacles.map(|(_, sentence)| sentence.clone()).collect();
-    if missing.is_empty() && value(&status, lines::MIRRORED) != "1" {
+    if missing.is_empty() && found(&status, lines::MIRRORED) != "1" {
         missing.push("the proxy says that it is not mirrored".to_owned());
     }
     for node in nodes.iter().filter(|_| !args.proxy_only) {
-        let of = |field: &str| value(&servers, &format!("{node}:{field}"));
+        if !missing.is_empty() && Instant::now() >= deadline {
+            break;
+        }
+        let of = |field: &str| found(&servers, &format!("{node}:{field}"));
         if of(lines::STATE) == "up"
             && let Err(why) = carries_marker(node, &of(lines::INCARNATION))
         {
@@ -217,7 +195,8 @@ fn look(args: &WaitArgs) -> Look {
 /// Whether a server's memory is the one that the proxy knows.
 fn carries_marker(node: &str, known: &str) -> Result<(), String> {
     let addr: NodeAddr = node.parse().map_err(|error| format!("is not understood: {error}"))?;
-    let asked = Connection::open(&Endpoint::Tcp(addr)).and_then(|mut node| node.value(marker::INCARNATION_KEY));
+    let asked = Connection::open(&Endpoint::Tcp(addr), ANSWER_TIMEOUT)
+        .and_then(|mut node| value(&mut node, marker::INCARNATION_KEY));
     match asked {
         Ok(Some(found)) if found == known => Ok(()),
         Ok(_) => Err("does not hold the memory that the proxy knows: it has not been taken back yet".to_owned()),
@@ -232,91 +211,28 @@ enum Answer {
     Other(String),
 }
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
-
-/// A connection on which every read and write has a deadline.
-pub(crate) struct Connection {
-    stream: BufReader<Box<dyn Stream>>,
+/// Asks for statistics.
+fn stats(connection: &mut Connection, command: &str) -> std::io::Result<Answer> {
+    let mut said = connection.ask(command)?;
+    let mut stats = Vec::new();
+    while let Some(stat) = said.stat() {
+        stats.push(stat);
+        if stats.len() > STATS_MAX {
+            return Err(std::io::Error::other("an answer without end"));
+        }
+        said = connection.reply()?;
+    }
+    Ok(if said.is_end() && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(said.line()) })
 }
 
-impl Connection {
-    pub(crate) fn open(to: &Endpoint) -> std::io::Result<Connection> {
-        let stream: Box<dyn Stream> = match to {
-            Endpoint::Tcp(addr) => {
-                let mut last = std::io::Error::other("the name has no address");
-                let mut open = None;
-                for address in (addr.host.as_str(), addr.port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, ANSWER_TIMEOUT) {
-                        Ok(stream) => {
-                            open = Some(stream);
-                            break;
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                let Some(stream) = open else { return Err(last) };
-                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                Box::new(stream)
-            }
-            Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                Box::new(stream)
-            }
-        };
-        Ok(Connection { stream: BufReader::new(stream) })
-    }
-
-    pub(crate) fn line(&mut self) -> std::io::Result<String> {
-        let mut line = String::new();
-        match (&mut self.stream).take(ANSWER_MAX).read_line(&mut line) {
-            Ok(_) if line.ends_with('\n') => Ok(line.trim_end().to_owned()),
-            Ok(_) => Err(std::io::Error::other("it closed the connection")),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                Err(std::io::Error::other(format!("no answer within {ANSWER_TIMEOUT:?}")))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn ask(&mut self, command: &str) -> std::io::Result<String> {
-        let line = format!("{command}\r\n");
-        match self.stream.get_mut().write_all(line.as_bytes()) {
-            Ok(()) => self.line(),
-            // It may have said why before it closed the connection.
-            Err(error) => self.line().map_err(|_| error),
-        }
-    }
-
-    fn stats(&mut self, command: &str) -> std::io::Result<Answer> {
-        let begun = Instant::now();
-        let mut line = self.ask(command)?;
-        let mut stats = Vec::new();
-        while let Some(rest) = line.strip_prefix("STAT ") {
-            let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
-            stats.push((name.to_owned(), value.to_owned()));
-            if begun.elapsed() > ANSWER_TIMEOUT || stats.len() as u64 > ANSWER_MAX / 16 {
-                return Err(std::io::Error::other("an answer without end"));
-            }
-            line = self.line()?;
-        }
-        Ok(if line == "END" && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(line) })
-    }
-
-    /// The value of a key whose values are one line each.
-    fn value(&mut self, key: &str) -> std::io::Result<Option<String>> {
-        let line = self.ask(&format!("get {key}"))?;
-        if line == "END" {
-            return Ok(None);
-        }
-        if !line.starts_with(&format!("VALUE {key} ")) {
-            return Err(std::io::Error::other(format!("it answered {line:?}")));
-        }
-        let value = self.line()?;
-        self.line()?;
-        Ok(Some(value))
-    }
+/// The value of a key.
+fn value(connection: &mut Connection, key: &str) -> std::io::Result<Option<String>> {
+    let said = connection.ask(&format!("get {key}"))?;
+    let value = match said.item() {
+        Some((found, value)) if found == key.as_bytes() => String::from_utf8_lossy(value).into_owned(),
+        _ if said.is_end() => return Ok(None),
+        _ => return Err(std::io::Error::other(format!("it answered {:?}", said.line()))),
+    };
+    connection.reply()?;
+    Ok(Some(value))
 }

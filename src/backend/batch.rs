@@ -1,19 +1,7 @@
 //! Commands gathered to be written together.
 
-use bytes::Bytes;
-
-/// Values from this size on, in bytes, are written from where they lie; smaller ones are cheaper to
-/// copy.
-const OWN_CHUNK_BYTES: usize = 4 * 1024;
-
-/// Whether a command changes what the node holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// It only reads.
-    Read,
-    /// It changes items: unanswered, it may still be executed at any later time.
-    Mutation,
-}
+pub use crate::protocol::node::Effect;
+use crate::protocol::out::OutQueue;
 
 /// Commands to be sent in one go.
 ///
@@ -21,9 +9,7 @@ pub enum Effect {
 /// that all is over.
 #[derive(Default, Debug)]
 pub struct Batch {
-    pub(super) chunks: Vec<Bytes>,
-    tail: Vec<u8>,
-    pub(super) len: u64,
+    pub(super) out: OutQueue,
     /// Where commands end, in bytes from the batch's beginning.
     pub(super) ends: Vec<u64>,
     pub(super) replies: usize,
@@ -38,22 +24,22 @@ impl Batch {
 
     /// An empty batch, with room for so many commands of so many bytes.
     pub fn with_room(bytes: usize, commands: usize) -> Batch {
-        Batch { tail: Vec::with_capacity(bytes), ends: Vec::with_capacity(commands), ..Batch::default() }
+        Batch { out: OutQueue::with_room(bytes), ends: Vec::with_capacity(commands), ..Batch::default() }
     }
 
     /// Bytes that lie together at the end: all, but where large values lie between.
     pub fn gathered(&self) -> usize {
-        self.tail.len()
+        self.out.gathered()
     }
 
     /// Its bytes.
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.out.len()
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.out.is_empty()
     }
 
     /// Number of answers expected.
@@ -61,43 +47,23 @@ impl Batch {
         self.replies
     }
 
-    /// Appends bytes of the current command.
-    pub fn put(&mut self, bytes: &[u8]) {
-        self.tail.extend_from_slice(bytes);
-        self.len += bytes.len() as u64;
-    }
-
-    /// Appends a decimal number to the current command.
-    pub fn put_number(&mut self, number: impl itoa::Integer) {
-        self.put(itoa::Buffer::new().format(number).as_bytes());
-    }
-
-    /// Appends a value: a large one is not copied.
-    pub fn put_value(&mut self, value: &Bytes) {
-        if value.len() < OWN_CHUNK_BYTES {
-            return self.put(value);
-        }
-        self.seal();
-        self.chunks.push(value.clone());
-        self.len += value.len() as u64;
-    }
-
-    /// Ends the current command, which will be answered `replies` times.
-    pub fn end(&mut self, replies: usize, effect: Effect) {
-        self.ends.push(self.len);
-        self.replies += replies;
-        self.mutates |= effect == Effect::Mutation;
-    }
-
-    /// A whole command of one answer.
-    pub fn command(&mut self, line: &[u8], effect: Effect) {
-        self.put(line);
+    /// Adds a whole command of one answer.
+    #[inline]
+    pub fn add(&mut self, write: impl FnOnce(&mut OutQueue) -> Effect) {
+        let effect = write(&mut self.out);
         self.end(1, effect);
     }
 
-    pub(super) fn seal(&mut self) {
-        if !self.tail.is_empty() {
-            self.chunks.push(Bytes::from(std::mem::take(&mut self.tail)));
-        }
+    /// The same of one that is written out already.
+    pub fn command(&mut self, line: &[u8], effect: Effect) {
+        self.out.put(line);
+        self.end(1, effect);
+    }
+
+    /// Ends the current command, which will be answered `replies` times.
+    pub(super) fn end(&mut self, replies: usize, effect: Effect) {
+        self.ends.push(self.out.len() as u64);
+        self.replies += replies;
+        self.mutates |= effect == Effect::Mutation;
     }
 }

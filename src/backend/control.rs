@@ -16,7 +16,10 @@ use crate::ambient;
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::protocol::clock;
 use crate::protocol::expiry::Offset;
-use crate::protocol::reply::ReplyLimits;
+use crate::protocol::key::Key;
+use crate::protocol::node::{self, Ask, Condition};
+use crate::protocol::number;
+use crate::protocol::reply::{self, ReplyKind, ReplyLimits};
 use crate::rules::{Rule, holds};
 
 use super::deadline::{Limit, by};
@@ -263,15 +266,15 @@ impl NodeControl {
     pub async fn clock(&self, incarnation: Incarnation, time: i64) -> Result<Option<Offset>, NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
             let mut batch = Batch::new();
-            batch.command(format!("mg {} v\r\n", marker::INCARNATION_KEY).as_bytes(), Effect::Read);
+            batch.command(node::MARKER_READ, Effect::Read);
             batch.command(clock::CLOCK_READ, Effect::Read);
             let (mut known, mut due, mut shown) = (false, false, None);
             pipe.exchange(batch, deadline, |index, frame| {
                 match index {
                     0 => known = frame.data().and_then(|v| marker::parse_incarnation(&v)) == Some(incarnation),
                     _ => {
-                        due = clock::is_due(frame.line());
-                        shown = clock::shown(frame.line(), frame.data().as_deref());
+                        due = clock::is_due(&frame);
+                        shown = clock::shown(&frame);
                     }
                 }
                 Ok(())
@@ -280,7 +283,7 @@ impl NodeControl {
             let offset = shown.map(|shown| Offset::seen(shown, ambient::date(Instant::now())));
             if known && due {
                 // Refused by a node that is full, it is tried again at the next reading.
-                pipe.ask(clock::making(shown.unwrap_or(time)).as_bytes(), Effect::Mutation, deadline).await?;
+                pipe.ask_with(|out| clock::make(out, shown.unwrap_or(time)), deadline).await?;
             }
             Ok(offset.filter(|_| known))
         })
@@ -407,9 +410,10 @@ impl NodeControl {
     /// it certifies nothing.
     pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
-            let command = format!("ms {} 16 T{seconds}\r\n{session:016x}\r\n", marker::RIVAL_KEY);
+            let (value, seconds) = (format!("{session:016x}"), seconds as i64);
+            let rival = |out: &mut _| node::ms_own(out, marker::RIVAL_KEY, value.as_bytes(), seconds, Condition::None);
             // A full node may refuse it: the next probe tries again.
-            pipe.ask(command.as_bytes(), Effect::Mutation, deadline).await?;
+            pipe.ask_with(rival, deadline).await?;
             Ok(())
         })
         .await
@@ -507,15 +511,15 @@ impl NodeControl {
         };
         let mut connection = connected.map_err(|e| (e, None))?;
         let mut batch = Batch::new();
-        batch.command(b"flush_all\r\n", Effect::Mutation);
+        batch.command(node::FLUSH_ALL, Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
-            batch.command(format!("ms {key} {} T0\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
+            batch.add(|out| node::ms_own(out, key, value.as_bytes(), 0, Condition::None));
         }
         let mut refused = None;
         let exchange = connection.pipe.exchange(batch, deadline, |index, frame| {
-            let line = frame.line();
-            if index == 0 && line != b"OK" || index > 0 && !line.starts_with(b"HD") {
-                refused = Some(String::from_utf8_lossy(line).into_owned());
+            let done = if index == 0 { ReplyKind::Ok } else { ReplyKind::MetaHd };
+            if *frame.kind() != done {
+                refused = Some(String::from_utf8_lossy(frame.line()).into_owned());
             }
             Ok(())
         });
@@ -640,18 +644,18 @@ fn later(found: &Found, new: &Record) -> Option<Record> {
 async fn read(pipe: &mut Pipe, deadline: Limit, keys: &[&str]) -> Result<Vec<Found>, NodeError> {
     let mut batch = Batch::new();
     for key in keys {
-        batch.command(format!("mg {key} v c\r\n").as_bytes(), Effect::Read);
+        batch.add(|out| node::mg(out, Key::plain(key.as_bytes()), Ask::ValueAndCas));
     }
     let mut found = Vec::with_capacity(keys.len());
     pipe.exchange(batch, deadline, |_, frame| {
-        let line = frame.line();
-        found.push(match frame.data() {
-            Some(data) => {
-                let cas = crate::protocol::reply::meta_flag(line, b'c').and_then(crate::protocol::number::parse_u64);
+        found.push(match frame.kind() {
+            ReplyKind::MetaVa { .. } => {
+                let data = frame.data().ok_or("no value")?;
+                let cas = reply::meta_flag(frame.line(), b'c').and_then(number::parse_u64);
                 Some((data, cas.ok_or("no cas id in the answer")?))
             }
-            None if line == b"EN" => None,
-            None => return Err(format!("unexpected answer to mg: {}", String::from_utf8_lossy(line))),
+            ReplyKind::MetaEn => None,
+            _ => return Err(format!("unexpected answer to mg: {}", String::from_utf8_lossy(frame.line()))),
         });
         Ok(())
     })
@@ -670,15 +674,15 @@ async fn write<'a>(
         let condition = match cas {
             // Without cas ids (-C) nothing can be compared; then the write is as blind as the
             // server wants it.
-            Some(0) => String::new(),
-            Some(cas) => format!(" C{cas}"),
-            None => " ME".to_owned(),
+            Some(0) => Condition::None,
+            Some(cas) => Condition::Cas(cas),
+            None => Condition::Absent,
         };
-        batch.command(format!("ms {key} {} T0{condition}\r\n{value}\r\n", value.len()).as_bytes(), Effect::Mutation);
+        batch.add(|out| node::ms_own(out, key, value.as_bytes(), 0, condition));
     }
     let mut refused = None;
     pipe.exchange(batch, deadline, |_, frame| {
-        if !frame.line().starts_with(b"HD") {
+        if *frame.kind() != ReplyKind::MetaHd {
             refused = Some(String::from_utf8_lossy(frame.line()).into_owned());
         }
         Ok(())

@@ -7,23 +7,23 @@
 //! connection has *answered*, or was closed by the node. One that our own kernel gave up
 //! (`ETIMEDOUT`) proves nothing: the node may hold what was sent, and execute it when it wakes.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::AsyncWrite;
-use tokio::time::Instant;
 
 use super::NodeStream;
 use super::blocks::Blocks;
-use super::frame;
 use super::pipe::{poll_read, poll_write};
 use crate::ids::NodeId;
+use crate::protocol::node;
+use crate::protocol::out::OutQueue;
+use crate::protocol::reply::{self, ReplyKind, ReplyLimits};
 
 /// How many answers are looked at in one go.
-const FRAMES_AT_ONCE: usize = 1024;
+const ANSWERS_AT_ONCE: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DrainEnd {
@@ -45,10 +45,12 @@ pub struct Drain {
     node: NodeId,
     life: u64,
     stream: NodeStream,
-    out: VecDeque<Bytes>,
+    out: OutQueue,
     input: BytesMut,
-    /// Longest value that the node may send.
-    value_max: usize,
+    /// What the node may send.
+    limits: ReplyLimits,
+    /// How long the answer at the front of `input` will be, where that is known, else 0.
+    need: usize,
     blocks: Blocks,
     /// Answers cannot be told apart any more: half-close, so that the node closes after executing
     /// all, and wait for that.
@@ -61,13 +63,13 @@ impl Drain {
         node: NodeId,
         life: u64,
         stream: NodeStream,
-        mut out: VecDeque<Bytes>,
-        (input, value_max): (BytesMut, usize),
+        mut out: OutQueue,
+        (input, limits): (BytesMut, ReplyLimits),
         framing_lost: bool,
     ) -> Drain {
-        out.push_back(Bytes::from_static(b"mn\r\n"));
+        out.put(node::NOOP);
         let blocks = Blocks::default();
-        Drain { node, life, stream, out, input, value_max, blocks, framing_lost, half_closed: false }
+        Drain { node, life, stream, out, input, limits, need: 0, blocks, framing_lost, half_closed: false }
     }
 
     /// The node at the other end.
@@ -84,17 +86,17 @@ impl Drain {
     /// buffer.
     fn answered(&mut self) -> bool {
         while !self.framing_lost {
-            let mut spans = Vec::new();
-            let Ok(used) = frame::scan(&self.input, FRAMES_AT_ONCE, self.value_max, &mut spans) else {
+            let mut found = Vec::new();
+            let Ok(scanned) = reply::scan(&self.input, ANSWERS_AT_ONCE, &self.limits, &mut found) else {
                 self.framing_lost = true;
                 break;
             };
-            if used == 0 {
+            self.need = scanned.need;
+            if scanned.used == 0 {
                 return false;
             }
-            let chunk = self.input.split_to(used).freeze();
-            let now = Instant::now();
-            if spans.iter().any(|span| span.frame(&chunk, now).line() == b"MN") {
+            bytes::Buf::advance(&mut self.input, scanned.used);
+            if found.iter().any(|found| *found.kind() == ReplyKind::MetaMn) {
                 return true;
             }
         }
@@ -116,14 +118,14 @@ impl Future for Drain {
                 // A failed write is no proof that nothing is left to be executed; the end of
                 // reading is.
                 if written.is_err() {
-                    me.out.clear();
+                    me.out = OutQueue::default();
                 }
                 moved = true;
             }
             if me.framing_lost && me.out.is_empty() && !me.half_closed {
                 me.half_closed = Pin::new(&mut me.stream).poll_shutdown(cx).is_ready();
             }
-            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, &mut me.blocks, me.value_max, cx) {
+            if let Poll::Ready(read) = poll_read(&mut me.stream, &mut me.input, &mut me.blocks, me.need, cx) {
                 if !matches!(read, Ok(n) if n > 0) {
                     let by_node = me.stream.was_ended_by_node();
                     return Poll::Ready(if by_node { DrainEnd::Closed } else { DrainEnd::Abandoned });

@@ -254,9 +254,7 @@ pub fn is_unsure(value: &[u8]) -> bool {
 
 /// Reads an incarnation marker.
 pub fn parse_incarnation(bytes: &[u8]) -> Option<Incarnation> {
-    (bytes.len() == 16)
-        .then(|| std::str::from_utf8(bytes).ok().and_then(|t| u64::from_str_radix(t, 16).ok()))?
-        .map(Incarnation)
+    Incarnation::parse(bytes)
 }
 
 /// The session marker: which proxy wrote last, and whether it stopped cleanly.
@@ -494,6 +492,6 @@ mod tests {
 
     #[test]
     fn the_data_plane_reads_the_same_marker() {
-        assert_eq!(crate::proxy::MARKER_READ, format!("mg {INCARNATION_KEY} v\r\n").as_bytes());
+        assert_eq!(crate::protocol::node::MARKER_READ, format!("mg {INCARNATION_KEY} v\r\n").as_bytes());
     }
 }

@@ -16,22 +16,22 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
+use crate::ambient;
 use crate::ids::{Incarnation, NodeId};
 use crate::progress::Progress;
-use crate::protocol::reply::ReplyLimits;
+use crate::protocol::node;
+use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::protocol::reply::{self, Found, Frame, ReplyKind, ReplyLimits, Scanned};
 
 use super::batch::{Batch, Effect};
 use super::blocks::{BLOCK_BYTES, Blocks};
 use super::deadline::{Limit, Patience, by};
 use super::drain::Drain;
-use super::frame::{self, Frame, Span};
-use super::marker::{INCARNATION_KEY, is_unsure, parse_incarnation};
+use super::marker::{is_unsure, parse_incarnation};
 use super::{Dial, NodeStream};
 
 /// A marker that is missing is looked for again after so long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
-/// Pieces handed to one vectored write.
-const MAX_SLICES: usize = 64;
 
 /// Why a node could not be talked to.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -104,7 +104,7 @@ pub struct Pipe {
     life: u64,
     stream: NodeStream,
     /// Bytes not yet taken by the socket.
-    out: VecDeque<Bytes>,
+    out: OutQueue,
     /// Bytes of commands taken by the socket, and handed to the pipe, since it was opened.
     written: u64,
     loaded: u64,
@@ -112,7 +112,11 @@ pub struct Pipe {
     ends: VecDeque<u64>,
     input: BytesMut,
     blocks: Blocks,
-    spans: Vec<Span>,
+    /// How long the answer at the front of `input` will be, where that is known, else 0: large
+    /// values are read in few pieces.
+    need: usize,
+    /// Answers that were read together; kept for its room.
+    found: Vec<Found>,
     owed: usize,
     mutations_owed: bool,
     failed: Option<NodeError>,
@@ -121,8 +125,8 @@ pub struct Pipe {
     /// The socket took no more when it was last asked: what it takes next shows that the node
     /// reads.
     stuck: bool,
-    /// Longest value that the node may send, in bytes.
-    value_max: usize,
+    /// What the node may send.
+    limits: ReplyLimits,
 }
 
 impl Pipe {
@@ -145,7 +149,7 @@ impl Pipe {
         let Some(memory) = memory else { return Ok(pipe) };
         loop {
             let mut batch = Batch::new();
-            batch.command(format!("mg {INCARNATION_KEY} v\r\n").as_bytes(), Effect::Read);
+            batch.command(node::MARKER_READ, Effect::Read);
             let mut found = None;
             let read = pipe.exchange(batch, deadline, |_, frame| {
                 found = frame.data();
@@ -168,19 +172,20 @@ impl Pipe {
             node,
             life: 0,
             stream,
-            out: VecDeque::new(),
+            out: OutQueue::default(),
             written: 0,
             loaded: 0,
             ends: VecDeque::new(),
             input: BytesMut::new(),
             blocks: Blocks::default(),
-            spans: Vec::new(),
+            need: 0,
+            found: Vec::new(),
             owed: 0,
             mutations_owed: false,
             failed: None,
             progress: Progress::new(Instant::now()),
             stuck: false,
-            value_max: ReplyLimits::default().value_len_max,
+            limits: ReplyLimits::default(),
         }
     }
 
@@ -191,7 +196,7 @@ impl Pipe {
     /// store an item of any size in a marker's place. (A bound of 64 KiB there lost a node for ever
     /// by 900 KB.)
     pub fn with_values(self, value_max: usize) -> Pipe {
-        Pipe { value_max, ..self }
+        Pipe { limits: ReplyLimits { value_len_max: value_max, ..self.limits }, ..self }
     }
 
     /// The node at the other end.
@@ -281,8 +286,21 @@ impl Pipe {
 
     /// Sends one command and returns its answer's line.
     pub async fn ask(&mut self, command: &[u8], effect: Effect, limit: impl Into<Limit>) -> Result<String, NodeError> {
+        let written = |out: &mut OutQueue| {
+            out.put(command);
+            effect
+        };
+        self.ask_with(written, limit).await
+    }
+
+    /// The same of a command that is written now.
+    pub(super) async fn ask_with(
+        &mut self,
+        write: impl FnOnce(&mut OutQueue) -> Effect,
+        limit: impl Into<Limit>,
+    ) -> Result<String, NodeError> {
         let mut batch = Batch::new();
-        batch.command(command, effect);
+        batch.add(write);
         let mut line = String::new();
         self.exchange(batch, limit, |_, frame| {
             line = String::from_utf8_lossy(frame.line()).into_owned();
@@ -294,8 +312,7 @@ impl Pipe {
 
     /// Sends a `stats` command and returns its lines in the order they came.
     pub async fn stats(&mut self, what: &str, limit: impl Into<Limit>) -> Result<Vec<(String, String)>, NodeError> {
-        let command = if what.is_empty() { "stats\r\n".to_owned() } else { format!("stats {what}\r\n") };
-        self.send(command.as_bytes())?;
+        self.send_unframed(|out| node::stats(out, what))?;
         let mut lines = Vec::new();
         let done = self.wait(limit.into(), |pipe, cx| pipe.poll_stats(&mut lines, cx)).await;
         self.noted(done)?;
@@ -304,15 +321,16 @@ impl Pipe {
 
     fn poll_stats(&mut self, lines: &mut Vec<(String, String)>, cx: &mut Context<'_>) -> Poll<Result<(), NodeError>> {
         loop {
-            let chunk = ready!(self.poll_line(cx))?;
-            let line = String::from_utf8_lossy(&chunk);
-            let mut words = line.splitn(3, ' ');
-            match (words.next(), words.next(), words.next()) {
-                (Some("STAT"), Some(name), value) if lines.len() < MAX_STATS => {
-                    lines.push((name.to_owned(), value.unwrap_or_default().to_owned()));
+            let (bytes, found) = ready!(self.poll_reply(cx))?;
+            let frame = Frame::new(&bytes, &found, Duration::ZERO);
+            let text = |range| String::from_utf8_lossy(frame.text(range)).into_owned();
+            match frame.kind() {
+                ReplyKind::Stat { name, value } if lines.len() < MAX_STATS => lines.push((text(name), text(value))),
+                ReplyKind::End | ReplyKind::Reset => return Poll::Ready(Ok(())),
+                _ => {
+                    let line = String::from_utf8_lossy(frame.line());
+                    return Poll::Ready(Err(NodeError::Protocol(format!("stats: {line}"))));
                 }
-                (Some("END" | "RESET"), None, None) => return Poll::Ready(Ok(())),
-                _ => return Poll::Ready(Err(NodeError::Protocol(format!("stats: {line}")))),
             }
         }
     }
@@ -320,11 +338,15 @@ impl Pipe {
     /// Queues a reading command whose answer is not framed like others (`metadump`), to be read by
     /// [`Pipe::read_chunk`].
     pub fn send(&mut self, command: &[u8]) -> Result<(), NodeError> {
+        self.send_unframed(|out| out.put(command))
+    }
+
+    fn send_unframed(&mut self, write: impl FnOnce(&mut OutQueue)) -> Result<(), NodeError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
         let mut batch = Batch::new();
-        batch.put(command);
+        write(&mut batch.out);
         batch.end(0, Effect::Read);
         self.load(batch);
         Ok(())
@@ -357,30 +379,21 @@ impl Pipe {
         // Commands of which no byte was sent need not be executed at all: cut after the one that
         // was begun.
         let cut = self.ends.iter().copied().find(|&end| end >= self.written).unwrap_or(self.loaded);
-        let mut keep = (cut - self.written) as usize;
-        let mut out = VecDeque::new();
-        for chunk in self.out.drain(..) {
-            let take = keep.min(chunk.len());
-            if take > 0 {
-                out.push_back(chunk.slice(..take));
-            }
-            keep -= take;
-        }
+        self.out.truncate((cut - self.written) as usize);
         let framing_lost = matches!(self.failed, Some(NodeError::Protocol(_)));
-        Drain::new(self.node, self.life, self.stream, out, (self.input, self.value_max), framing_lost)
+        Drain::new(self.node, self.life, self.stream, self.out, (self.input, self.limits), framing_lost)
     }
 
-    fn load(&mut self, mut batch: Batch) {
-        batch.seal();
+    fn load(&mut self, batch: Batch) {
         while self.ends.front().is_some_and(|&end| end <= self.written) {
             self.ends.pop_front();
         }
         let base = self.loaded;
         self.ends.extend(batch.ends.iter().map(|end| base + end));
-        self.loaded += batch.len;
+        self.loaded += batch.len() as u64;
         self.owed += batch.replies;
         self.mutations_owed |= batch.mutates;
-        self.out.extend(batch.chunks);
+        self.out.append(batch.out);
     }
 
     fn poll_exchange<F>(
@@ -394,7 +407,7 @@ impl Pipe {
     {
         while self.owed > 0 || !self.out.is_empty() {
             ready!(self.poll_move(cx))?;
-            self.take_frames(index, on_reply).map_err(NodeError::Protocol)?;
+            self.take_frames(index, on_reply)?;
         }
         if self.input.is_empty() {
             Poll::Ready(Ok(()))
@@ -403,34 +416,41 @@ impl Pipe {
         }
     }
 
-    fn take_frames<F>(&mut self, index: &mut usize, on_reply: &mut F) -> Result<(), String>
+    fn take_frames<F>(&mut self, index: &mut usize, on_reply: &mut F) -> Result<(), NodeError>
     where
         F: FnMut(usize, Frame<'_>) -> Result<(), String>,
     {
-        self.spans.clear();
-        let used = frame::scan(&self.input, self.owed, self.value_max, &mut self.spans)?;
+        self.found.clear();
+        let used = self.scan(self.owed)?;
         if used == 0 {
             return Ok(());
         }
-        let chunk = self.input.split_to(used).freeze();
-        let read_at = Instant::now();
-        for span in &self.spans {
+        let bytes = self.input.split_to(used).freeze();
+        let read_at = ambient::date(Instant::now());
+        for found in &self.found {
             self.owed -= 1;
             self.progress.answered();
-            on_reply(*index, span.frame(&chunk, read_at))?;
+            on_reply(*index, Frame::new(&bytes, found, read_at)).map_err(NodeError::Protocol)?;
             *index += 1;
         }
         Ok(())
     }
 
-    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, NodeError>> {
+    /// Finds whole answers; returns their bytes.
+    fn scan(&mut self, most: usize) -> Result<usize, NodeError> {
+        let scanned = reply::scan(&self.input, most, &self.limits, &mut self.found);
+        let Scanned { used, need } = scanned.map_err(|error| NodeError::Protocol(error.to_string()))?;
+        self.need = need;
+        Ok(used)
+    }
+
+    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Bytes, Found), NodeError>> {
         loop {
-            self.spans.clear();
-            let used = frame::scan(&self.input, 1, self.value_max, &mut self.spans).map_err(NodeError::Protocol)?;
-            if let Some(span) = self.spans.first() {
-                let chunk = self.input.split_to(used).freeze();
+            self.found.clear();
+            let used = self.scan(1)?;
+            if let Some(found) = self.found.pop() {
                 self.progress.answered();
-                return Poll::Ready(Ok(Bytes::copy_from_slice(span.frame(&chunk, Instant::now()).line())));
+                return Poll::Ready(Ok((self.input.split_to(used).freeze(), found)));
             }
             ready!(self.poll_move(cx))?;
         }
@@ -453,7 +473,7 @@ impl Pipe {
                 Poll::Pending => self.stuck = true,
             }
         }
-        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, &mut self.blocks, self.value_max, cx) {
+        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, &mut self.blocks, self.need, cx) {
             let n = n?;
             if n == 0 {
                 return Poll::Ready(Err(NodeError::Reset));
@@ -469,48 +489,31 @@ impl Pipe {
 const MAX_STATS: usize = 10_000;
 
 /// Writes from the front of `out` and removes what was taken.
-pub(super) fn poll_write(
-    stream: &mut NodeStream,
-    out: &mut VecDeque<Bytes>,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
+pub(super) fn poll_write(stream: &mut NodeStream, out: &mut OutQueue, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     let stream = Pin::new(stream);
-    let n = if stream.is_write_vectored() && out.len() > 1 {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = out.len().min(MAX_SLICES);
-        for (slice, chunk) in slices.iter_mut().zip(out.iter()) {
-            *slice = IoSlice::new(chunk);
-        }
-        ready!(stream.poll_write_vectored(cx, &slices[..count]))?
-    } else {
-        let Some(first) = out.front() else { return Poll::Ready(Ok(0)) };
-        ready!(stream.poll_write(cx, first))?
+    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+    let n = match out.slices(&mut slices) {
+        0 => return Poll::Ready(Ok(0)),
+        count if count > 1 && stream.is_write_vectored() => ready!(stream.poll_write_vectored(cx, &slices[..count]))?,
+        _ => ready!(stream.poll_write(cx, &slices[0]))?,
     };
     if n == 0 {
         return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
     }
-    let mut left = n;
-    while let Some(first) = out.front_mut() {
-        if first.len() > left {
-            *first = first.slice(left..);
-            break;
-        }
-        left -= first.len();
-        out.pop_front();
-    }
+    out.advance(n);
     Poll::Ready(Ok(n))
 }
 
-/// Reads into the spare room of `input`; 0 = the peer closed. `value_max`: see
-/// [`Pipe::with_values`].
+/// Reads into the spare room of `input`; 0 = the peer closed. `need`: how long the answer at its
+/// front will be.
 pub(super) fn poll_read(
     stream: &mut NodeStream,
     input: &mut BytesMut,
     blocks: &mut Blocks,
-    value_max: usize,
+    need: usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    blocks.make_room(input, frame::missing(input, value_max).max(BLOCK_BYTES / 4));
+    blocks.make_room(input, need.saturating_sub(input.len()).max(BLOCK_BYTES / 4));
     // The future holds nothing but the two references: made anew at every poll it loses nothing.
     std::pin::pin!(stream.read_buf(input)).poll(cx)
 }
@@ -553,8 +556,7 @@ mod tests {
         });
         let mut batch = Batch::new();
         for i in 0..1000 {
-            batch.put_number(i);
-            batch.command(b"\r\n", Effect::Read);
+            batch.command(format!("{i}\r\n").as_bytes(), Effect::Read);
         }
         let mut seen = Vec::new();
         pipe.exchange(batch, soon(), |i, f| {
@@ -698,8 +700,7 @@ mod tests {
                 std::future::pending().await
             };
             let mut batch = Batch::new();
-            batch.put_value(&Bytes::from(vec![b'x'; 2_000_000]));
-            batch.end(1, Effect::Mutation);
+            batch.command(&vec![b'x'; 2_000_000], Effect::Mutation);
             tokio::select! {
                 result = pipe.transfer(batch, Duration::from_millis(250), |_, _| Ok(())) => assert_eq!(result, expected),
                 () = node => unreachable!("it never ends"),

@@ -8,10 +8,14 @@ pub mod answer;
 pub mod classic;
 pub mod clock;
 mod command;
+pub mod dump;
 pub mod expiry;
 #[cfg(test)]
 mod fuzz;
+pub mod item;
+pub mod key;
 mod line;
+pub mod node;
 pub mod number;
 pub mod out;
 pub mod outcome;

@@ -26,6 +26,16 @@ pub struct OutQueue {
 }
 
 impl OutQueue {
+    /// An empty one, with room for so many bytes.
+    pub fn with_room(bytes: usize) -> OutQueue {
+        OutQueue { tail: Vec::with_capacity(bytes), ..OutQueue::default() }
+    }
+
+    /// Bytes that lie together at the end: all, but where shared ones lie between.
+    pub fn gathered(&self) -> usize {
+        self.tail.len()
+    }
+
     /// Bytes still to be written.
     pub fn len(&self) -> usize {
         self.len
@@ -73,6 +83,31 @@ impl OutQueue {
         self.head = 0;
         self.len += bytes.len();
         self.chunks.push_back(bytes);
+    }
+
+    /// Queues what another one holds.
+    pub fn append(&mut self, other: OutQueue) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        other.chunks.into_iter().for_each(|chunk| self.put_shared(chunk));
+        self.put(&other.tail[other.head..]);
+    }
+
+    /// Keeps the first bytes, and forgets the others.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        self.len = len;
+        let mut left = len;
+        for chunk in &mut self.chunks {
+            chunk.truncate(left);
+            left -= chunk.len();
+        }
+        self.chunks.retain(|chunk| !chunk.is_empty());
+        self.tail.truncate(self.head + left);
     }
 
     /// What is to be written, where it is in one piece.
@@ -161,6 +196,38 @@ mod tests {
             assert_eq!(queue.len(), expected.len());
             assert!(drain(&mut queue, step) == expected, "step {step}");
             assert_eq!(queue.len(), 0);
+        }
+    }
+    #[test]
+    fn is_cut_and_joined_at_every_place() {
+        let filled = |piece: &[u8]| {
+            let mut queue = OutQueue::default();
+            queue.put(b"written");
+            queue.put_shared(Bytes::from(piece.repeat(SHARE_FROM)));
+            queue.put(b"tail");
+            queue.advance(7);
+            queue
+        };
+        let all = drain(&mut filled(b"xy"), 100_000);
+        for len in [0, 1, SHARE_FROM, 2 * SHARE_FROM, 2 * SHARE_FROM + 1, 2 * SHARE_FROM + 4, 100_000] {
+            let mut queue = filled(b"xy");
+            queue.truncate(len);
+            assert_eq!(queue.len(), len.min(all.len()));
+            queue.put(b"behind");
+            assert!(drain(&mut queue, 5000) == [&all[..len.min(all.len())], b"behind"].concat(), "{len}");
+            for before in [false, true] {
+                let mut joined = OutQueue::default();
+                if before {
+                    joined.put(b"before");
+                }
+                let mut other = filled(b"xy");
+                other.truncate(len);
+                joined.append(other);
+                joined.put(b"behind");
+                let expected =
+                    [if before { &b"before"[..] } else { b"" }, &all[..len.min(all.len())], b"behind"].concat();
+                assert!(joined.len() == expected.len() && drain(&mut joined, 5000) == expected, "{before} {len}");
+            }
         }
     }
 }

@@ -4,7 +4,9 @@
 //! stream is out of step, and the only safe thing to do with such a connection is to close it.
 
 use std::ops::Range;
+use std::time::Duration;
 
+use bytes::Bytes;
 use memchr::memchr;
 use thiserror::Error;
 
@@ -179,6 +181,93 @@ pub enum ReplyError {
     },
 }
 
+/// A reply within bytes that were read together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    at: usize,
+    reply: Reply,
+}
+
+impl Found {
+    pub fn kind(&self) -> &ReplyKind {
+        &self.reply.kind
+    }
+}
+
+/// What [`scan`] came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scanned {
+    /// Bytes that the replies take.
+    pub used: usize,
+    /// How long the reply behind them will be in all, where that is known, else 0.
+    pub need: usize,
+}
+
+/// Finds at most `most` whole replies that `buf` begins with, and adds them to `found`.
+pub fn scan(buf: &[u8], most: usize, limits: &ReplyLimits, found: &mut Vec<Found>) -> Result<Scanned, ReplyError> {
+    let mut used = 0;
+    for _ in 0..most {
+        match parse_reply_within(&buf[used..], limits)? {
+            ParsedReply::Incomplete { need } => return Ok(Scanned { used, need }),
+            ParsedReply::Reply(reply) => {
+                let len = reply.len;
+                found.push(Found { at: used, reply });
+                used += len;
+            }
+        }
+    }
+    Ok(Scanned { used, need: 0 })
+}
+
+/// A reply and the bytes that it lies in: handed out as slices of them, which copies nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    bytes: &'a Bytes,
+    at: usize,
+    reply: &'a Reply,
+    read_at: Duration,
+}
+
+impl<'a> Frame<'a> {
+    /// `bytes`: what was scanned; `read_at`: the proxy's date after that.
+    pub fn new(bytes: &'a Bytes, found: &'a Found, read_at: Duration) -> Frame<'a> {
+        Frame { bytes, at: found.at, reply: &found.reply, read_at }
+    }
+
+    /// Of a reply that the bytes begin with.
+    pub fn first(bytes: &'a Bytes, reply: &'a Reply, read_at: Duration) -> Frame<'a> {
+        Frame { bytes, at: 0, reply, read_at }
+    }
+
+    /// When it was read, and so a moment after the node has answered: taken once for all that were
+    /// read together. A date of the proxy's own clock.
+    pub fn read_at(&self) -> Duration {
+        self.read_at
+    }
+
+    pub fn kind(&self) -> &'a ReplyKind {
+        &self.reply.kind
+    }
+
+    /// Its first line, without its end.
+    pub fn line(&self) -> &'a [u8] {
+        &self.bytes[self.at + self.reply.line.start..self.at + self.reply.line.end]
+    }
+
+    /// What a range of its kind stands for.
+    pub fn text(&self, range: &Range<usize>) -> &'a [u8] {
+        &self.bytes[self.at + range.start..self.at + range.end]
+    }
+
+    /// The value of a meta answer. It shares the bytes, which stay allocated as long as it is held.
+    pub fn data(&self) -> Option<Bytes> {
+        match &self.reply.kind {
+            ReplyKind::MetaVa { data } => Some(self.bytes.slice(self.at + data.start..self.at + data.end)),
+            _ => None,
+        }
+    }
+}
+
 /// Parses the reply that `buf` begins with, within the default [`ReplyLimits`]. `None`: more bytes
 /// are needed.
 pub fn parse_reply(buf: &[u8]) -> Result<Option<Reply>, ReplyError> {
@@ -213,6 +302,8 @@ pub fn parse_reply_within(buf: &[u8], limits: &ReplyLimits) -> Result<ParsedRepl
         b"VA" => text.meta_value(rest),
         b"STAT" => text.stat(rest),
         b"HD" => Ok(text.line_reply(ReplyKind::MetaHd)),
+        // Later versions repeat the key where it is asked for.
+        b"EN" => Ok(text.line_reply(ReplyKind::MetaEn)),
         b"NS" => Ok(text.line_reply(ReplyKind::MetaNs)),
         b"EX" => Ok(text.line_reply(ReplyKind::MetaEx)),
         b"NF" => Ok(text.line_reply(ReplyKind::MetaNf)),

@@ -78,6 +78,80 @@ impl Verb {
     }
 }
 
+/// What is done with the key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Read.
+    Get,
+    /// Read with a cas token.
+    Gets,
+    /// Read and touch.
+    Gat,
+    /// Read with a cas token and touch.
+    Gats,
+    /// Store.
+    Set,
+    /// Store if absent.
+    Add,
+    /// Store if present.
+    Replace,
+    /// Add bytes at the end.
+    Append,
+    /// Add bytes at the front.
+    Prepend,
+    /// Store if unchanged.
+    Cas,
+    /// Add to a number.
+    Incr,
+    /// Subtract from a number.
+    Decr,
+    /// Remove.
+    Delete,
+    /// Set the expiry.
+    Touch,
+    /// No command of a client's: make the two copies equal. It is a repair from its beginning.
+    Mend,
+}
+
+impl Kind {
+    /// The kind of a client's verb; `None` for commands that are not about a key.
+    pub fn of(verb: Verb) -> Option<Kind> {
+        Some(match verb {
+            Verb::Get => Kind::Get,
+            Verb::Gets => Kind::Gets,
+            Verb::Gat => Kind::Gat,
+            Verb::Gats => Kind::Gats,
+            Verb::Set => Kind::Set,
+            Verb::Add => Kind::Add,
+            Verb::Replace => Kind::Replace,
+            Verb::Append => Kind::Append,
+            Verb::Prepend => Kind::Prepend,
+            Verb::Cas => Kind::Cas,
+            Verb::Incr => Kind::Incr,
+            Verb::Decr => Kind::Decr,
+            Verb::Delete => Kind::Delete,
+            Verb::Touch => Kind::Touch,
+            _ => return None,
+        })
+    }
+
+    /// Whether the command changes the item: such commands go through the key's owner and on to the
+    /// follower.
+    pub fn is_write(self) -> bool {
+        !matches!(self, Kind::Get | Kind::Gets)
+    }
+
+    /// Whether the answer is a value (or a miss).
+    pub fn reads(self) -> bool {
+        matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
+    }
+
+    /// Whether a second run after the first leaves the same item and gives the same answer.
+    pub fn is_repeatable(self) -> bool {
+        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
+    }
+}
+
 /// One request. Ranges are offsets into the buffer that was parsed; what a verb does not have is
 /// empty or 0.
 ///

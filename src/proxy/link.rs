@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 use crate::progress::Progress;
+use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::reply::ReplyLimits;
 
@@ -371,7 +372,7 @@ impl Conn {
 
     fn end_get_line(&mut self, now_us: u64) {
         self.get_line = None;
-        self.out.put(b"\r\n");
+        node::end_get(&mut self.out);
         self.push(Flight::GetEnd, now_us, 0);
     }
 
@@ -383,15 +384,13 @@ impl Conn {
             Some(line) if line.kind == kind && line.keys < GET_KEYS_MAX && line.bytes + key.len() < GET_LINE_MAX => {
                 line.keys += 1;
                 line.bytes += 1 + key.len();
-                self.out.put(b" ");
+                node::add_key(&mut self.out, key);
             }
             _ => {
-                let verb: &[u8] = if kind == Kind::Gets { b"gets " } else { b"get " };
-                self.out(now_us).put(verb);
-                self.get_line = Some(GetLine { kind, keys: 1, bytes: verb.len() + key.len() });
+                let bytes = node::begin_get(self.out(now_us), kind, key);
+                self.get_line = Some(GetLine { kind, keys: 1, bytes });
             }
         }
-        self.out.put(key);
         self.push(Flight::Get(id), now_us, bytes);
     }
 

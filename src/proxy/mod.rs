@@ -23,7 +23,3 @@ pub use route::{Flow, Follower, Route};
 /// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own
 /// version.
 pub const VERSION_LINE: &str = concat!("VERSION 1.6.18-resilver-", env!("CARGO_PKG_VERSION"), "\r\n");
-
-/// Reads the marker that names the life of a node's memory. The key is
-/// [`crate::backend::marker::INCARNATION_KEY`].
-pub const MARKER_READ: &[u8] = b"mg __resilver__:incarnation v\r\n";

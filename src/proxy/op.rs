@@ -4,100 +4,27 @@
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term};
+use crate::protocol::node::{self, Operands};
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::ReplyKind;
-use crate::protocol::request::Verb;
+pub use crate::protocol::request::Kind;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
 
-/// What is done with the key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Read.
-    Get,
-    /// Read with a cas token.
-    Gets,
-    /// Read and touch.
-    Gat,
-    /// Read with a cas token and touch.
-    Gats,
-    /// Store.
-    Set,
-    /// Store if absent.
-    Add,
-    /// Store if present.
-    Replace,
-    /// Add bytes at the end.
-    Append,
-    /// Add bytes at the front.
-    Prepend,
-    /// Store if unchanged.
-    Cas,
-    /// Add to a number.
-    Incr,
-    /// Subtract from a number.
-    Decr,
-    /// Remove.
-    Delete,
-    /// Set the expiry.
-    Touch,
-    /// No command of a client's: make the two copies equal. It is a repair from its beginning.
-    Mend,
-}
-
-impl Kind {
-    /// The kind of a client's verb; `None` for commands that are not about a key.
-    pub fn of(verb: Verb) -> Option<Kind> {
-        Some(match verb {
-            Verb::Get => Kind::Get,
-            Verb::Gets => Kind::Gets,
-            Verb::Gat => Kind::Gat,
-            Verb::Gats => Kind::Gats,
-            Verb::Set => Kind::Set,
-            Verb::Add => Kind::Add,
-            Verb::Replace => Kind::Replace,
-            Verb::Append => Kind::Append,
-            Verb::Prepend => Kind::Prepend,
-            Verb::Cas => Kind::Cas,
-            Verb::Incr => Kind::Incr,
-            Verb::Decr => Kind::Decr,
-            Verb::Delete => Kind::Delete,
-            Verb::Touch => Kind::Touch,
-            _ => return None,
-        })
-    }
-
-    /// Whether the command changes the item: such commands go through the key's owner and on to the
-    /// follower.
-    pub fn is_write(self) -> bool {
-        !matches!(self, Kind::Get | Kind::Gets)
-    }
-
-    /// Whether the answer is a value (or a miss).
-    pub fn reads(self) -> bool {
-        matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
-    }
-
-    /// Counts it, under memcached's names.
-    pub(super) fn count(self, stats: &WorkerStats) {
-        match self {
-            Kind::Get | Kind::Gets => add(&stats.cmd_get, 1),
-            Kind::Gat | Kind::Gats => {
-                add(&stats.cmd_get, 1);
-                add(&stats.cmd_touch, 1);
-            }
-            Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => add(&stats.cmd_set, 1),
-            Kind::Incr | Kind::Decr => add(&stats.cmd_arithmetic, 1),
-            Kind::Delete => add(&stats.cmd_delete, 1),
-            Kind::Touch => add(&stats.cmd_touch, 1),
-            Kind::Mend => {}
+/// Counts a command, under memcached's names.
+pub(super) fn count(kind: Kind, stats: &WorkerStats) {
+    match kind {
+        Kind::Get | Kind::Gets => add(&stats.cmd_get, 1),
+        Kind::Gat | Kind::Gats => {
+            add(&stats.cmd_get, 1);
+            add(&stats.cmd_touch, 1);
         }
-    }
-
-    /// Whether a second run after the first leaves the same item and gives the same answer.
-    pub fn is_repeatable(self) -> bool {
-        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
+        Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => add(&stats.cmd_set, 1),
+        Kind::Incr | Kind::Decr => add(&stats.cmd_arithmetic, 1),
+        Kind::Delete => add(&stats.cmd_delete, 1),
+        Kind::Touch => add(&stats.cmd_touch, 1),
+        Kind::Mend => {}
     }
 }
 
@@ -391,93 +318,32 @@ impl Op {
 
     /// Writes the command for the leader. `term`: the present one; the token was checked against
     /// it. `exptime`: as the leader is told it.
+    #[inline(always)]
     pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
-        match self.kind {
-            Kind::Get => self.line(out, b"get "),
-            Kind::Gets => self.line(out, b"gets "),
-            Kind::Gat => self.gat(out, b"gat ", exptime),
-            Kind::Gats => self.gat(out, b"gats ", exptime),
-            Kind::Set => self.store(out, b"set ", exptime, None),
-            Kind::Add => self.store(out, b"add ", exptime, None),
-            Kind::Replace => self.store(out, b"replace ", exptime, None),
-            Kind::Append => self.store(out, b"append ", exptime, None),
-            Kind::Prepend => self.store(out, b"prepend ", exptime, None),
-            Kind::Cas => self.store(out, b"cas ", exptime, Some(node_cas(self.cas, term))),
-            Kind::Incr => self.arithmetic(out, b"incr "),
-            Kind::Decr => self.arithmetic(out, b"decr "),
-            Kind::Delete => self.line(out, b"delete "),
-            Kind::Touch => self.touch(out, exptime),
-            Kind::Mend => unreachable!("a mend is nothing but a repair"),
-        }
+        node::command(out, self.kind, &self.operands(term, exptime));
     }
 
     /// Writes the command for the follower, which is told `exptime`.
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror, exptime: i64) {
-        match mirror {
-            Mirror::Set => self.store(out, b"set ", exptime, None),
-            Mirror::Delete | Mirror::Drop => self.line(out, b"delete "),
-            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None, exptime),
-            Mirror::Touch => self.touch(out, exptime),
-        }
+        let kind = match mirror {
+            Mirror::Set => Kind::Set,
+            Mirror::Delete | Mirror::Drop => Kind::Delete,
+            Mirror::Arithmetic | Mirror::Concat => self.kind,
+            Mirror::Touch => Kind::Touch,
+        };
+        node::command(out, kind, &self.operands(None, exptime));
     }
 
-    fn line(&self, out: &mut OutQueue, verb: &[u8]) {
-        out.put(verb);
-        out.put(self.key());
-        out.put(b"\r\n");
-    }
-
-    fn gat(&self, out: &mut OutQueue, verb: &[u8], exptime: i64) {
-        out.put(verb);
-        out.put_number(exptime);
-        out.put(b" ");
-        out.put(self.key());
-        out.put(b"\r\n");
-    }
-
-    fn touch(&self, out: &mut OutQueue, exptime: i64) {
-        out.put(b"touch ");
-        out.put(self.key());
-        out.put(b" ");
-        out.put_number(exptime);
-        out.put(b"\r\n");
-    }
-
-    fn arithmetic(&self, out: &mut OutQueue, verb: &[u8]) {
-        out.put(verb);
-        out.put(self.key());
-        out.put(b" ");
-        out.put_number(self.delta);
-        out.put(b"\r\n");
-    }
-
-    fn store(&self, out: &mut OutQueue, verb: &[u8], exptime: i64, cas: Option<u64>) {
-        out.put(verb);
-        out.put(self.key());
-        if (self.flags, exptime) == (0, 0) {
-            out.put(b" 0 0 ");
-        } else {
-            out.put(b" ");
-            out.put_number(self.flags);
-            out.put(b" ");
-            out.put_number(exptime);
-            out.put(b" ");
-        }
-        out.put_number(self.data.1 - self.data.0);
-        if let Some(cas) = cas {
-            out.put(b" ");
-            out.put_number(cas);
-        }
-        out.put(b"\r\n");
-        let data = self.data.0 as usize..self.data.1 as usize;
-        // As a client sent it there is the line's end behind it.
-        let whole = data.start..data.end + 2;
-        match self.raw.get(whole.clone()) {
-            Some(value) if value.ends_with(b"\r\n") => out.put_part(&self.raw, whole),
-            _ => {
-                out.put_part(&self.raw, data);
-                out.put(b"\r\n");
-            }
+    #[inline(always)]
+    fn operands(&self, term: Option<Term>, exptime: i64) -> Operands<'_> {
+        Operands {
+            raw: &self.raw,
+            key: self.key(),
+            data: self.data.0 as usize..self.data.1 as usize,
+            flags: self.flags,
+            exptime,
+            cas: node_cas(self.cas, term),
+            delta: self.delta,
         }
     }
 }

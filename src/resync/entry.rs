@@ -19,19 +19,21 @@
 //! Several of them may be at work on one key at once, and clients' mutations between any two steps:
 //! leader first, follower after. Why this ends equal is said at the head of [`crate::resync`].
 
-use bytes::Bytes;
-use tokio::time::Instant;
+use std::time::Duration;
 
-use super::item::{Answer, Asked, Code, Item, Offsets, is_plain, needs_base64, put_key};
-use crate::backend::{Batch, Effect, Frame};
+use bytes::Bytes;
+
+use crate::backend::Batch;
+use crate::protocol::item::{Answer, Asked, Code, Item, ONE_NODE_SLACK_SECS, Offsets};
+use crate::protocol::key::{Key, is_plain, needs_base64};
+use crate::protocol::node::{self, Ask};
+use crate::protocol::reply::Frame;
 use crate::rules::{Rule, holds};
 
 /// How often a key is begun again before it goes to the end of the re-copy queue, where its next
 /// turn comes later.
 const MAX_TRIES: u8 = 4;
-/// Slack in comparing two answers of one node about one expiry, in seconds: its clock ticks in
-/// seconds.
-const EXPIRY_SLACK_SECS: i64 = 1;
+
 /// Where an entry's command goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Side {
@@ -242,56 +244,39 @@ impl Entry {
     }
 
     /// Appends the next command. `false` = there is none: the item expired while it waited, the
-    /// stage was changed.
-    pub(super) fn command(&mut self, batch: &mut Batch, offsets: Offsets, now: Instant) -> bool {
-        if let Stage::Add(item) | Stage::AddSource(item) = &self.stage {
-            let source = matches!(self.stage, Stage::AddSource(_));
-            let exptime = if source { offsets.to_source(&item.seen, now) } else { offsets.to_target(&item.seen, now) };
-            let Some(exptime) = exptime else {
-                self.stage = if source { Stage::Exists } else { Stage::TargetLook(Look::Absent) };
-                return false;
-            };
-            put_key(batch, b"ms ", &self.key, self.binary);
-            batch.put(b" ");
-            batch.put_number(item.value.len());
-            batch.put(if self.binary { b" b ME k c T" } else { b" ME k c T" });
-            batch.put_number(exptime);
-            batch.put(b" F");
-            batch.put_number(item.flags);
-            batch.put(b"\r\n");
-            batch.put_value(&item.value);
-            batch.put(b"\r\n");
-            batch.end(1, Effect::Mutation);
-            return true;
-        }
-        let (verb, flags, guard, effect): (&[u8], &[u8], Option<u64>, Effect) = match self.stage {
-            Stage::Read | Stage::TargetLook(_) | Stage::SourceLook(_) => (b"mg ", b" k v f t c", None, Effect::Read),
-            Stage::Verify { ref item, .. } | Stage::VerifyRefused(ref item) if item.cas == 0 => {
-                (b"mg ", b" k v f t c", None, Effect::Read)
+    /// stage was changed. `now`: the proxy's date.
+    pub(super) fn command(&mut self, batch: &mut Batch, offsets: Offsets, now: Duration) -> bool {
+        let key = Key::new(&self.key, self.binary);
+        match &self.stage {
+            Stage::Add(item) | Stage::AddSource(item) => {
+                let source = matches!(self.stage, Stage::AddSource(_));
+                let exptime =
+                    if source { offsets.to_source(&item.seen, now) } else { offsets.to_target(&item.seen, now) };
+                let Some(exptime) = exptime else {
+                    self.stage = if source { Stage::Exists } else { Stage::TargetLook(Look::Absent) };
+                    return false;
+                };
+                batch.add(|out| node::ms_add(out, key, &item.value, (item.flags, exptime), true));
             }
-            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists => (b"mg ", b" k t c", None, Effect::Read),
-            Stage::Undo { copy } => (b"md ", b" k", Some(copy), Effect::Mutation),
-            Stage::Drop { cas } => (b"md ", b" k", Some(cas), Effect::Mutation),
-            Stage::GiveBack { cas, .. } => (b"md ", b" k I", Some(cas), Effect::Mutation),
-            Stage::Add(_) | Stage::AddSource(_) | Stage::Done(_) => return false,
-        };
-        put_key(batch, verb, &self.key, self.binary);
-        if self.binary {
-            batch.put(b" b");
+            Stage::Read | Stage::TargetLook(_) | Stage::SourceLook(_) => {
+                batch.add(|out| node::mg(out, key, Ask::KeyAndItem));
+            }
+            Stage::Verify { item, .. } | Stage::VerifyRefused(item) if item.cas == 0 => {
+                batch.add(|out| node::mg(out, key, Ask::KeyAndItem));
+            }
+            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists => {
+                batch.add(|out| node::mg(out, key, Ask::KeyAndState));
+            }
+            &Stage::Undo { copy: cas } | &Stage::Drop { cas } => batch.add(|out| node::md(out, key, Some(cas))),
+            &Stage::GiveBack { cas, .. } => batch.add(|out| node::md_stale(out, key, cas)),
+            Stage::Done(_) => return false,
         }
-        batch.put(flags);
-        if let Some(cas) = guard {
-            batch.put(b" C");
-            batch.put_number(cas);
-        }
-        batch.put(b"\r\n");
-        batch.end(1, effect);
         true
     }
 
     /// Takes the answer to the command.
     pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Asked) -> Result<(), Trouble> {
-        let answer = Answer::parse(frame.line(), &self.key)?;
+        let answer = Answer::to(&self.key, frame)?;
         self.undated = answer.ttl > 0 && answer.code == Code::Value && !asked.timed && self.is_to_be_dated();
         if self.undated && !answer.stale {
             return Ok(());
@@ -315,9 +300,9 @@ impl Entry {
     fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Asked) -> Result<Stage, Trouble> {
         let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
         let unchanged = |item: &Item| match (answer.code, item.cas) {
-            (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), EXPIRY_SLACK_SECS),
+            (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), ONE_NODE_SLACK_SECS),
             (Code::Value | Code::Done, cas) => {
-                answer.cas == cas && item.seen.agrees(&answer.seen(frame, asked), EXPIRY_SLACK_SECS)
+                answer.cas == cas && item.seen.agrees(&answer.seen(frame, asked), ONE_NODE_SLACK_SECS)
             }
             _ => false,
         };
@@ -403,7 +388,7 @@ impl Entry {
                     Code::Value | Code::Missing if same => Stage::Done(End::Equal),
                     // Not what is about to expire: the leader's may have done so a tick earlier,
                     // and would be back for a moment.
-                    Code::Missing if self.adopts.is_some() && !(0..=EXPIRY_SLACK_SECS).contains(&theirs.seen.ttl) => {
+                    Code::Missing if self.adopts.is_some() && !(0..=ONE_NODE_SLACK_SECS).contains(&theirs.seen.ttl) => {
                         self.adopt(theirs)
                     }
                     Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
@@ -446,11 +431,10 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use crate::ambient;
     use crate::protocol::expiry::Offset;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
 
     use super::*;
     use crate::backend::{NodeStream, Pipe};
@@ -471,8 +455,8 @@ mod tests {
             assert_eq!(entry.side(), Some(side), "before {command}");
             let mut batch = Batch::new();
             let now = Instant::now();
-            let asked = Asked { at: now, timed: true, shown: Some(date.as_secs() as i64) };
-            assert!(entry.command(&mut batch, offsets, now));
+            let asked = Asked { at: ambient::date(now), timed: true, shown: Some(date.as_secs() as i64) };
+            assert!(entry.command(&mut batch, offsets, ambient::date(now)));
             far.write_all(answer.as_bytes()).await.unwrap();
             let deadline = now + Duration::from_secs(1);
             let sent =

@@ -14,11 +14,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{End, Entry, Side, Stage, Trouble};
-use super::item::{Asked, Offsets};
 use super::{Clocks, Context, JobError, Tuning};
-use crate::backend::{Batch, Drain, Effect, Frame, Pipe};
+use crate::ambient;
+use crate::backend::{Batch, Drain, Effect, Pipe};
 use crate::ids::NodeId;
 use crate::protocol::clock;
+use crate::protocol::item::{Asked, Offsets};
+use crate::protocol::reply::Frame;
 use crate::rules::{Rule, holds};
 
 /// What the target must manage per second, in bytes, on top of what its timeout allows, of what the
@@ -135,7 +137,7 @@ impl Lane {
             // Nothing was sent: a job that is ended ends at once.
             stop.run_until_cancelled(self.date()).await.ok_or(JobError::Cancelled)?;
         }
-        let asked = Instant::now();
+        let asked = ambient::date(Instant::now());
         let source = self.source.node();
         let mut to_source = Batch::with_room(self.room.0, self.at_source.len());
         let mut to_target = Batch::with_room(self.room.1, self.at_target.len());
@@ -252,17 +254,18 @@ impl Lane {
         } else if holds(Rule::UndoneBeforeFallback) {
             let mut batch = Batch::new();
             let mut copies = Vec::new();
+            let now = ambient::date(Instant::now());
             for entry in self.at_source.iter_mut().chain(&mut self.at_target) {
                 if let Some(copy) = entry.unverified() {
                     entry.stage = Stage::Undo { copy };
-                    entry.command(&mut batch, self.offsets, Instant::now());
+                    entry.command(&mut batch, self.offsets, now);
                     copies.push(entry);
                 }
             }
             if batch.replies() > 0 {
                 let done = self.target.transfer(batch, tuning.target_timeout, |i, frame| {
                     let entry = copies.get_mut(i).ok_or("an answer too many")?;
-                    let asked = Asked { at: Instant::now(), timed: false, shown: None };
+                    let asked = Asked { at: now, ..Asked::default() };
                     entry.answer(&frame, asked).map_err(|t| format!("{t:?}"))
                 });
                 undone &= done.await.is_ok();
@@ -311,11 +314,11 @@ fn take<'a>(
     entries: &'a mut [Entry],
     i: usize,
     frame: &Frame<'_>,
-    (at, timed, shows): (Instant, bool, &mut [Option<i64>; 2]),
+    (at, timed, shows): (Duration, bool, &mut [Option<i64>; 2]),
     blind: &mut bool,
 ) -> Result<Option<&'a mut Entry>, String> {
     if timed && (i == 0 || i == entries.len() + 1) {
-        shows[usize::from(i > 0)] = clock::shown(frame.line(), frame.data().as_deref());
+        shows[usize::from(i > 0)] = clock::shown(frame);
         return Ok(None);
     }
     let entry = entries.get_mut(i - usize::from(timed)).ok_or("an answer too many")?;
@@ -332,14 +335,12 @@ fn take<'a>(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tokio::time::Instant;
 
-    use super::super::item::{Item, Seen};
     use super::*;
+    use crate::protocol::item::{Item, Seen};
 
     fn read(bytes: usize) -> Entry {
-        let now = Instant::now();
-        let seen = Seen { ttl: -1, asked: now, answered: now, shown: None };
+        let seen = Seen { ttl: -1, asked: Duration::ZERO, answered: Duration::ZERO, shown: None };
         let value = Bytes::from(vec![b'x'; bytes - ENTRY_BYTES]);
         let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, false);
         entry.stage = Stage::Add(Item { value, flags: 0, cas: 1, seen, binary: false });

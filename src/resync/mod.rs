@@ -183,7 +183,6 @@ mod clocks;
 mod entry;
 mod enumerate;
 mod governor;
-mod item;
 mod job;
 mod lane;
 mod limiter;

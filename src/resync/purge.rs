@@ -8,12 +8,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::enumerate::{Coverage, enumerate};
-use super::item::{Answer, Code, put_key, wire_form};
 use super::spool::Spool;
 use super::{Context, Fill, JobError, JobSpec, Outcome};
-use crate::backend::{Batch, Effect, Pipe};
+use crate::backend::{Batch, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::keys::Missed;
+use crate::protocol::item::{Answer, Code};
+use crate::protocol::key::{Key, wire_form};
+use crate::protocol::node;
 
 /// Passes before a purge is given up: something keeps writing these keys to the target, past the
 /// proxy.
@@ -124,9 +126,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
             && let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))?
         {
             let Some(binary) = wire_form(&found.key) else { continue };
-            put_key(&mut batch, b"md ", &found.key, binary);
-            batch.put(if binary { b" b k\r\n" } else { b" k\r\n" });
-            batch.end(1, Effect::Mutation);
+            batch.add(|out| node::md(out, Key::new(&found.key, binary), None));
             keys.push(found.key);
         }
         if keys.is_empty() {
@@ -140,7 +140,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         let begun = Instant::now();
         let done = pipe.transfer(batch, ctx.tuning.target_timeout, |i, frame| {
             let key = keys.get(i).ok_or("an answer too many")?;
-            match Answer::parse(frame.line(), key)?.code {
+            match Answer::to(key, &frame)?.code {
                 Code::Done => deleted += 1,
                 Code::Missing => {}
                 code => return Err(format!("unexpected {code:?} to a delete")),

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
 use super::enumerate::{Coverage, DumpError, enumerate};
-use super::item::Offsets;
 use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
@@ -23,6 +22,7 @@ use crate::backend::NodeError;
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::keys::{Lone, Recopy};
 use crate::protocol::expiry::Offset;
+use crate::protocol::item::Offsets;
 
 /// A lane holds so many bytes of items at most: more would pass through slower memory than the
 /// processor's caches, and is no faster (seen with items of 10 KiB: 4 lanes of 4 and of 1 MiB take

@@ -19,12 +19,16 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::enumerate::{Coverage, enumerate};
-use super::item::{Answer, Asked, Code, Item, is_plain, needs_base64, put_key, wire_form};
 use super::job::node_stats;
 use super::spool::Spool;
 use super::{Context, JobError, RateLimiter, Settled};
-use crate::backend::{Batch, Effect, Pipe};
+use crate::ambient;
+use crate::backend::{Batch, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
+use crate::protocol::item::{Answer, Asked, Code, Item, are_equal};
+use crate::protocol::key::{Key, is_plain, wire_form};
+use crate::protocol::node::{self, Ask};
+use crate::protocol::reply::Frame;
 
 /// Keys whose copies differed once and that wait to be looked at again. More, and the reading
 /// pauses.
@@ -232,7 +236,7 @@ impl<'a> Scrub<'a> {
         }
         let looks = self.look(&keys).await?;
         for ((key, binary), (leader, follower)) in keys.into_iter().zip(looks) {
-            if !equal(&leader, &follower) {
+            if !are_equal(&leader, &follower) {
                 self.suspect(key, binary, &leader, 1);
             }
         }
@@ -256,7 +260,7 @@ impl<'a> Scrub<'a> {
             // One by one: few, and of any size.
             let keys = [(suspect.key.clone(), suspect.binary)];
             let Some((leader, follower)) = self.look(&keys).await?.pop() else { continue };
-            if equal(&leader, &follower) {
+            if are_equal(&leader, &follower) {
                 continue;
             }
             if leader.as_ref().map(|item| item.cas) == suspect.cas {
@@ -301,9 +305,9 @@ impl<'a> Scrub<'a> {
 
     async fn on_leader(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<bool>, JobError> {
         let mut there = Vec::with_capacity(keys.len());
-        let asked = self.leader.transfer(ask_for(keys, b" k t"), self.ctx.tuning.source_timeout, |i, frame| {
+        let asked = self.leader.transfer(ask_for(keys, Ask::KeyAndTtl), self.ctx.tuning.source_timeout, |i, frame| {
             let (key, _) = keys.get(i).ok_or("an answer too many")?;
-            there.push(Answer::parse(frame.line(), key)?.code != Code::Missing);
+            there.push(Answer::to(key, &frame)?.code != Code::Missing);
             Ok(())
         });
         asked.await.map_err(|e| JobError::Source(self.pair.leader, e))?;
@@ -313,18 +317,17 @@ impl<'a> Scrub<'a> {
     /// What the two nodes hold under the keys.
     async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Option<Item>, Option<Item>)>, JobError> {
         let (mut ours, mut theirs) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
-        let asked = Asked { at: Instant::now(), timed: false, shown: None };
+        let asked = Asked { at: ambient::date(Instant::now()), ..Asked::default() };
         let patience = self.ctx.tuning.source_timeout;
-        let read =
-            |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: crate::backend::Frame<'_>| {
-                let (key, _) = keys.get(i).ok_or("an answer too many")?;
-                let answer = Answer::parse(frame.line(), key)?;
-                items.push((answer.code == Code::Value && answer.ttl != 0).then(|| answer.item(&frame, asked)));
-                Ok(())
-            };
-        let leader = self.leader.transfer(ask_for(keys, b" k v f t c"), patience, |i, f| read(keys, &mut ours, i, f));
+        let read = |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: Frame<'_>| {
+            let (key, _) = keys.get(i).ok_or("an answer too many")?;
+            let answer = Answer::to(key, &frame)?;
+            items.push((answer.code == Code::Value && answer.ttl != 0).then(|| answer.item(&frame, asked)));
+            Ok(())
+        };
+        let leader = self.leader.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, f| read(keys, &mut ours, i, f));
         let follower =
-            self.follower.transfer(ask_for(keys, b" k v f t c"), patience, |i, f| read(keys, &mut theirs, i, f));
+            self.follower.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, f| read(keys, &mut theirs, i, f));
         let (leader, follower) = tokio::join!(leader, follower);
         leader.map_err(|e| JobError::Source(self.pair.leader, e))?;
         follower.map_err(JobError::Target)?;
@@ -332,22 +335,10 @@ impl<'a> Scrub<'a> {
     }
 }
 
-fn ask_for(keys: &[(Bytes, bool)], flags: &[u8]) -> Batch {
+fn ask_for(keys: &[(Bytes, bool)], ask: Ask) -> Batch {
     let mut batch = Batch::new();
     for (key, binary) in keys {
-        put_key(&mut batch, b"mg ", key, *binary);
-        batch.put(if *binary && needs_base64(key) { b" b" } else { b"" });
-        batch.put(flags);
-        batch.put(b"\r\n");
-        batch.end(1, Effect::Read);
+        batch.add(|out| node::mg(out, Key::new(key, *binary), ask));
     }
     batch
-}
-
-fn equal(leader: &Option<Item>, follower: &Option<Item>) -> bool {
-    match (leader, follower) {
-        (Some(one), Some(other)) => one.equals(other),
-        (None, None) => true,
-        _ => false,
-    }
 }

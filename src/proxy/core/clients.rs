@@ -11,7 +11,7 @@ use crate::protocol::request::{self, Parsed, Request, Verb};
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
 use crate::proxy::memory::FREE;
 use crate::proxy::memory::Memory;
-use crate::proxy::op::{Asker, ClientKey, Kind, Op, Origin};
+use crate::proxy::op::{self, Asker, ClientKey, Kind, Op, Origin};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
@@ -485,7 +485,7 @@ impl Core {
     pub(super) fn admit(&mut self, op: Op, asker: Asker) {
         let index = asker.client.index;
         let write = op.kind.is_write();
-        op.kind.count(&self.stats);
+        op::count(op.kind, &self.stats);
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.note_key(asker.slot, op.hash, write);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{NodeId, UNSURE};
+use crate::ids::{Incarnation, NodeId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::outcome::Refusal;
 use crate::protocol::reply::{Reply, ReplyKind};
@@ -85,7 +85,7 @@ impl Core {
         let expected = self.links[node.index()].incarnation;
         let reason = match &reply.kind {
             ReplyKind::MetaVa { data } if unit[data.clone()] != *UNSURE.as_bytes() => {
-                if expected.is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes()) {
+                if expected.is_none_or(|i| Incarnation::parse(&unit[data.clone()]) == Some(i)) {
                     None
                 } else {
                     Some(Reason::MarkerStale)

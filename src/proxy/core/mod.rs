@@ -19,6 +19,7 @@ use slab::Slab;
 
 use crate::ids::NodeId;
 use crate::protocol::expiry::Offset;
+use crate::protocol::item::{Asked, Item};
 use crate::protocol::outcome::Refusal;
 use crate::protocol::request::Limits;
 use crate::ring::Topology;
@@ -125,12 +126,14 @@ struct Fence {
     attached: Vec<u32>,
     queue: VecDeque<u32>,
     /// What the leader holds, once read. `None` inside: nothing.
-    item: Option<Option<HeldItem>>,
+    item: Option<Option<Item>>,
     /// What the follower holds, once read: only where nobody knows yet that it differs.
-    copy: Option<Option<HeldItem>>,
+    copy: Option<Option<Item>>,
+    /// That is stale, and equals nothing.
+    copy_stale: bool,
     marker_ok: bool,
-    /// The date that the leader showed just before its item was read.
-    shown: Option<i64>,
+    /// When the two were read, and the date that the leader showed just before its item was.
+    asked: Asked,
     /// It ends with a difference: the follower refused the item, or the leader's changed again and
     /// again.
     failed: bool,
@@ -148,16 +151,6 @@ struct Fence {
 struct Begun {
     writes: HashMap<Bytes, u32>,
     asked_at_us: u64,
-}
-
-#[derive(Debug, Clone)]
-struct HeldItem {
-    data: Bytes,
-    flags: u32,
-    ttl: i64,
-    cas: u64,
-    /// Marked stale, or given to someone to be made anew.
-    stale: bool,
 }
 
 /// Settings of a worker.

@@ -69,7 +69,7 @@ impl Core {
     pub(super) fn put_marker(&mut self, node: NodeId, lane: usize) {
         let round = self.links[node.index()].round;
         let conn = &mut self.links[node.index()].conns[lane];
-        conn.out(self.now_us).put(crate::proxy::MARKER_READ);
+        conn.out(self.now_us).put(crate::protocol::node::MARKER_READ);
         conn.markers += 1;
         self.sent(node, lane, Flight::Marker(round), 0);
     }

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::ids::{NodeId, PairId, UNSURE};
+use crate::ids::{Incarnation, NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::clock;
-use crate::protocol::expiry;
-use crate::protocol::number::parse_i64;
+use crate::protocol::item::{Answer, Asked, Code, are_equal};
+use crate::protocol::key::Key;
+use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::Outcome;
-use crate::protocol::reply::{self, Reply, ReplyKind};
+use crate::protocol::reply::{Frame, Reply, ReplyKind};
 use crate::proxy::link::{Flight, LinkState, RepairStep, RepairWaits};
 use crate::proxy::op::{Kind, Op, Repair, Stage};
 use crate::proxy::table::OpTable;
 
-use super::{Begun, Core, Fence, HeldItem, OUTCOME_UNKNOWN};
+use super::{Begun, Core, Fence, OUTCOME_UNKNOWN};
 
 /// A repair that waits for a marker or a connection tries again so often.
 const REPAIR_RETRY_US: u64 = 10_000;
@@ -112,11 +113,12 @@ impl Core {
     }
 
     pub(super) fn repair_read(&mut self, key: &Bytes) {
+        let date = self.date();
         let Some(fence) = self.fences.get_mut(key) else { return };
         fence.item = None;
         fence.copy = None;
         fence.marker_ok = false;
-        fence.shown = None;
+        fence.asked = Asked { at: date, ..Asked::default() };
         fence.failed = false;
         fence.retry_at_us = None;
         let id = fence.owner;
@@ -146,16 +148,12 @@ impl Core {
             self.links[leader.index()].conns[lane].out(self.now_us).put(clock::CLOCK_READ);
             self.sent(leader, lane, Flight::Repair(id, RepairStep::Clock), 0);
         }
-        let out = self.links[leader.index()].conns[lane].out(self.now_us);
-        out.put(b"mg ");
-        out.put(key);
-        out.put(b" v f t c\r\n");
+        node::mg(self.links[leader.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Item);
         self.send_step(id, leader, lane, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If
         // it had just gone, "repairing" would destroy the good copy.
         if marked {
-            let out = self.links[leader.index()].conns[lane].out(self.now_us);
-            out.put(crate::proxy::MARKER_READ);
+            self.links[leader.index()].conns[lane].out(self.now_us).put(node::MARKER_READ);
             self.send_step(id, leader, lane, RepairStep::Marker);
         } else if let Some(fence) = self.fences.get_mut(key) {
             fence.marker_ok = true;
@@ -163,10 +161,7 @@ impl Core {
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id as usize].kind == Kind::Mend;
         if compared {
-            let out = self.links[follower.index()].conns[lane].out(self.now_us);
-            out.put(b"mg ");
-            out.put(key);
-            out.put(b" v f t c\r\n");
+            node::mg(self.links[follower.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Item);
             self.send_step(id, follower, lane, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
@@ -255,13 +250,12 @@ impl Core {
             repair.sent.clear();
         }
         let leader = self.leader_of(pair);
+        let frame = Frame::first(unit, reply, self.date());
         let Some(fence) = self.fences.get_mut(&key) else { return true };
-        let flag = |letter| reply::meta_flag(&unit[reply.line.clone()], letter).and_then(parse_i64);
-        match (step, &reply.kind) {
-            (RepairStep::Marker, ReplyKind::MetaVa { data }) if unit[data.clone()] != *UNSURE.as_bytes() => {
-                fence.marker_ok = self.links[leader.index()]
-                    .incarnation
-                    .is_none_or(|i| unit[data.clone()] == *i.to_string().as_bytes());
+        match (step, frame.kind()) {
+            (RepairStep::Marker, ReplyKind::MetaVa { data }) if frame.text(data) != UNSURE.as_bytes() => {
+                let known = self.links[leader.index()].incarnation;
+                fence.marker_ok = known.is_none_or(|i| Incarnation::parse(frame.text(data)) == Some(i));
                 if !fence.marker_ok {
                     self.fault(leader, Reason::MarkerStale);
                 }
@@ -269,21 +263,23 @@ impl Core {
             (RepairStep::Marker, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
                 self.fault(leader, Reason::MarkerLost);
             }
-            (RepairStep::Clock, ReplyKind::MetaVa { data }) => {
-                fence.shown = clock::shown(&unit[reply.line.clone()], Some(&unit[data.clone()]));
+            (RepairStep::Clock, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
+                fence.asked.shown = clock::shown(&frame);
             }
-            (RepairStep::Clock, ReplyKind::MetaEn) => {}
-            (RepairStep::Read, ReplyKind::MetaVa { data }) => {
-                let item = HeldItem::of(reply, unit, data.clone());
-                // A stale item must not become a fresh one, and a remaining time of 0 stored back
-                // would mean for ever.
-                fence.item = Some((!item.stale && item.ttl != 0).then_some(item));
+            (RepairStep::Read | RepairStep::Compare, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
+                let Ok(answer) = Answer::to_unechoed(&frame) else {
+                    self.repair_broken(id, node);
+                    return false;
+                };
+                let item = (answer.code == Code::Value).then(|| answer.item(&frame, fence.asked));
+                if step == RepairStep::Compare {
+                    (fence.copy, fence.copy_stale) = (Some(item), answer.stale);
+                } else {
+                    // A stale item must not become a fresh one, and a remaining time of 0 stored
+                    // back would mean for ever.
+                    fence.item = Some(item.filter(|item| !answer.stale && item.seen.ttl != 0));
+                }
             }
-            (RepairStep::Read, ReplyKind::MetaEn) => fence.item = Some(None),
-            (RepairStep::Compare, ReplyKind::MetaVa { data }) => {
-                fence.copy = Some(Some(HeldItem::of(reply, unit, data.clone())));
-            }
-            (RepairStep::Compare, ReplyKind::MetaEn) => fence.copy = Some(None),
             (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
             (RepairStep::Add, ReplyKind::MetaHd) => {}
             (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
@@ -294,7 +290,8 @@ impl Core {
                 fence.item = Some(None);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
-                let now = (reply.kind == ReplyKind::MetaHd).then(|| flag(b'c').unwrap_or(0) as u64);
+                let cas = |answer: Answer| (answer.code == Code::Done).then_some(answer.cas);
+                let now = Answer::to_unechoed(&frame).ok().and_then(cas);
                 let read = fence.item.as_ref().and_then(|i| i.as_ref().map(|i| i.cas));
                 if now == read || read.is_none() {
                     self.stats.repaired();
@@ -339,7 +336,7 @@ impl Core {
         let Some(fence) = self.fences.get(key) else { return };
         let id = fence.owner;
         let op = &self.ops[id as usize];
-        let (pair, lane, shown) = (op.pair, self.lane(op.hash), fence.shown);
+        let (pair, lane) = (op.pair, self.lane(op.hash));
         let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
         if !fence.marker_ok {
             // Told already. Either the leader's memory is gone: then the next route is under way;
@@ -353,7 +350,7 @@ impl Core {
         if self.is_void(pair, node) {
             return self.repair_broken(id, node);
         }
-        if fence.copy.as_ref().is_some_and(|copy| HeldItem::are_equal(&item, copy)) {
+        if fence.copy.as_ref().is_some_and(|copy| !fence.copy_stale && are_equal(&item, copy)) {
             self.ops[id as usize].answer = Some(Outcome::NotStored);
             return self.repair_done(key);
         }
@@ -364,44 +361,19 @@ impl Core {
             fence.stuck_us = None;
         }
         // One that is over by now is dropped, and that is all.
-        let exptime = item.as_ref().and_then(|item| self.exptime_of_copy(item, shown, self.leader_of(pair), node));
-        let item = item.filter(|_| exptime.is_some());
+        let leader = self.leader_of(pair);
+        let (from, to, now) = (self.offsets[leader.index()], self.offsets[node.index()], self.date());
+        let item = item.and_then(|item| item.seen.exptime_of_copy(from, to, now).map(|exptime| (item, exptime)));
         let out = self.links[node.index()].conns[lane].out(self.now_us);
-        out.put(b"md ");
-        out.put(key);
-        out.put(b"\r\n");
-        if let Some(item) = &item {
-            out.put(b"ms ");
-            out.put(key);
-            out.put(b" ");
-            out.put_number(item.data.len());
-            out.put(b" ME F");
-            out.put_number(item.flags);
-            if let Some(exptime @ 1..) = exptime {
-                out.put(b" T");
-                out.put_number(exptime);
-            }
-            out.put(b"\r\n");
-            out.put_shared(item.data.clone());
-            out.put(b"\r\n");
+        node::md_unechoed(out, Key::plain(key));
+        if let Some((item, exptime)) = &item {
+            node::ms_add(out, Key::plain(key), &item.value, (item.flags, *exptime), false);
         }
         self.send_step(id, node, lane, RepairStep::Drop);
         if item.is_some() {
             self.send_step(id, node, lane, RepairStep::Add);
         }
         self.set_outstanding(id, 1 + u32::from(item.is_some()));
-    }
-
-    /// What the follower is told for an item with which the leader has so much time left; 0 = for
-    /// ever, `None` = it is over.
-    fn exptime_of_copy(&self, item: &HeldItem, shown: Option<i64>, leader: NodeId, follower: NodeId) -> Option<i64> {
-        if item.ttl < 0 {
-            return Some(0);
-        }
-        let (now, there) = (self.date(), self.offsets[follower.index()]);
-        let Some(there) = there else { return Some(item.ttl.min(expiry::RELATIVE_MAX_SECS)) };
-        let here = shown.zip(self.offsets[leader.index()]).map(|(shown, leader)| leader.here(shown + item.ttl));
-        expiry::of_copy(here.unwrap_or(now.as_secs() as i64 + item.ttl), now).map(|date| there.there(date))
     }
 
     pub(super) fn repair_verify(&mut self, key: &Bytes) {
@@ -415,10 +387,7 @@ impl Core {
             // verified, for the writes are fenced.
             return self.repair_done(key);
         }
-        let out = self.links[leader.index()].conns[lane].out(self.now_us);
-        out.put(b"mg ");
-        out.put(key);
-        out.put(b" c\r\n");
+        node::mg(self.links[leader.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Cas);
         self.send_step(id, leader, lane, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }
@@ -503,27 +472,5 @@ impl Begun {
             Some(count) => *count += 1,
             None => drop(self.writes.insert(op.raw.slice(op.key.0 as usize..op.key.1 as usize), 1)),
         }
-    }
-}
-
-impl HeldItem {
-    fn of(reply: &Reply, unit: &Bytes, data: std::ops::Range<usize>) -> HeldItem {
-        let line = &unit[reply.line.clone()];
-        let flag = |letter| reply::meta_flag(line, letter).and_then(parse_i64);
-        HeldItem {
-            data: unit.slice(data),
-            flags: flag(b'f').unwrap_or(0) as u32,
-            ttl: flag(b't').unwrap_or(0),
-            cas: flag(b'c').unwrap_or(0) as u64,
-            stale: [b'W', b'X', b'Z'].into_iter().any(|f| reply::meta_flag(line, f).is_some()),
-        }
-    }
-
-    /// Whether a client could not tell them apart. The two were read a moment apart, and each node
-    /// counts seconds by itself.
-    fn are_equal(one: &Option<HeldItem>, other: &Option<HeldItem>) -> bool {
-        let (Some(a), Some(b)) = (one, other) else { return one.is_none() && other.is_none() };
-        let ttl = if a.ttl < 0 || b.ttl < 0 { a.ttl == b.ttl } else { a.ttl.abs_diff(b.ttl) <= 1 };
-        ttl && a.flags == b.flags && a.data == b.data && !a.stale && !b.stale
     }
 }

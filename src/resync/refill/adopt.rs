@@ -11,6 +11,7 @@ use super::super::lane::Lane;
 use super::super::{JobError, JobEvent, Settled};
 use super::feed::MAX_NAMED_FAILURES;
 use super::{Refill, ask, count};
+use crate::ambient;
 
 /// Items under way to their owners at once.
 const WINDOW: usize = 256;
@@ -41,7 +42,9 @@ impl Refill {
     pub(super) fn adopt(&mut self, mut entry: Entry, lane: &Lane) {
         let slot = entry.slot as usize;
         let Some(item) = entry.found.take() else { return self.settled(slot) };
-        let Some(exptime) = lane.offsets().to_source(&item.seen, Instant::now()) else { return self.settled(slot) };
+        let Some(exptime) = lane.offsets().to_source(&item.seen, ambient::date(Instant::now())) else {
+            return self.settled(slot);
+        };
         let (pair, key, bytes) = (self.slots[slot].pair, entry.key.clone(), item.value.len());
         self.adopting_bytes += bytes;
         let asked = ask(self.ctx.clone(), move |reply| JobEvent::Adopt {

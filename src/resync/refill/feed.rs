@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::super::entry::{End, Entry};
 use super::super::enumerate::Coverage;
-use super::super::item::{is_plain, wire_form};
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
 use super::super::{Fill, JobError};
 use super::{Hand, REFUSED_PAUSE, Refill, count};
 use crate::keys::MAX_RECOPY_KEYS;
+use crate::protocol::key::{is_plain, wire_form};
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the
 /// other way round once a queue of re-copies is half full, since one that overflows costs another
@@ -292,7 +292,6 @@ mod tests {
 
     use super::super::super::entry::Stage;
     use super::super::super::governor::Leave;
-    use super::super::super::item::{Item, Seen};
     use super::super::super::spool::Spool;
     use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Tuning};
     use super::super::LANE_BYTES;
@@ -301,6 +300,7 @@ mod tests {
     use crate::ids::{NodeId, PairId};
     use crate::keys::Recopy;
     use crate::protocol::expiry::Offset;
+    use crate::protocol::item::{Item, Seen};
 
     /// Connects to nodes that take everything and answer nothing.
     struct Deaf(Mutex<Vec<tokio::io::DuplexStream>>);
@@ -344,10 +344,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_spool_that_fails_loses_no_lane() {
-        let (now, mut refill) = (Instant::now(), refill().await);
+        let mut refill = refill().await;
         for lane in &mut refill.idle {
             let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
-            let seen = Seen { ttl: -1, asked: now, answered: now, shown: None };
+            let seen = Seen { ttl: -1, asked: Duration::ZERO, answered: Duration::ZERO, shown: None };
             let item = Item { value: Bytes::new(), flags: 0, cas: 7, seen, binary: false };
             entry.stage = Stage::Verify { item, bytes: 0, copy: 3 };
             lane.admit(entry);

@@ -78,7 +78,9 @@ fn the_leader_fails_in_mid_mend() {
 fn equal_copies_are_left_alone() {
     for (follower, ttl, settlement) in [
         (Some("5"), 1, Settlement::Superfluous),
-        (Some("5"), 2, Settlement::Done),
+        // As a scrub sees it, which is who orders.
+        (Some("5"), 2, Settlement::Superfluous),
+        (Some("5"), 3, Settlement::Done),
         (Some("50"), 0, Settlement::Done),
         (None, 0, Settlement::Done),
     ] {

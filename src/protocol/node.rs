@@ -1,0 +1,313 @@
+//! Commands to a node. Nothing else in the proxy formats one, and the form of their keys is chosen
+//! in [`super::key`] alone.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::key::Key;
+use super::out::OutQueue;
+use super::request::Kind;
+
+/// Whether a command changes what the node holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// It only reads.
+    Read,
+    /// It changes items: unanswered, it may still be executed at any later time.
+    Mutation,
+}
+
+/// Reads the marker that names the life of a node's memory.
+pub const MARKER_READ: &[u8] = b"mg __resilver__:incarnation v\r\n";
+
+/// Answered when everything before it was handled.
+pub const NOOP: &[u8] = b"mn\r\n";
+
+pub const FLUSH_ALL: &[u8] = b"flush_all\r\n";
+
+pub const CRAWLER_ENABLE: &[u8] = b"lru_crawler enable\r\n";
+
+/// Lists all keys, by the hash table.
+pub const DUMP_HASH: &[u8] = b"lru_crawler metadump hash\r\n";
+
+/// Lists keys, by the LRU lists: those that move in them meanwhile may be missed.
+pub const DUMP_LISTS: &[u8] = b"lru_crawler metadump all\r\n";
+
+/// `stats`, or one of its parts.
+pub fn stats(out: &mut OutQueue, part: &str) {
+    out.put(b"stats");
+    if !part.is_empty() {
+        out.put(b" ");
+        out.put(part.as_bytes());
+    }
+    out.put(b"\r\n");
+}
+
+/// What `mg` asks of an item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ask {
+    ValueAndCas,
+    Cas,
+    /// All that makes an item.
+    Item,
+    /// The same with the key, by which the answer is known.
+    KeyAndItem,
+    /// Key, remaining time and cas id: what changes when the item does.
+    KeyAndState,
+    KeyAndTtl,
+}
+
+impl Ask {
+    fn flags(self) -> &'static [u8] {
+        match self {
+            Ask::ValueAndCas => b" v c\r\n",
+            Ask::Cas => b" c\r\n",
+            Ask::Item => b" v f t c\r\n",
+            Ask::KeyAndItem => b" k v f t c\r\n",
+            Ask::KeyAndState => b" k t c\r\n",
+            Ask::KeyAndTtl => b" k t\r\n",
+        }
+    }
+}
+
+/// Reads an item, or what is asked of it.
+pub fn mg(out: &mut OutQueue, key: Key<'_>, ask: Ask) -> Effect {
+    out.put(b"mg ");
+    key.put(out);
+    key.put_flag(out);
+    out.put(ask.flags());
+    Effect::Read
+}
+
+/// Deletes whatever is there. The answer does not name the key.
+pub fn md_unechoed(out: &mut OutQueue, key: Key<'_>) -> Effect {
+    out.put(b"md ");
+    key.put(out);
+    key.put_flag(out);
+    out.put(b"\r\n");
+    Effect::Mutation
+}
+
+/// Deletes the item, if it has this cas id where one is given.
+pub fn md(out: &mut OutQueue, key: Key<'_>, cas: Option<u64>) -> Effect {
+    delete(out, key, b" k", cas)
+}
+
+/// Marks the item with this cas id as stale again.
+pub fn md_stale(out: &mut OutQueue, key: Key<'_>, cas: u64) -> Effect {
+    delete(out, key, b" k I", Some(cas))
+}
+
+fn delete(out: &mut OutQueue, key: Key<'_>, flags: &[u8], cas: Option<u64>) -> Effect {
+    out.put(b"md ");
+    key.put(out);
+    key.put_flag(out);
+    out.put(flags);
+    if let Some(cas) = cas {
+        out.put(b" C");
+        out.put_number(cas);
+    }
+    out.put(b"\r\n");
+    Effect::Mutation
+}
+
+/// Adds a copy of an item where there is none. `echo`: the answer is to name the key and the copy's
+/// cas id.
+pub fn ms_add(out: &mut OutQueue, key: Key<'_>, value: &Bytes, (flags, exptime): (u32, i64), echo: bool) -> Effect {
+    out.put(b"ms ");
+    key.put(out);
+    out.put(b" ");
+    out.put_number(value.len());
+    key.put_flag(out);
+    out.put(if echo { b" ME k c T" } else { b" ME T" });
+    out.put_number(exptime);
+    out.put(b" F");
+    out.put_number(flags);
+    out.put(b"\r\n");
+    out.put_shared(value.clone());
+    out.put(b"\r\n");
+    Effect::Mutation
+}
+
+/// On what a write of one of the proxy's own items depends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    None,
+    /// Nothing is there.
+    Absent,
+    /// The item that is there has this cas id.
+    Cas(u64),
+}
+
+/// Writes one of the proxy's own items, which has a plain key and a short value.
+pub fn ms_own(out: &mut OutQueue, key: &str, value: &[u8], exptime: i64, condition: Condition) -> Effect {
+    out.put(b"ms ");
+    out.put(key.as_bytes());
+    out.put(b" ");
+    out.put_number(value.len());
+    out.put(b" T");
+    out.put_number(exptime);
+    match condition {
+        Condition::None => {}
+        Condition::Absent => out.put(b" ME"),
+        Condition::Cas(cas) => {
+            out.put(b" C");
+            out.put_number(cas);
+        }
+    }
+    out.put(b"\r\n");
+    out.put(value);
+    out.put(b"\r\n");
+    Effect::Mutation
+}
+
+/// What a client's command on one key takes.
+pub struct Operands<'a> {
+    /// Bytes that the value lies in, as a client sent it or not.
+    pub raw: &'a Bytes,
+    pub key: &'a [u8],
+    /// The value, in `raw`.
+    pub data: Range<usize>,
+    pub flags: u32,
+    pub exptime: i64,
+    pub cas: u64,
+    pub delta: u64,
+}
+
+/// Writes a client's command on one key.
+#[inline(always)]
+pub fn command(out: &mut OutQueue, kind: Kind, of: &Operands<'_>) {
+    match kind {
+        Kind::Get => line(out, b"get ", of.key),
+        Kind::Gets => line(out, b"gets ", of.key),
+        Kind::Gat => gat(out, b"gat ", of),
+        Kind::Gats => gat(out, b"gats ", of),
+        Kind::Set => store(out, b"set ", of, None),
+        Kind::Add => store(out, b"add ", of, None),
+        Kind::Replace => store(out, b"replace ", of, None),
+        Kind::Append => store(out, b"append ", of, None),
+        Kind::Prepend => store(out, b"prepend ", of, None),
+        Kind::Cas => store(out, b"cas ", of, Some(of.cas)),
+        Kind::Incr => arithmetic(out, b"incr ", of),
+        Kind::Decr => arithmetic(out, b"decr ", of),
+        Kind::Delete => line(out, b"delete ", of.key),
+        Kind::Touch => touch(out, of),
+        Kind::Mend => unreachable!("a mend is nothing but a repair"),
+    }
+}
+
+/// Begins a `get` or `gets` line with its first key; returns its bytes so far.
+pub fn begin_get(out: &mut OutQueue, kind: Kind, key: &[u8]) -> usize {
+    let verb: &[u8] = if kind == Kind::Gets { b"gets " } else { b"get " };
+    out.put(verb);
+    out.put(key);
+    verb.len() + key.len()
+}
+
+/// Adds a key to it.
+pub fn add_key(out: &mut OutQueue, key: &[u8]) {
+    out.put(b" ");
+    out.put(key);
+}
+
+/// Ends it.
+pub fn end_get(out: &mut OutQueue) {
+    out.put(b"\r\n");
+}
+
+fn line(out: &mut OutQueue, verb: &[u8], key: &[u8]) {
+    out.put(verb);
+    out.put(key);
+    out.put(b"\r\n");
+}
+
+fn gat(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>) {
+    out.put(verb);
+    out.put_number(of.exptime);
+    out.put(b" ");
+    out.put(of.key);
+    out.put(b"\r\n");
+}
+
+fn touch(out: &mut OutQueue, of: &Operands<'_>) {
+    out.put(b"touch ");
+    out.put(of.key);
+    out.put(b" ");
+    out.put_number(of.exptime);
+    out.put(b"\r\n");
+}
+
+fn arithmetic(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>) {
+    out.put(verb);
+    out.put(of.key);
+    out.put(b" ");
+    out.put_number(of.delta);
+    out.put(b"\r\n");
+}
+
+fn store(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>, cas: Option<u64>) {
+    out.put(verb);
+    out.put(of.key);
+    if (of.flags, of.exptime) == (0, 0) {
+        out.put(b" 0 0 ");
+    } else {
+        out.put(b" ");
+        out.put_number(of.flags);
+        out.put(b" ");
+        out.put_number(of.exptime);
+        out.put(b" ");
+    }
+    out.put_number(of.data.len());
+    if let Some(cas) = cas {
+        out.put(b" ");
+        out.put_number(cas);
+    }
+    out.put(b"\r\n");
+    // As a client sent it there is the line's end behind it.
+    let whole = of.data.start..of.data.end + 2;
+    match of.raw.get(whole.clone()) {
+        Some(value) if value.ends_with(b"\r\n") => out.put_part(of.raw, whole),
+        _ => {
+            out.put_part(of.raw, of.data.clone());
+            out.put(b"\r\n");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut OutQueue) -> Effect) -> (String, Effect) {
+        let mut out = OutQueue::default();
+        let effect = write(&mut out);
+        (String::from_utf8(out.one_piece().unwrap().to_vec()).unwrap(), effect)
+    }
+
+    #[test]
+    fn keys_have_their_form_in_every_command() {
+        let value = Bytes::from_static(b"v");
+        for (key, wire, flag) in [(Key::plain(b"k"), "k", ""), (Key::new(b"a b", true), "YSBi", " b")] {
+            let read = |ask| written(|out| mg(out, key, ask));
+            assert_eq!(read(Ask::KeyAndItem), (format!("mg {wire}{flag} k v f t c\r\n"), Effect::Read));
+            assert_eq!(read(Ask::Cas).0, format!("mg {wire}{flag} c\r\n"));
+            let deleted = |cas| written(|out| md(out, key, cas));
+            assert_eq!(deleted(Some(7)), (format!("md {wire}{flag} k C7\r\n"), Effect::Mutation));
+            assert_eq!(deleted(None).0, format!("md {wire}{flag} k\r\n"));
+            assert_eq!(written(|out| md_stale(out, key, 7)).0, format!("md {wire}{flag} k I C7\r\n"));
+            assert_eq!(written(|out| md_unechoed(out, key)).0, format!("md {wire}{flag}\r\n"));
+            let added = |echo| written(|out| ms_add(out, key, &value, (5, 0), echo)).0;
+            assert_eq!(added(true), format!("ms {wire} 1{flag} ME k c T0 F5\r\nv\r\n"));
+            assert_eq!(added(false), format!("ms {wire} 1{flag} ME T0 F5\r\nv\r\n"));
+        }
+    }
+
+    #[test]
+    fn the_proxys_own_items_are_written_under_their_condition() {
+        let own = |condition| written(|out| ms_own(out, "m", b"xyz", 9, condition)).0;
+        assert_eq!(own(Condition::None), "ms m 3 T9\r\nxyz\r\n");
+        assert_eq!(own(Condition::Absent), "ms m 3 T9 ME\r\nxyz\r\n");
+        assert_eq!(own(Condition::Cas(4)), "ms m 3 T9 C4\r\nxyz\r\n");
+    }
+}
