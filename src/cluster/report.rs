@@ -41,7 +41,7 @@ impl Cluster {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 unix_time: crate::ambient::unix_time().as_secs(),
-                version: crate::proxy::VERSION_LINE.trim_start_matches("VERSION ").trim_end(),
+                version: crate::proxy::VERSION,
                 threads: self.workers.len(),
                 max_clients: self.settings.max_clients,
             },

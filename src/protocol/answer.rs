@@ -35,3 +35,6 @@ pub const BAD_DATA_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk\r\n";
 pub const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
 /// No answer: the command asked for none, or the connection is closed without a word.
 pub const SILENCE: &[u8] = b"";
+
+/// To a client too many.
+pub const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";

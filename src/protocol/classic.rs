@@ -1,8 +1,30 @@
-//! Answers in the classic text protocol.
+//! memcached's classic text protocol, as clients speak it: requests in, outcomes out.
+//!
+//! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused
+//! with the same bytes: `tests/it/parser_differential.rs` compares the two. The meta protocol is
+//! not served yet and answers `ERROR`, like any unknown command.
+
+mod command;
 
 use super::answer;
+use super::line::{Line, Words, first_line};
+use super::out::OutQueue;
 use super::outcome::Outcome;
-use crate::protocol::out::OutQueue;
+use super::request::{Limits, Parsed};
+use command::Command;
+
+/// Longest line, in bytes: a get of many keys.
+pub const LINE_MAX: usize = super::line::MULTIGET_LINE_LEN_MAX;
+
+/// Parses the request that `buf` begins with.
+pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
+    match first_line(buf) {
+        Line::Incomplete => Parsed::Incomplete { need: 0 },
+        // Without a word, as memcached does: whoever sends this does not speak memcached.
+        Line::TooLong { len } => Parsed::Reject { reply: answer::SILENCE, len, swallow: 0, close: true },
+        Line::Whole { end, len } => Command { buf, line_len: len, limits }.parse(Words::new(buf, 0..end)),
+    }
+}
 
 /// Writes the answer to a request of one key; a hit is followed by its `END`.
 pub fn write(outcome: Outcome, out: &mut OutQueue) {
@@ -21,6 +43,12 @@ pub fn write(outcome: Outcome, out: &mut OutQueue) {
         Outcome::Touched => out.put(answer::TOUCHED),
         Outcome::Done => out.put(answer::OK),
         Outcome::Own(line) => out.put(line),
+        Outcome::Version(version) => {
+            out.put(b"VERSION ");
+            out.put(version.as_bytes());
+            out.put(b"\r\n");
+        }
+        Outcome::Quit => {}
         Outcome::Number(number) => {
             out.put_number(number);
             out.put(b"\r\n");
@@ -32,6 +60,9 @@ pub fn write(outcome: Outcome, out: &mut OutQueue) {
         }
     }
 }
+
+#[cfg(test)]
+mod parse_tests;
 
 #[cfg(test)]
 mod tests {
@@ -62,6 +93,8 @@ mod tests {
             (Outcome::Refused(Refusal::Client("no")), "CLIENT_ERROR no\r\n"),
             (Outcome::Refused(Refusal::Server("no")), "SERVER_ERROR no\r\n"),
             (Outcome::Own(b"ERROR\r\n"), "ERROR\r\n"),
+            (Outcome::Version("1.6"), "VERSION 1.6\r\n"),
+            (Outcome::Quit, ""),
             (Outcome::Raw(Bytes::from_static(b"SERVER_ERROR out of memory\r\n")), "SERVER_ERROR out of memory\r\n"),
         ] {
             assert_eq!(told(outcome), line);

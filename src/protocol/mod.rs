@@ -1,13 +1,17 @@
-//! memcached's protocols as bytes: requests from clients, replies from nodes. Pure: no I/O, no
-//! clock.
+//! The wire layer: whatever reads or writes memcached's bytes. Pure: no I/O, no clock.
 //!
-//! Both parsers take what has arrived so far and say what it begins with; they keep no state.
-//! Ranges are offsets into the buffer that was parsed, so that nothing is copied or allocated.
+//! Clients: a [`dialect`] makes [`request`]s of their input, and writes [`outcome`]s. Servers:
+//! [`node`] writes commands, with keys as [`key`] says; [`reply`] reads what they answer, [`item`]
+//! what a meta answer says of an item. A new dialect of clients is a file here, an arm in
+//! [`dialect::Dialect`] and a [`request::Style`].
+//!
+//! Parsers take what has arrived so far and say what it begins with; they keep no state. Ranges are
+//! offsets into the buffer that was parsed, so that nothing is copied or allocated.
 
 pub mod answer;
 pub mod classic;
 pub mod clock;
-mod command;
+pub mod dialect;
 pub mod dump;
 pub mod expiry;
 #[cfg(test)]

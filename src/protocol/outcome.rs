@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::answer;
+use super::reply::ReplyKind;
 
 /// How it is written is the business of the client's dialect ([`super::classic`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +25,10 @@ pub enum Outcome {
     /// What `incr` or `decr` made of it.
     Number(u64),
     Refused(Refusal),
+    /// The version that is spoken.
+    Version(&'static str),
+    /// The connection ends, as the client has asked.
+    Quit,
     /// In the words of the client's own dialect, chosen where its bytes were read.
     Own(&'static [u8]),
     /// Lines of a node, or of the control plane, passed on as they are.
@@ -57,6 +62,23 @@ impl Refusal {
 }
 
 impl Outcome {
+    /// What a node has said; `bytes`: the whole of it.
+    #[inline(always)]
+    pub fn of(reply: &ReplyKind, bytes: Bytes) -> Outcome {
+        match reply {
+            ReplyKind::Stored => Outcome::Stored,
+            ReplyKind::NotStored => Outcome::NotStored,
+            ReplyKind::Exists => Outcome::Exists,
+            ReplyKind::NotFound => Outcome::NotFound,
+            ReplyKind::Deleted => Outcome::Deleted,
+            ReplyKind::Touched => Outcome::Touched,
+            ReplyKind::End => Outcome::Miss,
+            ReplyKind::Value { .. } => Outcome::Hit(bytes),
+            ReplyKind::Number(number) => Outcome::Number(*number),
+            _ => Outcome::Raw(bytes),
+        }
+    }
+
     /// Bytes that it takes while it waits to be written, about: exact for those that are held by
     /// reference.
     pub fn weight(&self) -> usize {

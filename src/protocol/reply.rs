@@ -6,13 +6,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memchr;
 use thiserror::Error;
 
-use super::KEY_LEN_MAX;
 use super::line::find_blank;
 use super::number::parse_u64;
+use super::{KEY_LEN_MAX, answer};
 
 /// What a node said. Ranges are offsets into the buffer that was parsed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -90,6 +90,47 @@ pub struct Reply {
     pub line: Range<usize>,
     /// Bytes it takes up, value and all.
     pub len: usize,
+}
+
+/// What is said of a key that a `get` of several keys passes over, and its bytes.
+pub const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: answer::END.len() };
+pub const MISS_BYTES: Bytes = Bytes::from_static(answer::END);
+
+/// What stands behind a value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Behind {
+    /// What belongs there: the end, or another value where one may follow.
+    Fine,
+    /// That, as far as it has come.
+    Incomplete,
+    /// Something else: the value did not end there.
+    Nonsense,
+}
+
+/// Bytes of the end of values, and as many as are looked at behind one.
+pub const END_LEN: usize = answer::END.len();
+
+/// Looks behind a value; `more`: another one may follow.
+#[inline(always)]
+pub fn behind_value(rest: &[u8], more: bool) -> Behind {
+    let begin = &rest[..rest.len().min(END_LEN)];
+    match answer::END.starts_with(begin) || more && b"VALUE".starts_with(begin) {
+        true if begin.len() == END_LEN => Behind::Fine,
+        true => Behind::Incomplete,
+        false => Behind::Nonsense,
+    }
+}
+
+/// The value that is the whole of these bytes, with another cas id.
+pub fn with_cas(bytes: &Bytes, value: &Reply, cas: u64) -> Bytes {
+    let line = &bytes[value.line.clone()];
+    let head = line.iter().rposition(|&b| b == b' ').map_or(line, |at| &line[..=at]);
+    let tail = &bytes[value.line.end..];
+    let mut out = BytesMut::with_capacity(head.len() + 20 + tail.len());
+    out.extend_from_slice(head);
+    out.extend_from_slice(itoa::Buffer::new().format(cas).as_bytes());
+    out.extend_from_slice(tail);
+    out.freeze()
 }
 
 /// How much a node may make us buffer.

@@ -1,84 +1,11 @@
-//! Requests from clients, in memcached's classic text protocol.
-//!
-//! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused
-//! with the same bytes: `tests/it/parser_differential.rs` compares the two. The meta protocol is
-//! not served yet and answers `ERROR`, like any unknown command; it needs more verbs in [`Verb`]
-//! and their arms in `command.rs`.
+//! Requests of clients, whatever protocol they are written in: what is asked for, of which keys.
+//! A dialect's parser makes them ([`super::dialect`]).
 
 use std::ops::Range;
 
-use super::answer;
-use super::command::Command;
-use super::line::{Line, Words, first_line, goes_on};
+use super::line::Words;
 
-/// Longest line, in bytes: a get of many keys.
-pub const LINE_MAX: usize = super::line::MULTIGET_LINE_LEN_MAX;
-
-/// What a request asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Verb {
-    Get,
-    Gets,
-    Gat,
-    Gats,
-    Set,
-    Add,
-    Replace,
-    Append,
-    Prepend,
-    Cas,
-    Incr,
-    Decr,
-    Delete,
-    Touch,
-    FlushAll,
-    Version,
-    Verbosity,
-    Stats,
-    /// Ours, not memcached's: the operator watches and steers the healing.
-    Resync,
-    Quit,
-}
-
-impl Verb {
-    /// The command's name on the wire; also for logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Verb::Get => "get",
-            Verb::Gets => "gets",
-            Verb::Gat => "gat",
-            Verb::Gats => "gats",
-            Verb::Set => "set",
-            Verb::Add => "add",
-            Verb::Replace => "replace",
-            Verb::Append => "append",
-            Verb::Prepend => "prepend",
-            Verb::Cas => "cas",
-            Verb::Incr => "incr",
-            Verb::Decr => "decr",
-            Verb::Delete => "delete",
-            Verb::Touch => "touch",
-            Verb::FlushAll => "flush_all",
-            Verb::Version => "version",
-            Verb::Verbosity => "verbosity",
-            Verb::Stats => "stats",
-            Verb::Resync => "resync",
-            Verb::Quit => "quit",
-        }
-    }
-
-    /// Takes any number of keys and answers with values: get, gets, gat, gats.
-    pub fn is_retrieval(self) -> bool {
-        matches!(self, Verb::Get | Verb::Gets | Verb::Gat | Verb::Gats)
-    }
-
-    /// Carries a value: set, add, replace, append, prepend, cas.
-    pub fn is_storage(self) -> bool {
-        matches!(self, Verb::Set | Verb::Add | Verb::Replace | Verb::Append | Verb::Prepend | Verb::Cas)
-    }
-}
-
-/// What is done with the key.
+/// What is done with a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Read.
@@ -113,26 +40,30 @@ pub enum Kind {
     Mend,
 }
 
+/// Kinds that take the same and are answered alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// Takes any number of keys and answers with values.
+    Retrieve,
+    /// Carries a value.
+    Store,
+    Arithmetic,
+    Delete,
+    Touch,
+    /// The proxy's own.
+    Mend,
+}
+
 impl Kind {
-    /// The kind of a client's verb; `None` for commands that are not about a key.
-    pub fn of(verb: Verb) -> Option<Kind> {
-        Some(match verb {
-            Verb::Get => Kind::Get,
-            Verb::Gets => Kind::Gets,
-            Verb::Gat => Kind::Gat,
-            Verb::Gats => Kind::Gats,
-            Verb::Set => Kind::Set,
-            Verb::Add => Kind::Add,
-            Verb::Replace => Kind::Replace,
-            Verb::Append => Kind::Append,
-            Verb::Prepend => Kind::Prepend,
-            Verb::Cas => Kind::Cas,
-            Verb::Incr => Kind::Incr,
-            Verb::Decr => Kind::Decr,
-            Verb::Delete => Kind::Delete,
-            Verb::Touch => Kind::Touch,
-            _ => return None,
-        })
+    pub fn family(self) -> Family {
+        match self {
+            Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats => Family::Retrieve,
+            Kind::Set | Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend | Kind::Cas => Family::Store,
+            Kind::Incr | Kind::Decr => Family::Arithmetic,
+            Kind::Delete => Family::Delete,
+            Kind::Touch => Family::Touch,
+            Kind::Mend => Family::Mend,
+        }
     }
 
     /// Whether the command changes the item: such commands go through the key's owner and on to the
@@ -150,69 +81,137 @@ impl Kind {
     pub fn is_repeatable(self) -> bool {
         !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
     }
+
+    /// For the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Get => "get",
+            Kind::Gets => "gets",
+            Kind::Gat => "gat",
+            Kind::Gats => "gats",
+            Kind::Set => "set",
+            Kind::Add => "add",
+            Kind::Replace => "replace",
+            Kind::Append => "append",
+            Kind::Prepend => "prepend",
+            Kind::Cas => "cas",
+            Kind::Incr => "incr",
+            Kind::Decr => "decr",
+            Kind::Delete => "delete",
+            Kind::Touch => "touch",
+            Kind::Mend => "mend",
+        }
+    }
 }
 
-/// One request. Ranges are offsets into the buffer that was parsed; what a verb does not have is
-/// empty or 0.
-///
-/// A node must be sent a line written anew from these fields, never the client's own: memcached
-/// versions disagree on lines with NULs, tabs or numbers of more than 32 bits, and the fields say
-/// how this one was understood.
+/// What a client asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
-    /// What is asked for.
-    pub verb: Verb,
-    /// The client expects no answer, not even to an error.
-    pub noreply: bool,
-    /// The key; for the get family the span from its first key to its last. Any bytes but blank, LF
-    /// and NUL.
-    pub keys: Range<usize>,
-    /// The span holds several keys.
-    pub many: bool,
-    /// Client flags of a storage command.
-    pub flags: u32,
-    /// Expiry time of a storage command, touch, gat or gats: seconds, a unix time above 30 days, at
-    /// once if negative, never if 0. For `flush_all` its delay in seconds: at once if 0 (which also
-    /// stands for none given) or negative. It always fits 32 bits, memcached having cut it to that.
-    pub exptime: i64,
-    /// The unique id of `cas`.
-    pub cas: u64,
-    /// By how much to `incr` or `decr`; the level for `verbosity`.
-    pub delta: u64,
-    /// The value, without the CR LF behind it.
-    pub data: Range<usize>,
-    /// The words after `stats`, `resync` or `verbosity`, as one span without blanks around it.
-    pub args: Range<usize>,
+pub enum Request {
+    /// Something of one key, or of several.
+    Keyed(Keyed),
+    /// Something of the proxy.
+    Admin(Admin),
 }
 
 impl Request {
-    pub(crate) fn new(verb: Verb) -> Request {
-        Request {
-            verb,
-            noreply: false,
-            keys: 0..0,
-            many: false,
-            flags: 0,
-            exptime: 0,
-            cas: 0,
-            delta: 0,
-            data: 0..0,
-            args: 0..0,
+    /// For the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Keyed(keyed) => keyed.kind.name(),
+            Request::Admin(admin) => admin.name(),
         }
-    }
-
-    /// Every key of the request, in order, doubles included. `buf` is the buffer that was parsed.
-    pub fn key_iter<'a>(&self, buf: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        self.keys_from(buf, self.keys.start)
-    }
-
-    /// The same from where a key begins on.
-    pub(crate) fn keys_from<'a>(&self, buf: &'a [u8], start: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        Words::new(buf, start..self.keys.end).map(move |key| &buf[key])
     }
 }
 
-/// What the buffer begins with.
+/// What is asked of keys. Ranges are offsets into the input that was parsed; what a kind does not
+/// have is empty or 0.
+///
+/// A node must be sent a command written anew from these fields, never the client's own: memcached
+/// versions disagree on lines with NULs, tabs or numbers of more than 32 bits, and the fields say
+/// how this one was understood.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keyed {
+    pub kind: Kind,
+    pub keys: Keys,
+    /// Client flags of what is stored.
+    pub flags: u32,
+    /// Expiry time of what is stored or touched: seconds, a unix time above 30 days, at once if
+    /// negative, never if 0. It always fits 32 bits, memcached having cut it to that.
+    pub exptime: i64,
+    /// The unique id of `cas`.
+    pub cas: u64,
+    /// By how much to `incr` or `decr`.
+    pub delta: u64,
+    /// The value, without what stands behind it.
+    pub data: Range<usize>,
+}
+
+impl Keyed {
+    pub fn new(kind: Kind, keys: Keys) -> Keyed {
+        Keyed { kind, keys, flags: 0, exptime: 0, cas: 0, delta: 0, data: 0..0 }
+    }
+}
+
+/// The keys of a request: one, or several with blanks between them. Any bytes but blank, LF and
+/// NUL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keys {
+    /// From the first to the last.
+    pub span: Range<usize>,
+    /// How many there are, doubles included.
+    pub count: u32,
+}
+
+impl Keys {
+    pub fn one(key: Range<usize>) -> Keys {
+        Keys { span: key, count: 1 }
+    }
+
+    /// Where each of them stands, in order. `input`: what was parsed.
+    pub fn iter<'a>(&self, input: &'a [u8]) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        self.from(input, self.span.start)
+    }
+
+    /// The same from where one begins on.
+    pub fn from<'a>(&self, input: &'a [u8], start: usize) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        Words::new(input, start..self.span.end)
+    }
+}
+
+/// What is asked of the proxy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Admin {
+    FlushAll {
+        /// Seconds, or a unix time above 30 days: at once if 0 (which also stands for none given)
+        /// or negative.
+        delay: i64,
+    },
+    /// With the words behind it, as one span without blanks around it.
+    Stats(Range<usize>),
+    /// Ours, not memcached's: the operator watches and steers the healing.
+    Resync(Range<usize>),
+    Version,
+    Verbosity {
+        level: u32,
+    },
+    Quit,
+}
+
+impl Admin {
+    /// For the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Admin::FlushAll { .. } => "flush_all",
+            Admin::Stats(_) => "stats",
+            Admin::Resync(_) => "resync",
+            Admin::Version => "version",
+            Admin::Verbosity { .. } => "verbosity",
+            Admin::Quit => "quit",
+        }
+    }
+}
+
+/// What a client's input begins with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Parsed {
     /// More bytes are needed: keep these and call again.
@@ -225,23 +224,25 @@ pub enum Parsed {
     Request {
         /// Never a retrieval without keys, nor one with a key that is too long.
         request: Request,
+        /// How its outcome is told.
+        style: Style,
         /// Bytes it takes up, value and all.
         len: usize,
     },
     /// A storage command that is right but above the limit.
     ///
-    /// The answer is [`answer::TOO_LARGE`], none with `noreply`. A `set` must also remove the old
-    /// item: memcached would rather have none than one the client believes replaced.
+    /// It is refused in memcached's words. A `set` must also remove the old item: memcached would
+    /// rather have none than one the client believes replaced.
     TooLarge {
         /// `data` is empty: the value is not looked at.
-        request: Request,
-        /// Length of the command line.
+        request: Keyed,
+        style: Style,
+        /// Bytes up to its value.
         len: usize,
-        /// Bytes behind the line to throw away: value and CR LF. Some may not have arrived; up to 2
-        /// GiB.
+        /// Bytes behind them to throw away. Some may not have arrived; up to 2 GiB.
         swallow: usize,
     },
-    /// A line that is answered at once, without a node.
+    /// What is answered at once, without a node.
     Reject {
         /// memcached's own answer; empty where it says nothing.
         reply: &'static [u8],
@@ -252,6 +253,23 @@ pub enum Parsed {
         /// The connection is to be closed, after the reply.
         close: bool,
     },
+}
+
+/// How the outcome of a request is told: chosen by the request's own dialect, and kept until it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Style {
+    Classic {
+        /// The client expects no answer, not even to an error.
+        noreply: bool,
+    },
+}
+
+impl Style {
+    /// For the log.
+    pub fn is_silent(self) -> bool {
+        let Style::Classic { noreply } = self;
+        noreply
+    }
 }
 
 /// What a client may ask for.
@@ -278,23 +296,3 @@ pub fn item_size(key_len: usize, flags: u32, value_len: usize) -> usize {
     let flags_len = if flags == 0 { 0 } else { 4 };
     HEADER + CAS + key_len + 1 + flags_len + value_len + 2
 }
-
-/// Whether [`parse`] would say of a line without an end that it is one still, where no end is in
-/// the first `searched` bytes.
-pub(crate) fn line_goes_on(buf: &[u8], searched: usize) -> bool {
-    goes_on(buf, searched)
-}
-
-/// Parses the request that `buf` begins with.
-pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
-    match first_line(buf) {
-        Line::Incomplete => Parsed::Incomplete { need: 0 },
-        // Without a word, as memcached does: whoever sends this does not speak memcached.
-        Line::TooLong { len } => Parsed::Reject { reply: answer::SILENCE, len, swallow: 0, close: true },
-        Line::Whole { end, len } => Command { buf, line_len: len, limits }.parse(Words::new(buf, 0..end)),
-    }
-}
-
-#[cfg(test)]
-#[path = "request_tests.rs"]
-mod tests;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::protocol::classic;
+use crate::protocol::dialect::Dialect;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{self, Request};
+use crate::protocol::request::{Keyed, Style};
 
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
@@ -59,7 +59,7 @@ const MEMORY_FULL: Refusal = Refusal::Server("answers that clients have not read
 pub(super) struct Slot {
     /// Keys (or the one command) still unanswered.
     pending: u32,
-    noreply: bool,
+    style: Style,
     bytes: u32,
     reply: Reply,
 }
@@ -99,7 +99,7 @@ enum Part {
 #[derive(Debug)]
 pub(super) struct Rest {
     /// The request; its `keys` begin with the next one.
-    pub(super) request: Request,
+    pub(super) request: Keyed,
     pub(super) raw: Bytes,
     pub(super) slot: u64,
     /// Number of the next key.
@@ -163,13 +163,12 @@ pub(super) enum Hold {
 /// A get of several keys that stands at the front of a client's input and cannot begin yet.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub(super) request: Request,
+    pub(super) request: Keyed,
+    pub(super) style: Style,
     /// Its bytes in all.
     pub(super) len: usize,
-    /// Keys that conflict with nothing, and where the next one stands: nothing else begins before
-    /// it, so they are not looked at again.
-    pub(super) free: u32,
-    /// See `free`.
+    /// Where the first key stands of which it is not known that it conflicts with nothing: nothing
+    /// else begins before it, so those in front of it are not looked at again.
     pub(super) next: usize,
 }
 
@@ -193,6 +192,8 @@ pub struct Client {
     /// Why, once it is closing.
     pub ended: Ended,
     pub(super) access: Access,
+    /// What it speaks.
+    pub(super) dialect: Dialect,
     /// Nothing more will be read from it, but what was read is still to be begun.
     pub finished: bool,
     /// The last request could not be begun yet: input waits for an answer, or for its next turn.
@@ -291,6 +292,7 @@ impl Client {
             closing: false,
             ended: Ended::Left,
             access: Access::Full,
+            dialect: Dialect::default(),
             finished: false,
             stalled: false,
             resuming: false,
@@ -343,9 +345,9 @@ impl Client {
         if self.need > 0 || from == 0 || from > self.partial.len() {
             return false;
         }
-        let goes_on = request::line_goes_on(&self.partial, from);
+        let goes_on = self.dialect.goes_on(&self.partial, from);
         self.searched = self.partial.len() as u32;
-        goes_on && (self.partial.len() <= FREE || self.has_received(request::LINE_MAX))
+        goes_on && (self.partial.len() <= FREE || self.has_received(self.dialect.longest()))
     }
 
     /// Whether another request may begin.
@@ -548,7 +550,7 @@ impl Client {
 
     /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its
     /// number. `shared`: the answers of several keys are one.
-    pub(super) fn open_slot(&mut self, keys: u32, shared: bool, noreply: bool, bytes: usize, spare: &mut Spare) -> u64 {
+    pub(super) fn open_slot(&mut self, keys: u32, shared: bool, style: Style, bytes: usize, spare: &mut Spare) -> u64 {
         let reply = if shared {
             let parts = spare.parts.pop().unwrap_or_default();
             Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() })
@@ -561,7 +563,7 @@ impl Client {
             f.receiving = Share::default();
         }
         let number = self.first + f.slots.len() as u64;
-        f.slots.push_back(Slot { pending: keys.max(1), noreply, bytes: bytes as u32, reply });
+        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, reply });
         f.bytes += bytes;
         number
     }
@@ -720,7 +722,7 @@ impl InFlight {
                     if let Some(Part::Hit(value)) = many.parts.pop_front() {
                         self.held -= value.len();
                         if many.streamed || all_or_nothing {
-                            self.out.put_shared(value);
+                            slot.style.write_value(value, &mut self.out);
                             moved = true;
                         }
                     }
@@ -742,12 +744,10 @@ impl InFlight {
                 Reply::None => {}
                 Reply::One(answer) => {
                     self.held -= answer.weight();
-                    if !slot.noreply {
-                        classic::write(answer, &mut self.out);
-                    }
+                    slot.style.write(answer, &mut self.out);
                 }
                 Reply::Many(many) => {
-                    classic::write(many.failed.unwrap_or(Outcome::Miss), &mut self.out);
+                    slot.style.write(many.failed.unwrap_or(Outcome::Miss), &mut self.out);
                     spare.give_parts(many.parts);
                 }
             }

@@ -1,4 +1,8 @@
 use super::*;
+use crate::protocol::request::{Keys, Kind};
+
+const CLASSIC: Style = Style::Classic { noreply: false };
+const NOREPLY: Style = Style::Classic { noreply: true };
 
 fn sent(client: &mut Client) -> String {
     let out = client.unsent().expect("something in flight");
@@ -13,9 +17,9 @@ fn sent(client: &mut Client) -> String {
 #[test]
 fn answers_leave_in_the_order_of_the_requests() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(1, false, false, 10, &mut spare);
-    let b = client.open_slot(1, false, true, 10, &mut spare);
-    let c = client.open_slot(1, false, false, 10, &mut spare);
+    let a = client.open_slot(1, false, CLASSIC, 10, &mut spare);
+    let b = client.open_slot(1, false, NOREPLY, 10, &mut spare);
+    let c = client.open_slot(1, false, CLASSIC, 10, &mut spare);
     client.note_key(a, 7, true);
     assert!(!client.answer(c, 0, false, Outcome::Own(b"C\r\n"), &mut spare, &Arc::default()));
     assert!(!client.answer(b, 0, false, Outcome::Own(b"noreply\r\n"), &mut spare, &Arc::default()));
@@ -30,13 +34,13 @@ fn answers_leave_in_the_order_of_the_requests() {
 #[test]
 fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(3, true, false, 0, &mut spare);
+    let a = client.open_slot(3, true, CLASSIC, 0, &mut spare);
     (0..3).for_each(|_| client.begin_read(a));
     client.answer(a, 2, true, Outcome::Hit(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")), &mut spare, &Arc::default());
     client.answer(a, 1, true, Outcome::Miss, &mut spare, &Arc::default());
     client.answer(a, 0, true, Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare, &Arc::default());
     assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
-    let b = client.open_slot(2, true, false, 0, &mut spare);
+    let b = client.open_slot(2, true, CLASSIC, 0, &mut spare);
     (0..2).for_each(|_| client.begin_read(b));
     client.answer(b, 0, true, Outcome::Own(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default());
     client.answer(b, 1, true, Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare, &Arc::default());
@@ -46,11 +50,12 @@ fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() 
 #[test]
 fn what_is_known_of_a_waiting_get_stays_with_its_client() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(1, false, false, 10, &mut spare);
+    let a = client.open_slot(1, false, CLASSIC, 10, &mut spare);
     client.note_key(a, 7, true);
     assert!(client.conflicts(7, false, &mut spare));
-    let request = Request { keys: 4..9, many: true, ..Request::new(crate::protocol::request::Verb::Get) };
-    client.hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, len: 11, free: 1, next: 6 })));
+    let request = Keyed::new(Kind::Get, Keys { span: 4..9, count: 2 });
+    client
+        .hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6 })));
     assert!(!client.may_resume(&Arc::default()));
     client.answer(a, 0, false, Outcome::Own(b"A\r\n"), &mut spare, &Arc::default());
     assert!(client.may_resume(&Arc::default()));
@@ -66,7 +71,7 @@ fn what_is_known_of_a_waiting_get_stays_with_its_client() {
 fn what_very_many_keys_took_is_not_kept() {
     for (keys, kept) in [(10, 1), (20 * MAX_READS, 0)] {
         let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-        let slot = client.open_slot(keys, true, false, 0, &mut spare);
+        let slot = client.open_slot(keys, true, CLASSIC, 0, &mut spare);
         for _ in 0..keys {
             client.begin_read(slot);
             client.note_key(slot, 7, false);
@@ -86,7 +91,7 @@ fn a_get_of_very_many_keys_holds_a_window_of_them() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
     client.reads_max = MAX_READS;
     let total = MAX_READS + 10;
-    let slot = client.open_slot(total, true, false, 0, &mut spare);
+    let slot = client.open_slot(total, true, CLASSIC, 0, &mut spare);
     (0..MAX_READS).for_each(|_| client.begin_read(slot));
     assert_eq!(client.read_room(&memory), 0);
     let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
@@ -113,7 +118,7 @@ fn no_more_is_asked_for_than_a_client_may_leave_unread() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     assert_eq!(client.read_room(&memory), FIRST_READS, "nobody knows yet what its values are like");
     let ask = |client: &mut Client, spare: &mut Spare| {
-        let slot = client.open_slot(1, false, false, 0, spare);
+        let slot = client.open_slot(1, false, CLASSIC, 0, spare);
         client.begin_read(slot);
         slot
     };
@@ -151,7 +156,7 @@ fn no_more_is_asked_for_than_a_client_may_leave_unread() {
 fn small_answers_that_are_not_taken_count() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     for _ in 0..100 {
-        let slot = client.open_slot(1, false, false, 10, &mut spare);
+        let slot = client.open_slot(1, false, CLASSIC, 10, &mut spare);
         client.begin_read(slot);
         client.answer(slot, 0, true, Outcome::Hit(Bytes::from(vec![b'x'; 15_000])), &mut spare, &memory);
     }
@@ -179,7 +184,7 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
     assert!(memory.is_short() && !memory.is_full());
     assert_eq!((large.read_room(&memory), small.read_room(&memory)), (1, FIRST_READS));
     let slots = [0; 2].map(|_| {
-        let slot = large.open_slot(1, false, false, 0, &mut spare);
+        let slot = large.open_slot(1, false, CLASSIC, 0, &mut spare);
         large.begin_read(slot);
         slot
     });
@@ -195,7 +200,7 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
         sent(&mut large)
             .ends_with("END\r\nSERVER_ERROR answers that clients have not read take all of --client-memory\r\n")
     );
-    let slot = small.open_slot(1, false, false, 0, &mut spare);
+    let slot = small.open_slot(1, false, CLASSIC, 0, &mut spare);
     small.begin_read(slot);
     small.answer(slot, 0, true, value(), &mut spare, &memory);
     assert!(sent(&mut small).ends_with("x\r\nEND\r\n") || small.largest > 0, "one that waits for nothing else");
@@ -212,7 +217,7 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
 fn a_get_of_large_values_lets_them_go_as_they_come() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
     for failed in [false, true] {
-        let slot = client.open_slot(4, true, false, 0, &mut spare);
+        let slot = client.open_slot(4, true, CLASSIC, 0, &mut spare);
         (0..4).for_each(|_| client.begin_read(slot));
         let mut answer =
             |client: &mut Client, part, answer| client.answer(slot, part, true, answer, &mut spare, &memory);

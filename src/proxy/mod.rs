@@ -13,7 +13,7 @@ mod route;
 mod table;
 
 pub use adds::Adds;
-pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, TOO_MANY, owner_of};
+pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
 pub use link::LinkState;
 pub use memory::{Memory, Share};
 pub use op::ClientKey;
@@ -22,4 +22,4 @@ pub use route::{Flow, Follower, Route};
 
 /// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own
 /// version.
-pub const VERSION_LINE: &str = concat!("VERSION 1.6.18-resilver-", env!("CARGO_PKG_VERSION"), "\r\n");
+pub const VERSION: &str = concat!("1.6.18-resilver-", env!("CARGO_PKG_VERSION"));

@@ -1,4 +1,5 @@
-use crate::protocol::request::{self, Limits, Parsed};
+use crate::protocol::dialect::Dialect;
+use crate::protocol::request::{Limits, Parsed, Request};
 use crate::ring::Topology;
 
 use super::*;
@@ -115,16 +116,16 @@ fn when_the_follower_agrees() {
 
 fn op(text: &str) -> Op {
     let raw = Bytes::copy_from_slice(text.as_bytes());
-    let Parsed::Request { request, .. } = request::parse(&raw, &Limits::default()) else { panic!("{text}") };
-    let (start, end) = (request.keys.start as u32, request.keys.end as u32);
-    let kind = Kind::of(request.verb).unwrap();
+    let parsed = Dialect::default().next(&raw, &Limits::default());
+    let Parsed::Request { request: Request::Keyed(request), .. } = parsed else { panic!("{text}") };
+    let (start, end) = (request.keys.span.start as u32, request.keys.span.end as u32);
     Op {
         data: (request.data.start as u32, request.data.end as u32),
         flags: request.flags,
         exptime: request.exptime,
         cas: request.cas,
         delta: request.delta,
-        ..Op::new(Origin::Control(0), kind, PairId(0), Topology::key_hash(b"k"), raw, (start, end))
+        ..Op::new(Origin::Control(0), request.kind, PairId(0), Topology::key_hash(b"k"), raw, (start, end))
     }
 }
 

@@ -30,7 +30,8 @@ use crate::ambient;
 use crate::backend::{Dial, NodeStream};
 use crate::ids::NodeId;
 use crate::pair::Reason;
-use crate::proxy::{ClientKey, Command, Core, Event, PeerMessage, TOO_MANY};
+use crate::protocol::answer::TOO_MANY;
+use crate::proxy::{ClientKey, Command, Core, Event, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;

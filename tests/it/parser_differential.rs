@@ -7,8 +7,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use resilver::internals::protocol::answer;
+use resilver::internals::protocol::classic::parse;
 use resilver::internals::protocol::reply::{Reply, ReplyKind, parse_reply};
-use resilver::internals::protocol::request::{Limits, Parsed, Verb, parse};
+use resilver::internals::protocol::request::{Admin, Family, Kind, Limits, Parsed, Request};
 
 use crate::support::Memcached;
 
@@ -75,20 +76,20 @@ fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
     while !closes && !rest.is_empty() {
         let (len, swallow) = match parse(rest, &Limits::default()) {
             Parsed::Incomplete { .. } => break,
-            Parsed::Request { request, len } => {
-                if request.verb == Verb::Quit {
+            Parsed::Request { request, style, len } => {
+                if request == Request::Admin(Admin::Quit) {
                     closes = true;
-                } else if request.verb == Verb::Resync {
+                } else if matches!(request, Request::Admin(Admin::Resync(_))) {
                     // Ours: memcached does not know it.
                     answers = answers.strip_prefix(answer::ERROR).ok_or("memcached knows resync?")?;
-                } else if !request.noreply {
-                    let taken = answer_len(request.verb, answers)?;
+                } else if !style.is_silent() {
+                    let taken = answer_len(&request, answers)?;
                     answers = &answers[taken..];
                 }
                 (len, 0)
             }
-            Parsed::TooLarge { request, len, swallow } => {
-                let reply = if request.noreply { answer::SILENCE } else { answer::TOO_LARGE };
+            Parsed::TooLarge { style, len, swallow, .. } => {
+                let reply = if style.is_silent() { answer::SILENCE } else { answer::TOO_LARGE };
                 answers = answers.strip_prefix(reply).ok_or("not too large for memcached")?;
                 (len, swallow)
             }
@@ -111,33 +112,40 @@ fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
 }
 
 /// Length of memcached's answer to a request that the parser accepted.
-fn answer_len(verb: Verb, answers: &[u8]) -> Result<usize, String> {
+fn answer_len(request: &Request, answers: &[u8]) -> Result<usize, String> {
+    let (kind_asked, admin) = match request {
+        Request::Keyed(keyed) => (Some(keyed.kind), None),
+        Request::Admin(admin) => (None, Some(admin)),
+    };
+    let is = |family| kind_asked.is_some_and(|kind| kind.family() == family);
+    let is_stats = matches!(admin, Some(Admin::Stats(_)));
     let mut len = 0;
     loop {
         let reply = parse_reply(&answers[len..]).map_err(|error| error.to_string())?;
-        let Reply { kind, line, len: reply_len } = reply.ok_or(format!("no answer to {}", verb.name()))?;
+        let Reply { kind, line, len: reply_len } = reply.ok_or(format!("no answer to {}", request.name()))?;
         let text = &answers[len..][line];
         len += reply_len;
         let right = match kind {
-            ReplyKind::Value { .. } if verb.is_retrieval() => continue,
-            ReplyKind::Stat { .. } if verb == Verb::Stats => continue,
-            ReplyKind::End => verb.is_retrieval() || verb == Verb::Stats,
-            ReplyKind::Reset => verb == Verb::Stats,
-            ReplyKind::Version { .. } => verb == Verb::Version,
-            ReplyKind::Ok => matches!(verb, Verb::FlushAll | Verb::Verbosity),
-            ReplyKind::Stored | ReplyKind::NotStored => verb.is_storage(),
-            ReplyKind::Exists => verb == Verb::Cas,
+            ReplyKind::Value { .. } if is(Family::Retrieve) => continue,
+            ReplyKind::Stat { .. } if is_stats => continue,
+            ReplyKind::End => is(Family::Retrieve) || is_stats,
+            ReplyKind::Reset => is_stats,
+            ReplyKind::Version { .. } => admin == Some(&Admin::Version),
+            ReplyKind::Ok => matches!(admin, Some(Admin::FlushAll { .. } | Admin::Verbosity { .. })),
+            ReplyKind::Stored | ReplyKind::NotStored => is(Family::Store),
+            ReplyKind::Exists => kind_asked == Some(Kind::Cas),
             ReplyKind::NotFound => {
-                matches!(verb, Verb::Cas | Verb::Incr | Verb::Decr | Verb::Delete | Verb::Touch)
+                kind_asked == Some(Kind::Cas) || is(Family::Arithmetic) || is(Family::Delete) || is(Family::Touch)
             }
-            ReplyKind::Deleted => verb == Verb::Delete,
-            ReplyKind::Touched => verb == Verb::Touch,
-            ReplyKind::Number(_) => matches!(verb, Verb::Incr | Verb::Decr),
+            ReplyKind::Deleted => is(Family::Delete),
+            ReplyKind::Touched => is(Family::Touch),
+            ReplyKind::Number(_) => is(Family::Arithmetic),
             // The request is right; the item is not a number.
             ReplyKind::ClientError => text.ends_with(b"non-numeric value"),
             _ => false,
         };
-        let refused = || format!("accepted as {}, memcached says {:?}", verb.name(), text.escape_ascii().to_string());
+        let refused =
+            || format!("accepted as {}, memcached says {:?}", request.name(), text.escape_ascii().to_string());
         return if right { Ok(len) } else { Err(refused()) };
     }
 }

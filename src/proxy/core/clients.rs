@@ -1,17 +1,17 @@
 //! Client connections: requests in, answers out, in order.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::is_reserved;
-use crate::protocol::answer;
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{self, Parsed, Request, Verb};
+use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
 use crate::proxy::memory::FREE;
 use crate::proxy::memory::Memory;
-use crate::proxy::op::{self, Asker, ClientKey, Kind, Op, Origin};
+use crate::proxy::op::{self, Asker, ClientKey, Op, Origin};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
@@ -51,10 +51,10 @@ struct KeyAt {
 }
 
 impl KeyAt {
-    /// `base`: where the request's bytes begin.
-    fn new(key: &[u8], base: usize) -> KeyAt {
-        let start = (key.as_ptr() as usize - base) as u32;
-        KeyAt { place: (start, start + key.len() as u32), hash: Topology::key_hash(key) }
+    /// `input`: what the request begins.
+    #[inline(always)]
+    fn new(input: &[u8], key: Range<usize>) -> KeyAt {
+        KeyAt { place: (key.start as u32, key.end as u32), hash: Topology::key_hash(&input[key]) }
     }
 }
 
@@ -243,9 +243,9 @@ impl Core {
                 }
                 continue;
             }
-            match request::parse(&chunk, &self.limits) {
+            match client.dialect.next(&chunk, &self.limits) {
                 Parsed::Incomplete { need } => {
-                    let wanted = if need == 0 && chunk.len() > FREE { request::LINE_MAX } else { need };
+                    let wanted = if need == 0 && chunk.len() > FREE { client.dialect.longest() } else { need };
                     (client.need, client.searched) = (need, chunk.len() as u32);
                     if wanted > FREE {
                         if client.take_refusal() {
@@ -271,17 +271,21 @@ impl Core {
                     client.partial = chunk;
                     return;
                 }
-                Parsed::Request { request, len } => {
+                Parsed::Request { request, style, len } => {
                     if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
                         let client = client.generation;
-                        self.trace_request(client, &request, len);
+                        self.trace_request(client, &request, style, len);
                     }
-                    if !self.begin_request(index, request, &mut chunk, len) {
+                    let begun = match request {
+                        Request::Keyed(request) => self.begin_request(index, request, style, &mut chunk, len),
+                        Request::Admin(admin) => self.begin_keyless(index, admin, style, &mut chunk, len),
+                    };
+                    if !begun {
                         return self.stall(index, chunk);
                     }
                 }
-                Parsed::TooLarge { request, len, swallow } => {
-                    if !self.begin_too_large(index, &request, &mut chunk, (len, TOO_LARGE)) {
+                Parsed::TooLarge { request, style, len, swallow } => {
+                    if !self.begin_too_large(index, &request, style, &mut chunk, (len, TOO_LARGE)) {
                         return self.stall(index, chunk);
                     }
                     self.clients[index as usize].swallow = swallow;
@@ -292,7 +296,7 @@ impl Core {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     client.end_receiving();
-                    let slot = client.open_slot(0, false, reply.is_empty(), len, &mut self.spare);
+                    let slot = client.open_slot(0, false, client.dialect.unasked(), len, &mut self.spare);
                     self.answer_client(index, slot, 0, false, Outcome::Own(reply));
                     if close {
                         self.close_client(index, Ended::Nonsense);
@@ -322,68 +326,64 @@ impl Core {
 
     /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was
     /// consumed.
-    pub(super) fn begin_request(&mut self, index: u32, request: Request, chunk: &mut BytesMut, len: usize) -> bool {
-        let Some(kind) = Kind::of(request.verb) else {
-            return self.begin_keyless(index, &request, chunk, len);
-        };
-        if request.many {
-            let next = request.keys.start;
-            return self.begin_get(index, Held { request, len, free: 0, next }, chunk);
+    #[inline(always)]
+    fn begin_request(&mut self, index: u32, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
+        if request.keys.count > 1 {
+            let next = request.keys.span.start;
+            return self.begin_get(index, Held { request, style, len, next }, chunk);
         }
         let client = &mut self.clients[index as usize];
-        let write = kind.is_write();
-        let key = KeyAt::new(&chunk[request.keys.clone()], chunk.as_ptr() as usize);
+        let write = request.kind.is_write();
+        let key = KeyAt::new(chunk, request.keys.span.clone());
         if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
             client.hold(Hold::Key { hash: key.hash, write }, None);
             return false;
         }
         let raw = take_front(chunk, len);
-        let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
-        self.begin_key(index, &request, kind, (slot, 0), raw, key);
+        let slot = client.open_slot(1, false, style, len, &mut self.spare);
+        self.begin_key(index, &request, (slot, 0), raw, key);
         true
     }
 
     /// The same for a get of several keys.
     fn begin_get(&mut self, index: u32, mut get: Held, chunk: &mut BytesMut) -> bool {
-        let Some(kind) = Kind::of(get.request.verb) else { return true };
         let client = &mut self.clients[index as usize];
-        let write = kind.is_write();
-        let doubtful = client.may_conflict(write);
-        let mut looked = 0;
-        for key in get.request.keys_from(chunk, get.next) {
-            let hash = if doubtful { Topology::key_hash(key) } else { 0 };
-            if doubtful && client.conflicts(hash, write, &mut self.spare) {
-                get.next = key.as_ptr() as usize - chunk.as_ptr() as usize;
-                client.hold(Hold::Key { hash, write }, Some(Box::new(get)));
-                return false;
-            }
-            get.free += 1;
-            looked += 1;
-            if looked == LOOKED_AT_PER_TURN && doubtful {
-                get.next = key.as_ptr() as usize + key.len() - chunk.as_ptr() as usize;
-                client.hold(Hold::Turn, Some(Box::new(get)));
-                resume_later(client, index, &mut self.outbox);
-                return false;
+        let write = get.request.kind.is_write();
+        if client.may_conflict(write) {
+            let mut looked = 0;
+            for key in get.request.keys.from(chunk, get.next) {
+                let hash = Topology::key_hash(&chunk[key.clone()]);
+                if client.conflicts(hash, write, &mut self.spare) {
+                    get.next = key.start;
+                    client.hold(Hold::Key { hash, write }, Some(Box::new(get)));
+                    return false;
+                }
+                looked += 1;
+                if looked == LOOKED_AT_PER_TURN {
+                    get.next = key.end;
+                    client.hold(Hold::Turn, Some(Box::new(get)));
+                    resume_later(client, index, &mut self.outbox);
+                    return false;
+                }
             }
         }
         let raw = take_front(chunk, get.len);
-        let slot = client.open_slot(get.free, true, get.request.noreply, get.len, &mut self.spare);
+        let slot = client.open_slot(get.request.keys.count, true, get.style, get.len, &mut self.spare);
         let room = client.rest_room(&self.memory).max(1);
-        self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, kind, room);
+        self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, room);
         true
     }
 
     /// Begins as many keys of a request as there is room for; the others wait in the client.
-    fn begin_keys(&mut self, index: u32, mut rest: Rest, kind: Kind, room: u32) {
-        let base = rest.raw.as_ptr() as usize;
+    fn begin_keys(&mut self, index: u32, mut rest: Rest, room: u32) {
         let raw = rest.raw.clone();
-        let mut keys = rest.request.key_iter(&raw);
+        let mut keys = rest.request.keys.iter(&raw);
         for _ in 0..room {
             let Some(key) = keys.next() else { return };
-            let key = KeyAt::new(key, base);
-            self.begin_key(index, &rest.request, kind, (rest.slot, rest.part), raw.clone(), key);
+            let key = KeyAt::new(&raw, key);
+            self.begin_key(index, &rest.request, (rest.slot, rest.part), raw.clone(), key);
             rest.part += 1;
-            rest.request.keys.start = key.place.1 as usize;
+            rest.request.keys.span.start = key.place.1 as usize;
         }
         if keys.next().is_some()
             && let Some(client) = self.clients.get_mut(index as usize)
@@ -402,13 +402,13 @@ impl Core {
     fn begin_key(
         &mut self,
         index: u32,
-        request: &Request,
-        kind: Kind,
+        request: &Keyed,
         (slot, part): (u64, u32),
         raw: Bytes,
         KeyAt { place, hash }: KeyAt,
     ) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let kind = request.kind;
         if kind.reads() {
             client.begin_read(slot);
         }
@@ -434,9 +434,8 @@ impl Core {
         let room = client.rest_room(&self.memory);
         if room > 0
             && let Some(rest) = client.take_rest()
-            && let Some(kind) = Kind::of(rest.request.verb)
         {
-            self.begin_keys(index, rest, kind, room);
+            self.begin_keys(index, rest, room);
         }
     }
 
@@ -445,36 +444,35 @@ impl Core {
     pub(super) fn begin_too_large(
         &mut self,
         index: u32,
-        request: &Request,
+        request: &Keyed,
+        style: Style,
         chunk: &mut BytesMut,
         (len, refusal): (usize, Refusal),
     ) -> bool {
-        let key = &chunk[request.keys.clone()];
-        let hash = Topology::key_hash(key);
+        let KeyAt { place, hash } = KeyAt::new(chunk, request.keys.span.clone());
         let client = &mut self.clients[index as usize];
         if client.conflicts(hash, true, &mut self.spare) {
             client.hold(Hold::Key { hash, write: true }, None);
             return false;
         }
-        let pair = self.topology.pair_of(key);
+        let pair = self.topology.pair_of(&chunk[request.keys.span.clone()]);
         let raw = chunk.split_to(len).freeze();
         client.end_receiving();
-        let slot = client.open_slot(1, false, request.noreply, len, &mut self.spare);
+        let slot = client.open_slot(1, false, style, len, &mut self.spare);
         let generation = client.generation;
         let said = refusal.words();
         tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
         let error = Outcome::Refused(refusal);
-        if request.verb != Verb::Set {
+        if request.kind != Kind::Set {
             self.answer_client(index, slot, 0, false, error);
             return true;
         }
         let client = ClientKey { index, generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
-        let key = (request.keys.start as u32, request.keys.end as u32);
         let op = Op {
             answer: Some(error),
             decided: true,
-            ..Op::new(Origin::Client(asker), Kind::Delete, pair, hash, raw, key)
+            ..Op::new(Origin::Client(asker), Kind::Delete, pair, hash, raw, place)
         };
         self.admit(op, asker);
         true
@@ -508,31 +506,42 @@ impl Core {
         owner_of_hash(hash, self.settings.workers)
     }
 
-    pub(super) fn begin_keyless(&mut self, index: u32, request: &Request, chunk: &mut BytesMut, len: usize) -> bool {
+    pub(super) fn begin_keyless(
+        &mut self,
+        index: u32,
+        admin: Admin,
+        style: Style,
+        chunk: &mut BytesMut,
+        len: usize,
+    ) -> bool {
         let client = &mut self.clients[index as usize];
-        let asks = matches!(request.verb, Verb::FlushAll | Verb::Stats | Verb::Resync);
+        let asks = matches!(admin, Admin::FlushAll { .. } | Admin::Stats(_) | Admin::Resync(_));
         if asks && !client.is_idle() {
             return false;
         }
-        let args = String::from_utf8_lossy(&chunk[request.args.clone()]).into_owned();
+        let words = |range: Range<usize>| String::from_utf8_lossy(&chunk[range]).into_owned();
+        let question = match admin {
+            Admin::FlushAll { delay } => Ok(Question::FlushAll { delay }),
+            Admin::Stats(args) => Ok(Question::Stats(words(args))),
+            Admin::Resync(args) => Ok(Question::Resync(words(args))),
+            Admin::Version => Err(Outcome::Version(crate::proxy::VERSION)),
+            Admin::Quit => Err(Outcome::Quit),
+            Admin::Verbosity { level } => {
+                // It is the node's affair elsewhere; the proxy's log level is set at its start.
+                tracing::debug!(client = client.generation, level, "verbosity is not changed by clients");
+                Err(Outcome::Done)
+            }
+        };
         bytes::Buf::advance(chunk, len);
-        let slot = client.open_slot(0, false, request.noreply, len, &mut self.spare);
-        let question = match request.verb {
-            Verb::FlushAll => Question::FlushAll { delay: request.exptime },
-            Verb::Stats => Question::Stats(args),
-            Verb::Resync => Question::Resync(args),
-            Verb::Version => {
-                self.answer_client(index, slot, 0, false, Outcome::Own(crate::proxy::VERSION_LINE.as_bytes()));
-                return true;
-            }
-            Verb::Quit => {
-                self.answer_client(index, slot, 0, false, Outcome::Own(answer::SILENCE));
-                self.close_client(index, Ended::Quit);
-                return true;
-            }
-            // Verbosity is the node's affair elsewhere; the proxy's log level is set at its start.
-            _ => {
-                self.answer_client(index, slot, 0, false, Outcome::Done);
+        let slot = client.open_slot(0, false, style, len, &mut self.spare);
+        let question = match question {
+            Ok(question) => question,
+            Err(outcome) => {
+                let quits = outcome == Outcome::Quit;
+                self.answer_client(index, slot, 0, false, outcome);
+                if quits {
+                    self.close_client(index, Ended::Quit);
+                }
                 return true;
             }
         };

@@ -40,7 +40,6 @@ mod traces;
 
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
-pub use operators::TOO_MANY;
 
 use crate::proxy::adds::Adds;
 use crate::proxy::client::{Client, Spare};

@@ -1,21 +1,21 @@
 //! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when
-//! every other place is taken. So a few more are let in, on which only [`OPERATOR_VERBS`] are
+//! every other place is taken. So a few more are let in, on which only [`is_for_operators`] are
 //! taken; whoever asks for anything else is told of the limit, and closed.
 
 use bytes::BytesMut;
 
+use crate::protocol::answer::TOO_MANY;
 use crate::protocol::outcome::Outcome;
-use crate::protocol::request::{self, Parsed, Verb};
+use crate::protocol::request::{Admin, Parsed, Request};
 use crate::proxy::client::{Access, Ended};
 use crate::proxy::op::ClientKey;
 
 use super::Core;
 
-/// memcached's own words to a client too many.
-pub const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";
-
 /// What is taken there.
-const OPERATOR_VERBS: [Verb; 4] = [Verb::Stats, Verb::Resync, Verb::Version, Verb::Quit];
+fn is_for_operators(admin: &Admin) -> bool {
+    matches!(admin, Admin::Stats(_) | Admin::Resync(_) | Admin::Version | Admin::Quit)
+}
 
 /// How often it is logged that clients are refused, microseconds: who is refused tries again, and
 /// many do.
@@ -63,7 +63,7 @@ impl Core {
 
     fn refuse_client(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let slot = client.open_slot(0, false, false, 0, &mut self.spare);
+        let slot = client.open_slot(0, false, client.dialect.unasked(), 0, &mut self.spare);
         self.answer_client(index, slot, 0, false, Outcome::Own(TOO_MANY));
         self.close_client(index, Ended::TooMany);
         self.count_refused();
@@ -79,16 +79,16 @@ impl Core {
             if !client.has_room(&self.memory) {
                 return self.stall(index, chunk);
             }
-            match request::parse(&chunk, &self.limits) {
+            match client.dialect.next(&chunk, &self.limits) {
                 // (A value is not waited for.)
                 Parsed::Incomplete { need: 0 } => {
                     (client.need, client.searched) = (0, 0);
                     client.partial = chunk;
                     return;
                 }
-                Parsed::Request { request, len } if OPERATOR_VERBS.contains(&request.verb) => {
+                Parsed::Request { request: Request::Admin(admin), style, len } if is_for_operators(&admin) => {
                     client.access = Access::Operator;
-                    if !self.begin_keyless(index, &request, &mut chunk, len) {
+                    if !self.begin_keyless(index, admin, style, &mut chunk, len) {
                         return self.stall(index, chunk);
                     }
                 }

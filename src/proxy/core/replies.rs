@@ -1,20 +1,16 @@
 //! What nodes answer.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::ids::NodeId;
-use crate::protocol::answer;
+use crate::ids::{NodeId, Term};
 use crate::protocol::outcome::Outcome;
-use crate::protocol::reply::{self, ParsedReply, Reply, ReplyKind};
+use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
 use crate::proxy::link::{Flight, LinkState, Sent};
 use crate::proxy::op::{self, Agreement, Effect, Mirror, Op, Stage};
 use crate::proxy::route::{Flow, Follower};
 
 use super::proofs::has_ended;
 use super::{Core, OUTCOME_UNKNOWN};
-
-/// What is said of a key that a `get` of several keys passes over.
-const MISS: Reply = Reply { kind: ReplyKind::End, line: 0..3, len: answer::END.len() };
 
 /// What became of a part of an answer.
 enum Heed {
@@ -83,16 +79,17 @@ impl Core {
             let mut end = 0;
             if matches!(reply.kind, ReplyKind::Value { .. }) {
                 // A value answers a command on one key, so the end must follow at once.
-                let rest = &conn.input[reply.len..];
-                if !answer::END.starts_with(&rest[..rest.len().min(answer::END.len())]) {
-                    tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
-                    return self.doubt(node, lane);
+                match reply::behind_value(&conn.input[reply.len..], false) {
+                    Behind::Fine => end = END_LEN,
+                    Behind::Incomplete => {
+                        conn.need = reply.len + END_LEN;
+                        return;
+                    }
+                    Behind::Nonsense => {
+                        tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
+                        return self.doubt(node, lane);
+                    }
                 }
-                if rest.len() < answer::END.len() {
-                    conn.need = reply.len + answer::END.len();
-                    return;
-                }
-                end = answer::END.len();
             }
             conn.arrive();
             conn.answered();
@@ -129,14 +126,13 @@ impl Core {
                 }
                 // A value counts once what stands behind it shows that it ended there.
                 let last = place.is_some_and(|at| conn.flights.get(at + 1).is_some_and(|s| s.flight == Flight::GetEnd));
-                let rest = &conn.input[reply.len..];
-                let behind = &rest[..rest.len().min(answer::END.len())];
-                if !answer::END.starts_with(behind) && (last || !b"VALUE".starts_with(behind)) {
-                    return Heed::Doubt;
-                }
-                if behind.len() < answer::END.len() {
-                    conn.need = reply.len + answer::END.len();
-                    return Heed::Incomplete;
+                match reply::behind_value(&conn.input[reply.len..], !last) {
+                    Behind::Fine => {}
+                    Behind::Incomplete => {
+                        conn.need = reply.len + END_LEN;
+                        return Heed::Incomplete;
+                    }
+                    Behind::Nonsense => return Heed::Doubt,
                 }
                 let Some(place) = place else {
                     // Of keys that count for nothing it is not known which they were.
@@ -145,7 +141,7 @@ impl Core {
                     return Heed::Taken;
                 };
                 // Values come in the order of the keys: those passed over are not there.
-                if !self.end_gets(node, lane, place, &MISS, Bytes::from_static(answer::END)) {
+                if !self.end_gets(node, lane, place, &MISS, MISS_BYTES) {
                     return Heed::Doubt;
                 }
                 let conn = &mut self.links[node.index()].conns[lane];
@@ -154,7 +150,7 @@ impl Core {
                 let got = conn.arrive();
                 if last {
                     conn.arrive();
-                    bytes::Buf::advance(&mut conn.input, answer::END.len());
+                    bytes::Buf::advance(&mut conn.input, END_LEN);
                 }
                 match got {
                     Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, node, lane, reply, unit) => {
@@ -327,31 +323,14 @@ impl Core {
     }
 }
 
-/// What a client is told of the leader's answer.
-fn client_answer(reply: &Reply, unit: Bytes, term: Option<crate::ids::Term>) -> Outcome {
-    match &reply.kind {
-        ReplyKind::Stored => Outcome::Stored,
-        ReplyKind::NotStored => Outcome::NotStored,
-        ReplyKind::Exists => Outcome::Exists,
-        ReplyKind::NotFound => Outcome::NotFound,
-        ReplyKind::Deleted => Outcome::Deleted,
-        ReplyKind::Touched => Outcome::Touched,
-        ReplyKind::End => Outcome::Miss,
-        ReplyKind::Value { cas: Some(cas), data, .. } if term.is_some() => {
-            // The token the client gets carries the term of this leadership.
-            let token = op::client_cas(*cas, term.unwrap_or(crate::ids::Term(0)));
-            let line = &unit[reply.line.clone()];
-            let head = line.iter().rposition(|&b| b == b' ').map_or(line, |at| &line[..=at]);
-            let tail = &unit[data.start - 2..];
-            let mut out = BytesMut::with_capacity(head.len() + 20 + tail.len());
-            out.extend_from_slice(head);
-            out.extend_from_slice(itoa::Buffer::new().format(token).as_bytes());
-            out.extend_from_slice(tail);
-            Outcome::Hit(out.freeze())
+/// What a client is told of the leader's answer. Its cas token carries the term of this leadership.
+#[inline(always)]
+fn client_answer(reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
+    match (&reply.kind, term) {
+        (ReplyKind::Value { cas: Some(cas), .. }, Some(term)) => {
+            Outcome::Hit(reply::with_cas(&unit, reply, op::client_cas(*cas, term)))
         }
-        ReplyKind::Value { .. } => Outcome::Hit(unit),
-        ReplyKind::Number(number) => Outcome::Number(*number),
-        _ => Outcome::Raw(unit),
+        (kind, _) => Outcome::of(kind, unit),
     }
 }
 

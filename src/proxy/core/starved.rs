@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{self, Limits, Parsed};
+use crate::protocol::request::{Limits, Parsed};
 use crate::proxy::client::Ended;
 use crate::proxy::memory::FREE;
 use crate::proxy::op::ClientKey;
@@ -82,9 +82,10 @@ impl Core {
     /// The request at the front of a client's input found no memory in time.
     pub(super) fn refuse_starved(&mut self, index: u32, chunk: &mut BytesMut) -> bool {
         self.stats.refused();
-        match request::parse(chunk, &Limits { item_size_max: 0 }) {
-            Parsed::TooLarge { request, len, swallow } => {
-                if !self.begin_too_large(index, &request, chunk, (len, NO_MEMORY)) {
+        let dialect = self.clients[index as usize].dialect;
+        match dialect.next(chunk, &Limits { item_size_max: 0 }) {
+            Parsed::TooLarge { request, style, len, swallow } => {
+                if !self.begin_too_large(index, &request, style, chunk, (len, NO_MEMORY)) {
                     // Behind an unanswered command on the same key.
                     self.clients[index as usize].refuse_value();
                     return false;
@@ -93,7 +94,7 @@ impl Core {
             }
             _ => {
                 let client = &mut self.clients[index as usize];
-                let slot = client.open_slot(0, false, false, 0, &mut self.spare);
+                let slot = client.open_slot(0, false, dialect.unasked(), 0, &mut self.spare);
                 self.answer_client(index, slot, 0, false, Outcome::Refused(NO_MEMORY_FOR_LINE));
                 self.close_client(index, Ended::NoMemory);
             }

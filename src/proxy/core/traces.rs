@@ -2,7 +2,7 @@
 //! client. Keys and values are never in it. A busy proxy answers more than any log takes, so there
 //! are so many lines a second and one for those that are left out.
 
-use crate::protocol::request::Request;
+use crate::protocol::request::{Request, Style};
 
 use super::Core;
 
@@ -28,7 +28,7 @@ impl Traces {
 impl Core {
     /// A request of so many bytes begins.
     #[cold]
-    pub(super) fn trace_request(&mut self, client: u32, request: &Request, bytes: usize) {
+    pub(super) fn trace_request(&mut self, client: u32, request: &Request, style: Style, bytes: usize) {
         let (worker, now_us) = (self.settings.worker, self.now_us);
         let traces = &mut self.traces;
         if now_us.saturating_sub(traces.since_us) >= 1_000_000 {
@@ -46,6 +46,6 @@ impl Core {
             return;
         }
         traces.lines += 1;
-        tracing::trace!(client, worker, command = request.verb.name(), noreply = request.noreply, bytes, "a request");
+        tracing::trace!(client, worker, command = request.name(), noreply = style.is_silent(), bytes, "a request");
     }
 }

@@ -4,6 +4,7 @@ use super::super::*;
 use super::large::Alone;
 use crate::ids::PairId;
 use crate::pair::Reason;
+use crate::protocol::request::{Admin, Request, Style};
 use crate::proxy::client::TURN;
 use bytes::BytesMut;
 
@@ -70,10 +71,10 @@ fn the_last_turn_ends_with_the_input() {
 #[test]
 fn vv_logs_so_many_requests_a_second() {
     let mut world = Alone::new();
-    let request = crate::protocol::request::Request::new(crate::protocol::request::Verb::Version);
+    let (request, style) = (Request::Admin(Admin::Version), Style::Classic { noreply: false });
     for second in [1_000_000, 2_000_000] {
         world.core.now_us = second;
-        (0..5_000).for_each(|_| world.core.trace_request(1, &request, 9));
+        (0..5_000).for_each(|_| world.core.trace_request(1, &request, style, 9));
         assert_eq!(world.core.traces.counts(), (1_000, 4_000));
     }
 }

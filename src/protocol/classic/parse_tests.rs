@@ -1,11 +1,19 @@
 use super::super::fuzz::Dice;
+use super::super::request::{Admin, Family, Keyed, Kind, Request, Style, item_size};
 use super::*;
 
 const LIMITS: Limits = Limits { item_size_max: 1000 };
 
-fn request(buf: &[u8]) -> (Request, usize) {
+fn request(buf: &[u8]) -> (Request, bool, usize) {
     match parse(buf, &LIMITS) {
-        Parsed::Request { request, len } => (request, len),
+        Parsed::Request { request, style: Style::Classic { noreply }, len } => (request, noreply, len),
+        other => panic!("{:?}: {other:?}", buf.escape_ascii().to_string()),
+    }
+}
+
+fn keyed(buf: &[u8]) -> (Keyed, bool, usize) {
+    match request(buf) {
+        (Request::Keyed(keyed), noreply, len) => (keyed, noreply, len),
         other => panic!("{:?}: {other:?}", buf.escape_ascii().to_string()),
     }
 }
@@ -13,10 +21,10 @@ fn request(buf: &[u8]) -> (Request, usize) {
 #[test]
 fn a_set_has_all_its_fields() {
     let buf = b"  set key-1  7 -3 5 noreply\r\nhello\r\nget x\r\n";
-    let (request, len) = request(buf);
-    assert_eq!(request.verb, Verb::Set);
-    assert_eq!(&buf[request.keys.clone()], b"key-1");
-    assert_eq!((request.flags, request.exptime, request.noreply), (7, -3, true));
+    let (request, noreply, len) = keyed(buf);
+    assert_eq!((request.kind, request.keys.count), (Kind::Set, 1));
+    assert_eq!(&buf[request.keys.span.clone()], b"key-1");
+    assert_eq!((request.flags, request.exptime, noreply), (7, -3, true));
     assert_eq!(&buf[request.data.clone()], b"hello");
     assert_eq!(&buf[len..], b"get x\r\n");
 }
@@ -24,43 +32,50 @@ fn a_set_has_all_its_fields() {
 #[test]
 fn values_may_hold_anything() {
     let buf = b"add k 0 0 7\r\n\r\n\0END\n\r\n";
-    let (request, len) = request(buf);
+    let (request, _, len) = keyed(buf);
     assert_eq!((&buf[request.data], len), (&b"\r\n\0END\n"[..], buf.len()));
     assert!(matches!(parse(b"set k 0 0 0\r\n\r\n", &LIMITS), Parsed::Request { len: 15, .. }));
 }
 
 #[test]
 fn every_verb_is_found_by_its_name() {
-    for (line, verb) in [
-        ("get k", Verb::Get),
-        ("gets k", Verb::Gets),
-        ("gat 1 k", Verb::Gat),
-        ("gats 1 k", Verb::Gats),
-        ("set k 0 0 1", Verb::Set),
-        ("add k 0 0 1", Verb::Add),
-        ("replace k 0 0 1", Verb::Replace),
-        ("append k 0 0 1", Verb::Append),
-        ("prepend k 0 0 1", Verb::Prepend),
-        ("cas k 0 0 1 9", Verb::Cas),
-        ("incr k 1", Verb::Incr),
-        ("decr k 1", Verb::Decr),
-        ("delete k", Verb::Delete),
-        ("touch k 1", Verb::Touch),
-        ("flush_all", Verb::FlushAll),
-        ("version", Verb::Version),
-        ("verbosity 1", Verb::Verbosity),
-        ("stats", Verb::Stats),
-        ("resync", Verb::Resync),
-        ("quit", Verb::Quit),
+    for (line, kind) in [
+        ("get k", Kind::Get),
+        ("gets k", Kind::Gets),
+        ("gat 1 k", Kind::Gat),
+        ("gats 1 k", Kind::Gats),
+        ("set k 0 0 1", Kind::Set),
+        ("add k 0 0 1", Kind::Add),
+        ("replace k 0 0 1", Kind::Replace),
+        ("append k 0 0 1", Kind::Append),
+        ("prepend k 0 0 1", Kind::Prepend),
+        ("cas k 0 0 1 9", Kind::Cas),
+        ("incr k 1", Kind::Incr),
+        ("decr k 1", Kind::Decr),
+        ("delete k", Kind::Delete),
+        ("touch k 1", Kind::Touch),
     ] {
         let mut buf = format!("{line}\r\n").into_bytes();
-        if verb.is_storage() {
+        if kind.family() == Family::Store {
             buf.extend_from_slice(b"x\r\n");
         }
-        let (request, len) = request(&buf);
-        assert_eq!((request.verb, len), (verb, buf.len()));
-        assert!(line.starts_with(verb.name()));
-        assert_eq!(request.key_iter(&buf).collect::<Vec<_>>().is_empty(), !line.contains(" k"), "{line}");
+        let (request, _, len) = keyed(&buf);
+        assert_eq!((request.kind, len), (kind, buf.len()));
+        assert!(line.starts_with(kind.name()));
+        assert_eq!(request.keys.iter(&buf).map(|key| &buf[key]).collect::<Vec<_>>(), [b"k"], "{line}");
+    }
+    for (line, admin) in [
+        ("flush_all", Admin::FlushAll { delay: 0 }),
+        ("version", Admin::Version),
+        ("verbosity 1", Admin::Verbosity { level: 1 }),
+        ("stats", Admin::Stats(5..5)),
+        ("resync", Admin::Resync(6..6)),
+        ("quit", Admin::Quit),
+    ] {
+        let buf = format!("{line}\r\n").into_bytes();
+        let (request, noreply, len) = request(&buf);
+        assert!(line.starts_with(request.name()));
+        assert_eq!((request, noreply, len), (Request::Admin(admin), false, buf.len()));
     }
 }
 
@@ -74,19 +89,19 @@ fn retrievals_take_many_keys() {
         buf.extend_from_slice(key);
     }
     buf.extend_from_slice(b" \r\n");
-    let (request, len) = request(&buf);
-    assert_eq!((request.exptime, len), (-1, buf.len()));
-    assert!(request.key_iter(&buf).eq(keys.iter().map(Vec::as_slice)));
+    let (request, _, len) = keyed(&buf);
+    assert_eq!((request.exptime, len, request.keys.count), (-1, buf.len(), 3000));
+    assert!(request.keys.iter(&buf).map(|key| &buf[key]).eq(keys.iter().map(Vec::as_slice)));
 }
 
 #[test]
 fn numbers_land_in_their_fields() {
     let cas = b"cas k 4294967297 4294967297 1 18446744073709551615\r\nx\r\n";
-    let (cas, _) = request(cas);
+    let (cas, ..) = keyed(cas);
     assert_eq!((cas.flags, cas.exptime, cas.cas), (1, 1, u64::MAX), "flags and exptime are cut to 32 bits");
-    assert_eq!(request(b"incr k 18446744073709551615\r\n").0.delta, u64::MAX);
-    assert_eq!(request(b"touch k -2\r\n").0.exptime, -2);
-    assert_eq!(request(b"verbosity 3\r\n").0.delta, 3);
+    assert_eq!(keyed(b"incr k 18446744073709551615\r\n").0.delta, u64::MAX);
+    assert_eq!(keyed(b"touch k -2\r\n").0.exptime, -2);
+    assert_eq!(request(b"verbosity 3\r\n").0, Request::Admin(Admin::Verbosity { level: 3 }));
     for (line, delay, noreply) in [
         (&b"flush_all\r\n"[..], 0, false),
         (b"flush_all noreply\r\n", 0, true),
@@ -95,8 +110,8 @@ fn numbers_land_in_their_fields() {
         (b"flush_all 10 noreply\r\n", 10, true),
         (b"flush_all 10 20\r\n", 10, false),
     ] {
-        let (request, _) = request(line);
-        assert_eq!((request.verb, request.exptime, request.noreply), (Verb::FlushAll, delay, noreply));
+        let (request, silent, _) = request(line);
+        assert_eq!((request, silent), (Request::Admin(Admin::FlushAll { delay }), noreply));
     }
 }
 
@@ -112,7 +127,10 @@ fn resync_and_stats_keep_their_words() {
         ("stats cachedump 1 0", "cachedump 1 0"),
     ] {
         let buf = format!("{line}\r\n");
-        assert_eq!(&buf[request(buf.as_bytes()).0.args], args);
+        let (Request::Admin(Admin::Stats(words) | Admin::Resync(words)), ..) = request(buf.as_bytes()) else {
+            panic!()
+        };
+        assert_eq!(&buf[words], args);
     }
 }
 
@@ -136,8 +154,8 @@ fn items_above_the_limit() {
         (b"set k 0 0 941 noreply\r\n", true, 943),
         (b"set k 0 0 2147483645\r\n", false, 2_147_483_647),
     ] {
-        let Parsed::TooLarge { request, len, swallow: found } = parse(line, &LIMITS) else { panic!() };
-        assert_eq!((request.verb, &line[request.keys], request.noreply), (Verb::Set, &b"k"[..], noreply));
+        let Parsed::TooLarge { request, style, len, swallow: found } = parse(line, &LIMITS) else { panic!() };
+        assert_eq!((request.kind, &line[request.keys.span], style), (Kind::Set, &b"k"[..], Style::Classic { noreply }));
         assert_eq!((len, found, request.data), (line.len(), swallow, 0..0));
     }
     assert!(matches!(parse(b"set k 0 0 2147483646\r\n", &LIMITS), Parsed::Reject { reply: answer::BAD_FORMAT, .. }));
@@ -158,16 +176,23 @@ fn check(buf: &[u8]) {
     let whole = parse(buf, &LIMITS);
     match &whole {
         Parsed::Incomplete { need } => assert!(*need == 0 || *need > buf.len()),
-        Parsed::Request { request, len } => {
+        Parsed::Request { request: Request::Keyed(request), len, .. } => {
             assert!(*len <= buf.len());
-            for range in [&request.keys, &request.data, &request.args] {
+            for range in [&request.keys.span, &request.data] {
                 assert!(range.start <= range.end && range.end <= *len);
             }
-            let mut keys = request.key_iter(buf).peekable();
-            let keyed = request.verb.is_retrieval() || request.verb.is_storage();
-            assert!(!keyed || keys.peek().is_some());
+            let mut keys = request.keys.iter(buf).map(|key| &buf[key]).peekable();
+            assert!(keys.peek().is_some());
+            assert_eq!(request.keys.iter(buf).count(), request.keys.count as usize);
+            assert!(request.keys.count == 1 || request.kind.family() == Family::Retrieve);
             assert!(keys.all(|key| (1..=crate::protocol::KEY_LEN_MAX).contains(&key.len())
                 && !key.iter().any(|b| b" \n\0".contains(b))));
+        }
+        Parsed::Request { request: Request::Admin(admin), len, .. } => {
+            assert!(*len <= buf.len());
+            if let Admin::Stats(words) | Admin::Resync(words) = admin {
+                assert!(words.start <= words.end && words.end <= *len);
+            }
         }
         Parsed::TooLarge { len, swallow, .. } => assert!(*len <= buf.len() && *swallow >= 2),
         Parsed::Reject { reply, len, .. } => {

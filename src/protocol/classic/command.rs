@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::line::Words;
-use super::number::{client_i32, client_u32, client_u64};
-use super::request::{Limits, Parsed, Request, Verb, item_size};
-use super::{KEY_LEN_MAX, answer};
+use super::super::line::Words;
+use super::super::number::{client_i32, client_u32, client_u64};
+use super::super::request::{Admin, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
+use super::super::{KEY_LEN_MAX, answer};
 
 /// The longest value whose length, CR LF included, fits memcached's `int`.
 const VALUE_LEN_MAX: usize = i32::MAX as usize - 2;
@@ -26,34 +26,40 @@ impl Command<'_> {
             return self.reject(answer::ERROR, false);
         };
         match &self.buf[name] {
-            b"get" => self.retrieval(Verb::Get, words),
-            b"gets" => self.retrieval(Verb::Gets, words),
-            b"gat" => self.retrieval(Verb::Gat, words),
-            b"gats" => self.retrieval(Verb::Gats, words),
-            b"set" => self.storage(Verb::Set, words),
-            b"add" => self.storage(Verb::Add, words),
-            b"replace" => self.storage(Verb::Replace, words),
-            b"append" => self.storage(Verb::Append, words),
-            b"prepend" => self.storage(Verb::Prepend, words),
-            b"cas" => self.storage(Verb::Cas, words),
-            b"incr" => self.arithmetic(Verb::Incr, words),
-            b"decr" => self.arithmetic(Verb::Decr, words),
+            b"get" => self.retrieval(Kind::Get, words),
+            b"gets" => self.retrieval(Kind::Gets, words),
+            b"gat" => self.retrieval(Kind::Gat, words),
+            b"gats" => self.retrieval(Kind::Gats, words),
+            b"set" => self.storage(Kind::Set, words),
+            b"add" => self.storage(Kind::Add, words),
+            b"replace" => self.storage(Kind::Replace, words),
+            b"append" => self.storage(Kind::Append, words),
+            b"prepend" => self.storage(Kind::Prepend, words),
+            b"cas" => self.storage(Kind::Cas, words),
+            b"incr" => self.arithmetic(Kind::Incr, words),
+            b"decr" => self.arithmetic(Kind::Decr, words),
             b"delete" => self.delete(words),
             b"touch" => self.touch(words),
             b"flush_all" => self.flush_all(words),
             b"verbosity" => self.verbosity(words),
-            b"stats" => self.accept(Request { args: words.rest(), ..Request::new(Verb::Stats) }),
-            b"resync" => self.accept(Request { args: words.rest(), ..Request::new(Verb::Resync) }),
+            b"stats" => self.administer(Admin::Stats(words.rest()), false),
+            b"resync" => self.administer(Admin::Resync(words.rest()), false),
             // These two take any number of words and heed none.
-            b"version" => self.accept(Request::new(Verb::Version)),
-            b"quit" => self.accept(Request::new(Verb::Quit)),
+            b"version" => self.administer(Admin::Version, false),
+            b"quit" => self.administer(Admin::Quit, false),
             b"ms" => self.unserved_meta_set(words),
             name => self.unknown(name, words),
         }
     }
 
-    fn accept(&self, request: Request) -> Parsed {
-        Parsed::Request { request, len: self.line_len }
+    fn accept(&self, request: Keyed, noreply: bool) -> Parsed {
+        let request = Request::Keyed(request);
+        Parsed::Request { request, style: Style::Classic { noreply }, len: self.line_len }
+    }
+
+    fn administer(&self, admin: Admin, noreply: bool) -> Parsed {
+        let request = Request::Admin(admin);
+        Parsed::Request { request, style: Style::Classic { noreply }, len: self.line_len }
     }
 
     fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
@@ -61,19 +67,19 @@ impl Command<'_> {
         Parsed::Reject { reply, len: self.line_len, swallow: 0, close: false }
     }
 
-    fn retrieval(&self, verb: Verb, mut words: Words<'_>) -> Parsed {
-        let mut request = Request::new(verb);
-        let with_exptime = matches!(verb, Verb::Gat | Verb::Gats);
+    fn retrieval(&self, kind: Kind, mut words: Words<'_>) -> Parsed {
+        let mut exptime = 0;
+        let with_exptime = matches!(kind, Kind::Gat | Kind::Gats);
         if with_exptime {
             let Some(word) = words.next() else {
                 return self.reject(answer::ERROR, false);
             };
-            let Some(exptime) = client_i32(&self.buf[word]) else {
+            let Some(number) = client_i32(&self.buf[word]) else {
                 return self.reject(answer::BAD_EXPTIME, false);
             };
-            request.exptime = exptime.into();
+            exptime = number.into();
         }
-        let mut keys: Option<Range<usize>> = None;
+        let mut keys = Keys { span: 0..0, count: 0 };
         for key in words {
             // One bad key spoils the whole request. memcached has served the earlier ones by then,
             // and touched them if it is a gat; here nothing is forwarded that is not right as a
@@ -81,23 +87,23 @@ impl Command<'_> {
             if key.len() > KEY_LEN_MAX {
                 return self.reject(answer::BAD_FORMAT, false);
             }
-            request.many = keys.is_some();
-            keys = Some(keys.map_or(key.start, |span| span.start)..key.end);
+            keys.span = if keys.count == 0 { key } else { keys.span.start..key.end };
+            keys.count += 1;
         }
-        match keys {
-            Some(keys) => self.accept(Request { keys, ..request }),
+        match keys.count {
             // `gat 10` gets END from memcached: it found none of no keys. Answered here, so that
             // nobody waits for a node.
-            None if with_exptime => self.reject(answer::END, false),
-            None => self.reject(answer::ERROR, false),
+            0 if with_exptime => self.reject(answer::END, false),
+            0 => self.reject(answer::ERROR, false),
+            _ => self.accept(Keyed { exptime, ..Keyed::new(kind, keys) }, false),
         }
     }
 
     /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for
     /// `cas`.
-    fn storage(&self, verb: Verb, words: Words<'_>) -> Parsed {
+    fn storage(&self, kind: Kind, words: Words<'_>) -> Parsed {
         let args = Args::collect(self.buf, words);
-        let least = if verb == Verb::Cas { 5 } else { 4 };
+        let least = if kind == Kind::Cas { 5 } else { 4 };
         if args.count != least && args.count != least + 1 {
             return self.reject(answer::ERROR, false);
         }
@@ -109,34 +115,35 @@ impl Command<'_> {
         let (Some(flags), Some(exptime), Some(length)) = numbers else {
             return self.reject(answer::BAD_FORMAT, noreply);
         };
-        let cas = if verb == Verb::Cas { client_u64(args.word(4)) } else { Some(0) };
+        let cas = if kind == Kind::Cas { client_u64(args.word(4)) } else { Some(0) };
         let (Some(cas), Ok(length @ ..=VALUE_LEN_MAX)) = (cas, usize::try_from(length)) else {
             return self.reject(answer::BAD_FORMAT, noreply);
         };
-        let request = Request { noreply, keys: args.key(), flags, exptime: exptime.into(), cas, ..Request::new(verb) };
-        self.value(request, length)
+        let keys = Keys::one(args.key());
+        self.value(Keyed { flags, exptime: exptime.into(), cas, ..Keyed::new(kind, keys) }, noreply, length)
     }
 
     /// The value behind the line of a storage command.
-    fn value(&self, request: Request, value_len: usize) -> Parsed {
-        if item_size(request.keys.len(), request.flags, value_len) > self.limits.item_size_max {
-            return Parsed::TooLarge { request, len: self.line_len, swallow: value_len + 2 };
+    fn value(&self, request: Keyed, noreply: bool, value_len: usize) -> Parsed {
+        let style = Style::Classic { noreply };
+        if item_size(request.keys.span.len(), request.flags, value_len) > self.limits.item_size_max {
+            return Parsed::TooLarge { request, style, len: self.line_len, swallow: value_len + 2 };
         }
         let data = self.line_len..self.line_len + value_len;
         let len = data.end + 2;
         match self.buf.get(data.end..len) {
             None => Parsed::Incomplete { need: len },
-            Some(b"\r\n") => Parsed::Request { request: Request { data, ..request }, len },
+            Some(b"\r\n") => Parsed::Request { request: Request::Keyed(Keyed { data, ..request }), style, len },
             // memcached takes exactly the announced length, and reads on behind it, be it in the
             // middle of the value.
             Some(_) => {
-                let reply = if request.noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
+                let reply = if noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
                 Parsed::Reject { reply, len, swallow: 0, close: false }
             }
         }
     }
 
-    fn arithmetic(&self, verb: Verb, words: Words<'_>) -> Parsed {
+    fn arithmetic(&self, kind: Kind, words: Words<'_>) -> Parsed {
         let args = Args::collect(self.buf, words);
         if args.count != 2 && args.count != 3 {
             return self.reject(answer::ERROR, false);
@@ -146,7 +153,7 @@ impl Command<'_> {
             return self.reject(answer::BAD_FORMAT, noreply);
         }
         match client_u64(args.word(1)) {
-            Some(delta) => self.accept(Request { noreply, keys: args.key(), delta, ..Request::new(verb) }),
+            Some(delta) => self.accept(Keyed { delta, ..Keyed::new(kind, Keys::one(args.key())) }, noreply),
             None => self.reject(answer::BAD_DELTA, noreply),
         }
     }
@@ -161,9 +168,8 @@ impl Command<'_> {
             return self.reject(answer::BAD_FORMAT, noreply);
         }
         match client_i32(args.word(1)) {
-            Some(exptime) => {
-                self.accept(Request { noreply, keys: args.key(), exptime: exptime.into(), ..Request::new(Verb::Touch) })
-            }
+            Some(exptime) => self
+                .accept(Keyed { exptime: exptime.into(), ..Keyed::new(Kind::Touch, Keys::one(args.key())) }, noreply),
             None => self.reject(answer::BAD_EXPTIME, noreply),
         }
     }
@@ -188,7 +194,7 @@ impl Command<'_> {
         if args.key().len() > KEY_LEN_MAX {
             return self.reject(answer::BAD_FORMAT, noreply);
         }
-        self.accept(Request { noreply, keys: args.key(), ..Request::new(Verb::Delete) })
+        self.accept(Keyed::new(Kind::Delete, Keys::one(args.key())), noreply)
     }
 
     /// `flush_all [delay] [noreply]`.
@@ -199,25 +205,22 @@ impl Command<'_> {
         }
         let noreply = args.noreply();
         if args.count == usize::from(noreply) {
-            return self.accept(Request { noreply, ..Request::new(Verb::FlushAll) });
+            return self.administer(Admin::FlushAll { delay: 0 }, noreply);
         }
         match client_i32(args.word(0)) {
-            Some(delay) => self.accept(Request { noreply, exptime: delay.into(), ..Request::new(Verb::FlushAll) }),
+            Some(delay) => self.administer(Admin::FlushAll { delay: delay.into() }, noreply),
             None => self.reject(answer::BAD_EXPTIME, noreply),
         }
     }
 
     fn verbosity(&self, words: Words<'_>) -> Parsed {
-        let span = words.rest();
         let args = Args::collect(self.buf, words);
         if args.count != 1 && args.count != 2 {
             return self.reject(answer::ERROR, false);
         }
         let noreply = args.noreply();
         match client_u32(args.word(0)) {
-            Some(level) => {
-                self.accept(Request { noreply, delta: level.into(), args: span, ..Request::new(Verb::Verbosity) })
-            }
+            Some(level) => self.administer(Admin::Verbosity { level }, noreply),
             None => self.reject(answer::BAD_FORMAT, noreply),
         }
     }
