@@ -326,7 +326,11 @@ impl Pipe {
             let text = |range| String::from_utf8_lossy(frame.text(range)).into_owned();
             match frame.kind() {
                 ReplyKind::Stat { name, value } if lines.len() < MAX_STATS => lines.push((text(name), text(value))),
-                ReplyKind::End | ReplyKind::Reset => return Poll::Ready(Ok(())),
+                // A line is no answer yet: ten thousand that drip would be waited for one by one.
+                ReplyKind::End | ReplyKind::Reset => {
+                    self.progress.answered();
+                    return Poll::Ready(Ok(()));
+                }
                 _ => {
                     let line = String::from_utf8_lossy(frame.line());
                     return Poll::Ready(Err(NodeError::Protocol(format!("stats: {line}"))));
@@ -449,7 +453,6 @@ impl Pipe {
             self.found.clear();
             let used = self.scan(1)?;
             if let Some(found) = self.found.pop() {
-                self.progress.answered();
                 return Poll::Ready(Ok((self.input.split_to(used).freeze(), found)));
             }
             ready!(self.poll_move(cx))?;
@@ -646,6 +649,26 @@ mod tests {
         tokio::select! {
             result = pipe.stats("", begun - Duration::from_secs(1)) => assert_eq!(result, Err(NodeError::Timeout)),
             () = drips => panic!("still waited for"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stats_that_drip_are_no_progress() {
+        let (mut pipe, mut far) = pair(1 << 16);
+        pipe.begin_work();
+        let begun = Instant::now();
+        let drips = async {
+            loop {
+                far.write_all(b"STAT time 12\r\n").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            result = pipe.stats("", Limit::Progress(Duration::from_millis(250))) => {
+                assert_eq!(result, Err(NodeError::Timeout));
+                assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
+            }
+            () = drips => unreachable!("it goes on for ever"),
         }
     }
 
