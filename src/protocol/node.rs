@@ -162,39 +162,56 @@ pub fn ms_own(out: &mut OutQueue, key: &str, value: &[u8], exptime: i64, conditi
     Effect::Mutation
 }
 
-/// What a client's command on one key takes.
-pub struct Operands<'a> {
+/// A client's command on one key, as far as a node is told of it.
+pub trait Command {
+    fn key(&self) -> &[u8];
     /// Bytes that the value lies in, as a client sent it or not.
-    pub raw: &'a Bytes,
-    pub key: &'a [u8],
+    fn raw(&self) -> &Bytes;
     /// The value, in `raw`.
-    pub data: Range<usize>,
-    pub flags: u32,
-    pub exptime: i64,
-    pub cas: u64,
-    pub delta: u64,
+    fn data(&self) -> Range<usize>;
+    fn flags(&self) -> u32;
+    fn delta(&self) -> u64;
 }
 
-/// Writes a client's command on one key.
+/// Writes a client's command on one key. `exptime`: as this node is told it; `cas`: the id that it
+/// compares with.
 #[inline(always)]
-pub fn command(out: &mut OutQueue, kind: Kind, of: &Operands<'_>) {
+pub fn command(out: &mut OutQueue, kind: Kind, of: &impl Command, exptime: i64, cas: impl FnOnce() -> u64) {
     match kind {
-        Kind::Get => line(out, b"get ", of.key),
-        Kind::Gets => line(out, b"gets ", of.key),
-        Kind::Gat => gat(out, b"gat ", of),
-        Kind::Gats => gat(out, b"gats ", of),
-        Kind::Set => store(out, b"set ", of, None),
-        Kind::Add => store(out, b"add ", of, None),
-        Kind::Replace => store(out, b"replace ", of, None),
-        Kind::Append => store(out, b"append ", of, None),
-        Kind::Prepend => store(out, b"prepend ", of, None),
-        Kind::Cas => store(out, b"cas ", of, Some(of.cas)),
+        Kind::Get => line(out, b"get ", of.key()),
+        Kind::Gets => line(out, b"gets ", of.key()),
+        Kind::Gat => gat(out, b"gat ", of, exptime),
+        Kind::Gats => gat(out, b"gats ", of, exptime),
+        Kind::Set => set(out, of, exptime),
+        Kind::Add => store(out, b"add ", of, exptime, None),
+        Kind::Replace => store(out, b"replace ", of, exptime, None),
+        Kind::Append => store(out, b"append ", of, exptime, None),
+        Kind::Prepend => store(out, b"prepend ", of, exptime, None),
+        Kind::Cas => store(out, b"cas ", of, exptime, Some(cas())),
         Kind::Incr => arithmetic(out, b"incr ", of),
         Kind::Decr => arithmetic(out, b"decr ", of),
-        Kind::Delete => line(out, b"delete ", of.key),
-        Kind::Touch => touch(out, of),
+        Kind::Delete => delete_classic(out, of),
+        Kind::Touch => touch(out, of, exptime),
         Kind::Mend => unreachable!("a mend is nothing but a repair"),
     }
+}
+
+/// Stores the command's value, whatever is there.
+pub fn set(out: &mut OutQueue, of: &impl Command, exptime: i64) {
+    store(out, b"set ", of, exptime, None);
+}
+
+/// Deletes the command's key.
+pub fn delete_classic(out: &mut OutQueue, of: &impl Command) {
+    line(out, b"delete ", of.key());
+}
+
+pub fn touch(out: &mut OutQueue, of: &impl Command, exptime: i64) {
+    out.put(b"touch ");
+    out.put(of.key());
+    out.put(b" ");
+    out.put_number(exptime);
+    out.put(b"\r\n");
 }
 
 /// Begins a `get` or `gets` line with its first key; returns its bytes so far.
@@ -222,54 +239,47 @@ fn line(out: &mut OutQueue, verb: &[u8], key: &[u8]) {
     out.put(b"\r\n");
 }
 
-fn gat(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>) {
+fn gat(out: &mut OutQueue, verb: &[u8], of: &impl Command, exptime: i64) {
     out.put(verb);
-    out.put_number(of.exptime);
+    out.put_number(exptime);
     out.put(b" ");
-    out.put(of.key);
+    out.put(of.key());
     out.put(b"\r\n");
 }
 
-fn touch(out: &mut OutQueue, of: &Operands<'_>) {
-    out.put(b"touch ");
-    out.put(of.key);
+fn arithmetic(out: &mut OutQueue, verb: &[u8], of: &impl Command) {
+    out.put(verb);
+    out.put(of.key());
     out.put(b" ");
-    out.put_number(of.exptime);
+    out.put_number(of.delta());
     out.put(b"\r\n");
 }
 
-fn arithmetic(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>) {
+fn store(out: &mut OutQueue, verb: &[u8], of: &impl Command, exptime: i64, cas: Option<u64>) {
     out.put(verb);
-    out.put(of.key);
-    out.put(b" ");
-    out.put_number(of.delta);
-    out.put(b"\r\n");
-}
-
-fn store(out: &mut OutQueue, verb: &[u8], of: &Operands<'_>, cas: Option<u64>) {
-    out.put(verb);
-    out.put(of.key);
-    if (of.flags, of.exptime) == (0, 0) {
+    out.put(of.key());
+    if (of.flags(), exptime) == (0, 0) {
         out.put(b" 0 0 ");
     } else {
         out.put(b" ");
-        out.put_number(of.flags);
+        out.put_number(of.flags());
         out.put(b" ");
-        out.put_number(of.exptime);
+        out.put_number(exptime);
         out.put(b" ");
     }
-    out.put_number(of.data.len());
+    let data = of.data();
+    out.put_number(data.len() as u32);
     if let Some(cas) = cas {
         out.put(b" ");
         out.put_number(cas);
     }
     out.put(b"\r\n");
     // As a client sent it there is the line's end behind it.
-    let whole = of.data.start..of.data.end + 2;
-    match of.raw.get(whole.clone()) {
-        Some(value) if value.ends_with(b"\r\n") => out.put_part(of.raw, whole),
+    let whole = data.start..data.end + 2;
+    match of.raw().get(whole.clone()) {
+        Some(value) if value.ends_with(b"\r\n") => out.put_part(of.raw(), whole),
         _ => {
-            out.put_part(of.raw, of.data.clone());
+            out.put_part(of.raw(), data);
             out.put(b"\r\n");
         }
     }

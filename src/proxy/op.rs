@@ -1,10 +1,12 @@
 //! One client command on one key, on its way through the pair: the rules of "leader first, then the
 //! follower", without I/O.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term};
-use crate::protocol::node::{self, Operands};
+use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::ReplyKind;
@@ -318,33 +320,45 @@ impl Op {
 
     /// Writes the command for the leader. `term`: the present one; the token was checked against
     /// it. `exptime`: as the leader is told it.
-    #[inline(always)]
     pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
-        node::command(out, self.kind, &self.operands(term, exptime));
+        node::command(out, self.kind, self, exptime, || node_cas(self.cas, term));
     }
 
     /// Writes the command for the follower, which is told `exptime`.
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror, exptime: i64) {
-        let kind = match mirror {
-            Mirror::Set => Kind::Set,
-            Mirror::Delete | Mirror::Drop => Kind::Delete,
-            Mirror::Arithmetic | Mirror::Concat => self.kind,
-            Mirror::Touch => Kind::Touch,
-        };
-        node::command(out, kind, &self.operands(None, exptime));
+        match mirror {
+            Mirror::Set => node::set(out, self, exptime),
+            Mirror::Delete | Mirror::Drop => node::delete_classic(out, self),
+            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None, exptime),
+            Mirror::Touch => node::touch(out, self, exptime),
+        }
+    }
+}
+
+impl node::Command for Op {
+    #[inline(always)]
+    fn key(&self) -> &[u8] {
+        Op::key(self)
     }
 
     #[inline(always)]
-    fn operands(&self, term: Option<Term>, exptime: i64) -> Operands<'_> {
-        Operands {
-            raw: &self.raw,
-            key: self.key(),
-            data: self.data.0 as usize..self.data.1 as usize,
-            flags: self.flags,
-            exptime,
-            cas: node_cas(self.cas, term),
-            delta: self.delta,
-        }
+    fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    #[inline(always)]
+    fn data(&self) -> Range<usize> {
+        self.data.0 as usize..self.data.1 as usize
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    #[inline(always)]
+    fn delta(&self) -> u64 {
+        self.delta
     }
 }
 

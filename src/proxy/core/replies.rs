@@ -326,12 +326,12 @@ impl Core {
 /// What a client is told of the leader's answer. Its cas token carries the term of this leadership.
 #[inline(always)]
 fn client_answer(reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
-    match (&reply.kind, term) {
-        (ReplyKind::Value { cas: Some(cas), .. }, Some(term)) => {
-            Outcome::Hit(reply::with_cas(&unit, reply, op::client_cas(*cas, term)))
-        }
-        (kind, _) => Outcome::of(kind, unit),
+    if let ReplyKind::Value { cas: Some(cas), .. } = reply.kind
+        && let Some(term) = term
+    {
+        return Outcome::Hit(reply::with_cas(&unit, reply, op::client_cas(cas, term)));
     }
+    Outcome::of(&reply.kind, unit)
 }
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads
