@@ -1,13 +1,12 @@
 //! What operators ask over the text protocol: `stats`, `resync`, `flush_all`.
 
-use std::fmt::Display;
-
 use bytes::Bytes;
 
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::FillEvent;
 use crate::pair::{self, State};
-use crate::protocol::answer;
+use crate::protocol::answer::{self, client_error};
+use crate::protocol::outcome::Outcome;
 use crate::proxy::{ClientKey, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
@@ -21,10 +20,6 @@ pub(super) struct Asker {
     pub(super) worker: u16,
     pub(super) client: ClientKey,
     pub(super) slot: u64,
-}
-
-fn client_error(what: impl Display) -> Bytes {
-    Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
 }
 
 const OK: Bytes = Bytes::from_static(answer::OK);
@@ -47,7 +42,7 @@ impl Cluster {
             },
             Question::Resync(args) => self.resync_asked(&args),
         };
-        self.answer(asker, answer);
+        self.answer(asker, Outcome::Raw(answer));
     }
 
     fn resync_asked(&mut self, args: &str) -> Bytes {

@@ -1,5 +1,14 @@
 //! The answers that memcached gives by itself, byte for byte as 1.6.18 does.
 
+use std::fmt::Display;
+
+use bytes::Bytes;
+
+/// To a request that is at fault.
+pub fn client_error(what: impl Display) -> Bytes {
+    Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
+}
+
 /// To a command it does not know, or one with too few or too many words.
 pub const ERROR: &[u8] = b"ERROR\r\n";
 /// After the last value.

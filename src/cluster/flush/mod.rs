@@ -15,7 +15,6 @@ mod state;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +24,8 @@ use crate::backend::{Drain, MarkError};
 use crate::ids::{NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
-use crate::protocol::answer;
 use crate::protocol::expiry;
+use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::Command;
 
 use crate::cluster::ask::Asker;
@@ -36,6 +35,10 @@ use crate::cluster::{Cluster, Internal, RECORD_RETRY};
 
 use delayed::Written;
 use state::{Answered, Finished, Step};
+
+const TOO_MANY_DELAYED: Refusal = Refusal::Server("too many delayed flushes are pending");
+const UNRECORDED: Refusal =
+    Refusal::Server("no server could record the delayed flush; it is run only if the proxy lives until then");
 
 pub(in crate::cluster) use delayed::Delayed;
 pub(in crate::cluster) use state::Flush;
@@ -53,11 +56,11 @@ impl Cluster {
             return self.begin_flush(vec![asker], None);
         }
         let Some(due) = self.delayed.add(due) else {
-            return self.answer(asker, Bytes::from_static(b"SERVER_ERROR too many delayed flushes are pending\r\n"));
+            return self.answer(asker, Outcome::Refused(TOO_MANY_DELAYED));
         };
         self.await_flush(due, now);
         if !self.marked() {
-            return self.answer(asker, Bytes::from_static(answer::OK));
+            return self.answer(asker, Outcome::Done);
         }
         self.delayed.await_record(asker);
         self.record_pending();
@@ -135,13 +138,9 @@ impl Cluster {
         match self.delayed.written(askers, (recorded, waited_for), Instant::now(), self.settings.leader_timeout) {
             Written::Unheard => self.after(RECORD_RETRY, Internal::RetryPending),
             Written::Over { askers, again } => {
-                let answer: &[u8] = if recorded {
-                    answer::OK
-                } else {
-                    b"SERVER_ERROR no server could record the delayed flush; it is run only if the proxy lives until then\r\n"
-                };
+                let outcome = if recorded { Outcome::Done } else { Outcome::Refused(UNRECORDED) };
                 for asker in askers {
-                    self.answer(asker, Bytes::from_static(answer));
+                    self.answer(asker, outcome.clone());
                 }
                 if again {
                     self.record_pending();
@@ -421,7 +420,7 @@ impl Cluster {
         }
         drop(guard);
         for asker in askers {
-            self.answer(asker, answer.clone());
+            self.answer(asker, Outcome::Raw(answer.clone()));
         }
         if let Some((askers, due)) = next {
             self.begin_flush(askers, due);
@@ -467,8 +466,8 @@ impl Cluster {
         self.unsettled.flush();
     }
 
-    pub(in crate::cluster) fn answer(&self, asker: Asker, bytes: Bytes) {
-        let _ =
-            self.workers[asker.worker as usize].send(Command::Answer { client: asker.client, slot: asker.slot, bytes });
+    pub(in crate::cluster) fn answer(&self, asker: Asker, outcome: Outcome) {
+        let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
+        let _ = self.workers[asker.worker as usize].send(answer);
     }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term};
-use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::ReplyLimits;
 use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Origin, Stage};
@@ -40,12 +39,12 @@ impl Core {
             }
             Command::Moved { node, address } => self.leave(node, address),
             Command::Clock { node, offset } => self.offsets[node.index()] = offset,
-            Command::Answer { client, slot, bytes } => {
+            Command::Answer { client, slot, outcome } => {
                 if let Some(c) = self.clients.get_mut(client.index as usize)
                     && c.generation == client.generation
                 {
                     c.exclusive = false;
-                    self.answer_client(client.index, slot, 0, false, Outcome::Raw(bytes));
+                    self.answer_client(client.index, slot, 0, false, outcome);
                 }
             }
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),

@@ -64,8 +64,8 @@ pub enum Command {
         client: ClientKey,
         /// In which request.
         slot: u64,
-        /// What it is told.
-        bytes: Bytes,
+        /// What came of it.
+        outcome: Outcome,
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),

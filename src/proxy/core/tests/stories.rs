@@ -216,7 +216,7 @@ fn commands_of_the_control_plane_stand_alone() {
         panic!("{events:?}")
     };
     assert_eq!(story.on_the_way(0), Vec::<String>::new(), "the get waits for the flush");
-    story.world.cores[0].command(Command::Answer { client, slot, bytes: Bytes::from_static(b"OK\r\n") });
+    story.world.cores[0].command(Command::Answer { client, slot, outcome: crate::protocol::outcome::Outcome::Done });
     story.world.settle(0);
     assert_eq!(story.hear(), "6\r\nOK\r\nVALUE k 0 1\r\n6\r\nEND\r\n");
 }
