@@ -14,13 +14,15 @@ pub struct Memory {
     used: AtomicUsize,
     /// Of that, for values that are being received.
     receiving: AtomicUsize,
+    /// Beside that: what came from clients that are not read from (`Backlog`).
+    held_back: AtomicUsize,
     limit: usize,
 }
 
 impl Memory {
     /// For so many bytes.
     pub fn new(limit: usize) -> Memory {
-        Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), limit }
+        Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), held_back: AtomicUsize::new(0), limit }
     }
 
     /// Bytes counted now.
@@ -38,7 +40,29 @@ impl Memory {
 
     /// All is taken.
     pub(super) fn is_full(&self) -> bool {
-        self.used() > self.limit
+        self.used() + self.held_back() > self.limit
+    }
+
+    /// Bytes that came from clients that are not read from.
+    #[inline(always)]
+    pub(super) fn held_back(&self) -> usize {
+        self.held_back.load(Relaxed)
+    }
+
+    pub(super) fn hold_back(&self, bytes: usize) {
+        self.held_back.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn pass_on(&self, bytes: usize) {
+        self.held_back.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Whether a client that is about to be stopped may bring all that its socket holds. (What
+    /// clients bring so is no reason to ask those that read for less: it has a sixteenth of its
+    /// own.)
+    #[inline(always)]
+    pub fn takes_bursts(&self) -> bool {
+        self.held_back() <= self.limit / 16 && !self.is_full()
     }
 
     /// Room for a value that is about to be received. Those that are take half of it at most, so

@@ -2,6 +2,7 @@
 //! without I/O.
 
 mod adds;
+mod backlog;
 mod client;
 mod core;
 mod link;
@@ -13,6 +14,7 @@ mod route;
 mod table;
 
 pub use adds::Adds;
+pub use backlog::Backlog;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
 pub use link::LinkState;
 pub use memory::{Memory, Share};

@@ -35,7 +35,7 @@ use crate::ids::NodeId;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
 use crate::proxy::Share;
 pub(super) use alarm::Alarm;
-use buffers::{BUFFERS, Buffers};
+use buffers::{BUFFERS, Buffers, FEW_BUFFERS};
 
 /// Operations handed over in one system call; more wait for the next.
 const SUBMISSIONS: u32 = 1024;
@@ -105,6 +105,10 @@ pub(super) struct Input {
 pub(crate) struct Uring {
     uring: IoUring,
     buffers: Buffers,
+    /// Buffers that the kernel may have.
+    most_buffers: u16,
+    /// Clients' sockets that found none, in order.
+    unbuffered: VecDeque<usize>,
     /// Leaked where the kernel may still use what is in it.
     slots: ManuallyDrop<Slab<Slot>>,
     /// Operations in the submission queue.
@@ -145,6 +149,8 @@ struct Slot {
     room: BytesMut,
     /// Whether to receive again when the receive ends (a client's).
     wanted: bool,
+    /// It waits for buffers.
+    unbuffered: bool,
     /// The client sends no more.
     ended: bool,
     cancelling: bool,
@@ -214,6 +220,8 @@ impl Uring {
         let mut uring = Uring {
             uring,
             buffers,
+            most_buffers: BUFFERS,
+            unbuffered: VecDeque::new(),
             slots: ManuallyDrop::new(Slab::new()),
             queued: 0,
             waiting: VecDeque::new(),
@@ -226,7 +234,7 @@ impl Uring {
         for buffer in 0..BUFFERS {
             uring.buffers.give(buffer);
         }
-        uring.buffers.publish();
+        uring.buffers.publish(BUFFERS);
         Ok(uring)
     }
 
@@ -262,6 +270,7 @@ impl Uring {
             receiving: false,
             room: BytesMut::new(),
             wanted: false,
+            unbuffered: false,
             ended: false,
             cancelling: false,
             closed: false,
@@ -369,6 +378,12 @@ impl Uring {
         self.buffers.bytes(input.buffer, input.len)
     }
 
+    /// Whether a client may bring much before it hears that it has to wait. If not, clients share
+    /// few buffers, and each turn brings little.
+    pub(super) fn takes_bursts(&mut self, much: bool) {
+        self.most_buffers = if much { BUFFERS } else { FEW_BUFFERS };
+    }
+
     /// Gives its buffer back.
     pub(super) fn give(&mut self, input: Input) {
         self.buffers.give(input.buffer);
@@ -386,7 +401,7 @@ impl Uring {
 
     /// As [`Uring::turn`], but waits until there is something, or the alarm is signalled.
     pub(super) fn sleep(&mut self) {
-        let waits = self.waiting.is_empty() && self.uring.completion().is_empty() && self.alarm.set();
+        let waits = self.waiting.is_empty() && self.unbuffered.is_empty() && self.uring.completion().is_empty() && self.alarm.set();
         self.enter(usize::from(waits));
         if waits {
             self.alarm.unset();
@@ -394,7 +409,10 @@ impl Uring {
     }
 
     fn enter(&mut self, wait_for: usize) {
-        self.buffers.publish();
+        self.buffers.publish(self.most_buffers);
+        if !self.unbuffered.is_empty() {
+            self.receive_unbuffered();
+        }
         loop {
             // SAFETY: no arguments beside the numbers.
             match unsafe {
@@ -421,6 +439,20 @@ impl Uring {
                     self.waiting.push_front(entry);
                     break;
                 }
+            }
+        }
+    }
+
+    /// Goes on with as many clients as there are buffers: with all of them, each turn would look at
+    /// everybody who waits, for a few who are served.
+    fn receive_unbuffered(&mut self) {
+        for _ in 0..self.buffers.lent() {
+            let Some(slot) = self.unbuffered.pop_front() else { return };
+            if let Some(s) = self.slots.get_mut(slot)
+                && std::mem::take(&mut s.unbuffered)
+                && s.wanted
+            {
+                self.receive(slot);
             }
         }
     }
@@ -467,6 +499,7 @@ impl Uring {
         }
         let mut news = None;
         if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
+            self.buffers.is_used();
             if result > 0 && !s.closed {
                 news = Some(News::Input(client, Input { buffer, len: result as usize }));
             } else {
@@ -481,7 +514,11 @@ impl Uring {
         if s.closed {
             self.release(slot);
         } else if result > 0 || has_to_wait(result) {
-            if s.wanted {
+            if s.wanted && result == -libc::ENOBUFS {
+                if !std::mem::replace(&mut s.unbuffered, true) {
+                    self.unbuffered.push_back(slot);
+                }
+            } else if s.wanted {
                 self.receive(slot);
             }
         } else {

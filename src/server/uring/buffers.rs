@@ -10,6 +10,10 @@ use io_uring::types::BufRingEntry;
 /// all used, a client's receive ends and is begun again.
 pub(super) const BUFFERS: u16 = 128;
 
+/// So many of them are in the kernel's hands at a time where a client must not bring much before it
+/// is stopped. The kernel goes on with one client for 32 buffers.
+pub(super) const FEW_BUFFERS: u16 = 4;
+
 /// Bytes of each.
 const BUFFER_LEN: usize = 16 * 1024;
 
@@ -21,6 +25,8 @@ pub(super) struct Buffers {
     /// Where the list ends; `published`: what of that the kernel knows.
     tail: u16,
     published: u16,
+    /// Those that the kernel may use, as far as is known.
+    lent: u16,
     /// The kernel may still use it.
     pub(super) leaked: bool,
 }
@@ -43,7 +49,7 @@ impl Buffers {
         }
         // (Only pages that were used take memory.)
         let (memory, entries) = (zeroed(Self::MEMORY), zeroed(Self::ENTRIES).cast());
-        Buffers { memory, entries, tail: 0, published: 0, leaked: false }
+        Buffers { memory, entries, tail: 0, published: 0, lent: 0, leaked: false }
     }
 
     /// Where the list is.
@@ -74,16 +80,28 @@ impl Buffers {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Tells the kernel of what was given.
-    pub(super) fn publish(&mut self) {
-        if self.tail == self.published {
+    /// The kernel has used one.
+    pub(super) fn is_used(&mut self) {
+        self.lent -= 1;
+    }
+
+    /// How many the kernel may still use, as far as is known.
+    pub(super) fn lent(&self) -> u16 {
+        self.lent
+    }
+
+    /// Tells the kernel of what was given, as long as it has no more than so many.
+    pub(super) fn publish(&mut self, most: u16) {
+        let more = self.tail.wrapping_sub(self.published).min(most.saturating_sub(self.lent));
+        if more == 0 {
             return;
         }
-        self.published = self.tail;
+        self.lent += more;
+        self.published = self.published.wrapping_add(more);
         // SAFETY: the tail's place is part of the list's first entry, aligned, and nobody else
         // writes there.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
+        tail.store(self.published, Ordering::Release);
     }
 }
 

@@ -73,28 +73,38 @@ impl World {
         let mut in_vain = 0;
         // (The kernel does some twenty things in a turn, of which nothing may be told.)
         while in_vain < 2 + self.slots() / 10 {
-            self.uring.turn();
-            in_vain += 1;
-            while let Some(news) = self.uring.next() {
-                in_vain = 0;
-                match news {
-                    News::Input(owner, input) => {
-                        self.heard.entry(owner).or_default().extend_from_slice(self.uring.input(&input));
-                        self.uring.give(input);
-                    }
-                    News::Filled(node, lane, room) => {
-                        assert_eq!((node, lane), (NODE, LANE));
-                        assert!(self.room.replace(room).is_none(), "asked once");
-                    }
-                    News::End(client) => self.ended.push(Owner::Client(client)),
-                    News::NodeEnd { node, lane, by_node } => {
-                        assert!(by_node, "nothing here comes from our own kernel");
-                        self.ended.push(Owner::Node(node, lane));
-                    }
-                    News::Sent(owner) => self.sent.push(owner),
+            in_vain = if self.take_turn() { 0 } else { in_vain + 1 };
+        }
+    }
+
+    /// Takes what one turn brings. Returns whether that is anything.
+    fn take_turn(&mut self) -> bool {
+        self.uring.turn();
+        self.take_news()
+    }
+
+    fn take_news(&mut self) -> bool {
+        let mut any = false;
+        while let Some(news) = self.uring.next() {
+            any = true;
+            match news {
+                News::Input(owner, input) => {
+                    self.heard.entry(owner).or_default().extend_from_slice(self.uring.input(&input));
+                    self.uring.give(input);
                 }
+                News::Filled(node, lane, room) => {
+                    assert_eq!((node, lane), (NODE, LANE));
+                    assert!(self.room.replace(room).is_none(), "asked once");
+                }
+                News::End(client) => self.ended.push(Owner::Client(client)),
+                News::NodeEnd { node, lane, by_node } => {
+                    assert!(by_node, "nothing here comes from our own kernel");
+                    self.ended.push(Owner::Node(node, lane));
+                }
+                News::Sent(owner) => self.sent.push(owner),
             }
         }
+        any
     }
 
     /// Sleeps as a worker does. A minute is too long.
@@ -148,6 +158,69 @@ fn more_clients_than_buffers_are_all_heard_again_and_again() {
     world.ended.sort_unstable_by_key(|owner| if let Owner::Client(client) = owner { *client } else { u32::MAX });
     let everyone: Vec<_> = (0..3 * u32::from(BUFFERS)).map(Owner::Client).collect();
     assert_eq!(world.ended, everyone, "everyone's end is heard of once");
+}
+
+/// 400 clients had brought half a megabyte each by the time that they were stopped.
+#[test]
+fn where_no_bursts_are_taken_a_turn_brings_little_and_everybody_is_heard_to_the_end() {
+    const SENT: usize = 100_000;
+    let Some(mut world) = World::start() else { return };
+    let mut clients: Vec<_> = (0..2 * u32::from(BUFFERS)).map(|owner| world.connect(owner)).collect();
+    world.take();
+    world.uring.takes_bursts(false);
+    for round in 1..=2 {
+        for (client, _) in &mut clients {
+            client.write_all(&[b'x'; SENT]).expect("written");
+        }
+        // What the kernel has in hand already is used up in the first round.
+        let mut heard = world.heard.values().map(Vec::len).sum::<usize>();
+        for turn in 0.. {
+            world.take_turn();
+            let now = world.heard.values().map(Vec::len).sum();
+            assert!(round == 1 || now - heard <= usize::from(FEW_BUFFERS) * 16 * 1024, "turn {turn}: {}", now - heard);
+            heard = now;
+            if heard == round * clients.len() * SENT {
+                break;
+            }
+            assert!(turn < 100_000, "heard no more than {heard} bytes");
+        }
+    }
+    assert!(world.heard.values().all(|heard| heard.len() == 2 * SENT));
+    world.uring.takes_bursts(true);
+    for (client, _) in &mut clients {
+        client.write_all(b"y").expect("written");
+    }
+    world.take();
+    assert!(world.heard.values().all(|heard| heard.len() == 2 * SENT + 1 && heard.ends_with(b"y")));
+}
+
+/// Those who go on first have sent nothing, and would be slept on, with everybody behind them.
+#[test]
+fn nobody_who_waits_for_buffers_is_slept_on() {
+    let Some(mut world) = World::start() else { return };
+    world.uring.takes_bursts(false);
+    let (mut busy, _) = world.connect(0);
+    // All that the kernel has.
+    let mut held = Vec::new();
+    while held.len() < usize::from(BUFFERS) {
+        busy.write_all(b"x").expect("written");
+        world.uring.turn();
+        while let Some(news) = world.uring.next() {
+            let News::Input(0, input) = news else { panic!("{news:?}") };
+            held.push(input);
+        }
+    }
+    let mut others: Vec<_> = (1..=3 * u32::from(FEW_BUFFERS)).map(|owner| world.connect(owner)).collect();
+    world.take();
+    assert_eq!(world.uring.unbuffered.len(), others.len(), "they found no buffer");
+    held.into_iter().for_each(|input| world.uring.give(input));
+    let (last, _) = others.last_mut().expect("many");
+    last.write_all(b"y").expect("written");
+    assert!(world.uring.alarm().take(), "nothing else was looked to yet");
+    while world.heard.is_empty() {
+        world.sleep();
+        world.take_news();
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeStream;
 use crate::ids::NodeId;
-use crate::proxy::Core;
+use crate::proxy::{Backlog, Core};
 use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Uring};
 
@@ -31,14 +31,14 @@ pub(super) struct UringClient {
     /// Its input has to wait.
     pub(super) held: bool,
     /// What came nevertheless, until io_uring stopped receiving.
-    pub(super) backlog: Vec<u8>,
+    pub(super) backlog: Option<Box<Backlog>>,
     /// Nothing comes behind the backlog.
     pub(super) ended: bool,
 }
 
 impl UringClient {
     pub(super) fn new(slot: usize) -> UringClient {
-        UringClient { slot, held: false, backlog: Vec::new(), ended: false }
+        UringClient { slot, held: false, backlog: None, ended: false }
     }
 }
 
@@ -74,6 +74,7 @@ impl Worker {
     fn uring_cycle(&self, cx: &mut Context<'_>) {
         // (The core hears of nothing before a look at the clock, see `uring_news`.)
         let shell = &mut *self.shell.borrow_mut();
+        shell.tell_uring_of_memory();
         shell.hear_uring();
         // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
         if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
@@ -100,6 +101,13 @@ impl Worker {
 }
 
 impl Shell {
+    /// Once a cycle, so that a client which has to wait for memory brings little more.
+    fn tell_uring_of_memory(&mut self) {
+        if let Some(uring) = &mut self.uring {
+            uring.takes_bursts(self.core.takes_bursts());
+        }
+    }
+
     fn turn_uring(&mut self) {
         // It may take long where much is sent.
         self.reads_on_clock = 0;
@@ -154,7 +162,7 @@ impl Shell {
                     io.held = core.client(owner).is_some_and(|client| client.stalled);
                 } else {
                     if !over {
-                        io.backlog.extend_from_slice(bytes);
+                        io.backlog.get_or_insert_with(|| Box::new(core.backlog())).put(bytes);
                     }
                     uring.stop_receiving(io.slot);
                 }
@@ -200,14 +208,15 @@ impl Shell {
     pub(super) fn resume_on_uring(&mut self, index: u32) {
         let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
         let Some(Some(ClientIo::Uring(io))) = clients.get_mut(index as usize) else { return };
-        io.held = core.client(index).is_some_and(|client| client.stalled);
-        if !io.held && !io.backlog.is_empty() {
-            take(core, block, index, &std::mem::take(&mut io.backlog));
+        loop {
             io.held = core.client(index).is_some_and(|client| client.stalled);
+            if io.held {
+                return;
+            }
+            let Some(piece) = io.backlog.as_mut().and_then(|backlog| backlog.piece()) else { break };
+            take(core, block, index, piece);
         }
-        if io.held {
-            return;
-        }
+        io.backlog = None;
         if io.ended {
             core.client_finished(index);
         } else {
@@ -222,6 +231,7 @@ impl Shell {
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
         let mut in_vain = 0;
         loop {
+            self.tell_uring_of_memory();
             self.turn_uring();
             in_vain += 1;
             while let Some(news) = self.uring.as_mut().and_then(Uring::next) {
