@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Cluster, Names};
 use crate::backend::{Addresses, Dial, NodeStream, Resolve};
 use crate::config::{CommandLine, Host};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, PairId};
+use crate::pair::{self, Gate, Reason, State};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -42,4 +43,41 @@ pub(super) fn alone(arguments: &str) -> Cluster {
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
     let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
     Cluster::new(*settings, topology, (Arc::new(Nobody), names), commands, stats, unclean, probes)
+}
+
+impl Cluster {
+    /// All nodes are in use, and all pairs in this state. They are recorded by nobody yet.
+    pub(super) fn begin_recording(&mut self, state: State) {
+        let now = self.now();
+        self.nodes.iter_mut().for_each(|node| node.health.back(now));
+        let begins = match state {
+            State::Recovering { leader } => State::Degraded { leader },
+            state => state,
+        };
+        for id in self.topology.pairs() {
+            self.pairs[id.index()].undecided = false;
+            self.apply(id, pair::Event::Start(begins, Reason::None));
+            self.apply(id, pair::Event::Closed);
+            if begins != state {
+                self.apply(id, pair::Event::Recorded);
+                self.apply(id, pair::Event::BeginRecovery);
+                self.apply(id, pair::Event::Closed);
+            }
+            let pair = &self.pairs[id.index()].pair;
+            assert_eq!((pair.state(), pair.gate()), (state, Gate::Recording), "{id:?}");
+        }
+    }
+
+    /// The same, and their gates are open.
+    pub(super) fn begin_open(&mut self, state: State) {
+        self.begin_recording(state);
+        for id in self.topology.pairs() {
+            self.apply(id, pair::Event::Recorded);
+            assert_eq!(self.gate_of(id), Gate::Open, "{id:?}");
+        }
+    }
+
+    fn gate_of(&self, id: PairId) -> Gate {
+        self.pairs[id.index()].pair.gate()
+    }
 }

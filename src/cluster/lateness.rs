@@ -116,3 +116,119 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::ids::Place;
+
+    const TIMEOUT_MS: u64 = 240;
+    const LATE: NodeId = NodeId(0);
+
+    fn three() -> Cluster {
+        let mut cluster = alone("-s 127.0.0.1:1 -s 127.0.0.1:2 -b 127.0.0.1:3 --timeout 240ms --leader-timeout 2s");
+        cluster.begin_open(State::Mirrored);
+        cluster
+    }
+
+    fn answered() -> Result<Probe, NodeError> {
+        Ok(Probe { incarnation: None, missing: false, session: None, pending: None, rival: None })
+    }
+
+    fn is_up(cluster: &Cluster, node: NodeId) -> bool {
+        cluster.nodes[node.index()].health.is_up()
+    }
+
+    /// A node owes an answer, and those that answer meanwhile are asked again and again, until just
+    /// before it is late.
+    async fn until_late(cluster: &mut Cluster, node: NodeId, answer: &[NodeId]) {
+        for age in (30..TIMEOUT_MS).step_by(30) {
+            advance(Duration::from_millis(30)).await;
+            cluster.late(node, Duration::from_millis(age));
+            answer.iter().for_each(|&other| cluster.alibi(other, answered()));
+        }
+        advance(Duration::from_millis(30)).await;
+    }
+
+    /// In calm a hung node costs a round trip more, not the time until it is reported again.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_node_is_judged_at_the_others_answers() {
+        let mut cluster = three();
+        until_late(&mut cluster, LATE, &[NodeId(1), NodeId(2)]).await;
+        cluster.late(LATE, Duration::from_millis(TIMEOUT_MS));
+        assert!(is_up(&cluster, LATE), "nobody has answered since");
+        cluster.alibi(NodeId(1), answered());
+        assert!(is_up(&cluster, LATE), "one of two has");
+        cluster.alibi(NodeId(2), answered());
+        assert!(!is_up(&cluster, LATE));
+    }
+
+    /// It missed a probe, and the first answer to the question whether it lives is its own.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_answers_again_is_not_given_up_for_a_probe() {
+        let mut cluster = three();
+        until_late(&mut cluster, LATE, &[NodeId(1), NodeId(2)]).await;
+        cluster.probed(LATE, Err(NodeError::Timeout));
+        for node in [LATE, NodeId(1), NodeId(2)] {
+            cluster.alibi(node, answered());
+            assert!(is_up(&cluster, LATE), "at the answer of {node:?}");
+        }
+        // Nor is the next probe as old as that one.
+        advance(Duration::from_secs(10)).await;
+        cluster.probe_awaited(LATE, Duration::from_millis(30));
+        assert!(is_up(&cluster, LATE));
+    }
+
+    /// The silence of a probe long ago would be hopeless by now.
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_answered_ends_the_silence_of_those_before() {
+        let mut cluster = three();
+        cluster.probed(LATE, Err(NodeError::Timeout));
+        advance(Duration::from_millis(500)).await;
+        let known = cluster.nodes[LATE.index()].incarnation;
+        cluster.probed(LATE, answered().map(|probe| Probe { incarnation: known, ..probe }));
+        advance(Duration::from_secs(10)).await;
+        cluster.probe_awaited(LATE, Duration::from_millis(30));
+        assert!(is_up(&cluster, LATE));
+        // But one that goes on is.
+        cluster.probed(LATE, Err(NodeError::Timeout));
+        advance(Duration::from_secs(10)).await;
+        cluster.probe_awaited(LATE, Duration::from_millis(30));
+        assert!(!is_up(&cluster, LATE));
+    }
+
+    /// It hangs or it answers: which of them is not to be found out by the next probe that is due.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_node_that_is_waited_for_is_probed_at_once() {
+        let mut cluster = three();
+        let hinted = |cluster: &Cluster| cluster.nodes[LATE.index()].hint.notified().now_or_never().is_some();
+        assert!(!hinted(&cluster));
+        cluster.probed(LATE, Err(NodeError::Timeout));
+        assert!(is_up(&cluster, LATE) && hinted(&cluster), "after a probe");
+        cluster.fault(LATE, Reason::Timeout, false);
+        assert!(is_up(&cluster, LATE) && hinted(&cluster), "after a fault");
+    }
+
+    /// How long an only copy is waited for depends on nobody; but who is late beside it may be late
+    /// for the same reason.
+    #[tokio::test(start_paused = true)]
+    async fn an_only_copy_that_is_late_excuses_the_others() {
+        for leader_is_late in [false, true] {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --timeout 240ms --leader-timeout 2s");
+            cluster.begin_open(State::Recovering { leader: Place::Primary });
+            let (leader, filled) = (NodeId(0), NodeId(1));
+            until_late(&mut cluster, filled, &[leader]).await;
+            if leader_is_late {
+                cluster.late(leader, Duration::from_millis(TIMEOUT_MS));
+                assert!(is_up(&cluster, leader));
+            }
+            cluster.late(filled, Duration::from_millis(TIMEOUT_MS));
+            cluster.alibi(leader, answered());
+            assert_eq!(is_up(&cluster, filled), leader_is_late);
+        }
+    }
+}

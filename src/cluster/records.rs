@@ -130,20 +130,12 @@ impl Cluster {
             Ok(()) => self.apply(id, pair::Event::Recorded),
             Err((node, MarkError::Node(error))) => {
                 let slow = matches!(error, NodeError::Timeout | NodeError::Unreachable(_));
-                let sole = pair
-                    .state()
-                    .leader()
-                    .is_some_and(|p| pair.state() != State::Mirrored && self.node_at(id, p) == node);
-                if slow && sole && self.pairs[id.index()].since.elapsed() < self.settings.leader_timeout {
-                    // The last full copy is waited for, here as anywhere.
-                    return self.record_again(id, epoch);
-                }
                 if slow {
                     let waited = self.pairs[id.index()].since.elapsed().max(self.settings.timeout);
                     self.late(node, waited);
                     if self.nodes[node.index()].health.is_up() {
-                        // So is one that is late with others. (The pair's next edge ends it, if
-                        // that came of the fault.)
+                        // A last full copy is waited for, and one that is late with others. (The
+                        // pair's next edge ends it, if that came of the fault.)
                         self.record_again(id, epoch);
                     }
                     return;
@@ -216,5 +208,50 @@ impl Cluster {
             State::Recovering { leader } => self.record_filling(id, leader.other()),
             State::Dark { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+
+    const PAIR: PairId = PairId(0);
+    const SLOW: NodeId = NodeId(0);
+
+    /// The record was not written in time. Whether the node is in use after that, and whether the
+    /// record is tried again.
+    async fn not_recorded(cluster: &mut Cluster) -> (bool, bool) {
+        let epoch = cluster.pairs[PAIR.index()].pair.epoch();
+        cluster.recorded(PAIR, epoch, Err((SLOW, MarkError::Node(NodeError::Timeout))));
+        tokio::time::sleep(2 * RECORD_RETRY).await;
+        let mut tried = false;
+        while let Ok(internal) = cluster.inbox.as_mut().expect("not running").try_recv() {
+            tried |= matches!(internal, Internal::RetryRecord { pair: PAIR, epoch: e } if e == epoch);
+        }
+        (cluster.nodes[SLOW.index()].health.is_up(), tried)
+    }
+
+    /// Several nodes are late at once: a record takes no longer on them than anything else.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_slow_to_record_among_others_is_waited_for() {
+        let mut cluster = alone("-s 127.0.0.1:1 -s 127.0.0.1:2 -b 127.0.0.1:3 --timeout 240ms --leader-timeout 2s");
+        cluster.begin_recording(State::Mirrored);
+        tokio::time::advance(Duration::from_millis(240)).await;
+        cluster.late(NodeId(1), Duration::from_millis(240));
+        assert_eq!(not_recorded(&mut cluster).await, (true, true));
+        // But not for ever.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(not_recorded(&mut cluster).await, (false, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_last_full_copy_that_is_slow_to_record_is_waited_for_as_such() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --timeout 240ms --leader-timeout 2s");
+        cluster.begin_recording(State::Degraded { leader: Place::Primary });
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(not_recorded(&mut cluster).await, (true, true));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!not_recorded(&mut cluster).await.0);
     }
 }
