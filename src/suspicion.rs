@@ -195,7 +195,9 @@ impl Suspicions {
 
     /// Those that owe no answer, and have not answered lately what they were asked since `needed`.
     fn ask(&mut self, node: NodeId, needed: Duration, now: Duration, others: &Others) -> Vec<NodeId> {
-        let (mut asked, again) = (Vec::new(), self.timeout / 4);
+        // Whoever has answered by the next report is asked anew: a standstill shows in an answer
+        // that takes long, and the time between two questions hides one.
+        let (mut asked, again) = (Vec::new(), self.prompt() / 2);
         for &witness in others.witnesses.iter().chain([&node]) {
             let witnessed = &mut self.servers[witness.index()];
             let lately = |last: Answered| last.asked >= needed && now.saturating_sub(last.at) < again;
@@ -398,6 +400,40 @@ mod tests {
         assert_eq!(owes(&mut s, 1000, 1242), Verdict::GiveUp);
         assert_eq!((s.held, s.given_up), (0, 0));
         assert_eq!(given_up_at(&mut suspicions(), 1000, 1000, &[1, 2], 1), Some(1241));
+    }
+
+    /// All stand still for a time, from a moment on. Server 0 was asked at 1000, and answers when
+    /// it has run for so long. Whether it is given up before that; it answers nothing else
+    /// meanwhile.
+    fn is_convicted(needs: u64, (from, len): (u64, u64), phase: u64) -> bool {
+        let stands = |at: u64| (from..from + len).contains(&at);
+        let answers = if 1000 + needs <= from { 1000 + needs } else { 1000 + needs + len };
+        let mut s = suspicions();
+        let mut due: Vec<(u64, NodeId)> = Vec::new();
+        for now in 1000..answers {
+            let come: Vec<_> = due.extract_if(.., |(at, _)| *at <= now && !stands(now)).map(|(_, node)| node).collect();
+            come.iter().for_each(|&node| s.answered(node, ms(now)));
+            let tick = now >= 1030 + phase && (now - 1030 - phase).is_multiple_of(30);
+            if !(tick || !come.is_empty() && s.pending(ms(now)).iter().any(|(node, _)| *node == NodeId(0))) {
+                continue;
+            }
+            match owes(&mut s, 1000, now) {
+                Verdict::GiveUp => return true,
+                Verdict::Wait(nodes) => due.extend(nodes.into_iter().filter(|n| n.0 != 0).map(|n| (now + 1, n))),
+            }
+        }
+        false
+    }
+
+    /// Not seen is a standstill that falls between two questions; and they are asked anew with each
+    /// report. (With half as many it convicted those who needed half of their time.)
+    #[test]
+    fn no_standstill_convicts_who_needs_no_more_than_three_quarters_of_its_time() {
+        for len in (10..=600).step_by(15) {
+            for (phase, from) in [0, 7, 15, 22, 29].into_iter().flat_map(|p| (1000..1300).step_by(9).map(move |f| (p, f))) {
+                assert!(!is_convicted(180, (from, len), phase), "{len} ms from {from} on, reports at {phase}");
+            }
+        }
     }
 
     #[test]
