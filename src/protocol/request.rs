@@ -158,7 +158,9 @@ impl Keyed {
 pub struct Keys {
     /// From the first to the last.
     pub span: Range<usize>,
-    /// How many there are, doubles included.
+    /// How many there are, doubles included. They are not counted again: 1 MiB of keys of one byte
+    /// takes 4 to 7 ms to be parsed, and took as long to be counted; one of seven bytes 0.8 ms
+    /// (release build, a machine with other work). That is what a line may take of one turn.
     pub count: u32,
 }
 

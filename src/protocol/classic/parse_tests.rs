@@ -30,6 +30,15 @@ fn a_set_has_all_its_fields() {
 }
 
 #[test]
+fn a_get_knows_how_many_keys_it_has() {
+    for (line, count) in [("get a", 1), ("gets a a", 2), ("gat 0  a bb   ccc ", 3), ("  get  a b c d", 4)] {
+        let buf = format!("{line}\r\n");
+        let keys = keyed(buf.as_bytes()).0.keys;
+        assert_eq!((keys.count as usize, keys.iter(buf.as_bytes()).count()), (count, count), "{line}");
+    }
+}
+
+#[test]
 fn values_may_hold_anything() {
     let buf = b"add k 0 0 7\r\n\r\n\0END\n\r\n";
     let (request, _, len) = keyed(buf);
