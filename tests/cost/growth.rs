@@ -111,7 +111,7 @@ const REQUESTS: [Shape; 9] = [
 ];
 
 /// What waits inside, of many clients.
-const STRUCTURES: [Shape; 10] = [
+const STRUCTURES: [Shape; 11] = [
     ("a tick while operations are parked", Of::Ticks, |keys| Crowd::new(keys).tick_parked()),
     ("a tick behind answers that count for nothing", Of::Ticks, |keys| Crowd::new(keys).tick_void()),
     ("in flight to a node that is lost", Of::Keys, |keys| Crowd::new(keys).fail_over()),
@@ -124,6 +124,21 @@ const STRUCTURES: [Shape; 10] = [
         missed.reset();
         (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
         assert!(missed.overflowed());
+    }),
+    // (What was missed so far is freed by another thread, and by this one where it is little.)
+    ("missed, and one too many", Of::Ticks, |keys| {
+        let budget = Arc::new(MissedBudget::new(usize::MAX));
+        let missed = Missed::new(budget.clone());
+        missed.reset();
+        missed.insert(&key(0));
+        let full = Missed::new(Arc::new(MissedBudget::new(keys * budget.used())));
+        full.reset();
+        (0..keys).for_each(|i| full.insert(&key(i)));
+        assert!(!full.overflowed());
+        callgrind::boundary();
+        counted_missed(&full, b"one too many");
+        callgrind::boundary();
+        assert!(full.overflowed());
     }),
     ("missed", Of::Keys, |keys| {
         let missed = Missed::new(Arc::new(MissedBudget::new(1 << 30)));
