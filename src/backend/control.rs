@@ -690,3 +690,7 @@ async fn write<'a>(
     .await?;
     Ok(refused.map_or(Ok(()), |said| Err(MarkError::Refused(said))))
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;
