@@ -144,3 +144,54 @@ impl Refill {
         self.streaming -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::super::feed::tests::refill;
+    use super::*;
+    use crate::ids::NodeId;
+    use crate::keys::{Lone, MissedBudget};
+
+    /// Of a key that was tried so often before.
+    fn tried(key: usize, tries: u8, end: Settled) -> Adopting {
+        let entry = Entry::new(Bytes::from(format!("key:{key}")), false, 0, 0, true);
+        Adopting { entry: entry.swept(true, Some(tries)), bytes: 0, end: Ok(end) }
+    }
+
+    async fn with_lone() -> (Refill, Arc<Lone>) {
+        let mut refill = refill().await;
+        let lone = Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 30))));
+        refill.slots[0].lone = Some(lone.clone());
+        (refill, lone)
+    }
+
+    /// Past the bound the job ends, for the next one lists them again; each of them is counted.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_refuses_more_than_are_tried_again_ends_the_job() {
+        let (mut refill, lone) = with_lone().await;
+        for key in 0..MAX_REFUSED {
+            assert_eq!(refill.adopted(tried(key, TRIES - 1, Settled::Failed)), Ok(()));
+        }
+        assert_eq!((refill.refused_adoptions.len(), lone.len()), (MAX_REFUSED, MAX_REFUSED));
+        let over = refill.adopted(tried(MAX_REFUSED, TRIES - 1, Settled::Failed));
+        assert_eq!(over, Err(JobError::AdoptionRefused(NodeId(0))));
+        assert_eq!((refill.refused_adoptions.len(), lone.len()), (MAX_REFUSED, MAX_REFUSED + 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_again_is_kept_until_the_leader_takes_it() {
+        let (mut refill, lone) = with_lone().await;
+        (refill.slots[0].in_flight, refill.streaming) = (1, 1);
+        for tries in [TRIES - 2, TRIES - 1, TRIES, TRIES] {
+            assert_eq!(refill.adopted(tried(0, tries, Settled::Failed)), Ok(()));
+        }
+        assert_eq!((refill.adopt_again.len(), refill.refused_adoptions.len()), (1, 3));
+        assert_eq!((lone.len(), lone.inserted()), (1, 1), "told once");
+        assert_eq!(refill.adopted(tried(0, TRIES, Settled::Done)), Ok(()));
+        assert_eq!((lone.len(), refill.slots[0].in_flight), (0, 0));
+    }
+}

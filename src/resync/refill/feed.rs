@@ -278,7 +278,7 @@ fn unknown_size(lane: &Lane) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
@@ -313,7 +313,8 @@ mod tests {
         }
     }
 
-    async fn refill() -> Refill {
+    /// Of one pair, whose nodes answer nothing.
+    pub(in super::super) async fn refill() -> Refill {
         let offset = Offset::seen(1_700_000_000, Duration::ZERO);
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
