@@ -230,7 +230,7 @@ impl Core {
         self.strand_all(node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other. At
         // once, also where what was to be written waits for room.
-        self.soil_anyway(node, lane);
+        self.mark_conn_dirty_anyway(node, lane);
         self.tell_undrained(node);
     }
 

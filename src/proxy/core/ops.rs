@@ -144,7 +144,7 @@ impl Core {
         if !op.kind.is_write() {
             let conn = &mut self.links[node.index()].conns[lane];
             conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
-            return self.soil(node, lane);
+            return self.mark_conn_dirty(node, lane);
         }
         let exptime = self.exptime_on(op, node);
         let link = &mut self.links[node.index()];
@@ -179,19 +179,19 @@ impl Core {
     /// `bytes`: what it counts for among what the connection has outstanding.
     pub(super) fn sent(&mut self, node: NodeId, lane: usize, flight: Flight, bytes: u32) {
         self.links[node.index()].conns[lane].push(flight, self.now_us, bytes);
-        self.soil(node, lane);
+        self.mark_conn_dirty(node, lane);
     }
 
     /// The connection has something to write.
-    pub(super) fn soil(&mut self, node: NodeId, lane: usize) {
+    pub(super) fn mark_conn_dirty(&mut self, node: NodeId, lane: usize) {
         if !self.links[node.index()].conns[lane].dirty {
-            self.soil_anyway(node, lane);
+            self.mark_conn_dirty_anyway(node, lane);
         }
     }
 
     /// The same also where it waits for room in its socket, which is over or is not to be waited
     /// for. (Being on the list twice does no harm.)
-    pub fn soil_anyway(&mut self, node: NodeId, lane: usize) {
+    pub fn mark_conn_dirty_anyway(&mut self, node: NodeId, lane: usize) {
         self.links[node.index()].conns[lane].dirty = true;
         self.outbox.dirty_conns.push((node, lane));
     }

@@ -51,7 +51,7 @@ impl Core {
     pub(super) fn want_marker(&mut self, node: NodeId, lane: usize) {
         let conn = &mut self.links[node.index()].conns[lane];
         conn.marker_due = true;
-        self.soil(node, lane);
+        self.mark_conn_dirty(node, lane);
     }
 
     /// A connection that is about to be written to, and what is to be written.

@@ -179,7 +179,7 @@ impl Core {
     /// A command of a repair is in the connection's queue.
     fn send_step(&mut self, id: u32, node: NodeId, lane: usize, step: RepairStep) {
         let number = self.links[node.index()].conns[lane].push(Flight::Repair(id, step), self.now_us, 0);
-        self.soil(node, lane);
+        self.mark_conn_dirty(node, lane);
         if let Some(repair) = &mut self.ops[id as usize].repair {
             repair.sent.push((node, number));
         }

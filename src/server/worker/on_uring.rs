@@ -184,9 +184,9 @@ impl Shell {
                 }
                 self.core.conn_ended(node, lane, by_node);
                 // It may have waited for a send of which nothing is told any more.
-                self.core.soil_anyway(node, lane);
+                self.core.mark_conn_dirty_anyway(node, lane);
             }
-            News::Sent(Owner::Node(node, lane)) => self.core.soil_anyway(node, usize::from(lane)),
+            News::Sent(Owner::Node(node, lane)) => self.core.mark_conn_dirty_anyway(node, usize::from(lane)),
             News::End(owner) => {
                 let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner as usize) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
