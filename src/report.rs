@@ -149,7 +149,7 @@ pub struct ProcessReport {
     pub max_clients: usize,
 }
 
-/// Buckets of waiting times, as [`crate::stats::Felt`] counts them.
+/// Buckets of waiting times, as [`crate::stats::Latencies`] counts them.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyReport {
     /// The least time of each bucket in microseconds, and how many answers took at least that, and

@@ -12,7 +12,7 @@ macro_rules! counters {
             /// By node.
             pub nodes: Vec<NodeStats>,
             /// How long nodes took to answer.
-            pub felt: Felt,
+            pub latencies: Latencies,
         }
 
         impl $name {
@@ -71,29 +71,29 @@ pub struct NodeStats {
     pub in_flight: AtomicU64,
 }
 
-/// Buckets of [`Felt`]: the last one begins at 14 s.
-pub const FELT_BUCKETS: usize = 96;
+/// Buckets of [`Latencies`]: the last one begins at 14 s.
+pub const LATENCY_BUCKETS: usize = 96;
 
 /// How long a worker waited for nodes' answers: four buckets for each doubling, from 1 microsecond
 /// on. One sample for each read from a node, the oldest command that it answers: what the governor
 /// of the resyncs needs, for one store a turn.
 #[derive(Debug)]
-pub struct Felt([AtomicU64; FELT_BUCKETS]);
+pub struct Latencies([AtomicU64; LATENCY_BUCKETS]);
 
-impl Default for Felt {
-    fn default() -> Felt {
-        Felt(std::array::from_fn(|_| AtomicU64::new(0)))
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 }
 
-impl Felt {
+impl Latencies {
     /// Counts one answer.
     pub(crate) fn add(&self, us: u64) {
-        add(&self.0[Felt::bucket(us)], 1);
+        add(&self.0[Latencies::bucket(us)], 1);
     }
 
     /// Adds what was counted since the start to `sum`.
-    pub(crate) fn add_to(&self, sum: &mut [u64; FELT_BUCKETS]) {
+    pub(crate) fn add_to(&self, sum: &mut [u64; LATENCY_BUCKETS]) {
         self.0.iter().zip(sum).for_each(|(count, sum)| *sum += count.load(Relaxed));
     }
 
@@ -112,7 +112,7 @@ impl Felt {
         }
         let doubling = us.ilog2();
         let quarter = us >> (doubling - 2) & 3;
-        ((doubling as usize - 1) * 4 + quarter as usize).min(FELT_BUCKETS - 1)
+        ((doubling as usize - 1) * 4 + quarter as usize).min(LATENCY_BUCKETS - 1)
     }
 }
 
@@ -176,14 +176,14 @@ mod tests {
 
     #[test]
     fn buckets_grow_by_quarters_of_a_doubling() {
-        let at: Vec<usize> = [0, 3, 4, 7, 8, 10, 15, 16, 1 << 20].into_iter().map(Felt::bucket).collect();
+        let at: Vec<usize> = [0, 3, 4, 7, 8, 10, 15, 16, 1 << 20].into_iter().map(Latencies::bucket).collect();
         assert_eq!(at, [0, 3, 4, 7, 8, 9, 11, 12, 76]);
-        assert_eq!(Felt::bucket(u64::MAX), FELT_BUCKETS - 1);
-        for bucket in (0..FELT_BUCKETS).filter(|bucket| !(4..8).contains(bucket) || *bucket == 4) {
-            assert_eq!(Felt::bucket(Felt::least(bucket)), bucket);
+        assert_eq!(Latencies::bucket(u64::MAX), LATENCY_BUCKETS - 1);
+        for bucket in (0..LATENCY_BUCKETS).filter(|bucket| !(4..8).contains(bucket) || *bucket == 4) {
+            assert_eq!(Latencies::bucket(Latencies::least(bucket)), bucket);
         }
         for us in 1..10_000 {
-            assert!(Felt::bucket(us) >= Felt::bucket(us - 1));
+            assert!(Latencies::bucket(us) >= Latencies::bucket(us - 1));
         }
     }
 }

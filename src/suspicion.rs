@@ -430,7 +430,9 @@ mod tests {
     #[test]
     fn no_standstill_convicts_who_needs_no_more_than_three_quarters_of_its_time() {
         for len in (10..=600).step_by(15) {
-            for (phase, from) in [0, 7, 15, 22, 29].into_iter().flat_map(|p| (1000..1300).step_by(9).map(move |f| (p, f))) {
+            for (phase, from) in
+                [0, 7, 15, 22, 29].into_iter().flat_map(|p| (1000..1300).step_by(9).map(move |f| (p, f)))
+            {
                 assert!(!is_convicted(180, (from, len), phase), "{len} ms from {from} on, reports at {phase}");
             }
         }

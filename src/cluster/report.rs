@@ -9,7 +9,7 @@ use crate::report::{
     AddressReport, LatencyReport, NodeReport, PairReport, ProcessReport, Report, ResyncReport, YieldReport,
 };
 use crate::resync::{Fill, Progress};
-use crate::stats::{FELT_BUCKETS, Felt, NodeStats};
+use crate::stats::{LATENCY_BUCKETS, Latencies, NodeStats};
 
 use super::Cluster;
 use super::jobs::seconds;
@@ -115,9 +115,11 @@ impl Cluster {
 
     /// How long nodes took to answer, over all workers.
     fn latency_report(&self) -> LatencyReport {
-        let mut counts = [0; FELT_BUCKETS];
-        self.stats.iter().for_each(|worker| worker.felt.add_to(&mut counts));
-        LatencyReport { buckets: counts.into_iter().enumerate().map(|(at, count)| (Felt::least(at), count)).collect() }
+        let mut counts = [0; LATENCY_BUCKETS];
+        self.stats.iter().for_each(|worker| worker.latencies.add_to(&mut counts));
+        LatencyReport {
+            buckets: counts.into_iter().enumerate().map(|(at, count)| (Latencies::least(at), count)).collect(),
+        }
     }
 
     pub(super) fn mode(&self) -> &'static str {

@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Cluster;
 use crate::resync::{Governor, TICK};
-use crate::stats::FELT_BUCKETS;
+use crate::stats::LATENCY_BUCKETS;
 
 impl Cluster {
     /// While no resync runs it looks whether clients are there.
@@ -21,8 +21,8 @@ impl Cluster {
                     () = sleep(if at_work { TICK.0 } else { TICK.1 }) => {}
                     () = pace.begun(), if !at_work => {}
                 }
-                let mut counts = [0; FELT_BUCKETS];
-                stats.iter().for_each(|worker| worker.felt.add_to(&mut counts));
+                let mut counts = [0; LATENCY_BUCKETS];
+                stats.iter().for_each(|worker| worker.latencies.add_to(&mut counts));
                 pace.set(governor.tick(started.elapsed(), &counts, pace.at_work(), pace.crawling()));
             }
         });

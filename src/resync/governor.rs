@@ -1,7 +1,7 @@
 //! PURE. How hard the resyncs may work, by what clients feel of them: they may add so much to the
 //! time within which nearly all answers come.
 //!
-//! The gauge is how long nodes take to answer the workers ([`Felt`]): it sees a node that is busy,
+//! The gauge is how long nodes take to answer the workers ([`Latencies`]): it sees a node that is busy,
 //! a network that is full, and a processor that others use. What it shows *without* the resyncs is
 //! looked at in the same seconds: they rest for a moment before they begin, and then again and
 //! again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's bulk
@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use crate::stats::{FELT_BUCKETS, Felt};
+use crate::stats::{LATENCY_BUCKETS, Latencies};
 
 /// How often [`Governor::tick`] is to be called while resyncs run, and while none does.
 pub const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -60,7 +60,7 @@ pub enum Leave {
 }
 
 /// Counts since the start, by bucket, over all workers.
-pub type Counts = [u64; FELT_BUCKETS];
+pub type Counts = [u64; LATENCY_BUCKETS];
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ pub struct Governor {
     budget: Duration,
     last: Counts,
     /// Answers while the resyncs rested; older counts fade.
-    at_rest: [f64; FELT_BUCKETS],
+    at_rest: [f64; LATENCY_BUCKETS],
     /// Since the last judgement.
     window: Counts,
     since: Duration,
@@ -99,9 +99,9 @@ impl Governor {
     pub fn new(budget: Duration) -> Governor {
         Governor {
             budget,
-            last: [0; FELT_BUCKETS],
-            at_rest: [0.0; FELT_BUCKETS],
-            window: [0; FELT_BUCKETS],
+            last: [0; LATENCY_BUCKETS],
+            at_rest: [0.0; LATENCY_BUCKETS],
+            window: [0; LATENCY_BUCKETS],
             since: Duration::ZERO,
             share: 1.0,
             fast: true,
@@ -137,7 +137,7 @@ impl Governor {
     }
 
     fn begin(&mut self, now: Duration) {
-        self.at_rest = [0.0; FELT_BUCKETS];
+        self.at_rest = [0.0; LATENCY_BUCKETS];
         (self.share, self.fast) = (1.0, true);
         self.slice = Slice::Alone;
         if !self.is_alone(now) {
@@ -150,7 +150,7 @@ impl Governor {
 
     fn go_on(&mut self, now: Duration, crawling: bool) {
         if crawling {
-            // What is felt now says nothing of the copying, nor of how clients fare without it.
+            // What clients wait for now says nothing of the copying, nor of how clients fare without it.
             if self.slice != Slice::Alone {
                 (self.slice, self.crawled) = (Slice::Work(now), true);
             }
@@ -223,7 +223,7 @@ impl Governor {
     }
 
     fn forget_window(&mut self, now: Duration) {
-        self.window = [0; FELT_BUCKETS];
+        self.window = [0; LATENCY_BUCKETS];
         self.since = now;
     }
 
@@ -235,9 +235,9 @@ impl Governor {
             above -= count;
             above < 0.0
         });
-        let usual_us = latest.map_or(0, |bucket| Felt::least(bucket + 1));
+        let usual_us = latest.map_or(0, |bucket| Latencies::least(bucket + 1));
         let added_us = u64::try_from(added.as_micros()).unwrap_or(u64::MAX);
-        (Felt::bucket(usual_us.saturating_add(added_us)) + 1).min(FELT_BUCKETS - 1)
+        (Latencies::bucket(usual_us.saturating_add(added_us)) + 1).min(LATENCY_BUCKETS - 1)
     }
 }
 
@@ -271,7 +271,7 @@ mod tests {
             World {
                 governor: Governor::new(BUDGET),
                 now: Duration::ZERO,
-                counts: [0; FELT_BUCKETS],
+                counts: [0; LATENCY_BUCKETS],
                 leave: Leave::Full,
                 per_s,
                 usual_us: 100,
@@ -307,7 +307,7 @@ mod tests {
                 ];
                 for (owed, (count, us)) in self.owed.iter_mut().zip(kinds) {
                     *owed += count;
-                    self.counts[Felt::bucket(us)] += *owed as u64;
+                    self.counts[Latencies::bucket(us)] += *owed as u64;
                     *owed -= owed.floor();
                 }
                 self.late[0] += if harm_us > BUDGET.as_micros() as f64 * 1.7 { late } else { 0.0 };

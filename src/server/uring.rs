@@ -401,7 +401,10 @@ impl Uring {
 
     /// As [`Uring::turn`], but waits until there is something, or the alarm is signalled.
     pub(super) fn sleep(&mut self) {
-        let waits = self.waiting.is_empty() && self.unbuffered.is_empty() && self.uring.completion().is_empty() && self.alarm.set();
+        let waits = self.waiting.is_empty()
+            && self.unbuffered.is_empty()
+            && self.uring.completion().is_empty()
+            && self.alarm.set();
         self.enter(usize::from(waits));
         if waits {
             self.alarm.unset();

@@ -667,10 +667,10 @@ impl Shell {
         self.reads = self.reads.wrapping_add(1);
         let sent = self.core.conn(node, lane).flights.front().map(|sent| sent.at_us);
         if let Some(sent_us) = sent {
-            let felt_us = self.core.now_us.saturating_sub(sent_us);
-            self.stats.felt.add(felt_us);
-            if felt_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
-                self.core.tell_slow(node, lane, felt_us);
+            let latency_us = self.core.now_us.saturating_sub(sent_us);
+            self.stats.latencies.add(latency_us);
+            if latency_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
+                self.core.tell_slow(node, lane, latency_us);
             }
         }
         self.core.node_input(node, lane);
