@@ -57,7 +57,7 @@ pub(crate) enum Rule {
     AbandonedAtMove,
 }
 
-/// Whether the rule holds. Always, but for tests.
+/// Whether the rule holds. Always, except in tests.
 #[cfg(not(test))]
 pub(crate) const fn holds(_: Rule) -> bool {
     true

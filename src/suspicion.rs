@@ -541,7 +541,7 @@ mod tests {
         for now in (1270..2000).step_by(30) {
             assert_eq!(owes(&mut s, 1000, now), wait(&[]), "{now}");
         }
-        // Now they wake. The late one has as long for what it owes, but for the quarter that an
+        // Now they wake. The late one has as long for what it owes, except for the quarter that an
         // answer may have taken.
         answer(&mut s, &[1, 2], 2000);
         let found = given_up_at(&mut s, 1000, 2020, &[1, 2], 1);

@@ -34,7 +34,8 @@ const MAX_PAIRS: usize = 128 * 128;
 const MARK_TRIES: usize = 3;
 
 /// Tells the connections of one [`NodeControl`] apart, from 1 on. A connection leads to one
-/// process: what was read on it is true of whatever is written on it, but for a flush in between.
+/// process: what was read on it is true of whatever is written on it, except for a flush in
+/// between.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ConnectionId(u64);
 

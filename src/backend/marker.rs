@@ -316,8 +316,8 @@ impl Pending {
         due
     }
 
-    /// What another node remembers: its flushes too, but for those that are known to have been run.
-    /// Returns the new ones.
+    /// What another node remembers: its flushes too, except for those that are known to have been
+    /// run. Returns the new ones.
     pub fn merge(&mut self, other: &Pending) -> Vec<u64> {
         let new = other.due.iter().filter(|due| !self.due.contains(due)).copied().collect::<Vec<_>>();
         self.due.extend(&other.due);

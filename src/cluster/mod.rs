@@ -118,7 +118,7 @@ struct PairRun {
     overdue: bool,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
-    /// Its gate would be open but for a `flush_all`.
+    /// Its gate would be open except for a `flush_all`.
     held_for_flush: bool,
     /// A node refuses to store its record, which is tried again and again: a `flush_all` does not
     /// wait for it, for it writes records too.

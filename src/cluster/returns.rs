@@ -169,7 +169,7 @@ impl Cluster {
                 // that memory.
                 self.apply(pair, pair::Event::BackSame(place));
             } else if first && self.follows_in_adoption(pair, place) {
-                // What it holds counts, but for what clients have written since.
+                // What it holds counts, except for what clients have written since.
             } else if self.awaits_undo(pair, place) {
                 // The other node's resync is still winding up: only at its end is it known whether
                 // that one may lead.

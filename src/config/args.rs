@@ -80,7 +80,7 @@ pub(super) struct Args {
     #[arg(short = 'a', long, value_name = "MODE", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) unix_socket_mode: Vec<String>,
 
-    /// Clients at once; one more is refused, but for what operators ask (16 connections more).
+    /// Clients at once; one more is refused, except for what operators ask (16 connections more).
     /// Raises the limit of open files to what that needs; fewer where the system forbids
     #[arg(short = 'n', long, value_name = "N", default_value = "4096", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Clients")]

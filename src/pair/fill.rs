@@ -16,7 +16,7 @@ pub enum Fill {
     Empty,
     /// Possibly old items: all of them are deleted first.
     Purge,
-    /// What the leader holds, but for the keys that it missed: those are deleted and copied.
+    /// What the leader holds, except for the keys that it missed: those are deleted and copied.
     Missed,
     /// Most probably what the leader holds: every key is compared, and what differs is dropped and
     /// copied.
@@ -166,7 +166,7 @@ impl Plan {
         self.cut_off = None;
     }
 
-    /// Whether what the node at `place` holds is right but for the missed keys. `whole`: no key is
+    /// Whether what the node at `place` holds is right except for the missed keys. `whole`: no key is
     /// missing in that list.
     pub fn knows_difference(&self, place: Place, whole: bool) -> bool {
         whole && self.kept.by(place)

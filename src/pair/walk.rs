@@ -68,7 +68,7 @@ struct World {
     /// What clients write is noted.
     noted: bool,
     /// Whether nothing that was deleted comes back when what only this node holds is added to the
-    /// other one, but for what is noted.
+    /// other one, except for what is noted.
     counts: [bool; 2],
     /// Whether the node has made every acknowledged write, and holds no copy.
     made_all: [bool; 2],

@@ -19,7 +19,7 @@ pub const STORED: &[u8] = b"STORED\r\n";
 pub const NOT_STORED: &[u8] = b"NOT_STORED\r\n";
 /// To a `cas` with an id that is out of date.
 pub const EXISTS: &[u8] = b"EXISTS\r\n";
-/// To a command on an item that is not there, but for reads.
+/// To a command on an item that is not there, except for reads.
 pub const NOT_FOUND: &[u8] = b"NOT_FOUND\r\n";
 /// To `delete`.
 pub const DELETED: &[u8] = b"DELETED\r\n";

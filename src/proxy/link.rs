@@ -215,7 +215,7 @@ pub struct Conn {
     pub generation: u32,
     /// The node's life when it was dialled, or when it was last found to be in order.
     pub life: u32,
-    /// To be written, but for the end of `get_line`.
+    /// To be written, except for the end of `get_line`.
     out: OutQueue,
     /// The `get` line at the end of `out`, as long as further keys may join it.
     get_line: Option<GetLine>,

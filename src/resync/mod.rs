@@ -388,7 +388,7 @@ pub enum JobEvent {
         /// What became of it.
         reply: oneshot::Sender<Settled>,
     },
-    /// The pair is copied but for a few keys. The control plane closes its gate, waits until no
+    /// All of the pair but a few keys is copied. The control plane closes its gate, waits until no
     /// mutation is in flight, and answers `true`; `false` = not now, ask again later.
     Ready {
         pair: PairId,

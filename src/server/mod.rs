@@ -209,7 +209,8 @@ fn urings(mode: IoUringMode, workers: usize) -> std::io::Result<Vec<Uring>> {
     }
 }
 
-/// The proxy put together but for threads and sockets: the simulation runs all of it on one thread.
+/// The proxy put together, without threads and sockets: the simulation runs all of it on one
+/// thread.
 pub(crate) struct Assembly {
     /// To be run, each in a `LocalSet` of its own.
     pub(crate) workers: Vec<WorkerParts>,

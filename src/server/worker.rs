@@ -169,7 +169,7 @@ pub(crate) struct Shell {
     /// Sockets that took no more.
     writable: Arc<Writable>,
     blocked_conns: Vec<(NodeId, usize)>,
-    /// Empty, but for the time of a flush.
+    /// Empty, except for the time of a flush.
     flushed_clients: Vec<u32>,
     flushed_conns: Vec<(NodeId, usize)>,
     events: UnboundedSender<Event>,
@@ -210,7 +210,7 @@ impl Shell {
         // not run: what a node was asked just before is sent now, and what it answered meanwhile is
         // not read yet. No node is to blame for that.
         if unseen_us > STALL_TICKS * self.tick_us && !self.core.is_quiet() {
-            // (But for one tick: a worker that is always late finds a hung node late, and not
+            // (Except for one tick: a worker that is always late finds a hung node late, and not
             // never.)
             self.core.stood_still_us += unseen_us - self.tick_us;
         }

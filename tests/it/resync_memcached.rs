@@ -527,8 +527,8 @@ async fn only_what_was_missed_is_touched() {
     assert_eq!(world.assert_equal(&keys).await, COUNT);
 }
 
-/// Two nodes with the same 50,000 items, but for some: those alone are written, and clients write
-/// all the while.
+/// Two nodes with the same 50,000 items, except for some: those alone are written, and clients
+/// write all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_differs_is_found_by_comparing() {
     const COUNT: usize = 50_000;

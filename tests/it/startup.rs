@@ -108,7 +108,7 @@ fn row_both_with_items_and_no_markers_the_primary_leads() {
     assert!(all.len() >= 2, "{all:?}");
 }
 
-/// What only the backup holds is added to the primary, but for what clients deleted or wrote
+/// What only the backup holds is added to the primary, except for what clients deleted or wrote
 /// meanwhile.
 #[test]
 fn row_both_with_items_and_no_markers_what_only_the_backup_holds_is_adopted() {

@@ -143,7 +143,7 @@ struct Fence {
     stuck_us: Option<u64>,
 }
 
-/// How many writes are in flight by key, but for those that wait for a repair. Counted from the
+/// How many writes are in flight by key, except for those that wait for a repair. Counted from the
 /// first repair on, and for a while after the last: each has to know of its key's, and a walk over
 /// all operations for each of many repairs grows with their square.
 #[derive(Debug)]

@@ -133,7 +133,7 @@ impl Worker {
     /// To the control plane, other workers, and nodes that are not connected.
     fn hand_on(&self, shell: &mut Shell) {
         for event in shell.core.outbox.events.drain(..) {
-            // The control plane outlives the workers but for the last moments of a shutdown.
+            // The control plane outlives the workers except for the last moments of a shutdown.
             let _ = shell.events.send(event);
         }
         for (worker, message) in shell.core.outbox.peers.drain(..) {

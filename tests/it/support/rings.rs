@@ -38,8 +38,8 @@ pub fn read_ring(nodes: &[Memcached]) -> RingMap {
     ring
 }
 
-/// Every live item of one node, but for the proxy's own: enumerated by `lru_crawler metadump hash`,
-/// read by `mg`.
+/// Every live item of one node, except for the proxy's own: enumerated by
+/// `lru_crawler metadump hash`, read by `mg`.
 pub fn read_node(addr: &str) -> RingMap {
     let mut client = Client::connect(addr);
     client.set_deadline(Duration::from_secs(60));

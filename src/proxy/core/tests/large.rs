@@ -45,8 +45,8 @@ impl Alone {
         self.core.node_input(NODE, 0);
     }
 
-    /// What the tick then tells of late answers, but for what was told of them before: whether the
-    /// longer time is over, too.
+    /// What the tick then tells of late answers, except for what was told of them before: whether
+    /// the longer time is over, too.
     pub(super) fn tick_at(&mut self, us: u64) -> Vec<bool> {
         if self.core.links[NODE.index()].lateness == 0 {
             self.told = 0;
