@@ -209,7 +209,7 @@ pub struct Client {
     /// See `begun`.
     turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
-    pub heard_us: u64,
+    pub received_us: u64,
     /// What its values are like, in bytes: the largest of late.
     pub(super) largest: u32,
     /// Keys that it may have read at once, as far as that is known.
@@ -300,7 +300,7 @@ impl Client {
             dirty: false,
             begun: 0,
             turn: 0,
-            heard_us: now_us,
+            received_us: now_us,
             largest: 0,
             reads_max: FIRST_READS,
             first: 0,

@@ -224,7 +224,7 @@ impl Shell {
         self.core.begin_last_turn();
         let on_uring = self.uring.is_some();
         if on_uring {
-            self.hear_all();
+            self.take_all_news();
         }
         for index in self.core.client_indexes() {
             if on_uring {
@@ -663,7 +663,7 @@ impl Shell {
     }
 
     /// Something has come from a node.
-    fn hear_node(&mut self, node: NodeId, lane: usize) {
+    fn node_received(&mut self, node: NodeId, lane: usize) {
         self.reads = self.reads.wrapping_add(1);
         let sent = self.core.conn(node, lane).flights.front().map(|sent| sent.at_us);
         if let Some(sent_us) = sent {

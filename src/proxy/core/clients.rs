@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use crate::ids::is_reserved;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
+use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
-use crate::proxy::memory::FREE;
-use crate::proxy::memory::Memory;
+use crate::proxy::memory::{FREE, Memory};
 use crate::proxy::op::{self, Asker, ClientKey, Op, Origin};
 use crate::ring::Topology;
 
@@ -62,6 +62,17 @@ impl Core {
     /// Clients' answers are counted in this account, of all workers.
     pub fn share(&mut self, memory: Arc<Memory>) {
         self.memory = memory;
+    }
+
+    /// Whether clients may bring much before they are stopped.
+    #[inline(always)]
+    pub fn takes_bursts(&self) -> bool {
+        self.memory.takes_bursts()
+    }
+
+    /// For what they bring then.
+    pub fn backlog(&self) -> Backlog {
+        Backlog::new(self.memory.clone())
     }
 
     pub fn client_connected(&mut self) -> ClientKey {
@@ -116,7 +127,7 @@ impl Core {
     pub fn client_input(&mut self, index: u32, chunk: BytesMut) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         debug_assert!(client.partial.is_empty());
-        client.heard_us = self.now_us;
+        client.received_us = self.now_us;
         client.take_turn(self.turn);
         self.feed(index, chunk);
     }
@@ -124,7 +135,7 @@ impl Core {
     /// More has come behind what was in the client's `partial`.
     pub fn client_more(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        client.heard_us = self.now_us;
+        client.received_us = self.now_us;
         if client.partial.len() >= client.need && !client.line_goes_on() {
             client.take_turn(self.turn);
             self.go_on(index);
@@ -189,7 +200,7 @@ impl Core {
     pub fn close_silent(&mut self, timeout_us: u64) {
         for index in self.client_indexes() {
             let client = &self.clients[index as usize];
-            if client.is_idle() && self.now_us.saturating_sub(client.heard_us) > timeout_us {
+            if client.is_idle() && self.now_us.saturating_sub(client.received_us) > timeout_us {
                 self.close_client(index, Ended::Silent);
             }
         }

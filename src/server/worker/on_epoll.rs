@@ -111,7 +111,7 @@ impl Shell {
             };
             match poll_read_buf(Pin::new(stream), cx, self.core.conn(node, lane).room()) {
                 Poll::Pending => return Reading::Waits,
-                Poll::Ready(Ok(n)) if n > 0 => self.hear_node(node, lane),
+                Poll::Ready(Ok(n)) if n > 0 => self.node_received(node, lane),
                 Poll::Ready(_) => {
                     let by_node = stream.was_ended_by_node();
                     self.nodes[node.index()][lane] = None;

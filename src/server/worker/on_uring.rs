@@ -75,14 +75,14 @@ impl Worker {
         // (The core hears of nothing before a look at the clock, see `uring_news`.)
         let shell = &mut *self.shell.borrow_mut();
         shell.tell_uring_of_memory();
-        shell.hear_uring();
+        shell.take_news();
         // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
         if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
             // Clients that were just answered ask again, so a node gets their requests in one piece
             // and not in many.
             self.flush_clients(shell, cx);
             shell.turn_uring();
-            shell.hear_uring();
+            shell.take_news();
         }
         self.flush_all(shell, cx);
         shell.receive_from_nodes();
@@ -140,7 +140,7 @@ impl Shell {
     }
 
     /// Takes what has come.
-    fn hear_uring(&mut self) {
+    fn take_news(&mut self) {
         for _ in 0..NEWS_PER_TURN {
             let Some(news) = self.uring.as_mut().and_then(Uring::next) else { return };
             self.turn_of_many();
@@ -172,7 +172,7 @@ impl Shell {
                 let lane = usize::from(lane);
                 let full = room.len() == room.capacity();
                 self.core.conn(node, lane).input = room;
-                self.hear_node(node, lane);
+                self.node_received(node, lane);
                 self.to_receive.push((node, lane, full));
             }
             News::NodeEnd { node, lane, by_node } => {
@@ -225,7 +225,7 @@ impl Shell {
     }
 
     /// Takes all that clients have sent by now, without a look at the clock (see `last_calls`).
-    pub(super) fn hear_all(&mut self) {
+    pub(super) fn take_all_news(&mut self) {
         // The kernel does some twenty pieces of deferred work in a turn, all of which may be sends
         // of which nothing is told.
         let (begun, patience) = (Instant::now(), 1 + self.core.client_count() / 10);
