@@ -120,13 +120,20 @@ mod tests {
     fn several_good_probes_in_a_row_bring_a_node_back() {
         let mut health = Health::new();
         health.back(S);
+        assert_eq!((health.is_up(), health.losses()), (true, 0));
         assert!(health.lost(100 * S) && !health.lost(100 * S));
         assert!(!health.good_probe(101 * S, 3, false));
         assert!(!health.good_probe(102 * S, 3, false));
+        assert!(health.is_tried(2) && !health.is_tried(3));
         health.bad_probe();
+        assert!(!health.is_tried(1));
         assert!(!health.good_probe(103 * S, 3, false));
         assert!(!health.good_probe(104 * S, 3, false));
         assert!(health.good_probe(105 * S, 3, false));
+        assert!(health.is_tried(3));
+        health.back(105 * S);
+        assert!(health.lost(200 * S));
+        assert_eq!((health.is_up(), health.losses()), (false, 2));
     }
 
     #[test]
