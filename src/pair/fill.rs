@@ -166,8 +166,8 @@ impl Plan {
         self.cut_off = None;
     }
 
-    /// Whether what the node at `place` holds is right except for the missed keys. `whole`: no key is
-    /// missing in that list.
+    /// Whether what the node at `place` holds is right except for the missed keys. `whole`: no key
+    /// is missing in that list.
     pub fn knows_difference(&self, place: Place, whole: bool) -> bool {
         whole && self.kept.by(place)
     }
