@@ -59,7 +59,7 @@ pub mod internals {
     pub mod resync {
         pub use crate::resync::{
             Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Outcome, PairProgress, Progress, RateLimiter,
-            Settled, Tuning, Verdict, Verify, VerifyPair, clean, run, verify,
+            Settlement, Tuning, Verdict, Verify, VerifyPair, clean, run, verify,
         };
     }
     pub mod ring {

@@ -111,9 +111,7 @@ impl Cluster {
 
     fn ask_refill(&mut self, node: NodeId) {
         let run = &mut self.nodes[node.index()];
-        run.operator = true;
-        run.cancelled = false;
-        run.retry_pending = false;
+        run.refills.ask();
         self.unsettled.node(node);
     }
 
@@ -157,7 +155,7 @@ impl Cluster {
         if !run.health.is_up() || !run.is_drained() {
             return client_error(format_args!("resync lead: {name} does not answer, or has old commands to execute"));
         }
-        if run.job.is_some() {
+        if run.refills.job.is_some() {
             return client_error(format_args!(
                 "resync lead: what {name} holds is being changed by a resync; see resync status"
             ));

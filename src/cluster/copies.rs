@@ -14,7 +14,7 @@ use crate::ids::{NodeId, PairId, Place};
 use crate::keys::Lone;
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
-use crate::resync::{Progress, Settled};
+use crate::resync::{Progress, Settlement};
 
 /// How often the pairs are looked over.
 const TICK: Duration = Duration::from_millis(500);
@@ -182,7 +182,7 @@ impl Cluster {
         }
         self.spawn(async move {
             let settled = futures::future::join_all(answers).await;
-            let mended = settled.iter().any(|s| matches!(s, Ok(Settled::Done | Settled::Superfluous)));
+            let mended = settled.iter().any(|s| matches!(s, Ok(Settlement::Done | Settlement::Superfluous)));
             Internal::Mended { pair: id, mended }
         });
     }

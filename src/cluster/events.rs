@@ -156,7 +156,7 @@ impl Cluster {
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {
-                self.nodes[node.index()].retry_pending = false;
+                self.nodes[node.index()].refills.next_is_due();
                 self.unsettled.node(node);
             }
             Internal::Quiesced { guard } => self.quiesced(guard),

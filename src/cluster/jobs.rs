@@ -17,15 +17,12 @@ use crate::proxy::Adopted;
 use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Tuning, Verdict};
 
 use super::nodes::reason_of;
+use super::refills::Failed;
 use super::{Cluster, Internal};
 
 /// The source of a resync may make no progress for so many times as long as a last full copy may
 /// with a client's request: to begin again costs all that was copied.
 const SOURCE_PATIENCE: u32 = 5;
-/// After a resync that failed the next try waits so long, doubling.
-pub(super) const RETRY_MIN: Duration = Duration::from_millis(250);
-/// At most so long.
-const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// A resync under way.
 pub(super) struct JobRun {
@@ -136,7 +133,7 @@ impl Cluster {
         } else {
             tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
         }
-        run.job = Some(JobRun {
+        run.refills.job = Some(JobRun {
             serial,
             pairs,
             fill,
@@ -145,7 +142,7 @@ impl Cluster {
             purge_only,
             overtaken: BTreeSet::new(),
             go: None,
-            by_operator: run.operator,
+            by_operator: run.refills.is_asked_for(),
         });
         self.changed(node);
         self.forward(questions, move |event| Internal::Job { node, serial, event });
@@ -204,13 +201,13 @@ impl Cluster {
 
     pub(super) fn job_said(&mut self, node: NodeId, serial: u64, event: JobEvent) {
         let place = self.topology.place(node);
-        let Some(job) = self.nodes[node.index()].job.as_mut().filter(|j| j.serial == serial) else { return };
+        let Some(job) = self.nodes[node.index()].refills.job.as_mut().filter(|j| j.serial == serial) else { return };
         match event {
             JobEvent::CannotEnumerate { source, pairs, why } => {
                 tracing::warn!(node = %self.topology.addr(node), source = %self.topology.addr(source), why,
                     "the leader cannot be enumerated and keeps leading: the node is filled from the reads that pass through");
                 // The job is doing what it can, which counts as well begun.
-                self.nodes[node.index()].retry_after = RETRY_MIN;
+                self.nodes[node.index()].refills.begin_anew();
                 // It lingers now.
                 self.unsettled.node(node);
                 for pair in pairs {
@@ -228,7 +225,7 @@ impl Cluster {
                 }
                 // From here on the node may be written to.
                 self.nodes[node.index()].empty = false;
-                if let Some(job) = self.nodes[node.index()].job.as_mut()
+                if let Some(job) = self.nodes[node.index()].refills.job.as_mut()
                     && let Fill::Empty | Fill::Purge = job.fill
                 {
                     job.overtaken.clear();
@@ -243,7 +240,7 @@ impl Cluster {
                 self.told_together(|cluster| {
                     pairs.iter().for_each(|pair| cluster.apply(*pair, pair::Event::BeginRecovery));
                 });
-                if let Some(job) = self.nodes[node.index()].job.as_mut() {
+                if let Some(job) = self.nodes[node.index()].refills.job.as_mut() {
                     job.go = Some(reply);
                 }
                 self.unsettled.node(node);
@@ -305,7 +302,7 @@ impl Cluster {
     /// open. `false`: one cannot be.
     pub(super) fn may_go(&self, node: NodeId) -> Option<bool> {
         let place = self.topology.place(node);
-        let job = self.nodes[node.index()].job.as_ref().filter(|job| job.go.is_some())?;
+        let job = self.nodes[node.index()].refills.job.as_ref().filter(|job| job.go.is_some())?;
         let mut ready = true;
         for (pair, _) in &job.pairs {
             let pair = &self.pairs[pair.index()].pair;
@@ -320,7 +317,7 @@ impl Cluster {
     /// Part of [`settle`](Cluster::settle).
     pub(super) fn answer_go(&mut self, node: NodeId) {
         let Some(goes) = self.may_go(node) else { return };
-        if let Some(go) = self.nodes[node.index()].job.as_mut().and_then(|job| job.go.take()) {
+        if let Some(go) = self.nodes[node.index()].refills.job.as_mut().and_then(|job| job.go.take()) {
             let _ = go.send(goes);
         }
     }
@@ -344,22 +341,18 @@ impl Cluster {
             Some(backup) => self.nodes.get_disjoint_mut([primary.index(), backup.index()]).map(Vec::from),
             None => self.nodes.get_disjoint_mut([primary.index()]).map(Vec::from),
         };
-        let jobs = nodes.into_iter().flatten().filter_map(|node| node.job.as_mut());
+        let jobs = nodes.into_iter().flatten().filter_map(|node| node.refills.job.as_mut());
         jobs.filter(move |job| job.fills(pair))
     }
 
     /// The operator's word; `false` if there was nothing to cancel.
     pub(super) fn cancel_job(&mut self, node: NodeId) -> bool {
         let run = &mut self.nodes[node.index()];
-        if run.job.is_none() && !run.retry_pending {
-            return false;
-        }
-        run.operator = false;
-        run.cancelled = true;
-        if let Some(job) = &run.job {
+        let cancelled = run.refills.cancel();
+        if let Some(job) = &run.refills.job {
             job.cancel.cancel();
         }
-        true
+        cancelled
     }
 
     pub(super) fn job_ended(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
@@ -410,7 +403,7 @@ impl Cluster {
 
     /// Whether a resync of the node, over this pair among others, is under way or winding up.
     pub(super) fn is_being_filled(&self, node: NodeId, pair: PairId) -> bool {
-        self.nodes[node.index()].job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
+        self.nodes[node.index()].refills.job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
     }
 
     /// A source that is lost ends the job of all pairs: another pair's follower must not count for
@@ -418,13 +411,13 @@ impl Cluster {
     fn goes_on_adopting(&self, pair: PairId, node: NodeId) -> bool {
         let run = &self.pairs[pair.index()];
         let leader = self.topology.place(node).other();
-        run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node.index()].cancelled
+        run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node.index()].refills.is_cancelled()
     }
 
     /// A job is over: what it leaves behind is judged in this order, for each step goes by what the
     /// ones before have told the pairs.
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
-        let Some(job) = self.nodes[node.index()].job.take_if(|j| j.serial == serial) else { return };
+        let Some(job) = self.nodes[node.index()].refills.job.take_if(|j| j.serial == serial) else { return };
         let Outcome { result, drains, undone } = outcome;
         for drain in drains {
             self.await_drain(drain);
@@ -437,13 +430,10 @@ impl Cluster {
         self.tell_pairs_of_end(node, &job, &result, reason, undone);
         self.judge_awaited_leaders(node, &job);
         let elapsed = job.progress.elapsed();
-        self.nodes[node.index()].last = Some(LastJob { fill: job.fill, progress: job.progress.clone(), elapsed, end });
+        self.nodes[node.index()].refills.last =
+            Some(LastJob { fill: job.fill, progress: job.progress.clone(), elapsed, end });
         match result {
-            Ok(()) => {
-                let run = &mut self.nodes[node.index()];
-                run.retry_after = RETRY_MIN;
-                run.operator = false;
-            }
+            Ok(()) => self.nodes[node.index()].refills.done(),
             Err(error) => self.try_again(node, &job, &error),
         }
         self.changed(node);
@@ -559,13 +549,10 @@ impl Cluster {
                 self.plan(*pair, FillEvent::ListVoid);
             }
         }
-        let run = &mut self.nodes[node.index()];
-        run.operator |= job.by_operator && *error != JobError::Cancelled;
-        if !(job.purge_only && *error == JobError::Aborted) {
-            run.retry_pending = true;
-            let wait = run.retry_after;
-            run.retry_after = (wait * 2).min(RETRY_MAX);
-            self.after(wait, Internal::RetryRefill { node });
+        let (asked, cancelled) = (job.by_operator, *error == JobError::Cancelled);
+        let served = job.purge_only && *error == JobError::Aborted;
+        if let Some(pause) = self.nodes[node.index()].refills.failed(Failed { asked, cancelled, served }) {
+            self.after(pause, Internal::RetryRefill { node });
         }
     }
 }

@@ -1,6 +1,41 @@
-//! The control plane: the only owner of the pairs' states. One task; everything it learns comes as
-//! an event, everything it does is a command to the workers or a task of its own whose end is again
-//! an event.
+//! The control plane: the only owner of the pairs' states.
+//!
+//! # The loop
+//!
+//! One task, on the thread that called `main`. It **owns** every pair's state and plan, what is
+//! known of every node, the refills, the flush, and the records' epochs and terms; workers have a
+//! copy of each route, jobs a few shared sets of keys, and neither changes what the loop owns.
+//!
+//! Everything it learns comes as an event ([`events`](self)): from workers (a gate is closed, a
+//! node failed, a client asks), or from a task of its own, whose end is an event again (an answer
+//! of a node, a pause that is over, a job's question). **An event is worked off in this order**,
+//! without once waiting:
+//!
+//! 1. The handler judges it by what the loop owns. What a late event speaks of may be gone: epochs,
+//!    rounds, serials, lives and incarnations tell.
+//! 2. A pair that learns something ([`Cluster::apply`]) changes its state at once, then its plan,
+//!    and each effect is carried out: a command to the workers, a task that writes a record.
+//! 3. Whatever changed is marked, and [`Cluster::settle`] brings about all that follows: jobs are
+//!    answered, refills begun, a flush goes on. No handler calls a reaction itself.
+//!
+//! So between two events everything is settled, and an event never meets a thing half done. Its own
+//! tasks' events go first: a flood of clients' questions must not keep probes and records waiting.
+//! Nothing that [`Cluster::settle`] looks at changes by the clock alone: where time matters, a
+//! timer's event says so.
+//!
+//! **Why one thread.** A loss concerns many pairs, a pair two nodes, a node many jobs: with locks
+//! each rule would have to say in which order it takes them, and two rules could see each other's
+//! half. One owner makes every transition a plain function, that tests call in any order.
+//!
+//! **What it costs.** No request passes here, but for `flush_all`, `stats` and the operator's
+//! words. A loss of one of n primaries over m backups: m pairs, each with a command to every
+//! worker, a confirmation of each, and one record on the survivor; every other node in use gets it
+//! as a witness. After each event up to n + m nodes are asked what is due ([`settle`](self)).
+//! Nothing here grows with keys or clients; what may take long (a list of keys, a look at a node)
+//! is a task. The channel to the loop is unbounded: what workers tell is bounded by clients'
+//! requests in flight, and each task tells one thing.
+//!
+//! # The chapters
 //!
 //! - `events`: what the loop hears, from workers and from tasks of its own.
 //! - `edges`: a pair learns something; what follows reaches workers and nodes.
@@ -72,7 +107,7 @@ use crate::ids::{Epoch, NodeId, PairId, Place, Term};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Gate, Pair, Plan, State};
 use crate::proxy::{Command, Event};
-use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settled, Verdict};
+use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settlement, Verdict};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
@@ -168,7 +203,7 @@ pub struct Cluster {
     delayed: flush::Delayed,
     job_serial: u64,
     /// Orders to workers that are not settled, and the last one's number.
-    orders: BTreeMap<u64, oneshot::Sender<Settled>>,
+    orders: BTreeMap<u64, oneshot::Sender<Settlement>>,
     last_ticket: u64,
     scrubs: verify::Scrubs,
     /// Edges that are told together, of pairs and the states before, while several pairs learn of

@@ -324,12 +324,12 @@ impl Cluster {
         run.reason = Reason::Moved;
         run.name = Name { listed: std::mem::take(&mut run.name.listed), ..Name::default() };
         // Should the same process be there, what is given up unanswered may still take effect.
-        let unanswered = run.drains > 0 || !run.undrained.is_empty() || run.job.is_some() || flushing;
+        let unanswered = run.drains > 0 || !run.undrained.is_empty() || run.refills.job.is_some() || flushing;
         run.abandoned |= unanswered && holds(Rule::AbandonedAtMove);
         run.drains = 0;
         run.refused_since = None;
         run.silent_since = None;
-        if let Some(job) = &run.job {
+        if let Some(job) = &run.refills.job {
             job.yield_to_others();
         }
         // Told after the address is published (see `at_present_address`).

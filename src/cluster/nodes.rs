@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -19,7 +18,7 @@ use crate::proxy::Command;
 use crate::rules::{Rule, holds};
 
 use super::Cluster;
-use super::jobs::JobRun;
+use super::refills::Refills;
 
 /// What the control plane knows of a node.
 pub(super) struct NodeRun {
@@ -75,16 +74,7 @@ pub(super) struct NodeRun {
     /// It was lost and is not taken back: its prober hurries, also while it answers. Written here,
     /// read by the prober.
     pub(super) away: Arc<AtomicBool>,
-    /// The operator asked for a refill, whatever the mode.
-    pub(super) operator: bool,
-    /// The operator cancelled its resync: none begins by itself before it is lost again or asked
-    /// for.
-    pub(super) cancelled: bool,
-    pub(super) job: Option<JobRun>,
-    /// The last job's progress and end.
-    pub(super) last: Option<super::jobs::LastJob>,
-    pub(super) retry_pending: bool,
-    pub(super) retry_after: Duration,
+    pub(super) refills: Refills,
     /// It was lost for these reasons, so often.
     pub(super) faults: Vec<(Reason, u64)>,
     pub(super) since: Instant,
@@ -124,12 +114,7 @@ impl NodeRun {
             life: 0,
             hint: Arc::new(Notify::new()),
             away: Arc::new(AtomicBool::new(false)),
-            operator: false,
-            cancelled: false,
-            job: None,
-            last: None,
-            retry_pending: false,
-            retry_after: super::jobs::RETRY_MIN,
+            refills: Refills::default(),
             faults: Vec::new(),
             since: Instant::now(),
         }
@@ -235,7 +220,7 @@ impl Cluster {
             self.suspicions.lost(node);
             run.reason = reason;
             run.count_fault(reason);
-            run.cancelled = false;
+            run.refills.node_lost();
             run.since = Instant::now();
             tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
             run.hint.notify_one();

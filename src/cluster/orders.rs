@@ -11,7 +11,6 @@ use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Loss, State};
 use crate::pair::{FillEvent, Word};
 use crate::proxy::{Adopted, Command, Settlement, owner_of};
-use crate::resync::Settled;
 
 impl Cluster {
     /// What clients have written is deleted on the follower, or was made there too: this is
@@ -93,7 +92,13 @@ impl Cluster {
         self.pairs[id.index()].written.as_ref().is_some_and(|written| !written.overflowed())
     }
 
-    pub(super) fn order_adoption(&mut self, pair: PairId, key: Bytes, item: Adopted, reply: oneshot::Sender<Settled>) {
+    pub(super) fn order_adoption(
+        &mut self,
+        pair: PairId,
+        key: Bytes,
+        item: Adopted,
+        reply: oneshot::Sender<Settlement>,
+    ) {
         // Dropped unanswered, the reply ends the resync.
         if self.knows_writes(pair) {
             let owner = owner_of(&key, self.workers.len() as u16);
@@ -103,7 +108,7 @@ impl Cluster {
     }
 
     /// A number for an order; `reply` hears what became of it.
-    pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settled>) -> u64 {
+    pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settlement>) -> u64 {
         self.last_ticket += 1;
         self.orders.insert(self.last_ticket, reply);
         self.last_ticket
@@ -111,11 +116,7 @@ impl Cluster {
 
     pub(super) fn settled(&mut self, ticket: u64, settlement: Settlement) {
         if let Some(reply) = self.orders.remove(&ticket) {
-            let _ = reply.send(match settlement {
-                Settlement::Done => Settled::Done,
-                Settlement::Superfluous => Settled::Superfluous,
-                Settlement::Failed => Settled::Failed,
-            });
+            let _ = reply.send(settlement);
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Records: who leads a pair, written on its nodes before its gate opens, and on the others as
 //! witnesses.
 
-use std::time::Duration;
-
 use tokio::sync::oneshot;
 
 use crate::backend::marker::{Fact, Record};
@@ -35,12 +33,7 @@ impl Cluster {
             .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
             .map(with)
             .collect();
-        let late = !holds(Rule::RecordBeforeAck) && matches!(fact, Fact::Alone(_));
         tokio::spawn(async move {
-            if late {
-                let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
             let mut result = Ok(());
             for (node, control, incarnation) in must {
                 let Some(incarnation) = incarnation else {
@@ -213,6 +206,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::cluster::alone::alone;
 

@@ -101,7 +101,7 @@ impl Cluster {
 
     fn resync_report(&self, node: NodeId) -> ResyncReport {
         let run = &self.nodes[node.index()];
-        let (progress, elapsed, word, fill) = match (&run.job, &run.last) {
+        let (progress, elapsed, word, fill) = match (&run.refills.job, &run.refills.last) {
             (Some(job), _) => {
                 let word = if job.progress.trickles() { "trickle" } else { "running" };
                 (&job.progress, job.progress.elapsed(), word, job.fill)
@@ -109,7 +109,7 @@ impl Cluster {
             (None, Some(last)) => (&last.progress, last.elapsed, last.end, last.fill),
             (None, None) => return ResyncReport { word: "none", kind: "none", ..ResyncReport::default() },
         };
-        let eta = run.job.as_ref().and_then(|job| job.progress.eta());
+        let eta = run.refills.job.as_ref().and_then(|job| job.progress.eta());
         of_progress(progress, elapsed, word, fill, eta.unwrap_or_default())
     }
 
@@ -151,15 +151,15 @@ impl Cluster {
         let place = self.topology.place(node);
         // Beside what it is to be filled with, what it was being filled with when its resync ended.
         let lacking = self.topology.pairs_of(node).find(|&p| self.lacks_refill(p, place));
-        let filled = || run.job.as_ref().and_then(|job| job.pairs.first()).map(|(pair, _)| *pair);
+        let filled = || run.refills.job.as_ref().and_then(|job| job.pairs.first()).map(|(pair, _)| *pair);
         let needy = lacking.or_else(filled).map(|pair| self.pair_facts(pair).shown().reason);
         NodeFacts {
             up: run.health.is_up(),
             reason: run.reason,
             foreign: run.foreign.is_contested(),
-            job: run.job.as_ref().map(|job| job.progress.phase()),
+            job: run.refills.job.as_ref().map(|job| job.progress.phase()),
             drained: run.is_drained(),
-            needy: needy.filter(|_| lacking.is_some() || run.job.is_some()),
+            needy: needy.filter(|_| lacking.is_some() || run.refills.job.is_some()),
         }
     }
 

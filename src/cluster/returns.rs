@@ -149,7 +149,7 @@ impl Cluster {
             .filter(|&p| record_of(p).map_or(self.pairs[p.index()].plan.leads_adoption(place), |r| r.full_at(place)))
             .collect();
         let run = &mut self.nodes[node.index()];
-        run.retry_after = super::jobs::RETRY_MIN;
+        run.refills.begin_anew();
         run.view = Some(view);
         run.kept_memory = same;
         self.begin_life(node);

@@ -294,7 +294,7 @@ impl Plan {
             if !before.keeps_difference(after) || distrusted {
                 effects.push(FillEffect::ListVoid);
             }
-            if distrusted || after == State::Mirrored {
+            if after == State::Mirrored {
                 self.first = None;
             }
         }

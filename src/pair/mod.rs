@@ -384,6 +384,9 @@ impl Pair {
     }
 
     /// Takes an event; returns what is to be done, in order.
+    ///
+    /// An event may be late: what it speaks of has ended, or another one has led on meanwhile. Then
+    /// it is [`ignored`](Pair::ignored) on purpose, and each arm names the states in which it is.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Start(state, reason) => {
@@ -394,13 +397,20 @@ impl Pair {
                 State::Dark { in_sync: Some(p), .. } if p == place => {
                     self.edge(State::Degraded { leader: place }, self.reason, None)
                 }
-                _ => vec![],
+                // It missed writes, or nothing: the other one is in sync, or both are, or a refill
+                // is at work.
+                State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => {
+                    self.ignored()
+                }
             },
             Event::Purged(place) => match self.state {
                 State::Dark { in_sync: None, .. } if !self.foreign => {
                     self.edge(State::Degraded { leader: place }, self.reason, None)
                 }
-                _ => vec![],
+                // A full copy is awaited, or leads; or nobody is promoted.
+                State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => {
+                    self.ignored()
+                }
             },
             Event::BeginRecovery => match (self.state, self.gate) {
                 (State::Degraded { leader }, Gate::Open) => {
@@ -409,7 +419,11 @@ impl Pair {
                     let reason = if stale { Reason::ResyncFailed } else { self.reason };
                     self.edge(State::Recovering { leader }, reason, None)
                 }
-                _ => vec![],
+                // It adopts, and was never alone.
+                (State::Recovering { .. }, _) => self.ignored(),
+                // An edge has overtaken the purge: the job is told by the state that it finds.
+                (State::Degraded { .. }, Gate::Closing | Gate::Recording | Gate::Draining)
+                | (State::Mirrored | State::Dark { .. }, _) => self.ignored(),
             },
             Event::HandBack => match (self.state, self.gate) {
                 (State::Recovering { .. }, Gate::Open) if !self.foreign && !holds(Rule::GateClosedAtHandBack) => {
@@ -421,7 +435,9 @@ impl Pair {
                     self.handing_back = true;
                     vec![Effect::Close { void: None }]
                 }
-                _ => vec![],
+                // Not now: the job asks again, or its pair has an edge that ends it.
+                (State::Recovering { .. }, _) => self.ignored(),
+                (State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => self.ignored(),
             },
             Event::Drained(clean) => match (self.state, self.gate) {
                 (State::Recovering { leader }, Gate::Draining) => {
@@ -435,7 +451,9 @@ impl Pair {
                         vec![Effect::Open]
                     }
                 }
-                _ => vec![],
+                // An edge, or a flush, has taken the gate meanwhile.
+                (State::Recovering { .. }, Gate::Open | Gate::Closing | Gate::Recording)
+                | (State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => self.ignored(),
             },
             Event::CannotEnumerate => {
                 if matches!(self.state, State::Degraded { .. } | State::Recovering { .. }) {
@@ -445,7 +463,8 @@ impl Pair {
             }
             Event::ResyncEnded(reason) => match self.state {
                 State::Recovering { leader } => self.edge(State::Degraded { leader }, reason, None),
-                _ => vec![],
+                // Handed back, or lost, before its end.
+                State::Mirrored | State::Degraded { .. } | State::Dark { .. } => self.ignored(),
             },
             Event::Undone(place) => {
                 if let State::Dark { in_sync: Some(p), fallback } = &mut self.state
@@ -461,7 +480,8 @@ impl Pair {
                     self.gate = Gate::Open;
                     vec![Effect::Open]
                 }
-                _ => vec![],
+                // An edge came before the word of the last one's record.
+                Gate::Open | Gate::Closing | Gate::Draining => self.ignored(),
             },
             Event::Flushed => {
                 if let State::Dark { .. } = self.state {
@@ -475,7 +495,10 @@ impl Pair {
             Event::TakenBack(place) => match self.state {
                 State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
-                _ => vec![],
+                // It leads, and was lost for less than its return took; or it follows.
+                State::Mirrored | State::Degraded { .. } => self.ignored(),
+                // Nothing is ever refilled without records.
+                State::Recovering { .. } => self.ignored(),
             },
             Event::Foreign(foreign) => {
                 let ended = self.foreign && !foreign;
@@ -490,20 +513,30 @@ impl Pair {
                         self.reason = Reason::ForeignSession;
                         vec![]
                     }
-                    _ => vec![],
+                    // The flag alone counts.
+                    State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => vec![],
                 }
             }
             Event::Promote(place) => match self.state {
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
-                _ => vec![],
+                // Some node leads: it is not deposed by this.
+                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
             },
             Event::Distrust(place) => match self.state {
                 State::Mirrored if !self.foreign => {
                     self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
                 }
-                _ => vec![],
+                // It is to be filled already, or is all that is left; or nobody is promoted.
+                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => {
+                    self.ignored()
+                }
             },
         }
+    }
+
+    /// The event is late, or asks for what is not to be done: nothing changes, and nobody is told.
+    fn ignored(&self) -> Vec<Effect> {
+        vec![]
     }
 
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
@@ -595,7 +628,7 @@ impl Pair {
         // In release too: from a state that no walk has seen, the end of the process is the safe
         // way on, for the next start trusts nothing that it has not read, and compares the copies.
         assert!(legal(self.state, next), "{:?} -> {next:?}", self.state);
-        let (before, after) = (self.last_leader(), next.leader());
+        let (before, after) = (self.state.leader(), next.leader());
         // A token taken under another leader must never win; leaving Dark counts, for the leader's
         // connection broke.
         if after.is_some() && before != after {
@@ -604,10 +637,6 @@ impl Pair {
         self.epoch = Epoch(self.epoch.0 + 1);
         self.state = next;
         self.reason = reason;
-    }
-
-    fn last_leader(&self) -> Option<Place> {
-        self.state.leader()
     }
 
     fn closed(&mut self) -> Vec<Effect> {

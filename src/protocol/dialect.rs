@@ -33,7 +33,7 @@ impl Dialect {
         }
     }
 
-    /// Bytes of the longest request, but for values.
+    /// Bytes of the longest request, except for values.
     pub fn longest(self) -> usize {
         match self {
             Dialect::Text => classic::LINE_MAX,

@@ -194,6 +194,7 @@ mod spool;
 mod verify;
 
 pub use crate::pair::Fill;
+pub use crate::proxy::Settlement;
 pub use clocks::Clocks;
 pub use governor::{Governor, TICK};
 pub use job::run;
@@ -386,7 +387,7 @@ pub enum JobEvent {
         /// As the leader is to be sent it.
         exptime: i64,
         /// What became of it.
-        reply: oneshot::Sender<Settled>,
+        reply: oneshot::Sender<Settlement>,
     },
     /// All of the pair but a few keys is copied. The control plane closes its gate, waits until no
     /// mutation is in flight, and answers `true`; `false` = not now, ask again later.
@@ -403,18 +404,6 @@ pub enum JobEvent {
         /// What became of it.
         reply: oneshot::Sender<Verdict>,
     },
-}
-
-/// What became of a key that its owner was asked to see to: to adopt an item that only the target
-/// held, or to mend one whose copies differ.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Settled {
-    /// The copies are equal.
-    Done,
-    /// Nothing was done: a client wrote the key, or the copies were equal.
-    Superfluous,
-    /// Not now, or never: it is tried again, a few times.
-    Failed,
 }
 
 /// What the control plane made of a pair that was [drained](JobEvent::Drained).

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::enumerate::{Coverage, enumerate};
 use super::job::node_stats;
 use super::spool::Spool;
-use super::{Context, JobError, RateLimiter, Settled};
+use super::{Context, JobError, RateLimiter, Settlement};
 use crate::ambient;
 use crate::backend::{Batch, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
@@ -81,7 +81,7 @@ pub enum VerifyEvent {
         /// Which key, as clients write it.
         key: Bytes,
         /// What became of it.
-        reply: oneshot::Sender<Settled>,
+        reply: oneshot::Sender<Settlement>,
     },
     /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing
     /// meanwhile.
@@ -288,13 +288,13 @@ impl<'a> Scrub<'a> {
             let event = VerifyEvent::Mend { pair: self.pair.pair, key: key.clone(), reply };
             self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
             match answer.await.map_err(|_| JobError::Aborted)? {
-                Settled::Done => {
+                Settlement::Done => {
                     differs();
                     progress.repaired.fetch_add(1, Relaxed);
                     return Ok(());
                 }
-                Settled::Superfluous => return Ok(()),
-                Settled::Failed => tokio::time::sleep(MEND_PAUSE).await,
+                Settlement::Superfluous => return Ok(()),
+                Settlement::Failed => tokio::time::sleep(MEND_PAUSE).await,
             }
         }
         differs();

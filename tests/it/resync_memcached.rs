@@ -11,7 +11,7 @@ use resilver::internals::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDial
 use resilver::internals::ids::{Incarnation, NodeId, PairId};
 use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Progress, RateLimiter, Settled, Tuning, Verdict,
+    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Progress, RateLimiter, Settlement, Tuning, Verdict,
     Verify, VerifyPair, run, verify,
 };
 use resilver::internals::ring::NodeAddr;
@@ -135,7 +135,11 @@ impl World {
                         let add = [b"ms ", &key[..], head.as_bytes(), &value, b"\r\n"].concat();
                         let mut leader = self.pipe(LEADER).await;
                         let answer = leader.ask(&add, Effect::Mutation, deadline()).await.unwrap();
-                        let _ = reply.send(if answer.starts_with("HD") { Settled::Done } else { Settled::Superfluous });
+                        let _ = reply.send(if answer.starts_with("HD") {
+                            Settlement::Done
+                        } else {
+                            Settlement::Superfluous
+                        });
                     }
                     JobEvent::Ready { reply, .. } => {
                         closed = Some((self.gate.write().await, Instant::now()));

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use resilver::internals::ids::{NodeId, PairId};
 use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Settled, Tuning, Verdict, run,
+    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Settlement, Tuning, Verdict, run,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -128,7 +128,7 @@ struct Run<'a> {
     purged: Option<oneshot::Sender<bool>>,
     recovering: bool,
     /// Keys to be adopted; and those that clients wrote.
-    orders: VecDeque<(String, String, oneshot::Sender<Settled>)>,
+    orders: VecDeque<(String, String, oneshot::Sender<Settlement>)>,
     written: BTreeSet<&'static str>,
     /// The same for the job.
     written_list: Arc<Missed>,
@@ -252,14 +252,14 @@ impl Run<'_> {
                 let leader = &mut world.nodes[LEADER];
                 let end = if self.failing_orders > 0 {
                     self.failing_orders -= 1;
-                    Settled::Failed
+                    Settlement::Failed
                 } else if (self.written.contains(&*key) && self.scenario.fault != Fault::ForgetsWrites)
                     || leader.items.contains_key(&key)
                 {
-                    Settled::Superfluous
+                    Settlement::Superfluous
                 } else {
                     leader.put(&key, &value, -1);
-                    Settled::Done
+                    Settlement::Done
                 };
                 let _ = reply.send(end);
             }

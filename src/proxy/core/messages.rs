@@ -108,7 +108,8 @@ pub struct Adopted {
     pub exptime: i64,
 }
 
-/// What became of a [`Command::Mend`] or [`Command::Adopt`].
+/// What became of a key that its owner was asked to see to: to adopt an item that only the follower
+/// held ([`Command::Adopt`]), or to mend one whose copies differ ([`Command::Mend`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Settlement {
     /// The copies of the key are equal, or a write on its way makes them so.
@@ -167,7 +168,8 @@ pub enum Event {
     Abandoned { node: NodeId },
     /// A node closed an idle connection: worth a probe.
     Hint { node: NodeId },
-    /// What became of a [`Command::Mend`] or [`Command::Adopt`].
+    /// What became of a key that its owner was asked to see to: to adopt an item that only the
+    /// follower held ([`Command::Adopt`]), or to mend one whose copies differ ([`Command::Mend`]).
     Settled {
         /// Of the command.
         ticket: u64,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::entry::Entry;
 use super::super::lane::Lane;
-use super::super::{JobError, JobEvent, Settled};
+use super::super::{JobError, JobEvent, Settlement};
 use super::feed::MAX_NAMED_FAILURES;
 use super::{Refill, ask, count};
 use crate::ambient;
@@ -29,7 +29,7 @@ const MAX_REFUSED: usize = 16 * 1024;
 pub(super) struct Adopting {
     entry: Entry,
     bytes: usize,
-    end: Result<Settled, JobError>,
+    end: Result<Settlement, JobError>,
 }
 
 impl Refill {
@@ -73,7 +73,7 @@ impl Refill {
         let slot = entry.slot as usize;
         self.adopting_bytes -= bytes;
         let end = end?;
-        if end == Settled::Failed {
+        if end == Settlement::Failed {
             let tries = entry.adopts.unwrap_or(0).saturating_add(1).min(TRIES);
             let now = Instant::now();
             let before = entry.adopts.replace(tries);
@@ -92,7 +92,7 @@ impl Refill {
         }
         self.adoption_over(&entry);
         match end {
-            Settled::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
+            Settlement::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
             // Compared like any key that clients write: if they deleted it, it goes.
             _ => self.slots[slot].recopy.push(entry.key),
         }
@@ -157,7 +157,7 @@ mod tests {
     use crate::keys::{Lone, MissedBudget};
 
     /// Of a key that was tried so often before.
-    fn tried(key: usize, tries: u8, end: Settled) -> Adopting {
+    fn tried(key: usize, tries: u8, end: Settlement) -> Adopting {
         let entry = Entry::new(Bytes::from(format!("key:{key}")), false, 0, 0, true);
         Adopting { entry: entry.swept(true, Some(tries)), bytes: 0, end: Ok(end) }
     }
@@ -174,10 +174,10 @@ mod tests {
     async fn a_leader_that_refuses_more_than_are_tried_again_ends_the_job() {
         let (mut refill, lone) = with_lone().await;
         for key in 0..MAX_REFUSED {
-            assert_eq!(refill.adopted(tried(key, TRIES - 1, Settled::Failed)), Ok(()));
+            assert_eq!(refill.adopted(tried(key, TRIES - 1, Settlement::Failed)), Ok(()));
         }
         assert_eq!((refill.refused_adoptions.len(), lone.len()), (MAX_REFUSED, MAX_REFUSED));
-        let over = refill.adopted(tried(MAX_REFUSED, TRIES - 1, Settled::Failed));
+        let over = refill.adopted(tried(MAX_REFUSED, TRIES - 1, Settlement::Failed));
         assert_eq!(over, Err(JobError::AdoptionRefused(NodeId(0))));
         assert_eq!((refill.refused_adoptions.len(), lone.len()), (MAX_REFUSED, MAX_REFUSED + 1));
     }
@@ -187,11 +187,11 @@ mod tests {
         let (mut refill, lone) = with_lone().await;
         (refill.slots[0].in_flight, refill.streaming) = (1, 1);
         for tries in [TRIES - 2, TRIES - 1, TRIES, TRIES] {
-            assert_eq!(refill.adopted(tried(0, tries, Settled::Failed)), Ok(()));
+            assert_eq!(refill.adopted(tried(0, tries, Settlement::Failed)), Ok(()));
         }
         assert_eq!((refill.adopt_again.len(), refill.refused_adoptions.len()), (1, 3));
         assert_eq!((lone.len(), lone.inserted()), (1, 1), "told once");
-        assert_eq!(refill.adopted(tried(0, TRIES, Settled::Done)), Ok(()));
+        assert_eq!(refill.adopted(tried(0, TRIES, Settlement::Done)), Ok(()));
         assert_eq!((lone.len(), refill.slots[0].in_flight), (0, 0));
     }
 }

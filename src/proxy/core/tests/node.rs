@@ -12,6 +12,8 @@ pub(super) struct Item {
 
 #[derive(Clone, Default, Debug)]
 pub(super) struct Node {
+    /// Its items are marked stale, as `md` with `I` does.
+    pub(super) stale: bool,
     pub(super) items: BTreeMap<Vec<u8>, Item>,
     cas: u64,
 }
@@ -108,7 +110,8 @@ impl Node {
                     "c" => format!(" c{}", held.cas),
                     _ => String::new(),
                 };
-                let flags: String = words[2..].iter().map(|w| flag(w)).collect();
+                let mut flags: String = words[2..].iter().map(|w| flag(w)).collect();
+                flags.push_str(if self.stale { " X" } else { "" });
                 if words.contains(&"v") {
                     let head = format!("VA {}{flags}\r\n", held.value.len()).into_bytes();
                     [head, held.value, b"\r\n".to_vec()].concat()

@@ -114,6 +114,24 @@ fn equal_copies_are_left_alone() {
     }
 }
 
+/// A stale item is none that clients are to be given, whatever it holds.
+#[test]
+fn a_stale_copy_equals_nothing() {
+    for follower in [Some("5"), Some("50")] {
+        let mut world = to_mend(&[], follower, None);
+        world.nodes[1].stale = true;
+        world.step(&Choice::Order);
+        world.run();
+        assert_eq!(world.settled, [Settlement::Done], "{follower:?}");
+    }
+    let mut world = to_mend(&[], Some("5"), None);
+    world.nodes[0].stale = true;
+    world.step(&Choice::Order);
+    world.run();
+    assert_eq!(world.settled, [Settlement::Done]);
+    assert!(!world.nodes[1].items.contains_key(KEY.as_bytes()), "what is stale must not become fresh");
+}
+
 /// However many mends come meanwhile, the first one looks when the writes begun before it are
 /// through, and finds nothing to do.
 #[test]

@@ -1,12 +1,16 @@
 //! Which refills are due: what a node lacks, how it is filled, and who leads a pair of which no
 //! full copy is left.
 
+mod state;
+
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Reason, State};
 use crate::resync::Fill;
 
 use super::Cluster;
+
+pub(super) use state::{Failed, Refills};
 
 /// What is due about a node's copies.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,7 +31,7 @@ impl Cluster {
     pub(super) fn may_lead_with_rest(&self, pair: PairId, place: Place) -> bool {
         let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
         let holder = &self.nodes[node.index()];
-        let soon = holder.is_drained() && holder.job.as_ref().is_none_or(|job| job.fills(pair));
+        let soon = holder.is_drained() && holder.refills.job.as_ref().is_none_or(|job| job.fills(pair));
         holder.health.is_up() && soon && run.plan.may_lead(run.pair.state(), place, !run.missed.overflowed())
     }
 
@@ -55,9 +59,9 @@ impl Cluster {
         let place = self.topology.place(node);
         let mirrored = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.state() == State::Mirrored);
         if mirrored {
-            return (run.reason != Reason::None || run.operator).then_some(Due::Well);
+            return (run.reason != Reason::None || run.refills.is_asked_for()).then_some(Due::Well);
         }
-        if run.job.as_ref().is_some_and(|job| !job.progress.lingers())
+        if run.refills.job.as_ref().is_some_and(|job| !job.progress.lingers())
             || !run.is_drained()
             || !self.topology.has_backups()
         {
@@ -65,16 +69,15 @@ impl Cluster {
         }
         // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again
         // together.
-        let ending = run.job.as_ref().map(|job| (!job.is_told_to_end()).then_some(Due::Yield));
+        let ending = run.refills.job.as_ref().map(|job| (!job.is_told_to_end()).then_some(Due::Yield));
         let rest = self.led_with_rest(node);
         if !rest.is_empty() {
             return ending.unwrap_or(Some(Due::Purge { pairs: rest, fill: Fill::Missed }));
         }
-        if run.retry_pending {
+        if run.refills.is_pausing() {
             return None;
         }
-        let automatic = self.settings.resync == ResyncMode::Auto && !run.cancelled;
-        let wanted = automatic || run.operator;
+        let wanted = run.refills.is_wanted(self.settings.resync == ResyncMode::Auto);
         let left_to_other = |p: &PairId| self.may_lead_with_rest(*p, place.other());
         let orphaned: Vec<PairId> = self.orphans_of(node).filter(|p| !left_to_other(p)).collect();
         // Their gates open together at the start: one pass over the node for all, and no refill
@@ -109,10 +112,10 @@ impl Cluster {
             Some(Due::Well) => {
                 let run = &mut self.nodes[node.index()];
                 run.reason = Reason::None;
-                run.operator = false;
+                run.refills.well();
             }
             Some(Due::Yield) => {
-                if let Some(job) = &self.nodes[node.index()].job {
+                if let Some(job) = &self.nodes[node.index()].refills.job {
                     job.yield_to_others();
                 }
             }
