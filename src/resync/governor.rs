@@ -1,18 +1,18 @@
 //! PURE. How hard the resyncs may work, by what clients feel of them: they may add so much to the
 //! time within which nearly all answers come.
 //!
-//! The gauge is how long nodes take to answer the workers ([`Latencies`]): it sees a node that is busy,
-//! a network that is full, and a processor that others use. What it shows *without* the resyncs is
-//! looked at in the same seconds: they rest for a moment before they begin, and then again and
-//! again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's bulk
-//! load, plays no part. While they work, answers later than 99 in 100 of those at rest by more than
-//! the budget are counted. More than [`TOLERATED`], and they work less hard; fewer, and harder. The
-//! answer in the middle may be later by a small part of the budget ([`MIDDLE`]): clients that wait
-//! for one before they ask again get less done. (With an eighth 20,000 reads a second were 1.4 ms
-//! later at the 99th percentile, with a sixteenth 0.4, and a million items were back after 5.3 and
-//! 5.6 s. A thirty-second part is next to nothing where nodes answer in 80 µs: the items took 12 s
-//! in one run and more than 20 in another.) Never less than [`FLOOR`], so that a resync ends
-//! whatever clients do; and as hard as they can where there are none.
+//! The gauge is how long nodes take to answer the workers ([`Latencies`]): it sees a node that is
+//! busy, a network that is full, and a processor that others use. What it shows *without* the
+//! resyncs is looked at in the same seconds: they rest for a moment before they begin, and then
+//! again and again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's
+//! bulk load, plays no part. While they work, answers later than 99 in 100 of those at rest by more
+//! than the budget are counted. More than [`TOLERATED`], and they work less hard; fewer, and
+//! harder. The answer in the middle may be later by a small part of the budget ([`MIDDLE`]):
+//! clients that wait for one before they ask again get less done. (With an eighth 20,000 reads a
+//! second were 1.4 ms later at the 99th percentile, with a sixteenth 0.4, and a million items were
+//! back after 5.3 and 5.6 s. A thirty-second part is next to nothing where nodes answer in 80 µs:
+//! the items took 12 s in one run and more than 20 in another.) Never less than [`FLOOR`], so that
+//! a resync ends whatever clients do; and as hard as they can where there are none.
 
 use std::time::Duration;
 
@@ -150,7 +150,8 @@ impl Governor {
 
     fn go_on(&mut self, now: Duration, crawling: bool) {
         if crawling {
-            // What clients wait for now says nothing of the copying, nor of how clients fare without it.
+            // What clients wait for now says nothing of the copying, nor of how clients fare
+            // without it.
             if self.slice != Slice::Alone {
                 (self.slice, self.crawled) = (Slice::Work(now), true);
             }
