@@ -148,8 +148,8 @@ struct PairRun {
     undecided: bool,
     /// The start-up table found no copy that counts, and a node is being emptied that will lead.
     first_leader: startup::FirstLeader,
-    /// Its record is still not stored where it must be, as long after the edge as a leader is
-    /// waited for: refills of its nodes' other pairs wait no longer.
+    /// Its edge is not over as long after it began as a leader is waited for: refills of its nodes'
+    /// other pairs wait no longer. As of the last tick.
     overdue: bool,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,

@@ -218,8 +218,14 @@ impl Cluster {
         for pair in self.topology.pairs() {
             let Some(found) = self.record_in(view, pair) else { continue };
             let run = &mut self.pairs[pair.index()];
-            if run.pair.outrank(found.epoch)
-                && run.pair.gate() == Gate::Open
+            if !run.pair.outrank(found.epoch) {
+                continue;
+            }
+            if run.pair.gate() == Gate::Recording {
+                // What is being written is the earlier epoch's, and its answer counts no more.
+                let epoch = run.pair.epoch();
+                self.record_again(pair, epoch);
+            } else if run.pair.gate() == Gate::Open
                 && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
             {
                 tracing::warn!(pair = %self.pair_name(pair), record = %found, "a node came back with a later record than this proxy's: it is outranked");

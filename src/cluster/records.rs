@@ -167,7 +167,7 @@ impl Cluster {
         }
     }
 
-    fn record_again(&self, id: PairId, epoch: Epoch) {
+    pub(super) fn record_again(&self, id: PairId, epoch: Epoch) {
         self.after(RECORD_RETRY, Internal::RetryRecord { pair: id, epoch });
     }
 
@@ -190,11 +190,6 @@ impl Cluster {
         if pair.epoch() != epoch || pair.gate() != Gate::Recording {
             return;
         }
-        if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
-            self.pairs[id.index()].overdue = true;
-            self.unsettled.pair(id);
-        }
-        let pair = &self.pairs[id.index()].pair;
         match pair.state() {
             State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
@@ -209,6 +204,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::backend::NodeView;
     use crate::cluster::alone::alone;
 
     const PAIR: PairId = PairId(0);
@@ -225,6 +221,26 @@ mod tests {
             tried |= matches!(internal, Internal::RetryRecord { pair: PAIR, epoch: e } if e == epoch);
         }
         (cluster.nodes[SLOW.index()].health.is_up(), tried)
+    }
+
+    /// A node comes back with a later record while this proxy's is being written: whatever answers
+    /// to that is of an epoch that is over, and without another try the gate would stay closed.
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_is_outranked_while_it_is_written_is_written_again() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+        cluster.begin_recording(State::Degraded { leader: Place::Primary });
+        let pair = &cluster.pairs[PAIR.index()].pair;
+        let epoch = Epoch(pair.epoch().0 + 10);
+        let found = Record { epoch, fact: Fact::Alone(Place::Backup), term: pair.term(), period: cluster.period };
+        cluster.outrank_records(&NodeView { records: vec![(PAIR, found)], ..NodeView::default() });
+        tokio::time::sleep(2 * RECORD_RETRY).await;
+        let mut tried = Vec::new();
+        while let Ok(internal) = cluster.inbox.as_mut().expect("not running").try_recv() {
+            if let Internal::RetryRecord { pair: PAIR, epoch } = internal {
+                tried.push(epoch);
+            }
+        }
+        assert_eq!(tried, [Epoch(epoch.0 + 1)]);
     }
 
     /// Several nodes are late at once: a record takes no longer on them than anything else.

@@ -98,11 +98,14 @@ impl Cluster {
         if !wanted || self.topology.pairs_of(node).any(coming) {
             return None;
         }
-        // What takes the least time comes first; the others are looked at when that job is over.
+        // The others are looked at when that job is over.
         let needy = || self.topology.pairs_of(node).filter(|&p| self.needs_refill(p, place));
-        let fill = needy().map(|p| self.fill_for(node, p)).min_by_key(|fill| fill.cost())?;
+        let fill = needy().map(|p| self.fill_for(node, p)).min_by_key(|fill| run.refills.rank(*fill))?;
         let pairs = needy().filter(|&p| self.fill_for(node, p) == fill).collect();
-        ending.unwrap_or(Some(Due::Fill { pairs, fill }))
+        match run.refills.job {
+            Some(_) => run.refills.may_give_way_to(fill).then_some(Due::Yield),
+            None => Some(Due::Fill { pairs, fill }),
+        }
     }
 
     /// Part of [`settle`](Cluster::settle).
@@ -115,9 +118,7 @@ impl Cluster {
                 run.refills.well();
             }
             Some(Due::Yield) => {
-                if let Some(job) = &self.nodes[node.index()].refills.job {
-                    job.yield_to_others();
-                }
+                self.nodes[node.index()].refills.give_way();
             }
             Some(Due::Purge { pairs, fill }) => self.begin_purge(node, pairs, fill),
             Some(Due::Fill { pairs, fill }) => self.begin_job(node, pairs, fill),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::cluster::jobs::{JobRun, LastJob};
+use crate::resync::Fill;
 
 /// After a resync that failed the next try waits so long, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -25,6 +26,9 @@ pub(in crate::cluster) struct Refills {
     pausing: bool,
     /// Doublings of the pause since something went well.
     failures: u32,
+    /// How those jobs filled that were ended for the sake of other pairs, since one came to its end
+    /// by itself.
+    gave_way: Vec<Fill>,
 }
 
 /// How one ended that did not end well.
@@ -41,6 +45,7 @@ pub(in crate::cluster) struct Failed {
 impl Refills {
     /// The operator's word. The next one begins at once.
     pub(in crate::cluster) fn ask(&mut self) {
+        self.gave_way.clear();
         (self.asked, self.cancelled, self.pausing) = (true, false, false);
     }
 
@@ -77,6 +82,7 @@ impl Refills {
 
     /// What was said of the memory that it had is void.
     pub(in crate::cluster) fn node_lost(&mut self) {
+        self.gave_way.clear();
         self.cancelled = false;
     }
 
@@ -86,7 +92,31 @@ impl Refills {
     }
 
     pub(in crate::cluster) fn done(&mut self) {
+        self.gave_way.clear();
         (self.failures, self.asked) = (0, false);
+    }
+
+    /// The job under way is to end for the sake of pairs that it does not fill.
+    pub(super) fn give_way(&mut self) {
+        let Some(job) = &self.job else { return };
+        job.yield_to_others();
+        if !self.gave_way.contains(&job.fill) {
+            self.gave_way.push(job.fill);
+        }
+    }
+
+    /// What takes the least time comes first, and what has given way behind all else: begun again
+    /// before those that it gave way to it would only give way once more, several times a second.
+    pub(super) fn rank(&self, fill: Fill) -> (bool, u8) {
+        (self.gave_way.contains(&fill), fill.cost())
+    }
+
+    /// Whether the job under way, which may not end by itself, ends for pairs that are filled in
+    /// this way. Where both are such, one of them goes on. (All of one way begin together.)
+    pub(super) fn may_give_way_to(&self, fill: Fill) -> bool {
+        self.job
+            .as_ref()
+            .is_some_and(|job| !job.is_told_to_end() && (job.fill == fill || !self.gave_way.contains(&fill)))
     }
 
     /// Returns after what pause the next try is due, if there is to be one.
@@ -128,6 +158,25 @@ mod tests {
         assert_eq!(refills.failed(FAILED), Some(PAUSE_MIN), "the node was lost meanwhile, and is back");
         refills.done();
         assert_eq!(refills.failed(FAILED), Some(PAUSE_MIN));
+    }
+
+    /// Two kinds that never end by themselves, of a source without cas ids: by turns they would
+    /// make the node's pairs Degraded and Recovering four times a second.
+    #[test]
+    fn what_has_given_way_comes_last_and_nothing_gives_way_to_it() {
+        let mut refills = Refills::default();
+        let first = |refills: &Refills| *[Fill::Purge, Fill::Missed].iter().min_by_key(|f| refills.rank(**f)).unwrap();
+        assert_eq!(first(&refills), Fill::Missed);
+        refills.gave_way.push(Fill::Missed);
+        assert_eq!(first(&refills), Fill::Purge);
+        refills.gave_way.push(Fill::Purge);
+        assert_eq!(first(&refills), Fill::Missed);
+        for end in [Refills::done, Refills::ask, Refills::node_lost] {
+            refills.gave_way = vec![Fill::Missed];
+            end(&mut refills);
+            assert_eq!(first(&refills), Fill::Missed);
+        }
+        assert!(!refills.may_give_way_to(Fill::Missed), "nothing is under way");
     }
 
     /// A purge that is over has nothing to try again.
