@@ -82,11 +82,7 @@ pub fn mg(out: &mut OutQueue, key: Key<'_>, ask: Ask) -> Effect {
 
 /// Deletes whatever is there. The answer does not name the key.
 pub fn md_unechoed(out: &mut OutQueue, key: Key<'_>) -> Effect {
-    out.put(b"md ");
-    key.put(out);
-    key.put_flag(out);
-    out.put(b"\r\n");
-    Effect::Mutation
+    delete(out, key, b"", None)
 }
 
 /// Deletes the item, if it has this cas id where one is given.

@@ -99,18 +99,27 @@ impl Command<'_> {
         }
     }
 
-    /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for
-    /// `cas`.
-    fn storage(&self, kind: Kind, words: Words<'_>) -> Parsed {
+    /// A key and so many words with it, and perhaps `noreply`.
+    #[inline(always)]
+    fn one_key(&self, words: Words<'_>, count: usize) -> Result<(Args<'_>, bool), Parsed> {
         let args = Args::collect(self.buf, words);
-        let least = if kind == Kind::Cas { 5 } else { 4 };
-        if args.count != least && args.count != least + 1 {
-            return self.reject(answer::ERROR, false);
+        if args.count != count && args.count != count + 1 {
+            return Err(self.reject(answer::ERROR, false));
         }
         let noreply = args.noreply();
         if args.key().len() > KEY_LEN_MAX {
-            return self.reject(answer::BAD_FORMAT, noreply);
+            return Err(self.reject(answer::BAD_FORMAT, noreply));
         }
+        Ok((args, noreply))
+    }
+
+    /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for
+    /// `cas`.
+    fn storage(&self, kind: Kind, words: Words<'_>) -> Parsed {
+        let (args, noreply) = match self.one_key(words, if kind == Kind::Cas { 5 } else { 4 }) {
+            Ok(args) => args,
+            Err(rejected) => return rejected,
+        };
         let numbers = (client_u32(args.word(1)), client_i32(args.word(2)), client_i32(args.word(3)));
         let (Some(flags), Some(exptime), Some(length)) = numbers else {
             return self.reject(answer::BAD_FORMAT, noreply);
@@ -144,14 +153,10 @@ impl Command<'_> {
     }
 
     fn arithmetic(&self, kind: Kind, words: Words<'_>) -> Parsed {
-        let args = Args::collect(self.buf, words);
-        if args.count != 2 && args.count != 3 {
-            return self.reject(answer::ERROR, false);
-        }
-        let noreply = args.noreply();
-        if args.key().len() > KEY_LEN_MAX {
-            return self.reject(answer::BAD_FORMAT, noreply);
-        }
+        let (args, noreply) = match self.one_key(words, 2) {
+            Ok(args) => args,
+            Err(rejected) => return rejected,
+        };
         match client_u64(args.word(1)) {
             Some(delta) => self.accept(Keyed { delta, ..Keyed::new(kind, Keys::one(args.key())) }, noreply),
             None => self.reject(answer::BAD_DELTA, noreply),
@@ -159,14 +164,10 @@ impl Command<'_> {
     }
 
     fn touch(&self, words: Words<'_>) -> Parsed {
-        let args = Args::collect(self.buf, words);
-        if args.count != 2 && args.count != 3 {
-            return self.reject(answer::ERROR, false);
-        }
-        let noreply = args.noreply();
-        if args.key().len() > KEY_LEN_MAX {
-            return self.reject(answer::BAD_FORMAT, noreply);
-        }
+        let (args, noreply) = match self.one_key(words, 2) {
+            Ok(args) => args,
+            Err(rejected) => return rejected,
+        };
         match client_i32(args.word(1)) {
             Some(exptime) => self
                 .accept(Keyed { exptime: exptime.into(), ..Keyed::new(Kind::Touch, Keys::one(args.key())) }, noreply),
