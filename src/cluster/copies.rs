@@ -87,26 +87,15 @@ impl Cluster {
         });
     }
 
-    /// An edge that is not over after so long (a leader that is full takes no record, one that is
-    /// slow has an operation under way) is waited for no longer by the refills of other pairs.
-    fn judge_edge(&mut self, id: PairId) {
-        let run = &mut self.pairs[id.index()];
-        run.overdue = run.pair.gate() != Gate::Open && run.since.elapsed() >= self.settings.leader_timeout;
-        if run.overdue {
-            self.unsettled.pair(id);
-        }
-    }
-
     /// At every tick.
     pub(super) fn look_for_copies(&mut self) {
-        // A job that lingers, a list that is full: what jobs and workers change by themselves is
-        // looked at now.
+        // A job that lingers, a list that is full, an edge that is overdue: what jobs, workers and
+        // time change by themselves is looked at now.
         for node in self.topology.nodes() {
             self.unsettled.node(node);
         }
         let mut compare = Vec::new();
         for id in self.topology.pairs() {
-            self.judge_edge(id);
             let run = &self.pairs[id.index()];
             if run.lone.is_empty() && !run.lone.has_more() {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {

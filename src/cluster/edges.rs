@@ -22,7 +22,6 @@ impl Cluster {
         let after = run.pair.state();
         if before != after {
             run.since = Instant::now();
-            run.overdue = false;
             if before == State::Mirrored {
                 self.leave_verify(id);
             }

@@ -148,9 +148,6 @@ struct PairRun {
     undecided: bool,
     /// The start-up table found no copy that counts, and a node is being emptied that will lead.
     first_leader: startup::FirstLeader,
-    /// Its edge is not over as long after it began as a leader is waited for: refills of its nodes'
-    /// other pairs wait no longer. As of the last tick.
-    overdue: bool,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
     /// Its gate would be open except for a `flush_all`.
@@ -253,7 +250,6 @@ impl Cluster {
                 written: None,
                 undecided: true,
                 first_leader: startup::FirstLeader::NotAwaited,
-                overdue: false,
                 flush_closed: false,
                 held_for_flush: false,
                 record_refused: false,

@@ -1,4 +1,4 @@
-//! Probes: nodes that nobody asks are noticed, markers that were evicted are written again.
+//! Probes: nodes that nobody asks are noticed.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -25,6 +25,23 @@ const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
 /// The same of one that refuses connections: to be refused costs next to nothing, and it may be
 /// started any moment.
 const REFUSED_PROBE_MAX: Duration = Duration::from_millis(50);
+
+/// Awaits an answer, and tells every so often for how long already.
+pub(super) async fn told_while_awaited<T>(
+    answer: impl Future<Output = T>,
+    every: Duration,
+    mut tell: impl FnMut(Duration),
+) -> T {
+    let begun = Instant::now();
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = answer.as_mut() => return answer,
+            () = tokio::time::sleep(every) => tell(begun.elapsed()),
+        }
+    }
+}
 
 impl Cluster {
     pub(super) fn spawn_prober(&self, node: NodeId) {
@@ -59,17 +76,10 @@ impl Cluster {
                     () = hint.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
-                let begun = Instant::now();
-                let mut probe = pin!(control.probe(&others));
-                let result = loop {
-                    tokio::select! {
-                        biased;
-                        result = probe.as_mut() => break result,
-                        () = tokio::time::sleep(timeout / AWAITED_REPORTS) => {
-                            let _ = internal.send(Internal::ProbeAwaited { node, age: begun.elapsed() });
-                        }
-                    }
-                };
+                let result = told_while_awaited(control.probe(&others), timeout / AWAITED_REPORTS, |age| {
+                    let _ = internal.send(Internal::ProbeAwaited { node, age });
+                });
+                let result = result.await;
                 (failed, refused) = (result.is_err(), matches!(result, Err(NodeError::Refused)));
                 if internal.send(Internal::Probed { node, result }).is_err() {
                     return;

@@ -210,16 +210,24 @@ mod tests {
     const PAIR: PairId = PairId(0);
     const SLOW: NodeId = NodeId(0);
 
+    /// The epochs whose record is written again.
+    async fn tried_again(cluster: &mut Cluster) -> Vec<Epoch> {
+        tokio::time::sleep(2 * RECORD_RETRY).await;
+        let mut tried = Vec::new();
+        while let Ok(internal) = cluster.inbox.as_mut().expect("not running").try_recv() {
+            if let Internal::RetryRecord { pair: PAIR, epoch } = internal {
+                tried.push(epoch);
+            }
+        }
+        tried
+    }
+
     /// The record was not written in time. Whether the node is in use after that, and whether the
     /// record is tried again.
     async fn not_recorded(cluster: &mut Cluster) -> (bool, bool) {
         let epoch = cluster.pairs[PAIR.index()].pair.epoch();
         cluster.recorded(PAIR, epoch, Err((SLOW, MarkError::Node(NodeError::Timeout))));
-        tokio::time::sleep(2 * RECORD_RETRY).await;
-        let mut tried = false;
-        while let Ok(internal) = cluster.inbox.as_mut().expect("not running").try_recv() {
-            tried |= matches!(internal, Internal::RetryRecord { pair: PAIR, epoch: e } if e == epoch);
-        }
+        let tried = tried_again(cluster).await.contains(&epoch);
         (cluster.nodes[SLOW.index()].health.is_up(), tried)
     }
 
@@ -233,14 +241,7 @@ mod tests {
         let epoch = Epoch(pair.epoch().0 + 10);
         let found = Record { epoch, fact: Fact::Alone(Place::Backup), term: pair.term(), period: cluster.period };
         cluster.outrank_records(&NodeView { records: vec![(PAIR, found)], ..NodeView::default() });
-        tokio::time::sleep(2 * RECORD_RETRY).await;
-        let mut tried = Vec::new();
-        while let Ok(internal) = cluster.inbox.as_mut().expect("not running").try_recv() {
-            if let Internal::RetryRecord { pair: PAIR, epoch } = internal {
-                tried.push(epoch);
-            }
-        }
-        assert_eq!(tried, [Epoch(epoch.0 + 1)]);
+        assert_eq!(tried_again(&mut cluster).await, [Epoch(epoch.0 + 1)]);
     }
 
     /// Several nodes are late at once: a record takes no longer on them than anything else.

@@ -2,14 +2,17 @@
 //! has to be. No handler calls a reaction itself, so none can forget one, or react to a thing half
 //! told (a loss that only some pairs of the node have learned yet).
 //!
-//! | holds after every event | brought about by |
-//! |---|---|
-//! | a job that waits for its pair's gate, or for what became of it, was told once that is known | `answer_job` |
-//! | a job whose pairs are all Recovering and open copies; one that cannot get there has ended | `answer_go` |
-//! | no request waits for a first leader that cannot come | `end_wait_for_leader` |
-//! | every refill that can begin has begun, and a trickle in its way was told to end | [`super::refills`] |
-//! | a node that is well gives no reason, and nothing is asked for it | [`super::refills`] |
-//! | a `flush_all` whose gates are closed was sent, one that is answered everywhere is over, and no node is waited for that is lost and leads nothing | [`super::flush`] |
+//! What holds after every event, and what brings it about:
+//!
+//! - A job that waits for its pair's gate, or for what became of it, was told once that is known:
+//!   `answer_job`.
+//! - A job goes once its pairs are all Recovering and open; one that cannot get there has ended:
+//!   `answer_go`.
+//! - No request waits for a first leader that cannot come: `end_wait_for_leader`.
+//! - Every refill that can begin has begun, and a trickle in its way was told to end; a node that
+//!   is well gives no reason, and nothing is asked for it: [`super::refills`].
+//! - A `flush_all` whose gates are closed was sent, one that is answered everywhere is over, and no
+//!   node is waited for that is lost and leads nothing: [`super::flush`].
 //!
 //! Each line is a question without a side effect, whose answer is none as soon as it was acted
 //! upon. So settling twice does nothing the second time; and in tests, after every event, *all*
@@ -103,13 +106,13 @@ impl Cluster {
 
 #[cfg(test)]
 impl Cluster {
-    /// What jobs and workers change by themselves, and refills go by: these have no event, and are
-    /// looked at with the next one, or at the next tick of [`super::copies`].
+    /// What jobs, workers and time change by themselves, and refills go by: these have no event,
+    /// and are looked at with the next one, or at the next tick of [`super::copies`].
     fn unheard(&self, node: NodeId) -> Vec<bool> {
         let lingers = |n: NodeId| self.nodes[n.index()].refills.job.as_ref().is_some_and(|job| job.progress.lingers());
         let mut all = vec![lingers(node)];
         for pair in self.topology.pairs_of(node) {
-            all.push(self.pairs[pair.index()].missed.overflowed());
+            all.extend([self.pairs[pair.index()].missed.overflowed(), self.is_overdue(pair)]);
         }
         all
     }

@@ -16,7 +16,7 @@
 //! | 11 what leads with the rest missed no more than was deleted | `Kept::lost_by`, `Kept::may_lead` |
 //! | 12 only what counts is adopted | `Plan`: all that sets `first`, and `NoteWrites` |
 //! | 13 a record that says "adopting" is true | `Plan`: all that sets `adopting` |
-//! | 14 what counts is not purged, but on somebody's word | `Plan`: all that keeps `first`, and `goes_on_adopting` |
+//! | 14 nothing that counts is purged unasked | `Plan`: all that keeps `first`, and `goes_on_adopting` |
 //! | 15 a follower that made all writes leads when its leader is gone | `FollowerMayLead` |
 
 use std::collections::{HashSet, VecDeque};

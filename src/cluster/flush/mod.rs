@@ -12,7 +12,6 @@
 mod delayed;
 mod state;
 
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::OwnedRwLockWriteGuard;
@@ -30,7 +29,7 @@ use crate::proxy::Command;
 
 use crate::cluster::ask::Asker;
 use crate::cluster::nodes::{reason_of, reason_of_mark};
-use crate::cluster::probes::AWAITED_REPORTS;
+use crate::cluster::probes::{AWAITED_REPORTS, told_while_awaited};
 use crate::cluster::{Cluster, Internal, RECORD_RETRY};
 
 use delayed::Written;
@@ -246,19 +245,12 @@ impl Cluster {
         let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
         let (timeout, patience) = (self.settings.timeout, self.settings.leader_timeout.max(self.settings.timeout));
         tokio::spawn(async move {
-            let begun = Instant::now();
-            let mut flush = pin!(control.flush(memory, &markers, patience, given_up.cancelled()));
-            let flushed = loop {
-                tokio::select! {
-                    biased;
-                    flushed = flush.as_mut() => break flushed,
-                    // The probes wait behind it, so it tells itself that the node is late.
-                    () = tokio::time::sleep(timeout / AWAITED_REPORTS) => {
-                        let _ = internal.send(Internal::FlushAwaited { node, age: begun.elapsed() });
-                    }
-                }
-            };
-            match flushed {
+            // The probes wait behind it, so it tells itself that the node is late.
+            let flush = control.flush(memory, &markers, patience, given_up.cancelled());
+            let flushed = told_while_awaited(flush, timeout / AWAITED_REPORTS, |age| {
+                let _ = internal.send(Internal::FlushAwaited { node, age });
+            });
+            match flushed.await {
                 Ok(()) => {
                     let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: None });
                 }

@@ -2,8 +2,8 @@
 //! about nodes or pairs, and sends nothing.
 //!
 //! ```text
-//!            no copy in flight         every gate closed      every node answered           recorded
-//!  Quiescing ─────────────────▶ Closing ────────────────▶ Sent ──────────────────▶ Settling ───────▶ over
+//!           no copy in flight       every gate closed     every node answered          recorded
+//! Quiescing ────────────────▶ Closing ───────────────▶ Sent ─────────────────▶ Settling ──────▶ over
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

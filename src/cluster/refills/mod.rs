@@ -92,8 +92,8 @@ impl Cluster {
         // Pairs that are degraded but not recorded yet come along in a moment: one pass over the
         // sources for all.
         let coming = |p: PairId| {
-            let run = &self.pairs[p.index()];
-            self.lacks_refill(p, place) && run.pair.gate() != pair::Gate::Open && !run.overdue
+            let gate = self.pairs[p.index()].pair.gate();
+            self.lacks_refill(p, place) && gate != pair::Gate::Open && !self.is_overdue(p)
         };
         if !wanted || self.topology.pairs_of(node).any(coming) {
             return None;
@@ -106,6 +106,13 @@ impl Cluster {
             Some(_) => run.refills.may_give_way_to(fill).then_some(Due::Yield),
             None => Some(Due::Fill { pairs, fill }),
         }
+    }
+
+    /// Whether the pair has been in its state for as long as a leader is waited for. Where its gate
+    /// is not open by then (a leader that is full takes no record, one that is slow has an
+    /// operation under way), the refills of other pairs do not wait for it.
+    pub(super) fn is_overdue(&self, pair: PairId) -> bool {
+        self.pairs[pair.index()].since.elapsed() >= self.settings.leader_timeout
     }
 
     /// Part of [`settle`](Cluster::settle).
