@@ -51,7 +51,7 @@ pub mod internals {
         pub use crate::pair::Reason;
     }
     pub mod protocol {
-        pub use crate::protocol::{answer, classic, out, reply, request};
+        pub use crate::protocol::{answer, binary, classic, out, outcome, reply, request};
     }
     pub mod proxy {
         pub use crate::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, Route};

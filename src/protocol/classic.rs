@@ -9,19 +9,22 @@ mod command;
 use super::answer;
 use super::line::{Line, Words, first_line};
 use super::out::OutQueue;
-use super::outcome::Outcome;
-use super::request::{Limits, Parsed};
+use super::outcome::{Fields, Outcome};
+use super::request::{Limits, Parsed, Style};
 use command::Command;
 
 /// Longest line, in bytes: a get of many keys.
 pub const LINE_MAX: usize = super::line::MULTIGET_LINE_LEN_MAX;
+
+/// How a request is refused.
+pub(super) const SAID: Style = Style::Classic { noreply: false };
 
 /// Parses the request that `buf` begins with.
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
     match first_line(buf) {
         Line::Incomplete => Parsed::Incomplete { need: 0 },
         // Without a word, as memcached does: whoever sends this does not speak memcached.
-        Line::TooLong { len } => Parsed::Reject { reply: answer::SILENCE, len, swallow: 0, close: true },
+        Line::TooLong { len } => Parsed::Reject { reply: answer::SILENCE, style: SAID, len, swallow: 0, close: true },
         Line::Whole { end, len } => Command { buf, line_len: len, limits }.parse(Words::new(buf, 0..end)),
     }
 }
@@ -34,8 +37,9 @@ pub fn write(outcome: Outcome, out: &mut OutQueue) {
             out.put(answer::END);
         }
         Outcome::Raw(bytes) => out.put_shared(bytes),
-        Outcome::Miss => out.put(answer::END),
-        Outcome::Stored => out.put(answer::STORED),
+        Outcome::Item(fields) => item(&fields, out),
+        Outcome::Miss | Outcome::MissOf(_) => out.put(answer::END),
+        Outcome::Stored | Outcome::StoredAs(_) => out.put(answer::STORED),
         Outcome::NotStored => out.put(answer::NOT_STORED),
         Outcome::Exists => out.put(answer::EXISTS),
         Outcome::NotFound => out.put(answer::NOT_FOUND),
@@ -49,7 +53,7 @@ pub fn write(outcome: Outcome, out: &mut OutQueue) {
             out.put(b"\r\n");
         }
         Outcome::Quit => {}
-        Outcome::Number(number) => {
+        Outcome::Number(number) | Outcome::NumberAs { number, .. } => {
             out.put_number(number);
             out.put(b"\r\n");
         }
@@ -59,6 +63,18 @@ pub fn write(outcome: Outcome, out: &mut OutQueue) {
             out.put(b"\r\n");
         }
     }
+}
+
+fn item(fields: &Fields, out: &mut OutQueue) {
+    out.put(b"VALUE ");
+    out.put(&fields.key);
+    for number in [fields.flags.into(), fields.value.len() as u64, fields.cas] {
+        out.put(b" ");
+        out.put_number(number);
+    }
+    out.put(b"\r\n");
+    out.put_shared(fields.value.clone());
+    out.put(b"\r\nEND\r\n");
 }
 
 #[cfg(test)]

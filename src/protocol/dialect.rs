@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::binary;
 use super::classic;
 use super::out::OutQueue;
 use super::outcome::Outcome;
@@ -55,6 +56,7 @@ impl Style {
         match self {
             Style::Classic { noreply: true } => {}
             Style::Classic { noreply: false } => classic::write(outcome, out),
+            Style::Binary { opcode, opaque } => binary::write(opcode, opaque, outcome, out),
         }
     }
 
@@ -63,6 +65,7 @@ impl Style {
     pub fn write_value(self, item: Bytes, out: &mut OutQueue) {
         match self {
             Style::Classic { .. } => out.put_shared(item),
+            Style::Binary { opcode, opaque } => binary::write(opcode, opaque, Outcome::Hit(item), out),
         }
     }
 }

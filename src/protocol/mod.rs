@@ -9,6 +9,7 @@
 //! offsets into the buffer that was parsed, so that nothing is copied or allocated.
 
 pub mod answer;
+pub mod binary;
 pub mod classic;
 pub mod clock;
 pub mod dialect;

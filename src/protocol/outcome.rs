@@ -10,9 +10,15 @@ use super::reply::ReplyKind;
 pub enum Outcome {
     /// An item, as the node's `VALUE` line and value: passed on without copying.
     Hit(Bytes),
+    /// The same in pieces.
+    Item(Box<Fields>),
     /// No such item, to a read.
     Miss,
+    /// The same, where the client may want to hear which.
+    MissOf(Bytes),
     Stored,
+    /// The same, and the item's cas id, as a client's token.
+    StoredAs(u64),
     NotStored,
     /// The cas id is another one.
     Exists,
@@ -24,6 +30,11 @@ pub enum Outcome {
     Done,
     /// What `incr` or `decr` made of it.
     Number(u64),
+    /// The same, and the item's cas id.
+    NumberAs {
+        number: u64,
+        cas: u64,
+    },
     Refused(Refusal),
     /// The version that is spoken.
     Version(&'static str),
@@ -35,6 +46,17 @@ pub enum Outcome {
     Raw(Bytes),
 }
 
+/// An item as a client is told of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fields {
+    pub key: Bytes,
+    pub value: Bytes,
+    /// Client flags.
+    pub flags: u32,
+    /// The client's token.
+    pub cas: u64,
+}
+
 /// Why a request is not carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
@@ -42,13 +64,18 @@ pub enum Refusal {
     Client(&'static str),
     /// The proxy or its servers are.
     Server(&'static str),
+    /// There is no memory for it.
+    NoMemory(&'static str),
+    /// An item above the limit.
+    TooLarge,
 }
 
 impl Refusal {
     /// The sentence without the word in front.
     pub fn words(self) -> &'static str {
         match self {
-            Refusal::Client(words) | Refusal::Server(words) => words,
+            Refusal::Client(words) | Refusal::Server(words) | Refusal::NoMemory(words) => words,
+            Refusal::TooLarge => "object too large for cache",
         }
     }
 
@@ -56,7 +83,7 @@ impl Refusal {
     pub(super) fn kind(self) -> &'static str {
         match self {
             Refusal::Client(_) => "CLIENT_ERROR ",
-            Refusal::Server(_) => "SERVER_ERROR ",
+            Refusal::Server(_) | Refusal::NoMemory(_) | Refusal::TooLarge => "SERVER_ERROR ",
         }
     }
 }
@@ -84,6 +111,7 @@ impl Outcome {
     pub fn weight(&self) -> usize {
         match self {
             Outcome::Hit(bytes) | Outcome::Raw(bytes) => bytes.len(),
+            Outcome::Item(fields) => fields.value.len(),
             Outcome::Own(bytes) => bytes.len(),
             Outcome::Refused(refusal) => refusal.words().len(),
             _ => answer::NOT_STORED.len(),

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::binary::Opcode;
 use super::line::Words;
 
 /// What is done with a key.
@@ -138,22 +139,26 @@ pub struct Keyed {
     /// Expiry time of what is stored or touched: seconds, a unix time above 30 days, at once if
     /// negative, never if 0. It always fits 32 bits, memcached having cut it to that.
     pub exptime: i64,
-    /// The unique id of `cas`.
+    /// The unique id of `cas`. Of any other write: the id that the item must have, or 0 for any.
     pub cas: u64,
+    /// The client is told the cas id of what it reads or changes.
+    pub tells_cas: bool,
     /// By how much to `incr` or `decr`.
     pub delta: u64,
+    /// What they store where there is nothing, to expire at `exptime`.
+    pub initial: Option<u64>,
     /// The value, without what stands behind it.
     pub data: Range<usize>,
 }
 
 impl Keyed {
     pub fn new(kind: Kind, keys: Keys) -> Keyed {
-        Keyed { kind, keys, flags: 0, exptime: 0, cas: 0, delta: 0, data: 0..0 }
+        Keyed { kind, keys, flags: 0, exptime: 0, cas: 0, tells_cas: false, delta: 0, initial: None, data: 0..0 }
     }
 }
 
-/// The keys of a request: one, or several with blanks between them. Any bytes but blank, LF and
-/// NUL.
+/// The keys of a request: one, which may be any bytes in the binary protocol; or several with
+/// blanks between them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Keys {
     /// From the first to the last.
@@ -196,6 +201,8 @@ pub enum Admin {
     Verbosity {
         level: u32,
     },
+    /// Is answered when all before it is.
+    Noop,
     Quit,
 }
 
@@ -208,6 +215,7 @@ impl Admin {
             Admin::Resync(_) => "resync",
             Admin::Version => "version",
             Admin::Verbosity { .. } => "verbosity",
+            Admin::Noop => "noop",
             Admin::Quit => "quit",
         }
     }
@@ -241,13 +249,15 @@ pub enum Parsed {
         style: Style,
         /// Bytes up to its value.
         len: usize,
-        /// Bytes behind them to throw away. Some may not have arrived; up to 2 GiB.
+        /// Bytes behind them to throw away. Some may not have arrived; up to 4 GiB.
         swallow: usize,
     },
     /// What is answered at once, without a node.
     Reject {
         /// memcached's own answer; empty where it says nothing.
         reply: &'static [u8],
+        /// How it is told.
+        style: Style,
         /// Bytes taken up.
         len: usize,
         /// Bytes behind them to throw away, as with [`Parsed::TooLarge`].
@@ -264,13 +274,20 @@ pub enum Style {
         /// The client expects no answer, not even to an error.
         noreply: bool,
     },
+    Binary {
+        opcode: Opcode,
+        /// Comes back as it is.
+        opaque: [u8; 4],
+    },
 }
 
 impl Style {
-    /// For the log.
+    /// For the log: nothing is said where all is well.
     pub fn is_silent(self) -> bool {
-        let Style::Classic { noreply } = self;
-        noreply
+        match self {
+            Style::Classic { noreply } => noreply,
+            Style::Binary { opcode, .. } => opcode.is_quiet(),
+        }
     }
 }
 

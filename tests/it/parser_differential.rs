@@ -93,7 +93,7 @@ fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
                 answers = answers.strip_prefix(reply).ok_or("not too large for memcached")?;
                 (len, swallow)
             }
-            Parsed::Reject { reply, len, swallow, close } => {
+            Parsed::Reject { reply, len, swallow, close, .. } => {
                 let expected = || format!("refused with {:?}", reply.escape_ascii().to_string());
                 answers = answers.strip_prefix(reply).ok_or_else(expected)?;
                 closes = close;

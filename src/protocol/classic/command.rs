@@ -7,6 +7,7 @@ use super::super::line::Words;
 use super::super::number::{client_i32, client_u32, client_u64};
 use super::super::request::{Admin, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
 use super::super::{KEY_LEN_MAX, answer};
+use super::SAID;
 
 /// The longest value whose length, CR LF included, fits memcached's `int`.
 const VALUE_LEN_MAX: usize = i32::MAX as usize - 2;
@@ -64,7 +65,7 @@ impl Command<'_> {
 
     fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
         let reply = if noreply { answer::SILENCE } else { reply };
-        Parsed::Reject { reply, len: self.line_len, swallow: 0, close: false }
+        Parsed::Reject { reply, style: SAID, len: self.line_len, swallow: 0, close: false }
     }
 
     fn retrieval(&self, kind: Kind, mut words: Words<'_>) -> Parsed {
@@ -147,7 +148,7 @@ impl Command<'_> {
             // middle of the value.
             Some(_) => {
                 let reply = if noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
-                Parsed::Reject { reply, len, swallow: 0, close: false }
+                Parsed::Reject { reply, style: SAID, len, swallow: 0, close: false }
             }
         }
     }
@@ -232,7 +233,7 @@ impl Command<'_> {
         let length =
             words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
         let swallow = length.map_or(0, |length| length + 2);
-        Parsed::Reject { reply: answer::ERROR, len: self.line_len, swallow, close: false }
+        Parsed::Reject { reply: answer::ERROR, style: SAID, len: self.line_len, swallow, close: false }
     }
 
     /// A browser's request is closed without an answer, so that a web page cannot make it talk
@@ -243,7 +244,7 @@ impl Command<'_> {
         let other_branch = matches!(name, [_] | [b'm', _] | [b'g' | b's' | b'a' | b'c' | b'i' | b'd' | b't', ..]);
         let last = words.take(WORDS_MAX - 1).last().map_or(name, |word| &self.buf[word]);
         if last.starts_with(b"HTTP/") && !other_branch {
-            return Parsed::Reject { reply: answer::SILENCE, len: self.line_len, swallow: 0, close: true };
+            return Parsed::Reject { reply: answer::SILENCE, style: SAID, len: self.line_len, swallow: 0, close: true };
         }
         self.reject(answer::ERROR, false)
     }

@@ -1,5 +1,5 @@
 use super::super::fuzz::Dice;
-use super::super::request::{Admin, Family, Keyed, Kind, Request, Style, item_size};
+use super::super::request::{Admin, Family, Keyed, Kind, Request, item_size};
 use super::*;
 
 const LIMITS: Limits = Limits { item_size_max: 1000 };
@@ -172,9 +172,9 @@ fn items_above_the_limit() {
 
 #[test]
 fn meta_sets_are_refused_with_their_value() {
-    let expected = Parsed::Reject { reply: answer::ERROR, len: 13, swallow: 7, close: false };
+    let expected = Parsed::Reject { reply: answer::ERROR, style: SAID, len: 13, swallow: 7, close: false };
     assert_eq!(parse(b"ms key 5 T0\r\nhello\r\n", &LIMITS), expected);
-    let expected = Parsed::Reject { reply: answer::ERROR, len: 8, swallow: 0, close: false };
+    let expected = Parsed::Reject { reply: answer::ERROR, style: SAID, len: 8, swallow: 0, close: false };
     assert_eq!(parse(b"ms key\r\n", &LIMITS), expected);
     assert_eq!(parse(b"mg k v\r\n", &LIMITS), expected);
 }

@@ -37,8 +37,6 @@ fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
     if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
 }
 
-const TOO_LARGE: Refusal = Refusal::Server("object too large for cache");
-
 /// Keys of one get that are looked at, for what they conflict with, before others have their turn.
 const LOOKED_AT_PER_TURN: u32 = 4096;
 
@@ -296,18 +294,18 @@ impl Core {
                     }
                 }
                 Parsed::TooLarge { request, style, len, swallow } => {
-                    if !self.begin_too_large(index, &request, style, &mut chunk, (len, TOO_LARGE)) {
+                    if !self.begin_too_large(index, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
                         return self.stall(index, chunk);
                     }
                     self.clients[index as usize].swallow = swallow;
                 }
-                Parsed::Reject { reply, len, swallow, close } => {
+                Parsed::Reject { reply, style, len, swallow, close } => {
                     let said = reply.trim_ascii_end();
                     tracing::debug!(client = client.generation, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     client.end_receiving();
-                    let slot = client.open_slot(0, false, client.dialect.unasked(), len, &mut self.spare);
+                    let slot = client.open_slot(0, false, style, len, &mut self.spare);
                     self.answer_client(index, slot, 0, false, Outcome::Own(reply));
                     if close {
                         self.close_client(index, Ended::Nonsense);
@@ -536,6 +534,7 @@ impl Core {
             Admin::Stats(args) => Ok(Question::Stats(words(args))),
             Admin::Resync(args) => Ok(Question::Resync(words(args))),
             Admin::Version => Err(Outcome::Version(crate::proxy::VERSION)),
+            Admin::Noop => Err(Outcome::Done),
             Admin::Quit => Err(Outcome::Quit),
             Admin::Verbosity { level } => {
                 // It is the node's affair elsewhere; the proxy's log level is set at its start.

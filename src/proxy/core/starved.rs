@@ -17,10 +17,10 @@ use super::{Core, resume_later};
 
 /// memcached's own words where a value finds no memory, and why.
 const NO_MEMORY: Refusal =
-    Refusal::Server("out of memory storing object: values that clients are sending take half of --client-memory");
+    Refusal::NoMemory("out of memory storing object: values that clients are sending take half of --client-memory");
 
 /// Of a line, which cannot be passed over.
-const NO_MEMORY_FOR_LINE: Refusal = Refusal::Server(
+const NO_MEMORY_FOR_LINE: Refusal = Refusal::NoMemory(
     "out of memory reading request: lines and values that clients are sending take half of --client-memory",
 );
 
