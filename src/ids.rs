@@ -1,4 +1,4 @@
-//! The small names everything else speaks in: nodes, pairs, places, incarnations, terms.
+//! The small names everything else speaks in: nodes, pairs, workers, places, incarnations, terms.
 
 use std::fmt;
 
@@ -24,6 +24,22 @@ impl PairId {
     /// The index into per-pair tables.
     pub fn index(self) -> usize {
         self.0 as usize
+    }
+}
+
+/// A worker thread of the proxy, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct WorkerId(pub u16);
+
+impl WorkerId {
+    /// The index into per-worker tables.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// All of so many workers.
+    pub fn all(workers: usize) -> impl Iterator<Item = WorkerId> {
+        (0..workers as u16).map(WorkerId)
     }
 }
 

@@ -42,7 +42,7 @@ pub mod internals {
         }
     }
     pub mod ids {
-        pub use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+        pub use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term, WorkerId};
     }
     pub mod keys {
         pub use crate::keys::{Lone, Missed, MissedBudget, Recopy};
@@ -54,7 +54,9 @@ pub mod internals {
         pub use crate::protocol::{answer, binary, classic, out, outcome, reply, request};
     }
     pub mod proxy {
-        pub use crate::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, Route};
+        pub use crate::proxy::{
+            ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, LinkState, Route,
+        };
     }
     pub mod resync {
         pub use crate::resync::{

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::ids::{NodeId, PairId, Place};
+use crate::ids::{NodeId, PairId, Place, WorkerId};
 use crate::pair::FillEvent;
 use crate::pair::{self, State};
 use crate::protocol::answer::{self, client_error};
@@ -17,7 +17,7 @@ use super::summary::PAIR_WORDS;
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
-    pub(super) worker: u16,
+    pub(super) worker: WorkerId,
     pub(super) client: ClientKey,
     pub(super) slot: u64,
 }

@@ -178,7 +178,7 @@ impl Cluster {
             answers.push(answer);
             let owner = owner_of(&key, self.workers.len() as u16);
             let ticket = self.ticket(reply);
-            let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair: id, key });
+            let _ = self.workers[owner.index()].send(Command::Mend { ticket, pair: id, key });
         }
         self.spawn(async move {
             let settled = futures::future::join_all(answers).await;

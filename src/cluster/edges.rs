@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::backend::marker::Fact;
-use crate::ids::{NodeId, PairId, Place};
+use crate::ids::{NodeId, PairId, Place, WorkerId};
 use crate::keys::Missed;
 use crate::pair::{self, State};
 use crate::pair::{FillEffect, FillEvent};
@@ -162,7 +162,7 @@ impl Cluster {
     pub(super) fn close(&mut self, id: PairId, void: Option<NodeId>) {
         let run = &mut self.pairs[id.index()];
         run.round += 1;
-        run.unconfirmed = (0..self.workers.len() as u16).collect();
+        run.unconfirmed = WorkerId::all(self.workers.len()).collect();
         for worker in &self.workers {
             let _ = worker.send(Command::Close { pair: id, void, round: run.round });
         }

@@ -103,10 +103,10 @@ use crate::ambient;
 use crate::backend::marker::{Period, Session};
 use crate::backend::{Dial, NodeControl};
 use crate::config::{ResyncMode, Settings};
-use crate::ids::{Epoch, NodeId, PairId, Place, Term};
+use crate::ids::{Epoch, NodeId, PairId, Place, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Gate, Pair, Plan, State};
-use crate::proxy::{Command, Event};
+use crate::proxy::{Command, Event, Ticket};
 use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settlement, Verdict};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
@@ -131,7 +131,7 @@ struct PairRun {
     /// Counts the closings, so that an old confirmation is told apart.
     round: u64,
     /// Workers that have not confirmed the present closing.
-    unconfirmed: BTreeSet<u16>,
+    unconfirmed: BTreeSet<WorkerId>,
     /// Keys to be copied again, while it is recovering.
     recopy: Arc<Recopy>,
     /// Keys whose last mutation did not surely reach the node that is away, since it was last
@@ -200,8 +200,8 @@ pub struct Cluster {
     delayed: flush::Delayed,
     job_serial: u64,
     /// Orders to workers that are not settled, and the last one's number.
-    orders: BTreeMap<u64, oneshot::Sender<Settlement>>,
-    last_ticket: u64,
+    orders: BTreeMap<Ticket, oneshot::Sender<Settlement>>,
+    last_ticket: Ticket,
     scrubs: verify::Scrubs,
     /// Edges that are told together, of pairs and the states before, while several pairs learn of
     /// one thing.
@@ -288,7 +288,7 @@ impl Cluster {
             delayed: flush::Delayed::default(),
             job_serial: 0,
             orders: BTreeMap::new(),
-            last_ticket: 0,
+            last_ticket: Ticket(0),
             scrubs: verify::Scrubs::default(),
             edges: None,
             unsettled: settle::Unsettled::default(),

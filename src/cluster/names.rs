@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::{Addresses, NodeError, NodeView, Resolve};
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
 use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
@@ -333,7 +333,7 @@ impl Cluster {
             job.yield_to_others();
         }
         // Told after the address is published (see `at_present_address`).
-        run.leaving = (0..self.workers.len() as u16).collect();
+        run.leaving = WorkerId::all(self.workers.len()).collect();
         for worker in &self.workers {
             let _ = worker.send(Command::Moved { node, address });
         }
@@ -342,7 +342,7 @@ impl Cluster {
     }
 
     /// A worker has no connection to the node's addresses before this one any more.
-    pub(super) fn left(&mut self, worker: u16, node: NodeId, address: u64, owing: bool) {
+    pub(super) fn left(&mut self, worker: WorkerId, node: NodeId, address: u64, owing: bool) {
         let last = address == self.address_life(node);
         let run = &mut self.nodes[node.index()];
         run.abandoned |= owing && holds(Rule::AbandonedAtMove);
@@ -489,16 +489,16 @@ mod tests {
         let drained = |cluster: &Cluster| cluster.nodes[node.index()].is_drained();
         cluster.move_to(node, at(A));
         let first = addresses.life(node);
-        cluster.left(0, node, first, false);
+        cluster.left(WorkerId(0), node, first, false);
         assert!(!drained(&cluster), "the other worker has not left");
         cluster.move_to(node, at(B));
         let second = addresses.life(node);
-        for worker in [0, 1] {
+        for worker in [0, 1].map(WorkerId) {
             cluster.left(worker, node, first, false);
         }
         assert!(!drained(&cluster), "they have left the first address");
-        cluster.left(0, node, second, false);
-        cluster.left(1, node, second, true);
+        cluster.left(WorkerId(0), node, second, false);
+        cluster.left(WorkerId(1), node, second, true);
         assert!(drained(&cluster));
         assert!(cluster.nodes[node.index()].abandoned, "one of them left commands unanswered");
     }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::health::{Health, began_since};
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
 use crate::pair::{self, Loss, Reason, State};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
@@ -44,11 +44,11 @@ pub(super) struct NodeRun {
     /// It held no items at all when it was last taken back, and nothing was written to it since.
     pub(super) empty: bool,
     /// Workers with void answers outstanding.
-    pub(super) undrained: BTreeSet<u16>,
+    pub(super) undrained: BTreeSet<WorkerId>,
     /// Connections of the control plane that are being drained.
     pub(super) drains: u32,
     /// Workers that still have connections to an earlier address of it.
-    pub(super) leaving: BTreeSet<u16>,
+    pub(super) leaving: BTreeSet<WorkerId>,
     /// A connection to it was given up with commands unanswered, and nothing proves that they
     /// cannot take effect any more.
     pub(super) abandoned: bool,

@@ -10,7 +10,7 @@ use crate::backend::marker::{Fact, Record};
 use crate::ids::{NodeId, PairId, Place};
 use crate::pair::{self, Loss, State};
 use crate::pair::{FillEvent, Word};
-use crate::proxy::{Adopted, Command, Settlement, owner_of};
+use crate::proxy::{Adopted, Command, Settlement, Ticket, owner_of};
 
 impl Cluster {
     /// What clients have written is deleted on the follower, or was made there too: this is
@@ -103,18 +103,18 @@ impl Cluster {
         if self.knows_writes(pair) {
             let owner = owner_of(&key, self.workers.len() as u16);
             let ticket = self.ticket(reply);
-            let _ = self.workers[usize::from(owner)].send(Command::Adopt { ticket, pair, key, item });
+            let _ = self.workers[owner.index()].send(Command::Adopt { ticket, pair, key, item });
         }
     }
 
     /// A number for an order; `reply` hears what became of it.
-    pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settlement>) -> u64 {
-        self.last_ticket += 1;
+    pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settlement>) -> Ticket {
+        self.last_ticket.0 += 1;
         self.orders.insert(self.last_ticket, reply);
         self.last_ticket
     }
 
-    pub(super) fn settled(&mut self, ticket: u64, settlement: Settlement) {
+    pub(super) fn settled(&mut self, ticket: Ticket, settlement: Settlement) {
         if let Some(reply) = self.orders.remove(&ticket) {
             let _ = reply.send(settlement);
         }

@@ -104,7 +104,7 @@ impl Cluster {
             VerifyEvent::Mend { pair, key, reply } => {
                 let owner = owner_of(&key, self.workers.len() as u16);
                 let ticket = self.ticket(reply);
-                let _ = self.workers[usize::from(owner)].send(Command::Mend { ticket, pair, key });
+                let _ = self.workers[owner.index()].send(Command::Mend { ticket, pair, key });
             }
             VerifyEvent::Compared { pair } => {
                 let more = self.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());

@@ -6,10 +6,12 @@ use bytes::BytesMut;
 
 use crate::ids::Incarnation;
 use crate::progress::Progress;
+use crate::protocol::expiry::Offset;
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::reply::ReplyLimits;
 
+use super::handles::OpId;
 use super::op::{Effect, Kind};
 use super::room;
 
@@ -43,17 +45,17 @@ const WAIT_PLACES: usize = 256;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flight {
     /// An operation, by its place in the worker's table.
-    Op(u32),
+    Op(OpId),
     /// An operation that is one key of a `get` line shared with others: answered by a value with
     /// its key, or by none before the next one's, or the end. A [`Flight::GetEnd`] stands behind
     /// the line's last key.
-    Get(u32),
+    Get(OpId),
     /// Such a key, whose answer counts for nothing.
     VoidGet,
     /// The `END` of a shared `get` line.
     GetEnd,
     /// A command of an operation's repair.
-    Repair(u32, RepairStep),
+    Repair(OpId, RepairStep),
     /// Nobody: the answer is void, but what it answers may still be executed, so the node is not
     /// drained before it came.
     Void,
@@ -95,7 +97,7 @@ pub struct Sent {
 /// One operation that waits.
 #[derive(Clone, Copy, Debug)]
 struct Waits {
-    id: u32,
+    id: OpId,
     /// Its key's.
     hash: u32,
     /// Since when, microseconds of the worker's clock.
@@ -117,14 +119,14 @@ impl Waiting {
         self.queue.is_empty()
     }
 
-    pub(super) fn push(&mut self, id: u32, hash: u32, since_us: u64) {
+    pub(super) fn push(&mut self, id: OpId, hash: u32, since_us: u64) {
         self.places.resize(WAIT_PLACES, 0);
         let place = &mut self.places[hash as usize % WAIT_PLACES];
         *place = place.saturating_add(1);
         self.queue.push_back(Waits { id, hash, since_us });
     }
 
-    pub(super) fn first(&self) -> Option<u32> {
+    pub(super) fn first(&self) -> Option<OpId> {
         self.queue.front().map(|first| first.id)
     }
 
@@ -157,7 +159,7 @@ impl Waiting {
     }
 
     /// Takes out those for which `goes` holds.
-    pub(super) fn take_if(&mut self, mut goes: impl FnMut(u32) -> bool) -> Vec<u32> {
+    pub(super) fn take_if(&mut self, mut goes: impl FnMut(OpId) -> bool) -> Vec<OpId> {
         let (gone, kept): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut self.queue).into_iter().partition(|waits| goes(waits.id));
         self.queue = kept;
@@ -166,7 +168,7 @@ impl Waiting {
     }
 
     /// All of them, in order.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = u32> + use<> {
+    pub(super) fn take(&mut self) -> impl Iterator<Item = OpId> + use<> {
         std::mem::take(self).queue.into_iter().map(|waits| waits.id)
     }
 }
@@ -175,7 +177,7 @@ impl Waiting {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unproven {
     /// Whose.
-    pub(super) op: u32,
+    pub(super) op: OpId,
     /// What it says about the leader's copy.
     pub(super) effect: Effect,
     /// When it came, microseconds of the worker's clock.
@@ -379,7 +381,7 @@ impl Conn {
     /// Adds a key to the `get` (or `gets`) line at the end of `out`, or begins one: one line costs
     /// both sides less than one for each key, whichever clients ask. The answers come in the order
     /// of the keys.
-    pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: u32, now_us: u64, bytes: u32) {
+    pub(super) fn put_get(&mut self, kind: Kind, key: &[u8], id: OpId, now_us: u64, bytes: u32) {
         match &mut self.get_line {
             Some(line) if line.kind == kind && line.keys < GET_KEYS_MAX && line.bytes + key.len() < GET_LINE_MAX => {
                 line.keys += 1;
@@ -406,7 +408,7 @@ impl Conn {
 
     /// The answer to what has this number, if it is unanswered and a command of that operation's
     /// repair, counts for nothing any more.
-    pub(super) fn void_repair(&mut self, number: u64, op: u32) {
+    pub(super) fn void_repair(&mut self, number: u64, op: OpId) {
         let behind = (self.pushed - number) as usize;
         if let Some(at) = self.flights.len().checked_sub(1 + behind)
             && let sent = &mut self.flights[at]
@@ -471,6 +473,8 @@ pub(super) struct Link {
     pub round: u32,
     /// The control plane's count of the node's returns, as far as it was told.
     pub life: u32,
+    /// How far its date is ahead of the proxy's; `None` = it is not known.
+    pub offset: Option<Offset>,
     /// What it may make the worker buffer.
     pub replies: ReplyLimits,
     /// Commands on one key always take the same connection.
@@ -486,13 +490,14 @@ pub(super) struct Link {
 
 impl Link {
     /// `lanes` connections, none of them open; so have `workers` in all.
-    pub(super) fn new(lanes: usize, workers: usize) -> Link {
+    pub(super) fn new(lanes: u16, workers: u16) -> Link {
         Link {
             incarnation: None,
             round: 0,
             life: 0,
+            offset: None,
             replies: ReplyLimits::default(),
-            conns: (0..lanes).map(|_| Conn::new(lanes * workers)).collect(),
+            conns: (0..lanes).map(|_| Conn::new(usize::from(lanes) * usize::from(workers))).collect(),
             lateness: 0,
             repair_waits: None,
             undrained: false,

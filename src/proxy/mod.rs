@@ -4,8 +4,11 @@
 mod adds;
 mod backlog;
 mod client;
+mod clients;
 mod core;
+mod handles;
 mod link;
+mod links;
 mod memory;
 mod op;
 mod pending;
@@ -16,9 +19,9 @@ mod table;
 pub use adds::Adds;
 pub use backlog::Backlog;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
+pub use handles::{ClientId, ClientKey, ConnId, Lane, Ticket};
 pub use link::LinkState;
 pub use memory::{Memory, Share};
-pub use op::ClientKey;
 pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 

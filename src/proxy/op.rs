@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId, Term};
+use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
@@ -13,6 +13,8 @@ use crate::protocol::reply::ReplyKind;
 pub use crate::protocol::request::Kind;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
+
+use super::handles::{ClientKey, ConnId, Ticket};
 
 /// Counts a command, under memcached's names.
 pub(super) fn count(kind: Kind, stats: &WorkerStats) {
@@ -160,14 +162,14 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
 pub enum Origin {
     Client(Asker),
     /// The control plane; with the ticket of its command.
-    Control(u64),
+    Control(Ticket),
 }
 
 /// A client that waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Asker {
     /// The worker that serves the client.
-    pub worker: u16,
+    pub worker: WorkerId,
     /// Which client there.
     pub client: ClientKey,
     pub slot: u64,
@@ -175,15 +177,6 @@ pub struct Asker {
     pub part: u32,
     /// It counts among the client's keys being read.
     pub read: bool,
-}
-
-/// A client connection of a worker; the generation tells a successor in the same place apart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ClientKey {
-    /// Place in the worker's table.
-    pub index: u32,
-    /// Which occupant of that place.
-    pub generation: u32,
 }
 
 /// Where an operation is.
@@ -274,7 +267,7 @@ pub struct Repair {
     /// Commands of the repair that are unanswered.
     pub outstanding: u32,
     /// Where they were sent, and their numbers there; those that are answered, too, until all are.
-    pub sent: Vec<(NodeId, u64)>,
+    pub sent: Vec<(ConnId, u64)>,
 }
 
 impl Op {

@@ -125,7 +125,7 @@ fn op(text: &str) -> Op {
         exptime: request.exptime,
         cas: request.cas,
         delta: request.delta,
-        ..Op::new(Origin::Control(0), request.kind, PairId(0), Topology::key_hash(b"k"), raw, (start, end))
+        ..Op::new(Origin::Control(Ticket(0)), request.kind, PairId(0), Topology::key_hash(b"k"), raw, (start, end))
     }
 }
 

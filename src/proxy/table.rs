@@ -6,13 +6,14 @@
 
 use std::ops::{Index, IndexMut};
 
+use super::handles::OpId;
 use super::op::Op;
 
 /// See the module's words.
 #[derive(Default, Debug)]
 pub(super) struct OpTable {
     places: Vec<Place>,
-    free: Vec<u32>,
+    free: Vec<OpId>,
 }
 
 #[derive(Debug)]
@@ -24,32 +25,32 @@ struct Place {
 impl OpTable {
     /// Returns its number.
     #[inline(always)]
-    pub(super) fn insert(&mut self, op: Op) -> u32 {
+    pub(super) fn insert(&mut self, op: Op) -> OpId {
         if let Some(id) = self.free.pop() {
-            self.places[id as usize] = Place { op, taken: true };
+            self.places[id.index()] = Place { op, taken: true };
             return id;
         }
         self.places.push(Place { op, taken: true });
-        (self.places.len() - 1) as u32
+        OpId((self.places.len() - 1) as u32)
     }
 
-    pub(super) fn remove(&mut self, id: u32) {
-        let place = &mut self.places[id as usize];
-        debug_assert!(place.taken, "operation {id} is finished twice");
+    pub(super) fn remove(&mut self, id: OpId) {
+        let place = &mut self.places[id.index()];
+        debug_assert!(place.taken, "{id:?} is finished twice");
         place.taken = false;
         place.op.let_go();
         self.free.push(id);
     }
 
-    pub(super) fn get(&self, id: u32) -> Option<&Op> {
-        self.places.get(id as usize).filter(|place| place.taken).map(|place| &place.op)
+    pub(super) fn get(&self, id: OpId) -> Option<&Op> {
+        self.places.get(id.index()).filter(|place| place.taken).map(|place| &place.op)
     }
 
-    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Op> {
-        self.places.get_mut(id as usize).filter(|place| place.taken).map(|place| &mut place.op)
+    pub(super) fn get_mut(&mut self, id: OpId) -> Option<&mut Op> {
+        self.places.get_mut(id.index()).filter(|place| place.taken).map(|place| &mut place.op)
     }
 
-    pub(super) fn contains(&self, id: u32) -> bool {
+    pub(super) fn contains(&self, id: OpId) -> bool {
         self.get(id).is_some()
     }
 
@@ -66,24 +67,24 @@ impl OpTable {
     }
 }
 
-impl Index<usize> for OpTable {
+impl Index<OpId> for OpTable {
     type Output = Op;
 
     #[inline(always)]
-    fn index(&self, id: usize) -> &Op {
-        let place = &self.places[id];
+    fn index(&self, id: OpId) -> &Op {
+        let place = &self.places[id.index()];
         #[cfg(test)]
-        assert!(place.taken, "operation {id} is finished");
+        assert!(place.taken, "{id:?} is finished");
         &place.op
     }
 }
 
-impl IndexMut<usize> for OpTable {
+impl IndexMut<OpId> for OpTable {
     #[inline(always)]
-    fn index_mut(&mut self, id: usize) -> &mut Op {
-        let place = &mut self.places[id];
+    fn index_mut(&mut self, id: OpId) -> &mut Op {
+        let place = &mut self.places[id.index()];
         #[cfg(test)]
-        assert!(place.taken, "operation {id} is finished");
+        assert!(place.taken, "{id:?} is finished");
         &mut place.op
     }
 }
@@ -94,10 +95,11 @@ mod tests {
 
     use super::*;
     use crate::ids::PairId;
+    use crate::proxy::handles::Ticket;
     use crate::proxy::op::{Kind, Origin};
 
     fn op(ticket: u64) -> Op {
-        Op::new(Origin::Control(ticket), Kind::Set, PairId(0), 0, Bytes::from(vec![b'k'; 100]), (0, 100))
+        Op::new(Origin::Control(Ticket(ticket)), Kind::Set, PairId(0), 0, Bytes::from(vec![b'k'; 100]), (0, 100))
     }
 
     #[test]
@@ -105,11 +107,11 @@ mod tests {
         let mut table = OpTable::default();
         let (one, other) = (table.insert(op(1)), table.insert(op(2)));
         assert_eq!((table.len(), table.iter().count()), (2, 2));
-        let raw = table[one as usize].raw.clone();
+        let raw = table[one].raw.clone();
         assert!(!raw.is_unique());
         table.remove(one);
         assert!(raw.is_unique() && !table.contains(one) && table.get_mut(one).is_none());
-        assert_eq!(table.iter().map(|op| op.origin).collect::<Vec<_>>(), [Origin::Control(2)]);
+        assert_eq!(table.iter().map(|op| op.origin).collect::<Vec<_>>(), [Origin::Control(Ticket(2))]);
         assert_eq!(table.insert(op(3)), one);
         table.remove(other);
         table.remove(one);

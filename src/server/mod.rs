@@ -20,6 +20,7 @@ use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Names};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
+use crate::ids::WorkerId;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Memory};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
@@ -270,9 +271,9 @@ impl Assembly {
             commands.push(command);
             let mut core = Core::new(
                 CoreSettings {
-                    worker: index as u16,
+                    worker: WorkerId(index as u16),
                     workers: workers as u16,
-                    lanes,
+                    lanes: lanes as u16,
                     timeout_us: settings.timeout.as_micros() as u64,
                     leader_timeout_us: settings.leader_timeout.as_micros() as u64,
                     item_size_max: settings.item_size_max,

@@ -31,9 +31,8 @@ use slab::Slab;
 use socket2::SockRef;
 
 use crate::backend::{gives_up, is_from_node};
-use crate::ids::NodeId;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
-use crate::proxy::Share;
+use crate::proxy::{ClientId, ConnId, Share};
 pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers, FEW_BUFFERS};
 
@@ -73,23 +72,23 @@ const ALARM: u64 = 3;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Owner {
     /// A client's, by its place in the worker's table.
-    Client(u32),
-    /// A node's, and which of the worker's connections to it.
-    Node(NodeId, u16),
+    Client(ClientId),
+    /// A node's: which of the worker's connections.
+    Node(ConnId),
 }
 
 /// What an io_uring instance tells of a socket.
 #[derive(Debug)]
 pub(super) enum News {
     /// A client sent something.
-    Input(u32, Input),
+    Input(ClientId, Input),
     /// A node did, and it is in the room that was given for it.
-    Filled(NodeId, u16, BytesMut),
+    Filled(ConnId, BytesMut),
     /// Nothing more will come from a client.
-    End(u32),
+    End(ClientId),
     /// Nothing more will come from a node: by its own doing, or because our kernel gave the
     /// connection up.
-    NodeEnd { node: NodeId, lane: u16, by_node: bool },
+    NodeEnd { at: ConnId, by_node: bool },
     /// A send that was waited for is done, or failed.
     Sent(Owner),
 }
@@ -488,11 +487,11 @@ impl Uring {
     fn received(&mut self, slot: usize, entry: &cqueue::Entry) -> Option<News> {
         match self.slots[slot].owner {
             Owner::Client(client) => self.client_received(slot, client, entry),
-            Owner::Node(node, lane) => self.node_received(slot, node, lane, entry.result()),
+            Owner::Node(at) => self.node_received(slot, at, entry.result()),
         }
     }
 
-    fn client_received(&mut self, slot: usize, client: u32, entry: &cqueue::Entry) -> Option<News> {
+    fn client_received(&mut self, slot: usize, client: ClientId, entry: &cqueue::Entry) -> Option<News> {
         let result = entry.result();
         let s = &mut self.slots[slot];
         let goes_on = cqueue::more(entry.flags());
@@ -531,7 +530,7 @@ impl Uring {
         news
     }
 
-    fn node_received(&mut self, slot: usize, node: NodeId, lane: u16, result: i32) -> Option<News> {
+    fn node_received(&mut self, slot: usize, at: ConnId, result: i32) -> Option<News> {
         let s = &mut self.slots[slot];
         s.receiving = false;
         s.ops -= 1;
@@ -547,11 +546,11 @@ impl Uring {
         let mut room = std::mem::take(&mut s.room);
         if result <= 0 {
             s.unproven |= !is_end_by_node(result);
-            return Some(News::NodeEnd { node, lane, by_node: !s.unproven });
+            return Some(News::NodeEnd { at, by_node: !s.unproven });
         }
         // SAFETY: the kernel has written so many bytes behind those that it held.
         unsafe { room.advance_mut(result as usize) };
-        Some(News::Filled(node, lane, room))
+        Some(News::Filled(at, room))
     }
 
     fn has_sent(&mut self, slot: usize, result: i32) -> Option<News> {
@@ -568,7 +567,7 @@ impl Uring {
             self.push_send(slot);
             return None;
         }
-        if result <= 0 && matches!(s.owner, Owner::Node(..)) {
+        if result <= 0 && matches!(s.owner, Owner::Node(_)) {
             // Kept: the kernel tells an error once, and receiving then finds an end.
             s.unproven |= result < 0 && gives_up(&io::Error::from_raw_os_error(-result));
             // Whatever the reason, the node is to see the end, and to end the connection itself:

@@ -6,6 +6,7 @@
 //! On io_uring there are neither: see `on_uring`.
 
 mod flusher;
+mod node_ios;
 mod on_epoll;
 mod on_uring;
 mod writable;
@@ -22,20 +23,20 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::backend::{Dial, NodeStream};
-use crate::ids::NodeId;
+use crate::backend::Dial;
+use crate::ids::WorkerId;
 use crate::pair::Reason;
 use crate::protocol::answer::TOO_MANY;
-use crate::proxy::{ClientKey, Command, Core, Event, PeerMessage};
+use crate::proxy::{ClientId, ClientKey, Command, ConnId, Core, Event, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
 use super::uring::{Owner, Uring};
+use node_ios::{NodeIo, NodeIos, NodeSocket};
 use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
 use writable::Writable;
@@ -64,7 +65,7 @@ const SLOW_US: u64 = 50_000;
 
 /// Clients beyond `--max-clients`, of all workers, in the order in which they came; some have gone,
 /// or shown that they are operators. (The lock is taken for such clients only.)
-pub(super) type Beyond = Arc<Mutex<VecDeque<(u16, ClientKey)>>>;
+pub(super) type Beyond = Arc<Mutex<VecDeque<(WorkerId, ClientKey)>>>;
 
 /// What a worker needs of the world.
 pub(super) struct WorkerSetup {
@@ -128,31 +129,16 @@ enum ClientIo {
     Uring(UringClient),
 }
 
-struct NodeIo {
-    stream: NodeSocket,
-    /// Its writing half is to be closed, or is.
-    shut: bool,
-    /// The task that reads it; those on io_uring have none.
-    reader: Option<AbortHandle>,
-}
-
-enum NodeSocket {
-    /// With a task that reads.
-    Stream(NodeStream),
-    /// On the worker's io_uring, in this place.
-    Uring(usize),
-}
-
 /// The I/O state of a worker, shared by its tasks (never across an await).
 pub(crate) struct Shell {
     core: Core,
     clients: Vec<Option<ClientIo>>,
     /// Where all sockets are, if not in tokio's hands.
     uring: Option<Uring>,
-    nodes: Vec<Vec<Option<NodeIo>>>,
+    nodes: NodeIos,
     /// Connections on io_uring that are to be received from again, and whether more has come than
     /// was taken.
-    to_receive: Vec<(NodeId, usize, bool)>,
+    to_receive: Vec<(ConnId, bool)>,
     block: BytesMut,
     started: Instant,
     /// When the clock was last looked at, and how often there is a tick. Microseconds.
@@ -168,17 +154,17 @@ pub(crate) struct Shell {
     reads_on_clock: u32,
     /// Sockets that took no more.
     writable: Arc<Writable>,
-    blocked_conns: Vec<(NodeId, usize)>,
+    blocked_conns: Vec<ConnId>,
     /// Empty, except for the time of a flush.
-    flushed_clients: Vec<u32>,
-    flushed_conns: Vec<(NodeId, usize)>,
+    flushed_clients: Vec<ClientId>,
+    flushed_conns: Vec<ConnId>,
     events: UnboundedSender<Event>,
     peers: Vec<UnboundedSender<PeerMessage>>,
     stats: Arc<WorkerStats>,
     work: Arc<Work>,
     draining: bool,
     /// Where clients come from, while the log has lines about them.
-    named: HashMap<u32, String>,
+    named: HashMap<ClientId, String>,
 }
 
 /// A worker's handle for its own tasks.
@@ -195,7 +181,7 @@ impl Shell {
     fn count_work(&self) {
         // Before it drains a worker counts as busy, for clients may still come.
         let live = self.core.client_count() + self.core.op_count() + usize::from(!self.draining);
-        self.work.live[self.core.worker()].store(live, Ordering::SeqCst);
+        self.work.live[self.core.worker().index()].store(live, Ordering::SeqCst);
     }
 
     /// Looks at the clock. Returns how long nobody had.
@@ -226,11 +212,11 @@ impl Shell {
         if on_uring {
             self.take_all_news();
         }
-        for index in self.core.client_indexes() {
+        for id in self.core.client_ids() {
             if on_uring {
-                self.last_uring_call(index);
+                self.last_uring_call(id);
             } else {
-                self.last_call(index);
+                self.last_call(id);
             }
         }
         self.core.stood_still_us += self.look();
@@ -342,7 +328,7 @@ impl Worker {
             core,
             clients: Vec::new(),
             uring,
-            nodes: (0..nodes).map(|_| (0..lanes).map(|_| None).collect()).collect(),
+            nodes: NodeIos::new(nodes, lanes),
             to_receive: Vec::new(),
             block: BytesMut::new(),
             started,
@@ -447,7 +433,7 @@ impl Worker {
         }
         let admitted = self.work(|shell| {
             let key = if is_one_too_many { shell.core.operator_connected() } else { shell.core.client_connected() };
-            let at = key.index as usize;
+            let at = key.id.index();
             let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
             if shell.clients.len() <= at {
                 shell.clients.resize_with(at + 1, || None);
@@ -455,31 +441,36 @@ impl Worker {
             match &mut shell.uring {
                 Some(uring) => match stream.into_blocking() {
                     Ok(fd) => {
-                        let slot = uring.add(fd, Owner::Client(key.index));
+                        let slot = uring.add(fd, Owner::Client(key.id));
                         uring.receive(slot);
                         shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
                     }
                     Err(error) => {
-                        shell.core.client_gone(key.index);
+                        shell.core.client_gone(key.id);
                         return Err(error);
                     }
                 },
                 None => {
                     shell.clients[at] = Some(ClientIo::Stream { stream, reader: None });
-                    tokio::task::spawn_local(self.clone().read_client(key.index, key.generation));
+                    tokio::task::spawn_local(self.clone().read_client(key));
                 }
             }
             shell.stats.connected();
             if let Some(peer) = peer {
-                tracing::debug!(client = key.generation, worker = shell.core.worker(), peer, "a client has connected");
-                shell.named.insert(key.index, peer);
+                tracing::debug!(
+                    client = key.generation,
+                    worker = shell.core.worker().0,
+                    peer,
+                    "a client has connected"
+                );
+                shell.named.insert(key.id, peer);
             }
             if is_one_too_many {
                 let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
                 if beyond.len() >= 2 * OPERATORS {
                     beyond.pop_front();
                 }
-                beyond.push_back((shell.core.worker() as u16, key));
+                beyond.push_back((shell.core.worker(), key));
             }
             Ok(key)
         });
@@ -505,7 +496,7 @@ impl Worker {
     fn turn_one_away(&self, shell: &mut Shell) -> bool {
         let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((worker, key)) = beyond.pop_front() {
-            if usize::from(worker) != shell.core.worker() {
+            if worker != shell.core.worker() {
                 // (Whether it is silent still, that worker knows.)
                 shell.core.outbox.peers.push((worker, PeerMessage::TurnAway(key)));
                 return true;
@@ -517,21 +508,21 @@ impl Worker {
         false
     }
 
-    async fn run_conn(self, node: NodeId, lane: usize, generation: u32) {
-        let dialled = self.dialer.dial(node).await;
+    async fn run_conn(self, at: ConnId, generation: u32) {
+        let dialled = self.dialer.dial(at.node).await;
         self.work(|shell| {
-            debug_assert_eq!(shell.core.conn(node, lane).generation, generation);
-            match dialled.and_then(|stream| shell.take_on(node, lane, stream)) {
+            debug_assert_eq!(shell.core.conn(at).generation, generation);
+            match dialled.and_then(|stream| shell.take_on(at, stream)) {
                 Ok(stream) => {
                     let reader = match &stream {
                         NodeSocket::Stream(_) => {
-                            let reader = tokio::task::spawn_local(self.clone().read_conn(node, lane));
+                            let reader = tokio::task::spawn_local(self.clone().read_conn(at));
                             Some(reader.abort_handle())
                         }
                         NodeSocket::Uring(_) => None,
                     };
-                    shell.nodes[node.index()][lane] = Some(NodeIo { stream, shut: false, reader });
-                    shell.core.conn_up(node, lane);
+                    shell.nodes[at] = Some(NodeIo { stream, shut: false, reader });
+                    shell.core.conn_up(at);
                 }
                 Err(error) => {
                     let reason = match error.kind() {
@@ -539,7 +530,7 @@ impl Worker {
                         io::ErrorKind::NotFound => Reason::Unresolved,
                         _ => Reason::Timeout,
                     };
-                    shell.core.conn_down(node, lane, reason);
+                    shell.core.conn_down(at, reason);
                 }
             }
         });
@@ -549,8 +540,8 @@ impl Worker {
         while let Some(command) = commands.recv().await {
             self.work(|shell| {
                 shell.core.command(command);
-                for (node, lane) in std::mem::take(&mut shell.core.outbox.hangups) {
-                    shell.hang_up(node, lane);
+                for at in std::mem::take(&mut shell.core.outbox.hangups) {
+                    shell.hang_up(at);
                 }
             });
         }
@@ -634,26 +625,21 @@ impl Worker {
 impl Shell {
     /// For [`Core::tick`]: which nodes' sockets are full.
     fn tell_what_is_stuck(&mut self) {
-        for (index, lanes) in self.nodes.iter().enumerate() {
-            let node = NodeId(index as u16);
-            for (lane, io) in lanes.iter().enumerate() {
-                let bytes = match (io.as_ref().map(|io| &io.stream), &self.uring) {
-                    (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&(node, lane)) => {
-                        self.core.conn(node, lane).unsent()
-                    }
-                    // What waits behind a send that is not done waits for the same.
-                    (Some(NodeSocket::Uring(slot)), Some(uring)) => uring.unsent(*slot),
-                    _ => 0,
-                };
-                let now_us = self.core.now_us;
-                self.core.conn(node, lane).is_stuck_with(bytes, now_us);
-            }
+        for at in self.nodes.ids() {
+            let bytes = match (self.nodes[at].as_ref().map(|io| &io.stream), &self.uring) {
+                (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&at) => self.core.conn(at).unsent(),
+                // What waits behind a send that is not done waits for the same.
+                (Some(NodeSocket::Uring(slot)), Some(uring)) => uring.unsent(*slot),
+                _ => 0,
+            };
+            let now_us = self.core.now_us;
+            self.core.conn(at).is_stuck_with(bytes, now_us);
         }
     }
 
     /// Closes a connection that the core has given up.
-    fn hang_up(&mut self, node: NodeId, lane: usize) {
-        let Some(NodeIo { stream, reader, .. }) = self.nodes[node.index()][lane].take() else { return };
+    fn hang_up(&mut self, at: ConnId) {
+        let Some(NodeIo { stream, reader, .. }) = self.nodes[at].take() else { return };
         if let Some(reader) = reader {
             reader.abort();
         }
@@ -663,17 +649,17 @@ impl Shell {
     }
 
     /// Something has come from a node.
-    fn node_received(&mut self, node: NodeId, lane: usize) {
+    fn node_received(&mut self, at: ConnId) {
         self.reads = self.reads.wrapping_add(1);
-        let sent = self.core.conn(node, lane).flights.front().map(|sent| sent.at_us);
+        let sent = self.core.conn(at).flights.front().map(|sent| sent.at_us);
         if let Some(sent_us) = sent {
             let latency_us = self.core.now_us.saturating_sub(sent_us);
             self.stats.latencies.add(latency_us);
             if latency_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
-                self.core.tell_slow(node, lane, latency_us);
+                self.core.tell_slow(at, latency_us);
             }
         }
-        self.core.node_input(node, lane);
+        self.core.node_input(at);
     }
 }
 

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use resilver::internals::ids::{Incarnation, NodeId, Term};
+use resilver::internals::ids::{Incarnation, NodeId, Term, WorkerId};
 use resilver::internals::keys::{Lone, Missed, MissedBudget};
 use resilver::internals::pair::Reason;
 use resilver::internals::protocol::out::{MAX_SLICES, OutQueue};
-use resilver::internals::proxy::{Command, Core, CoreSettings, Event, Flow, Follower, LinkState, Route};
+use resilver::internals::proxy::{
+    ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, LinkState, Route,
+};
 use resilver::internals::ring::{Distribution, ServerSpec, Topology};
 use resilver::internals::stats::WorkerStats;
 
@@ -48,7 +50,7 @@ struct Burst {
 }
 
 struct Asker {
-    index: u32,
+    id: ClientId,
     bursts: Vec<Burst>,
     /// Bytes of the burst's answers that have come.
     got: usize,
@@ -72,7 +74,7 @@ pub struct Drive {
     value: Vec<u8>,
     pipeline: usize,
     turns: usize,
-    conns: Vec<(NodeId, usize)>,
+    conns: Vec<ConnId>,
 }
 
 impl Workload {
@@ -114,7 +116,7 @@ impl Drive {
         let backups = if workload.mirrored { specs(&["b1:1", "b2:1"]) } else { Vec::new() };
         let topology = Arc::new(Topology::new(&specs(&["a1:1", "a2:1"]), &backups, Distribution::Modula));
         let settings = CoreSettings {
-            worker: 0,
+            worker: WorkerId(0),
             workers: 1,
             lanes: 1,
             timeout_us: 250_000,
@@ -141,7 +143,7 @@ impl Drive {
             core.command(Command::Open { pair, route: Route::Open(flow) });
         }
         let ask = |client| Asker {
-            index: 0,
+            id: ClientId(0),
             bursts: (0..BURSTS)
                 .map(|at| {
                     let (requests, answers) = workload.burst(client, at);
@@ -152,7 +154,7 @@ impl Drive {
         };
         let mut askers: Vec<Asker> = (0..workload.clients).map(ask).collect();
         for asker in &mut askers {
-            asker.index = core.client_connected().index;
+            asker.id = core.client_connected().id;
         }
         for node in topology.nodes() {
             let incarnation = Some(Incarnation(0xa1));
@@ -169,8 +171,8 @@ impl Drive {
             turns: 0,
             conns: Vec::new(),
         };
-        for (node, lane, _) in std::mem::take(&mut drive.core.outbox.dials) {
-            drive.core.conn_up(node, lane);
+        for (at, _) in std::mem::take(&mut drive.core.outbox.dials) {
+            drive.core.conn_up(at);
         }
         drive.exchange();
         drive
@@ -194,16 +196,16 @@ impl Drive {
             asker.got = 0;
             let mut left = asker.bursts[burst].requests.as_slice();
             while !left.is_empty() {
-                let own = counted_client_room(&mut self.core, &mut self.block, asker.index);
-                let client = self.core.client(asker.index).expect("a client");
+                let own = counted_client_room(&mut self.core, &mut self.block, asker.id);
+                let client = self.core.client(asker.id).expect("a client");
                 let buffer = if own { &mut client.partial } else { &mut self.block };
                 put(buffer, &mut left);
-                counted_client_input(&mut self.core, &mut self.block, asker.index, own);
+                counted_client_input(&mut self.core, &mut self.block, asker.id, own);
             }
         }
         self.exchange();
         for asker in &self.askers {
-            assert_eq!(asker.got, asker.bursts[burst].answers.len(), "bytes answered to client {}", asker.index);
+            assert_eq!(asker.got, asker.bursts[burst].answers.len(), "bytes answered to client {:?}", asker.id);
         }
     }
 
@@ -228,13 +230,13 @@ impl Drive {
 
     /// Takes what a client sends, as long as it need not wait; nothing is sent on.
     pub fn offer(&mut self, client: usize, left: &mut &[u8]) {
-        let index = self.askers[client].index;
+        let id = self.askers[client].id;
         let mut taken = 0;
-        while !left.is_empty() && !self.core.client(index).expect("a client").stalled {
-            let own = counted_client_room(&mut self.core, &mut self.block, index);
-            let client = self.core.client(index).expect("a client");
+        while !left.is_empty() && !self.core.client(id).expect("a client").stalled {
+            let own = counted_client_room(&mut self.core, &mut self.block, id);
+            let client = self.core.client(id).expect("a client");
             put(if own { &mut client.partial } else { &mut self.block }, left);
-            counted_client_input(&mut self.core, &mut self.block, index, own);
+            counted_client_input(&mut self.core, &mut self.block, id, own);
             taken += 1;
         }
         assert!(taken > 0, "client {client} waits, and nothing goes on");
@@ -262,10 +264,10 @@ impl Drive {
     /// The nodes get what was written for them, and answer nothing yet.
     pub fn write_to_nodes(&mut self) {
         self.conns.append(&mut self.core.outbox.dirty_conns);
-        for (node, lane) in self.conns.drain(..) {
-            let (state, out) = counted_conn_to_write(&mut self.core, node, lane);
-            assert_ne!(state, LinkState::Discarding, "node {node:?}");
-            let model = &mut self.models[node.index()];
+        for at in self.conns.drain(..) {
+            let (state, out) = counted_conn_to_write(&mut self.core, at);
+            assert_ne!(state, LinkState::Discarding, "{at:?}");
+            let model = &mut self.models[at.node.index()];
             take(out, |piece| model.commands.extend_from_slice(piece));
         }
     }
@@ -284,7 +286,7 @@ impl Drive {
             let mut left = model.replies.as_slice();
             while !left.is_empty() {
                 counted_node_room(&mut self.core, node);
-                put(&mut self.core.conn(node, 0).input, &mut left);
+                put(&mut self.core.conn(ConnId::first(node)).input, &mut left);
                 counted_node_input(&mut self.core, node);
             }
             model.replies.clear();
@@ -302,10 +304,10 @@ impl Drive {
                 }
                 break;
             }
-            for (node, lane) in self.conns.drain(..) {
-                let (state, out) = counted_conn_to_write(&mut self.core, node, lane);
-                assert_ne!(state, LinkState::Discarding, "node {node:?}");
-                let model = &mut self.models[node.index()];
+            for at in self.conns.drain(..) {
+                let (state, out) = counted_conn_to_write(&mut self.core, at);
+                assert_ne!(state, LinkState::Discarding, "{at:?}");
+                let model = &mut self.models[at.node.index()];
                 take(out, |piece| model.commands.extend_from_slice(piece));
             }
             self.answer_nodes();
@@ -316,22 +318,18 @@ impl Drive {
 
     fn flush_clients(&mut self) {
         let mut clients = std::mem::take(&mut self.core.outbox.dirty_clients);
-        for index in clients.drain(..) {
-            let asker = self.askers.iter_mut().find(|a| a.index == index).expect("a client that was answered");
-            let client = self.core.client(index).expect("a client");
+        for id in clients.drain(..) {
+            let asker = self.askers.iter_mut().find(|a| a.id == id).expect("a client that was answered");
+            let client = self.core.client(id).expect("a client");
             client.dirty = false;
             let expected = &asker.bursts[self.turns % BURSTS].answers;
             let out = client.unsent().expect("an answer");
             take(out, |piece| {
-                assert!(
-                    expected[asker.got..].starts_with(piece),
-                    "client {index} got {:?}",
-                    String::from_utf8_lossy(piece)
-                );
+                assert!(expected[asker.got..].starts_with(piece), "{id:?} got {:?}", String::from_utf8_lossy(piece));
                 asker.got += piece.len();
             });
-            self.core.resume_if_ready(index);
-            self.core.client_written(index);
+            self.core.resume_if_ready(id);
+            self.core.client_written(id);
         }
         self.core.outbox.dirty_clients = clients;
         self.resume();
@@ -346,8 +344,8 @@ impl Drive {
 
     /// Goes on with clients' input that waited, in the next turn.
     pub fn resume(&mut self) {
-        for index in self.core.next_turn() {
-            counted_client_resume(&mut self.core, index);
+        for id in self.core.next_turn() {
+            counted_client_resume(&mut self.core, id);
         }
     }
 }
@@ -430,25 +428,25 @@ fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
 // the beginning and the end of each.
 
 #[inline(never)]
-fn counted_client_room(core: &mut Core, block: &mut BytesMut, index: u32) -> bool {
-    let client = core.client(index).expect("a client");
+fn counted_client_room(core: &mut Core, block: &mut BytesMut, id: ClientId) -> bool {
+    let client = core.client(id).expect("a client");
     assert!(!client.closing && !client.stalled);
     client.room(block).1
 }
 
 #[inline(never)]
-fn counted_client_input(core: &mut Core, block: &mut BytesMut, index: u32, own: bool) {
+fn counted_client_input(core: &mut Core, block: &mut BytesMut, id: ClientId, own: bool) {
     if own {
-        core.client_more(index);
+        core.client_more(id);
     } else {
         let chunk = block.split();
-        core.client_input(index, chunk);
+        core.client_input(id, chunk);
     }
 }
 
 #[inline(never)]
-fn counted_client_resume(core: &mut Core, index: u32) {
-    core.client_resume(index);
+fn counted_client_resume(core: &mut Core, id: ClientId) {
+    core.client_resume(id);
 }
 
 #[inline(never)]
@@ -463,22 +461,22 @@ fn counted_tick(core: &mut Core) {
 
 #[inline(never)]
 fn counted_conn_down(core: &mut Core, node: NodeId) {
-    core.conn_down(node, 0, Reason::Refused);
+    core.conn_down(ConnId::first(node), Reason::Refused);
 }
 
 #[inline(never)]
 fn counted_node_room(core: &mut Core, node: NodeId) {
-    core.conn(node, 0).room();
+    core.conn(ConnId::first(node)).room();
 }
 
 #[inline(never)]
 fn counted_node_input(core: &mut Core, node: NodeId) {
-    core.node_input(node, 0);
+    core.node_input(ConnId::first(node));
 }
 
 #[inline(never)]
-fn counted_conn_to_write(core: &mut Core, node: NodeId, lane: usize) -> (LinkState, &mut OutQueue) {
-    core.conn_to_write(node, lane)
+fn counted_conn_to_write(core: &mut Core, at: ConnId) -> (LinkState, &mut OutQueue) {
+    core.conn_to_write(at)
 }
 
 #[inline(never)]

@@ -104,12 +104,13 @@ impl Delayed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::ClientKey;
+    use crate::ids::WorkerId;
+    use crate::proxy::{ClientId, ClientKey};
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: 0, client: ClientKey { index: 0, generation: 0 }, slot }
+        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot }
     }
 
     /// A client's `OK` comes of a write that has its flush in it.

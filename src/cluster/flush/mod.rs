@@ -460,6 +460,6 @@ impl Cluster {
 
     pub(in crate::cluster) fn answer(&self, asker: Asker, outcome: Outcome) {
         let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
-        let _ = self.workers[asker.worker as usize].send(answer);
+        let _ = self.workers[asker.worker.index()].send(answer);
     }
 }

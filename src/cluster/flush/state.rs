@@ -250,13 +250,14 @@ mod tests {
     use tokio::sync::RwLock;
 
     use super::*;
-    use crate::proxy::ClientKey;
+    use crate::ids::WorkerId;
+    use crate::proxy::{ClientId, ClientKey};
 
     const PAIRS: [PairId; 2] = [PairId(0), PairId(1)];
     const NODES: [NodeId; 2] = [NodeId(0), NodeId(1)];
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: 0, client: ClientKey { index: 0, generation: 0 }, slot }
+        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot }
     }
 
     fn guard() -> OwnedRwLockWriteGuard<()> {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::ids::is_reserved;
+use crate::ids::{WorkerId, is_reserved};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
+use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::{FREE, Memory};
-use crate::proxy::op::{self, Asker, ClientKey, Op, Origin};
+use crate::proxy::op::{self, Asker, Op, Origin};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
@@ -24,12 +25,12 @@ const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
 /// The worker through which all writes of a key go, of so many: whom the control plane tells to
 /// mend or adopt it.
-pub fn owner_of(key: &[u8], workers: u16) -> u16 {
+pub fn owner_of(key: &[u8], workers: u16) -> WorkerId {
     owner_of_hash(Topology::key_hash(key), workers)
 }
 
-fn owner_of_hash(hash: u32, workers: u16) -> u16 {
-    ((hash >> 16) % u32::from(workers)) as u16
+fn owner_of_hash(hash: u32, workers: u16) -> WorkerId {
+    WorkerId(((hash >> 16) % u32::from(workers)) as u16)
 }
 
 /// Takes a request's bytes. All there are is the rule without pipelining; then nobody shares them.
@@ -77,32 +78,32 @@ impl Core {
         self.generation = self.generation.wrapping_add(1);
         let mut client = Client::new(self.generation, self.now_us);
         client.largest = self.largest;
-        let index = self.clients.insert(client);
-        ClientKey { index: index as u32, generation: self.generation }
+        let id = self.clients.insert(client);
+        ClientKey { id, generation: self.generation }
     }
 
     /// A client is gone; what it asked for is still carried through.
-    pub fn client_gone(&mut self, index: u32) {
-        if let Some(mut client) = self.clients.try_remove(index as usize) {
+    pub fn client_gone(&mut self, id: ClientId) {
+        if let Some(mut client) = self.clients.remove(id) {
             client.settle(&mut self.spare);
         }
     }
 
     /// The client at a place of the table.
-    pub fn client(&mut self, index: u32) -> Option<&mut Client> {
-        self.clients.get_mut(index as usize)
+    pub fn client(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(id)
     }
 
     /// All that a client's queue held is written.
-    pub fn client_written(&mut self, index: u32) {
-        if let Some(client) = self.clients.get_mut(index as usize) {
+    pub fn client_written(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
             client.settle(&mut self.spare);
             client.count_written(&self.memory);
         }
     }
 
-    pub fn worker(&self) -> usize {
-        usize::from(self.settings.worker)
+    pub fn worker(&self) -> WorkerId {
+        self.settings.worker
     }
 
     /// Operations unfinished.
@@ -116,33 +117,33 @@ impl Core {
     }
 
     /// Every client's place.
-    pub fn client_indexes(&self) -> Vec<u32> {
-        self.clients.iter().map(|(index, _)| index as u32).collect()
+    pub fn client_ids(&self) -> Vec<ClientId> {
+        self.clients.ids().collect()
     }
 
     /// Takes what a client sent that has nothing in its `partial`. What cannot be begun yet goes
     /// there.
-    pub fn client_input(&mut self, index: u32, chunk: BytesMut) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    pub fn client_input(&mut self, id: ClientId, chunk: BytesMut) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         debug_assert!(client.partial.is_empty());
         client.received_us = self.now_us;
         client.take_turn(self.turn);
-        self.feed(index, chunk);
+        self.feed(id, chunk);
     }
 
     /// More has come behind what was in the client's `partial`.
-    pub fn client_more(&mut self, index: u32) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    pub fn client_more(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         client.received_us = self.now_us;
         if client.partial.len() >= client.need && !client.line_goes_on() {
             client.take_turn(self.turn);
-            self.go_on(index);
+            self.go_on(id);
         }
     }
 
     /// The worker's turn is over: every client may begin as much again. Returns those whose input
     /// goes on in the next one.
-    pub fn next_turn(&mut self) -> Vec<u32> {
+    pub fn next_turn(&mut self) -> Vec<ClientId> {
         self.turn = self.turn.wrapping_add(1);
         std::mem::take(&mut self.outbox.resumable)
     }
@@ -153,66 +154,66 @@ impl Core {
     }
 
     /// Goes on with a client's input after answers made room.
-    pub fn client_resume(&mut self, index: u32) {
-        if let Some(client) = self.clients.get_mut(index as usize) {
+    pub fn client_resume(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
             client.take_another_turn();
-            self.go_on(index);
+            self.go_on(id);
         }
     }
 
-    fn go_on(&mut self, index: u32) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    fn go_on(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         (client.stalled, client.resuming) = (false, false);
-        self.begin_rest(index);
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        self.begin_rest(id);
+        let Some(client) = self.clients.get_mut(id) else { return };
         let chunk = std::mem::take(&mut client.partial);
-        self.feed(index, chunk);
+        self.feed(id, chunk);
     }
 
     /// A client's input goes on in the worker's next turn, if it waits and need not wait any
     /// longer.
-    pub fn resume_if_ready(&mut self, index: u32) {
-        if let Some(client) = self.clients.get_mut(index as usize)
+    pub fn resume_if_ready(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id)
             && client.stalled
             && client.may_resume(&self.memory)
         {
-            resume_later(client, index, &mut self.outbox);
+            resume_later(client, id, &mut self.outbox);
         }
     }
 
     /// Nothing more will be read from a client; it is closed when what it asked for is answered.
-    pub fn client_finished(&mut self, index: u32) {
-        if let Some(client) = self.clients.get_mut(index as usize) {
+    pub fn client_finished(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
             // A request that was read but had to wait is still begun: `feed` goes on until the
             // input is used up.
             client.finished = true;
             if !client.stalled {
                 // It may be about to go on with input that had to wait: that is begun first.
                 let chunk = std::mem::take(&mut client.partial);
-                self.feed(index, chunk);
+                self.feed(id, chunk);
             }
         }
     }
 
     /// Closes the clients that have sent nothing for so long and wait for nothing.
     pub fn close_silent(&mut self, timeout_us: u64) {
-        for index in self.client_indexes() {
-            let client = &self.clients[index as usize];
+        for id in self.client_ids() {
+            let client = &self.clients[id];
             if client.is_idle() && self.now_us.saturating_sub(client.received_us) > timeout_us {
-                self.close_client(index, Ended::Silent);
+                self.close_client(id, Ended::Silent);
             }
         }
     }
 
-    pub(super) fn feed(&mut self, index: u32, chunk: BytesMut) {
-        match self.clients.get(index as usize) {
-            Some(client) if client.access != Access::Full => self.feed_operator(index, chunk),
-            _ => self.feed_requests(index, chunk),
+    pub(super) fn feed(&mut self, id: ClientId, chunk: BytesMut) {
+        match self.clients.get(id) {
+            Some(client) if client.access != Access::Full => self.feed_operator(id, chunk),
+            _ => self.feed_requests(id, chunk),
         }
-        if let Some(client) = self.clients.get_mut(index as usize) {
+        if let Some(client) = self.clients.get_mut(id) {
             client.count_requests(&self.memory);
             if client.finished && !client.stalled {
-                self.close_client(index, Ended::Left);
+                self.close_client(id, Ended::Left);
             } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
                 // The beginning of a request must not keep the whole shared read block alive.
                 client.partial = BytesMut::from(&client.partial[..]);
@@ -220,9 +221,9 @@ impl Core {
         }
     }
 
-    pub(super) fn feed_requests(&mut self, index: u32, mut chunk: BytesMut) {
+    pub(super) fn feed_requests(&mut self, id: ClientId, mut chunk: BytesMut) {
         loop {
-            let Some(client) = self.clients.get_mut(index as usize) else { return };
+            let Some(client) = self.clients.get_mut(id) else { return };
             if client.closing {
                 return;
             }
@@ -244,11 +245,11 @@ impl Core {
             if client.turn_is_over() && !self.last_turn {
                 client.stalled = true;
                 client.partial = chunk;
-                return resume_later(client, index, &mut self.outbox);
+                return resume_later(client, id, &mut self.outbox);
             }
             if let Some(held) = client.take_held() {
-                if !self.begin_get(index, *held, &mut chunk) {
-                    return self.stall(index, chunk);
+                if !self.begin_get(id, *held, &mut chunk) {
+                    return self.stall(id, chunk);
                 }
                 continue;
             }
@@ -258,17 +259,17 @@ impl Core {
                     (client.need, client.searched) = (need, chunk.len() as u32);
                     if wanted > FREE {
                         if client.take_refusal() {
-                            match self.refuse_starved(index, &mut chunk) {
+                            match self.refuse_starved(id, &mut chunk) {
                                 true => continue,
-                                false => return self.stall(index, chunk),
+                                false => return self.stall(id, chunk),
                             }
                         }
                         client.need = wanted;
-                        if !self.may_receive(index, wanted) {
-                            return self.stall(index, chunk);
+                        if !self.may_receive(id, wanted) {
+                            return self.stall(id, chunk);
                         }
                     }
-                    let client = &mut self.clients[index as usize];
+                    let client = &mut self.clients[id];
                     client.need = need;
                     if need > chunk.len() + SMALL_PARTIAL {
                         // A large item: give it room of its own at once, so that its bytes are
@@ -286,18 +287,18 @@ impl Core {
                         self.trace_request(client, &request, style, len);
                     }
                     let begun = match request {
-                        Request::Keyed(request) => self.begin_request(index, request, style, &mut chunk, len),
-                        Request::Admin(admin) => self.begin_keyless(index, admin, style, &mut chunk, len),
+                        Request::Keyed(request) => self.begin_request(id, request, style, &mut chunk, len),
+                        Request::Admin(admin) => self.begin_keyless(id, admin, style, &mut chunk, len),
                     };
                     if !begun {
-                        return self.stall(index, chunk);
+                        return self.stall(id, chunk);
                     }
                 }
                 Parsed::TooLarge { request, style, len, swallow } => {
-                    if !self.begin_too_large(index, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
-                        return self.stall(index, chunk);
+                    if !self.begin_too_large(id, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
+                        return self.stall(id, chunk);
                     }
-                    self.clients[index as usize].swallow = swallow;
+                    self.clients[id].swallow = swallow;
                 }
                 Parsed::Reject { reply, style, len, swallow, close } => {
                     let said = reply.trim_ascii_end();
@@ -306,9 +307,9 @@ impl Core {
                     client.swallow = swallow;
                     client.end_receiving();
                     let slot = client.open_slot(0, false, style, len, &mut self.spare);
-                    self.answer_client(index, slot, 0, false, Outcome::Own(reply));
+                    self.answer_client(id, slot, 0, false, Outcome::Own(reply));
                     if close {
-                        self.close_client(index, Ended::Nonsense);
+                        self.close_client(id, Ended::Nonsense);
                         return;
                     }
                 }
@@ -317,31 +318,31 @@ impl Core {
     }
 
     /// The request at the front of the input waits.
-    pub(super) fn stall(&mut self, index: u32, chunk: BytesMut) {
-        let client = &mut self.clients[index as usize];
+    pub(super) fn stall(&mut self, id: ClientId, chunk: BytesMut) {
+        let client = &mut self.clients[id];
         client.stalled = true;
         client.partial = chunk;
     }
 
-    pub(super) fn close_client(&mut self, index: u32, why: Ended) {
-        if let Some(client) = self.clients.get_mut(index as usize) {
+    pub(super) fn close_client(&mut self, id: ClientId, why: Ended) {
+        if let Some(client) = self.clients.get_mut(id) {
             if !client.closing {
                 client.ended = why;
             }
             client.closing = true;
-            mark_client_dirty(client, index, &mut self.outbox);
+            mark_client_dirty(client, id, &mut self.outbox);
         }
     }
 
     /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was
     /// consumed.
     #[inline(always)]
-    fn begin_request(&mut self, index: u32, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
+    fn begin_request(&mut self, id: ClientId, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
         if request.keys.count > 1 {
             let next = request.keys.span.start;
-            return self.begin_get(index, Held { request, style, len, next }, chunk);
+            return self.begin_get(id, Held { request, style, len, next }, chunk);
         }
-        let client = &mut self.clients[index as usize];
+        let client = &mut self.clients[id];
         let write = request.kind.is_write();
         let key = KeyAt::new(chunk, request.keys.span.clone());
         if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
@@ -350,13 +351,13 @@ impl Core {
         }
         let raw = take_front(chunk, len);
         let slot = client.open_slot(1, false, style, len, &mut self.spare);
-        self.begin_key(index, &request, (slot, 0), raw, key);
+        self.begin_key(id, &request, (slot, 0), raw, key);
         true
     }
 
     /// The same for a get of several keys.
-    fn begin_get(&mut self, index: u32, mut get: Held, chunk: &mut BytesMut) -> bool {
-        let client = &mut self.clients[index as usize];
+    fn begin_get(&mut self, id: ClientId, mut get: Held, chunk: &mut BytesMut) -> bool {
+        let client = &mut self.clients[id];
         let write = get.request.kind.is_write();
         if client.may_conflict(write) {
             let mut looked = 0;
@@ -371,7 +372,7 @@ impl Core {
                 if looked == LOOKED_AT_PER_TURN {
                     get.next = key.end;
                     client.hold(Hold::Turn, Some(Box::new(get)));
-                    resume_later(client, index, &mut self.outbox);
+                    resume_later(client, id, &mut self.outbox);
                     return false;
                 }
             }
@@ -379,30 +380,30 @@ impl Core {
         let raw = take_front(chunk, get.len);
         let slot = client.open_slot(get.request.keys.count, true, get.style, get.len, &mut self.spare);
         let room = client.rest_room(&self.memory).max(1);
-        self.begin_keys(index, Rest { request: get.request, raw, slot, part: 0 }, room);
+        self.begin_keys(id, Rest { request: get.request, raw, slot, part: 0 }, room);
         true
     }
 
     /// Begins as many keys of a request as there is room for; the others wait in the client.
-    fn begin_keys(&mut self, index: u32, mut rest: Rest, room: u32) {
+    fn begin_keys(&mut self, id: ClientId, mut rest: Rest, room: u32) {
         let raw = rest.raw.clone();
         let mut keys = rest.request.keys.iter(&raw);
         for _ in 0..room {
             let Some(key) = keys.next() else { return };
             let key = KeyAt::new(&raw, key);
-            self.begin_key(index, &rest.request, (rest.slot, rest.part), raw.clone(), key);
+            self.begin_key(id, &rest.request, (rest.slot, rest.part), raw.clone(), key);
             rest.part += 1;
             rest.request.keys.span.start = key.place.1 as usize;
         }
         if keys.next().is_some()
-            && let Some(client) = self.clients.get_mut(index as usize)
+            && let Some(client) = self.clients.get_mut(id)
         {
             client.put_rest(rest);
             client.stalled = true;
             // Where every key was answered at once (a dark pair, the proxy's own keys) no answer
             // will come that goes on with the others.
             if client.may_resume(&self.memory) {
-                resume_later(client, index, &mut self.outbox);
+                resume_later(client, id, &mut self.outbox);
             }
         }
     }
@@ -410,19 +411,19 @@ impl Core {
     /// Begins what a request (its slot, and which of its keys) asks of this key in `raw`.
     fn begin_key(
         &mut self,
-        index: u32,
+        id: ClientId,
         request: &Keyed,
         (slot, part): (u64, u32),
         raw: Bytes,
         KeyAt { place, hash }: KeyAt,
     ) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let Some(client) = self.clients.get_mut(id) else { return };
         let kind = request.kind;
         if kind.reads() {
             client.begin_read(slot);
         }
         let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
-        let client = ClientKey { index, generation: client.generation };
+        let client = ClientKey { id, generation: client.generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
         let pair = self.topology.pair_of(&raw[place.0 as usize..place.1 as usize]);
         let op = Op {
@@ -438,13 +439,13 @@ impl Core {
     }
 
     /// Goes on with a get of very many keys.
-    fn begin_rest(&mut self, index: u32) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    fn begin_rest(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         let room = client.rest_room(&self.memory);
         if room > 0
             && let Some(rest) = client.take_rest()
         {
-            self.begin_keys(index, rest, room);
+            self.begin_keys(id, rest, room);
         }
     }
 
@@ -452,14 +453,14 @@ impl Core {
     /// `set` is too large, or finds no memory; so does the pair.
     pub(super) fn begin_too_large(
         &mut self,
-        index: u32,
+        id: ClientId,
         request: &Keyed,
         style: Style,
         chunk: &mut BytesMut,
         (len, refusal): (usize, Refusal),
     ) -> bool {
         let KeyAt { place, hash } = KeyAt::new(chunk, request.keys.span.clone());
-        let client = &mut self.clients[index as usize];
+        let client = &mut self.clients[id];
         if client.conflicts(hash, true, &mut self.spare) {
             client.hold(Hold::Key { hash, write: true }, None);
             return false;
@@ -473,10 +474,10 @@ impl Core {
         tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
         let error = Outcome::Refused(refusal);
         if request.kind != Kind::Set {
-            self.answer_client(index, slot, 0, false, error);
+            self.answer_client(id, slot, 0, false, error);
             return true;
         }
-        let client = ClientKey { index, generation };
+        let client = ClientKey { id, generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
         let op = Op {
             answer: Some(error),
@@ -490,16 +491,16 @@ impl Core {
     /// Sends an operation to its key's owner, or begins it here.
     #[inline(always)]
     pub(super) fn admit(&mut self, op: Op, asker: Asker) {
-        let index = asker.client.index;
+        let id = asker.client.id;
         let write = op.kind.is_write();
         op::count(op.kind, &self.stats);
-        if let Some(client) = self.clients.get_mut(index as usize) {
+        if let Some(client) = self.clients.get_mut(id) {
             client.note_key(asker.slot, op.hash, write);
         }
         if is_reserved(op.key()) {
             // The proxy's own items do not exist for clients.
             let answer = if op.kind.reads() { Outcome::Miss } else { Outcome::Refused(RESERVED) };
-            return self.answer_client(index, asker.slot, asker.part, asker.read, answer);
+            return self.answer_client(id, asker.slot, asker.part, asker.read, answer);
         }
         let owner = self.owner(op.hash);
         if write && owner != self.settings.worker {
@@ -511,19 +512,19 @@ impl Core {
     }
 
     /// The worker through which all writes of a key go.
-    pub(super) fn owner(&self, hash: u32) -> u16 {
+    pub(super) fn owner(&self, hash: u32) -> WorkerId {
         owner_of_hash(hash, self.settings.workers)
     }
 
     pub(super) fn begin_keyless(
         &mut self,
-        index: u32,
+        id: ClientId,
         admin: Admin,
         style: Style,
         chunk: &mut BytesMut,
         len: usize,
     ) -> bool {
-        let client = &mut self.clients[index as usize];
+        let client = &mut self.clients[id];
         let asks = matches!(admin, Admin::FlushAll { .. } | Admin::Stats(_) | Admin::Resync(_));
         if asks && !client.is_idle() {
             return false;
@@ -548,30 +549,30 @@ impl Core {
             Ok(question) => question,
             Err(outcome) => {
                 let quits = outcome == Outcome::Quit;
-                self.answer_client(index, slot, 0, false, outcome);
+                self.answer_client(id, slot, 0, false, outcome);
                 if quits {
-                    self.close_client(index, Ended::Quit);
+                    self.close_client(id, Ended::Quit);
                 }
                 return true;
             }
         };
         client.exclusive = true;
-        let client = ClientKey { index, generation: client.generation };
+        let client = ClientKey { id, generation: client.generation };
         self.outbox.events.push(Event::Ask { worker: self.settings.worker, client, slot, question });
         true
     }
 
-    pub(super) fn answer_client(&mut self, index: u32, slot: u64, part: u32, read: bool, answer: Outcome) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    pub(super) fn answer_client(&mut self, id: ClientId, slot: u64, part: u32, read: bool, answer: Outcome) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         if read && client.is_new() {
             self.largest = (self.largest - self.largest / 64).max(answer.weight() as u32);
         }
         let moved = client.answer(slot, part, read, answer, &mut self.spare, &self.memory);
         if moved {
-            mark_client_dirty(client, index, &mut self.outbox);
+            mark_client_dirty(client, id, &mut self.outbox);
         }
         if client.stalled && (moved || client.has_rest()) && client.may_resume(&self.memory) {
-            resume_later(client, index, &mut self.outbox);
+            resume_later(client, id, &mut self.outbox);
         }
     }
 
@@ -580,15 +581,15 @@ impl Core {
             self.outbox.peers.push((asker.worker, PeerMessage::Answer(asker, answer)));
             return;
         }
-        if self.clients.get(asker.client.index as usize).is_some_and(|c| c.generation == asker.client.generation) {
-            self.answer_client(asker.client.index, asker.slot, asker.part, asker.read, answer);
+        if self.clients.of(asker.client).is_some() {
+            self.answer_client(asker.client.id, asker.slot, asker.part, asker.read, answer);
         }
     }
 }
 
-fn mark_client_dirty(client: &mut Client, index: u32, outbox: &mut Outbox) {
+fn mark_client_dirty(client: &mut Client, id: ClientId, outbox: &mut Outbox) {
     if !client.dirty {
         client.dirty = true;
-        outbox.dirty_clients.push(index);
+        outbox.dirty_clients.push(id);
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, UNSURE};
+use crate::ids::{Incarnation, NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::outcome::Refusal;
 use crate::protocol::reply::{Reply, ReplyKind};
+use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent, Unproven};
 use crate::proxy::op::Op;
 use crate::proxy::route::Route;
@@ -27,62 +28,54 @@ const LOOKS_AT_PARKED: u64 = 32;
 const LATE_REPORTS: u64 = 8;
 
 impl Core {
-    pub(super) fn dial(&mut self, node: NodeId, lane: usize) {
-        let link = &mut self.links[node.index()];
-        let conn = &mut link.conns[lane];
-        conn.life = link.life;
+    pub(super) fn dial(&mut self, at: ConnId) {
+        let life = self.links[at.node].life;
+        let conn = &mut self.links[at];
+        conn.life = life;
         conn.state = LinkState::Dialing;
         conn.generation = conn.generation.wrapping_add(1);
-        self.outbox.dials.push((node, lane, conn.generation));
+        self.outbox.dials.push((at, conn.generation));
     }
 
     /// A dialled connection stands.
-    pub fn conn_up(&mut self, node: NodeId, lane: usize) {
-        self.links[node.index()].conns[lane].stands(self.now_us);
-        if self.links[node.index()].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
-            self.check(node, lane);
+    pub fn conn_up(&mut self, at: ConnId) {
+        self.links[at].stands(self.now_us);
+        if self.links[at.node].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
+            self.check(at);
         } else {
-            self.ready(node, lane);
+            self.ready(at);
         }
         self.publish_gauges();
     }
 
     /// Nothing is sent on the connection until the marker shows whose memory it leads to.
-    pub(super) fn check(&mut self, node: NodeId, lane: usize) {
-        self.links[node.index()].conns[lane].state = LinkState::Checking;
-        self.put_marker(node, lane);
+    pub(super) fn check(&mut self, at: ConnId) {
+        self.links[at].state = LinkState::Checking;
+        self.put_marker(at);
     }
 
-    pub(super) fn ready(&mut self, node: NodeId, lane: usize) {
-        let link = &mut self.links[node.index()];
-        let conn = &mut link.conns[lane];
-        conn.life = link.life;
+    pub(super) fn ready(&mut self, at: ConnId) {
+        let life = self.links[at.node].life;
+        let conn = &mut self.links[at];
+        conn.life = life;
         conn.state = LinkState::Ready;
         conn.stands(self.now_us);
-        self.proved(node, lane);
-        let conn = &mut self.links[node.index()].conns[lane];
+        self.proved(at);
+        let conn = &mut self.links[at];
         for id in conn.waiting.take() {
-            self.send_op(id, node);
+            self.send_op(id, at.node);
         }
     }
 
-    pub(super) fn marker_answered(
-        &mut self,
-        node: NodeId,
-        lane: usize,
-        round: u32,
-        reply: &Reply,
-        unit: &Bytes,
-    ) -> bool {
-        let link = &mut self.links[node.index()];
-        let conn = &mut link.conns[lane];
-        conn.markers -= 1;
+    pub(super) fn marker_answered(&mut self, at: ConnId, round: u32, reply: &Reply, unit: &Bytes) -> bool {
+        self.links[at].markers -= 1;
+        let link = &self.links[at.node];
         if round != link.round {
             // Asked before the control plane told of the present memory: the answer may show the
             // one before. Where markers are kept, another was asked for then.
             return matches!(reply.kind, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn);
         }
-        let expected = self.links[node.index()].incarnation;
+        let expected = link.incarnation;
         let reason = match &reply.kind {
             ReplyKind::MetaVa { data } if unit[data.clone()] != *UNSURE.as_bytes() => {
                 if expected.is_none_or(|i| Incarnation::parse(&unit[data.clone()]) == Some(i)) {
@@ -96,82 +89,82 @@ impl Core {
         };
         match reason {
             None => {
-                if self.links[node.index()].conns[lane].state == LinkState::Checking {
-                    self.ready(node, lane);
+                if self.links[at].state == LinkState::Checking {
+                    self.ready(at);
                 } else {
-                    self.proved(node, lane);
+                    self.proved(at);
                 }
             }
             Some(reason) => {
                 // Nothing more is sent, and nothing that was answered counts: either the memory is
                 // gone and the next route is under way, or the marker alone was evicted and is
                 // written again.
-                self.links[node.index()].conns[lane].state = LinkState::Checking;
-                self.fault(node, reason);
+                self.links[at].state = LinkState::Checking;
+                self.fault(at.node, reason);
             }
         }
         true
     }
 
     pub(super) fn fault(&mut self, node: NodeId, reason: Reason) {
-        let life = self.links[node.index()].life;
+        let life = self.links[node].life;
         self.outbox.events.push(Event::Fault { node, life, reason });
     }
 
     /// A connection that stood has ended. `by_node`: the node closed or reset it.
-    pub fn conn_ended(&mut self, node: NodeId, lane: usize, by_node: bool) {
-        if !by_node && self.links[node.index()].conns[lane].owes_effects() {
-            self.outbox.events.push(Event::Abandoned { node });
+    pub fn conn_ended(&mut self, at: ConnId, by_node: bool) {
+        if !by_node && self.links[at].owes_effects() {
+            self.outbox.events.push(Event::Abandoned { node: at.node });
         }
-        self.conn_down(node, lane, Reason::Reset);
+        self.conn_down(at, Reason::Reset);
     }
 
     /// A dial failed, or the node closed or reset the connection.
-    pub fn conn_down(&mut self, node: NodeId, lane: usize, reason: Reason) {
-        self.give_up_conn(node, lane, reason);
+    pub fn conn_down(&mut self, at: ConnId, reason: Reason) {
+        self.give_up_conn(at, reason);
         // There may be no tick for long.
         self.publish_gauges();
     }
 
-    fn give_up_conn(&mut self, node: NodeId, lane: usize, reason: Reason) {
-        let was = self.links[node.index()].conns[lane].state;
-        let (flights, unproven) = self.reset_conn(node, lane);
+    fn give_up_conn(&mut self, at: ConnId, reason: Reason) {
+        let was = self.links[at].state;
+        let (flights, unproven) = self.reset_conn(at);
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Get(_) | Flight::Repair(..));
-        let life = self.links[node.index()].life;
-        if self.links[node.index()].conns[lane].life != life && !flights.iter().any(asked) && unproven.is_empty() {
+        let life = self.links[at.node].life;
+        if self.links[at].life != life && !flights.iter().any(asked) && unproven.is_empty() {
             // Dialled before the node came back: that it fails says nothing about the node now, and
             // what waits for it goes on waiting.
-            self.dial(node, lane);
-            return self.tell_undrained(node);
+            self.dial(at);
+            return self.tell_undrained(at.node);
         }
-        let waiting: Vec<u32> = self.links[node.index()].conns[lane].waiting.take().collect();
+        let waiting: Vec<OpId> = self.links[at].waiting.take().collect();
         // Told first: a gate that closes because of what is stranded here must not be taken for one
         // that closed in peace.
         let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
         if was == LinkState::Dialing || was == LinkState::Checking || awaited {
-            self.fault(node, reason);
+            self.fault(at.node, reason);
         } else {
-            self.outbox.events.push(Event::Hint { node });
+            self.outbox.events.push(Event::Hint { node: at.node });
         }
-        self.void_answers(node, unproven);
-        self.strand_all(node, flights, waiting);
-        self.tell_undrained(node);
+        self.void_answers(at.node, unproven);
+        self.strand_all(at.node, flights, waiting);
+        self.tell_undrained(at.node);
     }
 
     /// The node is at another address. What it was sent at the old one counts for nothing, however
     /// that ends.
     pub(super) fn leave(&mut self, node: NodeId, address: u64) {
         let mut owing = false;
-        for lane in 0..self.settings.lanes {
-            let conn = &mut self.links[node.index()].conns[lane];
+        for at in self.links.to(node) {
+            let conn = &mut self.links[at];
             // One that is being dialled will lead to the new address.
             if matches!(conn.state, LinkState::Idle | LinkState::Dialing) || !holds(Rule::LeaveAtMove) {
                 continue;
             }
             owing |= conn.owes_effects();
-            self.outbox.hangups.push((node, lane));
-            let (flights, unproven) = self.reset_conn(node, lane);
-            let waiting = self.links[node.index()].conns[lane].waiting.take().collect();
+            self.outbox.hangups.push(at);
+            let (flights, unproven) = self.reset_conn(at);
+            let waiting = self.links[at].waiting.take().collect();
             self.void_answers(node, unproven);
             self.strand_all(node, flights, waiting);
         }
@@ -181,8 +174,8 @@ impl Core {
     }
 
     /// Forgets all that a connection had to do with.
-    fn reset_conn(&mut self, node: NodeId, lane: usize) -> (VecDeque<Sent>, VecDeque<Unproven>) {
-        let conn = &mut self.links[node.index()].conns[lane];
+    fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>) {
+        let conn = &mut self.links[at];
         conn.state = LinkState::Idle;
         conn.generation = conn.generation.wrapping_add(1);
         conn.clear_out();
@@ -193,7 +186,7 @@ impl Core {
     }
 
     /// What was sent and unanswered on a connection that is given up, and what waited for it.
-    fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: Vec<u32>) {
+    fn strand_all(&mut self, node: NodeId, flights: VecDeque<Sent>, waiting: Vec<OpId>) {
         // A repair that ends on the way answers other operations with its own, so each is looked
         // for first.
         for sent in flights {
@@ -212,8 +205,8 @@ impl Core {
 
     /// The framing of a connection is in doubt: nothing more is sent on it, and what it still
     /// executes is over when the node closes it.
-    pub(super) fn doubt(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub(super) fn doubt(&mut self, at: ConnId) {
+        let conn = &mut self.links[at];
         if conn.state == LinkState::Discarding {
             return;
         }
@@ -225,22 +218,22 @@ impl Core {
         let waiting = conn.waiting.take().collect();
         let unproven = conn.take_answers();
         conn.voids = 1;
-        self.fault(node, Reason::Protocol);
-        self.void_answers(node, unproven);
-        self.strand_all(node, flights, waiting);
+        self.fault(at.node, Reason::Protocol);
+        self.void_answers(at.node, unproven);
+        self.strand_all(at.node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other. At
         // once, also where what was to be written waits for room.
-        self.mark_conn_dirty_anyway(node, lane);
-        self.tell_undrained(node);
+        self.mark_conn_dirty_anyway(at);
+        self.tell_undrained(at.node);
     }
 
     /// For the log: the answer that has just begun to come from a node took long.
-    pub fn tell_slow(&self, node: NodeId, lane: usize, took_us: u64) {
-        let conn = &self.links[node.index()].conns[lane];
+    pub fn tell_slow(&self, at: ConnId, took_us: u64) {
+        let conn = &self.links[at];
         if let Some(Flight::Op(id) | Flight::Get(id)) = conn.flights.front().map(|sent| sent.flight)
             && let Some(op) = self.ops.get(id)
         {
-            let (key, node) = (String::from_utf8_lossy(op.key()), self.topology.addr(node));
+            let (key, node) = (String::from_utf8_lossy(op.key()), self.topology.addr(at.node));
             tracing::debug!(%node, %key, kind = ?op.kind, ms = took_us / 1000, "a request is slow");
         }
     }
@@ -266,16 +259,16 @@ impl Core {
     /// long. Called every few milliseconds, unless [`Core::is_quiet`].
     pub fn tick(&mut self) {
         self.publish_gauges();
-        for index in 0..self.links.len() {
-            self.tell_lateness(NodeId(index as u16));
+        for node in self.links.nodes() {
+            self.tell_lateness(node);
         }
         self.ask_markers_again();
         self.retry_repairs();
         self.feed_starved();
-        for index in 0..self.pairs.len() {
-            if !self.pairs[index].parked.is_empty() {
-                self.expire_parked(index);
-                self.retry_parked(index);
+        for pair in self.pairs.ids() {
+            if !self.pairs[pair].parked.is_empty() {
+                self.expire_parked(pair);
+                self.retry_parked(pair);
             }
         }
     }
@@ -285,8 +278,8 @@ impl Core {
     /// not grow with their number. Past the longest time there is no more to say.
     fn tell_lateness(&mut self, node: NodeId) {
         let now_us = self.now_us;
-        let link = &mut self.links[node.index()];
-        let ages = link.conns[..self.settings.lanes].iter_mut().filter_map(|conn| {
+        let link = &mut self.links[node];
+        let ages = link.conns.iter_mut().filter_map(|conn| {
             let sent = conn.awaited_since();
             // An answer that waits for a marker that nobody writes again waits no longer than one
             // that does not come.
@@ -314,32 +307,32 @@ impl Core {
     /// alone was evicted, the control plane writes it again and tells nobody, for nothing has
     /// changed.
     fn ask_markers_again(&mut self) {
-        for index in 0..self.links.len() {
-            for lane in 0..self.settings.lanes {
-                let conn = &self.links[index].conns[lane];
+        for node in self.links.nodes() {
+            for at in self.links.to(node) {
+                let conn = &self.links[at];
                 if conn.state == LinkState::Checking
                     && !(conn.waiting.is_empty() && conn.unproven.is_empty())
                     && conn.markers == 0
                 {
-                    self.check(NodeId(index as u16), lane);
+                    self.check(at);
                 }
             }
         }
     }
 
-    fn expire_parked(&mut self, index: usize) {
-        if self.now_us <= self.pairs[index].parked.look_at_us {
+    fn expire_parked(&mut self, pair: PairId) {
+        if self.now_us <= self.pairs[pair].parked.look_at_us {
             return;
         }
         let patience = self.parking_patience();
         let late = |op: &Op| self.now_us.saturating_sub(op.parked_at_us) > patience;
-        let (late, kept): (Vec<u32>, Vec<u32>) =
-            self.pairs[index].parked.take().iter().partition(|&&id| late(&self.ops[id as usize]));
+        let (late, kept): (Vec<OpId>, Vec<OpId>) =
+            self.pairs[pair].parked.take().iter().partition(|&&id| late(&self.ops[id]));
         for id in kept {
-            let op = &self.ops[id as usize];
+            let op = &self.ops[id];
             // Not at every tick again: they were not all parked at once.
             let look_at_us = (op.parked_at_us + patience).max(self.now_us + patience / LOOKS_AT_PARKED);
-            self.pairs[index].parked.push(id, op.stage, look_at_us);
+            self.pairs[pair].parked.push(id, op.stage, look_at_us);
         }
         for id in late {
             self.stats.refused();
@@ -354,8 +347,8 @@ impl Core {
 
     /// A dial that took too long is no reason to depose the last full copy, so no new route
     /// follows: what waited for it is begun again.
-    fn retry_parked(&mut self, index: usize) {
-        let slot = &mut self.pairs[index];
+    fn retry_parked(&mut self, pair: PairId) {
+        let slot = &mut self.pairs[pair];
         if matches!(slot.route, Route::Open(_)) && slot.parked.in_doubt == 0 {
             for id in slot.parked.take() {
                 self.unpark(id, false);

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::protocol::reply::ReplyLimits;
+use crate::proxy::handles::OpId;
 use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Origin, Stage};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
 use super::messages::{Command, Event, PeerMessage};
-use super::{Closing, Core, OUTCOME_UNKNOWN};
+use super::pairs::Closing;
+use super::{Core, OUTCOME_UNKNOWN};
 
 impl Core {
     /// Takes a message of another worker.
@@ -34,22 +36,20 @@ impl Core {
             Command::Open { pair, route } => self.open(pair, route),
             Command::Term { pair, term } => self.change_term(pair, term),
             Command::Allow { node, incarnation, life } => {
-                self.links[node.index()].life = life;
+                self.links[node].life = life;
                 self.allow(node, incarnation);
             }
             Command::Moved { node, address } => self.leave(node, address),
-            Command::Clock { node, offset } => self.offsets[node.index()] = offset,
+            Command::Clock { node, offset } => self.links[node].offset = offset,
             Command::Answer { client, slot, outcome } => {
-                if let Some(c) = self.clients.get_mut(client.index as usize)
-                    && c.generation == client.generation
-                {
+                if let Some(c) = self.clients.of(client) {
                     c.exclusive = false;
-                    self.answer_client(client.index, slot, 0, false, outcome);
+                    self.answer_client(client.id, slot, 0, false, outcome);
                 }
             }
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
             Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
-            Command::ReplyLimit { node, bytes } => self.links[node.index()].replies = ReplyLimits::of_node(bytes),
+            Command::ReplyLimit { node, bytes } => self.links[node].replies = ReplyLimits::of_node(bytes),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }
@@ -60,23 +60,23 @@ impl Core {
     }
 
     pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
-        let link = &mut self.links[node.index()];
+        let link = &mut self.links[node];
         link.incarnation = incarnation;
         link.round = link.round.wrapping_add(1);
-        for lane in 0..self.settings.lanes {
-            match self.links[node.index()].conns[lane].state {
-                LinkState::Idle => self.dial(node, lane),
+        for at in self.links.to(node) {
+            match self.links[at].state {
+                LinkState::Idle => self.dial(at),
                 // A connection that outlived the node's absence is to the same process; its memory
                 // is checked all the same.
-                LinkState::Ready | LinkState::Checking if incarnation.is_some() => self.check(node, lane),
-                LinkState::Checking => self.ready(node, lane),
+                LinkState::Ready | LinkState::Checking if incarnation.is_some() => self.check(at),
+                LinkState::Checking => self.ready(at),
                 LinkState::Ready | LinkState::Dialing | LinkState::Discarding => {}
             }
         }
     }
 
     pub(super) fn close(&mut self, pair: PairId, void: Option<NodeId>, round: u64) {
-        let slot = &mut self.pairs[pair.index()];
+        let slot = &mut self.pairs[pair];
         let mut voided = slot.closing.take().map(|c| c.void).unwrap_or_default();
         slot.route = Route::Closed;
         if let Some(node) = void
@@ -90,7 +90,7 @@ impl Core {
         // every request instead.)
         let in_flight = self.ops.iter().filter(|op| op.pair == pair && op.stage.is_in_flight()).count();
         let in_flight = if holds(Rule::BarrierAtEdges) { in_flight } else { 0 };
-        self.pairs[pair.index()].closing = Some(Closing { round, in_flight, void: voided, reported: false });
+        self.pairs[pair].closing = Some(Closing { round, in_flight, void: voided, reported: false });
         if let Some(node) = void {
             self.void_flights(pair, node);
             self.void_waiting_repairs(pair, node);
@@ -99,7 +99,7 @@ impl Core {
     }
 
     pub(super) fn report_closed(&mut self, pair: PairId) {
-        if let Some(closing) = &mut self.pairs[pair.index()].closing
+        if let Some(closing) = &mut self.pairs[pair].closing
             && closing.in_flight == 0
             && !closing.reported
         {
@@ -110,22 +110,22 @@ impl Core {
 
     /// What is in flight on a deposed node for the pair counts for nothing any more.
     pub(super) fn void_flights(&mut self, pair: PairId, node: NodeId) {
-        for lane in 0..self.settings.lanes {
+        for at in self.links.to(node) {
             // They were answered before what is in flight: parked first, they keep their place.
-            let unproven = self.take_unproven(pair, node, lane);
+            let unproven = self.take_unproven(pair, at);
             self.void_answers(node, unproven);
         }
         let mut stranded = Vec::new();
-        for conn in &mut self.links[node.index()].conns {
+        for conn in &mut self.links[node].conns {
             for sent in &mut conn.flights {
                 let (Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _)) = sent.flight else { continue };
-                if self.ops[id as usize].pair == pair {
+                if self.ops[id].pair == pair {
                     stranded.push((id, true));
                     sent.flight = if matches!(sent.flight, Flight::Get(_)) { Flight::VoidGet } else { Flight::Void };
                     conn.voids += 1;
                 }
             }
-            let waiting = conn.waiting.take_if(|id| self.ops[id as usize].pair == pair);
+            let waiting = conn.waiting.take_if(|id| self.ops[id].pair == pair);
             stranded.extend(waiting.into_iter().map(|id| (id, false)));
         }
         for (id, sent) in stranded {
@@ -143,7 +143,7 @@ impl Core {
 
     pub(super) fn tell_undrained(&mut self, node: NodeId) {
         let worker = self.settings.worker;
-        let link = &mut self.links[node.index()];
+        let link = &mut self.links[node];
         let voids = link.voids();
         if voids && !link.undrained {
             link.undrained = true;
@@ -155,7 +155,7 @@ impl Core {
     }
 
     pub(super) fn open(&mut self, pair: PairId, route: Route) {
-        let slot = &mut self.pairs[pair.index()];
+        let slot = &mut self.pairs[pair];
         slot.closing = None;
         let mut copied = false;
         if let Route::Open(flow) = &route {
@@ -172,7 +172,7 @@ impl Core {
 
     /// Nothing else changes: what is parked goes on waiting for the pair's next route.
     fn change_term(&mut self, pair: PairId, term: Term) {
-        let slot = &mut self.pairs[pair.index()];
+        let slot = &mut self.pairs[pair];
         let of_route = if let Route::Open(flow) = &mut slot.route { Some(flow) } else { None };
         for flow in of_route.into_iter().chain(&mut slot.flow) {
             flow.term = flow.term.map(|_| term);
@@ -180,9 +180,9 @@ impl Core {
     }
 
     /// `copied`: what another node did for an operation may be on the present leader already.
-    pub(super) fn unpark(&mut self, id: u32, copied: bool) {
-        let op = &mut self.ops[id as usize];
-        let (leader, writable) = match &self.pairs[op.pair.index()].route {
+    pub(super) fn unpark(&mut self, id: OpId, copied: bool) {
+        let op = &mut self.ops[id];
+        let (leader, writable) = match &self.pairs[op.pair].route {
             Route::Open(flow) => (Some(flow.leader), flow.writable),
             _ => (None, false),
         };
@@ -200,7 +200,7 @@ impl Core {
                 self.fail(id, OUTCOME_UNKNOWN);
             }
             Stage::Executed(node, memory)
-                if leader == Some(node) && self.links[node.index()].incarnation == memory && writable =>
+                if leader == Some(node) && self.links[node].incarnation == memory && writable =>
             {
                 self.finish_with_answer(id)
             }
@@ -211,12 +211,12 @@ impl Core {
         }
     }
 
-    pub(super) fn park(&mut self, id: u32, stage: Stage) {
+    pub(super) fn park(&mut self, id: OpId, stage: Stage) {
         if matches!(stage, Stage::Held(_) | Stage::Unknown(_) | Stage::Executed(..)) {
             self.miss(id);
         }
         let patience = self.parking_patience();
-        let op = &mut self.ops[id as usize];
+        let op = &mut self.ops[id];
         op.stage = stage;
         if let Origin::Control(_) = op.origin {
             // The control plane knows better than to wait for its own next route.
@@ -227,6 +227,6 @@ impl Core {
             op.parked_at_us = self.now_us.max(1);
         }
         let look_at_us = op.parked_at_us + patience;
-        self.pairs[op.pair.index()].parked.push(id, stage, look_at_us);
+        self.pairs[op.pair].parked.push(id, stage, look_at_us);
     }
 }

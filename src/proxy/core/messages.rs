@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId, Term};
+use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
 use crate::pair::Reason;
 use crate::protocol::expiry::Offset;
 use crate::protocol::outcome::Outcome;
-use crate::proxy::op::{Asker, ClientKey, Op};
+use crate::proxy::handles::{ClientKey, Ticket};
+use crate::proxy::op::{Asker, Op};
 use crate::proxy::route::Route;
 
 /// What the control plane tells a worker.
@@ -80,7 +81,7 @@ pub enum Command {
     /// repair). Answered with [`Event::Settled`]; equal copies are superfluous.
     Mend {
         /// Repeated in the answer.
-        ticket: u64,
+        ticket: Ticket,
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
@@ -90,7 +91,7 @@ pub enum Command {
     /// ([`crate::proxy::Flow::written`]). Answered with [`Event::Settled`].
     Adopt {
         /// Repeated in the answer.
-        ticket: u64,
+        ticket: Ticket,
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
@@ -125,7 +126,7 @@ pub enum Settlement {
 pub enum Event {
     /// Nothing that this worker began for the pair is unanswered.
     Closed {
-        worker: u16,
+        worker: WorkerId,
         pair: PairId,
         /// Of which [`Command::Close`].
         round: u64,
@@ -151,12 +152,12 @@ pub enum Event {
     },
     /// Answers that count for nothing are outstanding: until [`Event::Drained`] the node may still
     /// execute old commands.
-    Undrained { worker: u16, node: NodeId },
+    Undrained { worker: WorkerId, node: NodeId },
     /// They have all come, or their connections were closed by the node.
-    Drained { worker: u16, node: NodeId },
+    Drained { worker: WorkerId, node: NodeId },
     /// No connection to an earlier address of the node is left, after a [`Command::Moved`].
     Left {
-        worker: u16,
+        worker: WorkerId,
         node: NodeId,
         /// As in the command.
         address: u64,
@@ -172,13 +173,13 @@ pub enum Event {
     /// follower held ([`Command::Adopt`]), or to mend one whose copies differ ([`Command::Mend`]).
     Settled {
         /// Of the command.
-        ticket: u64,
+        ticket: Ticket,
         /// What became of it.
         settlement: Settlement,
     },
     /// A client's command that the control plane answers.
     Ask {
-        worker: u16,
+        worker: WorkerId,
         /// Who asks.
         client: ClientKey,
         /// In which request.

@@ -15,10 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use slab::Slab;
 
-use crate::ids::NodeId;
-use crate::protocol::expiry::Offset;
+use crate::ids::WorkerId;
 use crate::protocol::item::{Asked, Item};
 use crate::protocol::outcome::Refusal;
 use crate::protocol::request::Limits;
@@ -32,6 +30,7 @@ mod messages;
 mod operators;
 mod ops;
 mod orders;
+mod pairs;
 mod proofs;
 mod repairs;
 mod replies;
@@ -40,13 +39,14 @@ mod traces;
 
 pub use clients::owner_of;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
+use pairs::Pairs;
 
 use crate::proxy::adds::Adds;
 use crate::proxy::client::{Client, Spare};
-use crate::proxy::link::Link;
+use crate::proxy::clients::Clients;
+use crate::proxy::handles::{ClientId, ConnId, OpId};
+use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
-use crate::proxy::op::Stage;
-use crate::proxy::route::{Flow, Route};
 use crate::proxy::table::OpTable;
 
 /// What the worker's shell is to do after a turn.
@@ -55,75 +55,29 @@ pub struct Outbox {
     /// For the control plane.
     pub events: Vec<Event>,
     /// For other workers.
-    pub peers: Vec<(u16, PeerMessage)>,
-    /// Connections to open: node, lane, generation.
-    pub dials: Vec<(NodeId, usize, u32)>,
+    pub peers: Vec<(WorkerId, PeerMessage)>,
+    /// Connections to open, and their generations.
+    pub dials: Vec<(ConnId, u32)>,
     /// Connections that the core has given up: to be closed before anything else is done.
-    pub hangups: Vec<(NodeId, usize)>,
+    pub hangups: Vec<ConnId>,
     /// Connections with something to write.
-    pub dirty_conns: Vec<(NodeId, usize)>,
+    pub dirty_conns: Vec<ConnId>,
     /// Clients with something to write, or to be closed.
-    pub dirty_clients: Vec<u32>,
+    pub dirty_clients: Vec<ClientId>,
     /// Clients whose input can go on.
-    pub resumable: Vec<u32>,
-}
-
-/// A pair's route and what waits for the next one.
-#[derive(Debug)]
-struct PairSlot {
-    route: Route,
-    /// The last open route: what is in flight while the gate closes goes on by it.
-    flow: Option<Flow>,
-    /// Set while the gate closes.
-    closing: Option<Closing>,
-    parked: Parked,
-}
-
-/// Operations that wait for their pair's next route, in order.
-#[derive(Debug, Default)]
-struct Parked {
-    ids: VecDeque<u32>,
-    /// How many of them a node may have executed, or has.
-    in_doubt: usize,
-    /// None of them has waited too long before then.
-    look_at_us: u64,
-}
-
-impl Parked {
-    fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
-
-    /// `look_at_us`: when it has waited too long.
-    fn push(&mut self, id: u32, stage: Stage, look_at_us: u64) {
-        self.look_at_us = if self.ids.is_empty() { look_at_us } else { self.look_at_us.min(look_at_us) };
-        self.in_doubt += usize::from(stage != Stage::Parked);
-        self.ids.push_back(id);
-    }
-
-    fn take(&mut self) -> VecDeque<u32> {
-        std::mem::take(self).ids
-    }
-}
-
-#[derive(Debug)]
-struct Closing {
-    round: u64,
-    in_flight: usize,
-    void: Vec<NodeId>,
-    reported: bool,
+    pub resumable: Vec<ClientId>,
 }
 
 /// Writes of one key that wait for its repair.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Fence {
     /// The operation that repairs.
-    owner: u32,
+    owner: OpId,
     /// Writes of the key begun before; the repair starts when they are through.
     waiting_for: u32,
     /// Operations that found a difference too and are answered with the owner.
-    attached: Vec<u32>,
-    queue: VecDeque<u32>,
+    attached: Vec<OpId>,
+    queue: VecDeque<OpId>,
     /// What the leader holds, once read. `None` inside: nothing.
     item: Option<Option<Item>>,
     /// What the follower holds, once read: only where nobody knows yet that it differs.
@@ -143,6 +97,25 @@ struct Fence {
     stuck_us: Option<u64>,
 }
 
+impl Fence {
+    fn new(owner: OpId, waiting_for: u32) -> Fence {
+        Fence {
+            owner,
+            waiting_for,
+            attached: Vec::new(),
+            queue: VecDeque::new(),
+            item: None,
+            copy: None,
+            copy_stale: false,
+            marker_ok: false,
+            asked: Asked::default(),
+            failed: false,
+            retry_at_us: None,
+            stuck_us: None,
+        }
+    }
+}
+
 /// How many writes are in flight by key, except for those that wait for a repair. Counted from the
 /// first repair on, and for a while after the last: each has to know of its key's, and a walk over
 /// all operations for each of many repairs grows with their square.
@@ -156,11 +129,11 @@ struct Begun {
 #[derive(Clone, Debug)]
 pub struct CoreSettings {
     /// Its number.
-    pub worker: u16,
+    pub worker: WorkerId,
     /// How many there are.
     pub workers: u16,
     /// Connections of this worker to each node.
-    pub lanes: usize,
+    pub lanes: u16,
     /// How long an answer may take, microseconds.
     pub timeout_us: u64,
     /// How long the answer of a last full copy may take, microseconds.
@@ -181,7 +154,7 @@ pub struct Core {
     pub stood_still_us: u64,
     /// The date when `now_us` was 0, by the proxy's clock; set by the shell.
     pub began_at: Duration,
-    clients: Slab<Client>,
+    clients: Clients,
     generation: u32,
     /// Counts the turns in which clients begin requests.
     turn: u32,
@@ -191,10 +164,8 @@ pub struct Core {
     starved: starved::Starved,
     traces: traces::Traces,
     ops: OpTable,
-    links: Vec<Link>,
-    /// How far the nodes' dates are ahead of the proxy's.
-    offsets: Vec<Option<Offset>>,
-    pairs: Vec<PairSlot>,
+    links: Links,
+    pairs: Pairs,
     /// In order, because it is iterated: what a worker does must follow from what it was told
     /// alone.
     fences: BTreeMap<Bytes, Fence>,
@@ -215,20 +186,16 @@ pub struct Core {
 impl Core {
     /// A worker that knows no route yet: everything waits. `adds`: those of all workers.
     pub fn new(settings: CoreSettings, topology: Arc<Topology>, stats: Arc<WorkerStats>, adds: Arc<Adds>) -> Core {
-        let links =
-            (0..topology.node_count()).map(|_| Link::new(settings.lanes, usize::from(settings.workers))).collect();
-        let pairs = (0..topology.pair_count())
-            .map(|_| PairSlot { route: Route::Closed, flow: None, closing: None, parked: Parked::default() })
-            .collect();
         Core {
             limits: Limits { item_size_max: settings.item_size_max },
-            offsets: vec![None; topology.node_count()],
+            links: Links::new(topology.node_count(), settings.lanes, settings.workers),
+            pairs: Pairs::new(topology.pair_count()),
             settings,
             topology,
             now_us: 0,
             stood_still_us: 0,
             began_at: Duration::ZERO,
-            clients: Slab::new(),
+            clients: Clients::default(),
             generation: 0,
             turn: 0,
             last_turn: false,
@@ -236,8 +203,6 @@ impl Core {
             starved: starved::Starved::default(),
             traces: traces::Traces::default(),
             ops: OpTable::default(),
-            links,
-            pairs,
             fences: BTreeMap::new(),
             retries: VecDeque::new(),
             begun: None,
@@ -255,10 +220,10 @@ const OUTCOME_UNKNOWN: Refusal =
     Refusal::Server("the only copy's node failed before it answered; the command may or may not have taken effect");
 
 /// Until then it stays stalled: nothing more is read from it.
-fn resume_later(client: &mut Client, index: u32, outbox: &mut Outbox) {
+fn resume_later(client: &mut Client, id: ClientId, outbox: &mut Outbox) {
     if !client.resuming {
         client.resuming = true;
-        outbox.resumable.push(index);
+        outbox.resumable.push(id);
     }
 }
 

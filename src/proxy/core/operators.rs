@@ -8,7 +8,7 @@ use crate::protocol::answer::TOO_MANY;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::request::{Admin, Parsed, Request};
 use crate::proxy::client::{Access, Ended};
-use crate::proxy::op::ClientKey;
+use crate::proxy::handles::{ClientId, ClientKey};
 
 use super::Core;
 
@@ -32,7 +32,7 @@ impl Core {
     /// A client has connected on one of the places beyond the limit.
     pub fn operator_connected(&mut self) -> ClientKey {
         let key = self.client_connected();
-        if let Some(client) = self.clients.get_mut(key.index as usize) {
+        if let Some(client) = self.clients.get_mut(key.id) {
             client.access = Access::Unknown;
         }
         key
@@ -41,11 +41,9 @@ impl Core {
     /// A client beyond the limit that has not shown itself to be an operator is told of the limit,
     /// to make room or because its time is over. Returns whether it was.
     pub fn turn_away(&mut self, key: ClientKey) -> bool {
-        let silent = self.clients.get(key.index as usize).is_some_and(|client| {
-            client.generation == key.generation && client.access == Access::Unknown && !client.closing
-        });
+        let silent = self.clients.of(key).is_some_and(|client| client.access == Access::Unknown && !client.closing);
         if silent {
-            self.refuse_client(key.index);
+            self.refuse_client(key.id);
         }
         silent
     }
@@ -61,23 +59,23 @@ impl Core {
         }
     }
 
-    fn refuse_client(&mut self, index: u32) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
+    fn refuse_client(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
         let slot = client.open_slot(0, false, client.dialect.unasked(), 0, &mut self.spare);
-        self.answer_client(index, slot, 0, false, Outcome::Own(TOO_MANY));
-        self.close_client(index, Ended::TooMany);
+        self.answer_client(id, slot, 0, false, Outcome::Own(TOO_MANY));
+        self.close_client(id, Ended::TooMany);
         self.count_refused();
     }
 
     /// Takes what a client beyond the limit sent.
-    pub(super) fn feed_operator(&mut self, index: u32, mut chunk: BytesMut) {
+    pub(super) fn feed_operator(&mut self, id: ClientId, mut chunk: BytesMut) {
         loop {
-            let Some(client) = self.clients.get_mut(index as usize).filter(|client| !client.closing) else { return };
+            let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else { return };
             if chunk.is_empty() {
                 return;
             }
             if !client.has_room(&self.memory) {
-                return self.stall(index, chunk);
+                return self.stall(id, chunk);
             }
             match client.dialect.next(&chunk, &self.limits) {
                 // (A value is not waited for.)
@@ -88,11 +86,11 @@ impl Core {
                 }
                 Parsed::Request { request: Request::Admin(admin), style, len } if is_for_operators(&admin) => {
                     client.access = Access::Operator;
-                    if !self.begin_keyless(index, admin, style, &mut chunk, len) {
-                        return self.stall(index, chunk);
+                    if !self.begin_keyless(id, admin, style, &mut chunk, len) {
+                        return self.stall(id, chunk);
                     }
                 }
-                _ => return self.refuse_client(index),
+                _ => return self.refuse_client(id),
             }
         }
     }

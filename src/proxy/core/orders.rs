@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::ids::{PairId, is_reserved};
 use crate::protocol::outcome::Outcome;
+use crate::proxy::handles::Ticket;
 use crate::proxy::op::{Kind, Op, Origin};
 use crate::proxy::route::{Flow, Follower, Route};
 use crate::ring::Topology;
@@ -23,13 +24,13 @@ pub(super) fn settlement(answer: &Outcome) -> Settlement {
 }
 
 impl Core {
-    pub(super) fn settle(&mut self, ticket: u64, settlement: Settlement) {
+    pub(super) fn settle(&mut self, ticket: Ticket, settlement: Settlement) {
         self.outbox.events.push(Event::Settled { ticket, settlement });
     }
 
     /// Compares the two copies of a key, and repairs the follower's.
-    pub(super) fn mend(&mut self, ticket: u64, pair: PairId, key: Bytes) {
-        let slot = &self.pairs[pair.index()];
+    pub(super) fn mend(&mut self, ticket: Ticket, pair: PairId, key: Bytes) {
+        let slot = &self.pairs[pair];
         let in_sync = matches!(&slot.route, Route::Open(Flow { follower: Follower::InSync(_), .. }));
         // What is parked behind an open gate met a broken node: an edge is near.
         if !in_sync || !slot.parked.is_empty() || !self.may_order(&key) {
@@ -44,8 +45,8 @@ impl Core {
     /// Adds an item that only the follower holds to the leader. All writes of the key pass this
     /// worker and one connection, so nothing comes between the look at what was written and the
     /// `add`.
-    pub(super) fn adopt(&mut self, ticket: u64, pair: PairId, key: &[u8], item: &Adopted) {
-        let written = match &self.pairs[pair.index()].route {
+    pub(super) fn adopt(&mut self, ticket: Ticket, pair: PairId, key: &[u8], item: &Adopted) {
+        let written = match &self.pairs[pair].route {
             Route::Open(Flow { follower: Follower::Filling(..), written: Some(written), .. }) => Some(written),
             _ => None,
         };
@@ -73,7 +74,7 @@ impl Core {
     }
 }
 
-fn order(ticket: u64, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op {
+fn order(ticket: Ticket, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> Op {
     let (end, len) = (key.len() as u32, value.len() as u32);
     let raw = [key, value].concat().into();
     Op {

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::{NodeId, PairId};
+use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Unproven};
 use crate::proxy::op::{Effect, Origin, Stage};
 use crate::rules::{Rule, holds};
@@ -23,67 +24,66 @@ const PROVE_MISSES: bool = true;
 
 impl Core {
     /// Whether this answer has to wait. `absent`: it says that the key was not there.
-    pub(super) fn needs_proof(&mut self, id: u32, node: NodeId, lane: usize, absent: bool) -> bool {
-        let link = &self.links[node.index()];
-        let conn = &link.conns[lane];
+    pub(super) fn needs_proof(&mut self, id: OpId, at: ConnId, absent: bool) -> bool {
+        let no_markers = self.links[at].markers == 0;
         // (Without the check of new connections this one would still notice what that one is for.)
         let checked = holds(Rule::MarkerCheckAfterMiss) && holds(Rule::MarkerCheckOnNewConnections);
-        if link.incarnation.is_none() || !checked {
+        if self.links[at.node].incarnation.is_none() || !checked {
             return false;
         }
-        if absent && conn.markers == 0 {
-            self.want_marker(node, lane);
+        if absent && no_markers {
+            self.want_marker(at);
         }
-        let conn = &self.links[node.index()].conns[lane];
-        conn.unproven_writes > 0 || (absent && (PROVE_MISSES || self.ops[id as usize].kind.is_write()))
+        let conn = &self.links[at];
+        conn.unproven_writes > 0 || (absent && (PROVE_MISSES || self.ops[id].kind.is_write()))
     }
 
     /// The operation waits for the marker with the leader's answer; it stays in flight.
-    pub(super) fn hold(&mut self, id: u32, node: NodeId, lane: usize, effect: Effect) {
-        let op = &mut self.ops[id as usize];
-        op.stage = Stage::Proof(node);
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub(super) fn hold(&mut self, id: OpId, at: ConnId, effect: Effect) {
+        let op = &mut self.ops[id];
+        op.stage = Stage::Proof(at.node);
+        let conn = &mut self.links[at];
         conn.unproven_writes += u32::from(op.kind.is_write());
         conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now_us });
     }
 
     /// The marker is to be read behind everything that this turn sends.
-    pub(super) fn want_marker(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub(super) fn want_marker(&mut self, at: ConnId) {
+        let conn = &mut self.links[at];
         conn.marker_due = true;
-        self.mark_conn_dirty(node, lane);
+        self.mark_conn_dirty(at);
     }
 
     /// A connection that is about to be written to, and what is to be written.
-    pub fn conn_to_write(&mut self, node: NodeId, lane: usize) -> (LinkState, &mut crate::protocol::out::OutQueue) {
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub fn conn_to_write(&mut self, at: ConnId) -> (LinkState, &mut crate::protocol::out::OutQueue) {
+        let conn = &mut self.links[at];
         // One that is being checked has a marker under way, or asks for one at the next tick.
         if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
-            self.put_marker(node, lane);
+            self.put_marker(at);
         }
-        let conn = &mut self.links[node.index()].conns[lane];
+        let conn = &mut self.links[at];
         (conn.dirty, conn.urgent) = (false, false);
         (conn.state, conn.out(self.now_us))
     }
 
-    pub(super) fn put_marker(&mut self, node: NodeId, lane: usize) {
-        let round = self.links[node.index()].round;
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub(super) fn put_marker(&mut self, at: ConnId) {
+        let round = self.links[at.node].round;
+        let conn = &mut self.links[at];
         conn.out(self.now_us).put(crate::protocol::node::MARKER_READ);
         conn.markers += 1;
-        self.sent(node, lane, Flight::Marker(round), 0);
+        self.sent(at, Flight::Marker(round), 0);
     }
 
     /// The marker is fine: what the connection answered before it is true.
-    pub(super) fn proved(&mut self, node: NodeId, lane: usize) {
-        while let Some(held) = self.links[node.index()].conns[lane].unproven.pop_front() {
-            let op = &self.ops[held.op as usize];
+    pub(super) fn proved(&mut self, at: ConnId) {
+        while let Some(held) = self.links[at].unproven.pop_front() {
+            let op = &self.ops[held.op];
             let (kind, origin) = (op.kind, op.origin);
-            self.links[node.index()].conns[lane].unproven_writes -= u32::from(kind.is_write());
+            self.links[at].unproven_writes -= u32::from(kind.is_write());
             if has_ended(held.effect, origin) {
                 self.finish_with_answer(held.op);
             } else {
-                self.leader_decided(held.op, node, held.effect);
+                self.leader_decided(held.op, at.node, held.effect);
             }
         }
     }
@@ -91,7 +91,7 @@ impl Core {
     /// The marker will not be read behind these answers any more: what they say counts for nothing,
     /// unless the same memory leads again.
     pub(super) fn void_answers(&mut self, node: NodeId, unproven: VecDeque<Unproven>) {
-        let memory = self.links[node.index()].incarnation;
+        let memory = self.links[node].incarnation;
         for held in unproven {
             self.leave_flight(held.op);
             // What changed nothing can be asked again anywhere.
@@ -101,12 +101,12 @@ impl Core {
     }
 
     /// Takes a pair's answers away from a connection to its deposed leader.
-    pub(super) fn take_unproven(&mut self, pair: PairId, node: NodeId, lane: usize) -> VecDeque<Unproven> {
+    pub(super) fn take_unproven(&mut self, pair: PairId, at: ConnId) -> VecDeque<Unproven> {
         let ops = &self.ops;
-        let conn = &mut self.links[node.index()].conns[lane];
+        let conn = &mut self.links[at];
         let (ours, others): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut conn.unproven).into_iter().partition(|held| ops[held.op as usize].pair == pair);
-        conn.unproven_writes = others.iter().filter(|held| ops[held.op as usize].kind.is_write()).count() as u32;
+            std::mem::take(&mut conn.unproven).into_iter().partition(|held| ops[held.op].pair == pair);
+        conn.unproven_writes = others.iter().filter(|held| ops[held.op].kind.is_write()).count() as u32;
         conn.unproven = others;
         ours
     }

@@ -12,6 +12,7 @@ use crate::protocol::key::Key;
 use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Frame, Reply, ReplyKind};
+use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, RepairStep, RepairWaits};
 use crate::proxy::op::{Kind, Op, Repair, Stage};
 use crate::proxy::table::OpTable;
@@ -37,12 +38,12 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's,
     /// verify; later writes of the key wait.
-    pub(super) fn repair(&mut self, id: u32) {
+    pub(super) fn repair(&mut self, id: OpId) {
         self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now_us;
-        if self.ops[id as usize].stage.is_in_flight() {
+        if self.ops[id].stage.is_in_flight() {
             self.discount_begun(id);
         }
-        let op = &mut self.ops[id as usize];
+        let op = &mut self.ops[id];
         op.stage = Stage::Repair;
         op.repair = Some(Box::new(Repair::default()));
         let key = Bytes::copy_from_slice(op.key());
@@ -58,22 +59,22 @@ impl Core {
         let waiting_for = self.begun.as_ref().and_then(|begun| begun.writes.get(&key)).copied().unwrap_or(0);
         #[cfg(test)]
         assert_eq!(waiting_for, Begun::of(&self.ops).writes.get(&key).copied().unwrap_or(0), "writes in flight");
-        self.fences.insert(key.clone(), Fence { owner: id, waiting_for, ..Fence::default() });
+        self.fences.insert(key.clone(), Fence::new(id, waiting_for));
         if waiting_for == 0 {
             self.repair_read(&key);
         }
     }
 
     /// A write gets in flight.
-    pub(super) fn count_begun(&mut self, id: u32) {
+    pub(super) fn count_begun(&mut self, id: OpId) {
         if let Some(begun) = &mut self.begun {
-            begun.add(&self.ops[id as usize]);
+            begun.add(&self.ops[id]);
         }
     }
 
     /// A write is in flight no more, or waits for a repair.
-    pub(super) fn discount_begun(&mut self, id: u32) {
-        let key = self.ops[id as usize].key();
+    pub(super) fn discount_begun(&mut self, id: OpId) {
+        let key = self.ops[id].key();
         if let Some(begun) = &mut self.begun
             && let Some(count) = begun.writes.get_mut(key)
         {
@@ -93,8 +94,8 @@ impl Core {
     }
 
     /// A write begun before the fence stood is through.
-    pub(super) fn fence_progress(&mut self, id: u32) {
-        let key = self.ops[id as usize].key();
+    pub(super) fn fence_progress(&mut self, id: OpId) {
+        let key = self.ops[id].key();
         if let Some((key, _)) = self.fences.get_key_value(key) {
             let key = key.clone();
             self.fence_progress_key(&key);
@@ -122,66 +123,67 @@ impl Core {
         fence.failed = false;
         fence.retry_at_us = None;
         let id = fence.owner;
-        let op = &self.ops[id as usize];
+        let op = &self.ops[id];
         let pair = op.pair;
-        let leader = self.leader_of(pair);
-        let lane = self.lane(op.hash);
-        let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
-        let Some(follower) = follower else { return self.repair_broken(id, leader) };
-        if let Some(node) = [leader, follower].into_iter().find(|&node| self.is_void(pair, node)) {
-            return self.repair_broken(id, node);
+        let leader = self.pairs.leader_of(pair);
+        let (Some(leader), Some(follower)) = (leader, self.pairs.follower_of(pair)) else {
+            return self.repair_broken(id, leader);
+        };
+        if let Some(node) = [leader, follower].into_iter().find(|&node| self.pairs.is_void(pair, node)) {
+            return self.repair_broken(id, Some(node));
         }
+        let (leader, follower) = (self.links.of(leader, op.hash), self.links.of(follower, op.hash));
         // The leader may have executed a parked operation, which is run again on the follower if
         // that one leads next: it must not get there by a repair meanwhile.
-        if self.pairs[pair.index()].parked.in_doubt > 0 {
+        if self.pairs[pair].parked.in_doubt > 0 {
             // (Their time is bounded.)
             return self.repair_later(key, None);
         }
-        if let Some(node) = [leader, follower].into_iter().find(|&node| !self.is_ready_for_repair(node, lane)) {
-            return self.repair_later(key, Some(node));
+        if let Some(at) = [leader, follower].into_iter().find(|&at| !self.is_ready_for_repair(at)) {
+            return self.repair_later(key, Some(at.node));
         }
-        let marked = self.links[leader.index()].incarnation.is_some();
+        let marked = self.links[leader.node].incarnation.is_some();
         // In front of it: between the two the node may turn to its next second, and then the copy's
         // time is a second too short, not too long.
-        let dated = self.offsets[leader.index()].is_some();
+        let dated = self.links[leader.node].offset.is_some();
         if dated {
-            self.links[leader.index()].conns[lane].out(self.now_us).put(clock::CLOCK_READ);
-            self.sent(leader, lane, Flight::Repair(id, RepairStep::Clock), 0);
+            self.links[leader].out(self.now_us).put(clock::CLOCK_READ);
+            self.sent(leader, Flight::Repair(id, RepairStep::Clock), 0);
         }
-        node::mg(self.links[leader.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Item);
-        self.send_step(id, leader, lane, RepairStep::Read);
+        node::mg(self.links[leader].out(self.now_us), Key::plain(key), Ask::Item);
+        self.send_step(id, leader, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If
         // it had just gone, "repairing" would destroy the good copy.
         if marked {
-            self.links[leader.index()].conns[lane].out(self.now_us).put(node::MARKER_READ);
-            self.send_step(id, leader, lane, RepairStep::Marker);
+            self.links[leader].out(self.now_us).put(node::MARKER_READ);
+            self.send_step(id, leader, RepairStep::Marker);
         } else if let Some(fence) = self.fences.get_mut(key) {
             fence.marker_ok = true;
         }
         // No write has found a difference here: perhaps there is none.
-        let compared = self.ops[id as usize].kind == Kind::Mend;
+        let compared = self.ops[id].kind == Kind::Mend;
         if compared {
-            node::mg(self.links[follower.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Item);
-            self.send_step(id, follower, lane, RepairStep::Compare);
+            node::mg(self.links[follower].out(self.now_us), Key::plain(key), Ask::Item);
+            self.send_step(id, follower, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
     }
 
     /// A connection may have broken while nothing was in flight on it: that is no fault, so no new
     /// route follows. It is dialled again.
-    fn is_ready_for_repair(&mut self, node: NodeId, lane: usize) -> bool {
-        if self.links[node.index()].conns[lane].state == LinkState::Idle {
-            self.dial(node, lane);
+    fn is_ready_for_repair(&mut self, at: ConnId) -> bool {
+        if self.links[at].state == LinkState::Idle {
+            self.dial(at);
         }
-        self.links[node.index()].conns[lane].state == LinkState::Ready
+        self.links[at].state == LinkState::Ready
     }
 
     /// A command of a repair is in the connection's queue.
-    fn send_step(&mut self, id: u32, node: NodeId, lane: usize, step: RepairStep) {
-        let number = self.links[node.index()].conns[lane].push(Flight::Repair(id, step), self.now_us, 0);
-        self.mark_conn_dirty(node, lane);
-        if let Some(repair) = &mut self.ops[id as usize].repair {
-            repair.sent.push((node, number));
+    fn send_step(&mut self, id: OpId, at: ConnId, step: RepairStep) {
+        let number = self.links[at].push(Flight::Repair(id, step), self.now_us, 0);
+        self.mark_conn_dirty(at);
+        if let Some(repair) = &mut self.ops[id].repair {
+            repair.sent.push((at, number));
         }
     }
 
@@ -195,7 +197,7 @@ impl Core {
         self.retries.push_back((at_us, key.clone()));
         let Some(node) = node else { return };
         let since_us = *fence.stuck_us.get_or_insert(self.now_us);
-        let waits = &mut self.links[node.index()].repair_waits;
+        let waits = &mut self.links[node].repair_waits;
         // Of very many the one that waits longest.
         let longest = waits.filter(|waits| waits.seen_us == self.now_us).map_or(since_us, |w| w.since_us.min(since_us));
         *waits = Some(RepairWaits { since_us: longest, seen_us: self.now_us });
@@ -219,29 +221,28 @@ impl Core {
     /// A repair that waits for a marker or a connection has nothing in flight that could be voided,
     /// and the gate waits for it.
     pub(super) fn void_waiting_repairs(&mut self, pair: PairId, node: NodeId) {
-        let waits = |f: &Fence| f.retry_at_us.is_some() && self.ops[f.owner as usize].pair == pair;
-        let owners: Vec<u32> = self.fences.values().filter(|f| waits(f)).map(|f| f.owner).collect();
+        let waits = |f: &Fence| f.retry_at_us.is_some() && self.ops[f.owner].pair == pair;
+        let owners: Vec<OpId> = self.fences.values().filter(|f| waits(f)).map(|f| f.owner).collect();
         for owner in owners {
-            self.repair_broken(owner, node);
+            self.repair_broken(owner, Some(node));
         }
     }
 
-    pub(super) fn set_outstanding(&mut self, id: u32, count: u32) {
-        if let Some(repair) = &mut self.ops[id as usize].repair {
+    pub(super) fn set_outstanding(&mut self, id: OpId, count: u32) {
+        if let Some(repair) = &mut self.ops[id].repair {
             repair.outstanding = count;
         }
     }
 
     pub(super) fn repair_answered(
         &mut self,
-        id: u32,
+        id: OpId,
         node: NodeId,
         step: RepairStep,
         reply: &Reply,
         unit: &Bytes,
     ) -> bool {
         let Some(op) = self.ops.get_mut(id) else { return true };
-        let pair = op.pair;
         let key = Bytes::copy_from_slice(op.key());
         let Some(repair) = &mut op.repair else { return true };
         repair.outstanding = repair.outstanding.saturating_sub(1);
@@ -249,26 +250,25 @@ impl Core {
         if outstanding == 0 {
             repair.sent.clear();
         }
-        let leader = self.leader_of(pair);
         let frame = Frame::first(unit, reply, self.date());
         let Some(fence) = self.fences.get_mut(&key) else { return true };
         match (step, frame.kind()) {
             (RepairStep::Marker, ReplyKind::MetaVa { data }) if frame.text(data) != UNSURE.as_bytes() => {
-                let known = self.links[leader.index()].incarnation;
+                let known = self.links[node].incarnation;
                 fence.marker_ok = known.is_none_or(|i| Incarnation::parse(frame.text(data)) == Some(i));
                 if !fence.marker_ok {
-                    self.fault(leader, Reason::MarkerStale);
+                    self.fault(node, Reason::MarkerStale);
                 }
             }
             (RepairStep::Marker, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
-                self.fault(leader, Reason::MarkerLost);
+                self.fault(node, Reason::MarkerLost);
             }
             (RepairStep::Clock, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
                 fence.asked.shown = clock::shown(&frame);
             }
             (RepairStep::Read | RepairStep::Compare, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
                 let Ok(answer) = Answer::to_unechoed(&frame) else {
-                    self.repair_broken(id, node);
+                    self.repair_broken(id, Some(node));
                     return false;
                 };
                 let item = (answer.code == Code::Value).then(|| answer.item(&frame, fence.asked));
@@ -298,7 +298,7 @@ impl Core {
                     self.repair_done(&key);
                     return true;
                 }
-                if let Some(repair) = &mut self.ops[id as usize].repair {
+                if let Some(repair) = &mut self.ops[id].repair {
                     repair.tries += 1;
                     if repair.tries < REPAIR_TRIES {
                         self.repair_read(&key);
@@ -317,7 +317,7 @@ impl Core {
             _ => {
                 // No answer to this command, or none to go on with: the caller gives the connection
                 // up, and nobody else would end the repair.
-                self.repair_broken(id, node);
+                self.repair_broken(id, Some(node));
                 return false;
             }
         }
@@ -335,43 +335,44 @@ impl Core {
     pub(super) fn repair_write(&mut self, key: &Bytes) {
         let Some(fence) = self.fences.get(key) else { return };
         let id = fence.owner;
-        let op = &self.ops[id as usize];
-        let (pair, lane) = (op.pair, self.lane(op.hash));
-        let follower = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.follower.node());
+        let op = &self.ops[id];
+        let (pair, hash) = (op.pair, op.hash);
+        let leader = self.pairs.leader_of(pair);
         if !fence.marker_ok {
             // Told already. Either the leader's memory is gone: then the next route is under way;
             // or the marker alone was evicted and is written again: to give up now would leave two
             // copies that differ in a mirrored pair.
-            return self.repair_later(key, Some(self.leader_of(pair)));
+            return self.repair_later(key, leader);
         }
-        let (Some(node), Some(item)) = (follower, fence.item.clone()) else {
-            return self.repair_broken(id, self.leader_of(pair));
+        let (Some(node), Some(item)) = (self.pairs.follower_of(pair), fence.item.clone()) else {
+            return self.repair_broken(id, leader);
         };
-        if self.is_void(pair, node) {
-            return self.repair_broken(id, node);
+        if self.pairs.is_void(pair, node) {
+            return self.repair_broken(id, Some(node));
         }
         if fence.copy.as_ref().is_some_and(|copy| !fence.copy_stale && are_equal(&item, copy)) {
-            self.ops[id as usize].answer = Some(Outcome::NotStored);
+            self.ops[id].answer = Some(Outcome::NotStored);
             return self.repair_done(key);
         }
-        if !self.is_ready_for_repair(node, lane) {
+        let at = self.links.of(node, hash);
+        if !self.is_ready_for_repair(at) {
             return self.repair_later(key, Some(node));
         }
         if let Some(fence) = self.fences.get_mut(key) {
             fence.stuck_us = None;
         }
         // One that is over by now is dropped, and that is all.
-        let leader = self.leader_of(pair);
-        let (from, to, now) = (self.offsets[leader.index()], self.offsets[node.index()], self.date());
+        let from = leader.and_then(|leader| self.links[leader].offset);
+        let (to, now) = (self.links[node].offset, self.date());
         let item = item.and_then(|item| item.seen.exptime_of_copy(from, to, now).map(|exptime| (item, exptime)));
-        let out = self.links[node.index()].conns[lane].out(self.now_us);
+        let out = self.links[at].out(self.now_us);
         node::md_unechoed(out, Key::plain(key));
         if let Some((item, exptime)) = &item {
             node::ms_add(out, Key::plain(key), &item.value, (item.flags, *exptime), false);
         }
-        self.send_step(id, node, lane, RepairStep::Drop);
+        self.send_step(id, at, RepairStep::Drop);
         if item.is_some() {
-            self.send_step(id, node, lane, RepairStep::Add);
+            self.send_step(id, at, RepairStep::Add);
         }
         self.set_outstanding(id, 1 + u32::from(item.is_some()));
     }
@@ -379,16 +380,16 @@ impl Core {
     pub(super) fn repair_verify(&mut self, key: &Bytes) {
         let Some(fence) = self.fences.get(key) else { return };
         let id = fence.owner;
-        let op = &self.ops[id as usize];
-        let leader = self.leader_of(op.pair);
-        let lane = self.lane(op.hash);
-        if self.is_void(op.pair, leader) || self.links[leader.index()].conns[lane].state != LinkState::Ready {
+        let op = &self.ops[id];
+        let leader = self.pairs.leader_of(op.pair).filter(|&leader| !self.pairs.is_void(op.pair, leader));
+        let leader = leader.map(|leader| self.links.of(leader, op.hash));
+        let Some(leader) = leader.filter(|&leader| self.links[leader].state == LinkState::Ready) else {
             // The follower holds what the leader held when it answered: that is as good as
             // verified, for the writes are fenced.
             return self.repair_done(key);
-        }
-        node::mg(self.links[leader.index()].conns[lane].out(self.now_us), Key::plain(key), Ask::Cas);
-        self.send_step(id, leader, lane, RepairStep::Verify);
+        };
+        node::mg(self.links[leader].out(self.now_us), Key::plain(key), Ask::Cas);
+        self.send_step(id, leader, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }
 
@@ -397,15 +398,15 @@ impl Core {
         if fence.failed {
             self.miss(fence.owner);
         }
-        let pair = self.ops[fence.owner as usize].pair;
-        if let Some(flow) = &self.pairs[pair.index()].flow {
+        let pair = self.ops[fence.owner].pair;
+        if let Some(flow) = &self.pairs[pair].flow {
             match fence.failed {
                 true => flow.lone.insert(key),
                 false => flow.lone.remove(key),
             }
         }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
-            if fence.failed && self.ops[id as usize].kind == Kind::Mend {
+            if fence.failed && self.ops[id].kind == Kind::Mend {
                 self.fail(id, OUTCOME_UNKNOWN);
             } else {
                 self.finish_with_answer(id);
@@ -416,27 +417,27 @@ impl Core {
         }
     }
 
-    /// The repair cannot go on because `node` is out of use.
-    pub(super) fn repair_broken(&mut self, id: u32, node: NodeId) {
-        let op = &self.ops[id as usize];
+    /// The repair cannot go on because `node` is out of use. `None`: the pair never had a leader.
+    pub(super) fn repair_broken(&mut self, id: OpId, node: Option<NodeId>) {
+        let op = &self.ops[id];
         let pair = op.pair;
         let key = Bytes::copy_from_slice(op.key());
-        let leader = self.leader_of(pair);
+        let leader = self.pairs.leader_of(pair);
         let Some(fence) = self.fences.remove(&key) else { return };
         let rewritten = matches!(fence.item, Some(Some(_))) && fence.marker_ok;
         let owner = fence.owner;
         self.miss(owner);
         self.forget_repair_flights(owner);
         for id in std::iter::once(owner).chain(fence.attached) {
-            if node != leader || self.ops[id as usize].kind == Kind::Mend {
+            match leader {
                 // The follower is lost: the leader's answer stands, once the loss is recorded. (A
                 // mend ends here, undone.)
-                self.leave_flight(id);
-                self.park(id, Stage::Held(leader));
-            } else if rewritten {
-                self.finish_with_answer(id);
-            } else {
-                self.fail(id, OUTCOME_UNKNOWN);
+                Some(leader) if node != Some(leader) || self.ops[id].kind == Kind::Mend => {
+                    self.leave_flight(id);
+                    self.park(id, Stage::Held(leader));
+                }
+                _ if rewritten => self.finish_with_answer(id),
+                _ => self.fail(id, OUTCOME_UNKNOWN),
             }
         }
         for id in fence.queue {
@@ -444,13 +445,11 @@ impl Core {
         }
     }
 
-    pub(super) fn forget_repair_flights(&mut self, id: u32) {
-        let op = &mut self.ops[id as usize];
-        let lane = op.hash as usize % self.settings.lanes;
-        let sent = op.repair.as_mut().map(|repair| std::mem::take(&mut repair.sent)).unwrap_or_default();
-        for (node, number) in sent {
-            self.links[node.index()].conns[lane].void_repair(number, id);
-            self.tell_undrained(node);
+    pub(super) fn forget_repair_flights(&mut self, id: OpId) {
+        let sent = self.ops[id].repair.as_mut().map(|repair| std::mem::take(&mut repair.sent)).unwrap_or_default();
+        for (at, number) in sent {
+            self.links[at].void_repair(number, id);
+            self.tell_undrained(at.node);
         }
         #[cfg(test)]
         for sent in self.links.iter().flat_map(|link| &link.conns).flat_map(|conn| &conn.flights) {

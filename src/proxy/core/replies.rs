@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::ids::{NodeId, Term};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
+use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
 use crate::proxy::op::{self, Agreement, Effect, Mirror, Op, Stage};
 use crate::proxy::route::{Flow, Follower};
@@ -23,28 +24,27 @@ enum Heed {
 
 impl Core {
     /// A connection: the shell reads into its `input` and writes its `out`.
-    pub fn conn(&mut self, node: NodeId, lane: usize) -> &mut crate::proxy::link::Conn {
-        &mut self.links[node.index()].conns[lane]
+    pub fn conn(&mut self, at: ConnId) -> &mut crate::proxy::link::Conn {
+        &mut self.links[at]
     }
 
     /// Parses what has come from a node.
-    pub fn node_input(&mut self, node: NodeId, lane: usize) {
-        let conn = &mut self.links[node.index()].conns[lane];
+    pub fn node_input(&mut self, at: ConnId) {
+        let conn = &mut self.links[at];
         let more = conn.input.len() - conn.seen;
-        self.take_replies(node, lane);
-        let conn = &mut self.links[node.index()].conns[lane];
+        self.take_replies(at);
+        let conn = &mut self.links[at];
         conn.seen = conn.input.len();
         conn.progress.add(more, self.now_us);
         if !conn.waiting.is_empty() {
-            self.send_waiting(node, lane);
+            self.send_waiting(at);
         }
     }
 
     #[inline(always)]
-    fn take_replies(&mut self, node: NodeId, lane: usize) {
+    fn take_replies(&mut self, at: ConnId) {
         loop {
-            let link = &mut self.links[node.index()];
-            let (limits, conn) = (&link.replies, &mut link.conns[lane]);
+            let (limits, conn) = self.links.limits_and_conn(at);
             if conn.state == LinkState::Discarding {
                 conn.input.clear();
                 return;
@@ -56,23 +56,23 @@ impl Core {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(node = %self.topology.addr(node), %error, "a node does not speak memcached's protocol");
-                    return self.doubt(node, lane);
+                    tracing::warn!(node = %self.topology.addr(at.node), %error, "a node does not speak memcached's protocol");
+                    return self.doubt(at);
                 }
             };
             let Some(sent) = conn.flights.front() else {
-                tracing::warn!(node = %self.topology.addr(node), said = %String::from_utf8_lossy(&conn.input[..reply.len.min(80)]).trim_end(),
+                tracing::warn!(node = %self.topology.addr(at.node), said = %String::from_utf8_lossy(&conn.input[..reply.len.min(80)]).trim_end(),
                     "a node answered what it was not asked");
-                return self.doubt(node, lane);
+                return self.doubt(at);
             };
             let flight = sent.flight;
             if matches!(flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd) {
-                match self.get_answered(node, lane, &reply) {
+                match self.get_answered(at, &reply) {
                     Heed::Taken => continue,
                     Heed::Incomplete => return,
                     Heed::Doubt => {
-                        tracing::warn!(node = %self.topology.addr(node), "a node answered a get with something else");
-                        return self.doubt(node, lane);
+                        tracing::warn!(node = %self.topology.addr(at.node), "a node answered a get with something else");
+                        return self.doubt(at);
                     }
                 }
             }
@@ -86,8 +86,8 @@ impl Core {
                         return;
                     }
                     Behind::Nonsense => {
-                        tracing::warn!(node = %self.topology.addr(node), "a node sent a value where the end of the answer was due");
-                        return self.doubt(node, lane);
+                        tracing::warn!(node = %self.topology.addr(at.node), "a node sent a value where the end of the answer was due");
+                        return self.doubt(at);
                     }
                 }
             }
@@ -96,30 +96,30 @@ impl Core {
             let unit = conn.input.split_to(reply.len).freeze();
             bytes::Buf::advance(&mut conn.input, end);
             let fine = match flight {
-                Flight::Op(id) => self.op_answered(id, node, lane, &reply, unit),
-                Flight::Repair(id, step) => self.repair_answered(id, node, step, &reply, &unit),
-                Flight::Marker(round) => self.marker_answered(node, lane, round, &reply, &unit),
+                Flight::Op(id) => self.op_answered(id, at, &reply, unit),
+                Flight::Repair(id, step) => self.repair_answered(id, at.node, step, &reply, &unit),
+                Flight::Marker(round) => self.marker_answered(at, round, &reply, &unit),
                 Flight::Void => {
                     conn.voids -= 1;
-                    self.tell_undrained(node);
+                    self.tell_undrained(at.node);
                     true
                 }
                 Flight::Get(_) | Flight::VoidGet | Flight::GetEnd => unreachable!("answered above"),
             };
             if !fine {
-                return self.doubt(node, lane);
+                return self.doubt(at);
             }
         }
     }
 
     /// A part of the answer to a shared `get` line.
-    fn get_answered(&mut self, node: NodeId, lane: usize, reply: &Reply) -> Heed {
-        let conn = &mut self.links[node.index()].conns[lane];
+    fn get_answered(&mut self, at: ConnId, reply: &Reply) -> Heed {
+        let conn = &mut self.links[at];
         match &reply.kind {
             ReplyKind::Value { key, .. } => {
                 let key = &conn.input[key.clone()];
                 let mut line = conn.flights.iter().map(|s| s.flight).take_while(|f| *f != Flight::GetEnd);
-                let asked = |f| matches!(f, Flight::Get(id) if self.ops[id as usize].key() == key);
+                let asked = |f| matches!(f, Flight::Get(id) if self.ops[id].key() == key);
                 let place = line.clone().position(asked);
                 if place.is_none() && !line.any(|f| f == Flight::VoidGet) {
                     return Heed::Doubt;
@@ -141,10 +141,10 @@ impl Core {
                     return Heed::Taken;
                 };
                 // Values come in the order of the keys: those passed over are not there.
-                if !self.end_gets(node, lane, place, &MISS, MISS_BYTES) {
+                if !self.end_gets(at, place, &MISS, MISS_BYTES) {
                     return Heed::Doubt;
                 }
-                let conn = &mut self.links[node.index()].conns[lane];
+                let conn = &mut self.links[at];
                 let unit = conn.input.split_to(reply.len).freeze();
                 conn.answered();
                 let got = conn.arrive();
@@ -153,9 +153,7 @@ impl Core {
                     bytes::Buf::advance(&mut conn.input, END_LEN);
                 }
                 match got {
-                    Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, node, lane, reply, unit) => {
-                        Heed::Taken
-                    }
+                    Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, at, reply, unit) => Heed::Taken,
                     _ => Heed::Doubt,
                 }
             }
@@ -167,10 +165,10 @@ impl Core {
                     // earlier answers, other commands' too.
                     return Heed::Doubt;
                 }
-                if !self.end_gets(node, lane, keys, reply, unit) {
+                if !self.end_gets(at, keys, reply, unit) {
                     return Heed::Doubt;
                 }
-                let conn = &mut self.links[node.index()].conns[lane];
+                let conn = &mut self.links[at];
                 conn.answered();
                 conn.arrive();
                 Heed::Taken
@@ -180,18 +178,18 @@ impl Core {
     }
 
     /// The next keys of a shared `get` line are answered by no value of their own.
-    fn end_gets(&mut self, node: NodeId, lane: usize, keys: usize, reply: &Reply, unit: Bytes) -> bool {
+    fn end_gets(&mut self, at: ConnId, keys: usize, reply: &Reply, unit: Bytes) -> bool {
         for _ in 0..keys {
-            let conn = &mut self.links[node.index()].conns[lane];
+            let conn = &mut self.links[at];
             match conn.arrive().map(|s| s.flight) {
                 Some(Flight::Get(id)) => {
-                    if !self.op_answered(id, node, lane, reply, unit.clone()) {
+                    if !self.op_answered(id, at, reply, unit.clone()) {
                         return false;
                     }
                 }
                 Some(Flight::VoidGet) => {
                     conn.voids -= 1;
-                    self.tell_undrained(node);
+                    self.tell_undrained(at.node);
                 }
                 _ => return false,
             }
@@ -200,16 +198,16 @@ impl Core {
     }
 
     /// `false`: that is no answer to the operation's command.
-    pub(super) fn op_answered(&mut self, id: u32, node: NodeId, lane: usize, reply: &Reply, unit: Bytes) -> bool {
-        match self.ops[id as usize].stage {
-            Stage::Leader(_) => self.leader_answered(id, node, lane, reply, unit),
+    pub(super) fn op_answered(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: Bytes) -> bool {
+        match self.ops[id].stage {
+            Stage::Leader(_) => self.leader_answered(id, at, reply, unit),
             Stage::Follower(_) => self.follower_answered(id, reply),
             _ => true,
         }
     }
 
-    pub(super) fn leader_answered(&mut self, id: u32, node: NodeId, lane: usize, reply: &Reply, unit: Bytes) -> bool {
-        let op = &self.ops[id as usize];
+    pub(super) fn leader_answered(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: Bytes) -> bool {
+        let op = &self.ops[id];
         let (kind, pair) = (op.kind, op.pair);
         let right_key = match &reply.kind {
             ReplyKind::Value { key, .. } => &unit[key.clone()] == op.key(),
@@ -217,17 +215,17 @@ impl Core {
         };
         let Some(effect) = op::effect(kind, &reply.kind).filter(|_| right_key) else {
             // Whatever it executed is unknown; the connection is closed by the caller.
-            self.strand(id, node);
+            self.strand(id, at.node);
             return false;
         };
-        let term = self.pairs[pair.index()].flow.as_ref().and_then(|f| f.term);
+        let term = self.pairs[pair].flow.as_ref().and_then(|f| f.term);
         let answer = client_answer(reply, unit, term);
         if kind.reads() {
             self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
         }
-        let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id as usize].hash);
-        let unproven = self.needs_proof(id, node, lane, doubted || op::shows_absence(kind, &reply.kind));
-        let op = &mut self.ops[id as usize];
+        let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id].hash);
+        let unproven = self.needs_proof(id, at, doubted || op::shows_absence(kind, &reply.kind));
+        let op = &mut self.ops[id];
         if !unproven && has_ended(effect, op.origin) {
             self.finish(id, answer);
             return true;
@@ -240,19 +238,19 @@ impl Core {
             op.number = number;
         }
         if unproven {
-            self.hold(id, node, lane, effect);
+            self.hold(id, at, effect);
         } else {
-            self.leader_decided(id, node, effect);
+            self.leader_decided(id, at.node, effect);
         }
         true
     }
 
-    fn read_answered(&mut self, id: u32, effect: Effect, hit: bool) {
-        let op = &self.ops[id as usize];
+    fn read_answered(&mut self, id: OpId, effect: Effect, hit: bool) {
+        let op = &self.ops[id];
         self.stats.read(hit);
         if hit
             && effect == Effect::Nothing
-            && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[op.pair.index()].flow
+            && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[op.pair].flow
             && recopy.wants_reads()
         {
             // Its leader cannot be enumerated: what is read is copied. (A gat is re-copied anyway.)
@@ -261,18 +259,18 @@ impl Core {
     }
 
     /// The leader's answer is in the operation, and counts: the follower is made equal.
-    pub(super) fn leader_decided(&mut self, id: u32, node: NodeId, effect: Effect) {
-        let op = &self.ops[id as usize];
+    pub(super) fn leader_decided(&mut self, id: OpId, node: NodeId, effect: Effect) {
+        let op = &self.ops[id];
         let (kind, pair) = (op.kind, op.pair);
-        let follower = self.pairs[pair.index()].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
+        let follower = self.pairs[pair].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
         let Some(target) = follower.node() else {
             return self.finish_with_answer(id);
         };
-        if self.is_void(pair, target) {
+        if self.pairs.is_void(pair, target) {
             self.leave_flight(id);
             return self.park(id, Stage::Held(node));
         }
-        let op = &mut self.ops[id as usize];
+        let op = &mut self.ops[id];
         op.sent = match (&follower, effect) {
             (Follower::InSync(_), Effect::Unknown) => return self.repair(id),
             (Follower::Filling(..), Effect::Unknown) => Mirror::Drop,
@@ -283,15 +281,15 @@ impl Core {
         self.send_op(id, target);
     }
 
-    pub(super) fn follower_answered(&mut self, id: u32, reply: &Reply) -> bool {
-        let op = &self.ops[id as usize];
+    pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply) -> bool {
+        let op = &self.ops[id];
         let pair = op.pair;
         let Stage::Follower(node) = op.stage else { return true };
         let Some(agreement) = op::agreement(op.sent, op.number, &reply.kind) else {
             self.strand(id, node);
             return false;
         };
-        let flow = self.pairs[pair.index()].flow.as_ref();
+        let flow = self.pairs[pair].flow.as_ref();
         if let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = flow {
             // Registered after the copy was dropped and before the client is answered: a hand-back
             // waits for it.
@@ -309,7 +307,7 @@ impl Core {
                 flow.lone.remove(op.key());
             }
             self.finish_with_answer(id);
-        } else if flow.is_some_and(|f| self.is_void(pair, f.leader)) {
+        } else if flow.is_some_and(|f| self.pairs.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.
             let answer = decisive_answer(op, reply);
             self.stats.diverged();

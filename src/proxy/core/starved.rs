@@ -10,8 +10,8 @@ use bytes::BytesMut;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Limits, Parsed};
 use crate::proxy::client::Ended;
+use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::FREE;
-use crate::proxy::op::ClientKey;
 
 use super::{Core, resume_later};
 
@@ -39,8 +39,8 @@ impl Starved {
 impl Core {
     /// Whether so many bytes may be received for the request at the front of a client's input.
     /// `false`: it has to wait.
-    pub(super) fn may_receive(&mut self, index: u32, bytes: usize) -> bool {
-        let Some(client) = self.clients.get_mut(index as usize) else { return false };
+    pub(super) fn may_receive(&mut self, id: ClientId, bytes: usize) -> bool {
+        let Some(client) = self.clients.get_mut(id) else { return false };
         if bytes <= FREE || client.has_received(bytes) {
             return true;
         }
@@ -52,7 +52,7 @@ impl Core {
             return true;
         }
         if !client.is_starved() {
-            let key = ClientKey { index, generation: client.generation };
+            let key = ClientKey { id, generation: client.generation };
             self.starved.queue.push_back((key, self.now_us));
         }
         client.starve(&mut self.spare);
@@ -64,8 +64,7 @@ impl Core {
     pub(super) fn feed_starved(&mut self) {
         let patience = self.parking_patience();
         while let Some(&(key, since_us)) = self.starved.queue.front() {
-            let client = self.clients.get_mut(key.index as usize);
-            if let Some(client) = client.filter(|c| c.generation == key.generation && c.is_starved() && !c.closing) {
+            if let Some(client) = self.clients.of(key).filter(|c| c.is_starved() && !c.closing) {
                 if let Some(share) = self.memory.receive(client.need) {
                     client.may_receive(share, &mut self.spare);
                 } else if self.now_us.saturating_sub(since_us) > patience {
@@ -73,30 +72,30 @@ impl Core {
                 } else {
                     return;
                 }
-                resume_later(client, key.index, &mut self.outbox);
+                resume_later(client, key.id, &mut self.outbox);
             }
             self.starved.queue.pop_front();
         }
     }
 
     /// The request at the front of a client's input found no memory in time.
-    pub(super) fn refuse_starved(&mut self, index: u32, chunk: &mut BytesMut) -> bool {
+    pub(super) fn refuse_starved(&mut self, id: ClientId, chunk: &mut BytesMut) -> bool {
         self.stats.refused();
-        let dialect = self.clients[index as usize].dialect;
+        let dialect = self.clients[id].dialect;
         match dialect.next(chunk, &Limits { item_size_max: 0 }) {
             Parsed::TooLarge { request, style, len, swallow } => {
-                if !self.begin_too_large(index, &request, style, chunk, (len, NO_MEMORY)) {
+                if !self.begin_too_large(id, &request, style, chunk, (len, NO_MEMORY)) {
                     // Behind an unanswered command on the same key.
-                    self.clients[index as usize].refuse_value();
+                    self.clients[id].refuse_value();
                     return false;
                 }
-                self.clients[index as usize].swallow = swallow;
+                self.clients[id].swallow = swallow;
             }
             _ => {
-                let client = &mut self.clients[index as usize];
+                let client = &mut self.clients[id];
                 let slot = client.open_slot(0, false, dialect.unasked(), 0, &mut self.spare);
-                self.answer_client(index, slot, 0, false, Outcome::Refused(NO_MEMORY_FOR_LINE));
-                self.close_client(index, Ended::NoMemory);
+                self.answer_client(id, slot, 0, false, Outcome::Refused(NO_MEMORY_FOR_LINE));
+                self.close_client(id, Ended::NoMemory);
             }
         }
         true

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::ids::NodeId;
+use crate::proxy::Lane;
 
-const NODE: NodeId = NodeId(3);
-const LANE: u16 = 1;
+const CONN: ConnId = ConnId { node: NodeId(3), lane: Lane(1) };
 
 impl Uring {
     /// An io_uring instance, or a word that the system has none.
@@ -52,14 +53,14 @@ impl World {
 
     /// A client and its slot.
     fn connect(&mut self, owner: u32) -> (UnixStream, usize) {
-        let (far, slot) = self.add(Owner::Client(owner));
+        let (far, slot) = self.add(Owner::Client(ClientId(owner)));
         self.uring.receive(slot);
         (far, slot)
     }
 
     /// The node and its slot.
     fn dial(&mut self) -> (UnixStream, usize) {
-        self.add(Owner::Node(NODE, LANE))
+        self.add(Owner::Node(CONN))
     }
 
     fn add(&mut self, owner: Owner) -> (UnixStream, usize) {
@@ -89,17 +90,17 @@ impl World {
             any = true;
             match news {
                 News::Input(owner, input) => {
-                    self.heard.entry(owner).or_default().extend_from_slice(self.uring.input(&input));
+                    self.heard.entry(owner.0).or_default().extend_from_slice(self.uring.input(&input));
                     self.uring.give(input);
                 }
-                News::Filled(node, lane, room) => {
-                    assert_eq!((node, lane), (NODE, LANE));
+                News::Filled(at, room) => {
+                    assert_eq!(at, CONN);
                     assert!(self.room.replace(room).is_none(), "asked once");
                 }
                 News::End(client) => self.ended.push(Owner::Client(client)),
-                News::NodeEnd { node, lane, by_node } => {
+                News::NodeEnd { at, by_node } => {
                     assert!(by_node, "nothing here comes from our own kernel");
-                    self.ended.push(Owner::Node(node, lane));
+                    self.ended.push(Owner::Node(at));
                 }
                 News::Sent(owner) => self.sent.push(owner),
             }
@@ -155,8 +156,8 @@ fn more_clients_than_buffers_are_all_heard_again_and_again() {
     }
     drop(clients);
     world.take();
-    world.ended.sort_unstable_by_key(|owner| if let Owner::Client(client) = owner { *client } else { u32::MAX });
-    let everyone: Vec<_> = (0..3 * u32::from(BUFFERS)).map(Owner::Client).collect();
+    world.ended.sort_unstable_by_key(|owner| if let Owner::Client(client) = owner { client.0 } else { u32::MAX });
+    let everyone: Vec<_> = (0..3 * u32::from(BUFFERS)).map(|owner| Owner::Client(ClientId(owner))).collect();
     assert_eq!(world.ended, everyone, "everyone's end is heard of once");
 }
 
@@ -206,7 +207,7 @@ fn nobody_who_waits_for_buffers_is_slept_on() {
         busy.write_all(b"x").expect("written");
         world.uring.turn();
         while let Some(news) = world.uring.next() {
-            let News::Input(0, input) = news else { panic!("{news:?}") };
+            let News::Input(ClientId(0), input) = news else { panic!("{news:?}") };
             held.push(input);
         }
     }
@@ -268,13 +269,13 @@ fn a_large_answer_of_many_pieces_arrives_whole_and_in_order_however_slowly_it_is
     assert!(got == expected);
     assert_eq!(
         (world.uring.take_sent(), &world.sent[..]),
-        (expected.len(), &[Owner::Client(7)][..]),
+        (expected.len(), &[Owner::Client(ClientId(7))][..]),
         "told once, for it was asked"
     );
     assert!(world.uring.send(slot, &mut out));
     world.take();
     assert_eq!(read_now(&mut client), b"END\r\n");
-    assert_eq!(world.sent, [Owner::Client(7)], "nobody waited");
+    assert_eq!(world.sent, [Owner::Client(ClientId(7))], "nobody waited");
 }
 
 #[test]
@@ -335,7 +336,10 @@ fn a_send_that_fails_says_so() {
     assert!(world.uring.send(slot, &mut out));
     world.take();
     assert!(world.uring.is_broken(slot));
-    assert_eq!((&world.ended[..], &world.sent[..]), (&[Owner::Client(1)][..], &[Owner::Client(1)][..]));
+    assert_eq!(
+        (&world.ended[..], &world.sent[..]),
+        (&[Owner::Client(ClientId(1))][..], &[Owner::Client(ClientId(1))][..])
+    );
 }
 
 #[test]
@@ -469,7 +473,7 @@ fn a_node_fills_the_room_that_it_is_given_behind_what_is_there() {
     drop(node);
     world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
-    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+    assert_eq!(world.ended, [Owner::Node(CONN)]);
     world.uring.close(slot);
     assert_eq!(world.slots(), 0);
 }
@@ -509,7 +513,7 @@ fn a_node_to_which_nothing_can_be_sent_is_heard_of_by_receiving() {
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "it sees that nothing more comes");
     drop(node);
     world.take();
-    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+    assert_eq!(world.ended, [Owner::Node(CONN)]);
 }
 
 #[test]
@@ -527,7 +531,7 @@ fn a_node_to_which_a_send_fails_for_want_of_memory_sees_that_nothing_more_comes(
     assert!(world.ended.is_empty(), "not before it ends the connection itself");
     drop(node);
     world.take();
-    assert_eq!(world.ended, [Owner::Node(NODE, LANE)]);
+    assert_eq!(world.ended, [Owner::Node(CONN)]);
 }
 
 #[test]

@@ -9,11 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::AsyncWrite;
 
-use crate::ids::NodeId;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
-use crate::proxy::{ClientKey, LinkState};
+use crate::proxy::{ClientId, ClientKey, ConnId, LinkState};
 
-use super::{ClientIo, NodeSocket, Shell, Worker};
+use super::node_ios::NodeSocket;
+use super::{ClientIo, Shell, Worker};
 
 /// Times that answers are written, and the others looked for, before what came of it goes to the
 /// nodes.
@@ -121,8 +121,8 @@ impl Worker {
         shell.flush_urgent(cx);
         let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
         let count = clients.len();
-        for index in clients.drain(..) {
-            self.flush_client(shell, index);
+        for id in clients.drain(..) {
+            self.flush_client(shell, id);
         }
         if shell.core.outbox.dirty_clients.is_empty() {
             shell.core.outbox.dirty_clients = clients;
@@ -138,10 +138,10 @@ impl Worker {
         }
         for (worker, message) in shell.core.outbox.peers.drain(..) {
             shell.work.transit.fetch_add(1, Ordering::SeqCst);
-            let _ = shell.peers[worker as usize].send(message);
+            let _ = shell.peers[worker.index()].send(message);
         }
-        for (node, lane, generation) in shell.core.outbox.dials.drain(..) {
-            tokio::task::spawn_local(self.clone().run_conn(node, lane, generation));
+        for (at, generation) in shell.core.outbox.dials.drain(..) {
+            tokio::task::spawn_local(self.clone().run_conn(at, generation));
         }
     }
 
@@ -155,23 +155,23 @@ impl Worker {
         std::mem::swap(&mut conns, &mut shell.blocked_conns);
         for key in shell.writable.take() {
             // (A successor may sit in its place.)
-            if shell.core.client(key.index).is_some_and(|client| client.generation == key.generation) {
-                clients.push(key.index);
+            if shell.core.client(key.id).is_some_and(|client| client.generation == key.generation) {
+                clients.push(key.id);
             }
         }
         self.write_all(shell, &mut conns, &mut clients, cx);
         // Once, and what comes of it leaves: a client whose requests are answered at once would go
         // on for as long as it has any, and keep all others waiting.
         let resumable = shell.core.next_turn();
-        for &index in &resumable {
-            shell.core.client_resume(index);
-            match shell.clients.get_mut(index as usize) {
+        for &id in &resumable {
+            shell.core.client_resume(id);
+            match shell.clients.get_mut(id.index()) {
                 Some(Some(ClientIo::Stream { reader, .. })) => {
                     if let Some(waker) = reader.take() {
                         waker.wake();
                     }
                 }
-                Some(Some(ClientIo::Uring(_))) => shell.resume_on_uring(index),
+                Some(Some(ClientIo::Uring(_))) => shell.resume_on_uring(id),
                 _ => {}
             }
         }
@@ -181,27 +181,21 @@ impl Worker {
         (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
     }
 
-    fn write_all(
-        &self,
-        shell: &mut Shell,
-        conns: &mut Vec<(NodeId, usize)>,
-        clients: &mut Vec<u32>,
-        cx: &mut Context<'_>,
-    ) {
+    fn write_all(&self, shell: &mut Shell, conns: &mut Vec<ConnId>, clients: &mut Vec<ClientId>, cx: &mut Context<'_>) {
         self.hand_on(shell);
         conns.append(&mut shell.core.outbox.dirty_conns);
         clients.append(&mut shell.core.outbox.dirty_clients);
-        for (node, lane) in conns.drain(..) {
-            shell.flush_conn(node, lane, cx);
+        for at in conns.drain(..) {
+            shell.flush_conn(at, cx);
         }
-        for index in clients.drain(..) {
-            self.flush_client(shell, index);
+        for id in clients.drain(..) {
+            self.flush_client(shell, id);
         }
     }
 
-    fn flush_client(&self, shell: &mut Shell, index: u32) {
-        let Some(io) = shell.clients.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let Some(client) = shell.core.client(index) else { return };
+    fn flush_client(&self, shell: &mut Shell, id: ClientId) {
+        let Some(io) = shell.clients.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let Some(client) = shell.core.client(id) else { return };
         client.dirty = false;
         let generation = client.generation;
         let outcome = match io {
@@ -211,7 +205,7 @@ impl Worker {
                     let mut unheard = Context::from_waker(Waker::noop());
                     let mut outcome = write_out(out, |slices| stream.poll_write_slices(&mut unheard, slices));
                     if outcome.is_pending() {
-                        let waker = shell.writable.waker(ClientKey { index, generation });
+                        let waker = shell.writable.waker(ClientKey { id, generation });
                         let mut heard = Context::from_waker(&waker);
                         outcome = write_out(out, |slices| stream.poll_write_slices(&mut heard, slices));
                     }
@@ -242,19 +236,19 @@ impl Worker {
                 if let (ClientIo::Uring(io), Some(uring), Some(share)) = (io, &mut shell.uring, client.handed_on()) {
                     uring.keep(io.slot, share);
                 }
-                shell.core.resume_if_ready(index);
-                shell.core.client_written(index);
+                shell.core.resume_if_ready(id);
+                shell.core.client_written(id);
             }
             Poll::Ready(_) => {
                 // Finished, or broken: what it asked for is carried through without it.
                 let (why, generation) = (client.ended, client.generation);
-                let gone = shell.clients[index as usize].take();
+                let gone = shell.clients[id.index()].take();
                 // (Named in vain where the log was less talkative when it came.)
-                if let Some(peer) = shell.named.remove(&index) {
-                    let worker = shell.core.worker();
+                if let Some(peer) = shell.named.remove(&id) {
+                    let worker = shell.core.worker().0;
                     tracing::debug!(client = generation, worker, peer, why = why.word(), "a client is closed");
                 }
-                shell.core.client_gone(index);
+                shell.core.client_gone(id);
                 shell.stats.disconnected();
                 self.count.fetch_sub(1, Ordering::Relaxed);
                 match gone {
@@ -276,10 +270,10 @@ impl Shell {
     /// and such a write has waited for its leader.
     fn flush_urgent(&mut self, cx: &mut Context<'_>) {
         let mut conns = std::mem::take(&mut self.core.outbox.dirty_conns);
-        conns.retain(|&(node, lane)| {
-            let urgent = self.core.conn(node, lane).urgent;
+        conns.retain(|&at| {
+            let urgent = self.core.conn(at).urgent;
             if urgent {
-                self.flush_conn(node, lane, cx);
+                self.flush_conn(at, cx);
             }
             !urgent
         });
@@ -287,9 +281,9 @@ impl Shell {
         self.core.outbox.dirty_conns = conns;
     }
 
-    fn flush_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) {
-        let (state, out) = self.core.conn_to_write(node, lane);
-        let Some(io) = self.nodes[node.index()][lane].as_mut() else { return };
+    fn flush_conn(&mut self, at: ConnId, cx: &mut Context<'_>) {
+        let (state, out) = self.core.conn_to_write(at);
+        let Some(io) = self.nodes[at].as_mut() else { return };
         if state == LinkState::Discarding {
             if !io.shut {
                 io.shut = true;
@@ -306,13 +300,13 @@ impl Shell {
         match (&mut io.stream, &mut self.uring) {
             (NodeSocket::Stream(stream), _) => {
                 if write_out(out, |slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices)).is_pending() {
-                    self.core.conn(node, lane).dirty = true;
-                    self.blocked_conns.push((node, lane));
+                    self.core.conn(at).dirty = true;
+                    self.blocked_conns.push(at);
                 }
             }
             (NodeSocket::Uring(slot), Some(uring)) => {
                 if !out.is_empty() && !uring.is_broken(*slot) && !uring.send(*slot, out) {
-                    self.core.conn(node, lane).dirty = true;
+                    self.core.conn(at).dirty = true;
                 }
             }
             (NodeSocket::Uring(_), None) => {}

@@ -7,10 +7,10 @@ use std::task::{Context, Poll, Waker};
 
 use tokio_util::io::poll_read_buf;
 
-use crate::ids::NodeId;
-use crate::proxy::READ_BLOCK;
+use crate::proxy::{ClientId, ClientKey, ConnId, READ_BLOCK};
 
-use super::{ClientIo, NodeIo, NodeSocket, Shell, Worker};
+use super::node_ios::{NodeIo, NodeSocket};
+use super::{ClientIo, Shell, Worker};
 
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -42,12 +42,12 @@ impl Reading {
 }
 
 impl Worker {
-    pub(super) async fn read_client(self, index: u32, generation: u32) {
-        poll_fn(|cx| self.read(|shell| shell.read_client(index, generation, cx)).poll(cx)).await;
+    pub(super) async fn read_client(self, key: ClientKey) {
+        poll_fn(|cx| self.read(|shell| shell.read_client(key, cx)).poll(cx)).await;
     }
 
-    pub(super) async fn read_conn(self, node: NodeId, lane: usize) {
-        poll_fn(|cx| self.work(|shell| shell.read_conn(node, lane, cx)).poll(cx)).await;
+    pub(super) async fn read_conn(self, at: ConnId) {
+        poll_fn(|cx| self.work(|shell| shell.read_conn(at, cx)).poll(cx)).await;
     }
 
     /// [`Worker::work`] of a client's reader.
@@ -57,14 +57,15 @@ impl Worker {
 }
 
 impl Shell {
-    fn read_client(&mut self, index: u32, generation: u32, cx: &mut Context<'_>) -> Reading {
+    fn read_client(&mut self, key: ClientKey, cx: &mut Context<'_>) -> Reading {
+        let id = key.id;
         let mut drained = false;
         for _ in 0..READS_PER_TURN {
             // A successor may sit in this client's place already.
-            let Some(client) = self.core.client(index).filter(|c| c.generation == generation) else {
+            let Some(client) = self.core.client(id).filter(|c| c.generation == key.generation) else {
                 return Reading::Over;
             };
-            let Some(ClientIo::Stream { stream, reader }) = self.clients[index as usize].as_mut() else {
+            let Some(ClientIo::Stream { stream, reader }) = self.clients[id.index()].as_mut() else {
                 return Reading::Over;
             };
             if client.closing {
@@ -85,17 +86,17 @@ impl Shell {
                     self.reads = self.reads.wrapping_add(1);
                     self.stats.took(n);
                     if own {
-                        self.core.client_more(index);
+                        self.core.client_more(id);
                     } else {
                         let chunk = self.block.split();
-                        self.core.client_input(index, chunk);
+                        self.core.client_input(id, chunk);
                     }
                     drained = n < room;
                 }
                 Poll::Ready(_) => {
                     // What it asked for and can still read (a half-closed connection) is answered;
                     // then the flusher closes it.
-                    self.core.client_finished(index);
+                    self.core.client_finished(id);
                     return Reading::Over;
                 }
             }
@@ -103,19 +104,18 @@ impl Shell {
         Reading::GoesOn
     }
 
-    fn read_conn(&mut self, node: NodeId, lane: usize, cx: &mut Context<'_>) -> Reading {
+    fn read_conn(&mut self, at: ConnId, cx: &mut Context<'_>) -> Reading {
         for _ in 0..READS_PER_TURN {
-            let Some(NodeIo { stream: NodeSocket::Stream(stream), .. }) = self.nodes[node.index()][lane].as_mut()
-            else {
+            let Some(NodeIo { stream: NodeSocket::Stream(stream), .. }) = self.nodes[at].as_mut() else {
                 return Reading::Over;
             };
-            match poll_read_buf(Pin::new(stream), cx, self.core.conn(node, lane).room()) {
+            match poll_read_buf(Pin::new(stream), cx, self.core.conn(at).room()) {
                 Poll::Pending => return Reading::Waits,
-                Poll::Ready(Ok(n)) if n > 0 => self.node_received(node, lane),
+                Poll::Ready(Ok(n)) if n > 0 => self.node_received(at),
                 Poll::Ready(_) => {
                     let by_node = stream.was_ended_by_node();
-                    self.nodes[node.index()][lane] = None;
-                    self.core.conn_ended(node, lane, by_node);
+                    self.nodes[at] = None;
+                    self.core.conn_ended(at, by_node);
                     return Reading::Over;
                 }
             }
@@ -124,26 +124,26 @@ impl Shell {
     }
 
     /// Takes what a client has sent already, and nothing that it sends from now on.
-    pub(super) fn last_call(&mut self, index: u32) {
+    pub(super) fn last_call(&mut self, id: ClientId) {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..LAST_READS {
-            let Some(client) = self.core.client(index) else { return };
-            let Some(ClientIo::Stream { stream, .. }) = self.clients[index as usize].as_mut() else { return };
+            let Some(client) = self.core.client(id) else { return };
+            let Some(ClientIo::Stream { stream, .. }) = self.clients[id.index()].as_mut() else { return };
             if client.stalled || client.closing {
                 break;
             }
             let mut chunk = std::mem::take(&mut client.partial);
             chunk.reserve(READ_BLOCK);
             match poll_read_buf(Pin::new(stream), &mut cx, &mut chunk) {
-                Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(index, chunk),
+                Poll::Ready(Ok(n)) if n > 0 => self.core.client_input(id, chunk),
                 _ => {
-                    if let Some(client) = self.core.client(index) {
+                    if let Some(client) = self.core.client(id) {
                         client.partial = chunk;
                     }
                     break;
                 }
             }
         }
-        self.core.client_finished(index);
+        self.core.client_finished(id);
     }
 }

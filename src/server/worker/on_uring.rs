@@ -11,13 +11,13 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeStream;
-use crate::ids::NodeId;
-use crate::proxy::{Backlog, Core};
+use crate::proxy::{Backlog, ClientId, ConnId, Core};
 use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Uring};
 
 use super::flusher::GATHER_ENOUGH;
-use super::{ClientIo, Listener, NodeIo, NodeSocket, Shell, Worker, WorkerSetup};
+use super::node_ios::{NodeIo, NodeSocket};
+use super::{ClientIo, Listener, Shell, Worker, WorkerSetup};
 
 /// News taken before others have their turn.
 const NEWS_PER_TURN: usize = 256;
@@ -117,12 +117,12 @@ impl Shell {
     }
 
     /// Puts a node's connection where its bytes are seen to.
-    pub(super) fn take_on(&mut self, node: NodeId, lane: usize, stream: NodeStream) -> io::Result<NodeSocket> {
+    pub(super) fn take_on(&mut self, at: ConnId, stream: NodeStream) -> io::Result<NodeSocket> {
         let Some(uring) = &mut self.uring else { return Ok(NodeSocket::Stream(stream)) };
         match stream.into_tcp() {
             Ok(stream) => {
-                let slot = uring.add(into_blocking(stream)?, Owner::Node(node, lane as u16));
-                self.to_receive.push((node, lane, false));
+                let slot = uring.add(into_blocking(stream)?, Owner::Node(at));
+                self.to_receive.push((at, false));
                 Ok(NodeSocket::Uring(slot))
             }
             Err(stream) => Ok(NodeSocket::Stream(stream)),
@@ -132,9 +132,9 @@ impl Shell {
     /// Goes on with the nodes from which something has come.
     fn receive_from_nodes(&mut self) {
         let Shell { core, nodes, to_receive, uring: Some(uring), .. } = self else { return };
-        for (node, lane, more) in to_receive.drain(..) {
-            if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = nodes[node.index()][lane] {
-                uring.receive_into(slot, std::mem::take(core.conn(node, lane).room()), more);
+        for (at, more) in to_receive.drain(..) {
+            if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = nodes[at] {
+                uring.receive_into(slot, std::mem::take(core.conn(at).room()), more);
             }
         }
     }
@@ -155,7 +155,7 @@ impl Shell {
                 let bytes = uring.input(&input);
                 self.reads = self.reads.wrapping_add(1);
                 self.stats.took(bytes.len());
-                let Some(Some(ClientIo::Uring(io))) = clients.get_mut(owner as usize) else { return uring.give(input) };
+                let Some(Some(ClientIo::Uring(io))) = clients.get_mut(owner.index()) else { return uring.give(input) };
                 let over = io.ended || core.client(owner).is_none_or(|client| client.closing);
                 if !over && !io.held {
                     take(core, block, owner, bytes);
@@ -168,27 +168,25 @@ impl Shell {
                 }
                 uring.give(input);
             }
-            News::Filled(node, lane, room) => {
-                let lane = usize::from(lane);
+            News::Filled(at, room) => {
                 let full = room.len() == room.capacity();
-                self.core.conn(node, lane).input = room;
-                self.node_received(node, lane);
-                self.to_receive.push((node, lane, full));
+                self.core.conn(at).input = room;
+                self.node_received(at);
+                self.to_receive.push((at, full));
             }
-            News::NodeEnd { node, lane, by_node } => {
-                let lane = usize::from(lane);
-                if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = self.nodes[node.index()][lane].take()
+            News::NodeEnd { at, by_node } => {
+                if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = self.nodes[at].take()
                     && let Some(uring) = &mut self.uring
                 {
                     uring.close(slot);
                 }
-                self.core.conn_ended(node, lane, by_node);
+                self.core.conn_ended(at, by_node);
                 // It may have waited for a send of which nothing is told any more.
-                self.core.mark_conn_dirty_anyway(node, lane);
+                self.core.mark_conn_dirty_anyway(at);
             }
-            News::Sent(Owner::Node(node, lane)) => self.core.mark_conn_dirty_anyway(node, usize::from(lane)),
+            News::Sent(Owner::Node(at)) => self.core.mark_conn_dirty_anyway(at),
             News::End(owner) => {
-                let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner as usize) else { return };
+                let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner.index()) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
                     // What it asked for and can still read (a half-closed connection) is answered;
                     // then the flusher closes it.
@@ -205,20 +203,20 @@ impl Shell {
     }
 
     /// Goes on with a client that had to wait, after the core has.
-    pub(super) fn resume_on_uring(&mut self, index: u32) {
+    pub(super) fn resume_on_uring(&mut self, id: ClientId) {
         let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
-        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(index as usize) else { return };
+        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(id.index()) else { return };
         loop {
-            io.held = core.client(index).is_some_and(|client| client.stalled);
+            io.held = core.client(id).is_some_and(|client| client.stalled);
             if io.held {
                 return;
             }
             let Some(piece) = io.backlog.as_mut().and_then(|backlog| backlog.piece()) else { break };
-            take(core, block, index, piece);
+            take(core, block, id, piece);
         }
         io.backlog = None;
         if io.ended {
-            core.client_finished(index);
+            core.client_finished(id);
         } else {
             uring.receive(io.slot);
         }
@@ -245,25 +243,25 @@ impl Shell {
     }
 
     /// Nothing more is taken from a client.
-    pub(super) fn last_uring_call(&mut self, index: u32) {
+    pub(super) fn last_uring_call(&mut self, id: ClientId) {
         let Shell { core, clients, uring: Some(uring), .. } = self else { return };
-        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(index as usize) else { return };
+        let Some(Some(ClientIo::Uring(io))) = clients.get_mut(id.index()) else { return };
         uring.stop_receiving(io.slot);
         io.ended = true;
         if !io.held {
-            core.client_finished(index);
+            core.client_finished(id);
         }
     }
 }
 
 /// Passes on what a client sent, behind the beginning of a request if it has sent one.
-fn take(core: &mut Core, block: &mut BytesMut, index: u32, bytes: &[u8]) {
-    let Some(client) = core.client(index) else { return };
+fn take(core: &mut Core, block: &mut BytesMut, id: ClientId, bytes: &[u8]) {
+    let Some(client) = core.client(id) else { return };
     let (room, own) = client.room(block);
     room.extend_from_slice(bytes);
     if own {
-        core.client_more(index);
+        core.client_more(id);
     } else {
-        core.client_input(index, block.split());
+        core.client_input(id, block.split());
     }
 }

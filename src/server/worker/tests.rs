@@ -10,6 +10,8 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
+use crate::backend::NodeStream;
+use crate::ids::NodeId;
 use crate::keys::{Missed, MissedBudget};
 use crate::proxy::{CoreSettings, Flow, Follower, Route};
 use crate::ring::{Distribution, Topology};
@@ -50,7 +52,7 @@ impl World {
 fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>, UnboundedReceiver<Event>) {
     let topology = Arc::new(Topology::new(&["n:1".parse().expect("a server")], &[], Distribution::Modula));
     let settings = CoreSettings {
-        worker: 0,
+        worker: WorkerId(0),
         workers: 1,
         lanes: 1,
         timeout_us: TIMEOUT.as_micros() as u64,

@@ -2,8 +2,11 @@
 //! that never come back into use.
 
 use crate::backend::marker::INCARNATION_KEY;
+use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::{self, Loss, State};
+use crate::proxy::route::Flow;
+use crate::proxy::route::Route;
 
 use super::super::*;
 use super::world::{Fault, KEY, LEADER_TIMEOUT_US, MARKER, PAIR, Process, TIMEOUT_US, World};
@@ -83,7 +86,7 @@ impl World {
                     self.round += 1;
                     self.record_due = false;
                     let void = void.map(|place| NodeId(place as u16));
-                    self.unconfirmed = (0..self.cores.len() as u16).collect();
+                    self.unconfirmed = WorkerId::all(self.cores.len()).collect();
                     for commands in &mut self.commands {
                         commands.push_back(Command::Close { pair: PAIR, void, round: self.round });
                     }

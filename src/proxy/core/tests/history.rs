@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::proxy::op::ClientKey;
+use crate::proxy::handles::{ClientId, ClientKey};
 
 use super::world::KEY;
 
@@ -118,8 +118,8 @@ impl History {
         }
     }
 
-    pub(super) fn answered(&mut self, worker: usize, index: u32, bytes: &[u8]) {
-        let of = |c: &Client| c.worker == worker && c.key.is_some_and(|k| k.index == index);
+    pub(super) fn answered(&mut self, worker: usize, id: ClientId, bytes: &[u8]) {
+        let of = |c: &Client| c.worker == worker && c.key.is_some_and(|k| k.id == id);
         let Some(at) = self.clients.iter().position(of) else { return };
         self.clients[at].input.extend_from_slice(bytes);
         loop {

@@ -1,6 +1,8 @@
 //! Large values: what is late, and what is asked at once.
 
+use crate::ids::NodeId;
 use crate::progress::FLOOR;
+use crate::proxy::op::Stage;
 
 use super::super::*;
 use super::shell::take;
@@ -24,11 +26,11 @@ impl Alone {
         Alone { core: core(0, None), told: 0 }
     }
 
-    pub(super) fn client(&mut self) -> u32 {
-        self.core.client_connected().index
+    pub(super) fn client(&mut self) -> ClientId {
+        self.core.client_connected().id
     }
 
-    pub(super) fn say(&mut self, client: u32, text: &[u8]) {
+    pub(super) fn say(&mut self, client: ClientId, text: &[u8]) {
         self.core.client_input(client, BytesMut::from(text));
         for index in self.core.next_turn() {
             self.core.client_resume(index);
@@ -37,18 +39,18 @@ impl Alone {
 
     /// What the node is sent.
     pub(super) fn sent(&mut self) -> String {
-        String::from_utf8(take(self.core.conn_to_write(NODE, 0).1)).unwrap()
+        String::from_utf8(take(self.core.conn_to_write(ConnId::first(NODE)).1)).unwrap()
     }
 
     pub(super) fn node_says(&mut self, bytes: &[u8]) {
-        self.core.conn(NODE, 0).input.extend_from_slice(bytes);
-        self.core.node_input(NODE, 0);
+        self.core.conn(ConnId::first(NODE)).input.extend_from_slice(bytes);
+        self.core.node_input(ConnId::first(NODE));
     }
 
     /// What the tick then tells of late answers, except for what was told of them before: whether
     /// the longer time is over, too.
     pub(super) fn tick_at(&mut self, us: u64) -> Vec<bool> {
-        if self.core.links[NODE.index()].lateness == 0 {
+        if self.core.links[NODE].lateness == 0 {
             self.told = 0;
         }
         self.core.now_us = us;
@@ -145,15 +147,15 @@ fn a_write_goes_on_while_a_full_socket_takes_more_of_it() {
     for quarter in 1..=12 {
         world.core.now_us = quarter * TIMEOUT_US * 3 / 4;
         let now_us = world.core.now_us;
-        world.core.conn(NODE, 0).is_stuck_with(left, now_us);
+        world.core.conn(ConnId::first(NODE)).is_stuck_with(left, now_us);
         assert_eq!(world.tick_at(now_us), ON_TIME, "it is taken");
         left -= FLOOR;
     }
     let last = 12 * TIMEOUT_US * 3 / 4;
     left += FLOOR;
-    world.core.conn(NODE, 0).is_stuck_with(left, last + TIMEOUT_US);
+    world.core.conn(ConnId::first(NODE)).is_stuck_with(left, last + TIMEOUT_US);
     assert_eq!(world.tick_at(last + TIMEOUT_US), ON_TIME);
-    world.core.conn(NODE, 0).is_stuck_with(left, last + TIMEOUT_US + 1);
+    world.core.conn(ConnId::first(NODE)).is_stuck_with(left, last + TIMEOUT_US + 1);
     assert_eq!(world.tick_at(last + TIMEOUT_US + 1), [false], "it is taken no more");
 }
 
@@ -168,7 +170,7 @@ fn what_a_socket_with_room_takes_is_no_progress() {
     for round in 1..=12 {
         world.say(client, &set);
         world.sent();
-        world.core.conn(NODE, 0).is_stuck_with(0, round * 20_000);
+        world.core.conn(ConnId::first(NODE)).is_stuck_with(0, round * 20_000);
         assert_eq!(world.tick_at(round * 20_000), ON_TIME);
     }
     assert_eq!(world.tick_at(TIMEOUT_US + 1), [false]);
@@ -183,7 +185,7 @@ impl Alone {
     }
 
     /// What a client is told.
-    pub(super) fn told(&mut self, client: u32) -> Vec<u8> {
+    pub(super) fn told(&mut self, client: ClientId) -> Vec<u8> {
         let told = self.core.client(client).unwrap().unsent().map_or_else(Vec::new, take);
         self.core.resume_if_ready(client);
         self.core.client_written(client);
@@ -206,7 +208,7 @@ fn keys(sent: &str) -> Vec<&str> {
 #[test]
 fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     let mut world = Alone::new();
-    let writers: Vec<u32> = (0..20).map(|_| world.client()).collect();
+    let writers: Vec<ClientId> = (0..20).map(|_| world.client()).collect();
     for (i, &writer) in writers.iter().enumerate() {
         world.say(writer, &set(&format!("large{i}"), 1_000_000));
     }
@@ -223,7 +225,7 @@ fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     assert_eq!(keys(&world.sent()), ["large5", "large6", "large7"]);
     assert_eq!(world.told(small), b"STORED\r\nEND\r\n");
     // When the node breaks, those that wait were never sent.
-    world.core.conn_down(NODE, 0, Reason::Reset);
+    world.core.conn_down(ConnId::first(NODE), Reason::Reset);
     assert!(world.core.ops.iter().all(|op| matches!(op.stage, Stage::Parked | Stage::Unknown(_))));
     assert_eq!(world.core.ops.iter().filter(|op| op.stage == Stage::Parked).count(), 12);
 }
@@ -295,6 +297,6 @@ fn an_answer_is_bounded_by_what_the_node_can_hold() {
         world.say(client, b"get k\r\n");
         world.sent();
         world.node_says(format!("VALUE k 0 {bytes}\r\n").as_bytes());
-        assert_eq!(world.core.conn(NODE, 0).state == LinkState::Ready, fine, "{bytes}");
+        assert_eq!(world.core.conn(ConnId::first(NODE)).state == LinkState::Ready, fine, "{bytes}");
     }
 }

@@ -4,6 +4,7 @@
 use crate::ids::Place;
 use crate::keys::{Missed, MissedBudget};
 use crate::pair::State;
+use crate::proxy::handles::Ticket;
 
 use super::super::*;
 use super::copier::Copier;
@@ -192,7 +193,7 @@ fn nothing_is_mended_while_an_edge_is_near() {
     world.step(&Choice::Break { worker: 0, node: 0 });
     world.step(&Choice::Order);
     world.step(&Choice::Command(0));
-    assert!(world.events[0].contains(&Event::Settled { ticket: 0, settlement: Settlement::Failed }));
+    assert!(world.events[0].contains(&Event::Settled { ticket: Ticket(0), settlement: Settlement::Failed }));
 }
 
 /// A second mend of the key, and a write that found the difference, are done when the first is.
@@ -220,11 +221,11 @@ fn nothing_is_mended_without_a_follower_in_sync_or_by_another_worker() {
         assert_eq!(world.settled, [Settlement::Failed]);
     }
     let mut world = World::new(2, State::Mirrored, Some("5"), &[]);
-    let stranger = 1 - usize::from(crate::proxy::owner_of(KEY.as_bytes(), 2));
+    let stranger = 1 - crate::proxy::owner_of(KEY.as_bytes(), 2).index();
     for key in [KEY.as_bytes(), crate::backend::marker::INCARNATION_KEY.as_bytes()] {
         let key = Bytes::from_static(key);
         world.ordered += 1;
-        world.commands[stranger].push_back(Command::Mend { ticket: 0, pair: super::world::PAIR, key });
+        world.commands[stranger].push_back(Command::Mend { ticket: Ticket(0), pair: super::world::PAIR, key });
     }
     world.run();
     assert_eq!(world.settled, [Settlement::Failed; 2]);

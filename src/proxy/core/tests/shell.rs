@@ -16,23 +16,23 @@ impl World {
             }
             self.events[worker].extend(out.events);
             for (to, message) in out.peers {
-                self.peers[worker][to as usize].push_back(message);
+                self.peers[worker][to.index()].push_back(message);
             }
-            for (node, _) in out.hangups {
-                self.wires[worker][node.index()] = Wire::default();
+            for at in out.hangups {
+                self.wires[worker][at.node.index()] = Wire::default();
             }
             let core = &mut self.cores[worker];
-            for (node, lane, _) in out.dials {
-                if self.process[node.index()] == Process::Dead {
-                    core.conn_down(node, lane, Reason::Refused);
+            for (at, _) in out.dials {
+                if self.process[at.node.index()] == Process::Dead {
+                    core.conn_down(at, Reason::Refused);
                 } else {
-                    self.wires[worker][node.index()] = Wire { up: true, ..Wire::default() };
-                    core.conn_up(node, lane);
+                    self.wires[worker][at.node.index()] = Wire { up: true, ..Wire::default() };
+                    core.conn_up(at);
                 }
             }
-            for (node, lane) in out.dirty_conns {
-                let (state, out) = core.conn_to_write(node, lane);
-                let wire = &mut self.wires[worker][node.index()];
+            for at in out.dirty_conns {
+                let (state, out) = core.conn_to_write(at);
+                let wire = &mut self.wires[worker][at.node.index()];
                 if state == LinkState::Discarding {
                     // Our half is closed; the node closes the other one when it has seen
                     // everything.

@@ -17,14 +17,14 @@ fn world() -> Alone {
     world
 }
 
-fn begin(world: &mut Alone, key: &str) -> u32 {
+fn begin(world: &mut Alone, key: &str) -> ClientId {
     let client = world.client();
     world.say(client, format!("set {key} 0 0 {VALUE}\r\nx").as_bytes());
     client
 }
 
 /// What a client sends more of its value, behind what it has sent before.
-fn send(world: &mut Alone, client: u32, bytes: usize, end: &str) {
+fn send(world: &mut Alone, client: ClientId, bytes: usize, end: &str) {
     let c = world.core.client(client).expect("a client");
     assert!(!c.stalled, "nothing is read from one that waits");
     let mut more = BytesMut::from(&vec![b'x'; bytes][..]);
@@ -36,7 +36,7 @@ fn send(world: &mut Alone, client: u32, bytes: usize, end: &str) {
     world.core.client_more(client);
 }
 
-fn waits(world: &mut Alone, client: u32) -> bool {
+fn waits(world: &mut Alone, client: ClientId) -> bool {
     world.core.client(client).expect("a client").stalled
 }
 

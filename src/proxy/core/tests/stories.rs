@@ -1,8 +1,12 @@
 //! Single stories: framing in doubt, order within a connection, limits, the proxy's own keys,
 //! waiting that ends.
 
+use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::{Gate, Loss, State};
+use crate::protocol::expiry::Offset;
+use crate::proxy::route::Flow;
+use crate::proxy::route::Route;
 use crate::ring::Distribution;
 
 use super::super::*;
@@ -18,13 +22,13 @@ use bytes::BytesMut;
 
 struct Story {
     world: World,
-    client: u32,
+    client: ClientId,
 }
 
 impl Story {
     fn new(state: State) -> Story {
         let mut world = World::new(1, state, Some("5"), &[]);
-        let client = world.cores[0].client_connected().index;
+        let client = world.cores[0].client_connected().id;
         Story { world, client }
     }
 
@@ -87,13 +91,13 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
         story.say("get k\r\n");
         story.world.wires[0][0].back.push_back(nonsense.as_bytes().to_vec());
         // As where its socket takes no more, and says so when it does: that is not waited for.
-        story.world.cores[0].conn(NodeId(0), 0).dirty = true;
+        story.world.cores[0].conn(ConnId::first(NodeId(0))).dirty = true;
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].conn(NodeId(0), 0).state, LinkState::Discarding, "{nonsense:?}");
+        assert_eq!(story.world.cores[0].conn(ConnId::first(NodeId(0))).state, LinkState::Discarding, "{nonsense:?}");
         assert!(story.world.wires[0][0].broken, "our half is closed, behind {nonsense:?}");
         story.world.step(&Choice::Event(0));
         story.world.step(&Choice::Event(0));
-        assert!(story.world.undrained.contains(&(0, 0)), "{nonsense:?}");
+        assert!(story.world.undrained.contains(&(WorkerId(0), 0)), "{nonsense:?}");
         assert_eq!(story.hear(), "VALUE k 0 1\r\n5\r\nEND\r\n", "{nonsense:?}");
         assert_eq!(story.world.pair.state(), State::Degraded { leader: Place::Backup });
         assert!(story.world.undrained.is_empty(), "closed by the node");
@@ -116,7 +120,7 @@ fn an_error_in_answer_to_a_shared_line_leaves_its_framing_in_doubt() {
         story.world.wires[0][0].to.clear();
         story.world.wires[0][0].back.push_back(error.as_bytes().to_vec());
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].conn(NodeId(0), 0).state, state, "{ask:?}");
+        assert_eq!(story.world.cores[0].conn(ConnId::first(NodeId(0))).state, state, "{ask:?}");
         assert_eq!(story.hear(), told, "{ask:?}");
     }
 }
@@ -149,13 +153,13 @@ fn a_followers_part_of_a_write_is_urgent_until_it_is_written() {
     let core = &mut story.world.cores[0];
     let (leader, follower) = (NodeId(0), NodeId(1));
     core.client_input(story.client, BytesMut::from("set k 0 0 1\r\n7\r\n"));
-    let urgent = |core: &mut Core| [leader, follower].map(|node| core.conn(node, 0).urgent);
+    let urgent = |core: &mut Core| [leader, follower].map(|node| core.conn(ConnId::first(node)).urgent);
     assert_eq!(urgent(core), [false, false]);
-    assert_eq!(take(core.conn_to_write(leader, 0).1), b"set k 0 0 1\r\n7\r\n");
-    core.conn(leader, 0).input.extend_from_slice(b"STORED\r\n");
-    core.node_input(leader, 0);
+    assert_eq!(take(core.conn_to_write(ConnId::first(leader)).1), b"set k 0 0 1\r\n7\r\n");
+    core.conn(ConnId::first(leader)).input.extend_from_slice(b"STORED\r\n");
+    core.node_input(ConnId::first(leader));
     assert_eq!(urgent(core), [false, true]);
-    assert_eq!(take(core.conn_to_write(follower, 0).1), b"set k 0 0 1\r\n7\r\n");
+    assert_eq!(take(core.conn_to_write(ConnId::first(follower)).1), b"set k 0 0 1\r\n7\r\n");
     assert_eq!(urgent(core), [false, false]);
 }
 
@@ -186,7 +190,7 @@ fn what_a_client_asked_for_is_carried_through_without_it() {
     story.say("incr k 1\r\n");
     story.world.cores[0].client_gone(story.client);
     // Its successor in the same place is told nothing of it.
-    assert_eq!(story.world.cores[0].client_connected().index, story.client);
+    assert_eq!(story.world.cores[0].client_connected().id, story.client);
     assert_eq!(story.hear(), "");
     assert_eq!((story.value(0), story.value(1)), (Some(&b"6"[..]), Some(&b"6"[..])));
 }
@@ -203,8 +207,8 @@ fn commands_of_the_control_plane_stand_alone() {
         story.world.step(&Choice::Execute { worker: 0, node });
         let bytes = story.world.wires[0][node].back.pop_front().unwrap();
         let core = &mut story.world.cores[0];
-        core.conn(NodeId(node as u16), 0).input.extend_from_slice(&bytes);
-        core.node_input(NodeId(node as u16), 0);
+        core.conn(ConnId::first(NodeId(node as u16))).input.extend_from_slice(&bytes);
+        core.node_input(ConnId::first(NodeId(node as u16)));
         if node == 0 {
             story.world.settle(0);
         }
@@ -242,13 +246,13 @@ fn what_waits_too_long_for_a_gate_is_refused() {
 #[test]
 fn a_slow_dial_to_the_last_copy_is_tried_again() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
-    story.world.cores[0].conn_down(NodeId(0), 0, Reason::Reset);
+    story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Reset);
     story.world.cores[0].outbox.events.clear();
     story.say("incr k 1\r\nincr k 2\r\n");
     // The harness connects at once; here the connection breaks down before it was checked, as if
     // the dial had taken too long.
     story.world.wires[0][0].to.clear();
-    story.world.cores[0].conn_down(NodeId(0), 0, Reason::Timeout);
+    story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Timeout);
     story.world.settle(0);
     assert_eq!(story.hear(), "");
     story.after(10_000);
@@ -263,7 +267,7 @@ fn a_connection_that_finds_no_marker_asks_again() {
         let mut story = Story::new(State::Mirrored);
         story.world.fault = Some(fault);
         story.world.step(&Choice::Fault);
-        story.world.cores[0].conn_down(NodeId(0), 0, Reason::Reset);
+        story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Reset);
         story.world.cores[0].outbox.events.clear();
         story.say("incr k 1\r\n");
         assert_eq!(story.hear(), "");
@@ -308,8 +312,8 @@ fn a_gate_with_something_in_flight_is_not_closed() {
     let closed =
         |core: &Core| core.outbox.events.iter().filter(|e| matches!(e, Event::Closed { round: 50, .. })).count();
     assert_eq!(closed(core), 0, "the follower has not answered");
-    core.conn(NodeId(1), 0).input.extend_from_slice(b"STORED\r\n");
-    core.node_input(NodeId(1), 0);
+    core.conn(ConnId::first(NodeId(1))).input.extend_from_slice(b"STORED\r\n");
+    core.node_input(ConnId::first(NodeId(1)));
     assert_eq!(closed(core), 1);
 }
 
@@ -321,7 +325,7 @@ fn a_fault_is_told_before_the_gate_it_closes() {
     story.say("incr k 1\r\n");
     let core = &mut story.world.cores[0];
     core.command(Command::Close { pair: PAIR, void: None, round: 50 });
-    core.conn_down(NodeId(0), 0, Reason::Reset);
+    core.conn_down(ConnId::first(NodeId(0)), Reason::Reset);
     let events = &core.outbox.events;
     assert!(matches!(events[..], [Event::Fault { .. }, Event::Closed { .. }]), "{events:?}");
     assert_eq!(story.world.pair.gate(), Gate::Open);
@@ -333,8 +337,14 @@ fn a_fault_is_told_before_the_gate_it_closes() {
 fn a_get_of_many_keys_keeps_their_order() {
     let spec = |name: &str| name.parse().unwrap();
     let topology = Arc::new(Topology::new(&[spec("a:1"), spec("b:1"), spec("c:1")], &[], Distribution::Modula));
-    let settings =
-        CoreSettings { worker: 0, workers: 1, lanes: 1, timeout_us: 1, leader_timeout_us: 1, item_size_max: 1 << 20 };
+    let settings = CoreSettings {
+        worker: WorkerId(0),
+        workers: 1,
+        lanes: 1,
+        timeout_us: 1,
+        leader_timeout_us: 1,
+        item_size_max: 1 << 20,
+    };
     let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
     for pair in topology.pairs() {
         let flow = Flow {
@@ -348,28 +358,28 @@ fn a_get_of_many_keys_keeps_their_order() {
         };
         core.command(Command::Open { pair, route: Route::Open(flow) });
     }
-    let client = core.client_connected().index;
+    let client = core.client_connected().id;
     core.client_input(client, BytesMut::from("get k1 k2 k3 k4 k5 k6\r\n"));
     let nodes: Vec<NodeId> = topology.nodes().collect();
     for &node in nodes.iter().rev() {
-        core.conn_up(node, 0);
-        let sent = String::from_utf8(take(core.conn_to_write(node, 0).1)).unwrap();
+        core.conn_up(ConnId::first(node));
+        let sent = String::from_utf8(take(core.conn_to_write(ConnId::first(node)).1)).unwrap();
         assert!(!sent.is_empty(), "the keys are on every node");
         assert_eq!(sent.lines().count(), 1, "one line asks for all keys of a node");
         for key in sent.split_whitespace().skip(1).filter(|k| *k != "k6") {
-            core.conn(node, 0).input.extend_from_slice(format!("VALUE {key} 0 2\r\n{key}\r\n").as_bytes());
-            core.node_input(node, 0);
+            core.conn(ConnId::first(node)).input.extend_from_slice(format!("VALUE {key} 0 2\r\n{key}\r\n").as_bytes());
+            core.node_input(ConnId::first(node));
         }
         if !sent.contains("k6") {
-            core.conn(node, 0).input.extend_from_slice(b"END\r\n");
-            core.node_input(node, 0);
+            core.conn(ConnId::first(node)).input.extend_from_slice(b"END\r\n");
+            core.node_input(ConnId::first(node));
         }
     }
     let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
     assert_eq!(told, "", "k6 is unanswered");
     let k6 = topology.nodes_of(topology.pair_of(b"k6")).0;
-    core.conn(k6, 0).input.extend_from_slice(b"END\r\n");
-    core.node_input(k6, 0);
+    core.conn(ConnId::first(k6)).input.extend_from_slice(b"END\r\n");
+    core.node_input(ConnId::first(k6));
     let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
     let value = |key: &str| format!("VALUE {key} 0 2\r\n{key}\r\n");
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
@@ -390,7 +400,7 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
     // The deposed pair's keys are there or not, and so is one of the other's.
     for (voids_hit, missing) in [(true, None), (false, None), (true, Some(1)), (false, Some(2)), (true, Some(0))] {
         let settings = CoreSettings {
-            worker: 0,
+            worker: WorkerId(0),
             workers: 1,
             lanes: 1,
             timeout_us: 1,
@@ -411,12 +421,12 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
             };
             core.command(Command::Open { pair, route: Route::Open(flow) });
         }
-        core.conn_up(primary, 0);
-        let clients = [core.client_connected().index, core.client_connected().index];
+        core.conn_up(ConnId::first(primary));
+        let clients = [core.client_connected().id, core.client_connected().id];
         core.client_input(clients[0], BytesMut::from(&*format!("get {} {}\r\n", void[0], void[1])));
         core.client_input(clients[1], BytesMut::from(&*format!("get {} {} {}\r\n", live[0], live[1], live[2])));
         let line = format!("get {} {} {} {} {}\r\n", void[0], void[1], live[0], live[1], live[2]);
-        assert_eq!(String::from_utf8(take(core.conn_to_write(primary, 0).1)).unwrap(), line);
+        assert_eq!(String::from_utf8(take(core.conn_to_write(ConnId::first(primary)).1)).unwrap(), line);
         core.command(Command::Close { pair: PairId(0), void: Some(primary), round: 1 });
         let undrained = |core: &mut Core| {
             std::mem::take(&mut core.outbox.events).iter().fold(None, |_, event| match event {
@@ -436,14 +446,14 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
         let voids = if voids_hit { void.iter().map(|key| value(key)).collect() } else { String::new() };
         // Byte by byte: nothing is told before it is sure.
         for byte in format!("{voids}{there}END\r\n").bytes() {
-            core.conn(primary, 0).input.extend_from_slice(&[byte]);
-            core.node_input(primary, 0);
+            core.conn(ConnId::first(primary)).input.extend_from_slice(&[byte]);
+            core.node_input(ConnId::first(primary));
         }
         let told = String::from_utf8(take(core.client(clients[1]).unwrap().unsent().unwrap())).unwrap();
         assert_eq!(told, there + "END\r\n", "{voids_hit} {missing:?}");
         assert_eq!(take(core.client(clients[0]).unwrap().unsent().unwrap()), b"", "its pair has no route");
-        assert_eq!((undrained(&mut core), core.conn(primary, 0).flights.len()), (Some(false), 0));
-        assert_eq!(core.conn(primary, 0).state, LinkState::Ready);
+        assert_eq!((undrained(&mut core), core.conn(ConnId::first(primary)).flights.len()), (Some(false), 0));
+        assert_eq!(core.conn(ConnId::first(primary)).state, LinkState::Ready);
     }
 }
 
@@ -555,17 +565,17 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
         let core = &mut story.world.cores[0];
         let allow = |life| Command::Allow { node, incarnation: Some(Incarnation(0xa1)), life };
         if !ready {
-            core.conn_down(node, 0, Reason::Reset);
+            core.conn_down(ConnId::first(node), Reason::Reset);
             core.command(allow(1));
         }
         core.command(allow(2));
         core.client_input(story.client, BytesMut::from("incr k 1\r\n"));
         core.outbox.events.clear();
         core.outbox.dials.clear();
-        core.conn_down(node, 0, Reason::Refused);
+        core.conn_down(ConnId::first(node), Reason::Refused);
         assert!(core.outbox.events.is_empty(), "{:?}", core.outbox.events);
         assert_eq!(core.outbox.dials.len(), 1);
-        core.conn_down(node, 0, Reason::Refused);
+        core.conn_down(ConnId::first(node), Reason::Refused);
         let fault = Event::Fault { node, life: 2, reason: Reason::Refused };
         assert_eq!(core.outbox.events, [fault]);
 
@@ -621,7 +631,7 @@ fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
         let mut story = Story::new(State::Mirrored);
         story.say(request);
         let core = &mut story.world.cores[0];
-        core.conn_ended(NodeId(0), 0, by_node);
+        core.conn_ended(ConnId::first(NodeId(0)), by_node);
         let events = &core.outbox.events;
         let abandoned = |event: &Event| matches!(event, Event::Abandoned { node: NodeId(0) });
         assert_eq!(events.iter().any(abandoned), expected, "{request:?}, by the node: {by_node}");
@@ -642,12 +652,12 @@ fn a_worker_leaves_an_address_with_all_that_it_has_there() {
         let core = &mut story.world.cores[0];
         core.outbox.events.clear();
         core.command(Command::Moved { node, address: 7 });
-        let left = Event::Left { worker: 0, node, address: 7, owing };
+        let left = Event::Left { worker: WorkerId(0), node, address: 7, owing };
         assert_eq!(core.outbox.events, [left], "{request:?}");
-        assert_eq!(core.outbox.hangups, [(node, 0)], "{request:?}");
-        assert!(core.conn(node, 0).flights.is_empty(), "{request:?}");
+        assert_eq!(core.outbox.hangups, [ConnId::first(node)], "{request:?}");
+        assert!(core.conn(ConnId::first(node)).flights.is_empty(), "{request:?}");
         core.outbox.hangups.clear();
-        core.dial(node, 0);
+        core.dial(ConnId::first(node));
         core.command(Command::Moved { node, address: 8 });
         assert!(core.outbox.hangups.is_empty(), "it leads to the present address");
     }
@@ -661,7 +671,7 @@ fn what_was_sent_in_an_earlier_life_is_a_fault() {
     let core = &mut story.world.cores[0];
     let allow = Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(0xa1)), life: 2 };
     core.command(allow);
-    core.conn_down(NodeId(0), 0, Reason::Reset);
+    core.conn_down(ConnId::first(NodeId(0)), Reason::Reset);
     assert!(matches!(core.outbox.events[..], [Event::Fault { life: 2, .. }]), "{:?}", core.outbox.events);
 }
 

@@ -2,6 +2,7 @@
 //! stay. Nobody may notice, whatever is in flight. And a marker that is evicted looks the same to a
 //! worker, but what the node answered is true.
 
+use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::State;
 
@@ -170,7 +171,7 @@ fn the_proof_of_an_add_is_asked_for_with_it() {
     world.history.pipelined = true;
     world.step(&Choice::Send(0));
     assert_eq!(sent(&world), ["add k 0 0 1\r\n1\r\n", MARKER_READ]);
-    let client = world.cores[0].client_connected().index;
+    let client = world.cores[0].client_connected().id;
     world.input(0, client, b"add a 0 0 1\r\n1\r\nadd b 0 0 1\r\n1\r\nget c\r\n");
     assert_eq!(sent(&world)[2..].iter().filter(|c| *c == MARKER_READ).count(), 1);
 }
@@ -193,7 +194,7 @@ fn a_hit_costs_no_marker() {
 fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
     for (memory, told) in [(0xa1, "STORED\r\n"), (0xa2, "NOT_STORED\r\n")] {
         let mut world = World::new(1, SOLE, None, &[]);
-        let client = world.cores[0].client_connected().index;
+        let client = world.cores[0].client_connected().id;
         world.input(0, client, b"add k 0 0 1\r\n1\r\n");
         world.step(&Choice::Execute { worker: 0, node: 0 });
         world.step(&Choice::Deliver { worker: 0, node: 0 });

@@ -6,6 +6,7 @@ use crate::ids::PairId;
 use crate::pair::Reason;
 use crate::protocol::request::{Admin, Request, Style};
 use crate::proxy::client::TURN;
+use crate::proxy::route::Route;
 use bytes::BytesMut;
 
 /// Turns that a client takes for what it sends in one piece, and the most that is begun in one of

@@ -1,6 +1,10 @@
 //! Nothing waits for a node without a deadline: also not what no unanswered command shows.
 
+use crate::ids::NodeId;
 use crate::keys::{Lone, Missed, MissedBudget};
+use crate::proxy::link::Link;
+use crate::proxy::route::Flow;
+use crate::proxy::route::Route;
 use crate::ring::Distribution;
 
 use super::super::*;
@@ -20,7 +24,7 @@ pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
     let backups: Vec<_> = (0..backups).map(|i| format!("b{i}:1").parse().unwrap()).collect();
     let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &backups, Distribution::Modula));
     let settings = CoreSettings {
-        worker: 0,
+        worker: WorkerId(0),
         workers: 1,
         lanes: 1,
         timeout_us: TIMEOUT_US,
@@ -44,7 +48,7 @@ pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
     }
     for node in topology.nodes() {
         core.command(Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: 1 });
-        core.conn_up(node, 0);
+        core.conn_up(ConnId::first(node));
     }
     core
 }
@@ -55,12 +59,12 @@ fn key_of(core: &Core, pair: usize) -> String {
 }
 
 fn says(core: &mut Core, node: NodeId, text: &str) {
-    core.conn(node, 0).input.extend_from_slice(text.as_bytes());
-    core.node_input(node, 0);
+    core.conn(ConnId::first(node)).input.extend_from_slice(text.as_bytes());
+    core.node_input(ConnId::first(node));
 }
 
 fn sent(core: &mut Core, node: NodeId) -> String {
-    String::from_utf8(take(core.conn_to_write(node, 0).1)).unwrap()
+    String::from_utf8(take(core.conn_to_write(ConnId::first(node)).1)).unwrap()
 }
 
 /// Ticks until twice the longest deadline, with what the node answers to each; returns when it was
@@ -92,13 +96,13 @@ const ON_TIME: [(u64, bool); 2] = [(TIMEOUT_US + 10_000, false), (PATIENCE_US + 
 #[test]
 fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
     let mut core = core(2, None);
-    let client = core.client_connected().index;
+    let client = core.client_connected().id;
     let (one, other) = (key_of(&core, 0), key_of(&core, 1));
     core.client(client).unwrap().largest = 3 << 20;
     core.client_input(client, BytesMut::from(format!("get {one}\r\n").as_bytes()));
     assert_eq!(sent(&mut core, A), format!("get {one}\r\n"));
     core.command(Command::Close { pair: PairId(0), void: Some(A), round: 1 });
-    let new = core.client_connected().index;
+    let new = core.client_connected().id;
     core.client(new).unwrap().largest = 3 << 20;
     core.client_input(new, BytesMut::from(format!("get {other}\r\n").as_bytes()));
     assert_eq!(sent(&mut core, A), "", "it waits for room");
@@ -109,7 +113,7 @@ fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
 #[test]
 fn what_waits_for_a_marker_that_is_not_written_again_is_not_forgotten() {
     let mut core = core(0, Some(Incarnation(7)));
-    let client = core.client_connected().index;
+    let client = core.client_connected().id;
     core.client_input(client, BytesMut::from(&b"get k\r\n"[..]));
     let no_marker = |core: &mut Core| {
         let asked = sent(core, A).matches("mg __resilver__").count();
@@ -125,7 +129,7 @@ fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
     let marker = format!("VA 16\r\n{}\r\n", Incarnation(7));
     sent(&mut core, A);
     says(&mut core, A, &marker);
-    let client = core.client_connected().index;
+    let client = core.client_connected().id;
     core.client_input(client, BytesMut::from(&b"incr k 1\r\n"[..]));
     sent(&mut core, A);
     says(&mut core, A, "5\r\n");
@@ -152,12 +156,12 @@ fn what_a_node_is_asked_at_once_is_bounded_over_all_connections() {
         for mut conn in link.conns {
             let mut bytes = 0;
             while conn.has_room(100_000) {
-                conn.push(Flight::Get(0), 0, 100_000);
+                conn.push(Flight::Get(OpId(0)), 0, 100_000);
                 bytes += 100_000;
             }
             assert!(bytes <= each && bytes + 100_000 > each, "{workers} x {lanes}: {bytes}");
-            asked += workers * bytes;
+            asked += usize::from(workers) * bytes;
         }
-        assert!(asked <= 16 << 20 || workers * lanes > 64, "{workers} x {lanes}: {asked}");
+        assert!(asked <= 16 << 20 || usize::from(workers * lanes) > 64, "{workers} x {lanes}: {asked}");
     }
 }

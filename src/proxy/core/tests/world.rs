@@ -2,6 +2,8 @@
 //! [`Pair`], and clients with a script. Everything that waits somewhere is a choice;
 //! [`World::choices`] lists them, [`World::step`] takes one.
 
+use crate::ids::NodeId;
+use crate::proxy::handles::Ticket;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher};
@@ -133,9 +135,9 @@ pub(super) struct World {
     pub(super) commands: Vec<VecDeque<Command>>,
     pub(super) pair: Pair,
     pub(super) round: u64,
-    pub(super) unconfirmed: BTreeSet<u16>,
+    pub(super) unconfirmed: BTreeSet<WorkerId>,
     pub(super) in_use: [bool; 2],
-    pub(super) undrained: BTreeSet<(u16, u16)>,
+    pub(super) undrained: BTreeSet<(WorkerId, u16)>,
     pub(super) record_due: bool,
     pub(super) recopy: Arc<Recopy>,
     pub(super) missed: Arc<Missed>,
@@ -163,7 +165,7 @@ pub(super) struct World {
     /// The copies differed from the start, and nobody knows until a write notices.
     pub(super) unequal: bool,
     /// What each client was told, by worker and place.
-    pub(super) told: std::collections::BTreeMap<(usize, u32), String>,
+    pub(super) told: std::collections::BTreeMap<(usize, ClientId), String>,
 }
 
 impl World {
@@ -186,7 +188,7 @@ impl World {
         };
         let n = workers as usize;
         let mut world = World {
-            cores: (0..workers).map(core).collect(),
+            cores: (0..workers).map(WorkerId).map(core).collect(),
             nodes: [Node::default(), Node::default()],
             process: [Process::Running; 2],
             wires: (0..n).map(|_| [Wire::default(), Wire::default()]).collect(),
@@ -338,7 +340,7 @@ impl World {
     }
 
     fn order(&mut self) {
-        let (ticket, pair, key) = (self.ordered as u64, PAIR, Bytes::from_static(KEY.as_bytes()));
+        let (ticket, pair, key) = (Ticket(self.ordered as u64), PAIR, Bytes::from_static(KEY.as_bytes()));
         self.ordered += 1;
         let command = match self.orders.pop_front().unwrap() {
             Order::Mend => Command::Mend { ticket, pair, key },
@@ -348,7 +350,7 @@ impl World {
             }
         };
         let owner = crate::proxy::owner_of(KEY.as_bytes(), self.cores.len() as u16);
-        self.commands[usize::from(owner)].push_back(command);
+        self.commands[owner.index()].push_back(command);
     }
 
     fn copy_possible(&self) -> bool {
@@ -374,13 +376,13 @@ impl World {
             Choice::Deliver { worker, node } => {
                 let bytes = self.wires[worker][node].back.pop_front().unwrap();
                 let core = &mut self.cores[worker];
-                core.conn(NodeId(node as u16), 0).input.extend_from_slice(&bytes);
-                core.node_input(NodeId(node as u16), 0);
+                core.conn(ConnId::first(NodeId(node as u16))).input.extend_from_slice(&bytes);
+                core.node_input(ConnId::first(NodeId(node as u16)));
                 self.settle(worker);
             }
             Choice::Break { worker, node } => {
                 self.wires[worker][node] = Wire::default();
-                self.cores[worker].conn_down(NodeId(node as u16), 0, Reason::Reset);
+                self.cores[worker].conn_down(ConnId::first(NodeId(node as u16)), Reason::Reset);
                 self.settle(worker);
             }
             Choice::Event(worker) => {
@@ -448,11 +450,11 @@ impl World {
     fn send(&mut self, client: usize) {
         let line = self.history.send(client);
         let worker = client % self.cores.len();
-        let index = self.history.clients[client].key.unwrap().index;
+        let index = self.history.clients[client].key.unwrap().id;
         self.input(worker, index, line.as_bytes());
     }
 
-    pub(super) fn input(&mut self, worker: usize, index: u32, bytes: &[u8]) {
+    pub(super) fn input(&mut self, worker: usize, index: ClientId, bytes: &[u8]) {
         let core = &mut self.cores[worker];
         let client = core.client(index).unwrap();
         if client.partial.is_empty() {

@@ -1,0 +1,57 @@
+//! What a worker calls its own things by: connections, clients, operations.
+
+use crate::ids::NodeId;
+
+/// One of a worker's connections to a node. Commands on one key always take the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Lane(pub u16);
+
+/// A worker's connection to a node, whichever stands there now.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId {
+    pub node: NodeId,
+    pub lane: Lane,
+}
+
+impl ConnId {
+    /// The first of the worker's connections to a node.
+    pub fn first(node: NodeId) -> ConnId {
+        ConnId { node, lane: Lane(0) }
+    }
+}
+
+/// A client's place in the worker's table; others come to sit there after it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClientId(pub u32);
+
+impl ClientId {
+    /// The index into tables of clients.
+    #[inline(always)]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A client connection of a worker; the generation tells a successor in the same place apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientKey {
+    pub id: ClientId,
+    /// Which occupant of that place.
+    pub generation: u32,
+}
+
+/// An unfinished operation of a worker, by its place in the worker's table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OpId(pub u32);
+
+impl OpId {
+    /// The index into the worker's table.
+    #[inline(always)]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// An order of the control plane about one key; what became of it is told with it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(pub u64);
