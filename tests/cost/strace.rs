@@ -14,9 +14,11 @@ use crate::{GET, SET, alone, skipped};
 const REQUESTS: usize = 2_000;
 
 /// Calls that move bytes, and all calls, of one request as measured last, on epoll and on io_uring
-/// (where one call moves the bytes of all clients); [`MARGIN`] is granted.
+/// (where one call moves the bytes of all clients); [`MARGIN`] is granted. (One client's `get` over
+/// io_uring is 4.1 to 5.6 calls, the same binary minutes apart: a send that is done before the wait
+/// begins ends it at once.)
 const CEILINGS: [(Workload, [f64; 2], [f64; 2]); 5] = [
-    (GET, [4.0, 6.4], [4.2, 4.3]),
+    (GET, [4.0, 6.4], [5.6, 5.7]),
     (Workload { name: "get, 8 clients", clients: 8, ..GET }, [2.5, 2.9], [0.57, 0.58]),
     (Workload { name: "get, pipelined by 16", pipeline: 16, ..GET }, [0.39, 0.6], [0.28, 0.28]),
     (Workload { name: "set, mirrored", mirrored: true, request: Request::Set, ..GET }, [6.0, 10.6], [7.3, 7.4]),
