@@ -682,4 +682,6 @@ pub fn legal(from: State, to: State) -> bool {
 }
 
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod walk;
