@@ -23,6 +23,7 @@ pub mod server;
 #[cfg(test)]
 mod simulation;
 mod stats;
+pub mod status;
 mod suspicion;
 pub mod wait;
 

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     // bare word.
     match std::env::args_os().nth(1) {
         Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
+        Some(word) if word == "status" => return resilver::status::main(std::env::args_os().skip(1)),
         Some(word) if word == "ask" => return resilver::ask::main(std::env::args_os().skip(1)),
         _ => {}
     }

@@ -205,14 +205,14 @@ fn carries_marker(node: &str, known: &str) -> Result<(), String> {
 }
 
 /// An answer of lines.
-enum Answer {
+pub(crate) enum Answer {
     Stats(Vec<(String, String)>),
     /// Its first line was something else.
     Other(String),
 }
 
 /// Asks for statistics.
-fn stats(connection: &mut Connection, command: &str) -> std::io::Result<Answer> {
+pub(crate) fn stats(connection: &mut Connection, command: &str) -> std::io::Result<Answer> {
     let mut said = connection.ask(command)?;
     let mut stats = Vec::new();
     while let Some(stat) = said.stat() {

@@ -208,7 +208,7 @@ fn the_table_of_flags_is_the_help() {
 
 #[test]
 fn the_tables_of_the_other_commands_flags_are_their_help() {
-    for (command, least) in [("wait", 5), ("ask", 2)] {
+    for (command, least) in [("wait", 5), ("ask", 2), ("status", 5)] {
         let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args([command, "--help"]).output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         let defined: String = help

@@ -26,5 +26,6 @@ mod scripted;
 mod startup;
 mod startup_review;
 mod startup_ring;
+mod status;
 mod support;
 mod wait;
