@@ -468,6 +468,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_over_is_forgotten_and_so_is_all_of_one_that_is_lost() {
+        let mut s = suspicions();
+        owes(&mut s, 1000, 1240);
+        assert_eq!(s.pending(ms(1240)), [(NodeId(0), ms(240))]);
+        s.forget(NodeId(0));
+        assert_eq!(s.pending(ms(1240)), []);
+
+        let mut s = suspicions();
+        s.troubled(NodeId(1), ms(1100));
+        owes(&mut s, 1000, 1240);
+        assert_eq!(s.waited_for(ms(1240)), [(NodeId(0), ms(240))]);
+        s.lost(NodeId(0));
+        assert_eq!((s.pending(ms(1240)), s.waited_for(ms(1240))), (vec![], vec![]));
+        // It is asked anew, whatever it owed.
+        assert_eq!(owes(&mut s, 1241, 1300), wait(&[0]));
+    }
+
+    /// One whose question came to nothing was in trouble, and the next one that is late is not
+    /// alone.
+    #[test]
+    fn a_question_that_comes_to_nothing_is_a_sign_of_trouble() {
+        let verdict = |comes_to_nothing: bool| {
+            let mut s = suspicions();
+            owes(&mut s, 1000, 1030);
+            answer(&mut s, if comes_to_nothing { &[2] } else { &[1, 2] }, 1031);
+            if comes_to_nothing {
+                s.unanswered(NodeId(1), ms(1031));
+            }
+            given_up_at(&mut s, 1000, 1031, &[1, 2], 1)
+        };
+        assert!(verdict(true) > verdict(false), "{:?} {:?}", verdict(true), verdict(false));
+        // Nobody had asked it.
+        let mut s = suspicions();
+        s.unanswered(NodeId(1), ms(1000));
+        assert_eq!(given_up_at(&mut s, 1000, 1000, &[1, 2], 1), Some(1241));
+    }
+
+    #[test]
     fn two_that_are_late_together_are_waited_for_twice_as_long() {
         let mut s = suspicions();
         assert_eq!(s.report(NodeId(1), TIMEOUT, ms(1015), &of_1()), wait(&[0, 2, 1]));

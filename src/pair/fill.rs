@@ -363,6 +363,15 @@ mod tests {
     use crate::pair::Reason;
     use Place::{Backup, Primary};
 
+    #[test]
+    fn the_smallest_fill_is_begun_first_and_a_compared_target_is_not_purged() {
+        use Fill::{Adopt, Compare, Empty, Missed, Purge};
+        let mut fills = [Purge, Adopt, Compare, Empty, Missed];
+        fills.sort_by_key(|fill| fill.cost());
+        assert_eq!(fills, [Missed, Empty, Compare, Adopt, Purge]);
+        assert_eq!(fills.map(Fill::compares), [false, false, true, true, false]);
+    }
+
     const ALONE: State = State::Degraded { leader: Primary };
     const FILLED: State = State::Recovering { leader: Primary };
 

@@ -318,6 +318,34 @@ mod tests {
         assert_eq!(decide(&both_away), Decision::dark(Some(Backup)), "whichever comes first");
     }
 
+    /// Nobody of the pair answers, and a third node has the newest record: who is awaited.
+    #[test]
+    fn with_both_away_the_newest_record_names_whoever_is_awaited() {
+        let away = |fact| {
+            let newest = Some(record(9, fact));
+            decide(&Knowledge { primary: Seen::Unreachable, backup: Seen::Unreachable, newest, clean: false })
+        };
+        for place in [Primary, Backup] {
+            let awaited = Decision::dark(Some(place));
+            assert_eq!(away(Fact::Alone(place)), awaited);
+            assert_eq!(away(Fact::Filling(place.other())), awaited, "whoever it was filled from");
+            assert_eq!(away(Fact::Adopting(place)), awaited.filled_by(Fill::Adopt));
+        }
+        assert_eq!(away(Fact::Nobody), Decision::dark(None), "whoever comes is purged");
+        assert_eq!(away(Fact::Sync), Decision::dark(None).waiting());
+    }
+
+    /// A third node knows that both were in sync, and neither shows it.
+    #[test]
+    fn of_two_that_were_in_sync_the_one_that_is_away_may_have_it() {
+        let items = Seen::Blank { empty: false };
+        let known =
+            |primary, backup| decide(&Knowledge { primary, backup, newest: Some(record(9, Fact::Sync)), clean: true });
+        assert_eq!(known(Seen::Unreachable, items), Decision::dark(Some(Primary)));
+        assert_eq!(known(items, Seen::Unreachable), Decision::dark(Some(Backup)));
+        assert_eq!(known(items, items), Decision::dark(None));
+    }
+
     /// Every combination: what leads alone is never a node that the newest record does not call
     /// full, unless it has nothing; what missed a period never leads, and is neither adopted nor
     /// compared.
