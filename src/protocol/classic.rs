@@ -1,8 +1,8 @@
 //! memcached's classic text protocol, as clients speak it: requests in, outcomes out.
 //!
 //! What memcached 1.6.18 accepts is accepted, oddities included, and what it refuses is refused
-//! with the same bytes: `tests/it/parser_differential.rs` compares the two. The meta protocol is
-//! not served yet and answers `ERROR`, like any unknown command.
+//! with the same bytes: `tests/it/parser_differential.rs` compares the two. Lines of the meta
+//! protocol stand among the classic ones, and are parsed by [`super::meta`].
 
 mod command;
 

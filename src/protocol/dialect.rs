@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::binary;
 use super::classic;
+use super::meta;
 use super::out::OutQueue;
 use super::outcome::Outcome;
 use super::request::{Limits, Parsed, Style};
@@ -12,7 +13,7 @@ use super::request::{Limits, Parsed, Style};
 /// What a connection speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Dialect {
-    /// Lines of text.
+    /// Lines of text: the classic protocol and the meta protocol.
     #[default]
     Text,
 }
@@ -57,6 +58,7 @@ impl Style {
             Style::Classic { noreply: true } => {}
             Style::Classic { noreply: false } => classic::write(outcome, out),
             Style::Binary { opcode, opaque } => binary::write(opcode, opaque, outcome, out),
+            Style::Meta(hidden) => meta::write(hidden, outcome, out),
         }
     }
 
@@ -64,7 +66,7 @@ impl Style {
     #[inline(always)]
     pub fn write_value(self, item: Bytes, out: &mut OutQueue) {
         match self {
-            Style::Classic { .. } => out.put_shared(item),
+            Style::Classic { .. } | Style::Meta(_) => out.put_shared(item),
             Style::Binary { opcode, opaque } => binary::write(opcode, opaque, Outcome::Hit(item), out),
         }
     }

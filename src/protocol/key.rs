@@ -17,6 +17,12 @@ impl<'a> Key<'a> {
         Key { bytes, binary }
     }
 
+    /// One of which it is not known how a client has written it. (What can be written in no way is
+    /// no key of any item.)
+    pub fn known(bytes: &'a [u8]) -> Key<'a> {
+        Key { bytes, binary: wire_form(bytes) == Some(true) }
+    }
+
     /// One that a classic client has written, or one of the proxy's own.
     pub fn plain(bytes: &'a [u8]) -> Key<'a> {
         Key { bytes, binary: false }
@@ -81,6 +87,49 @@ pub(super) fn base64(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What base64 says, as memcached reads it from clients: what does not belong there is passed over,
+/// and so is all behind the first padded group. `None`: nothing, or not whole groups of four.
+///
+/// `out` is as long as a key may be, and so is `text` at most.
+pub(super) fn decode_base64(text: &[u8], out: &mut [u8; KEY_LEN_MAX]) -> Option<usize> {
+    let sextets = text.iter().filter_map(|&byte| sextet(byte).map(|bits| (bits, byte == b'=')));
+    let mut len = 0;
+    let mut count = 0;
+    let mut group = 0u32;
+    let mut padding = 0;
+    let mut ended = false;
+    for (bits, pad) in sextets {
+        count += 1;
+        if ended {
+            continue;
+        }
+        padding += usize::from(pad);
+        group = group << 6 | u32::from(bits);
+        if count % 4 == 0 {
+            // (Of more padding memcached makes nothing.)
+            let bytes = 3usize.checked_sub(padding).filter(|&bytes| bytes > 0)?;
+            let three = group.to_be_bytes();
+            out.get_mut(len..len + bytes)?.copy_from_slice(&three[1..1 + bytes]);
+            len += bytes;
+            group = 0;
+            ended = padding > 0;
+        }
+    }
+    (count > 0 && count % 4 == 0).then_some(len)
+}
+
+fn sextet(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        b'=' => 0,
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +138,34 @@ mod tests {
     fn base64_of_the_rfc() {
         for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
             assert_eq!(base64(plain.as_bytes()), coded.as_bytes());
+        }
+    }
+
+    #[test]
+    fn base64_is_read_as_memcached_reads_it() {
+        let decoded = |text: &[u8]| {
+            let mut out = [0; KEY_LEN_MAX];
+            decode_base64(text, &mut out).map(|len| out[..len].to_vec())
+        };
+        for len in 1..=187 {
+            let key: Vec<u8> = (0..len).map(|i| (i * 37 + len) as u8).collect();
+            assert_eq!(decoded(&base64(&key)), Some(key));
+        }
+        for (text, key) in [
+            (&b""[..], None),
+            (b"Zg", None),
+            (b"Zg=", None),
+            (b"====", None),
+            (b"Z===", None),
+            (b"!!!!", None),
+            (b"Zg==", Some(&b"f"[..])),
+            (b"Z!g=,=", Some(b"f")),
+            (b"Zg==Zm9v", Some(b"f")),
+            (b"Zg==Zm9", None),
+            (b"Zm9vZg==", Some(b"foof")),
+            (b"=m9v", Some(b"\x02\x6f")),
+        ] {
+            assert_eq!(decoded(text).as_deref(), key, "{}", text.escape_ascii());
         }
     }
 

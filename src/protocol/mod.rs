@@ -20,6 +20,7 @@ mod fuzz;
 pub mod item;
 pub mod key;
 mod line;
+pub mod meta;
 pub mod node;
 pub mod number;
 pub mod out;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::key::Key;
+use super::meta;
 use super::out::OutQueue;
 use super::request::Kind;
 
@@ -49,9 +50,7 @@ pub fn stats(out: &mut OutQueue, part: &str) {
 pub enum Ask {
     ValueAndCas,
     Cas,
-    /// All that makes an item.
-    Item,
-    /// The same with the key, by which the answer is known.
+    /// All that makes an item, with the key, by which the answer is known.
     KeyAndItem,
     /// Key, remaining time and cas id: what changes when the item does.
     KeyAndState,
@@ -63,7 +62,6 @@ impl Ask {
         match self {
             Ask::ValueAndCas => b" v c\r\n",
             Ask::Cas => b" c\r\n",
-            Ask::Item => b" v f t c\r\n",
             Ask::KeyAndItem => b" k v f t c\r\n",
             Ask::KeyAndState => b" k t c\r\n",
             Ask::KeyAndTtl => b" k t\r\n",
@@ -161,7 +159,9 @@ pub fn ms_own(out: &mut OutQueue, key: &str, value: &[u8], exptime: i64, conditi
 /// A client's command on one key, as far as a node is told of it.
 pub trait Command {
     fn key(&self) -> &[u8];
-    /// Bytes that the value lies in, as a client sent it or not.
+    /// Where it ends in `raw`.
+    fn key_end(&self) -> usize;
+    /// Bytes that key and value lie in, as a client sent them or not.
     fn raw(&self) -> &Bytes;
     /// The value, in `raw`.
     fn data(&self) -> Range<usize>;
@@ -188,6 +188,7 @@ pub fn command(out: &mut OutQueue, kind: Kind, of: &impl Command, exptime: i64, 
         Kind::Decr => arithmetic(out, b"decr ", of),
         Kind::Delete => delete_classic(out, of),
         Kind::Touch => touch(out, of, exptime),
+        Kind::Meta(meta) => meta::line::put(out, meta, of, exptime, cas()),
         Kind::Mend => unreachable!("a mend is nothing but a repair"),
     }
 }
@@ -270,6 +271,12 @@ fn store(out: &mut OutQueue, verb: &[u8], of: &impl Command, exptime: i64, cas: 
         out.put_number(cas);
     }
     out.put(b"\r\n");
+    put_value(out, of);
+}
+
+/// The command's value, and the line's end behind it.
+pub(super) fn put_value(out: &mut OutQueue, of: &impl Command) {
+    let data = of.data();
     // As a client sent it there is the line's end behind it.
     let whole = data.start..data.end + 2;
     match of.raw().get(whole.clone()) {

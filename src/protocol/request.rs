@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::binary::Opcode;
 use super::line::Words;
+use super::meta::{Hidden, Meta, Mode, Verb};
 
 /// What is done with a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,8 @@ pub enum Kind {
     Delete,
     /// Set the expiry.
     Touch,
+    /// A command of the meta protocol.
+    Meta(Meta),
     /// No command of a client's: make the two copies equal. It is a repair from its beginning.
     Mend,
 }
@@ -51,6 +54,8 @@ pub enum Family {
     Arithmetic,
     Delete,
     Touch,
+    /// The meta protocol's.
+    Meta,
     /// The proxy's own.
     Mend,
 }
@@ -63,6 +68,7 @@ impl Kind {
             Kind::Incr | Kind::Decr => Family::Arithmetic,
             Kind::Delete => Family::Delete,
             Kind::Touch => Family::Touch,
+            Kind::Meta(_) => Family::Meta,
             Kind::Mend => Family::Mend,
         }
     }
@@ -70,17 +76,49 @@ impl Kind {
     /// Whether the command changes the item: such commands go through the key's owner and on to the
     /// follower.
     pub fn is_write(self) -> bool {
-        !matches!(self, Kind::Get | Kind::Gets)
+        match self {
+            Kind::Get | Kind::Gets => false,
+            Kind::Meta(meta) => meta.is_write(),
+            _ => true,
+        }
     }
 
     /// Whether the answer is a value (or a miss).
     pub fn reads(self) -> bool {
-        matches!(self, Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats)
+        match self {
+            Kind::Get | Kind::Gets | Kind::Gat | Kind::Gats => true,
+            Kind::Meta(meta) => meta.reads(),
+            _ => false,
+        }
     }
 
     /// Whether a second run after the first leaves the same item and gives the same answer.
     pub fn is_repeatable(self) -> bool {
-        !matches!(self, Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr)
+        match self {
+            Kind::Add | Kind::Append | Kind::Prepend | Kind::Cas | Kind::Incr | Kind::Decr => false,
+            Kind::Meta(meta) => meta.is_repeatable(),
+            _ => true,
+        }
+    }
+
+    /// Whether it may store something because nothing was there.
+    #[inline(always)]
+    pub fn adds(self) -> bool {
+        match self {
+            Kind::Add => true,
+            Kind::Meta(meta) => meta.adds(),
+            _ => false,
+        }
+    }
+
+    /// Whether that is all it may do.
+    #[inline(always)]
+    pub fn only_adds(self) -> bool {
+        match self {
+            Kind::Add => true,
+            Kind::Meta(meta) => meta.verb == Verb::Set && meta.mode == Mode::Add,
+            _ => false,
+        }
     }
 
     /// For the log.
@@ -100,6 +138,7 @@ impl Kind {
             Kind::Decr => "decr",
             Kind::Delete => "delete",
             Kind::Touch => "touch",
+            Kind::Meta(meta) => meta.name(),
             Kind::Mend => "mend",
         }
     }
@@ -143,7 +182,7 @@ pub struct Keyed {
     pub cas: u64,
     /// The client is told the cas id of what it reads or changes.
     pub tells_cas: bool,
-    /// By how much to `incr` or `decr`.
+    /// By how much to `incr`, `decr` or `ma`.
     pub delta: u64,
     /// What they store where there is nothing, to expire at `exptime`.
     pub initial: Option<u64>,
@@ -279,6 +318,7 @@ pub enum Style {
         /// Comes back as it is.
         opaque: [u8; 4],
     },
+    Meta(Hidden),
 }
 
 impl Style {
@@ -287,6 +327,7 @@ impl Style {
         match self {
             Style::Classic { noreply } => noreply,
             Style::Binary { opcode, .. } => opcode.is_quiet(),
+            Style::Meta(hidden) => hidden != Hidden::Nothing,
         }
     }
 }

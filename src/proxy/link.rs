@@ -73,6 +73,8 @@ pub enum RepairStep {
     Clock,
     /// The leader's item.
     Read,
+    /// The right to recompute the leader's item, which is stale, goes back: the read has won it.
+    GiveBack,
     /// The follower's item, where nobody knows yet whether it differs.
     Compare,
     /// Removal on the follower.

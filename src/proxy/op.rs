@@ -6,10 +6,11 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
+use crate::protocol::meta::{self, Change, Flag, Meta, Mode, Verb};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
-use crate::protocol::reply::ReplyKind;
+use crate::protocol::reply::{Reply, ReplyKind};
 pub use crate::protocol::request::Kind;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
@@ -28,7 +29,21 @@ pub(super) fn count(kind: Kind, stats: &WorkerStats) {
         Kind::Incr | Kind::Decr => add(&stats.cmd_arithmetic, 1),
         Kind::Delete => add(&stats.cmd_delete, 1),
         Kind::Touch => add(&stats.cmd_touch, 1),
+        Kind::Meta(meta) => count_meta(meta, stats),
         Kind::Mend => {}
+    }
+}
+
+fn count_meta(meta: Meta, stats: &WorkerStats) {
+    match meta.verb {
+        Verb::Get => {
+            add(&stats.cmd_get, 1);
+            add(&stats.cmd_touch, meta.has(Flag::Ttl).into());
+        }
+        Verb::Set => add(&stats.cmd_set, 1),
+        Verb::Delete => add(&stats.cmd_delete, 1),
+        Verb::Arithmetic => add(&stats.cmd_arithmetic, 1),
+        Verb::Debug => {}
     }
 }
 
@@ -39,8 +54,10 @@ pub(super) enum Effect {
     Nothing,
     /// The command took effect.
     Done,
-    /// The leader failed; what its copy is now must be read from it.
+    /// The leader failed, or does not tell; what its copy is now must be read from it.
     Unknown,
+    /// The leader has the item marked stale, or remembers that somebody recomputes it.
+    HeldBack,
 }
 
 /// What the follower is sent to be made equal.
@@ -59,12 +76,18 @@ pub enum Mirror {
     Concat,
     /// The same expiry.
     Touch,
+    /// Removal of what the leader has marked stale, or told somebody to recompute: that state is
+    /// the leader's alone, and after a fail-over such an item is a miss, not a fresh one.
+    Withhold,
 }
 
 /// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot
 /// be trusted any more.
 pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     use ReplyKind as R;
+    if let Kind::Meta(meta) = kind {
+        return meta_effect(meta, reply);
+    }
     Some(match (kind, reply) {
         (_, R::ServerError) => {
             if kind.is_write() {
@@ -95,9 +118,38 @@ pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
     })
 }
 
+/// (Whether an `mg` has won is not in the kind of its answer.)
+fn meta_effect(meta: Meta, reply: &ReplyKind) -> Option<Effect> {
+    use ReplyKind as R;
+    Some(match (meta.verb, reply) {
+        (_, R::ServerError) if meta.is_write() => Effect::Unknown,
+        (_, R::ServerError | R::ClientError | R::Error) => Effect::Nothing,
+        (Verb::Get, R::MetaHd | R::MetaVa { .. }) if meta.has(Flag::Ttl) => Effect::Done,
+        (Verb::Get, R::MetaHd | R::MetaVa { .. } | R::MetaEn) => Effect::Nothing,
+        (Verb::Debug, R::MetaMe | R::MetaEn) => Effect::Nothing,
+        (Verb::Set | Verb::Delete, R::MetaHd) | (Verb::Arithmetic, R::MetaVa { .. }) => match meta.change() {
+            Change::Unclear => Effect::Unknown,
+            _ => Effect::Done,
+        },
+        // Sent to the follower whatever the leader found, as with `delete`.
+        (Verb::Delete, R::MetaNf) => Effect::Done,
+        // Memory is short.
+        (Verb::Delete, R::MetaNs) => Effect::Unknown,
+        (Verb::Set, R::MetaNs) if meta.mode == Mode::Set => Effect::Unknown,
+        (Verb::Set | Verb::Arithmetic, R::MetaNs | R::MetaNf | R::MetaEx) => Effect::Nothing,
+        (Verb::Delete, R::MetaEx) => Effect::Nothing,
+        _ => return None,
+    })
+}
+
 /// Whether the leader's answer says that the key was not there.
 pub(super) fn shows_absence(kind: Kind, reply: &ReplyKind) -> bool {
     match reply {
+        ReplyKind::MetaEn | ReplyKind::MetaNf => true,
+        ReplyKind::MetaHd => matches!(kind, Kind::Meta(Meta { verb: Verb::Set, .. })) && kind.adds(),
+        ReplyKind::MetaNs => {
+            matches!(kind, Kind::Meta(Meta { mode: Mode::Replace | Mode::Append | Mode::Prepend, .. }))
+        }
         ReplyKind::NotFound | ReplyKind::End => true,
         ReplyKind::Stored => kind == Kind::Add,
         // To a set it says that memory is short.
@@ -114,6 +166,15 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
         Kind::Incr | Kind::Decr => Mirror::Arithmetic,
         Kind::Append | Kind::Prepend => Mirror::Concat,
         Kind::Touch | Kind::Gat | Kind::Gats => Mirror::Touch,
+        Kind::Meta(meta) => match meta.change() {
+            Change::Stored => Mirror::Set,
+            Change::Joined => Mirror::Concat,
+            Change::Deleted => Mirror::Delete,
+            Change::Touched => Mirror::Touch,
+            Change::Counted => Mirror::Arithmetic,
+            // (What is unclear is read, unless there was nothing.)
+            Change::Stale | Change::Unclear => Mirror::Withhold,
+        },
         Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),
         Kind::Mend => unreachable!("a mend is nothing but a repair"),
     }
@@ -152,6 +213,23 @@ pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<
         (Mirror::Arithmetic, R::NotFound) => false,
         (Mirror::Touch, R::Touched) => true,
         (Mirror::Touch, R::NotFound) => false,
+        _ => return None,
+    };
+    Some(if agree { Agreement::Agree } else { Agreement::Differ })
+}
+
+/// The same of the answer to a meta command; `unit`: the whole of it.
+pub(super) fn meta_agreement(sent: Mirror, number: u64, reply: &Reply, unit: &[u8]) -> Option<Agreement> {
+    use ReplyKind as R;
+    let agree = match (sent, &reply.kind) {
+        (_, R::ServerError | R::ClientError | R::Error) => false,
+        (Mirror::Set | Mirror::Concat, R::MetaHd) => true,
+        (Mirror::Set | Mirror::Concat, R::MetaNs) => false,
+        (Mirror::Delete | Mirror::Drop | Mirror::Withhold, R::MetaHd | R::MetaNf) => true,
+        (Mirror::Arithmetic, R::MetaVa { .. }) => meta::answer::number(reply, unit) == Some(number),
+        (Mirror::Arithmetic, R::MetaNf) => false,
+        (Mirror::Touch, R::MetaHd) => true,
+        (Mirror::Touch, R::MetaEn) => false,
         _ => return None,
     };
     Some(if agree { Agreement::Agree } else { Agreement::Differ })
@@ -259,9 +337,20 @@ pub struct Op {
     pub repair: Option<Box<Repair>>,
 }
 
+/// What a follower's answer means to the client if it leads next.
+#[derive(Debug)]
+pub(super) struct Decisive {
+    pub(super) answer: Outcome,
+    /// The follower holds no such item.
+    pub(super) absent: bool,
+}
+
 /// A repair under way: what the leader holds.
 #[derive(Debug, Default)]
 pub struct Repair {
+    /// What the client is told if the follower leads next, which answered the same write
+    /// differently. `None`: the follower was not sent it.
+    pub(super) decisive: Option<Decisive>,
     /// How often it was begun.
     pub tries: u32,
     /// Commands of the repair that are unanswered.
@@ -311,17 +400,34 @@ impl Op {
         &self.raw[self.key.0 as usize..self.key.1 as usize]
     }
 
+    /// The flags that a meta command came with.
+    pub(super) fn words(&self, meta: Meta) -> impl Iterator<Item = &[u8]> {
+        meta::line::flags(meta, &self.raw, self.key.1 as usize)
+    }
+
     /// Writes the command for the leader. `term`: the present one; the token was checked against
     /// it. `exptime`: as the leader is told it.
     pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
-        node::command(out, self.kind, self, exptime, || node_cas(self.cas, term));
+        node::command(out, self.kind, self, exptime, || match self.kind {
+            Kind::Meta(meta) if self.cas == 0 && meta.takes_any_at_zero() => 0,
+            _ => node_cas(self.cas, term),
+        });
     }
 
     /// Writes the command for the follower, which is told `exptime`.
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror, exptime: i64) {
+        if let Kind::Meta(meta) = self.kind {
+            return match mirror {
+                Mirror::Set => meta::line::put_set(out, meta, self, exptime),
+                Mirror::Delete | Mirror::Drop | Mirror::Withhold => meta::line::put_delete(out, meta, self),
+                Mirror::Arithmetic => meta::line::put_count(out, meta, self, exptime),
+                Mirror::Concat => meta::line::put_join(out, meta, self),
+                Mirror::Touch => meta::line::put_touch(out, meta, self, exptime),
+            };
+        }
         match mirror {
             Mirror::Set => node::set(out, self, exptime),
-            Mirror::Delete | Mirror::Drop => node::delete_classic(out, self),
+            Mirror::Delete | Mirror::Drop | Mirror::Withhold => node::delete_classic(out, self),
             Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None, exptime),
             Mirror::Touch => node::touch(out, self, exptime),
         }
@@ -332,6 +438,11 @@ impl node::Command for Op {
     #[inline(always)]
     fn key(&self) -> &[u8] {
         Op::key(self)
+    }
+
+    #[inline(always)]
+    fn key_end(&self) -> usize {
+        self.key.1 as usize
     }
 
     #[inline(always)]

@@ -194,3 +194,164 @@ fn a_token_carries_the_term_above_the_nodes_own_id() {
         "an id of more than 48 bits does not spill into the term"
     );
 }
+
+/// Every meta command with every answer, as above.
+#[test]
+fn what_the_leaders_meta_answer_means() {
+    use ReplyKind as R;
+    let (ex, nf, ns, en) = (R::MetaEx, R::MetaNf, R::MetaNs, R::MetaEn);
+    let va = || R::MetaVa { data: 0..0 };
+    let nothing = Some(Effect::Nothing);
+    let done = Some(Effect::Done);
+    let unknown = Some(Effect::Unknown);
+    for (text, answers) in [
+        ("mg k v\r\n", vec![(R::MetaHd, nothing), (va(), nothing), (en.clone(), nothing), (R::ServerError, nothing)]),
+        ("mg k T5\r\n", vec![(R::MetaHd, done), (va(), done), (en.clone(), nothing), (R::ServerError, unknown)]),
+        (
+            "mg k N5 R5\r\n",
+            vec![(R::MetaHd, nothing), (va(), nothing), (en.clone(), nothing), (R::ServerError, unknown)],
+        ),
+        ("me k\r\n", vec![(R::MetaMe, nothing), (en, nothing), (R::ServerError, nothing)]),
+        (
+            "ms k 1\r\nx\r\n",
+            vec![
+                (R::MetaHd, done),
+                (ns.clone(), unknown),
+                (nf.clone(), nothing),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        (
+            "ms k 1 ME\r\nx\r\n",
+            vec![
+                (R::MetaHd, done),
+                (ns.clone(), nothing),
+                (nf.clone(), nothing),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        (
+            "ms k 1 I C5\r\nx\r\n",
+            vec![
+                (R::MetaHd, unknown),
+                (ns.clone(), unknown),
+                (nf.clone(), nothing),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        (
+            "md k I\r\n",
+            vec![
+                (R::MetaHd, done),
+                (nf.clone(), done),
+                (ns.clone(), unknown),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        (
+            "md k x\r\n",
+            vec![
+                (R::MetaHd, unknown),
+                (nf.clone(), done),
+                (ns.clone(), unknown),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        (
+            "ma k\r\n",
+            vec![
+                (va(), done),
+                (nf.clone(), nothing),
+                (ns.clone(), nothing),
+                (ex.clone(), nothing),
+                (R::ServerError, unknown),
+            ],
+        ),
+        ("ma k T5\r\n", vec![(va(), done), (nf, nothing), (ns, nothing), (ex, nothing), (R::ServerError, unknown)]),
+    ] {
+        for reply in replies() {
+            let expected = match &reply {
+                R::ClientError | R::Error => Some(Effect::Nothing),
+                reply => answers.iter().find(|(given, _)| given == reply).and_then(|(_, effect)| *effect),
+            };
+            assert_eq!(effect(op(text).kind, &reply), expected, "{text} answered {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_follower_is_sent_of_a_meta_command() {
+    let token = client_cas(99, Term(7));
+    for (text, leader, sent, filling, follower) in [
+        ("mg k v T60 q\r\n", "mg k v T60\r\n", Mirror::Touch, Mirror::Drop, "mg k T60\r\n"),
+        ("mg k v N60\r\n", "mg k v N60\r\n", Mirror::Touch, Mirror::Drop, "mg k T0\r\n"),
+        ("ms k 1 T60 F5 q\r\nx\r\n", "ms k 1 T60 F5\r\nx\r\n", Mirror::Set, Mirror::Set, "ms k 1 T60 F5\r\nx\r\n"),
+        ("ms k 1 ME\r\nx\r\n", "ms k 1 ME\r\nx\r\n", Mirror::Set, Mirror::Set, "ms k 1\r\nx\r\n"),
+        (&format!("ms k 1 C{token}\r\nx\r\n"), "ms k 1 C99\r\nx\r\n", Mirror::Set, Mirror::Set, "ms k 1\r\nx\r\n"),
+        ("ms k 1 C5\r\nx\r\n", "ms k 1 C18446744073709551615\r\nx\r\n", Mirror::Set, Mirror::Set, "ms k 1\r\nx\r\n"),
+        ("ms k 1 MA C0 N5\r\nx\r\n", "ms k 1 MA C0 N5\r\nx\r\n", Mirror::Concat, Mirror::Drop, "ms k 1 MA\r\nx\r\n"),
+        ("md k q\r\n", "md k\r\n", Mirror::Delete, Mirror::Delete, "md k\r\n"),
+        ("md k I T5\r\n", "md k I T5\r\n", Mirror::Withhold, Mirror::Drop, "md k\r\n"),
+        ("md k x\r\n", "md k x\r\n", Mirror::Withhold, Mirror::Drop, "md k\r\n"),
+        ("ma k MD C0\r\n", "ma k MD C0 v\r\n", Mirror::Arithmetic, Mirror::Drop, "ma k MD D1 v\r\n"),
+    ] {
+        let op = op(text);
+        assert_eq!(written(|out| op.encode_leader(out, Some(Term(7)), op.exptime)), leader, "{text}");
+        assert_eq!((mirror(op.kind), mirror_filling(op.kind)), (sent, filling), "{text}");
+        assert_eq!(written(|out| op.encode_follower(out, sent, op.exptime)), follower, "{text}");
+        assert_eq!(written(|out| op.encode_follower(out, Mirror::Drop, op.exptime)), "md k\r\n", "{text}");
+    }
+}
+
+#[test]
+fn when_the_follower_agrees_to_a_meta_command() {
+    use ReplyKind as R;
+    let all = [
+        Mirror::Set,
+        Mirror::Delete,
+        Mirror::Drop,
+        Mirror::Withhold,
+        Mirror::Arithmetic,
+        Mirror::Concat,
+        Mirror::Touch,
+    ];
+    for sent in all {
+        for kind in replies() {
+            let kind = if matches!(kind, R::MetaVa { .. }) { R::MetaVa { data: 6..7 } } else { kind };
+            let expected = match (sent, &kind) {
+                (_, R::ServerError | R::ClientError | R::Error) => Some(Agreement::Differ),
+                (Mirror::Set | Mirror::Concat, R::MetaHd) => Some(Agreement::Agree),
+                (Mirror::Set | Mirror::Concat, R::MetaNs) => Some(Agreement::Differ),
+                (Mirror::Delete | Mirror::Drop | Mirror::Withhold, R::MetaHd | R::MetaNf) => Some(Agreement::Agree),
+                (Mirror::Arithmetic, R::MetaVa { .. }) => Some(Agreement::Agree),
+                (Mirror::Arithmetic, R::MetaNf) => Some(Agreement::Differ),
+                (Mirror::Touch, R::MetaHd) => Some(Agreement::Agree),
+                (Mirror::Touch, R::MetaEn) => Some(Agreement::Differ),
+                _ => None,
+            };
+            let reply = Reply { kind, line: 0..4, len: 9 };
+            assert_eq!(meta_agreement(sent, 7, &reply, b"VA 1\r\n7\r\n"), expected, "{sent:?} answered {reply:?}");
+            if let (Mirror::Arithmetic, R::MetaVa { .. }) = (sent, &reply.kind) {
+                let other = meta_agreement(sent, 8, &reply, b"VA 1\r\n7\r\n");
+                assert_eq!(other, Some(Agreement::Differ), "they count differently");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_meta_answer_says_of_absence() {
+    let shows = |text: &str, reply| shows_absence(op(text).kind, &reply);
+    for text in ["mg k\r\n", "me k\r\n", "md k\r\n", "ma k\r\n", "ms k 0 C5\r\n\r\n"] {
+        assert!(shows(text, ReplyKind::MetaEn) && shows(text, ReplyKind::MetaNf));
+        assert!(!shows(text, ReplyKind::MetaHd) && !shows(text, ReplyKind::MetaEx), "{text}");
+    }
+    assert!(shows("ms k 0 ME\r\n\r\n", ReplyKind::MetaHd) && shows("ms k 0 MA N5\r\n\r\n", ReplyKind::MetaHd));
+    assert!(!shows("ms k 0 ME\r\n\r\n", ReplyKind::MetaNs) && !shows("ms k 0\r\n\r\n", ReplyKind::MetaNs));
+    assert!(shows("ms k 0 MA\r\n\r\n", ReplyKind::MetaNs) && shows("ms k 0 MR\r\n\r\n", ReplyKind::MetaNs));
+}

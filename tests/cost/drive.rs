@@ -25,8 +25,14 @@ const TURNS_PER_TICK: usize = 1_000;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Request {
-    Get { keys: usize },
+    Get {
+        keys: usize,
+    },
     Set,
+    /// `mg` with value and client flags.
+    MetaGet,
+    /// `ms`
+    MetaSet,
 }
 
 /// What is asked, and of what.
@@ -101,6 +107,16 @@ impl Workload {
                     let key = self.key(client, burst, request, 0);
                     requests.extend_from_slice(format!("set {key} 0 0 {}\r\n{value}\r\n", self.value).as_bytes());
                     answers.extend_from_slice(b"STORED\r\n");
+                }
+                Request::MetaGet => {
+                    let key = self.key(client, burst, request, 0);
+                    requests.extend_from_slice(format!("mg {key} v f\r\n").as_bytes());
+                    answers.extend_from_slice(format!("VA {} f0\r\n{value}\r\n", self.value).as_bytes());
+                }
+                Request::MetaSet => {
+                    let key = self.key(client, burst, request, 0);
+                    requests.extend_from_slice(format!("ms {key} {} T0 F0\r\n{value}\r\n", self.value).as_bytes());
+                    answers.extend_from_slice(b"HD\r\n");
                 }
             }
         }
@@ -376,12 +392,26 @@ impl Model {
                     self.replies.extend_from_slice(b"\r\n");
                 }
                 Some(b"md") => self.replies.extend_from_slice(b"HD\r\n"),
+                Some(b"mg") if line.ends_with(b" v f") => {
+                    self.replies.extend_from_slice(b"VA ");
+                    self.replies.extend_from_slice(itoa::Buffer::new().format(value.len()).as_bytes());
+                    self.replies.extend_from_slice(b" f0\r\n");
+                    self.replies.extend_from_slice(value);
+                    self.replies.extend_from_slice(b"\r\n");
+                }
                 Some(b"ms") => {
-                    next += 3;
+                    // (A repair's value has one byte.)
+                    let len = words.nth(1).filter(|len| *len != b"1").map_or(1, |_| value.len());
+                    next += len + 2;
+                    if self.commands.len() < next {
+                        break;
+                    }
                     self.replies.extend_from_slice(b"HD\r\n");
                 }
-                Some(b"mg") if line.ends_with(b" v f t c") => {
-                    self.replies.extend_from_slice(b"VA 1 f0 t-1 c9\r\n7\r\n")
+                Some(b"mg") if line.ends_with(b" k v f t c") => {
+                    self.replies.extend_from_slice(b"VA 1 k");
+                    self.replies.extend_from_slice(words.next().unwrap_or_default());
+                    self.replies.extend_from_slice(b" f0 t-1 c9\r\n7\r\n")
                 }
                 Some(b"mg") if line.ends_with(b" c") => self.replies.extend_from_slice(b"HD c9\r\n"),
                 Some(b"set") => {

@@ -14,6 +14,7 @@ mod failover;
 mod faults;
 mod judge_selftest;
 mod log;
+mod meta;
 mod moved;
 mod parser_differential;
 mod protocol;

@@ -34,6 +34,8 @@ pub(crate) struct Work {
     pub(crate) keys_per_get: usize,
     /// Bytes of a value.
     pub(crate) value_len: usize,
+    /// `mg` and `ms` in the place of `get` and `set`.
+    pub(crate) meta: bool,
     /// Different keys.
     pub(crate) keys: u32,
     /// Requests a second; none: as fast as answers come.
@@ -146,7 +148,7 @@ impl<'a> Load<'a> {
             poll: Poll::new()?,
             connections: Vec::with_capacity(work.connections),
             idle: VecDeque::with_capacity(work.connections),
-            set_tail: wire::set_tail(work.value_len),
+            set_tail: if work.meta { wire::ms_tail(work.value_len) } else { wire::set_tail(work.value_len) },
             random: 0x9e37_79b9_7f4a_7c15,
             block: vec![0; 256 << 10],
             seen: Seen::new(),
@@ -311,7 +313,13 @@ impl<'a> Load<'a> {
             if self.next() % 100 < work.sets_percent {
                 sets += 1;
                 let key = self.next() % work.keys;
-                wire::put_set(&mut out, key, &self.set_tail);
+                match work.meta {
+                    true => wire::put_ms(&mut out, key, &self.set_tail),
+                    false => wire::put_set(&mut out, key, &self.set_tail),
+                }
+            } else if work.meta {
+                wire::put_mg(&mut out, self.next() % work.keys);
+                values += 1;
             } else {
                 wire::put_get(&mut out, (0..work.keys_per_get).map(|_| self.next() % work.keys));
                 values += work.keys_per_get as u64;

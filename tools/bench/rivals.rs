@@ -111,6 +111,7 @@ function mcp_config_routes(pools)
     end
     mcp.attach(mcp.CMD_GET, reads)
     mcp.attach(mcp.CMD_GETS, reads)
+    mcp.attach(mcp.CMD_MG, reads)
 end
 "#;
 

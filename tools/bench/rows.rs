@@ -20,6 +20,7 @@ pub(crate) const BASE: Work = Work {
     sets_percent: 10,
     keys_per_get: 1,
     value_len: 100,
+    meta: false,
     keys: KEYS,
     rate: None,
     faults_expected: false,
@@ -39,6 +40,8 @@ fn kinds() -> Vec<(&'static str, Work)> {
         row(BASE_NAME, |_| {}),
         row("the same at 20,000 requests/s", |w| w.rate = Some(20_000)),
         row("16 requests pipelined", |w| w.pipeline = 16),
+        row("mg:ms 9:1", |w| w.meta = true),
+        row("mg:ms 9:1, 16 pipelined", |w| (w.meta, w.pipeline) = (true, 16)),
         row("400 clients", |w| w.connections = 400),
         row("1,000 clients", |w| w.connections = 1000),
         row("writes only, 16 pipelined", |w| (w.pipeline, w.sets_percent) = (16, 100)),
@@ -66,6 +69,9 @@ pub(crate) fn measure(args: &Args, specs: &[Spec], files: &Path) -> Result<Vec<R
         for (k, (name, work)) in kinds.iter().enumerate() {
             for turn in 0..systems.len() {
                 let s = (turn + round) % systems.len();
+                if work.meta && !systems[s].spec.speaks_meta() {
+                    continue;
+                }
                 // What is stored already is stored again only in another size.
                 if filled.insert(s, work.value_len) != Some(work.value_len) {
                     load::fill(systems[s].addr, work)?;

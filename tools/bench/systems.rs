@@ -153,6 +153,11 @@ pub(crate) fn runs(program: &Path, flag: &str) -> Option<String> {
 }
 
 impl Spec {
+    /// Whether it knows `mg` and `ms`.
+    pub(crate) fn speaks_meta(&self) -> bool {
+        !matches!(self.program, Program::Twemproxy | Program::Floor)
+    }
+
     /// Starts it, and the servers that it needs, and waits until all are ready. Its files go to
     /// `files`.
     pub(crate) fn start(&self, layout: &Layout, ports: &mut Ports, files: &Path) -> io::Result<System> {

@@ -40,6 +40,28 @@ pub(crate) fn put_set(out: &mut Vec<u8>, key: u32, tail: &[u8]) {
     out.extend_from_slice(tail);
 }
 
+/// Appends `mg` for this key's value and client flags.
+pub(crate) fn put_mg(out: &mut Vec<u8>, key: u32) {
+    out.extend_from_slice(b"mg ");
+    put_key(out, key);
+    out.extend_from_slice(b" v f\r\n");
+}
+
+/// What every `ms` has after its key.
+pub(crate) fn ms_tail(value_len: usize) -> Vec<u8> {
+    let mut tail = format!(" {value_len} T0 F0\r\n").into_bytes();
+    tail.resize(tail.len() + value_len, b'v');
+    tail.extend_from_slice(b"\r\n");
+    tail
+}
+
+/// Appends an `ms`.
+pub(crate) fn put_ms(out: &mut Vec<u8>, key: u32, tail: &[u8]) {
+    out.extend_from_slice(b"ms ");
+    put_key(out, key);
+    out.extend_from_slice(tail);
+}
+
 /// What a connection still waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
@@ -65,7 +87,7 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// If it is no answer to `get` or `set`.
+    /// If it is no answer to `get`, `set`, `mg` or `ms`.
     pub(crate) fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -98,7 +120,16 @@ impl Answers {
             self.skip = length + 2;
             return Ok(());
         }
+        if let Some(rest) = line.strip_prefix(b"VA ") {
+            let length = rest.split(|&b| b == b' ' || b == b'\r').next().unwrap_or_default();
+            let length: usize = std::str::from_utf8(length).ok().and_then(|t| t.parse().ok()).ok_or_else(strange)?;
+            self.values += 1;
+            self.skip = length + 2;
+            self.owed = self.owed.checked_sub(1).ok_or_else(strange)?;
+            return Ok(());
+        }
         match line {
+            b"HD\r\n" | b"EN\r\n" => {}
             b"END\r\n" | b"STORED\r\n" => {}
             _ if line.starts_with(b"SERVER_ERROR") => self.errors += 1,
             _ => return Err(strange()),

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::super::line::Words;
+use super::super::meta::{self, Hidden, Verb};
 use super::super::number::{client_i32, client_u32, client_u64};
 use super::super::request::{Admin, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
 use super::super::{KEY_LEN_MAX, answer};
@@ -48,7 +49,15 @@ impl Command<'_> {
             // These two take any number of words and heed none.
             b"version" => self.administer(Admin::Version, false),
             b"quit" => self.administer(Admin::Quit, false),
-            b"ms" => self.unserved_meta_set(words),
+            b"mg" => self.meta(Verb::Get, words),
+            b"ms" => self.meta(Verb::Set, words),
+            b"md" => self.meta(Verb::Delete, words),
+            b"ma" => self.meta(Verb::Arithmetic, words),
+            b"me" => self.meta(Verb::Debug, words),
+            b"mn" => {
+                let request = Request::Admin(Admin::Noop);
+                Parsed::Request { request, style: Style::Meta(Hidden::Nothing), len: self.line_len }
+            }
             name => self.unknown(name, words),
         }
     }
@@ -227,13 +236,8 @@ impl Command<'_> {
         }
     }
 
-    /// `ms <key> <length> ...`: refused, but the value goes with it. Left in the stream it would be
-    /// taken for commands.
-    fn unserved_meta_set(&self, mut words: Words<'_>) -> Parsed {
-        let length =
-            words.nth(1).and_then(|word| client_i32(&self.buf[word])).and_then(|length| usize::try_from(length).ok());
-        let swallow = length.map_or(0, |length| length + 2);
-        Parsed::Reject { reply: answer::ERROR, style: SAID, len: self.line_len, swallow, close: false }
+    fn meta(&self, verb: Verb, words: Words<'_>) -> Parsed {
+        meta::Command { buf: self.buf, line_len: self.line_len, limits: self.limits }.parse(verb, words)
     }
 
     /// A browser's request is closed without an answer, so that a web page cannot make it talk

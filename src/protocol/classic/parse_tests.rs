@@ -1,4 +1,5 @@
 use super::super::fuzz::Dice;
+use super::super::meta::Hidden;
 use super::super::request::{Admin, Family, Keyed, Kind, Request, item_size};
 use super::*;
 
@@ -170,13 +171,22 @@ fn items_above_the_limit() {
     assert!(matches!(parse(b"set k 0 0 2147483646\r\n", &LIMITS), Parsed::Reject { reply: answer::BAD_FORMAT, .. }));
 }
 
+/// Once its length is understood, the value goes with what is refused: left in the stream it would
+/// be taken for commands.
 #[test]
 fn meta_sets_are_refused_with_their_value() {
-    let expected = Parsed::Reject { reply: answer::ERROR, style: SAID, len: 13, swallow: 7, close: false };
-    assert_eq!(parse(b"ms key 5 T0\r\nhello\r\n", &LIMITS), expected);
-    let expected = Parsed::Reject { reply: answer::ERROR, style: SAID, len: 8, swallow: 0, close: false };
-    assert_eq!(parse(b"ms key\r\n", &LIMITS), expected);
-    assert_eq!(parse(b"mg k v\r\n", &LIMITS), expected);
+    for (line, reply, swallow) in [
+        (&b"ms key 5 T0 Q\r\n"[..], &b"CLIENT_ERROR invalid flag\r\n"[..], 7),
+        (b"ms key 5 E7\r\n", b"CLIENT_ERROR invalid flag\r\n", 7),
+        (b"ms key 5 MX\r\n", b"CLIENT_ERROR invalid mode for ms M token\r\n", 7),
+        (b"ms key\r\n", answer::BAD_FORMAT, 0),
+        (b"ms key x\r\n", answer::BAD_FORMAT, 0),
+        (b"mg\r\n", answer::ERROR, 0),
+    ] {
+        let style = Style::Meta(Hidden::Nothing);
+        let expected = Parsed::Reject { reply, style, len: line.len(), swallow, close: false };
+        assert_eq!(parse(line, &LIMITS), expected);
+    }
 }
 
 /// Ranges lie inside the consumed bytes, and a beginning of the buffer is either too little or
@@ -219,7 +229,7 @@ fn check(buf: &[u8]) {
 
 #[test]
 fn no_bytes_panic_and_splits_change_nothing() {
-    let seeds: [&[u8]; 14] = [
+    let seeds: [&[u8]; 18] = [
         b"get a b  c\r\n",
         b"gat 10 a b\r\n",
         b"set k 1 2 5\r\nhello\r\nget k\r\n",
@@ -233,6 +243,10 @@ fn no_bytes_panic_and_splits_change_nothing() {
         b"stats items\r\nquit\r\n",
         b"resync cancel 10.0.0.1:11211\r\n",
         b"ms k 3 T0\r\nabc\r\n",
+        b"ms a2V5 3 b F5 ME I C7 q O1\r\nabc\r\n",
+        b"mg a2V5 b v k c N30 R5 T0 Oab q\r\n",
+        b"ma k N0 J5 D7 MD\r\nmn\r\n",
+        b"md k I x T30 C5\r\nme k b\r\n",
         b"GET / HTTP/1.1\r\n",
     ];
     let mut dice = Dice::new(1);

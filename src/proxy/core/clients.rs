@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
+use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
@@ -55,6 +56,35 @@ impl KeyAt {
     fn new(input: &[u8], key: Range<usize>) -> KeyAt {
         KeyAt { place: (key.start as u32, key.end as u32), hash: Topology::key_hash(&input[key]) }
     }
+
+    /// One that stands there in base64, as it will stand in the place of that.
+    fn encoded(input: &[u8], key: Range<usize>) -> Option<(KeyAt, Decoded)> {
+        let decoded = Decoded::of(&input[key.clone()])?;
+        let bytes = decoded.bytes();
+        let place = (key.start as u32, (key.start + bytes.len()) as u32);
+        Some((KeyAt { place, hash: Topology::key_hash(bytes) }, decoded))
+    }
+
+    /// `input`: what the request begins. With the bytes that are to be put in the key's place.
+    #[inline(always)]
+    fn of(input: &[u8], request: &Keyed) -> (KeyAt, Option<Decoded>) {
+        let span = request.keys.span.clone();
+        if is_encoded(request.kind)
+            && let Some((key, decoded)) = KeyAt::encoded(input, span.clone())
+        {
+            return (key, Some(decoded));
+        }
+        (KeyAt::new(input, span), None)
+    }
+
+    fn put(self, decoded: &Decoded, input: &mut [u8]) {
+        input[self.place.0 as usize..self.place.1 as usize].copy_from_slice(decoded.bytes());
+    }
+}
+
+#[inline(always)]
+fn is_encoded(kind: Kind) -> bool {
+    matches!(kind, Kind::Meta(meta) if meta.has(Flag::Binary))
 }
 
 impl Core {
@@ -344,10 +374,13 @@ impl Core {
         }
         let client = &mut self.clients[id];
         let write = request.kind.is_write();
-        let key = KeyAt::new(chunk, request.keys.span.clone());
+        let (key, decoded) = KeyAt::of(chunk, &request);
         if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
             client.hold(Hold::Key { hash: key.hash, write }, None);
             return false;
+        }
+        if let Some(decoded) = &decoded {
+            key.put(decoded, chunk);
         }
         let raw = take_front(chunk, len);
         let slot = client.open_slot(1, false, style, len, &mut self.spare);
@@ -459,13 +492,17 @@ impl Core {
         chunk: &mut BytesMut,
         (len, refusal): (usize, Refusal),
     ) -> bool {
-        let KeyAt { place, hash } = KeyAt::new(chunk, request.keys.span.clone());
+        let (key, decoded) = KeyAt::of(chunk, request);
+        let KeyAt { place, hash } = key;
         let client = &mut self.clients[id];
         if client.conflicts(hash, true, &mut self.spare) {
             client.hold(Hold::Key { hash, write: true }, None);
             return false;
         }
-        let pair = self.topology.pair_of(&chunk[request.keys.span.clone()]);
+        if let Some(decoded) = &decoded {
+            key.put(decoded, chunk);
+        }
+        let pair = self.topology.pair_of(&chunk[place.0 as usize..place.1 as usize]);
         let raw = chunk.split_to(len).freeze();
         client.end_receiving();
         let slot = client.open_slot(1, false, style, len, &mut self.spare);
@@ -473,7 +510,7 @@ impl Core {
         let said = refusal.words();
         tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
         let error = Outcome::Refused(refusal);
-        if request.kind != Kind::Set {
+        if !matches!(request.kind, Kind::Set | Kind::Meta(_)) {
             self.answer_client(id, slot, 0, false, error);
             return true;
         }
@@ -482,7 +519,8 @@ impl Core {
         let op = Op {
             answer: Some(error),
             decided: true,
-            ..Op::new(Origin::Client(asker), Kind::Delete, pair, hash, raw, place)
+            // (Nothing behind the key: the flags are not those of a deletion.)
+            ..Op::new(Origin::Client(asker), removal(request.kind), pair, hash, raw.slice(..place.1 as usize), place)
         };
         self.admit(op, asker);
         true
@@ -499,7 +537,13 @@ impl Core {
         }
         if is_reserved(op.key()) {
             // The proxy's own items do not exist for clients.
-            let answer = if op.kind.reads() { Outcome::Miss } else { Outcome::Refused(RESERVED) };
+            let answer = match op.kind {
+                Kind::Meta(meta) if meta.reads() => {
+                    Outcome::Raw(meta::answer::own(b"EN", meta, op.key(), op.words(meta)))
+                }
+                kind if kind.reads() => Outcome::Miss,
+                _ => Outcome::Refused(RESERVED),
+            };
             return self.answer_client(id, asker.slot, asker.part, asker.read, answer);
         }
         let owner = self.owner(op.hash);
@@ -584,6 +628,14 @@ impl Core {
         if self.clients.of(asker.client).is_some() {
             self.answer_client(asker.client.id, asker.slot, asker.part, asker.read, answer);
         }
+    }
+}
+
+/// What removes an item that a command of this kind has failed to replace.
+fn removal(kind: Kind) -> Kind {
+    match is_encoded(kind) {
+        true => Kind::Meta(Meta::new(Verb::Delete).with(Flag::Binary)),
+        false => Kind::Delete,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ids::{Incarnation, NodeId, PairId, Term};
 use crate::protocol::reply::ReplyLimits;
 use crate::proxy::handles::OpId;
 use crate::proxy::link::{Flight, LinkState};
-use crate::proxy::op::{Origin, Stage};
+use crate::proxy::op::{Decisive, Origin, Stage};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
@@ -203,6 +203,13 @@ impl Core {
                 if leader == Some(node) && self.links[node].incarnation == memory && writable =>
             {
                 self.finish_with_answer(id)
+            }
+            // In mid-repair: the node that leads now has answered differently, and that decides.
+            Stage::Executed(node, _)
+                if leader.is_some_and(|leader| leader != node)
+                    && let Some(Decisive { answer, .. }) = op.repair.take().and_then(|repair| repair.decisive) =>
+            {
+                self.finish(id, answer);
             }
             _ => {
                 op.stage = Stage::New;

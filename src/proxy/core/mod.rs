@@ -85,6 +85,8 @@ struct Fence {
     /// That is stale, and equals nothing.
     copy_stale: bool,
     marker_ok: bool,
+    /// The follower's copy was dropped.
+    written: bool,
     /// When the two were read, and the date that the leader showed just before its item was.
     asked: Asked,
     /// It ends with a difference: the follower refused the item, or the leader's changed again and
@@ -108,6 +110,7 @@ impl Fence {
             copy: None,
             copy_stale: false,
             marker_ok: false,
+            written: false,
             asked: Asked::default(),
             failed: false,
             retry_at_us: None,

@@ -21,7 +21,7 @@ impl Core {
     /// A place in the worker's table, until it is finished.
     #[inline(always)]
     pub(super) fn take_in(&mut self, op: Op) -> OpId {
-        if op.kind == Kind::Add {
+        if op.kind.adds() {
             self.adds.begun(op.hash);
         }
         self.ops.insert(op)
@@ -137,8 +137,8 @@ impl Core {
     fn send_now(&mut self, id: OpId, at: ConnId) {
         let op = &self.ops[id];
         let bytes = op.bytes;
-        // (A read has one stage.)
-        if !op.kind.is_write() {
+        // (They have one stage.)
+        if matches!(op.kind, Kind::Get | Kind::Gets) {
             let conn = &mut self.links[at];
             conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
             return mark_dirty(conn, at, &mut self.outbox);
@@ -151,7 +151,7 @@ impl Core {
                 let term = self.pairs[op.pair].flow.as_ref().and_then(|f| f.term);
                 op.encode_leader(conn.out(self.now_us), term, exptime);
                 // Its success says that the key was not there: the proof comes with the answer.
-                conn.marker_due |= op.kind == Kind::Add && marked;
+                conn.marker_due |= op.kind.only_adds() && marked;
             }
             _ => {
                 op.encode_follower(conn.out(self.now_us), op.sent, exptime);
@@ -276,7 +276,7 @@ impl Core {
         let op = &self.ops[id];
         let (kind, hash, origin) = (op.kind, op.hash, op.origin);
         self.ops.remove(id);
-        if kind == Kind::Add {
+        if kind.adds() {
             // It was answered by a node whose memory is proved, or every worker has left the route
             // under which it was not, or nobody is told what came of it.
             self.adds.ended(hash);

@@ -39,7 +39,7 @@ impl Core {
         let mut op = order(ticket, Kind::Mend, pair, &key, b"");
         op.answer = Some(Outcome::Stored);
         let id = self.take_in(op);
-        self.repair(id);
+        self.repair(id, None);
     }
 
     /// Adds an item that only the follower holds to the leader. All writes of the key pass this

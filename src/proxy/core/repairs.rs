@@ -14,7 +14,7 @@ use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Frame, Reply, ReplyKind};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, RepairStep, RepairWaits};
-use crate::proxy::op::{Kind, Op, Repair, Stage};
+use crate::proxy::op::{Decisive, Kind, Op, Repair, Stage};
 use crate::proxy::table::OpTable;
 
 use super::{Begun, Core, Fence, OUTCOME_UNKNOWN};
@@ -38,14 +38,16 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's,
     /// verify; later writes of the key wait.
-    pub(super) fn repair(&mut self, id: OpId) {
+    ///
+    /// `decisive`: what the follower's answer means if it leads next.
+    pub(super) fn repair(&mut self, id: OpId, decisive: Option<Decisive>) {
         self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now_us;
         if self.ops[id].stage.is_in_flight() {
             self.discount_begun(id);
         }
         let op = &mut self.ops[id];
         op.stage = Stage::Repair;
-        op.repair = Some(Box::new(Repair::default()));
+        op.repair = Some(Box::new(Repair { decisive, ..Repair::default() }));
         let key = Bytes::copy_from_slice(op.key());
         let write = op.kind != Kind::Mend;
         if let Some(fence) = self.fences.get_mut(&key) {
@@ -150,7 +152,7 @@ impl Core {
             self.links[leader].out(self.now_us).put(clock::CLOCK_READ);
             self.sent(leader, Flight::Repair(id, RepairStep::Clock), 0);
         }
-        node::mg(self.links[leader].out(self.now_us), Key::plain(key), Ask::Item);
+        node::mg(self.links[leader].out(self.now_us), Key::known(key), Ask::KeyAndItem);
         self.send_step(id, leader, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If
         // it had just gone, "repairing" would destroy the good copy.
@@ -163,7 +165,7 @@ impl Core {
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id].kind == Kind::Mend;
         if compared {
-            node::mg(self.links[follower].out(self.now_us), Key::plain(key), Ask::Item);
+            node::mg(self.links[follower].out(self.now_us), Key::known(key), Ask::KeyAndItem);
             self.send_step(id, follower, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
@@ -267,7 +269,7 @@ impl Core {
                 fence.asked.shown = clock::shown(&frame);
             }
             (RepairStep::Read | RepairStep::Compare, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
-                let Ok(answer) = Answer::to_unechoed(&frame) else {
+                let Ok(answer) = Answer::to(&key, &frame) else {
                     self.repair_broken(id, Some(node));
                     return false;
                 };
@@ -278,8 +280,13 @@ impl Core {
                     // A stale item must not become a fresh one, and a remaining time of 0 stored
                     // back would mean for ever.
                     fence.item = Some(item.filter(|item| !answer.stale && item.seen.ttl != 0));
+                    if answer.won && answer.cas != 0 {
+                        self.give_back(id, node, &key, answer.cas);
+                        return true;
+                    }
                 }
             }
+            (RepairStep::GiveBack, ReplyKind::MetaHd | ReplyKind::MetaNf | ReplyKind::MetaEx) => {}
             (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
             (RepairStep::Add, ReplyKind::MetaHd) => {}
             (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
@@ -325,11 +332,24 @@ impl Core {
             return true;
         }
         match step {
-            RepairStep::Clock | RepairStep::Marker | RepairStep::Read | RepairStep::Compare => self.repair_write(&key),
+            RepairStep::Clock | RepairStep::Marker | RepairStep::Read | RepairStep::GiveBack | RepairStep::Compare => {
+                self.repair_write(&key)
+            }
             RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
             RepairStep::Verify => {}
         }
         true
+    }
+
+    /// The repair's look at a stale item has won the right to recompute it, which a client must
+    /// get.
+    fn give_back(&mut self, id: OpId, leader: NodeId, key: &Bytes, cas: u64) {
+        let leader = self.links.of(leader, self.ops[id].hash);
+        node::md_stale(self.links[leader].out(self.now_us), Key::known(key), cas);
+        self.send_step(id, leader, RepairStep::GiveBack);
+        if let Some(repair) = &mut self.ops[id].repair {
+            repair.outstanding += 1;
+        }
     }
 
     pub(super) fn repair_write(&mut self, key: &Bytes) {
@@ -366,9 +386,13 @@ impl Core {
         let (to, now) = (self.links[node].offset, self.date());
         let item = item.and_then(|item| item.seen.exptime_of_copy(from, to, now).map(|exptime| (item, exptime)));
         let out = self.links[at].out(self.now_us);
-        node::md_unechoed(out, Key::plain(key));
+        node::md_unechoed(out, Key::known(key));
         if let Some((item, exptime)) = &item {
-            node::ms_add(out, Key::plain(key), &item.value, (item.flags, *exptime), false);
+            let key = if item.binary { Key::new(key, true) } else { Key::known(key) };
+            node::ms_add(out, key, &item.value, (item.flags, *exptime), false);
+        }
+        if let Some(fence) = self.fences.get_mut(key) {
+            fence.written = true;
         }
         self.send_step(id, at, RepairStep::Drop);
         if item.is_some() {
@@ -380,6 +404,11 @@ impl Core {
     pub(super) fn repair_verify(&mut self, key: &Bytes) {
         let Some(fence) = self.fences.get(key) else { return };
         let id = fence.owner;
+        if matches!(fence.item, Some(None)) {
+            // Nothing was copied that could be wrong, and to look at a stale item would win it.
+            self.stats.repaired();
+            return self.repair_done(key);
+        }
         let op = &self.ops[id];
         let leader = self.pairs.leader_of(op.pair).filter(|&leader| !self.pairs.is_void(op.pair, leader));
         let leader = leader.map(|leader| self.links.of(leader, op.hash));
@@ -388,7 +417,7 @@ impl Core {
             // verified, for the writes are fenced.
             return self.repair_done(key);
         };
-        node::mg(self.links[leader].out(self.now_us), Key::plain(key), Ask::Cas);
+        node::mg(self.links[leader].out(self.now_us), Key::known(key), Ask::Cas);
         self.send_step(id, leader, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }
@@ -437,11 +466,29 @@ impl Core {
                     self.park(id, Stage::Held(leader));
                 }
                 _ if rewritten => self.finish_with_answer(id),
+                Some(leader) if self.may_be_decided_without(id, fence.written) => {
+                    let memory = self.links[leader].incarnation;
+                    self.leave_flight(id);
+                    self.park(id, Stage::Executed(leader, memory));
+                }
                 _ => self.fail(id, OUTCOME_UNKNOWN),
             }
         }
         for id in fence.queue {
             self.begin(id);
+        }
+    }
+
+    /// Whether it is known what the client is to be told if the leader, which executed the
+    /// operation and is lost, does not lead again. `written`: the repair has begun to change the
+    /// follower's copy, and made nothing of it.
+    fn may_be_decided_without(&self, id: OpId, written: bool) -> bool {
+        match self.ops[id].repair.as_ref().and_then(|repair| repair.decisive.as_ref()) {
+            // The follower holds nothing, as it has said.
+            Some(Decisive { absent: true, .. }) => true,
+            Some(Decisive { absent: false, .. }) => !written,
+            // It was sent nothing of it: there it is as new.
+            None => true,
         }
     }
 

@@ -3,11 +3,12 @@
 use bytes::Bytes;
 
 use crate::ids::{NodeId, Term};
+use crate::protocol::meta::{self, Meta, Verb};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
-use crate::proxy::op::{self, Agreement, Effect, Mirror, Op, Stage};
+use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage};
 use crate::proxy::route::{Flow, Follower};
 
 use super::proofs::has_ended;
@@ -201,7 +202,7 @@ impl Core {
     pub(super) fn op_answered(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: Bytes) -> bool {
         match self.ops[id].stage {
             Stage::Leader(_) => self.leader_answered(id, at, reply, unit),
-            Stage::Follower(_) => self.follower_answered(id, reply),
+            Stage::Follower(_) => self.follower_answered(id, reply, &unit),
             _ => true,
         }
     }
@@ -213,18 +214,23 @@ impl Core {
             ReplyKind::Value { key, .. } => &unit[key.clone()] == op.key(),
             _ => true,
         };
+        let held_back = is_held_back(op, reply, &unit);
         let Some(effect) = op::effect(kind, &reply.kind).filter(|_| right_key) else {
             // Whatever it executed is unknown; the connection is closed by the caller.
             self.strand(id, at.node);
             return false;
         };
         let term = self.pairs[pair].flow.as_ref().and_then(|f| f.term);
-        let answer = client_answer(reply, unit, term);
+        let effect = if held_back { Effect::HeldBack } else { effect };
+        let number = counted(op, reply, &unit);
+        let made = kind.adds() && has_made(op, reply, &unit, number);
+        let answer = client_answer(op, reply, unit, term);
         if kind.reads() {
-            self.read_answered(id, effect, matches!(reply.kind, ReplyKind::Value { .. }));
+            let hit = matches!(reply.kind, ReplyKind::Value { .. } | ReplyKind::MetaHd | ReplyKind::MetaVa { .. });
+            self.read_answered(id, effect, hit);
         }
         let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id].hash);
-        let unproven = self.needs_proof(id, at, doubted || op::shows_absence(kind, &reply.kind));
+        let unproven = self.needs_proof(id, at, doubted || made || op::shows_absence(kind, &reply.kind));
         let op = &mut self.ops[id];
         if !unproven && has_ended(effect, op.origin) {
             self.finish(id, answer);
@@ -234,7 +240,7 @@ impl Core {
         if !op.decided {
             op.answer = Some(answer);
         }
-        if let ReplyKind::Number(number) = reply.kind {
+        if let Some(number) = number {
             op.number = number;
         }
         if unproven {
@@ -272,8 +278,9 @@ impl Core {
         }
         let op = &mut self.ops[id];
         op.sent = match (&follower, effect) {
-            (Follower::InSync(_), Effect::Unknown) => return self.repair(id),
-            (Follower::Filling(..), Effect::Unknown) => Mirror::Drop,
+            (Follower::InSync(_), Effect::Unknown) => return self.repair(id, None),
+            (Follower::InSync(_), Effect::HeldBack) => Mirror::Withhold,
+            (Follower::Filling(..), Effect::Unknown | Effect::HeldBack) => Mirror::Drop,
             (Follower::Filling(..), _) => op::mirror_filling(kind),
             _ => op::mirror(kind),
         };
@@ -281,11 +288,15 @@ impl Core {
         self.send_op(id, target);
     }
 
-    pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply) -> bool {
+    pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {
         let op = &self.ops[id];
         let pair = op.pair;
         let Stage::Follower(node) = op.stage else { return true };
-        let Some(agreement) = op::agreement(op.sent, op.number, &reply.kind) else {
+        let agreement = match op.kind {
+            Kind::Meta(_) => op::meta_agreement(op.sent, op.number, reply, unit),
+            _ => op::agreement(op.sent, op.number, &reply.kind),
+        };
+        let Some(agreement) = agreement else {
             self.strand(id, node);
             return false;
         };
@@ -303,27 +314,68 @@ impl Core {
         }
         if agreement == Agreement::Agree {
             // (What appends or touches agrees whatever the two hold.)
-            if let (Some(flow), Mirror::Set | Mirror::Delete) = (flow, op.sent) {
+            if let (Some(flow), Mirror::Set | Mirror::Delete | Mirror::Withhold) = (flow, op.sent) {
                 flow.lone.remove(op.key());
             }
             self.finish_with_answer(id);
         } else if flow.is_some_and(|f| self.pairs.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.
-            let answer = decisive_answer(op, reply);
+            let answer = decisive_answer(op, reply, unit);
             self.stats.diverged();
             self.miss(id);
             self.finish(id, answer);
         } else {
+            let absent = matches!(
+                &reply.kind,
+                ReplyKind::NotFound | ReplyKind::NotStored | ReplyKind::MetaNf | ReplyKind::MetaNs | ReplyKind::MetaEn
+            );
+            let decisive = Decisive { answer: decisive_answer(op, reply, unit), absent };
             self.stats.diverged();
-            self.repair(id);
+            self.repair(id, Some(decisive));
         }
         true
     }
 }
 
+/// Whether the item that an `mg` has changed is one that the leader alone holds. (A plain `mg`,
+/// which is no write, may be told of it too, and even to recompute a stale item: nothing has to be
+/// done for that, for nobody else holds it.)
+#[inline(always)]
+fn is_held_back(op: &Op, reply: &Reply, unit: &[u8]) -> bool {
+    match op.kind {
+        Kind::Meta(meta) if meta.verb == Verb::Get && meta.is_write() => {
+            meta::answer::is_held_back(&unit[reply.line.clone()], op.key())
+        }
+        _ => false,
+    }
+}
+
+/// Whether a command that may make an item has made it, as far as the answer tells.
+fn has_made(op: &Op, reply: &Reply, unit: &[u8], number: Option<u64>) -> bool {
+    let Kind::Meta(meta) = op.kind else { return false };
+    match number {
+        Some(number) => meta::line::initial(op.words(meta)) == number,
+        None => meta.verb == Verb::Get && meta::answer::has_won(&unit[reply.line.clone()], op.key()),
+    }
+}
+
+/// What the leader counted.
+#[inline(always)]
+fn counted(op: &Op, reply: &Reply, unit: &[u8]) -> Option<u64> {
+    match (op.kind, &reply.kind) {
+        (_, ReplyKind::Number(number)) => Some(*number),
+        (Kind::Meta(Meta { verb: Verb::Arithmetic, .. }), _) => meta::answer::number(reply, unit),
+        _ => None,
+    }
+}
+
 /// What a client is told of the leader's answer. Its cas token carries the term of this leadership.
 #[inline(always)]
-fn client_answer(reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
+fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
+    if let Kind::Meta(meta) = op.kind {
+        let token = |raw| term.map_or(raw, |term| op::client_cas(raw, term));
+        return Outcome::Raw(meta::answer::of_leader(meta, op.key(), reply, unit, token));
+    }
     if let ReplyKind::Value { cas: Some(cas), .. } = reply.kind
         && let Some(term) = term
     {
@@ -334,7 +386,20 @@ fn client_answer(reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads
 /// next, answered something else.
-fn decisive_answer(op: &Op, reply: &Reply) -> Outcome {
+fn decisive_answer(op: &Op, reply: &Reply, unit: &[u8]) -> Outcome {
+    if let Kind::Meta(meta) = op.kind {
+        let code: &[u8] = match &reply.kind {
+            ReplyKind::MetaNs => b"NS",
+            ReplyKind::MetaNf => b"NF",
+            ReplyKind::MetaEn => b"EN",
+            _ => b"",
+        };
+        return match meta::answer::number(reply, unit) {
+            Some(number) => Outcome::Raw(meta::answer::own_number(number, meta, op.key(), op.words(meta))),
+            None if !code.is_empty() => Outcome::Raw(meta::answer::own(code, meta, op.key(), op.words(meta))),
+            None => Outcome::Refused(OUTCOME_UNKNOWN),
+        };
+    }
     match (&reply.kind, &op.answer) {
         (ReplyKind::Number(number), _) => Outcome::Number(*number),
         (ReplyKind::NotStored, _) => Outcome::NotStored,

@@ -29,6 +29,7 @@ mod copier;
 mod explore;
 mod history;
 mod large;
+mod meta;
 mod node;
 mod orders;
 mod races;

@@ -39,7 +39,7 @@ impl Copier {
     }
 
     pub(super) fn step(&mut self, nodes: &mut [Node; 2], source: usize, target: usize, recopy: &Recopy) {
-        let held = nodes[source].items.get(KEY.as_bytes()).cloned();
+        let held = nodes[source].items.get(KEY.as_bytes()).filter(|item| !item.mark.is_held_back()).cloned();
         self.step = match self.step.take() {
             None => {
                 if !self.enumerated {

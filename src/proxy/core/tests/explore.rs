@@ -100,13 +100,18 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     if !world.diverged && !world.history.is_possible(last) {
         return Err(format!("no order of the commands explains what clients were told (and {last:?} at the end)"));
     }
+    // (What the leader alone holds; and a follower that led may have kept it.)
+    let held_back = |i: &&Item| i.mark.is_held_back();
     let plain = |i: &Item| (i.value.clone(), i.flags, i.exptime);
-    if state == State::Mirrored && !unnoticed && item(0).map(plain) != item(1).map(plain) {
+    if state == State::Mirrored
+        && !unnoticed
+        && item(0).filter(|i| !held_back(i)).map(plain) != item(1).filter(|i| !held_back(i)).map(plain)
+    {
         return Err("leader and follower differ".into());
     }
     if let State::Recovering { leader } = state
         && let Some(copy) = item(leader.other() as usize)
-        && item(leader as usize).map(plain) != Some(plain(copy))
+        && item(leader as usize).filter(|i| !held_back(i)).map(plain) != Some(plain(copy))
         && world.recopy.is_empty()
         && world.copier.is_none()
     {
@@ -127,7 +132,9 @@ pub(super) fn judge_missed(world: &World) -> Result<(), String> {
     if world.pair.state() == State::Mirrored || memory_gone || !said || (world.unequal && !world.noticed()) {
         return Ok(());
     }
-    let plain = |node: &Node| node.items.get(KEY.as_bytes()).map(|i| (i.value.clone(), i.flags, i.exptime));
+    let counts = |i: &&Item| !i.mark.is_held_back();
+    let plain =
+        |node: &Node| node.items.get(KEY.as_bytes()).filter(counts).map(|i| (i.value.clone(), i.flags, i.exptime));
     for primary in world.ends_of(0) {
         for backup in world.ends_of(1) {
             if plain(&primary) != plain(&backup) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::proxy::handles::{ClientId, ClientKey};
 
+use super::node::Mark;
 use super::world::KEY;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +24,24 @@ pub(super) enum Req {
     Decr,
     Delete,
     Touch,
+    /// `mg` with the value.
+    Mg,
+    /// With `N`: makes an item that somebody is told to compute.
+    Vivify,
+    /// With `R`: tells somebody to recompute what expires before long.
+    Recache,
+    /// With `T`.
+    MgTouch,
+    Ms(&'static str),
+    MsAdd(&'static str),
+    MsAppend(&'static str),
+    MsCas(&'static str),
+    Ma,
+    /// With `N` and `J`.
+    MaMake,
+    Md,
+    /// With `I`.
+    Invalidate,
 }
 
 #[derive(Debug)]
@@ -54,12 +73,14 @@ pub(super) struct History {
     /// Commands go out without waiting for the answers to earlier ones.
     pub(super) pipelined: bool,
     item: Option<String>,
+    /// What is marked stale, or about to be recomputed, may be gone at any moment.
+    pub(super) marked_may_go: bool,
     entries: Vec<Entry>,
     clock: usize,
 }
 
-/// The item of the one true memcached: value, which write it is of, exptime.
-type Truth = Option<(String, usize)>;
+/// The item of the one true memcached: value, which write it is of, marks, exptime.
+type Truth = Option<(String, usize, Mark, u32)>;
 
 impl History {
     pub(super) fn new(programs: &[&[Req]], item: Option<&str>, workers: usize) -> History {
@@ -73,7 +94,14 @@ impl History {
             input: Vec::new(),
         };
         let clients = programs.iter().enumerate().map(client).collect();
-        History { clients, pipelined: false, item: item.map(str::to_owned), entries: Vec::new(), clock: 0 }
+        History {
+            clients,
+            pipelined: false,
+            marked_may_go: false,
+            item: item.map(str::to_owned),
+            entries: Vec::new(),
+            clock: 0,
+        }
     }
 
     /// The item is only on the filling follower, and is to be adopted: as if somebody added it
@@ -101,6 +129,7 @@ impl History {
         self.clock += 1;
         self.entries.push(Entry { client: at, req, token, asked: self.clock, told: None });
         let store = |verb: &str, v: &str| format!("{verb} {KEY} 0 0 {}\r\n{v}\r\n", v.len());
+        let meta = |flags: &str, v: &str| format!("ms {KEY} {}{flags}\r\n{v}\r\n", v.len());
         match req {
             Req::Get => format!("get {KEY}\r\n"),
             Req::Gets => format!("gets {KEY}\r\n"),
@@ -115,6 +144,18 @@ impl History {
             Req::Decr => format!("decr {KEY} 1\r\n"),
             Req::Delete => format!("delete {KEY}\r\n"),
             Req::Touch => format!("touch {KEY} 800\r\n"),
+            Req::Mg => format!("mg {KEY} v\r\n"),
+            Req::Vivify => format!("mg {KEY} v N700\r\n"),
+            Req::Recache => format!("mg {KEY} R1000 v\r\n"),
+            Req::MgTouch => format!("mg {KEY} v T800\r\n"),
+            Req::Ms(v) => meta("", v),
+            Req::MsAdd(v) => meta(" ME", v),
+            Req::MsAppend(v) => meta(" MA", v),
+            Req::MsCas(v) => meta(&format!(" C{token}"), v),
+            Req::Ma => format!("ma {KEY} v\r\n"),
+            Req::MaMake => format!("ma {KEY} N0 J40 v\r\n"),
+            Req::Md => format!("md {KEY}\r\n"),
+            Req::Invalidate => format!("md {KEY} I\r\n"),
         }
     }
 
@@ -126,6 +167,9 @@ impl History {
             let text = String::from_utf8(self.clients[at].input.clone()).unwrap();
             let len = if text.starts_with("VALUE ") {
                 text.find("END\r\n").map(|e| e + 5)
+            } else if text.starts_with("VA ") {
+                let value = text.find('\n').map_or(0, |e| e + 1);
+                text[value..].find('\n').map(|e| value + e + 1)
             } else {
                 text.find('\n').map(|e| e + 1)
             };
@@ -160,8 +204,9 @@ impl History {
     /// Whether one memcached could have told the clients this and hold `last` at the end (`None`:
     /// nobody knows what it holds).
     pub(super) fn is_possible(&self, last: Option<Option<&str>>) -> bool {
-        let truth = self.item.as_ref().map(|v| (v.clone(), 0));
-        search(&self.entries, 0, truth, &BTreeMap::new(), last, 1)
+        let truth = self.item.as_ref().map(|v| (v.clone(), 0, Mark::default(), 0));
+        let all = Told { entries: &self.entries, marked_may_go: self.marked_may_go };
+        search(&all, 0, truth, &BTreeMap::new(), last, 1)
     }
 }
 
@@ -169,16 +214,28 @@ fn failed(entry: &Entry) -> bool {
     entry.told.as_ref().is_none_or(|(_, t)| t.starts_with("SERVER_ERROR"))
 }
 
+struct Told<'a> {
+    entries: &'a [Entry],
+    marked_may_go: bool,
+}
+
 fn search(
-    all: &[Entry],
+    told: &Told<'_>,
     done: u32,
     truth: Truth,
     tokens: &BTreeMap<u64, usize>,
     last: Option<Option<&str>>,
     write: usize,
 ) -> bool {
+    let all = told.entries;
+    if told.marked_may_go
+        && truth.as_ref().is_some_and(|(_, _, mark, _)| mark.is_held_back())
+        && search(told, done, None, tokens, last, write)
+    {
+        return true;
+    }
     let open: Vec<usize> = (0..all.len()).filter(|i| done & (1 << i) == 0).collect();
-    let end = last.is_none_or(|l| l == truth.as_ref().map(|(v, _)| v.as_str()));
+    let end = last.is_none_or(|l| l == truth.as_ref().map(|(v, ..)| v.as_str()));
     if end && open.iter().all(|&i| failed(&all[i])) {
         return true;
     }
@@ -190,26 +247,28 @@ fn search(
             let earlier = !failed(&all[o]) && all[o].told.as_ref().is_some_and(|(t, _)| *t < entry.asked);
             o == i || !(earlier || (all[o].client == entry.client && o < i && !failed(&all[o])))
         });
-        let written = (0..all.len()).any(|o| done & (1 << o) != 0 && !matches!(all[o].req, Req::Get | Req::Gets));
+        let written =
+            (0..all.len()).any(|o| done & (1 << o) != 0 && !matches!(all[o].req, Req::Get | Req::Gets | Req::Mg));
         if !first || (entry.client == ADOPTION && written) {
             continue;
         }
         let (says, next) = truth_says(entry, &truth, tokens, write);
-        let told = entry.told.as_ref().map_or("", |(_, t)| t.as_str());
+        let answer = entry.told.as_ref().map_or("", |(_, t)| t.as_str());
+        let exists = answer == "EXISTS" || answer == "EX";
         let fits = failed(entry)
-            || told == says
-            || (matches!(entry.req, Req::Cas(_)) && told == "EXISTS")
-            || (entry.req == Req::Gets && same_value(told, &says));
+            || answer == says
+            || (matches!(entry.req, Req::Cas(_) | Req::MsCas(_)) && exists)
+            || (entry.req == Req::Gets && same_value(answer, &says));
         if !fits {
             continue;
         }
         let mut tokens = tokens.clone();
-        if let (Req::Gets, Some((_, version)), Some(token)) = (entry.req, &truth, token_of(told)) {
+        if let (Req::Gets, Some((_, version, ..)), Some(token)) = (entry.req, &truth, token_of(answer)) {
             tokens.insert(token.parse().unwrap(), *version);
         }
         // EXISTS is always a right answer to cas; then nothing was stored.
-        let next = if told == "EXISTS" { truth.clone() } else { next };
-        if search(all, done | (1 << i), next, &tokens, last, write + 1) {
+        let next = if exists { truth.clone() } else { next };
+        if search(told, done | (1 << i), next, &tokens, last, write + 1) {
             return true;
         }
     }
@@ -227,17 +286,50 @@ fn same_value(told: &str, says: &str) -> bool {
 
 fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write: usize) -> (String, Truth) {
     let stays = |says: &str| (says.to_owned(), truth.clone());
-    let becomes = |says: &str, value: String| (says.to_owned(), Some((value, write)));
-    let number = truth.as_ref().and_then(|(v, _)| v.parse::<u64>().ok());
+    let becomes = |says: &str, value: String| (says.to_owned(), Some((value, write, Mark::default(), 0)));
+    let number = truth.as_ref().and_then(|(v, ..)| v.parse::<u64>().ok());
+    // As `mg` shows what there is then; `due`: it is to be recomputed.
+    let looked = |value: &str, version: usize, mut mark: Mark, exptime: u32, due: bool| {
+        let says = format!("VA {}{}\r\n{value}", value.len(), mark.look(due));
+        (says.trim_end().to_owned(), Some((value.to_owned(), version, mark, exptime)))
+    };
     match (entry.req, truth) {
         (Req::Get | Req::Gets | Req::Gat, None) => stays("END"),
-        (Req::Get | Req::Gets | Req::Gat, Some((v, _))) => stays(&format!("VALUE {KEY} 0 {}\r\n{v}\r\nEND", v.len())),
+        (Req::Gat, Some((v, version, mark, _))) => {
+            (format!("VALUE {KEY} 0 {}\r\n{v}\r\nEND", v.len()), Some((v.clone(), *version, *mark, 900)))
+        }
+        (Req::Touch, Some((v, version, mark, _))) => ("TOUCHED".to_owned(), Some((v.clone(), *version, *mark, 800))),
+        (Req::Mg | Req::MgTouch | Req::Recache, None) => stays("EN"),
+        (Req::Vivify, None) => looked("", write, Mark::default(), 700, true),
+        (Req::Mg | Req::Vivify, Some((v, version, mark, exptime))) => looked(v, *version, *mark, *exptime, false),
+        (Req::MgTouch, Some((v, version, mark, _))) => looked(v, *version, *mark, 800, false),
+        (Req::Recache, Some((v, version, mark, exptime))) => {
+            looked(v, *version, *mark, *exptime, *exptime != 0 && *exptime < 1000)
+        }
+        (Req::MsAdd(v), None) | (Req::Ms(v), _) => becomes("HD", v.to_owned()),
+        (Req::MsAdd(_), Some(_)) | (Req::MsAppend(_), None) => stays("NS"),
+        (Req::MsAppend(v), Some((old, ..))) => becomes("HD", format!("{old}{v}")),
+        (Req::MsCas(_) | Req::Ma | Req::Md | Req::Invalidate, None) => stays("NF"),
+        (Req::MsCas(v), Some((_, version, ..))) => match tokens.get(&entry.token) == Some(version) {
+            true => becomes("HD", v.to_owned()),
+            false => stays("EX"),
+        },
+        (Req::MaMake, None) => becomes("VA 2\r\n40", "40".to_owned()),
+        (Req::Ma | Req::MaMake, Some(_)) => match number {
+            Some(n) => becomes(&format!("VA {}\r\n{}", (n + 1).to_string().len(), n + 1), (n + 1).to_string()),
+            None => stays("CLIENT_ERROR cannot increment or decrement non-numeric value"),
+        },
+        (Req::Md, Some(_)) => ("HD".to_owned(), None),
+        (Req::Invalidate, Some((v, _, _, exptime))) => {
+            ("HD".to_owned(), Some((v.clone(), write, Mark { stale: true, sent: false }, *exptime)))
+        }
+        (Req::Get | Req::Gets, Some((v, ..))) => stays(&format!("VALUE {KEY} 0 {}\r\n{v}\r\nEND", v.len())),
         (Req::Add(v), None) | (Req::Replace(v), Some(_)) | (Req::Set(v), _) => becomes("STORED", v.to_owned()),
         (Req::Add(_), Some(_)) | (Req::Replace(_) | Req::Append(_) | Req::Prepend(_), None) => stays("NOT_STORED"),
-        (Req::Append(v), Some((old, _))) => becomes("STORED", format!("{old}{v}")),
-        (Req::Prepend(v), Some((old, _))) => becomes("STORED", format!("{v}{old}")),
+        (Req::Append(v), Some((old, ..))) => becomes("STORED", format!("{old}{v}")),
+        (Req::Prepend(v), Some((old, ..))) => becomes("STORED", format!("{v}{old}")),
         (Req::Cas(_) | Req::Incr | Req::Decr | Req::Delete | Req::Touch, None) => stays("NOT_FOUND"),
-        (Req::Cas(v), Some((_, version))) => {
+        (Req::Cas(v), Some((_, version, ..))) => {
             if tokens.get(&entry.token) == Some(version) {
                 becomes("STORED", v.to_owned())
             } else {
@@ -253,6 +345,5 @@ fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write
             number.unwrap_or(0).saturating_sub(1).to_string(),
         ),
         (Req::Delete, Some(_)) => ("DELETED".to_owned(), None),
-        (Req::Touch, Some(_)) => stays("TOUCHED"),
     }
 }

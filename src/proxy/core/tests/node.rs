@@ -8,6 +8,31 @@ pub(super) struct Item {
     pub(super) flags: u32,
     pub(super) exptime: i64,
     pub(super) cas: u64,
+    pub(super) mark: Mark,
+}
+
+/// What `mg` shows of an item beside its value.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Mark {
+    pub(super) stale: bool,
+    /// Somebody was told to recompute it.
+    pub(super) sent: bool,
+}
+
+impl Mark {
+    /// Such an item belongs to the leader alone.
+    pub(super) fn is_held_back(self) -> bool {
+        self.stale || self.sent
+    }
+
+    /// Looks at it: what `mg` says, and whoever looks first at a stale item is told to recompute
+    /// it, and so is who finds it `due`.
+    pub(super) fn look(&mut self, due: bool) -> String {
+        let (z, x) = (if self.sent { " Z" } else { "" }, if self.stale { " X" } else { "" });
+        let wins = !self.sent && (self.stale || due);
+        self.sent |= wins;
+        format!("{z}{x}{}", if wins { " W" } else { "" })
+    }
 }
 
 #[derive(Clone, Default, Debug)]
@@ -38,7 +63,7 @@ impl Node {
 
     fn store(&mut self, key: &[u8], value: Vec<u8>, flags: u32, exptime: i64) {
         self.cas += 1;
-        self.items.insert(key.to_vec(), Item { value, flags, exptime, cas: self.cas });
+        self.items.insert(key.to_vec(), Item { value, flags, exptime, cas: self.cas, mark: Mark::default() });
     }
 
     /// Executes one command; the answer's bytes.
@@ -101,17 +126,28 @@ impl Node {
                 self.items.remove(key);
                 b"DELETED\r\n".to_vec()
             }
-            ("mg", None) => b"EN\r\n".to_vec(),
-            ("mg", Some(held)) => {
+            ("mg", None) if argument(&words, 'N').is_none() => b"EN\r\n".to_vec(),
+            ("mg", held) => {
+                let made = held.is_none();
+                if made {
+                    self.store(key, Vec::new(), 0, argument(&words, 'N').unwrap());
+                }
+                let item = self.items.get_mut(key).unwrap();
+                item.exptime = argument(&words, 'T').unwrap_or(item.exptime);
+                let late = |than| item.exptime != 0 && item.exptime < than;
+                let due = made || argument(&words, 'R').is_some_and(late);
+                let shown = item.mark.look(due);
+                let held = item.clone();
                 let ttl = if held.exptime == 0 { -1 } else { held.exptime };
                 let flag = |word: &str| match word {
+                    "k" => format!(" k{}", words[1]),
                     "f" => format!(" f{}", held.flags),
                     "t" => format!(" t{ttl}"),
                     "c" => format!(" c{}", held.cas),
                     _ => String::new(),
                 };
                 let mut flags: String = words[2..].iter().map(|w| flag(w)).collect();
-                flags.push_str(if self.stale { " X" } else { "" });
+                flags.push_str(if self.stale { " X" } else { &shown });
                 if words.contains(&"v") {
                     let head = format!("VA {}{flags}\r\n", held.value.len()).into_bytes();
                     [head, held.value, b"\r\n".to_vec()].concat()
@@ -119,22 +155,58 @@ impl Node {
                     format!("HD{flags}\r\n").into_bytes()
                 }
             }
-            ("md", held) => {
+            ("md" | "ma", None) if argument(&words, 'N').is_none() => b"NF\r\n".to_vec(),
+            ("md" | "ma" | "ms", Some(held)) if argument(&words, 'C').is_some_and(|cas| cas != held.cas as i64) => {
+                b"EX\r\n".to_vec()
+            }
+            ("md", _) if words.contains(&"I") => {
+                self.cas += 1;
+                let item = self.items.get_mut(key).unwrap();
+                (item.cas, item.mark) = (self.cas, Mark { stale: true, sent: false });
+                b"HD\r\n".to_vec()
+            }
+            ("md", _) => {
                 self.items.remove(key);
-                if held.is_some() { b"HD\r\n".to_vec() } else { b"NF\r\n".to_vec() }
+                b"HD\r\n".to_vec()
             }
-            ("ms", Some(_)) => {
-                assert!(words.contains(&"ME"), "a repair only adds: {line}");
-                b"NS\r\n".to_vec()
+            ("ma", held) => {
+                let old = held.as_ref().map(|held| String::from_utf8(held.value.clone()).unwrap());
+                let delta = argument(&words, 'D').unwrap_or(1) as u64;
+                let new = match old.map(|old| old.parse::<u64>()) {
+                    None => argument(&words, 'J').unwrap_or(0) as u64,
+                    Some(Err(_)) => {
+                        return b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n".to_vec();
+                    }
+                    Some(Ok(old)) if words.contains(&"MD") => old.saturating_sub(delta),
+                    Some(Ok(old)) => old.wrapping_add(delta),
+                };
+                let (flags, exptime) = held.map_or((0, argument(&words, 'N').unwrap_or(0)), |h| (h.flags, h.exptime));
+                self.store(key, new.to_string().into_bytes(), flags, exptime);
+                format!("VA {}\r\n{new}\r\n", new.to_string().len()).into_bytes()
             }
-            ("ms", None) => {
-                let flag = |c| words[3..].iter().find_map(|w| w.strip_prefix(c)).map_or(0, |w| w.parse().unwrap());
-                self.store(key, data.unwrap(), flag('F') as u32, flag('T'));
+            ("ms", None) if argument(&words, 'C').is_some() => b"NF\r\n".to_vec(),
+            ("ms", held) => {
+                let mode = words.iter().find_map(|word| word.strip_prefix('M')).unwrap_or("S");
+                let flags = argument(&words, 'F').unwrap_or(0) as u32;
+                match (mode, held) {
+                    ("E", Some(_)) | ("A" | "P" | "R", None) => return b"NS\r\n".to_vec(),
+                    ("A", Some(held)) => {
+                        let value = [held.value, data.unwrap()].concat();
+                        self.store(key, value, held.flags, held.exptime);
+                    }
+                    _ => self.store(key, data.unwrap(), flags, argument(&words, 'T').unwrap_or(0)),
+                }
                 b"HD\r\n".to_vec()
             }
             _ => panic!("the model does not know {line}"),
         }
     }
+}
+
+/// The number that stands behind a flag.
+fn argument(words: &[&str], flag: char) -> Option<i64> {
+    let number = words[2..].iter().find_map(|word| word.strip_prefix(flag))?;
+    number.parse::<i64>().or_else(|_| number.parse::<u64>().map(|number| number as i64)).ok()
 }
 
 fn value(key: &[u8], held: Option<&Item>, cas: bool) -> Vec<u8> {

@@ -158,7 +158,7 @@ fn a_mend_waits_for_earlier_writes() {
 /// Nobody is told that it is done when a node broke meanwhile, and the gate does not wait for it.
 #[test]
 fn a_mend_that_is_cut_off_has_failed_at_once() {
-    for (command, node) in [("mg k v", 0), ("mg k v", 1), ("md k", 1), ("mg k c", 0)] {
+    for (command, node) in [("mg k k v", 0), ("mg k k v", 1), ("md k", 1), ("mg k c", 0)] {
         let mut world = to_mend(&[], None, None);
         world.step(&Choice::Order);
         until(&mut world, command, node);
@@ -203,7 +203,7 @@ fn what_comes_to_a_mend_under_way_ends_with_it() {
     world.orders.push_back(Order::Mend);
     world.step(&Choice::Order);
     world.step(&Choice::Order);
-    until(&mut world, "mg k v", 1);
+    until(&mut world, "mg k k v", 1);
     world.run();
     assert_eq!(world.settled, [Settlement::Done; 2]);
     world.step(&Choice::Send(0));

@@ -106,7 +106,7 @@ fn a_leader_that_lost_its_memory_destroys_no_copy() {
 /// Whatever a node answers to a command of the repair, it ends.
 #[test]
 fn nonsense_in_answer_to_a_repair_ends_it() {
-    let steps = [("mg k v", 0, 0), ("mg __resilver__", 0, 1), ("md k", 1, 0), ("ms k", 1, 1), ("mg k c", 0, 0)];
+    let steps = [("mg k k v", 0, 0), ("mg __resilver__", 0, 1), ("md k", 1, 0), ("ms k", 1, 1), ("mg k c", 0, 0)];
     for (command, node, nth) in steps {
         for nonsense in ["STORED\r\n", "SERVER_ERROR busy\r\n", "ERROR\r\n"] {
             let mut world = diverged(&[&[Incr], &[Get]], None, None);

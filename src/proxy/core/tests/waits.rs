@@ -137,7 +137,7 @@ fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
     says(&mut core, NodeId(1), "9\r\n");
     let repair = |core: &mut Core| {
         for command in sent(core, A).split_inclusive("\r\n") {
-            let answer = if command.contains("__resilver__") { "EN\r\n" } else { "VA 1 f0 t-1 c9\r\n5\r\n" };
+            let answer = if command.contains("__resilver__") { "EN\r\n" } else { "VA 1 kk f0 t-1 c9\r\n5\r\n" };
             says(core, A, answer);
         }
     };
