@@ -155,6 +155,8 @@ impl Generator {
         if self.below(4) == 0 {
             flags.reverse();
         }
+        // (No classic command can name a key with a blank.)
+        let name = if verb == "classic" && name.contains(' ') { "k" } else { name };
         let value = match name {
             "n" | "nnn" => self.pick(&["5", "10", "99"]),
             _ => self.pick(&["a", "", "hello", "7"]),
@@ -171,7 +173,7 @@ impl Generator {
             }
             "me" => (format!("me {key}{}", if binary { " b" } else { "" }), None),
             "classic" => {
-                let key = if name.contains(' ') { "k" } else { name };
+                let key = name;
                 match self.below(8) {
                     0 => (format!("set {key} 3 0 {}", value.len()), Some(value.to_owned())),
                     1 => (format!("add {key} 0 0 {}", value.len()), Some(value.to_owned())),
