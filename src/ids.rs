@@ -97,6 +97,10 @@ impl Incarnation {
 /// nothing, as no marker does.
 pub const UNSURE: &str = "unsure";
 
+/// A key, by 64 bits of its hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct KeyId(pub u64);
+
 /// Leadership term of a pair: its lower 15 bits are the upper 16 of the cas tokens that clients
 /// see. Of those the topmost stays 0: clients in languages without unsigned integers (PHP, Java)
 /// misread larger tokens.

@@ -57,6 +57,9 @@ pub(crate) enum Rule {
     /// What was unanswered when a node moved may still take effect: the quiet period, and a purge
     /// of everything.
     AbandonedAtMove,
+    /// What clients were told to be gone under one leader is looked for, and deleted, before the
+    /// next one is asked for more.
+    SeenGoneStaysGone,
 }
 
 /// Whether the rule holds. Always, except in tests.

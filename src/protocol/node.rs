@@ -55,6 +55,7 @@ pub enum Ask {
     /// Key, remaining time and cas id: what changes when the item does.
     KeyAndState,
     KeyAndTtl,
+    Ttl,
 }
 
 impl Ask {
@@ -65,6 +66,7 @@ impl Ask {
             Ask::KeyAndItem => b" k v f t c\r\n",
             Ask::KeyAndState => b" k t c\r\n",
             Ask::KeyAndTtl => b" k t\r\n",
+            Ask::Ttl => b" t\r\n",
         }
     }
 }

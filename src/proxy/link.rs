@@ -184,6 +184,8 @@ pub(super) struct Unproven {
     pub(super) effect: Effect,
     /// When it came, microseconds of the worker's clock.
     pub(super) at_us: u64,
+    /// It says that the key is not there: when the node was asked.
+    pub(super) gone_us: Option<u64>,
 }
 
 /// Whether a connection may be used.
@@ -247,6 +249,8 @@ pub struct Conn {
     pub urgent: bool,
     /// Void answers outstanding.
     pub voids: u32,
+    /// When the command was queued that is being answered, unless a value answers it.
+    pub(super) asked_us: u64,
     /// What the node has moved, microseconds of the worker's clock.
     pub(super) progress: Progress<u64>,
     /// Bytes of `input` that were looked at already.
@@ -284,6 +288,7 @@ impl Conn {
             dirty: false,
             urgent: false,
             voids: 0,
+            asked_us: 0,
             progress: Progress::new(0),
             seen: 0,
             stuck: 0,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
+use crate::ids::{Incarnation, KeyId, NodeId, PairId, Term, WorkerId};
 use crate::protocol::meta::{self, Change, Flag, Meta, Mode, Verb};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
@@ -241,6 +241,8 @@ pub enum Origin {
     Client(Asker),
     /// The control plane; with the ticket of its command.
     Control(Ticket),
+    /// What waits for a look at this key.
+    Look(KeyId),
 }
 
 /// A client that waits for an answer.
@@ -262,6 +264,8 @@ pub struct Asker {
 pub enum Stage {
     /// Nothing was sent under the present route.
     New,
+    /// The leader was asked how much time the item has left; unanswered.
+    Look(NodeId),
     /// Sent to the leader, unanswered.
     Leader(NodeId),
     /// The leader has answered; what it said counts once its marker is read.
@@ -286,7 +290,7 @@ pub enum Stage {
 impl Stage {
     /// Begun and unanswered: its pair's gate waits for it.
     pub fn is_in_flight(self) -> bool {
-        matches!(self, Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
+        matches!(self, Stage::Look(_) | Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::ops::{Index, IndexMut};
 
+use bytes::Bytes;
+
 use super::handles::OpId;
 use super::op::Op;
 
@@ -40,6 +42,15 @@ impl OpTable {
         place.taken = false;
         place.op.let_go();
         self.free.push(id);
+    }
+
+    /// Returns one that goes on elsewhere.
+    pub(super) fn take(&mut self, id: OpId) -> Op {
+        let gone = &self[id];
+        let empty = Op::new(gone.origin, gone.kind, gone.pair, gone.hash, Bytes::new(), (0, 0));
+        let op = std::mem::replace(&mut self[id], empty);
+        self.remove(id);
+        op
     }
 
     pub(super) fn get(&self, id: OpId) -> Option<&Op> {

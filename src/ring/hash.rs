@@ -8,14 +8,20 @@ const MULTIPLIERS: [u64; 2] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db];
 ///
 /// Not keyed: who chooses keys may load one worker with them, as he may load one node.
 pub(super) fn key_hash(key: &[u8]) -> u32 {
+    let mixed = key_id(key);
+    (mixed ^ mixed >> 32) as u32
+}
+
+/// The same before it is folded.
+#[inline(always)]
+pub(super) fn key_id(key: &[u8]) -> u64 {
     let (words, tail) = key.as_chunks::<8>();
     let mut state = MULTIPLIERS[0] ^ key.len() as u64;
     for word in words {
         state = fold(state ^ u64::from_le_bytes(*word), MULTIPLIERS[0]);
     }
     let last = tail.iter().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
-    let mixed = fold(state ^ last, MULTIPLIERS[1]);
-    (mixed ^ mixed >> 32) as u32
+    fold(state ^ last, MULTIPLIERS[1])
 }
 
 fn fold(a: u64, b: u64) -> u64 {

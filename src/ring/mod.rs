@@ -7,7 +7,7 @@ mod spec;
 
 use md5::{Digest, Md5};
 
-use crate::ids::{NodeId, PairId, Place};
+use crate::ids::{KeyId, NodeId, PairId, Place};
 use ketama::Continuum;
 
 pub use spec::{NodeAddr, ServerSpec, SpecError};
@@ -104,6 +104,11 @@ impl Topology {
     /// all workers. It is the same for the life of the process, and must not be stored.
     pub fn key_hash(key: &[u8]) -> u32 {
         hash::key_hash(key)
+    }
+
+    /// The same in more bits: so many that no two keys meet.
+    pub fn key_id(key: &[u8]) -> KeyId {
+        KeyId(hash::key_id(key))
     }
 
     /// The two nodes of a pair; no backup in a plain sharding proxy.

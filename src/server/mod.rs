@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, Names};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
 use crate::ids::WorkerId;
-use crate::proxy::{Adds, Core, CoreSettings, Event, Memory};
+use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -263,6 +263,7 @@ impl Assembly {
         let (peers, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| unbounded_channel()).unzip();
         let stats: Vec<_> = (0..workers).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
         let adds = Arc::new(Adds::new());
+        let gone = Arc::new(Gone::new());
         let memory = Arc::new(Memory::new(settings.client_memory));
         let mut commands = Vec::new();
         let mut parts = Vec::new();
@@ -283,6 +284,7 @@ impl Assembly {
                 adds.clone(),
             );
             core.share(memory.clone());
+            core.remember(gone.clone());
             let setup = WorkerSetup {
                 dialer: dialer.clone(),
                 commands: commands_from,

@@ -1,6 +1,6 @@
 //! Clients: few keys, many hands. Every value is written once, so that a read names its write.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::history::History;
 use super::judge::{Call, Outcome};
@@ -18,6 +19,12 @@ use super::trace::note;
 
 /// An answer that takes longer is a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much sooner than its client asked an item may end: by the servers' seconds two, and one by
+/// each copy that is made of it in its last ten.
+const EARLY: Duration = Duration::from_secs(4);
+/// How much longer it may last, for what servers' timers are late.
+const LATE: Duration = Duration::from_millis(1_100);
 
 /// The proxy's door: a listener for each worker. `None` while there is no proxy.
 pub(super) type Door = Rc<RefCell<Option<(u32, Vec<UnboundedSender<DuplexStream>>)>>>;
@@ -67,6 +74,8 @@ struct Request {
     /// With their keys; `None` = on all keys.
     ops: Vec<(usize, Option<String>)>,
     answer: Expect,
+    /// Set when it is acknowledged that an item was stored that expires.
+    stored: Rc<Cell<Option<Instant>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,6 +83,28 @@ enum Expect {
     Line,
     Values,
     Nothing,
+}
+
+/// Whether what is stored there lasts for seconds only.
+pub(super) fn expires(key: &str) -> bool {
+    key.starts_with('e')
+}
+
+/// Lets an item expire in the judge's eyes: not before some moment, and not later than its client
+/// asked, counted from when it was told that it is stored. (Of one that is never acknowledged
+/// nobody knows from when.)
+async fn expire(history: History, key: String, value: String, lasts: Duration, stored: Rc<Cell<Option<Instant>>>) {
+    let begun = Instant::now();
+    sleep(lasts.saturating_sub(EARLY)).await;
+    let op = history.call(97, Some(&key), Call::Expire(value));
+    sleep_until(begun + lasts + LATE).await;
+    if stored.get().is_none() {
+        sleep(PATIENCE).await;
+    }
+    if let Some(stored) = stored.get() {
+        sleep_until(stored + lasts + LATE).await;
+        history.answer(op, Outcome::Done);
+    }
 }
 
 impl Link {
@@ -199,9 +230,21 @@ impl Client {
         let noreply = self.rng.random_ratio(1, 25);
         if self.habits.flushes && self.rng.random_ratio(1, 250) {
             let op = self.history.call(self.id, None, Call::Flush);
-            return Request { wire: "flush_all\r\n".into(), ops: vec![(op, None)], answer: Expect::Line };
+            let (wire, ops) = ("flush_all\r\n".into(), vec![(op, None)]);
+            return Request { wire, ops, answer: Expect::Line, stored: Rc::default() };
         }
         let number = key.starts_with('n');
+        if expires(&key) {
+            let verb = match self.rng.random_range(0..100) {
+                0..50 => return self.get(&[key], "get"),
+                50..75 => return self.get(&self.habits.keys.clone(), "get"),
+                75..78 => return self.line(&key, Call::Delete, &format!("delete {key}"), noreply),
+                78..82 => "set",
+                82..96 => "add",
+                _ => "replace",
+            };
+            return self.store(&key, verb, noreply);
+        }
         match self.rng.random_range(0..100) {
             0..25 => self.get(&[key], "get"),
             25..32 => {
@@ -240,13 +283,15 @@ impl Client {
     fn get(&mut self, keys: &[String], verb: &str) -> Request {
         let ops = keys.iter().map(|key| (self.history.call(self.id, Some(key), Call::Get), Some(key.clone())));
         let ops = ops.collect();
-        Request { wire: format!("{verb} {}\r\n", keys.join(" ")), ops, answer: Expect::Values }
+        let wire = format!("{verb} {}\r\n", keys.join(" "));
+        Request { wire, ops, answer: Expect::Values, stored: Rc::default() }
     }
 
     fn line(&mut self, key: &str, call: Call, command: &str, noreply: bool) -> Request {
         let op = self.history.call(self.id, Some(key), call);
         let (tail, answer) = if noreply { (" noreply", Expect::Nothing) } else { ("", Expect::Line) };
-        Request { wire: format!("{command}{tail}\r\n"), ops: vec![(op, Some(key.to_owned()))], answer }
+        let ops = vec![(op, Some(key.to_owned()))];
+        Request { wire: format!("{command}{tail}\r\n"), ops, answer, stored: Rc::default() }
     }
 
     fn store(&mut self, key: &str, verb: &str, noreply: bool) -> Request {
@@ -258,10 +303,19 @@ impl Client {
             "append" => Call::Append,
             _ => Call::Prepend,
         };
-        let (flags, exptime) = (self.written % 3, if self.written.is_multiple_of(4) { 7_000 } else { 0 });
+        let flags = self.written % 3;
+        let exptime = match self.written.is_multiple_of(4) {
+            _ if expires(key) => self.rng.random_range(1..15),
+            true => 7_000,
+            false => 0,
+        };
         let mut request =
             self.line(key, call(value.clone()), &format!("{verb} {key} {flags} {exptime} {}", value.len()), noreply);
         request.wire += &format!("{value}\r\n");
+        if expires(key) {
+            let (history, key, stored) = (self.history.clone(), key.to_owned(), request.stored.clone());
+            spawn_local(expire(history, key, value, Duration::from_secs(exptime), stored));
+        }
         request
     }
 
@@ -343,6 +397,9 @@ impl Client {
                     }
                     error => self.refused(error, &request.wire),
                 };
+                if outcome == Outcome::Stored {
+                    request.stored.set(Some(Instant::now()));
+                }
                 self.history.answer(op, outcome);
             }
             Expect::Values => self.hear_values(link, request, deadline).await?,

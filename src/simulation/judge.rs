@@ -25,6 +25,8 @@ pub(super) enum Call {
     Get,
     /// Also what a lost memory may do to a key.
     Flush,
+    /// The item that this write made expires.
+    Expire(String),
     /// What only a follower held is added, once: not after anybody has deleted or flushed it.
     Arrive(String),
 }
@@ -273,6 +275,8 @@ impl Search<'_> {
             Call::Touch => (None, Outcome::Done),
             Call::Get => (None, Outcome::Value(there.then_some(text))),
             Call::Flush => return Some(NOTHING),
+            // None is written twice, so one that is not there any more never is again.
+            Call::Expire(v) => return Some(if text == *v { NOTHING } else { state }),
             Call::Arrive(_) => return None,
         };
         if said != *outcome && !is_open(outcome) {
@@ -292,7 +296,7 @@ pub(super) fn value_of(call: &Call) -> Option<&str> {
         | Call::Prepend(v)
         | Call::Cas(_, v)
         | Call::Arrive(v) => Some(v),
-        Call::Incr(_) | Call::Delete | Call::Touch | Call::Get | Call::Flush => None,
+        Call::Incr(_) | Call::Delete | Call::Touch | Call::Get | Call::Flush | Call::Expire(_) => None,
     }
 }
 
@@ -388,6 +392,30 @@ mod tests {
             vec![arrive("a", 1), op(Call::Flush, Outcome::Done, 2, 3), get(Some("a"), 4, 5)],
             vec![arrive("a", 1), get(Some("a"), 2, 3), get(None, 4, 5)],
             vec![arrive("a", 1), set("b", 2, 3), get(Some("a"), 4, 5)],
+        ];
+        for history in wrong {
+            assert!(matches!(judge(&history, false), Verdict::Wrong { .. }), "{history:?}");
+        }
+        let expire = |v: &str, at, until| {
+            let outcome = if until == 0 { Outcome::Unknown } else { Outcome::Done };
+            op(Call::Expire(v.into()), outcome, at, until)
+        };
+        let fine = [
+            vec![set("a", 1, 2), get(Some("a"), 3, 4), expire("a", 5, 0), get(Some("a"), 6, 7), get(None, 8, 9)],
+            vec![set("a", 1, 2), expire("a", 3, 9), get(Some("a"), 4, 5), get(None, 6, 7)],
+            vec![set("a", 1, 2), expire("a", 3, 9), set("b", 4, 5), get(Some("b"), 10, 11)],
+            // It may even expire before its write is answered.
+            vec![set("a", 1, 4), expire("a", 2, 9), get(Some("a"), 5, 6), get(None, 7, 8)],
+        ];
+        for history in fine {
+            assert_eq!(judge(&history, false), Verdict::Fine, "{history:?}");
+        }
+        let wrong = [
+            // Gone before its time; back; there for too long.
+            vec![set("a", 1, 2), get(None, 3, 4), expire("a", 5, 9)],
+            vec![set("a", 1, 2), expire("a", 3, 9), get(None, 4, 5), get(Some("a"), 6, 7)],
+            vec![set("a", 1, 2), expire("a", 3, 4), get(Some("a"), 5, 6)],
+            vec![set("a", 1, 2), expire("a", 3, 4), op(Call::Add("b".into()), Outcome::NotStored, 5, 6)],
         ];
         for history in wrong {
             assert!(matches!(judge(&history, false), Verdict::Wrong { .. }), "{history:?}");

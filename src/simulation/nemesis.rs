@@ -67,6 +67,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::Refusals => refusals(world, stop).await,
         Profile::Adoption => adoption(world).await,
         Profile::Names => names(world).await,
+        Profile::Expiry => expiry(world).await,
     }
 }
 
@@ -86,6 +87,28 @@ async fn one_at_a_time(world: &mut World) {
             let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
             fail(world, node, fault).await;
             pause(world, 0..900).await;
+        }
+        sleep(NOTICED).await;
+        world.mirrored("after a failure").await;
+    }
+}
+
+/// One node at a time, again and again, and now and then the proxy: leadership changes in as many
+/// seconds as can be. That a server hangs is what leaves most items where they were.
+async fn expiry(world: &mut World) {
+    const FAULTS: [Fault; 6] =
+        [Fault::Kill, Fault::Resets, Fault::Hang, Fault::Hang, Fault::CutOff, Fault::CutOffAndReset];
+    // Their clocks are known by then.
+    pause(world, 4_000..9_000).await;
+    for _ in 0..world.rng.random_range(4..9) {
+        pause(world, 0..1_500).await;
+        if world.rng.random_ratio(1, 8) {
+            replace_proxy(world).await;
+            sleep(STARTED).await;
+        } else {
+            let node = world.rng.random_range(0..world.topology.node_count());
+            let fault = FAULTS[world.rng.random_range(0..FAULTS.len())];
+            fail(world, node, fault).await;
         }
         sleep(NOTICED).await;
         world.mirrored("after a failure").await;

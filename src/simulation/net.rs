@@ -25,7 +25,7 @@ use crate::ids::{NodeId, PairId};
 use crate::rules::{Rule, holds};
 
 use super::late;
-use super::node::{Node, take_command};
+use super::node::{Clock, Node, take_command};
 use super::trace::{note, show};
 
 /// What a stream holds each way before its writer must wait, bytes.
@@ -68,12 +68,12 @@ pub(super) struct Host {
     pub(super) waking_ms: u64,
     /// Since when a worker's request lies there while it hangs.
     pub(super) owes_since: Option<Instant>,
-    skew_ms: i64,
+    clock: Clock,
 }
 
 impl Host {
-    fn new(begun: Instant, lag: Lag, skew_ms: i64) -> Host {
-        let node = Node::new(begun, skew_ms);
+    fn new(begun: Instant, lag: Lag, clock: Clock) -> Host {
+        let node = Node::new(begun, clock);
         Host {
             node,
             life: 0,
@@ -84,7 +84,7 @@ impl Host {
             lag,
             waking_ms: WAKING_MS,
             owes_since: None,
-            skew_ms,
+            clock,
         }
     }
 }
@@ -145,7 +145,7 @@ impl Net {
         let begun = Instant::now();
         let hosts = (0..nodes).map(|_| {
             let skew_ms = rng.random_range(-30_000..30_000);
-            Host::new(begun, lag, skew_ms)
+            Host::new(begun, lag, Clock { skew_ms, late_us: 0 })
         });
         let hosts = hosts.collect();
         let leads = (0..nodes).map(|host| (host, 0)).collect();
@@ -161,6 +161,15 @@ impl Net {
             dead_proxies: 0,
         };
         Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
+    }
+
+    /// Processes read their clocks once a second from now on, and a little later each time.
+    pub(super) fn let_clocks_drift(&self, rng: &mut SmallRng) {
+        let inner = &mut *self.lock();
+        for host in &mut inner.hosts {
+            host.clock.late_us = rng.random_range(100..2_500);
+            host.node = Node::new(inner.begun, host.clock);
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -181,7 +190,7 @@ impl Net {
             host.up = false;
             host.hung = false;
             host.life += 1;
-            host.node = Node::new(begun, host.skew_ms);
+            host.node = Node::new(begun, host.clock);
         });
     }
 
@@ -190,7 +199,7 @@ impl Net {
         let begun = self.lock().begun;
         self.change(node, "started", |host| {
             host.up = true;
-            host.node = Node::new(begun, host.skew_ms);
+            host.node = Node::new(begun, host.clock);
         });
     }
 
@@ -203,7 +212,7 @@ impl Net {
             Whither::EmptyHost => {
                 let (begun, lag, skew_ms) =
                     (inner.begun, inner.hosts[host].lag, inner.rng.random_range(-30_000..30_000));
-                inner.hosts.push(Host::new(begun, lag, skew_ms));
+                inner.hosts.push(Host::new(begun, lag, Clock { skew_ms, late_us: 0 }));
                 (inner.hosts.len() - 1, 0)
             }
             Whither::Back(earlier) => (earlier, way + 1),

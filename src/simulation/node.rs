@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Bound;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -39,6 +40,16 @@ pub(super) enum Refuses {
     All,
 }
 
+/// A host's clock, and how a process reads it.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Clock {
+    /// How far it is ahead, in milliseconds: so it also turns to its seconds at moments of its own.
+    pub(super) skew_ms: i64,
+    /// memcached reads it once a second, by a timer that is so late each time, in microseconds. A
+    /// second is passed over in the end. 0: it reads it all the time.
+    pub(super) late_us: u64,
+}
+
 /// One life of a node's memory.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -50,8 +61,7 @@ pub(super) struct Node {
     flushes: u64,
     begun: Instant,
     started: Instant,
-    /// Its clock's, in milliseconds: so it also turns to its seconds at moments of its own.
-    skew_ms: i64,
+    clock: Clock,
     /// It has no memory for these keys (`-M`): what is stored under them is refused, and what stood
     /// there goes.
     pub(super) refuses: Refuses,
@@ -73,8 +83,8 @@ impl Asked<'_> {
 }
 
 impl Node {
-    /// An empty process in a world that began at `begun`; its clock is `skew_ms` milliseconds off.
-    pub(super) fn new(begun: Instant, skew_ms: i64) -> Node {
+    /// An empty process in a world that began at `begun`; this is its clock.
+    pub(super) fn new(begun: Instant, clock: Clock) -> Node {
         let started = Instant::now();
         Node {
             items: BTreeMap::new(),
@@ -83,7 +93,7 @@ impl Node {
             flushes: 0,
             begun,
             started,
-            skew_ms,
+            clock,
             refuses: Refuses::Nothing,
             dumping: false,
         }
@@ -93,7 +103,7 @@ impl Node {
     pub(super) fn contents(&self) -> BTreeMap<Vec<u8>, Shown> {
         let now = self.now();
         let alive = self.items.iter().filter(|(_, item)| item.expires.is_none_or(|at| at > now));
-        let ends = |at: i64| (at - EPOCH) * 1000 - self.skew_ms;
+        let ends = |at: i64| (at - EPOCH) * 1000 - self.clock.skew_ms;
         alive.map(|(k, i)| (k.clone(), (i.value.clone(), i.flags, i.expires.map(ends)))).collect()
     }
 
@@ -112,7 +122,13 @@ impl Node {
     }
 
     fn now(&self) -> i64 {
-        EPOCH + (self.begun.elapsed().as_millis() as i64 + self.skew_ms).div_euclid(1000)
+        let Clock { skew_ms, late_us } = self.clock;
+        let mut seen = self.begun.elapsed();
+        if late_us > 0 {
+            let (lived, tick) = (self.started.elapsed().as_micros() as u64, 1_000_000 + late_us);
+            seen -= Duration::from_micros(lived % tick);
+        }
+        EPOCH + (seen.as_millis() as i64 + skew_ms).div_euclid(1000)
     }
 
     fn expiry(&self, exptime: i64) -> Option<i64> {

@@ -188,4 +188,5 @@ missed! {
     with_connections_across_moves: OneAddressAConnection, Names, 1_000;
     without_leaving_at_moves: LeaveAtMove, Names, 1_000;
     with_moves_that_abandon_nothing: AbandonedAtMove, Names, 1_000;
+    without_remembering_what_is_gone: SeenGoneStaysGone, Expiry, 300;
 }

@@ -21,7 +21,7 @@ use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
 use crate::server::{Assembly, Listener};
 
-use super::clients::{Client, Door, Habits};
+use super::clients::{Client, Door, Habits, expires};
 use super::history::History;
 use super::judge::{Call, Outcome};
 use super::late::Scheduled;
@@ -69,11 +69,14 @@ pub(super) enum Profile {
     Adoption,
     /// Names lead elsewhere, one node at a time.
     Names,
+    /// One node at a time fails, again and again, and the proxy, while items expire; nodes turn to
+    /// their seconds at moments that wander.
+    Expiry,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 13] = [
+    pub(super) const ALL: [Profile; 14] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -87,11 +90,20 @@ impl Profile {
         Profile::Refusals,
         Profile::Adoption,
         Profile::Names,
+        Profile::Expiry,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
-        !matches!(self, Profile::Single | Profile::Evictions | Profile::Refusals | Profile::Names | Profile::Overload)
+        !matches!(
+            self,
+            Profile::Single
+                | Profile::Evictions
+                | Profile::Refusals
+                | Profile::Names
+                | Profile::Overload
+                | Profile::Expiry
+        )
     }
 }
 
@@ -216,11 +228,16 @@ impl World {
             // A repair or a copy is disturbed only where many write one key.
             keys = vec!["n0".into()];
         }
+        if profile == Profile::Expiry {
+            keys = (0..rng.random_range(8..16)).map(|i| format!("e{i}")).collect();
+            net.let_clocks_drift(&mut rng);
+        }
         let habits = Habits {
             keys,
             think_ms: if crowded { 8 } else { rng.random_range(20..150) },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders | Profile::BothDown)
                 && !crowded
+                && profile != Profile::Expiry
                 && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
         };
@@ -431,7 +448,9 @@ impl World {
         for pair in self.topology.pairs() {
             let of = |place| {
                 let node = self.topology.node_at(pair, place).map_or(0, NodeId::index);
-                copies[node].iter().filter(|(key, _)| !is_reserved(key) && self.topology.pair_of(key) == pair)
+                // What ends in these seconds may be over on one of them.
+                let kept = |key: &[u8]| !is_reserved(key) && !expires(&String::from_utf8_lossy(key));
+                copies[node].iter().filter(move |(key, _)| kept(key) && self.topology.pair_of(key) == pair)
             };
             let (mut left, mut right) = (of(Place::Primary), of(Place::Backup));
             loop {

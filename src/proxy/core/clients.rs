@@ -11,6 +11,7 @@ use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
+use crate::proxy::gone::Gone;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::{FREE, Memory};
 use crate::proxy::op::{self, Asker, Op, Origin};
@@ -91,6 +92,11 @@ impl Core {
     /// Clients' answers are counted in this account, of all workers.
     pub fn share(&mut self, memory: Arc<Memory>) {
         self.memory = memory;
+    }
+
+    /// What clients are told to be gone is written down here, by all workers.
+    pub fn remember(&mut self, gone: Arc<Gone>) {
+        self.gone = gone;
     }
 
     /// Whether clients may bring much before they are stopped.

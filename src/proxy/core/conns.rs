@@ -264,6 +264,7 @@ impl Core {
         }
         self.ask_markers_again();
         self.retry_repairs();
+        self.relax();
         self.feed_starved();
         for pair in self.pairs.ids() {
             if !self.pairs[pair].parked.is_empty() {

@@ -56,7 +56,11 @@ impl Core {
 
     /// The date by the proxy's clock. It went on while the worker stood still, as the nodes' did.
     pub(super) fn date(&self) -> Duration {
-        self.began_at + Duration::from_micros(self.now_us + self.stood_still_us)
+        self.date_of(self.now_us)
+    }
+
+    pub(super) fn date_of(&self, us: u64) -> Duration {
+        self.began_at + Duration::from_micros(us + self.stood_still_us)
     }
 
     pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
@@ -157,15 +161,19 @@ impl Core {
     pub(super) fn open(&mut self, pair: PairId, route: Route) {
         let slot = &mut self.pairs[pair];
         slot.closing = None;
-        let mut copied = false;
+        let (mut copied, mut other_leads) = (false, false);
         if let Route::Open(flow) = &route {
             let before = slot.flow.replace(flow.clone());
+            other_leads = before.as_ref().is_some_and(|f| f.leader != flow.leader);
             // The node that leads now was being filled: what its source did before it was lost may
             // have been copied.
             copied = before.is_some_and(|f| matches!(f.follower, Follower::Filling(node, _) if node == flow.leader));
         }
         slot.route = route;
-        for id in slot.parked.take() {
+        if other_leads {
+            self.become_wary();
+        }
+        for id in self.pairs[pair].parked.take() {
             self.unpark(id, copied);
         }
     }
@@ -225,9 +233,11 @@ impl Core {
         let patience = self.parking_patience();
         let op = &mut self.ops[id];
         op.stage = stage;
-        if let Origin::Control(_) = op.origin {
+        match op.origin {
+            Origin::Client(_) => {}
             // The control plane knows better than to wait for its own next route.
-            return self.fail(id, OUTCOME_UNKNOWN);
+            Origin::Control(_) => return self.fail(id, OUTCOME_UNKNOWN),
+            Origin::Look(key) => return self.look_failed(id, key),
         }
         if op.parked_at_us == 0 {
             // Parked again and again it must end all the same.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::WorkerId;
+use crate::ids::{KeyId, WorkerId};
 use crate::protocol::item::{Asked, Item};
 use crate::protocol::outcome::Refusal;
 use crate::protocol::request::Limits;
@@ -26,6 +26,7 @@ use crate::stats::WorkerStats;
 mod clients;
 mod conns;
 mod edges;
+mod looks;
 mod messages;
 mod operators;
 mod ops;
@@ -44,6 +45,7 @@ use pairs::Pairs;
 use crate::proxy::adds::Adds;
 use crate::proxy::client::{Client, Spare};
 use crate::proxy::clients::Clients;
+use crate::proxy::gone::{Gone, WrittenBriefly};
 use crate::proxy::handles::{ClientId, ConnId, OpId};
 use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
@@ -184,6 +186,13 @@ pub struct Core {
     largest: u32,
     stats: Arc<WorkerStats>,
     adds: Arc<Adds>,
+    gone: Arc<Gone>,
+    written_briefly: WrittenBriefly,
+    /// A leader may show what clients were told to be gone; at least until then.
+    wary: bool,
+    wary_until_us: u64,
+    /// In order, as `fences`.
+    looks: BTreeMap<KeyId, looks::Look>,
 }
 
 impl Core {
@@ -215,6 +224,11 @@ impl Core {
             largest: 0,
             stats,
             adds,
+            gone: Arc::default(),
+            written_briefly: WrittenBriefly::default(),
+            wary: false,
+            wary_until_us: 0,
+            looks: BTreeMap::new(),
         }
     }
 }

@@ -3,6 +3,8 @@
 use crate::ids::NodeId;
 use crate::pair::Reason;
 use crate::protocol::expiry;
+use crate::protocol::key::Key;
+use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Conn, Flight, LinkState};
@@ -28,6 +30,9 @@ impl Core {
     }
 
     pub(super) fn begin(&mut self, id: OpId) {
+        if self.wary && self.looks_first(id) {
+            return;
+        }
         let op = &self.ops[id];
         let write = op.kind.is_write();
         match &self.pairs[op.pair].route {
@@ -88,6 +93,9 @@ impl Core {
         let now = self.date();
         let op = &mut self.ops[id];
         op.date = expiry::date(op.exptime, now);
+        if op.kind == Kind::Set {
+            self.note_brief_write(id, true);
+        }
     }
 
     /// Queues the command of the operation's present stage for a node.
@@ -152,6 +160,9 @@ impl Core {
                 op.encode_leader(conn.out(self.now_us), term, exptime);
                 // Its success says that the key was not there: the proof comes with the answer.
                 conn.marker_due |= op.kind.only_adds() && marked;
+            }
+            Stage::Look(_) => {
+                node::mg(conn.out(self.now_us), Key::plain(op.key()), Ask::Ttl);
             }
             _ => {
                 op.encode_follower(conn.out(self.now_us), op.sent, exptime);
@@ -220,6 +231,10 @@ impl Core {
                 self.park(id, stage);
             }
             Stage::Repair => self.repair_broken(id, Some(node)),
+            Stage::Look(n) if n == node => {
+                self.leave_flight(id);
+                self.park(id, Stage::Parked);
+            }
             _ => {}
         }
     }
@@ -284,6 +299,7 @@ impl Core {
         match origin {
             Origin::Client(asker) => self.deliver(asker, answer),
             Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
+            Origin::Look(key) => self.looked(key),
         }
     }
 }

@@ -39,12 +39,16 @@ impl Core {
     }
 
     /// The operation waits for the marker with the leader's answer; it stays in flight.
-    pub(super) fn hold(&mut self, id: OpId, at: ConnId, effect: Effect) {
+    /// `gone_us`: it says that the key is not there, and was asked then.
+    pub(super) fn hold(&mut self, id: OpId, at: ConnId, effect: Effect, gone_us: Option<u64>) {
+        if effect != Effect::Nothing {
+            self.note_brief_write(id, false);
+        }
         let op = &mut self.ops[id];
         op.stage = Stage::Proof(at.node);
         let conn = &mut self.links[at];
         conn.unproven_writes += u32::from(op.kind.is_write());
-        conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now_us });
+        conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now_us, gone_us });
     }
 
     /// The marker is to be read behind everything that this turn sends.
@@ -81,6 +85,9 @@ impl Core {
             let (kind, origin) = (op.kind, op.origin);
             self.links[at].unproven_writes -= u32::from(kind.is_write());
             if has_ended(held.effect, origin) {
+                if let Some(asked_us) = held.gone_us {
+                    self.tell_gone(held.op, asked_us);
+                }
                 self.finish_with_answer(held.op);
             } else {
                 self.leader_decided(held.op, at.node, held.effect);

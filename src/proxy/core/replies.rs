@@ -92,6 +92,7 @@ impl Core {
                     }
                 }
             }
+            conn.asked_us = sent.at_us;
             conn.arrive();
             conn.answered();
             let unit = conn.input.split_to(reply.len).freeze();
@@ -182,7 +183,9 @@ impl Core {
     fn end_gets(&mut self, at: ConnId, keys: usize, reply: &Reply, unit: Bytes) -> bool {
         for _ in 0..keys {
             let conn = &mut self.links[at];
-            match conn.arrive().map(|s| s.flight) {
+            let sent = conn.arrive();
+            conn.asked_us = sent.map_or(0, |sent| sent.at_us);
+            match sent.map(|s| s.flight) {
                 Some(Flight::Get(id)) => {
                     if !self.op_answered(id, at, reply, unit.clone()) {
                         return false;
@@ -203,6 +206,7 @@ impl Core {
         match self.ops[id].stage {
             Stage::Leader(_) => self.leader_answered(id, at, reply, unit),
             Stage::Follower(_) => self.follower_answered(id, reply, &unit),
+            Stage::Look(_) => self.look_answered(id, at.node, reply, &unit),
             _ => true,
         }
     }
@@ -230,9 +234,14 @@ impl Core {
             self.read_answered(id, effect, hit);
         }
         let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id].hash);
-        let unproven = self.needs_proof(id, at, doubted || made || op::shows_absence(kind, &reply.kind));
+        let absent = op::shows_absence(kind, &reply.kind);
+        let unproven = self.needs_proof(id, at, doubted || made || absent);
+        let gone_us = absent.then(|| self.links[at].asked_us);
         let op = &mut self.ops[id];
         if !unproven && has_ended(effect, op.origin) {
+            if let Some(asked_us) = gone_us {
+                self.tell_gone(id, asked_us);
+            }
             self.finish(id, answer);
             return true;
         }
@@ -244,7 +253,7 @@ impl Core {
             op.number = number;
         }
         if unproven {
-            self.hold(id, at, effect);
+            self.hold(id, at, effect, gone_us);
         } else {
             self.leader_decided(id, at.node, effect);
         }
@@ -266,6 +275,7 @@ impl Core {
 
     /// The leader's answer is in the operation, and counts: the follower is made equal.
     pub(super) fn leader_decided(&mut self, id: OpId, node: NodeId, effect: Effect) {
+        self.note_brief_write(id, false);
         let op = &self.ops[id];
         let (kind, pair) = (op.kind, op.pair);
         let follower = self.pairs[pair].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());

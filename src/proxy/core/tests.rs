@@ -22,11 +22,14 @@
 //! | an answer without its proof is void, or right if the same memory leads | `void_answers`; `unpark`: `Executed`; `op.decided` |
 //! | a node that moves bytes is not late, one that drips is | `tick`: `owed_since`; `is_stuck_with`; `answered` |
 //! | one client's turn ends | `feed_requests`: `turn_is_over`; `flush_all` resumes once |
+//! | what a client was told to be gone stays gone under the next leader | `begin`: `looks_first`; `proved`, `leader_answered`: `tell_gone`; `looked`: `forget` |
+//! | … and nothing that was written since is hidden by that | `note_brief_write`, `may_outlast` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
 mod control;
 mod copier;
 mod explore;
+mod gone;
 mod history;
 mod large;
 mod meta;

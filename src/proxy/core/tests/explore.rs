@@ -87,7 +87,7 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     if gate != Gate::Open {
         return Err(format!("the gate stays {gate:?} in {state:?}"));
     }
-    let item = |node: usize| world.nodes[node].items.get(KEY.as_bytes());
+    let item = |node: usize| world.nodes[node].counted(KEY.as_bytes());
     let lost_memory =
         |node| world.faulted && [Some(Fault::Restart(node)), Some(Fault::Flush(node))].contains(&world.fault);
     // Nobody has asked the emptied node since for what it does not hold: that is for the next probe
@@ -134,7 +134,7 @@ pub(super) fn judge_missed(world: &World) -> Result<(), String> {
     }
     let counts = |i: &&Item| !i.mark.is_held_back();
     let plain =
-        |node: &Node| node.items.get(KEY.as_bytes()).filter(counts).map(|i| (i.value.clone(), i.flags, i.exptime));
+        |node: &Node| node.counted(KEY.as_bytes()).filter(counts).map(|i| (i.value.clone(), i.flags, i.exptime));
     for primary in world.ends_of(0) {
         for backup in world.ends_of(1) {
             if plain(&primary) != plain(&backup) {

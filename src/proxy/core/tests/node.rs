@@ -56,7 +56,20 @@ pub(super) fn command_len(buf: &[u8]) -> Option<usize> {
     (buf.len() >= line + data).then_some(line + data)
 }
 
+/// The flags of an item that outlasts its copy on the other node.
+const OUTLASTS: u32 = 77;
+
 impl Node {
+    /// An item whose copy on the other node has ended.
+    pub(super) fn put_overdue(&mut self, key: &str, value: &str) {
+        self.store(key.as_bytes(), value.as_bytes().to_vec(), OUTLASTS, 1);
+    }
+
+    /// What is there as far as clients are concerned.
+    pub(super) fn counted(&self, key: &[u8]) -> Option<&Item> {
+        self.items.get(key).filter(|item| item.flags != OUTLASTS)
+    }
+
     pub(super) fn put(&mut self, key: &str, value: &str) {
         self.store(key.as_bytes(), value.as_bytes().to_vec(), 0, 0);
     }

@@ -20,40 +20,40 @@ use crate::proxy::link::LinkState;
 use crate::proxy::route::Follower;
 use bytes::BytesMut;
 
-struct Story {
-    world: World,
-    client: ClientId,
+pub(super) struct Story {
+    pub(super) world: World,
+    pub(super) client: ClientId,
 }
 
 impl Story {
-    fn new(state: State) -> Story {
+    pub(super) fn new(state: State) -> Story {
         let mut world = World::new(1, state, Some("5"), &[]);
         let client = world.cores[0].client_connected().id;
         Story { world, client }
     }
 
-    fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         self.world.input(0, self.client, text.as_bytes());
     }
 
     /// Runs everything; what the client was told since the last time.
-    fn hear(&mut self) -> String {
+    pub(super) fn hear(&mut self) -> String {
         self.world.run();
         self.world.told.remove(&(0, self.client)).unwrap_or_default()
     }
 
     /// Only these steps; what the client was told in them.
-    fn hear_after(&mut self, steps: &[Choice]) -> String {
+    pub(super) fn hear_after(&mut self, steps: &[Choice]) -> String {
         steps.iter().for_each(|step| self.world.step(step));
         self.world.told.remove(&(0, self.client)).unwrap_or_default()
     }
 
     /// What is on its way to a node, markers aside.
-    fn on_the_way(&self, node: usize) -> Vec<String> {
+    pub(super) fn on_the_way(&self, node: usize) -> Vec<String> {
         self.world.wires[0][node].to.iter().map(|c| String::from_utf8_lossy(c).into_owned()).collect()
     }
 
-    fn after(&mut self, us: u64) {
+    pub(super) fn after(&mut self, us: u64) {
         self.world.cores[0].now_us += us;
         self.world.cores[0].tick();
         self.world.settle(0);
@@ -72,7 +72,7 @@ impl Story {
         self.world.lost(lost, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 
-    fn value(&self, node: usize) -> Option<&[u8]> {
+    pub(super) fn value(&self, node: usize) -> Option<&[u8]> {
         self.world.nodes[node].items.get(KEY.as_bytes()).map(|i| i.value.as_slice())
     }
 }

@@ -174,7 +174,7 @@ impl World {
     pub(super) fn new(workers: u16, state: State, item: Option<&str>, programs: &[&[Req]]) -> World {
         let spec = |name: &str| vec![name.parse().unwrap()];
         let topology = Arc::new(Topology::new(&spec("a:1"), &spec("b:1"), Distribution::Modula));
-        let adds = Arc::new(Adds::new());
+        let (adds, gone) = (Arc::new(Adds::new()), Arc::new(Gone::default()));
         let core = |worker| {
             let settings = CoreSettings {
                 worker,
@@ -184,7 +184,9 @@ impl World {
                 leader_timeout_us: LEADER_TIMEOUT_US,
                 item_size_max: 1 << 20,
             };
-            Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone())
+            let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone());
+            core.remember(gone.clone());
+            core
         };
         let n = workers as usize;
         let mut world = World {
@@ -532,6 +534,9 @@ impl World {
         for core in &self.cores {
             let parts = (&core.clients, &core.ops, &core.links, &core.pairs, &core.fences, core.now_us);
             let _ = write!(sink, "{parts:?}");
+            if core.wary {
+                let _ = write!(sink, "{:?}", (&core.looks, &core.gone));
+            }
         }
         let _ =
             write!(sink, "{:?}", (&self.nodes, self.process, &self.wires, &self.peers, &self.events, &self.commands));

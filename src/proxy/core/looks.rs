@@ -1,0 +1,162 @@
+//! After a change of leader: what clients were told to be gone is looked for, and deleted, before
+//! anything else is done with its key.
+//!
+//! The key's owner asks the new leader how much time the item has left. Where that is no more than
+//! a copy can have of one that was gone already, it is deleted as by a client; every operation on
+//! the key waits for that, reads too, and then finds what a client expects: nothing. So nothing but
+//! the look knows of it, `add` and `incr` are the server's own as ever.
+//!
+//! One that was written since has more time left, or is known to have been written
+//! ([`WrittenBriefly`](crate::proxy::gone::WrittenBriefly)): a lock of a second is not lost by it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::ids::{KeyId, NodeId};
+use crate::protocol::number::parse_i64;
+use crate::protocol::outcome::Outcome;
+use crate::protocol::reply::{Reply, ReplyKind, meta_flag};
+use crate::proxy::gone;
+use crate::proxy::handles::OpId;
+use crate::proxy::op::{Kind, Op, Origin, Stage};
+use crate::proxy::route::Route;
+use crate::ring::Topology;
+use crate::rules::{Rule, holds};
+
+use super::Core;
+use super::messages::PeerMessage;
+
+/// A look under way.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// When the node was asked that showed the key as gone.
+    asked: Duration,
+    /// Operations on the key that wait, in order.
+    queue: VecDeque<OpId>,
+}
+
+/// Longer than anything is found in the table.
+const WARY_US: u64 = gone::LASTS.as_micros() as u64 + 1_000_000;
+
+impl Core {
+    /// Another node leads a pair from now on.
+    pub(super) fn become_wary(&mut self) {
+        self.wary = true;
+        self.wary_until_us = self.now_us + WARY_US;
+    }
+
+    /// Called at every tick. Not while a look is under way: those that come must queue behind it.
+    pub(super) fn relax(&mut self) {
+        self.wary &= !self.looks.is_empty() || self.now_us <= self.wary_until_us;
+    }
+
+    /// A client is about to be told that there is no such item; the node was asked at this moment.
+    pub(super) fn tell_gone(&self, id: OpId, asked_us: u64) {
+        let op = &self.ops[id];
+        let term = self.pairs[op.pair].flow.as_ref().and_then(|flow| flow.term);
+        if let (Some(term), Origin::Client(_)) = (term, op.origin) {
+            self.gone.tell(Topology::key_id(op.key()), term, self.date_of(asked_us));
+        }
+    }
+
+    /// The operation gives its item a few seconds, or a date of the client's, and took effect, or
+    /// is a `set` that is about to be sent (`unanswered`: it is not looked at, so others may look
+    /// meanwhile). A node may have been asked for the key just before.
+    ///
+    /// One second is not noted: that is over within it, perhaps at once, also while the write is
+    /// still unanswered. Then nobody can tell which came first, and it is taken for over.
+    pub(super) fn note_brief_write(&mut self, id: OpId, unanswered: bool) {
+        let op = &self.ops[id];
+        // (What a meta command makes of a key that is not there may have an end of its own.)
+        if op.exptime > 0 && op.date.is_none() || matches!(op.kind, Kind::Meta(_)) {
+            let hash = op.hash;
+            match op.exptime {
+                1 if unanswered => {}
+                1 => self.written_briefly.forget(hash),
+                _ => self.written_briefly.note(hash, self.date(), unanswered),
+            }
+        }
+    }
+
+    /// Whether the operation waits for a look, or is its key's owner's. The pair's route is open.
+    pub(super) fn looks_first(&mut self, id: OpId) -> bool {
+        let op = &self.ops[id];
+        let (kind, hash, pair) = (op.kind, op.hash, op.pair);
+        if matches!(op.origin, Origin::Look(_)) || !holds(Rule::SeenGoneStaysGone) {
+            return false;
+        }
+        let plain = op.key().iter().all(u8::is_ascii_graphic);
+        let key = Topology::key_id(op.key());
+        if let Some(look) = self.looks.get_mut(&key) {
+            look.queue.push_back(id);
+            return true;
+        }
+        let Route::Open(flow) = &self.pairs[pair].route else { return false };
+        let (leader, term) = (flow.leader, flow.term);
+        // What is overwritten is not looked at, and a key with blanks or the like has no plain
+        // form.
+        let Some(term) = term.filter(|_| kind != Kind::Set && plain) else { return false };
+        let Some(asked) = self.gone.find(key, term, self.date()) else { return false };
+        let owner = self.owner(hash);
+        if owner != self.settings.worker {
+            let op = Op { stage: Stage::New, parked_at_us: 0, ..self.ops.take(id) };
+            self.outbox.peers.push((owner, PeerMessage::Op(Box::new(op))));
+            return true;
+        }
+        if self.written_briefly.since(hash, asked) {
+            self.gone.forget(key);
+            return false;
+        }
+        let name = Bytes::copy_from_slice(self.ops[id].key());
+        let place = (0, name.len() as u32);
+        let mut look = Op::new(Origin::Look(key), Kind::Delete, pair, hash, name, place);
+        look.stage = Stage::Look(leader);
+        let look = self.take_in(look);
+        self.count_begun(look);
+        self.looks.insert(key, Look { asked, queue: VecDeque::from([id]) });
+        self.send_op(look, leader);
+        true
+    }
+
+    /// `false`: that is no answer.
+    pub(super) fn look_answered(&mut self, id: OpId, node: NodeId, reply: &Reply, unit: &[u8]) -> bool {
+        let Origin::Look(key) = self.ops[id].origin else { return true };
+        let ttl = match &reply.kind {
+            ReplyKind::MetaHd => meta_flag(unit.trim_ascii_end(), b't').and_then(parse_i64),
+            ReplyKind::MetaEn | ReplyKind::ServerError => None,
+            _ => {
+                self.strand(id, node);
+                return false;
+            }
+        };
+        let now = self.date();
+        let overdue = |ttl| self.looks.get(&key).is_some_and(|look| gone::may_outlast(ttl, look.asked, now));
+        if ttl.is_some_and(overdue) {
+            self.leave_flight(id);
+            self.ops[id].stage = Stage::New;
+            self.begin(id);
+        } else {
+            self.finish(id, Outcome::Done);
+        }
+        true
+    }
+
+    /// What waited for a look goes on. Other workers' reads had to come here until now; also where
+    /// the node refused the delete it is not looked at again and again.
+    pub(super) fn looked(&mut self, key: KeyId) {
+        self.gone.forget(key);
+        for id in self.looks.remove(&key).into_iter().flat_map(|look| look.queue) {
+            self.begin(id);
+        }
+    }
+
+    /// A look ends without an answer: its pair's next route begins anew what waits for it.
+    pub(super) fn look_failed(&mut self, id: OpId, key: KeyId) {
+        self.ops.remove(id);
+        for id in self.looks.remove(&key).into_iter().flat_map(|look| look.queue) {
+            self.park(id, Stage::Parked);
+        }
+    }
+}
