@@ -10,7 +10,6 @@ use super::command::{Flag, Meta, Verb};
 
 /// What a client is told of the leader's answer. `token`: makes a client's token of the node's cas
 /// id, where there is a difference. Nothing is copied unless something has to be changed.
-#[inline(always)]
 pub fn of_leader(meta: Meta, key: &[u8], reply: &Reply, unit: Bytes, token: impl Fn(u64) -> u64) -> Bytes {
     match (&reply.kind, meta.verb) {
         (ReplyKind::MetaVa { data }, Verb::Arithmetic) if !meta.has(Flag::Value) => {

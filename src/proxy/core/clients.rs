@@ -58,28 +58,31 @@ impl KeyAt {
         KeyAt { place: (key.start as u32, key.end as u32), hash: Topology::key_hash(&input[key]) }
     }
 
+    /// `input`: what the request begins.
+    #[inline(always)]
+    fn of(input: &[u8], request: &Keyed) -> KeyAt {
+        let span = request.keys.span.clone();
+        if is_encoded(request.kind) { KeyAt::encoded(input, span) } else { KeyAt::new(input, span) }
+    }
+
     /// One that stands there in base64, as it will stand in the place of that.
-    fn encoded(input: &[u8], key: Range<usize>) -> Option<(KeyAt, Decoded)> {
-        let decoded = Decoded::of(&input[key.clone()])?;
+    #[cold]
+    #[inline(never)]
+    fn encoded(input: &[u8], key: Range<usize>) -> KeyAt {
+        let Some(decoded) = Decoded::of(&input[key.clone()]) else { return KeyAt::new(input, key) };
         let bytes = decoded.bytes();
         let place = (key.start as u32, (key.start + bytes.len()) as u32);
-        Some((KeyAt { place, hash: Topology::key_hash(bytes) }, decoded))
+        KeyAt { place, hash: Topology::key_hash(bytes) }
     }
+}
 
-    /// `input`: what the request begins. With the bytes that are to be put in the key's place.
-    #[inline(always)]
-    fn of(input: &[u8], request: &Keyed) -> (KeyAt, Option<Decoded>) {
-        let span = request.keys.span.clone();
-        if is_encoded(request.kind)
-            && let Some((key, decoded)) = KeyAt::encoded(input, span.clone())
-        {
-            return (key, Some(decoded));
-        }
-        (KeyAt::new(input, span), None)
-    }
-
-    fn put(self, decoded: &Decoded, input: &mut [u8]) {
-        input[self.place.0 as usize..self.place.1 as usize].copy_from_slice(decoded.bytes());
+/// Puts a key in the place of its base64.
+#[cold]
+#[inline(never)]
+fn decode_in_place(input: &mut [u8], key: Range<usize>) {
+    if let Some(decoded) = Decoded::of(&input[key.clone()]) {
+        let bytes = decoded.bytes();
+        input[key.start..key.start + bytes.len()].copy_from_slice(bytes);
     }
 }
 
@@ -380,13 +383,13 @@ impl Core {
         }
         let client = &mut self.clients[id];
         let write = request.kind.is_write();
-        let (key, decoded) = KeyAt::of(chunk, &request);
+        let key = KeyAt::of(chunk, &request);
         if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
             client.hold(Hold::Key { hash: key.hash, write }, None);
             return false;
         }
-        if let Some(decoded) = &decoded {
-            key.put(decoded, chunk);
+        if is_encoded(request.kind) {
+            decode_in_place(chunk, request.keys.span.clone());
         }
         let raw = take_front(chunk, len);
         let slot = client.open_slot(1, false, style, len, &mut self.spare);
@@ -498,15 +501,14 @@ impl Core {
         chunk: &mut BytesMut,
         (len, refusal): (usize, Refusal),
     ) -> bool {
-        let (key, decoded) = KeyAt::of(chunk, request);
-        let KeyAt { place, hash } = key;
+        let KeyAt { place, hash } = KeyAt::of(chunk, request);
         let client = &mut self.clients[id];
         if client.conflicts(hash, true, &mut self.spare) {
             client.hold(Hold::Key { hash, write: true }, None);
             return false;
         }
-        if let Some(decoded) = &decoded {
-            key.put(decoded, chunk);
+        if is_encoded(request.kind) {
+            decode_in_place(chunk, request.keys.span.clone());
         }
         let pair = self.topology.pair_of(&chunk[place.0 as usize..place.1 as usize]);
         let raw = chunk.split_to(len).freeze();

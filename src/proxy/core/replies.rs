@@ -361,6 +361,7 @@ fn is_held_back(op: &Op, reply: &Reply, unit: &[u8]) -> bool {
 }
 
 /// Whether a command that may make an item has made it, as far as the answer tells.
+#[inline(never)]
 fn has_made(op: &Op, reply: &Reply, unit: &[u8], number: Option<u64>) -> bool {
     let Kind::Meta(meta) = op.kind else { return false };
     match number {
@@ -383,8 +384,7 @@ fn counted(op: &Op, reply: &Reply, unit: &[u8]) -> Option<u64> {
 #[inline(always)]
 fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
     if let Kind::Meta(meta) = op.kind {
-        let token = |raw| term.map_or(raw, |term| op::client_cas(raw, term));
-        return Outcome::Raw(meta::answer::of_leader(meta, op.key(), reply, unit, token));
+        return meta_answer(meta, op, reply, unit, term);
     }
     if let ReplyKind::Value { cas: Some(cas), .. } = reply.kind
         && let Some(term) = term
@@ -392,6 +392,12 @@ fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Out
         return Outcome::Hit(reply::with_cas(&unit, reply, op::client_cas(cas, term)));
     }
     Outcome::of(&reply.kind, unit)
+}
+
+#[inline(never)]
+fn meta_answer(meta: Meta, op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
+    let token = |raw| term.map_or(raw, |term| op::client_cas(raw, term));
+    Outcome::Raw(meta::answer::of_leader(meta, op.key(), reply, unit, token))
 }
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads
