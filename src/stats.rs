@@ -33,6 +33,26 @@ counters! {
         total_connections,
         /// Client connections refused because of `--max-clients`.
         rejected_connections,
+        /// Clients that have closed their connection, or broken it.
+        closed_by_client,
+        /// Clients that have said `quit`.
+        closed_quit,
+        /// Clients closed for `--idle-timeout`.
+        closed_idle,
+        /// Clients closed for `--max-clients`.
+        closed_too_many,
+        /// Clients closed because there was no memory for their line.
+        closed_no_memory,
+        /// Clients closed because they speak TLS.
+        closed_tls,
+        /// Because they speak HTTP.
+        closed_http,
+        /// Because they speak Redis's protocol.
+        closed_redis,
+        /// Because of a line too long that is no get.
+        closed_long_line,
+        /// Because of a header of the binary protocol that cannot be.
+        closed_bad_header,
         /// Keys asked for by get, gets, gat, gats.
         cmd_get,
         /// Storage commands.

@@ -10,7 +10,7 @@ use super::answer;
 use super::line::{Line, Words, first_line};
 use super::out::OutQueue;
 use super::outcome::{Fields, Outcome};
-use super::request::{Limits, Parsed, Style};
+use super::request::{Close, Limits, Parsed, Style};
 use command::Command;
 
 /// Longest line, in bytes: a get of many keys.
@@ -24,7 +24,9 @@ pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
     match first_line(buf) {
         Line::Incomplete => Parsed::Incomplete { need: 0 },
         // Without a word, as memcached does: whoever sends this does not speak memcached.
-        Line::TooLong { len } => Parsed::Reject { reply: answer::SILENCE, style: SAID, len, swallow: 0, close: true },
+        Line::TooLong { len } => {
+            Parsed::Reject { reply: answer::SILENCE, style: SAID, len, swallow: 0, close: Some(Close::LongLine) }
+        }
         Line::Whole { end, len } => Command { buf, line_len: len, limits }.parse(Words::new(buf, 0..end)),
     }
 }

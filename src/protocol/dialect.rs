@@ -3,27 +3,47 @@
 
 use bytes::Bytes;
 
-use super::binary;
-use super::classic;
+use super::binary::{self, Opcode};
+use super::classic::{self, SAID};
+use super::foreign::Foreign;
 use super::meta;
 use super::out::OutQueue;
 use super::outcome::Outcome;
-use super::request::{Limits, Parsed, Style};
+use super::request::{Close, Limits, Parsed, Style};
 
 /// What a connection speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Dialect {
-    /// Lines of text: the classic protocol and the meta protocol.
+    /// It has sent nothing yet.
     #[default]
+    Unknown,
+    /// Lines of text: the classic protocol and the meta protocol.
     Text,
+    Binary,
+    /// None of memcached's.
+    Foreign(Foreign),
 }
 
 impl Dialect {
+    /// By what a connection begins with, as memcached decides: for good.
+    pub fn of(first: &[u8]) -> Dialect {
+        match first.first() {
+            None => Dialect::Unknown,
+            Some(&binary::MAGIC_REQUEST) => Dialect::Binary,
+            Some(_) => Foreign::of(first).map_or(Dialect::Text, Dialect::Foreign),
+        }
+    }
+
     /// What the input begins with.
     #[inline(always)]
     pub fn next(self, input: &[u8], limits: &Limits) -> Parsed {
         match self {
-            Dialect::Text => classic::parse(input, limits),
+            Dialect::Text | Dialect::Unknown => classic::parse(input, limits),
+            Dialect::Binary => binary::parse(input, limits),
+            Dialect::Foreign(who) => {
+                let close = Some(Close::Foreign(who));
+                Parsed::Reject { reply: who.answer(), style: SAID, len: input.len(), swallow: 0, close }
+            }
         }
     }
 
@@ -31,21 +51,24 @@ impl Dialect {
     /// the first `searched` bytes hold no end of it.
     pub fn goes_on(self, input: &[u8], searched: usize) -> bool {
         match self {
-            Dialect::Text => super::line::goes_on(input, searched),
+            Dialect::Text | Dialect::Unknown => super::line::goes_on(input, searched),
+            Dialect::Binary | Dialect::Foreign(_) => false,
         }
     }
 
     /// Bytes of the longest request, except for values.
     pub fn longest(self) -> usize {
         match self {
-            Dialect::Text => classic::LINE_MAX,
+            Dialect::Text | Dialect::Unknown => classic::LINE_MAX,
+            Dialect::Binary | Dialect::Foreign(_) => binary::REQUEST_MAX,
         }
     }
 
     /// How the proxy speaks unasked, or of a request that it has not understood.
     pub fn unasked(self) -> Style {
         match self {
-            Dialect::Text => Style::Classic { noreply: false },
+            Dialect::Text | Dialect::Unknown | Dialect::Foreign(_) => SAID,
+            Dialect::Binary => Style::Binary { opcode: Opcode(0), opaque: [0; 4] },
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn wire_form(key: &[u8]) -> Option<bool> {
 }
 
 /// Whether a classic client can write the key.
-pub fn is_plain(key: &[u8]) -> bool {
+fn is_plain(key: &[u8]) -> bool {
     !key.iter().any(|&b| matches!(b, 0 | b' ' | b'\r' | b'\n'))
 }
 

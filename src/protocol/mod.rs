@@ -15,6 +15,7 @@ pub mod clock;
 pub mod dialect;
 pub mod dump;
 pub mod expiry;
+pub mod foreign;
 #[cfg(test)]
 mod fuzz;
 pub mod item;
@@ -27,6 +28,7 @@ pub mod out;
 pub mod outcome;
 pub mod reply;
 pub mod request;
+pub mod told;
 
 /// Longest key, in bytes, memcached's `KEY_MAX_LENGTH`.
 pub const KEY_LEN_MAX: usize = 250;

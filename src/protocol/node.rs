@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::key::Key;
 use super::meta;
 use super::out::OutQueue;
-use super::request::Kind;
+use super::request::{Family, Kind};
 
 /// Whether a command changes what the node holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,6 +169,8 @@ pub trait Command {
     fn data(&self) -> Range<usize>;
     fn flags(&self) -> u32;
     fn delta(&self) -> u64;
+    /// What `incr` and `decr` store where there is nothing.
+    fn initial(&self) -> Option<u64>;
 }
 
 /// Writes a client's command on one key. `exptime`: as this node is told it; `cas`: the id that it
@@ -192,6 +194,116 @@ pub fn command(out: &mut OutQueue, kind: Kind, of: &impl Command, exptime: i64, 
         Kind::Touch => touch(out, of, exptime),
         Kind::Meta(meta) => meta::line::put(out, meta, of, exptime, cas()),
         Kind::Mend => unreachable!("a mend is nothing but a repair"),
+    }
+}
+
+/// The same in the meta protocol, which alone takes keys in base64 (`binary`), tells the cas id of
+/// what a write has stored, and takes one as the condition of any write.
+pub fn meta_command(out: &mut OutQueue, kind: Kind, of: &impl Command, binary: bool, exptime: i64, cas: Option<u64>) {
+    match kind {
+        Kind::Get | Kind::Gets => meta_head(out, b"mg ", of, binary, b" v f c"),
+        Kind::Gat | Kind::Gats => meta_head(out, b"mg ", of, binary, b" v f c"),
+        Kind::Touch => meta_head(out, b"mg ", of, binary, b" f c"),
+        Kind::Incr => meta_head(out, b"ma ", of, binary, b" v c"),
+        Kind::Decr => meta_head(out, b"ma ", of, binary, b" MD v c"),
+        Kind::Delete => meta_head(out, b"md ", of, binary, b""),
+        Kind::Set | Kind::Cas => meta_store(out, of, binary, b" c", exptime),
+        Kind::Add => meta_store(out, of, binary, b" ME c", exptime),
+        Kind::Replace => meta_store(out, of, binary, b" MR c", exptime),
+        Kind::Append => meta_store(out, of, binary, b" MA c", exptime),
+        Kind::Prepend => meta_store(out, of, binary, b" MP c", exptime),
+        Kind::Meta(_) => unreachable!("it is written word by word"),
+        Kind::Mend => unreachable!("a mend is nothing but a repair"),
+    }
+    if matches!(kind, Kind::Gat | Kind::Gats | Kind::Touch) {
+        meta_number(out, b" T", exptime);
+    }
+    if matches!(kind, Kind::Incr | Kind::Decr) {
+        meta_number(out, b" D", of.delta());
+        meta_initial(out, of, exptime);
+    }
+    if let Some(cas) = cas {
+        meta_number(out, b" C", cas);
+    }
+    meta_end(out, kind.family() == Family::Store, of);
+}
+
+/// Stores the command's value, whatever is there, in the meta protocol.
+pub fn meta_set(out: &mut OutQueue, of: &impl Command, binary: bool, exptime: i64) {
+    meta_store(out, of, binary, b"", exptime);
+    meta_end(out, true, of);
+}
+
+/// Deletes the command's key.
+pub fn meta_delete(out: &mut OutQueue, of: &impl Command, binary: bool) {
+    meta_head(out, b"md ", of, binary, b"");
+    meta_end(out, false, of);
+}
+
+pub fn meta_touch(out: &mut OutQueue, of: &impl Command, binary: bool, exptime: i64) {
+    meta_head(out, b"mg ", of, binary, b"");
+    meta_number(out, b" T", exptime);
+    meta_end(out, false, of);
+}
+
+fn meta_initial(out: &mut OutQueue, of: &impl Command, exptime: i64) {
+    if let Some(initial) = of.initial() {
+        meta_number(out, b" N", exptime);
+        meta_number(out, b" J", initial);
+        // Behind `N`: memcached takes flag by flag, and has not set the expiry before.
+        out.put(b" t");
+    }
+}
+
+/// Counts on what is there, or adds to it, as a client's command has done on the leader. `created`:
+/// it may have found nothing there, and stored the first number.
+pub fn meta_repeat(out: &mut OutQueue, kind: Kind, of: &impl Command, binary: bool, (created, exptime): (bool, i64)) {
+    match kind {
+        Kind::Append => meta_store(out, of, binary, b" MA", 0),
+        Kind::Prepend => meta_store(out, of, binary, b" MP", 0),
+        _ => {
+            meta_head(out, b"ma ", of, binary, if kind == Kind::Decr { b" MD v" } else { b" v" });
+            meta_number(out, b" D", of.delta());
+            if created {
+                meta_initial(out, of, exptime);
+            }
+        }
+    }
+    meta_end(out, kind.family() == Family::Store, of);
+}
+
+fn meta_head(out: &mut OutQueue, verb: &[u8], of: &impl Command, binary: bool, flags: &[u8]) {
+    let key = Key::new(of.key(), binary);
+    out.put(verb);
+    key.put(out);
+    key.put_flag(out);
+    out.put(flags);
+}
+
+fn meta_store(out: &mut OutQueue, of: &impl Command, binary: bool, flags: &[u8], exptime: i64) {
+    let key = Key::new(of.key(), binary);
+    out.put(b"ms ");
+    key.put(out);
+    meta_number(out, b" ", of.data().len());
+    key.put_flag(out);
+    out.put(flags);
+    if exptime != 0 {
+        meta_number(out, b" T", exptime);
+    }
+    if of.flags() != 0 {
+        meta_number(out, b" F", of.flags());
+    }
+}
+
+fn meta_number(out: &mut OutQueue, flag: &[u8], number: impl itoa::Integer) {
+    out.put(flag);
+    out.put_number(number);
+}
+
+fn meta_end(out: &mut OutQueue, with_value: bool, of: &impl Command) {
+    out.put(b"\r\n");
+    if with_value {
+        put_value(out, of);
     }
 }
 
@@ -277,9 +389,10 @@ fn store(out: &mut OutQueue, verb: &[u8], of: &impl Command, exptime: i64, cas: 
 }
 
 /// The command's value, and the line's end behind it.
+#[inline(always)]
 pub(super) fn put_value(out: &mut OutQueue, of: &impl Command) {
     let data = of.data();
-    // As a client sent it there is the line's end behind it.
+    // As a client of a text protocol sent it there is the line's end behind it.
     let whole = data.start..data.end + 2;
     match of.raw().get(whole.clone()) {
         Some(value) if value.ends_with(b"\r\n") => out.put_part(of.raw(), whole),

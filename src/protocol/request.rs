@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::binary::Opcode;
+use super::foreign::Foreign;
 use super::line::Words;
 use super::meta::{Hidden, Meta, Mode, Verb};
 
@@ -301,9 +302,31 @@ pub enum Parsed {
         len: usize,
         /// Bytes behind them to throw away, as with [`Parsed::TooLarge`].
         swallow: usize,
-        /// The connection is to be closed, after the reply.
-        close: bool,
+        /// The connection is to be closed, after the reply, and why.
+        close: Option<Close>,
     },
+}
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Close {
+    Foreign(Foreign),
+    /// A line that is no get, longer than memcached takes.
+    LongLine,
+    /// Lengths in a binary header that cannot be, or text behind a binary request.
+    BadHeader,
+}
+
+impl Close {
+    /// What the client is told where memcached would say nothing: silence helps nobody to find out
+    /// what is wrong.
+    pub fn words(self) -> &'static [u8] {
+        match self {
+            Close::Foreign(who) => who.answer(),
+            Close::LongLine => b"CLIENT_ERROR line too long\r\n",
+            Close::BadHeader => b"\x00\x04Invalid arguments",
+        }
+    }
 }
 
 /// How the outcome of a request is told: chosen by the request's own dialect, and kept until it is.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::protocol::dialect::Dialect;
+use crate::protocol::foreign::Foreign;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{Keyed, Style};
+use crate::protocol::request::{Close, Keyed, Style};
 
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
@@ -127,8 +128,8 @@ pub enum Ended {
     Silent,
     /// `--max-clients`.
     TooMany,
-    /// What it sent is not memcached's protocol.
-    Nonsense,
+    /// What it sent is refused, and nothing behind it can be understood.
+    Refused(Close),
     /// `--client-memory` has no room for its line.
     NoMemory,
 }
@@ -141,7 +142,11 @@ impl Ended {
             Ended::Quit => "quit",
             Ended::Silent => "silent for --idle-timeout",
             Ended::TooMany => "-n/--max-clients are connected",
-            Ended::Nonsense => "it does not speak memcached's protocol",
+            Ended::Refused(Close::Foreign(Foreign::Tls)) => "it speaks TLS",
+            Ended::Refused(Close::Foreign(Foreign::Http)) => "it speaks HTTP",
+            Ended::Refused(Close::Foreign(Foreign::Resp)) => "it speaks Redis's protocol",
+            Ended::Refused(Close::LongLine) => "it does not speak memcached's protocol: a line too long that is no get",
+            Ended::Refused(Close::BadHeader) => "a binary request with a wrong header",
             Ended::NoMemory => "no memory for its line",
         }
     }
@@ -305,6 +310,14 @@ impl Client {
             reads_max: FIRST_READS,
             first: 0,
             in_flight: None,
+        }
+    }
+
+    /// What it speaks is known by what it sends first.
+    #[inline(always)]
+    pub(super) fn hear(&mut self, first: &[u8]) {
+        if self.dialect == Dialect::Unknown {
+            self.dialect = Dialect::of(first);
         }
     }
 

@@ -19,6 +19,7 @@ mod table;
 
 pub use adds::Adds;
 pub use backlog::Backlog;
+pub use client::Ended;
 pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
 pub use gone::Gone;
 pub use handles::{ClientId, ClientKey, ConnId, Lane, Ticket};
@@ -27,6 +28,6 @@ pub use memory::{Memory, Share};
 pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 
-/// What clients are told on `version`: the memcached whose protocol is spoken, then the proxy's own
-/// version.
-pub const VERSION: &str = concat!("1.6.18-resilver-", env!("CARGO_PKG_VERSION"));
+/// What clients are told on `version`: the memcached whose protocol is spoken. Some want digits and
+/// dots and nothing else, and choose by them what they say.
+pub const VERSION: &str = "1.6.18";

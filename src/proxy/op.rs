@@ -6,12 +6,15 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, KeyId, NodeId, PairId, Term, WorkerId};
+use crate::protocol::key::wire_form;
 use crate::protocol::meta::{self, Change, Flag, Meta, Mode, Verb};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Reply, ReplyKind};
 pub use crate::protocol::request::Kind;
+use crate::protocol::request::{Family, Keyed};
+use crate::protocol::told::Told;
 use crate::rules::{Rule, holds};
 use crate::stats::{WorkerStats, add};
 
@@ -79,6 +82,46 @@ pub enum Mirror {
     /// Removal of what the leader has marked stale, or told somebody to recompute: that state is
     /// the leader's alone, and after a fail-over such an item is a miss, not a fresh one.
     Withhold,
+}
+
+/// How a node is spoken to about an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wire {
+    /// The classic protocol, which costs least.
+    Classic,
+    /// The meta protocol, with the key in base64 where it is `binary`.
+    Meta { binary: bool },
+}
+
+impl Wire {
+    /// What a client's request takes.
+    #[inline(always)]
+    pub(super) fn of_request(request: &Keyed, key: &[u8]) -> Wire {
+        if request.tells_cas { Wire::telling(request.kind, key) } else { Wire::Classic }
+    }
+
+    /// Where the client is told the cas id. (A classic `gets` tells it too.)
+    fn telling(kind: Kind, key: &[u8]) -> Wire {
+        let binary = wire_form(key) == Some(true);
+        if kind.family() == Family::Retrieve && !binary { Wire::Classic } else { Wire::Meta { binary } }
+    }
+
+    /// What a key takes of which nothing else is asked.
+    pub(super) fn of_key(key: &[u8]) -> Wire {
+        if wire_form(key) == Some(true) { Wire::Meta { binary: true } } else { Wire::Classic }
+    }
+}
+
+impl Mirror {
+    /// As which command of a client's it is answered; `of`: the one that it mirrors.
+    pub(super) fn kind(self, of: Kind) -> Kind {
+        match self {
+            Mirror::Set => Kind::Set,
+            Mirror::Delete | Mirror::Drop | Mirror::Withhold => Kind::Delete,
+            Mirror::Arithmetic | Mirror::Concat => of,
+            Mirror::Touch => Kind::Touch,
+        }
+    }
 }
 
 /// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot
@@ -235,6 +278,24 @@ pub(super) fn meta_agreement(sent: Mirror, number: u64, reply: &Reply, unit: &[u
     Some(if agree { Agreement::Agree } else { Agreement::Differ })
 }
 
+/// Both copies of a counter that may be new expire within so many seconds: each node counts them by
+/// a clock of its own.
+const COUNTER_SLACK_SECS: u64 = 2;
+
+impl Op {
+    /// [`agreement`] of a follower that was spoken to in the meta protocol.
+    ///
+    /// Where the number is the first one nobody knows whether it was stored or counted. Two nodes
+    /// that have not done the same have items that expire at other times, or one of them is known
+    /// to lack the key.
+    pub(super) fn agrees(&self, told: &Told) -> Option<Agreement> {
+        let agreement = agreement(self.sent, self.number, &told.kind)?;
+        let may_be_new = self.sent == Mirror::Arithmetic && self.initial == Some(self.number);
+        let together = (self.ttl < 0) == (told.ttl < 0) && self.ttl.abs_diff(told.ttl) <= COUNTER_SLACK_SECS;
+        Some(if may_be_new && !together { Agreement::Differ } else { agreement })
+    }
+}
+
 /// Who waits for the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
@@ -323,16 +384,23 @@ pub struct Op {
     pub date: Option<i64>,
     /// The client's cas token.
     pub cas: u64,
+    /// The client is told the item's cas id.
+    pub tells_cas: bool,
+    /// How nodes are spoken to.
+    pub wire: Wire,
     /// Of incr and decr.
     pub delta: u64,
+    /// What they store where there is nothing.
+    pub initial: Option<u64>,
     /// Where it is.
     pub stage: Stage,
     /// What the client will be told, once decided.
     pub answer: Option<Outcome>,
     /// That is so whatever the leader answers.
     pub decided: bool,
-    /// What the leader counted, for incr and decr.
+    /// What the leader counted, for incr and decr, and when that expires.
     pub number: u64,
+    pub ttl: i64,
     /// What the follower was sent.
     pub sent: Mirror,
     /// When it was first parked, microseconds of the worker's clock; 0 = never.
@@ -380,11 +448,15 @@ impl Op {
             exptime: 0,
             date: None,
             cas: 0,
+            tells_cas: false,
+            wire: Wire::Classic,
             delta: 0,
+            initial: None,
             stage: Stage::New,
             answer: None,
             decided: false,
             number: 0,
+            ttl: -1,
             sent: Mirror::Set,
             parked_at_us: 0,
             repair: None,
@@ -409,13 +481,43 @@ impl Op {
         meta::line::flags(meta, &self.raw, self.key.1 as usize)
     }
 
+    /// Whether it may store something because nothing was there.
+    #[inline(always)]
+    pub(super) fn creates(&self) -> bool {
+        self.kind.adds() || self.initial.is_some()
+    }
+
+    /// That there is nothing, to a read.
+    pub(super) fn miss(&self) -> Outcome {
+        match self.tells_cas {
+            true => Outcome::MissOf(self.raw.slice(self.key.0 as usize..self.key.1 as usize)),
+            false => Outcome::Miss,
+        }
+    }
+
+    /// Whether the leader's answer says that the key was not there.
+    #[inline(always)]
+    pub(super) fn shows_absence(&self, reply: &ReplyKind) -> bool {
+        match (reply, self.initial) {
+            // It was stored now, or counting has come to the same number.
+            (ReplyKind::Number(number), Some(initial)) => *number == initial,
+            _ => shows_absence(self.kind, reply),
+        }
+    }
+
     /// Writes the command for the leader. `term`: the present one; the token was checked against
     /// it. `exptime`: as the leader is told it.
     pub fn encode_leader(&self, out: &mut OutQueue, term: Option<Term>, exptime: i64) {
-        node::command(out, self.kind, self, exptime, || match self.kind {
-            Kind::Meta(meta) if self.cas == 0 && meta.takes_any_at_zero() => 0,
-            _ => node_cas(self.cas, term),
-        });
+        match self.wire {
+            Wire::Classic => node::command(out, self.kind, self, exptime, || match self.kind {
+                Kind::Meta(meta) if self.cas == 0 && meta.takes_any_at_zero() => 0,
+                _ => node_cas(self.cas, term),
+            }),
+            Wire::Meta { binary } => {
+                let cas = (self.cas != 0).then(|| node_cas(self.cas, term));
+                node::meta_command(out, self.kind, self, binary, exptime, cas);
+            }
+        }
     }
 
     /// Writes the command for the follower, which is told `exptime`.
@@ -429,11 +531,20 @@ impl Op {
                 Mirror::Touch => meta::line::put_touch(out, meta, self, exptime),
             };
         }
-        match mirror {
-            Mirror::Set => node::set(out, self, exptime),
-            Mirror::Delete | Mirror::Drop | Mirror::Withhold => node::delete_classic(out, self),
-            Mirror::Arithmetic | Mirror::Concat => self.encode_leader(out, None, exptime),
-            Mirror::Touch => node::touch(out, self, exptime),
+        match (mirror, self.wire) {
+            (Mirror::Set, Wire::Classic) => node::set(out, self, exptime),
+            (Mirror::Set, Wire::Meta { binary }) => node::meta_set(out, self, binary, exptime),
+            (Mirror::Delete | Mirror::Drop | Mirror::Withhold, Wire::Classic) => node::delete_classic(out, self),
+            (Mirror::Delete | Mirror::Drop | Mirror::Withhold, Wire::Meta { binary }) => {
+                node::meta_delete(out, self, binary)
+            }
+            (Mirror::Arithmetic | Mirror::Concat, Wire::Classic) => self.encode_leader(out, None, exptime),
+            (Mirror::Arithmetic | Mirror::Concat, Wire::Meta { binary }) => {
+                let created = self.initial == Some(self.number);
+                node::meta_repeat(out, self.kind, self, binary, (created, exptime));
+            }
+            (Mirror::Touch, Wire::Classic) => node::touch(out, self, exptime),
+            (Mirror::Touch, Wire::Meta { binary }) => node::meta_touch(out, self, binary, exptime),
         }
     }
 }
@@ -467,6 +578,10 @@ impl node::Command for Op {
     #[inline(always)]
     fn delta(&self) -> u64 {
         self.delta
+    }
+
+    fn initial(&self) -> Option<u64> {
+        self.initial
     }
 }
 

@@ -67,6 +67,7 @@ impl Report {
         out.put("uptime", self.process.uptime_seconds);
         out.put("time", self.process.unix_time);
         out.put("version", self.process.version);
+        out.put("resilver_version", env!("CARGO_PKG_VERSION"));
         out.put("pointer_size", usize::BITS);
         out.put("threads", self.process.threads);
         out.put("max_connections", self.process.max_clients);

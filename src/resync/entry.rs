@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 use crate::backend::Batch;
 use crate::protocol::item::{Answer, Asked, Code, Item, ONE_NODE_SLACK_SECS, Offsets};
-use crate::protocol::key::{Key, is_plain, needs_base64};
+use crate::protocol::key::{Key, needs_base64};
 use crate::protocol::node::{self, Ask};
 use crate::protocol::reply::Frame;
 use crate::rules::{Rule, holds};
@@ -71,8 +71,6 @@ pub(super) enum End {
     NoCas,
     /// Only the target holds it: [`Entry::found`] is to be added to the source by the key's owner.
     Adopt,
-    /// Only the target held it, and it was added to the source.
-    Adopted,
 }
 
 #[derive(Clone, Debug)]
@@ -80,8 +78,6 @@ pub(super) enum Stage {
     Read,
     /// Of a key that was found on the target: whether the source has it.
     Exists,
-    /// To the source: an item that only the target holds, and whose key no client can write.
-    AddSource(Item),
     Add(Item),
     /// `item` is what was read; its value is kept only where it is what the copy is verified by.
     Verify {
@@ -194,8 +190,7 @@ impl Entry {
     pub(super) fn side(&self) -> Option<Side> {
         match self.stage {
             Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused(_) => Some(Side::Source),
-            Stage::Exists | Stage::AddSource(_) => Some(Side::Source),
-            Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
+            Stage::Exists | Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
             Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
             Stage::Done(_) => None,
         }
@@ -238,7 +233,7 @@ impl Entry {
     /// Whether the dates of both nodes are needed for its next step.
     pub(super) fn needs_offsets(&self) -> bool {
         match &self.stage {
-            Stage::Add(item) | Stage::AddSource(item) => item.seen.ttl > 0,
+            Stage::Add(item) => item.seen.ttl > 0,
             _ => self.found.as_ref().is_some_and(|item| item.seen.ttl > 0),
         }
     }
@@ -248,12 +243,9 @@ impl Entry {
     pub(super) fn command(&mut self, batch: &mut Batch, offsets: Offsets, now: Duration) -> bool {
         let key = Key::new(&self.key, self.binary);
         match &self.stage {
-            Stage::Add(item) | Stage::AddSource(item) => {
-                let source = matches!(self.stage, Stage::AddSource(_));
-                let exptime =
-                    if source { offsets.to_source(&item.seen, now) } else { offsets.to_target(&item.seen, now) };
-                let Some(exptime) = exptime else {
-                    self.stage = if source { Stage::Exists } else { Stage::TargetLook(Look::Absent) };
+            Stage::Add(item) => {
+                let Some(exptime) = offsets.to_target(&item.seen, now) else {
+                    self.stage = Stage::TargetLook(Look::Absent);
                     return false;
                 };
                 batch.add(|out| node::ms_add(out, key, &item.value, (item.flags, exptime), true));
@@ -328,14 +320,6 @@ impl Entry {
                 Code::Done | Code::Missing => Stage::TargetLook(Look::Absent),
                 _ => return unexpected(),
             },
-            Stage::AddSource(_) => match answer.code {
-                Code::Done => Stage::Done(End::Adopted),
-                Code::NotStored | Code::Exists => self.retry(),
-                // The leader's word counts, also where it cannot hold what the target can: what is
-                // compared later drops it.
-                Code::Refused => Stage::Done(End::Skipped),
-                _ => return unexpected(),
-            },
             Stage::Add(item) => match answer.code {
                 Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
                 Code::Done => {
@@ -401,14 +385,11 @@ impl Entry {
     }
 
     /// A client's write of the key must not be undone by the adding, and its owner knows of all of
-    /// them. Those that no client can write have none.
+    /// them.
     fn adopt(&mut self, item: Item) -> Stage {
         self.binary = item.binary || self.binary;
-        if is_plain(&self.key) {
-            self.found = Some(Box::new(item));
-            return Stage::Done(End::Adopt);
-        }
-        Stage::AddSource(item)
+        self.found = Some(Box::new(item));
+        Stage::Done(End::Adopt)
     }
 
     /// A stale item that we won is given back before the entry goes on, unless an unverified copy

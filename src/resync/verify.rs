@@ -26,7 +26,7 @@ use crate::ambient;
 use crate::backend::{Batch, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::item::{Answer, Asked, Code, Item, are_equal};
-use crate::protocol::key::{Key, is_plain, wire_form};
+use crate::protocol::key::{Key, wire_form};
 use crate::protocol::node::{self, Ask};
 use crate::protocol::reply::Frame;
 
@@ -281,9 +281,7 @@ impl<'a> Scrub<'a> {
                 tracing::warn!(pair = self.pair.pair.0, key = %String::from_utf8_lossy(&key), "the two copies of a key differ");
             }
         };
-        // What no client can write has no owner that could fence it.
-        let tries = if is_plain(&key) { MEND_TRIES } else { 0 };
-        for _ in 0..tries {
+        for _ in 0..MEND_TRIES {
             let (reply, answer) = oneshot::channel();
             let event = VerifyEvent::Mend { pair: self.pair.pair, key: key.clone(), reply };
             self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
@@ -299,7 +297,7 @@ impl<'a> Scrub<'a> {
         }
         differs();
         progress.failed.fetch_add(1, Relaxed);
-        self.whole &= tries == 0;
+        self.whole = false;
         Ok(())
     }
 

@@ -276,6 +276,12 @@ impl Uring {
         })
     }
 
+    /// Where it comes from, for the log.
+    pub(super) fn peer(&self, slot: usize) -> String {
+        let peer = SockRef::from(&self.slots[slot].fd).peer_addr().ok().and_then(|addr| addr.as_socket());
+        peer.map_or_else(|| "the unix socket".to_owned(), |addr| addr.to_string())
+    }
+
     /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says
     /// [`News::Sent`] when that is done.
     pub(super) fn send(&mut self, slot: usize, out: &mut OutQueue) -> bool {

@@ -5,6 +5,7 @@
 //! of many clients to one node, and the answers of many requests to one client, leave in one write.
 //! On io_uring there are neither: see `on_uring`.
 
+mod ended;
 mod flusher;
 mod node_ios;
 mod on_epoll;
@@ -163,6 +164,7 @@ pub(crate) struct Shell {
     stats: Arc<WorkerStats>,
     work: Arc<Work>,
     draining: bool,
+    untold: ended::Untold,
     /// Where clients come from, while the log has lines about them.
     named: HashMap<ClientId, String>,
 }
@@ -347,6 +349,7 @@ impl Worker {
             stats: setup.stats,
             work: setup.work,
             draining: false,
+            untold: ended::Untold::default(),
             named: HashMap::new(),
         }));
         let worker = Worker {

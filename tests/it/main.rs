@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adoption;
+mod binary;
 mod binary_differential;
 mod chaos;
 mod cli;

@@ -96,7 +96,7 @@ fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
             Parsed::Reject { reply, len, swallow, close, .. } => {
                 let expected = || format!("refused with {:?}", reply.escape_ascii().to_string());
                 answers = answers.strip_prefix(reply).ok_or_else(expected)?;
-                closes = close;
+                closes = close.is_some();
                 (len, swallow)
             }
         };

@@ -130,9 +130,11 @@ impl World {
                         let _ = reply.send(true);
                     }
                     JobEvent::Adopt { key, value, flags, exptime, reply, .. } => {
-                        assert!(!key.contains(&b' '), "no client can write it");
-                        let head = format!(" {} ME F{flags} T{exptime}\r\n", value.len());
-                        let add = [b"ms ", &key[..], head.as_bytes(), &value, b"\r\n"].concat();
+                        let coded = key.iter().any(|byte| *byte <= b' ');
+                        let name = if coded { base64(&key) } else { key.to_vec() };
+                        let form = if coded { " b" } else { "" };
+                        let head = format!(" {}{form} ME F{flags} T{exptime}\r\n", value.len());
+                        let add = [b"ms ", &name[..], head.as_bytes(), &value, b"\r\n"].concat();
                         let mut leader = self.pipe(LEADER).await;
                         let answer = leader.ask(&add, Effect::Mutation, deadline()).await.unwrap();
                         let _ = reply.send(if answer.starts_with("HD") {
@@ -284,6 +286,16 @@ async fn mutate(world: &World, worker: usize, workers: usize, count: usize, stop
         done += 1;
     }
     done
+}
+
+fn base64(bytes: &[u8]) -> Vec<u8> {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |three: &[u8]| {
+        let bits = (0..3).fold(0_usize, |bits, i| bits << 8 | usize::from(three.get(i).copied().unwrap_or(0)));
+        let letter = |i: usize| if i <= three.len() { LETTERS[bits >> (18 - 6 * i) & 63] } else { b'=' };
+        [letter(0), letter(1), letter(2), letter(3)]
+    };
+    bytes.chunks(3).flat_map(group).collect()
 }
 
 fn unbase64(text: &str) -> Vec<u8> {

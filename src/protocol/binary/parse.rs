@@ -2,7 +2,7 @@
 
 use super::super::KEY_LEN_MAX;
 use super::super::key::wire_form;
-use super::super::request::{Admin, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
+use super::super::request::{Admin, Close, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
 use super::header::{HEADER_LEN, Header, MAGIC_REQUEST, Opcode, Verb};
 
 /// Status and words, as [`super::write::write`] takes them of a request that was refused here.
@@ -18,7 +18,7 @@ const NO_INITIAL: u32 = u32::MAX;
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
     if buf.first().is_some_and(|&magic| magic != MAGIC_REQUEST) {
         let style = Style::Binary { opcode: Opcode(0), opaque: [0; 4] };
-        return Parsed::Reject { reply: BAD_MAGIC, style, len: buf.len(), swallow: 0, close: true };
+        return Parsed::Reject { reply: BAD_MAGIC, style, len: buf.len(), swallow: 0, close: Some(Close::BadHeader) };
     }
     let Some(header) = buf.first_chunk() else {
         return Parsed::Incomplete { need: HEADER_LEN };
@@ -131,6 +131,7 @@ impl Command<'_> {
     }
 
     fn reject(&self, reply: &'static [u8], swallow: usize, close: bool) -> Parsed {
+        let close = close.then_some(Close::BadHeader);
         Parsed::Reject { reply, style: self.style(), len: self.len, swallow, close }
     }
 

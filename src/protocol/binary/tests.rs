@@ -41,7 +41,7 @@ fn keyed(bytes: &[u8]) -> Keyed {
 
 fn refused(bytes: &[u8]) -> (&'static [u8], usize, bool) {
     match parse(bytes, &LIMITS) {
-        Parsed::Reject { reply, swallow, close, .. } => (reply, swallow, close),
+        Parsed::Reject { reply, swallow, close, .. } => (reply, swallow, close.is_some()),
         other => panic!("{other:?}"),
     }
 }

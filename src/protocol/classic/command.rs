@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
+use super::super::foreign::Foreign;
 use super::super::line::Words;
 use super::super::meta::{self, Hidden, Verb};
 use super::super::number::{client_i32, client_u32, client_u64};
-use super::super::request::{Admin, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
+use super::super::request::{Admin, Close, Keyed, Keys, Kind, Limits, Parsed, Request, Style, item_size};
 use super::super::{KEY_LEN_MAX, answer};
 use super::SAID;
 
@@ -74,7 +75,7 @@ impl Command<'_> {
 
     fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
         let reply = if noreply { answer::SILENCE } else { reply };
-        Parsed::Reject { reply, style: SAID, len: self.line_len, swallow: 0, close: false }
+        Parsed::Reject { reply, style: SAID, len: self.line_len, swallow: 0, close: None }
     }
 
     fn retrieval(&self, kind: Kind, mut words: Words<'_>) -> Parsed {
@@ -157,7 +158,7 @@ impl Command<'_> {
             // middle of the value.
             Some(_) => {
                 let reply = if noreply { answer::SILENCE } else { answer::BAD_DATA_CHUNK };
-                Parsed::Reject { reply, style: SAID, len, swallow: 0, close: false }
+                Parsed::Reject { reply, style: SAID, len, swallow: 0, close: None }
             }
         }
     }
@@ -248,7 +249,13 @@ impl Command<'_> {
         let other_branch = matches!(name, [_] | [b'm', _] | [b'g' | b's' | b'a' | b'c' | b'i' | b'd' | b't', ..]);
         let last = words.take(WORDS_MAX - 1).last().map_or(name, |word| &self.buf[word]);
         if last.starts_with(b"HTTP/") && !other_branch {
-            return Parsed::Reject { reply: answer::SILENCE, style: SAID, len: self.line_len, swallow: 0, close: true };
+            return Parsed::Reject {
+                reply: answer::SILENCE,
+                style: SAID,
+                len: self.line_len,
+                swallow: 0,
+                close: Some(Close::Foreign(Foreign::Http)),
+            };
         }
         self.reject(answer::ERROR, false)
     }

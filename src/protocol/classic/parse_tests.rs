@@ -184,7 +184,7 @@ fn meta_sets_are_refused_with_their_value() {
         (b"mg\r\n", answer::ERROR, 0),
     ] {
         let style = Style::Meta(Hidden::Nothing);
-        let expected = Parsed::Reject { reply, style, len: line.len(), swallow, close: false };
+        let expected = Parsed::Reject { reply, style, len: line.len(), swallow, close: None };
         assert_eq!(parse(line, &LIMITS), expected);
     }
 }

@@ -87,7 +87,7 @@ impl Command<'_> {
     }
 
     fn reject_with_value(&self, reply: &'static [u8], swallow: usize) -> Parsed {
-        Parsed::Reject { reply, style: SAID, len: self.line_len, swallow, close: false }
+        Parsed::Reject { reply, style: SAID, len: self.line_len, swallow, close: None }
     }
 
     fn accept(&self, request: Keyed, hidden: Hidden) -> Parsed {
@@ -166,7 +166,7 @@ impl Command<'_> {
                 let request = Request::Keyed(Keyed { data, ..request });
                 Parsed::Request { request, style: Style::Meta(hidden), len }
             }
-            Some(_) => Parsed::Reject { reply: answer::BAD_DATA_CHUNK, style: SAID, len, swallow: 0, close: false },
+            Some(_) => Parsed::Reject { reply: answer::BAD_DATA_CHUNK, style: SAID, len, swallow: 0, close: None },
         }
     }
 

@@ -32,6 +32,9 @@ impl NodeCommand for Held {
     fn delta(&self) -> u64 {
         self.request.delta
     }
+    fn initial(&self) -> Option<u64> {
+        self.request.initial
+    }
 }
 
 fn request(input: &str) -> (Keyed, Meta, Style) {

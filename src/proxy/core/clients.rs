@@ -8,13 +8,13 @@ use bytes::{Bytes, BytesMut};
 use crate::ids::{WorkerId, is_reserved};
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{Admin, Keyed, Kind, Parsed, Request, Style};
+use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
 use crate::proxy::gone::Gone;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::{FREE, Memory};
-use crate::proxy::op::{self, Asker, Op, Origin};
+use crate::proxy::op::{self, Asker, Op, Origin, Wire};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
@@ -167,6 +167,7 @@ impl Core {
         debug_assert!(client.partial.is_empty());
         client.received_us = self.now_us;
         client.take_turn(self.turn);
+        client.hear(&chunk);
         self.feed(id, chunk);
     }
 
@@ -346,9 +347,10 @@ impl Core {
                     client.swallow = swallow;
                     client.end_receiving();
                     let slot = client.open_slot(0, false, style, len, &mut self.spare);
-                    self.answer_client(id, slot, 0, false, Outcome::Own(reply));
-                    if close {
-                        self.close_client(id, Ended::Nonsense);
+                    let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
+                    self.answer_client(id, slot, 0, false, Outcome::Own(words));
+                    if let Some(close) = close {
+                        self.close_client(id, Ended::Refused(close));
                         return;
                     }
                 }
@@ -467,13 +469,17 @@ impl Core {
         let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
         let client = ClientKey { id, generation: client.generation };
         let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
-        let pair = self.topology.pair_of(&raw[place.0 as usize..place.1 as usize]);
+        let key = &raw[place.0 as usize..place.1 as usize];
+        let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
         let op = Op {
             data: (request.data.start as u32, request.data.end as u32),
             flags: request.flags,
             exptime: request.exptime,
             cas: request.cas,
             delta: request.delta,
+            initial: request.initial,
+            tells_cas: request.tells_cas,
+            wire,
             bytes,
             ..Op::new(Origin::Client(asker), kind, pair, hash, raw, place)
         };
@@ -510,7 +516,8 @@ impl Core {
         if is_encoded(request.kind) {
             decode_in_place(chunk, request.keys.span.clone());
         }
-        let pair = self.topology.pair_of(&chunk[place.0 as usize..place.1 as usize]);
+        let key = &chunk[place.0 as usize..place.1 as usize];
+        let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
         let raw = chunk.split_to(len).freeze();
         client.end_receiving();
         let slot = client.open_slot(1, false, style, len, &mut self.spare);
@@ -527,6 +534,7 @@ impl Core {
         let op = Op {
             answer: Some(error),
             decided: true,
+            wire,
             // (Nothing behind the key: the flags are not those of a deletion.)
             ..Op::new(Origin::Client(asker), removal(request.kind), pair, hash, raw.slice(..place.1 as usize), place)
         };
@@ -549,7 +557,7 @@ impl Core {
                 Kind::Meta(meta) if meta.reads() => {
                     Outcome::Raw(meta::answer::own(b"EN", meta, op.key(), op.words(meta)))
                 }
-                kind if kind.reads() => Outcome::Miss,
+                kind if kind.reads() => op.miss(),
                 _ => Outcome::Refused(RESERVED),
             };
             return self.answer_client(id, asker.slot, asker.part, asker.read, answer);

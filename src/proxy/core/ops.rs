@@ -8,7 +8,7 @@ use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Conn, Flight, LinkState};
-use crate::proxy::op::{Kind, Op, Origin, Stage};
+use crate::proxy::op::{Kind, Op, Origin, Stage, Wire};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
@@ -23,7 +23,7 @@ impl Core {
     /// A place in the worker's table, until it is finished.
     #[inline(always)]
     pub(super) fn take_in(&mut self, op: Op) -> OpId {
-        if op.kind.adds() {
+        if op.creates() {
             self.adds.begun(op.hash);
         }
         self.ops.insert(op)
@@ -146,7 +146,7 @@ impl Core {
         let op = &self.ops[id];
         let bytes = op.bytes;
         // (They have one stage.)
-        if matches!(op.kind, Kind::Get | Kind::Gets) {
+        if matches!(op.kind, Kind::Get | Kind::Gets) && op.wire == Wire::Classic {
             let conn = &mut self.links[at];
             conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
             return mark_dirty(conn, at, &mut self.outbox);
@@ -159,10 +159,10 @@ impl Core {
                 let term = self.pairs[op.pair].flow.as_ref().and_then(|f| f.term);
                 op.encode_leader(conn.out(self.now_us), term, exptime);
                 // Its success says that the key was not there: the proof comes with the answer.
-                conn.marker_due |= op.kind.only_adds() && marked;
+                conn.marker_due |= (op.kind.only_adds() || op.initial.is_some()) && marked;
             }
             Stage::Look(_) => {
-                node::mg(conn.out(self.now_us), Key::plain(op.key()), Ask::Ttl);
+                node::mg(conn.out(self.now_us), Key::known(op.key()), Ask::Ttl);
             }
             _ => {
                 op.encode_follower(conn.out(self.now_us), op.sent, exptime);
@@ -289,9 +289,9 @@ impl Core {
             self.leave_flight(id);
         }
         let op = &self.ops[id];
-        let (kind, hash, origin) = (op.kind, op.hash, op.origin);
+        let (creates, hash, origin) = (op.creates(), op.hash, op.origin);
         self.ops.remove(id);
-        if kind.adds() {
+        if creates {
             // It was answered by a node whose memory is proved, or every worker has left the route
             // under which it was not, or nobody is told what came of it.
             self.adds.ended(hash);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::ids::{PairId, is_reserved};
 use crate::protocol::outcome::Outcome;
 use crate::proxy::handles::Ticket;
-use crate::proxy::op::{Kind, Op, Origin};
+use crate::proxy::op::{Kind, Op, Origin, Wire};
 use crate::proxy::route::{Flow, Follower, Route};
 use crate::ring::Topology;
 
@@ -17,7 +17,7 @@ use super::messages::{Adopted, Event, Settlement};
 /// What became of an order, by what a client would have been told.
 pub(super) fn settlement(answer: &Outcome) -> Settlement {
     match answer {
-        Outcome::Stored => Settlement::Done,
+        Outcome::Stored | Outcome::StoredAs(_) => Settlement::Done,
         Outcome::NotStored => Settlement::Superfluous,
         _ => Settlement::Failed,
     }
@@ -79,6 +79,7 @@ fn order(ticket: Ticket, kind: Kind, pair: PairId, key: &[u8], value: &[u8]) -> 
     let raw = [key, value].concat().into();
     Op {
         data: (end, end + len),
+        wire: Wire::of_key(key),
         ..Op::new(Origin::Control(ticket), kind, pair, Topology::key_hash(key), raw, (0, end))
     }
 }

@@ -4,15 +4,28 @@ use bytes::Bytes;
 
 use crate::ids::{NodeId, Term};
 use crate::protocol::meta::{self, Meta, Verb};
-use crate::protocol::outcome::Outcome;
+use crate::protocol::outcome::{Fields, Outcome};
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
+use crate::protocol::told::{self, Told};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
-use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage};
+use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage, Wire};
 use crate::proxy::route::{Flow, Follower};
 
 use super::proofs::has_ended;
 use super::{Core, OUTCOME_UNKNOWN};
+
+/// What a leader has answered, beside its effect.
+struct Said {
+    /// A read has found its item.
+    hit: bool,
+    /// The key was not there, or may not have been.
+    absent: bool,
+    /// It was not, to the client's knowledge.
+    gone: bool,
+    /// What it counted.
+    number: Option<u64>,
+}
 
 /// What became of a part of an answer.
 enum Heed {
@@ -204,6 +217,7 @@ impl Core {
     /// `false`: that is no answer to the operation's command.
     pub(super) fn op_answered(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: Bytes) -> bool {
         match self.ops[id].stage {
+            Stage::Leader(_) if self.ops[id].wire != Wire::Classic => self.leader_told(id, at, reply, &unit),
             Stage::Leader(_) => self.leader_answered(id, at, reply, unit),
             Stage::Follower(_) => self.follower_answered(id, reply, &unit),
             Stage::Look(_) => self.look_answered(id, at.node, reply, &unit),
@@ -213,30 +227,57 @@ impl Core {
 
     pub(super) fn leader_answered(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: Bytes) -> bool {
         let op = &self.ops[id];
-        let (kind, pair) = (op.kind, op.pair);
         let right_key = match &reply.kind {
             ReplyKind::Value { key, .. } => &unit[key.clone()] == op.key(),
             _ => true,
         };
         let held_back = is_held_back(op, reply, &unit);
-        let Some(effect) = op::effect(kind, &reply.kind).filter(|_| right_key) else {
+        let Some(effect) = op::effect(op.kind, &reply.kind).filter(|_| right_key) else {
             // Whatever it executed is unknown; the connection is closed by the caller.
             self.strand(id, at.node);
             return false;
         };
-        let term = self.pairs[pair].flow.as_ref().and_then(|f| f.term);
+        let (kind, term) = (op.kind, self.pairs[op.pair].flow.as_ref().and_then(|f| f.term));
         let effect = if held_back { Effect::HeldBack } else { effect };
         let number = counted(op, reply, &unit);
         let made = kind.adds() && has_made(op, reply, &unit, number);
         let answer = client_answer(op, reply, unit, term);
+        let hit = matches!(reply.kind, ReplyKind::Value { .. } | ReplyKind::MetaHd | ReplyKind::MetaVa { .. });
+        let gone = op::shows_absence(kind, &reply.kind);
+        self.leader_said(id, at, effect, &Said { hit, absent: made || gone, gone, number }, answer)
+    }
+
+    /// The same of an operation of a classic kind that it was asked in the meta protocol.
+    fn leader_told(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: &Bytes) -> bool {
+        let op = &self.ops[id];
+        let told = told::of_node(op.kind, reply, unit);
+        // Any write may have a cas id as its condition there.
+        let effect = |told: &Told| match told.kind {
+            ReplyKind::Exists if op.cas != 0 => Some(Effect::Nothing),
+            _ => op::effect(op.kind, &told.kind),
+        };
+        let Some((told, effect)) = told.and_then(|told| effect(&told).map(|effect| (told, effect))) else {
+            self.strand(id, at.node);
+            return false;
+        };
+        let term = self.pairs[op.pair].flow.as_ref().and_then(|f| f.term);
+        let answer = told_answer(op, &told, unit, term);
+        let (hit, absent) = (matches!(told.kind, ReplyKind::Value { .. }), op.shows_absence(&told.kind));
+        let number = if let ReplyKind::Number(number) = told.kind { Some(number) } else { None };
+        let gone = op::shows_absence(op.kind, &told.kind);
+        self.ops[id].ttl = told.ttl;
+        self.leader_said(id, at, effect, &Said { hit, absent, gone, number }, answer)
+    }
+
+    #[inline(always)]
+    fn leader_said(&mut self, id: OpId, at: ConnId, effect: Effect, said: &Said, answer: Outcome) -> bool {
+        let kind = self.ops[id].kind;
         if kind.reads() {
-            let hit = matches!(reply.kind, ReplyKind::Value { .. } | ReplyKind::MetaHd | ReplyKind::MetaVa { .. });
-            self.read_answered(id, effect, hit);
+            self.read_answered(id, effect, said.hit);
         }
         let doubted = !kind.is_write() && self.adds.may_have_made(self.ops[id].hash);
-        let absent = op::shows_absence(kind, &reply.kind);
-        let unproven = self.needs_proof(id, at, doubted || made || absent);
-        let gone_us = absent.then(|| self.links[at].asked_us);
+        let unproven = self.needs_proof(id, at, doubted || said.absent);
+        let gone_us = said.gone.then(|| self.links[at].asked_us);
         let op = &mut self.ops[id];
         if !unproven && has_ended(effect, op.origin) {
             if let Some(asked_us) = gone_us {
@@ -249,7 +290,7 @@ impl Core {
         if !op.decided {
             op.answer = Some(answer);
         }
-        if let Some(number) = number {
+        if let Some(number) = said.number {
             op.number = number;
         }
         if unproven {
@@ -302,9 +343,14 @@ impl Core {
         let op = &self.ops[id];
         let pair = op.pair;
         let Stage::Follower(node) = op.stage else { return true };
-        let agreement = match op.kind {
-            Kind::Meta(_) => op::meta_agreement(op.sent, op.number, reply, unit),
-            _ => op::agreement(op.sent, op.number, &reply.kind),
+        let told;
+        let (said, agreement) = match (op.kind, op.wire) {
+            (Kind::Meta(_), _) => (&reply.kind, op::meta_agreement(op.sent, op.number, reply, unit)),
+            (_, Wire::Classic) => (&reply.kind, op::agreement(op.sent, op.number, &reply.kind)),
+            (_, Wire::Meta { .. }) => {
+                told = told::of_node(op.sent.kind(op.kind), reply, unit);
+                (told.as_ref().map_or(&reply.kind, |told| &told.kind), told.as_ref().and_then(|told| op.agrees(told)))
+            }
         };
         let Some(agreement) = agreement else {
             self.strand(id, node);
@@ -330,16 +376,16 @@ impl Core {
             self.finish_with_answer(id);
         } else if flow.is_some_and(|f| self.pairs.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.
-            let answer = decisive_answer(op, reply, unit);
+            let answer = decisive_answer(op, said, reply, unit);
             self.stats.diverged();
             self.miss(id);
             self.finish(id, answer);
         } else {
             let absent = matches!(
-                &reply.kind,
+                said,
                 ReplyKind::NotFound | ReplyKind::NotStored | ReplyKind::MetaNf | ReplyKind::MetaNs | ReplyKind::MetaEn
             );
-            let decisive = Decisive { answer: decisive_answer(op, reply, unit), absent };
+            let decisive = Decisive { answer: decisive_answer(op, said, reply, unit), absent };
             self.stats.diverged();
             self.repair(id, Some(decisive));
         }
@@ -391,7 +437,27 @@ fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Out
     {
         return Outcome::Hit(reply::with_cas(&unit, reply, op::client_cas(cas, term)));
     }
-    Outcome::of(&reply.kind, unit)
+    match Outcome::of(&reply.kind, unit) {
+        Outcome::Miss => op.miss(),
+        outcome => outcome,
+    }
+}
+
+/// The same of what it said in the meta protocol.
+fn told_answer(op: &Op, told: &Told, unit: &Bytes, term: Option<Term>) -> Outcome {
+    let cas = term.map_or(told.cas, |term| op::client_cas(told.cas, term));
+    let item = |value| {
+        let key = op.raw.slice(op.key.0 as usize..op.key.1 as usize);
+        Outcome::Item(Box::new(Fields { key, value, flags: told.flags, cas }))
+    };
+    match &told.kind {
+        ReplyKind::Value { data, .. } => item(unit.slice(data.clone())),
+        ReplyKind::Touched => item(Bytes::new()),
+        ReplyKind::Stored => Outcome::StoredAs(cas),
+        ReplyKind::Number(number) => Outcome::NumberAs { number: *number, cas },
+        ReplyKind::End => op.miss(),
+        said => Outcome::of(said, unit.clone()),
+    }
 }
 
 #[inline(never)]
@@ -402,7 +468,7 @@ fn meta_answer(meta: Meta, op: &Op, reply: &Reply, unit: Bytes, term: Option<Ter
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads
 /// next, answered something else.
-fn decisive_answer(op: &Op, reply: &Reply, unit: &[u8]) -> Outcome {
+fn decisive_answer(op: &Op, said: &ReplyKind, reply: &Reply, unit: &[u8]) -> Outcome {
     if let Kind::Meta(meta) = op.kind {
         let code: &[u8] = match &reply.kind {
             ReplyKind::MetaNs => b"NS",
@@ -416,10 +482,10 @@ fn decisive_answer(op: &Op, reply: &Reply, unit: &[u8]) -> Outcome {
             None => Outcome::Refused(OUTCOME_UNKNOWN),
         };
     }
-    match (&reply.kind, &op.answer) {
+    match (said, &op.answer) {
         (ReplyKind::Number(number), _) => Outcome::Number(*number),
         (ReplyKind::NotStored, _) => Outcome::NotStored,
-        (ReplyKind::NotFound, _) if op.kind.reads() => Outcome::Miss,
+        (ReplyKind::NotFound, _) if op.kind.reads() => op.miss(),
         (ReplyKind::NotFound, _) => Outcome::NotFound,
         _ => Outcome::Refused(OUTCOME_UNKNOWN),
     }

@@ -26,6 +26,7 @@
 //! | … and nothing that was written since is hidden by that | `note_brief_write`, `may_outlast` |
 //! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
 
+mod binary;
 mod control;
 mod copier;
 mod explore;
@@ -38,6 +39,7 @@ mod orders;
 mod races;
 mod repair;
 mod shell;
+mod spoken;
 mod starved;
 mod stories;
 mod strangers;

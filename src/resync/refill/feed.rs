@@ -13,7 +13,7 @@ use super::super::progress::PairProgress;
 use super::super::{Fill, JobError};
 use super::{Hand, REFUSED_PAUSE, Refill, count};
 use crate::keys::MAX_RECOPY_KEYS;
-use crate::protocol::key::{is_plain, wire_form};
+use crate::protocol::key::wire_form;
 
 /// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the
 /// other way round once a queue of re-copies is half full, since one that overflows costs another
@@ -241,13 +241,9 @@ impl Refill {
                     self.adopt(entry, lane);
                     continue;
                 }
-                End::Adopted => count(&self.ctx, pair, |p| &p.adopted, 1),
                 End::Refused => {
                     self.failed(slot, &entry.key, "the target takes no such item");
-                    // (What no client can write, none can read.)
-                    if is_plain(&entry.key)
-                        && let Some(lone) = &self.slots[slot].lone
-                    {
+                    if let Some(lone) = &self.slots[slot].lone {
                         lone.insert(&entry.key);
                     }
                 }

@@ -243,6 +243,7 @@ impl Worker {
                 // Finished, or broken: what it asked for is carried through without it.
                 let (why, generation) = (client.ended, client.generation);
                 let gone = shell.clients[id.index()].take();
+                shell.count_ended(why, gone.as_ref());
                 // (Named in vain where the log was less talkative when it came.)
                 if let Some(peer) = shell.named.remove(&id) {
                     let worker = shell.core.worker().0;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::proxy::handles::{ClientId, ClientKey};
 
 use super::node::Mark;
+use super::spoken::{self, Spoken};
 use super::world::KEY;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +43,10 @@ pub(super) enum Req {
     Md,
     /// With `I`.
     Invalidate,
+    /// Begins with this where there is nothing (binary alone, as the next).
+    IncrFrom(u64),
+    /// If it has the last token seen.
+    DeleteCas,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,8 @@ struct Entry {
     token: u64,
     asked: usize,
     told: Option<(usize, String)>,
+    /// The token that came with it, or 0.
+    given: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +79,7 @@ pub(super) struct History {
     pub(super) clients: Vec<Client>,
     /// Commands go out without waiting for the answers to earlier ones.
     pub(super) pipelined: bool,
+    pub(super) spoken: Spoken,
     item: Option<String>,
     /// What is marked stale, or about to be recomputed, may be gone at any moment.
     pub(super) marked_may_go: bool,
@@ -97,6 +105,7 @@ impl History {
         History {
             clients,
             pipelined: false,
+            spoken: Spoken::Classic,
             marked_may_go: false,
             item: item.map(str::to_owned),
             entries: Vec::new(),
@@ -107,7 +116,7 @@ impl History {
     /// The item is only on the filling follower, and is to be adopted: as if somebody added it
     /// before any client wrote the key, or never.
     pub(super) fn may_adopt(&mut self, value: &'static str) {
-        self.entries.push(Entry { client: ADOPTION, req: Req::Add(value), token: 0, asked: 0, told: None });
+        self.entries.push(Entry { client: ADOPTION, req: Req::Add(value), token: 0, asked: 0, told: None, given: 0 });
     }
 
     pub(super) fn adopted(&mut self) {
@@ -122,41 +131,13 @@ impl History {
         self.clients.iter().enumerate().filter(move |(_, c)| may(c)).map(|(at, _)| at)
     }
 
-    pub(super) fn send(&mut self, at: usize) -> String {
+    pub(super) fn send(&mut self, at: usize) -> Vec<u8> {
         let client = &mut self.clients[at];
         let (req, token) = (client.program[client.sent], client.token);
         client.sent += 1;
         self.clock += 1;
-        self.entries.push(Entry { client: at, req, token, asked: self.clock, told: None });
-        let store = |verb: &str, v: &str| format!("{verb} {KEY} 0 0 {}\r\n{v}\r\n", v.len());
-        let meta = |flags: &str, v: &str| format!("ms {KEY} {}{flags}\r\n{v}\r\n", v.len());
-        match req {
-            Req::Get => format!("get {KEY}\r\n"),
-            Req::Gets => format!("gets {KEY}\r\n"),
-            Req::Gat => format!("gat 900 {KEY}\r\n"),
-            Req::Set(v) => store("set", v),
-            Req::Add(v) => store("add", v),
-            Req::Replace(v) => store("replace", v),
-            Req::Append(v) => store("append", v),
-            Req::Prepend(v) => store("prepend", v),
-            Req::Cas(v) => format!("cas {KEY} 0 0 {} {token}\r\n{v}\r\n", v.len()),
-            Req::Incr => format!("incr {KEY} 1\r\n"),
-            Req::Decr => format!("decr {KEY} 1\r\n"),
-            Req::Delete => format!("delete {KEY}\r\n"),
-            Req::Touch => format!("touch {KEY} 800\r\n"),
-            Req::Mg => format!("mg {KEY} v\r\n"),
-            Req::Vivify => format!("mg {KEY} v N700\r\n"),
-            Req::Recache => format!("mg {KEY} R1000 v\r\n"),
-            Req::MgTouch => format!("mg {KEY} v T800\r\n"),
-            Req::Ms(v) => meta("", v),
-            Req::MsAdd(v) => meta(" ME", v),
-            Req::MsAppend(v) => meta(" MA", v),
-            Req::MsCas(v) => meta(&format!(" C{token}"), v),
-            Req::Ma => format!("ma {KEY} v\r\n"),
-            Req::MaMake => format!("ma {KEY} N0 J40 v\r\n"),
-            Req::Md => format!("md {KEY}\r\n"),
-            Req::Invalidate => format!("md {KEY} I\r\n"),
-        }
+        self.entries.push(Entry { client: at, req, token, asked: self.clock, told: None, given: 0 });
+        spoken::ask(self.spoken, req, token)
     }
 
     pub(super) fn answered(&mut self, worker: usize, id: ClientId, bytes: &[u8]) {
@@ -164,31 +145,22 @@ impl History {
         let Some(at) = self.clients.iter().position(of) else { return };
         self.clients[at].input.extend_from_slice(bytes);
         loop {
-            let text = String::from_utf8(self.clients[at].input.clone()).unwrap();
-            let len = if text.starts_with("VALUE ") {
-                text.find("END\r\n").map(|e| e + 5)
-            } else if text.starts_with("VA ") {
-                let value = text.find('\n').map_or(0, |e| e + 1);
-                text[value..].find('\n').map(|e| value + e + 1)
-            } else {
-                text.find('\n').map(|e| e + 1)
+            if self.clients[at].input.is_empty() {
+                return;
+            }
+            let open = self.entries.iter_mut().find(|e| e.client == at && e.told.is_none());
+            let entry = open.expect("an answer without a question");
+            let Some((words, len, token)) = spoken::told(self.spoken, entry.req, &self.clients[at].input) else {
+                return;
             };
-            let Some(len) = len else { return };
             self.clients[at].input.drain(..len);
             self.clock += 1;
-            let clock = self.clock;
-            let entry = self
-                .entries
-                .iter_mut()
-                .find(|e| e.client == at && e.told.is_none())
-                .expect("an answer without a question");
-            entry.told = Some((clock, text[..len].trim_end().to_owned()));
+            entry.told = Some((self.clock, words));
+            entry.given = token;
             let client = &mut self.clients[at];
             client.answered += 1;
-            if entry.req == Req::Gets
-                && let Some(token) = token_of(&text[..len])
-            {
-                client.token = token.parse().unwrap();
+            if token != 0 {
+                client.token = token;
             }
         }
     }
@@ -257,27 +229,22 @@ fn search(
         let exists = answer == "EXISTS" || answer == "EX";
         let fits = failed(entry)
             || answer == says
-            || (matches!(entry.req, Req::Cas(_) | Req::MsCas(_)) && exists)
+            || (matches!(entry.req, Req::Cas(_) | Req::MsCas(_) | Req::DeleteCas) && exists)
             || (entry.req == Req::Gets && same_value(answer, &says));
         if !fits {
             continue;
         }
         let mut tokens = tokens.clone();
-        if let (Req::Gets, Some((_, version, ..)), Some(token)) = (entry.req, &truth, token_of(answer)) {
-            tokens.insert(token.parse().unwrap(), *version);
-        }
         // EXISTS is always a right answer to cas; then nothing was stored.
         let next = if exists { truth.clone() } else { next };
+        if let (Some((_, version, ..)), 1..) = (&next, entry.given) {
+            tokens.insert(entry.given, *version);
+        }
         if search(told, done | (1 << i), next, &tokens, last, write + 1) {
             return true;
         }
     }
     false
-}
-
-/// The cas token of a value.
-fn token_of(told: &str) -> Option<&str> {
-    told.lines().next().filter(|l| l.starts_with("VALUE ")).and_then(|l| l.split(' ').nth(4))
 }
 
 fn same_value(told: &str, says: &str) -> bool {
@@ -328,7 +295,8 @@ fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write
         (Req::Add(_), Some(_)) | (Req::Replace(_) | Req::Append(_) | Req::Prepend(_), None) => stays("NOT_STORED"),
         (Req::Append(v), Some((old, ..))) => becomes("STORED", format!("{old}{v}")),
         (Req::Prepend(v), Some((old, ..))) => becomes("STORED", format!("{v}{old}")),
-        (Req::Cas(_) | Req::Incr | Req::Decr | Req::Delete | Req::Touch, None) => stays("NOT_FOUND"),
+        (Req::IncrFrom(initial), None) => becomes(&initial.to_string(), initial.to_string()),
+        (Req::Cas(_) | Req::Incr | Req::Decr | Req::Delete | Req::DeleteCas | Req::Touch, None) => stays("NOT_FOUND"),
         (Req::Cas(v), Some((_, version, ..))) => {
             if tokens.get(&entry.token) == Some(version) {
                 becomes("STORED", v.to_owned())
@@ -336,7 +304,11 @@ fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write
                 stays("EXISTS")
             }
         }
-        (Req::Incr, Some(_)) => match number {
+        (Req::DeleteCas, Some((_, version, ..))) => match tokens.get(&entry.token) == Some(version) {
+            true => ("DELETED".to_owned(), None),
+            false => stays("EXISTS"),
+        },
+        (Req::Incr | Req::IncrFrom(_), Some(_)) => match number {
             Some(n) => becomes(&(n + 1).to_string(), (n + 1).to_string()),
             None => stays("CLIENT_ERROR cannot increment or decrement non-numeric value"),
         },

@@ -195,7 +195,13 @@ impl Node {
                 };
                 let (flags, exptime) = held.map_or((0, argument(&words, 'N').unwrap_or(0)), |h| (h.flags, h.exptime));
                 self.store(key, new.to_string().into_bytes(), flags, exptime);
-                format!("VA {}\r\n{new}\r\n", new.to_string().len()).into_bytes()
+                let ttl = if exptime == 0 { -1 } else { exptime };
+                let told = |flag: &str, number: i64| match words.contains(&flag) {
+                    true => format!(" {flag}{number}"),
+                    false => String::new(),
+                };
+                let (cas, ttl) = (told("c", self.cas as i64), told("t", ttl));
+                format!("VA {}{cas}{ttl}\r\n{new}\r\n", new.to_string().len()).into_bytes()
             }
             ("ms", None) if argument(&words, 'C').is_some() => b"NF\r\n".to_vec(),
             ("ms", held) => {
@@ -207,9 +213,14 @@ impl Node {
                         let value = [held.value, data.unwrap()].concat();
                         self.store(key, value, held.flags, held.exptime);
                     }
+                    ("P", Some(held)) => {
+                        let value = [data.unwrap(), held.value].concat();
+                        self.store(key, value, held.flags, held.exptime);
+                    }
                     _ => self.store(key, data.unwrap(), flags, argument(&words, 'T').unwrap_or(0)),
                 }
-                b"HD\r\n".to_vec()
+                format!("HD{}\r\n", if words.contains(&"c") { format!(" c{}", self.cas) } else { String::new() })
+                    .into_bytes()
             }
             _ => panic!("the model does not know {line}"),
         }

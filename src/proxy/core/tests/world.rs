@@ -453,7 +453,7 @@ impl World {
         let line = self.history.send(client);
         let worker = client % self.cores.len();
         let index = self.history.clients[client].key.unwrap().id;
-        self.input(worker, index, line.as_bytes());
+        self.input(worker, index, &line);
     }
 
     pub(super) fn input(&mut self, worker: usize, index: ClientId, bytes: &[u8]) {

@@ -1,0 +1,59 @@
+//! Why clients are closed: counted for each, and told in the log where it is the client's protocol
+//! that is at fault, or nobody's wish.
+
+use std::sync::atomic::AtomicU64;
+
+use crate::protocol::foreign::Foreign;
+use crate::protocol::request::Close;
+use crate::proxy::Ended;
+use crate::stats::{WorkerStats, add};
+
+use super::{ClientIo, Shell};
+
+/// One line in so long of each worker: who is refused tries again, and many do.
+const TOLD_EVERY_US: u64 = 10_000_000;
+
+/// Closings that are in no line of the log yet.
+#[derive(Default)]
+pub(super) struct Untold {
+    count: u64,
+    told_at_us: Option<u64>,
+}
+
+impl Shell {
+    /// A client is about to be closed.
+    pub(super) fn count_ended(&mut self, why: Ended, io: Option<&ClientIo>) {
+        add(counter(&self.stats, why), 1);
+        if !matches!(why, Ended::Refused(_) | Ended::NoMemory) {
+            return;
+        }
+        let now_us = self.core.now_us;
+        self.untold.count += 1;
+        if self.untold.told_at_us.is_some_and(|at| now_us.saturating_sub(at) < TOLD_EVERY_US) {
+            return;
+        }
+        let peer = match (io, &self.uring) {
+            (Some(ClientIo::Stream { stream, .. }), _) => stream.peer(),
+            (Some(ClientIo::Uring(io)), Some(uring)) => uring.peer(io.slot),
+            _ => "nobody".to_owned(),
+        };
+        let closed = self.untold.count;
+        tracing::warn!(peer, why = why.word(), closed, "a client is closed that cannot be served");
+        self.untold = Untold { count: 0, told_at_us: Some(now_us) };
+    }
+}
+
+fn counter(stats: &WorkerStats, why: Ended) -> &AtomicU64 {
+    match why {
+        Ended::Left => &stats.closed_by_client,
+        Ended::Quit => &stats.closed_quit,
+        Ended::Silent => &stats.closed_idle,
+        Ended::TooMany => &stats.closed_too_many,
+        Ended::NoMemory => &stats.closed_no_memory,
+        Ended::Refused(Close::Foreign(Foreign::Tls)) => &stats.closed_tls,
+        Ended::Refused(Close::Foreign(Foreign::Http)) => &stats.closed_http,
+        Ended::Refused(Close::Foreign(Foreign::Resp)) => &stats.closed_redis,
+        Ended::Refused(Close::LongLine) => &stats.closed_long_line,
+        Ended::Refused(Close::BadHeader) => &stats.closed_bad_header,
+    }
+}

@@ -1,0 +1,183 @@
+//! The binary protocol through the proxy, beside a real memcached; keys that text cannot carry,
+//! through a fail-over and a refill; what is no protocol of memcached's.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::binary_differential::{Connection, Packet, random_request};
+use crate::support::{Cluster, Memcached, Shape, wait_until};
+
+fn packet(opcode: u8, extras: &[u8], key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x80, opcode];
+    bytes.extend((key.len() as u16).to_be_bytes());
+    bytes.extend([extras.len() as u8, 0, 0, 0]);
+    bytes.extend(((extras.len() + key.len() + value.len()) as u32).to_be_bytes());
+    bytes.extend([0; 12]);
+    [&bytes, extras, key, value].concat()
+}
+
+/// What was said, with every cas id the same: the proxy's are its own.
+fn without_cas(packets: &[Packet]) -> Vec<Vec<u8>> {
+    let plain = |packet: &Packet| {
+        let mut bytes = packet.bytes.clone();
+        let given = u8::from(packet.cas() != 0);
+        bytes[16..24].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, given]);
+        bytes
+    };
+    packets.iter().map(plain).collect()
+}
+
+/// One after the other on one connection: each answer depends on all requests before.
+#[test]
+fn random_requests_are_answered_as_by_memcached() {
+    const REQUESTS: usize = 6_000;
+    let node = Memcached::start(&[]);
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    let mut real = Connection::open(&node.addr());
+    let mut ours = Connection::open(&cluster.proxy.addr());
+    let mut state = 0xb2_u64;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let mut answers = 0;
+    for at in 0..REQUESTS {
+        let mut request = random_request(&mut below);
+        // Statistics are each one's own; of a token nobody has, `1` may be one here; what is no
+        // request at all is told so (documented).
+        if request[1] == 0x10 || request[0] != 0x80 {
+            continue;
+        }
+        if request[16..24] == 1_u64.to_be_bytes() {
+            request[16] = 0x60;
+        }
+        let (expected, got) = (real.ask(&request), ours.ask(&request));
+        let shown = request[..request.len().min(120)].escape_ascii();
+        assert_eq!((without_cas(&got.0), got.1), (without_cas(&expected.0), expected.1), "request {at}, {shown}");
+        answers += got.0.len();
+        if got.1 {
+            (real, ours) = (Connection::open(&node.addr()), Connection::open(&cluster.proxy.addr()));
+        }
+    }
+    assert!(answers > REQUESTS / 3, "{answers} answers");
+    cluster.assert_rings_equal();
+}
+
+fn nasty_keys() -> Vec<Vec<u8>> {
+    let mut keys: Vec<Vec<u8>> = (0..=0xff_u8).map(|byte| vec![b'k', byte, byte]).collect();
+    keys.extend([b" ".to_vec(), b"a 0 0 1\r\nflush_all\r\n".to_vec(), vec![0; 186], vec![0xff; 250]]);
+    keys
+}
+
+fn get(connection: &mut Connection, key: &[u8]) -> Option<Vec<u8>> {
+    let (packets, closed) = connection.ask(&packet(0x00, b"", key, b""));
+    assert!(!closed && packets.len() == 1);
+    (packets[0].status() == 0).then(|| packets[0].body()[4..].to_vec())
+}
+
+/// Keys with any byte are on both nodes under the name that a binary client gives them, survive
+/// their primary, are refilled, and survive their backup then.
+#[test]
+fn keys_that_text_cannot_carry_have_two_copies_always() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut client = Connection::open(&cluster.proxy.addr());
+    let keys = nasty_keys();
+    let value = |key: &[u8]| [b"of ", key].concat();
+    for key in &keys {
+        let (packets, _) = client.ask(&packet(0x01, &[0, 0, 0, 9, 0, 0, 0, 0], key, &value(key)));
+        assert_eq!(packets[0].status(), 0, "{}", key.escape_ascii());
+    }
+    let (packets, _) = client.ask(&packet(0x01, &[0; 8], &[b' '; 187], b"v"));
+    assert_eq!(packets[0].status(), 4, "longer than base64 has room for");
+    for node in [&cluster.primaries[0], &cluster.backups[0]] {
+        let mut direct = Connection::open(&node.addr());
+        for key in &keys {
+            assert_eq!(get(&mut direct, key), Some(value(key)), "{} on a node", key.escape_ascii());
+        }
+    }
+    // One is not refilled: it is deleted while its primary is away.
+    let (gone, kept) = keys.split_first().unwrap();
+    cluster.kill_primaries();
+    let all = |cluster: &Cluster, gone: Option<&[u8]>| {
+        let mut client = Connection::open(&cluster.proxy.addr());
+        for key in kept {
+            assert_eq!(get(&mut client, key), Some(value(key)), "{}", key.escape_ascii());
+        }
+        gone.map(|key| assert_eq!(client.ask(&packet(0x04, b"", key, b"")).0[0].status(), 0))
+    };
+    all(&cluster, Some(gone));
+    cluster.primaries[0].restart();
+    cluster.mirrored();
+    cluster.kill_backups();
+    all(&cluster, None);
+    assert_eq!(get(&mut Connection::open(&cluster.proxy.addr()), gone), None);
+}
+
+#[test]
+fn the_unix_socket_speaks_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _cluster = Cluster::start(&Shape::new(1, 0).proxy(&["-f", path.to_str().unwrap()]));
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(&packet(0x0b, b"", b"", b"")).unwrap();
+    let mut header = [0; 24];
+    stream.read_exact(&mut header).unwrap();
+    assert_eq!((header[0], header[1], header[11]), (0x81, 0x0b, 6), "1.6.18");
+}
+
+/// A TLS hello, a browser and a Redis client are answered and closed at once, counted each, and the
+/// log says what came from where.
+#[test]
+fn strangers_are_closed_at_once_and_told_of() {
+    let cluster = Cluster::start(&Shape::new(1, 0));
+    for (first, answer, counter) in [
+        (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &b"\x15\x03"[..], "closed_tls"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 400", "closed_http"),
+        (b"*1\r\n$4\r\nPING\r\n", b"-ERR", "closed_redis"),
+        (&[b'x'; 3000], b"CLIENT_ERROR line too long\r\n", "closed_long_line"),
+        (&[0x80; 24], b"\x81\x80", "closed_bad_header"),
+    ] {
+        let mut first = first.to_vec();
+        if counter == "closed_bad_header" {
+            first[8..12].copy_from_slice(&[0; 4]);
+            first.resize(24 + 0x80 + 0x8080, 0);
+        }
+        let mut stream = TcpStream::connect(cluster.proxy.addr()).unwrap();
+        let from = stream.local_addr().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&first).unwrap();
+        let mut said = Vec::new();
+        // (It may be reset over what it did not read.)
+        let _ = stream.read_to_end(&mut said);
+        assert!(said.starts_with(answer), "{counter}: {}", said.escape_ascii());
+        assert_eq!(cluster.proxy.stat(counter), 1, "{counter}");
+        if counter == "closed_tls" {
+            let line = format!("peer=\"{from}\" why=\"it speaks TLS\" closed=1");
+            wait_until("the log names it", Duration::from_secs(10), || cluster.proxy.log_so_far().contains(&line));
+        }
+    }
+    // (Of each thread.)
+    assert!(cluster.proxy.log_so_far().matches("cannot be served").count() <= 2, "one line in ten seconds");
+}
+
+/// Sessions with default settings, and PHP's binary client.
+#[test]
+fn phps_sessions_work_by_default() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/sessions.php");
+    let classes = Command::new("php").args(["-r", "echo (int)class_exists('Memcached');"]).output();
+    if !classes.is_ok_and(|output| output.stdout == b"1") {
+        println!("SKIPPED: php-cli with php-memcached is not installed");
+        return;
+    }
+    let node = Memcached::start(&[]);
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    for addr in [node.addr(), cluster.proxy.addr()] {
+        let output = Command::new("timeout").args(["60", "php", script, &addr]).output().expect("run php");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{addr}: {text}");
+    }
+}
