@@ -461,6 +461,44 @@ mod tests {
         assert!(plan.may_lead(dark, Primary, true) && !plan.may_lead(dark, Backup, true));
     }
 
+    /// The part that is left leads in the place of nobody who may come back with everything.
+    #[test]
+    fn whoever_is_awaited_or_stands_beside_a_verified_part_does_not_lead_with_the_rest() {
+        let mut plan = Plan::default();
+        plan.apply(FillEvent::Opened(State::Mirrored));
+        let dark = |in_sync, fallback| State::Dark { in_sync, fallback };
+        for (state, leads) in [
+            (dark(None, None), true),
+            (dark(Some(Backup), None), true),
+            (dark(Some(Primary), None), false),
+            (dark(Some(Backup), Some(Primary)), false),
+            (ALONE, false),
+            (State::Mirrored, false),
+        ] {
+            assert_eq!(plan.may_lead(state, Primary, true), leads, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_adoption_that_was_cut_off_names_its_leader() {
+        let mut plan = Plan::default();
+        let cut_off = Some(CutOff { leader: Backup, epoch: Epoch(7) });
+        plan.apply(FillEvent::Decided { state: FILLED, fill: Some(Fill::Adopt), cut_off });
+        assert!(plan.leads_adoption(Backup) && !plan.leads_adoption(Primary));
+        assert!(!decided(FILLED, Fill::Adopt).leads_adoption(Primary));
+    }
+
+    #[test]
+    fn a_loss_that_changes_no_state_changes_no_plan() {
+        let lost = Event::Lost(Backup, Loss::Suspected, Reason::Reset);
+        let mut plan = decided(ALONE, Fill::Compare);
+        plan.apply(edge(lost, ALONE, ALONE));
+        assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Compare);
+        plan.apply(edge(Event::BeginRecovery, ALONE, FILLED));
+        plan.apply(edge(lost, FILLED, ALONE));
+        assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Purge);
+    }
+
     #[test]
     fn another_proxy_leaves_no_list_and_nothing_to_adopt() {
         for state in [State::Mirrored, ALONE, FILLED] {
