@@ -506,6 +506,12 @@ mod tests {
             assert_eq!(plan.apply(FillEvent::ForeignEnded(state)), [FillEffect::ListVoid]);
             assert_ne!(plan.fill(state, Backup, false, false), Fill::Adopt);
         }
+        // Two that both were written by two proxies are compared; who missed writes is purged.
+        for (state, fill) in [(State::Mirrored, Fill::Compare), (ALONE, Fill::Purge)] {
+            let mut plan = Plan::default();
+            plan.apply(FillEvent::ForeignEnded(state));
+            assert_eq!(plan.fill(ALONE, Backup, false, false), fill, "{state:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 15] = [
     "docs/internals/connections.md",
     "docs/internals/lessons.md",
     "docs/internals/models/README.md",
+    "docs/internals/testing.md",
     "docs/magent.md",
     "docs/operating.md",
     "docs/performance.md",

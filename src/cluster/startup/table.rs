@@ -332,7 +332,7 @@ mod tests {
             assert_eq!(away(Fact::Adopting(place)), awaited.filled_by(Fill::Adopt));
         }
         assert_eq!(away(Fact::Nobody), Decision::dark(None), "whoever comes is purged");
-        assert_eq!(away(Fact::Sync), Decision::dark(None).waiting());
+        assert_eq!(away(Fact::Sync), Decision { waits: true, ..Decision::dark(None) });
     }
 
     /// A third node knows that both were in sync, and neither shows it.
