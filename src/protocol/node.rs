@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::key::Key;
-use super::meta;
+use super::meta::{self, Mode, Verb};
 use super::out::OutQueue;
 use super::request::{Family, Kind};
 
@@ -259,8 +259,10 @@ fn meta_initial(out: &mut OutQueue, of: &impl Command, exptime: i64) {
 /// it may have found nothing there, and stored the first number.
 pub fn meta_repeat(out: &mut OutQueue, kind: Kind, of: &impl Command, binary: bool, (created, exptime): (bool, i64)) {
     match kind {
-        Kind::Append => meta_store(out, of, binary, b" MA", 0),
-        Kind::Prepend => meta_store(out, of, binary, b" MP", 0),
+        Kind::Append => return meta_join(out, of, binary, Mode::Append),
+        Kind::Prepend => return meta_join(out, of, binary, Mode::Prepend),
+        Kind::Meta(meta) if meta.verb == Verb::Set => return meta_join(out, of, binary, meta.mode),
+        Kind::Meta(meta) => return meta::line::put_count(out, meta, of, exptime),
         _ => {
             meta_head(out, b"ma ", of, binary, if kind == Kind::Decr { b" MD v" } else { b" v" });
             meta_number(out, b" D", of.delta());
@@ -269,23 +271,34 @@ pub fn meta_repeat(out: &mut OutQueue, kind: Kind, of: &impl Command, binary: bo
             }
         }
     }
-    meta_end(out, kind.family() == Family::Store, of);
+    meta_end(out, false, of);
 }
 
-fn meta_head(out: &mut OutQueue, verb: &[u8], of: &impl Command, binary: bool, flags: &[u8]) {
+/// Adds the command's value to what is there, at the end that the mode says.
+fn meta_join(out: &mut OutQueue, of: &impl Command, binary: bool, mode: Mode) {
+    meta_begin(out, b"ms ", of, binary, true);
+    out.put(mode.flag());
+    meta_end(out, true, of);
+}
+
+/// A meta command up to its flags.
+pub(super) fn meta_begin(out: &mut OutQueue, verb: &[u8], of: &impl Command, binary: bool, with_value: bool) {
     let key = Key::new(of.key(), binary);
     out.put(verb);
     key.put(out);
+    if with_value {
+        meta_number(out, b" ", of.data().len());
+    }
     key.put_flag(out);
+}
+
+fn meta_head(out: &mut OutQueue, verb: &[u8], of: &impl Command, binary: bool, flags: &[u8]) {
+    meta_begin(out, verb, of, binary, false);
     out.put(flags);
 }
 
 fn meta_store(out: &mut OutQueue, of: &impl Command, binary: bool, flags: &[u8], exptime: i64) {
-    let key = Key::new(of.key(), binary);
-    out.put(b"ms ");
-    key.put(out);
-    meta_number(out, b" ", of.data().len());
-    key.put_flag(out);
+    meta_begin(out, b"ms ", of, binary, true);
     out.put(flags);
     if exptime != 0 {
         meta_number(out, b" T", exptime);
@@ -295,12 +308,12 @@ fn meta_store(out: &mut OutQueue, of: &impl Command, binary: bool, flags: &[u8],
     }
 }
 
-fn meta_number(out: &mut OutQueue, flag: &[u8], number: impl itoa::Integer) {
+pub(super) fn meta_number(out: &mut OutQueue, flag: &[u8], number: impl itoa::Integer) {
     out.put(flag);
     out.put_number(number);
 }
 
-fn meta_end(out: &mut OutQueue, with_value: bool, of: &impl Command) {
+pub(super) fn meta_end(out: &mut OutQueue, with_value: bool, of: &impl Command) {
     out.put(b"\r\n");
     if with_value {
         put_value(out, of);
@@ -390,7 +403,7 @@ fn store(out: &mut OutQueue, verb: &[u8], of: &impl Command, exptime: i64, cas: 
 
 /// The command's value, and the line's end behind it.
 #[inline(always)]
-pub(super) fn put_value(out: &mut OutQueue, of: &impl Command) {
+fn put_value(out: &mut OutQueue, of: &impl Command) {
     let data = of.data();
     // As a client of a text protocol sent it there is the line's end behind it.
     let whole = data.start..data.end + 2;

@@ -1,8 +1,7 @@
 //! What a node's answer to a meta command means in the words of the classic protocol, which are
 //! what the data plane judges answers by; and what a meta answer says beside.
 
-use std::ops::Range;
-
+use super::meta;
 use super::number::{parse_i64, parse_u64};
 use super::reply::{Reply, ReplyKind, meta_flag};
 use super::request::{Family, Kind};
@@ -41,16 +40,12 @@ pub fn of_node(kind: Kind, reply: &Reply, unit: &[u8]) -> Option<Told> {
         R::MetaNs => R::NotStored,
         R::MetaEx => R::Exists,
         R::MetaNf | R::MetaEn => absent,
-        R::MetaVa { data } if kind.family() == Family::Arithmetic => R::Number(counted(unit, data)?),
+        R::MetaVa { .. } if kind.family() == Family::Arithmetic => R::Number(meta::answer::number(reply, unit)?),
         R::MetaVa { data } => R::Value { key: 0..0, flags, data: data.clone(), cas: Some(cas) },
         other @ (R::ServerError | R::ClientError | R::Error) => other.clone(),
         _ => return None,
     };
     Some(Told { kind, flags, cas, ttl })
-}
-
-fn counted(unit: &[u8], data: &Range<usize>) -> Option<u64> {
-    parse_u64(unit[data.clone()].trim_ascii_end())
 }
 
 #[cfg(test)]

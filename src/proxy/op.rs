@@ -522,16 +522,11 @@ impl Op {
 
     /// Writes the command for the follower, which is told `exptime`.
     pub fn encode_follower(&self, out: &mut OutQueue, mirror: Mirror, exptime: i64) {
-        if let Kind::Meta(meta) = self.kind {
-            return match mirror {
-                Mirror::Set => meta::line::put_set(out, meta, self, exptime),
-                Mirror::Delete | Mirror::Drop | Mirror::Withhold => meta::line::put_delete(out, meta, self),
-                Mirror::Arithmetic => meta::line::put_count(out, meta, self, exptime),
-                Mirror::Concat => meta::line::put_join(out, meta, self),
-                Mirror::Touch => meta::line::put_touch(out, meta, self, exptime),
-            };
-        }
-        match (mirror, self.wire) {
+        let wire = match self.kind {
+            Kind::Meta(meta) => Wire::Meta { binary: meta.has(Flag::Binary) },
+            _ => self.wire,
+        };
+        match (mirror, wire) {
             (Mirror::Set, Wire::Classic) => node::set(out, self, exptime),
             (Mirror::Set, Wire::Meta { binary }) => node::meta_set(out, self, binary, exptime),
             (Mirror::Delete | Mirror::Drop | Mirror::Withhold, Wire::Classic) => node::delete_classic(out, self),

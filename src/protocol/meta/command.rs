@@ -34,6 +34,21 @@ pub enum Mode {
     Decrement,
 }
 
+impl Mode {
+    /// As a node is told it.
+    pub(in crate::protocol) fn flag(self) -> &'static [u8] {
+        match self {
+            Mode::Set => b" MS",
+            Mode::Add => b" ME",
+            Mode::Append => b" MA",
+            Mode::Prepend => b" MP",
+            Mode::Replace => b" MR",
+            Mode::Increment => b" MI",
+            Mode::Decrement => b" MD",
+        }
+    }
+}
+
 /// A flag that decides what a command does, or how a node or the client is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]

@@ -4,7 +4,7 @@ use super::super::reply::{ParsedReply, ReplyLimits, parse_reply_within};
 use super::super::request::{Keyed, Kind, Limits, Parsed, Request, Style};
 use super::*;
 use crate::protocol::classic::parse;
-use crate::protocol::node::Command as NodeCommand;
+use crate::protocol::node::{self, Command as NodeCommand};
 
 /// A request as an operation holds it: the key decoded in its place.
 struct Held {
@@ -103,11 +103,14 @@ fn the_leaders_line_is_written_anew() {
 #[test]
 fn the_followers_line_makes_its_copy_equal() {
     let (of, meta) = held("ms a2V5 2 b T30 F5 MR C7 c q\r\nab\r\n");
-    assert_eq!(written(|out| line::put_set(out, meta, &of, 77)), "ms a2V5 2 b T77 F5\r\nab\r\n");
-    assert_eq!(written(|out| line::put_set(out, meta, &of, 0)), "ms a2V5 2 b F5\r\nab\r\n");
-    assert_eq!(written(|out| line::put_delete(out, meta, &of)), "md a2V5 b\r\n");
+    assert_eq!(written(|out| node::meta_set(out, &of, meta.has(Flag::Binary), 77)), "ms a2V5 2 b T77 F5\r\nab\r\n");
+    assert_eq!(written(|out| node::meta_set(out, &of, meta.has(Flag::Binary), 0)), "ms a2V5 2 b F5\r\nab\r\n");
+    assert_eq!(written(|out| node::meta_delete(out, &of, meta.has(Flag::Binary))), "md a2V5 b\r\n");
     let (of, meta) = held("ms k 2 MP N5 C7\r\nab\r\n");
-    assert_eq!(written(|out| line::put_join(out, meta, &of)), "ms k 2 MP\r\nab\r\n");
+    assert_eq!(
+        written(|out| node::meta_repeat(out, Kind::Meta(meta), &of, meta.has(Flag::Binary), (false, 0))),
+        "ms k 2 MP\r\nab\r\n"
+    );
     let (of, meta) = held("ma k MD D5 N60 J9\r\n");
     assert_eq!(written(|out| line::put_count(out, meta, &of, 77)), "ma k MD D5 N77 J9 v\r\n");
     let (of, meta) = held("ma k T30 q c C5 O1 k\r\n");
@@ -117,7 +120,7 @@ fn the_followers_line_makes_its_copy_equal() {
     let (of, meta) = held("ma a2V5 b N60 J9\r\n");
     assert_eq!(written(|out| line::put_count(out, meta, &of, 0)), "ma a2V5 b MI D1 N0 J9 v\r\n");
     let (of, meta) = held("mg k T30 v\r\n");
-    assert_eq!(written(|out| line::put_touch(out, meta, &of, -1)), "mg k T-1\r\n");
+    assert_eq!(written(|out| node::meta_touch(out, &of, meta.has(Flag::Binary), -1)), "mg k T-1\r\n");
 }
 
 #[test]
