@@ -179,6 +179,9 @@ impl Core {
         conn.state = LinkState::Idle;
         conn.generation = conn.generation.wrapping_add(1);
         conn.clear_out();
+        // Whether its socket was full says nothing of the next one: what was to be written is gone,
+        // and over io_uring nobody tells how a send ended whose socket was closed.
+        (conn.dirty, conn.urgent) = (false, false);
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;

@@ -2,6 +2,7 @@
 
 use crate::ids::NodeId;
 use crate::keys::{Lone, Missed, MissedBudget};
+use crate::pair::Reason;
 use crate::proxy::link::Link;
 use crate::proxy::route::Flow;
 use crate::proxy::route::Route;
@@ -163,5 +164,26 @@ fn what_a_node_is_asked_at_once_is_bounded_over_all_connections() {
             asked += usize::from(workers) * bytes;
         }
         assert!(asked <= 16 << 20 || usize::from(workers * lanes) > 64, "{workers} x {lanes}: {asked}");
+    }
+}
+
+/// The socket of the connection before took no more (io_uring tells nobody how a send ended whose
+/// socket was closed), so the shell had kept the connection as one that is still to be written.
+#[test]
+fn a_connection_that_follows_one_with_a_full_socket_is_written_to() {
+    let ended: [fn(&mut Core); 3] = [
+        |core| core.conn_down(ConnId::first(A), Reason::Reset),
+        |core| core.conn_ended(ConnId::first(A), true),
+        |core| core.leave(A, 1),
+    ];
+    for end in ended {
+        let mut core = core(1, Some(Incarnation(7)));
+        core.outbox = Outbox::default();
+        core.conn(ConnId::first(A)).dirty = true;
+        end(&mut core);
+        core.dial(ConnId::first(A));
+        core.outbox.dirty_conns.clear();
+        core.conn_up(ConnId::first(A));
+        assert_eq!(core.outbox.dirty_conns, [ConnId::first(A)], "its marker is asked for");
     }
 }
