@@ -124,6 +124,11 @@ impl Generator {
         if verb == "ma" && flags.iter().any(|flag| flag.starts_with('N')) {
             flags.retain(|flag| flag != "q");
         }
+        // (The token that such a command tells of an item it has made stale does not outlast the
+        // proxy's own look at that item: docs/reference.md.)
+        if verb == "ms" && flags.iter().any(|flag| flag == "I") && flags.iter().any(|flag| flag.starts_with('C')) {
+            flags.retain(|flag| flag != "c");
+        }
         if verb != "me" && self.below(25) == 0 {
             let odd = self.pick(&[
                 "v",
@@ -172,6 +177,12 @@ impl Generator {
                 (format!("ms {key} {length} {}", flags.join(" ")), Some(if right { value } else { "v" }.to_owned()))
             }
             "me" => (format!("me {key}{}", if binary { " b" } else { "" }), None),
+            // A number that gets shorter is padded where it stands, or replaced where memcached's own
+            // housekeeping refers to the item at that moment: what is counted down has one digit.
+            "ma" if flags.iter().any(|flag| matches!(flag.as_str(), "MD" | "M-")) => {
+                let form = if binary { " b" } else { "" };
+                (format!("ms {key} 1 q{form}\r\n9\r\nma {key} {}", flags.join(" ")), None)
+            }
             "classic" => {
                 let key = name;
                 match self.below(8) {
