@@ -177,8 +177,9 @@ impl Generator {
                 (format!("ms {key} {length} {}", flags.join(" ")), Some(if right { value } else { "v" }.to_owned()))
             }
             "me" => (format!("me {key}{}", if binary { " b" } else { "" }), None),
-            // A number that gets shorter is padded where it stands, or replaced where memcached's own
-            // housekeeping refers to the item at that moment: what is counted down has one digit.
+            // A number that gets shorter is padded where it stands, or replaced where memcached's
+            // own housekeeping refers to the item at that moment: what is counted down has one
+            // digit.
             "ma" if flags.iter().any(|flag| matches!(flag.as_str(), "MD" | "M-")) => {
                 let form = if binary { " b" } else { "" };
                 (format!("ms {key} 1 q{form}\r\n9\r\nma {key} {}", flags.join(" ")), None)
