@@ -56,7 +56,7 @@ pub mod internals {
     }
     pub mod proxy {
         pub use crate::proxy::{
-            ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, LinkState, Route,
+            ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, Now, Reading, Room, Route,
         };
     }
     pub mod resync {

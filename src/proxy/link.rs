@@ -242,8 +242,10 @@ pub struct Conn {
     pub input: BytesMut,
     /// Length of the answer that has not arrived whole, once known.
     pub need: usize,
-    /// Already on the worker's list of connections to be written to.
+    /// Already on the worker's list of connections to be written to, or blocked.
     pub dirty: bool,
+    /// Its socket takes no more; whoever waits for it puts it on the list again.
+    pub blocked: bool,
     /// What is to be written has a follower's part of a write in it: the client waits for its
     /// second node already.
     pub urgent: bool,
@@ -286,6 +288,7 @@ impl Conn {
             input: BytesMut::new(),
             need: 0,
             dirty: false,
+            blocked: false,
             urgent: false,
             voids: 0,
             asked_us: 0,

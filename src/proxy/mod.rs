@@ -20,12 +20,13 @@ mod table;
 pub use adds::Adds;
 pub use backlog::Backlog;
 pub use client::Ended;
-pub use core::{Adopted, Command, Core, CoreSettings, Event, PeerMessage, Question, Settlement, owner_of};
+pub use core::{
+    Adopted, Command, Core, CoreSettings, Event, Now, PeerMessage, Question, Reading, Room, Settlement, ToWrite,
+    owner_of,
+};
 pub use gone::Gone;
 pub use handles::{ClientId, ClientKey, ConnId, Lane, Ticket};
-pub use link::LinkState;
 pub use memory::{Memory, Share};
-pub use room::READ_BLOCK;
 pub use route::{Flow, Follower, Route};
 
 /// What clients are told on `version`: the memcached whose protocol is spoken. Some want digits and

@@ -5,6 +5,7 @@
 //! of many clients to one node, and the answers of many requests to one client, leave in one write.
 //! On io_uring there are neither: see `on_uring`.
 
+mod clock;
 mod ended;
 mod flusher;
 mod node_ios;
@@ -27,16 +28,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ambient;
 use crate::backend::Dial;
 use crate::ids::WorkerId;
 use crate::pair::Reason;
 use crate::protocol::answer::TOO_MANY;
-use crate::proxy::{ClientId, ClientKey, Command, ConnId, Core, Event, PeerMessage};
+use crate::proxy::{ClientId, ClientKey, Command, ConnId, Core, Event, Now, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
 use super::uring::{Owner, Uring};
+use clock::Clock;
 use node_ios::{NodeIo, NodeIos, NodeSocket};
 use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
@@ -48,7 +49,7 @@ const READS_PER_CLOCK: u32 = 16;
 
 /// Ticks missed after which a worker counts as having stood still (with a `--timeout` of 8 ms or
 /// more there are at least eight to it).
-const STALL_TICKS: u64 = 4;
+const STALL_TICKS: u32 = 4;
 
 /// Connections beyond `--max-clients`, over all workers, on which only operators' commands are
 /// taken.
@@ -141,10 +142,9 @@ pub(crate) struct Shell {
     /// was taken.
     to_receive: Vec<(ConnId, bool)>,
     block: BytesMut,
-    started: Instant,
-    /// When the clock was last looked at, and how often there is a tick. Microseconds.
-    looked_us: u64,
-    tick_us: u64,
+    clock: Clock,
+    /// How often there is a tick.
+    tick: Duration,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
@@ -157,7 +157,6 @@ pub(crate) struct Shell {
     writable: Arc<Writable>,
     blocked_conns: Vec<ConnId>,
     /// Empty, except for the time of a flush.
-    flushed_clients: Vec<ClientId>,
     flushed_conns: Vec<ConnId>,
     events: UnboundedSender<Event>,
     peers: Vec<UnboundedSender<PeerMessage>>,
@@ -186,23 +185,20 @@ impl Shell {
         self.work.live[self.core.worker().index()].store(live, Ordering::SeqCst);
     }
 
-    /// Looks at the clock. Returns how long nobody had.
-    fn look(&mut self) -> u64 {
-        let now_us = self.started.elapsed().as_micros() as u64;
-        now_us - std::mem::replace(&mut self.looked_us, now_us)
+    fn now(&self) -> Now {
+        self.clock.now()
     }
 
     fn turn(&mut self) {
-        let unseen_us = self.look();
+        let unseen = self.clock.look();
         // Whoever waits for an answer has a tick, far more often than that. What missed so many did
         // not run: what a node was asked just before is sent now, and what it answered meanwhile is
         // not read yet. No node is to blame for that.
-        if unseen_us > STALL_TICKS * self.tick_us && !self.core.is_quiet() {
+        if unseen > STALL_TICKS * self.tick && !self.core.is_quiet() {
             // (Except for one tick: a worker that is always late finds a hung node late, and not
             // never.)
-            self.core.stood_still_us += unseen_us - self.tick_us;
+            self.clock.stood_still(unseen - self.tick);
         }
-        self.core.now_us = self.looked_us - self.core.stood_still_us;
     }
 
     /// Takes what clients have sent by now, and nothing after that. It may take long, and nothing
@@ -221,7 +217,8 @@ impl Shell {
                 self.last_call(id);
             }
         }
-        self.core.stood_still_us += self.look();
+        let taken = self.clock.look();
+        self.clock.stood_still(taken);
     }
 
     /// As [`Shell::turn`], where so many come one after the other that looking at the clock costs
@@ -254,14 +251,7 @@ impl Shell {
 
     /// Whether there is anything to be written or handed on.
     fn has_output(&self) -> bool {
-        let out = &self.core.outbox;
-        !out.events.is_empty()
-            || !out.peers.is_empty()
-            || !out.dials.is_empty()
-            || !out.dirty_conns.is_empty()
-            || !out.dirty_clients.is_empty()
-            || !out.resumable.is_empty()
-            || !self.writable.is_empty()
+        self.core.has_output() || !self.writable.is_empty()
     }
 }
 
@@ -319,13 +309,11 @@ impl Listener {
 
 impl Worker {
     fn new(
-        mut core: Core,
+        core: Core,
         setup: WorkerSetup,
         uring: Option<Uring>,
         (nodes, lanes): (usize, usize),
     ) -> (Worker, Beginning) {
-        let started = Instant::now();
-        core.began_at = ambient::date(started);
         let shell = Rc::new(RefCell::new(Shell {
             core,
             clients: Vec::new(),
@@ -333,16 +321,14 @@ impl Worker {
             nodes: NodeIos::new(nodes, lanes),
             to_receive: Vec::new(),
             block: BytesMut::new(),
-            started,
-            looked_us: 0,
-            tick_us: setup.tick.as_micros() as u64,
+            clock: Clock::new(),
+            tick: setup.tick,
             flusher: None,
             ticker: None,
             reads: 0,
             reads_on_clock: 0,
             writable: Arc::default(),
             blocked_conns: Vec::new(),
-            flushed_clients: Vec::new(),
             flushed_conns: Vec::new(),
             events: setup.events,
             peers: setup.peers,
@@ -430,12 +416,13 @@ impl Worker {
             && (connected >= self.max_clients + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
         {
             self.count.fetch_sub(1, Ordering::Relaxed);
-            self.work(|shell| shell.core.count_refused());
+            self.work(|shell| shell.core.handle_refused(shell.clock.now()));
             tokio::task::spawn_local(refuse(stream));
             return true;
         }
         let admitted = self.work(|shell| {
-            let key = if is_one_too_many { shell.core.operator_connected() } else { shell.core.client_connected() };
+            let now = shell.now();
+            let key = if is_one_too_many { shell.core.handle_operator(now) } else { shell.core.handle_connect(now) };
             let at = key.id.index();
             let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
             if shell.clients.len() <= at {
@@ -449,7 +436,7 @@ impl Worker {
                         shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
                     }
                     Err(error) => {
-                        shell.core.client_gone(key.id);
+                        shell.core.handle_gone(key.id);
                         return Err(error);
                     }
                 },
@@ -482,7 +469,7 @@ impl Worker {
                 let worker = self.clone();
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(OPERATOR_SILENCE).await;
-                    worker.work(|shell| shell.core.turn_away(key));
+                    worker.work(|shell| shell.core.turn_away(shell.clock.now(), key));
                 });
             }
             Ok(_) => {}
@@ -501,10 +488,10 @@ impl Worker {
         while let Some((worker, key)) = beyond.pop_front() {
             if worker != shell.core.worker() {
                 // (Whether it is silent still, that worker knows.)
-                shell.core.outbox.peers.push((worker, PeerMessage::TurnAway(key)));
+                shell.send_to(worker, PeerMessage::TurnAway(key));
                 return true;
             }
-            if shell.core.turn_away(key) {
+            if shell.core.turn_away(shell.clock.now(), key) {
                 return true;
             }
         }
@@ -514,7 +501,8 @@ impl Worker {
     async fn run_conn(self, at: ConnId, generation: u32) {
         let dialled = self.dialer.dial(at.node).await;
         self.work(|shell| {
-            debug_assert_eq!(shell.core.conn(at).generation, generation);
+            let now = shell.now();
+            debug_assert!(shell.core.is_current(at, generation));
             match dialled.and_then(|stream| shell.take_on(at, stream)) {
                 Ok(stream) => {
                     let reader = match &stream {
@@ -525,7 +513,7 @@ impl Worker {
                         NodeSocket::Uring(_) => None,
                     };
                     shell.nodes[at] = Some(NodeIo { stream, shut: false, reader });
-                    shell.core.conn_up(at);
+                    shell.core.handle_conn_up(now, at);
                 }
                 Err(error) => {
                     let reason = match error.kind() {
@@ -533,7 +521,7 @@ impl Worker {
                         io::ErrorKind::NotFound => Reason::Unresolved,
                         _ => Reason::Timeout,
                     };
-                    shell.core.conn_down(at, reason);
+                    shell.core.handle_conn_down(now, at, reason);
                 }
             }
         });
@@ -542,8 +530,8 @@ impl Worker {
     async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
         while let Some(command) = commands.recv().await {
             self.work(|shell| {
-                shell.core.command(command);
-                for at in std::mem::take(&mut shell.core.outbox.hangups) {
+                shell.core.handle_command(shell.clock.now(), command);
+                while let Some(at) = shell.core.poll_hangup() {
                     shell.hang_up(at);
                 }
             });
@@ -556,7 +544,7 @@ impl Worker {
             self.work(|shell| {
                 let count = batch.len();
                 for message in batch.drain(..) {
-                    shell.core.peer(message);
+                    shell.core.handle_peer(shell.clock.now(), message);
                 }
                 shell.count_work();
                 shell.work.transit.fetch_sub(count, Ordering::SeqCst);
@@ -570,7 +558,7 @@ impl Worker {
             tokio::time::sleep(tick).await;
             self.work(|shell| {
                 shell.tell_what_is_stuck();
-                shell.core.tick();
+                shell.core.handle_tick(shell.clock.now());
             });
             poll_fn(|cx| {
                 let shell = &mut *self.shell.borrow_mut();
@@ -590,7 +578,7 @@ impl Worker {
         let pause = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
         loop {
             tokio::time::sleep(pause).await;
-            self.work(|shell| shell.core.close_silent(timeout.as_micros() as u64));
+            self.work(|shell| shell.core.close_silent(shell.clock.now(), timeout));
         }
     }
 
@@ -626,17 +614,16 @@ impl Worker {
 }
 
 impl Shell {
-    /// For [`Core::tick`]: which nodes' sockets are full.
+    /// For [`Core::handle_tick`]: which nodes' sockets are full.
     fn tell_what_is_stuck(&mut self) {
         for at in self.nodes.ids() {
             let bytes = match (self.nodes[at].as_ref().map(|io| &io.stream), &self.uring) {
-                (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&at) => self.core.conn(at).unsent(),
+                (Some(NodeSocket::Stream(_)), _) if self.blocked_conns.contains(&at) => self.core.unsent_to_node(at),
                 // What waits behind a send that is not done waits for the same.
                 (Some(NodeSocket::Uring(slot)), Some(uring)) => uring.unsent(*slot),
                 _ => 0,
             };
-            let now_us = self.core.now_us;
-            self.core.conn(at).is_stuck_with(bytes, now_us);
+            self.core.handle_stuck(self.clock.now(), at, bytes);
         }
     }
 
@@ -654,15 +641,15 @@ impl Shell {
     /// Something has come from a node.
     fn node_received(&mut self, at: ConnId) {
         self.reads = self.reads.wrapping_add(1);
-        let sent = self.core.conn(at).flights.front().map(|sent| sent.at_us);
-        if let Some(sent_us) = sent {
-            let latency_us = self.core.now_us.saturating_sub(sent_us);
+        let now = self.now();
+        if let Some(sent_us) = self.core.awaited_since(at) {
+            let latency_us = now.us.saturating_sub(sent_us);
             self.stats.latencies.add(latency_us);
             if latency_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
                 self.core.tell_slow(at, latency_us);
             }
         }
-        self.core.node_input(at);
+        self.core.handle_node_input(now, at);
     }
 }
 

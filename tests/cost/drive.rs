@@ -12,7 +12,7 @@ use resilver::internals::keys::{Lone, Missed, MissedBudget};
 use resilver::internals::pair::Reason;
 use resilver::internals::protocol::out::{MAX_SLICES, OutQueue};
 use resilver::internals::proxy::{
-    ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, LinkState, Route,
+    ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, Now, Reading, Room, Route,
 };
 use resilver::internals::ring::{Distribution, ServerSpec, Topology};
 use resilver::internals::stats::WorkerStats;
@@ -73,6 +73,7 @@ struct Model {
 
 pub struct Drive {
     core: Core,
+    now: Now,
     topology: Arc<Topology>,
     block: BytesMut,
     askers: Vec<Asker>,
@@ -80,7 +81,6 @@ pub struct Drive {
     value: Vec<u8>,
     pipeline: usize,
     turns: usize,
-    conns: Vec<ConnId>,
 }
 
 impl Workload {
@@ -156,7 +156,7 @@ impl Drive {
                 lone: lone.clone(),
                 written: None,
             };
-            core.command(Command::Open { pair, route: Route::Open(flow) });
+            core.handle_command(Now::default(), Command::Open { pair, route: Route::Open(flow) });
         }
         let ask = |client| Asker {
             id: ClientId(0),
@@ -170,14 +170,15 @@ impl Drive {
         };
         let mut askers: Vec<Asker> = (0..workload.clients).map(ask).collect();
         for asker in &mut askers {
-            asker.id = core.client_connected().id;
+            asker.id = core.handle_connect(Now::default()).id;
         }
         for node in topology.nodes() {
             let incarnation = Some(Incarnation(0xa1));
-            core.command(Command::Allow { node, incarnation, life: 1 });
+            core.handle_command(Now::default(), Command::Allow { node, incarnation, life: 1 });
         }
         let mut drive = Drive {
             core,
+            now: Now::default(),
             topology,
             block: BytesMut::new(),
             askers,
@@ -185,10 +186,9 @@ impl Drive {
             value: "v".repeat(workload.value).into_bytes(),
             pipeline: workload.pipeline,
             turns: 0,
-            conns: Vec::new(),
         };
-        for (at, _) in std::mem::take(&mut drive.core.outbox.dials) {
-            drive.core.conn_up(at);
+        while let Some((at, _)) = drive.core.poll_dial() {
+            drive.core.handle_conn_up(drive.now, at);
         }
         drive.exchange();
         drive
@@ -203,9 +203,9 @@ impl Drive {
 
     fn turn(&mut self) {
         self.turns += 1;
-        self.core.now_us += 25;
+        self.pass(25);
         if self.turns.is_multiple_of(TURNS_PER_TICK) {
-            self.core.tick();
+            self.core.handle_tick(self.now);
         }
         let burst = self.turns % BURSTS;
         for asker in &mut self.askers {
@@ -213,10 +213,8 @@ impl Drive {
             let mut left = asker.bursts[burst].requests.as_slice();
             while !left.is_empty() {
                 let own = counted_client_room(&mut self.core, &mut self.block, asker.id);
-                let client = self.core.client(asker.id).expect("a client");
-                let buffer = if own { &mut client.partial } else { &mut self.block };
-                put(buffer, &mut left);
-                counted_client_input(&mut self.core, &mut self.block, asker.id, own);
+                put_for(&mut self.core, &mut self.block, asker.id, &mut left);
+                counted_client_input(&mut self.core, self.now, &mut self.block, asker.id, own);
             }
         }
         self.exchange();
@@ -248,11 +246,10 @@ impl Drive {
     pub fn offer(&mut self, client: usize, left: &mut &[u8]) {
         let id = self.askers[client].id;
         let mut taken = 0;
-        while !left.is_empty() && !self.core.client(id).expect("a client").stalled {
+        while !left.is_empty() && self.core.reading(id) == Reading::GoesOn {
             let own = counted_client_room(&mut self.core, &mut self.block, id);
-            let client = self.core.client(id).expect("a client");
-            put(if own { &mut client.partial } else { &mut self.block }, left);
-            counted_client_input(&mut self.core, &mut self.block, id, own);
+            put_for(&mut self.core, &mut self.block, id, left);
+            counted_client_input(&mut self.core, self.now, &mut self.block, id, own);
             taken += 1;
         }
         assert!(taken > 0, "client {client} waits, and nothing goes on");
@@ -264,25 +261,28 @@ impl Drive {
     }
 
     pub fn command(&mut self, command: Command) {
-        counted_command(&mut self.core, command);
+        counted_command(&mut self.core, self.now, command);
+    }
+
+    fn pass(&mut self, us: u64) {
+        self.now.us += us;
+        self.now.date_us += us;
     }
 
     pub fn tick(&mut self, later_us: u64) {
-        self.core.now_us += later_us;
-        counted_tick(&mut self.core);
+        self.pass(later_us);
+        counted_tick(&mut self.core, self.now);
     }
 
     /// What the worker told the control plane.
     pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.core.outbox.events)
+        std::iter::from_fn(|| self.core.poll_event()).collect()
     }
 
     /// The nodes get what was written for them, and answer nothing yet.
     pub fn write_to_nodes(&mut self) {
-        self.conns.append(&mut self.core.outbox.dirty_conns);
-        for at in self.conns.drain(..) {
-            let (state, out) = counted_conn_to_write(&mut self.core, at);
-            assert_ne!(state, LinkState::Discarding, "{at:?}");
+        while let Some(at) = self.core.poll_dirty_conn() {
+            let out = counted_conn_to_write(&mut self.core, self.now, at).expect("a connection in order");
             let model = &mut self.models[at.node.index()];
             take(out, |piece| model.commands.extend_from_slice(piece));
         }
@@ -291,7 +291,7 @@ impl Drive {
     /// A node is gone, with what it was sent; its connection is refused from now on.
     pub fn lose(&mut self, node: NodeId) {
         self.models[node.index()] = Model::default();
-        counted_conn_down(&mut self.core, node);
+        counted_conn_down(&mut self.core, self.now, node);
     }
 
     /// The nodes answer what they were sent.
@@ -302,8 +302,8 @@ impl Drive {
             let mut left = model.replies.as_slice();
             while !left.is_empty() {
                 counted_node_room(&mut self.core, node);
-                put(&mut self.core.conn(ConnId::first(node)).input, &mut left);
-                counted_node_input(&mut self.core, node);
+                put(self.core.conn_room(ConnId::first(node)), &mut left);
+                counted_node_input(&mut self.core, self.now, node);
             }
             model.replies.clear();
         }
@@ -313,41 +313,27 @@ impl Drive {
     pub fn exchange(&mut self) {
         loop {
             self.flush_clients();
-            self.conns.append(&mut self.core.outbox.dirty_conns);
-            if self.conns.is_empty() {
-                if !self.core.outbox.resumable.is_empty() || !self.core.outbox.dirty_clients.is_empty() {
-                    continue;
-                }
+            if !self.core.has_output() {
                 break;
             }
-            for at in self.conns.drain(..) {
-                let (state, out) = counted_conn_to_write(&mut self.core, at);
-                assert_ne!(state, LinkState::Discarding, "{at:?}");
-                let model = &mut self.models[at.node.index()];
-                take(out, |piece| model.commands.extend_from_slice(piece));
-            }
+            self.write_to_nodes();
             self.answer_nodes();
+            let happens = (self.core.poll_event(), self.core.poll_peer().is_some(), self.core.poll_dial());
+            assert_eq!(happens, (None, false, None), "nothing happens");
         }
-        let out = &self.core.outbox;
-        assert!(out.events.is_empty() && out.peers.is_empty() && out.dials.is_empty(), "nothing happens: {out:?}");
     }
 
     fn flush_clients(&mut self) {
-        let mut clients = std::mem::take(&mut self.core.outbox.dirty_clients);
-        for id in clients.drain(..) {
+        while let Some(id) = self.core.poll_dirty_client() {
             let asker = self.askers.iter_mut().find(|a| a.id == id).expect("a client that was answered");
-            let client = self.core.client(id).expect("a client");
-            client.dirty = false;
             let expected = &asker.bursts[self.turns % BURSTS].answers;
-            let out = client.unsent().expect("an answer");
+            let out = self.core.client_to_write(id).and_then(|client| client.unsent).expect("an answer");
             take(out, |piece| {
                 assert!(expected[asker.got..].starts_with(piece), "{id:?} got {:?}", String::from_utf8_lossy(piece));
                 asker.got += piece.len();
             });
-            self.core.resume_if_ready(id);
-            self.core.client_written(id);
+            self.core.handle_written(id);
         }
-        self.core.outbox.dirty_clients = clients;
         self.resume();
     }
 }
@@ -360,8 +346,9 @@ impl Drive {
 
     /// Goes on with clients' input that waited, in the next turn.
     pub fn resume(&mut self) {
-        for id in self.core.next_turn() {
-            counted_client_resume(&mut self.core, id);
+        for _ in 0..self.core.next_turn() {
+            let id = self.core.poll_resumable().expect("as many as were told");
+            counted_client_resume(&mut self.core, self.now, id);
         }
     }
 }
@@ -439,6 +426,14 @@ fn put(buffer: &mut BytesMut, from: &mut &[u8]) {
     *from = later;
 }
 
+/// The same of what a client sends.
+fn put_for(core: &mut Core, block: &mut BytesMut, id: ClientId, from: &mut &[u8]) {
+    match core.client_room(id, block) {
+        Room::Own(buffer) | Room::Block(buffer) => put(buffer, from),
+        Room::Waits | Room::Over => panic!("{id:?} is not to be read from"),
+    }
+}
+
 /// What writing takes.
 fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
     while !out.is_empty() {
@@ -459,54 +454,56 @@ fn take(out: &mut OutQueue, mut each: impl FnMut(&[u8])) {
 
 #[inline(never)]
 fn counted_client_room(core: &mut Core, block: &mut BytesMut, id: ClientId) -> bool {
-    let client = core.client(id).expect("a client");
-    assert!(!client.closing && !client.stalled);
-    client.room(block).1
-}
-
-#[inline(never)]
-fn counted_client_input(core: &mut Core, block: &mut BytesMut, id: ClientId, own: bool) {
-    if own {
-        core.client_more(id);
-    } else {
-        let chunk = block.split();
-        core.client_input(id, chunk);
+    match core.client_room(id, block) {
+        Room::Own(_) => true,
+        Room::Block(_) => false,
+        Room::Waits | Room::Over => panic!("a client that is not to be read from"),
     }
 }
 
 #[inline(never)]
-fn counted_client_resume(core: &mut Core, id: ClientId) {
-    core.client_resume(id);
+fn counted_client_input(core: &mut Core, now: Now, block: &mut BytesMut, id: ClientId, own: bool) {
+    if own {
+        core.handle_more(now, id);
+    } else {
+        let chunk = block.split();
+        core.handle_input(now, id, chunk);
+    }
 }
 
 #[inline(never)]
-fn counted_command(core: &mut Core, command: Command) {
-    core.command(command);
+fn counted_client_resume(core: &mut Core, now: Now, id: ClientId) {
+    core.handle_resume(now, id);
 }
 
 #[inline(never)]
-fn counted_tick(core: &mut Core) {
-    core.tick();
+fn counted_command(core: &mut Core, now: Now, command: Command) {
+    core.handle_command(now, command);
 }
 
 #[inline(never)]
-fn counted_conn_down(core: &mut Core, node: NodeId) {
-    core.conn_down(ConnId::first(node), Reason::Refused);
+fn counted_tick(core: &mut Core, now: Now) {
+    core.handle_tick(now);
+}
+
+#[inline(never)]
+fn counted_conn_down(core: &mut Core, now: Now, node: NodeId) {
+    core.handle_conn_down(now, ConnId::first(node), Reason::Refused);
 }
 
 #[inline(never)]
 fn counted_node_room(core: &mut Core, node: NodeId) {
-    core.conn(ConnId::first(node)).room();
+    core.conn_room(ConnId::first(node));
 }
 
 #[inline(never)]
-fn counted_node_input(core: &mut Core, node: NodeId) {
-    core.node_input(ConnId::first(node));
+fn counted_node_input(core: &mut Core, now: Now, node: NodeId) {
+    core.handle_node_input(now, ConnId::first(node));
 }
 
 #[inline(never)]
-fn counted_conn_to_write(core: &mut Core, at: ConnId) -> (LinkState, &mut OutQueue) {
-    core.conn_to_write(at)
+fn counted_conn_to_write(core: &mut Core, now: Now, at: ConnId) -> Option<&mut OutQueue> {
+    core.conn_to_write(now, at)
 }
 
 #[inline(never)]

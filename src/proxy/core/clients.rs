@@ -2,23 +2,25 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
+use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
 use crate::proxy::gone::Gone;
 use crate::proxy::handles::{ClientId, ClientKey};
-use crate::proxy::memory::{FREE, Memory};
+use crate::proxy::memory::{FREE, Memory, Share};
 use crate::proxy::op::{self, Asker, Op, Origin, Wire};
 use crate::ring::Topology;
 
 use super::messages::{Event, PeerMessage, Question};
-use super::{Core, Outbox, resume_later};
+use super::{Core, Now};
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;
@@ -42,6 +44,39 @@ fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
 
 /// Keys of one get that are looked at, for what they conflict with, before others have their turn.
 const LOOKED_AT_PER_TURN: u32 = 4096;
+
+/// Whether a client is to be read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reading {
+    GoesOn,
+    /// Its input waits for answers, for memory, or for its next turn.
+    Waits,
+    /// Never more: it is closed, once what it asked for is answered, or gone.
+    Over,
+}
+
+/// Room for what a client sends.
+#[derive(Debug)]
+pub enum Room<'a> {
+    /// Its own, behind the beginning of a request: what comes is told of by [`Core::handle_more`].
+    Own(&'a mut BytesMut),
+    /// The block that serves all clients in turn: what comes is given to [`Core::handle_input`].
+    Block(&'a mut BytesMut),
+    /// As [`Reading::Waits`].
+    Waits,
+    /// As [`Reading::Over`].
+    Over,
+}
+
+/// What there is to be done with a client.
+#[derive(Debug)]
+pub struct ToWrite<'a> {
+    pub key: ClientKey,
+    /// It is to be closed once all of that is written.
+    pub closes: bool,
+    /// Answers, if there are any.
+    pub unsent: Option<&'a mut OutQueue>,
+}
 
 /// A key of a request.
 #[derive(Clone, Copy)]
@@ -113,29 +148,99 @@ impl Core {
         Backlog::new(self.memory.clone())
     }
 
-    pub fn client_connected(&mut self) -> ClientKey {
+    /// A client has connected.
+    pub fn handle_connect(&mut self, now: Now) -> ClientKey {
+        self.now = now;
         self.generation = self.generation.wrapping_add(1);
-        let mut client = Client::new(self.generation, self.now_us);
+        let mut client = Client::new(self.generation, self.now.us);
         client.largest = self.largest;
         let id = self.clients.insert(client);
         ClientKey { id, generation: self.generation }
     }
 
     /// A client is gone; what it asked for is still carried through.
-    pub fn client_gone(&mut self, id: ClientId) {
-        if let Some(mut client) = self.clients.remove(id) {
-            client.settle(&mut self.spare);
+    /// Returns why it was closed.
+    pub fn handle_gone(&mut self, id: ClientId) -> Option<Ended> {
+        let mut client = self.clients.remove(id)?;
+        client.settle(&mut self.spare);
+        Some(client.ended)
+    }
+
+    /// Whether a client is to be read from.
+    #[inline]
+    pub fn reading(&self, id: ClientId) -> Reading {
+        match self.clients.get(id) {
+            Some(client) if !client.closing => match client.stalled {
+                true => Reading::Waits,
+                false => Reading::GoesOn,
+            },
+            _ => Reading::Over,
         }
     }
 
-    /// The client at a place of the table.
-    pub fn client(&mut self, id: ClientId) -> Option<&mut Client> {
-        self.clients.get_mut(id)
+    /// Whether a client's input waits.
+    #[inline]
+    pub fn is_stalled(&self, id: ClientId) -> bool {
+        self.clients.get(id).is_some_and(|client| client.stalled)
     }
 
-    /// All that a client's queue held is written.
-    pub fn client_written(&mut self, id: ClientId) {
+    /// Whether that client still sits in its place.
+    #[inline]
+    pub fn is_connected(&self, key: ClientKey) -> bool {
+        self.clients.get(key.id).is_some_and(|client| client.generation == key.generation)
+    }
+
+    /// Room for what a client sends.
+    #[inline(always)]
+    pub fn client_room<'a>(&'a mut self, id: ClientId, block: &'a mut BytesMut) -> Room<'a> {
+        match self.clients.get_mut(id) {
+            Some(client) if !client.closing => match client.stalled {
+                true => Room::Waits,
+                false => match client.room(block) {
+                    (room, true) => Room::Own(room),
+                    (room, false) => Room::Block(room),
+                },
+            },
+            _ => Room::Over,
+        }
+    }
+
+    /// What is to be done with a client that is dirty.
+    #[inline]
+    pub fn client_to_write(&mut self, id: ClientId) -> Option<ToWrite<'_>> {
+        let client = self.clients.get_mut(id)?;
+        client.dirty = false;
+        let (generation, closes) = (client.generation, client.closing && client.is_idle());
+        Some(ToWrite { key: ClientKey { id, generation }, closes, unsent: client.unsent() })
+    }
+
+    /// Its answers were handed to somebody who holds them until they are written: so is their
+    /// share.
+    pub fn handed_on(&mut self, id: ClientId) -> Option<Share> {
+        self.clients.get_mut(id)?.handed_on()
+    }
+
+    /// A client's socket takes no more: nothing is told of it before that is over.
+    pub fn handle_client_blocked(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(id) {
+            client.dirty = true;
+        }
+    }
+
+    /// It takes more.
+    pub fn handle_client_writable(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
+            self.outbox.mark_client_anyway(client, id);
+        }
+    }
+
+    /// All that a client's queue held is written. Its input goes on in the worker's next turn, if
+    /// it waits and need not wait any longer.
+    pub fn handle_written(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
+            if client.stalled && client.may_resume(&self.memory) {
+                self.outbox.resume(client, id);
+            }
             client.settle(&mut self.spare);
             client.count_written(&self.memory);
         }
@@ -162,30 +267,32 @@ impl Core {
 
     /// Takes what a client sent that has nothing in its `partial`. What cannot be begun yet goes
     /// there.
-    pub fn client_input(&mut self, id: ClientId, chunk: BytesMut) {
+    pub fn handle_input(&mut self, now: Now, id: ClientId, chunk: BytesMut) {
+        self.now = now;
         let Some(client) = self.clients.get_mut(id) else { return };
         debug_assert!(client.partial.is_empty());
-        client.received_us = self.now_us;
+        client.received_us = self.now.us;
         client.take_turn(self.turn);
         client.hear(&chunk);
         self.feed(id, chunk);
     }
 
     /// More has come behind what was in the client's `partial`.
-    pub fn client_more(&mut self, id: ClientId) {
+    pub fn handle_more(&mut self, now: Now, id: ClientId) {
+        self.now = now;
         let Some(client) = self.clients.get_mut(id) else { return };
-        client.received_us = self.now_us;
+        client.received_us = self.now.us;
         if client.partial.len() >= client.need && !client.line_goes_on() {
             client.take_turn(self.turn);
             self.go_on(id);
         }
     }
 
-    /// The worker's turn is over: every client may begin as much again. Returns those whose input
-    /// goes on in the next one.
-    pub fn next_turn(&mut self) -> Vec<ClientId> {
+    /// The worker's turn is over: every client may begin as much again. Returns how many clients'
+    /// input goes on in the next one: [`Core::poll_resumable`] names them.
+    pub fn next_turn(&mut self) -> usize {
         self.turn = self.turn.wrapping_add(1);
-        std::mem::take(&mut self.outbox.resumable)
+        self.outbox.resumable()
     }
 
     /// From now on no turn ends before the client's input: there will be no other.
@@ -194,7 +301,8 @@ impl Core {
     }
 
     /// Goes on with a client's input after answers made room.
-    pub fn client_resume(&mut self, id: ClientId) {
+    pub fn handle_resume(&mut self, now: Now, id: ClientId) {
+        self.now = now;
         if let Some(client) = self.clients.get_mut(id) {
             client.take_another_turn();
             self.go_on(id);
@@ -210,19 +318,9 @@ impl Core {
         self.feed(id, chunk);
     }
 
-    /// A client's input goes on in the worker's next turn, if it waits and need not wait any
-    /// longer.
-    pub fn resume_if_ready(&mut self, id: ClientId) {
-        if let Some(client) = self.clients.get_mut(id)
-            && client.stalled
-            && client.may_resume(&self.memory)
-        {
-            resume_later(client, id, &mut self.outbox);
-        }
-    }
-
     /// Nothing more will be read from a client; it is closed when what it asked for is answered.
-    pub fn client_finished(&mut self, id: ClientId) {
+    pub fn handle_finished(&mut self, now: Now, id: ClientId) {
+        self.now = now;
         if let Some(client) = self.clients.get_mut(id) {
             // A request that was read but had to wait is still begun: `feed` goes on until the
             // input is used up.
@@ -236,10 +334,12 @@ impl Core {
     }
 
     /// Closes the clients that have sent nothing for so long and wait for nothing.
-    pub fn close_silent(&mut self, timeout_us: u64) {
+    pub fn close_silent(&mut self, now: Now, timeout: Duration) {
+        self.now = now;
         for id in self.client_ids() {
             let client = &self.clients[id];
-            if client.is_idle() && self.now_us.saturating_sub(client.received_us) > timeout_us {
+            let silent = Duration::from_micros(now.us.saturating_sub(client.received_us));
+            if client.is_idle() && silent > timeout {
                 self.close_client(id, Ended::Silent);
             }
         }
@@ -285,7 +385,7 @@ impl Core {
             if client.turn_is_over() && !self.last_turn {
                 client.stalled = true;
                 client.partial = chunk;
-                return resume_later(client, id, &mut self.outbox);
+                return self.outbox.resume(client, id);
             }
             if let Some(held) = client.take_held() {
                 if !self.begin_get(id, *held, &mut chunk) {
@@ -371,7 +471,7 @@ impl Core {
                 client.ended = why;
             }
             client.closing = true;
-            mark_client_dirty(client, id, &mut self.outbox);
+            self.outbox.mark_client(client, id);
         }
     }
 
@@ -416,7 +516,7 @@ impl Core {
                 if looked == LOOKED_AT_PER_TURN {
                     get.next = key.end;
                     client.hold(Hold::Turn, Some(Box::new(get)));
-                    resume_later(client, id, &mut self.outbox);
+                    self.outbox.resume(client, id);
                     return false;
                 }
             }
@@ -447,7 +547,7 @@ impl Core {
             // Where every key was answered at once (a dark pair, the proxy's own keys) no answer
             // will come that goes on with the others.
             if client.may_resume(&self.memory) {
-                resume_later(client, id, &mut self.outbox);
+                self.outbox.resume(client, id);
             }
         }
     }
@@ -564,7 +664,7 @@ impl Core {
         }
         let owner = self.owner(op.hash);
         if write && owner != self.settings.worker {
-            self.outbox.peers.push((owner, PeerMessage::Op(Box::new(op))));
+            self.outbox.peers.push_back((owner, PeerMessage::Op(Box::new(op))));
             return;
         }
         let id = self.take_in(op);
@@ -618,7 +718,7 @@ impl Core {
         };
         client.exclusive = true;
         let client = ClientKey { id, generation: client.generation };
-        self.outbox.events.push(Event::Ask { worker: self.settings.worker, client, slot, question });
+        self.outbox.events.push_back(Event::Ask { worker: self.settings.worker, client, slot, question });
         true
     }
 
@@ -629,16 +729,16 @@ impl Core {
         }
         let moved = client.answer(slot, part, read, answer, &mut self.spare, &self.memory);
         if moved {
-            mark_client_dirty(client, id, &mut self.outbox);
+            self.outbox.mark_client(client, id);
         }
         if client.stalled && (moved || client.has_rest()) && client.may_resume(&self.memory) {
-            resume_later(client, id, &mut self.outbox);
+            self.outbox.resume(client, id);
         }
     }
 
     pub(super) fn deliver(&mut self, asker: Asker, answer: Outcome) {
         if asker.worker != self.settings.worker {
-            self.outbox.peers.push((asker.worker, PeerMessage::Answer(asker, answer)));
+            self.outbox.peers.push_back((asker.worker, PeerMessage::Answer(asker, answer)));
             return;
         }
         if self.clients.of(asker.client).is_some() {
@@ -652,12 +752,5 @@ fn removal(kind: Kind) -> Kind {
     match is_encoded(kind) {
         true => Kind::Meta(Meta::new(Verb::Delete).with(Flag::Binary)),
         false => Kind::Delete,
-    }
-}
-
-fn mark_client_dirty(client: &mut Client, id: ClientId, outbox: &mut Outbox) {
-    if !client.dirty {
-        client.dirty = true;
-        outbox.dirty_clients.push(id);
     }
 }

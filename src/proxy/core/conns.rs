@@ -16,9 +16,9 @@ use crate::proxy::op::Op;
 use crate::proxy::route::Route;
 use crate::rules::{Rule, holds};
 
-use super::Core;
 use super::messages::Event;
 use super::repairs::REPAIR_SEEN_US;
+use super::{Core, Now};
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
@@ -34,12 +34,13 @@ impl Core {
         conn.life = life;
         conn.state = LinkState::Dialing;
         conn.generation = conn.generation.wrapping_add(1);
-        self.outbox.dials.push((at, conn.generation));
+        self.outbox.dials.push_back((at, conn.generation));
     }
 
     /// A dialled connection stands.
-    pub fn conn_up(&mut self, at: ConnId) {
-        self.links[at].stands(self.now_us);
+    pub fn handle_conn_up(&mut self, now: Now, at: ConnId) {
+        self.now = now;
+        self.links[at].stands(self.now.us);
         if self.links[at.node].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
             self.check(at);
         } else {
@@ -59,7 +60,7 @@ impl Core {
         let conn = &mut self.links[at];
         conn.life = life;
         conn.state = LinkState::Ready;
-        conn.stands(self.now_us);
+        conn.stands(self.now.us);
         self.proved(at);
         let conn = &mut self.links[at];
         for id in conn.waiting.take() {
@@ -108,19 +109,20 @@ impl Core {
 
     pub(super) fn fault(&mut self, node: NodeId, reason: Reason) {
         let life = self.links[node].life;
-        self.outbox.events.push(Event::Fault { node, life, reason });
+        self.outbox.events.push_back(Event::Fault { node, life, reason });
     }
 
     /// A connection that stood has ended. `by_node`: the node closed or reset it.
-    pub fn conn_ended(&mut self, at: ConnId, by_node: bool) {
+    pub fn handle_conn_ended(&mut self, now: Now, at: ConnId, by_node: bool) {
         if !by_node && self.links[at].owes_effects() {
-            self.outbox.events.push(Event::Abandoned { node: at.node });
+            self.outbox.events.push_back(Event::Abandoned { node: at.node });
         }
-        self.conn_down(at, Reason::Reset);
+        self.handle_conn_down(now, at, Reason::Reset);
     }
 
     /// A dial failed, or the node closed or reset the connection.
-    pub fn conn_down(&mut self, at: ConnId, reason: Reason) {
+    pub fn handle_conn_down(&mut self, now: Now, at: ConnId, reason: Reason) {
+        self.now = now;
         self.give_up_conn(at, reason);
         // There may be no tick for long.
         self.publish_gauges();
@@ -144,7 +146,7 @@ impl Core {
         if was == LinkState::Dialing || was == LinkState::Checking || awaited {
             self.fault(at.node, reason);
         } else {
-            self.outbox.events.push(Event::Hint { node: at.node });
+            self.outbox.events.push_back(Event::Hint { node: at.node });
         }
         self.void_answers(at.node, unproven);
         self.strand_all(at.node, flights, waiting);
@@ -162,14 +164,14 @@ impl Core {
                 continue;
             }
             owing |= conn.owes_effects();
-            self.outbox.hangups.push(at);
+            self.outbox.hangups.push_back(at);
             let (flights, unproven) = self.reset_conn(at);
             let waiting = self.links[at].waiting.take().collect();
             self.void_answers(node, unproven);
             self.strand_all(node, flights, waiting);
         }
         self.tell_undrained(node);
-        self.outbox.events.push(Event::Left { worker: self.settings.worker, node, address, owing });
+        self.outbox.events.push_back(Event::Left { worker: self.settings.worker, node, address, owing });
         self.publish_gauges();
     }
 
@@ -181,7 +183,7 @@ impl Core {
         conn.clear_out();
         // Whether its socket was full says nothing of the next one: what was to be written is gone,
         // and over io_uring nobody tells how a send ended whose socket was closed.
-        (conn.dirty, conn.urgent) = (false, false);
+        (conn.dirty, conn.urgent, conn.blocked) = (false, false, false);
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
@@ -226,7 +228,7 @@ impl Core {
         self.strand_all(at.node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other. At
         // once, also where what was to be written waits for room.
-        self.mark_conn_dirty_anyway(at);
+        self.outbox.mark_conn_anyway(&mut self.links[at], at);
         self.tell_undrained(at.node);
     }
 
@@ -251,8 +253,8 @@ impl Core {
         }
     }
 
-    /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::tick`] has
-    /// nothing to do.
+    /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::handle_tick`]
+    /// has nothing to do.
     pub fn is_quiet(&self) -> bool {
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
         self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
@@ -260,7 +262,8 @@ impl Core {
 
     /// Looks for nodes that make no progress with what they are asked and for operations parked too
     /// long. Called every few milliseconds, unless [`Core::is_quiet`].
-    pub fn tick(&mut self) {
+    pub fn handle_tick(&mut self, now: Now) {
+        self.now = now;
         self.publish_gauges();
         for node in self.links.nodes() {
             self.tell_lateness(node);
@@ -281,7 +284,7 @@ impl Core {
     /// very end. Of all its connections the one tells that waits longest: what a worker tells does
     /// not grow with their number. Past the longest time there is no more to say.
     fn tell_lateness(&mut self, node: NodeId) {
-        let now_us = self.now_us;
+        let now_us = self.now.us;
         let link = &mut self.links[node];
         let ages = link.conns.iter_mut().filter_map(|conn| {
             let sent = conn.awaited_since();
@@ -303,7 +306,7 @@ impl Core {
         let told = part + u64::from(age > self.settings.leader_timeout_us);
         if told > std::mem::replace(&mut link.lateness, told) {
             let (life, age) = (link.life, Duration::from_micros(age));
-            self.outbox.events.push(Event::Late { node, life, age });
+            self.outbox.events.push_back(Event::Late { node, life, age });
         }
     }
 
@@ -325,17 +328,17 @@ impl Core {
     }
 
     fn expire_parked(&mut self, pair: PairId) {
-        if self.now_us <= self.pairs[pair].parked.look_at_us {
+        if self.now.us <= self.pairs[pair].parked.look_at_us {
             return;
         }
         let patience = self.parking_patience();
-        let late = |op: &Op| self.now_us.saturating_sub(op.parked_at_us) > patience;
+        let late = |op: &Op| self.now.us.saturating_sub(op.parked_at_us) > patience;
         let (late, kept): (Vec<OpId>, Vec<OpId>) =
             self.pairs[pair].parked.take().iter().partition(|&&id| late(&self.ops[id]));
         for id in kept {
             let op = &self.ops[id];
             // Not at every tick again: they were not all parked at once.
-            let look_at_us = (op.parked_at_us + patience).max(self.now_us + patience / LOOKS_AT_PARKED);
+            let look_at_us = (op.parked_at_us + patience).max(self.now.us + patience / LOOKS_AT_PARKED);
             self.pairs[pair].parked.push(id, op.stage, look_at_us);
         }
         for id in late {

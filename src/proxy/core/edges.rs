@@ -12,11 +12,12 @@ use crate::rules::{Rule, holds};
 
 use super::messages::{Command, Event, PeerMessage};
 use super::pairs::Closing;
-use super::{Core, OUTCOME_UNKNOWN};
+use super::{Core, Now, OUTCOME_UNKNOWN};
 
 impl Core {
     /// Takes a message of another worker.
-    pub fn peer(&mut self, message: PeerMessage) {
+    pub fn handle_peer(&mut self, now: Now, message: PeerMessage) {
+        self.now = now;
         match message {
             PeerMessage::Op(op) => {
                 let id = self.take_in(*op);
@@ -24,13 +25,14 @@ impl Core {
             }
             PeerMessage::Answer(asker, answer) => self.deliver(asker, answer),
             PeerMessage::TurnAway(client) => {
-                self.turn_away(client);
+                self.turn_away(now, client);
             }
         }
     }
 
     /// Takes a command of the control plane.
-    pub fn command(&mut self, command: Command) {
+    pub fn handle_command(&mut self, now: Now, command: Command) {
+        self.now = now;
         match command {
             Command::Close { pair, void, round } => self.close(pair, void, round),
             Command::Open { pair, route } => self.open(pair, route),
@@ -54,13 +56,14 @@ impl Core {
         }
     }
 
-    /// The date by the proxy's clock. It went on while the worker stood still, as the nodes' did.
+    /// The date by the proxy's clock.
     pub(super) fn date(&self) -> Duration {
-        self.date_of(self.now_us)
+        self.date_of(self.now.us)
     }
 
+    /// The date when the worker had run for so long.
     pub(super) fn date_of(&self, us: u64) -> Duration {
-        self.began_at + Duration::from_micros(us + self.stood_still_us)
+        Duration::from_micros((self.now.date_us + us).saturating_sub(self.now.us))
     }
 
     pub(super) fn allow(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
@@ -108,7 +111,7 @@ impl Core {
             && !closing.reported
         {
             closing.reported = true;
-            self.outbox.events.push(Event::Closed { worker: self.settings.worker, pair, round: closing.round });
+            self.outbox.events.push_back(Event::Closed { worker: self.settings.worker, pair, round: closing.round });
         }
     }
 
@@ -151,10 +154,10 @@ impl Core {
         let voids = link.voids();
         if voids && !link.undrained {
             link.undrained = true;
-            self.outbox.events.push(Event::Undrained { worker, node });
+            self.outbox.events.push_back(Event::Undrained { worker, node });
         } else if !voids && link.undrained {
             link.undrained = false;
-            self.outbox.events.push(Event::Drained { worker, node });
+            self.outbox.events.push_back(Event::Drained { worker, node });
         }
     }
 
@@ -241,7 +244,7 @@ impl Core {
         }
         if op.parked_at_us == 0 {
             // Parked again and again it must end all the same.
-            op.parked_at_us = self.now_us.max(1);
+            op.parked_at_us = self.now.us.max(1);
         }
         let look_at_us = op.parked_at_us + patience;
         self.pairs[op.pair].parked.push(id, stage, look_at_us);

@@ -44,12 +44,12 @@ impl Core {
     /// Another node leads a pair from now on.
     pub(super) fn become_wary(&mut self) {
         self.wary = true;
-        self.wary_until_us = self.now_us + WARY_US;
+        self.wary_until_us = self.now.us + WARY_US;
     }
 
     /// Called at every tick. Not while a look is under way: those that come must queue behind it.
     pub(super) fn relax(&mut self) {
-        self.wary &= !self.looks.is_empty() || self.now_us <= self.wary_until_us;
+        self.wary &= !self.looks.is_empty() || self.now.us <= self.wary_until_us;
     }
 
     /// A client is about to be told that there is no such item; the node was asked at this moment.
@@ -102,7 +102,7 @@ impl Core {
         let owner = self.owner(hash);
         if owner != self.settings.worker {
             let op = Op { stage: Stage::New, parked_at_us: 0, ..self.ops.take(id) };
-            self.outbox.peers.push((owner, PeerMessage::Op(Box::new(op))));
+            self.outbox.peers.push_back((owner, PeerMessage::Op(Box::new(op))));
             return true;
         }
         if self.written_briefly.since(hash, asked) {

@@ -1,5 +1,12 @@
-//! The data plane of one worker thread, without I/O and without a clock: bytes and commands in,
-//! bytes and events out.
+//! The data plane of one worker thread, without I/O and without a clock.
+//!
+//! Whoever drives it calls `handle_*` for whatever has happened, with the time ([`Now`]), and then
+//! polls, as often as it likes, until [`Core::has_output`] is false: [`Core::poll_event`] (for the
+//! control plane), [`Core::poll_peer`] (for other workers), [`Core::poll_dial`],
+//! [`Core::poll_dirty_conn`] with [`Core::conn_to_write`], [`Core::poll_dirty_client`] with
+//! [`Core::client_to_write`]. Only [`Core::poll_hangup`] has to come before anything else is
+//! handled, and [`Core::poll_resumable`] begins a new turn ([`Core::next_turn`]). Threads, the
+//! simulation and the tests drive it by these calls alone.
 //!
 //! A request becomes one [`Op`](crate::proxy::op::Op) a key. Reads go to the pair's leader over
 //! this worker's own connections. Writes go through the key's *owner* (one worker, one connection
@@ -12,7 +19,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -31,6 +37,7 @@ mod messages;
 mod operators;
 mod ops;
 mod orders;
+mod outbox;
 mod pairs;
 mod proofs;
 mod repairs;
@@ -38,37 +45,19 @@ mod replies;
 mod starved;
 mod traces;
 
-pub use clients::owner_of;
+pub use clients::{Reading, Room, ToWrite, owner_of};
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
+use outbox::Outbox;
 use pairs::Pairs;
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::{Client, Spare};
+use crate::proxy::client::Spare;
 use crate::proxy::clients::Clients;
 use crate::proxy::gone::{Gone, WrittenBriefly};
-use crate::proxy::handles::{ClientId, ConnId, OpId};
+use crate::proxy::handles::OpId;
 use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
 use crate::proxy::table::OpTable;
-
-/// What the worker's shell is to do after a turn.
-#[derive(Default, Debug)]
-pub struct Outbox {
-    /// For the control plane.
-    pub events: Vec<Event>,
-    /// For other workers.
-    pub peers: Vec<(WorkerId, PeerMessage)>,
-    /// Connections to open, and their generations.
-    pub dials: Vec<(ConnId, u32)>,
-    /// Connections that the core has given up: to be closed before anything else is done.
-    pub hangups: Vec<ConnId>,
-    /// Connections with something to write.
-    pub dirty_conns: Vec<ConnId>,
-    /// Clients with something to write, or to be closed.
-    pub dirty_clients: Vec<ClientId>,
-    /// Clients whose input can go on.
-    pub resumable: Vec<ClientId>,
-}
 
 /// Writes of one key that wait for its repair.
 #[derive(Debug)]
@@ -130,6 +119,17 @@ struct Begun {
     asked_at_us: u64,
 }
 
+/// What time it is for a worker.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Now {
+    /// Microseconds for which the worker has run since it started; those in which it stood still do
+    /// not count.
+    pub us: u64,
+    /// The date by the proxy's clock, microseconds. It goes on while the worker stands still, as
+    /// the nodes' dates do.
+    pub date_us: u64,
+}
+
 /// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct CoreSettings {
@@ -153,12 +153,8 @@ pub struct Core {
     settings: CoreSettings,
     topology: Arc<Topology>,
     limits: Limits,
-    /// Microseconds for which the worker has run since it started; set by the shell at every turn.
-    pub now_us: u64,
-    /// Microseconds for which it has stood still, which are not in `now_us`; likewise.
-    pub stood_still_us: u64,
-    /// The date when `now_us` was 0, by the proxy's clock; set by the shell.
-    pub began_at: Duration,
+    /// Of the call under way.
+    now: Now,
     clients: Clients,
     generation: u32,
     /// Counts the turns in which clients begin requests.
@@ -178,8 +174,7 @@ pub struct Core {
     /// the fence.
     retries: VecDeque<(u64, Bytes)>,
     begun: Option<Begun>,
-    /// What is to be done outside.
-    pub outbox: Outbox,
+    outbox: Outbox,
     spare: Spare,
     memory: Arc<Memory>,
     /// What new clients' values are like, in bytes, as far as is known from those before.
@@ -204,9 +199,7 @@ impl Core {
             pairs: Pairs::new(topology.pair_count()),
             settings,
             topology,
-            now_us: 0,
-            stood_still_us: 0,
-            began_at: Duration::ZERO,
+            now: Now::default(),
             clients: Clients::default(),
             generation: 0,
             turn: 0,
@@ -233,16 +226,16 @@ impl Core {
     }
 }
 
-const OUTCOME_UNKNOWN: Refusal =
-    Refusal::Server("the only copy's node failed before it answered; the command may or may not have taken effect");
-
-/// Until then it stays stalled: nothing more is read from it.
-fn resume_later(client: &mut Client, id: ClientId, outbox: &mut Outbox) {
-    if !client.resuming {
-        client.resuming = true;
-        outbox.resumable.push(id);
+#[cfg(test)]
+impl Core {
+    /// Of the last call.
+    pub fn now(&self) -> Now {
+        self.now
     }
 }
+
+const OUTCOME_UNKNOWN: Refusal =
+    Refusal::Server("the only copy's node failed before it answered; the command may or may not have taken effect");
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use crate::protocol::request::{Admin, Parsed, Request};
 use crate::proxy::client::{Access, Ended};
 use crate::proxy::handles::{ClientId, ClientKey};
 
-use super::Core;
+use super::{Core, Now};
 
 /// What is taken there.
 fn is_for_operators(admin: &Admin) -> bool {
@@ -30,8 +30,8 @@ pub(super) struct Refusals {
 
 impl Core {
     /// A client has connected on one of the places beyond the limit.
-    pub fn operator_connected(&mut self) -> ClientKey {
-        let key = self.client_connected();
+    pub fn handle_operator(&mut self, now: Now) -> ClientKey {
+        let key = self.handle_connect(now);
         if let Some(client) = self.clients.get_mut(key.id) {
             client.access = Access::Unknown;
         }
@@ -40,7 +40,8 @@ impl Core {
 
     /// A client beyond the limit that has not shown itself to be an operator is told of the limit,
     /// to make room or because its time is over. Returns whether it was.
-    pub fn turn_away(&mut self, key: ClientKey) -> bool {
+    pub fn turn_away(&mut self, now: Now, key: ClientKey) -> bool {
+        self.now = now;
         let silent = self.clients.of(key).is_some_and(|client| client.access == Access::Unknown && !client.closing);
         if silent {
             self.refuse_client(key.id);
@@ -49,13 +50,18 @@ impl Core {
     }
 
     /// Counts a client too many, and logs it now and then.
-    pub fn count_refused(&mut self) {
+    pub fn handle_refused(&mut self, now: Now) {
+        self.now = now;
+        self.count_refused();
+    }
+
+    fn count_refused(&mut self) {
         self.stats.rejected();
         let refusals = &mut self.refusals;
         refusals.untold += 1;
-        if refusals.told_at_us.is_none_or(|at| self.now_us.saturating_sub(at) >= TOLD_EVERY_US) {
+        if refusals.told_at_us.is_none_or(|at| self.now.us.saturating_sub(at) >= TOLD_EVERY_US) {
             tracing::warn!(refused = refusals.untold, "clients are refused: -n/--max-clients are connected");
-            *refusals = Refusals { untold: 0, told_at_us: Some(self.now_us) };
+            *refusals = Refusals { untold: 0, told_at_us: Some(self.now.us) };
         }
     }
 

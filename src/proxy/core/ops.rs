@@ -7,13 +7,13 @@ use crate::protocol::key::Key;
 use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::handles::{ConnId, OpId};
-use crate::proxy::link::{Conn, Flight, LinkState};
+use crate::proxy::link::{Flight, LinkState};
 use crate::proxy::op::{Kind, Op, Origin, Stage, Wire};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
 use super::orders::settlement;
-use super::{Core, OUTCOME_UNKNOWN, Outbox};
+use super::{Core, OUTCOME_UNKNOWN};
 
 const READ_ONLY: Refusal = Refusal::Server(
     "the key's last node cannot record that it leads alone (is it full, with -M?); it can only be read",
@@ -106,15 +106,15 @@ impl Core {
         match conn.state {
             LinkState::Ready => {
                 if conn.must_wait(op.bytes, op.kind.is_write(), op.hash) {
-                    return conn.waiting.push(id, op.hash, self.now_us);
+                    return conn.waiting.push(id, op.hash, self.now.us);
                 }
                 self.send_now(id, at);
             }
             LinkState::Idle => {
-                conn.waiting.push(id, op.hash, self.now_us);
+                conn.waiting.push(id, op.hash, self.now.us);
                 self.dial(at);
             }
-            LinkState::Dialing | LinkState::Checking => conn.waiting.push(id, op.hash, self.now_us),
+            LinkState::Dialing | LinkState::Checking => conn.waiting.push(id, op.hash, self.now.us),
             // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next
             // route decides.
             LinkState::Discarding => self.unsent(id, node),
@@ -148,8 +148,8 @@ impl Core {
         // (They have one stage.)
         if matches!(op.kind, Kind::Get | Kind::Gets) && op.wire == Wire::Classic {
             let conn = &mut self.links[at];
-            conn.put_get(op.kind, op.key(), id, self.now_us, bytes);
-            return mark_dirty(conn, at, &mut self.outbox);
+            conn.put_get(op.kind, op.key(), id, self.now.us, bytes);
+            return self.outbox.mark_conn(conn, at);
         }
         let exptime = self.exptime_on(op, at.node);
         let marked = self.links[at.node].incarnation.is_some();
@@ -157,20 +157,20 @@ impl Core {
         match op.stage {
             Stage::Leader(_) => {
                 let term = self.pairs[op.pair].flow.as_ref().and_then(|f| f.term);
-                op.encode_leader(conn.out(self.now_us), term, exptime);
+                op.encode_leader(conn.out(self.now.us), term, exptime);
                 // Its success says that the key was not there: the proof comes with the answer.
                 conn.marker_due |= (op.kind.only_adds() || op.initial.is_some()) && marked;
             }
             Stage::Look(_) => {
-                node::mg(conn.out(self.now_us), Key::known(op.key()), Ask::Ttl);
+                node::mg(conn.out(self.now.us), Key::known(op.key()), Ask::Ttl);
             }
             _ => {
-                op.encode_follower(conn.out(self.now_us), op.sent, exptime);
-                conn.urgent = true;
+                op.encode_follower(conn.out(self.now.us), op.sent, exptime);
+                self.outbox.mark_conn_urgent(conn, at);
             }
         }
-        conn.push(Flight::Op(id), self.now_us, bytes);
-        mark_dirty(conn, at, &mut self.outbox);
+        conn.push(Flight::Op(id), self.now.us, bytes);
+        self.outbox.mark_conn(conn, at);
     }
 
     /// Sends what has waited for room in the connection.
@@ -188,20 +188,8 @@ impl Core {
     /// `bytes`: what it counts for among what the connection has outstanding.
     pub(super) fn sent(&mut self, at: ConnId, flight: Flight, bytes: u32) {
         let conn = &mut self.links[at];
-        conn.push(flight, self.now_us, bytes);
-        mark_dirty(conn, at, &mut self.outbox);
-    }
-
-    /// The connection has something to write.
-    pub(super) fn mark_conn_dirty(&mut self, at: ConnId) {
-        mark_dirty(&mut self.links[at], at, &mut self.outbox);
-    }
-
-    /// The same also where it waits for room in its socket, which is over or is not to be waited
-    /// for. (Being on the list twice does no harm.)
-    pub fn mark_conn_dirty_anyway(&mut self, at: ConnId) {
-        self.links[at].dirty = true;
-        self.outbox.dirty_conns.push(at);
+        conn.push(flight, self.now.us, bytes);
+        self.outbox.mark_conn(conn, at);
     }
 
     /// An operation was never sent to the node it waited for: it is as new, or the follower is lost
@@ -301,14 +289,6 @@ impl Core {
             Origin::Control(ticket) => self.settle(ticket, settlement(&answer)),
             Origin::Look(key) => self.looked(key),
         }
-    }
-}
-
-#[inline(always)]
-fn mark_dirty(conn: &mut Conn, at: ConnId, outbox: &mut Outbox) {
-    if !conn.dirty {
-        conn.dirty = true;
-        outbox.dirty_conns.push(at);
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn settlement(answer: &Outcome) -> Settlement {
 
 impl Core {
     pub(super) fn settle(&mut self, ticket: Ticket, settlement: Settlement) {
-        self.outbox.events.push(Event::Settled { ticket, settlement });
+        self.outbox.events.push_back(Event::Settled { ticket, settlement });
     }
 
     /// Compares the two copies of a key, and repairs the follower's.

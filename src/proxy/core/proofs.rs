@@ -11,12 +11,14 @@
 use std::collections::VecDeque;
 
 use crate::ids::{NodeId, PairId};
+use crate::protocol::node;
+use crate::protocol::out::OutQueue;
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Unproven};
 use crate::proxy::op::{Effect, Origin, Stage};
 use crate::rules::{Rule, holds};
 
-use super::Core;
+use super::{Core, Now};
 
 /// Whether a `get` that finds nothing waits for the proof, too. Without, it is answered at once and
 /// the marker is read all the same.
@@ -48,32 +50,34 @@ impl Core {
         op.stage = Stage::Proof(at.node);
         let conn = &mut self.links[at];
         conn.unproven_writes += u32::from(op.kind.is_write());
-        conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now_us, gone_us });
+        conn.unproven.push_back(Unproven { op: id, effect, at_us: self.now.us, gone_us });
     }
 
     /// The marker is to be read behind everything that this turn sends.
     pub(super) fn want_marker(&mut self, at: ConnId) {
         let conn = &mut self.links[at];
         conn.marker_due = true;
-        self.mark_conn_dirty(at);
+        self.outbox.mark_conn(&mut self.links[at], at);
     }
 
-    /// A connection that is about to be written to, and what is to be written.
-    pub fn conn_to_write(&mut self, at: ConnId) -> (LinkState, &mut crate::protocol::out::OutQueue) {
+    /// A connection that is about to be written to, and what is to be written. `None`: nothing more
+    /// ever, our half of it is to be closed.
+    pub fn conn_to_write(&mut self, now: Now, at: ConnId) -> Option<&mut OutQueue> {
         let conn = &mut self.links[at];
         // One that is being checked has a marker under way, or asks for one at the next tick.
         if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
+            self.now = now;
             self.put_marker(at);
         }
         let conn = &mut self.links[at];
-        (conn.dirty, conn.urgent) = (false, false);
-        (conn.state, conn.out(self.now_us))
+        (conn.dirty, conn.urgent, conn.blocked) = (false, false, false);
+        if conn.state == LinkState::Discarding { None } else { Some(conn.out(now.us)) }
     }
 
     pub(super) fn put_marker(&mut self, at: ConnId) {
         let round = self.links[at.node].round;
         let conn = &mut self.links[at];
-        conn.out(self.now_us).put(crate::protocol::node::MARKER_READ);
+        conn.out(self.now.us).put(node::MARKER_READ);
         conn.markers += 1;
         self.sent(at, Flight::Marker(round), 0);
     }

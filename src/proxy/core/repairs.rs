@@ -41,7 +41,7 @@ impl Core {
     ///
     /// `decisive`: what the follower's answer means if it leads next.
     pub(super) fn repair(&mut self, id: OpId, decisive: Option<Decisive>) {
-        self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now_us;
+        self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now.us;
         if self.ops[id].stage.is_in_flight() {
             self.discount_begun(id);
         }
@@ -89,7 +89,7 @@ impl Core {
 
     /// Called at every tick: nothing is repaired any more.
     fn forget_begun(&mut self) {
-        let over = |begun: &Begun| self.now_us.saturating_sub(begun.asked_at_us) > BEGUN_KEPT_US;
+        let over = |begun: &Begun| self.now.us.saturating_sub(begun.asked_at_us) > BEGUN_KEPT_US;
         if self.fences.is_empty() && self.begun.as_ref().is_some_and(over) {
             self.begun = None;
         }
@@ -149,15 +149,15 @@ impl Core {
         // time is a second too short, not too long.
         let dated = self.links[leader.node].offset.is_some();
         if dated {
-            self.links[leader].out(self.now_us).put(clock::CLOCK_READ);
+            self.links[leader].out(self.now.us).put(clock::CLOCK_READ);
             self.sent(leader, Flight::Repair(id, RepairStep::Clock), 0);
         }
-        node::mg(self.links[leader].out(self.now_us), Key::known(key), Ask::KeyAndItem);
+        node::mg(self.links[leader].out(self.now.us), Key::known(key), Ask::KeyAndItem);
         self.send_step(id, leader, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If
         // it had just gone, "repairing" would destroy the good copy.
         if marked {
-            self.links[leader].out(self.now_us).put(node::MARKER_READ);
+            self.links[leader].out(self.now.us).put(node::MARKER_READ);
             self.send_step(id, leader, RepairStep::Marker);
         } else if let Some(fence) = self.fences.get_mut(key) {
             fence.marker_ok = true;
@@ -165,7 +165,7 @@ impl Core {
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id].kind == Kind::Mend;
         if compared {
-            node::mg(self.links[follower].out(self.now_us), Key::known(key), Ask::KeyAndItem);
+            node::mg(self.links[follower].out(self.now.us), Key::known(key), Ask::KeyAndItem);
             self.send_step(id, follower, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
@@ -182,8 +182,8 @@ impl Core {
 
     /// A command of a repair is in the connection's queue.
     fn send_step(&mut self, id: OpId, at: ConnId, step: RepairStep) {
-        let number = self.links[at].push(Flight::Repair(id, step), self.now_us, 0);
-        self.mark_conn_dirty(at);
+        let number = self.links[at].push(Flight::Repair(id, step), self.now.us, 0);
+        self.outbox.mark_conn(&mut self.links[at], at);
         if let Some(repair) = &mut self.ops[id].repair {
             repair.sent.push((at, number));
         }
@@ -193,23 +193,23 @@ impl Core {
     /// for which it waits. That node is late as any that does not answer: clients wait behind the
     /// repair, and its marker may be gone and refused again and again.
     fn repair_later(&mut self, key: &Bytes, node: Option<NodeId>) {
-        let at_us = self.now_us + REPAIR_RETRY_US;
+        let at_us = self.now.us + REPAIR_RETRY_US;
         let Some(fence) = self.fences.get_mut(key) else { return };
         fence.retry_at_us = Some(at_us);
         self.retries.push_back((at_us, key.clone()));
         let Some(node) = node else { return };
-        let since_us = *fence.stuck_us.get_or_insert(self.now_us);
+        let since_us = *fence.stuck_us.get_or_insert(self.now.us);
         let waits = &mut self.links[node].repair_waits;
         // Of very many the one that waits longest.
-        let longest = waits.filter(|waits| waits.seen_us == self.now_us).map_or(since_us, |w| w.since_us.min(since_us));
-        *waits = Some(RepairWaits { since_us: longest, seen_us: self.now_us });
+        let longest = waits.filter(|waits| waits.seen_us == self.now.us).map_or(since_us, |w| w.since_us.min(since_us));
+        *waits = Some(RepairWaits { since_us: longest, seen_us: self.now.us });
     }
 
     /// Repairs that wait for a marker or a connection are tried again. Called at every tick.
     pub(super) fn retry_repairs(&mut self) {
         for _ in 0..REPAIRS_PER_TICK {
             // (Those that begin to wait now are not due yet.)
-            if self.retries.front().is_none_or(|(at_us, _)| *at_us > self.now_us) {
+            if self.retries.front().is_none_or(|(at_us, _)| *at_us > self.now.us) {
                 break;
             }
             let Some((at_us, key)) = self.retries.pop_front() else { break };
@@ -345,7 +345,7 @@ impl Core {
     /// get.
     fn give_back(&mut self, id: OpId, leader: NodeId, key: &Bytes, cas: u64) {
         let leader = self.links.of(leader, self.ops[id].hash);
-        node::md_stale(self.links[leader].out(self.now_us), Key::known(key), cas);
+        node::md_stale(self.links[leader].out(self.now.us), Key::known(key), cas);
         self.send_step(id, leader, RepairStep::GiveBack);
         if let Some(repair) = &mut self.ops[id].repair {
             repair.outstanding += 1;
@@ -385,7 +385,7 @@ impl Core {
         let from = leader.and_then(|leader| self.links[leader].offset);
         let (to, now) = (self.links[node].offset, self.date());
         let item = item.and_then(|item| item.seen.exptime_of_copy(from, to, now).map(|exptime| (item, exptime)));
-        let out = self.links[at].out(self.now_us);
+        let out = self.links[at].out(self.now.us);
         node::md_unechoed(out, Key::known(key));
         if let Some((item, exptime)) = &item {
             let key = if item.binary { Key::new(key, true) } else { Key::known(key) };
@@ -417,7 +417,7 @@ impl Core {
             // verified, for the writes are fenced.
             return self.repair_done(key);
         };
-        node::mg(self.links[leader].out(self.now_us), Key::known(key), Ask::Cas);
+        node::mg(self.links[leader].out(self.now.us), Key::known(key), Ask::Cas);
         self.send_step(id, leader, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }

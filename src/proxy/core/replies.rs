@@ -1,6 +1,6 @@
 //! What nodes answer.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::ids::{NodeId, Term};
 use crate::protocol::meta::{self, Meta, Verb};
@@ -13,7 +13,7 @@ use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stag
 use crate::proxy::route::{Flow, Follower};
 
 use super::proofs::has_ended;
-use super::{Core, OUTCOME_UNKNOWN};
+use super::{Core, Now, OUTCOME_UNKNOWN};
 
 /// What a leader has answered, beside its effect.
 struct Said {
@@ -37,19 +37,58 @@ enum Heed {
 }
 
 impl Core {
-    /// A connection: the shell reads into its `input` and writes its `out`.
-    pub fn conn(&mut self, at: ConnId) -> &mut crate::proxy::link::Conn {
-        &mut self.links[at]
+    /// Room for what a node sends, behind what it has sent.
+    #[inline]
+    pub fn conn_room(&mut self, at: ConnId) -> &mut BytesMut {
+        self.links[at].room()
     }
 
-    /// Parses what has come from a node.
-    pub fn node_input(&mut self, at: ConnId) {
+    /// The room that was taken away to be filled.
+    pub fn return_room(&mut self, at: ConnId, room: BytesMut) {
+        self.links[at].input = room;
+    }
+
+    /// Since when the answer is awaited that comes next from a node, microseconds.
+    #[inline]
+    pub fn awaited_since(&self, at: ConnId) -> Option<u64> {
+        self.links[at].flights.front().map(|sent| sent.at_us)
+    }
+
+    /// Whether the connection is the one that was asked for by [`Core::poll_dial`].
+    pub fn is_current(&self, at: ConnId, generation: u32) -> bool {
+        self.links[at].generation == generation
+    }
+
+    /// Bytes that are to be written to a node.
+    pub fn unsent_to_node(&self, at: ConnId) -> usize {
+        self.links[at].unsent()
+    }
+
+    /// A node's socket takes no more: nothing is told of it before that is over.
+    pub fn handle_conn_blocked(&mut self, at: ConnId) {
+        let conn = &mut self.links[at];
+        (conn.dirty, conn.blocked) = (true, true);
+    }
+
+    /// It takes more, or is gone.
+    pub fn handle_conn_writable(&mut self, at: ConnId) {
+        self.outbox.mark_conn_anyway(&mut self.links[at], at);
+    }
+
+    /// So many bytes its socket has not taken (0: it is not full).
+    pub fn handle_stuck(&mut self, now: Now, at: ConnId, bytes: usize) {
+        self.links[at].is_stuck_with(bytes, now.us);
+    }
+
+    /// Takes what has come from a node.
+    pub fn handle_node_input(&mut self, now: Now, at: ConnId) {
+        self.now = now;
         let conn = &mut self.links[at];
         let more = conn.input.len() - conn.seen;
         self.take_replies(at);
         let conn = &mut self.links[at];
         conn.seen = conn.input.len();
-        conn.progress.add(more, self.now_us);
+        conn.progress.add(more, self.now.us);
         if !conn.waiting.is_empty() {
             self.send_waiting(at);
         }
@@ -61,6 +100,11 @@ impl Core {
             let (limits, conn) = self.links.limits_and_conn(at);
             if conn.state == LinkState::Discarding {
                 conn.input.clear();
+                return;
+            }
+            if conn.input.is_empty() {
+                // As most often: what is read of a node ends with an answer.
+                conn.need = 0;
                 return;
             }
             let reply = match reply::parse_reply_within(&conn.input, limits) {

@@ -13,7 +13,7 @@ use crate::proxy::client::Ended;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::FREE;
 
-use super::{Core, resume_later};
+use super::Core;
 
 /// memcached's own words where a value finds no memory, and why.
 const NO_MEMORY: Refusal =
@@ -53,7 +53,7 @@ impl Core {
         }
         if !client.is_starved() {
             let key = ClientKey { id, generation: client.generation };
-            self.starved.queue.push_back((key, self.now_us));
+            self.starved.queue.push_back((key, self.now.us));
         }
         client.starve(&mut self.spare);
         false
@@ -67,12 +67,12 @@ impl Core {
             if let Some(client) = self.clients.of(key).filter(|c| c.is_starved() && !c.closing) {
                 if let Some(share) = self.memory.receive(client.need) {
                     client.may_receive(share, &mut self.spare);
-                } else if self.now_us.saturating_sub(since_us) > patience {
+                } else if self.now.us.saturating_sub(since_us) > patience {
                     client.refuse_value();
                 } else {
                     return;
                 }
-                resume_later(client, key.id, &mut self.outbox);
+                self.outbox.resume(client, key.id);
             }
             self.starved.queue.pop_front();
         }

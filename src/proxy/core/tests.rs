@@ -4,7 +4,7 @@
 //! | rule | protected by |
 //! |---|---|
 //! | a gate closes when everything is answered | `close`: counted before voiding |
-//! | a fault is told before the gate it closes | `conn_down`, `doubt`: `fault` first |
+//! | a fault is told before the gate it closes | `give_up_conn`, `doubt`: `fault` first |
 //! | answers of a deposed node count for nothing | `void_flights`: `Flight::Void` |
 //! | what one node may have executed is not sent to it again | `unpark`: the arms of `Unknown` and `Held` |
 //! | no write is acknowledged before its lost follower is recorded | `leader_answered`: `is_void(pair, target)` |
@@ -15,12 +15,12 @@
 //! | what did not surely reach both nodes is known to be missed | `miss`, and `begin`: `missed.insert` |
 //! | an order ends, and brings nothing back that a client wrote | `park`: `Origin::Control`; `adopt`: `written` |
 //! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
-//! | a connection leads to the memory that the route was made for | `conn_up`: `check` |
-//! | what failed before a node came back deposes it no more | `conn_down`: `conn.life`; `Cluster::worker_saw` |
+//! | a connection leads to the memory that the route was made for | `handle_conn_up`: `check` |
+//! | what failed before a node came back deposes it no more | `give_up_conn`: `conn.life`; `Cluster::worker_saw` |
 //! | "not there" counts only with the marker read behind it | `needs_proof`: `absent`; `send_op`: `marker_due` |
 //! | what is answered behind such an answer waits with it | `needs_proof`: `unproven_writes` |
 //! | an answer without its proof is void, or right if the same memory leads | `void_answers`; `unpark`: `Executed`; `op.decided` |
-//! | a node that moves bytes is not late, one that drips is | `tick`: `owed_since`; `is_stuck_with`; `answered` |
+//! | a node that moves bytes is not late, one that drips is | `tell_lateness`: `owed_since`; `is_stuck_with`; `answered` |
 //! | one client's turn ends | `feed_requests`: `turn_is_over`; `flush_all` resumes once |
 //! | what a client was told to be gone stays gone under the next leader | `begin`: `looks_first`; `proved`, `leader_answered`: `tell_gone`; `looked`: `forget` |
 //! | … and nothing that was written since is hidden by that | `note_brief_write`, `may_outlast` |

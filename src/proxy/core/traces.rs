@@ -29,7 +29,7 @@ impl Core {
     /// A request of so many bytes begins.
     #[cold]
     pub(super) fn trace_request(&mut self, client: u32, request: &Request, style: Style, bytes: usize) {
-        let (worker, now_us) = (self.settings.worker.0, self.now_us);
+        let (worker, now_us) = (self.settings.worker.0, self.now.us);
         let traces = &mut self.traces;
         if now_us.saturating_sub(traces.since_us) >= 1_000_000 {
             if traces.left_out > 0 {

@@ -27,7 +27,7 @@ impl Shell {
         if !matches!(why, Ended::Refused(_) | Ended::NoMemory) {
             return;
         }
-        let now_us = self.core.now_us;
+        let now_us = self.now().us;
         self.untold.count += 1;
         if self.untold.told_at_us.is_some_and(|at| now_us.saturating_sub(at) < TOLD_EVERY_US) {
             return;

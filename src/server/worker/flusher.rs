@@ -9,8 +9,9 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::AsyncWrite;
 
+use crate::ids::WorkerId;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
-use crate::proxy::{ClientId, ClientKey, ConnId, LinkState};
+use crate::proxy::{ClientId, ConnId, PeerMessage, ToWrite};
 
 use super::node_ios::NodeSocket;
 use super::{ClientIo, Shell, Worker};
@@ -67,7 +68,7 @@ impl Worker {
             self.woken().await;
             // (With many answers to write, the nodes would idle meanwhile: then theirs comes
             // first.)
-            let waiting = self.shell.borrow().core.outbox.dirty_clients.len();
+            let waiting = self.shell.borrow().core.dirty_clients();
             let mut answered = if waiting >= GATHER_ENOUGH { waiting } else { 0 };
             for round in 0..GATHER_ROUNDS {
                 if answered >= GATHER_ENOUGH {
@@ -119,28 +120,24 @@ impl Worker {
     pub(super) fn flush_clients(&self, shell: &mut Shell, cx: &mut Context<'_>) -> usize {
         self.hand_on(shell);
         shell.flush_urgent(cx);
-        let mut clients = std::mem::take(&mut shell.core.outbox.dirty_clients);
-        let count = clients.len();
-        for id in clients.drain(..) {
+        let mut count = 0;
+        while let Some(id) = shell.core.poll_dirty_client() {
             self.flush_client(shell, id);
-        }
-        if shell.core.outbox.dirty_clients.is_empty() {
-            shell.core.outbox.dirty_clients = clients;
+            count += 1;
         }
         count
     }
 
     /// To the control plane, other workers, and nodes that are not connected.
     fn hand_on(&self, shell: &mut Shell) {
-        for event in shell.core.outbox.events.drain(..) {
+        while let Some(event) = shell.core.poll_event() {
             // The control plane outlives the workers except for the last moments of a shutdown.
             let _ = shell.events.send(event);
         }
-        for (worker, message) in shell.core.outbox.peers.drain(..) {
-            shell.work.transit.fetch_add(1, Ordering::SeqCst);
-            let _ = shell.peers[worker.index()].send(message);
+        while let Some((worker, message)) = shell.core.poll_peer() {
+            shell.send_to(worker, message);
         }
-        for (at, generation) in shell.core.outbox.dials.drain(..) {
+        while let Some((at, generation)) = shell.core.poll_dial() {
             tokio::task::spawn_local(self.clone().run_conn(at, generation));
         }
     }
@@ -149,22 +146,27 @@ impl Worker {
     /// hears again when that takes more.
     pub(super) fn flush_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         shell.reads_on_clock = 0;
+        self.hand_on(shell);
         // Two lists that change places, so that neither gives its memory back.
         let mut conns = std::mem::take(&mut shell.flushed_conns);
-        let mut clients = std::mem::take(&mut shell.flushed_clients);
         std::mem::swap(&mut conns, &mut shell.blocked_conns);
+        for at in conns.drain(..) {
+            shell.flush_conn(at, cx);
+        }
+        shell.flushed_conns = conns;
         for key in shell.writable.take() {
             // (A successor may sit in its place.)
-            if shell.core.client(key.id).is_some_and(|client| client.generation == key.generation) {
-                clients.push(key.id);
+            if shell.core.is_connected(key) {
+                shell.core.handle_client_writable(key.id);
             }
         }
-        self.write_all(shell, &mut conns, &mut clients, cx);
+        self.write_all(shell, cx);
         // Once, and what comes of it leaves: a client whose requests are answered at once would go
         // on for as long as it has any, and keep all others waiting.
-        let resumable = shell.core.next_turn();
-        for &id in &resumable {
-            shell.core.client_resume(id);
+        let goes_on = shell.core.next_turn();
+        for _ in 0..goes_on {
+            let Some(id) = shell.core.poll_resumable() else { break };
+            shell.core.handle_resume(shell.clock.now(), id);
             match shell.clients.get_mut(id.index()) {
                 Some(Some(ClientIo::Stream { reader, .. })) => {
                     if let Some(waker) = reader.take() {
@@ -175,37 +177,32 @@ impl Worker {
                 _ => {}
             }
         }
-        if !resumable.is_empty() {
-            self.write_all(shell, &mut conns, &mut clients, cx);
+        if goes_on > 0 {
+            self.write_all(shell, cx);
         }
-        (shell.flushed_conns, shell.flushed_clients) = (conns, clients);
     }
 
-    fn write_all(&self, shell: &mut Shell, conns: &mut Vec<ConnId>, clients: &mut Vec<ClientId>, cx: &mut Context<'_>) {
+    fn write_all(&self, shell: &mut Shell, cx: &mut Context<'_>) {
         self.hand_on(shell);
-        conns.append(&mut shell.core.outbox.dirty_conns);
-        clients.append(&mut shell.core.outbox.dirty_clients);
-        for at in conns.drain(..) {
+        while let Some(at) = shell.core.poll_dirty_conn() {
             shell.flush_conn(at, cx);
         }
-        for id in clients.drain(..) {
+        while let Some(id) = shell.core.poll_dirty_client() {
             self.flush_client(shell, id);
         }
     }
 
     fn flush_client(&self, shell: &mut Shell, id: ClientId) {
         let Some(io) = shell.clients.get_mut(id.index()).and_then(Option::as_mut) else { return };
-        let Some(client) = shell.core.client(id) else { return };
-        client.dirty = false;
-        let generation = client.generation;
+        let Some(ToWrite { key, closes, unsent }) = shell.core.client_to_write(id) else { return };
         let outcome = match io {
-            ClientIo::Stream { stream, .. } => match client.unsent() {
+            ClientIo::Stream { stream, .. } => match unsent {
                 Some(out) => {
                     let before = out.len();
                     let mut unheard = Context::from_waker(Waker::noop());
                     let mut outcome = write_out(out, |slices| stream.poll_write_slices(&mut unheard, slices));
                     if outcome.is_pending() {
-                        let waker = shell.writable.waker(ClientKey { id, generation });
+                        let waker = shell.writable.waker(key);
                         let mut heard = Context::from_waker(&waker);
                         outcome = write_out(out, |slices| stream.poll_write_slices(&mut heard, slices));
                     }
@@ -216,8 +213,7 @@ impl Worker {
             },
             ClientIo::Uring(io) => {
                 let Some(uring) = &mut shell.uring else { return };
-                let closes = client.closing && client.is_idle();
-                let unsent = client.unsent().filter(|out| !out.is_empty());
+                let unsent = unsent.filter(|out| !out.is_empty());
                 if uring.is_broken(io.slot) {
                     Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
                 } else if unsent.is_some_and(|out| !uring.send(io.slot, out)) || closes && uring.waits_for_send(io.slot)
@@ -229,27 +225,27 @@ impl Worker {
             }
         };
         match outcome {
-            Poll::Pending => {
-                client.dirty = true;
-            }
-            Poll::Ready(Ok(())) if !(client.closing && client.is_idle()) => {
-                if let (ClientIo::Uring(io), Some(uring), Some(share)) = (io, &mut shell.uring, client.handed_on()) {
+            Poll::Pending => shell.core.handle_client_blocked(id),
+            Poll::Ready(Ok(())) if !closes => {
+                if let (ClientIo::Uring(io), Some(uring)) = (io, &mut shell.uring)
+                    && let Some(share) = shell.core.handed_on(id)
+                {
                     uring.keep(io.slot, share);
                 }
-                shell.core.resume_if_ready(id);
-                shell.core.client_written(id);
+                shell.core.handle_written(id);
             }
             Poll::Ready(_) => {
                 // Finished, or broken: what it asked for is carried through without it.
-                let (why, generation) = (client.ended, client.generation);
+                let why = shell.core.handle_gone(id);
                 let gone = shell.clients[id.index()].take();
-                shell.count_ended(why, gone.as_ref());
-                // (Named in vain where the log was less talkative when it came.)
-                if let Some(peer) = shell.named.remove(&id) {
-                    let worker = shell.core.worker().0;
-                    tracing::debug!(client = generation, worker, peer, why = why.word(), "a client is closed");
+                if let Some(why) = why {
+                    shell.count_ended(why, gone.as_ref());
                 }
-                shell.core.client_gone(id);
+                // (Named in vain where the log was less talkative when it came.)
+                if let (Some(peer), Some(why)) = (shell.named.remove(&id), why) {
+                    let worker = shell.core.worker().0;
+                    tracing::debug!(client = key.generation, worker, peer, why = why.word(), "a client is closed");
+                }
                 shell.stats.disconnected();
                 self.count.fetch_sub(1, Ordering::Relaxed);
                 match gone {
@@ -270,22 +266,20 @@ impl Shell {
     /// Followers get their part of a write before the looks for more: few come together for them,
     /// and such a write has waited for its leader.
     fn flush_urgent(&mut self, cx: &mut Context<'_>) {
-        let mut conns = std::mem::take(&mut self.core.outbox.dirty_conns);
-        conns.retain(|&at| {
-            let urgent = self.core.conn(at).urgent;
-            if urgent {
-                self.flush_conn(at, cx);
-            }
-            !urgent
-        });
-        debug_assert!(self.core.outbox.dirty_conns.is_empty(), "writing asks for nothing");
-        self.core.outbox.dirty_conns = conns;
+        while let Some(at) = self.core.poll_urgent_conn() {
+            self.flush_conn(at, cx);
+        }
+    }
+
+    pub(super) fn send_to(&mut self, worker: WorkerId, message: PeerMessage) {
+        self.work.transit.fetch_add(1, Ordering::SeqCst);
+        let _ = self.peers[worker.index()].send(message);
     }
 
     fn flush_conn(&mut self, at: ConnId, cx: &mut Context<'_>) {
-        let (state, out) = self.core.conn_to_write(at);
+        let out = self.core.conn_to_write(self.clock.now(), at);
         let Some(io) = self.nodes[at].as_mut() else { return };
-        if state == LinkState::Discarding {
+        let Some(out) = out else {
             if !io.shut {
                 io.shut = true;
                 match (&mut io.stream, &mut self.uring) {
@@ -296,18 +290,18 @@ impl Shell {
                 }
             }
             return;
-        }
+        };
         // A broken connection is found by its reader.
         match (&mut io.stream, &mut self.uring) {
             (NodeSocket::Stream(stream), _) => {
                 if write_out(out, |slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices)).is_pending() {
-                    self.core.conn(at).dirty = true;
+                    self.core.handle_conn_blocked(at);
                     self.blocked_conns.push(at);
                 }
             }
             (NodeSocket::Uring(slot), Some(uring)) => {
                 if !out.is_empty() && !uring.is_broken(*slot) && !uring.send(*slot, out) {
-                    self.core.conn(at).dirty = true;
+                    self.core.handle_conn_blocked(at);
                 }
             }
             (NodeSocket::Uring(_), None) => {}

@@ -11,7 +11,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeStream;
-use crate::proxy::{Backlog, ClientId, ConnId, Core};
+use crate::proxy::{Backlog, ClientId, ConnId, Core, Now, Reading, Room};
 use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Uring};
 
@@ -77,7 +77,7 @@ impl Worker {
         shell.tell_uring_of_memory();
         shell.take_news();
         // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
-        if shell.core.outbox.dirty_clients.len() < GATHER_ENOUGH {
+        if shell.core.dirty_clients() < GATHER_ENOUGH {
             // Clients that were just answered ask again, so a node gets their requests in one piece
             // and not in many.
             self.flush_clients(shell, cx);
@@ -134,7 +134,7 @@ impl Shell {
         let Shell { core, nodes, to_receive, uring: Some(uring), .. } = self else { return };
         for (at, more) in to_receive.drain(..) {
             if let Some(NodeIo { stream: NodeSocket::Uring(slot), .. }) = nodes[at] {
-                uring.receive_into(slot, std::mem::take(core.conn(at).room()), more);
+                uring.receive_into(slot, std::mem::take(core.conn_room(at)), more);
             }
         }
     }
@@ -151,15 +151,15 @@ impl Shell {
     fn uring_news(&mut self, news: News) {
         match news {
             News::Input(owner, input) => {
+                let now = self.now();
                 let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
                 let bytes = uring.input(&input);
                 self.reads = self.reads.wrapping_add(1);
                 self.stats.took(bytes.len());
                 let Some(Some(ClientIo::Uring(io))) = clients.get_mut(owner.index()) else { return uring.give(input) };
-                let over = io.ended || core.client(owner).is_none_or(|client| client.closing);
-                if !over && !io.held {
-                    take(core, block, owner, bytes);
-                    io.held = core.client(owner).is_some_and(|client| client.stalled);
+                let over = io.ended || core.reading(owner) == Reading::Over;
+                if !over && !io.held && take((core, now), block, owner, bytes) {
+                    io.held = core.is_stalled(owner);
                 } else {
                     if !over {
                         io.backlog.get_or_insert_with(|| Box::new(core.backlog())).put(bytes);
@@ -170,7 +170,7 @@ impl Shell {
             }
             News::Filled(at, room) => {
                 let full = room.len() == room.capacity();
-                self.core.conn(at).input = room;
+                self.core.return_room(at, room);
                 self.node_received(at);
                 self.to_receive.push((at, full));
             }
@@ -180,43 +180,40 @@ impl Shell {
                 {
                     uring.close(slot);
                 }
-                self.core.conn_ended(at, by_node);
+                self.core.handle_conn_ended(self.clock.now(), at, by_node);
                 // It may have waited for a send of which nothing is told any more.
-                self.core.mark_conn_dirty_anyway(at);
+                self.core.handle_conn_writable(at);
             }
-            News::Sent(Owner::Node(at)) => self.core.mark_conn_dirty_anyway(at),
+            News::Sent(Owner::Node(at)) => self.core.handle_conn_writable(at),
             News::End(owner) => {
                 let Some(Some(ClientIo::Uring(io))) = self.clients.get_mut(owner.index()) else { return };
                 if !std::mem::replace(&mut io.ended, true) && !io.held {
                     // What it asked for and can still read (a half-closed connection) is answered;
                     // then the flusher closes it.
-                    self.core.client_finished(owner);
+                    self.core.handle_finished(self.clock.now(), owner);
                 }
             }
-            News::Sent(Owner::Client(owner)) => {
-                if let Some(client) = self.core.client(owner) {
-                    client.dirty = true;
-                    self.core.outbox.dirty_clients.push(owner);
-                }
-            }
+            News::Sent(Owner::Client(owner)) => self.core.handle_client_writable(owner),
         }
     }
 
     /// Goes on with a client that had to wait, after the core has.
     pub(super) fn resume_on_uring(&mut self, id: ClientId) {
+        let now = self.now();
         let Shell { core, clients, block, uring: Some(uring), .. } = self else { return };
         let Some(Some(ClientIo::Uring(io))) = clients.get_mut(id.index()) else { return };
         loop {
-            io.held = core.client(id).is_some_and(|client| client.stalled);
+            io.held = core.is_stalled(id);
             if io.held {
                 return;
             }
             let Some(piece) = io.backlog.as_mut().and_then(|backlog| backlog.piece()) else { break };
-            take(core, block, id, piece);
+            let taken = take((core, now), block, id, piece);
+            debug_assert!(taken || core.reading(id) == Reading::Over, "it was not stalled");
         }
         io.backlog = None;
         if io.ended {
-            core.client_finished(id);
+            core.handle_finished(now, id);
         } else {
             uring.receive(io.slot);
         }
@@ -244,24 +241,31 @@ impl Shell {
 
     /// Nothing more is taken from a client.
     pub(super) fn last_uring_call(&mut self, id: ClientId) {
+        let now = self.now();
         let Shell { core, clients, uring: Some(uring), .. } = self else { return };
         let Some(Some(ClientIo::Uring(io))) = clients.get_mut(id.index()) else { return };
         uring.stop_receiving(io.slot);
         io.ended = true;
         if !io.held {
-            core.client_finished(id);
+            core.handle_finished(now, id);
         }
     }
 }
 
 /// Passes on what a client sent, behind the beginning of a request if it has sent one.
-fn take(core: &mut Core, block: &mut BytesMut, id: ClientId, bytes: &[u8]) {
-    let Some(client) = core.client(id) else { return };
-    let (room, own) = client.room(block);
-    room.extend_from_slice(bytes);
-    if own {
-        core.client_more(id);
-    } else {
-        core.client_input(id, block.split());
+/// `false`: nothing is to be read from it now.
+fn take((core, now): (&mut Core, Now), block: &mut BytesMut, id: ClientId, bytes: &[u8]) -> bool {
+    match core.client_room(id, block) {
+        Room::Own(room) => {
+            room.extend_from_slice(bytes);
+            core.handle_more(now, id);
+            true
+        }
+        Room::Block(room) => {
+            room.extend_from_slice(bytes);
+            core.handle_input(now, id, block.split());
+            true
+        }
+        Room::Waits | Room::Over => false,
     }
 }

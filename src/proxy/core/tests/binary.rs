@@ -145,7 +145,7 @@ struct Talk {
 impl Talk {
     fn new() -> Talk {
         let mut world = in_binary(World::new(1, MIRRORED, Some("5"), &[]));
-        let client = world.cores[0].client_connected().id;
+        let client = world.cores[0].handle_connect(world.now).id;
         Talk { world, client }
     }
 
@@ -247,7 +247,7 @@ fn a_stranger_is_closed_at_once() {
         let mut talk = Talk::new();
         talk.ask(first);
         assert!(talk.hear().as_bytes().starts_with(answer));
-        assert!(talk.world.cores[0].client(talk.client).is_none(), "closed");
+        assert!(talk.world.cores[0].clients.get(talk.client).is_none(), "closed");
     }
     let mut talk = Talk::new();
     talk.ask(b"GET key\r\nversion\r\n");

@@ -153,12 +153,10 @@ fn what_was_written_for_a_few_seconds_is_not_hidden() {
 fn a_miss_that_is_told_late_hides_no_lock() {
     let owner = crate::proxy::owner_of(KEY.as_bytes(), 2).index();
     let (mut world, other) = (World::new(2, State::Mirrored, None, &[]), 1 - owner);
-    let [reader, writer] = [other, owner].map(|worker| world.cores[worker].client_connected().id);
+    let [reader, writer] = [other, owner].map(|worker| world.cores[worker].handle_connect(Now::default()).id);
     world.input(other, reader, b"get k\r\n");
     world.step(&Choice::Execute { worker: other, node: 0 });
-    for core in &mut world.cores {
-        core.now_us += 200_000;
-    }
+    world.pass(200_000);
     world.input(owner, writer, b"add k 0 2 1\r\n7\r\n");
     while !world.told.contains_key(&(owner, writer)) {
         let of_owner = |c: &Choice| !matches!(c, Choice::Deliver { worker, .. } if *worker == other);
@@ -181,7 +179,7 @@ fn what_is_being_written_is_not_hidden() {
     let mut story = story("1");
     story.after(500_000);
     lose_the_leader(&mut story);
-    let other = story.world.cores[0].client_connected().id;
+    let other = story.world.cores[0].handle_connect(story.world.now).id;
     story.say("set k 0 2 1\r\n7\r\n");
     story.world.input(0, other, b"get k\r\n");
     assert_eq!(story.on_the_way(1), ["set k 0 2 1\r\n7\r\n", "get k\r\n"]);
@@ -213,7 +211,8 @@ fn a_leader_that_takes_no_writes_is_not_asked_for_ever() {
     let mut story = story("1");
     lose_the_leader(&mut story);
     let Route::Open(flow) = story.world.cores[0].pairs[PAIR].route.clone() else { panic!("no leader") };
-    story.world.cores[0].command(Command::Open { pair: PAIR, route: Route::Open(Flow { writable: false, ..flow }) });
+    let open = Command::Open { pair: PAIR, route: Route::Open(Flow { writable: false, ..flow }) };
+    story.world.cores[0].handle_command(story.world.now, open);
     story.say("get k\r\n");
     assert_eq!(story.hear(), "VALUE k 0 1\r\n5\r\nEND\r\n");
 }

@@ -2,14 +2,15 @@
 
 use crate::ids::NodeId;
 use crate::progress::FLOOR;
+use crate::proxy::handles::ClientId;
+use crate::proxy::handles::ConnId;
 use crate::proxy::op::Stage;
 
 use super::super::*;
-use super::shell::take;
+use super::shell::{client_hears, client_says, events, node_hears, node_says, resume};
 use super::waits::{PATIENCE_US, TIMEOUT_US, core};
 use crate::pair::Reason;
 use crate::proxy::link::LinkState;
-use bytes::BytesMut;
 
 const NODE: NodeId = NodeId(0);
 const ON_TIME: [bool; 0] = [];
@@ -17,34 +18,32 @@ const ON_TIME: [bool; 0] = [];
 /// A worker with one connection to one node that leads alone.
 pub(super) struct Alone {
     pub(super) core: Core,
+    pub(super) now: Now,
     /// Of the answer that is awaited: 1 that it is late, 2 that the longer time is over.
     told: u8,
 }
 
 impl Alone {
     pub(super) fn new() -> Alone {
-        Alone { core: core(0, None), told: 0 }
+        Alone { core: core(0, None), now: Now::default(), told: 0 }
     }
 
     pub(super) fn client(&mut self) -> ClientId {
-        self.core.client_connected().id
+        self.core.handle_connect(self.now).id
     }
 
     pub(super) fn say(&mut self, client: ClientId, text: &[u8]) {
-        self.core.client_input(client, BytesMut::from(text));
-        for index in self.core.next_turn() {
-            self.core.client_resume(index);
-        }
+        client_says(&mut self.core, self.now, client, text);
+        self.resume();
     }
 
     /// What the node is sent.
     pub(super) fn sent(&mut self) -> String {
-        String::from_utf8(take(self.core.conn_to_write(ConnId::first(NODE)).1)).unwrap()
+        node_hears(&mut self.core, self.now, NODE)
     }
 
     pub(super) fn node_says(&mut self, bytes: &[u8]) {
-        self.core.conn(ConnId::first(NODE)).input.extend_from_slice(bytes);
-        self.core.node_input(ConnId::first(NODE));
+        node_says(&mut self.core, self.now, NODE, bytes);
     }
 
     /// What the tick then tells of late answers, except for what was told of them before: whether
@@ -53,10 +52,10 @@ impl Alone {
         if self.core.links[NODE].lateness == 0 {
             self.told = 0;
         }
-        self.core.now_us = us;
-        self.core.tick();
+        self.now.us = us;
+        self.core.handle_tick(self.now);
         let mut news = Vec::new();
-        for event in std::mem::take(&mut self.core.outbox.events) {
+        for event in events(&mut self.core) {
             let Event::Late { age, .. } = event else { continue };
             let age = age.as_micros() as u64;
             let told = u8::from(age > TIMEOUT_US) + u8::from(age > PATIENCE_US);
@@ -145,17 +144,16 @@ fn a_write_goes_on_while_a_full_socket_takes_more_of_it() {
     world.say(client, &set);
     let mut left = 3_000_000;
     for quarter in 1..=12 {
-        world.core.now_us = quarter * TIMEOUT_US * 3 / 4;
-        let now_us = world.core.now_us;
-        world.core.conn(ConnId::first(NODE)).is_stuck_with(left, now_us);
-        assert_eq!(world.tick_at(now_us), ON_TIME, "it is taken");
+        world.now.us = quarter * TIMEOUT_US * 3 / 4;
+        world.core.handle_stuck(world.now, ConnId::first(NODE), left);
+        assert_eq!(world.tick_at(world.now.us), ON_TIME, "it is taken");
         left -= FLOOR;
     }
     let last = 12 * TIMEOUT_US * 3 / 4;
     left += FLOOR;
-    world.core.conn(ConnId::first(NODE)).is_stuck_with(left, last + TIMEOUT_US);
+    world.stuck_at(last + TIMEOUT_US, left);
     assert_eq!(world.tick_at(last + TIMEOUT_US), ON_TIME);
-    world.core.conn(ConnId::first(NODE)).is_stuck_with(left, last + TIMEOUT_US + 1);
+    world.stuck_at(last + TIMEOUT_US + 1, left);
     assert_eq!(world.tick_at(last + TIMEOUT_US + 1), [false], "it is taken no more");
 }
 
@@ -170,7 +168,7 @@ fn what_a_socket_with_room_takes_is_no_progress() {
     for round in 1..=12 {
         world.say(client, &set);
         world.sent();
-        world.core.conn(ConnId::first(NODE)).is_stuck_with(0, round * 20_000);
+        world.stuck_at(round * 20_000, 0);
         assert_eq!(world.tick_at(round * 20_000), ON_TIME);
     }
     assert_eq!(world.tick_at(TIMEOUT_US + 1), [false]);
@@ -179,16 +177,18 @@ fn what_a_socket_with_room_takes_is_no_progress() {
 /// The shells' turn for a client that had to wait.
 impl Alone {
     pub(super) fn resume(&mut self) {
-        for client in std::mem::take(&mut self.core.outbox.resumable) {
-            self.core.client_resume(client);
-        }
+        resume(&mut self.core, self.now);
+    }
+
+    /// So many bytes the node's socket has not taken then.
+    fn stuck_at(&mut self, us: u64, bytes: usize) {
+        self.now.us = us;
+        self.core.handle_stuck(self.now, ConnId::first(NODE), bytes);
     }
 
     /// What a client is told.
     pub(super) fn told(&mut self, client: ClientId) -> Vec<u8> {
-        let told = self.core.client(client).unwrap().unsent().map_or_else(Vec::new, take);
-        self.core.resume_if_ready(client);
-        self.core.client_written(client);
+        let told = client_hears(&mut self.core, client);
         self.resume();
         told
     }
@@ -225,7 +225,7 @@ fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     assert_eq!(keys(&world.sent()), ["large5", "large6", "large7"]);
     assert_eq!(world.told(small), b"STORED\r\nEND\r\n");
     // When the node breaks, those that wait were never sent.
-    world.core.conn_down(ConnId::first(NODE), Reason::Reset);
+    world.core.handle_conn_down(world.now, ConnId::first(NODE), Reason::Reset);
     assert!(world.core.ops.iter().all(|op| matches!(op.stage, Stage::Parked | Stage::Unknown(_))));
     assert_eq!(world.core.ops.iter().filter(|op| op.stage == Stage::Parked).count(), 12);
 }
@@ -292,11 +292,11 @@ fn a_client_that_takes_nothing_is_asked_for_little() {
 fn an_answer_is_bounded_by_what_the_node_can_hold() {
     for (bytes, fine) in [(1 << 20, true), (2 << 20, false)] {
         let mut world = Alone::new();
-        world.core.command(Command::ReplyLimit { node: NODE, bytes: 1 << 20 });
+        world.core.handle_command(world.now, Command::ReplyLimit { node: NODE, bytes: 1 << 20 });
         let client = world.client();
         world.say(client, b"get k\r\n");
         world.sent();
         world.node_says(format!("VALUE k 0 {bytes}\r\n").as_bytes());
-        assert_eq!(world.core.conn(ConnId::first(NODE)).state == LinkState::Ready, fine, "{bytes}");
+        assert_eq!(world.core.links[ConnId::first(NODE)].state == LinkState::Ready, fine, "{bytes}");
     }
 }

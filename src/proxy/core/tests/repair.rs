@@ -83,9 +83,7 @@ fn a_marker_evicted_in_mid_repair_leaves_no_difference() {
         world.step(&Choice::Fault);
         world.run();
         assert!(world.history.unanswered(), "the repair waits");
-        world.cores[0].now_us += 20_000;
-        world.cores[0].tick();
-        world.settle(0);
+        world.tick_after(20_000);
         world.run();
         judge(&world, Errors::None).unwrap();
     }
@@ -126,9 +124,7 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
             world.run();
             // One tick for the connection, and one for the repair that waits for it.
             for _ in 0..2 {
-                world.cores[0].now_us += 20_000;
-                world.cores[0].tick();
-                world.settle(0);
+                world.tick_after(20_000);
                 world.run();
             }
             assert!(!world.history.unanswered(), "{command:?} answered {nonsense:?}");

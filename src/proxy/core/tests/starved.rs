@@ -3,7 +3,8 @@
 
 use super::super::*;
 use super::large::Alone;
-use bytes::BytesMut;
+use super::shell::client_says;
+use crate::proxy::handles::ClientId;
 
 const LIMIT: usize = 4 << 20;
 const VALUE: usize = 1_000_000;
@@ -25,19 +26,13 @@ fn begin(world: &mut Alone, key: &str) -> ClientId {
 
 /// What a client sends more of its value, behind what it has sent before.
 fn send(world: &mut Alone, client: ClientId, bytes: usize, end: &str) {
-    let c = world.core.client(client).expect("a client");
-    assert!(!c.stalled, "nothing is read from one that waits");
-    let mut more = BytesMut::from(&vec![b'x'; bytes][..]);
-    more.extend_from_slice(end.as_bytes());
-    if c.partial.is_empty() {
-        return world.core.client_input(client, more);
-    }
-    c.partial.extend_from_slice(&more);
-    world.core.client_more(client);
+    assert_eq!(world.core.reading(client), Reading::GoesOn, "nothing is read from one that waits");
+    let more = [&vec![b'x'; bytes][..], end.as_bytes()].concat();
+    client_says(&mut world.core, world.now, client, &more);
 }
 
 fn waits(world: &mut Alone, client: ClientId) -> bool {
-    world.core.client(client).expect("a client").stalled
+    world.core.is_stalled(client)
 }
 
 fn tick(world: &mut Alone, us: u64) {
@@ -72,11 +67,11 @@ fn a_value_that_finds_no_memory_waits_for_it_and_is_taken_then() {
     world.node_says(b"STORED\r\n");
     assert_eq!(world.told(late[0]), b"STORED\r\n");
     // One that begins and goes on with nothing keeps its room until it leaves.
-    world.core.client_gone(first[1]);
+    world.core.handle_gone(first[1]);
     tick(&mut world, 30_000);
     assert_eq!([late[1], new].map(|client| waits(&mut world, client)), [false; 2]);
     for client in [late[1], new] {
-        world.core.client_gone(client);
+        world.core.handle_gone(client);
     }
     assert_eq!(world.core.memory.used(), 0);
 }
@@ -122,7 +117,7 @@ fn a_long_line_is_counted_too() {
     tick(&mut world, PATIENCE_US + 1);
     let said = String::from_utf8(world.told(client)).unwrap();
     assert!(said.starts_with("SERVER_ERROR out of memory reading request"), "{said}");
-    assert!(world.core.client(client).unwrap().closing, "where its end is nobody knows");
+    assert!(world.core.clients[client].closing, "where its end is nobody knows");
 }
 
 /// While the first key's server keeps a client waiting, others may answer all the rest of its line.
@@ -136,7 +131,7 @@ fn a_line_of_very_many_keys_goes_no_further_than_a_window_beyond_what_is_unanswe
     world.say(client, format!("get {}\r\n", "__resilver__:x ".repeat(60_000)).as_bytes());
     (0..1000).for_each(|_| world.resume());
     assert!(waits(&mut world, client));
-    assert!(world.core.client(client).unwrap().pending_keys() <= 4096 + 256);
+    assert!(world.core.clients[client].pending_keys() <= 4096 + 256);
     world.node_says(b"END\r\n");
     (0..1000).for_each(|_| world.resume());
     assert_eq!(world.told(client), b"END\r\nEND\r\n");

@@ -5,12 +5,15 @@ use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::{Gate, Loss, State};
 use crate::protocol::expiry::Offset;
+use crate::proxy::handles::ClientId;
+use crate::proxy::handles::ConnId;
 use crate::proxy::route::Flow;
 use crate::proxy::route::Route;
 use crate::ring::Distribution;
+use std::time::Duration;
 
 use super::super::*;
-use super::shell::take;
+use super::shell::{client_hears, client_says, events, node_hears, node_says};
 use super::world::{Choice, KEY, PAIR, World};
 use crate::ids::Incarnation;
 use crate::ids::PairId;
@@ -18,7 +21,6 @@ use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
 use crate::proxy::link::LinkState;
 use crate::proxy::route::Follower;
-use bytes::BytesMut;
 
 pub(super) struct Story {
     pub(super) world: World,
@@ -28,7 +30,7 @@ pub(super) struct Story {
 impl Story {
     pub(super) fn new(state: State) -> Story {
         let mut world = World::new(1, state, Some("5"), &[]);
-        let client = world.cores[0].client_connected().id;
+        let client = world.cores[0].handle_connect(world.now).id;
         Story { world, client }
     }
 
@@ -54,9 +56,7 @@ impl Story {
     }
 
     pub(super) fn after(&mut self, us: u64) {
-        self.world.cores[0].now_us += us;
-        self.world.cores[0].tick();
-        self.world.settle(0);
+        self.world.tick_after(us);
     }
 
     /// The node restarts, with all answers that were on their way, and that its memory is gone is
@@ -91,9 +91,9 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
         story.say("get k\r\n");
         story.world.wires[0][0].back.push_back(nonsense.as_bytes().to_vec());
         // As where its socket takes no more, and says so when it does: that is not waited for.
-        story.world.cores[0].conn(ConnId::first(NodeId(0))).dirty = true;
+        story.world.cores[0].handle_conn_blocked(ConnId::first(NodeId(0)));
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].conn(ConnId::first(NodeId(0))).state, LinkState::Discarding, "{nonsense:?}");
+        assert_eq!(story.world.cores[0].links[ConnId::first(NodeId(0))].state, LinkState::Discarding, "{nonsense:?}");
         assert!(story.world.wires[0][0].broken, "our half is closed, behind {nonsense:?}");
         story.world.step(&Choice::Event(0));
         story.world.step(&Choice::Event(0));
@@ -120,7 +120,7 @@ fn an_error_in_answer_to_a_shared_line_leaves_its_framing_in_doubt() {
         story.world.wires[0][0].to.clear();
         story.world.wires[0][0].back.push_back(error.as_bytes().to_vec());
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].conn(ConnId::first(NodeId(0))).state, state, "{ask:?}");
+        assert_eq!(story.world.cores[0].links[ConnId::first(NodeId(0))].state, state, "{ask:?}");
         assert_eq!(story.hear(), told, "{ask:?}");
     }
 }
@@ -152,15 +152,22 @@ fn a_followers_part_of_a_write_is_urgent_until_it_is_written() {
     let mut story = Story::new(State::Mirrored);
     let core = &mut story.world.cores[0];
     let (leader, follower) = (NodeId(0), NodeId(1));
-    core.client_input(story.client, BytesMut::from("set k 0 0 1\r\n7\r\n"));
-    let urgent = |core: &mut Core| [leader, follower].map(|node| core.conn(ConnId::first(node)).urgent);
+    let now = story.world.now;
+    client_says(core, now, story.client, b"set k 0 0 1\r\n7\r\n");
+    let urgent = |core: &mut Core| [leader, follower].map(|node| core.links[ConnId::first(node)].urgent);
     assert_eq!(urgent(core), [false, false]);
-    assert_eq!(take(core.conn_to_write(ConnId::first(leader)).1), b"set k 0 0 1\r\n7\r\n");
-    core.conn(ConnId::first(leader)).input.extend_from_slice(b"STORED\r\n");
-    core.node_input(ConnId::first(leader));
+    assert_eq!(core.poll_urgent_conn(), None);
+    assert_eq!(core.poll_dirty_conn(), Some(ConnId::first(leader)));
+    assert_eq!(node_hears(core, now, leader), "set k 0 0 1\r\n7\r\n");
+    node_says(core, now, leader, b"STORED\r\n");
     assert_eq!(urgent(core), [false, true]);
-    assert_eq!(take(core.conn_to_write(ConnId::first(follower)).1), b"set k 0 0 1\r\n7\r\n");
+    // Something else for the follower does not make it wait.
+    let other = core.handle_connect(now).id;
+    client_says(core, now, other, b"set other 0 0 1\r\n7\r\n");
+    assert_eq!(core.poll_urgent_conn(), Some(ConnId::first(follower)));
+    assert_eq!(node_hears(core, now, follower), "set k 0 0 1\r\n7\r\n");
     assert_eq!(urgent(core), [false, false]);
+    assert_eq!(core.poll_urgent_conn(), None);
 }
 
 #[test]
@@ -188,9 +195,9 @@ fn the_proxys_own_keys_do_not_exist() {
 fn what_a_client_asked_for_is_carried_through_without_it() {
     let mut story = Story::new(State::Mirrored);
     story.say("incr k 1\r\n");
-    story.world.cores[0].client_gone(story.client);
+    story.world.cores[0].handle_gone(story.client);
     // Its successor in the same place is told nothing of it.
-    assert_eq!(story.world.cores[0].client_connected().id, story.client);
+    assert_eq!(story.world.cores[0].handle_connect(Now::default()).id, story.client);
     assert_eq!(story.hear(), "");
     assert_eq!((story.value(0), story.value(1)), (Some(&b"6"[..]), Some(&b"6"[..])));
 }
@@ -201,26 +208,29 @@ fn what_a_client_asked_for_is_carried_through_without_it() {
 fn commands_of_the_control_plane_stand_alone() {
     let mut story = Story::new(State::Mirrored);
     story.say("incr k 1\r\nflush_all\r\nget k\r\n");
-    let asked = |s: &Story| s.world.cores[0].outbox.events.len();
-    assert_eq!((story.on_the_way(0).len(), asked(&story)), (1, 0));
+    assert_eq!((story.on_the_way(0).len(), story.world.events[0].len()), (1, 0));
     for node in [0, 1] {
         story.world.step(&Choice::Execute { worker: 0, node });
         let bytes = story.world.wires[0][node].back.pop_front().unwrap();
         let core = &mut story.world.cores[0];
-        core.conn(ConnId::first(NodeId(node as u16))).input.extend_from_slice(&bytes);
-        core.node_input(ConnId::first(NodeId(node as u16)));
+        node_says(core, story.world.now, NodeId(node as u16), &bytes);
         if node == 0 {
             story.world.settle(0);
         }
     }
-    assert_eq!(std::mem::take(&mut story.world.cores[0].outbox.resumable), [story.client]);
-    story.world.cores[0].client_resume(story.client);
-    let events = std::mem::take(&mut story.world.cores[0].outbox.events);
+    let core = &mut story.world.cores[0];
+    assert_eq!(core.next_turn(), 1);
+    assert_eq!(core.poll_resumable(), Some(story.client));
+    core.handle_resume(story.world.now, story.client);
+    let events = events(core);
     let [Event::Ask { client, slot, question: Question::FlushAll { delay: 0 }, .. }] = events[..] else {
         panic!("{events:?}")
     };
     assert_eq!(story.on_the_way(0), Vec::<String>::new(), "the get waits for the flush");
-    story.world.cores[0].command(Command::Answer { client, slot, outcome: crate::protocol::outcome::Outcome::Done });
+    story.world.cores[0].handle_command(
+        story.world.now,
+        Command::Answer { client, slot, outcome: crate::protocol::outcome::Outcome::Done },
+    );
     story.world.settle(0);
     assert_eq!(story.hear(), "6\r\nOK\r\nVALUE k 0 1\r\n6\r\nEND\r\n");
 }
@@ -231,7 +241,7 @@ fn commands_of_the_control_plane_stand_alone() {
 fn what_waits_too_long_for_a_gate_is_refused() {
     let mut story = Story::new(State::Mirrored);
     story.after(1);
-    story.world.cores[0].command(Command::Close { pair: PAIR, void: None, round: 99 });
+    story.world.cores[0].handle_command(story.world.now, Command::Close { pair: PAIR, void: None, round: 99 });
     story.say("incr k 1\r\nget other\r\n");
     story.after(2_250_000);
     assert_eq!(story.hear(), "");
@@ -246,13 +256,13 @@ fn what_waits_too_long_for_a_gate_is_refused() {
 #[test]
 fn a_slow_dial_to_the_last_copy_is_tried_again() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
-    story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Reset);
-    story.world.cores[0].outbox.events.clear();
+    story.world.cores[0].handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Reset);
+    events(&mut story.world.cores[0]);
     story.say("incr k 1\r\nincr k 2\r\n");
     // The harness connects at once; here the connection breaks down before it was checked, as if
     // the dial had taken too long.
     story.world.wires[0][0].to.clear();
-    story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Timeout);
+    story.world.cores[0].handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Timeout);
     story.world.settle(0);
     assert_eq!(story.hear(), "");
     story.after(10_000);
@@ -267,8 +277,8 @@ fn a_connection_that_finds_no_marker_asks_again() {
         let mut story = Story::new(State::Mirrored);
         story.world.fault = Some(fault);
         story.world.step(&Choice::Fault);
-        story.world.cores[0].conn_down(ConnId::first(NodeId(0)), Reason::Reset);
-        story.world.cores[0].outbox.events.clear();
+        story.world.cores[0].handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Reset);
+        events(&mut story.world.cores[0]);
         story.say("incr k 1\r\n");
         assert_eq!(story.hear(), "");
         story.after(10_000);
@@ -307,13 +317,11 @@ fn a_gate_with_something_in_flight_is_not_closed() {
     story.world.step(&Choice::Deliver { worker: 0, node: 0 });
     story.say("get other\r\n");
     assert_eq!((story.on_the_way(0).len(), story.on_the_way(1).len()), (1, 1));
-    let core = &mut story.world.cores[0];
-    core.command(Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
-    let closed =
-        |core: &Core| core.outbox.events.iter().filter(|e| matches!(e, Event::Closed { round: 50, .. })).count();
+    let (core, now) = (&mut story.world.cores[0], story.world.now);
+    core.handle_command(now, Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
+    let closed = |core: &mut Core| events(core).iter().filter(|e| matches!(e, Event::Closed { round: 50, .. })).count();
     assert_eq!(closed(core), 0, "the follower has not answered");
-    core.conn(ConnId::first(NodeId(1))).input.extend_from_slice(b"STORED\r\n");
-    core.node_input(ConnId::first(NodeId(1)));
+    node_says(core, now, NodeId(1), b"STORED\r\n");
     assert_eq!(closed(core), 1);
 }
 
@@ -324,9 +332,9 @@ fn a_fault_is_told_before_the_gate_it_closes() {
     let mut story = Story::new(State::Mirrored);
     story.say("incr k 1\r\n");
     let core = &mut story.world.cores[0];
-    core.command(Command::Close { pair: PAIR, void: None, round: 50 });
-    core.conn_down(ConnId::first(NodeId(0)), Reason::Reset);
-    let events = &core.outbox.events;
+    core.handle_command(story.world.now, Command::Close { pair: PAIR, void: None, round: 50 });
+    core.handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Reset);
+    let events = events(core);
     assert!(matches!(events[..], [Event::Fault { .. }, Event::Closed { .. }]), "{events:?}");
     assert_eq!(story.world.pair.gate(), Gate::Open);
 }
@@ -356,31 +364,29 @@ fn a_get_of_many_keys_keeps_their_order() {
             lone: lone(),
             written: None,
         };
-        core.command(Command::Open { pair, route: Route::Open(flow) });
+        core.handle_command(Now::default(), Command::Open { pair, route: Route::Open(flow) });
     }
-    let client = core.client_connected().id;
-    core.client_input(client, BytesMut::from("get k1 k2 k3 k4 k5 k6\r\n"));
+    let now = Now::default();
+    let client = core.handle_connect(now).id;
+    client_says(&mut core, now, client, b"get k1 k2 k3 k4 k5 k6\r\n");
     let nodes: Vec<NodeId> = topology.nodes().collect();
     for &node in nodes.iter().rev() {
-        core.conn_up(ConnId::first(node));
-        let sent = String::from_utf8(take(core.conn_to_write(ConnId::first(node)).1)).unwrap();
+        core.handle_conn_up(now, ConnId::first(node));
+        let sent = node_hears(&mut core, now, node);
         assert!(!sent.is_empty(), "the keys are on every node");
         assert_eq!(sent.lines().count(), 1, "one line asks for all keys of a node");
         for key in sent.split_whitespace().skip(1).filter(|k| *k != "k6") {
-            core.conn(ConnId::first(node)).input.extend_from_slice(format!("VALUE {key} 0 2\r\n{key}\r\n").as_bytes());
-            core.node_input(ConnId::first(node));
+            node_says(&mut core, now, node, format!("VALUE {key} 0 2\r\n{key}\r\n").as_bytes());
         }
         if !sent.contains("k6") {
-            core.conn(ConnId::first(node)).input.extend_from_slice(b"END\r\n");
-            core.node_input(ConnId::first(node));
+            node_says(&mut core, now, node, b"END\r\n");
         }
     }
-    let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
+    let told = String::from_utf8(client_hears(&mut core, client)).unwrap();
     assert_eq!(told, "", "k6 is unanswered");
     let k6 = topology.nodes_of(topology.pair_of(b"k6")).0;
-    core.conn(ConnId::first(k6)).input.extend_from_slice(b"END\r\n");
-    core.node_input(ConnId::first(k6));
-    let told = String::from_utf8(take(core.client(client).unwrap().unsent().unwrap())).unwrap();
+    node_says(&mut core, now, k6, b"END\r\n");
+    let told = String::from_utf8(client_hears(&mut core, client)).unwrap();
     let value = |key: &str| format!("VALUE {key} 0 2\r\n{key}\r\n");
     assert_eq!(told, ["k1", "k2", "k3", "k4", "k5"].map(value).concat() + "END\r\n");
 }
@@ -419,24 +425,24 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
                 lone: lone(),
                 written: None,
             };
-            core.command(Command::Open { pair, route: Route::Open(flow) });
+            core.handle_command(Now::default(), Command::Open { pair, route: Route::Open(flow) });
         }
-        core.conn_up(ConnId::first(primary));
-        let clients = [core.client_connected().id, core.client_connected().id];
-        core.client_input(clients[0], BytesMut::from(&*format!("get {} {}\r\n", void[0], void[1])));
-        core.client_input(clients[1], BytesMut::from(&*format!("get {} {} {}\r\n", live[0], live[1], live[2])));
+        let now = Now::default();
+        core.handle_conn_up(now, ConnId::first(primary));
+        let clients = [core.handle_connect(now).id, core.handle_connect(now).id];
+        client_says(&mut core, now, clients[0], format!("get {} {}\r\n", void[0], void[1]).as_bytes());
+        client_says(&mut core, now, clients[1], format!("get {} {} {}\r\n", live[0], live[1], live[2]).as_bytes());
         let line = format!("get {} {} {} {} {}\r\n", void[0], void[1], live[0], live[1], live[2]);
-        assert_eq!(String::from_utf8(take(core.conn_to_write(ConnId::first(primary)).1)).unwrap(), line);
-        core.command(Command::Close { pair: PairId(0), void: Some(primary), round: 1 });
+        assert_eq!(node_hears(&mut core, now, primary), line);
+        core.handle_command(now, Command::Close { pair: PairId(0), void: Some(primary), round: 1 });
         let undrained = |core: &mut Core| {
-            std::mem::take(&mut core.outbox.events).iter().fold(None, |_, event| match event {
+            events(core).iter().fold(None, |_, event| match event {
                 Event::Undrained { .. } => Some(true),
                 Event::Drained { .. } => Some(false),
                 _ => None,
             })
         };
-        core.outbox.events.retain(|event| matches!(event, Event::Undrained { .. }));
-        assert_eq!(undrained(&mut core), Some(true));
+        assert!(events(&mut core).iter().any(|event| matches!(event, Event::Undrained { .. })));
         let there = live
             .iter()
             .enumerate()
@@ -446,14 +452,13 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
         let voids = if voids_hit { void.iter().map(|key| value(key)).collect() } else { String::new() };
         // Byte by byte: nothing is told before it is sure.
         for byte in format!("{voids}{there}END\r\n").bytes() {
-            core.conn(ConnId::first(primary)).input.extend_from_slice(&[byte]);
-            core.node_input(ConnId::first(primary));
+            node_says(&mut core, now, primary, &[byte]);
         }
-        let told = String::from_utf8(take(core.client(clients[1]).unwrap().unsent().unwrap())).unwrap();
+        let told = String::from_utf8(client_hears(&mut core, clients[1])).unwrap();
         assert_eq!(told, there + "END\r\n", "{voids_hit} {missing:?}");
-        assert_eq!(take(core.client(clients[0]).unwrap().unsent().unwrap()), b"", "its pair has no route");
-        assert_eq!((undrained(&mut core), core.conn(ConnId::first(primary)).flights.len()), (Some(false), 0));
-        assert_eq!(core.conn(ConnId::first(primary)).state, LinkState::Ready);
+        assert_eq!(client_hears(&mut core, clients[0]), b"", "its pair has no route");
+        assert_eq!((undrained(&mut core), core.links[ConnId::first(primary)].flights.len()), (Some(false), 0));
+        assert_eq!(core.links[ConnId::first(primary)].state, LinkState::Ready);
     }
 }
 
@@ -517,8 +522,8 @@ fn what_a_node_may_have_executed_is_never_sent_to_it_again() {
     // The control plane has made up its mind before it heard of this.
     story.world.events[0].clear();
     let core = &mut story.world.cores[0];
-    core.command(Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
-    core.command(Command::Open { pair: PAIR, route: Route::Open(flow) });
+    core.handle_command(story.world.now, Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
+    core.handle_command(story.world.now, Command::Open { pair: PAIR, route: Route::Open(flow) });
     story.world.settle(0);
     let told = story.hear();
     assert!(told.starts_with("SERVER_ERROR"), "{told}");
@@ -535,7 +540,7 @@ fn a_new_term_ends_the_tokens_and_nothing_else() {
     story.world.settle(0);
     let before = token(&story.hear());
     let term = story.world.pair.term().next();
-    story.world.cores[0].command(Command::Term { pair: PAIR, term });
+    story.world.cores[0].handle_command(story.world.now, Command::Term { pair: PAIR, term });
     story.say(&format!("cas k 0 0 1 {before}\r\n8\r\n"));
     story.world.settle(0);
     assert_eq!(story.hear(), "EXISTS\r\n");
@@ -550,7 +555,7 @@ fn a_new_term_ends_the_tokens_and_nothing_else() {
     story.world.break_wires(0);
     story.world.step(&Choice::Break { worker: 0, node: 0 });
     story.world.events[0].clear();
-    story.world.cores[0].command(Command::Term { pair: PAIR, term: term.next() });
+    story.world.cores[0].handle_command(story.world.now, Command::Term { pair: PAIR, term: term.next() });
     story.world.settle(0);
     assert_eq!(story.hear(), "");
 }
@@ -562,28 +567,29 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
     for ready in [false, true] {
         let mut story = Story::new(State::Degraded { leader: Place::Primary });
         let node = NodeId(0);
-        let core = &mut story.world.cores[0];
+        let (core, now) = (&mut story.world.cores[0], story.world.now);
         let allow = |life| Command::Allow { node, incarnation: Some(Incarnation(0xa1)), life };
         if !ready {
-            core.conn_down(ConnId::first(node), Reason::Reset);
-            core.command(allow(1));
+            core.handle_conn_down(now, ConnId::first(node), Reason::Reset);
+            core.handle_command(now, allow(1));
         }
-        core.command(allow(2));
-        core.client_input(story.client, BytesMut::from("incr k 1\r\n"));
-        core.outbox.events.clear();
-        core.outbox.dials.clear();
-        core.conn_down(ConnId::first(node), Reason::Refused);
-        assert!(core.outbox.events.is_empty(), "{:?}", core.outbox.events);
-        assert_eq!(core.outbox.dials.len(), 1);
-        core.conn_down(ConnId::first(node), Reason::Refused);
+        core.handle_command(now, allow(2));
+        client_says(core, now, story.client, b"incr k 1\r\n");
+        events(core);
+        let dials = |core: &mut Core| std::iter::from_fn(|| core.poll_dial()).count();
+        dials(core);
+        core.handle_conn_down(now, ConnId::first(node), Reason::Refused);
+        assert_eq!(events(core), []);
+        assert_eq!(dials(core), 1);
+        core.handle_conn_down(now, ConnId::first(node), Reason::Refused);
         let fault = Event::Fault { node, life: 2, reason: Reason::Refused };
-        assert_eq!(core.outbox.events, [fault]);
+        assert_eq!(events(core), [fault]);
 
         // The same, and the second dial succeeds.
         let mut story = Story::new(State::Degraded { leader: Place::Primary });
-        let core = &mut story.world.cores[0];
-        core.command(allow(2));
-        core.client_input(story.client, BytesMut::from("incr k 1\r\n"));
+        let (core, now) = (&mut story.world.cores[0], story.world.now);
+        core.handle_command(now, allow(2));
+        client_says(core, now, story.client, b"incr k 1\r\n");
         story.world.break_wires(0);
         story.world.settle(0);
         story.world.step(&Choice::Break { worker: 0, node: 0 });
@@ -597,12 +603,12 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
 fn what_expires_is_told_to_both_nodes_as_one_date() {
     let mut story = Story::new(State::Mirrored);
     let core = &mut story.world.cores[0];
-    core.began_at = Duration::from_millis(5_000_400);
-    (core.now_us, core.stood_still_us) = (8_000_000, 2_500_000);
+    // It began at the date 5,000.4 s, and has stood still for 2.5 s.
+    story.world.now = Now { us: 8_000_000, date_us: 5_000_400_000 + 10_500_000 };
     for (node, shown) in [(0, 5_010_007), (1, 5_009_990)] {
         // As seen at the end of the proxy's second 5,010: 17 apart.
         let offset = Some(Offset::seen(shown, Duration::from_millis(5_009_990)));
-        core.command(Command::Clock { node: NodeId(node), offset });
+        core.handle_command(story.world.now, Command::Clock { node: NodeId(node), offset });
     }
     // (A client's own date is the leader's, what lives for a few seconds is nobody's.)
     for (exptime, leader, follower) in
@@ -631,8 +637,8 @@ fn what_a_connection_leaves_behind_is_told_where_the_node_did_not_end_it() {
         let mut story = Story::new(State::Mirrored);
         story.say(request);
         let core = &mut story.world.cores[0];
-        core.conn_ended(ConnId::first(NodeId(0)), by_node);
-        let events = &core.outbox.events;
+        core.handle_conn_ended(story.world.now, ConnId::first(NodeId(0)), by_node);
+        let events = events(core);
         let abandoned = |event: &Event| matches!(event, Event::Abandoned { node: NodeId(0) });
         assert_eq!(events.iter().any(abandoned), expected, "{request:?}, by the node: {by_node}");
         assert!(!expected || abandoned(&events[0]), "told before the fault: {events:?}");
@@ -650,16 +656,17 @@ fn a_worker_leaves_an_address_with_all_that_it_has_there() {
         }
         let node = NodeId(0);
         let core = &mut story.world.cores[0];
-        core.outbox.events.clear();
-        core.command(Command::Moved { node, address: 7 });
+        let now = story.world.now;
+        let hangups = |core: &mut Core| std::iter::from_fn(|| core.poll_hangup()).collect::<Vec<_>>();
+        events(core);
+        core.handle_command(now, Command::Moved { node, address: 7 });
         let left = Event::Left { worker: WorkerId(0), node, address: 7, owing };
-        assert_eq!(core.outbox.events, [left], "{request:?}");
-        assert_eq!(core.outbox.hangups, [ConnId::first(node)], "{request:?}");
-        assert!(core.conn(ConnId::first(node)).flights.is_empty(), "{request:?}");
-        core.outbox.hangups.clear();
+        assert_eq!(events(core), [left], "{request:?}");
+        assert_eq!(hangups(core), [ConnId::first(node)], "{request:?}");
+        assert!(core.links[ConnId::first(node)].flights.is_empty(), "{request:?}");
         core.dial(ConnId::first(node));
-        core.command(Command::Moved { node, address: 8 });
-        assert!(core.outbox.hangups.is_empty(), "it leads to the present address");
+        core.handle_command(now, Command::Moved { node, address: 8 });
+        assert!(hangups(core).is_empty(), "it leads to the present address");
     }
 }
 
@@ -670,9 +677,10 @@ fn what_was_sent_in_an_earlier_life_is_a_fault() {
     story.say("incr k 1\r\n");
     let core = &mut story.world.cores[0];
     let allow = Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(0xa1)), life: 2 };
-    core.command(allow);
-    core.conn_down(ConnId::first(NodeId(0)), Reason::Reset);
-    assert!(matches!(core.outbox.events[..], [Event::Fault { life: 2, .. }]), "{:?}", core.outbox.events);
+    core.handle_command(story.world.now, allow);
+    core.handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Reset);
+    let events = events(core);
+    assert!(matches!(events[..], [Event::Fault { life: 2, .. }]), "{events:?}");
 }
 
 fn lone() -> Arc<Lone> {

@@ -9,6 +9,7 @@ use crate::pair::State;
 use super::super::*;
 use super::explore::{Errors, holds};
 use super::history::Req::{self, *};
+use super::shell::events;
 use super::world::{Choice, Fault, KEY, PAIR, World};
 use crate::ids::Incarnation;
 
@@ -171,7 +172,7 @@ fn the_proof_of_an_add_is_asked_for_with_it() {
     world.history.pipelined = true;
     world.step(&Choice::Send(0));
     assert_eq!(sent(&world), ["add k 0 0 1\r\n1\r\n", MARKER_READ]);
-    let client = world.cores[0].client_connected().id;
+    let client = world.cores[0].handle_connect(world.now).id;
     world.input(0, client, b"add a 0 0 1\r\n1\r\nadd b 0 0 1\r\n1\r\nget c\r\n");
     assert_eq!(sent(&world)[2..].iter().filter(|c| *c == MARKER_READ).count(), 1);
 }
@@ -194,7 +195,7 @@ fn a_hit_costs_no_marker() {
 fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
     for (memory, told) in [(0xa1, "STORED\r\n"), (0xa2, "NOT_STORED\r\n")] {
         let mut world = World::new(1, SOLE, None, &[]);
-        let client = world.cores[0].client_connected().id;
+        let client = world.cores[0].handle_connect(world.now).id;
         world.input(0, client, b"add k 0 0 1\r\n1\r\n");
         world.step(&Choice::Execute { worker: 0, node: 0 });
         world.step(&Choice::Deliver { worker: 0, node: 0 });
@@ -205,8 +206,11 @@ fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
         world.nodes[0].put(KEY, "2");
         world.nodes[0].put(crate::backend::marker::INCARNATION_KEY, &Incarnation(memory).to_string());
         let core = &mut world.cores[0];
-        core.command(Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
-        core.command(Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: 2 });
+        core.handle_command(world.now, Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
+        core.handle_command(
+            world.now,
+            Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: 2 },
+        );
         world.settle(0);
         world.events[0].clear();
         world.publish();
@@ -227,8 +231,8 @@ fn an_answer_whose_marker_stays_away_is_late() {
         world.step(&Choice::Deliver { worker: 0, node: 0 });
     }
     world.events[0].clear();
-    world.cores[0].now_us += 250_001;
-    world.cores[0].tick();
+    world.pass(250_001);
+    world.cores[0].handle_tick(world.now);
     let late = |e: &Event| matches!(e, Event::Late { age, .. } if age.as_micros() >= 250_000);
-    assert!(world.cores[0].outbox.events.iter().any(late));
+    assert!(events(&mut world.cores[0]).iter().any(late));
 }

@@ -2,12 +2,12 @@
 
 use super::super::*;
 use super::large::Alone;
+use super::shell::client_says;
 use crate::ids::PairId;
 use crate::pair::Reason;
 use crate::protocol::request::{Admin, Request, Style};
 use crate::proxy::client::TURN;
 use crate::proxy::route::Route;
-use bytes::BytesMut;
 
 /// Turns that a client takes for what it sends in one piece, and the most that is begun in one of
 /// them.
@@ -15,18 +15,18 @@ fn turns(world: &mut Alone, text: &[u8]) -> (usize, usize) {
     let client = world.client();
     world.core.next_turn();
     let mut begun = world.core.op_count();
-    world.core.client_input(client, BytesMut::from(text));
+    client_says(&mut world.core, world.now, client, text);
     let (mut turns, mut most) = (0, 0);
     loop {
         turns += 1;
         most = most.max(world.core.op_count() - begun);
         begun = world.core.op_count();
         let goes_on = world.core.next_turn();
-        if goes_on.is_empty() {
+        if goes_on == 0 {
             return (turns, most);
         }
-        assert_eq!(goes_on, [client]);
-        world.core.client_resume(client);
+        assert_eq!((goes_on, world.core.poll_resumable()), (1, Some(client)));
+        world.core.handle_resume(world.now, client);
     }
 }
 
@@ -51,7 +51,7 @@ fn large_items_are_begun_in_turns() {
 #[test]
 fn what_is_answered_at_once_is_answered_in_turns() {
     let mut world = Alone::new();
-    world.core.command(Command::Open { pair: PairId(0), route: Route::Dark(Reason::Refused) });
+    world.core.handle_command(world.now, Command::Open { pair: PairId(0), route: Route::Dark(Reason::Refused) });
     let keys: String = (0..10_000).map(|i| format!(" {i}")).collect();
     for (what, text) in [("errors", "x\r\n".repeat(10_000)), ("a dark pair", format!("get{keys}\r\n"))] {
         let (turns, _) = turns(&mut world, text.as_bytes());
@@ -74,7 +74,7 @@ fn vv_logs_so_many_requests_a_second() {
     let mut world = Alone::new();
     let (request, style) = (Request::Admin(Admin::Version), Style::Classic { noreply: false });
     for second in [1_000_000, 2_000_000] {
-        world.core.now_us = second;
+        world.core.now.us = second;
         (0..5_000).for_each(|_| world.core.trace_request(1, &request, style, 9));
         assert_eq!(world.core.traces.counts(), (1_000, 4_000));
     }

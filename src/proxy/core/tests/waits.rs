@@ -3,17 +3,17 @@
 use crate::ids::NodeId;
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
+use crate::proxy::handles::ConnId;
 use crate::proxy::link::Link;
 use crate::proxy::route::Flow;
 use crate::proxy::route::Route;
 use crate::ring::Distribution;
 
 use super::super::*;
-use super::shell::take;
+use super::shell::{client_says, events, node_hears, node_says};
 use crate::ids::{Incarnation, PairId};
 use crate::proxy::link::Flight;
 use crate::proxy::route::Follower;
-use bytes::BytesMut;
 use std::time::Duration;
 
 const A: NodeId = NodeId(0);
@@ -45,11 +45,14 @@ pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
             lone: Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20)))),
             written: None,
         };
-        core.command(Command::Open { pair, route: Route::Open(flow) });
+        core.handle_command(Now::default(), Command::Open { pair, route: Route::Open(flow) });
     }
     for node in topology.nodes() {
-        core.command(Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: 1 });
-        core.conn_up(ConnId::first(node));
+        core.handle_command(
+            Now::default(),
+            Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: 1 },
+        );
+        core.handle_conn_up(Now::default(), ConnId::first(node));
     }
     core
 }
@@ -60,27 +63,27 @@ fn key_of(core: &Core, pair: usize) -> String {
 }
 
 fn says(core: &mut Core, node: NodeId, text: &str) {
-    core.conn(ConnId::first(node)).input.extend_from_slice(text.as_bytes());
-    core.node_input(ConnId::first(node));
+    node_says(core, core.now, node, text.as_bytes());
 }
 
 fn sent(core: &mut Core, node: NodeId) -> String {
-    String::from_utf8(take(core.conn_to_write(ConnId::first(node)).1)).unwrap()
+    node_hears(core, core.now, node)
 }
 
 /// Ticks until twice the longest deadline, with what the node answers to each; returns when it was
 /// found late, and whether beyond it.
 fn found_late(core: &mut Core, mut answer: impl FnMut(&mut Core)) -> Vec<(u64, bool)> {
     let mut found: Vec<(u64, bool)> = Vec::new();
-    while core.now_us < 2 * PATIENCE_US {
-        core.now_us += 10_000;
-        core.tick();
-        for event in std::mem::take(&mut core.outbox.events) {
+    let mut now = Now::default();
+    while now.us < 2 * PATIENCE_US {
+        now.us += 10_000;
+        core.handle_tick(now);
+        for event in events(core) {
             let Event::Late { node: A, age, .. } = event else { continue };
             for (limit, patience_over) in [(TIMEOUT_US, false), (PATIENCE_US, true)] {
                 // (It is told again and again.)
                 if age > Duration::from_micros(limit) && !found.iter().any(|told| told.1 == patience_over) {
-                    found.push((core.now_us, patience_over));
+                    found.push((now.us, patience_over));
                 }
             }
         }
@@ -97,15 +100,15 @@ const ON_TIME: [(u64, bool); 2] = [(TIMEOUT_US + 10_000, false), (PATIENCE_US + 
 #[test]
 fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
     let mut core = core(2, None);
-    let client = core.client_connected().id;
+    let client = core.handle_connect(Now::default()).id;
     let (one, other) = (key_of(&core, 0), key_of(&core, 1));
-    core.client(client).unwrap().largest = 3 << 20;
-    core.client_input(client, BytesMut::from(format!("get {one}\r\n").as_bytes()));
+    core.clients[client].largest = 3 << 20;
+    client_says(&mut core, Now::default(), client, format!("get {one}\r\n").as_bytes());
     assert_eq!(sent(&mut core, A), format!("get {one}\r\n"));
-    core.command(Command::Close { pair: PairId(0), void: Some(A), round: 1 });
-    let new = core.client_connected().id;
-    core.client(new).unwrap().largest = 3 << 20;
-    core.client_input(new, BytesMut::from(format!("get {other}\r\n").as_bytes()));
+    core.handle_command(Now::default(), Command::Close { pair: PairId(0), void: Some(A), round: 1 });
+    let new = core.handle_connect(Now::default()).id;
+    core.clients[new].largest = 3 << 20;
+    client_says(&mut core, Now::default(), new, format!("get {other}\r\n").as_bytes());
     assert_eq!(sent(&mut core, A), "", "it waits for room");
     assert_eq!(found_late(&mut core, |_| {}), ON_TIME);
 }
@@ -114,8 +117,8 @@ fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
 #[test]
 fn what_waits_for_a_marker_that_is_not_written_again_is_not_forgotten() {
     let mut core = core(0, Some(Incarnation(7)));
-    let client = core.client_connected().id;
-    core.client_input(client, BytesMut::from(&b"get k\r\n"[..]));
+    let client = core.handle_connect(Now::default()).id;
+    client_says(&mut core, Now::default(), client, b"get k\r\n");
     let no_marker = |core: &mut Core| {
         let asked = sent(core, A).matches("mg __resilver__").count();
         says(core, A, &"EN\r\n".repeat(asked));
@@ -130,8 +133,8 @@ fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
     let marker = format!("VA 16\r\n{}\r\n", Incarnation(7));
     sent(&mut core, A);
     says(&mut core, A, &marker);
-    let client = core.client_connected().id;
-    core.client_input(client, BytesMut::from(&b"incr k 1\r\n"[..]));
+    let client = core.handle_connect(Now::default()).id;
+    client_says(&mut core, Now::default(), client, b"incr k 1\r\n");
     sent(&mut core, A);
     says(&mut core, A, "5\r\n");
     sent(&mut core, NodeId(1));
@@ -171,19 +174,19 @@ fn what_a_node_is_asked_at_once_is_bounded_over_all_connections() {
 /// socket was closed), so the shell had kept the connection as one that is still to be written.
 #[test]
 fn a_connection_that_follows_one_with_a_full_socket_is_written_to() {
-    let ended: [fn(&mut Core); 3] = [
-        |core| core.conn_down(ConnId::first(A), Reason::Reset),
-        |core| core.conn_ended(ConnId::first(A), true),
-        |core| core.leave(A, 1),
+    let now = Now::default();
+    let ended: [fn(&mut Core, Now); 3] = [
+        |core, now| core.handle_conn_down(now, ConnId::first(A), Reason::Reset),
+        |core, now| core.handle_conn_ended(now, ConnId::first(A), true),
+        |core, now| core.handle_command(now, Command::Moved { node: A, address: 1 }),
     ];
     for end in ended {
         let mut core = core(1, Some(Incarnation(7)));
-        core.outbox = Outbox::default();
-        core.conn(ConnId::first(A)).dirty = true;
-        end(&mut core);
+        core.handle_conn_blocked(ConnId::first(A));
+        end(&mut core, now);
         core.dial(ConnId::first(A));
-        core.outbox.dirty_conns.clear();
-        core.conn_up(ConnId::first(A));
-        assert_eq!(core.outbox.dirty_conns, [ConnId::first(A)], "its marker is asked for");
+        while core.poll_dirty_conn().is_some() {}
+        core.handle_conn_up(now, ConnId::first(A));
+        assert_eq!(core.poll_dirty_conn(), Some(ConnId::first(A)), "its marker is asked for");
     }
 }

@@ -3,6 +3,8 @@
 //! [`World::choices`] lists them, [`World::step`] takes one.
 
 use crate::ids::NodeId;
+use crate::proxy::handles::ClientId;
+use crate::proxy::handles::ConnId;
 use crate::proxy::handles::Ticket;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -18,12 +20,12 @@ use super::super::*;
 use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::Node;
+use super::shell::{client_says, node_says};
 use crate::ids::Incarnation;
 use crate::ids::PairId;
 use crate::ids::UNSURE;
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
-use bytes::BytesMut;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What the workers are given for an answer, and for that of a last full copy.
@@ -127,6 +129,7 @@ pub(super) enum Order {
 
 pub(super) struct World {
     pub(super) cores: Vec<Core>,
+    pub(super) now: Now,
     pub(super) nodes: [Node; 2],
     pub(super) process: [Process; 2],
     pub(super) wires: Vec<[Wire; 2]>,
@@ -191,6 +194,7 @@ impl World {
         let n = workers as usize;
         let mut world = World {
             cores: (0..workers).map(WorkerId).map(core).collect(),
+            now: Now::default(),
             nodes: [Node::default(), Node::default()],
             process: [Process::Running; 2],
             wires: (0..n).map(|_| [Wire::default(), Wire::default()]).collect(),
@@ -234,12 +238,13 @@ impl World {
         for worker in 0..n {
             for node in 0..2 {
                 let incarnation = Some(Incarnation(0xa1));
-                world.cores[worker].command(Command::Allow { node: NodeId(node), incarnation, life: 1 });
+                world.cores[worker]
+                    .handle_command(world.now, Command::Allow { node: NodeId(node), incarnation, life: 1 });
                 world.settle(worker);
             }
         }
         for client in 0..programs.len() {
-            let key = world.cores[client % n].client_connected();
+            let key = world.cores[client % n].handle_connect(world.now);
             world.history.clients[client].key = Some(key);
         }
         if matches!(state, State::Recovering { .. }) {
@@ -377,14 +382,12 @@ impl World {
             }
             Choice::Deliver { worker, node } => {
                 let bytes = self.wires[worker][node].back.pop_front().unwrap();
-                let core = &mut self.cores[worker];
-                core.conn(ConnId::first(NodeId(node as u16))).input.extend_from_slice(&bytes);
-                core.node_input(ConnId::first(NodeId(node as u16)));
+                node_says(&mut self.cores[worker], self.now, NodeId(node as u16), &bytes);
                 self.settle(worker);
             }
             Choice::Break { worker, node } => {
                 self.wires[worker][node] = Wire::default();
-                self.cores[worker].conn_down(ConnId::first(NodeId(node as u16)), Reason::Reset);
+                self.cores[worker].handle_conn_down(self.now, ConnId::first(NodeId(node as u16)), Reason::Reset);
                 self.settle(worker);
             }
             Choice::Event(worker) => {
@@ -393,12 +396,12 @@ impl World {
             }
             Choice::Command(worker) => {
                 let command = self.commands[worker].pop_front().unwrap();
-                self.cores[worker].command(command);
+                self.cores[worker].handle_command(self.now, command);
                 self.settle(worker);
             }
             Choice::Peer(from, to) => {
                 let message = self.peers[from][to].pop_front().unwrap();
-                self.cores[to].peer(message);
+                self.cores[to].handle_peer(self.now, message);
                 self.settle(to);
             }
             Choice::Record => self.record(),
@@ -415,11 +418,7 @@ impl World {
                     self.apply(pair::Event::ResyncEnded(Reason::ResyncFailed));
                     self.lost(NodeId(hung as u16), Reason::Timeout, Loss::Suspected, true);
                 }
-                for worker in 0..self.cores.len() {
-                    self.cores[worker].now_us += if self.timeouts == 1 { 250_001 } else { 2_000_001 };
-                    self.cores[worker].tick();
-                    self.settle(worker);
-                }
+                self.tick_after(if self.timeouts == 1 { 250_001 } else { 2_000_001 });
             }
             Choice::Wake => {
                 let hung = self.hung().unwrap();
@@ -440,11 +439,7 @@ impl World {
             Choice::HandBack => self.apply(pair::Event::HandBack),
             Choice::Tick => {
                 self.ticks += 1;
-                for worker in 0..self.cores.len() {
-                    self.cores[worker].now_us += 10_000;
-                    self.cores[worker].tick();
-                    self.settle(worker);
-                }
+                self.tick_after(10_000);
             }
         }
     }
@@ -457,17 +452,22 @@ impl World {
     }
 
     pub(super) fn input(&mut self, worker: usize, index: ClientId, bytes: &[u8]) {
-        let core = &mut self.cores[worker];
-        let client = core.client(index).unwrap();
-        if client.partial.is_empty() {
-            core.client_input(index, BytesMut::from(bytes));
-        } else {
-            client.partial.extend_from_slice(bytes);
-            if !client.stalled {
-                core.client_more(index);
-            }
-        }
+        client_says(&mut self.cores[worker], self.now, index, bytes);
         self.settle(worker);
+    }
+
+    /// All workers look around so much later.
+    pub(super) fn tick_after(&mut self, us: u64) {
+        self.pass(us);
+        for worker in 0..self.cores.len() {
+            self.cores[worker].handle_tick(self.now);
+            self.settle(worker);
+        }
+    }
+
+    pub(super) fn pass(&mut self, us: u64) {
+        self.now.us += us;
+        self.now.date_us += us;
     }
 
     fn strike(&mut self) {
@@ -532,7 +532,7 @@ impl World {
         }
         let mut sink = Sink(DefaultHasher::new());
         for core in &self.cores {
-            let parts = (&core.clients, &core.ops, &core.links, &core.pairs, &core.fences, core.now_us);
+            let parts = (&core.clients, &core.ops, &core.links, &core.pairs, &core.fences);
             let _ = write!(sink, "{parts:?}");
             if core.wary {
                 let _ = write!(sink, "{:?}", (&core.looks, &core.gone));
@@ -543,7 +543,16 @@ impl World {
         let _ = write!(
             sink,
             "{:?}",
-            (&self.pair, self.round, &self.unconfirmed, self.in_use, self.record_due, self.timeouts, self.ticks)
+            (
+                &self.pair,
+                self.round,
+                &self.unconfirmed,
+                self.in_use,
+                self.record_due,
+                self.timeouts,
+                self.ticks,
+                self.now.us
+            )
         );
         let _ = write!(
             sink,
