@@ -514,6 +514,14 @@ impl Link {
         }
     }
 
+    /// A repair has waited for the node since then.
+    pub(super) fn repair_waits(&mut self, since_us: u64, now_us: u64) {
+        // Of very many the one that waits longest.
+        let waits = self.repair_waits.filter(|waits| waits.seen_us == now_us);
+        let since_us = waits.map_or(since_us, |waits| waits.since_us.min(since_us));
+        self.repair_waits = Some(RepairWaits { since_us, seen_us: now_us });
+    }
+
     /// Void answers outstanding on any connection.
     pub(super) fn voids(&self) -> bool {
         self.conns.iter().any(|c| c.voids > 0)

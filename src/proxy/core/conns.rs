@@ -16,8 +16,8 @@ use crate::proxy::op::Op;
 use crate::proxy::route::Route;
 use crate::rules::{Rule, holds};
 
+use super::fences::REPAIR_SEEN_US;
 use super::messages::Event;
-use super::repairs::REPAIR_SEEN_US;
 use super::{Core, Now};
 
 /// How often operations that wait for their pair's next route are looked at while their time runs.

@@ -114,7 +114,7 @@ impl Core {
         let mut look = Op::new(Origin::Look(key), Kind::Delete, pair, hash, name, place);
         look.stage = Stage::Look(leader);
         let look = self.take_in(look);
-        self.count_begun(look);
+        self.fences.count(&self.ops[look]);
         self.looks.insert(key, Look { asked, queue: VecDeque::from([id]) });
         self.send_op(look, leader);
         true

@@ -17,13 +17,10 @@
 //! what it sees of the nodes, and parks what cannot go on: an operation whose node broke waits for
 //! the pair's next route.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::ids::{KeyId, WorkerId};
-use crate::protocol::item::{Asked, Item};
 use crate::protocol::outcome::Refusal;
 use crate::protocol::request::Limits;
 use crate::ring::Topology;
@@ -32,6 +29,7 @@ use crate::stats::WorkerStats;
 mod clients;
 mod conns;
 mod edges;
+mod fences;
 mod looks;
 mod messages;
 mod operators;
@@ -46,6 +44,7 @@ mod starved;
 mod traces;
 
 pub use clients::{Reading, Room, ToWrite, owner_of};
+use fences::Fences;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
 use outbox::Outbox;
 use pairs::Pairs;
@@ -54,70 +53,9 @@ use crate::proxy::adds::Adds;
 use crate::proxy::client::Spare;
 use crate::proxy::clients::Clients;
 use crate::proxy::gone::{Gone, WrittenBriefly};
-use crate::proxy::handles::OpId;
 use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
 use crate::proxy::table::OpTable;
-
-/// Writes of one key that wait for its repair.
-#[derive(Debug)]
-struct Fence {
-    /// The operation that repairs.
-    owner: OpId,
-    /// Writes of the key begun before; the repair starts when they are through.
-    waiting_for: u32,
-    /// Operations that found a difference too and are answered with the owner.
-    attached: Vec<OpId>,
-    queue: VecDeque<OpId>,
-    /// What the leader holds, once read. `None` inside: nothing.
-    item: Option<Option<Item>>,
-    /// What the follower holds, once read: only where nobody knows yet that it differs.
-    copy: Option<Option<Item>>,
-    /// That is stale, and equals nothing.
-    copy_stale: bool,
-    marker_ok: bool,
-    /// The follower's copy was dropped.
-    written: bool,
-    /// When the two were read, and the date that the leader showed just before its item was.
-    asked: Asked,
-    /// It ends with a difference: the follower refused the item, or the leader's changed again and
-    /// again.
-    failed: bool,
-    /// Set while the repair waits: for the leader's marker to be written again, or for a
-    /// connection.
-    retry_at_us: Option<u64>,
-    /// Since when it has not come further.
-    stuck_us: Option<u64>,
-}
-
-impl Fence {
-    fn new(owner: OpId, waiting_for: u32) -> Fence {
-        Fence {
-            owner,
-            waiting_for,
-            attached: Vec::new(),
-            queue: VecDeque::new(),
-            item: None,
-            copy: None,
-            copy_stale: false,
-            marker_ok: false,
-            written: false,
-            asked: Asked::default(),
-            failed: false,
-            retry_at_us: None,
-            stuck_us: None,
-        }
-    }
-}
-
-/// How many writes are in flight by key, except for those that wait for a repair. Counted from the
-/// first repair on, and for a while after the last: each has to know of its key's, and a walk over
-/// all operations for each of many repairs grows with their square.
-#[derive(Debug)]
-struct Begun {
-    writes: HashMap<Bytes, u32>,
-    asked_at_us: u64,
-}
 
 /// What time it is for a worker.
 #[derive(Clone, Copy, Default, Debug)]
@@ -167,13 +105,7 @@ pub struct Core {
     ops: OpTable,
     links: Links,
     pairs: Pairs,
-    /// In order, because it is iterated: what a worker does must follow from what it was told
-    /// alone.
-    fences: BTreeMap<Bytes, Fence>,
-    /// Fences whose repair begins again, and when, in that order; what became of one since is in
-    /// the fence.
-    retries: VecDeque<(u64, Bytes)>,
-    begun: Option<Begun>,
+    fences: Fences,
     outbox: Outbox,
     spare: Spare,
     memory: Arc<Memory>,
@@ -208,9 +140,7 @@ impl Core {
             starved: starved::Starved::default(),
             traces: traces::Traces::default(),
             ops: OpTable::default(),
-            fences: BTreeMap::new(),
-            retries: VecDeque::new(),
-            begun: None,
+            fences: Fences::default(),
             outbox: Outbox::default(),
             spare: Spare::default(),
             memory: Arc::default(),

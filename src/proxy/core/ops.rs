@@ -74,8 +74,8 @@ impl Core {
                     written.insert(op.key());
                 }
                 let leader = flow.leader;
-                if write && self.begun.is_some() {
-                    self.count_begun(id);
+                if write && self.fences.is_counting() {
+                    self.fences.count(op);
                 }
                 let op = &mut self.ops[id];
                 if op.exptime > 0 && op.date.is_none() {
@@ -248,9 +248,11 @@ impl Core {
         {
             closing.in_flight -= 1;
         }
-        if self.begun.is_some() && op.kind.is_write() && op.stage != Stage::Repair {
-            self.discount_begun(id);
-            self.fence_progress(id);
+        if self.fences.is_counting() && op.kind.is_write() && op.stage != Stage::Repair {
+            self.fences.discount(op);
+            if let Some(key) = self.fences.pass(op.key()) {
+                self.repair_read(&key);
+            }
         }
         self.report_closed(pair);
     }

@@ -1,29 +1,20 @@
 //! Repairs: the two copies answered one write differently.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::clock;
-use crate::protocol::item::{Answer, Asked, Code, are_equal};
+use crate::protocol::item::{Answer, Code, are_equal};
 use crate::protocol::key::Key;
 use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Frame, Reply, ReplyKind};
 use crate::proxy::handles::{ConnId, OpId};
-use crate::proxy::link::{Flight, LinkState, RepairStep, RepairWaits};
-use crate::proxy::op::{Decisive, Kind, Op, Repair, Stage};
-use crate::proxy::table::OpTable;
+use crate::proxy::link::{Flight, LinkState, RepairStep};
+use crate::proxy::op::{Decisive, Kind, Repair, Stage};
 
-use super::{Begun, Core, Fence, OUTCOME_UNKNOWN};
-
-/// A repair that waits for a marker or a connection tries again so often.
-const REPAIR_RETRY_US: u64 = 10_000;
-
-/// One that was not seen to wait for so long waits no more: ticks come every 25 ms at most.
-pub(super) const REPAIR_SEEN_US: u64 = 5 * REPAIR_RETRY_US;
+use super::{Core, OUTCOME_UNKNOWN};
 
 /// A repair that finds the leader's item changed under it begins again so often before it is given
 /// up and counted.
@@ -32,18 +23,15 @@ const REPAIR_TRIES: u32 = 3;
 /// Repairs that begin again in one tick: with very many, the others do in the next ones.
 const REPAIRS_PER_TICK: usize = 4096;
 
-/// How long the count of writes in flight by key is kept up after it was last asked for.
-const BEGUN_KEPT_US: u64 = 1_000_000;
-
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's,
     /// verify; later writes of the key wait.
     ///
     /// `decisive`: what the follower's answer means if it leads next.
     pub(super) fn repair(&mut self, id: OpId, decisive: Option<Decisive>) {
-        self.begun.get_or_insert_with(|| Begun::of(&self.ops)).asked_at_us = self.now.us;
+        self.fences.begin_counting(&self.ops, self.now.us);
         if self.ops[id].stage.is_in_flight() {
-            self.discount_begun(id);
+            self.fences.discount(&self.ops[id]);
         }
         let op = &mut self.ops[id];
         op.stage = Stage::Repair;
@@ -53,77 +41,20 @@ impl Core {
         if let Some(fence) = self.fences.get_mut(&key) {
             // An older write of the key is being repaired: when it is equal, so is this one.
             fence.attached.push(id);
-            if write {
-                self.fence_progress_key(&key);
+            if write && let Some(key) = self.fences.pass(&key) {
+                self.repair_read(&key);
             }
             return;
         }
-        let waiting_for = self.begun.as_ref().and_then(|begun| begun.writes.get(&key)).copied().unwrap_or(0);
-        #[cfg(test)]
-        assert_eq!(waiting_for, Begun::of(&self.ops).writes.get(&key).copied().unwrap_or(0), "writes in flight");
-        self.fences.insert(key.clone(), Fence::new(id, waiting_for));
-        if waiting_for == 0 {
+        if self.fences.put_up(&key, id, &self.ops) {
             self.repair_read(&key);
-        }
-    }
-
-    /// A write gets in flight.
-    pub(super) fn count_begun(&mut self, id: OpId) {
-        if let Some(begun) = &mut self.begun {
-            begun.add(&self.ops[id]);
-        }
-    }
-
-    /// A write is in flight no more, or waits for a repair.
-    pub(super) fn discount_begun(&mut self, id: OpId) {
-        let key = self.ops[id].key();
-        if let Some(begun) = &mut self.begun
-            && let Some(count) = begun.writes.get_mut(key)
-        {
-            *count -= 1;
-            if *count == 0 {
-                begun.writes.remove(key);
-            }
-        }
-    }
-
-    /// Called at every tick: nothing is repaired any more.
-    fn forget_begun(&mut self) {
-        let over = |begun: &Begun| self.now.us.saturating_sub(begun.asked_at_us) > BEGUN_KEPT_US;
-        if self.fences.is_empty() && self.begun.as_ref().is_some_and(over) {
-            self.begun = None;
-        }
-    }
-
-    /// A write begun before the fence stood is through.
-    pub(super) fn fence_progress(&mut self, id: OpId) {
-        let key = self.ops[id].key();
-        if let Some((key, _)) = self.fences.get_key_value(key) {
-            let key = key.clone();
-            self.fence_progress_key(&key);
-        }
-    }
-
-    pub(super) fn fence_progress_key(&mut self, key: &Bytes) {
-        if let Some(fence) = self.fences.get_mut(key)
-            && fence.waiting_for > 0
-        {
-            fence.waiting_for -= 1;
-            if fence.waiting_for == 0 {
-                self.repair_read(key);
-            }
         }
     }
 
     pub(super) fn repair_read(&mut self, key: &Bytes) {
         let date = self.date();
         let Some(fence) = self.fences.get_mut(key) else { return };
-        fence.item = None;
-        fence.copy = None;
-        fence.marker_ok = false;
-        fence.asked = Asked { at: date, ..Asked::default() };
-        fence.failed = false;
-        fence.retry_at_us = None;
+        fence.begin(date);
         let id = fence.owner;
         let op = &self.ops[id];
         let pair = op.pair;
@@ -193,38 +124,30 @@ impl Core {
     /// for which it waits. That node is late as any that does not answer: clients wait behind the
     /// repair, and its marker may be gone and refused again and again.
     fn repair_later(&mut self, key: &Bytes, node: Option<NodeId>) {
-        let at_us = self.now.us + REPAIR_RETRY_US;
-        let Some(fence) = self.fences.get_mut(key) else { return };
-        fence.retry_at_us = Some(at_us);
-        self.retries.push_back((at_us, key.clone()));
-        let Some(node) = node else { return };
-        let since_us = *fence.stuck_us.get_or_insert(self.now.us);
-        let waits = &mut self.links[node].repair_waits;
-        // Of very many the one that waits longest.
-        let longest = waits.filter(|waits| waits.seen_us == self.now.us).map_or(since_us, |w| w.since_us.min(since_us));
-        *waits = Some(RepairWaits { since_us: longest, seen_us: self.now.us });
+        self.fences.retry(key, self.now.us);
+        if let Some(node) = node
+            && let Some(fence) = self.fences.get_mut(key)
+        {
+            let since_us = fence.is_stuck(self.now.us);
+            self.links[node].repair_waits(since_us, self.now.us);
+        }
     }
 
     /// Repairs that wait for a marker or a connection are tried again. Called at every tick.
     pub(super) fn retry_repairs(&mut self) {
         for _ in 0..REPAIRS_PER_TICK {
-            // (Those that begin to wait now are not due yet.)
-            if self.retries.front().is_none_or(|(at_us, _)| *at_us > self.now.us) {
-                break;
-            }
-            let Some((at_us, key)) = self.retries.pop_front() else { break };
-            if self.fences.get(&key).is_some_and(|fence| fence.retry_at_us == Some(at_us)) {
+            let Some(due) = self.fences.next_due(self.now.us) else { break };
+            if let Some(key) = due {
                 self.repair_read(&key);
             }
         }
-        self.forget_begun();
+        self.fences.forget(self.now.us);
     }
 
     /// A repair that waits for a marker or a connection has nothing in flight that could be voided,
     /// and the gate waits for it.
     pub(super) fn void_waiting_repairs(&mut self, pair: PairId, node: NodeId) {
-        let waits = |f: &Fence| f.retry_at_us.is_some() && self.ops[f.owner].pair == pair;
-        let owners: Vec<OpId> = self.fences.values().filter(|f| waits(f)).map(|f| f.owner).collect();
+        let owners: Vec<OpId> = self.fences.waiting().filter(|owner| self.ops[*owner].pair == pair).collect();
         for owner in owners {
             self.repair_broken(owner, Some(node));
         }
@@ -379,7 +302,7 @@ impl Core {
             return self.repair_later(key, Some(node));
         }
         if let Some(fence) = self.fences.get_mut(key) {
-            fence.stuck_us = None;
+            fence.goes_on();
         }
         // One that is over by now is dropped, and that is all.
         let from = leader.and_then(|leader| self.links[leader].offset);
@@ -501,22 +424,6 @@ impl Core {
         #[cfg(test)]
         for sent in self.links.iter().flat_map(|link| &link.conns).flat_map(|conn| &conn.flights) {
             assert!(!matches!(sent.flight, Flight::Repair(op, _) if op == id), "a repair's command is not found");
-        }
-    }
-}
-
-impl Begun {
-    fn of(ops: &OpTable) -> Begun {
-        let mut begun = Begun { writes: HashMap::new(), asked_at_us: 0 };
-        let counts = |op: &&Op| op.kind.is_write() && op.stage.is_in_flight() && op.stage != Stage::Repair;
-        ops.iter().filter(counts).for_each(|op| begun.add(op));
-        begun
-    }
-
-    fn add(&mut self, op: &Op) {
-        match self.writes.get_mut(op.key()) {
-            Some(count) => *count += 1,
-            None => drop(self.writes.insert(op.raw.slice(op.key.0 as usize..op.key.1 as usize), 1)),
         }
     }
 }

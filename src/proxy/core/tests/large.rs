@@ -5,6 +5,7 @@ use crate::progress::FLOOR;
 use crate::proxy::handles::ClientId;
 use crate::proxy::handles::ConnId;
 use crate::proxy::op::Stage;
+use std::collections::VecDeque;
 
 use super::super::*;
 use super::shell::{client_hears, client_says, events, node_hears, node_says, resume};

@@ -5,6 +5,7 @@ use crate::ids::Place;
 use crate::keys::{Missed, MissedBudget};
 use crate::pair::State;
 use crate::proxy::handles::Ticket;
+use bytes::Bytes;
 
 use super::super::*;
 use super::copier::Copier;

@@ -4,6 +4,7 @@ use crate::ids::NodeId;
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
 use crate::proxy::handles::ConnId;
+use crate::proxy::handles::OpId;
 use crate::proxy::link::Link;
 use crate::proxy::route::Flow;
 use crate::proxy::route::Route;

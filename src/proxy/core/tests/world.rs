@@ -6,6 +6,7 @@ use crate::ids::NodeId;
 use crate::proxy::handles::ClientId;
 use crate::proxy::handles::ConnId;
 use crate::proxy::handles::Ticket;
+use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher};
