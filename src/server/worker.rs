@@ -5,6 +5,7 @@
 //! of many clients to one node, and the answers of many requests to one client, leave in one write.
 //! On io_uring there are neither: see `on_uring`.
 
+mod admission;
 mod clock;
 mod ended;
 mod flusher;
@@ -14,12 +15,12 @@ mod on_uring;
 mod writable;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -29,14 +30,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Dial;
-use crate::ids::WorkerId;
 use crate::pair::Reason;
-use crate::protocol::answer::TOO_MANY;
-use crate::proxy::{ClientId, ClientKey, Command, ConnId, Core, Event, Now, PeerMessage};
+use crate::proxy::{ClientId, Command, ConnId, Core, Event, Now, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
-use super::uring::{Owner, Uring};
+use super::uring::Uring;
+pub(super) use admission::Beyond;
+pub(crate) use admission::Listener;
 use clock::Clock;
 use node_ios::{NodeIo, NodeIos, NodeSocket};
 use on_uring::UringClient;
@@ -51,23 +52,8 @@ const READS_PER_CLOCK: u32 = 16;
 /// more there are at least eight to it).
 const STALL_TICKS: u32 = 4;
 
-/// Connections beyond `--max-clients`, over all workers, on which only operators' commands are
-/// taken.
-const OPERATORS: usize = 16;
-
-/// The same with those that are being closed to make room.
-const OPERATORS_MAX: usize = 4 * OPERATORS;
-
-/// How long a client there may be silent before it is told of the limit: an operator's program asks
-/// at once.
-const OPERATOR_SILENCE: Duration = Duration::from_secs(2);
-
 /// From here on an answer is slow, for the log.
 const SLOW_US: u64 = 50_000;
-
-/// Clients beyond `--max-clients`, of all workers, in the order in which they came; some have gone,
-/// or shown that they are operators. (The lock is taken for such clients only.)
-pub(super) type Beyond = Arc<Mutex<VecDeque<(WorkerId, ClientKey)>>>;
 
 /// What a worker needs of the world.
 pub(super) struct WorkerSetup {
@@ -279,34 +265,6 @@ pub(super) async fn run(
     worker.serve(beginning, listeners, shutdown, grace).await;
 }
 
-/// Where clients come from.
-pub(crate) enum Listener {
-    Tcp(tokio::net::TcpListener),
-    /// The unix socket.
-    Unix(tokio::net::UnixListener),
-    /// Simulated clients.
-    #[cfg(test)]
-    Memory(UnboundedReceiver<tokio::io::DuplexStream>),
-}
-
-impl Listener {
-    async fn accept(&mut self) -> io::Result<ClientStream> {
-        match self {
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(ClientStream::Tcp(stream))
-            }
-            Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
-            #[cfg(test)]
-            Listener::Memory(streams) => match streams.recv().await {
-                Some(stream) => Ok(ClientStream::Memory(stream)),
-                None => std::future::pending().await,
-            },
-        }
-    }
-}
-
 impl Worker {
     fn new(
         core: Core,
@@ -379,123 +337,6 @@ impl Worker {
         let result = work(shell);
         shell.wake();
         result
-    }
-
-    async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok(stream) => {
-                    if self.admit(stream) {
-                        // Who had to make room for it leaves before the next one comes.
-                        tokio::task::yield_now().await;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Out of files, most likely: without a pause this would spin until one is
-                    // closed.
-                    tracing::warn!(%error, "cannot accept a client");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    /// Returns whether it was one too many.
-    fn admit(&self, stream: ClientStream) -> bool {
-        let connected = self.count.fetch_add(1, Ordering::Relaxed);
-        let is_one_too_many = connected >= self.max_clients;
-        // (Who takes a place among them and says nothing gives way to the next: an operator's
-        // command comes at once.)
-        if connected >= self.max_clients + OPERATORS
-            && (connected >= self.max_clients + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
-        {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            self.work(|shell| shell.core.handle_refused(shell.clock.now()));
-            tokio::task::spawn_local(refuse(stream));
-            return true;
-        }
-        let admitted = self.work(|shell| {
-            let now = shell.now();
-            let key = if is_one_too_many { shell.core.handle_operator(now) } else { shell.core.handle_connect(now) };
-            let at = key.id.index();
-            let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
-            if shell.clients.len() <= at {
-                shell.clients.resize_with(at + 1, || None);
-            }
-            match &mut shell.uring {
-                Some(uring) => match stream.into_blocking() {
-                    Ok(fd) => {
-                        let slot = uring.add(fd, Owner::Client(key.id));
-                        uring.receive(slot);
-                        shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
-                    }
-                    Err(error) => {
-                        shell.core.handle_gone(key.id);
-                        return Err(error);
-                    }
-                },
-                None => {
-                    shell.clients[at] = Some(ClientIo::Stream { stream, reader: None });
-                    tokio::task::spawn_local(self.clone().read_client(key));
-                }
-            }
-            shell.stats.connected();
-            if let Some(peer) = peer {
-                tracing::debug!(
-                    client = key.generation,
-                    worker = shell.core.worker().0,
-                    peer,
-                    "a client has connected"
-                );
-                shell.named.insert(key.id, peer);
-            }
-            if is_one_too_many {
-                let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
-                if beyond.len() >= 2 * OPERATORS {
-                    beyond.pop_front();
-                }
-                beyond.push_back((shell.core.worker(), key));
-            }
-            Ok(key)
-        });
-        match admitted {
-            Ok(key) if is_one_too_many => {
-                let worker = self.clone();
-                tokio::task::spawn_local(async move {
-                    tokio::time::sleep(OPERATOR_SILENCE).await;
-                    worker.work(|shell| shell.core.turn_away(shell.clock.now(), key));
-                });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot take a client on");
-                self.count.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        is_one_too_many
-    }
-
-    /// One client beyond the limit that has said nothing makes room for another. `false`: there is
-    /// none.
-    fn turn_one_away(&self, shell: &mut Shell) -> bool {
-        let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((worker, key)) = beyond.pop_front() {
-            if worker != shell.core.worker() {
-                // (Whether it is silent still, that worker knows.)
-                shell.send_to(worker, PeerMessage::TurnAway(key));
-                return true;
-            }
-            if shell.core.turn_away(shell.clock.now(), key) {
-                return true;
-            }
-        }
-        false
     }
 
     async fn run_conn(self, at: ConnId, generation: u32) {
@@ -651,12 +492,6 @@ impl Shell {
         }
         self.core.handle_node_input(now, at);
     }
-}
-
-/// Tells a client too many of the limit.
-async fn refuse(stream: ClientStream) {
-    let mut stream = stream;
-    let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(TOO_MANY)])).await;
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
 use crate::backend::NodeStream;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, WorkerId};
 use crate::keys::{Missed, MissedBudget};
 use crate::proxy::{CoreSettings, Flow, Follower, Route};
 use crate::ring::{Distribution, Topology};
