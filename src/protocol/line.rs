@@ -72,17 +72,18 @@ fn is_retrieval(buf: &[u8]) -> bool {
 /// Where the first blank is. Words are short: what `memchr` does before it looks at the first byte
 /// is more than all of this.
 pub(super) fn find_blank(text: &[u8]) -> Option<usize> {
-    let (chunks, tail) = text.as_chunks::<8>();
-    for (at, chunk) in chunks.iter().enumerate() {
+    let mut at = 0;
+    while let Some(chunk) = text[at..].first_chunk::<8>() {
         if let Some(blank) = blank_in(chunk) {
-            return Some(8 * at + blank);
+            return Some(at + blank);
         }
+        at += 8;
     }
     match text.last_chunk::<8>() {
         // Some of it once more: it costs less than byte by byte.
-        Some(last) if !tail.is_empty() => blank_in(last).map(|blank| text.len() - 8 + blank),
+        Some(last) if at < text.len() => blank_in(last).map(|blank| text.len() - 8 + blank),
         Some(_) => None,
-        None => tail.iter().position(|&byte| byte == b' '),
+        None => text.iter().position(|&byte| byte == b' '),
     }
 }
 
@@ -127,8 +128,10 @@ impl Iterator for Words<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let left = &self.buf[self.pos..self.end];
-        let start = self.pos + left.iter().position(|&byte| byte != b' ')?;
+        let mut start = self.pos;
+        while *self.buf[..self.end].get(start)? == b' ' {
+            start += 1;
+        }
         let len = find_blank(&self.buf[start..self.end]).unwrap_or(self.end - start);
         self.pos = start + len;
         Some(start..self.pos)

@@ -3,16 +3,23 @@
 
 /// Digits and nothing else, with an overflow check.
 pub fn parse_u64(text: &[u8]) -> Option<u64> {
-    if text.is_empty() {
-        return None;
-    }
-    text.iter().try_fold(0u64, |sum, &byte| {
+    let (number, len) = leading_u64(text)?;
+    (len == text.len()).then_some(number)
+}
+
+/// The number of which the digits are that a text begins with, and how many digits; at least one.
+#[inline(always)]
+pub(super) fn leading_u64(text: &[u8]) -> Option<(u64, usize)> {
+    let (mut number, mut len) = (0u64, 0);
+    while let Some(byte) = text.get(len) {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
-            return None;
+            break;
         }
-        sum.checked_mul(10)?.checked_add(u64::from(digit))
-    })
+        number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
+        len += 1;
+    }
+    (len > 0).then_some((number, len))
 }
 
 /// Digits with at most one minus before them, with an overflow check.

@@ -11,7 +11,7 @@ use memchr::memchr;
 use thiserror::Error;
 
 use super::line::find_blank;
-use super::number::parse_u64;
+use super::number::{leading_u64, parse_u64};
 use super::{KEY_LEN_MAX, answer};
 
 /// What a node said. Ranges are offsets into the buffer that was parsed.
@@ -331,6 +331,10 @@ pub fn parse_reply_within(buf: &[u8], limits: &ReplyLimits) -> Result<ParsedRepl
         return Err(ReplyError::BareNewline { line: excerpt(&buf[..newline]) });
     };
     let text = Text { buf, line: 0..line.len(), line_len: newline + 1, limits };
+    // As most often.
+    if line.first_chunk() == Some(b"VALUE ") {
+        return text.value(b"VALUE ".len()..line.len());
+    }
     if let Some(kind) = fixed(line) {
         return Ok(text.line_reply(kind));
     }
@@ -453,12 +457,12 @@ impl Text<'_> {
     /// As [`Text::word`], of a word that is a number.
     fn number(&self, at: &mut usize) -> Option<u64> {
         let left = self.buf[..self.line.end].get(*at..)?;
-        let len = left.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(left.len());
+        let (number, len) = leading_u64(left)?;
         if left.get(len).is_some_and(|&byte| byte != b' ') {
             return None;
         }
         *at += len + 1;
-        parse_u64(&left[..len])
+        Some(number)
     }
 
     fn value_len(&self, at: &mut usize) -> Result<usize, ReplyError> {

@@ -654,6 +654,17 @@ impl Client {
                     }
                 }
             }
+            // Nothing to wait for.
+            (_, answer) if at == 0 => {
+                let style = entry.style;
+                f.close_first(&mut self.first, spare);
+                style.write(answer, &mut f.out);
+                if !f.slots.is_empty() {
+                    f.flush_slots(&mut self.first, spare);
+                }
+                f.count(memory);
+                return true;
+            }
             (reply, answer) => {
                 f.held += answer.weight();
                 *reply = Reply::One(answer);
@@ -721,6 +732,16 @@ impl InFlight {
             && self.receiving.bytes() == 0
     }
 
+    /// The first request is answered. `first`: its slot's number.
+    #[inline(always)]
+    fn close_first(&mut self, first: &mut u64, spare: &mut Spare) -> Option<Slot> {
+        let slot = self.slots.pop_front()?;
+        self.bytes -= slot.bytes as usize;
+        while self.keys.pop(*first, &mut spare.tables) {}
+        *first += 1;
+        Some(slot)
+    }
+
     /// `first`: number of the first slot.
     fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare) -> bool {
         let mut moved = false;
@@ -748,10 +769,7 @@ impl InFlight {
             if !done {
                 return moved;
             }
-            let Some(slot) = self.slots.pop_front() else { break };
-            self.bytes -= slot.bytes as usize;
-            while self.keys.pop(*first, &mut spare.tables) {}
-            *first += 1;
+            let Some(slot) = self.close_first(first, spare) else { break };
             moved = true;
             match slot.reply {
                 Reply::None => {}

@@ -35,6 +35,9 @@ enum Of {
     Keys,
     /// What is done between two boundaries of the shape's own, by key.
     Part,
+    /// The same of so many structures, each with as many keys, as make up for chance: how many
+    /// parts of a table have just grown at 1,000 keys is rolled anew in each process.
+    KeysOfSeveral,
     /// A few ticks, whatever waits meanwhile; between two boundaries of the shape's own.
     Ticks,
 }
@@ -119,11 +122,13 @@ const STRUCTURES: [Shape; 11] = [
     ("a gate that closes over what is in flight", Of::Part, |keys| Crowd::new(keys).close_over()),
     ("copies that differ", Of::Keys, |keys| Crowd::new(keys).diverge()),
     ("copies of one key that differ", Of::Keys, |keys| Crowd::new(keys).diverge_at_one()),
-    ("missed, past the bound", Of::Keys, |keys| {
-        let missed = Missed::new(Arc::new(MissedBudget::new(keys * 50)));
-        missed.reset();
-        (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
-        assert!(missed.overflowed());
+    ("missed, past the bound", Of::KeysOfSeveral, |keys| {
+        for _ in 0..several(keys) {
+            let missed = Missed::new(Arc::new(MissedBudget::new(keys * 50)));
+            missed.reset();
+            (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
+            assert!(missed.overflowed());
+        }
     }),
     // (What was missed so far is freed by another thread, and by this one where it is little.)
     ("missed, and one too many", Of::Ticks, |keys| {
@@ -140,18 +145,27 @@ const STRUCTURES: [Shape; 11] = [
         callgrind::boundary();
         assert!(full.overflowed());
     }),
-    ("missed", Of::Keys, |keys| {
-        let missed = Missed::new(Arc::new(MissedBudget::new(1 << 30)));
-        missed.reset();
-        (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
-    }),
-    ("recopy", Of::Keys, |keys| {
-        let recopy = Recopy::new();
-        // (Past its bound it forgets them.)
-        for batch in (0..keys).step_by(50_000) {
-            (batch..keys.min(batch + 50_000)).for_each(|i| counted_recopy(&recopy, key(i).into()));
-            while !counted_take_batch(&recopy).is_empty() {}
+    ("missed", Of::KeysOfSeveral, |keys| {
+        for _ in 0..several(keys) {
+            let missed = Missed::new(Arc::new(MissedBudget::new(1 << 30)));
+            missed.reset();
+            (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
         }
+    }),
+    // (Once its table has grown: see `KeysOfSeveral`.)
+    ("recopy", Of::Part, |keys| {
+        let recopy = Recopy::new();
+        let round = || {
+            // (Past its bound it forgets them.)
+            for batch in (0..keys).step_by(50_000) {
+                (batch..keys.min(batch + 50_000)).for_each(|i| counted_recopy(&recopy, key(i).into()));
+                while !counted_take_batch(&recopy).is_empty() {}
+            }
+        };
+        round();
+        callgrind::boundary();
+        round();
+        callgrind::boundary();
     }),
 ];
 
@@ -315,7 +329,7 @@ fn a_key_costs_the_same_however_many_there_are() {
         for (_, of, run) in *shapes {
             for size in SIZES {
                 match of {
-                    Of::Keys => each_key(|| run(size)),
+                    Of::Keys | Of::KeysOfSeveral => each_key(|| run(size)),
                     Of::Part | Of::Ticks => run(size),
                 }
             }
@@ -337,7 +351,11 @@ fn a_key_costs_the_same_however_many_there_are() {
             Err(why) => return skipped("instructions of a key among many", &why),
         };
         for ((shape, of, _), counts) in shapes.iter().zip(counts.chunks(SIZES.len())) {
-            let by = |keys| if matches!(of, Of::Ticks) { TICKS } else { keys as u64 };
+            let by = |keys| match of {
+                Of::Keys | Of::Part => keys as u64,
+                Of::KeysOfSeveral => (keys * several(keys)) as u64,
+                Of::Ticks => TICKS,
+            };
             let each: Vec<u64> = counts.iter().zip(SIZES).map(|(count, keys)| count / by(keys)).collect();
             println!("  {shape:<40} {each:>7?}");
             if each.iter().any(|&each_of_many| each_of_many * 100 > each[0] * GROWTH_MAX) {
@@ -352,6 +370,10 @@ fn each_key(work: impl FnOnce()) {
     callgrind::boundary();
     work();
     callgrind::boundary();
+}
+
+fn several(keys: usize) -> usize {
+    (10_000 / keys).max(1)
 }
 
 fn key(i: usize) -> Vec<u8> {

@@ -177,11 +177,14 @@ impl Core {
         match &reply.kind {
             ReplyKind::Value { key, .. } => {
                 let key = &conn.input[key.clone()];
-                let mut line = conn.flights.iter().map(|s| s.flight).take_while(|f| *f != Flight::GetEnd);
                 let asked = |f| matches!(f, Flight::Get(id) if self.ops[id].key() == key);
-                let place = line.clone().position(asked);
-                if place.is_none() && !line.any(|f| f == Flight::VoidGet) {
-                    return Heed::Doubt;
+                let mut place = conn.flights.front().is_some_and(|s| asked(s.flight)).then_some(0);
+                if place.is_none() {
+                    let mut line = conn.flights.iter().map(|s| s.flight).take_while(|f| *f != Flight::GetEnd);
+                    place = line.clone().position(asked);
+                    if place.is_none() && !line.any(|f| f == Flight::VoidGet) {
+                        return Heed::Doubt;
+                    }
                 }
                 // A value counts once what stands behind it shows that it ended there.
                 let last = place.is_some_and(|at| conn.flights.get(at + 1).is_some_and(|s| s.flight == Flight::GetEnd));
