@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use crate::ids::{Incarnation, Place};
 use crate::pair::Reason;
 
+pub mod gathered;
+pub mod items;
 pub mod lines;
 
 #[derive(Clone, Debug)]
@@ -145,6 +147,9 @@ pub struct ProcessReport {
     /// Seconds since 1970.
     pub unix_time: u64,
     pub version: &'static str,
+    /// What it has used of the processors, in microseconds.
+    pub user_us: u64,
+    pub system_us: u64,
     pub threads: usize,
     pub max_clients: usize,
 }

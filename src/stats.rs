@@ -63,6 +63,36 @@ counters! {
         cmd_delete,
         /// incr and decr.
         cmd_arithmetic,
+        /// flush_all commands.
+        cmd_flush,
+        /// Commands of the meta protocol.
+        cmd_meta,
+        /// delete commands of keys that were there.
+        delete_hits,
+        /// And of others.
+        delete_misses,
+        /// incr commands, likewise.
+        incr_hits,
+        /// Likewise.
+        incr_misses,
+        /// decr commands, likewise.
+        decr_hits,
+        /// Likewise.
+        decr_misses,
+        /// cas commands that stored.
+        cas_hits,
+        /// Of keys that were not there.
+        cas_misses,
+        /// Of items that were changed since.
+        cas_badval,
+        /// touch, gat, gats of keys that were there.
+        touch_hits,
+        /// And of others.
+        touch_misses,
+        /// Items above the limit.
+        store_too_large,
+        /// Items that found no memory.
+        store_no_memory,
         /// Keys found.
         get_hits,
         /// Keys not found.

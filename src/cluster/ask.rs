@@ -12,7 +12,7 @@ use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
 use super::Cluster;
-use super::summary::PAIR_WORDS;
+use super::inquiries::Inquiry;
 
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
@@ -22,25 +22,31 @@ pub(super) struct Asker {
     pub(super) slot: u64,
 }
 
+impl Asker {
+    pub(super) fn is(&self, worker: WorkerId, client: ClientKey) -> bool {
+        (self.worker, self.client) == (worker, client)
+    }
+}
+
 const OK: Bytes = Bytes::from_static(answer::OK);
 
 impl Cluster {
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
         let answer = match question {
             Question::FlushAll { delay } => return self.flush_all(asker, delay),
-            Question::Stats(args) => match args.as_str() {
-                "" => self.report().stats(&PAIR_WORDS),
-                "servers" => self.report().stats_servers(),
-                "resync" => self.report().resync_status(false),
-                "settings" => self.stats_settings(),
-                "reset" => self.stats_reset(),
-                // memcached's own answer, which some test suites look for.
-                "noreply" => Bytes::from_static(answer::ERROR),
-                other => client_error(format_args!(
-                    "stats {other}: unknown; known are: stats, stats servers, stats resync, stats settings, stats reset"
-                )),
+            Question::Stats(args) => match args.split_ascii_whitespace().next() {
+                Some("servers") => self.report().stats_servers(),
+                Some("resync") => self.report().resync_status(false),
+                Some("reset") => self.stats_reset(),
+                Some("conns") => return self.stats_conns(asker),
+                _ => match Inquiry::parse(&args) {
+                    Ok(inquiry) => return self.inquire(asker, inquiry),
+                    Err(answer) => answer,
+                },
             },
             Question::Resync(args) => self.resync_asked(&args),
+            Question::List(classes) => return self.list(asker, &classes),
+            Question::Node(args) => return self.node_asked(asker, &args),
         };
         self.answer(asker, Outcome::Raw(answer));
     }
@@ -72,7 +78,7 @@ impl Cluster {
                 let node = match name.map(|name| self.topology.node_by_name(name).ok_or(name)) {
                     None => None,
                     Some(Ok(node)) => Some(node),
-                    Some(Err(name)) => return self.unknown_node(name),
+                    Some(Err(name)) => return self.unknown_node("resync", name),
                 };
                 match self.begin_verify(node) {
                     Ok(()) => OK,
@@ -89,24 +95,24 @@ impl Cluster {
             (Some("cancel"), Some(name)) => match self.topology.node_by_name(name) {
                 Some(node) if self.cancel_job(node) => OK,
                 Some(_) => client_error(format_args!("resync cancel: no resync of {name} is under way")),
-                None => self.unknown_node(name),
+                None => self.unknown_node("resync", name),
             },
             (Some("lead"), None) => client_error("resync lead: which server? resync lead <host:port>"),
             (Some("lead"), Some(name)) => match self.topology.node_by_name(name) {
                 Some(node) => self.promote(node, name),
-                None => self.unknown_node(name),
+                None => self.unknown_node("resync", name),
             },
             (Some(name), None) => match self.topology.node_by_name(name) {
                 Some(node) => self.distrust(node, name),
-                None => self.unknown_node(name),
+                None => self.unknown_node("resync", name),
             },
             (Some(_), Some(word)) => client_error(format_args!("resync: unexpected word {word}")),
         }
     }
 
-    fn unknown_node(&self, name: &str) -> Bytes {
+    pub(super) fn unknown_node(&self, command: &str, name: &str) -> Bytes {
         let known: Vec<String> = self.topology.nodes().map(|n| self.topology.addr(n).to_string()).collect();
-        client_error(format_args!("resync: unknown node or word {name}; nodes are {}", known.join(" ")))
+        client_error(format_args!("{command}: unknown node or word {name}; nodes are {}", known.join(" ")))
     }
 
     fn ask_refill(&mut self, node: NodeId) {
@@ -177,11 +183,24 @@ impl Cluster {
         Bytes::from_static(answer::RESET)
     }
 
-    fn stats_settings(&self) -> Bytes {
+    /// `servers`: what they say of theirs, which is shown where it is not the proxy's own.
+    pub(super) fn stats_settings(&self, servers: Vec<(String, String)>) -> Bytes {
         let s = &self.settings;
-        let mut out = Lines::default();
+        let mut out = Lines::over(servers);
         out.put("maxconns", s.max_clients);
         out.put("tcpport", s.listen.first().map_or(0, |a| a.port()));
+        out.put("udpport", 0);
+        out.put("umask", format_args!("{:o}", s.unix_socket_mode));
+        out.put("shutdown_command", "no");
+        out.put("num_threads_per_udp", s.threads);
+        out.put("binding_protocol", "auto-negotiate");
+        out.put("auth_enabled_sasl", "no");
+        out.put("auth_enabled_ascii", "no");
+        out.put("maxconns_fast", "yes");
+        out.put("flush_enabled", "yes");
+        out.put("dump_enabled", "yes");
+        out.put("idle_timeout", s.idle_timeout.map_or(0, |time| time.as_secs()));
+        out.put("ssl_enabled", "no");
         out.put("inter", s.listen.first().map_or("NULL".to_owned(), |a| a.ip().to_string()));
         out.put("domain_socket", s.unix_socket.as_ref().map_or("NULL".to_owned(), |p| p.display().to_string()));
         out.put("num_threads", s.threads);

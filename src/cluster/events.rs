@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 
 use crate::backend::{DrainEnd, MarkError, NodeControl, NodeError, NodeView, Probe};
@@ -11,11 +12,12 @@ use crate::ids::{Epoch, Incarnation, NodeId, PairId};
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Event;
-use crate::resync::{JobError, JobEvent, Outcome, VerifyEvent};
+use crate::resync::{JobError, JobEvent, ListError, Outcome, VerifyEvent};
 
 use super::Cluster;
 use super::ask::Asker;
 use super::clean::CleanError;
+use super::inquiries::Answers;
 
 /// What the control plane's own tasks report.
 pub(super) enum Internal {
@@ -90,6 +92,14 @@ pub(super) enum Internal {
     PendingRecorded { askers: Vec<Asker>, results: Vec<(NodeId, Result<(), MarkError>)> },
     /// They are to be written again.
     RetryPending,
+
+    // ---- what operators ask ---------------------------------------------------------------------
+    /// The servers were asked for statistics.
+    Gathered(Box<Answers>),
+    /// One server was sent a command, and has answered, or not.
+    NodeAnswered { asker: Asker, answer: Bytes },
+    /// A list of keys is over.
+    Listed { asker: Asker, result: Result<(), ListError> },
 }
 
 impl Cluster {
@@ -128,6 +138,8 @@ impl Cluster {
             Event::Abandoned { node } => self.abandoned(node),
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
+            Event::Connected { worker, round, told, more } => self.connected(worker, round, told, more),
+            Event::Unwanted { worker, client } => self.unwanted(worker, client),
             Event::Ask { worker, client, slot, question } => self.asked(Asker { worker, client, slot }, question),
         }
     }
@@ -163,6 +175,9 @@ impl Cluster {
             Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
             Internal::ProbeAwaited { node, age } => self.probe_awaited(node, age),
             Internal::RetryPending => self.retry_pending(),
+            Internal::Gathered(answers) => self.gathered(*answers),
+            Internal::NodeAnswered { asker, answer } => self.node_answered(asker, answer),
+            Internal::Listed { asker, result } => self.listed(asker, result),
             Internal::FlushAwaited { node, age } => self.flush_awaited(node, age),
             Internal::FlushDue { due } => self.flush_due(due),
             Internal::NobodyRecorded => self.nobody_recorded(),

@@ -51,7 +51,9 @@
 //! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `verify`: comparing the copies of mirrored pairs.
-//! - `ask`: what operators ask over the text protocol.
+//! - `ask`: what operators ask over the text protocol; `inquiries`: what all servers are asked for
+//!   it; `one_server`: what one is told; `listings`: all keys; `conns`:
+//!   who is connected.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
 //! - `foreign`: another proxy over the same nodes.
@@ -65,16 +67,20 @@ mod alone;
 mod ask;
 mod clean;
 mod clocks;
+mod conns;
 mod copies;
 mod edges;
 mod events;
 mod evictions;
 mod flush;
 mod foreign;
+mod inquiries;
 mod jobs;
 mod lateness;
+mod listings;
 mod names;
 mod nodes;
+mod one_server;
 mod orders;
 mod precedence;
 mod probes;
@@ -101,7 +107,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::{Period, Session};
-use crate::backend::{Dial, NodeControl};
+use crate::backend::{Dial, Inquirer, NodeControl};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, NodeId, PairId, Place, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
@@ -169,6 +175,13 @@ pub struct Cluster {
     dialer: Arc<dyn Dial>,
     names: Names,
     controls: Vec<Arc<NodeControl>>,
+    /// For operators and monitors.
+    inquirers: Vec<Arc<Inquirer>>,
+    inquiries: inquiries::Inquiries,
+    /// Commands for one server that are unanswered.
+    commanded: usize,
+    listings: listings::Listings,
+    conns: conns::Conns,
     workers: Vec<UnboundedSender<Command>>,
     stats: Vec<Arc<WorkerStats>>,
     /// The counters at the last `stats reset`.
@@ -228,10 +241,10 @@ impl Cluster {
         let (internal, inbox) = unbounded_channel();
         let now = Instant::now();
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
-        let controls = topology
-            .nodes()
-            .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), settings.probe_timeout.max(settings.timeout))))
-            .collect();
+        let patience = settings.probe_timeout.max(settings.timeout);
+        let controls =
+            topology.nodes().map(|node| Arc::new(NodeControl::new(node, dialer.clone(), patience))).collect();
+        let inquirers = topology.nodes().map(|node| Arc::new(Inquirer::new(node, dialer.clone(), patience))).collect();
         // As much again as one resync's key list.
         let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
         let term = terms::first(Term::default(), false, ambient::random_u64());
@@ -272,6 +285,11 @@ impl Cluster {
             dialer,
             names,
             controls,
+            inquirers,
+            inquiries: inquiries::Inquiries::default(),
+            commanded: 0,
+            listings: listings::Listings::default(),
+            conns: conns::Conns::default(),
             workers,
             stats,
             stats_base: Vec::new(),

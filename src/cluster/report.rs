@@ -3,6 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId};
 use crate::report::{
@@ -27,6 +30,7 @@ impl Cluster {
         );
         let pairs: Vec<PairReport> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let (state, percent) = self.yielding();
+        let (user_us, system_us) = processor_time();
         Report {
             mode: self.mode(),
             mirrored: summary.is_mirrored(),
@@ -42,6 +46,8 @@ impl Cluster {
                 uptime_seconds: self.started.elapsed().as_secs(),
                 unix_time: crate::ambient::unix_time().as_secs(),
                 version: crate::proxy::VERSION,
+                user_us,
+                system_us,
                 threads: self.workers.len(),
                 max_clients: self.settings.max_clients,
             },
@@ -178,6 +184,12 @@ impl Cluster {
         let names = all.first().map(Vec::as_slice).unwrap_or_default();
         names.iter().enumerate().map(|(at, (name, _))| (*name, all.iter().map(|c| c[at].1).sum())).collect()
     }
+}
+
+/// What this process has used, in microseconds: its own time, and the kernel's.
+fn processor_time() -> (u64, u64) {
+    let us = |time: TimeVal| time.num_microseconds() as u64;
+    getrusage(UsageWho::RUSAGE_SELF).map_or((0, 0), |used| (us(used.user_time()), us(used.system_time())))
 }
 
 fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill: Fill, eta: Duration) -> ResyncReport {

@@ -5,6 +5,7 @@
 //! protocol stand among the classic ones, and are parsed by [`super::meta`].
 
 mod command;
+mod refused;
 
 use super::answer;
 use super::line::{Line, Words, first_line};

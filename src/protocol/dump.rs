@@ -2,6 +2,39 @@
 
 use super::KEY_LEN_MAX;
 
+/// Which keys a client wants to be listed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Classes {
+    All,
+    /// One bit each.
+    Some(u64),
+}
+
+impl Classes {
+    /// `all`, `hash`, or classes with commas between them.
+    pub fn parse(text: &str) -> Option<Classes> {
+        const CLASSES: u32 = 64;
+        if matches!(text, "all" | "hash") {
+            return Some(Classes::All);
+        }
+        let mut classes = 0;
+        for class in text.split(',').filter(|class| !class.is_empty()) {
+            let class = class.parse().ok().filter(|class| (1..CLASSES).contains(class))?;
+            classes |= 1 << class;
+        }
+        Some(Classes::Some(classes))
+    }
+
+    /// Whether a line is of one of them.
+    pub fn has(&self, line: &[u8]) -> bool {
+        let Classes::Some(classes) = self else { return true };
+        // Behind the key, where it cannot be part of that: its blanks are written as %20.
+        let class = memchr::memmem::find(line, b" cls=").map(|at| &line[at + 5..]);
+        let class = class.and_then(|rest| number(rest.split(|&byte| byte == b' ').next()?));
+        class.is_some_and(|class| class < 64 && classes & 1 << class != 0)
+    }
+}
+
 /// A line of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Said {
@@ -141,6 +174,18 @@ mod tests {
         let long = "%20".repeat(250);
         let line = format!("key={long} exp=5 la=1 cas=1 fetch=no cls=1 size=53");
         assert_eq!(one(&line), Some((vec![b' '; 250], 53, false)));
+    }
+
+    #[test]
+    fn classes_are_those_of_memcached() {
+        assert_eq!((Classes::parse("all"), Classes::parse("hash")), (Some(Classes::All), Some(Classes::All)));
+        for text in ["x", "0", "64", "1,x", "300", "-1"] {
+            assert_eq!(Classes::parse(text), None, "{text}");
+        }
+        let line = b"key=a exp=-1 la=1 cas=2 fetch=yes cls=12 size=69";
+        for (classes, has) in [("1,12", true), ("12", true), ("1,2", false), ("all", true)] {
+            assert_eq!(Classes::parse(classes).map(|classes| classes.has(line)), Some(has), "{classes}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod outcome;
 pub mod reply;
 pub mod request;
 pub mod told;
+pub mod whole;
 
 /// Longest key, in bytes, memcached's `KEY_MAX_LENGTH`.
 pub const KEY_LEN_MAX: usize = 250;

@@ -237,6 +237,10 @@ pub enum Admin {
     Stats(Range<usize>),
     /// Ours, not memcached's: the operator watches and steers the healing.
     Resync(Range<usize>),
+    /// Ours too: the operator sends one server a command.
+    Node(Range<usize>),
+    /// All keys, or those of some classes of items.
+    List(Range<usize>),
     Version,
     Verbosity {
         level: u32,
@@ -253,6 +257,8 @@ impl Admin {
             Admin::FlushAll { .. } => "flush_all",
             Admin::Stats(_) => "stats",
             Admin::Resync(_) => "resync",
+            Admin::Node(_) => "node",
+            Admin::List(_) => "lru_crawler metadump",
             Admin::Version => "version",
             Admin::Verbosity { .. } => "verbosity",
             Admin::Noop => "noop",

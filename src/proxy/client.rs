@@ -529,6 +529,11 @@ impl Client {
         self.in_flight.as_ref().is_none_or(|f| f.slots.is_empty())
     }
 
+    /// Whether there are answers to be written.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|f| !f.out.is_empty())
+    }
+
     /// Answers to be written.
     pub fn unsent(&mut self) -> Option<&mut OutQueue> {
         self.in_flight.as_mut().map(|f| &mut f.out)
@@ -609,6 +614,13 @@ impl Client {
     /// [`PendingKeys::conflicts`].
     pub(super) fn conflicts(&mut self, hash: u32, write: bool, spare: &mut Spare) -> bool {
         self.in_flight.as_mut().is_some_and(|f| f.keys.conflicts(hash, write, &mut spare.tables))
+    }
+
+    /// A piece of the answer to the one request that is unanswered.
+    pub(super) fn put_part(&mut self, bytes: Bytes, memory: &Arc<Memory>) {
+        let Some(f) = &mut self.in_flight else { return };
+        f.out.put_shared(bytes);
+        f.count(memory);
     }
 
     /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was

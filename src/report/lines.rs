@@ -1,5 +1,6 @@
 //! `STAT` lines. `resilver wait` reads them by the names that stand here.
 
+use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
 use bytes::Bytes;
@@ -17,18 +18,42 @@ pub const INCARNATION: &str = "incarnation";
 
 /// Lines under construction.
 #[derive(Default)]
-pub struct Lines(String);
+pub struct Lines {
+    /// What the servers say, each in its place; its value may be replaced.
+    servers: Vec<(String, String)>,
+    places: HashMap<String, usize>,
+    text: String,
+}
 
 impl Lines {
-    pub fn put(&mut self, name: impl Display, value: impl Display) {
-        // Writing to a string cannot fail.
-        let _ = write!(self.0, "STAT {name} {value}\r\n");
+    /// Behind what the servers say. What is put under one of these names stands in its place.
+    pub fn over(servers: Vec<(String, String)>) -> Lines {
+        let places = servers.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+        Lines { servers, places, text: String::new() }
     }
 
-    pub fn end(mut self) -> Bytes {
-        self.0.push_str("END\r\n");
-        Bytes::from(self.0)
+    pub fn put(&mut self, name: impl Display, value: impl Display) {
+        if !self.places.is_empty()
+            && let Some(at) = self.places.get(&name.to_string())
+        {
+            self.servers[*at].1 = value.to_string();
+            return;
+        }
+        write_stat(&mut self.text, name, value);
     }
+
+    pub fn end(self) -> Bytes {
+        let mut out = String::with_capacity(self.text.len() + 32 * self.servers.len());
+        self.servers.iter().for_each(|(name, value)| write_stat(&mut out, name, value));
+        out.push_str(&self.text);
+        out.push_str("END\r\n");
+        Bytes::from(out)
+    }
+}
+
+fn write_stat(out: &mut String, name: impl Display, value: impl Display) {
+    // Writing to a string cannot fail.
+    let _ = write!(out, "STAT {name} {value}\r\n");
 }
 
 impl Report {
@@ -60,9 +85,15 @@ impl Report {
         out.end()
     }
 
-    /// `pair_states`: every word that a pair's state can be.
-    pub fn stats(&self, pair_states: &[&str]) -> Bytes {
-        let mut out = Lines::default();
+    /// `pair_states`: every word that a pair's state can be. `servers`: what those that lead say,
+    /// as many as `asked` and not so many as `silent`.
+    pub fn stats(
+        &self,
+        pair_states: &[&str],
+        servers: Vec<(String, String)>,
+        (asked, silent): (usize, usize),
+    ) -> Bytes {
+        let mut out = Lines::over(servers);
         out.put("pid", self.process.pid);
         out.put("uptime", self.process.uptime_seconds);
         out.put("time", self.process.unix_time);
@@ -71,6 +102,11 @@ impl Report {
         out.put("pointer_size", usize::BITS);
         out.put("threads", self.process.threads);
         out.put("max_connections", self.process.max_clients);
+        out.put("rusage_user", seconds(self.process.user_us));
+        out.put("rusage_system", seconds(self.process.system_us));
+        out.put("accepting_conns", 1);
+        out.put("auth_cmds", 0);
+        out.put("auth_errors", 0);
         for (name, value) in &self.counters {
             out.put(name, value);
         }
@@ -90,6 +126,8 @@ impl Report {
         out.put("nodes_lost", self.nodes.iter().filter(|node| !node.up).count());
         out.put("late_together", self.late_together);
         out.put("late_given_up", self.late_given_up);
+        out.put("servers_asked", asked);
+        out.put("servers_not_asked", silent);
         out.end()
     }
 
@@ -167,6 +205,11 @@ impl NodeReport {
         }
         out.put(format_args!("{addr}:for_seconds"), self.for_seconds);
     }
+}
+
+/// Seconds with six decimals, as memcached has them.
+fn seconds(us: u64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
 }
 
 fn or_none(value: Option<impl Display>) -> String {

@@ -54,6 +54,8 @@ pub(super) struct DumpLine<'a> {
     pub(super) key: &'a [u8],
     /// Bytes of the whole item.
     pub(super) size: u32,
+    /// The whole of it, without its end.
+    pub(super) line: &'a [u8],
 }
 
 enum DumpEnd {
@@ -161,7 +163,7 @@ fn line(
     Ok(Some(match dump::parse(line, key) {
         Some(Said::Key { blind: true, .. }) => return Err(DumpError::Cannot(NO_CAS.to_owned())),
         Some(Said::Key { size, .. }) => {
-            on_key(DumpLine { key, size }).map_err(DumpError::Spool)?;
+            on_key(DumpLine { key, size, line }).map_err(DumpError::Spool)?;
             return Ok(None);
         }
         Some(Said::Begun) => return Ok(None),

@@ -1,6 +1,7 @@
 //! A client's byte stream, of whichever kind.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -50,6 +51,24 @@ impl ClientStream {
             ClientStream::Unix(_) => "the unix socket".to_owned(),
             #[cfg(test)]
             ClientStream::Memory(_) => "memory".to_owned(),
+        }
+    }
+
+    /// Its two ends, as memcached writes them: the client's, and the proxy's.
+    pub(crate) fn ends(&self) -> (String, String) {
+        match self {
+            ClientStream::Tcp(s) => {
+                let tcp = |addr: io::Result<SocketAddr>| {
+                    addr.map_or_else(|_| "tcp:unknown".to_owned(), |at| format!("tcp:{at}"))
+                };
+                (tcp(s.peer_addr()), tcp(s.local_addr()))
+            }
+            ClientStream::Unix(s) => {
+                let at = s.local_addr().ok().and_then(|at| at.as_pathname().map(|path| path.display().to_string()));
+                ("unix".to_owned(), format!("unix:{}", at.unwrap_or_default()))
+            }
+            #[cfg(test)]
+            ClientStream::Memory(_) => ("memory".to_owned(), "memory".to_owned()),
         }
     }
 

@@ -28,7 +28,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
 use slab::Slab;
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 use crate::backend::{gives_up, is_from_node};
 use crate::protocol::out::{MAX_SLICES, OutQueue};
@@ -280,6 +280,18 @@ impl Uring {
     pub(super) fn peer(&self, slot: usize) -> String {
         let peer = SockRef::from(&self.slots[slot].fd).peer_addr().ok().and_then(|addr| addr.as_socket());
         peer.map_or_else(|| "the unix socket".to_owned(), |addr| addr.to_string())
+    }
+
+    /// Its two ends, as memcached writes them: the client's, and the proxy's.
+    pub(super) fn ends(&self, slot: usize) -> (String, String) {
+        let socket = SockRef::from(&self.slots[slot].fd);
+        let tcp = |addr: io::Result<SockAddr>| Some(format!("tcp:{}", addr.ok()?.as_socket()?));
+        let local = socket.local_addr();
+        let path = local.as_ref().ok().and_then(SockAddr::as_pathname).map(|path| format!("unix:{}", path.display()));
+        (
+            tcp(socket.peer_addr()).unwrap_or_else(|| "unix".to_owned()),
+            tcp(local).or(path).unwrap_or_else(|| "unix:".to_owned()),
+        )
     }
 
     /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says

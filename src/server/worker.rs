@@ -6,6 +6,7 @@
 //! On io_uring there are neither: see `on_uring`.
 
 mod admission;
+mod census;
 mod clock;
 mod ended;
 mod flusher;
@@ -371,6 +372,9 @@ impl Worker {
     async fn take_commands(self, mut commands: UnboundedReceiver<Command>) {
         while let Some(command) = commands.recv().await {
             self.work(|shell| {
+                if let Command::WhoIsConnected { round } = command {
+                    return shell.tell_connected(round);
+                }
                 shell.core.handle_command(shell.clock.now(), command);
                 while let Some(at) = shell.core.poll_hangup() {
                     shell.hang_up(at);

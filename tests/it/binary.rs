@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::binary_differential::{Connection, Packet, random_request};
 use crate::support::{Cluster, Memcached, Shape, wait_until};
 
-fn packet(opcode: u8, extras: &[u8], key: &[u8], value: &[u8]) -> Vec<u8> {
+pub fn packet(opcode: u8, extras: &[u8], key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x80, opcode];
     bytes.extend((key.len() as u16).to_be_bytes());
     bytes.extend([extras.len() as u8, 0, 0, 0]);

@@ -28,6 +28,7 @@ mod scripted;
 mod startup;
 mod startup_review;
 mod startup_ring;
+mod stats;
 mod status;
 mod support;
 mod wait;

@@ -8,11 +8,15 @@ use super::header::{HEADER_LEN, Header, MAGIC_REQUEST, Opcode, Verb};
 /// Status and words, as [`super::write::write`] takes them of a request that was refused here.
 const UNKNOWN: &[u8] = b"\x00\x81Unknown command";
 const INVALID: &[u8] = b"\x00\x04Invalid arguments";
+const NOT_FOUND: &[u8] = b"\x00\x01Not found";
 const BAD_MAGIC: &[u8] = b"\x00\x04a request of the binary protocol begins with 0x80";
 const KEY_TOO_LONG: &[u8] = b"\x00\x04a key with blanks or control bytes has at most 186 bytes here";
 
 /// An `incr` or `decr` with this expiry creates nothing.
 const NO_INITIAL: u32 = u32::MAX;
+
+/// Parts of `stats` that this protocol does not know.
+const TEXT_ONLY: [&[u8]; 3] = [b"cachedump", b"conns", b"extstore"];
 
 /// Parses the request that `buf` begins with.
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
@@ -73,6 +77,7 @@ impl Command<'_> {
             Verb::Quit => self.administer(Admin::Quit),
             Verb::Flush if extras_len == 4 => self.administer(Admin::FlushAll { delay: self.exptime(0) }),
             Verb::Flush => self.administer(Admin::FlushAll { delay: 0 }),
+            Verb::Stat if TEXT_ONLY.iter().any(|part| self.key().starts_with(part)) => self.reject(NOT_FOUND, 0, false),
             Verb::Stat => self.administer(Admin::Stats(HEADER_LEN..self.len)),
             Verb::SaslList | Verb::SaslAuth => self.reject(UNKNOWN, self.value_len(), false),
             _ if wire_form(self.key()).is_none() => self.reject(KEY_TOO_LONG, self.value_len(), false),

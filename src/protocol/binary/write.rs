@@ -150,6 +150,15 @@ impl Writer<'_> {
     /// `STAT` lines, one answer each, and one without a name at the end.
     fn stats(&mut self, bytes: &[u8]) {
         const STAT: &[u8] = b"STAT ";
+        if bytes.starts_with(b"PREFIX ") {
+            // `stats detail dump`, as one value.
+            let name = b"detailed";
+            let body_len = (name.len() + bytes.len()) as u32;
+            self.put(Answer { key_len: name.len() as u16, body_len, ..Answer::default() });
+            self.out.put(name);
+            self.out.put(bytes);
+            return self.put(Answer::default());
+        }
         let mut lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii_end).peekable();
         if !lines.peek().is_some_and(|line| line.starts_with(STAT) || matches!(*line, b"END" | b"RESET" | b"OK")) {
             return match bytes.starts_with(b"SERVER_ERROR") {

@@ -29,7 +29,8 @@ impl Command<'_> {
             return self.reject(answer::ERROR, false);
         };
         match &self.buf[name] {
-            b"get" => self.retrieval(Kind::Get, words),
+            // (`bget` is as old as memcached, and still taken.)
+            b"get" | b"bget" => self.retrieval(Kind::Get, words),
             b"gets" => self.retrieval(Kind::Gets, words),
             b"gat" => self.retrieval(Kind::Gat, words),
             b"gats" => self.retrieval(Kind::Gats, words),
@@ -47,6 +48,13 @@ impl Command<'_> {
             b"verbosity" => self.verbosity(words),
             b"stats" => self.administer(Admin::Stats(words.rest()), false),
             b"resync" => self.administer(Admin::Resync(words.rest()), false),
+            b"node" => self.administer(Admin::Node(words.rest()), false),
+            b"lru_crawler" => self.lru_crawler(words),
+            b"cache_memlimit" => self.cache_memlimit(words),
+            b"slabs" => self.slabs(words),
+            b"watch" => self.watch(words),
+            b"shutdown" => self.shutdown(),
+            b"refresh_certs" => self.refresh_certs(),
             // These two take any number of words and heed none.
             b"version" => self.administer(Admin::Version, false),
             b"quit" => self.administer(Admin::Quit, false),
@@ -68,12 +76,12 @@ impl Command<'_> {
         Parsed::Request { request, style: Style::Classic { noreply }, len: self.line_len }
     }
 
-    fn administer(&self, admin: Admin, noreply: bool) -> Parsed {
+    pub(super) fn administer(&self, admin: Admin, noreply: bool) -> Parsed {
         let request = Request::Admin(admin);
         Parsed::Request { request, style: Style::Classic { noreply }, len: self.line_len }
     }
 
-    fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
+    pub(super) fn reject(&self, reply: &'static [u8], noreply: bool) -> Parsed {
         let reply = if noreply { answer::SILENCE } else { reply };
         Parsed::Reject { reply, style: SAID, len: self.line_len, swallow: 0, close: None }
     }
@@ -262,11 +270,11 @@ impl Command<'_> {
 }
 
 /// The words behind a command's name, for commands that take a few.
-struct Args<'a> {
+pub(super) struct Args<'a> {
     buf: &'a [u8],
     words: [(usize, usize); Args::KEPT],
     /// How many there are; [`Args::TOO_MANY`] stands for more than any command takes.
-    count: usize,
+    pub(super) count: usize,
 }
 
 impl<'a> Args<'a> {
@@ -274,7 +282,7 @@ impl<'a> Args<'a> {
     const KEPT: usize = 6;
     const TOO_MANY: usize = Args::KEPT + 1;
 
-    fn collect(buf: &'a [u8], words: Words<'_>) -> Args<'a> {
+    pub(super) fn collect(buf: &'a [u8], words: Words<'_>) -> Args<'a> {
         let mut args = Args { buf, words: [(0, 0); Args::KEPT], count: 0 };
         for word in words.take(Args::TOO_MANY) {
             if let Some(slot) = args.words.get_mut(args.count) {
@@ -286,20 +294,24 @@ impl<'a> Args<'a> {
     }
 
     /// Empty if there are not that many.
-    fn word(&self, index: usize) -> &'a [u8] {
-        let (start, end) = self.words[index];
-        &self.buf[start..end]
+    pub(super) fn word(&self, index: usize) -> &'a [u8] {
+        &self.buf[self.range(index)]
     }
 
     fn key(&self) -> Range<usize> {
-        let (start, end) = self.words[0];
+        self.range(0)
+    }
+
+    /// Where it stands.
+    pub(super) fn range(&self, index: usize) -> Range<usize> {
+        let (start, end) = self.words[index];
         start..end
     }
 
     /// memcached looks for `noreply` in the last word only, whatever belongs there.
     /// `incr noreply noreply` is so an `incr` of the key `noreply` with a bad delta, about which it
     /// keeps silent.
-    fn noreply(&self) -> bool {
+    pub(super) fn noreply(&self) -> bool {
         self.count.checked_sub(1).is_some_and(|last| last < Args::KEPT && self.word(last) == b"noreply")
     }
 }

@@ -18,6 +18,7 @@ use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::{FREE, Memory, Share};
 use crate::proxy::op::{self, Asker, Op, Origin, Wire};
 use crate::ring::Topology;
+use crate::stats::add;
 
 use super::messages::{Event, PeerMessage, Question};
 use super::{Core, Now};
@@ -624,6 +625,9 @@ impl Core {
         let generation = client.generation;
         let said = refusal.words();
         tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
+        let refused =
+            if refusal == Refusal::TooLarge { &self.stats.store_too_large } else { &self.stats.store_no_memory };
+        add(refused, 1);
         let error = Outcome::Refused(refusal);
         if !matches!(request.kind, Kind::Set | Kind::Meta(_)) {
             self.answer_client(id, slot, 0, false, error);
@@ -685,15 +689,23 @@ impl Core {
         len: usize,
     ) -> bool {
         let client = &mut self.clients[id];
-        let asks = matches!(admin, Admin::FlushAll { .. } | Admin::Stats(_) | Admin::Resync(_));
+        let asks = matches!(
+            admin,
+            Admin::FlushAll { .. } | Admin::Stats(_) | Admin::Resync(_) | Admin::Node(_) | Admin::List(_)
+        );
         if asks && !client.is_idle() {
             return false;
         }
         let words = |range: Range<usize>| String::from_utf8_lossy(&chunk[range]).into_owned();
         let question = match admin {
-            Admin::FlushAll { delay } => Ok(Question::FlushAll { delay }),
+            Admin::FlushAll { delay } => {
+                add(&self.stats.cmd_flush, 1);
+                Ok(Question::FlushAll { delay })
+            }
             Admin::Stats(args) => Ok(Question::Stats(words(args))),
             Admin::Resync(args) => Ok(Question::Resync(words(args))),
+            Admin::Node(args) => Ok(Question::Node(words(args))),
+            Admin::List(classes) => Ok(Question::List(words(classes))),
             Admin::Version => Err(Outcome::Version(crate::proxy::VERSION)),
             Admin::Noop => Err(Outcome::Done),
             Admin::Quit => Err(Outcome::Quit),
@@ -734,6 +746,15 @@ impl Core {
         if client.stalled && (moved || client.has_rest()) && client.may_resume(&self.memory) {
             self.outbox.resume(client, id);
         }
+    }
+
+    /// A piece of the answer to what the client alone waits for.
+    pub(super) fn tell_part(&mut self, key: ClientKey, bytes: Bytes) {
+        let Some(client) = self.clients.of(key).filter(|client| !client.closing) else {
+            return self.outbox.events.push_back(Event::Unwanted { worker: self.settings.worker, client: key });
+        };
+        client.put_part(bytes, &self.memory);
+        self.outbox.mark_client(client, key.id);
     }
 
     pub(super) fn deliver(&mut self, asker: Asker, answer: Outcome) {

@@ -49,6 +49,9 @@ impl Core {
                     self.answer_client(client.id, slot, 0, false, outcome);
                 }
             }
+            // (Not of what is known here.)
+            Command::WhoIsConnected { .. } => {}
+            Command::Part { client, bytes } => self.tell_part(client, bytes),
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
             Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
             Command::ReplyLimit { node, bytes } => self.links[node].replies = ReplyLimits::of_node(bytes),

@@ -8,6 +8,7 @@ use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
 use crate::pair::Reason;
 use crate::protocol::expiry::Offset;
 use crate::protocol::outcome::Outcome;
+use crate::proxy::core::Connected;
 use crate::proxy::handles::{ClientKey, Ticket};
 use crate::proxy::op::{Asker, Op};
 use crate::proxy::route::Route;
@@ -67,6 +68,17 @@ pub enum Command {
         slot: u64,
         /// What came of it.
         outcome: Outcome,
+    },
+    /// Who is connected? The core leaves that to whoever has the sockets; the answer is an
+    /// [`Event::Connected`].
+    WhoIsConnected { round: u64 },
+    /// The next piece of an answer that is too long to be held: there is more. Where the client is
+    /// gone, the answer is an [`Event::Unwanted`].
+    Part {
+        /// Who asked.
+        client: ClientKey,
+        /// Dropped once it is written, or is not going to be: that makes room for others.
+        bytes: Bytes,
     },
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
@@ -177,6 +189,14 @@ pub enum Event {
         /// What became of it.
         settlement: Settlement,
     },
+    /// The answer to [`Command::WhoIsConnected`], and how many more there are.
+    Connected { worker: WorkerId, round: u64, told: Vec<Connected>, more: usize },
+    /// The client to whom an answer was told in pieces is gone.
+    Unwanted {
+        worker: WorkerId,
+        /// Who asked.
+        client: ClientKey,
+    },
     /// A client's command that the control plane answers.
     Ask {
         worker: WorkerId,
@@ -201,6 +221,10 @@ pub enum Question {
     Stats(String),
     /// `resync [args]`.
     Resync(String),
+    /// `node [args]`.
+    Node(String),
+    /// `lru_crawler metadump [classes]`; told in pieces ([`Command::Part`]).
+    List(String),
 }
 
 /// Between workers.

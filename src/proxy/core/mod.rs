@@ -26,6 +26,7 @@ use crate::protocol::request::Limits;
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
+mod census;
 mod clients;
 mod conns;
 mod edges;
@@ -43,6 +44,7 @@ mod replies;
 mod starved;
 mod traces;
 
+pub use census::Connected;
 pub use clients::{Reading, Room, ToWrite, owner_of};
 use fences::Fences;
 pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};

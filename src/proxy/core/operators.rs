@@ -14,7 +14,16 @@ use super::{Core, Now};
 
 /// What is taken there.
 fn is_for_operators(admin: &Admin) -> bool {
-    matches!(admin, Admin::Stats(_) | Admin::Resync(_) | Admin::Version | Admin::Noop | Admin::Quit)
+    matches!(
+        admin,
+        Admin::Stats(_)
+            | Admin::Resync(_)
+            | Admin::Node(_)
+            | Admin::List(_)
+            | Admin::Version
+            | Admin::Noop
+            | Admin::Quit
+    )
 }
 
 /// How often it is logged that clients are refused, microseconds: who is refused tries again, and

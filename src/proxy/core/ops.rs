@@ -8,7 +8,7 @@ use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState};
-use crate::proxy::op::{Kind, Op, Origin, Stage, Wire};
+use crate::proxy::op::{self, Asker, Kind, Op, Origin, Stage, Wire};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
@@ -280,6 +280,9 @@ impl Core {
         }
         let op = &self.ops[id];
         let (creates, hash, origin) = (op.creates(), op.hash, op.origin);
+        if let Origin::Client(Asker { read: false, .. }) = origin {
+            op::count_end(op.kind, &answer, &self.stats);
+        }
         self.ops.remove(id);
         if creates {
             // It was answered by a node whose memory is proved, or every worker has left the route

@@ -11,6 +11,7 @@ use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
 use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage, Wire};
 use crate::proxy::route::{Flow, Follower};
+use crate::stats::add;
 
 use super::proofs::has_ended;
 use super::{Core, Now, OUTCOME_UNKNOWN};
@@ -350,7 +351,11 @@ impl Core {
 
     fn read_answered(&mut self, id: OpId, effect: Effect, hit: bool) {
         let op = &self.ops[id];
-        self.stats.read(hit);
+        match op.kind {
+            // As memcached counts them.
+            Kind::Gat | Kind::Gats => add(if hit { &self.stats.touch_hits } else { &self.stats.touch_misses }, 1),
+            _ => self.stats.read(hit),
+        }
         if hit
             && effect == Effect::Nothing
             && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[op.pair].flow

@@ -36,6 +36,7 @@ mod large;
 mod meta;
 mod node;
 mod orders;
+mod pieces;
 mod races;
 mod repair;
 mod shell;

@@ -16,7 +16,7 @@ use crate::proxy::route::Follower;
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {
         match event {
-            Event::Left { .. } | Event::Abandoned { .. } => {}
+            Event::Left { .. } | Event::Abandoned { .. } | Event::Unwanted { .. } => {}
             Event::Closed { worker, round, .. } => {
                 if round == self.round && self.unconfirmed.remove(&worker) && self.unconfirmed.is_empty() {
                     self.apply(pair::Event::Closed);
@@ -49,6 +49,7 @@ impl World {
                 }
             }
             Event::Settled { settlement, .. } => self.settled(settlement),
+            Event::Connected { .. } => panic!("no script asks who is connected"),
             Event::Ask { .. } => panic!("no script asks"),
         }
     }

@@ -1,0 +1,392 @@
+//! What operators and monitors ask the servers for: `stats` and its parts, as one list over all
+//! servers that lead.
+//!
+//! One question is under way at a time, and who asks the same meanwhile hears the next answer:
+//! whatever clients do, the servers have one more connection each, with one question on it. A
+//! question takes [`PATIENCE`] timeouts at most; who has not answered by then is counted in the
+//! answer, and named in the log.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::time::{Instant, timeout_at};
+
+use crate::backend::{Inquirer, InquiryError};
+use crate::ids::{NodeId, PairId, is_reserved};
+use crate::protocol::answer;
+use crate::protocol::outcome::Outcome;
+use crate::report::gathered::{Form, Gathered};
+use crate::report::items::Items;
+use crate::report::lines::Lines;
+use crate::ring::Topology;
+
+use super::ask::Asker;
+use super::events::Internal;
+use super::summary::PAIR_WORDS;
+use super::{Cluster, Duration};
+
+/// How long all servers together are waited for, in timeouts of one.
+const PATIENCE: u32 = 2;
+/// Servers that are asked at a time.
+const AT_ONCE: usize = 4;
+/// The longest answer of one server, in bytes: that of `cachedump`, which has 2 MiB.
+const BYTES_MAX: usize = 3 << 20;
+/// Markers that a server may hold beside its pairs' records.
+const MARKERS: usize = 8;
+/// How often it is logged which servers did not answer.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// What the servers are asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Inquiry {
+    /// `stats`.
+    General,
+    /// `stats settings`.
+    Settings,
+    /// Another list of theirs, by its name.
+    List(Form, &'static str),
+    /// Something is switched on or off, on all of them.
+    Switch(&'static str),
+    /// `stats cachedump`.
+    Items { class: u32, limit: u32 },
+}
+
+impl Inquiry {
+    /// What stands behind `stats`, if it is for the servers to answer; `Err`: what is answered at
+    /// once, in memcached's words.
+    pub(super) fn parse(args: &str) -> Result<Inquiry, Bytes> {
+        let mut words = args.split_ascii_whitespace();
+        let list = |form, name| Ok(Inquiry::List(form, name));
+        match words.next() {
+            None => Ok(Inquiry::General),
+            Some("settings") => Ok(Inquiry::Settings),
+            Some("slabs") => list(Form::Classes, "slabs"),
+            Some("items") => list(Form::Classes, "items"),
+            Some("sizes") => list(Form::Sizes, "sizes"),
+            Some("extstore") => list(Form::General, "extstore"),
+            Some("sizes_enable") => Ok(Inquiry::Switch("sizes_enable")),
+            Some("sizes_disable") => Ok(Inquiry::Switch("sizes_disable")),
+            Some("detail") => match words.next() {
+                Some("on") => Ok(Inquiry::Switch("detail on")),
+                Some("off") => Ok(Inquiry::Switch("detail off")),
+                Some("dump") => list(Form::Prefixes, "detail dump"),
+                _ => Err(answer::client_error("usage: stats detail on|off|dump")),
+            },
+            Some("cachedump") => cachedump(words.next(), words.next()),
+            Some(_) => Err(Bytes::from_static(answer::ERROR)),
+        }
+    }
+
+    /// Without `stats` in front. `markers`: items that may not be shown, or [`None`] where that is
+    /// not known.
+    fn part(&self, markers: Option<usize>) -> String {
+        match self {
+            Inquiry::General => String::new(),
+            Inquiry::Settings => "settings".to_owned(),
+            Inquiry::List(_, part) | Inquiry::Switch(part) => (*part).to_owned(),
+            Inquiry::Items { class, limit } => {
+                // What is left out of the answer takes no place in it.
+                let ample = markers.filter(|_| *limit > 0).map_or(0, |markers| *limit as usize + markers);
+                format!("cachedump {class} {ample}")
+            }
+        }
+    }
+}
+
+/// `stats cachedump`, judged as memcached does.
+fn cachedump(class: Option<&str>, limit: Option<&str>) -> Result<Inquiry, Bytes> {
+    const CLASSES: u32 = 64;
+    let (Some(class), Some(limit)) = (class, limit) else { return Err(answer::client_error("bad command line")) };
+    let (Ok(class), Ok(limit)) = (class.parse(), limit.parse()) else {
+        return Err(Bytes::from_static(answer::BAD_FORMAT));
+    };
+    if class < CLASSES { Ok(Inquiry::Items { class, limit }) } else { Err(answer::client_error("Illegal slab id")) }
+}
+
+/// What the servers have answered.
+#[derive(Debug)]
+enum Found {
+    List(Gathered),
+    Items(Items),
+    /// The first one's answer.
+    Switched(Option<Bytes>),
+}
+
+/// The end of an [`Inquiry`].
+#[derive(Debug)]
+pub(super) struct Answers {
+    inquiry: Inquiry,
+    found: Found,
+    /// How many have answered.
+    asked: usize,
+    /// Who has not, and why.
+    silent: Vec<(String, String)>,
+    /// What one has said instead.
+    refusal: Option<String>,
+}
+
+impl Answers {
+    fn new(inquiry: Inquiry) -> Answers {
+        let found = match inquiry {
+            Inquiry::General => Found::List(Gathered::new(Form::General)),
+            Inquiry::Settings => Found::List(Gathered::new(Form::Settings)),
+            Inquiry::List(form, _) => Found::List(Gathered::new(form)),
+            Inquiry::Items { limit, .. } => Found::Items(Items::new(limit)),
+            Inquiry::Switch(_) => Found::Switched(None),
+        };
+        Answers { inquiry, found, asked: 0, silent: Vec::new(), refusal: None }
+    }
+
+    fn take(&mut self, name: String, answer: Result<Bytes, InquiryError>, shown: impl Fn(&[u8]) -> bool) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return self.silent.push((name, error.to_string())),
+        };
+        let taken = match &mut self.found {
+            Found::List(gathered) => gathered.add(&String::from_utf8_lossy(&answer)),
+            Found::Items(items) => items.add(&answer, shown),
+            Found::Switched(first) => match answer.starts_with(b"OK") || answer.starts_with(b"STAT ") {
+                true => {
+                    first.get_or_insert(answer);
+                    Ok(())
+                }
+                false => Err(String::from_utf8_lossy(answer.trim_ascii_end()).into_owned()),
+            },
+        };
+        match taken {
+            Ok(()) => self.asked += 1,
+            Err(said) => {
+                self.silent.push((name, format!("answered {said}")));
+                self.refusal.get_or_insert(said);
+            }
+        }
+    }
+}
+
+/// Questions under way.
+#[derive(Default)]
+pub(super) struct Inquiries {
+    /// Who waits for the one that the servers are asked.
+    running: Vec<Asker>,
+    waiting: VecDeque<(Inquiry, Vec<Asker>)>,
+    /// When it was last logged who did not answer.
+    told: Option<Instant>,
+}
+
+impl Cluster {
+    /// Asks the servers, and answers with what they say.
+    pub(super) fn inquire(&mut self, asker: Asker, inquiry: Inquiry) {
+        let waiting = &mut self.inquiries.waiting;
+        match waiting.iter_mut().find(|(queued, _)| *queued == inquiry) {
+            Some((_, askers)) => askers.push(asker),
+            None => waiting.push_back((inquiry, vec![asker])),
+        }
+        self.begin_inquiry();
+    }
+
+    fn begin_inquiry(&mut self) {
+        if !self.inquiries.running.is_empty() {
+            return;
+        }
+        let Some((inquiry, askers)) = self.inquiries.waiting.pop_front() else { return };
+        self.inquiries.running = askers;
+        let mut answers = Answers::new(inquiry);
+        let leaders = self.leaders();
+        let mut asked = Vec::new();
+        for node in self.topology.nodes() {
+            let leads = leaders.leads(node);
+            let name = self.topology.addr(node).to_string();
+            match self.nodes[node.index()].health.is_up() {
+                true if leads || matches!(answers.inquiry, Inquiry::Switch(_)) => {
+                    let follows = self.topology.pairs_of(node).any(|p| leaders.at(p) != Some(node));
+                    let markers = (!follows).then(|| MARKERS + self.topology.pair_count());
+                    asked.push((node, name, markers, self.inquirers[node.index()].clone()));
+                }
+                // The last full copy, that nobody can stand in for.
+                false if leads => answers.silent.push((name, "is not in use".to_owned())),
+                _ => {}
+            }
+        }
+        let by = Instant::now() + PATIENCE * self.node_timeout();
+        self.spawn(async move {
+            ask_all(asked, &leaders, &mut answers, by).await;
+            Internal::Gathered(Box::new(answers))
+        });
+    }
+
+    pub(super) fn gathered(&mut self, answers: Answers) {
+        self.tell_silent(&answers);
+        let told = self.tell_answers(answers);
+        for asker in std::mem::take(&mut self.inquiries.running) {
+            self.answer(asker, Outcome::Raw(told.clone()));
+        }
+        self.begin_inquiry();
+    }
+
+    /// The answer to who asked.
+    fn tell_answers(&self, answers: Answers) -> Bytes {
+        let Answers { inquiry, found, asked, silent, refusal } = answers;
+        let own = matches!(inquiry, Inquiry::General | Inquiry::Settings);
+        if asked == 0 && !own {
+            return match (refusal, silent.first()) {
+                (Some(said), _) => Bytes::from(format!("{said}\r\n")),
+                (None, Some((name, why))) => server_error(format_args!("{name} {why}")),
+                (None, None) => server_error("no server is in use"),
+            };
+        }
+        match found {
+            Found::List(gathered) => {
+                let form = gathered.form();
+                let stats = gathered.into_stats();
+                match inquiry {
+                    Inquiry::General => self.report().stats(&PAIR_WORDS, stats, (asked, silent.len())),
+                    Inquiry::Settings => self.stats_settings(stats),
+                    _ if form == Form::Prefixes => {
+                        let lines: String =
+                            stats.iter().map(|(name, counts)| format!("PREFIX {name} {counts}\r\n")).collect();
+                        ended(lines.into_bytes(), asked, &silent)
+                    }
+                    _ => {
+                        let mut out = Lines::default();
+                        stats.into_iter().for_each(|(name, value)| out.put(name, value));
+                        if !silent.is_empty() {
+                            out.put("servers_not_asked", silent.len());
+                        }
+                        out.end()
+                    }
+                }
+            }
+            Found::Items(items) => ended(items.into_lines(), asked, &silent),
+            Found::Switched(first) => match silent.first() {
+                // One that is away loses the switch, as by a restart.
+                Some((name, why)) => server_error(format_args!("{asked} servers did so, but {name} {why}")),
+                None => first.unwrap_or_else(|| server_error("no server is in use")),
+            },
+        }
+    }
+
+    fn tell_silent(&mut self, answers: &Answers) {
+        let told = &mut self.inquiries.told;
+        if answers.silent.is_empty() || told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        for (node, why) in &answers.silent {
+            tracing::warn!(%node, why, "a server did not answer what a client asked of all (stats)");
+        }
+    }
+
+    /// Who leads each pair.
+    pub(super) fn leaders(&self) -> Leaders {
+        let leader = |p: PairId| {
+            let place = self.pairs[p.index()].pair.state().leader()?;
+            self.topology.pair_is_used(p).then(|| self.node_at(p, place))
+        };
+        Leaders { topology: self.topology.clone(), nodes: self.topology.pairs().map(leader).collect() }
+    }
+
+    /// How long a server may take for one answer.
+    pub(super) fn node_timeout(&self) -> Duration {
+        self.settings.probe_timeout.max(self.settings.timeout)
+    }
+}
+
+/// Who leads, at one moment.
+pub(super) struct Leaders {
+    topology: Arc<Topology>,
+    nodes: Vec<Option<NodeId>>,
+}
+
+impl Leaders {
+    fn at(&self, pair: PairId) -> Option<NodeId> {
+        self.nodes.get(pair.index()).copied().flatten()
+    }
+
+    /// Whether it leads some pair.
+    pub(super) fn leads(&self, node: NodeId) -> bool {
+        self.topology.pairs_of(node).any(|p| self.at(p) == Some(node))
+    }
+
+    /// Whether a key that this node lists is one of the clients', and read here: not a copy of what
+    /// another one leads with, nor one of the proxy's own.
+    pub(super) fn shows(&self, node: NodeId, key: &[u8]) -> bool {
+        !is_reserved(key) && self.at(self.topology.pair_of(key)) == Some(node)
+    }
+}
+
+async fn ask_all(
+    asked: Vec<(NodeId, String, Option<usize>, Arc<Inquirer>)>,
+    leaders: &Leaders,
+    answers: &mut Answers,
+    by: Instant,
+) {
+    let mut awaited: VecDeque<String> = asked.iter().map(|(_, name, ..)| name.clone()).collect();
+    let asks = asked.into_iter().map(|(node, _, markers, inquirer)| {
+        let command = format!("stats {}", answers.inquiry.part(markers));
+        async move { (node, inquirer.ask(command.trim_end(), BYTES_MAX).await) }
+    });
+    // In order, so that the first one's settings are always the same one's.
+    let mut asks = futures::stream::iter(asks.collect::<Vec<_>>()).buffered(AT_ONCE);
+    while let Ok(Some((node, answer))) = timeout_at(by, asks.next()).await {
+        if let Some(name) = awaited.pop_front() {
+            answers.take(name, answer, |key| leaders.shows(node, key));
+        }
+    }
+    answers.silent.extend(awaited.into_iter().map(|name| (name, "did not answer in time".to_owned())));
+}
+
+/// Lines that are no `STAT`s, and their end: an error where some are missing.
+fn ended(mut lines: Vec<u8>, asked: usize, silent: &[(String, String)]) -> Bytes {
+    match silent.first() {
+        None => lines.extend_from_slice(answer::END),
+        Some((name, why)) => {
+            let all = asked + silent.len();
+            lines.extend_from_slice(&server_error(format_args!("{asked} of {all} servers are shown: {name} {why}")));
+        }
+    }
+    Bytes::from(lines)
+}
+
+fn server_error(what: impl std::fmt::Display) -> Bytes {
+    Bytes::from(format!("SERVER_ERROR {what}\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_stats_are_known_as_by_memcached() {
+        for (args, part) in [
+            ("", ""),
+            ("settings x", "settings"),
+            ("slabs", "slabs"),
+            ("items x", "items"),
+            ("sizes", "sizes"),
+            ("detail on x", "detail on"),
+            ("detail dump", "detail dump"),
+            ("cachedump 1 0", "cachedump 1 0"),
+            ("cachedump 63 5 x", "cachedump 63 12"),
+            ("extstore", "extstore"),
+        ] {
+            assert_eq!(Inquiry::parse(args).map(|inquiry| inquiry.part(Some(7))), Ok(part.to_owned()), "{args}");
+        }
+        for (args, answer) in [
+            ("nosuch", "ERROR\r\n"),
+            ("proxy", "ERROR\r\n"),
+            ("noreply", "ERROR\r\n"),
+            ("detail", "CLIENT_ERROR usage: stats detail on|off|dump\r\n"),
+            ("detail x", "CLIENT_ERROR usage: stats detail on|off|dump\r\n"),
+            ("cachedump", "CLIENT_ERROR bad command line\r\n"),
+            ("cachedump 1", "CLIENT_ERROR bad command line\r\n"),
+            ("cachedump x 1", "CLIENT_ERROR bad command line format\r\n"),
+            ("cachedump 300 1", "CLIENT_ERROR Illegal slab id\r\n"),
+        ] {
+            assert_eq!(Inquiry::parse(args), Err(Bytes::from(answer)), "{args}");
+        }
+        // Where it is not known how many are left out, all are asked for.
+        assert_eq!(Inquiry::parse("cachedump 1 5").map(|inquiry| inquiry.part(None)), Ok("cachedump 1 0".to_owned()));
+    }
+}

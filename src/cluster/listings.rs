@@ -1,0 +1,123 @@
+//! `lru_crawler metadump`: the keys of all servers that lead, without the proxy's own, told in
+//! pieces.
+//!
+//! A piece is handed to the client's worker as bytes that know when they are dropped: written, or
+//! not going to be. So many of them as [`WINDOW`] are on their way; the others wait in the listing
+//! (memory up to a bound, then a file), whether the client is slow or stopped. One that takes
+//! nothing for [`STALLED`] is told so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::{NodeId, WorkerId};
+use crate::protocol::answer;
+use crate::protocol::dump::Classes;
+use crate::protocol::outcome::Outcome;
+use crate::proxy::{ClientKey, Command};
+use crate::resync::{ListError, Progress, list};
+
+use super::Cluster;
+use super::ask::Asker;
+use super::events::Internal;
+
+/// Listings at a time: each keeps a file, and a server that lists does little else.
+const AT_ONCE: usize = 2;
+/// Pieces that the client has not taken: 32 KiB each.
+const WINDOW: usize = 8;
+/// How long a client may take nothing.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// Who is being told all keys.
+#[derive(Default)]
+pub(super) struct Listings(Vec<Listing>);
+
+struct Listing {
+    asker: Asker,
+    over: CancellationToken,
+}
+
+/// A piece on its way to the client.
+struct Piece {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Cluster {
+    pub(super) fn list(&mut self, asker: Asker, classes: &str) {
+        let Some(classes) = Classes::parse(classes) else {
+            return self.answer(asker, Outcome::Own(b"BADCLASS invalid class id\r\n"));
+        };
+        if self.listings.0.len() >= AT_ONCE {
+            return self.answer(asker, Outcome::Own(b"BUSY currently processing crawler request\r\n"));
+        }
+        let leaders = self.leaders();
+        let nodes: Vec<NodeId> = self.topology.nodes().filter(|&node| leaders.leads(node)).collect();
+        if let Some(away) = nodes.iter().find(|node| !self.nodes[node.index()].health.is_up()) {
+            let name = self.topology.addr(*away).to_string();
+            return self.answer(asker, Outcome::Raw(failed(&name, "is not in use")));
+        }
+        let over = CancellationToken::new();
+        self.listings.0.push(Listing { asker, over: over.clone() });
+        // It asks the control plane nothing.
+        let (coordinator, _) = mpsc::channel(1);
+        let context = self.context(over.clone(), Arc::new(Progress::new(std::iter::empty())), coordinator);
+        let (worker, room) = (self.workers[asker.worker.index()].clone(), Arc::new(Semaphore::new(WINDOW)));
+        self.spawn(async move {
+            let wanted = move |node, key: &[u8], line: &[u8]| classes.has(line) && leaders.shows(node, key);
+            let (pieces, mut listed) = mpsc::channel::<Bytes>(1);
+            let tell = async move {
+                while let Some(bytes) = listed.recv().await {
+                    let Ok(Ok(free)) = timeout(STALLED, room.clone().acquire_owned()).await else { return };
+                    let bytes = Bytes::from_owner(Piece { bytes, _room: free });
+                    if worker.send(Command::Part { client: asker.client, bytes }).is_err() {
+                        return;
+                    }
+                }
+            };
+            let told = async { futures::join!(list(&context, nodes, wanted, pieces), tell).0 };
+            let result = tokio::select! {
+                biased;
+                () = over.cancelled() => Err(ListError::Unwanted),
+                told = told => told,
+            };
+            Internal::Listed { asker, result }
+        });
+    }
+
+    pub(super) fn listed(&mut self, asker: Asker, result: Result<(), ListError>) {
+        self.listings.0.retain(|listing| !listing.asker.is(asker.worker, asker.client));
+        let end = match result {
+            Ok(()) => Bytes::from_static(answer::END),
+            Err(error) => {
+                let at = match &error {
+                    ListError::Server(node, _) => self.topology.addr(*node).to_string(),
+                    ListError::Spool(_) | ListError::Unwanted => "the list".to_owned(),
+                };
+                tracing::warn!(at, %error, "a list of all keys ends before its end");
+                failed(&at, error)
+            }
+        };
+        self.answer(asker, Outcome::Raw(end));
+    }
+
+    /// A client to whom keys were told is gone.
+    pub(super) fn unwanted(&mut self, worker: WorkerId, client: ClientKey) {
+        self.listings.0.iter().filter(|l| l.asker.is(worker, client)).for_each(|l| l.over.cancel());
+    }
+}
+
+/// Stands in for `END`.
+fn failed(what: &str, why: impl std::fmt::Display) -> Bytes {
+    Bytes::from(format!("SERVER_ERROR {what} {why}\r\n"))
+}

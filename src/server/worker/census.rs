@@ -1,0 +1,26 @@
+//! Who is connected to this worker, for `stats conns`.
+
+use crate::proxy::{Connected, Event};
+
+use super::{ClientIo, Shell};
+
+/// So many are told, each for two system calls, which keep the others waiting.
+const TOLD_MAX: usize = 4096;
+
+impl Shell {
+    /// Tells the control plane, which asked in this round.
+    pub(super) fn tell_connected(&self, round: u64) {
+        let told = self.core.client_states(self.clock.now()).take(TOLD_MAX).map(|(id, state, silent)| {
+            let (peer, local) = match (self.clients.get(id.index()).and_then(Option::as_ref), &self.uring) {
+                (Some(ClientIo::Stream { stream, .. }), _) => stream.ends(),
+                (Some(ClientIo::Uring(io)), Some(uring)) => uring.ends(io.slot),
+                _ => Default::default(),
+            };
+            Connected { peer, local, state, silent }
+        });
+        let told: Vec<Connected> = told.collect();
+        let more = self.core.client_count() - told.len();
+        // (Nobody hears it once the control plane has ended.)
+        let _ = self.events.send(Event::Connected { worker: self.core.worker(), round, told, more });
+    }
+}
