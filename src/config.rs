@@ -93,6 +93,12 @@ pub struct Settings {
     pub unix_socket: Option<PathBuf>,
     /// `-a`: its mode.
     pub unix_socket_mode: u32,
+    /// `--admin`.
+    pub admin: Option<SocketAddr>,
+    /// `--admin-socket`, absolute.
+    pub admin_socket: Option<PathBuf>,
+    /// `--operator-commands`: clients may say `resync` too.
+    pub operator_commands: bool,
     /// `-n`: how many clients at once; more get a refusal.
     pub max_clients: usize,
     /// `-i`: connections kept to each node, over all threads (at least one a thread).

@@ -2,6 +2,7 @@
 // The documentation is for developers, and made with private items.
 #![allow(rustdoc::private_intra_doc_links)]
 
+mod admin;
 mod ambient;
 pub mod ask;
 mod backend;

@@ -82,17 +82,18 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     // First the pid file: "already running" tells more than "address in use".
     let pid_file = settings.pid_file.as_deref().map(PidFile::create).transpose()?;
     let listeners = daemon::bind(&settings)?;
-    let socket_file = settings.unix_socket.as_deref().map(SocketFile::own).transpose()?;
+    let sockets = [&settings.unix_socket, &settings.admin_socket];
+    let socket_files =
+        sockets.into_iter().flatten().map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(identity) = &identity {
-        let files = [pid_file.as_ref().map(PidFile::path), socket_file.as_ref().map(SocketFile::path)];
-        for path in files.into_iter().flatten() {
+        for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)) {
             identity.hand_over(path)?;
         }
         identity.assume()?;
     }
 
     let shutdown = CancellationToken::new();
-    let files = Arc::new(Mutex::new(Some((pid_file, socket_file))));
+    let files = Arc::new(Mutex::new(Some((pid_file, socket_files))));
     let remove_files = {
         let files = Arc::clone(&files);
         move || drop(files.lock().ok().and_then(|mut files| files.take()))
@@ -116,6 +117,9 @@ fn announce(settings: &Settings) {
     let listen: Vec<String> = (settings.listen.iter().map(ToString::to_string))
         .chain(settings.unix_socket.iter().map(|path| format!("unix:{}", path.display())))
         .collect();
+    if let Some(address) = settings.admin {
+        tracing::info!("admin listener: http://{address}/ has the page, /metrics, /status.json, /livez and /readyz");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listen.join(","),

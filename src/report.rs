@@ -6,10 +6,15 @@ use std::net::SocketAddr;
 
 use crate::ids::{Incarnation, Place};
 use crate::pair::Reason;
+use crate::stats::requests::{Asked, Came, Family};
+use crate::stats::{LATENCY_BUCKETS, Latencies};
 
 pub mod gathered;
 pub mod items;
 pub mod lines;
+pub mod metrics;
+pub mod seen;
+pub mod verdict;
 
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -23,6 +28,8 @@ pub struct Report {
     pub copies_missing: usize,
     /// Pairs in which there are more of them, of which nothing else is known.
     pub pairs_missing_unknown: usize,
+    /// Every word that a pair's state can be.
+    pub pair_words: [&'static str; 5],
     /// All pairs, also those that never get a key.
     pub pairs: Vec<PairReport>,
     /// Primaries first, in the order given.
@@ -33,6 +40,13 @@ pub struct Report {
     /// Summed over the workers, since the start or `stats reset`. The names are memcached's where
     /// it has them.
     pub counters: Vec<(&'static str, u64)>,
+    /// The same since the start, whatever was reset.
+    pub totals: Vec<(&'static str, u64)>,
+    /// What clients asked for and what came of it, since the start; what never happened is left
+    /// out.
+    pub requests: Vec<(Asked, Came, u64)>,
+    /// How long clients' requests took since the start.
+    pub waits: Vec<(Family, LatencyReport)>,
     /// How long nodes took to answer since the start.
     pub latency: LatencyReport,
     /// `flush_all` commands that wait for their time.
@@ -41,6 +55,26 @@ pub struct Report {
     /// `stats reset`.
     pub late_together: u64,
     pub late_given_up: u64,
+    /// The last changes, the newest first.
+    pub changes: Vec<ChangeReport>,
+}
+
+/// Something that has happened to a server, or to pairs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChangeReport {
+    /// Seconds since 1970.
+    pub unix_time: u64,
+    /// Of the server or pair; of the first of several pairs.
+    pub name: String,
+    pub what: String,
+    pub reason: Reason,
+}
+
+impl Report {
+    /// Some keys are not refused.
+    pub fn serves(&self) -> bool {
+        self.pairs.iter().any(|pair| pair.used && pair.leader.is_some())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +92,9 @@ pub struct PairReport {
     pub copies_missing: usize,
     /// There are more of them.
     pub missing_unknown: bool,
+    /// Of a pair in which somebody leads alone: the keys of which the other one is known to have
+    /// missed a write; `None`: it counts as having missed all.
+    pub missed: Option<Option<usize>>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +119,10 @@ pub struct NodeReport {
     pub connections: u64,
     /// Commands unanswered on them.
     pub in_flight: u64,
+    /// Commands sent on them since the start.
+    pub sent: u64,
+    /// How long it took to answer since the start.
+    pub latency: LatencyReport,
     pub losses: u64,
     pub losses_by_reason: Vec<(Reason, u64)>,
     pub for_seconds: u64,
@@ -144,8 +185,9 @@ pub struct VerifyReport {
 pub struct ProcessReport {
     pub pid: u32,
     pub uptime_seconds: u64,
-    /// Seconds since 1970.
+    /// Now, and when it was started: seconds since 1970.
     pub unix_time: u64,
+    pub started_unix_time: u64,
     pub version: &'static str,
     /// What it has used of the processors, in microseconds.
     pub user_us: u64,
@@ -160,9 +202,22 @@ pub struct LatencyReport {
     /// The least time of each bucket in microseconds, and how many answers took at least that, and
     /// less than the next.
     pub buckets: Vec<(u64, u64)>,
+    /// All times together, microseconds.
+    pub sum_us: u64,
 }
 
 impl LatencyReport {
+    /// Of several workers.
+    pub fn of<'a>(all: impl Iterator<Item = &'a Latencies>) -> LatencyReport {
+        let (mut counts, mut sum_us) = ([0; LATENCY_BUCKETS], 0);
+        for one in all {
+            one.add_to(&mut counts);
+            sum_us += one.sum_us();
+        }
+        let buckets = counts.into_iter().enumerate().map(|(at, count)| (Latencies::least(at), count)).collect();
+        LatencyReport { buckets, sum_us }
+    }
+
     /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came.
     /// 0: none came.
     pub fn percentile_us(&self, percent: u64) -> u64 {
@@ -185,10 +240,10 @@ mod tests {
 
     #[test]
     fn a_percentile_is_the_upper_end_of_its_bucket() {
-        let latency = LatencyReport { buckets: vec![(0, 0), (1, 98), (2, 1), (4, 1), (8, 0)] };
+        let latency = LatencyReport { buckets: vec![(0, 0), (1, 98), (2, 1), (4, 1), (8, 0)], sum_us: 0 };
         assert_eq!([50, 98, 99, 100].map(|percent| latency.percentile_us(percent)), [2, 2, 4, 8]);
         assert_eq!(LatencyReport::default().percentile_us(99), 0);
-        assert_eq!(LatencyReport { buckets: vec![(0, 0), (1, 0)] }.percentile_us(50), 0);
+        assert_eq!(LatencyReport { buckets: vec![(0, 0), (1, 0)], sum_us: 0 }.percentile_us(50), 0);
     }
 
     #[test]

@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+pub mod requests;
+
+use requests::Requests;
+
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
         $(#[$doc])*
@@ -11,8 +15,7 @@ macro_rules! counters {
             $($(#[$field_doc])* pub $field: AtomicU64,)*
             /// By node.
             pub nodes: Vec<NodeStats>,
-            /// How long nodes took to answer.
-            pub latencies: Latencies,
+            pub requests: Requests,
         }
 
         impl $name {
@@ -119,32 +122,56 @@ pub struct NodeStats {
     pub connections: AtomicU64,
     /// Commands unanswered.
     pub in_flight: AtomicU64,
+    /// Commands sent.
+    pub sent: AtomicU64,
+    /// How long it took to answer.
+    pub latencies: Latencies,
 }
 
 /// Buckets of [`Latencies`]: the last one begins at 14 s.
 pub const LATENCY_BUCKETS: usize = 96;
 
-/// How long a worker waited for nodes' answers: four buckets for each doubling, from 1 microsecond
-/// on. One sample for each read from a node, the oldest command that it answers: what the governor
-/// of the resyncs needs, for one store a turn.
+/// How long answers took: four buckets for each doubling, from 1 microsecond on. Of a node there is
+/// one sample for each read from it, the oldest command that it answers: what the governor of the
+/// resyncs needs, for one store a turn.
 #[derive(Debug)]
-pub struct Latencies([AtomicU64; LATENCY_BUCKETS]);
+pub struct Latencies {
+    counts: [AtomicU64; LATENCY_BUCKETS],
+    sum_us: AtomicU64,
+}
 
 impl Default for Latencies {
     fn default() -> Latencies {
-        Latencies(std::array::from_fn(|_| AtomicU64::new(0)))
+        Latencies { counts: std::array::from_fn(|_| AtomicU64::new(0)), sum_us: AtomicU64::new(0) }
     }
 }
 
 impl Latencies {
     /// Counts one answer.
+    #[inline(always)]
     pub(crate) fn add(&self, us: u64) {
-        add(&self.0[Latencies::bucket(us)], 1);
+        add(&self.counts[Latencies::bucket(us)], 1);
+        add(&self.sum_us, us);
+    }
+
+    /// The same of a time of an hour at most, of which nobody asks whether it is 1 microsecond or
+    /// 7.
+    #[inline(always)]
+    pub(crate) fn add_coarsely(&self, us: u32) {
+        let doubling = (us | 4).ilog2();
+        let bucket = (doubling - 1) * 4 + ((us | 4) >> (doubling - 2) & 3);
+        add(&self.counts[(bucket as usize).min(LATENCY_BUCKETS - 1)], 1);
+        add(&self.sum_us, us.into());
     }
 
     /// Adds what was counted since the start to `sum`.
     pub(crate) fn add_to(&self, sum: &mut [u64; LATENCY_BUCKETS]) {
-        self.0.iter().zip(sum).for_each(|(count, sum)| *sum += count.load(Relaxed));
+        self.counts.iter().zip(sum).for_each(|(count, sum)| *sum += count.load(Relaxed));
+    }
+
+    /// All times together, microseconds.
+    pub(crate) fn sum_us(&self) -> u64 {
+        self.sum_us.load(Relaxed)
     }
 
     /// The least time that belongs to a bucket.
@@ -176,6 +203,11 @@ impl WorkerStats {
     /// Zeroes, for a worker with connections to `nodes` nodes.
     pub fn new(nodes: usize) -> WorkerStats {
         WorkerStats { nodes: (0..nodes).map(|_| NodeStats::default()).collect(), ..WorkerStats::default() }
+    }
+
+    /// Adds how often all nodes took how long to `sum`.
+    pub(crate) fn add_latencies(&self, sum: &mut [u64; LATENCY_BUCKETS]) {
+        self.nodes.iter().for_each(|node| node.latencies.add_to(sum));
     }
 
     pub(crate) fn read(&self, hit: bool) {
@@ -231,6 +263,13 @@ mod tests {
         assert_eq!(Latencies::bucket(u64::MAX), LATENCY_BUCKETS - 1);
         for bucket in (0..LATENCY_BUCKETS).filter(|bucket| !(4..8).contains(bucket) || *bucket == 4) {
             assert_eq!(Latencies::bucket(Latencies::least(bucket)), bucket);
+        }
+        for us in (4..10_000).chain([1 << 20, u32::MAX]) {
+            let latencies = Latencies::default();
+            latencies.add_coarsely(us);
+            let mut counts = [0; LATENCY_BUCKETS];
+            latencies.add_to(&mut counts);
+            assert_eq!((counts[Latencies::bucket(us.into())], latencies.sum_us()), (1, us.into()), "{us}");
         }
         for us in 1..10_000 {
             assert!(Latencies::bucket(us) >= Latencies::bucket(us - 1));

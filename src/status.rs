@@ -1,7 +1,7 @@
 //! `resilver status`: what a running proxy knows, on one screen, as `zpool status` shows it: one
 //! word, why, what to do, and then only what is not as it should be.
 //!
-//! It asks for the statistics that anybody may ask for (`resync status`, `stats`, `stats servers`)
+//! It asks for the statistics that anybody may ask for (`stats resync`, `stats`, `stats servers`)
 //! and adds nothing that they do not say.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::report::seen::Seen;
 use crate::wait::connection::{Connection, Endpoint};
 use crate::wait::{Answer, stats};
 
 mod screen;
-mod seen;
 
 use screen::{Look, Screen};
-use seen::Seen;
 
 /// The proxy cannot be asked. clap ends with 2 where arguments are wrong, which a monitor takes for
 /// critical: so they end with this too.
@@ -96,13 +95,14 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 
 fn ask(proxy: &Endpoint) -> Result<Seen, String> {
     let mut connection = Connection::open(proxy, ANSWER_TIMEOUT).map_err(|error| error.to_string())?;
-    let mut answers = Vec::new();
-    for command in ["resync status", "stats", "stats servers"] {
+    let mut answers: [_; 3] = Default::default();
+    // (Not `resync status`, which `--operator-commands off` refuses to clients.)
+    for (command, answer) in ["stats resync", "stats", "stats servers"].into_iter().zip(&mut answers) {
         match stats(&mut connection, command) {
-            Ok(Answer::Stats(stats)) => answers.push(stats),
+            Ok(Answer::Stats(stats)) => *answer = stats,
             Ok(Answer::Other(line)) => return Err(format!("is no resilver, or refuses: it answered {line:?}")),
             Err(error) => return Err(error.to_string()),
         }
     }
-    Seen::of(&answers).ok_or_else(|| "is no resilver: its status has no mode".to_owned())
+    Seen::of(answers).ok_or_else(|| "is no resilver: its status has no mode".to_owned())
 }

@@ -139,7 +139,8 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 fn look(args: &WaitArgs, deadline: Instant) -> Look {
     let proxy = args.proxy.to_string();
     let asked = Connection::open(&args.proxy, ANSWER_TIMEOUT).and_then(|mut connection| {
-        let status = stats(&mut connection, "resync status")?;
+        // (Not `resync status`, which `--operator-commands off` refuses to clients.)
+        let status = stats(&mut connection, "stats resync")?;
         // (Who says no closes the connection: to ask on would hide the sentence behind "Connection
         // reset".)
         let servers = match &status {

@@ -1,4 +1,5 @@
-//! What operators ask over the text protocol: `stats`, `resync`, `flush_all`.
+//! What operators ask: `stats`, `resync`, `flush_all` over the text protocol, the first two over
+//! the admin socket too, and the whole report for the admin listener.
 
 use bytes::Bytes;
 
@@ -7,11 +8,12 @@ use crate::pair::FillEvent;
 use crate::pair::{self, State};
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
-use crate::proxy::{ClientKey, Question};
+use crate::proxy::{ClientId, ClientKey, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
 use super::Cluster;
+use super::desk::Request;
 use super::inquiries::Inquiry;
 
 /// Who asked.
@@ -23,11 +25,15 @@ pub(super) struct Asker {
 }
 
 impl Asker {
+    /// No worker's number: there are 64 at most.
+    pub(super) const AT_THE_DESK: WorkerId = WorkerId(u16::MAX);
+
     pub(super) fn is(&self, worker: WorkerId, client: ClientKey) -> bool {
         (self.worker, self.client) == (worker, client)
     }
 }
 
+const NOBODY: ClientKey = ClientKey { id: ClientId(0), generation: 0 };
 const OK: Bytes = Bytes::from_static(answer::OK);
 
 impl Cluster {
@@ -35,8 +41,8 @@ impl Cluster {
         let answer = match question {
             Question::FlushAll { delay } => return self.flush_all(asker, delay),
             Question::Stats(args) => match args.split_ascii_whitespace().next() {
-                Some("servers") => self.report().stats_servers(),
-                Some("resync") => self.report().resync_status(false),
+                Some("servers") => self.report().stats_servers().end(),
+                Some("resync") => self.report().resync_status(false).end(),
                 Some("reset") => self.stats_reset(),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
@@ -51,6 +57,17 @@ impl Cluster {
         self.answer(asker, Outcome::Raw(answer));
     }
 
+    pub(super) fn asked_at_the_desk(&mut self, request: Request) {
+        match request {
+            // (Whoever asked may have gone.)
+            Request::Report(reply) => drop(reply.send(Box::new(self.report()))),
+            Request::Command(question, reply) => {
+                let slot = self.desk.wait_for(reply);
+                self.asked(Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }, question);
+            }
+        }
+    }
+
     fn resync_asked(&mut self, args: &str) -> Bytes {
         let mut words = args.split_ascii_whitespace();
         let (first, second, third) = (words.next(), words.next(), words.next());
@@ -60,8 +77,8 @@ impl Cluster {
             );
         }
         match (first, second) {
-            (Some("status"), None) => self.report().resync_status(false),
-            (Some("status"), Some("all")) => self.report().resync_status(true),
+            (Some("status"), None) => self.report().resync_status(false).end(),
+            (Some("status"), Some("all")) => self.report().resync_status(true).end(),
             (Some("status"), Some(word)) => client_error(format_args!(
                 "resync status: unexpected word {word}; try resync status, or resync status all"
             )),

@@ -100,13 +100,18 @@ impl Cluster {
     }
 
     /// `pairs`: so many changed alike, this one among them.
-    fn log_edge(&self, id: PairId, before: State, pairs: usize) {
+    fn log_edge(&mut self, id: PairId, before: State, pairs: usize) {
         let pair = &self.pairs[id.index()].pair;
         let leader =
             pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
         let name = self.pair_name(id);
         let (from, to, reason) = (before.word(), pair.state().word(), pair.reason());
-        match pair.state() {
+        let what = match pairs {
+            1 => format!("{from} → {to}, led by {leader}"),
+            _ => format!("{from} → {to}, as one of {pairs} pairs"),
+        };
+        self.changes.note(format!("pair {name}"), what, reason);
+        match self.pairs[id.index()].pair.state() {
             State::Dark { .. } if self.pairs[id.index()].undecided && pairs == 1 => {
                 tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");
             }

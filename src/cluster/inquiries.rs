@@ -24,7 +24,6 @@ use crate::ring::Topology;
 
 use super::ask::Asker;
 use super::events::Internal;
-use super::summary::PAIR_WORDS;
 use super::{Cluster, Duration};
 
 /// How long all servers together are waited for, in timeouts of one.
@@ -241,7 +240,7 @@ impl Cluster {
                 let form = gathered.form();
                 let stats = gathered.into_stats();
                 match inquiry {
-                    Inquiry::General => self.report().stats(&PAIR_WORDS, stats, (asked, silent.len())),
+                    Inquiry::General => self.report().stats(stats, (asked, silent.len())).end(),
                     Inquiry::Settings => self.stats_settings(stats),
                     _ if form == Form::Prefixes => {
                         let lines: String =

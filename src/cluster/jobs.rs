@@ -440,7 +440,7 @@ impl Cluster {
     }
 
     /// In the log; returns why pairs stay unfilled, and the word of the status.
-    fn tell_end(&self, node: NodeId, job: &JobRun, result: &Result<(), JobError>) -> (Reason, &'static str) {
+    fn tell_end(&mut self, node: NodeId, job: &JobRun, result: &Result<(), JobError>) -> (Reason, &'static str) {
         let (addr, progress) = (self.topology.addr(node), &job.progress);
         let (copied, skipped, failed) =
             (progress.sum(|p| &p.copied), progress.sum(|p| &p.skipped), progress.sum(|p| &p.failed));
@@ -449,6 +449,8 @@ impl Cluster {
                 let elapsed = Duration::from_millis(progress.elapsed().as_millis() as u64);
                 tracing::info!(node = %addr, copied, skipped, failed, bytes = progress.sum(|p| &p.bytes), elapsed = %humantime::format_duration(elapsed),
                     "resync done");
+                let what = format!("resync done: {copied} items in {}", humantime::format_duration(elapsed));
+                self.changes.note(self.server_name(node), what, Reason::None);
                 if failed > 0 {
                     tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
                 }
@@ -466,6 +468,8 @@ impl Cluster {
                     _ => None,
                 };
                 tracing::warn!(node = %addr, source = source.map(tracing::field::display), %error, copied, "resync ended early");
+                let what = format!("resync ended early after {copied} items: {}", error.reason());
+                self.changes.note(self.server_name(node), what, reason);
                 (reason, error.reason())
             }
         }

@@ -52,8 +52,8 @@
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol; `inquiries`: what all servers are asked for
-//!   it; `one_server`: what one is told; `listings`: all keys; `conns`:
-//!   who is connected.
+//!   it; `one_server`: what one is told; `listings`: all keys; `conns`: who is connected; `desk`:
+//!   where the admin listener and socket ask; `changes`: the last changes, for it.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
 //! - `foreign`: another proxy over the same nodes.
@@ -65,10 +65,12 @@
 #[cfg(test)]
 mod alone;
 mod ask;
+mod changes;
 mod clean;
 mod clocks;
 mod conns;
 mod copies;
+mod desk;
 mod edges;
 mod events;
 mod evictions;
@@ -100,7 +102,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{RwLock, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -119,6 +121,7 @@ use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 use crate::suspicion::Suspicions;
 
+pub use desk::Desk;
 use events::Internal;
 pub use names::Names;
 use nodes::NodeRun;
@@ -204,6 +207,8 @@ pub struct Cluster {
     /// given.
     term: Term,
     started: Instant,
+    /// The date of that, since 1970.
+    started_date: Duration,
     crawls: Arc<Crawls>,
     clocks: Arc<Clocks>,
     limiter: Arc<RateLimiter>,
@@ -219,6 +224,10 @@ pub struct Cluster {
     /// Edges that are told together, of pairs and the states before, while several pairs learn of
     /// one thing.
     edges: Option<Vec<(PairId, State)>>,
+    desk: desk::Clerk,
+    requests: Option<mpsc::Receiver<desk::Request>>,
+    /// The last changes of pairs and servers.
+    changes: changes::Changes,
     /// What the present event has changed; empty between two.
     unsettled: settle::Unsettled,
     /// Set by a worker that ended with operations unfinished.
@@ -239,6 +248,7 @@ impl Cluster {
         shutdown: CancellationToken,
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
+        let (desk, requests) = desk::Clerk::open();
         let now = Instant::now();
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
@@ -301,6 +311,7 @@ impl Cluster {
             period_found: Period::default(),
             term,
             started: now,
+            started_date: ambient::unix_time(),
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flush::default(),
             delayed: flush::Delayed::default(),
@@ -309,6 +320,9 @@ impl Cluster {
             last_ticket: Ticket(0),
             scrubs: verify::Scrubs::default(),
             edges: None,
+            desk,
+            requests: Some(requests),
+            changes: changes::Changes::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
             shutdown,
@@ -317,7 +331,7 @@ impl Cluster {
 
     /// Runs until the workers are gone and `shutdown` is cancelled.
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
-        let Some(mut inbox) = self.inbox.take() else { return };
+        let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.requests.take()) else { return };
         self.spawn_governor();
         self.spawn_copies_ticker();
         self.start().await;
@@ -335,15 +349,23 @@ impl Cluster {
                     Some(internal) => self.own_task_said(internal),
                     None => break,
                 },
-                event = events.recv() => match event {
-                    Some(event) => self.worker_said(event),
+                // By turns, so that neither clients nor who looks at the page keep the other
+                // waiting.
+                heard = either(&mut events, &mut requests) => match heard {
+                    Heard::Worker(Some(event)) => self.worker_said(event),
+                    Heard::Desk(request) => self.asked_at_the_desk(request),
                     // Every worker has drained its clients and ended.
-                    None => break,
+                    Heard::Worker(None) => break,
                 },
             }
             self.settle();
         }
         self.stop().await;
+    }
+
+    /// Where to ask it things while it runs.
+    pub fn desk(&self) -> Desk {
+        self.desk.desk()
     }
 
     /// Whether nodes carry markers: without backups there is nothing to tell apart, and `off`
@@ -392,5 +414,19 @@ impl Cluster {
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
             }
         }
+    }
+}
+
+/// What is heard from outside of the control plane.
+enum Heard {
+    Worker(Option<Event>),
+    Desk(desk::Request),
+}
+
+async fn either(events: &mut UnboundedReceiver<Event>, requests: &mut mpsc::Receiver<desk::Request>) -> Heard {
+    tokio::select! {
+        event = events.recv() => Heard::Worker(event),
+        // (It never closes: the control plane has a handle of its own.)
+        Some(request) = requests.recv() => Heard::Desk(request),
     }
 }

@@ -222,9 +222,10 @@ impl Cluster {
             run.count_fault(reason);
             run.refills.node_lost();
             run.since = Instant::now();
-            tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
             run.hint.notify_one();
             run.look_up.notify_one();
+            tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
+            self.changes.note(self.server_name(node), "lost".to_owned(), reason);
         }
         self.told_together(|cluster| {
             for pair in affected {
@@ -237,6 +238,11 @@ impl Cluster {
             }
         });
         self.changed(node);
+    }
+
+    /// For [`super::changes`].
+    pub(super) fn server_name(&self, node: NodeId) -> String {
+        format!("server {}", self.topology.addr(node))
     }
 
     /// A connection ended with commands unanswered, and not by the node's doing: they may still

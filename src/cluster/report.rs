@@ -8,15 +8,17 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId};
+use crate::pair::State;
 use crate::report::{
     AddressReport, LatencyReport, NodeReport, PairReport, ProcessReport, Report, ResyncReport, YieldReport,
 };
 use crate::resync::{Fill, Progress};
-use crate::stats::{LATENCY_BUCKETS, Latencies, NodeStats};
+use crate::stats::NodeStats;
+use crate::stats::requests::{Asked, Came, Family};
 
 use super::Cluster;
 use super::jobs::seconds;
-use super::summary::{NodeFacts, PairFacts, Summary};
+use super::summary::{NodeFacts, PAIR_WORDS, PairFacts, Summary};
 
 impl Cluster {
     pub(super) fn report(&self) -> Report {
@@ -37,6 +39,7 @@ impl Cluster {
             obstacles: summary.obstacles().collect(),
             copies_missing: pairs.iter().map(|pair| pair.copies_missing).sum(),
             pairs_missing_unknown: pairs.iter().filter(|pair| pair.missing_unknown).count(),
+            pair_words: PAIR_WORDS,
             pairs,
             nodes: nodes.into_iter().map(|(node, _)| node).collect(),
             yielding: YieldReport { state, percent },
@@ -45,6 +48,7 @@ impl Cluster {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 unix_time: crate::ambient::unix_time().as_secs(),
+                started_unix_time: self.started_date.as_secs(),
                 version: crate::proxy::VERSION,
                 user_us,
                 system_us,
@@ -52,10 +56,14 @@ impl Cluster {
                 max_clients: self.settings.max_clients,
             },
             counters: self.counters_since_reset(),
-            latency: self.latency_report(),
+            totals: self.counters(),
+            requests: self.requests(),
+            waits: Family::ALL.iter().map(|&family| (family, self.waits(family))).collect(),
+            latency: LatencyReport::of(self.stats.iter().flat_map(|s| &s.nodes).map(|node| &node.latencies)),
             delayed_flushes: self.delayed.pending().len(),
             late_together: self.suspicions.held,
             late_given_up: self.suspicions.given_up,
+            changes: self.changes.newest_first(),
         }
     }
 
@@ -73,6 +81,8 @@ impl Cluster {
             for_seconds: seconds(run.since),
             copies_missing: run.lone.len(),
             missing_unknown: run.lone.has_more(),
+            missed: matches!(run.pair.state(), State::Degraded { .. } | State::Recovering { .. })
+                .then(|| (!run.missed.overflowed()).then(|| run.missed.len())),
         };
         (report, facts)
     }
@@ -98,6 +108,8 @@ impl Cluster {
             version: run.view.as_ref().map(|view| view.version.clone()),
             connections: sum(|n| n.connections.load(Relaxed)),
             in_flight: sum(|n| n.in_flight.load(Relaxed)),
+            sent: sum(|n| n.sent.load(Relaxed)),
+            latency: LatencyReport::of(self.stats.iter().map(|s| &s.nodes[node.index()].latencies)),
             losses: run.health.losses(),
             losses_by_reason: run.faults.clone(),
             for_seconds: seconds(run.since),
@@ -119,13 +131,16 @@ impl Cluster {
         of_progress(progress, elapsed, word, fill, eta.unwrap_or_default())
     }
 
-    /// How long nodes took to answer, over all workers.
-    fn latency_report(&self) -> LatencyReport {
-        let mut counts = [0; LATENCY_BUCKETS];
-        self.stats.iter().for_each(|worker| worker.latencies.add_to(&mut counts));
-        LatencyReport {
-            buckets: counts.into_iter().enumerate().map(|(at, count)| (Latencies::least(at), count)).collect(),
-        }
+    /// What clients asked for, and what came of it.
+    fn requests(&self) -> Vec<(Asked, Came, u64)> {
+        let all = Asked::ALL.iter().flat_map(|&asked| Came::ALL.iter().map(move |&came| (asked, came)));
+        let counted =
+            all.map(|(asked, came)| (asked, came, self.stats.iter().map(|s| s.requests.of(asked, came)).sum()));
+        counted.filter(|(_, _, count)| *count > 0).collect()
+    }
+
+    fn waits(&self, family: Family) -> LatencyReport {
+        LatencyReport::of(self.stats.iter().flat_map(|worker| worker.requests.waits(family)))
     }
 
     pub(super) fn mode(&self) -> &'static str {

@@ -136,8 +136,11 @@ impl Cluster {
         run.incarnation = incarnation;
         run.memory_gone = false;
         run.since = Instant::now();
-        tracing::info!(node = %self.topology.addr(node), memory = if same { "same" } else { "new" }, items = view.curr_items, "node is back");
         let empty = run.empty;
+        let memory = if same { "same" } else { "new" };
+        tracing::info!(node = %self.topology.addr(node), memory, items = view.curr_items, "node is back");
+        let what = format!("back with {memory} memory, {} items", view.curr_items);
+        self.changes.note(self.server_name(node), what, Reason::None);
         if first {
             self.judge_resumption(node, &view);
         }

@@ -22,7 +22,7 @@ impl Cluster {
                     () = pace.begun(), if !at_work => {}
                 }
                 let mut counts = [0; LATENCY_BUCKETS];
-                stats.iter().for_each(|worker| worker.latencies.add_to(&mut counts));
+                stats.iter().for_each(|worker| worker.add_latencies(&mut counts));
                 pace.set(governor.tick(started.elapsed(), &counts, pace.at_work(), pace.crawling()));
             }
         });

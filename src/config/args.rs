@@ -109,6 +109,19 @@ pub(super) struct Args {
     #[arg(long, value_name = "auto|on|off", default_value = "auto", action = ArgAction::Append, help_heading = "Process")]
     pub(super) io_uring: Vec<String>,
 
+    /// Serve metrics (/metrics), the state (/status.json, /livez, /readyz) and a page that shows it
+    /// (/) over HTTP; nothing can be changed there. HOST is an address or a name of this machine
+    #[arg(long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Operators")]
+    pub(super) admin: Vec<String>,
+
+    /// Unix socket for operator commands (mode 660): resilver ask --proxy PATH
+    #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Operators")]
+    pub(super) admin_socket: Vec<String>,
+
+    /// Whether clients may say resync and node too: off = only whoever reaches --admin-socket
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Append, help_heading = "Operators")]
+    pub(super) operator_commands: Vec<String>,
+
     /// How a server that comes back is refilled: auto = at once; manual = the other copy leads
     /// until the operator says resync; off = trusted as it is, like magent
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",

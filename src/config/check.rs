@@ -3,6 +3,7 @@
 
 mod healing;
 mod listeners;
+mod operators;
 
 use std::ffi::OsString;
 use std::fmt::{Display, Write as _};
@@ -202,7 +203,9 @@ impl Check<'_> {
         if port == 0 && self.given("listen") {
             self.fault("-l/--listen contradicts -p/--port 0, which means no TCP; give a port or drop -l");
         }
-        self.not_itself(&listen, primaries.iter().chain(&backups));
+        let operators = self.operators(args, &listen, unix_socket.as_deref());
+        let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
+        self.not_itself(&own, primaries.iter().chain(&backups));
 
         let threads = match args.threads.last().map(String::as_str) {
             Some("auto") => (self.host.cores / 2).clamp(1, MAX_AUTO_THREADS),
@@ -256,6 +259,9 @@ impl Check<'_> {
             listen,
             unix_socket,
             unix_socket_mode,
+            admin: operators.admin,
+            admin_socket: operators.admin_socket,
+            operator_commands: operators.commands,
             max_clients: max_clients as usize,
             node_connections: (node_connections as usize).max(threads),
             threads,

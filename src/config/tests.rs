@@ -360,3 +360,32 @@ fn the_definition_is_consistent() {
     assert_eq!((host.find_group)("0"), Some(0));
     assert_eq!((host.find_user)("no-such-user-here"), None);
 }
+
+#[test]
+fn what_operators_reach_it_by() {
+    let settings = run("-s a:1");
+    assert_eq!((settings.admin, settings.admin_socket, settings.operator_commands), (None, None, true));
+    let settings = run("-s a:1 --admin localhost:9150 --admin-socket /run/x.sock --operator-commands off");
+    assert_eq!(settings.admin, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9150))), "IPv4 first, as with -l");
+    assert_eq!(settings.admin_socket.as_deref(), Some(Path::new("/run/x.sock")));
+    assert!(!settings.operator_commands);
+    assert_eq!(run("-s a:1 --admin [::1]:9150").admin, Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 9150))));
+    let own = "the proxy would listen there itself (127.0.0.1:9150)";
+    for (line, words) in [
+        ("--admin 9150", "the port is missing"),
+        ("--admin 127.0.0.1", "the port is missing"),
+        ("--admin [::1]", "the port is missing"),
+        ("--admin 127.0.0.1:x", "port \"x\" is not a number"),
+        ("--admin nosuch:9150", "cannot be resolved"),
+        ("--admin 127.0.0.1:11211", "clients are listened for there"),
+        ("--admin 0.0.0.0:11211", "clients are listened for there"),
+        ("--admin 127.0.0.1:9150 -s 127.0.0.1:9150", own),
+        ("--admin a:1 --admin b:2", "was given twice"),
+        ("--operator-commands maybe", "must be on or off"),
+        ("-f /run/x.sock --admin-socket /run/x.sock", "is the clients' unix socket"),
+        ("--admin-socket /run/", "must be the path of a file"),
+    ] {
+        let faults = faults_on(&format!("-s a:1 {line}"), &host());
+        assert!(faults.iter().any(|fault| fault.contains(words)), "{line}: {faults:?}");
+    }
+}

@@ -6,8 +6,8 @@ use thiserror::Error;
 use crate::config::Settings;
 
 /// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files,
-/// and refusing clients.
-const RESERVE: u64 = 128;
+/// refusing clients, and what the admin listener and socket let in.
+const RESERVE: u64 = 176;
 /// Per worker thread: its runtime, its handles of the listening sockets, its ring.
 const PER_THREAD: u64 = 12;
 /// Per node, beside the connections that `-i` keeps: probe, control, and those of a resync.

@@ -25,7 +25,14 @@ pub struct Listeners {
     pub tcp: Vec<Vec<TcpListener>>,
     /// For [`Settings::unix_socket`].
     pub unix: Option<UnixListener>,
+    /// For [`Settings::admin`].
+    pub admin: Option<TcpListener>,
+    /// For [`Settings::admin_socket`].
+    pub admin_socket: Option<UnixListener>,
 }
+
+/// Its mode: whoever starts the proxy, and the group. Anybody else may not say `resync lead`.
+const ADMIN_SOCKET_MODE: u32 = 0o660;
 
 /// Why a socket could not be bound.
 #[derive(Debug, Error)]
@@ -38,19 +45,27 @@ pub enum BindError {
         /// What the system said.
         cause: io::Error,
     },
+    /// The same of the admin listener's.
+    #[error("cannot listen on {address} for --admin: {cause}; give an address of this machine and a port that is free")]
+    Admin {
+        /// The address as given with `--admin`.
+        address: SocketAddr,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// The system refused a unix socket.
     #[error("cannot listen on unix socket {}: {cause}", .path.display())]
     Unix {
-        /// The path given with `-f`.
+        /// The path given with `-f` or `--admin-socket`.
         path: PathBuf,
         /// What the system said.
         cause: io::Error,
     },
     /// Another process serves the unix socket.
-    #[error("cannot listen on unix socket {}: another process answers on it; stop that one or give another -f", .0.display())]
+    #[error("cannot listen on unix socket {}: another process answers on it; stop that one or give another path", .0.display())]
     InUse(PathBuf),
     /// Something else stands where the unix socket should be, and is left alone.
-    #[error("cannot listen on unix socket {}: a file that is no socket is there; remove it or give another -f", .0.display())]
+    #[error("cannot listen on unix socket {}: a file that is no socket is there; remove it or give another path", .0.display())]
     NotASocket(PathBuf),
 }
 
@@ -81,6 +96,13 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
     }
     if let Some(path) = &settings.unix_socket {
         listeners.unix = Some(bind_unix(path, settings.unix_socket_mode)?);
+    }
+    if let Some(address) = settings.admin {
+        let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
+        listeners.admin = queues.into_iter().next();
+    }
+    if let Some(path) = &settings.admin_socket {
+        listeners.admin_socket = Some(bind_unix(path, ADMIN_SOCKET_MODE)?);
     }
     Ok(listeners)
 }

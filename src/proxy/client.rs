@@ -10,6 +10,8 @@ use crate::protocol::foreign::Foreign;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Close, Keyed, Style};
+use crate::stats::WorkerStats;
+use crate::stats::requests::Asked;
 
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
@@ -62,7 +64,31 @@ pub(super) struct Slot {
     pending: u32,
     style: Style,
     bytes: u32,
+    begun: Begun,
     reply: Reply,
+}
+
+/// What was asked, and when it was begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    pub(super) asked: Asked,
+    /// Microseconds of the worker's clock, without those above 71 minutes.
+    pub(super) at_us: u32,
+}
+
+/// What is counted of answers, and what it is counted with.
+#[derive(Clone, Copy)]
+pub(super) struct Meter<'a> {
+    pub(super) stats: &'a WorkerStats,
+    pub(super) now_us: u64,
+}
+
+impl Meter<'_> {
+    /// A request is answered in full, and the client may be told so.
+    #[inline(always)]
+    fn answered(&self, begun: Begun) {
+        self.stats.requests.waited(begun.asked, (self.now_us as u32).wrapping_sub(begun.at_us));
+    }
 }
 
 #[derive(Debug)]
@@ -568,7 +594,14 @@ impl Client {
 
     /// Opens a slot for a request of `keys` keys (0: one command without a key); returns its
     /// number. `shared`: the answers of several keys are one.
-    pub(super) fn open_slot(&mut self, keys: u32, shared: bool, style: Style, bytes: usize, spare: &mut Spare) -> u64 {
+    pub(super) fn open_slot(
+        &mut self,
+        keys: u32,
+        shared: bool,
+        (style, begun): (Style, Begun),
+        bytes: usize,
+        spare: &mut Spare,
+    ) -> u64 {
         let reply = if shared {
             let parts = spare.parts.pop().unwrap_or_default();
             Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() })
@@ -581,7 +614,7 @@ impl Client {
             f.receiving = Share::default();
         }
         let number = self.first + f.slots.len() as u64;
-        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, reply });
+        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, begun, reply });
         f.bytes += bytes;
         number
     }
@@ -627,12 +660,11 @@ impl Client {
     /// counted by [`Client::begin_read`]. Returns whether anything was moved.
     pub(super) fn answer(
         &mut self,
-        slot: u64,
-        part: u32,
-        read: bool,
+        (slot, part, read): (u64, u32, bool),
         mut answer: Outcome,
         spare: &mut Spare,
         memory: &Arc<Memory>,
+        meter: Meter<'_>,
     ) -> bool {
         let len = answer.weight();
         if read {
@@ -646,6 +678,7 @@ impl Client {
         }
         let Some(at) = slot.checked_sub(self.first) else { return false };
         let Some(entry) = f.slots.get_mut(at as usize) else { return false };
+        meter.stats.requests.count(entry.begun.asked, &answer);
         match (&mut entry.reply, answer) {
             (Reply::Many(many), answer) => {
                 let part = &mut many.parts[(part - many.first) as usize];
@@ -669,10 +702,10 @@ impl Client {
             // Nothing to wait for.
             (_, answer) if at == 0 => {
                 let style = entry.style;
-                f.close_first(&mut self.first, spare);
+                f.close_first(&mut self.first, spare, meter);
                 style.write(answer, &mut f.out);
                 if !f.slots.is_empty() {
-                    f.flush_slots(&mut self.first, spare);
+                    f.flush_slots(&mut self.first, spare, meter);
                 }
                 f.count(memory);
                 return true;
@@ -683,7 +716,7 @@ impl Client {
             }
         }
         entry.pending -= 1;
-        let moved = at == 0 && f.flush_slots(&mut self.first, spare);
+        let moved = at == 0 && f.flush_slots(&mut self.first, spare, meter);
         f.count(memory);
         moved
     }
@@ -746,16 +779,17 @@ impl InFlight {
 
     /// The first request is answered. `first`: its slot's number.
     #[inline(always)]
-    fn close_first(&mut self, first: &mut u64, spare: &mut Spare) -> Option<Slot> {
+    fn close_first(&mut self, first: &mut u64, spare: &mut Spare, meter: Meter<'_>) -> Option<Slot> {
         let slot = self.slots.pop_front()?;
         self.bytes -= slot.bytes as usize;
+        meter.answered(slot.begun);
         while self.keys.pop(*first, &mut spare.tables) {}
         *first += 1;
         Some(slot)
     }
 
     /// `first`: number of the first slot.
-    fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare) -> bool {
+    fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare, meter: Meter<'_>) -> bool {
         let mut moved = false;
         while let Some(slot) = self.slots.front_mut() {
             let done = slot.pending == 0;
@@ -781,7 +815,7 @@ impl InFlight {
             if !done {
                 return moved;
             }
-            let Some(slot) = self.close_first(first, spare) else { break };
+            let Some(slot) = self.close_first(first, spare, meter) else { break };
             moved = true;
             match slot.reply {
                 Reply::None => {}

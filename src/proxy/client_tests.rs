@@ -1,8 +1,16 @@
+use std::sync::LazyLock;
+
 use super::*;
 use crate::protocol::request::{Keys, Kind};
 
 const CLASSIC: Style = Style::Classic { noreply: false };
 const NOREPLY: Style = Style::Classic { noreply: true };
+const BEGUN: Begun = Begun { asked: Asked::Get, at_us: 0 };
+
+fn meter() -> Meter<'static> {
+    static STATS: LazyLock<WorkerStats> = LazyLock::new(WorkerStats::default);
+    Meter { stats: &STATS, now_us: 0 }
+}
 
 fn sent(client: &mut Client) -> String {
     let out = client.unsent().expect("something in flight");
@@ -17,16 +25,16 @@ fn sent(client: &mut Client) -> String {
 #[test]
 fn answers_leave_in_the_order_of_the_requests() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(1, false, CLASSIC, 10, &mut spare);
-    let b = client.open_slot(1, false, NOREPLY, 10, &mut spare);
-    let c = client.open_slot(1, false, CLASSIC, 10, &mut spare);
+    let a = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
+    let b = client.open_slot(1, false, (NOREPLY, BEGUN), 10, &mut spare);
+    let c = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
     client.note_key(a, 7, true);
-    assert!(!client.answer(c, 0, false, Outcome::Own(b"C\r\n"), &mut spare, &Arc::default()));
-    assert!(!client.answer(b, 0, false, Outcome::Own(b"noreply\r\n"), &mut spare, &Arc::default()));
+    assert!(!client.answer((c, 0, false), Outcome::Own(b"C\r\n"), &mut spare, &Arc::default(), meter()));
+    assert!(!client.answer((b, 0, false), Outcome::Own(b"noreply\r\n"), &mut spare, &Arc::default(), meter()));
     assert_eq!(sent(&mut client), "");
     assert!(client.conflicts(7, false, &mut spare));
     assert!(!client.conflicts(7, true, &mut spare) && !client.conflicts(8, false, &mut spare));
-    assert!(client.answer(a, 0, false, Outcome::Own(b"A\r\n"), &mut spare, &Arc::default()));
+    assert!(client.answer((a, 0, false), Outcome::Own(b"A\r\n"), &mut spare, &Arc::default(), meter()));
     assert_eq!(sent(&mut client), "A\r\nC\r\n");
     assert!(client.is_idle() && !client.conflicts(7, false, &mut spare));
 }
@@ -34,30 +42,48 @@ fn answers_leave_in_the_order_of_the_requests() {
 #[test]
 fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(3, true, CLASSIC, 0, &mut spare);
+    let a = client.open_slot(3, true, (CLASSIC, BEGUN), 0, &mut spare);
     (0..3).for_each(|_| client.begin_read(a));
-    client.answer(a, 2, true, Outcome::Hit(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")), &mut spare, &Arc::default());
-    client.answer(a, 1, true, Outcome::Miss, &mut spare, &Arc::default());
-    client.answer(a, 0, true, Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare, &Arc::default());
+    client.answer(
+        (a, 2, true),
+        Outcome::Hit(Bytes::from_static(b"VALUE c 0 1\r\n3\r\n")),
+        &mut spare,
+        &Arc::default(),
+        meter(),
+    );
+    client.answer((a, 1, true), Outcome::Miss, &mut spare, &Arc::default(), meter());
+    client.answer(
+        (a, 0, true),
+        Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+        &mut spare,
+        &Arc::default(),
+        meter(),
+    );
     assert_eq!(sent(&mut client), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n3\r\nEND\r\n");
-    let b = client.open_slot(2, true, CLASSIC, 0, &mut spare);
+    let b = client.open_slot(2, true, (CLASSIC, BEGUN), 0, &mut spare);
     (0..2).for_each(|_| client.begin_read(b));
-    client.answer(b, 0, true, Outcome::Own(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default());
-    client.answer(b, 1, true, Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")), &mut spare, &Arc::default());
+    client.answer((b, 0, true), Outcome::Own(b"SERVER_ERROR gone\r\n"), &mut spare, &Arc::default(), meter());
+    client.answer(
+        (b, 1, true),
+        Outcome::Hit(Bytes::from_static(b"VALUE a 0 1\r\n1\r\n")),
+        &mut spare,
+        &Arc::default(),
+        meter(),
+    );
     assert_eq!(sent(&mut client), "SERVER_ERROR gone\r\n");
 }
 
 #[test]
 fn what_is_known_of_a_waiting_get_stays_with_its_client() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-    let a = client.open_slot(1, false, CLASSIC, 10, &mut spare);
+    let a = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
     client.note_key(a, 7, true);
     assert!(client.conflicts(7, false, &mut spare));
     let request = Keyed::new(Kind::Get, Keys { span: 4..9, count: 2 });
     client
         .hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6 })));
     assert!(!client.may_resume(&Arc::default()));
-    client.answer(a, 0, false, Outcome::Own(b"A\r\n"), &mut spare, &Arc::default());
+    client.answer((a, 0, false), Outcome::Own(b"A\r\n"), &mut spare, &Arc::default(), meter());
     assert!(client.may_resume(&Arc::default()));
     assert_eq!(sent(&mut client), "A\r\n");
     client.settle(&mut spare);
@@ -71,13 +97,16 @@ fn what_is_known_of_a_waiting_get_stays_with_its_client() {
 fn what_very_many_keys_took_is_not_kept() {
     for (keys, kept) in [(10, 1), (20 * MAX_READS, 0)] {
         let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
-        let slot = client.open_slot(keys, true, CLASSIC, 0, &mut spare);
+        let slot = client.open_slot(keys, true, (CLASSIC, BEGUN), 0, &mut spare);
         for _ in 0..keys {
             client.begin_read(slot);
             client.note_key(slot, 7, false);
         }
         (0..keys).for_each(|part| {
-            assert_eq!(client.answer(slot, part, true, Outcome::Miss, &mut spare, &Arc::default()), part + 1 == keys)
+            assert_eq!(
+                client.answer((slot, part, true), Outcome::Miss, &mut spare, &Arc::default(), meter()),
+                part + 1 == keys
+            )
         });
         assert_eq!(sent(&mut client), "END\r\n");
         client.settle(&mut spare);
@@ -91,21 +120,21 @@ fn a_get_of_very_many_keys_holds_a_window_of_them() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
     client.reads_max = MAX_READS;
     let total = MAX_READS + 10;
-    let slot = client.open_slot(total, true, CLASSIC, 0, &mut spare);
+    let slot = client.open_slot(total, true, (CLASSIC, BEGUN), 0, &mut spare);
     (0..MAX_READS).for_each(|_| client.begin_read(slot));
     assert_eq!(client.read_room(&memory), 0);
     let value = |i: u32| Bytes::from(format!("VALUE k{i} 0 1\r\nx\r\n"));
-    client.answer(slot, 1, true, Outcome::Hit(value(1)), &mut spare, &memory);
+    client.answer((slot, 1, true), Outcome::Hit(value(1)), &mut spare, &memory, meter());
     assert_eq!(sent(&mut client), "", "the first key is still unanswered");
-    client.answer(slot, 0, true, Outcome::Hit(value(0)), &mut spare, &memory);
+    client.answer((slot, 0, true), Outcome::Hit(value(0)), &mut spare, &memory, meter());
     assert_eq!(sent(&mut client), "VALUE k0 0 1\r\nx\r\nVALUE k1 0 1\r\nx\r\n");
     assert_eq!(client.read_room(&memory), 2);
     for part in 2..MAX_READS {
-        client.answer(slot, part, true, Outcome::Miss, &mut spare, &memory);
+        client.answer((slot, part, true), Outcome::Miss, &mut spare, &memory, meter());
     }
     (0..10).for_each(|_| client.begin_read(slot));
     for part in MAX_READS..total {
-        client.answer(slot, part, true, Outcome::Miss, &mut spare, &memory);
+        client.answer((slot, part, true), Outcome::Miss, &mut spare, &memory, meter());
     }
     assert_eq!(sent(&mut client), "END\r\n");
     client.settle(&mut spare);
@@ -118,12 +147,12 @@ fn no_more_is_asked_for_than_a_client_may_leave_unread() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     assert_eq!(client.read_room(&memory), FIRST_READS, "nobody knows yet what its values are like");
     let ask = |client: &mut Client, spare: &mut Spare| {
-        let slot = client.open_slot(1, false, CLASSIC, 0, spare);
+        let slot = client.open_slot(1, false, (CLASSIC, BEGUN), 0, spare);
         client.begin_read(slot);
         slot
     };
     let answer = |client: &mut Client, spare: &mut Spare, slot, bytes| {
-        client.answer(slot, 0, true, Outcome::Hit(Bytes::from(vec![b'x'; bytes])), spare, &memory)
+        client.answer((slot, 0, true), Outcome::Hit(Bytes::from(vec![b'x'; bytes])), spare, &memory, meter())
     };
     let first = ask(&mut client, &mut spare);
     answer(&mut client, &mut spare, first, 1 << 20);
@@ -156,9 +185,9 @@ fn no_more_is_asked_for_than_a_client_may_leave_unread() {
 fn small_answers_that_are_not_taken_count() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     for _ in 0..100 {
-        let slot = client.open_slot(1, false, CLASSIC, 10, &mut spare);
+        let slot = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
         client.begin_read(slot);
-        client.answer(slot, 0, true, Outcome::Hit(Bytes::from(vec![b'x'; 15_000])), &mut spare, &memory);
+        client.answer((slot, 0, true), Outcome::Hit(Bytes::from(vec![b'x'; 15_000])), &mut spare, &memory, meter());
     }
     let uncounted = 1_500_000 - memory.used();
     assert!(uncounted < 2 * FREE, "of 1.5 MB unread {uncounted} bytes are in no account");
@@ -184,25 +213,25 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
     assert!(memory.is_short() && !memory.is_full());
     assert_eq!((large.read_room(&memory), small.read_room(&memory)), (1, FIRST_READS));
     let slots = [0; 2].map(|_| {
-        let slot = large.open_slot(1, false, CLASSIC, 0, &mut spare);
+        let slot = large.open_slot(1, false, (CLASSIC, BEGUN), 0, &mut spare);
         large.begin_read(slot);
         slot
     });
     assert_eq!(large.read_room(&memory), 0);
     let value = || Outcome::Hit(Bytes::from(vec![b'x'; 1 << 20]));
-    large.answer(slots[0], 0, true, value(), &mut spare, &memory);
+    large.answer((slots[0], 0, true), value(), &mut spare, &memory, meter());
     assert_eq!(large.read_room(&memory), 0, "it has one to take");
     // Full, what comes for those who have not taken the last is thrown away, and said.
     let last = others(1 << 20);
     assert!(memory.is_full());
-    large.answer(slots[1], 0, true, value(), &mut spare, &memory);
+    large.answer((slots[1], 0, true), value(), &mut spare, &memory, meter());
     assert!(
         sent(&mut large)
             .ends_with("END\r\nSERVER_ERROR answers that clients have not read take all of --client-memory\r\n")
     );
-    let slot = small.open_slot(1, false, CLASSIC, 0, &mut spare);
+    let slot = small.open_slot(1, false, (CLASSIC, BEGUN), 0, &mut spare);
     small.begin_read(slot);
-    small.answer(slot, 0, true, value(), &mut spare, &memory);
+    small.answer((slot, 0, true), value(), &mut spare, &memory, meter());
     assert!(sent(&mut small).ends_with("x\r\nEND\r\n") || small.largest > 0, "one that waits for nothing else");
     drop((held, more, last));
     // What they have taken counts no more.
@@ -217,10 +246,10 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
 fn a_get_of_large_values_lets_them_go_as_they_come() {
     let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
     for failed in [false, true] {
-        let slot = client.open_slot(4, true, CLASSIC, 0, &mut spare);
+        let slot = client.open_slot(4, true, (CLASSIC, BEGUN), 0, &mut spare);
         (0..4).for_each(|_| client.begin_read(slot));
         let mut answer =
-            |client: &mut Client, part, answer| client.answer(slot, part, true, answer, &mut spare, &memory);
+            |client: &mut Client, part, answer| client.answer((slot, part, true), answer, &mut spare, &memory, meter());
         let value = || Outcome::Hit(Bytes::from(vec![b'x'; 1 << 20]));
         if failed {
             answer(&mut client, 3, Outcome::Own(b"SERVER_ERROR gone\r\n"));

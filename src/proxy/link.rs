@@ -416,6 +416,11 @@ impl Conn {
         self.pushed
     }
 
+    /// So much was ever sent on it: commands, keys and ends of `get` lines.
+    pub(super) fn sent(&self) -> u64 {
+        self.pushed
+    }
+
     /// The answer to what has this number, if it is unanswered and a command of that operation's
     /// repair, counts for nothing any more.
     pub(super) fn void_repair(&mut self, number: u64, op: OpId) {

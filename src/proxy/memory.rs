@@ -25,6 +25,11 @@ impl Memory {
         Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), held_back: AtomicUsize::new(0), limit }
     }
 
+    /// Bytes in use, and how many there are.
+    pub fn account(&self) -> (u64, u64) {
+        ((self.used() + self.held_back()) as u64, self.limit as u64)
+    }
+
     /// Bytes counted now.
     #[inline(always)]
     pub fn used(&self) -> usize {

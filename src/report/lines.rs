@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 
 use bytes::Bytes;
 
+use super::seen::Seen;
 use super::{NodeReport, PairReport, Report};
 
 pub const MODE: &str = "mode";
@@ -19,46 +20,47 @@ pub const INCARNATION: &str = "incarnation";
 /// Lines under construction.
 #[derive(Default)]
 pub struct Lines {
-    /// What the servers say, each in its place; its value may be replaced.
-    servers: Vec<(String, String)>,
+    all: Vec<(String, String)>,
+    /// Of what the servers say.
     places: HashMap<String, usize>,
-    text: String,
 }
 
 impl Lines {
     /// Behind what the servers say. What is put under one of these names stands in its place.
     pub fn over(servers: Vec<(String, String)>) -> Lines {
         let places = servers.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
-        Lines { servers, places, text: String::new() }
+        Lines { all: servers, places }
     }
 
     pub fn put(&mut self, name: impl Display, value: impl Display) {
-        if !self.places.is_empty()
-            && let Some(at) = self.places.get(&name.to_string())
-        {
-            self.servers[*at].1 = value.to_string();
-            return;
+        let name = name.to_string();
+        match self.places.get(&name) {
+            Some(at) => self.all[*at].1 = value.to_string(),
+            None => self.all.push((name, value.to_string())),
         }
-        write_stat(&mut self.text, name, value);
     }
 
+    /// As a client is told them.
     pub fn end(self) -> Bytes {
-        let mut out = String::with_capacity(self.text.len() + 32 * self.servers.len());
-        self.servers.iter().for_each(|(name, value)| write_stat(&mut out, name, value));
-        out.push_str(&self.text);
+        let mut out = String::with_capacity(32 * self.all.len());
+        for (name, value) in self.all {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "STAT {name} {value}\r\n");
+        }
         out.push_str("END\r\n");
         Bytes::from(out)
     }
 }
 
-fn write_stat(out: &mut String, name: impl Display, value: impl Display) {
-    // Writing to a string cannot fail.
-    let _ = write!(out, "STAT {name} {value}\r\n");
-}
-
 impl Report {
+    /// Everything of it, as `resilver status` sees it, but for what servers say of themselves.
+    pub fn seen(&self) -> Option<Seen> {
+        let own = self.stats(Vec::new(), (0, 0));
+        Seen::of([self.resync_status(false), own, self.stats_servers()].map(|lines| lines.all))
+    }
+
     /// `all`: also the pairs that never get a key.
-    pub fn resync_status(&self, all: bool) -> Bytes {
+    pub fn resync_status(&self, all: bool) -> Lines {
         let mut out = Lines::default();
         out.put(MODE, self.mode);
         out.put(MIRRORED, u8::from(self.mirrored));
@@ -82,17 +84,11 @@ impl Report {
         ] {
             out.put(format_args!("verify:{name}"), value);
         }
-        out.end()
+        out
     }
 
-    /// `pair_states`: every word that a pair's state can be. `servers`: what those that lead say,
-    /// as many as `asked` and not so many as `silent`.
-    pub fn stats(
-        &self,
-        pair_states: &[&str],
-        servers: Vec<(String, String)>,
-        (asked, silent): (usize, usize),
-    ) -> Bytes {
+    /// `servers`: what those that lead say, as many as `asked` and not so many as `silent`.
+    pub fn stats(&self, servers: Vec<(String, String)>, (asked, silent): (usize, usize)) -> Lines {
         let mut out = Lines::over(servers);
         out.put("pid", self.process.pid);
         out.put("uptime", self.process.uptime_seconds);
@@ -113,8 +109,8 @@ impl Report {
         out.put("node_latency_p50_us", self.latency.percentile_us(50));
         out.put("node_latency_p99_us", self.latency.percentile_us(99));
         let used = || self.pairs.iter().filter(|pair| pair.used);
-        for word in pair_states {
-            out.put(format_args!("pairs_{word}"), used().filter(|pair| pair.state == *word).count());
+        for word in self.pair_words {
+            out.put(format_args!("pairs_{word}"), used().filter(|pair| pair.state == word).count());
         }
         let unlisted = used().filter(|pair| pair.reason == crate::pair::Reason::CannotEnumerate).count();
         out.put("pairs_cannot_enumerate", unlisted);
@@ -128,13 +124,13 @@ impl Report {
         out.put("late_given_up", self.late_given_up);
         out.put("servers_asked", asked);
         out.put("servers_not_asked", silent);
-        out.end()
+        out
     }
 
-    pub fn stats_servers(&self) -> Bytes {
+    pub fn stats_servers(&self) -> Lines {
         let mut out = Lines::default();
         self.nodes.iter().for_each(|node| node.put_server(&mut out));
-        out.end()
+        out
     }
 
     fn unused(&self) -> usize {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Names};
 use crate::config::{IoUringMode, Settings};
@@ -43,7 +44,7 @@ const EVENTS_PER_TURN: usize = 256;
 /// What the system refused: threads, or the event queue. What `ready` returns.
 pub fn run(
     settings: Settings,
-    listeners: Listeners,
+    mut listeners: Listeners,
     shutdown: CancellationToken,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
@@ -57,6 +58,8 @@ pub fn run(
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
+    let operators = (listeners.admin.take(), listeners.admin_socket.take());
+    admin::serve(&runtime, operators, (assembly.cluster.desk(), assembly.stats, assembly.memory), shutdown.clone())?;
     let threads = prepare(assembly.workers, &listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
@@ -219,6 +222,9 @@ pub(crate) struct Assembly {
     pub(crate) cluster: Cluster,
     /// What the workers tell.
     pub(crate) events: UnboundedReceiver<Event>,
+    /// The workers' counters, and what clients make the proxy hold.
+    pub(crate) stats: Vec<Arc<WorkerStats>>,
+    pub(crate) memory: Arc<Memory>,
     /// Stops what the control plane has left behind when it ends.
     pub(crate) probes: CancellationToken,
 }
@@ -278,6 +284,7 @@ impl Assembly {
                     timeout_us: settings.timeout.as_micros() as u64,
                     leader_timeout_us: settings.leader_timeout.as_micros() as u64,
                     item_size_max: settings.item_size_max,
+                    operator_commands: settings.operator_commands,
                 },
                 topology.clone(),
                 stats[index].clone(),
@@ -304,8 +311,9 @@ impl Assembly {
             parts.push(WorkerParts { core, setup, nodes, lanes, grace });
         }
         let probes = CancellationToken::new();
-        let cluster = Cluster::new(settings, topology, (dialer, names), commands, stats, unclean, probes.clone());
-        Assembly { workers: parts, cluster, events, probes }
+        let cluster =
+            Cluster::new(settings, topology, (dialer, names), commands, stats.clone(), unclean, probes.clone());
+        Assembly { workers: parts, cluster, events, stats, memory, probes }
     }
 }
 

@@ -489,7 +489,7 @@ impl Shell {
         let now = self.now();
         if let Some(sent_us) = self.core.awaited_since(at) {
             let latency_us = now.us.saturating_sub(sent_us);
-            self.stats.latencies.add(latency_us);
+            self.stats.nodes[at.node.index()].latencies.add(latency_us);
             if latency_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {
                 self.core.tell_slow(at, latency_us);
             }

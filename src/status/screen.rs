@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::seen::{Named, Seen, Word};
 use crate::report::lines::{PLACE, STATE};
+use crate::report::seen::{Named, Seen};
+use crate::report::verdict::Word;
 
 /// Pairs that are told one by one, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
@@ -61,63 +62,11 @@ impl Screen<'_> {
     fn verdict(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let seen = self.seen;
         let word = seen.word();
-        let pairs = seen.pairs.len();
-        let of = |state: &str| seen.pairs.iter().filter(|pair| pair.fields.text(STATE) == state).count();
-        let why = match word {
-            Word::Mirrored => "every item has two copies".to_owned(),
-            Word::Dark => format!("{} of {pairs} pairs refuse their keys: no copy is reachable", of("dark")),
-            Word::Degraded => format!("{} of {pairs} pairs have one copy", of("degraded")),
-            Word::Recovering => {
-                format!("{} of {pairs} pairs have one copy, and their second is being filled", of("recovering"))
-            }
-            Word::Incomplete => "it is not known that every item has two copies".to_owned(),
-        };
-        writeln!(f, "{}  {why}", self.painted(word, word.text()))?;
+        writeln!(f, "{}  {}", self.painted(word, word.text()), seen.why())?;
         for line in seen.obstacles.iter() {
             writeln!(f, "{} {line}", self.painted(word, if word == Word::Dark { "X" } else { "!" }))?;
         }
-        writeln!(f, "next: {}", self.next(word))
-    }
-
-    /// What to do.
-    fn next(&self, word: Word) -> String {
-        let any = |reason: &str| {
-            let shows = |named: &&Named| named.fields.text("reason") == reason;
-            self.seen.pairs.iter().chain(&self.seen.servers).find(shows)
-        };
-        let lost: Vec<&str> = (self.seen.servers.iter())
-            .filter(|server| server.fields.text(STATE) == "lost")
-            .map(|server| server.name.as_str())
-            .collect();
-        if let Some(named) = any("foreign_session") {
-            return format!("another proxy works on {}: stop one of the two", named.name);
-        }
-        if any("no_backup").is_some() {
-            return "no backups (-b) are given: nothing is held twice, and nothing heals".to_owned();
-        }
-        if any("resync_off").is_some() || self.seen.mode == "off" {
-            return "--resync=off: servers are taken at their word, and never refilled".to_owned();
-        }
-        let refilled =
-            if self.seen.mode == "manual" { "then: resilver ask resync" } else { "it is refilled by itself" };
-        match word {
-            Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
-            _ if !lost.is_empty() && word == Word::Dark => format!(
-                "start {} with its memory if it has it; what is left leads after: resilver ask resync lead HOST:PORT \
-                 (which loses what it missed)",
-                lost.join(", ")
-            ),
-            _ if !lost.is_empty() => format!("start memcached on {}; {refilled}", lost.join(", ")),
-            _ if any("copies_missing").is_some() => {
-                "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()
-            }
-            _ if any("cannot_enumerate").is_some() => {
-                "a server cannot list its keys: start it with the LRU crawler on (memcached's default)".to_owned()
-            }
-            Word::Dark => "resilver ask resync lead HOST:PORT makes a server lead with what it holds".to_owned(),
-            Word::Degraded if self.seen.mode == "manual" => "resilver ask resync".to_owned(),
-            _ => "wait; it heals by itself".to_owned(),
-        }
+        writeln!(f, "next: {}", seen.next())
     }
 
     fn resyncs(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -279,7 +228,7 @@ mod tests {
             cmd_get 1000\nserver_errors 0\nuptime 3700\ntime 1000";
         let servers = "cache1:1:place primary\ncache1:1:lost 1\ncache1:1:state nothing\ncache1:1:for_seconds 8
             cache2:1:place primary\ncache3:1:place backup\ncache3:1:for_seconds 90000";
-        Seen::of(&[stats(&status), stats(counters), stats(servers)]).expect("a proxy's answers")
+        Seen::of([stats(&status), stats(counters), stats(servers)]).expect("a proxy's answers")
     }
 
     fn pair(state: &str, reason: &str) -> String {
@@ -380,7 +329,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     fn rates_are_what_was_counted_between_two_looks() {
         let before = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
         let mut now = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
-        now.counters = super::super::seen::Fields::of(stats("time 1002\ncmd_get 5000\ncmd_set 2000\nget_hits 942"));
+        now.counters = crate::report::seen::Fields::of(stats("time 1002\ncmd_get 5000\ncmd_set 2000\nget_hits 942"));
         let look = Look { colour: false, all: false };
         let text = Screen { seen: &now, before: Some(&before), proxy: "p", look }.to_string();
         assert!(text.contains("  3000/s  hits 100.0 %"), "{text}");
@@ -401,7 +350,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
 
     #[test]
     fn what_is_no_proxy_of_ours_shows_nothing() {
-        assert!(Seen::of(&[stats("pid 1"), stats("pid 1"), stats("")]).is_none());
+        assert!(Seen::of([stats("pid 1"), stats("pid 1"), stats("")]).is_none());
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Drive {
             timeout_us: 250_000,
             leader_timeout_us: 2_000_000,
             item_size_max: 1 << 20,
+            operator_commands: true,
         };
         let nodes = topology.node_count();
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)), Arc::default());

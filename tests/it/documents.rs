@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 16] = [
+const DOCUMENTS: [&str; 17] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -21,6 +22,7 @@ const DOCUMENTS: [&str; 16] = [
     "docs/internals/models/README.md",
     "docs/internals/testing.md",
     "docs/magent.md",
+    "docs/monitoring.md",
     "docs/operating.md",
     "docs/performance.md",
     "docs/reference.md",
@@ -301,6 +303,58 @@ fn the_tables_of_statistics_are_the_answers() {
         let cells = first_cells(&section(&text, &format!("### `{question}`")));
         let table: BTreeSet<String> = cells.into_iter().flat_map(code_spans).map(str::to_owned).collect();
         assert_eq!(names, table, "{question}: left in the answer, right in docs/reference.md");
+    }
+}
+
+/// The metrics of a running proxy, with servers that nobody has. Rules and dashboard ask for no
+/// others.
+#[test]
+fn the_table_of_metrics_is_what_a_proxy_shows() {
+    let [port, admin] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let admin = format!("127.0.0.1:{admin}");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_resilver"))
+        .args(["-p", &port.to_string(), "-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"])
+        .args(["--admin", &admin])
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let text = loop {
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect(&admin) {
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+            let _ = stream.read_to_string(&mut answer);
+        }
+        if answer.starts_with("HTTP/1.0 200") {
+            break answer;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "no metrics: {answer}");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let shown: BTreeSet<&str> = types.filter_map(|line| line.split(' ').next()).collect();
+    let document = read("docs/monitoring.md");
+    let told: BTreeSet<&str> =
+        first_cells(&section(&document, "## Metrics")).into_iter().flat_map(code_spans).collect();
+    assert!(shown.len() > 60, "{shown:?}");
+    assert_eq!(shown, told, "left: /metrics; right: docs/monitoring.md");
+
+    for file in ["docs/monitoring/alerts.yml", "docs/monitoring/grafana.json", "docs/monitoring.md"] {
+        let text = read(file);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let named = words.filter(|word| word.starts_with("resilver_") && *word != "resilver_");
+        for name in named {
+            let family = ["_bucket", "_sum", "_count"].into_iter().find_map(|end| name.strip_suffix(end));
+            let known = |name: &str| shown.contains(name);
+            assert!(known(name) || family.is_some_and(known), "{file} names {name}, which is no metric");
+        }
+    }
+    let board: serde_json::Value = serde_json::from_str(&read("docs/monitoring/grafana.json")).unwrap();
+    assert!(board["panels"].as_array().is_some_and(|panels| panels.len() > 15));
+    match Command::new("promtool").args(["check", "rules"]).arg(root().join("docs/monitoring/alerts.yml")).output() {
+        Ok(said) => assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr)),
+        Err(error) => eprintln!("SKIPPED: what promtool says of the alerts: {error} (scripts/need-prometheus)"),
     }
 }
 

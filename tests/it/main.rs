@@ -3,6 +3,7 @@
 // A test says what it expects by panicking; clippy.toml covers only #[test] functions.
 #![allow(clippy::unwrap_used)]
 
+mod admin;
 mod adoption;
 mod binary;
 mod binary_differential;
@@ -17,6 +18,7 @@ mod judge_selftest;
 mod log;
 mod meta;
 mod moved;
+mod page;
 mod parser_differential;
 mod protocol;
 mod records;

@@ -458,7 +458,10 @@ impl Cluster {
         self.unsettled.flush();
     }
 
-    pub(in crate::cluster) fn answer(&self, asker: Asker, outcome: Outcome) {
+    pub(in crate::cluster) fn answer(&mut self, asker: Asker, outcome: Outcome) {
+        if asker.worker == Asker::AT_THE_DESK {
+            return self.desk.answer(asker.slot, outcome);
+        }
         let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
         let _ = self.workers[asker.worker.index()].send(answer);
     }

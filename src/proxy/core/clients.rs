@@ -12,13 +12,14 @@ use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Request, Style};
 use crate::proxy::backlog::Backlog;
-use crate::proxy::client::{Access, Client, Ended, Held, Hold, Rest};
+use crate::proxy::client::{Access, Begun, Client, Ended, Held, Hold, Meter, Rest};
 use crate::proxy::gone::Gone;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::{FREE, Memory, Share};
 use crate::proxy::op::{self, Asker, Op, Origin, Wire};
 use crate::ring::Topology;
 use crate::stats::add;
+use crate::stats::requests::Asked;
 
 use super::messages::{Event, PeerMessage, Question};
 use super::{Core, Now};
@@ -28,6 +29,10 @@ const SMALL_PARTIAL: usize = 4096;
 
 const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
+const OPERATORS_ONLY: Refusal = Refusal::Client(
+    "operator commands (resync, node) are not taken here (--operator-commands off); say it on --admin-socket: resilver ask --proxy PATH …",
+);
+
 /// The worker through which all writes of a key go, of so many: whom the control plane tells to
 /// mend or adopt it.
 pub fn owner_of(key: &[u8], workers: u16) -> WorkerId {
@@ -36,6 +41,11 @@ pub fn owner_of(key: &[u8], workers: u16) -> WorkerId {
 
 fn owner_of_hash(hash: u32, workers: u16) -> WorkerId {
     WorkerId(((hash >> 16) % u32::from(workers)) as u16)
+}
+
+#[inline(always)]
+pub(super) fn begun(asked: Asked, now: Now) -> Begun {
+    Begun { asked, at_us: now.us as u32 }
 }
 
 /// Takes a request's bytes. All there are is the rule without pipelining; then nobody shares them.
@@ -447,7 +457,7 @@ impl Core {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     client.end_receiving();
-                    let slot = client.open_slot(0, false, style, len, &mut self.spare);
+                    let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
                     let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
                     self.answer_client(id, slot, 0, false, Outcome::Own(words));
                     if let Some(close) = close {
@@ -495,7 +505,7 @@ impl Core {
             decode_in_place(chunk, request.keys.span.clone());
         }
         let raw = take_front(chunk, len);
-        let slot = client.open_slot(1, false, style, len, &mut self.spare);
+        let slot = client.open_slot(1, false, (style, begun(Asked::of(request.kind), self.now)), len, &mut self.spare);
         self.begin_key(id, &request, (slot, 0), raw, key);
         true
     }
@@ -523,7 +533,13 @@ impl Core {
             }
         }
         let raw = take_front(chunk, get.len);
-        let slot = client.open_slot(get.request.keys.count, true, get.style, get.len, &mut self.spare);
+        let slot = client.open_slot(
+            get.request.keys.count,
+            true,
+            (get.style, begun(Asked::of(get.request.kind), self.now)),
+            get.len,
+            &mut self.spare,
+        );
         let room = client.rest_room(&self.memory).max(1);
         self.begin_keys(id, Rest { request: get.request, raw, slot, part: 0 }, room);
         true
@@ -621,7 +637,7 @@ impl Core {
         let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
         let raw = chunk.split_to(len).freeze();
         client.end_receiving();
-        let slot = client.open_slot(1, false, style, len, &mut self.spare);
+        let slot = client.open_slot(1, false, (style, begun(Asked::of(request.kind), self.now)), len, &mut self.spare);
         let generation = client.generation;
         let said = refusal.words();
         tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
@@ -703,6 +719,9 @@ impl Core {
                 Ok(Question::FlushAll { delay })
             }
             Admin::Stats(args) => Ok(Question::Stats(words(args))),
+            Admin::Resync(_) | Admin::Node(_) if !self.settings.operator_commands => {
+                Err(Outcome::Refused(OPERATORS_ONLY))
+            }
             Admin::Resync(args) => Ok(Question::Resync(words(args))),
             Admin::Node(args) => Ok(Question::Node(words(args))),
             Admin::List(classes) => Ok(Question::List(words(classes))),
@@ -716,7 +735,7 @@ impl Core {
             }
         };
         bytes::Buf::advance(chunk, len);
-        let slot = client.open_slot(0, false, style, len, &mut self.spare);
+        let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
         let question = match question {
             Ok(question) => question,
             Err(outcome) => {
@@ -739,7 +758,8 @@ impl Core {
         if read && client.is_new() {
             self.largest = (self.largest - self.largest / 64).max(answer.weight() as u32);
         }
-        let moved = client.answer(slot, part, read, answer, &mut self.spare, &self.memory);
+        let meter = Meter { stats: &self.stats, now_us: self.now.us };
+        let moved = client.answer((slot, part, read), answer, &mut self.spare, &self.memory, meter);
         if moved {
             self.outbox.mark_client(client, id);
         }

@@ -250,6 +250,7 @@ impl Core {
             };
             gauges.connections.store(link.conns.iter().filter(open).count() as u64, Relaxed);
             gauges.in_flight.store(link.conns.iter().map(|c| c.flights.len() as u64).sum(), Relaxed);
+            gauges.sent.store(link.conns.iter().map(crate::proxy::link::Conn::sent).sum(), Relaxed);
         }
     }
 

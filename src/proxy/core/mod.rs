@@ -85,6 +85,8 @@ pub struct CoreSettings {
     pub leader_timeout_us: u64,
     /// Largest item taken from clients, bytes.
     pub item_size_max: usize,
+    /// Clients may say `resync`.
+    pub operator_commands: bool,
 }
 
 /// The data plane of one worker.

@@ -58,6 +58,7 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
         timeout_us: TIMEOUT.as_micros() as u64,
         leader_timeout_us: TIMEOUT.as_micros() as u64,
         item_size_max: 1 << 20,
+        operator_commands: true,
     };
     let stats = Arc::new(WorkerStats::new(1));
     let core = Core::new(settings, topology.clone(), stats.clone(), Arc::default());

@@ -352,6 +352,7 @@ fn a_get_of_many_keys_keeps_their_order() {
         timeout_us: 1,
         leader_timeout_us: 1,
         item_size_max: 1 << 20,
+        operator_commands: true,
     };
     let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
     for pair in topology.pairs() {
@@ -412,6 +413,7 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
             timeout_us: 1,
             leader_timeout_us: 1,
             item_size_max: 1 << 20,
+            operator_commands: true,
         };
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
         for pair in topology.pairs() {

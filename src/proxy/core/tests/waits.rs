@@ -32,6 +32,7 @@ pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
         timeout_us: TIMEOUT_US,
         leader_timeout_us: PATIENCE_US,
         item_size_max: 8 << 20,
+        operator_commands: true,
     };
     let stats = Arc::new(WorkerStats::new(topology.node_count()));
     let mut core = Core::new(settings, topology.clone(), stats, Arc::default());

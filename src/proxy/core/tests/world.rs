@@ -187,6 +187,7 @@ impl World {
                 timeout_us: TIMEOUT_US,
                 leader_timeout_us: LEADER_TIMEOUT_US,
                 item_size_max: 1 << 20,
+                operator_commands: true,
             };
             let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone());
             core.remember(gone.clone());

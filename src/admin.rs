@@ -1,0 +1,93 @@
+//! What operators have beside the clients' listeners: a page, metrics and the state over HTTP,
+//! which change nothing, and a unix socket that takes their commands.
+//!
+//! All of it runs on the control plane's thread, never on a worker's. So whatever anybody sends
+//! here is bounded: connections, bytes, time, and how often the control plane is asked ([`Shown`]).
+
+mod history;
+mod http;
+mod process;
+mod shown;
+mod socket;
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Desk;
+use crate::proxy::Memory;
+use crate::report::metrics::Around;
+use crate::stats::WorkerStats;
+
+use history::Recorder;
+use shown::Shown;
+
+/// What is known of those who came.
+#[derive(Default, Debug)]
+struct Visits {
+    /// HTTP requests answered.
+    served: AtomicU64,
+    /// Connections refused, because too many are open.
+    refused: AtomicU64,
+    /// Connections ended because they were too slow.
+    late: AtomicU64,
+    /// Connections ended because they spoke no HTTP, or too much of it, or broke.
+    broken: AtomicU64,
+}
+
+/// What the listener and the socket share.
+#[derive(Debug)]
+struct Admin {
+    desk: Desk,
+    shown: Shown,
+    visits: Visits,
+    /// Of clients' requests and answers.
+    memory: Arc<Memory>,
+    /// The proxy is told to stop.
+    shutdown: CancellationToken,
+}
+
+impl Visits {
+    fn told(&self) -> Vec<(&'static str, u64)> {
+        let all =
+            [("served", &self.served), ("refused", &self.refused), ("late", &self.late), ("broken", &self.broken)];
+        all.into_iter().map(|(result, count)| (result, count.load(Relaxed))).collect()
+    }
+}
+
+impl Admin {
+    fn around(&self) -> Around {
+        Around { client_memory: self.memory.account(), visits: self.visits.told(), process: process::look() }
+    }
+}
+
+/// Serves whatever was bound, from when the runtime runs until it ends.
+///
+/// # Errors
+///
+/// The system refused to watch the sockets.
+pub(crate) fn serve(
+    runtime: &Runtime,
+    (http, socket): (Option<TcpListener>, Option<UnixListener>),
+    (desk, stats, memory): (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>),
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let _entered = runtime.enter();
+    if let Some(listener) = socket {
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        runtime.spawn(socket::accept_forever(listener, desk.clone()));
+    }
+    if let Some(listener) = http {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let recorder = Recorder::new(stats);
+        let shown = Shown::new(recorder.history());
+        runtime.spawn(recorder.record_forever());
+        let admin = Admin { desk, shown, visits: Visits::default(), memory, shutdown };
+        runtime.spawn(http::accept_forever(listener, Arc::new(admin)));
+    }
+    Ok(())
+}

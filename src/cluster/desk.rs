@@ -1,0 +1,97 @@
+//! Where the admin listener and the admin socket ask the control plane.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::protocol::answer;
+use crate::protocol::outcome::Outcome;
+use crate::proxy::Question;
+use crate::report::Report;
+
+/// Requests that may wait. Whoever finds no place waits at the desk, with its deadline.
+const WAITING_MAX: usize = 8;
+
+/// Within this time a report is made, or never: the control plane does not answer before it has
+/// looked at the servers, nor while it ends.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same of a command, for which servers may have to be asked.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is asked, and where the answer goes.
+#[derive(Debug)]
+pub(super) enum Request {
+    Report(oneshot::Sender<Box<Report>>),
+    /// The answer as it is written to the text protocol.
+    Command(Question, oneshot::Sender<Bytes>),
+}
+
+/// A handle for those who ask.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The other side.
+#[derive(Debug)]
+pub(super) struct Clerk {
+    desk: Desk,
+    /// Commands unanswered, by number.
+    commands: BTreeMap<u64, oneshot::Sender<Bytes>>,
+    last: u64,
+}
+
+impl Clerk {
+    pub(super) fn open() -> (Clerk, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(WAITING_MAX);
+        (Clerk { desk: Desk { requests }, commands: BTreeMap::new(), last: 0 }, receiver)
+    }
+
+    pub(super) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Returns the number of a command.
+    pub(super) fn wait_for(&mut self, reply: oneshot::Sender<Bytes>) -> u64 {
+        self.commands.retain(|_, reply| !reply.is_closed());
+        self.last += 1;
+        self.commands.insert(self.last, reply);
+        self.last
+    }
+
+    pub(super) fn answer(&mut self, command: u64, outcome: Outcome) {
+        let said = match outcome {
+            Outcome::Raw(bytes) => bytes,
+            Outcome::Own(bytes) => Bytes::from_static(bytes),
+            Outcome::Refused(refusal) => answer::client_error(refusal.words()),
+            _ => Bytes::from_static(answer::OK),
+        };
+        if let Some(reply) = self.commands.remove(&command) {
+            // (Whoever asked may have gone.)
+            let _ = reply.send(said);
+        }
+    }
+}
+
+impl Desk {
+    /// `None`: it has not begun, or is ending.
+    pub async fn report(&self) -> Option<Box<Report>> {
+        self.ask(Request::Report, PATIENCE).await
+    }
+
+    /// See [`Request::Command`].
+    pub async fn command(&self, question: Question) -> Option<Bytes> {
+        self.ask(|reply| Request::Command(question, reply), COMMAND_PATIENCE).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request, patience: Duration) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.requests.send(request(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(patience, asked).await.ok().flatten()
+    }
+}

@@ -1,0 +1,351 @@
+//! The report for Prometheus, in its text format 0.0.4. `docs/monitoring.md` explains each metric,
+//! and `tests/it/documents.rs` holds the two against each other.
+//!
+//! Every name begins with `resilver_`, times are seconds, sizes bytes. Labels name servers,
+//! commands and reasons, never keys: how many series there are follows from the servers alone.
+
+use std::fmt::{Display, Write};
+
+use crate::ids::Place;
+
+use super::{LatencyReport, NodeReport, Report};
+
+/// Of the buckets that waits are counted in, each fourth ends one that is told: doublings, from 64
+/// microseconds to a second and what is longer.
+const BOUNDS_US: [u64; 16] = [
+    64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576, 4_194_304,
+];
+
+/// What is known beside the report.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Bytes of `--client-memory` in use, and there.
+    pub client_memory: (u64, u64),
+    pub visits: Vec<(&'static str, u64)>,
+    pub process: Process,
+}
+
+/// What the system knows of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process {
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    pub open_files: u64,
+    pub open_files_max: u64,
+    pub threads: u64,
+}
+
+/// A label's name and value.
+type Label<'a> = (&'a str, &'a str);
+
+/// The text under construction.
+#[derive(Default)]
+struct Text {
+    out: String,
+    name: &'static str,
+}
+
+impl Text {
+    fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.name = name;
+        self.line(format_args!("# HELP resilver_{name} {help}"));
+        self.line(format_args!("# TYPE resilver_{name} {kind}"));
+    }
+
+    fn line(&mut self, line: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.out, "{line}");
+    }
+
+    fn sample(&mut self, suffix: &str, labels: &[Label<'_>], value: impl Display) {
+        let mut line = format!("resilver_{}{suffix}", self.name);
+        for (at, (name, value)) in labels.iter().enumerate() {
+            let _ = write!(line, "{}{name}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(value));
+        }
+        if !labels.is_empty() {
+            line.push('}');
+        }
+        self.line(format_args!("{line} {value}"));
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str, value: impl Display) {
+        self.begin(name, "gauge", help);
+        self.sample("", &[], value);
+    }
+
+    fn counter(&mut self, name: &'static str, help: &str, value: impl Display) {
+        self.begin(name, "counter", help);
+        self.sample("", &[], value);
+    }
+
+    fn histogram(&mut self, labels: &[Label<'_>], latency: &LatencyReport) {
+        let all: u64 = latency.buckets.iter().map(|(_, count)| count).sum();
+        for bound in BOUNDS_US {
+            let within: u64 = latency.buckets.iter().take_while(|(least, _)| *least < bound).map(|(_, n)| n).sum();
+            let bound = seconds(bound).to_string();
+            self.sample("_bucket", &[labels, &[("le", &bound)]].concat(), within);
+        }
+        self.sample("_bucket", &[labels, &[("le", "+Inf")]].concat(), all);
+        self.sample("_sum", labels, seconds(latency.sum_us));
+        self.sample("_count", labels, all);
+    }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// Quotes, backslashes and ends of lines may stand in a label's value only behind a backslash.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+impl Report {
+    /// What `/metrics` shows.
+    pub fn metrics(&self, around: &Around) -> String {
+        let mut out = Text::default();
+        self.put_proxy(&mut out);
+        self.put_copies_and_pairs(&mut out);
+        self.put_clients(&mut out, around);
+        self.put_requests(&mut out);
+        self.put_servers(&mut out);
+        self.put_resyncs(&mut out);
+        self.put_repairs(&mut out);
+        self.put_process(&mut out, around);
+        out.out
+    }
+
+    fn total(&self, name: &str) -> u64 {
+        self.totals.iter().find(|(counter, _)| *counter == name).map_or(0, |(_, value)| *value)
+    }
+
+    fn put_proxy(&self, out: &mut Text) {
+        out.begin("build_info", "gauge", "1; the proxy's version, and the memcached whose protocols it speaks.");
+        let labels = [("version", env!("CARGO_PKG_VERSION")), ("memcached", self.process.version)];
+        out.sample("", &labels, 1);
+        out.begin("role", "gauge", "1; what this proxy is among those over the same servers.");
+        out.sample("", &[("role", "single")], 1);
+        out.gauge("lease_held", "1 while it leads a fleet of proxies; a single one needs no lease.", 0);
+        out.gauge("uptime_seconds", "Since it was started.", self.process.uptime_seconds);
+        out.gauge("ready", "1 if it can serve: some pair has a server that leads.", u8::from(self.serves()));
+    }
+
+    fn put_copies_and_pairs(&self, out: &mut Text) {
+        out.gauge("mirrored", "1 if every item is known to have two copies.", u8::from(self.mirrored));
+        out.gauge("obstacles", "What keeps it from being mirrored, see resync status.", self.obstacles.len());
+        out.gauge("copies_missing", "Keys known to have one copy.", self.copies_missing);
+        out.gauge("copies_missing_unknown_pairs", "Pairs with more such keys.", self.pairs_missing_unknown);
+        out.begin("pairs", "gauge", "Pairs of servers that hold keys, by state.");
+        let used = || self.pairs.iter().filter(|pair| pair.used);
+        for word in self.pair_words {
+            out.sample("", &[("state", word)], used().filter(|pair| pair.state == word).count());
+        }
+        out.gauge("pairs_unused", "Pairs that never get a key.", self.pairs.len() - used().count());
+        out.begin("pair_not_mirrored", "gauge", "1 for each pair that is not mirrored: its state and why.");
+        for pair in used().filter(|pair| pair.state != self.pair_words[0]) {
+            let reason = pair.reason.to_string();
+            out.sample("", &[("pair", &pair.name), ("state", pair.state), ("reason", &reason)], 1);
+        }
+        out.gauge(
+            "missed_keys",
+            "Keys of which a server that is away, or being filled, is known to have missed a write.",
+            used().filter_map(|pair| pair.missed.flatten()).sum::<usize>(),
+        );
+        out.gauge(
+            "missed_everything_pairs",
+            "Pairs whose other server counts as having missed everything.",
+            used().filter(|pair| pair.missed == Some(None)).count(),
+        );
+    }
+
+    fn put_clients(&self, out: &mut Text, around: &Around) {
+        out.gauge("clients", "Client connections now.", self.total("curr_connections"));
+        out.gauge("clients_max", "Client connections allowed, -n.", self.process.max_clients);
+        out.counter("clients_accepted_total", "Client connections taken.", self.total("total_connections"));
+        out.counter("clients_refused_total", "Client connections refused for -n.", self.total("rejected_connections"));
+        out.begin("clients_closed_total", "counter", "Client connections closed, by reason.");
+        for (name, count) in &self.totals {
+            if let Some(reason) = name.strip_prefix("closed_") {
+                out.sample("", &[("reason", reason)], count);
+            }
+        }
+        out.counter("client_received_bytes_total", "Bytes from clients.", self.total("bytes_read"));
+        out.counter("client_sent_bytes_total", "Bytes to clients.", self.total("bytes_written"));
+        let (used, there) = around.client_memory;
+        out.gauge("client_memory_bytes", "Requests and answers of clients in memory, beside 64 KiB for each.", used);
+        out.gauge("client_memory_max_bytes", "--client-memory.", there);
+    }
+
+    fn put_requests(&self, out: &mut Text) {
+        out.begin(
+            "requests_total",
+            "counter",
+            "Requests answered (each key of a get is one), by command and result; those that occurred.",
+        );
+        for (asked, came, count) in &self.requests {
+            out.sample("", &[("command", asked.text()), ("result", came.text())], count);
+        }
+        out.counter("get_hits_total", "Keys asked for and found.", self.total("get_hits"));
+        out.counter("get_misses_total", "Keys asked for and not found.", self.total("get_misses"));
+        out.counter("server_errors_total", "Requests that the proxy itself refused.", self.total("server_errors"));
+        out.begin("request_seconds", "histogram", "From when a client's request was begun to when it was answered.");
+        for (family, latency) in &self.waits {
+            out.histogram(&[("kind", family.text())], latency);
+        }
+    }
+
+    fn put_servers(&self, out: &mut Text) {
+        let mut each = |name, kind: &str, help: &str, put: &dyn Fn(&mut Text, &NodeReport)| {
+            out.begin(name, kind, help);
+            self.nodes.iter().for_each(|node| put(out, node));
+        };
+        each("server_up", "gauge", "1 if the server answers and is in use.", &|out, node| {
+            out.sample("", &[("server", &node.addr), ("place", place(node))], u8::from(node.up));
+        });
+        each("server_state", "gauge", "1; the server's state and why.", &|out, node| {
+            let reason = node.reason.to_string();
+            let labels =
+                [("server", node.addr.as_str()), ("place", place(node)), ("state", node.state), ("reason", &reason)];
+            out.sample("", &labels, 1);
+        });
+        each("server_info", "gauge", "1; the server's version, and where its name leads.", &|out, node| {
+            let address = node.address.and_then(|address| address.at).map_or(String::new(), |at| at.to_string());
+            let version = node.version.as_deref().unwrap_or("unknown");
+            out.sample("", &[("server", &node.addr), ("version", version), ("address", &address)], 1);
+        });
+        each("server_state_seconds", "gauge", "Since the server was lost, or came back.", &|out, node| {
+            out.sample("", &[("server", &node.addr)], node.for_seconds);
+        });
+        each("server_lost_total", "counter", "Times that the server was lost, by reason.", &|out, node| {
+            for (reason, count) in &node.losses_by_reason {
+                out.sample("", &[("server", &node.addr), ("reason", &reason.to_string())], count);
+            }
+        });
+        each("server_foreign_session", "gauge", "1 if another proxy works on the server.", &|out, node| {
+            out.sample("", &[("server", &node.addr)], u8::from(node.foreign));
+        });
+        each("server_connections", "gauge", "Workers' connections to the server.", &|out, node| {
+            out.sample("", &[("server", &node.addr)], node.connections);
+        });
+        each("server_in_flight", "gauge", "Commands that the server has not answered.", &|out, node| {
+            out.sample("", &[("server", &node.addr)], node.in_flight);
+        });
+        each("server_commands_total", "counter", "Commands, and keys of gets, sent to the server.", &|out, node| {
+            out.sample("", &[("server", &node.addr)], node.sent);
+        });
+        each("server_seconds", "histogram", "How long the server took, once for each read from it.", &|out, node| {
+            out.histogram(&[("server", &node.addr)], &node.latency);
+        });
+        out.counter(
+            "servers_late_together_total",
+            "Late servers waited for, as others were late too.",
+            self.late_together,
+        );
+        out.counter("servers_late_given_up_total", "Times that this was in vain.", self.late_given_up);
+    }
+
+    fn put_resyncs(&self, out: &mut Text) {
+        let mut each = |name, help: &str, value: &dyn Fn(&NodeReport) -> f64| {
+            out.begin(name, "gauge", help);
+            for node in &self.nodes {
+                out.sample("", &[("server", &node.addr)], value(node));
+            }
+        };
+        let runs = |node: &NodeReport| ["running", "trickle"].contains(&node.resync.word);
+        each("resync_running", "1 while the server is being filled.", &|node| f64::from(u8::from(runs(node))));
+        each("resync_items", "Items to copy, as far as they are listed.", &|node| node.resync.total as f64);
+        each("resync_done_items", "Items copied, or not needed.", &|node| {
+            (node.resync.copied + node.resync.skipped) as f64
+        });
+        each("resync_failed_items", "Items that the server refused.", &|node| node.resync.failed as f64);
+        each("resync_copied_bytes", "Bytes of the values copied.", &|node| node.resync.bytes as f64);
+        each("resync_items_per_second", "Items copied a second.", &|node| node.resync.rate() as f64);
+        each("resync_remaining_items", "Items left of those listed.", &|node| match runs(node) {
+            true => node.resync.total.saturating_sub(node.resync.copied + node.resync.skipped) as f64,
+            false => 0.0,
+        });
+        each("resync_eta_seconds", "Time left at that rate; NaN if unknown, 0 if none runs.", &|node| match (
+            runs(node),
+            node.resync.eta_seconds,
+        ) {
+            (true, 0) => f64::NAN,
+            (true, eta) => eta as f64,
+            (false, _) => 0.0,
+        });
+        each("resync_elapsed_seconds", "Since it began, or that the last one took.", &|node| {
+            node.resync.elapsed_ms as f64 / 1000.0
+        });
+        let ratio = f64::from(self.yielding.percent) / 100.0;
+        out.gauge("resync_work_ratio", "How hard resyncs may work for clients' sake; 1 is as hard as they can.", ratio);
+    }
+
+    fn put_repairs(&self, out: &mut Text) {
+        out.counter("diverged_total", "Writes whose two copies answered differently.", self.total("diverged"));
+        out.counter("repaired_total", "Keys made equal again after that.", self.total("repaired"));
+        out.counter("repair_failed_total", "Times that they could not be.", self.total("repair_failed"));
+        let verify = &self.verify;
+        let runs = u8::from(verify.state == "running");
+        out.gauge("verify_running", "1 while copies are compared (resync verify).", runs);
+        out.gauge("verify_checked_keys", "Keys compared by this verify, or the last.", verify.checked);
+        out.gauge("verify_different_keys", "Of these, keys whose copies differed.", verify.different);
+        out.gauge("verify_repaired_keys", "Of these, keys made equal again.", verify.repaired);
+        out.gauge("verify_failed_keys", "Of these, keys that could not be.", verify.failed);
+        out.gauge("verify_left_pairs", "Pairs not compared to the end.", verify.pairs_left);
+        let ended = match verify.state {
+            "done" => self.process.unix_time.saturating_sub(verify.ended_seconds_ago),
+            _ => 0,
+        };
+        out.gauge("verify_last_done_timestamp_seconds", "When the last verify was done; 0 if none was.", ended);
+        out.gauge("delayed_flushes", "flush_all commands that wait for their time.", self.delayed_flushes);
+    }
+
+    fn put_process(&self, out: &mut Text, around: &Around) {
+        out.begin("admin_connections_total", "counter", "Connections to the admin listener, by what became of them.");
+        for (result, count) in &around.visits {
+            out.sample("", &[("result", result)], count);
+        }
+        let process = &around.process;
+        out.counter("process_cpu_seconds_total", "Processor time of all threads.", process.cpu_seconds);
+        out.gauge("process_resident_memory_bytes", "Memory in use.", process.resident_bytes);
+        out.gauge("process_open_fds", "Open files and sockets.", process.open_files);
+        out.gauge("process_max_fds", "The limit of that.", process.open_files_max);
+        out.gauge("process_threads", "Threads.", process.threads);
+        let started = self.process.started_unix_time;
+        out.gauge("process_start_time_seconds", "When it was started, seconds since 1970.", started);
+    }
+}
+
+fn place(node: &NodeReport) -> &'static str {
+    match node.place {
+        Place::Primary => "primary",
+        Place::Backup => "backup",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_what_came_within_each_bound() {
+        let mut out = Text::default();
+        out.begin("x_seconds", "histogram", "Help.");
+        let latency = LatencyReport { buckets: vec![(10, 3), (64, 2), (1 << 20, 1), (1 << 23, 1)], sum_us: 2_500_000 };
+        out.histogram(&[("server", "a\"b\\c")], &latency);
+        let lines: Vec<&str> = out.out.lines().collect();
+        assert_eq!(lines[..2], ["# HELP resilver_x_seconds Help.", "# TYPE resilver_x_seconds histogram"]);
+        let with = |line: &str| lines.iter().filter(|l| l.starts_with(line)).count();
+        for line in [
+            r#"resilver_x_seconds_bucket{server="a\"b\\c",le="0.000064"} 3"#,
+            r#"resilver_x_seconds_bucket{server="a\"b\\c",le="0.000128"} 5"#,
+            r#"resilver_x_seconds_bucket{server="a\"b\\c",le="1.048576"} 5"#,
+            r#"resilver_x_seconds_bucket{server="a\"b\\c",le="4.194304"} 6"#,
+            r#"resilver_x_seconds_bucket{server="a\"b\\c",le="+Inf"} 7"#,
+            r#"resilver_x_seconds_sum{server="a\"b\\c"} 2.5"#,
+            r#"resilver_x_seconds_count{server="a\"b\\c"} 7"#,
+        ] {
+            assert_eq!(with(line), 1, "{line}: {}", out.out);
+        }
+        assert_eq!(lines.len(), 2 + BOUNDS_US.len() + 3);
+    }
+}

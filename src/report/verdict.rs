@@ -1,0 +1,116 @@
+//! The whole in one word, why, and what to do next: what `resilver status` begins with, and the
+//! admin page. Pure.
+
+use super::lines::STATE;
+use super::seen::{Named, Seen};
+
+/// The whole in one word, from the worst to the best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Word {
+    /// Some keys are refused: no copy of them is reachable.
+    Dark,
+    /// Some items have one copy.
+    Degraded,
+    /// They do, and are being copied.
+    Recovering,
+    /// Both servers of each pair are in use, and it is not known that they hold the same.
+    Incomplete,
+    /// Every item has two copies.
+    Mirrored,
+}
+
+impl Word {
+    pub fn text(self) -> &'static str {
+        match self {
+            Word::Dark => "DARK",
+            Word::Degraded => "DEGRADED",
+            Word::Recovering => "RECOVERING",
+            Word::Incomplete => "INCOMPLETE",
+            Word::Mirrored => "MIRRORED",
+        }
+    }
+
+    /// As Nagios reads it: 0 good, 1 warning, 2 critical.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Word::Mirrored => 0,
+            Word::Degraded | Word::Recovering | Word::Incomplete => 1,
+            Word::Dark => 2,
+        }
+    }
+
+    fn of_pair(state: &str) -> Word {
+        match state {
+            "mirrored" => Word::Mirrored,
+            "incomplete" => Word::Incomplete,
+            "recovering" => Word::Recovering,
+            "degraded" => Word::Degraded,
+            // A word that this version does not know claims nothing.
+            _ => Word::Dark,
+        }
+    }
+}
+
+impl Seen {
+    /// The pairs' worst, and never better than what the proxy says of the whole.
+    pub fn word(&self) -> Word {
+        let most = if self.mirrored { Word::Mirrored } else { Word::Incomplete };
+        self.pairs.iter().map(|pair| Word::of_pair(pair.fields.text(STATE))).fold(most, Word::min)
+    }
+
+    /// A sentence.
+    pub fn why(&self) -> String {
+        let pairs = self.pairs.len();
+        let of = |state: &str| self.pairs.iter().filter(|pair| pair.fields.text(STATE) == state).count();
+        match self.word() {
+            Word::Mirrored => "every item has two copies".to_owned(),
+            Word::Dark => format!("{} of {pairs} pairs refuse their keys: no copy is reachable", of("dark")),
+            Word::Degraded => format!("{} of {pairs} pairs have one copy", of("degraded")),
+            Word::Recovering => {
+                format!("{} of {pairs} pairs have one copy, and their second is being filled", of("recovering"))
+            }
+            Word::Incomplete => "it is not known that every item has two copies".to_owned(),
+        }
+    }
+
+    /// What to do.
+    pub fn next(&self) -> String {
+        let any = |reason: &str| {
+            let shows = |named: &&Named| named.fields.text("reason") == reason;
+            self.pairs.iter().chain(&self.servers).find(shows)
+        };
+        let lost: Vec<&str> = (self.servers.iter())
+            .filter(|server| server.fields.text(STATE) == "lost")
+            .map(|server| server.name.as_str())
+            .collect();
+        if let Some(named) = any("foreign_session") {
+            return format!("another proxy works on {}: stop one of the two", named.name);
+        }
+        if any("no_backup").is_some() {
+            return "no backups (-b) are given: nothing is held twice, and nothing heals".to_owned();
+        }
+        if any("resync_off").is_some() || self.mode == "off" {
+            return "--resync=off: servers are taken at their word, and never refilled".to_owned();
+        }
+        let refilled = if self.mode == "manual" { "then: resilver ask resync" } else { "it is refilled by itself" };
+        let word = self.word();
+        match word {
+            Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
+            _ if !lost.is_empty() && word == Word::Dark => format!(
+                "start {} with its memory if it has it; what is left leads after: resilver ask resync lead HOST:PORT \
+                 (which loses what it missed)",
+                lost.join(", ")
+            ),
+            _ if !lost.is_empty() => format!("start memcached on {}; {refilled}", lost.join(", ")),
+            _ if any("copies_missing").is_some() => {
+                "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()
+            }
+            _ if any("cannot_enumerate").is_some() => {
+                "a server cannot list its keys: start it with the LRU crawler on (memcached's default)".to_owned()
+            }
+            Word::Dark => "resilver ask resync lead HOST:PORT makes a server lead with what it holds".to_owned(),
+            Word::Degraded if self.mode == "manual" => "resilver ask resync".to_owned(),
+            _ => "wait; it heals by itself".to_owned(),
+        }
+    }
+}
