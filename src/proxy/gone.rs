@@ -66,16 +66,26 @@ impl Gone {
     /// Whether clients were told under another term than this, and a copy may outlast that still:
     /// then the date when the node was asked, or up to a 64th of a second before.
     pub(super) fn find(&self, key: KeyId, term: Term, now: Duration) -> Option<Duration> {
+        self.told(key, now).filter(|(there, _)| *there != term.in_token()).map(|(_, asked)| asked)
+    }
+
+    /// The same, whatever the term.
+    pub(super) fn was_told(&self, key: KeyId, now: Duration) -> bool {
+        self.told(key, now).is_some()
+    }
+
+    /// The term, as in tokens, and the date.
+    fn told(&self, key: KeyId, now: Duration) -> Option<(u64, Duration)> {
         let entry = self.place(key).load(Ordering::Acquire);
-        let there = entry >> TIME_BITS & ((1 << TERM_BITS) - 1);
-        if entry == 0 || entry & KEY_BITS != (key.0 & KEY_BITS) || there == term.in_token() {
+        if entry == 0 || entry & KEY_BITS != (key.0 & KEY_BITS) {
             return None;
         }
         // Another worker's clock may be a moment ahead.
         let passed = time(now).wrapping_sub(entry) & ((1 << TIME_BITS) - 1);
         let passed = if passed > u64::from(u16::MAX) - PER_SEC { 0 } else { passed };
         let passed = Duration::from_nanos(passed * (1_000_000_000 / PER_SEC));
-        (passed <= LASTS).then(|| now.saturating_sub(passed))
+        let term = entry >> TIME_BITS & ((1 << TERM_BITS) - 1);
+        (passed <= LASTS).then(|| (term, now.saturating_sub(passed)))
     }
 
     /// It was written since, or nothing of it is left.

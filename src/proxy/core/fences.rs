@@ -50,6 +50,10 @@ pub(super) struct Fence {
     pub(super) marker_ok: bool,
     /// The follower's copy was dropped.
     pub(super) written: bool,
+    /// It was told to drop its copy and to add what the leader held, which a marker has proved: it
+    /// has what the leader answered, whatever becomes of that one. Also while the two are looked at
+    /// once more.
+    pub(super) copied: bool,
     /// When the two were read, and the date that the leader showed just before its item was.
     pub(super) asked: Asked,
     /// It ends with a difference: the follower refused the item, or the leader's changed again and
@@ -189,6 +193,7 @@ impl Fence {
             copy_stale: false,
             marker_ok: false,
             written: false,
+            copied: false,
             asked: Asked::default(),
             failed: false,
             retry_at_us: None,

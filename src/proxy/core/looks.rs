@@ -20,7 +20,7 @@ use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Reply, ReplyKind, meta_flag};
 use crate::proxy::gone;
 use crate::proxy::handles::OpId;
-use crate::proxy::op::{Kind, Op, Origin, Stage};
+use crate::proxy::op::{Kind, Op, Origin, Stage, Wire};
 use crate::proxy::route::Route;
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
@@ -87,7 +87,6 @@ impl Core {
         if matches!(op.origin, Origin::Look(_)) || !holds(Rule::SeenGoneStaysGone) {
             return false;
         }
-        let plain = op.key().iter().all(u8::is_ascii_graphic);
         let key = Topology::key_id(op.key());
         if let Some(look) = self.looks.get_mut(&key) {
             look.queue.push_back(id);
@@ -95,9 +94,8 @@ impl Core {
         }
         let Route::Open(flow) = &self.pairs[pair].route else { return false };
         let (leader, term) = (flow.leader, flow.term);
-        // What is overwritten is not looked at, and a key with blanks or the like has no plain
-        // form.
-        let Some(term) = term.filter(|_| kind != Kind::Set && plain) else { return false };
+        // What is overwritten is not looked at.
+        let Some(term) = term.filter(|_| kind != Kind::Set) else { return false };
         let Some(asked) = self.gone.find(key, term, self.date()) else { return false };
         let owner = self.owner(hash);
         if owner != self.settings.worker {
@@ -110,9 +108,9 @@ impl Core {
             return false;
         }
         let name = Bytes::copy_from_slice(self.ops[id].key());
-        let place = (0, name.len() as u32);
+        let (place, wire) = ((0, name.len() as u32), Wire::of_key(&name));
         let mut look = Op::new(Origin::Look(key), Kind::Delete, pair, hash, name, place);
-        look.stage = Stage::Look(leader);
+        (look.stage, look.wire) = (Stage::Look(leader), wire);
         let look = self.take_in(look);
         self.fences.count(&self.ops[look]);
         self.looks.insert(key, Look { asked, queue: VecDeque::from([id]) });

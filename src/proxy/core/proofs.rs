@@ -43,9 +43,6 @@ impl Core {
     /// The operation waits for the marker with the leader's answer; it stays in flight.
     /// `gone_us`: it says that the key is not there, and was asked then.
     pub(super) fn hold(&mut self, id: OpId, at: ConnId, effect: Effect, gone_us: Option<u64>) {
-        if effect != Effect::Nothing {
-            self.note_brief_write(id, false);
-        }
         let op = &mut self.ops[id];
         op.stage = Stage::Proof(at.node);
         let conn = &mut self.links[at];

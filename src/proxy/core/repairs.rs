@@ -216,7 +216,7 @@ impl Core {
                 // Refused for its size or for want of memory: the follower holds nothing of the key
                 // rather than something old.
                 self.stats.repair_failed();
-                fence.failed = true;
+                (fence.failed, fence.copied) = (true, false);
                 fence.item = Some(None);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
@@ -315,7 +315,7 @@ impl Core {
             node::ms_add(out, key, &item.value, (item.flags, *exptime), false);
         }
         if let Some(fence) = self.fences.get_mut(key) {
-            fence.written = true;
+            (fence.written, fence.copied) = (true, item.is_some());
         }
         self.send_step(id, at, RepairStep::Drop);
         if item.is_some() {
@@ -358,6 +358,7 @@ impl Core {
             }
         }
         for id in std::iter::once(fence.owner).chain(fence.attached) {
+            self.note_brief_write(id, false);
             if fence.failed && self.ops[id].kind == Kind::Mend {
                 self.fail(id, OUTCOME_UNKNOWN);
             } else {
@@ -376,7 +377,6 @@ impl Core {
         let key = Bytes::copy_from_slice(op.key());
         let leader = self.pairs.leader_of(pair);
         let Some(fence) = self.fences.remove(&key) else { return };
-        let rewritten = matches!(fence.item, Some(Some(_))) && fence.marker_ok;
         let owner = fence.owner;
         self.miss(owner);
         self.forget_repair_flights(owner);
@@ -388,7 +388,10 @@ impl Core {
                     self.leave_flight(id);
                     self.park(id, Stage::Held(leader));
                 }
-                _ if rewritten => self.finish_with_answer(id),
+                _ if fence.copied => {
+                    self.note_brief_write(id, false);
+                    self.finish_with_answer(id);
+                }
                 Some(leader) if self.may_be_decided_without(id, fence.written) => {
                     let memory = self.links[leader].incarnation;
                     self.leave_flight(id);

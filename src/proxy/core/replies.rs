@@ -11,6 +11,8 @@ use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
 use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage, Wire};
 use crate::proxy::route::{Flow, Follower};
+use crate::ring::Topology;
+use crate::rules::{Rule, holds};
 use crate::stats::add;
 
 use super::proofs::has_ended;
@@ -368,10 +370,14 @@ impl Core {
 
     /// The leader's answer is in the operation, and counts: the follower is made equal.
     pub(super) fn leader_decided(&mut self, id: OpId, node: NodeId, effect: Effect) {
-        self.note_brief_write(id, false);
         let op = &self.ops[id];
         let (kind, pair) = (op.kind, op.pair);
         let follower = self.pairs[pair].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
+        let repairs =
+            matches!(follower, Follower::InSync(_)) && (effect == Effect::Unknown || self.begins_what_was_gone(id));
+        if !repairs {
+            self.note_brief_write(id, false);
+        }
         let Some(target) = follower.node() else {
             return self.finish_with_answer(id);
         };
@@ -379,9 +385,11 @@ impl Core {
             self.leave_flight(id);
             return self.park(id, Stage::Held(node));
         }
+        if repairs {
+            return self.repair(id, None);
+        }
         let op = &mut self.ops[id];
         op.sent = match (&follower, effect) {
-            (Follower::InSync(_), Effect::Unknown) => return self.repair(id, None),
             (Follower::InSync(_), Effect::HeldBack) => Mirror::Withhold,
             (Follower::Filling(..), Effect::Unknown | Effect::HeldBack) => Mirror::Drop,
             (Follower::Filling(..), _) => op::mirror_filling(kind),
@@ -389,6 +397,25 @@ impl Core {
         };
         op.stage = Stage::Follower(target);
         self.send_op(id, target);
+    }
+
+    /// A counter that may have begun anew on the leader, for it was gone there. The follower may
+    /// hold the earlier one for a moment longer, and would count on; what it says would be the
+    /// answer if the leader died now.
+    #[inline(always)]
+    fn begins_what_was_gone(&self, id: OpId) -> bool {
+        let op = &self.ops[id];
+        op.creates() && self.was_gone(op)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn was_gone(&self, op: &Op) -> bool {
+        let begun = match op.kind {
+            Kind::Meta(meta @ Meta { verb: Verb::Arithmetic, .. }) => meta::line::initial(op.words(meta)) == op.number,
+            _ => op.initial == Some(op.number),
+        };
+        begun && holds(Rule::SeenGoneStaysGone) && self.gone.was_told(Topology::key_id(op.key()), self.date())
     }
 
     pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {

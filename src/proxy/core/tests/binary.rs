@@ -164,8 +164,8 @@ impl Talk {
 }
 
 /// A blank, a line's end and a command behind it: all of it is a key.
-const NASTY: &[u8] = b"k 0 0 1\r\nflush_all\r\n";
-const CODED: &str = "ayAwIDAgMQ0KZmx1c2hfYWxsDQo=";
+pub(super) const NASTY: &[u8] = b"k 0 0 1\r\nflush_all\r\n";
+pub(super) const CODED: &str = "ayAwIDAgMQ0KZmx1c2hfYWxsDQo=";
 
 #[test]
 fn a_key_that_text_cannot_carry_reaches_both_nodes_in_base64() {

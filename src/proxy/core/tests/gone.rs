@@ -1,11 +1,15 @@
 //! A client was told that the key is gone; the other node holds its copy for a moment longer, and
 //! leads next.
 
+use std::cell::Cell;
+
 use crate::pair::State;
 
 use super::super::*;
+use super::binary::{CODED, NASTY};
 use super::explore::{Errors, holds};
 use super::history::Req::{self, *};
+use super::spoken::{Spoken, packet};
 use super::stories::Story;
 use super::world::{Choice, Fault, KEY, PAIR, World};
 use crate::proxy::route::{Flow, Route};
@@ -13,9 +17,20 @@ use crate::proxy::route::{Flow, Route};
 const EVERY: [Req; 13] =
     [Get, Gets, Gat, Set("7"), Add("7"), Replace("7"), Append("7"), Prepend("7"), Cas("7"), Incr, Decr, Delete, Touch];
 
+/// Of the meta protocol.
+const EVERY_META: [Req; 11] =
+    [Mg, Vivify, Recache, MgTouch, MsAdd("7"), MsAppend("7"), MsCas("7"), Ma, MaMake, Md, Invalidate];
+
 /// The first client's `get` was answered: a miss.
 fn world(workers: u16, programs: &[&[Req]], fault: Fault) -> World {
+    world_of(Spoken::Classic, workers, programs, fault)
+}
+
+fn world_of(spoken: Spoken, workers: u16, programs: &[&[Req]], fault: Fault) -> World {
     let mut world = World::new(workers, State::Mirrored, None, programs);
+    world.history.spoken = spoken;
+    // (An item that one node marks is a miss on the next one.)
+    world.history.marked_may_go = true;
     world.unequal = true;
     world.nodes[1].put_overdue(KEY, "5");
     world.step(&Choice::Send(0));
@@ -32,6 +47,70 @@ fn whatever_is_asked_next_finds_nothing() {
             holds(&format!("{req:?}, {fault:?}"), || world(1, &programs, fault), Errors::None);
         }
     }
+}
+
+/// The same of clients that speak the binary protocol, and of those that speak the meta protocol.
+#[test]
+fn whatever_is_asked_next_in_other_protocols_finds_nothing() {
+    let binary = [Get, Gat, Add("7"), Replace("7"), Append("7"), Cas("7"), IncrFrom(3), Decr, Delete, DeleteCas, Touch];
+    let all = binary.map(|req| (Spoken::Binary, req)).into_iter().chain(EVERY_META.map(|req| (Spoken::Classic, req)));
+    for (spoken, req) in all {
+        for fault in [Fault::Kill(0), Fault::Hang(0), Fault::Reset(0), Fault::Kill(1)] {
+            let programs: [&[Req]; 1] = [&[Get, req, Get]];
+            holds(&format!("{req:?}, {fault:?}"), || world_of(spoken, 1, &programs, fault), Errors::None);
+        }
+    }
+}
+
+/// A counter that may have begun anew is copied from the leader. What was read of it there is not
+/// what the follower holds before that was told so, whose connection may just be down.
+#[test]
+fn the_leader_dies_while_a_new_counter_waits_for_the_follower() {
+    for steps in 0.. {
+        let programs: [&[Req]; 1] = [&[Get, IncrFrom(3), Get]];
+        let over = Cell::new(false);
+        let make = || {
+            let mut world = world_of(Spoken::Binary, 1, &programs, Fault::Reset(1));
+            world.nodes[1].items.remove(KEY.as_bytes());
+            for _ in 0..steps {
+                let Some(choice) = world.choices().into_iter().find(|choice| *choice != Choice::Fault) else {
+                    over.set(true);
+                    return world;
+                };
+                world.step(&choice);
+            }
+            world.step(&Choice::Fault);
+            (world.fault, world.faulted) = (Some(Fault::Kill(0)), false);
+            world
+        };
+        make();
+        if over.get() {
+            break;
+        }
+        holds(&format!("after {steps} steps"), make, Errors::Allowed);
+    }
+}
+
+/// Also of a key that stands on no line as it is.
+#[test]
+fn a_key_that_text_cannot_carry_is_looked_at_too() {
+    let mut world = World::new(1, State::Mirrored, None, &[]);
+    world.history.spoken = Spoken::Binary;
+    let client = world.cores[0].handle_connect(world.now).id;
+    world.nodes[1].execute(format!("ms {CODED} 1 b T1\r\n5\r\n").as_bytes());
+    assert!(world.nodes[1].items.contains_key(CODED.as_bytes()));
+    let get = packet(0x00, b"", NASTY, b"", 0);
+    let is_told_so = |world: &mut World| {
+        world.input(0, client, &get);
+        world.run();
+        world.told.remove(&(0, client)).unwrap().ends_with("Not found")
+    };
+    assert!(is_told_so(&mut world), "the leader has none");
+    world.fault = Some(Fault::Kill(0));
+    world.step(&Choice::Fault);
+    world.run();
+    assert!(is_told_so(&mut world));
+    assert!(!world.nodes[1].items.contains_key(CODED.as_bytes()));
 }
 
 /// The first `get` and what follows it are at either worker, of which one owns the key. While one
