@@ -21,14 +21,16 @@ macro_rules! counters {
         impl $name {
             /// Every counter's name and value, in the order of the definition.
             pub fn all(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($field), self.$field.load(Relaxed)),)*]
+                let under = |name, counted: &AtomicU64| (name, counted.load(Relaxed) + self.requests.under(name));
+                vec![$(under(stringify!($field), &self.$field),)*]
             }
         }
     };
 }
 
 counters! {
-    /// One worker's counters, under memcached's names where it has them.
+    /// One worker's counters, under memcached's names where it has them. What `requests` counts of
+    /// classic commands is not counted here as well, see [`WorkerStats::all`].
     WorkerStats {
         /// Client connections open now.
         curr_connections,
@@ -158,8 +160,9 @@ impl Latencies {
     /// 7.
     #[inline(always)]
     pub(crate) fn add_coarsely(&self, us: u32) {
-        let doubling = (us | 4).ilog2();
-        let bucket = (doubling - 1) * 4 + ((us | 4) >> (doubling - 2) & 3);
+        let at_least = us.max(4);
+        let doubling = at_least.ilog2();
+        let bucket = (doubling - 1) * 4 + (at_least >> (doubling - 2) & 3);
         add(&self.counts[(bucket as usize).min(LATENCY_BUCKETS - 1)], 1);
         add(&self.sum_us, us.into());
     }
@@ -203,6 +206,12 @@ impl WorkerStats {
     /// Zeroes, for a worker with connections to `nodes` nodes.
     pub fn new(nodes: usize) -> WorkerStats {
         WorkerStats { nodes: (0..nodes).map(|_| NodeStats::default()).collect(), ..WorkerStats::default() }
+    }
+
+    /// Keys found, and not found.
+    pub(crate) fn hits_and_misses(&self) -> (u64, u64) {
+        let under = |name, counted: &AtomicU64| counted.load(Relaxed) + self.requests.under(name);
+        (under("get_hits", &self.get_hits), under("get_misses", &self.get_misses))
     }
 
     /// Adds how often all nodes took how long to `sum`.

@@ -108,8 +108,8 @@ impl Recorder {
         Counted {
             at: Instant::now(),
             requests: sum(|stats| stats.requests.total()),
-            hits: sum(|stats| stats.get_hits.load(Relaxed)),
-            misses: sum(|stats| stats.get_misses.load(Relaxed)),
+            hits: sum(|stats| stats.hits_and_misses().0),
+            misses: sum(|stats| stats.hits_and_misses().1),
             errors: sum(|stats| stats.server_errors.load(Relaxed)),
             latencies,
             nodes: (0..self.stats.first().map_or(0, |stats| stats.nodes.len())).map(node).collect(),

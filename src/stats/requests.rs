@@ -202,6 +202,24 @@ impl Requests {
         self.counts[asked as usize][came as usize].load(Relaxed)
     }
 
+    /// What belongs to a counter that memcached has by this name.
+    pub fn under(&self, name: &str) -> u64 {
+        let all = |asked: &[Asked]| -> u64 {
+            let counts = asked.iter().flat_map(|&asked| &self.counts[asked as usize]);
+            counts.map(|count| count.load(Relaxed)).sum()
+        };
+        match name {
+            "cmd_get" => all(&[Asked::Get, Asked::Gets, Asked::Gat, Asked::Gats]),
+            "cmd_set" => all(&[Asked::Set, Asked::Add, Asked::Replace, Asked::Append, Asked::Prepend, Asked::Cas]),
+            "cmd_touch" => all(&[Asked::Touch, Asked::Gat, Asked::Gats]),
+            "cmd_delete" => all(&[Asked::Delete]),
+            "cmd_arithmetic" => all(&[Asked::Incr, Asked::Decr]),
+            "get_hits" => self.of(Asked::Get, Came::Hit) + self.of(Asked::Gets, Came::Hit),
+            "get_misses" => self.of(Asked::Get, Came::Miss) + self.of(Asked::Gets, Came::Miss),
+            _ => 0,
+        }
+    }
+
     /// Of all commands of a family.
     pub fn waits(&self, family: Family) -> impl Iterator<Item = &Latencies> {
         let all = Asked::ALL.iter().filter(move |asked| asked.family() == family);
@@ -249,5 +267,9 @@ mod tests {
         requests.count(Asked::Get, &Outcome::Miss);
         assert_eq!((requests.of(Asked::Get, Came::Miss), requests.of(Asked::Get, Came::Hit)), (2, 0));
         assert_eq!(requests.total(), 2);
+        requests.count(Asked::Gat, &Outcome::Miss);
+        requests.count(Asked::Cas, &Outcome::Exists);
+        let under = ["cmd_get", "cmd_set", "cmd_touch", "get_misses", "get_hits", "pid"].map(|n| requests.under(n));
+        assert_eq!(under, [3, 1, 1, 2, 0, 0]);
     }
 }

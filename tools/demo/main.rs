@@ -43,7 +43,7 @@ struct Options {
 
 const USAGE: &str = "usage: demo [--port 12000] [--node-port 12011] [--items 100000] PATH_OF_RESILVER
   --port       where the proxy listens
-  --node-port  the servers take the first three free ports from here on
+  --node-port  the servers and the page take the first four free ports from here on
   --items      how many items are filled in";
 
 impl Options {
@@ -112,6 +112,8 @@ fn end_on_signals() -> Result<(), Failure> {
 /// The cluster.
 struct Cluster {
     port: u16,
+    /// Where the page is.
+    admin: u16,
     node_ports: Vec<u16>,
     nodes: Vec<Process>,
     proxy: Process,
@@ -128,15 +130,16 @@ impl Cluster {
         if !processes::is_free(port) {
             return Err(format!("127.0.0.1:{port} is taken; choose another: make demo PORT=12100").into());
         }
-        let node_ports: Vec<u16> =
-            processes::free_ports(options.node_port, 4).into_iter().filter(|free| *free != port).take(3).collect();
-        if node_ports.len() < 3 {
+        let mut node_ports: Vec<u16> =
+            processes::free_ports(options.node_port, 5).into_iter().filter(|free| *free != port).take(4).collect();
+        let Some(admin) = node_ports.pop().filter(|_| node_ports.len() == 3) else {
             return Err(format!("no free ports from {} on; give another --node-port", options.node_port).into());
-        }
+        };
         let nodes = node_ports.iter().map(|port| processes::memcached(*port)).collect::<Result<Vec<_>, _>>()?;
         let log = std::env::temp_dir().join(format!("resilver-demo-{}.log", std::process::id()));
-        let proxy = processes::resilver(&options.program, port, &node_ports[..BACKUP], &node_ports[BACKUP..], &log)?;
-        Ok(Cluster { port, node_ports, nodes, proxy, log })
+        let proxy =
+            processes::resilver(&options.program, (port, admin), &node_ports[..BACKUP], &node_ports[BACKUP..], &log)?;
+        Ok(Cluster { port, admin, node_ports, nodes, proxy, log })
     }
 
     /// How many items a server holds, asked directly.
@@ -200,6 +203,7 @@ fn tell(options: &Options) -> Result<bool, Failure> {
         show.say(&format!("memcached, {name:<8} 127.0.0.1:{port}"));
     }
     show.say(&format!("resilver            127.0.0.1:{}   log: {}", cluster.port, cluster.log.display()));
+    show.say(&format!("watch it            http://127.0.0.1:{}/", cluster.admin));
     heal(&cluster, &show, None)?;
 
     show.act(&format!("Fill {} items through the proxy", show::number(options.items)));

@@ -114,12 +114,13 @@ pub(crate) fn memcached_with(port: u16, flags: &[&str]) -> io::Result<Process> {
 /// Starts the proxy in front of them.
 pub(crate) fn resilver(
     program: &Path,
-    port: u16,
+    (port, admin): (u16, u16),
     primaries: &[u16],
     backups: &[u16],
     log: &Path,
 ) -> io::Result<Process> {
     let mut command = resilver_command(program, port, primaries, backups);
+    command.arg("--admin").arg(format!("127.0.0.1:{admin}"));
     server(command.arg("--log-file").arg(log), &program.display().to_string(), port)
 }
 

@@ -354,6 +354,8 @@ impl Core {
     fn read_answered(&mut self, id: OpId, effect: Effect, hit: bool) {
         let op = &self.ops[id];
         match op.kind {
+            // Counted with the answer.
+            Kind::Get | Kind::Gets => {}
             // As memcached counts them.
             Kind::Gat | Kind::Gats => add(if hit { &self.stats.touch_hits } else { &self.stats.touch_misses }, 1),
             _ => self.stats.read(hit),
