@@ -159,6 +159,18 @@ pub struct Settings {
     pub log: LogSettings,
 }
 
+/// The source of a resync may make no progress for so many times as long as a last full copy may
+/// with a client's request: to begin again costs all that was copied.
+const SOURCE_PATIENCE: u32 = 5;
+
+impl Settings {
+    /// Nothing in the proxy waits longer for a node that makes no progress: the source of a resync
+    /// has so long.
+    pub fn longest_wait(&self) -> Duration {
+        self.leader_timeout.max(self.timeout) * SOURCE_PATIENCE
+    }
+}
+
 /// What a command line asks for.
 #[derive(Debug)]
 pub enum CommandLine {

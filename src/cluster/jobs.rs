@@ -20,10 +20,6 @@ use super::nodes::reason_of;
 use super::refills::Failed;
 use super::{Cluster, Internal};
 
-/// The source of a resync may make no progress for so many times as long as a last full copy may
-/// with a client's request: to begin again costs all that was copied.
-const SOURCE_PATIENCE: u32 = 5;
-
 /// A resync under way.
 pub(super) struct JobRun {
     serial: u64,
@@ -181,7 +177,7 @@ impl Cluster {
                 // The target holds nothing that is needed: it is waited for as long as a leader is
                 // for one answer, not longer.
                 target_timeout: self.settings.leader_timeout,
-                source_timeout: self.settings.leader_timeout * SOURCE_PATIENCE,
+                source_timeout: self.settings.longest_wait(),
                 ..Tuning::default()
             },
             limiter: self.limiter.clone(),

@@ -50,8 +50,8 @@ pub fn run(
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
-    let dialer: Arc<dyn Dial> =
-        Arc::new(TcpDialer::new(addresses.clone(), settings.timeout.max(settings.probe_timeout)));
+    let timeout = settings.timeout.max(settings.probe_timeout);
+    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, settings.longest_wait()));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
     let assembly = Assembly::new(settings, topology, (dialer, names));

@@ -26,8 +26,8 @@ fn control(addr: &str) -> Arc<NodeControl> {
     let port = addr.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
     let second = Duration::from_secs(1);
-    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second);
-    Arc::new(NodeControl::new(NodeId(0), Arc::new(dialer), second))
+    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second, 10 * second);
+    Arc::new(NodeControl::new(NodeId(0), Arc::new(dialer), Arc::default(), second))
 }
 
 async fn mark(control: &NodeControl, seen: &NodeView) -> Result<(), MarkError> {

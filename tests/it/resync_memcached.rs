@@ -49,7 +49,7 @@ impl World {
         let (leader, target) = (start(leader), start(target));
         let addr = |m: &Memcached| NodeAddr { host: "127.0.0.1".to_owned(), port: m.port() };
         let addresses = Addresses::new([addr(&leader), addr(&target)].iter());
-        let dialer = Arc::new(TcpDialer::new(Arc::new(addresses), Duration::from_secs(2)));
+        let dialer = Arc::new(TcpDialer::new(Arc::new(addresses), Duration::from_secs(2), Duration::from_secs(20)));
         World {
             nodes: [leader, target],
             dialer,
@@ -887,7 +887,7 @@ async fn no_connection_is_believed_before_it_has_shown_the_memory_that_is_meant(
     let at_stranger = NodeAddr { host: "127.0.0.1".to_owned(), port: stranger.port() };
     let strange = || {
         let addresses = Addresses::new([at_stranger.clone(), at_stranger.clone()].iter());
-        TcpDialer::new(Arc::new(addresses), Duration::from_secs(2))
+        TcpDialer::new(Arc::new(addresses), Duration::from_secs(2), Duration::from_secs(20))
     };
     let marker = |memory: Incarnation| format!("ms __resilver__:incarnation 16 T0\r\n{memory}\r\n");
     let mut pipe = Pipe::connect(&strange(), LEADER, deadline()).await.unwrap();

@@ -2,7 +2,6 @@
 //! (`ETIMEDOUT`) while the server at the other end holds what it had received, and executes it when
 //! it wakes.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -11,16 +10,6 @@ use crate::support::network::{Cable, FAR, is_inside};
 use crate::support::{Cluster, DEADLINE, Memcached, Shape, wait_until};
 
 const ITEMS: usize = 200;
-
-/// Bytes that wait in the server's sockets and were not read by it.
-fn unread(server: &Memcached) -> u64 {
-    let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", server.pid())).expect("the server's sockets");
-    let queue = |line: &str| {
-        let queues = line.split_whitespace().nth(4)?;
-        u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()
-    };
-    sockets.lines().skip(1).filter_map(queue).sum()
-}
 
 /// Sends a command, and does not wait for its answer.
 fn send(cluster: &Cluster, command: &str) -> TcpStream {
@@ -57,7 +46,7 @@ fn g3_a_connection_that_our_own_kernel_ended_is_no_word_of_the_server() {
         fill(&mut client, "key", ITEMS, 50);
         cluster.primaries[0].pause();
         let mut first = send(&cluster, "set k 0 0 3\r\nold\r\n");
-        wait_until("the write to be in the server's socket", DEADLINE, || unread(&cluster.primaries[0]) > 0);
+        wait_until("the write to be in the server's socket", DEADLINE, || cluster.primaries[0].unread() > 0);
         cable.cut();
         let mut second = send(&cluster, "set other 0 0 1\r\nx\r\n");
         cluster.wait_lost(&name);
@@ -67,7 +56,7 @@ fn g3_a_connection_that_our_own_kernel_ended_is_no_word_of_the_server() {
         wait_until("the kernel to give the connection up", DEADLINE, || {
             cluster.proxy.log_so_far().contains("this machine's kernel gave up a connection with commands unanswered")
         });
-        assert!(unread(&cluster.primaries[0]) > 0, "the old write is still there");
+        assert!(cluster.primaries[0].unread() > 0, "the old write is still there");
         cable.join();
         cluster.primaries[0].resume();
         cluster.mirrored();

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::client::{show, storage};
-use crate::support::{Client, Cluster, Hold, RingMap, Shape, Stored};
+use crate::support::{Client, Cluster, DEADLINE, Hold, RingMap, Shape, Stored, wait_until};
 
 const CLIENTS: usize = 24;
 const KEYS: usize = 20;
@@ -92,5 +92,45 @@ fn g3_writes_in_a_hung_nodes_sockets_never_land_on_repaired_keys() {
     for _ in 0..2 {
         let node = &cluster.primaries[0];
         late_writes(&cluster, || node.pause(), || node.resume());
+    }
+}
+
+/// The proxy is killed with megabytes in its sockets, because the server has stopped. What the
+/// server's kernel had taken is executed when it wakes, and nothing else: the next proxy waits for
+/// that, and no longer.
+#[test]
+fn g3_what_a_killed_proxy_had_in_its_sockets_is_not_sent_any_more() {
+    for io_uring in ["off", "auto"] {
+        let shape =
+            ["--timeout", "30s", "--leader-timeout", "30s", "--threads", "1", "-i", "1", "--io-uring", io_uring];
+        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&shape));
+        cluster.primaries[0].pause();
+        let mut clients: Vec<Client> = (0..CLIENTS).map(|_| cluster.client()).collect();
+        for (c, client) in clients.iter_mut().enumerate() {
+            let sets = (0..KEYS).flat_map(|k| storage("set", &key(c, k), 0, 0, &value("late", c, k), ""));
+            client.send(&sets.collect::<Vec<u8>>()).expect("send");
+        }
+        // The server's kernel takes no more, and the proxy's has much.
+        let (mut taken, mut steady) = (0, 0);
+        wait_until("the server's sockets to be full", DEADLINE, || {
+            let now = cluster.primaries[0].unread();
+            (taken, steady) = if now == taken && now > 0 { (taken, steady + 1) } else { (now, 0) };
+            steady > 50
+        });
+        cluster.proxy.kill();
+        // What a ring of io_uring holds is closed a moment after its process is gone. (Where
+        // nothing is dropped the connections last as long as the server reads nothing.)
+        let killed = Instant::now();
+        while cluster.primaries[0].connections() > 0 && killed.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        cluster.primaries[0].resume();
+        let (mut late, mut steady) = (0, 0);
+        wait_until("the server to execute all that it has", DEADLINE, || {
+            let now = cluster.primary_ring().values().map(|item| item.value.len()).sum::<usize>();
+            (late, steady) = if now == late && now > 0 { (late, steady + 1) } else { (now, 0) };
+            steady > 20
+        });
+        assert!(0 < late && late as u64 <= taken, "{late} bytes were executed, {taken} had been taken, {io_uring}");
     }
 }
