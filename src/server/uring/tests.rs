@@ -42,13 +42,15 @@ struct World {
     room: Option<BytesMut>,
     ended: Vec<Owner>,
     sent: Vec<Owner>,
+    /// Our own kernel has ended the node's connection, as it was to do.
+    given_up: Option<bool>,
 }
 
 impl World {
     /// `None` where the system has no io_uring.
     fn start() -> Option<World> {
         let uring = Uring::for_test()?.start().expect("started on this thread");
-        Some(World { uring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new() })
+        Some(World { uring, heard: HashMap::new(), room: None, ended: Vec::new(), sent: Vec::new(), given_up: None })
     }
 
     /// A client and its slot.
@@ -99,7 +101,10 @@ impl World {
                 }
                 News::End(client) => self.ended.push(Owner::Client(client)),
                 News::NodeEnd { at, by_node } => {
-                    assert!(by_node, "nothing here comes from our own kernel");
+                    match &mut self.given_up {
+                        Some(given_up) => *given_up = !by_node,
+                        None => assert!(by_node, "nothing here comes from our own kernel"),
+                    }
                     self.ended.push(Owner::Node(at));
                 }
                 News::Sent(owner) => self.sent.push(owner),
@@ -552,6 +557,44 @@ fn a_node_whose_framing_is_in_doubt_sees_the_end_and_is_heard_out() {
     node.write_all(b"STORED\r\n").expect("sent");
     world.take();
     assert_eq!(world.room.take().as_deref(), Some(&b"STORED\r\n"[..]));
+}
+
+/// A node that reads nothing, whose kernel is full, until ours gives the connection up: by
+/// `receiving`, or by a send that is under way. An error is told once, and behind it comes what
+/// looks like an end.
+fn is_given_up(receiving: bool) -> Option<bool> {
+    let mut world = World::start()?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().expect("its address")).expect("connected");
+    SockRef::from(&stream).set_tcp_user_timeout(Some(Duration::from_millis(50))).expect("set");
+    stream.set_nonblocking(true).expect("set");
+    while stream.write(&[b'x'; 1 << 16]).is_ok() {}
+    let slot = world.uring.add(stream.into(), Owner::Node(CONN));
+    world.given_up = Some(false);
+    if !receiving {
+        let mut out = OutQueue::default();
+        out.put(&[b'x'; 1 << 16]);
+        assert!(world.uring.send(slot, &mut out));
+    }
+    let begun = std::time::Instant::now();
+    let mut asked = false;
+    while world.ended.is_empty() {
+        if !asked && (receiving || world.uring.is_broken(slot)) {
+            world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
+            asked = true;
+        }
+        world.take();
+        assert!(begun.elapsed() < Duration::from_secs(20), "it was never given up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    world.given_up
+}
+
+#[test]
+fn a_connection_that_our_own_kernel_gave_up_was_not_ended_by_the_node() {
+    for receiving in [true, false] {
+        assert_ne!(is_given_up(receiving), Some(false), "found by receiving: {receiving}");
+    }
 }
 
 #[test]
