@@ -135,8 +135,27 @@ impl Term {
 
 /// Counts the changes of who holds what in a pair; starts at unix microseconds and grows from the
 /// largest seen.
+///
+/// Several proxies over the same servers take turns, each turn a *generation*. Its epochs lie above
+/// all dates and above all of earlier generations, however many of those are still written:
+/// `2^52 + generation * 2^32` is the first. (2^52 microseconds are the year 2112.)
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Epoch(pub u64);
+
+impl Epoch {
+    const OF_GENERATIONS: u64 = 1 << 52;
+    const IN_GENERATION: u64 = 1 << 32;
+
+    /// The first that is later than this one and all that whoever wrote it may still write. Of one
+    /// that began at a date that is what follows: another proxy begins at a later date.
+    #[must_use]
+    pub fn outranked(self) -> Epoch {
+        match self.0.checked_sub(Epoch::OF_GENERATIONS) {
+            None => Epoch(self.0 + 1),
+            Some(into) => Epoch(self.0 - into % Epoch::IN_GENERATION + Epoch::IN_GENERATION),
+        }
+    }
+}
 
 /// Every key that begins so belongs to the proxy: invisible to clients, never copied.
 pub const RESERVED_PREFIX: &[u8] = b"__resilver__:";

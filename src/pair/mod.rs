@@ -348,7 +348,7 @@ impl Pair {
 
     /// A record found on a node; only at the start, once for each record in any order.
     pub fn seed(&mut self, epoch: Epoch) {
-        self.epoch = self.epoch.max(Epoch(epoch.0 + 1));
+        self.epoch = self.epoch.max(epoch.outranked());
     }
 
     /// Where its terms begin; only at the start.
@@ -362,7 +362,7 @@ impl Pair {
     pub fn outrank(&mut self, epoch: Epoch) -> bool {
         let later = epoch > self.epoch && holds(Rule::UniqueEpochs);
         if later {
-            self.epoch = Epoch(epoch.0 + 1);
+            self.epoch = epoch.outranked();
         }
         later
     }

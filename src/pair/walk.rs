@@ -175,6 +175,23 @@ fn a_later_record_is_outranked() {
     assert_eq!(pair.term(), Term(10));
 }
 
+/// A proxy whose turn is over may go on recording, having stood still meanwhile: whatever of its
+/// generation is found, the next one's epochs are later than all that it may still write.
+#[test]
+fn a_record_of_a_former_generation_is_outranked_with_all_of_that_generation() {
+    let of = |generation: u64, count: u64| Epoch((1 << 52) + (generation << 32) + count);
+    let date = Epoch(1_800_000_000_000_000);
+    for count in [0, 5, (1 << 32) - 1] {
+        let mut pair = Pair::new(date, Term(1));
+        pair.seed(of(7, count));
+        assert_eq!(pair.epoch(), of(8, 0));
+        pair.seed(of(6, count));
+        assert_eq!(pair.epoch(), of(8, 0));
+        assert!(pair.outrank(of(9, count)) && !pair.outrank(of(9, (1 << 32) - 1)));
+        assert_eq!(pair.epoch(), of(10, 0));
+    }
+}
+
 /// A leader whose memory counts as gone may yet come back with it: once a follower that holds a
 /// part is to lead in its place, the list of what that follower missed says nothing.
 #[test]

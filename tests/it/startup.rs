@@ -371,6 +371,40 @@ fn a_later_record_that_comes_back_is_outranked_before_the_next_start() {
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("new"));
 }
 
+/// The servers were used by several proxies in turn, and one of those goes on recording, having
+/// stood still since its turn ended: whoever was next records what is later.
+#[test]
+fn g3_what_a_former_generation_still_records_is_outranked() {
+    let (primary, backup) = (Memcached::start(&[]), Memcached::start(&[]));
+    let mut cluster = Cluster::over(vec![primary], vec![backup], &Shape::new(1, 1));
+    cluster.mirrored();
+    set(&mut cluster.client(), "k", "old");
+    assert!(cluster.proxy.stop().success());
+    let found = record(&cluster.primaries[0], 0);
+    let of_generation = |fact: &str, count: u64| {
+        let words: Vec<&str> = found.split(' ').collect();
+        let epoch = (1 << 52) + (7 << 32) + count;
+        format!("{epoch} {fact} primary {} {}", words[3], words[4])
+    };
+    let write = |node: &Memcached, value: &str| set(&mut node.client(), "__resilver__:pair:0", value);
+    for node in [&cluster.primaries[0], &cluster.backups[0]] {
+        write(node, &of_generation("sync", 5));
+    }
+    start(&mut cluster);
+    cluster.mirrored();
+    cluster.primaries[0].pause();
+    set(&mut cluster.client(), "noticed", "by this");
+    cluster.wait_lost(&cluster.primaries[0].addr());
+    set(&mut cluster.client(), "k", "new");
+    cluster.proxy.kill();
+    cluster.primaries[0].resume();
+    write(&cluster.primaries[0], &of_generation("alone", 1_000));
+    start(&mut cluster);
+    assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("new"));
+    cluster.mirrored();
+    cluster.assert_rings_equal();
+}
+
 // ---- flush_all ----------------------------------------------------------------------------------
 
 fn flush_all(client: &mut Client, delay: &str) {
