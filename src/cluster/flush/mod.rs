@@ -177,7 +177,7 @@ impl Cluster {
 
     /// Part of [`settle`](Cluster::settle): does the flush wait for the pair's gate?
     pub(in crate::cluster) fn look_at_gate_for_flush(&mut self, pair: PairId) {
-        if !self.flush.is_closing() {
+        if !self.flush.looks_at_gates() {
             return;
         }
         if self.pairs[pair.index()].pair.gate() == Gate::Draining {
@@ -381,6 +381,8 @@ impl Cluster {
     /// Every node has answered.
     fn record_flush(&mut self) {
         let Some(Answered { out_of_step, voids, due }) = self.flush.settle() else { return };
+        // Of a pair whose node was lost by this it is not recorded yet who leads alone.
+        self.topology.pairs().for_each(|pair| self.unsettled.pair(pair));
         for node in out_of_step {
             // The others are empty now.
             self.lost(node, Reason::Protocol, Loss::Suspected, true);

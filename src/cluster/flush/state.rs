@@ -55,6 +55,10 @@ enum Stage {
     Settling {
         /// That pairs which were dark have no copy left is being written.
         voiding: bool,
+        /// Pairs of which it is not recorded yet who leads: a node was lost, being flushed. An
+        /// answer before that would be forgotten with this proxy, and the node lead with what the
+        /// flush has ended.
+        open: BTreeSet<PairId>,
     },
 }
 
@@ -107,9 +111,9 @@ impl Flush {
         self.running.as_ref().is_some_and(|r| matches!(r.stage, Stage::Sent(_) | Stage::Settling { .. }))
     }
 
-    /// Whether it waits for gates.
-    pub(super) fn is_closing(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| matches!(r.stage, Stage::Closing(_)))
+    /// Whether it waits for gates, or may have to.
+    pub(super) fn looks_at_gates(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| matches!(r.stage, Stage::Closing(_) | Stage::Settling { .. }))
     }
 
     /// Asked for. `true`: it begins now, and waits for copies in flight.
@@ -133,7 +137,7 @@ impl Flush {
 
     /// A pair's gate is closed, or is not, or not any more.
     pub(super) fn gate(&mut self, pair: PairId, closed: bool) {
-        if let Some(Running { stage: Stage::Closing(open), .. }) = &mut self.running {
+        if let Some(Running { stage: Stage::Closing(open) | Stage::Settling { open, .. }, .. }) = &mut self.running {
             if closed {
                 open.remove(&pair);
             } else {
@@ -146,7 +150,7 @@ impl Flush {
     #[cfg(test)]
     pub(super) fn waits_for_gate(&self, pair: PairId) -> Option<bool> {
         match &self.running.as_ref()?.stage {
-            Stage::Closing(open) => Some(open.contains(&pair)),
+            Stage::Closing(open) | Stage::Settling { open, .. } => Some(open.contains(&pair)),
             _ => None,
         }
     }
@@ -157,7 +161,9 @@ impl Flush {
         match &running.stage {
             Stage::Closing(open) if open.is_empty() => Some(Step::Send),
             Stage::Sent(waiting) if waiting.is_empty() => Some(Step::Record),
-            Stage::Settling { voiding: false } if running.due.is_none() || !writing => Some(Step::Finish),
+            Stage::Settling { voiding: false, open } if open.is_empty() && (running.due.is_none() || !writing) => {
+                Some(Step::Finish)
+            }
             _ => None,
         }
     }
@@ -179,7 +185,7 @@ impl Flush {
     }
 
     /// Whether the node's answer is waited for, whether or not it was given up.
-    pub(super) fn awaits(&self, node: NodeId) -> bool {
+    pub(in crate::cluster) fn awaits(&self, node: NodeId) -> bool {
         self.waiting().is_some_and(|waiting| waiting.contains_key(&node))
     }
 
@@ -217,7 +223,7 @@ impl Flush {
     /// Every node has answered.
     pub(super) fn settle(&mut self) -> Option<Answered> {
         let running = self.running.as_mut()?;
-        running.stage = Stage::Settling { voiding: false };
+        running.stage = Stage::Settling { voiding: false, open: BTreeSet::new() };
         let voids = running.flushed || running.refused.is_empty();
         let refused = if voids { std::mem::take(&mut running.refused) } else { Vec::new() };
         let out_of_step = refused.into_iter().map(|(node, _)| node).collect();
@@ -226,7 +232,7 @@ impl Flush {
 
     /// That pairs have no copy left is being written, or was.
     pub(super) fn voiding(&mut self, under_way: bool) {
-        if let Some(Running { stage: Stage::Settling { voiding }, .. }) = &mut self.running {
+        if let Some(Running { stage: Stage::Settling { voiding, .. }, .. }) = &mut self.running {
             *voiding = under_way;
         }
     }
@@ -288,7 +294,7 @@ mod tests {
         assert!(!flush.holds_gates() && flush.next(false).is_none(), "copies are in flight");
         flush.gate(PAIRS[0], true);
         flush.quiesced(guard(), PAIRS.into_iter());
-        assert!(flush.holds_gates() && flush.is_closing() && !flush.is_sent());
+        assert!(flush.holds_gates() && flush.looks_at_gates() && !flush.is_sent());
         flush.gate(PAIRS[0], true);
         assert_eq!(flush.next(false), None, "one gate is open");
         flush.gate(PAIRS[0], false);
@@ -322,6 +328,19 @@ mod tests {
         let finished = flush.finish().expect("one is under way");
         assert_eq!((slots(&finished.askers), &finished.answer[..], finished.flushed), (vec![1], answer::OK, true));
         assert!(finished.guard.is_some() && finished.next.is_none() && !flush.is_active());
+    }
+
+    /// A node was lost by it: its pairs' gates close once more, and who leads alone is recorded.
+    #[test]
+    fn it_is_not_over_while_a_loss_is_being_recorded() {
+        let mut flush = sent(None);
+        flush.took_effect();
+        NODES.into_iter().for_each(|node| flush.answered(node));
+        flush.settle();
+        flush.gate(PAIRS[1], false);
+        assert_eq!(flush.next(false), None);
+        flush.gate(PAIRS[1], true);
+        assert_eq!(flush.next(false), Some(Step::Finish));
     }
 
     /// Clients that ask meanwhile get one flush together, and a delayed one that came due with it.
