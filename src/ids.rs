@@ -75,7 +75,9 @@ impl fmt::Display for Place {
 
 /// One life of a node's memory, by the random number in the marker the proxy keeps on the node.
 ///
-/// It ends when the process restarts or the memory is flushed by anyone but the proxy.
+/// It ends when the process restarts or the memory is flushed by anyone but the proxy. A flush of
+/// the proxy's own gives it another name, with the same upper half: a flush that is executed once
+/// more, or late, is noticed by that.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Incarnation(pub u64);
 
@@ -86,6 +88,21 @@ impl fmt::Display for Incarnation {
 }
 
 impl Incarnation {
+    const OF_LIFE: u64 = !0 << 32;
+
+    /// The same life after a flush, by random bits.
+    #[must_use]
+    pub fn flushed(self, bits: u64) -> Incarnation {
+        let other = (bits & !Incarnation::OF_LIFE).max(1);
+        let same = self.0 & !Incarnation::OF_LIFE == other;
+        Incarnation(self.0 & Incarnation::OF_LIFE | if same { other - 1 } else { other })
+    }
+
+    /// Whether both are names of one life.
+    pub fn is_of_one_life_with(self, other: Incarnation) -> bool {
+        (self.0 ^ other.0) & Incarnation::OF_LIFE == 0
+    }
+
     /// From the marker.
     pub fn parse(marker: &[u8]) -> Option<Incarnation> {
         let digits = (marker.len() == 16).then(|| std::str::from_utf8(marker).ok())?;

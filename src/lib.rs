@@ -34,8 +34,8 @@ pub mod wait;
 pub mod internals {
     pub mod backend {
         pub use crate::backend::{
-            Addresses, Batch, Dial, DrainEnd, Effect, MarkError, NodeControl, NodeError, NodeStream, NodeView, Pipe,
-            TcpDialer,
+            Addresses, Batch, Dial, DrainEnd, Effect, Flushed, MarkError, Memories, NewName, NodeControl, NodeError,
+            NodeStream, NodeView, Pipe, TcpDialer,
         };
         pub mod marker {
             pub use crate::backend::marker::{

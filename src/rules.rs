@@ -60,6 +60,8 @@ pub(crate) enum Rule {
     /// What clients were told to be gone under one leader is looked for, and deleted, before the
     /// next one is asked for more.
     SeenGoneStaysGone,
+    /// A flush gives the memory another name.
+    FlushIsANewMemory,
 }
 
 /// Whether the rule holds. Always, except in tests.

@@ -24,6 +24,7 @@ use crate::rules::{Rule, holds};
 
 use super::deadline::{Limit, by};
 use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
+use super::memories::Memories;
 use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 
@@ -116,11 +117,29 @@ pub enum MarkError {
     Refused(String),
 }
 
+/// A flush gives a memory another name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewName {
+    pub from: Incarnation,
+    pub to: Incarnation,
+}
+
+/// How a flush was answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Flushed {
+    /// The node is empty, and carries its markers.
+    Done,
+    /// It refuses the command (`-F`), in these words; nothing else has changed, except perhaps for
+    /// the memory's name.
+    Refused { said: String, renamed: bool },
+}
+
 /// The control plane's way to one node.
 pub struct NodeControl {
     node: NodeId,
     dialer: Arc<dyn Dial>,
     timeout: Duration,
+    memories: Arc<Memories>,
     connections: Mutex<Connections>,
     pub(super) witnesses: Witnesses,
     /// What it may store at most, by its `-I`; set by [`NodeControl::view`].
@@ -165,9 +184,16 @@ impl NodeControl {
     /// How long the node may take to be connected to, and then make no progress with what it is
     /// asked. (Eight answers are progress, so one that answers few questions has so long for all of
     /// them.)
-    pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> NodeControl {
-        let value_max = AtomicUsize::new(ReplyLimits::default().value_len_max);
-        NodeControl { node, dialer, timeout, connections: Mutex::default(), witnesses: Witnesses::default(), value_max }
+    pub fn new(node: NodeId, dialer: Arc<dyn Dial>, memories: Arc<Memories>, timeout: Duration) -> NodeControl {
+        NodeControl {
+            node,
+            dialer,
+            timeout,
+            memories,
+            connections: Mutex::default(),
+            witnesses: Witnesses::default(),
+            value_max: AtomicUsize::new(ReplyLimits::default().value_len_max),
+        }
     }
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
@@ -272,7 +298,10 @@ impl NodeControl {
             let (mut known, mut due, mut shown) = (false, false, None);
             pipe.exchange(batch, deadline, |index, frame| {
                 match index {
-                    0 => known = frame.data().and_then(|v| marker::parse_incarnation(&v)) == Some(incarnation),
+                    0 => {
+                        let found = frame.data().and_then(|v| marker::parse_incarnation(&v));
+                        known = found.is_some_and(|found| self.memories.is(self.node, incarnation, found));
+                    }
                     _ => {
                         due = clock::is_due(&frame);
                         shown = clock::shown(&frame);
@@ -375,7 +404,7 @@ impl NodeControl {
         keys.extend(of_pairs.iter().map(|(key, _)| key.as_str()));
         self.connected(async |connection, deadline| {
             let found = connection.read(deadline, &keys).await?;
-            if let Err(error) = check_memory(&found[0], incarnation) {
+            if let Err(error) = self.check_memory(&found[0], incarnation) {
                 return Ok(Err(error));
             }
             let there = records.iter().zip(&of_pairs).zip(&found[1..]);
@@ -423,7 +452,7 @@ impl NodeControl {
     async fn write_marked(&self, incarnation: Incarnation, key: &str, value: &str) -> Result<(), MarkError> {
         self.connected(async |connection, deadline| {
             let found = connection.read(deadline, &[marker::INCARNATION_KEY, key]).await?;
-            if let Err(error) = check_memory(&found[0], incarnation) {
+            if let Err(error) = self.check_memory(&found[0], incarnation) {
                 return Ok(Err(error));
             }
             if let Some(new) = Record::parse(value.as_bytes())
@@ -488,39 +517,45 @@ impl NodeControl {
     }
 
     /// Empties the node and re-sets its markers in the same write, so that no moment shows it
-    /// without them. Not before the connection has shown the memory that is meant (`None`: no
-    /// markers are kept): what has taken its place is somebody else's, or is purged when it comes
-    /// back. If it fails, the connection must be drained before the node is used again: the flush
-    /// may still be executed.
+    /// without them; among them, and first, another name for the memory. Not before the connection
+    /// has shown the memory that is meant (`None`: no markers are kept): what has taken its place
+    /// is somebody else's, or is purged when it comes back. If it fails, the connection must be
+    /// drained before the node is used again: the flush may still be executed.
     ///
     /// It has `patience`, until it is `given_up`: a flush in doubt is a loss, also where all nodes
     /// stand still for a moment.
     pub async fn flush(
         &self,
-        memory: Option<Incarnation>,
+        memory: Option<NewName>,
         markers: &[(String, String)],
         patience: Duration,
         given_up: impl Future<Output = ()>,
-    ) -> Result<(), (MarkError, Option<Drain>)> {
+    ) -> Result<Flushed, (MarkError, Option<Drain>)> {
         let mut given_up = pin!(given_up);
         let mut connections = self.connections.lock().await;
         let deadline = Instant::now() + patience;
         let connected = tokio::select! {
             biased;
             () = given_up.as_mut() => Err(NodeError::Timeout.into()),
-            connection = self.connect_to(&mut connections, memory, deadline) => connection,
+            connection = self.connect_to(&mut connections, memory.map(|name| name.from), deadline) => connection,
         };
         let mut connection = connected.map_err(|e| (e, None))?;
+        if let Some(NewName { from, to }) = memory {
+            self.memories.flushes(self.node, from, to);
+        }
         let mut batch = Batch::new();
         batch.command(node::FLUSH_ALL, Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
             batch.add(|out| node::ms_own(out, key, value.as_bytes(), 0, Condition::None));
         }
-        let mut refused = None;
+        let (mut refused, mut unnamed) = (None, None);
         let exchange = connection.pipe.exchange(batch, deadline, |index, frame| {
-            let done = if index == 0 { ReplyKind::Ok } else { ReplyKind::MetaHd };
-            if *frame.kind() != done {
-                refused = Some(String::from_utf8_lossy(frame.line()).into_owned());
+            let said = || Some(String::from_utf8_lossy(frame.line()).into_owned());
+            match index {
+                0 if *frame.kind() != ReplyKind::Ok => refused = said(),
+                1 if memory.is_some() && *frame.kind() != ReplyKind::MetaHd => unnamed = said(),
+                // Another marker that was not stored is found missing by the next probe.
+                _ => {}
             }
             Ok(())
         });
@@ -529,16 +564,18 @@ impl NodeControl {
             () = given_up => Err(NodeError::Timeout),
             done = exchange => done,
         };
-        match (done, refused) {
-            (Ok(()), None) => {
-                connections.present = Some(connection);
-                Ok(())
-            }
-            (Ok(()), Some(said)) => {
-                connections.present = Some(connection);
-                Err((MarkError::Refused(said), None))
-            }
-            (Err(error), _) => Err((error.into(), Some(connection.pipe.into_drain()))),
+        if let Err(error) = done {
+            self.memories.forget(self.node);
+            return Err((error.into(), Some(connection.pipe.into_drain())));
+        }
+        if unnamed.is_none() && holds(Rule::FlushWithMarkers) {
+            connection.shown = memory.map(|name| name.to).or(connection.shown);
+        }
+        connections.present = Some(connection);
+        match (refused, unnamed) {
+            (Some(said), unnamed) => Ok(Flushed::Refused { said, renamed: unnamed.is_none() }),
+            (None, None) => Ok(Flushed::Done),
+            (None, Some(said)) => Err((MarkError::Refused(said), None)),
         }
     }
 
@@ -558,7 +595,7 @@ impl NodeControl {
         };
         let Some(memory) = memory else { return Ok(connection) };
         let found = connection.read(deadline.into(), &[marker::INCARNATION_KEY]).await?;
-        match check_memory(&found[0], memory) {
+        match self.check_memory(&found[0], memory) {
             // It was evicted, or flushed: from the process that had it.
             Err(MarkError::MemoryGone) if connection.shown == Some(memory) => Ok(connection),
             Err(error) => Err(error),
@@ -586,6 +623,15 @@ impl NodeControl {
         let pipe = pipe.with_values(self.value_max.load(Relaxed));
         connections.made.0 += 1;
         Ok(Connection { pipe, id: connections.made, shown: None })
+    }
+
+    /// Whether the incarnation marker that was read is the one of the memory that is written to.
+    fn check_memory(&self, found: &Found, incarnation: Incarnation) -> Result<(), MarkError> {
+        match found.as_ref().map(|(value, _)| marker::parse_incarnation(value)) {
+            None => Err(MarkError::MemoryGone),
+            Some(Some(there)) if self.memories.is(self.node, incarnation, there) => Ok(()),
+            Some(_) => Err(MarkError::OtherMemory),
+        }
     }
 
     /// Whether it leads to where the node is now.
@@ -624,15 +670,6 @@ impl NodeControl {
 }
 
 type Found = Option<(Bytes, u64)>;
-
-/// Whether the incarnation marker that was read is the one of the memory that is written to.
-fn check_memory(found: &Found, incarnation: Incarnation) -> Result<(), MarkError> {
-    match found.as_ref().map(|(value, _)| marker::parse_incarnation(value)) {
-        None => Err(MarkError::MemoryGone),
-        Some(there) if there != Some(incarnation) => Err(MarkError::OtherMemory),
-        Some(_) => Ok(()),
-    }
-}
 
 /// The record that was read, if it is a later one. Writes of two records of one pair may overtake
 /// each other on their way here, and a node that was away may carry one that is not known: the

@@ -88,7 +88,7 @@ impl Node {
 fn control(node: Node) -> NodeControl {
     let (near, far) = duplex(1 << 16);
     tokio::spawn(node.serve(far));
-    NodeControl::new(NodeId(0), Arc::new(Once(StdMutex::new(Some(near)))), TIMEOUT)
+    NodeControl::new(NodeId(0), Arc::new(Once(StdMutex::new(Some(near)))), Arc::default(), TIMEOUT)
 }
 
 /// How looking at it ends, and when. It is asked for some 300 markers.

@@ -10,16 +10,18 @@ mod dial;
 mod drain;
 mod inquiry;
 pub mod marker;
+mod memories;
 mod pipe;
 mod witness;
 
 pub use address::{Addresses, Resolve, SystemResolver};
 pub use batch::{Batch, Effect};
-pub use control::{MarkError, NodeControl, NodeView, Probe};
+pub use control::{Flushed, MarkError, NewName, NodeControl, NodeView, Probe};
 #[cfg(test)]
 pub(crate) use dial::at_present_address;
 pub use dial::{Dial, NodeStream, TcpDialer};
 pub(crate) use dial::{gives_up, is_from_node};
 pub use drain::{Drain, DrainEnd};
 pub use inquiry::{Inquirer, InquiryError};
+pub use memories::Memories;
 pub use pipe::{NodeError, Pipe};

@@ -28,6 +28,7 @@ use super::blocks::{BLOCK_BYTES, Blocks};
 use super::deadline::{Limit, Patience, by};
 use super::drain::Drain;
 use super::marker::{is_unsure, parse_incarnation};
+use super::memories::Memories;
 use super::{Dial, NodeStream};
 
 /// A marker that is missing is looked for again after so long.
@@ -142,11 +143,11 @@ impl Pipe {
     pub async fn connect_to(
         dialer: &dyn Dial,
         node: NodeId,
-        memory: Option<Incarnation>,
+        memory: Option<(&Memories, Incarnation)>,
         deadline: Instant,
     ) -> Result<Pipe, NodeError> {
         let mut pipe = Pipe::connect(dialer, node, deadline).await?;
-        let Some(memory) = memory else { return Ok(pipe) };
+        let Some((memories, memory)) = memory else { return Ok(pipe) };
         loop {
             let mut batch = Batch::new();
             batch.command(node::MARKER_READ, Effect::Read);
@@ -157,7 +158,7 @@ impl Pipe {
             });
             read.await?;
             match found.filter(|value| !is_unsure(value)).map(|value| parse_incarnation(&value)) {
-                Some(found) if found == Some(memory) => return Ok(pipe),
+                Some(Some(found)) if memories.is(node, memory, found) => return Ok(pipe),
                 Some(_) => return Err(NodeError::OtherMemory),
                 // Where it was evicted the control plane writes it again.
                 None if Instant::now() + MARKER_PAUSE < deadline => sleep(MARKER_PAUSE).await,

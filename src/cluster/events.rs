@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 
-use crate::backend::{DrainEnd, MarkError, NodeControl, NodeError, NodeView, Probe};
+use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId};
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
@@ -81,9 +81,10 @@ pub(super) enum Internal {
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
     /// A node has not answered its flush for so long, which goes on.
     FlushAwaited { node: NodeId, age: Duration },
-    /// A node answered its flush. `drain`: it may still take effect, over a connection to that one
-    /// of the node's addresses, whose end is a [`Internal::DrainDone`].
-    Flushed { node: NodeId, result: Result<(), MarkError>, drain: Option<u64> },
+    /// A node answered its flush, which gave its memory that name. `drain`: it may still take
+    /// effect, over a connection to that one of the node's addresses, whose end is a
+    /// [`Internal::DrainDone`].
+    Flushed { node: NodeId, name: Option<Incarnation>, result: Result<Flushed, MarkError>, drain: Option<u64> },
     /// That pairs which were dark have no copy left is written where it could be.
     NobodyRecorded,
     /// A delayed flush is due.
@@ -172,7 +173,7 @@ impl Cluster {
                 self.unsettled.node(node);
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
-            Internal::Flushed { node, result, drain } => self.flushed(node, result, drain),
+            Internal::Flushed { node, name, result, drain } => self.flushed(node, name, result, drain),
             Internal::ProbeAwaited { node, age } => self.probe_awaited(node, age),
             Internal::RetryPending => self.retry_pending(),
             Internal::Gathered(answers) => self.gathered(*answers),

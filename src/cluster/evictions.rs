@@ -71,7 +71,7 @@ impl Cluster {
         // A pair that is being recorded writes its record anyway.
         let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
         let Some(incarnation) = self.nodes[node.index()].incarnation.filter(|_| settled) else { return };
-        let markers = self.markers(node);
+        let markers = self.markers(node, incarnation);
         self.ask_node(node, move |control| async move {
             let result = control.restore(&seen, &markers).await;
             Internal::Restored { node, incarnation, result }

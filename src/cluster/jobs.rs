@@ -166,6 +166,7 @@ impl Cluster {
         Context {
             dialer: self.dialer.clone(),
             memories: self.topology.nodes().filter_map(|n| Some((n, self.nodes[n.index()].incarnation?))).collect(),
+            names: self.memories.clone(),
             item_limits: self.topology.nodes().filter_map(|n| Some((n, item_limit(n)?))).collect(),
             owner: Arc::new(move |key| owner.pair_of(key)),
             holds: Arc::new(move |node, pair| {

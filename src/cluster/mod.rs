@@ -109,7 +109,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::{Period, Session};
-use crate::backend::{Dial, Inquirer, NodeControl};
+use crate::backend::{Dial, Inquirer, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, NodeId, PairId, Place, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
@@ -177,6 +177,8 @@ pub struct Cluster {
     topology: Arc<Topology>,
     dialer: Arc<dyn Dial>,
     names: Names,
+    /// The names that nodes' memories have had, since before flushes.
+    memories: Arc<Memories>,
     controls: Vec<Arc<NodeControl>>,
     /// For operators and monitors.
     inquirers: Vec<Arc<Inquirer>>,
@@ -252,8 +254,11 @@ impl Cluster {
         let now = Instant::now();
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
-        let controls =
-            topology.nodes().map(|node| Arc::new(NodeControl::new(node, dialer.clone(), patience))).collect();
+        let memories = Arc::new(Memories::default());
+        let controls = topology
+            .nodes()
+            .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), memories.clone(), patience)))
+            .collect();
         let inquirers = topology.nodes().map(|node| Arc::new(Inquirer::new(node, dialer.clone(), patience))).collect();
         // As much again as one resync's key list.
         let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
@@ -294,6 +299,7 @@ impl Cluster {
             topology,
             dialer,
             names,
+            memories,
             controls,
             inquirers,
             inquiries: inquiries::Inquiries::default(),

@@ -271,7 +271,8 @@ impl Cluster {
             return;
         }
         let from = self.address(node).map_or_else(|| "none".to_owned(), |at| at.to_string());
-        let same = run.incarnation.is_some() && found.as_ref().is_ok_and(|found| *found == run.incarnation);
+        let found_there = found.as_ref().ok().copied().flatten();
+        let same = run.incarnation.zip(found_there).is_some_and(|(known, there)| self.memories.is(node, known, there));
         if !same {
             self.nodes[node.index()].name.same_since = None;
         }

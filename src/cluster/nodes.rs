@@ -189,6 +189,11 @@ impl Cluster {
         if reason == Reason::MarkerLost {
             return self.check_eviction(node, true);
         }
+        if reason == Reason::MarkerStale && self.flush.awaits(node) {
+            // It may be the name that the flush gives its memory; connections are checked anew when
+            // that is answered, and if it is not the node is lost.
+            return;
+        }
         if reason == Reason::Timeout {
             self.late(node, if patience_over { self.settings.leader_timeout } else { self.settings.timeout });
             return self.probe_if_waited_for(node);

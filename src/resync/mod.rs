@@ -174,7 +174,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Dial, Drain, NodeError, Pipe};
+use crate::backend::{Dial, Drain, Memories, NodeError, Pipe};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::keys::{Lone, Missed, Recopy};
 use crate::protocol::reply::ReplyLimits;
@@ -233,6 +233,8 @@ pub struct Context {
     /// What each node's memory was when the job began. A connection to another one is not believed.
     /// A node that is left out carries no marker.
     pub memories: BTreeMap<NodeId, Incarnation>,
+    /// By what other names they are known since.
+    pub names: Arc<Memories>,
     /// The largest item of each node, in bytes, by its `-I`. Of one that is left out nobody knows
     /// it, and it may be as large as any memcached's.
     pub item_limits: BTreeMap<NodeId, usize>,
@@ -274,7 +276,8 @@ impl Context {
     /// Connects to a node, if its memory is still the one that the job is about.
     pub(crate) async fn connect(&self, node: NodeId) -> Result<Pipe, NodeError> {
         let deadline = Instant::now() + self.tuning.connect_timeout;
-        let pipe = Pipe::connect_to(&*self.dialer, node, self.memories.get(&node).copied(), deadline).await?;
+        let memory = self.memories.get(&node).map(|&memory| (&*self.names, memory));
+        let pipe = Pipe::connect_to(&*self.dialer, node, memory, deadline).await?;
         let limits =
             self.item_limits.get(&node).map_or_else(ReplyLimits::default, |&bytes| ReplyLimits::of_node(bytes));
         Ok(pipe.with_values(limits.value_len_max))

@@ -11,7 +11,9 @@ use crate::support::{Client, Memcached};
 use resilver::internals::backend::marker::{
     Fact, INCARNATION_KEY, Leftovers, Period, RING_KEY, Record, RingMark, Session, UNSURE,
 };
-use resilver::internals::backend::{Addresses, MarkError, NodeControl, NodeError, NodeView, Pipe, TcpDialer};
+use resilver::internals::backend::{
+    Addresses, Flushed, MarkError, Memories, NewName, NodeControl, NodeError, NodeView, Pipe, TcpDialer,
+};
 use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 use resilver::internals::ring::NodeAddr;
 
@@ -126,9 +128,12 @@ async fn a_connection_waits_while_nobody_is_sure_of_the_memory() {
     let second = Duration::from_secs(1);
     let port = node.port();
     let addr = NodeAddr { host: "127.0.0.1".to_owned(), port };
-    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second);
-    let connect =
-        |patience: Duration| Pipe::connect_to(&dialer, NodeId(0), Some(MEMORY), tokio::time::Instant::now() + patience);
+    let dialer = TcpDialer::new(Arc::new(Addresses::new([addr].iter())), second, 10 * second);
+    let memories = Memories::default();
+    let connect = |patience: Duration| {
+        let deadline = tokio::time::Instant::now() + patience;
+        Pipe::connect_to(&dialer, NodeId(0), Some((&memories, MEMORY)), deadline)
+    };
     node.client().set(INCARNATION_KEY, UNSURE.as_bytes()).expect("stored");
     assert_eq!(connect(Duration::from_millis(100)).await.err(), Some(NodeError::MarkerLost));
     let writing = async {
@@ -162,11 +167,12 @@ async fn evicted_markers_are_not_written_on_a_memory_that_was_flushed_meanwhile(
 #[tokio::test]
 async fn only_the_memory_that_is_meant_is_flushed() {
     let node = Memcached::start(&[]);
-    let first = marked(&node).await;
-    let flush = async |control: &NodeControl, memory| {
+    drop(marked(&node).await);
+    let flush = async |control: &NodeControl, from, to: Incarnation| {
         node.client().set("k", b"1").expect("stored");
+        let markers = [(INCARNATION_KEY.to_owned(), to.to_string()), (RING_KEY.to_owned(), "a ring".to_owned())];
         let result = control
-            .flush(Some(memory), &markers(), Duration::from_secs(2), std::future::pending())
+            .flush(Some(NewName { from, to }), &markers, Duration::from_secs(2), std::future::pending())
             .await
             .map_err(|(error, drain)| {
                 assert!(drain.is_none(), "nothing was sent");
@@ -175,14 +181,21 @@ async fn only_the_memory_that_is_meant_is_flushed() {
         (result, node.client().get("k").expect("an answer").is_some())
     };
     let other = control(&node.addr());
-    assert_eq!(flush(&other, MEMORY).await, (Ok(()), false));
-    assert_eq!(flush(&other, Incarnation(8)).await, (Err(MarkError::OtherMemory), true));
+    let named = [MEMORY.flushed(1), MEMORY.flushed(2)];
+    assert_eq!(flush(&other, MEMORY, named[0]).await, (Ok(Flushed::Done), false));
+    assert_eq!(shown(&node), Some(named[0].to_string()));
+    assert_eq!(flush(&other, Incarnation(8 << 32), named[1]).await, (Err(MarkError::OtherMemory), true));
+    // What was begun before the flush, under the name before, is meant for this memory still.
+    assert_eq!(other.record(MEMORY, PairId(0), record(1)).await, Ok(()));
+    // But not by one that has not sent the flush: to that it is somebody else's.
+    let stranger = control(&node.addr());
+    assert_eq!(stranger.record(MEMORY, PairId(0), record(2)).await, Err(MarkError::OtherMemory));
     // Evicted: the process is known by the connection, or not at all.
     node.client().delete(INCARNATION_KEY).expect("deleted");
     let unknown = control(&node.addr());
-    assert_eq!(flush(&unknown, MEMORY).await, (Err(MarkError::MemoryGone), true));
-    assert_eq!(flush(&first, MEMORY).await, (Ok(()), false));
-    assert_eq!(shown(&node), Some(MEMORY.to_string()));
+    assert_eq!(flush(&unknown, named[0], named[1]).await, (Err(MarkError::MemoryGone), true));
+    assert_eq!(flush(&other, named[0], named[1]).await, (Ok(Flushed::Done), false));
+    assert_eq!(shown(&node), Some(named[1].to_string()));
 }
 
 /// In front of a node: where armed, somebody flushes it before it gets a command that has this in

@@ -84,6 +84,7 @@ async fn g4_a_source_that_drips_ends_the_resync_and_is_named() {
         let ctx = Context {
             dialer: Arc::new(Nodes(drips)),
             memories: BTreeMap::new(),
+            names: Arc::default(),
             item_limits: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),

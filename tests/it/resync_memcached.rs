@@ -84,6 +84,7 @@ impl World {
         Context {
             dialer: self.dialer.clone(),
             memories: self.memories.clone(),
+            names: Arc::default(),
             item_limits: BTreeMap::new(),
             owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
             holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),

@@ -584,6 +584,7 @@ impl Run<'_> {
         let ctx = Context {
             dialer: Arc::new(ScriptedDialer(world.clone())),
             memories: BTreeMap::new(),
+            names: Arc::default(),
             item_limits: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),

@@ -19,13 +19,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::{self, Fact, Pending, Record};
-use crate::backend::{Drain, MarkError};
-use crate::ids::{NodeId, PairId};
+use crate::backend::{Drain, Flushed, MarkError, NewName};
+use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::protocol::expiry;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::Command;
+use crate::rules::{Rule, holds};
 
 use crate::cluster::ask::Asker;
 use crate::cluster::nodes::{reason_of, reason_of_mark};
@@ -44,6 +45,12 @@ pub(in crate::cluster) use state::Flush;
 
 fn unix_seconds() -> u64 {
     crate::ambient::unix_time().as_secs()
+}
+
+/// One that a flush which is executed late does not give once more: it would pass unseen, for it
+/// puts the markers back. Whoever has sent it may be gone, and another proxy have taken its place.
+fn new_name(memory: Incarnation) -> Incarnation {
+    if holds(Rule::FlushIsANewMemory) { memory.flushed(crate::ambient::random_u64()) } else { memory }
 }
 
 impl Cluster {
@@ -241,22 +248,24 @@ impl Cluster {
     }
 
     fn flush_node(&self, node: NodeId, given_up: CancellationToken) {
-        let (memory, markers) = (self.nodes[node.index()].incarnation, self.markers(node));
+        let named = self.nodes[node.index()].incarnation.map(|from| NewName { from, to: new_name(from) });
+        let name = named.map(|named| named.to);
+        let markers = self.markers(node, name);
         let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
         let (timeout, patience) = (self.settings.timeout, self.settings.leader_timeout.max(self.settings.timeout));
         tokio::spawn(async move {
             // The probes wait behind it, so it tells itself that the node is late.
-            let flush = control.flush(memory, &markers, patience, given_up.cancelled());
+            let flush = control.flush(named, &markers, patience, given_up.cancelled());
             let flushed = told_while_awaited(flush, timeout / AWAITED_REPORTS, |age| {
                 let _ = internal.send(Internal::FlushAwaited { node, age });
             });
             match flushed.await {
-                Ok(()) => {
-                    let _ = internal.send(Internal::Flushed { node, result: Ok(()), drain: None });
+                Ok(flushed) => {
+                    let _ = internal.send(Internal::Flushed { node, name, result: Ok(flushed), drain: None });
                 }
                 Err((error, drain)) => {
                     let life = drain.as_ref().map(Drain::life);
-                    let _ = internal.send(Internal::Flushed { node, result: Err(error), drain: life });
+                    let _ = internal.send(Internal::Flushed { node, name, result: Err(error), drain: life });
                     if let Some(drain) = drain {
                         let life = drain.life();
                         let end = drain.await;
@@ -293,13 +302,17 @@ impl Cluster {
         self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.state().leader() == Some(place))
     }
 
-    /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states.
-    pub(in crate::cluster) fn markers(&self, node: NodeId) -> Vec<(String, String)> {
+    /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states; with
+    /// its memory's name first.
+    pub(in crate::cluster) fn markers(
+        &self,
+        node: NodeId,
+        incarnation: impl Into<Option<Incarnation>>,
+    ) -> Vec<(String, String)> {
         if !self.marked() {
             return vec![(marker::RING_KEY.to_owned(), self.ring_of(node).to_string())];
         }
-        let run = &self.nodes[node.index()];
-        let Some(incarnation) = run.incarnation else { return vec![] };
+        let Some(incarnation) = incarnation.into() else { return vec![] };
         let mut markers = vec![
             (marker::INCARNATION_KEY.to_owned(), incarnation.to_string()),
             (marker::RING_KEY.to_owned(), self.ring_of(node).to_string()),
@@ -340,37 +353,59 @@ impl Cluster {
     }
 
     /// `drain`: it may still be executed, over a connection to that one of the node's addresses.
-    pub(in crate::cluster) fn flushed(&mut self, node: NodeId, result: Result<(), MarkError>, drain: Option<u64>) {
+    pub(in crate::cluster) fn flushed(
+        &mut self,
+        node: NodeId,
+        name: Option<Incarnation>,
+        result: Result<Flushed, MarkError>,
+        drain: Option<u64>,
+    ) {
         if drain == Some(self.address_life(node)) {
             self.nodes[node.index()].drains += 1;
             self.changed(node);
         }
         match result {
-            Ok(()) => {
-                self.took_effect();
+            Ok(flushed) => {
+                // It counts those that it refuses, too (`-F`).
                 if let Some(view) = &mut self.nodes[node.index()].view {
                     view.cmd_flush += 1;
                 }
-            }
-            Err(MarkError::Refused(said)) => {
-                // It counts those, too (`-F`).
-                if let Some(view) = &mut self.nodes[node.index()].view {
-                    view.cmd_flush += 1;
+                match flushed {
+                    Flushed::Done => {
+                        self.rename(node, name);
+                        self.took_effect();
+                    }
+                    Flushed::Refused { said, renamed } => {
+                        self.rename(node, name.filter(|_| renamed));
+                        tracing::warn!(node = %self.topology.addr(node), %said, "a node refuses flush_all");
+                        self.flush.refused(node, said);
+                    }
                 }
-                tracing::warn!(node = %self.topology.addr(node), %said, "a node refuses flush_all");
-                self.flush.refused(node, said);
             }
             Err(error) => {
                 tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
                 // It is purged when it comes back, whether it was flushed or not.
                 self.lost(node, reason_of_mark(&error), Loss::Suspected, true);
-                if drain.is_some() {
+                if drain.is_some() || matches!(error, MarkError::Refused(_)) {
                     self.took_effect();
                 }
             }
         }
         self.flush.answered(node);
         self.unsettled.flush();
+    }
+
+    /// Workers check their connections by that name. What they have told of a memory that is not
+    /// the one they knew counts no more: every gate is closed, so nothing is forgotten with it.
+    fn rename(&mut self, node: NodeId, name: Option<Incarnation>) {
+        let Some(name) = name else { return };
+        let used = self.nodes[node.index()].health.is_up() || self.leads(node);
+        let run = &mut self.nodes[node.index()];
+        run.incarnation = Some(name);
+        if used {
+            run.life += 1;
+            self.allow(node);
+        }
     }
 
     fn took_effect(&mut self) {
@@ -466,5 +501,86 @@ impl Cluster {
         }
         let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
         let _ = self.workers[asker.worker.index()].send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::ids::WorkerId;
+    use crate::proxy::{ClientId, ClientKey, Event};
+
+    const NODE: NodeId = NodeId(0);
+
+    /// A connection that is checked while the flush is under way finds the name that this gives, or
+    /// finds it before its worker was told: that is no loss. Nor is it forgotten later on that
+    /// another name is one.
+    #[tokio::test(start_paused = true)]
+    async fn the_name_that_a_flush_gives_is_no_other_memory() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Mirrored);
+        let before = Incarnation(7 << 32);
+        cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(before));
+        let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot: 1 };
+        cluster.flush_all(asker, 0);
+        cluster.settle();
+        let (pair, round) = (PairId(0), cluster.pairs[0].round);
+        cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
+        cluster.settle();
+        assert!(cluster.flush.awaits(NODE), "it is sent");
+        let (life, name) = (cluster.nodes[NODE.index()].life, before.flushed(5));
+        let told = |cluster: &mut Cluster, life| {
+            cluster.worker_said(Event::Fault { node: NODE, life, reason: Reason::MarkerStale });
+            cluster.nodes[NODE.index()].health.is_up()
+        };
+        assert!(told(&mut cluster, life), "told before the answer came");
+        cluster.flushed(NODE, Some(name), Ok(Flushed::Done), None);
+        assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(name));
+        assert!(told(&mut cluster, life), "told before the worker knew the name");
+        assert!(!told(&mut cluster, life + 1), "told of another name than this");
+    }
+
+    /// A node does not answer. Its items are void for whoever comes after this proxy only once it is
+    /// recorded that the other one leads alone.
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_is_not_answered_before_it_is_recorded_who_missed_it() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Mirrored);
+        cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
+        let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot: 1 };
+        let pair = PairId(0);
+        let closed = |cluster: &mut Cluster| {
+            let round = cluster.pairs[pair.index()].round;
+            cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
+            cluster.settle();
+        };
+        cluster.flush_all(asker, 0);
+        cluster.settle();
+        closed(&mut cluster);
+        cluster.flushed(NODE, None, Err(MarkError::Node(crate::backend::NodeError::Timeout)), None);
+        cluster.flushed(NodeId(1), None, Ok(Flushed::Done), None);
+        cluster.settle();
+        assert!(cluster.flush.is_active(), "the gate is being closed");
+        closed(&mut cluster);
+        assert!(cluster.flush.is_active(), "it is being recorded");
+        let epoch = cluster.pairs[pair.index()].pair.epoch();
+        cluster.recorded(pair, epoch, Ok(()));
+        cluster.settle();
+        assert!(!cluster.flush.is_active());
+    }
+
+    /// The name is written whether or not the flush is refused, unless that is refused too.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_refuses_the_flush_has_the_name_that_it_stored() {
+        for renamed in [true, false] {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+            cluster.begin_open(State::Mirrored);
+            let (before, name) = (Incarnation(7 << 32), Incarnation(7 << 32).flushed(5));
+            cluster.nodes[NODE.index()].incarnation = Some(before);
+            let result = Ok(Flushed::Refused { said: "CLIENT_ERROR flush_all not allowed".to_owned(), renamed });
+            cluster.flushed(NODE, Some(name), result, None);
+            assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(if renamed { name } else { before }));
+        }
     }
 }

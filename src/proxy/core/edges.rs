@@ -214,7 +214,7 @@ impl Core {
                 self.fail(id, OUTCOME_UNKNOWN);
             }
             Stage::Executed(node, memory)
-                if leader == Some(node) && self.links[node].incarnation == memory && writable =>
+                if leader == Some(node) && is_of_one_life(self.links[node].incarnation, memory) && writable =>
             {
                 self.finish_with_answer(id)
             }
@@ -252,4 +252,10 @@ impl Core {
         let look_at_us = op.parked_at_us + patience;
         self.pairs[op.pair].parked.push(id, stage, look_at_us);
     }
+}
+
+/// Whether a memory is still the one that it was. What was executed there before a flush was
+/// executed, and is not run again.
+fn is_of_one_life(present: Option<Incarnation>, then: Option<Incarnation>) -> bool {
+    present == then || present.zip(then).is_some_and(|(present, then)| present.is_of_one_life_with(then))
 }

@@ -315,6 +315,7 @@ pub(super) mod tests {
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
             memories: BTreeMap::new(),
+            names: Arc::default(),
             item_limits: BTreeMap::new(),
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),

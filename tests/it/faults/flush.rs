@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::read;
-use crate::support::cluster::fill;
-use crate::support::{Client, Cluster, Shape, Stored, wait_until};
+use crate::support::cluster::{count_filled, fill};
+use crate::support::{Client, Cluster, DEADLINE, Hold, Shape, Stored, wait_until};
 
 const KEYS: usize = 1500;
 
@@ -116,6 +116,31 @@ fn flush(when: When, delay: u64) {
     cluster.kill_primaries();
     none_of_the_old(&mut client, false, &name);
     assert_eq!(read(&mut client, "new:1").map(|v| v.is_some()), Ok(newer > 0), "{name}");
+}
+
+/// The command was sent, and who sent it is gone; it comes to the server when that one has been in
+/// use again for long, with the markers that stood there. The server is empty then, and leads.
+#[test]
+fn g1_a_flush_that_is_executed_late_is_noticed() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).forwarded().proxy(&["--probe-successes", "1"]));
+    let primary = cluster.primaries[0].known_as();
+    let mut client = cluster.client();
+    fill(&mut client, "before", 20, 50);
+    cluster.primaries[0].network().hold(Hold::Flushes);
+    assert_eq!(client.raw_command("flush_all").as_deref(), Ok("OK"));
+    cluster.wait_lost(&primary);
+    cluster.primaries[0].network().hang_up();
+    cluster.mirrored();
+    fill(&mut client, "after", KEYS, 50);
+    let flushes = cluster.primaries[0].stat("cmd_flush");
+    cluster.primaries[0].network().hold(Hold::Nothing);
+    wait_until("the late flush", DEADLINE, || cluster.primaries[0].stat("cmd_flush") != flushes);
+    assert_eq!(count_filled(&mut client, "after", KEYS, 50), KEYS);
+    wait_until("the loss to be noticed", DEADLINE, || cluster.proxy.log_so_far().contains("reason=marker_stale"));
+    cluster.mirrored();
+    cluster.assert_rings_equal();
+    cluster.kill_backups();
+    assert_eq!(count_filled(&mut client, "after", KEYS, 50), KEYS);
 }
 
 #[test]

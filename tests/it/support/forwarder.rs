@@ -20,6 +20,8 @@ pub enum Hold {
     ToNode,
     ToProxy,
     Both,
+    /// To the node: a `flush_all`, and what comes behind it.
+    Flushes,
     /// So many bytes of each chunk go on to the proxy, then one each second.
     Drip(usize),
 }
@@ -114,6 +116,15 @@ impl Forwarder {
         self.shared.changed.notify_all();
     }
 
+    /// The proxy's side of every connection closes; what is held still goes to the node, whenever it
+    /// is let go: as if whoever had sent it were gone.
+    pub fn hang_up(&self) {
+        let connections = self.shared.with(|s| std::mem::take(&mut s.connections));
+        for (proxy, _) in connections {
+            let _ = proxy.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Nobody listens any more (and what is open is cut), or somebody does again.
     pub fn refuse(&self, refuse: bool) {
         self.shared.with(|s| s.refusing = refuse);
@@ -169,7 +180,7 @@ impl Shared {
             if read > 0 && !self.drip(number, way, &chunk[..read], &mut to) {
                 continue;
             }
-            self.wait_free(number, way);
+            self.wait_free(number, way, &chunk[..read]);
             if read == 0 || to.write_all(&chunk[..read]).is_err() {
                 break;
             }
@@ -199,13 +210,15 @@ impl Shared {
     }
 
     /// Also the end of a stream waits: a partition hides it.
-    fn wait_free(&self, number: u64, way: Way) {
+    fn wait_free(&self, number: u64, way: Way, chunk: &[u8]) {
+        let flushes = memchr::memmem::find(chunk, b"flush_all").is_some();
         let held = |s: &State| {
             number < s.held_below
                 && match s.hold {
                     Hold::Nothing | Hold::Drip(_) => false,
                     Hold::Both => true,
                     Hold::ToNode => way == Way::ToNode,
+                    Hold::Flushes => way == Way::ToNode && flushes,
                     Hold::ToProxy => way == Way::ToProxy,
                 }
         };

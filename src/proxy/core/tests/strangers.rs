@@ -189,11 +189,12 @@ fn a_hit_costs_no_marker() {
 }
 
 /// The connection breaks between the `add` and its proof, and the very node leads the next route:
-/// in the same memory the answer was right, and the command is not run again; in another one
-/// nothing has happened, and it is.
+/// in the same memory the answer was right, and the command is not run again, also where this proxy
+/// has flushed it since; in another one nothing has happened, and it is.
 #[test]
 fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
-    for (memory, told) in [(0xa1, "STORED\r\n"), (0xa2, "NOT_STORED\r\n")] {
+    let flushed = Incarnation(0xa1).flushed(7).0;
+    for (memory, told) in [(0xa1, "STORED\r\n"), (flushed, "STORED\r\n"), (0xa2 << 32, "NOT_STORED\r\n")] {
         let mut world = World::new(1, SOLE, None, &[]);
         let client = world.cores[0].handle_connect(world.now).id;
         world.input(0, client, b"add k 0 0 1\r\n1\r\n");
