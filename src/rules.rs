@@ -62,6 +62,12 @@ pub(crate) enum Rule {
     SeenGoneStaysGone,
     /// A flush gives the memory another name.
     FlushIsANewMemory,
+    /// Nobody acknowledges alone before whoever may come next is sure to learn that the other copy
+    /// is lost. Without it the simulation says so at once, and agrees on it later.
+    #[cfg(test)]
+    LossCommittedBeforeAck,
+    /// Whoever comes next lets no copy lead that is known to be lost.
+    ListedCopiesDoNotLead,
 }
 
 /// Whether the rule holds. Always, except in tests.

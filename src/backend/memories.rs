@@ -25,7 +25,8 @@ impl Memories {
         self.lock().insert(node, [from, to]);
     }
 
-    /// Whether that one was executed is not known, and will not be: what it leaves is another memory.
+    /// Whether that one was executed is not known, and will not be: what it leaves is another
+    /// memory.
     pub(super) fn forget(&self, node: NodeId) {
         self.lock().remove(&node);
     }

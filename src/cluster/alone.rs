@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, Names};
+use super::{Cluster, Names, NoStandby};
 use crate::backend::{Addresses, Dial, NodeStream, Resolve};
 use crate::config::{CommandLine, Host};
 use crate::ids::{NodeId, PairId};
@@ -42,7 +42,7 @@ pub(super) fn alone(arguments: &str) -> Cluster {
     let commands = (0..settings.threads).map(|_| unbounded_channel().0).collect();
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
     let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-    Cluster::new(*settings, topology, (Arc::new(Nobody), names), commands, stats, unclean, probes)
+    Cluster::new(*settings, topology, (Arc::new(Nobody), names, Arc::new(NoStandby)), commands, stats, unclean, probes)
 }
 
 impl Cluster {

@@ -46,6 +46,7 @@
 //! - `lateness`: nodes that answer late, and whether they are alone with that.
 //! - `settle`: after every event, all that follows from it.
 //! - `refills`: which refill is due; `jobs`: resyncs under way.
+//! - `losses`: losses are agreed on before they count.
 //! - `names`: host names, resolved here alone; a node whose name leads elsewhere.
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `records`: who leads, written on the nodes.
@@ -80,6 +81,7 @@ mod inquiries;
 mod jobs;
 mod lateness;
 mod listings;
+mod losses;
 mod names;
 mod nodes;
 mod one_server;
@@ -123,6 +125,7 @@ use crate::suspicion::Suspicions;
 
 pub use desk::Desk;
 use events::Internal;
+pub use losses::{Losses, Lost, NoStandby};
 pub use names::Names;
 use nodes::NodeRun;
 
@@ -177,8 +180,11 @@ pub struct Cluster {
     topology: Arc<Topology>,
     dialer: Arc<dyn Dial>,
     names: Names,
+    /// Where losses are agreed on, and what was when this proxy began.
+    losses: Arc<dyn Losses>,
     /// The names that nodes' memories have had, since before flushes.
     memories: Arc<Memories>,
+    listed: Vec<(PairId, Lost)>,
     controls: Vec<Arc<NodeControl>>,
     /// For operators and monitors.
     inquirers: Vec<Arc<Inquirer>>,
@@ -243,7 +249,7 @@ impl Cluster {
     pub fn new(
         settings: Settings,
         topology: Arc<Topology>,
-        (dialer, names): (Arc<dyn Dial>, Names),
+        (dialer, names, losses): (Arc<dyn Dial>, Names, Arc<dyn Losses>),
         workers: Vec<UnboundedSender<Command>>,
         stats: Vec<Arc<WorkerStats>>,
         unclean: Arc<AtomicBool>,
@@ -299,6 +305,8 @@ impl Cluster {
             topology,
             dialer,
             names,
+            listed: losses.listed(),
+            losses,
             memories,
             controls,
             inquirers,

@@ -24,6 +24,7 @@ impl Cluster {
             let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
             return;
         }
+        let committed = self.committed(id, &record, places.first().copied());
         let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
         let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
         let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
@@ -46,6 +47,9 @@ impl Cluster {
                 }
             }
             let recorded = result.is_ok();
+            if recorded {
+                committed.await;
+            }
             let _ = internal.send(Internal::Recorded { pair: id, epoch, result });
             if recorded {
                 for (_, control, incarnation) in witnesses {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
-use crate::cluster::{Cluster, Names};
+use crate::cluster::{Cluster, Losses, Names, NoStandby};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
 use crate::ids::WorkerId;
@@ -54,7 +54,7 @@ pub fn run(
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, settings.longest_wait()));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
-    let assembly = Assembly::new(settings, topology, (dialer, names));
+    let assembly = Assembly::new(settings, topology, (dialer, names, Arc::new(NoStandby)));
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
@@ -253,11 +253,12 @@ impl WorkerParts {
 }
 
 impl Assembly {
-    /// A proxy with these settings, which finds its nodes by `names` and reaches them by `dialer`.
+    /// A proxy with these settings, which finds its nodes by `names`, reaches them by `dialer`, and
+    /// agrees on `losses` with whoever may take its place.
     pub(crate) fn new(
         settings: Settings,
         topology: Arc<Topology>,
-        (dialer, names): (Arc<dyn Dial>, Names),
+        (dialer, names, losses): (Arc<dyn Dial>, Names, Arc<dyn Losses>),
     ) -> Assembly {
         let workers = settings.threads.max(1);
         let lanes = settings.node_connections.div_ceil(workers).max(1);
@@ -312,7 +313,7 @@ impl Assembly {
         }
         let probes = CancellationToken::new();
         let cluster =
-            Cluster::new(settings, topology, (dialer, names), commands, stats.clone(), unclean, probes.clone());
+            Cluster::new(settings, topology, (dialer, names, losses), commands, stats.clone(), unclean, probes.clone());
         Assembly { workers: parts, cluster, events, stats, memory, probes }
     }
 }

@@ -15,6 +15,7 @@ mod clients;
 mod history;
 mod judge;
 mod late;
+mod losses;
 mod nemesis;
 mod net;
 mod node;

@@ -68,6 +68,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::Adoption => adoption(world).await,
         Profile::Names => names(world).await,
         Profile::Expiry => expiry(world).await,
+        Profile::Isolated => isolated(world).await,
     }
 }
 
@@ -536,6 +537,38 @@ async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
     sleep(LOOKED).await;
     world.operator.read_all().await;
     heal_all(world).await;
+}
+
+/// The proxy and one node are cut off from all others, which another proxy takes over, with the
+/// node out of its reach; no memory is lost.
+async fn isolated(world: &mut World) {
+    let nodes = world.topology.node_count();
+    for _ in 0..world.rng.random_range(1..4) {
+        pause(world, 0..150).await;
+        // The first primary or the last backup: they are a pair.
+        let near = if world.rng.random() { 0 } else { nodes - 1 };
+        let far: Vec<usize> = (0..nodes).filter(|node| *node != near).collect();
+        for &node in &far {
+            world.net.change(node, "cut off", |host| host.cut_off = true);
+        }
+        pause(world, 50..900).await;
+        if world.rng.random_ratio(1, 3) {
+            // In the midst of a refill, or of a hand-back.
+            far.iter().for_each(|&node| heal(world, node));
+            pause(world, 0..900).await;
+        }
+        world.kill_proxy().await;
+        world.net.change(near, "cut off", |host| host.cut_off = true);
+        far.iter().for_each(|&node| heal(world, node));
+        pause(world, 0..300).await;
+        world.start_proxy();
+        sleep(LOOKED).await;
+        world.operator.read_all().await;
+        pause(world, 0..400).await;
+        heal(world, near);
+        sleep(NOTICED).await;
+        world.mirrored("after a cut").await;
+    }
 }
 
 /// Nodes have no memory for some time: as a follower, or when they come back.

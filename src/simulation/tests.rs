@@ -189,4 +189,6 @@ missed! {
     without_leaving_at_moves: LeaveAtMove, Names, 1_000;
     with_moves_that_abandon_nothing: AbandonedAtMove, Names, 1_000;
     without_remembering_what_is_gone: SeenGoneStaysGone, Expiry, 300;
+    without_committed_losses: LossCommittedBeforeAck, Isolated, 500;
+    with_listed_copies_that_lead: ListedCopiesDoNotLead, Isolated, 200;
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::Addresses;
-use crate::cluster::Names;
+use crate::cluster::{Losses, Names, NoStandby};
 use crate::config::{IoUringMode, LogFormat, LogSettings, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
@@ -25,6 +25,7 @@ use super::clients::{Client, Door, Habits, expires};
 use super::history::History;
 use super::judge::{Call, Outcome};
 use super::late::Scheduled;
+use super::losses::{Agreed, SimLosses};
 use super::nemesis;
 use super::net::{Lag, Net, SimDialer, SimResolver, host_at};
 use super::node::Shown;
@@ -72,11 +73,14 @@ pub(super) enum Profile {
     /// One node at a time fails, again and again, and the proxy, while items expire; nodes turn to
     /// their seconds at moments that wander.
     Expiry,
+    /// A cut puts the proxy and one node on one side; then another proxy takes its place on the
+    /// other side.
+    Isolated,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 14] = [
+    pub(super) const ALL: [Profile; 15] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -91,6 +95,7 @@ impl Profile {
         Profile::Adoption,
         Profile::Names,
         Profile::Expiry,
+        Profile::Isolated,
     ];
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
@@ -159,6 +164,8 @@ pub(super) struct World {
     pub(super) settings: Settings,
     pub(super) topology: Arc<Topology>,
     pub(super) history: History,
+    /// Where proxies agree on losses; empty where one proxy is all there is.
+    agreed: Option<Arc<Mutex<Agreed>>>,
     door: Door,
     proxy: Option<Proxy>,
     proxies: u32,
@@ -252,12 +259,14 @@ impl World {
             door.clone(),
         );
         let (orphans, twice) = (Vec::new(), Vec::new());
+        let agreed = (profile == Profile::Isolated).then(|| Agreed::new(&mut rng));
         World {
             rng,
             net,
             settings,
             topology,
             history,
+            agreed,
             door,
             proxy: None,
             proxies: 0,
@@ -492,7 +501,11 @@ impl World {
         let addresses = Arc::new(Addresses::new(self.topology.nodes().map(|node| self.topology.addr(node))));
         let names = Names { addresses: addresses.clone(), resolver: Arc::new(SimResolver(self.net.clone())) };
         let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, timeout, addresses });
-        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names));
+        let losses: Arc<dyn Losses> = match &self.agreed {
+            Some(agreed) => Arc::new(SimLosses::of(agreed, id)),
+            None => Arc::new(NoStandby),
+        };
+        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names, losses));
         let shutdown = CancellationToken::new();
         let mut tasks = Vec::new();
         let (mut doors, mut scheduled) = (Vec::new(), Vec::new());

@@ -479,12 +479,14 @@ impl Cluster {
             .filter(|n| self.nodes[n.index()].health.is_up())
             .filter_map(|n| Some((self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
             .collect();
+        let agreed: Vec<_> = records.iter().map(|(id, record)| self.committed(*id, record, None)).collect();
         self.spawn(async move {
             let writes = nodes.iter().map(async |(incarnation, control)| {
                 // A node that fails now is noticed by its own probe.
                 control.record_where_possible(*incarnation, &records).await;
             });
             futures::future::join_all(writes).await;
+            futures::future::join_all(agreed).await;
             Internal::NobodyRecorded
         });
         true
@@ -541,8 +543,8 @@ mod tests {
         assert!(!told(&mut cluster, life + 1), "told of another name than this");
     }
 
-    /// A node does not answer. Its items are void for whoever comes after this proxy only once it is
-    /// recorded that the other one leads alone.
+    /// A node does not answer. Its items are void for whoever comes after this proxy only once it
+    /// is recorded that the other one leads alone.
     #[tokio::test(start_paused = true)]
     async fn a_flush_is_not_answered_before_it_is_recorded_who_missed_it() {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");

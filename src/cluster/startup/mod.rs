@@ -137,6 +137,7 @@ impl Cluster {
             .filter_map(|n| self.record_in(self.nodes[n.index()].view.as_ref()?, pair))
             .chain(self.records_of_unmarked(pair))
             .max_by_key(|r| r.epoch);
+        let newest = self.agreed(pair, newest).or(newest);
         let known =
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
         let Decision { mut state, fill, waits } = table::decide(&known);

@@ -116,8 +116,8 @@ impl Forwarder {
         self.shared.changed.notify_all();
     }
 
-    /// The proxy's side of every connection closes; what is held still goes to the node, whenever it
-    /// is let go: as if whoever had sent it were gone.
+    /// The proxy's side of every connection closes; what is held still goes to the node, whenever
+    /// it is let go: as if whoever had sent it were gone.
     pub fn hang_up(&self) {
         let connections = self.shared.with(|s| std::mem::take(&mut s.connections));
         for (proxy, _) in connections {

@@ -1,0 +1,99 @@
+//! Losses are agreed on before they count.
+//!
+//! A proxy that is cut off together with a server goes on with that one alone, and acknowledges
+//! what no other server has. Whoever takes its place meanwhile reaches the other server only, whose
+//! record says that it is in sync: it would lead, and what was acknowledged is lost. One cut is
+//! enough for that. So a leader acknowledges nothing alone before whoever may take this proxy's
+//! place is sure to learn that the other copy is lost. That one is *listed*: it does not lead
+//! before the leader answers, or has proved its memory gone, as if a third server bore witness of
+//! it.
+//!
+//! A copy that was filled is taken off the list once its record says that it is in sync. Where the
+//! lead moves with that, the gate stays closed until it is known to be off: nothing may be written
+//! first to one copy while whoever comes next lets the other one lead.
+
+use futures::future::{BoxFuture, FutureExt, ready};
+
+use crate::backend::marker::{Fact, Record};
+use crate::ids::{Epoch, PairId, Place};
+use crate::rules::{Rule, holds};
+
+use super::Cluster;
+
+/// Of a pair.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Lost {
+    #[default]
+    Nothing,
+    Copy(Place),
+    /// Neither copy counts: a `flush_all` has ended what both held while they were away.
+    Both,
+}
+
+/// Where it is agreed which copies are lost.
+pub trait Losses: Send + Sync + 'static {
+    /// What was agreed on last when this proxy took the place of another one.
+    fn listed(&self) -> Vec<(PairId, Lost)>;
+
+    /// From this epoch of the pair on that is lost. Asked for at once, whether or
+    /// not anybody awaits it; completes when it is agreed on, and never if another proxy is active
+    /// by then. Of several for one pair the latest epoch's counts, in whatever order they come.
+    fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()>;
+}
+
+/// There is nobody to agree with: no other proxy may take this one's place.
+pub struct NoStandby;
+
+impl Losses for NoStandby {
+    fn listed(&self) -> Vec<(PairId, Lost)> {
+        Vec::new()
+    }
+
+    fn commit(&self, _: PairId, _: Epoch, _: Lost) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
+    }
+}
+
+/// What is lost by that record. Of an adoption both copies count.
+fn lost_by(fact: Fact) -> Lost {
+    match fact {
+        Fact::Alone(place) => Lost::Copy(place.other()),
+        Fact::Filling(place) => Lost::Copy(place),
+        Fact::Nobody => Lost::Both,
+        Fact::Sync | Fact::Adopting(_) => Lost::Nothing,
+    }
+}
+
+impl Cluster {
+    /// To be awaited when this record is written, before the gate opens. A loss is agreed on beside
+    /// the writing. `first`: the place that it is written on first.
+    pub(super) fn committed(&self, pair: PairId, record: &Record, first: Option<Place>) -> BoxFuture<'static, ()> {
+        let (losses, epoch) = (self.losses.clone(), record.epoch);
+        let lost = lost_by(record.fact);
+        if lost != Lost::Nothing {
+            return losses.commit(pair, epoch, lost);
+        }
+        async move {
+            let counts = losses.commit(pair, epoch, lost);
+            if first == Some(Place::Primary) {
+                counts.await;
+            }
+        }
+        .boxed()
+    }
+
+    /// The word of whoever was active before: later than any record, if it lists a copy.
+    pub(super) fn agreed(&self, pair: PairId, newest: Option<Record>) -> Option<Record> {
+        if !holds(Rule::ListedCopiesDoNotLead) {
+            return None;
+        }
+        let fact = match self.listed.iter().find(|(listed, _)| *listed == pair)?.1 {
+            Lost::Nothing => return None,
+            Lost::Copy(place) => Fact::Alone(place.other()),
+            Lost::Both => Fact::Nobody,
+        };
+        let epoch = newest.map_or(Epoch::default(), |record| record.epoch);
+        let term = newest.map_or(self.term, |record| record.term);
+        Some(Record { epoch, fact, term, period: self.period })
+    }
+}
