@@ -6,8 +6,10 @@ use thiserror::Error;
 use crate::config::Settings;
 
 /// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files,
-/// refusing clients, and what the admin listener and socket let in.
-const RESERVE: u64 = 176;
+/// and refusing clients.
+const RESERVE: u64 = 128;
+/// The admin listener, or the admin socket, and what it lets in.
+const OPERATORS: u64 = 40;
 /// Per worker thread: its runtime, its handles of the listening sockets, its ring.
 const PER_THREAD: u64 = 12;
 /// Per node, beside the connections that `-i` keeps: probe, control, and those of a resync.
@@ -64,6 +66,7 @@ pub fn files_needed(settings: &Settings) -> u64 {
         + nodes * per_node
         + settings.threads as u64 * PER_THREAD
         + settings.listen.len() as u64
+        + OPERATORS * (u64::from(settings.admin.is_some()) + u64::from(settings.admin_socket.is_some()))
         + RESERVE
 }
 

@@ -682,7 +682,7 @@ fn wait_never_hangs_and_tells_a_proxy_from_a_memcached() {
     let addr = other.local_addr().unwrap().to_string();
     let answers = std::thread::spawn(move || {
         let (mut client, _) = other.accept().unwrap();
-        let mut request = [0; 15];
+        let mut request = *b"stats resync\r\n";
         client.read_exact(&mut request).unwrap();
         // memcached's answer to a command that it does not know; to the second one too.
         let _ = client.write_all(b"ERROR\r\nERROR\r\n");
