@@ -210,7 +210,11 @@ impl Requests {
         };
         match name {
             "cmd_get" => all(&[Asked::Get, Asked::Gets, Asked::Gat, Asked::Gats]),
-            "cmd_set" => all(&[Asked::Set, Asked::Add, Asked::Replace, Asked::Append, Asked::Prepend, Asked::Cas]),
+            "cmd_set" => {
+                // (memcached counts them once it has the value: not those that are too large.)
+                let stores = [Asked::Set, Asked::Add, Asked::Replace, Asked::Append, Asked::Prepend, Asked::Cas];
+                all(&stores) - stores.iter().map(|&asked| self.of(asked, Came::ServerError)).sum::<u64>()
+            }
             "cmd_touch" => all(&[Asked::Touch, Asked::Gat, Asked::Gats]),
             "cmd_delete" => all(&[Asked::Delete]),
             "cmd_arithmetic" => all(&[Asked::Incr, Asked::Decr]),
@@ -269,6 +273,7 @@ mod tests {
         assert_eq!(requests.total(), 2);
         requests.count(Asked::Gat, &Outcome::Miss);
         requests.count(Asked::Cas, &Outcome::Exists);
+        requests.count(Asked::Set, &Outcome::Refused(Refusal::TooLarge));
         let under = ["cmd_get", "cmd_set", "cmd_touch", "get_misses", "get_hits", "pid"].map(|n| requests.under(n));
         assert_eq!(under, [3, 1, 1, 2, 0, 0]);
     }
