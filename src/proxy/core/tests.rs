@@ -15,6 +15,8 @@
 //! | what did not surely reach both nodes is known to be missed | `miss`, and `begin`: `missed.insert` |
 //! | an order ends, and brings nothing back that a client wrote | `park`: `Origin::Control`; `adopt`: `written` |
 //! | a repair ends, and not with a difference | `repair_answered`: `repair_broken`; `repair_later`; `void_waiting_repairs` |
+//! | what a repair copied counts once it was sent, and what it only read does not | `repair_broken`: `fence.copied` |
+//! | a counter that begins again is not counted on by an earlier copy | `leader_decided`: `begins_what_was_gone` |
 //! | a connection leads to the memory that the route was made for | `handle_conn_up`: `check` |
 //! | what failed before a node came back deposes it no more | `give_up_conn`: `conn.life`; `Cluster::worker_saw` |
 //! | "not there" counts only with the marker read behind it | `needs_proof`: `absent`; `send_op`: `marker_due` |
