@@ -106,6 +106,8 @@ counters! {
         bytes_read,
         /// Bytes to clients.
         bytes_written,
+        /// Requests refused because they are at fault.
+        client_errors,
         /// Requests answered with `SERVER_ERROR` by the proxy itself.
         server_errors,
         /// Writes whose two copies answered differently.

@@ -20,8 +20,5 @@ pub use header::{HEADER_LEN, MAGIC_REQUEST, Opcode};
 pub use parse::parse;
 pub(super) use write::write;
 
-/// Longest request, except for values: header, extras and a key as long as its length can say.
-pub const REQUEST_MAX: usize = HEADER_LEN + u8::MAX as usize + u16::MAX as usize;
-
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 //! protocol stand among the classic ones, and are parsed by [`super::meta`].
 
 mod command;
+mod long;
 mod refused;
 
 use super::answer;
@@ -13,9 +14,7 @@ use super::out::OutQueue;
 use super::outcome::{Fields, Outcome};
 use super::request::{Close, Limits, Parsed, Style};
 use command::Command;
-
-/// Longest line, in bytes: a get of many keys.
-pub const LINE_MAX: usize = super::line::MULTIGET_LINE_LEN_MAX;
+pub use long::{Behind, LongLine};
 
 /// How a request is refused.
 pub(super) const SAID: Style = Style::Classic { noreply: false };
@@ -28,6 +27,7 @@ pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
         Line::TooLong { len } => {
             Parsed::Reject { reply: answer::SILENCE, style: SAID, len, swallow: 0, close: Some(Close::LongLine) }
         }
+        Line::Long => LongLine::begin(buf),
         Line::Whole { end, len } => Command { buf, line_len: len, limits }.parse(Words::new(buf, 0..end)),
     }
 }

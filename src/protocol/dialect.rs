@@ -56,14 +56,6 @@ impl Dialect {
         }
     }
 
-    /// Bytes of the longest request, except for values.
-    pub fn longest(self) -> usize {
-        match self {
-            Dialect::Text | Dialect::Unknown => classic::LINE_MAX,
-            Dialect::Binary | Dialect::Foreign(_) => binary::REQUEST_MAX,
-        }
-    }
-
     /// How the proxy speaks unasked, or of a request that it has not understood.
     pub fn unasked(self) -> Style {
         match self {

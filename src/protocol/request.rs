@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::binary::Opcode;
+use super::classic::Behind;
 use super::foreign::Foreign;
 use super::line::Words;
 use super::meta::{Hidden, Meta, Mode, Verb};
@@ -203,9 +204,8 @@ impl Keyed {
 pub struct Keys {
     /// From the first to the last.
     pub span: Range<usize>,
-    /// How many there are, doubles included. They are not counted again: 1 MiB of keys of one byte
-    /// takes 4 to 7 ms to be parsed, and took as long to be counted; one of seven bytes 0.8 ms
-    /// (release build, a machine with other work). That is what a line may take of one turn.
+    /// How many there are, doubles included. They are not counted again: that takes as long as to
+    /// parse them.
     pub count: u32,
 }
 
@@ -284,6 +284,18 @@ pub enum Parsed {
         style: Style,
         /// Bytes it takes up, value and all.
         len: usize,
+    },
+    /// A piece of a get that is too long for one turn, of which all has arrived. Its answer is that
+    /// of all its pieces, in order, with one end.
+    Piece {
+        /// With the keys of this piece, perhaps none.
+        request: Keyed,
+        /// What is said instead, and ends the answer.
+        refused: Option<&'static [u8]>,
+        style: Style,
+        /// Bytes taken up.
+        len: usize,
+        behind: Behind,
     },
     /// A storage command that is right but above the limit.
     ///

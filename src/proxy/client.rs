@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::protocol::classic::{Behind, LongLine};
 use crate::protocol::dialect::Dialect;
 use crate::protocol::foreign::Foreign;
 use crate::protocol::out::OutQueue;
@@ -66,6 +67,8 @@ pub(super) struct Slot {
     bytes: u32,
     begun: Begun,
     reply: Reply,
+    /// Of a piece of a line: what stands behind it.
+    behind: Option<Behind>,
 }
 
 /// What was asked, and when it was begun.
@@ -201,6 +204,8 @@ pub(super) struct Held {
     /// Where the first key stands of which it is not known that it conflicts with nothing: nothing
     /// else begins before it, so those in front of it are not looked at again.
     pub(super) next: usize,
+    /// Of a piece of a line: what stands behind it.
+    pub(super) behind: Option<Behind>,
 }
 
 /// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle
@@ -270,6 +275,12 @@ struct InFlight {
     share: Share,
     /// Memory for a value that is being received.
     receiving: Share,
+    /// The get at the front of the input, of which some pieces were taken.
+    line: Option<LongLine>,
+    /// Memory of lines that are taken in pieces, of each until the last of them is answered.
+    lines: VecDeque<Share>,
+    /// A piece of the first of them was answered with an error: what else comes of it is not told.
+    spoilt: bool,
     /// There was none for it in time.
     refused: bool,
 }
@@ -298,6 +309,7 @@ impl Spare {
     fn give(&mut self, over: Box<InFlight>) {
         debug_assert!(over.keys.is_empty() && over.reads == 0 && over.bytes == 0 && over.held == 0);
         debug_assert!(over.share.bytes() == 0 && over.receiving.bytes() == 0 && !over.refused);
+        debug_assert!(over.lines.is_empty() && over.line.is_none() && !over.spoilt);
         let longest = over.slots.capacity().max(over.keys.capacity());
         if self.in_flight.len() < SPARE_IN_FLIGHT && longest <= SPARE_LEN {
             self.in_flight.push(over);
@@ -386,7 +398,7 @@ impl Client {
         }
         let goes_on = self.dialect.goes_on(&self.partial, from);
         self.searched = self.partial.len() as u32;
-        goes_on && (self.partial.len() <= FREE || self.has_received(self.dialect.longest()))
+        goes_on && (self.partial.len() <= FREE || self.has_received(self.partial.len()))
     }
 
     /// Whether another request may begin.
@@ -614,9 +626,26 @@ impl Client {
             f.receiving = Share::default();
         }
         let number = self.first + f.slots.len() as u64;
-        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, begun, reply });
+        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, begun, reply, behind: None });
         f.bytes += bytes;
         number
+    }
+
+    /// The get at the front of its input, if some pieces of it were taken.
+    #[inline(always)]
+    pub(super) fn line(&self) -> Option<LongLine> {
+        self.in_flight.as_ref()?.line
+    }
+
+    /// The slot that was opened last is a piece of a line.
+    pub(super) fn begin_piece(&mut self, line: Option<LongLine>, behind: Behind) {
+        let Some(f) = &mut self.in_flight else { return };
+        if std::mem::replace(&mut f.line, line).is_none() {
+            f.lines.push_back(std::mem::take(&mut f.receiving));
+        }
+        if let Some(slot) = f.slots.back_mut() {
+            slot.behind = Some(behind);
+        }
     }
 
     /// A key of a get is begun.
@@ -701,9 +730,12 @@ impl Client {
             }
             // Nothing to wait for.
             (_, answer) if at == 0 => {
-                let style = entry.style;
+                let (style, behind) = (entry.style, entry.behind);
                 f.close_first(&mut self.first, spare, meter);
-                style.write(answer, &mut f.out);
+                match behind {
+                    None => style.write(answer, &mut f.out),
+                    Some(behind) => f.end_piece(style, behind, answer),
+                }
                 if !f.slots.is_empty() {
                     f.flush_slots(&mut self.first, spare, meter);
                 }
@@ -775,6 +807,7 @@ impl InFlight {
             && self.rest.is_none()
             && self.hold.is_none()
             && self.receiving.bytes() == 0
+            && self.lines.is_empty()
     }
 
     /// The first request is answered. `first`: its slot's number.
@@ -786,6 +819,20 @@ impl InFlight {
         while self.keys.pop(*first, &mut spare.tables) {}
         *first += 1;
         Some(slot)
+    }
+
+    /// A piece of a line is answered: nothing is said between two, and the first error ends the
+    /// answer.
+    #[inline(never)]
+    fn end_piece(&mut self, style: Style, behind: Behind, said: Outcome) {
+        let (last, well) = (behind == Behind::End, said == Outcome::Miss);
+        if !self.spoilt && (last || !well) {
+            style.write(said, &mut self.out);
+        }
+        self.spoilt = !last && (self.spoilt || !well);
+        if last {
+            self.lines.pop_front();
+        }
     }
 
     /// `first`: number of the first slot.
@@ -801,7 +848,7 @@ impl InFlight {
                 {
                     if let Some(Part::Hit(value)) = many.parts.pop_front() {
                         self.held -= value.len();
-                        if many.streamed || all_or_nothing {
+                        if (many.streamed || all_or_nothing) && !self.spoilt {
                             slot.style.write_value(value, &mut self.out);
                             moved = true;
                         }
@@ -821,10 +868,17 @@ impl InFlight {
                 Reply::None => {}
                 Reply::One(answer) => {
                     self.held -= answer.weight();
-                    slot.style.write(answer, &mut self.out);
+                    match slot.behind {
+                        None => slot.style.write(answer, &mut self.out),
+                        Some(behind) => self.end_piece(slot.style, behind, answer),
+                    }
                 }
                 Reply::Many(many) => {
-                    slot.style.write(many.failed.unwrap_or(Outcome::Miss), &mut self.out);
+                    let said = many.failed.unwrap_or(Outcome::Miss);
+                    match slot.behind {
+                        None => slot.style.write(said, &mut self.out),
+                        Some(behind) => self.end_piece(slot.style, behind, said),
+                    }
                     spare.give_parts(many.parts);
                 }
             }

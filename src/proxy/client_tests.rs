@@ -74,14 +74,47 @@ fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() 
 }
 
 #[test]
+fn pieces_of_a_line_have_one_end_and_an_error_ends_it() {
+    let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+    let value = |name: &str| Outcome::Hit(Bytes::from(format!("VALUE {name} 0 1\r\n1\r\n")));
+    let line = || LongLine::behind(Kind::Get, 0, Behind::Keys);
+    for (second, told) in [
+        (value("c"), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n1\r\nVALUE e 0 1\r\n1\r\nEND\r\nV\r\n"),
+        (Outcome::Own(b"SERVER_ERROR gone\r\n"), "VALUE a 0 1\r\n1\r\nSERVER_ERROR gone\r\nV\r\n"),
+    ] {
+        let slots = [(Behind::Keys, line()), (Behind::Keys, line()), (Behind::End, None)].map(|(behind, line)| {
+            let slot = client.open_slot(2, true, (CLASSIC, BEGUN), 10, &mut spare);
+            client.begin_piece(line, behind);
+            (0..2).for_each(|_| client.begin_read(slot));
+            slot
+        });
+        let version = client.open_slot(0, false, (CLASSIC, BEGUN), 9, &mut spare);
+        client.answer((version, 0, false), Outcome::Own(b"V\r\n"), &mut spare, &Arc::default(), meter());
+        let mut answer =
+            |slot, part, outcome| client.answer((slot, part, true), outcome, &mut spare, &Arc::default(), meter());
+        answer(slots[2], 0, value("e"));
+        answer(slots[2], 1, Outcome::Miss);
+        answer(slots[1], 1, Outcome::Miss);
+        answer(slots[1], 0, second);
+        answer(slots[0], 0, value("a"));
+        answer(slots[0], 1, Outcome::Miss);
+        assert_eq!(sent(&mut client), told);
+        client.settle(&mut spare);
+        assert!(client.in_flight.is_none(), "nothing is left of it");
+    }
+}
+
+#[test]
 fn what_is_known_of_a_waiting_get_stays_with_its_client() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
     let a = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
     client.note_key(a, 7, true);
     assert!(client.conflicts(7, false, &mut spare));
     let request = Keyed::new(Kind::Get, Keys { span: 4..9, count: 2 });
-    client
-        .hold(Hold::Key { hash: 7, write: false }, Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6 })));
+    client.hold(
+        Hold::Key { hash: 7, write: false },
+        Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6, behind: None })),
+    );
     assert!(!client.may_resume(&Arc::default()));
     client.answer((a, 0, false), Outcome::Own(b"A\r\n"), &mut spare, &Arc::default(), meter());
     assert!(client.may_resume(&Arc::default()));

@@ -428,6 +428,44 @@ fn version_verbosity_stats_and_quit() {
     assert_eq!(client.at_end(), Ok(true), "quit closes without a word");
 }
 
+/// 10,000 keys of 105 bytes, 50,000 (PHP's getMulti): the answer is larger than all buffers
+/// between, and the client sends the whole line before it reads.
+#[test]
+fn gets_of_very_many_keys_are_answered_as_by_memcached() {
+    let node = Memcached::start(&[]);
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    let key = |i: usize| format!("key:{i:0>101}");
+    for mut client in [node.client(), cluster.client()] {
+        client.set_deadline(Duration::from_secs(60));
+        let sets: Vec<u8> = (0..50_000)
+            .step_by(10)
+            .flat_map(|i| storage("set", &key(i), 7, 0, &vec![b'x'; 4_000], " noreply"))
+            .collect();
+        client.send(&sets).expect("sent");
+        assert!(client.version().is_ok());
+    }
+    for (count, end) in [(10_000, "\r\n"), (50_000, "\r\n"), (10_000, " \0a b\n")] {
+        let keys: String = (0..count).map(|i| format!(" {}", key(i))).collect();
+        let [real, ours] = [node.client(), cluster.client()].map(|mut client| {
+            client.set_deadline(Duration::from_secs(60));
+            client.send(format!("get{keys}{end}get nosuch\r\n").as_bytes()).expect("sent");
+            let items = client.values().unwrap_or_else(|e| panic!("{count} keys: {e}"));
+            assert_eq!(client.values(), Ok(Vec::new()), "what stands behind");
+            items
+        });
+        assert!(real == ours && real.len() == count / 10, "{count} keys: {} and {} items", real.len(), ours.len());
+    }
+    // One wrong key: what was found before it, an error, and nothing else; the connection goes on.
+    let keys: String = (0..5_000).map(|i| format!(" {}", key(i))).collect();
+    let script = format!("get{keys} {}{keys}\r\nversion\r\n", "x".repeat(251));
+    let (said, closed) = transcript(&cluster.proxy.addr(), script.as_bytes(), 70_000);
+    let said = String::from_utf8(said).expect("text");
+    let errors = said.matches("CLIENT_ERROR bad command line format\r\nVERSION 1.6.18\r\n").count();
+    assert_eq!((errors, said.matches("ERROR").count(), said.matches("END\r\n").count(), closed), (1, 1, 1, false));
+    assert_eq!(cluster.proxy.stat("closed_long_line"), 0);
+    assert_eq!(cluster.proxy.stat("client_errors"), 1);
+}
+
 /// A worker that rests is woken by whatever is said, and nothing but that wakes it here.
 #[test]
 fn a_client_that_says_all_at_once_and_quits_is_served_by_a_proxy_at_rest() {

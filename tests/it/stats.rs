@@ -2,6 +2,8 @@
 //! and its parts, lists of keys, commands for one server.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::binary::packet;
@@ -216,7 +218,7 @@ fn statistics_in_the_binary_protocol() {
 /// Where the numbers come from is told of each.
 #[test]
 fn the_reference_names_whatever_a_server_tells() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
     let text = std::fs::read_to_string(path).expect("docs/reference.md");
     let node = Memcached::start(&[]);
     let mut client = node.client();
@@ -279,6 +281,41 @@ fn keys_are_listed_once_and_the_proxy_s_own_are_not() {
     assert_eq!(listed(&mut client, "all"), all, "led by the backup now");
     let told = whole(&mut client, "stats");
     assert_eq!(values(&told)["servers_not_asked"], "0", "{told}");
+}
+
+/// memcached's own script, and libmemcached's list of keys. (`make test-clients` has more of them.)
+#[test]
+fn tools_that_list_keys_and_statistics_work() {
+    const TOOL: &str = "/usr/share/memcached/scripts/memcached-tool";
+    if !Path::new(TOOL).exists() || Command::new("memcdump").arg("--help").output().is_err() {
+        println!("SKIPPED: memcached-tool or memcdump is not installed");
+        return;
+    }
+    let cluster = Cluster::start(&Shape::new(2, 1));
+    let mut client = cluster.client();
+    fill(&mut client, "k", 100, 50);
+    let all: BTreeSet<String> = (0..100).map(|i| format!("k:{i}")).collect();
+    let addr = cluster.proxy.addr();
+    // None of them has a deadline of its own.
+    let run = |command: &[&str]| {
+        let output = Command::new("timeout").arg("30").args(command).output().expect("run timeout(1)");
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let tool = |what: &str| run(&["perl", TOOL, &addr, what]);
+    let keys = |text: &str, begin: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(begin)?.split(' ').next());
+        lines.map(|key| key.replace("%3A", ":")).collect()
+    };
+    assert_eq!(keys(&tool("keys"), "key="), all);
+    assert_eq!(keys(&tool("dump"), "add "), all);
+    for (what, part) in [("stats", "curr_items"), ("settings", "maxbytes"), ("sizes", ""), ("display", "#")] {
+        assert!(tool(what).contains(part), "{what}");
+    }
+    let servers = format!("--servers={addr}");
+    wait_until("all keys are where cachedump looks", Duration::from_secs(20), || {
+        keys(&run(&["memcdump", &servers]), "") == all
+    });
 }
 
 /// Who reads no list, or leaves in its midst, costs neither memory nor the list of the next one.

@@ -92,15 +92,14 @@ fn every_verb_is_found_by_its_name() {
 #[test]
 fn retrievals_take_many_keys() {
     let mut buf = b"gats -1".to_vec();
-    let keys: Vec<Vec<u8>> =
-        (0..3000).map(|i| format!("key:{i:0>width$}", width = 10 + i % 200).into_bytes()).collect();
+    let keys: Vec<Vec<u8>> = (0..250).map(|i| format!("key:{i:0>width$}", width = 10 + i % 200).into_bytes()).collect();
     for key in &keys {
         buf.extend_from_slice(b"  ");
         buf.extend_from_slice(key);
     }
     buf.extend_from_slice(b" \r\n");
     let (request, _, len) = keyed(&buf);
-    assert_eq!((request.exptime, len, request.keys.count), (-1, buf.len(), 3000));
+    assert_eq!((request.exptime, len, request.keys.count), (-1, buf.len(), 250));
     assert!(request.keys.iter(&buf).map(|key| &buf[key]).eq(keys.iter().map(Vec::as_slice)));
 }
 
@@ -214,6 +213,7 @@ fn check(buf: &[u8]) {
             }
         }
         Parsed::TooLarge { len, swallow, .. } => assert!(*len <= buf.len() && *swallow >= 2),
+        Parsed::Piece { .. } => panic!("no line is so long here"),
         Parsed::Reject { reply, len, .. } => {
             assert!(*len <= buf.len() && *len > 0);
             assert!(reply.is_empty() || reply.ends_with(b"\r\n"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
+use crate::protocol::classic::{Behind, LongLine};
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -404,9 +405,15 @@ impl Core {
                 }
                 continue;
             }
-            match client.dialect.next(&chunk, &self.limits) {
+            let parsed = match client.line() {
+                None => client.dialect.next(&chunk, &self.limits),
+                Some(line) => line.next(&chunk),
+            };
+            match parsed {
                 Parsed::Incomplete { need } => {
-                    let wanted = if need == 0 && chunk.len() > FREE { client.dialect.longest() } else { need };
+                    // Of a line nobody knows how long it will be: room for it is asked for in steps.
+                    let line = need == 0 && chunk.len() > FREE;
+                    let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
                     (client.need, client.searched) = (need, chunk.len() as u32);
                     if wanted > FREE {
                         if client.take_refusal() {
@@ -445,6 +452,11 @@ impl Core {
                         return self.stall(id, chunk);
                     }
                 }
+                Parsed::Piece { request, refused, style, len, behind } => {
+                    if !self.begin_piece(id, request, refused, style, &mut chunk, (len, behind)) {
+                        return self.stall(id, chunk);
+                    }
+                }
                 Parsed::TooLarge { request, style, len, swallow } => {
                     if !self.begin_too_large(id, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
                         return self.stall(id, chunk);
@@ -457,6 +469,7 @@ impl Core {
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     client.end_receiving();
+                    add(&self.stats.client_errors, 1);
                     let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
                     let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
                     self.answer_client(id, slot, 0, false, Outcome::Own(words));
@@ -492,7 +505,7 @@ impl Core {
     fn begin_request(&mut self, id: ClientId, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
         if request.keys.count > 1 {
             let next = request.keys.span.start;
-            return self.begin_get(id, Held { request, style, len, next }, chunk);
+            return self.begin_get(id, Held { request, style, len, next, behind: None }, chunk);
         }
         let client = &mut self.clients[id];
         let write = request.kind.is_write();
@@ -540,8 +553,41 @@ impl Core {
             get.len,
             &mut self.spare,
         );
+        if let Some(behind) = get.behind {
+            client.begin_piece(LongLine::behind(get.request.kind, get.request.exptime, behind), behind);
+        }
         let room = client.rest_room(&self.memory).max(1);
         self.begin_keys(id, Rest { request: get.request, raw, slot, part: 0 }, room);
+        true
+    }
+
+    /// Begins a piece of a get that is too long for one turn.
+    #[cold]
+    #[inline(never)]
+    fn begin_piece(
+        &mut self,
+        id: ClientId,
+        request: Keyed,
+        refused: Option<&'static [u8]>,
+        style: Style,
+        chunk: &mut BytesMut,
+        (len, behind): (usize, Behind),
+    ) -> bool {
+        if request.keys.count > 0 {
+            let next = request.keys.span.start;
+            return self.begin_get(id, Held { request, style, len, next, behind: Some(behind) }, chunk);
+        }
+        let client = &mut self.clients[id];
+        bytes::Buf::advance(chunk, len);
+        let asked = begun(Asked::of(request.kind), self.now);
+        let slot = client.open_slot(0, false, (style, asked), len, &mut self.spare);
+        client.begin_piece(LongLine::behind(request.kind, request.exptime, behind), behind);
+        if let Some(said) = refused {
+            add(&self.stats.client_errors, 1);
+            let said = String::from_utf8_lossy(said.trim_ascii_end());
+            tracing::debug!(client = client.generation, %said, "a request is refused");
+        }
+        self.answer_client(id, slot, 0, false, refused.map_or(Outcome::Miss, Outcome::Own));
         true
     }
 
@@ -678,7 +724,10 @@ impl Core {
                     Outcome::Raw(meta::answer::own(b"EN", meta, op.key(), op.words(meta)))
                 }
                 kind if kind.reads() => op.miss(),
-                _ => Outcome::Refused(RESERVED),
+                _ => {
+                    add(&self.stats.client_errors, 1);
+                    Outcome::Refused(RESERVED)
+                }
             };
             return self.answer_client(id, asker.slot, asker.part, asker.read, answer);
         }

@@ -156,6 +156,7 @@ impl Worker {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot take a client on");
+                self.work(|shell| shell.stats.rejected());
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }

@@ -39,6 +39,38 @@ fn a_flood_without_replies_is_begun_in_turns() {
     assert!(most <= TURN as usize, "{most} in one turn");
 }
 
+/// A line of 5 MB: in pieces, of which each turn begins as much as of anything else; the memory
+/// that was asked for it is given back, and what stands behind it has its answer.
+#[test]
+fn a_get_of_very_many_keys_is_begun_in_turns() {
+    let mut world = Alone::new();
+    world.core.handle_command(world.now, Command::Open { pair: PairId(0), route: Route::Dark(Reason::Refused) });
+    let client = world.client();
+    let keys: String = (0..50_000).map(|i| format!(" {i:0>104}")).collect();
+    let long = format!(" {}", "x".repeat(251));
+    for (bad, said, least) in [
+        ("", "SERVER_ERROR no copy of this key is reachable", 50_000 / TURN as usize),
+        (long.as_str(), "CLIENT_ERROR bad command line format", 10),
+    ] {
+        let line = format!("get{bad}{keys}\r\nversion\r\n");
+        // (As it comes: nothing begins before its end.)
+        for piece in line.as_bytes().chunks(100_000) {
+            client_says(&mut world.core, world.now, client, piece);
+        }
+        let mut turns = 0;
+        while world.core.next_turn() > 0 {
+            turns += 1;
+            assert_eq!(world.core.poll_resumable(), Some(client));
+            world.core.handle_resume(world.now, client);
+        }
+        assert!(turns >= least, "{turns} turns");
+        let told = String::from_utf8(world.told(client)).unwrap();
+        assert!(told.starts_with(said) && told.lines().count() == 2, "{told}");
+        assert!(told.ends_with(&format!("VERSION {}\r\n", crate::proxy::VERSION)), "{told}");
+        assert_eq!(world.core.memory.used(), 0);
+    }
+}
+
 #[test]
 fn large_items_are_begun_in_turns() {
     let mut world = Alone::new();
