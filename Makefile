@@ -22,10 +22,10 @@ BENCH ?=
 RUN_TESTS = $(CARGO) $(if $(shell $(CARGO) nextest --version 2>/dev/null),nextest run,test) --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak check fmt build
+.PHONY: help demo test test-clients bench soak check fmt build
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the daemon: target/release/resilver
 	$(CARGO) build --release --locked
@@ -41,6 +41,13 @@ test: ## Run every test, on real memcached servers too
 	$(RUN_TESTS)
 	$(CARGO) test --locked --doc
 	RESILVER_TEST_IO_URING=off $(RUN_TESTS) --test it -- protocol:: failover::
+
+# Which suites: make test-clients SUITES='"memccapable text" php'
+SUITES ?=
+
+test-clients: ## Client suites from elsewhere (pip, npm, PHP, libmemcached) beside memcached's own results, also in faults
+	$(CARGO) build --locked
+	@scripts/test-clients $(SUITES)
 
 bench: ## Measure resilver, other proxies and memcached side by side (10 minutes or less)
 	@scripts/need-memcached

@@ -1,0 +1,136 @@
+"""Runs every suite against a memcached, through the proxy, and through the proxy while a primary is killed and comes back."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from suites import KNOWN, SUITES  # noqa: E402
+
+DEADLINE = 30
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for(what, holds):
+    begun = time.monotonic()
+    while not holds():
+        if time.monotonic() - begun > DEADLINE:
+            sys.exit(f"waited {DEADLINE} s in vain: {what}")
+        time.sleep(0.02)
+
+
+def listens(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Memcached:
+    def __init__(self):
+        self.port = free_port()
+        self.start()
+
+    def start(self):
+        user = ["-u", "nobody"] if os.getuid() == 0 else []
+        self.process = subprocess.Popen(["memcached", "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *user])
+        wait_for("memcached listens", lambda: listens(self.port))
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Cluster:
+    """Two primaries and a backup behind a proxy."""
+
+    def __init__(self, binary):
+        self.binary, self.port = binary, free_port()
+        self.primaries, self.backup = [Memcached(), Memcached()], Memcached()
+        servers = [part for node in self.primaries for part in ("-s", f"127.0.0.1:{node.port}")]
+        self.process = subprocess.Popen(
+            [binary, "-p", str(self.port), *servers, "-b", f"127.0.0.1:{self.backup.port}", "--log-file", os.devnull]
+        )
+        wait_for("the proxy listens", lambda: listens(self.port))
+        self.wait_mirrored()
+
+    def wait_mirrored(self):
+        ask = [self.binary, "wait", "--mirrored", "--proxy", f"127.0.0.1:{self.port}", "--timeout", f"{DEADLINE}s"]
+        if subprocess.run(ask, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
+            sys.exit("the servers are not mirrored")
+
+    def torment(self, over):
+        """A primary dies and comes back, again and again."""
+        rounds = 0
+        while not over.wait(0.7):
+            node = self.primaries[rounds % 2]
+            node.kill()
+            over.wait(0.7)
+            node.start()
+            self.wait_mirrored()
+            rounds += 1
+        return rounds
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+        for node in [*self.primaries, self.backup]:
+            node.kill()
+
+
+def with_faults(cluster, suite, dir):
+    """Until two primaries have died and come back; what passed each time."""
+    over, rounds = threading.Event(), []
+    thread = threading.Thread(target=lambda: rounds.append(cluster.torment(over)))
+    thread.start()
+    passed, begun = None, time.monotonic()
+    while passed is None or time.monotonic() - begun < 4:
+        now = suite(cluster.port, dir)
+        passed = now if passed is None else [name for name in passed if name in now]
+    over.set()
+    thread.join()
+    return passed, rounds[0]
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--dir", required=True)
+    arguments.add_argument("--bin", required=True)
+    arguments.add_argument("suites", nargs="*")
+    arguments = arguments.parse_args()
+    if not os.path.exists(arguments.bin):
+        sys.exit(f"{arguments.bin} is not there: cargo build, or BIN=…")
+    worse = False
+    print(f"{'suite':24} {'memcached':>9} {'proxy':>6} {'faults':>7}  missing")
+    for name, suite in SUITES.items():
+        if arguments.suites and name not in arguments.suites:
+            continue
+        stock, cluster = Memcached(), Cluster(arguments.bin)
+        try:
+            expected = suite(stock.port, arguments.dir)
+            passed = suite(cluster.port, arguments.dir)
+            through, rounds = with_faults(cluster, suite, arguments.dir)
+        finally:
+            cluster.stop()
+            stock.kill()
+        known = {check: why for check in expected for part, why in KNOWN.items() if part in check}
+        missing = [check for check in expected if check not in passed and check not in known]
+        broken = [f"{check} (in a fault)" for check in expected if check in passed and check not in through]
+        for why in sorted({why for check, why in known.items() if check not in passed}):
+            print(f"{name}: {sum(known[check] == why for check in known)} differ: {why}")
+        worse |= bool(missing or broken or not expected)
+        passing = len(expected) - len(missing) - sum(check in known and check not in passed for check in expected)
+        counts = f"{len(expected):9} {passing:6} {passing - len(broken):7}"
+        print(f"{name:24} {counts}  {', '.join(missing + broken)} [{rounds} deaths]", flush=True)
+    sys.exit(1 if worse else 0)
+
+
+if __name__ == "__main__":
+    main()
