@@ -26,6 +26,10 @@ mod simulation;
 mod stats;
 pub mod status;
 mod suspicion;
+#[cfg(test)]
+mod testing {
+    pub(crate) mod memcached;
+}
 pub mod wait;
 
 /// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to

@@ -1,16 +1,17 @@
 //! One node over a stream in memory: how long it is waited for, and a flush in the midst of what is
 //! asked of it.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Mutex as StdMutex;
 
+use bytes::BytesMut;
 use futures::future::{BoxFuture, FutureExt};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::sleep;
 
 use super::*;
 use crate::backend::NodeStream;
+use crate::testing::memcached::{Memcached, command_len};
 
 const TIMEOUT: Duration = Duration::from_millis(250);
 
@@ -28,9 +29,7 @@ impl Dial for Once {
 /// them alone.
 #[derive(Default)]
 struct Node {
-    items: HashMap<String, (String, u64)>,
-    cas: u64,
-    flushes: u64,
+    memory: Memcached,
     /// Before it takes each command.
     pause: Duration,
     executed: usize,
@@ -39,49 +38,28 @@ struct Node {
 }
 
 impl Node {
-    async fn serve(mut self, stream: DuplexStream) {
-        let mut stream = BufReader::new(stream);
+    async fn serve(mut self, mut stream: DuplexStream) {
+        let mut input = BytesMut::new();
         loop {
-            let mut line = String::new();
-            if !matches!(stream.read_line(&mut line).await, Ok(1..)) {
-                return;
+            while let Some(len) = command_len(&input) {
+                let command = input.split_to(len);
+                sleep(self.pause).await;
+                if stream.write_all(&self.execute(&command)).await.is_err() {
+                    return;
+                }
             }
-            let words: Vec<&str> = line.trim_end().split(' ').collect();
-            let mut data = Vec::new();
-            if words[0] == "ms" {
-                data.resize(words[2].parse::<usize>().expect("a length") + 2, 0);
-                stream.read_exact(&mut data).await.expect("the value");
-                data.truncate(data.len() - 2);
-            }
-            sleep(self.pause).await;
-            let answer = self.execute(&words, String::from_utf8(data).expect("a marker"));
-            if stream.write_all(answer.as_bytes()).await.is_err() {
+            if !matches!(stream.read_buf(&mut input).await, Ok(1..)) {
                 return;
             }
         }
     }
 
-    fn execute(&mut self, words: &[&str], data: String) -> String {
-        self.flushes += u64::from(self.flushed_before == Some(self.executed));
+    fn execute(&mut self, command: &[u8]) -> Vec<u8> {
+        self.memory.flushes += u64::from(self.flushed_before == Some(self.executed));
         self.executed += 1;
-        let there = words.get(1).and_then(|key| self.items.get(*key));
-        match words[0] {
-            "stats" => format!("STAT cmd_flush {}\r\nEND\r\n", self.flushes),
-            "mg" => there.map_or_else(
-                || "EN\r\n".to_owned(),
-                |(value, cas)| format!("VA {} c{cas}\r\n{value}\r\n", value.len()),
-            ),
-            "ms" => {
-                let guard = words.iter().skip(3).find_map(|word| word.strip_prefix('C'));
-                if guard.is_some_and(|cas| there.is_none_or(|(_, found)| found.to_string() != cas)) {
-                    return "EX\r\n".to_owned();
-                }
-                self.cas += 1;
-                self.items.insert(words[1].to_owned(), (data, self.cas));
-                "HD\r\n".to_owned()
-            }
-            other => panic!("not asked of it: {other}"),
-        }
+        let mut answer = Vec::new();
+        self.memory.execute(command, &mut answer);
+        answer
     }
 }
 

@@ -583,7 +583,7 @@ async fn refusals(world: &mut World, stop: &Cell<bool>) {
             world.net.kill(node);
             world.net.start(node);
         }
-        world.net.change(node, &format!("refuses {refuses:?}"), |host| host.node.refuses = refuses);
+        world.net.change(node, &format!("refuses {refuses:?}"), |host| host.node.refuse(refuses));
         pause(world, 300..3_000).await;
         if world.rng.random_ratio(1, 8) {
             // Whatever is said now must be true.
@@ -593,7 +593,7 @@ async fn refusals(world: &mut World, stop: &Cell<bool>) {
                 world.compare_copies();
             }
         }
-        world.net.change(node, "takes everything again", |host| host.node.refuses = Refuses::Nothing);
+        world.net.change(node, "takes everything again", |host| host.node.refuse(Refuses::Nothing));
         sleep(NOTICED).await;
         world.mirrored("after a node took everything again").await;
     }

@@ -491,7 +491,7 @@ impl Net {
             let alive = inner.dead_proxies < inner.conns[id].proxy && inner.conns[id].life == inner.hosts[host].life;
             if alive && inner.hosts[host].up {
                 let answer = inner.hosts[host].node.execute(&command);
-                note(|| format!("host {host} #{id:<3} {} late -> {}", show(&command), show(answer.as_bytes())));
+                note(|| format!("host {host} #{id:<3} {} late -> {}", show(&command), show(&answer)));
             }
         });
     }
@@ -576,7 +576,7 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
             let begun = cursor.is_some();
             if !dump || (!begun && there.node.dumping) {
                 let answer = there.node.execute(command);
-                note(|| format!("host {host} #{id:<3} {} -> {}", show(command), show(answer.as_bytes())));
+                note(|| format!("host {host} #{id:<3} {} -> {}", show(command), show(&answer)));
                 return Some(Some((answer, true)));
             }
             there.node.dumping = true;
@@ -584,7 +584,7 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
                 Some(lines) => (lines, false),
                 None => {
                     there.node.dumping = false;
-                    ("END\r\n".to_owned(), true)
+                    (b"END\r\n".to_vec(), true)
                 }
             }))
         });
@@ -595,7 +595,7 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
             return false;
         };
         net.pause(host).await;
-        match reply(net, id, host, answer.as_bytes(), far).await {
+        match reply(net, id, host, &answer, far).await {
             // memcached's crawler notices that nobody listens.
             heard @ (Reply::Over | Reply::Unheard) => {
                 if dump && !last {

@@ -1,6 +1,7 @@
 //! One [`Core`] driven as `src/server/worker.rs` drives it, without sockets: a turn for each burst
-//! of requests. The model around it (nodes, clients) allocates nothing once it is warm, and what is
-//! the `Core`'s is called through functions named `counted_*`, which is what callgrind looks at.
+//! of requests. What is around it (model nodes, clients) allocates nothing once it is warm, and
+//! what is the `Core`'s is called through functions named `counted_*`, which is what callgrind
+//! looks at.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use resilver::internals::proxy::{
 };
 use resilver::internals::ring::{Distribution, ServerSpec, Topology};
 use resilver::internals::stats::WorkerStats;
+
+use crate::memcached::{Item, Mark, Memcached, command_len};
 
 /// Different bursts of a client: after them it begins again, with the same keys.
 const BURSTS: usize = 16;
@@ -62,13 +65,14 @@ struct Asker {
     got: usize,
 }
 
-/// A node that has every key, or another one than its pair's other node.
+/// A node that has every key, and counts to another number than its pair's other node.
 #[derive(Default)]
 struct Model {
+    memory: Memcached,
     commands: Vec<u8>,
     replies: Vec<u8>,
-    /// What it counts to with every `incr`.
-    number: usize,
+    /// What stands there before every `incr`.
+    counts_from: &'static [u8],
 }
 
 pub struct Drive {
@@ -141,6 +145,10 @@ impl Drive {
             operator_commands: true,
         };
         let nodes = topology.node_count();
+        // First of all, and without a hole behind them: what an allocation of the core's costs
+        // depends on what lies around it.
+        let value: &'static [u8] = "v".repeat(workload.value).leak().as_bytes();
+        let models = (0..nodes).map(|node| Model::new(node, workload, value)).collect();
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)), Arc::default());
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
         let lone = Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20))));
@@ -183,7 +191,7 @@ impl Drive {
             topology,
             block: BytesMut::new(),
             askers,
-            models: (0..nodes).map(|number| Model { number: usize::from(number > 1), ..Model::default() }).collect(),
+            models,
             value: "v".repeat(workload.value).into_bytes(),
             pipeline: workload.pipeline,
             turns: 0,
@@ -291,7 +299,8 @@ impl Drive {
 
     /// A node is gone, with what it was sent; its connection is refused from now on.
     pub fn lose(&mut self, node: NodeId) {
-        self.models[node.index()] = Model::default();
+        let model = &mut self.models[node.index()];
+        (model.memory, model.commands, model.replies) = (Memcached::default(), Vec::new(), Vec::new());
         counted_conn_down(&mut self.core, self.now, node);
     }
 
@@ -355,65 +364,39 @@ impl Drive {
 }
 
 impl Model {
+    /// The one of this number among the nodes, with what is known to be set.
+    fn new(node: usize, workload: &Workload, value: &'static [u8]) -> Model {
+        let elsewhere = Item { value: value.to_vec(), flags: 0, exptime: 0, cas: 9, mark: Mark::default() };
+        let mut memory = Memcached { elsewhere: Some(elsewhere), ..Memcached::default() };
+        memory.put(b"__resilver__:incarnation", b"00000000000000a1", 0, 0);
+        if matches!(workload.request, Request::Set | Request::MetaSet) {
+            for (client, burst) in
+                (0..workload.clients).flat_map(|client| (0..BURSTS).map(move |burst| (client, burst)))
+            {
+                for request in 0..workload.pipeline {
+                    memory.put(workload.key(client, burst, request, 0).as_bytes(), value, 0, 0);
+                }
+            }
+        }
+        Model { counts_from: if node > 1 { b"0" } else { b"7" }, memory, ..Model::default() }
+    }
+
     /// Answers the whole commands that have come.
     fn execute(&mut self, value: &[u8]) {
         let mut at = 0;
-        while let Some(len) = memchr::memchr(b'\n', &self.commands[at..]) {
-            let line = &self.commands[at..at + len - 1];
-            let mut next = at + len + 1;
-            let mut words = line.split(|&b| b == b' ');
-            match words.next() {
-                verb @ Some(b"get" | b"gat") => {
-                    for key in words.skip(usize::from(verb == Some(b"gat"))) {
-                        self.replies.extend_from_slice(b"VALUE ");
-                        self.replies.extend_from_slice(key);
-                        self.replies.extend_from_slice(b" 0 ");
-                        self.replies.extend_from_slice(itoa::Buffer::new().format(value.len()).as_bytes());
-                        self.replies.extend_from_slice(b"\r\n");
-                        self.replies.extend_from_slice(value);
-                        self.replies.extend_from_slice(b"\r\n");
-                    }
-                    self.replies.extend_from_slice(b"END\r\n");
-                }
-                Some(b"incr") => {
-                    self.replies.extend_from_slice(itoa::Buffer::new().format(self.number).as_bytes());
-                    self.replies.extend_from_slice(b"\r\n");
-                }
-                Some(b"md") => self.replies.extend_from_slice(b"HD\r\n"),
-                Some(b"mg") if line.ends_with(b" v f") => {
-                    self.replies.extend_from_slice(b"VA ");
-                    self.replies.extend_from_slice(itoa::Buffer::new().format(value.len()).as_bytes());
-                    self.replies.extend_from_slice(b" f0\r\n");
-                    self.replies.extend_from_slice(value);
-                    self.replies.extend_from_slice(b"\r\n");
-                }
-                Some(b"ms") => {
-                    // (A repair's value has one byte.)
-                    let len = words.nth(1).filter(|len| *len != b"1").map_or(1, |_| value.len());
-                    next += len + 2;
-                    if self.commands.len() < next {
-                        break;
-                    }
-                    self.replies.extend_from_slice(b"HD\r\n");
-                }
-                Some(b"mg") if line.ends_with(b" k v f t c") => {
-                    self.replies.extend_from_slice(b"VA 1 k");
-                    self.replies.extend_from_slice(words.next().unwrap_or_default());
-                    self.replies.extend_from_slice(b" f0 t-1 c9\r\n7\r\n")
-                }
-                Some(b"mg") if line.ends_with(b" c") => self.replies.extend_from_slice(b"HD c9\r\n"),
-                Some(b"set") => {
-                    next += value.len() + 2;
-                    if self.commands.len() < next {
-                        break;
-                    }
-                    assert!(self.commands[..next].ends_with(b"v\r\n"), "a value of {} bytes", value.len());
-                    self.replies.extend_from_slice(b"STORED\r\n");
-                }
-                Some(b"mg") => self.replies.extend_from_slice(b"VA 16\r\n00000000000000a1\r\n"),
-                _ => panic!("the model does not know {}", String::from_utf8_lossy(line)),
+        while let Some(len) = command_len(&self.commands[at..]) {
+            let command = &self.commands[at..at + len];
+            if command.starts_with(b"set ") {
+                let block = &command[command.len() - value.len() - 2..];
+                assert!(block.starts_with(value) && block.ends_with(b"v\r\n"), "a value of {} bytes", value.len());
             }
-            at = next;
+            if let Some(counted) = command.strip_prefix(b"incr ") {
+                let key = counted.split(|&byte| byte == b' ').next().expect("a key");
+                self.memory.put(key, self.counts_from, 0, 0);
+            }
+            self.memory.execute(command, &mut self.replies);
+            assert!(!self.replies.ends_with(b"ERROR\r\n"), "not known: {}", String::from_utf8_lossy(command));
+            at += len;
         }
         self.commands.drain(..at);
     }

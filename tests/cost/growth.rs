@@ -290,7 +290,7 @@ impl Crowd {
     fn diverge(mut self) {
         self.ask(|key, text, answers| {
             text.extend_from_slice(format!("incr k{key:05} 1\r\n").as_bytes());
-            answers.extend_from_slice(b"0\r\n");
+            answers.extend_from_slice(b"8\r\n");
         });
         self.assert_answered();
     }
@@ -299,7 +299,7 @@ impl Crowd {
     fn diverge_at_one(mut self) {
         self.ask(|_, text, answers| {
             text.extend_from_slice(b"incr hot 1\r\n");
-            answers.extend_from_slice(b"0\r\n");
+            answers.extend_from_slice(b"8\r\n");
         });
         self.assert_answered();
     }

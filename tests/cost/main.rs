@@ -9,6 +9,8 @@ mod support;
 mod callgrind;
 mod drive;
 mod growth;
+#[path = "../../src/testing/memcached/mod.rs"]
+mod memcached;
 mod strace;
 mod whole;
 

@@ -16,7 +16,10 @@ mod failover;
 mod faults;
 mod judge_selftest;
 mod log;
+#[path = "../../src/testing/memcached/mod.rs"]
+mod memcached;
 mod meta;
+mod model;
 mod moved;
 mod page;
 mod parser_differential;

@@ -13,7 +13,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::scripted::{Fault, ScriptedDialer, Shared, World};
+use crate::scripted::{Fault, NEVER, ScriptedDialer, Shared, World};
 use bytes::Bytes;
 use resilver::internals::ids::{NodeId, PairId};
 use resilver::internals::keys::{Missed, MissedBudget, Recopy};
@@ -254,11 +254,11 @@ impl Run<'_> {
                     self.failing_orders -= 1;
                     Settlement::Failed
                 } else if (self.written.contains(&*key) && self.scenario.fault != Fault::ForgetsWrites)
-                    || leader.items.contains_key(&key)
+                    || leader.get(&key).is_some()
                 {
                     Settlement::Superfluous
                 } else {
-                    leader.put(&key, &value, -1);
+                    leader.put(&key, &value, NEVER);
                     Settlement::Done
                 };
                 let _ = reply.send(end);
@@ -318,20 +318,19 @@ impl Run<'_> {
             self.written_list.insert(key.as_bytes());
         }
         let on = |node: &mut crate::scripted::Node| -> bool {
-            let standing = node.items.get(key).cloned();
+            let standing = node.content(key);
             match (op, standing) {
                 (Op::Set, _) | (Op::Add, None) => {
-                    let _ = node.put(key, &(100 * (i + 1)).to_string(), -1);
+                    node.put(key, &(100 * (i + 1)).to_string(), NEVER);
                 }
                 (Op::SetBack, _) | (Op::AddBack, None) => {
-                    let _ = node.put(key, "5", -1);
+                    node.put(key, "5", NEVER);
                 }
-                (Op::Delete, _) => drop(node.items.remove(key)),
-                (Op::Incr, Some(it)) => {
-                    let _ = node.put(key, &(it.value.parse::<u64>().unwrap() + 1).to_string(), it.ttl);
+                (Op::Delete, _) => node.remove(key),
+                (Op::Incr, Some((value, exptime))) => {
+                    node.put(key, &(value.parse::<u64>().unwrap() + 1).to_string(), exptime);
                 }
-                // The TTL changes, the cas id does not.
-                (Op::Touch, Some(_)) => node.items.get_mut(key).expect("stands").ttl = 100 * (i as i64 + 1),
+                (Op::Touch, Some(_)) => node.touch(key, 100 * (i as i64 + 1)),
                 _ => return false,
             }
             true
@@ -339,7 +338,7 @@ impl Run<'_> {
         let follower_first = self.scenario.fault == Fault::FollowerFirst && !conditional;
         match self.progress[i] {
             0 if op == Op::Read => {
-                let hit = world.nodes[LEADER].items.contains_key(key);
+                let hit = world.nodes[LEADER].get(key).is_some();
                 self.taken_up[i] = hit && self.recopy.wants_reads();
                 if hit {
                     self.recopy.push_read(key.as_bytes());
@@ -364,7 +363,7 @@ impl Run<'_> {
             }
             0 => {
                 self.void[i] = !on(&mut world.nodes[LEADER]) && op != Op::Delete;
-                self.value[i] = world.nodes[LEADER].items.get(key).map(|it| it.value.clone());
+                self.value[i] = world.nodes[LEADER].content(key).map(|(value, _)| value);
                 self.progress[i] = if self.void[i] { FINISHED } else { 1 };
             }
             1 if self.mirrored || (self.scenario.fault == Fault::Reexecute && op == Op::Incr) => {
@@ -372,15 +371,13 @@ impl Run<'_> {
                 self.progress[i] = FINISHED;
             }
             1 if conditional => {
-                world.nodes[TARGET].items.remove(key);
+                world.nodes[TARGET].remove(key);
                 self.progress[i] = 2;
             }
             1 => {
                 match (op, &self.value[i]) {
-                    (Op::Delete, _) | (_, None) => drop(world.nodes[TARGET].items.remove(key)),
-                    (_, Some(value)) => {
-                        let _ = world.nodes[TARGET].put(key, value, -1);
-                    }
+                    (Op::Delete, _) | (_, None) => world.nodes[TARGET].remove(key),
+                    (_, Some(value)) => world.nodes[TARGET].put(key, value, NEVER),
                 }
                 self.progress[i] = FINISHED;
             }
@@ -406,7 +403,7 @@ impl Run<'_> {
     /// whatever is there is right.
     fn judge_trickle(&self) -> Option<String> {
         let world = self.world.lock().unwrap();
-        let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
+        let content = |node: usize, key: &str| world.nodes[node].content(key);
         for &key in &self.scenario.keys {
             let (leader, target) = (content(LEADER, key), content(TARGET, key));
             let due = (0..self.taken_up.len()).any(|i| self.taken_up[i] && self.scenario.ops[i].1 == key);
@@ -431,7 +428,7 @@ impl Run<'_> {
     /// What a job's account of itself has wrong.
     fn judge_end(&self, outcome: &Outcome) -> Option<String> {
         let world = self.world.lock().unwrap();
-        let content = |node: usize, key: &str| world.nodes[node].items.get(key).map(|it| (it.value.clone(), it.ttl));
+        let content = |node: usize, key: &str| world.nodes[node].content(key);
         for &key in &self.scenario.keys {
             let (leader, target) = (content(LEADER, key), content(TARGET, key));
             if outcome.result.is_ok() {
@@ -505,18 +502,18 @@ fn list() -> Arc<Missed> {
 fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
     let missed = list();
     let mut world = World::new(scenario.fault);
-    world.nodes[LEADER].unlisted = scenario.source != Source::Listed;
-    world.nodes[LEADER].no_cas = scenario.source == Source::NoCas;
+    world.nodes[LEADER].memory.no_crawler = scenario.source != Source::Listed;
+    world.nodes[LEADER].memory.no_cas = scenario.source == Source::NoCas;
     for (i, key) in scenario.keys.iter().enumerate() {
         if scenario.prefilled {
-            world.nodes[TARGET].put(key, "1", -1);
+            world.nodes[TARGET].put(key, "1", NEVER);
         }
         // The cas ids of the two nodes overlap, so that a mix-up shows.
-        world.nodes[LEADER].put(key, &(5 + i).to_string(), -1);
+        world.nodes[LEADER].put(key, &(5 + i).to_string(), NEVER);
         if let Some([leader, target]) = scenario.held {
             for (node, value) in [(LEADER, leader), (TARGET, target)] {
-                world.nodes[node].items.remove(*key);
-                value.map(|value| world.nodes[node].put(key, value, -1));
+                world.nodes[node].remove(key);
+                value.into_iter().for_each(|value| world.nodes[node].put(key, value, NEVER));
             }
             if leader != target {
                 missed.insert(key.as_bytes());

@@ -13,13 +13,13 @@ use resilver::internals::ids::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
-/// What stands under a key. TTLs do not count down: a run takes some milliseconds of virtual time.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct Stored {
-    pub(crate) value: String,
-    pub(crate) ttl: i64,
-    pub(crate) cas: u64,
-}
+use crate::memcached::{Item, Memcached, command_len};
+
+/// What the nodes' clocks show: they stand still, for a run takes some milliseconds of virtual
+/// time.
+const NOW: i64 = 1_700_000_000;
+/// An exptime for ever.
+pub(crate) const NEVER: i64 = 0;
 
 /// What is deliberately wrong with the world, to show that the checks can fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,23 +50,54 @@ pub(crate) enum Fault {
     NotPurgedOfWritten,
 }
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) items: BTreeMap<String, Stored>,
-    next_cas: u64,
+    pub(crate) memory: Memcached,
     refuses: bool,
-    /// Its crawler is off, and stays so.
-    pub(crate) unlisted: bool,
-    /// `-C`: all its cas ids are 0.
-    pub(crate) no_cas: bool,
+}
+
+impl Default for Node {
+    fn default() -> Node {
+        Node { memory: Memcached::at(NOW), refuses: false }
+    }
 }
 
 impl Node {
-    pub(crate) fn put(&mut self, key: &str, value: &str, ttl: i64) -> u64 {
-        self.next_cas += 1;
-        let cas = if self.no_cas { 0 } else { self.next_cas };
-        self.items.insert(key.to_owned(), Stored { value: value.to_owned(), ttl, cas });
-        cas
+    pub(crate) fn put(&mut self, key: &str, value: &str, exptime: i64) {
+        self.memory.put(key.as_bytes(), value.as_bytes(), 0, exptime);
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&Item> {
+        self.memory.items.get(key.as_bytes())
+    }
+
+    /// Value and date of expiry.
+    pub(crate) fn content(&self, key: &str) -> Option<(String, i64)> {
+        self.get(key).map(|item| (String::from_utf8_lossy(&item.value).into_owned(), item.exptime))
+    }
+
+    /// The TTL changes, the cas id does not.
+    pub(crate) fn touch(&mut self, key: &str, ttl: i64) {
+        self.execute(&format!("touch {key} {ttl}\r\n"));
+    }
+
+    pub(crate) fn remove(&mut self, key: &str) {
+        self.memory.items.remove(key.as_bytes());
+    }
+
+    fn execute(&mut self, command: &str) -> String {
+        let mut answer = Vec::new();
+        self.memory.execute(command.as_bytes(), &mut answer);
+        String::from_utf8(answer).expect("text")
+    }
+
+    /// As if this stood under the key.
+    fn pretend(&mut self, key: &str, item: Item, command: &str) -> String {
+        let truth = self.memory.items.insert(key.into(), item);
+        let answer = self.execute(command);
+        self.remove(key);
+        self.memory.items.extend(truth.map(|item| (key.into(), item)));
+        answer
     }
 }
 
@@ -76,7 +107,7 @@ struct Connection {
     replies: Option<mpsc::UnboundedSender<String>>,
     /// Everything that went over it: with the nodes' contents it determines what the job knows.
     transcript: DefaultHasher,
-    last_read: BTreeMap<String, Stored>,
+    last_read: BTreeMap<String, Item>,
 }
 
 pub(crate) struct World {
@@ -140,8 +171,8 @@ impl World {
 
     pub(crate) fn hash(&self, hasher: &mut impl Hasher) {
         for node in &self.nodes {
-            node.items.hash(hasher);
-            node.next_cas.hash(hasher);
+            node.memory.items.hash(hasher);
+            node.memory.cas.hash(hasher);
         }
         for c in &self.connections {
             (c.pending.iter().collect::<Vec<_>>(), c.transcript.finish(), c.replies.is_some()).hash(hasher);
@@ -149,67 +180,34 @@ impl World {
     }
 
     fn run(&mut self, connection: usize, command: &str) -> String {
-        let (line, data) = command.split_once("\r\n").unwrap_or((command, ""));
+        let line = command.split("\r\n").next().unwrap_or(command);
         let words: Vec<&str> = line.split(' ').collect();
         let (fault, c) = (self.fault, &mut self.connections[connection]);
         let node = &mut self.nodes[c.node];
-        let key = words.get(1).copied().unwrap_or_default().to_owned();
-        let flag = |f: char| words.iter().skip(2).find_map(|w| w.strip_prefix(f));
-        let standing = node.items.get(&key).cloned();
-        match words[0] {
-            "mn" => "MN\r\n".to_owned(),
+        let key = words.get(1).copied().unwrap_or_default();
+        let lie = match words[0] {
             "mg" if words.contains(&"v") => {
-                let lie = c.last_read.remove(&key).filter(|it| fault == Fault::NoContentVerify && it.cas == 0);
-                if let (None, Some(it)) = (&lie, &standing) {
-                    c.last_read.insert(key.clone(), it.clone());
+                let read = c.last_read.remove(key);
+                let lie = read.filter(|item| fault == Fault::NoContentVerify && item.cas == 0);
+                if let (None, Some(item)) = (&lie, node.get(key)) {
+                    c.last_read.insert(key.to_owned(), item.clone());
                 }
-                match lie.or(standing) {
-                    None => "EN\r\n".to_owned(),
-                    Some(it) => {
-                        format!("VA {} k{key} f0 t{} c{}\r\n{}\r\n", it.value.len(), it.ttl, it.cas, it.value)
-                    }
-                }
+                lie
             }
-            "mg" => {
-                let lie = (fault == Fault::NoVerify).then(|| c.last_read.get(&key).cloned()).flatten();
-                match lie.or(standing) {
-                    None => "EN\r\n".to_owned(),
-                    Some(it) => format!("HD k{key} t{} c{}\r\n", it.ttl, it.cas),
-                }
-            }
-            "ms" => match standing {
-                Some(it) if fault == Fault::TrustNotStored => format!("HD k{key} c{}\r\n", it.cas),
-                Some(_) => format!("NS k{key} c0\r\n"),
-                None => {
-                    let ttl = match flag('T') {
-                        Some("0") | None => -1,
-                        Some(ttl) => remaining(ttl.parse().unwrap()),
-                    };
-                    let cas = node.put(&key, data.trim_end(), ttl);
-                    format!("HD k{key} c{cas}\r\n")
-                }
-            },
-            "md" => match (standing, flag('C').map(|c| c.parse::<u64>().unwrap())) {
-                (None, _) => format!("NF k{key}\r\n"),
-                (Some(it), Some(cas)) if it.cas != cas => format!("EX k{key}\r\n"),
-                _ => {
-                    node.items.remove(&key);
-                    format!("HD k{key}\r\n")
-                }
-            },
-            "stats" if words.len() == 1 => "STAT time 1700000000\r\nSTAT evictions 0\r\nEND\r\n".to_owned(),
-            "stats" => "STAT cas_enabled yes\r\nEND\r\n".to_owned(),
-            "lru_crawler" if words[1] == "enable" => "OK\r\n".to_owned(),
-            "lru_crawler" if node.unlisted => "CLIENT_ERROR lru crawler disabled\r\n".to_owned(),
-            "lru_crawler" => {
-                let lines = node
-                    .items
-                    .iter()
-                    .map(|(key, it)| format!("key={key} exp=-1 la=0 cas={} fetch=no cls=1 size=60\n", it.cas));
-                lines.collect::<String>() + "END\r\n"
-            }
-            _ => "ERROR\r\n".to_owned(),
+            "mg" if fault == Fault::NoVerify => c.last_read.get(key).cloned(),
+            _ => None,
+        };
+        if let Some(item) = lie {
+            return node.pretend(key, item, command);
         }
+        if let ("ms", Fault::TrustNotStored, Some(item)) = (words[0], fault, node.get(key)) {
+            return format!("HD k{key} c{}\r\n", item.cas);
+        }
+        let answer = node.execute(command);
+        if let ("ms", Some(item)) = (words[0], node.memory.items.get_mut(key.as_bytes())) {
+            item.exptime = to_the_nearest(item.exptime);
+        }
+        answer
     }
 }
 
@@ -273,18 +271,13 @@ async fn serve(mut stream: DuplexStream, id: usize, world: &Shared, answers: &mu
 }
 
 fn take_command(input: &mut Vec<u8>) -> Option<String> {
-    let end = input.windows(2).position(|w| w == b"\r\n")? + 2;
-    let line = String::from_utf8_lossy(&input[..end]).into_owned();
-    let size = if line.starts_with("ms ") { line.split(' ').nth(2)?.parse::<usize>().ok()? + 2 } else { 0 };
-    if input.len() < end + size {
-        return None;
-    }
-    Some(String::from_utf8_lossy(&input.drain(..end + size).collect::<Vec<u8>>()).into_owned())
+    let len = command_len(input)?;
+    Some(String::from_utf8_lossy(&input.drain(..len).collect::<Vec<u8>>()).into_owned())
 }
 
-/// What is left until a date, as it is written in an `ms`. No time passes on a model node, and it
-/// tells its own to the second only, while a copy's date counts on: all times to live in these
-/// tests are hundreds of seconds, and a date is understood to the nearest.
-fn remaining(exptime: i64) -> i64 {
-    if exptime <= 30 * 24 * 60 * 60 { exptime } else { (exptime - 1_700_000_000 + 50) / 100 * 100 }
+/// No time passes on a model node, and it tells its own to the second only, while a copy's date
+/// counts on: all times to live in these tests are hundreds of seconds, and a date is understood to
+/// the nearest.
+fn to_the_nearest(date: i64) -> i64 {
+    if date == 0 { 0 } else { NOW + (date - NOW + 50) / 100 * 100 }
 }

@@ -3,7 +3,7 @@
 
 use crate::keys::Recopy;
 
-use super::node::{Item, Node};
+use super::node::{Item, Node, is_held_back};
 use super::world::KEY;
 
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Copier {
     }
 
     pub(super) fn step(&mut self, nodes: &mut [Node; 2], source: usize, target: usize, recopy: &Recopy) {
-        let held = nodes[source].items.get(KEY.as_bytes()).filter(|item| !item.mark.is_held_back()).cloned();
+        let held = nodes[source].items.get(KEY.as_bytes()).filter(|item| !is_held_back(item.mark)).cloned();
         self.step = match self.step.take() {
             None => {
                 if !self.enumerated {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use crate::pair::{Gate, State};
 
-use super::node::{Item, Node};
+use super::node::{Item, Node, is_held_back};
 use super::world::{Fault, KEY, Process, World};
 
 /// What an exploration expects of every end.
@@ -101,7 +101,7 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
         return Err(format!("no order of the commands explains what clients were told (and {last:?} at the end)"));
     }
     // (What the leader alone holds; and a follower that led may have kept it.)
-    let held_back = |i: &&Item| i.mark.is_held_back();
+    let held_back = |i: &&Item| is_held_back(i.mark);
     let plain = |i: &Item| (i.value.clone(), i.flags, i.exptime);
     if state == State::Mirrored
         && !unnoticed
@@ -132,7 +132,7 @@ pub(super) fn judge_missed(world: &World) -> Result<(), String> {
     if world.pair.state() == State::Mirrored || memory_gone || !said || (world.unequal && !world.noticed()) {
         return Ok(());
     }
-    let counts = |i: &&Item| !i.mark.is_held_back();
+    let counts = |i: &&Item| !is_held_back(i.mark);
     let plain =
         |node: &Node| node.counted(KEY.as_bytes()).filter(counts).map(|i| (i.value.clone(), i.flags, i.exptime));
     for primary in world.ends_of(0) {

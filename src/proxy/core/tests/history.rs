@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::proxy::handles::{ClientId, ClientKey};
 
-use super::node::Mark;
+use super::node::{Mark, is_held_back};
 use super::spoken::{self, Spoken};
 use super::world::KEY;
 
@@ -201,7 +201,7 @@ fn search(
 ) -> bool {
     let all = told.entries;
     if told.marked_may_go
-        && truth.as_ref().is_some_and(|(_, _, mark, _)| mark.is_held_back())
+        && truth.as_ref().is_some_and(|(_, _, mark, _)| is_held_back(*mark))
         && search(told, done, None, tokens, last, write)
     {
         return true;
@@ -254,11 +254,18 @@ fn same_value(told: &str, says: &str) -> bool {
 fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write: usize) -> (String, Truth) {
     let stays = |says: &str| (says.to_owned(), truth.clone());
     let becomes = |says: &str, value: String| (says.to_owned(), Some((value, write, Mark::default(), 0)));
-    let number = truth.as_ref().and_then(|(v, ..)| v.parse::<u64>().ok());
+    let number = truth.as_ref().and_then(|(v, ..)| v.trim_end().parse::<u64>().ok());
     // As `mg` shows what there is then; `due`: it is to be recomputed.
     let looked = |value: &str, version: usize, mut mark: Mark, exptime: u32, due: bool| {
         let says = format!("VA {}{}\r\n{value}", value.len(), mark.look(due));
         (says.trim_end().to_owned(), Some((value.to_owned(), version, mark, exptime)))
+    };
+    // A number that is no longer than what stands there is written over it: marks stay.
+    let counted = |says: &str, number: u64| {
+        let (old, _, mark, exptime) = truth.as_ref().expect("there is something to count on");
+        let value = format!("{number:<width$}", width = old.len());
+        let mark = if value.len() > old.len() { Mark::default() } else { *mark };
+        (says.to_owned(), Some((value, write, mark, *exptime)))
     };
     match (entry.req, truth) {
         (Req::Get | Req::Gets | Req::Gat, None) => stays("END"),
@@ -283,7 +290,7 @@ fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write
         },
         (Req::MaMake, None) => becomes("VA 2\r\n40", "40".to_owned()),
         (Req::Ma | Req::MaMake, Some(_)) => match number {
-            Some(n) => becomes(&format!("VA {}\r\n{}", (n + 1).to_string().len(), n + 1), (n + 1).to_string()),
+            Some(n) => counted(&format!("VA {}\r\n{}", (n + 1).to_string().len(), n + 1), n + 1),
             None => stays("CLIENT_ERROR cannot increment or decrement non-numeric value"),
         },
         (Req::Md, Some(_)) => ("HD".to_owned(), None),
@@ -309,13 +316,13 @@ fn truth_says(entry: &Entry, truth: &Truth, tokens: &BTreeMap<u64, usize>, write
             false => stays("EXISTS"),
         },
         (Req::Incr | Req::IncrFrom(_), Some(_)) => match number {
-            Some(n) => becomes(&(n + 1).to_string(), (n + 1).to_string()),
+            Some(n) => counted(&(n + 1).to_string(), n + 1),
             None => stays("CLIENT_ERROR cannot increment or decrement non-numeric value"),
         },
-        (Req::Decr, Some(_)) => becomes(
-            &number.unwrap_or(0).saturating_sub(1).to_string(),
-            number.unwrap_or(0).saturating_sub(1).to_string(),
-        ),
+        (Req::Decr, Some(_)) => {
+            let less = number.unwrap_or(0).saturating_sub(1);
+            counted(&less.to_string(), less)
+        }
         (Req::Delete, Some(_)) => ("DELETED".to_owned(), None),
     }
 }

@@ -121,13 +121,13 @@ fn equal_copies_are_left_alone() {
 fn a_stale_copy_equals_nothing() {
     for follower in [Some("5"), Some("50")] {
         let mut world = to_mend(&[], follower, None);
-        world.nodes[1].stale = true;
+        world.nodes[1].items.get_mut(KEY.as_bytes()).unwrap().mark.stale = true;
         world.step(&Choice::Order);
         world.run();
         assert_eq!(world.settled, [Settlement::Done], "{follower:?}");
     }
     let mut world = to_mend(&[], Some("5"), None);
-    world.nodes[0].stale = true;
+    world.nodes[0].items.get_mut(KEY.as_bytes()).unwrap().mark.stale = true;
     world.step(&Choice::Order);
     world.run();
     assert_eq!(world.settled, [Settlement::Done]);
