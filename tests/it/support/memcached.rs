@@ -177,25 +177,15 @@ impl Memcached {
 
     /// Bytes that wait in its sockets and were not read by it.
     pub fn unread(&self) -> u64 {
-        self.sockets().into_iter().map(|(_, unread)| unread).sum()
-    }
-
-    /// Connections that its kernel holds open.
-    pub fn connections(&self) -> usize {
-        self.sockets().into_iter().filter(|(state, _)| state == "01").count()
-    }
-
-    /// The state of each of its sockets, and what is unread in it.
-    fn sockets(&self) -> Vec<(String, u64)> {
         let sockets = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.pid())).expect("its sockets");
         let own = format!(":{:04X}", self.port());
-        let socket = |line: &str| {
+        let unread = |line: &str| {
             let mut words = line.split_whitespace().skip(1);
-            let (local, _, state, queues) = (words.next()?, words.next()?, words.next()?, words.next()?);
+            let (local, _, _, queues) = (words.next()?, words.next()?, words.next()?, words.next()?);
             let unread = u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()?;
-            local.ends_with(&own).then(|| (state.to_owned(), unread))
+            local.ends_with(&own).then_some(unread)
         };
-        sockets.lines().skip(1).filter_map(socket).collect()
+        sockets.lines().skip(1).filter_map(unread).sum()
     }
 
     pub fn pid(&self) -> u32 {
