@@ -411,7 +411,8 @@ impl Core {
             };
             match parsed {
                 Parsed::Incomplete { need } => {
-                    // Of a line nobody knows how long it will be: room for it is asked for in steps.
+                    // Of a line nobody knows how long it will be: room for it is asked for in
+                    // steps.
                     let line = need == 0 && chunk.len() > FREE;
                     let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
                     (client.need, client.searched) = (need, chunk.len() as u32);
