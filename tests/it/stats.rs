@@ -11,7 +11,7 @@ use crate::binary_differential::{Connection, Packet};
 use crate::support::client::{Failure, storage};
 use crate::support::cluster::fill;
 use crate::support::memcached::signal;
-use crate::support::{Client, Cluster, Memcached, Shape, wait_until};
+use crate::support::{Client, Cluster, DEADLINE, Memcached, Shape, wait_until};
 
 /// Everything up to the last line of an answer: one that begins no list.
 fn whole(client: &mut Client, command: &str) -> String {
@@ -366,6 +366,8 @@ fn stats_end_although_a_server_hangs() {
     let cluster = Cluster::start(&Shape::new(2, 0).proxy(&["--leader-timeout", "20s"]));
     let mut client = cluster.client();
     let hung = &cluster.primaries[0];
+    // (Of a server that the start has not seen yet nobody knows that it leads.)
+    wait_until("both servers to be in use", DEADLINE, || values(&whole(&mut client, "stats"))["servers_asked"] == "2");
     signal(hung.pid(), "STOP");
     let told = whole(&mut client, "stats");
     let slabs = whole(&mut client, "stats slabs");
