@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::client::{show, storage};
-use crate::support::{Client, Cluster, DEADLINE, Hold, RingMap, Shape, Stored, wait_until};
+use crate::support::{Client, Cluster, Hold, RingMap, Shape, Stored};
 
 const CLIENTS: usize = 24;
 const KEYS: usize = 20;
