@@ -94,6 +94,14 @@ impl Inquiry {
     }
 }
 
+impl Inquiry {
+    /// Whether names that clients chose stand in the answer as they are. One with a line end may
+    /// look like the answer's end: nothing else is asked on that connection.
+    fn shows_names(&self) -> bool {
+        matches!(self, Inquiry::Items { .. } | Inquiry::List(Form::Prefixes, _))
+    }
+}
+
 /// `stats cachedump`, judged as memcached does.
 fn cachedump(class: Option<&str>, limit: Option<&str>) -> Result<Inquiry, Bytes> {
     const CLASSES: u32 = 64;
@@ -324,7 +332,15 @@ async fn ask_all(
     let mut awaited: VecDeque<String> = asked.iter().map(|(_, name, ..)| name.clone()).collect();
     let asks = asked.into_iter().map(|(node, _, markers, inquirer)| {
         let command = format!("stats {}", answers.inquiry.part(markers));
-        async move { (node, inquirer.ask(command.trim_end(), BYTES_MAX).await) }
+        let anew = answers.inquiry.shows_names();
+        async move {
+            let command = command.trim_end();
+            let answer = match anew {
+                true => inquirer.tell(command, BYTES_MAX).await,
+                false => inquirer.ask(command, BYTES_MAX).await,
+            };
+            (node, answer)
+        }
     });
     // In order, so that the first one's settings are always the same one's.
     let mut asks = futures::stream::iter(asks.collect::<Vec<_>>()).buffered(AT_ONCE);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::expiry::{self, Offset};
-use super::key::base64;
+use super::key::{base64, may_be_named};
 use super::number::parse_u64;
 use super::reply::{Frame, ReplyKind};
 
@@ -190,7 +190,7 @@ impl Answer {
         let (answer, echo) = Answer::parse(frame, key)?;
         match echo {
             // Some versions answer a bare EN; the position tells whose it is.
-            None if answer.code == Code::Value => Err("a value without its key".to_owned()),
+            None if answer.code == Code::Value && may_be_named(key) => Err("a value without its key".to_owned()),
             None => Ok(answer),
             Some(echo) if echo == key || (answer.binary && echo == base64(key)) => Ok(answer),
             Some(_) => Err("an answer for another key".to_owned()),

@@ -28,6 +28,13 @@ impl<'a> Key<'a> {
         Key { bytes, binary: false }
     }
 
+    /// `k`, where it is safe: the answer is to name it.
+    pub(super) fn put_named(self, out: &mut OutQueue) {
+        if may_be_named(self.bytes) {
+            out.put(b" k");
+        }
+    }
+
     /// The key itself.
     pub(super) fn put(self, out: &mut OutQueue) {
         match self.binary {
@@ -42,6 +49,13 @@ impl<'a> Key<'a> {
             out.put(b" b");
         }
     }
+}
+
+/// Whether a node may be asked to name the key in its answer (`k`). memcached 1.6.18 forgets of an
+/// item that it made itself (`N`, or a counter's initial number) that its key came in base64, and
+/// names it as it is: a line end in it would end the answer in the middle of its line.
+pub fn may_be_named(key: &[u8]) -> bool {
+    !key.contains(&b'\n')
 }
 
 /// Whether the key cannot stand on a command line as it is.

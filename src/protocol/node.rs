@@ -61,44 +61,66 @@ pub enum Ask {
 impl Ask {
     fn flags(self) -> &'static [u8] {
         match self {
-            Ask::ValueAndCas => b" v c\r\n",
-            Ask::Cas => b" c\r\n",
-            Ask::KeyAndItem => b" k v f t c\r\n",
-            Ask::KeyAndState => b" k t c\r\n",
-            Ask::KeyAndTtl => b" k t\r\n",
-            Ask::Ttl => b" t\r\n",
+            Ask::ValueAndCas => b" v c",
+            Ask::Cas => b" c",
+            Ask::KeyAndItem => b" v f t c",
+            Ask::KeyAndState => b" t c",
+            Ask::Ttl | Ask::KeyAndTtl => b" t",
         }
+    }
+
+    fn names_key(self) -> bool {
+        matches!(self, Ask::KeyAndItem | Ask::KeyAndState | Ask::KeyAndTtl)
     }
 }
 
 /// Reads an item, or what is asked of it.
 pub fn mg(out: &mut OutQueue, key: Key<'_>, ask: Ask) -> Effect {
+    read(out, key, ask, b"")
+}
+
+/// The same, and its place in the node's LRU stays as it is. (A node that moves an item in a thread
+/// of its own does not count in the item's place meanwhile: 0 stood there in place of a 0 and
+/// blanks.)
+pub fn mg_unmoved(out: &mut OutQueue, key: Key<'_>, ask: Ask) -> Effect {
+    read(out, key, ask, b" u")
+}
+
+fn read(out: &mut OutQueue, key: Key<'_>, ask: Ask, more: &[u8]) -> Effect {
     out.put(b"mg ");
     key.put(out);
     key.put_flag(out);
+    if ask.names_key() {
+        key.put_named(out);
+    }
     out.put(ask.flags());
+    out.put(more);
+    out.put(b"\r\n");
     Effect::Read
 }
 
 /// Deletes whatever is there. The answer does not name the key.
 pub fn md_unechoed(out: &mut OutQueue, key: Key<'_>) -> Effect {
-    delete(out, key, b"", None)
+    delete(out, key, false, b"", None)
 }
 
 /// Deletes the item, if it has this cas id where one is given.
 pub fn md(out: &mut OutQueue, key: Key<'_>, cas: Option<u64>) -> Effect {
-    delete(out, key, b" k", cas)
+    delete(out, key, true, b"", cas)
 }
 
 /// Marks the item with this cas id as stale again.
 pub fn md_stale(out: &mut OutQueue, key: Key<'_>, cas: u64) -> Effect {
-    delete(out, key, b" k I", Some(cas))
+    delete(out, key, true, b" I", Some(cas))
 }
 
-fn delete(out: &mut OutQueue, key: Key<'_>, flags: &[u8], cas: Option<u64>) -> Effect {
+fn delete(out: &mut OutQueue, key: Key<'_>, echo: bool, flags: &[u8], cas: Option<u64>) -> Effect {
     out.put(b"md ");
     key.put(out);
     key.put_flag(out);
+    if echo {
+        key.put_named(out);
+    }
     out.put(flags);
     if let Some(cas) = cas {
         out.put(b" C");
@@ -116,7 +138,12 @@ pub fn ms_add(out: &mut OutQueue, key: Key<'_>, value: &Bytes, (flags, exptime):
     out.put(b" ");
     out.put_number(value.len());
     key.put_flag(out);
-    out.put(if echo { b" ME k c T" } else { b" ME T" });
+    out.put(b" ME");
+    if echo {
+        key.put_named(out);
+        out.put(b" c");
+    }
+    out.put(b" T");
     out.put_number(exptime);
     out.put(b" F");
     out.put_number(flags);
@@ -441,7 +468,20 @@ mod tests {
             let added = |echo| written(|out| ms_add(out, key, &value, (5, 0), echo)).0;
             assert_eq!(added(true), format!("ms {wire} 1{flag} ME k c T0 F5\r\nv\r\n"));
             assert_eq!(added(false), format!("ms {wire} 1{flag} ME T0 F5\r\nv\r\n"));
+            assert_eq!(written(|out| mg_unmoved(out, key, Ask::Cas)).0, format!("mg {wire}{flag} c u\r\n"));
         }
+    }
+
+    #[test]
+    fn a_key_with_a_line_end_in_it_is_never_to_be_named() {
+        let (key, value) = (Key::known(b"x\r\ny"), Bytes::from_static(b"v"));
+        for ask in [Ask::KeyAndItem, Ask::KeyAndState, Ask::KeyAndTtl] {
+            assert_eq!(written(|out| mg(out, key, ask)).0, format!("mg eA0KeQ== b{}\r\n", ask.flags().escape_ascii()));
+        }
+        assert_eq!(written(|out| md(out, key, None)).0, "md eA0KeQ== b\r\n");
+        assert_eq!(written(|out| md_stale(out, key, 7)).0, "md eA0KeQ== b I C7\r\n");
+        let added = written(|out| ms_add(out, key, &value, (5, 0), true)).0;
+        assert_eq!(added, "ms eA0KeQ== 1 b ME c T0 F5\r\nv\r\n");
     }
 
     #[test]

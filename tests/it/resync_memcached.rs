@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Memcached;
+use crate::support::rings::base64;
 
 const LEADER: NodeId = NodeId(0);
 const TARGET: NodeId = NodeId(1);
@@ -287,16 +288,6 @@ async fn mutate(world: &World, worker: usize, workers: usize, count: usize, stop
         done += 1;
     }
     done
-}
-
-fn base64(bytes: &[u8]) -> Vec<u8> {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |three: &[u8]| {
-        let bits = (0..3).fold(0_usize, |bits, i| bits << 8 | usize::from(three.get(i).copied().unwrap_or(0)));
-        let letter = |i: usize| if i <= three.len() { LETTERS[bits >> (18 - 6 * i) & 63] } else { b'=' };
-        [letter(0), letter(1), letter(2), letter(3)]
-    };
-    bytes.chunks(3).flat_map(group).collect()
 }
 
 fn unbase64(text: &str) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::key::base64;
+use super::super::key::{base64, may_be_named};
 use super::super::number::parse_u64;
 use super::super::out::OutQueue;
 use super::super::reply::{Reply, ReplyKind};
@@ -27,6 +27,23 @@ pub fn of_leader(meta: Meta, key: &[u8], reply: &Reply, unit: Bytes, token: impl
         (ReplyKind::MetaMe, Verb::Debug) => with_debug_token(&unit, reply.line.end, token).unwrap_or(unit),
         _ => unit,
     }
+}
+
+/// With the key, where the client asks for it and the node was not: in front of what that one was
+/// asked for. `flags`: those of the client's line.
+pub fn with_key<'a>(told: Bytes, meta: Meta, key: &[u8], mut flags: impl Iterator<Item = &'a [u8]>) -> Bytes {
+    if !meta.has(Flag::Binary) || may_be_named(key) || !flags.any(|flag| flag[0] == b'k') {
+        return told;
+    }
+    let words = match &told[..] {
+        [b'V', b'A', ..] => 2,
+        [b'H', b'D', ..] | [b'N', b'S' | b'F', ..] | [b'E', b'X', ..] => 1,
+        // (`EN`, and errors, name nothing.)
+        _ => return told,
+    };
+    let ends = told.iter().enumerate().filter(|(_, byte)| matches!(byte, b' ' | b'\r'));
+    let at = ends.map(|(at, _)| at).nth(words - 1).unwrap_or(told.len());
+    [&told[..at], b" k", &base64(key), b" b", &told[at..]].concat().into()
 }
 
 /// The same bytes with a token in the place of the cas id in their line, if it has one.

@@ -5,6 +5,7 @@
 //! expire by that node's clock, and with the cas id that the client's token stands for. The
 //! follower's has what makes its copy equal and nothing else.
 
+use super::super::key::may_be_named;
 use super::super::line::Words;
 use super::super::node::{Command, meta_begin, meta_end, meta_number};
 use super::super::number::{client_i32, client_u64};
@@ -53,6 +54,8 @@ pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas:
                 out.put(b" ");
                 out.put(word);
             }
+            // (The answer is given it by `answer::with_key`.)
+            (b'k', _) if !may_be_named(of.key()) => {}
             (b'c' | b'k' | b'x', _)
             | (b'f' | b'h' | b'l' | b's' | b't' | b'u' | b'v', Verb::Get)
             | (b's' | b'I', Verb::Set)

@@ -193,6 +193,25 @@ fn the_leaders_answer_is_passed_on() {
 }
 
 #[test]
+fn a_key_that_the_node_was_not_asked_for_is_told_all_the_same() {
+    for (input, reply, client) in [
+        ("mg eA0KeQ== b v k f\r\n", "VA 1 f0\r\n7\r\n", "VA 1 keA0KeQ== b f0\r\n7\r\n"),
+        ("mg eA0KeQ== b v k\r\n", "VA 1\r\n7\r\n", "VA 1 keA0KeQ== b\r\n7\r\n"),
+        ("mg eA0KeQ== b k\r\n", "HD\r\n", "HD keA0KeQ== b\r\n"),
+        ("md eA0KeQ== b k O1\r\n", "NF O1\r\n", "NF keA0KeQ== b O1\r\n"),
+        ("mg eA0KeQ== b v f\r\n", "VA 1 f0\r\n7\r\n", "VA 1 f0\r\n7\r\n"),
+        ("mg eA0KeQ== b k\r\n", "EN\r\n", "EN\r\n"),
+        ("mg eA0KeQ== b k\r\n", "SERVER_ERROR out of memory\r\n", "SERVER_ERROR out of memory\r\n"),
+        ("mg YSBi b k\r\n", "HD kYSBi b\r\n", "HD kYSBi b\r\n"),
+    ] {
+        let (of, meta) = held(input);
+        let flags = line::flags(meta, of.raw(), of.key_end());
+        let told = answer::with_key(Bytes::from_static(reply.as_bytes()), meta, of.key(), flags);
+        assert_eq!(told.escape_ascii().to_string(), client.escape_default().to_string(), "{input}");
+    }
+}
+
+#[test]
 fn the_proxys_own_answers_have_what_was_asked_for() {
     let own = |input: &str, code: &str| {
         let (of, meta) = held(input);

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
 use crate::protocol::classic::{Behind, LongLine};
+use crate::protocol::key::may_be_named;
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -27,6 +28,8 @@ use super::{Core, Now};
 
 /// Up to this size the beginning of a request is copied out of the shared read block.
 const SMALL_PARTIAL: usize = 4096;
+
+const UNSHOWN: Refusal = Refusal::Client("this key has a line end in it, and me would show it as it is");
 
 const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
@@ -731,6 +734,10 @@ impl Core {
                 }
             };
             return self.answer_client(id, asker.slot, asker.part, asker.read, answer);
+        }
+        if matches!(op.kind, Kind::Meta(Meta { verb: Verb::Debug, .. })) && !may_be_named(op.key()) {
+            add(&self.stats.client_errors, 1);
+            return self.answer_client(id, asker.slot, asker.part, asker.read, Outcome::Refused(UNSHOWN));
         }
         let owner = self.owner(op.hash);
         if write && owner != self.settings.worker {

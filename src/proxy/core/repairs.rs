@@ -83,7 +83,7 @@ impl Core {
             self.links[leader].out(self.now.us).put(clock::CLOCK_READ);
             self.sent(leader, Flight::Repair(id, RepairStep::Clock), 0);
         }
-        node::mg(self.links[leader].out(self.now.us), Key::known(key), Ask::KeyAndItem);
+        node::mg_unmoved(self.links[leader].out(self.now.us), Key::known(key), Ask::KeyAndItem);
         self.send_step(id, leader, RepairStep::Read);
         // Behind it: whether the leader's memory was still the one that the route was made for. If
         // it had just gone, "repairing" would destroy the good copy.
@@ -96,7 +96,7 @@ impl Core {
         // No write has found a difference here: perhaps there is none.
         let compared = self.ops[id].kind == Kind::Mend;
         if compared {
-            node::mg(self.links[follower].out(self.now.us), Key::known(key), Ask::KeyAndItem);
+            node::mg_unmoved(self.links[follower].out(self.now.us), Key::known(key), Ask::KeyAndItem);
             self.send_step(id, follower, RepairStep::Compare);
         }
         self.set_outstanding(id, 1 + u32::from(dated) + u32::from(marked) + u32::from(compared));
@@ -340,7 +340,7 @@ impl Core {
             // verified, for the writes are fenced.
             return self.repair_done(key);
         };
-        node::mg(self.links[leader].out(self.now.us), Key::known(key), Ask::Cas);
+        node::mg_unmoved(self.links[leader].out(self.now.us), Key::known(key), Ask::Cas);
         self.send_step(id, leader, RepairStep::Verify);
         self.set_outstanding(id, 1);
     }

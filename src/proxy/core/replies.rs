@@ -3,7 +3,6 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{NodeId, Term};
-use crate::protocol::key::wire_form;
 use crate::protocol::meta::{self, Meta, Verb};
 use crate::protocol::outcome::{Fields, Outcome};
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
@@ -418,13 +417,7 @@ impl Core {
             Kind::Meta(meta @ Meta { verb: Verb::Arithmetic, .. }) => meta::line::initial(op.words(meta)) == op.number,
             _ => op.initial == Some(op.number),
         };
-        // memcached 1.6.18 forgets of a counter that it began itself that its key came in base64,
-        // and names it as it is: one with a line's end in it cannot be read back by name.
-        let readable = wire_form(op.key()) == Some(false);
-        begun
-            && readable
-            && holds(Rule::SeenGoneStaysGone)
-            && self.gone.was_told(Topology::key_id(op.key()), self.date())
+        begun && holds(Rule::SeenGoneStaysGone) && self.gone.was_told(Topology::key_id(op.key()), self.date())
     }
 
     pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {
@@ -551,7 +544,8 @@ fn told_answer(op: &Op, told: &Told, unit: &Bytes, term: Option<Term>) -> Outcom
 #[inline(never)]
 fn meta_answer(meta: Meta, op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
     let token = |raw| term.map_or(raw, |term| op::client_cas(raw, term));
-    Outcome::Raw(meta::answer::of_leader(meta, op.key(), reply, unit, token))
+    let told = meta::answer::of_leader(meta, op.key(), reply, unit, token);
+    Outcome::Raw(meta::answer::with_key(told, meta, op.key(), op.words(meta)))
 }
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads

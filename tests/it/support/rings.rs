@@ -48,9 +48,10 @@ pub fn read_node(addr: &str) -> RingMap {
     for chunk in keys.chunks(200) {
         let mut batch = Vec::new();
         for key in chunk {
-            batch.extend_from_slice(b"mg ");
-            batch.extend_from_slice(key);
-            batch.extend_from_slice(b" v f t c\r\n");
+            match key.iter().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control()) {
+                true => batch.extend_from_slice(&[b"mg ", &base64(key)[..], b" v f t c b\r\n"].concat()),
+                false => batch.extend_from_slice(&[b"mg ", &key[..], b" v f t c\r\n"].concat()),
+            }
         }
         client.send(&batch).expect("send mg");
         for key in chunk {
@@ -177,4 +178,15 @@ fn same_expiry(p: &RingItem, b: &RingItem) -> bool {
         }
         _ => false,
     }
+}
+
+/// How a key is written that stands on no line as it is.
+pub fn base64(bytes: &[u8]) -> Vec<u8> {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |three: &[u8]| {
+        let bits = (0..3).fold(0_usize, |bits, i| bits << 8 | usize::from(three.get(i).copied().unwrap_or(0)));
+        let letter = |i: usize| if i <= three.len() { LETTERS[bits >> (18 - 6 * i) & 63] } else { b'=' };
+        [letter(0), letter(1), letter(2), letter(3)]
+    };
+    bytes.chunks(3).flat_map(group).collect()
 }
