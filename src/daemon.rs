@@ -15,6 +15,7 @@ mod signals;
 
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
 pub use limits::{FileLimit, LimitError, files_needed, give_memory_back, raise_file_limit};
+pub(crate) use listen::cannot_accept;
 pub use listen::{BindError, Listeners, SocketFile, bind};
 pub use logging::{LogError, start_logging};
 pub use pid_file::{PidFile, PidFileError};

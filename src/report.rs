@@ -179,6 +179,9 @@ pub struct VerifyReport {
     pub failed: u64,
     pub pairs_left: u64,
     pub ended_seconds_ago: u64,
+    /// Of all pairs that hold keys, the one whose copies were found equal longest ago: when that
+    /// was, seconds since 1970. `None`: there is one of which they never were.
+    pub all_compared_at: Option<u64>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,10 +1,12 @@
 //! The HTTP listener: `GET` and `HEAD`, one request a connection, and nothing that changes
 //! anything.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,12 +19,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
+use crate::daemon::cannot_accept;
 
 use super::Admin;
+use super::shown::View;
 
 /// Connections at a time. A browser and a few monitors take one each, for milliseconds.
 const CONNECTIONS_MAX: usize = 32;
@@ -31,6 +35,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_MAX: usize = 16 << 10;
 /// A connection takes no longer in all, whoever reads its answer how slowly.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever is asked has answered by then, and whoever asked has read it: an older connection gives
+/// way to a new one, where there are too many.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// How often it is logged that connections are refused.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -44,33 +51,88 @@ const NONCE: &str = "NONCE-OF-THIS-ANSWER";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
+/// A connection that is open.
+struct Visitor {
+    since: Instant,
+    /// Its request has come.
+    asked: Arc<AtomicBool>,
+    /// Told to make room.
+    leave: CancellationToken,
+    /// It has ended, once this is cancelled (by being dropped).
+    ended: CancellationToken,
+}
+
+/// All of them, the oldest first.
+#[derive(Default)]
+struct Visitors(VecDeque<Visitor>);
+
+impl Visitors {
+    /// Whether there is room for one more, maybe because another one was told to leave: the oldest
+    /// that says nothing, or else the oldest that has taken too long over its answer. So those who
+    /// come in lots keep nobody from asking whether the process lives.
+    fn make_room(&mut self, now: Instant) -> Room {
+        self.0.retain(|visitor| !visitor.ended.is_cancelled());
+        if self.0.len() < CONNECTIONS_MAX {
+            return Room::Free;
+        }
+        let silent = self.0.iter().position(|visitor| !visitor.asked.load(Relaxed));
+        let slow = || self.0.iter().position(|visitor| now - visitor.since >= ANSWER_TIME);
+        match silent.or_else(slow).and_then(|at| self.0.remove(at)) {
+            Some(visitor) => {
+                visitor.leave.cancel();
+                Room::Made
+            }
+            None => Room::None,
+        }
+    }
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum Room {
+    Free,
+    Made,
+    None,
+}
+
 pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut visitors = Visitors::default();
     let mut told: Option<Instant> = None;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of files, most likely: without a pause this would spin until one is closed.
-                tracing::warn!(%error, "the admin listener cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                cannot_accept("a connection to the admin listener", &error).await;
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let now = Instant::now();
+        let room = visitors.make_room(now);
+        if room != Room::Free {
             admin.visits.refused.fetch_add(1, Relaxed);
             if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
                 tracing::warn!(open = CONNECTIONS_MAX, "the admin listener refuses connections: too many are open");
-                told = Some(Instant::now());
+                told = Some(now);
             }
+        }
+        if room == Room::None {
             refuse(stream);
             continue;
-        };
-        let admin = admin.clone();
-        tokio::spawn(async move {
-            serve(stream, admin).await;
-            drop(place);
+        }
+        let (asked, leave, ended) = (Arc::default(), CancellationToken::new(), CancellationToken::new());
+        visitors.0.push_back(Visitor {
+            since: now,
+            asked: Arc::clone(&asked),
+            leave: leave.clone(),
+            ended: ended.clone(),
         });
+        let (admin, ending) = (admin.clone(), ended.drop_guard());
+        tokio::spawn(async move {
+            serve(stream, admin, asked, leave).await;
+            drop(ending);
+        });
+        // What it has sent already is read before the next one comes, for which it might have to
+        // make room; and who had to leaves.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -81,19 +143,30 @@ fn refuse(stream: TcpStream) {
     }
 }
 
-async fn serve(stream: TcpStream, admin: Arc<Admin>) {
+async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, leave: CancellationToken) {
     let visits = admin.clone();
+    let asks = asked.clone();
     let service = service_fn(move |request| {
+        asks.store(true, Relaxed);
         let admin = admin.clone();
         async move { Ok::<_, Infallible>(admin.answer(request).await) }
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    let ended = match timeout(WHOLE_TIMEOUT, connection).await {
+    let ended = tokio::select! {
+        ended = timeout(WHOLE_TIMEOUT, &mut connection) => ended,
+        () = leave.cancelled() => {
+            if !asked.load(Relaxed) {
+                refuse(connection.into_parts().io.into_inner());
+            }
+            return;
+        }
+    };
+    let ended = match ended {
         Ok(Ok(())) => return,
         Ok(Err(error)) if error.is_timeout() => &visits.visits.late,
         Ok(Err(_)) => &visits.visits.broken,
@@ -103,7 +176,7 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>) {
 }
 
 impl Admin {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Whole> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Whole> {
         self.visits.served.fetch_add(1, Relaxed);
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let said = "nothing can be changed here: GET and HEAD alone; operator commands go to --admin-socket\n";
@@ -115,15 +188,25 @@ impl Admin {
             "/" => page(),
             "/livez" => plain(StatusCode::OK, "alive\n"),
             "/readyz" => self.ready().await,
-            "/metrics" => match self.shown.view(&self.desk).await {
-                Some(view) => whole(StatusCode::OK, METRICS, view.metrics(|| self.around())),
-                None => silent(),
-            },
-            "/status.json" => match self.shown.view(&self.desk).await {
-                Some(view) => whole(StatusCode::OK, "application/json", self.shown.status(&view)),
-                None => silent(),
-            },
+            "/metrics" => {
+                let admin = self.clone();
+                self.render(METRICS, move |view| view.metrics(|| admin.around())).await
+            }
+            "/status.json" => {
+                let admin = self.clone();
+                self.render("application/json", move |view| admin.shown.status(view)).await
+            }
             _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json, /livez and /readyz\n"),
+        }
+    }
+
+    /// On a thread of its own: for 16,384 pairs it takes a good part of a second, in which the
+    /// control plane has better to do.
+    async fn render(&self, kind: &'static str, make: impl FnOnce(&View) -> Bytes + Send + 'static) -> Response<Whole> {
+        let Some(view) = self.shown.view(&self.desk).await else { return silent() };
+        match tokio::task::spawn_blocking(move || make(&view)).await {
+            Ok(body) => whole(StatusCode::OK, kind, body),
+            Err(_) => silent(),
         }
     }
 

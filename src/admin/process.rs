@@ -3,13 +3,9 @@
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::report::metrics::Process;
-
-/// What `/proc` counts processor time in, on every architecture (`USER_HZ`).
-const TICKS_A_SECOND: f64 = 100.0;
-/// Linux's on x86-64; elsewhere `statm` may count larger ones.
-const PAGE: u64 = 4096;
 
 pub(super) fn look() -> Process {
     let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
@@ -21,9 +17,10 @@ pub(super) fn look() -> Process {
     // The first one here is the third of proc(5).
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
     let resident = read("statm").split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    // 4,096 bytes on x86-64; up to 65,536 on other machines.
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(0, |bytes| bytes as u64);
     Process {
-        cpu_seconds: (field(14) + field(15)) as f64 / TICKS_A_SECOND,
-        resident_bytes: resident * PAGE,
+        resident_bytes: resident * page,
         open_files: open_files(),
         open_files_max: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
         threads: field(20),

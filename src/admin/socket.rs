@@ -1,5 +1,5 @@
-//! The operators' unix socket: lines of the text protocol, `stats`, `resync` and `node`. Who may
-//! connect is a matter of its mode and folder.
+//! The operators' unix socket: `stats`, `resync`, `node` and `version` as lines, answered as by the
+//! text protocol. Who may connect is a matter of its mode and folder.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +11,25 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cluster::Desk;
+use crate::daemon::cannot_accept;
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
 
 /// Operators at a time.
 const CONNECTIONS_MAX: usize = 16;
-/// The longest command.
+/// The longest command, with the end of its line.
 const LINE_MAX: u64 = 2048;
 /// Somebody types, and thinks in between.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// An answer is taken within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
-const SILENT: Bytes =
-    Bytes::from_static(b"SERVER_ERROR the control plane does not answer: it is starting, or ending\r\n");
+const TAKEN: &str = "the admin socket takes stats, resync, node, version and quit";
+const SILENT: Bytes = Bytes::from_static(
+    b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
+);
 
 pub(super) async fn accept_forever(listener: UnixListener, desk: Desk) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -33,9 +37,7 @@ pub(super) async fn accept_forever(listener: UnixListener, desk: Desk) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of files, most likely: without a pause this would spin until one is closed.
-                tracing::warn!(%error, "the admin socket cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                cannot_accept("a connection to the admin socket", &error).await;
                 continue;
             }
         };
@@ -44,7 +46,10 @@ pub(super) async fn accept_forever(listener: UnixListener, desk: Desk) {
         tokio::spawn(async move {
             match place {
                 Ok(_place) => serve(stream, &desk).await,
-                Err(_) => drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await),
+                Err(_) => {
+                    tracing::warn!(open = CONNECTIONS_MAX, "the admin socket refuses a connection: too many are open");
+                    drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await);
+                }
             }
         });
     }
@@ -62,11 +67,12 @@ async fn serve(stream: UnixStream, desk: &Desk) {
         if !matches!(timeout(SILENCE_MAX, bounded.read_until(b'\n', &mut line)).await, Ok(Ok(1..))) {
             return;
         }
-        let whole = line.ends_with(b"\n");
-        let said = if whole { obey(&line, desk).await } else { Some(client_error("a command has at most 2048 bytes")) };
+        // (Without its end it is the last line of somebody who says no more: `printf … | nc -U`.)
+        let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
+        let said = if too_long { Some(client_error(TOO_LONG)) } else { obey(&line, desk).await };
         let Some(said) = said else { return };
         let written = timeout(WRITE_TIMEOUT, stream.write_all(&said)).await;
-        if !whole || !matches!(written, Ok(Ok(()))) {
+        if too_long || !matches!(written, Ok(Ok(()))) {
             return;
         }
     }
@@ -79,19 +85,48 @@ async fn obey(line: &[u8], desk: &Desk) -> Option<Bytes> {
     let command = words.next().unwrap_or_default();
     let rest = words.collect::<Vec<_>>().join(" ");
     let question = match command {
+        "" => return Some(client_error(format_args!("an empty line; {TAKEN}"))),
         "stats" => Question::Stats(rest.clone()),
         "resync" => Question::Resync(rest.clone()),
         "node" => Question::Node(rest.clone()),
         "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
         "quit" => return None,
         other => {
-            return Some(client_error(format_args!(
-                "{other}: the admin socket takes stats, resync, node, version and quit; other commands are for clients' listeners"
-            )));
+            return Some(client_error(format_args!("{other}: {TAKEN}; other commands are for clients' listeners")));
         }
     };
-    if !matches!(question, Question::Stats(_)) && !rest.starts_with("status") {
-        tracing::info!(command, words = ?rest, "an operator's command on the admin socket");
+    let looks = only_looks(&question);
+    let said = desk.command(question).await.unwrap_or(SILENT);
+    if !looks {
+        let answer = String::from_utf8_lossy(said.split(|byte| *byte == b'\r').next().unwrap_or_default());
+        tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
     }
-    Some(desk.command(question).await.unwrap_or(SILENT))
+    Some(said)
+}
+
+/// It changes nothing.
+fn only_looks(question: &Question) -> bool {
+    match question {
+        Question::Resync(rest) => rest == "status" || rest == "status all",
+        Question::Stats(rest) => {
+            !["reset", "sizes_enable", "sizes_disable", "detail on", "detail off"].contains(&rest.as_str())
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_nothing_is_not_logged() {
+        let resync = |rest: &str| only_looks(&Question::Resync(rest.to_owned()));
+        let stats = |rest: &str| only_looks(&Question::Stats(rest.to_owned()));
+        assert!(["status", "status all"].into_iter().all(resync));
+        assert!(["", "servers", "conns", "detail dump"].into_iter().all(stats));
+        assert!(!["", "status1:11211", "lead status"].into_iter().any(resync));
+        assert!(!["reset", "sizes_enable", "detail on"].into_iter().any(stats));
+        assert!(!only_looks(&Question::Node("status1:11211 shutdown".to_owned())));
+    }
 }

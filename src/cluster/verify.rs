@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, Internal};
+use crate::ambient;
 use crate::ids::{NodeId, PairId};
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
@@ -21,6 +22,9 @@ use crate::resync::{JobError, Progress, RateLimiter, Verify, VerifyEvent, Verify
 pub(super) struct Scrubs {
     running: Option<Running>,
     last: Option<Last>,
+    /// Per pair: when its copies were last compared to the end and differed nowhere any more,
+    /// seconds since 1970.
+    compared: BTreeMap<PairId, u64>,
 }
 
 struct Running {
@@ -110,6 +114,7 @@ impl Cluster {
                 let more = self.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());
                 if let Some(more) = more {
                     self.copies_compared(pair, more);
+                    self.scrubs.compared.insert(pair, ambient::unix_time().as_secs());
                 }
             }
         }
@@ -174,6 +179,44 @@ impl Cluster {
             failed: count(|p| &p.failed),
             pairs_left: count(|p| &p.left),
             ended_seconds_ago: ended.as_secs(),
+            all_compared_at: self.all_compared_at(),
         }
+    }
+
+    fn all_compared_at(&self) -> Option<u64> {
+        let used = self.topology.pairs().filter(|pair| self.topology.pair_is_used(*pair));
+        let compared: Option<Vec<u64>> = used.map(|pair| self.scrubs.compared.get(&pair).copied()).collect();
+        compared?.into_iter().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::pair::{Event, Reason};
+
+    /// Since when nothing is known to differ is a matter of pairs: the verify under way, one of one
+    /// server, and one that is cancelled say nothing of the others.
+    #[tokio::test(start_paused = true)]
+    async fn all_are_compared_once_each_pair_was() {
+        let mut cluster = alone("-s 127.0.0.1:1 -s 127.0.0.1:2 -b 127.0.0.1:3");
+        let pairs = [PairId(0), PairId(1)];
+        for pair in pairs {
+            for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
+                cluster.apply(pair, event);
+            }
+        }
+        cluster.begin_verify(Some(NodeId(0))).expect("begun");
+        cluster.verify_said(VerifyEvent::Compared { pair: pairs[0] });
+        cluster.verify_ended(Ok(()));
+        assert_eq!((cluster.verify_report().state, cluster.verify_report().all_compared_at), ("done", None));
+        cluster.begin_verify(None).expect("begun");
+        cluster.verify_said(VerifyEvent::Compared { pair: pairs[1] });
+        let before = cluster.scrubs.compared.insert(pairs[0], 7).expect("it was compared");
+        assert!(before > 7 && cluster.verify_report().all_compared_at == Some(7), "the one longest ago");
+        assert_eq!(cluster.verify_report().state, "running");
+        cluster.verify_ended(Err(JobError::Cancelled));
+        assert_eq!(cluster.verify_report().all_compared_at, Some(7));
     }
 }

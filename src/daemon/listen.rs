@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
@@ -29,6 +30,18 @@ pub struct Listeners {
     pub admin: Option<TcpListener>,
     /// For [`Settings::admin_socket`].
     pub admin_socket: Option<UnixListener>,
+}
+
+/// How long nothing is accepted after it failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// `what` could not be accepted. Out of files, most likely: without a pause whoever accepts would
+/// spin until one is closed. (Somebody who left before is no failure.)
+pub(crate) async fn cannot_accept(what: &str, error: &io::Error) {
+    if error.kind() != io::ErrorKind::ConnectionAborted {
+        tracing::warn!(%error, "cannot accept {what}");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Its mode: whoever starts the proxy, and the group. Anybody else may not say `resync lead`.

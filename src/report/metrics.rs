@@ -28,7 +28,6 @@ pub struct Around {
 /// What the system knows of the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process {
-    pub cpu_seconds: f64,
     pub resident_bytes: u64,
     pub open_files: u64,
     pub open_files_max: u64,
@@ -291,11 +290,13 @@ impl Report {
         out.gauge("verify_repaired_keys", "Of these, keys made equal again.", verify.repaired);
         out.gauge("verify_failed_keys", "Of these, keys that could not be.", verify.failed);
         out.gauge("verify_left_pairs", "Pairs not compared to the end.", verify.pairs_left);
-        let ended = match verify.state {
-            "done" => self.process.unix_time.saturating_sub(verify.ended_seconds_ago),
-            _ => 0,
-        };
-        out.gauge("verify_last_done_timestamp_seconds", "When the last verify was done; 0 if none was.", ended);
+        // (By pairs, for a verify may be of one server, or be cancelled, or leave a pair that
+        // broke.)
+        out.gauge(
+            "verify_last_done_timestamp_seconds",
+            "Since then the copies of every pair were compared and found, or made, equal; 0 if those of one never were.",
+            verify.all_compared_at.unwrap_or(0),
+        );
         out.gauge("delayed_flushes", "flush_all commands that wait for their time.", self.delayed_flushes);
     }
 
@@ -305,7 +306,8 @@ impl Report {
             out.sample("", &[("result", result)], count);
         }
         let process = &around.process;
-        out.counter("process_cpu_seconds_total", "Processor time of all threads.", process.cpu_seconds);
+        let used = seconds(self.process.user_us + self.process.system_us);
+        out.counter("process_cpu_seconds_total", "Processor time of all threads.", used);
         out.gauge("process_resident_memory_bytes", "Memory in use.", process.resident_bytes);
         out.gauge("process_open_fds", "Open files and sockets.", process.open_files);
         out.gauge("process_max_fds", "The limit of that.", process.open_files_max);

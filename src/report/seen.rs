@@ -2,12 +2,12 @@
 //! asked for them as text makes it of them, and the admin listener of the lines themselves: so both
 //! show the same. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::lines::{MIRRORED, MODE, OBSTACLE, PLACE, STATE};
+use super::lines::{INCARNATION, MIRRORED, MODE, OBSTACLE, PLACE, STATE};
 
 /// Of the JSON: goes up when a name changes its meaning or goes; new names may come at any time.
 const JSON_VERSION: u32 = 1;
@@ -36,10 +36,14 @@ impl Fields {
         Duration::from_secs(self.number("for_seconds"))
     }
 
-    /// Numbers as numbers.
+    /// Counts as numbers. An incarnation is none, even if all its sixteen digits happen to be
+    /// decimal: a reader of JSON keeps 53 of its bits.
     fn json(&self) -> BTreeMap<&str, Value> {
-        let value = |text: &String| text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number));
-        self.0.iter().map(|(name, text)| (name.as_str(), value(text))).collect()
+        let value = |name: &str, text: &String| match text.parse::<u64>() {
+            Ok(number) if name != INCARNATION => json!(number),
+            _ => json!(text),
+        };
+        self.0.iter().map(|(name, text)| (name.as_str(), value(name, text))).collect()
     }
 }
 
@@ -50,16 +54,26 @@ pub struct Named {
     pub fields: Fields,
 }
 
-impl Named {
-    /// Puts a field where it belongs; names come in one piece each.
-    fn put(list: &mut Vec<Named>, name: &str, field: &str, value: &str) {
-        let at = list.iter().rposition(|named| named.name == name).unwrap_or_else(|| {
-            list.push(Named { name: name.to_owned(), fields: Fields::default() });
-            list.len() - 1
-        });
-        list[at].fields.0.insert(field.to_owned(), value.to_owned());
-    }
+/// Servers or pairs under construction, in the order in which they were first told of.
+#[derive(Default)]
+struct List {
+    all: Vec<Named>,
+    /// There may be 16,384 pairs, and each is told of in several lines.
+    places: HashMap<String, usize>,
+}
 
+impl List {
+    fn put(&mut self, name: &str, field: &str, value: &str) {
+        let at = self.places.get(name).copied().unwrap_or_else(|| {
+            self.places.insert(name.to_owned(), self.all.len());
+            self.all.push(Named { name: name.to_owned(), fields: Fields::default() });
+            self.all.len() - 1
+        });
+        self.all[at].fields.0.insert(field.to_owned(), value.to_owned());
+    }
+}
+
+impl Named {
     fn json(&self, called: &str) -> Value {
         let mut fields = self.fields.json();
         fields.insert(called, json!(self.name));
@@ -98,6 +112,7 @@ impl Seen {
             counters: Fields::of(counters),
             rest: Fields::default(),
         };
+        let [mut pairs, mut nodes] = [List::default(), List::default()];
         for (name, value) in &status {
             match name.split_once(':') {
                 _ if name == MODE => seen.mode.clone_from(value),
@@ -105,8 +120,8 @@ impl Seen {
                 _ if name.starts_with(OBSTACLE) => seen.obstacles.push(value.clone()),
                 Some((kind @ ("pair" | "node"), rest)) => {
                     let (name, field) = rest.rsplit_once(':')?;
-                    let list = if kind == "pair" { &mut seen.pairs } else { &mut seen.servers };
-                    Named::put(list, name, field, value);
+                    let list = if kind == "pair" { &mut pairs } else { &mut nodes };
+                    list.put(name, field, value);
                 }
                 _ => {
                     seen.rest.0.insert(name.clone(), value.clone());
@@ -117,9 +132,10 @@ impl Seen {
             let (name, field) = name.rsplit_once(':')?;
             // The state that `resync status` says was asked for first, with the pairs'.
             if field != STATE && field != "reason" {
-                Named::put(&mut seen.servers, name, field, value);
+                nodes.put(name, field, value);
             }
         }
+        (seen.pairs, seen.servers) = (pairs.all, nodes.all);
         seen.servers.retain(|server| !server.fields.text(PLACE).is_empty());
         seen.unused = seen.rest.number("pairs_unused");
         (!seen.mode.is_empty()).then_some(seen)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::daemon::cannot_accept;
 use crate::ids::WorkerId;
 use crate::protocol::answer::TOO_MANY;
 use crate::proxy::{ClientKey, PeerMessage};
@@ -76,13 +77,7 @@ impl Worker {
                         tokio::task::yield_now().await;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Out of files, most likely: without a pause this would spin until one is
-                    // closed.
-                    tracing::warn!(%error, "cannot accept a client");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                Err(error) => cannot_accept("a client", &error).await,
             }
         }
     }

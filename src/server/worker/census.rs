@@ -4,8 +4,9 @@ use crate::proxy::{Connected, Event};
 
 use super::{ClientIo, Shell};
 
-/// So many are told, each for two system calls, which keep the others waiting.
-const TOLD_MAX: usize = 4096;
+/// So many are told, each for two system calls: 2,048 in one turn, a millisecond that the others
+/// wait.
+const TOLD_MAX: usize = 1024;
 
 impl Shell {
     /// Tells the control plane, which asked in this round.
