@@ -14,7 +14,7 @@ use super::out::OutQueue;
 use super::outcome::{Fields, Outcome};
 use super::request::{Close, Limits, Parsed, Style};
 use command::Command;
-pub use long::{Behind, LongLine};
+pub use long::LongLine;
 
 /// How a request is refused.
 pub(super) const SAID: Style = Style::Classic { noreply: false };

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::binary::Opcode;
-use super::classic::Behind;
+use super::classic::LongLine;
 use super::foreign::Foreign;
 use super::line::Words;
 use super::meta::{Hidden, Meta, Mode, Verb};
@@ -267,6 +267,20 @@ impl Admin {
     }
 }
 
+/// A piece of a get that is too long for one turn, of which all has arrived. Its answer is that of
+/// all its pieces, in order, with one end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// With the keys of this piece, perhaps none.
+    pub request: Keyed,
+    /// What is said instead, and ends the answer.
+    pub refused: Option<&'static [u8]>,
+    /// Bytes taken up.
+    pub len: usize,
+    /// What is left of the line.
+    pub rest: Option<LongLine>,
+}
+
 /// What a client's input begins with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Parsed {
@@ -285,18 +299,8 @@ pub enum Parsed {
         /// Bytes it takes up, value and all.
         len: usize,
     },
-    /// A piece of a get that is too long for one turn, of which all has arrived. Its answer is that
-    /// of all its pieces, in order, with one end.
-    Piece {
-        /// With the keys of this piece, perhaps none.
-        request: Keyed,
-        /// What is said instead, and ends the answer.
-        refused: Option<&'static [u8]>,
-        style: Style,
-        /// Bytes taken up.
-        len: usize,
-        behind: Behind,
-    },
+    /// A piece of a get that is too long for one turn.
+    Piece(Box<Piece>),
     /// A storage command that is right but above the limit.
     ///
     /// It is refused in memcached's words. A `set` must also remove the old item: memcached would

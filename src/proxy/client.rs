@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::protocol::classic::{Behind, LongLine};
+use crate::protocol::classic::LongLine;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::foreign::Foreign;
 use crate::protocol::out::OutQueue;
@@ -67,8 +67,8 @@ pub(super) struct Slot {
     bytes: u32,
     begun: Begun,
     reply: Reply,
-    /// Of a piece of a line: what stands behind it.
-    behind: Option<Behind>,
+    /// Of a piece of a line: whether it is the last one.
+    last: Option<bool>,
 }
 
 /// What was asked, and when it was begun.
@@ -204,8 +204,10 @@ pub(super) struct Held {
     /// Where the first key stands of which it is not known that it conflicts with nothing: nothing
     /// else begins before it, so those in front of it are not looked at again.
     pub(super) next: usize,
-    /// Of a piece of a line: what stands behind it.
-    pub(super) behind: Option<Behind>,
+    /// It is a piece of a line.
+    pub(super) piece: bool,
+    /// What is left of that line.
+    pub(super) rest: Option<LongLine>,
 }
 
 /// A client connection. Whatever a request needs is in `in_flight`, so that the many that are idle
@@ -626,7 +628,7 @@ impl Client {
             f.receiving = Share::default();
         }
         let number = self.first + f.slots.len() as u64;
-        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, begun, reply, behind: None });
+        f.slots.push_back(Slot { pending: keys.max(1), style, bytes: bytes as u32, begun, reply, last: None });
         f.bytes += bytes;
         number
     }
@@ -638,13 +640,13 @@ impl Client {
     }
 
     /// The slot that was opened last is a piece of a line.
-    pub(super) fn begin_piece(&mut self, line: Option<LongLine>, behind: Behind) {
+    pub(super) fn begin_piece(&mut self, rest: Option<LongLine>) {
         let Some(f) = &mut self.in_flight else { return };
-        if std::mem::replace(&mut f.line, line).is_none() {
+        if std::mem::replace(&mut f.line, rest).is_none() {
             f.lines.push_back(std::mem::take(&mut f.receiving));
         }
         if let Some(slot) = f.slots.back_mut() {
-            slot.behind = Some(behind);
+            slot.last = Some(rest.is_none());
         }
     }
 
@@ -730,12 +732,9 @@ impl Client {
             }
             // Nothing to wait for.
             (_, answer) if at == 0 => {
-                let (style, behind) = (entry.style, entry.behind);
+                let (style, last) = (entry.style, entry.last);
                 f.close_first(&mut self.first, spare, meter);
-                match behind {
-                    None => style.write(answer, &mut f.out),
-                    Some(behind) => f.end_piece(style, behind, answer),
-                }
+                f.tell(style, last, answer);
                 if !f.slots.is_empty() {
                     f.flush_slots(&mut self.first, spare, meter);
                 }
@@ -821,11 +820,20 @@ impl InFlight {
         Some(slot)
     }
 
+    /// `last`: as of a slot.
+    #[inline(always)]
+    fn tell(&mut self, style: Style, last: Option<bool>, said: Outcome) {
+        match last {
+            None => style.write(said, &mut self.out),
+            Some(last) => self.end_piece(style, last, said),
+        }
+    }
+
     /// A piece of a line is answered: nothing is said between two, and the first error ends the
     /// answer.
     #[inline(never)]
-    fn end_piece(&mut self, style: Style, behind: Behind, said: Outcome) {
-        let (last, well) = (behind == Behind::End, said == Outcome::Miss);
+    fn end_piece(&mut self, style: Style, last: bool, said: Outcome) {
+        let well = said == Outcome::Miss;
         if !self.spoilt && (last || !well) {
             style.write(said, &mut self.out);
         }
@@ -868,17 +876,10 @@ impl InFlight {
                 Reply::None => {}
                 Reply::One(answer) => {
                     self.held -= answer.weight();
-                    match slot.behind {
-                        None => slot.style.write(answer, &mut self.out),
-                        Some(behind) => self.end_piece(slot.style, behind, answer),
-                    }
+                    self.tell(slot.style, slot.last, answer);
                 }
                 Reply::Many(many) => {
-                    let said = many.failed.unwrap_or(Outcome::Miss);
-                    match slot.behind {
-                        None => slot.style.write(said, &mut self.out),
-                        Some(behind) => self.end_piece(slot.style, behind, said),
-                    }
+                    self.tell(slot.style, slot.last, many.failed.unwrap_or(Outcome::Miss));
                     spare.give_parts(many.parts);
                 }
             }

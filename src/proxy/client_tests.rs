@@ -1,7 +1,8 @@
 use std::sync::LazyLock;
 
 use super::*;
-use crate::protocol::request::{Keys, Kind};
+use crate::protocol::classic;
+use crate::protocol::request::{Keys, Kind, Limits, Parsed};
 
 const CLASSIC: Style = Style::Classic { noreply: false };
 const NOREPLY: Style = Style::Classic { noreply: true };
@@ -77,14 +78,17 @@ fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() 
 fn pieces_of_a_line_have_one_end_and_an_error_ends_it() {
     let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
     let value = |name: &str| Outcome::Hit(Bytes::from(format!("VALUE {name} 0 1\r\n1\r\n")));
-    let line = || LongLine::behind(Kind::Get, 0, Behind::Keys);
+    let text = [b"get".as_slice(), &b" k".repeat(1 << 16), b"\r\n"].concat();
+    let Parsed::Piece(piece) = classic::parse(&text, &Limits::default()) else { panic!("it is no long line") };
+    let rest = piece.rest;
+    assert!(rest.is_some());
     for (second, told) in [
         (value("c"), "VALUE a 0 1\r\n1\r\nVALUE c 0 1\r\n1\r\nVALUE e 0 1\r\n1\r\nEND\r\nV\r\n"),
         (Outcome::Own(b"SERVER_ERROR gone\r\n"), "VALUE a 0 1\r\n1\r\nSERVER_ERROR gone\r\nV\r\n"),
     ] {
-        let slots = [(Behind::Keys, line()), (Behind::Keys, line()), (Behind::End, None)].map(|(behind, line)| {
+        let slots = [rest, rest, None].map(|rest| {
             let slot = client.open_slot(2, true, (CLASSIC, BEGUN), 10, &mut spare);
-            client.begin_piece(line, behind);
+            client.begin_piece(rest);
             (0..2).for_each(|_| client.begin_read(slot));
             slot
         });
@@ -113,7 +117,7 @@ fn what_is_known_of_a_waiting_get_stays_with_its_client() {
     let request = Keyed::new(Kind::Get, Keys { span: 4..9, count: 2 });
     client.hold(
         Hold::Key { hash: 7, write: false },
-        Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6, behind: None })),
+        Some(Box::new(Held { request, style: CLASSIC, len: 11, next: 6, piece: false, rest: None })),
     );
     assert!(!client.may_resume(&Arc::default()));
     client.answer((a, 0, false), Outcome::Own(b"A\r\n"), &mut spare, &Arc::default(), meter());
@@ -265,7 +269,7 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
     let slot = small.open_slot(1, false, (CLASSIC, BEGUN), 0, &mut spare);
     small.begin_read(slot);
     small.answer((slot, 0, true), value(), &mut spare, &memory, meter());
-    assert!(sent(&mut small).ends_with("x\r\nEND\r\n") || small.largest > 0, "one that waits for nothing else");
+    assert!(sent(&mut small).ends_with("xEND\r\n"), "one that waits for nothing else");
     drop((held, more, last));
     // What they have taken counts no more.
     large.settle(&mut spare);

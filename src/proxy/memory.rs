@@ -70,12 +70,17 @@ impl Memory {
         self.held_back() <= self.limit / 16 && !self.is_full()
     }
 
+    /// So much of it may be received at a time, unless it is one value.
+    pub(super) fn receiving_max(&self) -> usize {
+        self.limit / 2
+    }
+
     /// Room for a value that is about to be received. Those that are take half of it at most, so
     /// that clients which begin values and do not go on take nothing from those that read; or one
     /// alone, however large.
     pub(super) fn receive(self: &Arc<Memory>, bytes: usize) -> Option<Share> {
         let before = self.receiving.fetch_add(bytes, Relaxed);
-        if before > 0 && before + bytes > self.limit / 2 {
+        if before > 0 && before + bytes > self.receiving_max() {
             self.receiving.fetch_sub(bytes, Relaxed);
             return None;
         }

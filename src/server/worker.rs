@@ -487,7 +487,7 @@ impl Shell {
     fn node_received(&mut self, at: ConnId) {
         self.reads = self.reads.wrapping_add(1);
         let now = self.now();
-        if let Some(sent_us) = self.core.awaited_since(at) {
+        if let Some(sent_us) = self.core.asked_since(at) {
             let latency_us = now.us.saturating_sub(sent_us);
             self.stats.nodes[at.node.index()].latencies.add(latency_us);
             if latency_us >= SLOW_US && tracing::enabled!(tracing::Level::DEBUG) {

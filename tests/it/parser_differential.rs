@@ -269,7 +269,8 @@ fn agrees_with_the_installed_memcached_on_random_lines() {
                     input.extend_from_slice(b"\r\n");
                     continue;
                 }
-                Parsed::Request { len, .. } | Parsed::Piece { len, .. } => len,
+                Parsed::Request { len, .. } => len,
+                Parsed::Piece(piece) => piece.len,
                 Parsed::TooLarge { len, swallow, .. } | Parsed::Reject { len, swallow, .. } => {
                     if at + len + swallow > input.len() {
                         input.resize(at + len + swallow, b'y');

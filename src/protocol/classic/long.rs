@@ -5,26 +5,15 @@ use memchr::{memchr, memrchr};
 
 use super::super::line::{LONG_FROM, Words};
 use super::super::number::client_i32;
-use super::super::request::{Keyed, Keys, Kind, Parsed};
+use super::super::request::{Keyed, Keys, Kind, Parsed, Piece};
 use super::super::{KEY_LEN_MAX, answer};
-use super::SAID;
 
-/// What of a line stands behind a piece of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Behind {
-    /// More keys.
-    Keys,
-    /// Nothing that counts, up to its end: a key was wrong, or a NUL has ended the text.
-    Nothing,
-    /// The line has ended.
-    End,
-}
-
-/// A line of which a piece was taken.
+/// What is left of a line of which a piece was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LongLine {
     kind: Kind,
     exptime: i64,
+    /// Nothing that counts, up to its end: a key was wrong, or a NUL has ended the text.
     ignored: bool,
 }
 
@@ -52,12 +41,6 @@ impl LongLine {
     /// The next piece.
     pub fn next(self, buf: &[u8]) -> Parsed {
         self.piece(buf, 0, None)
-    }
-
-    /// What comes of the line behind a piece of it; `None`: nothing, it has ended.
-    #[must_use]
-    pub fn behind(kind: Kind, exptime: i64, behind: Behind) -> Option<LongLine> {
-        (behind != Behind::End).then_some(LongLine { kind, exptime, ignored: behind == Behind::Nothing })
     }
 
     /// The keys from `from` on. The whole line is there.
@@ -92,13 +75,10 @@ impl LongLine {
         if refused.is_some() {
             keys = Keys { span: from..from, count: 0 };
         }
-        let behind = match newline {
-            Some(_) => Behind::End,
-            None if nul.is_some() || refused.is_some() => Behind::Nothing,
-            None => Behind::Keys,
-        };
+        let ignored = nul.is_some() || refused.is_some();
+        let rest = newline.is_none().then_some(LongLine { ignored, ..self });
         let request = Keyed { exptime: self.exptime, ..Keyed::new(self.kind, keys) };
-        Parsed::Piece { request, refused, style: SAID, len, behind }
+        Parsed::Piece(Box::new(Piece { request, refused, len, rest }))
     }
 }
 
@@ -114,13 +94,14 @@ mod tests {
         let mut rest = line;
         let mut parsed = parse(rest, &Limits::default());
         loop {
-            let Parsed::Piece { request, refused, len, behind, .. } = parsed else { panic!("{parsed:?}") };
+            let Parsed::Piece(piece) = parsed else { panic!("{parsed:?}") };
+            let Piece { request, refused, len, rest: line } = *piece;
             assert!(len <= LONG_FROM);
             pieces += 1;
             keys.extend(request.keys.iter(rest).map(|key| rest[key].to_vec()));
             said.extend(refused);
             rest = &rest[len..];
-            match LongLine::behind(request.kind, request.exptime, behind) {
+            match line {
                 Some(line) => parsed = line.next(rest),
                 None => {
                     assert_eq!(rest, b"");

@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
-use crate::protocol::classic::{Behind, LongLine};
 use crate::protocol::key::may_be_named;
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Request, Style};
+use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Piece, Request, Style};
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Access, Begun, Client, Ended, Held, Hold, Meter, Rest};
 use crate::proxy::gone::Gone;
@@ -420,7 +419,9 @@ impl Core {
                     let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
                     (client.need, client.searched) = (need, chunk.len() as u32);
                     if wanted > FREE {
-                        if client.take_refusal() {
+                        // A value has its own bound.
+                        let too_long = line && wanted > self.memory.receiving_max();
+                        if client.take_refusal() || too_long {
                             match self.refuse_starved(id, &mut chunk) {
                                 true => continue,
                                 false => return self.stall(id, chunk),
@@ -456,8 +457,9 @@ impl Core {
                         return self.stall(id, chunk);
                     }
                 }
-                Parsed::Piece { request, refused, style, len, behind } => {
-                    if !self.begin_piece(id, request, refused, style, &mut chunk, (len, behind)) {
+                Parsed::Piece(piece) => {
+                    let style = client.dialect.unasked();
+                    if !self.begin_piece(id, *piece, style, &mut chunk) {
                         return self.stall(id, chunk);
                     }
                 }
@@ -474,9 +476,8 @@ impl Core {
                     client.swallow = swallow;
                     client.end_receiving();
                     add(&self.stats.client_errors, 1);
-                    let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
                     let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
-                    self.answer_client(id, slot, 0, false, Outcome::Own(words));
+                    self.answer_at_once(id, style, len, Outcome::Own(words));
                     if let Some(close) = close {
                         self.close_client(id, Ended::Refused(close));
                         return;
@@ -509,7 +510,7 @@ impl Core {
     fn begin_request(&mut self, id: ClientId, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
         if request.keys.count > 1 {
             let next = request.keys.span.start;
-            return self.begin_get(id, Held { request, style, len, next, behind: None }, chunk);
+            return self.begin_get(id, Held { request, style, len, next, piece: false, rest: None }, chunk);
         }
         let client = &mut self.clients[id];
         let write = request.kind.is_write();
@@ -557,8 +558,8 @@ impl Core {
             get.len,
             &mut self.spare,
         );
-        if let Some(behind) = get.behind {
-            client.begin_piece(LongLine::behind(get.request.kind, get.request.exptime, behind), behind);
+        if get.piece {
+            client.begin_piece(get.rest);
         }
         let room = client.rest_room(&self.memory).max(1);
         self.begin_keys(id, Rest { request: get.request, raw, slot, part: 0 }, room);
@@ -568,24 +569,18 @@ impl Core {
     /// Begins a piece of a get that is too long for one turn.
     #[cold]
     #[inline(never)]
-    fn begin_piece(
-        &mut self,
-        id: ClientId,
-        request: Keyed,
-        refused: Option<&'static [u8]>,
-        style: Style,
-        chunk: &mut BytesMut,
-        (len, behind): (usize, Behind),
-    ) -> bool {
+    fn begin_piece(&mut self, id: ClientId, piece: Piece, style: Style, chunk: &mut BytesMut) -> bool {
+        let Piece { request, refused, len, rest } = piece;
         if request.keys.count > 0 {
             let next = request.keys.span.start;
-            return self.begin_get(id, Held { request, style, len, next, behind: Some(behind) }, chunk);
+            return self.begin_get(id, Held { request, style, len, next, piece: true, rest }, chunk);
         }
         let client = &mut self.clients[id];
         bytes::Buf::advance(chunk, len);
-        let asked = begun(Asked::of(request.kind), self.now);
+        // (It asks for no key.)
+        let asked = begun(Asked::Other, self.now);
         let slot = client.open_slot(0, false, (style, asked), len, &mut self.spare);
-        client.begin_piece(LongLine::behind(request.kind, request.exptime, behind), behind);
+        client.begin_piece(rest);
         if let Some(said) = refused {
             add(&self.stats.client_errors, 1);
             let said = String::from_utf8_lossy(said.trim_ascii_end());
@@ -792,22 +787,29 @@ impl Core {
             }
         };
         bytes::Buf::advance(chunk, len);
-        let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
         let question = match question {
             Ok(question) => question,
             Err(outcome) => {
                 let quits = outcome == Outcome::Quit;
-                self.answer_client(id, slot, 0, false, outcome);
+                self.answer_at_once(id, style, len, outcome);
                 if quits {
                     self.close_client(id, Ended::Quit);
                 }
                 return true;
             }
         };
+        let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
         client.exclusive = true;
         let client = ClientKey { id, generation: client.generation };
         self.outbox.events.push_back(Event::Ask { worker: self.settings.worker, client, slot, question });
         true
+    }
+
+    /// What no server is asked for.
+    pub(super) fn answer_at_once(&mut self, id: ClientId, style: Style, len: usize, answer: Outcome) {
+        let asked = begun(Asked::Other, self.now);
+        let slot = self.clients[id].open_slot(0, false, (style, asked), len, &mut self.spare);
+        self.answer_client(id, slot, 0, false, answer);
     }
 
     pub(super) fn answer_client(&mut self, id: ClientId, slot: u64, part: u32, read: bool, answer: Outcome) {
@@ -827,7 +829,8 @@ impl Core {
 
     /// A piece of the answer to what the client alone waits for.
     pub(super) fn tell_part(&mut self, key: ClientKey, bytes: Bytes) {
-        let Some(client) = self.clients.of(key).filter(|client| !client.closing) else {
+        // (One that has closed its half takes its answer to the end.)
+        let Some(client) = self.clients.of(key) else {
             return self.outbox.events.push_back(Event::Unwanted { worker: self.settings.worker, client: key });
         };
         client.put_part(bytes, &self.memory);

@@ -202,7 +202,10 @@ impl Core {
         };
         match op.stage {
             // Acknowledged only once it is recorded that the other node missed it.
-            Stage::Held(node) if leader == Some(node) && writable => self.finish_with_answer(id),
+            Stage::Held(node) if leader == Some(node) && writable => {
+                self.note_brief_write(id, false);
+                self.finish_with_answer(id)
+            }
             Stage::Held(_) => self.fail(id, OUTCOME_UNKNOWN),
             Stage::Unknown(node) if leader == Some(node) && op.kind.is_write() => {
                 // The very node that may have executed it leads: running it again could apply it
@@ -216,6 +219,7 @@ impl Core {
             Stage::Executed(node, memory)
                 if leader == Some(node) && is_of_one_life(self.links[node].incarnation, memory) && writable =>
             {
+                self.note_brief_write(id, false);
                 self.finish_with_answer(id)
             }
             // In mid-repair: the node that leads now has answered differently, and that decides.

@@ -9,9 +9,7 @@ use crate::protocol::outcome::Outcome;
 use crate::protocol::request::{Admin, Parsed, Request};
 use crate::proxy::client::{Access, Ended};
 use crate::proxy::handles::{ClientId, ClientKey};
-use crate::stats::requests::Asked;
 
-use super::clients::begun;
 use super::{Core, Now};
 
 /// What is taken there.
@@ -77,10 +75,9 @@ impl Core {
     }
 
     fn refuse_client(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get_mut(id) else { return };
-        let slot =
-            client.open_slot(0, false, (client.dialect.unasked(), begun(Asked::Other, self.now)), 0, &mut self.spare);
-        self.answer_client(id, slot, 0, false, Outcome::Own(TOO_MANY));
+        let Some(client) = self.clients.get(id) else { return };
+        let style = client.dialect.unasked();
+        self.answer_at_once(id, style, 0, Outcome::Own(TOO_MANY));
         self.close_client(id, Ended::TooMany);
         self.count_refused();
     }

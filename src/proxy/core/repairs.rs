@@ -217,14 +217,15 @@ impl Core {
                 // rather than something old.
                 self.stats.repair_failed();
                 (fence.failed, fence.copied) = (true, false);
-                fence.item = Some(None);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
                 let cas = |answer: Answer| (answer.code == Code::Done).then_some(answer.cas);
                 let now = Answer::to_unechoed(&frame).ok().and_then(cas);
                 let read = fence.item.as_ref().and_then(|i| i.as_ref().map(|i| i.cas));
                 if now == read || read.is_none() {
-                    self.stats.repaired();
+                    if !fence.failed {
+                        self.stats.repaired();
+                    }
                     self.repair_done(&key);
                     return true;
                 }
@@ -337,8 +338,11 @@ impl Core {
         let leader = leader.map(|leader| self.links.of(leader, op.hash));
         let Some(leader) = leader.filter(|&leader| self.links[leader].state == LinkState::Ready) else {
             // The follower holds what the leader held when it answered: that is as good as
-            // verified, for the writes are fenced.
-            return self.repair_done(key);
+            // verified, for the writes are fenced. If it has refused it, it holds nothing of it.
+            return match fence.failed {
+                true => self.repair_broken(id, self.pairs.leader_of(op.pair)),
+                false => self.repair_done(key),
+            };
         };
         node::mg_unmoved(self.links[leader].out(self.now.us), Key::known(key), Ask::Cas);
         self.send_step(id, leader, RepairStep::Verify);

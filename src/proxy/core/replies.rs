@@ -53,7 +53,7 @@ impl Core {
 
     /// Since when the answer is awaited that comes next from a node, microseconds.
     #[inline]
-    pub fn awaited_since(&self, at: ConnId) -> Option<u64> {
+    pub fn asked_since(&self, at: ConnId) -> Option<u64> {
         self.links[at].flights.front().map(|sent| sent.at_us)
     }
 
@@ -73,7 +73,7 @@ impl Core {
         (conn.dirty, conn.blocked) = (true, true);
     }
 
-    /// It takes more, or is gone.
+    /// It takes more.
     pub fn handle_conn_writable(&mut self, at: ConnId) {
         self.outbox.mark_conn_anyway(&mut self.links[at], at);
     }

@@ -12,10 +12,8 @@ use crate::protocol::request::{Limits, Parsed};
 use crate::proxy::client::Ended;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::FREE;
-use crate::stats::requests::Asked;
 
 use super::Core;
-use super::clients::begun;
 
 /// memcached's own words where a value finds no memory, and why.
 const NO_MEMORY: Refusal =
@@ -94,10 +92,7 @@ impl Core {
                 self.clients[id].swallow = swallow;
             }
             _ => {
-                let client = &mut self.clients[id];
-                let slot =
-                    client.open_slot(0, false, (dialect.unasked(), begun(Asked::Other, self.now)), 0, &mut self.spare);
-                self.answer_client(id, slot, 0, false, Outcome::Refused(NO_MEMORY_FOR_LINE));
+                self.answer_at_once(id, dialect.unasked(), 0, Outcome::Refused(NO_MEMORY_FOR_LINE));
                 self.close_client(id, Ended::NoMemory);
             }
         }

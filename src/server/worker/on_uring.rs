@@ -181,8 +181,6 @@ impl Shell {
                     uring.close(slot);
                 }
                 self.core.handle_conn_ended(self.clock.now(), at, by_node);
-                // It may have waited for a send of which nothing is told any more.
-                self.core.handle_conn_writable(at);
             }
             News::Sent(Owner::Node(at)) => self.core.handle_conn_writable(at),
             News::End(owner) => {

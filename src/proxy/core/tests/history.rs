@@ -169,6 +169,11 @@ impl History {
         self.entries.iter().any(|e| e.told.is_none() && e.client != ADOPTION)
     }
 
+    /// What came of the request of this number.
+    pub(super) fn told(&self, number: usize) -> Option<&str> {
+        self.entries[number].told.as_ref().map(|(_, words)| words.as_str())
+    }
+
     pub(super) fn errors(&self) -> Option<&str> {
         self.entries.iter().filter_map(|e| e.told.as_ref()).map(|(_, t)| t.as_str()).find(|t| t.contains("ERROR"))
     }

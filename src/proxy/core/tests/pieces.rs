@@ -53,6 +53,22 @@ fn pieces_are_held_until_they_are_written_and_the_next_request_waits_for_the_end
     assert_eq!(events(&mut world.core), []);
 }
 
+/// `printf … | nc -N` closes its half of the connection behind the last request.
+#[test]
+fn who_has_sent_its_last_request_is_answered_in_full() {
+    let mut world = Alone::new();
+    let id = world.client();
+    world.say(id, b"lru_crawler metadump all\r\n");
+    let (client, slot) = asker(&mut world);
+    world.core.handle_finished(world.now, id);
+    let held = Arc::new(());
+    world.core.handle_command(world.now, Command::Part { client, bytes: piece(&held) });
+    assert_eq!(world.told(id), vec![b'x'; 8192]);
+    world.core.handle_command(world.now, Command::Answer { client, slot, outcome: Outcome::Own(b"END\r\n") });
+    assert_eq!(world.told(id), b"END\r\n");
+    assert_eq!(events(&mut world.core), []);
+}
+
 #[test]
 fn the_control_plane_hears_that_a_client_is_gone() {
     let mut world = Alone::new();

@@ -1,6 +1,8 @@
 //! Repairs: the copies of a mirrored pair differ, a write finds out, and anything may fail
 //! meanwhile.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::pair::State;
 
 use super::explore::{Errors, holds, judge, judge_missed};
@@ -148,6 +150,23 @@ fn a_repair_that_the_follower_refuses_is_not_forgotten() {
     assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
     assert!(world.missed.contains(KEY.as_bytes()));
     assert_eq!(world.lone.after(None, 9), [KEY], "it is known to have one copy");
+    assert_eq!(world.cores[0].stats.repaired.load(Relaxed), 0);
+}
+
+/// The follower has dropped its copy and refuses the leader's, whose connection has just ended:
+/// nobody is told of a write that only a lost node holds.
+#[test]
+fn a_repair_is_refused_and_its_leader_lost() {
+    let mut world = diverged(&[&[Incr]], None, Some(Fault::Kill(0)));
+    until(&mut world, "md k", 1);
+    world.wires[0][1].to.pop_back();
+    world.step(&Choice::Execute { worker: 0, node: 1 });
+    world.wires[0][1].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
+    world.step(&Choice::Fault);
+    world.run();
+    assert_eq!(world.pair.state(), State::Degraded { leader: crate::ids::Place::Backup });
+    assert!(!world.history.unanswered());
+    assert_eq!(world.history.told(0), Some("NOT_FOUND"), "as the one says that leads now");
 }
 
 fn deliver_all(world: &mut World, node: usize) {

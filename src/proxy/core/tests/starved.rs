@@ -120,6 +120,26 @@ fn a_long_line_is_counted_too() {
     assert!(world.core.clients[client].closing, "where its end is nobody knows");
 }
 
+/// One alone may have a value of any size that servers take. A line without an end is no value.
+#[test]
+fn a_line_beyond_half_of_the_memory_is_refused_at_once() {
+    let mut world = world();
+    let client = world.client();
+    let keys = "k ".repeat(32 << 10);
+    world.say(client, b"get ");
+    let mut most = 0;
+    let said = (0..2 * LIMIT / keys.len())
+        .find_map(|_| {
+            client_says(&mut world.core, world.now, client, keys.as_bytes());
+            most = most.max(world.core.memory.used());
+            Some(world.told(client)).filter(|said| !said.is_empty())
+        })
+        .expect("it ends");
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.starts_with("SERVER_ERROR out of memory reading request"), "{said}");
+    assert!(world.core.clients[client].closing && most <= LIMIT / 2 + 2 * keys.len(), "{most}");
+}
+
 /// While the first key's server keeps a client waiting, others may answer all the rest of its line.
 #[test]
 fn a_line_of_very_many_keys_goes_no_further_than_a_window_beyond_what_is_unanswered() {
@@ -135,4 +155,5 @@ fn a_line_of_very_many_keys_goes_no_further_than_a_window_beyond_what_is_unanswe
     world.node_says(b"END\r\n");
     (0..1000).for_each(|_| world.resume());
     assert_eq!(world.told(client), b"END\r\nEND\r\n");
+    assert_eq!(world.core.memory.used(), 0);
 }
