@@ -28,6 +28,7 @@ pub mod status;
 mod suspicion;
 #[cfg(test)]
 mod testing {
+    pub(crate) mod digest;
     pub(crate) mod memcached;
 }
 pub mod wait;

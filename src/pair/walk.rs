@@ -27,12 +27,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::LazyLock;
 
 use super::*;
+use crate::testing::digest::Quick;
 use Place::{Backup, Primary};
 use judge::{arrow, judge_effects};
 use shadow::{Holds, PLACES, Story, World, at};
 
 fn walk(starts: Vec<World>) -> Vec<World> {
-    let mut seen: HashSet<World> = HashSet::new();
+    let mut seen: HashSet<World, Quick> = HashSet::default();
     let mut queue: VecDeque<World> = starts.into();
     let mut reached = Vec::new();
     while let Some(world) = queue.pop_front() {
@@ -112,7 +113,7 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
         events.extend([Event::Promote(place), Event::Foreign(true), Event::Foreign(false)]);
         events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }
-    let pairs: HashSet<Pair> = REACHED.iter().map(|w| w.key().pair).collect();
+    let pairs: HashSet<Pair, Quick> = REACHED.iter().map(|w| w.key().pair).collect();
     for before in pairs {
         for &event in &events {
             let mut after = before.clone();

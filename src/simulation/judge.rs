@@ -6,7 +6,9 @@
 //! write, so it has few choices.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
+
+use crate::testing::digest::{Digest, Quick};
 
 /// What a client asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,9 +77,25 @@ pub(super) enum Verdict {
     TooLong,
 }
 
+/// When an operation was under way, and whether its outcome is unknown. (Most of a search's time
+/// goes into looking for what may come next, so this lies close together.)
+struct Span {
+    begun: u64,
+    ended: u64,
+    unknown: bool,
+}
+
+impl Span {
+    fn of(op: &Op) -> Span {
+        Span { begun: op.begun, ended: op.ended.unwrap_or(u64::MAX), unknown: op.outcome == Outcome::Unknown }
+    }
+}
+
 struct Search<'a> {
     ops: &'a [Op],
-    words: HashMap<String, u32>,
+    /// Of each operation, what a step looks at.
+    spans: Vec<Span>,
+    words: HashMap<String, u32, Quick>,
     texts: Vec<String>,
     /// A bit for each operation that took effect.
     done: Vec<u64>,
@@ -90,7 +108,7 @@ struct Search<'a> {
     best: Vec<usize>,
     stuck: Vec<usize>,
     /// Fingerprints of the situations that were met: two of 64 bits each, for many are kept.
-    seen: HashSet<(u64, u64)>,
+    seen: HashSet<(u64, u64), Quick>,
     mandatory_left: usize,
     steps: usize,
 }
@@ -117,7 +135,8 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     let mandatory_left = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
     let mut search = Search {
         ops,
-        words: HashMap::new(),
+        spans: ops.iter().map(Span::of).collect(),
+        words: HashMap::default(),
         texts: vec![String::new()],
         done: vec![0; ops.len().div_ceil(64)],
         around: Vec::new(),
@@ -126,7 +145,7 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
         order: Vec::new(),
         best: Vec::new(),
         stuck: Vec::new(),
-        seen: HashSet::new(),
+        seen: HashSet::default(),
         mandatory_left,
         steps: 0,
     };
@@ -150,23 +169,7 @@ impl Search<'_> {
         while self.is_done(first) {
             first += 1;
         }
-        // What begins after another one's answer cannot come before it.
-        let mut fence = u64::MAX;
-        let mut candidates = Vec::new();
-        for (i, op) in self.ops.iter().enumerate().skip(first) {
-            if op.begun > fence {
-                break;
-            }
-            if !self.is_done(i) {
-                candidates.push(i);
-                if op.outcome != Outcome::Unknown {
-                    fence = fence.min(op.ended.unwrap_or(u64::MAX));
-                }
-            }
-        }
-        candidates.retain(|&i| self.ops[i].begun <= fence);
-        // What is known to have happened explains more than what may have.
-        candidates.sort_by_key(|&i| self.ops[i].outcome == Outcome::Unknown);
+        let mut candidates = self.candidates(first);
         let mut stuck = Vec::new();
         // What fits and changes nothing may as well come at once: put later, it could only fit no
         // more.
@@ -222,9 +225,34 @@ impl Search<'_> {
         false
     }
 
+    /// What may come next, none of them before `first`: what is known to have happened, which
+    /// explains more, then what may have.
+    fn candidates(&self, first: usize) -> Vec<usize> {
+        // What begins after another one's answer cannot come before it.
+        let mut fence = u64::MAX;
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        let mut i = first;
+        while let Some(span) = self.spans.get(i)
+            && span.begun <= fence
+        {
+            if self.done[i / 64] & (1 << (i % 64)) == 0 {
+                if span.unknown {
+                    unknown.push(i);
+                } else {
+                    known.push(i);
+                    fence = fence.min(span.ended);
+                }
+            }
+            i += 1;
+        }
+        known.append(&mut unknown);
+        known.retain(|&i| self.spans[i].begun <= fence);
+        known
+    }
+
     fn fingerprint(&self, state: u32, which: u8) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        (which, &self.done, &self.around, state).hash(&mut hasher);
+        let mut hasher = Digest::of(which.into());
+        (&self.done, &self.around, state).hash(&mut hasher);
         hasher.finish()
     }
 

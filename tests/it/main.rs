@@ -10,6 +10,8 @@ mod binary_differential;
 mod chaos;
 mod cli;
 mod copies;
+#[path = "../../src/testing/digest.rs"]
+mod digest;
 mod documents;
 mod expiry;
 mod failover;

@@ -7,12 +7,12 @@
 //! two runs that have led to the same contents, held commands and transcripts of all connections
 //! are one. Switches in the world (never in the product) show that the checks can fail.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::digest::Digest;
 use crate::scripted::{Fault, NEVER, ScriptedDialer, Shared, World};
 use bytes::Bytes;
 use resilver::internals::ids::{NodeId, PairId};
@@ -389,7 +389,7 @@ impl Run<'_> {
     }
 
     fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Digest::default();
         self.world.lock().unwrap().hash(&mut hasher);
         (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
         (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);

@@ -1,7 +1,6 @@
 //! Scripted nodes: model memcacheds over in-memory streams, which hold every command on an item
 //! until they are told to run it.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::io;
@@ -13,6 +12,7 @@ use resilver::internals::ids::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
+use crate::digest::Digest;
 use crate::memcached::{Item, Memcached, command_len};
 
 /// What the nodes' clocks show: they stand still, for a run takes some milliseconds of virtual
@@ -106,7 +106,7 @@ struct Connection {
     pending: VecDeque<String>,
     replies: Option<mpsc::UnboundedSender<String>>,
     /// Everything that went over it: with the nodes' contents it determines what the job knows.
-    transcript: DefaultHasher,
+    transcript: Digest,
     last_read: BTreeMap<String, Item>,
 }
 
@@ -229,7 +229,7 @@ impl Dial for ScriptedDialer {
                     node: node.index(),
                     pending: VecDeque::new(),
                     replies: Some(replies),
-                    transcript: DefaultHasher::new(),
+                    transcript: Digest::default(),
                     last_read: BTreeMap::new(),
                 });
                 w.connections.len() - 1

@@ -9,12 +9,14 @@ use crate::proxy::handles::Ticket;
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
 
 use crate::backend::marker::INCARNATION_KEY;
 use crate::ids::{Epoch, Place, Term};
 use crate::keys::Recopy;
 use crate::pair::{self, Gate, Loss, Pair, State};
 use crate::ring::Distribution;
+use crate::testing::digest::Digest;
 
 use super::super::*;
 use super::copier::Copier;
@@ -103,7 +105,7 @@ pub(super) enum Choice {
     Tick,
 }
 
-#[derive(Default, Debug)]
+#[derive(Default, Hash, Debug)]
 pub(super) struct Wire {
     pub(super) up: bool,
     /// The other end is gone; not noticed yet.
@@ -524,7 +526,7 @@ impl World {
 
     /// A hash of everything that decides what can happen next.
     pub(super) fn digest(&self) -> u64 {
-        let mut sink = Sink(0);
+        let mut sink = Digest::default();
         for core in &self.cores {
             let parts = (&core.clients, &core.ops, &core.links, &core.pairs, &core.fences);
             let _ = write!(sink, "{parts:?}");
@@ -532,8 +534,12 @@ impl World {
                 let _ = write!(sink, "{:?}", (&core.looks, &core.gone));
             }
         }
-        let _ =
-            write!(sink, "{:?}", (&self.nodes, self.process, &self.wires, &self.peers, &self.events, &self.commands));
+        // (As bytes, not as text: of every node, all that its life changes.)
+        for node in &self.nodes {
+            (&node.items, node.cas, node.flushes, node.ghosts).hash(&mut sink);
+        }
+        (&self.wires, &self.late).hash(&mut sink);
+        let _ = write!(sink, "{:?}", (self.process, &self.peers, &self.events, &self.commands));
         let _ = write!(
             sink,
             "{:?}",
@@ -551,37 +557,8 @@ impl World {
         let _ = write!(
             sink,
             "{:?}",
-            (&self.recopy, &self.copier, &self.history, self.faulted, &self.late, &self.orders, &self.settled)
+            (&self.recopy, &self.copier, &self.history, self.faulted, &self.orders, &self.settled)
         );
         sink.finish()
-    }
-}
-
-/// Text, as one number. (A third of all time went into the standard library's hasher, whose keys
-/// nobody needs here.)
-struct Sink(u64);
-
-impl Sink {
-    fn add(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 ^= self.0 >> 29;
-    }
-
-    fn finish(mut self) -> u64 {
-        self.add(0);
-        self.0
-    }
-}
-
-impl std::fmt::Write for Sink {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let (words, rest) = text.as_bytes().as_chunks::<8>();
-        words.iter().for_each(|word| self.add(u64::from_le_bytes(*word)));
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        // (What is written in two pieces is never written in one.)
-        last[7] = rest.len() as u8;
-        self.add(u64::from_le_bytes(last));
-        Ok(())
     }
 }
