@@ -10,12 +10,7 @@ const CHILD: &str = "RESILVER_COST_CALLGRIND";
 
 /// Whether this is the process under callgrind.
 pub fn is_child() -> bool {
-    part().is_some()
-}
-
-/// What the process under callgrind is to do, in that process.
-pub fn part() -> Option<String> {
-    std::env::var(CHILD).ok()
+    std::env::var(CHILD).is_ok()
 }
 
 /// Where callgrind writes down what it has counted, and begins anew.
@@ -31,15 +26,6 @@ pub fn boundary() {
 ///
 /// Why nothing could be counted here.
 pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
-    run_part(test, "all", workloads)
-}
-
-/// The same for one of a test's parts, see [`part`].
-///
-/// # Errors
-///
-/// Why nothing could be counted here.
-pub fn run_part(test: &str, part: &str, workloads: usize) -> Result<Vec<u64>, String> {
     if !Command::new("valgrind").arg("--version").output().is_ok_and(|o| o.status.success()) {
         return Err("valgrind is not installed (scripts/need-meters)".to_string());
     }
@@ -49,7 +35,7 @@ pub fn run_part(test: &str, part: &str, workloads: usize) -> Result<Vec<u64>, St
         .arg(format!("--callgrind-out-file={}/out", folder.path().display()))
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(CHILD, part)
+        .env(CHILD, "yes")
         .output()
         .expect("run valgrind");
     let said = String::from_utf8_lossy(&output.stderr);

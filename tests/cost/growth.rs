@@ -3,7 +3,6 @@
 //! and 100,000 keys, by shape of request and by structure.
 
 use std::sync::Arc;
-use std::thread;
 
 use bytes::Bytes;
 
@@ -12,7 +11,7 @@ use resilver::internals::keys::{Lone, Missed, MissedBudget, Recopy};
 use resilver::internals::proxy::{Command, Flow, Follower, Route};
 
 use crate::drive::{Drive, Workload};
-use crate::{GET, alone, callgrind, skipped};
+use crate::{GET, beside, callgrind, skipped};
 
 const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
 
@@ -114,14 +113,12 @@ const REQUESTS: [Shape; 9] = [
 ];
 
 /// What waits inside, of many clients.
-const STRUCTURES: [Shape; 11] = [
+const STRUCTURES: [Shape; 9] = [
     ("a tick while operations are parked", Of::Ticks, |keys| Crowd::new(keys).tick_parked()),
     ("a tick behind answers that count for nothing", Of::Ticks, |keys| Crowd::new(keys).tick_void()),
     ("in flight to a node that is lost", Of::Keys, |keys| Crowd::new(keys).fail_over()),
     ("parked, and begun under the next route", Of::Keys, |keys| Crowd::new(keys).park()),
     ("a gate that closes over what is in flight", Of::Part, |keys| Crowd::new(keys).close_over()),
-    ("copies that differ", Of::Keys, |keys| Crowd::new(keys).diverge()),
-    ("copies of one key that differ", Of::Keys, |keys| Crowd::new(keys).diverge_at_one()),
     ("missed, past the bound", Of::KeysOfSeveral, |keys| {
         for _ in 0..several(keys) {
             let missed = Missed::new(Arc::new(MissedBudget::new(keys * 50)));
@@ -167,6 +164,12 @@ const STRUCTURES: [Shape; 11] = [
         round();
         callgrind::boundary();
     }),
+];
+
+/// Of many clients, every one of which finds a difference.
+const REPAIRS: [Shape; 2] = [
+    ("copies that differ", Of::Keys, |keys| Crowd::new(keys).diverge()),
+    ("copies of one key that differ", Of::Keys, |keys| Crowd::new(keys).diverge_at_one()),
 ];
 
 /// Many clients with a pipeline each.
@@ -320,13 +323,27 @@ fn counted_take_batch(recopy: &Recopy) -> Vec<Bytes> {
     recopy.take_batch(64)
 }
 
-const PARTS: [(&str, &[Shape]); 2] = [("requests", &REQUESTS), ("structures", &STRUCTURES)];
+// Three tests, so that three processes can be under callgrind at once.
 
 #[test]
-fn a_key_costs_the_same_however_many_there_are() {
-    if let Some(part) = callgrind::part() {
-        let (_, shapes) = PARTS.iter().find(|(name, _)| *name == part).expect("a part");
-        for (_, of, run) in *shapes {
+fn a_request_costs_the_same_however_many_there_are() {
+    stays_flat("growth::a_request_costs_the_same_however_many_there_are", &REQUESTS);
+}
+
+#[test]
+fn what_waits_costs_the_same_however_much_there_is() {
+    stays_flat("growth::what_waits_costs_the_same_however_much_there_is", &STRUCTURES);
+}
+
+#[test]
+fn a_repair_costs_the_same_however_many_there_are() {
+    stays_flat("growth::a_repair_costs_the_same_however_many_there_are", &REPAIRS);
+}
+
+/// Counts each shape with all sizes; `test` is the caller's name.
+fn stays_flat(test: &str, shapes: &[Shape]) {
+    if callgrind::is_child() {
+        for (_, of, run) in shapes {
             for size in SIZES {
                 match of {
                     Of::Keys | Of::KeysOfSeveral => each_key(|| run(size)),
@@ -336,31 +353,23 @@ fn a_key_costs_the_same_however_many_there_are() {
         }
         return;
     }
-    let _alone = alone();
-    let name = "growth::a_key_costs_the_same_however_many_there_are";
-    let counts = thread::scope(|scope| {
-        let runs = PARTS
-            .map(|(part, shapes)| scope.spawn(move || callgrind::run_part(name, part, shapes.len() * SIZES.len())));
-        runs.map(|run| run.join().expect("counted"))
-    });
+    let _beside = beside();
+    let counts = match callgrind::run(test, shapes.len() * SIZES.len()) {
+        Ok(counts) => counts,
+        Err(why) => return skipped("instructions of a key among many", &why),
+    };
     let mut broken = Vec::new();
     println!("instructions of a key among {SIZES:?}:");
-    for ((_, shapes), counts) in PARTS.iter().zip(counts) {
-        let counts = match counts {
-            Ok(counts) => counts,
-            Err(why) => return skipped("instructions of a key among many", &why),
+    for ((shape, of, _), counts) in shapes.iter().zip(counts.chunks(SIZES.len())) {
+        let by = |keys| match of {
+            Of::Keys | Of::Part => keys as u64,
+            Of::KeysOfSeveral => (keys * several(keys)) as u64,
+            Of::Ticks => TICKS,
         };
-        for ((shape, of, _), counts) in shapes.iter().zip(counts.chunks(SIZES.len())) {
-            let by = |keys| match of {
-                Of::Keys | Of::Part => keys as u64,
-                Of::KeysOfSeveral => (keys * several(keys)) as u64,
-                Of::Ticks => TICKS,
-            };
-            let each: Vec<u64> = counts.iter().zip(SIZES).map(|(count, keys)| count / by(keys)).collect();
-            println!("  {shape:<40} {each:>7?}");
-            if each.iter().any(|&each_of_many| each_of_many * 100 > each[0] * GROWTH_MAX) {
-                broken.push(format!("{shape}: {each:?}"));
-            }
+        let each: Vec<u64> = counts.iter().zip(SIZES).map(|(count, keys)| count / by(keys)).collect();
+        println!("  {shape:<40} {each:>7?}");
+        if each.iter().any(|&each_of_many| each_of_many * 100 > each[0] * GROWTH_MAX) {
+            broken.push(format!("{shape}: {each:?}"));
         }
     }
     assert!(broken.is_empty(), "a key costs more the more there are {SIZES:?}: {broken:#?}");
