@@ -1,96 +1,219 @@
-//! `resilver ask`: what an operator asks a running proxy, without a telnet or nc at hand, over TCP
-//! or a unix socket.
+//! What operators say to a running proxy, without a telnet or nc at hand, over TCP or a unix
+//! socket: `resilver ask …` in the words of the text protocol, and a command of its own for each of
+//! its operator commands.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::wait::connection::{Connection, Endpoint};
+use crate::console::connection::Connection;
+use crate::console::proxy::{ANSWER_TIMEOUT, ProxyArg, failed, refused};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
 /// Wrong arguments. clap ends with the same number.
 const EXIT_USAGE: u8 = 2;
 
-/// How long an answer's beginning may take, and the rest of it.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the whole of an answer may take; a list of keys, as long as something comes.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What may be asked. Other commands take data, or answer in other forms; they are for clients.
-const COMMANDS: [&str; 3] = ["resync", "stats", "version"];
-/// More lines than any answer has.
+const COMMANDS: [&str; 4] = ["resync", "stats", "node", "version"];
+/// More lines than any answer has, but for a list of keys.
 const LINES_MAX: usize = 1 << 20;
 
-/// The arguments of `resilver ask`.
-#[derive(Parser, Debug)]
-#[command(
-    name = "resilver ask",
-    bin_name = "resilver ask",
-    about = "Asks a running proxy what an operator may ask, and prints the answer.",
-    after_help = "For example:\n  resilver ask resync status\n  resilver ask --proxy /run/resilver.sock stats servers\n\n\
-                  Exit codes: 0 answered; 1 no answer, or an error, which is on stderr; 2 wrong arguments.",
-    max_term_width = 120
-)]
-pub struct AskArgs {
-    /// The proxy: where it listens, or the path of its unix socket
-    #[arg(long, value_name = "HOST:PORT|PATH", default_value = "127.0.0.1:11211")]
-    proxy: Endpoint,
+/// The commands that have a word of their own.
+pub const WORDS: [&str; 8] = ["ask", "resync", "verify", "cancel", "lead", "stats", "node", "keys"];
 
-    /// An operator's command: resync …, stats … or version
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
-    command: Vec<String>,
+const EXIT_CODES: &str = "Exit codes: 0 answered; 1 no answer, or an error, which is on stderr; 2 wrong arguments.";
+
+/// What an operator says.
+#[derive(Parser, Debug)]
+#[command(name = "resilver", bin_name = "resilver", max_term_width = 120)]
+enum Said {
+    /// Asks a running proxy what an operator may ask, and prints the answer
+    #[command(after_help = format!(
+        "For example:\n  resilver ask resync status\n  resilver ask --proxy /run/resilver.sock stats servers\n\n{EXIT_CODES}"
+    ))]
+    Ask {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// An operator's command: resync …, stats …, node … or version
+        #[arg(value_name = "COMMAND", required = true)]
+        command: Vec<String>,
+    },
+    /// Refills a server in full, even if it seems fine; without a name every server that needs it
+    #[command(after_help = EXIT_CODES)]
+    Resync {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// The server, as it was given to the proxy
+        #[arg(value_name = "HOST:PORT")]
+        server: Option<String>,
+    },
+    /// Compares the two copies of every mirrored pair, or of a server's, and mends what differs;
+    /// resilver status shows how far it is
+    #[command(after_help = EXIT_CODES)]
+    Verify {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// The server, as it was given to the proxy
+        #[arg(value_name = "HOST:PORT")]
+        server: Option<String>,
+    },
+    /// Ends a resync; without a name every one, and a verify
+    #[command(after_help = EXIT_CODES)]
+    Cancel {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// The server, as it was given to the proxy
+        #[arg(value_name = "HOST:PORT")]
+        server: Option<String>,
+    },
+    /// Lets a server lead its dark pairs with what it holds: the writes that only the other server
+    /// has are lost
+    #[command(after_help = EXIT_CODES)]
+    Lead {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// The server, as it was given to the proxy
+        #[arg(value_name = "HOST:PORT")]
+        server: String,
+        /// Those writes may be lost
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Prints statistics: stats, stats servers, stats settings, …
+    #[command(after_help = EXIT_CODES)]
+    Stats {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// Which part of them
+        #[arg(value_name = "PART")]
+        part: Vec<String>,
+    },
+    /// Sends one server one command, and prints its answer
+    #[command(after_help = EXIT_CODES)]
+    Node {
+        #[command(flatten)]
+        at: ProxyArg,
+        /// The server, as it was given to the proxy
+        #[arg(value_name = "HOST:PORT")]
+        server: String,
+        /// The command, for example: stats items
+        #[arg(value_name = "COMMAND", required = true)]
+        command: Vec<String>,
+    },
+    /// Lists all keys, a line each, with when they end and how large they are
+    #[command(after_help = EXIT_CODES)]
+    Keys {
+        #[command(flatten)]
+        at: ProxyArg,
+    },
 }
 
-/// Runs `resilver ask`; `arguments` begins with the program's name as shown in messages.
+impl Said {
+    /// Where it is said, and in the words of the text protocol.
+    fn command(self) -> Result<(ProxyArg, String), String> {
+        let of = |word: &str, server: Option<String>| match server {
+            Some(server) => format!("{word} {server}"),
+            None => word.to_owned(),
+        };
+        let (at, command) = match self {
+            Said::Ask { at, command } => (at, command.join(" ")),
+            Said::Resync { at, server } => (at, of("resync", server)),
+            Said::Verify { at, server } => (at, of("resync verify", server)),
+            Said::Cancel { at, server } => (at, of("resync cancel", server)),
+            Said::Lead { server, yes: false, .. } => {
+                return Err(format!(
+                    "lead: {server} leads its dark pairs with what it holds, and the writes that only the other server \
+                     has are lost; resilver status tells of them; if that may be, say --yes"
+                ));
+            }
+            Said::Lead { at, server, .. } => (at, format!("resync lead {server}")),
+            Said::Stats { at, part } => {
+                (at, ["stats".to_owned()].into_iter().chain(part).collect::<Vec<_>>().join(" "))
+            }
+            Said::Node { at, server, command } => (at, format!("node {server} {}", command.join(" "))),
+            Said::Keys { at } => return Ok((at, KEYS.to_owned())),
+        };
+        let first = command.split(' ').next().unwrap_or_default();
+        if !COMMANDS.contains(&first) || command.contains(['\r', '\n']) {
+            return Err(format!("ask: {first:?} is no operator's command; ask {}", COMMANDS.join(", ")));
+        }
+        Ok((at, command))
+    }
+}
+
+const KEYS: &str = "lru_crawler metadump all";
+
+/// Runs one of [`WORDS`]; `arguments` begins with the program's name.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let args = match AskArgs::try_parse_from(arguments) {
-        Ok(args) => args,
+    let said = match Said::try_parse_from(arguments) {
+        Ok(said) => said,
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
     let fail = |code: u8, line: &str| {
-        let _ = writeln!(std::io::stderr(), "resilver ask: {line}");
+        let _ = writeln!(std::io::stderr(), "resilver {line}");
         ExitCode::from(code)
     };
-    let command = args.command.join(" ");
-    let first = command.split(' ').next().unwrap_or_default();
-    if !COMMANDS.contains(&first) || command.contains(['\r', '\n']) {
-        return fail(EXIT_USAGE, &format!("{first:?} is no operator's command; ask {}", COMMANDS.join(", ")));
-    }
-    match ask(&args.proxy, &command) {
-        // Not println: `resilver ask stats | head -1` closes the pipe, and that is no error.
-        Ok(Ok(lines)) => {
-            let _ = std::io::stdout().write_all(lines.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Ok(Err(refusal)) => fail(EXIT_FAILED, &format!("{} answered: {refusal}", args.proxy)),
-        Err(error) => fail(EXIT_FAILED, &format!("{}: {error}", args.proxy)),
+    let (at, command) = match said.command() {
+        Ok(command) => command,
+        Err(why) => return fail(EXIT_USAGE, &why),
+    };
+    match ask(&at, &command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(EXIT_FAILED, &format!("{}: {why}", command.split(' ').next().unwrap_or_default())),
     }
 }
 
-/// The lines of the answer, or the one that refuses.
-fn ask(proxy: &Endpoint, command: &str) -> std::io::Result<Result<String, String>> {
-    let mut connection = Connection::open(proxy, ANSWER_TIMEOUT)?;
-    let mut said = connection.ask(command)?;
-    if said.is_error() {
-        return Ok(Err(said.line()));
+/// Prints the answer; an error is a sentence with what to do.
+fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| failed(&at.proxy, &error);
+    let mut connection = Connection::open(&at.proxy, ANSWER_TIMEOUT).map_err(failed)?;
+    // What a server is asked for may take as long as the proxy waits for servers.
+    if command == KEYS || command.starts_with("node ") {
+        connection.be_patient(WHOLE_TIMEOUT);
     }
+    let mut said = connection.ask(command).map_err(failed)?;
     connection.be_patient(WHOLE_TIMEOUT);
-    let mut lines = String::new();
-    for _ in 0..LINES_MAX {
-        let (line, more) = (said.line(), said.stat().is_some());
-        if !said.is_end() {
-            lines.push_str(line.strip_prefix("STAT ").unwrap_or(&line));
-            lines.push('\n');
-        }
-        if !more {
-            return Ok(Ok(lines));
-        }
-        said = connection.reply()?;
+    let strange = !said.goes_on() && matches!(said, crate::console::connection::Said::Strange(_));
+    if said.is_error() || strange {
+        return Err(refused(&at.proxy, &said.line()));
     }
-    Err(std::io::Error::other("an answer without end"))
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for number in 0.. {
+        if number > LINES_MAX && command != KEYS {
+            return Err(format!("{}: an answer without end", at.proxy));
+        }
+        if said.is_error() {
+            let _ = out.flush();
+            return Err(refused(&at.proxy, &said.line()));
+        }
+        let goes_on = said.goes_on();
+        if !said.is_end() {
+            let bytes = said.bytes().trim_ascii_end();
+            let written =
+                out.write_all(bytes.strip_prefix(b"STAT ").unwrap_or(bytes)).and_then(|()| out.write_all(b"\n"));
+            match written {
+                // `resilver stats | head -1` closes the pipe, and that is no error.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                written => written.map_err(|error| format!("cannot write the answer: {error}"))?,
+            }
+        }
+        if !goes_on {
+            break;
+        }
+        if command == KEYS {
+            connection.be_patient(WHOLE_TIMEOUT);
+        }
+        said = connection.reply().map_err(failed)?;
+    }
+    let _ = out.flush();
+    Ok(())
 }

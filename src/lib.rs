@@ -8,9 +8,11 @@ pub mod ask;
 mod backend;
 mod cluster;
 pub mod config;
+mod console;
 pub mod daemon;
 mod health;
 mod ids;
+pub mod key;
 mod keys;
 mod pair;
 mod progress;
@@ -31,6 +33,7 @@ mod testing {
     pub(crate) mod digest;
     pub(crate) mod memcached;
 }
+pub mod top;
 pub mod wait;
 
 /// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use crate::ids::{Incarnation, Place};
 use crate::pair::Reason;
-use crate::stats::requests::{Asked, Came, Family};
+use crate::stats::requests::{Asked, Came};
 use crate::stats::{LATENCY_BUCKETS, Latencies};
 
 pub mod gathered;
@@ -14,6 +14,7 @@ pub mod items;
 pub mod lines;
 pub mod metrics;
 pub mod seen;
+pub mod traffic;
 pub mod verdict;
 
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ pub struct Report {
     /// out.
     pub requests: Vec<(Asked, Came, u64)>,
     /// How long clients' requests took since the start.
-    pub waits: Vec<(Family, LatencyReport)>,
+    pub waits: Vec<(Asked, LatencyReport)>,
     /// How long nodes took to answer since the start.
     pub latency: LatencyReport,
     /// `flush_all` commands that wait for their time.
@@ -92,8 +93,8 @@ pub struct PairReport {
     pub copies_missing: usize,
     /// There are more of them.
     pub missing_unknown: bool,
-    /// Of a pair in which somebody leads alone: the keys of which the other one is known to have
-    /// missed a write; `None`: it counts as having missed all.
+    /// Of a pair in which somebody leads alone, or was the last to: the keys of which the other one
+    /// is known to have missed a write; `None`: it counts as having missed all.
     pub missed: Option<Option<usize>>,
 }
 
@@ -188,6 +189,7 @@ pub struct VerifyReport {
 pub struct ProcessReport {
     pub pid: u32,
     pub uptime_seconds: u64,
+    pub uptime_ms: u64,
     /// Now, and when it was started: seconds since 1970.
     pub unix_time: u64,
     pub started_unix_time: u64,
@@ -219,6 +221,16 @@ impl LatencyReport {
         }
         let buckets = counts.into_iter().enumerate().map(|(at, count)| (Latencies::least(at), count)).collect();
         LatencyReport { buckets, sum_us }
+    }
+
+    /// All of them together.
+    pub fn sum<'a>(all: impl Iterator<Item = &'a LatencyReport>) -> LatencyReport {
+        let mut sum = LatencyReport::of(std::iter::empty());
+        for one in all {
+            sum.sum_us += one.sum_us;
+            sum.buckets.iter_mut().zip(&one.buckets).for_each(|((_, sum), (_, count))| *sum += count);
+        }
+        sum
     }
 
     /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came.

@@ -17,13 +17,11 @@ use clap::Parser;
 use thiserror::Error;
 
 use crate::backend::marker;
+use crate::console::connection::{Connection, Endpoint};
+use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, stats};
 use crate::ids::Place;
 use crate::report::lines;
 use crate::ring::NodeAddr;
-
-pub(crate) mod connection;
-
-use connection::{Connection, Endpoint};
 
 /// Not within the time.
 const EXIT_TIMEOUT: u8 = 1;
@@ -33,12 +31,6 @@ const EXIT_USAGE: u8 = 2;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long one answer may take. A proxy answers at once; a server that hangs is an obstacle, not a
-/// reason to hang too.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Lines of the longest answer: `stats servers` has some ten for each of at most 256 servers, and
-/// `resync status` one for each pair.
-const STATS_MAX: usize = 256 << 10;
 /// So many looks in a row must find nothing. A server that kept its memory over a restart carries
 /// the right marker at once; what tells is that its connections broke, and the proxy may still be
 /// about to read that.
@@ -61,9 +53,8 @@ pub struct WaitArgs {
     #[arg(long, required = true)]
     mirrored: bool,
 
-    /// The proxy: where it listens, or the path of its unix socket
-    #[arg(long, value_name = "HOST:PORT|PATH", default_value = "127.0.0.1:11211")]
-    proxy: Endpoint,
+    #[command(flatten)]
+    at: ProxyArg,
 
     /// How long to wait at most
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::config::parse_time)]
@@ -137,8 +128,8 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 /// Asks the proxy, and then every server. Past the deadline what is missing already is enough: 256
 /// servers that hang would be waited for, one after the other, for minutes more.
 fn look(args: &WaitArgs, deadline: Instant) -> Look {
-    let proxy = args.proxy.to_string();
-    let asked = Connection::open(&args.proxy, ANSWER_TIMEOUT).and_then(|mut connection| {
+    let proxy = args.at.proxy.to_string();
+    let asked = Connection::open(&args.at.proxy, ANSWER_TIMEOUT).and_then(|mut connection| {
         // (Not `resync status`, which `--operator-commands off` refuses to clients.)
         let status = stats(&mut connection, "stats resync")?;
         // (Who says no closes the connection: to ask on would hide the sentence behind "Connection
@@ -203,27 +194,6 @@ fn carries_marker(node: &str, known: &str) -> Result<(), String> {
         Ok(_) => Err("does not hold the memory that the proxy knows: it has not been taken back yet".to_owned()),
         Err(error) => Err(format!("does not answer from here ({error}); --proxy-only leaves this out")),
     }
-}
-
-/// An answer of lines.
-pub(crate) enum Answer {
-    Stats(Vec<(String, String)>),
-    /// Its first line was something else.
-    Other(String),
-}
-
-/// Asks for statistics.
-pub(crate) fn stats(connection: &mut Connection, command: &str) -> std::io::Result<Answer> {
-    let mut said = connection.ask(command)?;
-    let mut stats = Vec::new();
-    while let Some(stat) = said.stat() {
-        stats.push(stat);
-        if stats.len() > STATS_MAX {
-            return Err(std::io::Error::other("an answer without end"));
-        }
-        said = connection.reply()?;
-    }
-    Ok(if said.is_end() && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(said.line()) })
 }
 
 /// The value of a key.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use crate::ids::{NodeId, PairId, Place, WorkerId};
 use crate::pair::FillEvent;
 use crate::pair::{self, State};
+use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
 use crate::proxy::{ClientId, ClientKey, Question};
@@ -43,6 +44,8 @@ impl Cluster {
             Question::Stats(args) => match args.split_ascii_whitespace().next() {
                 Some("servers") => self.report().stats_servers().end(),
                 Some("resync") => self.report().resync_status(false).end(),
+                Some("traffic") => self.report().stats_traffic().end(),
+                Some("key") => self.key_asked(&args),
                 Some("reset") => self.stats_reset(),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
@@ -65,6 +68,17 @@ impl Cluster {
                 let slot = self.desk.wait_for(reply);
                 self.asked(Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }, question);
             }
+        }
+    }
+
+    /// `stats key KEY`: where it belongs.
+    fn key_asked(&self, args: &str) -> Bytes {
+        match args.split_ascii_whitespace().collect::<Vec<_>>().as_slice() {
+            [_, key] if key.len() <= KEY_LEN_MAX => {
+                self.report().stats_key(key, self.topology.pair_of(key.as_bytes()).index()).end()
+            }
+            [_, _] => client_error(format_args!("stats key: a key has at most {KEY_LEN_MAX} bytes")),
+            _ => client_error("stats key: which key? stats key <key>"),
         }
     }
 

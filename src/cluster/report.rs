@@ -14,7 +14,7 @@ use crate::report::{
 };
 use crate::resync::{Fill, Progress};
 use crate::stats::NodeStats;
-use crate::stats::requests::{Asked, Came, Family};
+use crate::stats::requests::{Asked, Came};
 
 use super::Cluster;
 use super::jobs::seconds;
@@ -47,6 +47,7 @@ impl Cluster {
             process: ProcessReport {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
+                uptime_ms: self.started.elapsed().as_millis() as u64,
                 unix_time: crate::ambient::unix_time().as_secs(),
                 started_unix_time: self.started_date.as_secs(),
                 version: crate::proxy::VERSION,
@@ -58,7 +59,7 @@ impl Cluster {
             counters: self.counters_since_reset(),
             totals: self.counters(),
             requests: self.requests(),
-            waits: Family::ALL.iter().map(|&family| (family, self.waits(family))).collect(),
+            waits: Asked::ALL.iter().map(|&asked| (asked, self.waits(asked))).collect(),
             latency: LatencyReport::of(self.stats.iter().flat_map(|s| &s.nodes).map(|node| &node.latencies)),
             delayed_flushes: self.delayed.pending().len(),
             late_together: self.suspicions.held,
@@ -81,8 +82,11 @@ impl Cluster {
             for_seconds: seconds(run.since),
             copies_missing: run.lone.len(),
             missing_unknown: run.lone.has_more(),
-            missed: matches!(run.pair.state(), State::Degraded { .. } | State::Recovering { .. })
-                .then(|| (!run.missed.overflowed()).then(|| run.missed.len())),
+            missed: matches!(
+                run.pair.state(),
+                State::Degraded { .. } | State::Recovering { .. } | State::Dark { in_sync: Some(_), .. }
+            )
+            .then(|| (!run.missed.overflowed()).then(|| run.missed.len())),
         };
         (report, facts)
     }
@@ -139,8 +143,8 @@ impl Cluster {
         counted.filter(|(_, _, count)| *count > 0).collect()
     }
 
-    fn waits(&self, family: Family) -> LatencyReport {
-        LatencyReport::of(self.stats.iter().flat_map(|worker| worker.requests.waits(family)))
+    fn waits(&self, asked: Asked) -> LatencyReport {
+        LatencyReport::of(self.stats.iter().map(|worker| worker.requests.waits_of(asked)))
     }
 
     pub(super) fn mode(&self) -> &'static str {

@@ -14,8 +14,8 @@ Different from magent: it listens on 127.0.0.1, not on all addresses, unless -l 
 foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one connection for each thread, not 20, \
 because many clients share one.
 
-Beside the daemon: resilver wait --mirrored waits until a running proxy holds every item twice (resilver wait --help); \
-resilver ask resync status asks one what an operator may ask (resilver ask --help).
+Beside the daemon, for a running one (each with --help): resilver status, top, key KEY, wait --mirrored; resync, verify, \
+cancel, lead, stats, node, keys; ask, for any of these in the words of the text protocol.
 
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
 one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.

@@ -133,6 +133,17 @@ impl Report {
         out
     }
 
+    /// Where a key belongs: `stats key KEY`.
+    pub fn stats_key(&self, key: &str, pair: usize) -> Lines {
+        let mut out = Lines::default();
+        out.put("key", key);
+        if let Some(pair) = self.pairs.get(pair) {
+            out.put("pair", &pair.name);
+            pair.put(&mut out);
+        }
+        out
+    }
+
     fn unused(&self) -> usize {
         self.pairs.iter().filter(|pair| !pair.used).count()
     }
@@ -150,6 +161,10 @@ impl PairReport {
         out.put(format_args!("pair:{name}:leader"), self.leader.as_deref().unwrap_or("none"));
         out.put(format_args!("pair:{name}:reason"), self.reason);
         out.put(format_args!("pair:{name}:for_seconds"), self.for_seconds);
+        // (None known is no promise that there are none.)
+        if let Some(missed) = self.missed.filter(|missed| *missed != Some(0)) {
+            out.put(format_args!("pair:{name}:missed"), missed.map_or("all".to_owned(), |keys| keys.to_string()));
+        }
         if self.copies_missing > 0 || self.missing_unknown {
             out.put(format_args!("pair:{name}:copies_missing"), self.copies_missing);
             out.put(format_args!("pair:{name}:missing_unknown"), u8::from(self.missing_unknown));

@@ -7,6 +7,7 @@
 use std::fmt::{Display, Write};
 
 use crate::ids::Place;
+use crate::stats::requests::Family;
 
 use super::{LatencyReport, NodeReport, Report};
 
@@ -188,8 +189,9 @@ impl Report {
         out.counter("get_misses_total", "Keys asked for and not found.", self.total("get_misses"));
         out.counter("server_errors_total", "Requests that the proxy itself refused.", self.total("server_errors"));
         out.begin("request_seconds", "histogram", "From when a client's request was begun to when it was answered.");
-        for (family, latency) in &self.waits {
-            out.histogram(&[("kind", family.text())], latency);
+        for family in Family::ALL {
+            let of = self.waits.iter().filter(|(asked, _)| asked.family() == *family).map(|(_, latency)| latency);
+            out.histogram(&[("kind", family.text())], &LatencyReport::sum(of));
         }
     }
 

@@ -24,6 +24,12 @@ impl Fields {
         Fields(stats.into_iter().collect())
     }
 
+    /// Those whose names begin so, without that.
+    pub fn behind(&self, prefix: &str) -> Fields {
+        let field = |(name, value): (&String, &String)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone()));
+        Fields(self.0.iter().filter_map(field).collect())
+    }
+
     pub fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
@@ -141,6 +147,11 @@ impl Seen {
         (!seen.mode.is_empty()).then_some(seen)
     }
 
+    /// How hard resyncs work for clients' sake, percent of what they could.
+    pub fn yielding(&self) -> u64 {
+        self.rest.number("yield:percent")
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "version": JSON_VERSION,
@@ -148,6 +159,7 @@ impl Seen {
             "why": self.why(),
             "next": self.next(),
             "mirrored": self.mirrored,
+            "one_may_restart": self.one_may_restart(),
             "mode": self.mode,
             "obstacles": self.obstacles,
             "pairs": self.pairs.iter().map(|pair| pair.json("pair")).collect::<Vec<_>>(),

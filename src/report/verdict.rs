@@ -73,6 +73,45 @@ impl Seen {
         }
     }
 
+    /// How long it has been so, in seconds; `None`: not known.
+    pub fn since(&self) -> Option<u64> {
+        let word = self.word();
+        let of = self.pairs.iter().filter(|pair| Word::of_pair(pair.fields.text(STATE)) == word);
+        let times = of.map(|pair| pair.fields.number("for_seconds"));
+        if word == Word::Mirrored { times.min() } else { times.max() }
+    }
+
+    /// A server may be restarted, and no item is lost with its memory. (A proxy that has not
+    /// noticed the last restart yet says so too: `resilver wait --mirrored` asks the servers as
+    /// well.)
+    pub fn one_may_restart(&self) -> bool {
+        self.word() == Word::Mirrored
+    }
+
+    /// The servers that hold the only copy of items, and of how many pairs.
+    pub fn alone(&self) -> Vec<(&str, usize)> {
+        let mut alone: Vec<(&str, usize)> = Vec::new();
+        let one_copy = |pair: &&Named| matches!(pair.fields.text(STATE), "degraded" | "recovering");
+        for pair in self.pairs.iter().filter(one_copy) {
+            let leader = pair.fields.text("leader");
+            match alone.iter_mut().find(|(name, _)| *name == leader) {
+                Some((_, pairs)) => *pairs += 1,
+                None => alone.push((leader, 1)),
+            }
+        }
+        alone
+    }
+
+    /// Servers of dark pairs that answer, and could lead with what they hold.
+    fn could_lead(&self) -> Vec<&str> {
+        let dark = |name: &str| {
+            let mut dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
+            dark.any(|pair| pair.name.split('|').any(|node| node == name))
+        };
+        let up = self.servers.iter().filter(|server| !matches!(server.fields.text(STATE), "lost" | ""));
+        up.map(|server| server.name.as_str()).filter(|name| dark(name)).collect()
+    }
+
     /// What to do.
     pub fn next(&self) -> String {
         let any = |reason: &str| {
@@ -92,15 +131,21 @@ impl Seen {
         if any("resync_off").is_some() || self.mode == "off" {
             return "--resync=off: servers are taken at their word, and never refilled".to_owned();
         }
-        let refilled = if self.mode == "manual" { "then: resilver ask resync" } else { "it is refilled by itself" };
+        let refilled = if self.mode == "manual" { "then: resilver resync" } else { "it is refilled by itself" };
         let word = self.word();
         match word {
             Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
-            _ if !lost.is_empty() && word == Word::Dark => format!(
-                "start {} with its memory if it has it; what is left leads after: resilver ask resync lead HOST:PORT \
-                 (which loses what it missed)",
-                lost.join(", ")
-            ),
+            Word::Dark => {
+                let first = match lost.as_slice() {
+                    [] => "wait".to_owned(),
+                    lost => {
+                        format!("start {}, with its memory if it still has it (nothing is lost then)", lost.join(", "))
+                    }
+                };
+                let could = self.could_lead();
+                let who = could.first().unwrap_or(&"HOST:PORT");
+                format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes")
+            }
             _ if !lost.is_empty() => format!("start memcached on {}; {refilled}", lost.join(", ")),
             _ if any("copies_missing").is_some() => {
                 "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()
@@ -108,8 +153,7 @@ impl Seen {
             _ if any("cannot_enumerate").is_some() => {
                 "a server cannot list its keys: start it with the LRU crawler on (memcached's default)".to_owned()
             }
-            Word::Dark => "resilver ask resync lead HOST:PORT makes a server lead with what it holds".to_owned(),
-            Word::Degraded if self.mode == "manual" => "resilver ask resync".to_owned(),
+            Word::Degraded if self.mode == "manual" => "resilver resync".to_owned(),
             _ => "wait; it heals by itself".to_owned(),
         }
     }

@@ -231,6 +231,10 @@ impl Requests {
         all.map(|&asked| &self.waits[asked as usize])
     }
 
+    pub fn waits_of(&self, asked: Asked) -> &Latencies {
+        &self.waits[asked as usize]
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
         self.counts.iter().flatten().map(|count| count.load(Relaxed)).sum()

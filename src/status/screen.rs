@@ -2,26 +2,33 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::console::table::{Table, Tone, rate, short, time, wait, wrapped};
 use crate::report::lines::{PLACE, STATE};
 use crate::report::seen::{Named, Seen};
+use crate::report::traffic::Traffic;
 use crate::report::verdict::Word;
 
 /// Pairs that are told one by one, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
+/// The same of servers: of more, only those with something to tell have a line.
+const SERVERS_TOLD: usize = 8;
 const BAR: usize = 20;
+const COLUMNS: usize = 100;
 
 /// How it is drawn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
-    pub(super) colour: bool,
-    /// Also the pairs that are as they should be.
+    pub(super) colours: bool,
+    /// Also the pairs that are as they should be, and every server.
     pub(super) all: bool,
 }
 
 pub(super) struct Screen<'a> {
     pub(super) seen: &'a Seen,
-    /// What was seen some time ago: what has been counted since makes the rates.
-    pub(super) before: Option<&'a Seen>,
+    /// What was counted since the proxy was started.
+    pub(super) traffic: &'a Traffic,
+    /// The same since the last look: it makes the rates.
+    pub(super) since: Option<&'a Traffic>,
     pub(super) proxy: &'a str,
     pub(super) look: Look,
 }
@@ -37,24 +44,21 @@ impl Display for Screen<'_> {
 }
 
 impl Screen<'_> {
+    /// Of late, where somebody looks again and again.
+    fn recent(&self) -> &Traffic {
+        self.since.unwrap_or(self.traffic)
+    }
+
     fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let counters = &self.seen.counters;
-        let version = counters.text("version");
         let (clients, most) = (counters.number("curr_connections"), counters.number("max_connections"));
-        write!(f, "resilver {}  {version}  clients {clients}/{most}", self.proxy)?;
-        let since = |name: &str| {
-            let before = self.before.map_or(0, |seen| seen.counters.number(name));
-            counters.number(name).saturating_sub(before)
-        };
-        let span = self.before.map(|seen| counters.number("time").saturating_sub(seen.counters.number("time")));
-        if let Some(seconds @ 1..) = span {
-            let requests: u64 =
-                ["cmd_get", "cmd_set", "cmd_touch", "cmd_delete", "cmd_arithmetic"].into_iter().map(since).sum();
-            write!(f, "  {}/s", short(requests / seconds))?;
+        let version = counters.text("resilver_version");
+        write!(f, "resilver {version} {}  clients {clients}/{most}", self.proxy)?;
+        if let Some(since) = self.since {
+            write!(f, "  {} req/s", rate(since.rate(since.requests())))?;
         }
-        let (hits, misses) = (since("get_hits"), since("get_misses"));
-        if hits + misses > 0 {
-            write!(f, "  hits {:.1} %", hits as f64 * 100.0 / (hits + misses) as f64)?;
+        if let Some(hits) = self.recent().hits() {
+            write!(f, "  hits {hits:.1} %")?;
         }
         writeln!(f, "  errors {}  up {}", counters.number("server_errors"), time(counters.number("uptime")))
     }
@@ -62,22 +66,34 @@ impl Screen<'_> {
     fn verdict(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let seen = self.seen;
         let word = seen.word();
-        writeln!(f, "{}  {}", self.painted(word, word.text()), seen.why())?;
-        for line in seen.obstacles.iter() {
-            writeln!(f, "{} {line}", self.painted(word, if word == Word::Dark { "X" } else { "!" }))?;
+        let tone = tone(word);
+        write!(f, "{}  {}", tone.paint(word.text(), self.look.colours), seen.why())?;
+        match seen.since() {
+            Some(seconds) => writeln!(f, " ({})", time(seconds))?,
+            None => writeln!(f)?,
         }
+        let sign = Tone::Warning.paint("!", self.look.colours);
+        for line in &seen.obstacles {
+            match line.contains(" is dark, ") {
+                true => writeln!(f, "{} {line}", Tone::Bad.paint("X", self.look.colours))?,
+                false => writeln!(f, "{sign} {line}")?,
+            }
+        }
+        for (server, pairs) in seen.alone() {
+            let pairs = if pairs == 1 { "one pair".to_owned() } else { format!("{pairs} pairs") };
+            writeln!(f, "{sign} {server} leads {pairs} alone: do not touch it")?;
+        }
+        let safe = if seen.one_may_restart() { "yes, after: resilver wait --mirrored" } else { "NO" };
+        writeln!(f, "safe to restart one server: {safe}")?;
         writeln!(f, "next: {}", seen.next())
     }
 
     fn resyncs(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for server in &self.seen.servers {
+        for server in self.seen.servers.iter().filter(|server| is_filled(server)) {
             let fields = &server.fields;
-            if !["running", "trickle"].contains(&fields.text("resync")) {
-                continue;
-            }
             let (total, done) = (fields.number("items_total"), fields.number("items_copied"));
             let done = done + fields.number("items_skipped");
-            write!(f, "resync {} ({})", server.name, fields.text("kind"))?;
+            write!(f, "resync {}{} ({})", server.name, self.sources(&server.name), fields.text("kind"))?;
             // Before the listing nobody knows how many there are.
             if total > 0 {
                 let part = done.min(total) as f64 / total as f64;
@@ -91,7 +107,8 @@ impl Screen<'_> {
                     "  [{}{}] {:.0} %  {}/{}  {}/s  {left}",
                     "#".repeat(full),
                     "-".repeat(BAR - full),
-                    part * 100.0,
+                    // (What is not done is not called 100.)
+                    (part * 100.0).floor(),
                     short(done),
                     short(total),
                     short(fields.number("rate"))
@@ -104,45 +121,121 @@ impl Screen<'_> {
                 failed => writeln!(f, "  failed {failed}")?,
             }
         }
-        Ok(())
+        match (self.seen.yielding(), self.seen.servers.iter().any(is_filled)) {
+            (percent @ ..100, true) => writeln!(f, "resyncs work at {percent} % of what they could, for clients' sake"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who leads the pairs for which a server is filled.
+    fn sources(&self, server: &str) -> String {
+        let mut leaders: Vec<&str> = Vec::new();
+        for pair in self.seen.pairs.iter().filter(|pair| pair.fields.text(STATE) == "recovering") {
+            let leader = pair.fields.text("leader");
+            if leader != server && pair.name.split('|').any(|name| name == server) && !leaders.contains(&leader) {
+                leaders.push(leader);
+            }
+        }
+        if leaders.is_empty() { String::new() } else { format!(" <- {}", leaders.join(", ")) }
     }
 
     fn servers(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let mut table =
-            vec![["SERVER", "PLACE", "STATE", "REASON", "VERSION", "IN FLIGHT", "LOST", "FOR"].map(str::to_owned)];
-        for Named { name, fields } in &self.seen.servers {
-            let reason = fields.text("reason");
-            table.push([
+        let servers = &self.seen.servers;
+        let told: Vec<&Named> = match self.look.all || servers.len() <= SERVERS_TOLD {
+            true => servers.iter().collect(),
+            false => {
+                self.places(f)?;
+                servers.iter().filter(|server| !is_well(server)).take(PAIRS_TOLD).collect()
+            }
+        };
+        if told.is_empty() {
+            return Ok(());
+        }
+        let head = ["SERVER", "PLACE", "STATE", "REASON", "CMD/S", "P50", "P99", "IN FLIGHT", "LOST", "FOR"];
+        let mut table = Table::new(&head, self.look.colours);
+        for server in told {
+            let Named { name, fields } = server;
+            let (reason, state) = (fields.text("reason"), fields.text(STATE));
+            let (sign, tone) = match state {
+                "up" => ("", Tone::Plain),
+                "lost" => ("! ", Tone::Bad),
+                _ => ("~ ", Tone::Warning),
+            };
+            let line = self.recent().servers.get(name);
+            let sent = self.since.map(|since| since.rate(line.map_or(0, |line| line.total())));
+            let cells = [
                 name.clone(),
                 fields.text(PLACE).to_owned(),
-                fields.text(STATE).to_owned(),
+                format!("{sign}{state}"),
                 if reason == "none" { "-".to_owned() } else { reason.to_owned() },
-                fields.text("version").to_owned(),
+                sent.map_or("-".to_owned(), rate),
+                wait(line.and_then(|line| line.percentile_us(50))),
+                wait(line.and_then(|line| line.percentile_us(99))),
                 fields.number("in_flight").to_string(),
                 fields.number("lost").to_string(),
                 time(fields.time().as_secs()),
-            ]);
+            ];
+            table.row(cells.into(), tone);
         }
-        put_table(f, &table)
+        write!(f, "{table}")
+    }
+
+    /// Many servers by their names alone; those that are not up have a sign.
+    fn places(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (head, place) in [("PRIMARIES", "primary"), ("BACKUPS  ", "backup")] {
+            let of_place: Vec<&Named> =
+                self.seen.servers.iter().filter(|server| server.fields.text(PLACE) == place).collect();
+            // Where all have the same port it tells nothing.
+            let ports: Vec<&str> = of_place.iter().filter_map(|server| Some(server.name.rsplit_once(':')?.1)).collect();
+            let one_port = ports.windows(2).all(|two| two[0] == two[1]);
+            let shown = |server: &&Named| {
+                let name = match server.name.rsplit_once(':') {
+                    Some((host, _)) if one_port => host,
+                    _ => server.name.as_str(),
+                };
+                let sign = if server.fields.text(STATE) == "up" { "" } else { "!" };
+                format!("{sign}{name}")
+            };
+            let names: Vec<String> = of_place.iter().map(shown).collect();
+            write!(f, "{}", wrapped(head, &names, COLUMNS))?;
+        }
+        let names = self.seen.servers.iter().map(|server| server.name.as_str());
+        let latency = |name| Some((self.recent().servers.get(name)?.percentile_us(99)?, name));
+        let mut latencies: Vec<(u64, &str)> = names.filter_map(latency).collect();
+        latencies.sort_unstable();
+        match (latencies.last(), latencies.get(latencies.len() / 2)) {
+            (Some((most, name)), Some((half, _))) if most > half => {
+                writeln!(f, "slowest: {name} p99 {} (half of them {} at most)", wait(Some(*most)), wait(Some(*half)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn pairs(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let good = |pair: &&Named| pair.fields.text(STATE) == "mirrored";
         let wanted: Vec<&Named> = self.seen.pairs.iter().filter(|pair| self.look.all || !good(pair)).collect();
         let told = if self.look.all { wanted.len() } else { wanted.len().min(PAIRS_TOLD) };
-        let mut table = vec![["PAIR", "STATE", "LEADER", "REASON", "FOR"].map(str::to_owned)];
+        let mut table = Table::new(&["PAIR", "STATE", "LEADER", "REASON", "MISSED", "FOR"], self.look.colours);
         for Named { name, fields } in wanted.iter().take(told) {
-            let reason = fields.text("reason");
-            table.push([
-                name.clone(),
-                fields.text(STATE).to_owned(),
-                fields.text("leader").to_owned(),
-                if reason == "none" { "-".to_owned() } else { reason.to_owned() },
-                time(fields.time().as_secs()),
-            ]);
+            let state = fields.text(STATE);
+            let (sign, tone) = match state {
+                "mirrored" => ("", Tone::Plain),
+                "dark" => ("X ", Tone::Bad),
+                _ => ("! ", Tone::Warning),
+            };
+            let shown = |name: &str| match fields.text(name) {
+                "none" | "" => "-".to_owned(),
+                text => text.to_owned(),
+            };
+            let leader = if state == "dark" { "nobody".to_owned() } else { fields.text("leader").to_owned() };
+            let time = time(fields.time().as_secs());
+            table.row(
+                vec![name.clone(), format!("{sign}{state}"), leader, shown("reason"), shown("missed"), time],
+                tone,
+            );
         }
         if told > 0 {
-            put_table(f, &table)?;
+            write!(f, "{table}")?;
         }
         let mirrored = self.seen.pairs.iter().filter(good).count();
         write!(f, "pairs: {mirrored} of {} mirrored", self.seen.pairs.len())?;
@@ -154,44 +247,21 @@ impl Screen<'_> {
         }
         writeln!(f)
     }
-
-    fn painted(&self, word: Word, text: &str) -> String {
-        let colour = match word {
-            _ if !self.look.colour => return text.to_owned(),
-            Word::Mirrored => 32,
-            Word::Dark => 31,
-            _ => 33,
-        };
-        format!("\x1b[1;{colour}m{text}\x1b[0m")
-    }
 }
 
-fn put_table<const N: usize>(f: &mut Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(f, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+fn is_filled(server: &Named) -> bool {
+    ["running", "trickle"].contains(&server.fields.text("resync"))
 }
 
-/// Three digits and a letter.
-fn short(number: u64) -> String {
-    match number {
-        0..10_000 => number.to_string(),
-        10_000..1_000_000 => format!("{}k", number / 1000),
-        _ => format!("{:.1}M", number as f64 / 1e6),
-    }
+fn is_well(server: &Named) -> bool {
+    server.fields.text(STATE) == "up" && server.fields.text("reason") == "none"
 }
 
-/// The two largest units.
-fn time(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds % 3_600 / 60),
-        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3_600),
+fn tone(word: Word) -> Tone {
+    match word {
+        Word::Mirrored => Tone::Good,
+        Word::Dark => Tone::Bad,
+        _ => Tone::Warning,
     }
 }
 
@@ -224,7 +294,7 @@ mod tests {
             node:cache3:1:reason none
             yield:state idle"
         );
-        let counters = "version 1.6.18\ncurr_connections 312\nmax_connections 4096\nget_hits 941\nget_misses 59
+        let counters = "resilver_version 0.1.0\ncurr_connections 312\nmax_connections 4096\nget_hits 941\nget_misses 59
             cmd_get 1000\nserver_errors 0\nuptime 3700\ntime 1000";
         let servers = "cache1:1:place primary\ncache1:1:lost 1\ncache1:1:state nothing\ncache1:1:for_seconds 8
             cache2:1:place primary\ncache3:1:place backup\ncache3:1:for_seconds 90000";
@@ -234,7 +304,8 @@ mod tests {
     fn pair(state: &str, reason: &str) -> String {
         format!(
             "pair:cache1:1|cache3:1:state {state}\npair:cache1:1|cache3:1:leader cache3:1
-            pair:cache1:1|cache3:1:reason {reason}\npair:cache1:1|cache3:1:for_seconds 8"
+            pair:cache1:1|cache3:1:reason {reason}\npair:cache1:1|cache3:1:for_seconds 8{}",
+            if state == "degraded" { "\npair:cache1:1|cache3:1:missed 1204" } else { "" }
         )
     }
 
@@ -242,8 +313,20 @@ mod tests {
         format!("node:cache1:1:state {state}\nnode:cache1:1:reason {reason}\nnode:cache1:1:resync none")
     }
 
+    fn traffic(lines: &str) -> Traffic {
+        Traffic::of(&stats(&format!("uptime_ms 1000\n{lines}"))).expect("an answer")
+    }
+
+    fn screen(seen: &Seen, since: Option<&Traffic>, look: Look) -> String {
+        let traffic = traffic(
+            "command:get:hit 941\ncommand:get:miss 59\nserver:cache1:1:sent 9\nserver:cache1:1:us:96 1
+            server:cache2:1:us:512 1",
+        );
+        Screen { seen, traffic: &traffic, since, proxy: "127.0.0.1:11211", look }.to_string()
+    }
+
     fn shown(seen: &Seen, all: bool) -> String {
-        Screen { seen, before: None, proxy: "127.0.0.1:11211", look: Look { colour: false, all } }.to_string()
+        screen(seen, None, Look { colours: false, all })
     }
 
     #[test]
@@ -253,17 +336,18 @@ mod tests {
         assert_eq!(
             shown(&seen, false),
             "\
-resilver 127.0.0.1:11211  1.6.18  clients 312/4096  hits 94.1 %  errors 0  up 1h 1m
-MIRRORED  every item has two copies
+resilver 0.1.0 127.0.0.1:11211  clients 312/4096  hits 94.1 %  errors 0  up 1h 1m
+MIRRORED  every item has two copies (8s)
+safe to restart one server: yes, after: resilver wait --mirrored
 next: nothing; before and after a server is restarted: resilver wait --mirrored
-SERVER    PLACE    STATE  REASON  VERSION  IN FLIGHT  LOST  FOR
-cache1:1  primary  up     -                0          1     8s
-cache2:1  primary  up     -                0          0     0s
-cache3:1  backup   up     -                0          0     1d 1h
+SERVER    PLACE    STATE  REASON  CMD/S  P50    P99    IN FLIGHT  LOST  FOR
+cache1:1  primary  up     -       -      0.1ms  0.1ms  0          1     8s
+cache2:1  primary  up     -       -      0.6ms  0.6ms  0          0     0s
+cache3:1  backup   up     -       -      -      -      0          0     1d 1h
 pairs: 2 of 2 mirrored; 3 can hold no key and are left out
 "
         );
-        assert!(shown(&seen, true).contains("\ncache2:1|cache3:1  mirrored  cache2:1  -       1d 1h\n"));
+        assert!(shown(&seen, true).contains("\ncache2:1|cache3:1  mirrored  cache2:1  -       -       1d 1h\n"));
     }
 
     #[test]
@@ -272,10 +356,13 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         let seen = seen(0, why, &pair("degraded", "refused"), &server("lost", "refused"));
         assert_eq!(seen.word(), Word::Degraded);
         let shown = shown(&seen, false);
-        assert!(shown.contains("DEGRADED  1 of 2 pairs have one copy\n! server cache1:1 is lost, reason refused\n"));
+        assert!(
+            shown.contains("DEGRADED  1 of 2 pairs have one copy (8s)\n! server cache1:1 is lost, reason refused\n")
+        );
+        assert!(shown.contains("\n! cache3:1 leads one pair alone: do not touch it\nsafe to restart one server: NO\n"));
         assert!(shown.contains("next: start memcached on cache1:1; it is refilled by itself\n"), "{shown}");
         assert!(
-            shown.contains("\ncache1:1|cache3:1  degraded  cache3:1  refused  8s\npairs: 1 of 2 mirrored"),
+            shown.contains("\ncache1:1|cache3:1  ! degraded  cache3:1  refused  1204    8s\npairs: 1 of 2 mirrored"),
             "{shown}"
         );
     }
@@ -291,11 +378,12 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         };
         let at = |server: String| shown(&seen(0, "", &pair("recovering", "reset"), &server), false);
         assert!(
-            at(server(9, 1_200_000))
-                .contains("resync cache1:1 (full)  [##############------] 71 %  852k/1.2M  38k/s  9s left\n")
+            at(server(9, 1_200_000)).contains(
+                "resync cache1:1 <- cache3:1 (full)  [##############------] 71 %  852k/1.2M  38k/s  9s left\n"
+            )
         );
         assert!(at(server(0, 1_200_000)).contains("38k/s  time left unknown\n"));
-        assert!(at(server(0, 0)).contains("resync cache1:1 (full)  purging, then listing\n"));
+        assert!(at(server(0, 0)).contains("resync cache1:1 <- cache3:1 (full)  purging, then listing\n"));
     }
 
     /// The proxy's word for the whole outranks what its pairs say.
@@ -318,21 +406,54 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
 
     #[test]
     fn colours_are_beside_a_word_and_only_where_they_are_wanted() {
-        let seen = seen(0, "obstacle:1 why", &pair("dark", "reset"), &server("lost", "reset"));
-        let look = Look { colour: true, all: false };
-        let painted = Screen { seen: &seen, before: None, proxy: "p", look }.to_string();
-        assert!(painted.contains("\x1b[1;31mDARK\x1b[0m") && painted.contains("\x1b[1;31mX\x1b[0m why"), "{painted}");
+        let why = "obstacle:1 pair cache1:1|cache3:1 is dark, reason reset";
+        let seen = seen(0, why, &pair("dark", "reset"), &server("lost", "reset"));
+        let painted = screen(&seen, None, Look { colours: true, all: false });
+        assert!(painted.contains("\x1b[1;31mDARK\x1b[0m") && painted.contains("\x1b[1;31mX\x1b[0m pair "), "{painted}");
+        assert!(painted.contains("\x1b[1;31mcache1:1  primary  ! lost") && painted.contains("  X dark"), "{painted}");
         assert!(!shown(&seen, true).contains('\x1b'));
     }
 
     #[test]
     fn rates_are_what_was_counted_between_two_looks() {
-        let before = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
-        let mut now = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
-        now.counters = crate::report::seen::Fields::of(stats("time 1002\ncmd_get 5000\ncmd_set 2000\nget_hits 942"));
-        let look = Look { colour: false, all: false };
-        let text = Screen { seen: &now, before: Some(&before), proxy: "p", look }.to_string();
-        assert!(text.contains("  3000/s  hits 100.0 %"), "{text}");
+        let seen = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
+        let since = Traffic { span_ms: 2000, ..traffic("command:get:hit 6000\nserver:cache2:1:sent 50") };
+        let text = screen(&seen, Some(&since), Look { colours: false, all: false });
+        assert!(text.contains("  3000 req/s  hits 100.0 %"), "{text}");
+        assert!(text.contains("\ncache2:1  primary  up     -       25 "), "{text}");
+    }
+
+    /// Sixteen primaries and as many backups, one of them lost: what is well takes two lines.
+    #[test]
+    fn many_servers_are_told_by_their_names_and_those_that_deviate_in_full() {
+        let mut status = "mode auto\nmirrored 0\npairs_unused 240".to_owned();
+        let mut servers = String::new();
+        for number in 1..=16 {
+            let (state, reason) = if number == 3 { ("degraded", "reset") } else { ("mirrored", "none") };
+            let up = if number == 3 { "lost" } else { "up" };
+            status += &format!(
+                "\npair:c{number:02}:1|b{number:02}:1:state {state}\npair:c{number:02}:1|b{number:02}:1:leader b{number:02}:1
+                pair:c{number:02}:1|b{number:02}:1:reason {reason}\npair:c{number:02}:1|b{number:02}:1:for_seconds 8
+                node:c{number:02}:1:state {up}\nnode:c{number:02}:1:reason {reason}\nnode:b{number:02}:1:state up
+                node:b{number:02}:1:reason none"
+            );
+            servers += &format!("c{number:02}:1:place primary\nb{number:02}:1:place backup\n");
+        }
+        let seen = Seen::of([stats(&status), stats("uptime 1"), stats(&servers)]).expect("an answer");
+        let traffic = traffic("server:c11:1:us:4096 100\nserver:c12:1:us:512 100\nserver:b01:1:us:512 100");
+        let look = Look { colours: false, all: false };
+        let text = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", look }.to_string();
+        for part in [
+            "\nPRIMARIES c01 c02 !c03 c04 c05 c06 c07 c08 c09 c10 c11 c12 c13 c14 c15 c16\nBACKUPS   b01 b02 ",
+            "\nslowest: c11:1 p99 5.1ms (half of them 0.6ms at most)\n",
+            "\n! b03:1 leads one pair alone: do not touch it\n",
+            "\npairs: 15 of 16 mirrored; 240 can hold no key and are left out\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.lines().count() < 16 && text.lines().all(|line| line.len() <= 100), "{text}");
+        let all = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", look: Look { all: true, ..look } };
+        assert!(all.to_string().lines().filter(|line| line.contains("  primary  ")).count() == 16);
     }
 
     #[test]
@@ -351,11 +472,5 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     #[test]
     fn what_is_no_proxy_of_ours_shows_nothing() {
         assert!(Seen::of([stats("pid 1"), stats("pid 1"), stats("")]).is_none());
-    }
-
-    #[test]
-    fn numbers_and_times_are_short() {
-        assert_eq!([9_999, 10_000, 1_250_000].map(short), ["9999", "10k", "1.2M"]);
-        assert_eq!([59, 61, 3_660, 90_000].map(time), ["59s", "1m 1s", "1h 1m", "1d 1h"]);
     }
 }

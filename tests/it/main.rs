@@ -23,6 +23,7 @@ mod memcached;
 mod meta;
 mod model;
 mod moved;
+mod operator;
 mod page;
 mod parser_differential;
 mod protocol;

@@ -368,7 +368,7 @@ fn stats_end_although_a_server_hangs() {
     let hung = &cluster.primaries[0];
     // (Of a server that the start has not seen yet nobody knows that it leads.)
     wait_until("both servers to be in use", DEADLINE, || values(&whole(&mut client, "stats"))["servers_asked"] == "2");
-    signal(hung.pid(), "STOP");
+    hung.pause();
     let told = whole(&mut client, "stats");
     let slabs = whole(&mut client, "stats slabs");
     let dump = whole(&mut client, "stats cachedump 1 0");

@@ -102,6 +102,34 @@ impl Said {
         }
     }
 
+    /// The line and the value of an answer of the meta protocol.
+    pub(crate) fn meta(&self) -> Option<(String, Option<&[u8]>)> {
+        match self {
+            Said::Reply(bytes, Reply { kind: ReplyKind::MetaVa { data }, .. }) => {
+                Some((self.line(), Some(&bytes[data.clone()])))
+            }
+            Said::Reply(_, Reply { kind: ReplyKind::MetaEn | ReplyKind::MetaHd, .. }) => Some((self.line(), None)),
+            _ => None,
+        }
+    }
+
+    /// Whether more parts follow: it is one of a list.
+    pub(crate) fn goes_on(&self) -> bool {
+        match self {
+            Said::Reply(_, reply) => matches!(reply.kind, ReplyKind::Stat { .. } | ReplyKind::Value { .. }),
+            // The lists of keys, and of statistics that memcached writes without `STAT`.
+            Said::Strange(line) => line.starts_with("key=") || line.starts_with("ITEM ") || line.starts_with("PREFIX "),
+        }
+    }
+
+    /// All of it, as it came.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Said::Reply(bytes, _) => bytes,
+            Said::Strange(line) => line.as_bytes(),
+        }
+    }
+
     pub(crate) fn is_end(&self) -> bool {
         matches!(self, Said::Reply(_, Reply { kind: ReplyKind::End, .. }))
     }

@@ -1,0 +1,109 @@
+//! A running proxy is asked, within a deadline; whoever does not answer, or is none, is told of
+//! with what to do.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::connection::{Connection, Endpoint, Said};
+use crate::report::seen::Stats;
+
+/// The proxy, in a command's arguments.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ProxyArg {
+    /// The proxy: where it listens, or the path of its unix socket or its admin socket
+    #[arg(long, value_name = "HOST:PORT|PATH", default_value = "127.0.0.1:11211")]
+    pub(crate) proxy: Endpoint,
+}
+
+/// How long an answer's beginning may take, and the rest of it.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Lines of the longest answer: `stats servers` has some ten for each of at most 256 servers, and
+/// `resync status` one for each pair.
+const STATS_MAX: usize = 256 << 10;
+
+/// An answer of lines.
+pub(crate) enum Answer {
+    Stats(Stats),
+    /// Its first line was something else.
+    Other(String),
+}
+
+/// Asks for statistics.
+pub(crate) fn stats(connection: &mut Connection, command: &str) -> std::io::Result<Answer> {
+    let mut said = connection.ask(command)?;
+    let mut stats = Vec::new();
+    while let Some(stat) = said.stat() {
+        stats.push(stat);
+        if stats.len() > STATS_MAX {
+            return Err(std::io::Error::other("an answer without end"));
+        }
+        said = connection.reply()?;
+    }
+    Ok(if said.is_end() && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(said.line()) })
+}
+
+/// A proxy that answers.
+pub(crate) struct Proxy<'a> {
+    at: &'a Endpoint,
+    connection: Connection,
+}
+
+impl<'a> Proxy<'a> {
+    /// An error is a sentence that names the proxy.
+    pub(crate) fn open(at: &'a Endpoint) -> Result<Proxy<'a>, String> {
+        match Connection::open(at, ANSWER_TIMEOUT) {
+            Ok(connection) => Ok(Proxy { at, connection }),
+            Err(error) => Err(failed(at, &error)),
+        }
+    }
+
+    pub(crate) fn stats(&mut self, command: &str) -> Result<Stats, String> {
+        match stats(&mut self.connection, command) {
+            Ok(Answer::Stats(stats)) => Ok(stats),
+            Ok(Answer::Other(line)) => Err(refused(self.at, &line)),
+            Err(error) => Err(failed(self.at, &error)),
+        }
+    }
+
+    /// The first part of an answer in another form.
+    pub(crate) fn ask(&mut self, command: &str) -> Result<Said, String> {
+        self.connection.ask(command).map_err(|error| failed(self.at, &error))
+    }
+}
+
+/// What to do about an error of the connection.
+pub(crate) fn failed(proxy: &Endpoint, error: &std::io::Error) -> String {
+    let advice = match (error.kind(), proxy) {
+        (ErrorKind::ConnectionRefused, Endpoint::Tcp(_)) => {
+            "nothing listens there: start the proxy, or give --proxy where it does (-l and -p, or --admin-socket)"
+        }
+        (ErrorKind::ConnectionRefused, Endpoint::Unix(_)) => "the socket is left behind: start the proxy",
+        (ErrorKind::NotFound, Endpoint::Unix(_)) => {
+            "there is no such socket: give --proxy that of -f or --admin-socket"
+        }
+        (ErrorKind::PermissionDenied, _) => "it is for its owner and group: run this as one of them",
+        (ErrorKind::TimedOut | ErrorKind::WouldBlock | ErrorKind::Other, _) => {
+            "is it a proxy, and does its process run (not stopped, not overloaded)? Look at its log"
+        }
+        (ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof, _) => {
+            "it has ended, or is no resilver: look at its log"
+        }
+        _ => "give --proxy the address of a running proxy, or the path of its socket",
+    };
+    format!("{proxy}: {error}; {advice}")
+}
+
+/// What to do about an answer that no proxy of ours gives to what was asked.
+pub(crate) fn refused(proxy: &Endpoint, line: &str) -> String {
+    let (what, advice) = if line.starts_with("HTTP/") {
+        ("is no resilver", "that is HTTP, as on --admin: give --proxy where clients connect, or --admin-socket")
+    } else if line.contains("ERROR ") {
+        // A sentence of a proxy of ours, or of memcached.
+        return format!("{proxy}: it answered {line:?}");
+    } else {
+        let what = if line == "ERROR" { "is no resilver, or does not know that" } else { "is no resilver" };
+        (what, "give --proxy where the proxy listens (-l and -p, or --admin-socket), not one of its servers")
+    };
+    let shown: String = line.chars().take(80).collect();
+    format!("{proxy}: {what}: it answered {shown:?}; {advice}")
+}

@@ -1,0 +1,269 @@
+//! `resilver key KEY`: the pair that a key lives in, who leads it, and what each of its two servers
+//! holds of it, all asked through the proxy.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::console::connection::Said;
+use crate::console::proxy::{Proxy, ProxyArg, refused};
+use crate::console::table::{Table, Terminal, Tone, time};
+use crate::protocol::KEY_LEN_MAX;
+use crate::report::lines::STATE;
+use crate::report::seen::Fields;
+
+/// The two copies differ, or one of them could not be seen.
+const EXIT_DIFFERENT: u8 = 1;
+/// Wrong arguments (clap ends with the same number), or the proxy cannot be asked.
+const EXIT_USAGE: u8 = 2;
+
+/// A write reaches one server after the other: what differs is looked at again so often before it
+/// is called different.
+const LOOKS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(100);
+/// The remaining times of two copies may differ by the seconds that pass between two looks, and by
+/// those that servers round differently.
+const TTL_SLACK: i64 = 2;
+
+/// The arguments of `resilver key`.
+#[derive(Parser, Debug)]
+#[command(
+    name = "resilver key",
+    bin_name = "resilver key",
+    about = "Shows where a key lives: its pair, who leads it, and what each of the two servers holds of it.",
+    after_help = "The value itself is not shown. It needs the node command: where --operator-commands is off, give \
+                  --proxy the path of the admin socket.\n\n\
+                  Exit codes: 0 both servers hold the same, or nothing; 1 they do not, or one could not be asked; \
+                  2 wrong arguments, or the proxy cannot be asked.",
+    max_term_width = 120
+)]
+pub struct KeyArgs {
+    #[command(flatten)]
+    at: ProxyArg,
+
+    /// The key, as clients write it in the text protocol
+    #[arg(value_name = "KEY")]
+    key: String,
+}
+
+/// What one server holds of a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Held {
+    Nothing,
+    Item {
+        value: Vec<u8>,
+        flags: u32,
+        ttl: Option<i64>,
+        cas: u64,
+    },
+    /// It could not be asked.
+    Unknown(String),
+}
+
+impl Held {
+    /// From the answer to `mg KEY v f t c`.
+    fn of(said: &Said) -> Held {
+        let strange = || Held::Unknown(said.line());
+        let Some((line, value)) = said.meta() else { return strange() };
+        let Some(value) = value else { return if line == "EN" { Held::Nothing } else { strange() } };
+        let flag = |letter: char| line.split(' ').skip(2).find_map(|flag| flag.strip_prefix(letter));
+        let ttl = match flag('t') {
+            Some("-1") => Some(None),
+            other => other.and_then(|ttl| ttl.parse().ok()).map(Some),
+        };
+        let flags = flag('f').and_then(|flags| flags.parse().ok());
+        let cas = flag('c').and_then(|cas| cas.parse().ok());
+        match (flags, ttl, cas) {
+            (Some(flags), Some(ttl), Some(cas)) => Held::Item { value: value.to_vec(), flags, ttl, cas },
+            _ => strange(),
+        }
+    }
+
+    /// `None`: nobody knows.
+    fn is_the_same_as(&self, other: &Held) -> Option<bool> {
+        match (self, other) {
+            (Held::Unknown(_), _) | (_, Held::Unknown(_)) => None,
+            (Held::Nothing, Held::Nothing) => Some(true),
+            (Held::Item { value, flags, ttl, .. }, Held::Item { value: value2, flags: flags2, ttl: ttl2, .. }) => {
+                let as_long = match (ttl, ttl2) {
+                    (None, None) => true,
+                    (Some(ttl), Some(ttl2)) => (ttl - ttl2).abs() <= TTL_SLACK,
+                    _ => false,
+                };
+                Some(value == value2 && flags == flags2 && as_long)
+            }
+            _ => Some(false),
+        }
+    }
+
+    /// Whether it is there, its size, its time, its flags and its cas id.
+    fn cells(&self) -> [String; 5] {
+        let dash = || "-".to_owned();
+        match self {
+            Held::Nothing => ["nothing".to_owned(), dash(), dash(), dash(), dash()],
+            Held::Unknown(_) => ["unknown".to_owned(), dash(), dash(), dash(), dash()],
+            Held::Item { value, flags, ttl, cas } => [
+                "an item".to_owned(),
+                value.len().to_string(),
+                ttl.map_or("never ends".to_owned(), |ttl| time(ttl.max(0) as u64)),
+                flags.to_string(),
+                cas.to_string(),
+            ],
+        }
+    }
+}
+
+/// Where it lives, and what is held there.
+struct Found {
+    pair: Fields,
+    /// By server.
+    held: Vec<(String, Held)>,
+}
+
+/// Runs `resilver key`; `arguments` begins with the program's name as shown in messages.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let args = match KeyArgs::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let found = judge(&args.key).and_then(|()| {
+        let mut found = look(&args);
+        for _ in 1..LOOKS {
+            match &found {
+                Ok(two) if two.same() == Some(false) => {
+                    std::thread::sleep(PAUSE);
+                    found = look(&args);
+                }
+                _ => break,
+            }
+        }
+        found
+    });
+    match found {
+        Ok(found) => {
+            let _ = std::io::stdout().write_all(found.shown(&args.key, Terminal::stdout().colours).as_bytes());
+            ExitCode::from(if found.same() == Some(true) { 0 } else { EXIT_DIFFERENT })
+        }
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "resilver key: {why}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn judge(key: &str) -> Result<(), String> {
+    let why = if key.is_empty() {
+        "an empty key"
+    } else if key.len() > KEY_LEN_MAX {
+        "a key has at most 250 bytes"
+    } else if key.bytes().any(|byte| byte <= b' ' || byte == 127) {
+        "a key with blanks or control bytes cannot be asked for in the text protocol"
+    } else {
+        return Ok(());
+    };
+    Err(format!("{key:?}: {why}"))
+}
+
+fn look(args: &KeyArgs) -> Result<Found, String> {
+    let mut proxy = Proxy::open(&args.at.proxy)?;
+    let said = Fields::of(proxy.stats(&format!("stats key {}", args.key))?);
+    let name = said.text("pair").to_owned();
+    if name.is_empty() {
+        return Err(format!("{}: is no resilver, or of another version: it names no pair", args.at.proxy));
+    }
+    let mut held = Vec::new();
+    for server in name.split('|').filter(|server| !server.is_empty()) {
+        let answer = proxy.ask(&format!("node {server} mg {} v f t c", args.key))?;
+        if answer.line().starts_with("CLIENT_ERROR") {
+            return Err(refused(&args.at.proxy, &answer.line()));
+        }
+        held.push((server.to_owned(), Held::of(&answer)));
+    }
+    Ok(Found { pair: said.behind(&format!("pair:{name}:")), held })
+}
+
+impl Found {
+    fn same(&self) -> Option<bool> {
+        match self.held.as_slice() {
+            [(_, one), (_, other)] => one.is_the_same_as(other),
+            [(_, Held::Unknown(_))] => None,
+            _ => Some(true),
+        }
+    }
+
+    fn shown(&self, key: &str, colours: bool) -> String {
+        let pair = &self.pair;
+        let names: Vec<&str> = self.held.iter().map(|(name, _)| name.as_str()).collect();
+        let leader = pair.text("leader");
+        let led = if leader == "none" { "nobody leads: it is refused".to_owned() } else { format!("led by {leader}") };
+        let mut out = format!("key {key}\npair {}  {}, {led}\n", names.join("|"), pair.text(STATE));
+        let head = ["SERVER", "PLACE", "ROLE", "HOLDS", "BYTES", "ENDS IN", "FLAGS", "CAS"];
+        let mut table = Table::new(&head, colours);
+        for (at, (name, held)) in self.held.iter().enumerate() {
+            let place = if at == 0 { "primary" } else { "backup" };
+            let role = match leader {
+                "none" => "-",
+                _ if name == leader => "leader",
+                _ => "follower",
+            };
+            let mut cells = vec![name.clone(), place.to_owned(), role.to_owned()];
+            cells.extend(held.cells());
+            table.row(cells, if matches!(held, Held::Unknown(_)) { Tone::Warning } else { Tone::Plain });
+        }
+        out.push_str(&table.to_string());
+        for (name, held) in &self.held {
+            if let Held::Unknown(why) = held {
+                out.push_str(&format!("! {name} could not be asked: {why}\n"));
+            }
+        }
+        let (sentence, tone) = match (self.held.len(), self.same()) {
+            (1, _) => ("there are no backups: it is held once", Tone::Plain),
+            (_, Some(true)) => {
+                ("the same on both: value, flags and time (each server has cas ids of its own)", Tone::Good)
+            }
+            (_, Some(false)) => {
+                ("! DIFFERENT, in several looks: resilver verify compares all keys and mends", Tone::Bad)
+            }
+            (_, None) => ("! not known whether they are the same", Tone::Warning),
+        };
+        out.push_str(&tone.paint(sentence, colours));
+        out.push('\n');
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(value: &str, ttl: Option<i64>) -> Held {
+        Held::Item { value: value.into(), flags: 5, ttl, cas: 7 }
+    }
+
+    #[test]
+    fn copies_are_the_same_by_value_flags_and_time() {
+        let one = item("v", Some(60));
+        assert_eq!(one.is_the_same_as(&item("v", Some(59))), Some(true), "a second has passed");
+        let other_flags = Held::Item { value: b"v".into(), flags: 6, ttl: Some(60), cas: 7 };
+        let other_cas = Held::Item { value: b"v".into(), flags: 5, ttl: Some(60), cas: 8 };
+        for other in [item("w", Some(60)), item("v", None), item("v", Some(50)), other_flags, Held::Nothing] {
+            assert_eq!(one.is_the_same_as(&other), Some(false), "{other:?}");
+        }
+        assert_eq!(one.is_the_same_as(&other_cas), Some(true));
+        assert_eq!(one.is_the_same_as(&Held::Unknown("late".to_owned())), None);
+        assert_eq!(Held::Nothing.is_the_same_as(&Held::Nothing), Some(true));
+    }
+
+    #[test]
+    fn a_key_that_text_cannot_carry_is_named() {
+        for (key, why) in [("", "empty"), ("a b", "blanks"), ("a\rb", "control"), (&"x".repeat(251)[..], "250")] {
+            assert!(judge(key).is_err_and(|error| error.contains(why)), "{key}");
+        }
+        assert_eq!(judge("user:17"), Ok(()));
+    }
+}

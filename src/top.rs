@@ -1,0 +1,104 @@
+//! `resilver top`: what a running proxy is asked just now, by command and by server, and how long
+//! that takes.
+//!
+//! It asks for the statistics that anybody may ask for, again and again: what was counted between
+//! two looks is a rate.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::console::proxy::{Proxy, ProxyArg};
+use crate::console::table::Terminal;
+use crate::report::seen::Seen;
+use crate::report::traffic::Traffic;
+
+mod screen;
+
+use screen::Screen;
+
+/// The proxy cannot be asked.
+const EXIT_FAILED: u8 = 1;
+/// Wrong arguments. clap ends with the same number.
+const EXIT_USAGE: u8 = 2;
+
+/// The arguments of `resilver top`.
+#[derive(Parser, Debug)]
+#[command(
+    name = "resilver top",
+    bin_name = "resilver top",
+    about = "Shows what a running proxy is asked just now, by command and by server, and how long that takes.",
+    after_help = "For example:\n  resilver top\n  resilver top --every 5s --batch >> top.log\n  resilver top --once\n\n\
+                  Exit codes: 0 shown; 1 the proxy cannot be asked; 2 wrong arguments.",
+    max_term_width = 120
+)]
+pub struct TopArgs {
+    #[command(flatten)]
+    at: ProxyArg,
+
+    /// Between two looks
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::config::parse_time)]
+    every: Duration,
+
+    /// Show one screen, of what happens between two looks, and end
+    #[arg(long)]
+    once: bool,
+
+    /// Show one screen below the other, as where the output is no terminal
+    #[arg(long)]
+    batch: bool,
+}
+
+/// Runs `resilver top`; `arguments` begins with the program's name as shown in messages.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let args = match TopArgs::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let terminal = Terminal::stdout();
+    let mut before: Option<Traffic> = None;
+    loop {
+        let asked = ask(&args.at);
+        let text = match &asked {
+            Ok((seen, now)) => before.as_ref().map(|before| {
+                let (since, proxy) = (now.since(before), args.at.proxy.to_string());
+                Screen { seen, since: &since, proxy: &proxy, colours: terminal.colours && !args.batch }.to_string()
+            }),
+            Err(why) => {
+                let _ = writeln!(std::io::stderr(), "resilver top: {why}");
+                // Whoever looks on waits for it to come back, but for its first answer.
+                if args.once || before.is_none() {
+                    return ExitCode::from(EXIT_FAILED);
+                }
+                None
+            }
+        };
+        if let Some(text) = text {
+            let (begin, end) = match args.batch || args.once || !terminal.clears {
+                true => ("", if args.once { "" } else { "\n" }),
+                false => (terminal.begin(), ""),
+            };
+            // (A closed pipe is the end of whoever looks, and no error.)
+            let written = std::io::stdout().write_all(format!("{begin}{text}{end}").as_bytes());
+            if args.once || written.is_err() {
+                return ExitCode::SUCCESS;
+            }
+        }
+        before = asked.ok().map(|(_, now)| now).or(before);
+        std::thread::sleep(args.every);
+    }
+}
+
+fn ask(at: &ProxyArg) -> Result<(Seen, Traffic), String> {
+    let mut proxy = Proxy::open(&at.proxy)?;
+    // (Not `stats`, for which the servers would be asked each time.)
+    let answers = [proxy.stats("stats resync")?, Vec::new(), proxy.stats("stats servers")?];
+    let traffic = Traffic::of(&proxy.stats("stats traffic")?);
+    let strange = || format!("{}: is no resilver, or of another version", at.proxy);
+    Seen::of(answers).zip(traffic).ok_or_else(strange)
+}

@@ -1,0 +1,152 @@
+//! The screen. Pure.
+
+use std::fmt::{self, Display, Formatter};
+
+use crate::console::table::{Table, Tone, rate, wait};
+use crate::report::lines::{PLACE, STATE};
+use crate::report::seen::Seen;
+use crate::report::traffic::{Line, Traffic};
+use crate::report::verdict::Word;
+
+/// Servers that are told one by one: those that are asked most.
+const SERVERS_TOLD: usize = 40;
+
+pub(super) struct Screen<'a> {
+    pub(super) seen: &'a Seen,
+    /// Since the last look.
+    pub(super) since: &'a Traffic,
+    pub(super) proxy: &'a str,
+    pub(super) colours: bool,
+}
+
+impl Display for Screen<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.head(f)?;
+        self.commands(f)?;
+        self.servers(f)
+    }
+}
+
+impl Screen<'_> {
+    fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let since = self.since;
+        let word = self.seen.word();
+        let tone = match word {
+            Word::Mirrored => Tone::Good,
+            Word::Dark => Tone::Bad,
+            _ => Tone::Warning,
+        };
+        write!(f, "resilver {}  {}", self.proxy, tone.paint(word.text(), self.colours))?;
+        write!(f, "  clients {}/{}", since.clients, since.clients_max)?;
+        write!(f, "  {} req/s", rate(since.rate(since.requests())))?;
+        if let Some(hits) = since.hits() {
+            write!(f, "  hits {hits:.1} %")?;
+        }
+        let errors = since.rate(since.came("server_error"));
+        writeln!(f, "  errors {}/s  in {:.1} s", rate(errors), since.span_ms as f64 / 1000.0)
+    }
+
+    fn commands(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut all: Vec<(&String, &Line)> = self.since.commands.iter().filter(|(_, line)| line.total() > 0).collect();
+        all.sort_by_key(|(_, line)| std::cmp::Reverse(line.total()));
+        let mut table = Table::new(&["COMMAND", "REQ/S", "P50", "P99", "HITS", "REFUSED/S", "ERRORS/S"], self.colours);
+        for (name, line) in all {
+            let (hits, misses) = (line.count("hit"), line.count("miss"));
+            let hits = match hits + misses {
+                0 => "-".to_owned(),
+                asked => format!("{:.1} %", hits as f64 * 100.0 / asked as f64),
+            };
+            let errors = line.count("server_error");
+            table.row(
+                vec![
+                    name.clone(),
+                    rate(self.since.rate(line.total())),
+                    wait(line.percentile_us(50)),
+                    wait(line.percentile_us(99)),
+                    hits,
+                    rate(self.since.rate(line.count("client_error"))),
+                    rate(self.since.rate(errors)),
+                ],
+                if errors > 0 { Tone::Bad } else { Tone::Plain },
+            );
+        }
+        write!(f, "{table}")
+    }
+
+    fn servers(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let none = Line::default();
+        let line = |name: &str| self.since.servers.get(name).unwrap_or(&none);
+        let mut all: Vec<_> = self.seen.servers.iter().collect();
+        all.sort_by_key(|server| std::cmp::Reverse(line(&server.name).total()));
+        let head = ["SERVER", "PLACE", "STATE", "CMD/S", "P50", "P99", "IN FLIGHT", "CONNECTIONS"];
+        let mut table = Table::new(&head, self.colours);
+        for server in all.iter().take(SERVERS_TOLD) {
+            let fields = &server.fields;
+            let (sign, tone) = match fields.text(STATE) {
+                "up" => ("", Tone::Plain),
+                "lost" => ("! ", Tone::Bad),
+                _ => ("~ ", Tone::Warning),
+            };
+            let line = line(&server.name);
+            table.row(
+                vec![
+                    server.name.clone(),
+                    fields.text(PLACE).to_owned(),
+                    format!("{sign}{}", fields.text(STATE)),
+                    rate(self.since.rate(line.total())),
+                    wait(line.percentile_us(50)),
+                    wait(line.percentile_us(99)),
+                    fields.number("in_flight").to_string(),
+                    fields.number("connections").to_string(),
+                ],
+                tone,
+            );
+        }
+        write!(f, "{table}")?;
+        match all.len().saturating_sub(SERVERS_TOLD) {
+            0 => Ok(()),
+            more => writeln!(f, "{more} more servers are asked less than these"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(lines: &str) -> Vec<(String, String)> {
+        let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        lines.lines().filter_map(|line| of(line.trim())).collect()
+    }
+
+    #[test]
+    fn what_is_asked_most_stands_first() {
+        let status = "mode auto\nmirrored 1\npair:a:1|b:1:state mirrored\nnode:a:1:state up\nnode:b:1:state lost";
+        let servers = "a:1:place primary\na:1:in_flight 2\na:1:connections 4\nb:1:place backup";
+        let seen = Seen::of([stats(status), stats(""), stats(servers)]).expect("an answer");
+        let traffic = "uptime_ms 2000
+            clients 3
+            clients_max 9
+            command:get:hit 1500
+            command:get:miss 500
+            command:get:us:96 2000
+            command:set:stored 8
+            command:set:server_error 2
+            server:a:1:sent 40
+            server:b:1:sent 400
+            server:b:1:us:512 9";
+        let since = Traffic::of(&stats(traffic)).expect("an answer");
+        assert_eq!(
+            Screen { seen: &seen, since: &since, proxy: "p:1", colours: false }.to_string(),
+            "\
+resilver p:1  MIRRORED  clients 3/9  1005 req/s  hits 75.0 %  errors 1.0/s  in 2.0 s
+COMMAND  REQ/S  P50    P99    HITS    REFUSED/S  ERRORS/S
+get      1000   0.1ms  0.1ms  75.0 %  0          0
+set      5.0    -      -      -       0          1.0
+SERVER  PLACE    STATE   CMD/S  P50    P99    IN FLIGHT  CONNECTIONS
+b:1     backup   ! lost  200    0.6ms  0.6ms  0          0
+a:1     primary  up      20     -      -      2          4
+"
+        );
+    }
+}

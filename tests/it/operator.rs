@@ -1,0 +1,143 @@
+//! What operators say to a running proxy without `nc`: a command for each of its own,
+//! `resilver key` and `resilver top`.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::status::run;
+use crate::support::cluster::fill;
+use crate::support::memcached::signal;
+use crate::support::{Cluster, Proxy, Shape, wait_until};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[test]
+fn every_operator_command_has_one_of_its_own() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--leader-timeout=300ms"]));
+    fill(&mut cluster.client(), "k", 30, 10);
+    let (proxy, primary) = (cluster.proxy.addr(), cluster.primaries[0].addr());
+    let said = |command: &[&str]| run(&[command, &["--proxy", &proxy]].concat());
+    let good = |command: &[&str]| {
+        let (code, printed, complaint) = said(command);
+        assert_eq!((code, complaint.as_str()), (Some(0), ""), "{command:?}: {printed}");
+        printed
+    };
+    assert_eq!(good(&["verify"]), "OK\n");
+    wait_until("the end of it", DEADLINE, || cluster.proxy.status().verify("state") == "done");
+    assert_eq!(good(&["verify", &primary]), "OK\n");
+    assert_eq!(good(&["resync", &primary]), "OK\n");
+    cluster.mirrored();
+    assert_eq!(good(&["resync"]), "OK\n");
+    assert_eq!(good(&["cancel"]), "OK\n");
+    assert!(good(&["stats"]).contains("\nresilver_version ") && !good(&["stats"]).contains("STAT "));
+    assert!(good(&["stats", "servers"]).contains(&format!("{primary}:state up\n")));
+    assert!(good(&["node", &primary, "version"]).starts_with("VERSION "));
+    assert!(good(&["node", &primary, "stats", "items"]).contains("items:"));
+    assert_eq!(good(&["node", &primary, "get", "k:1", "k:2"]).lines().count(), 4, "two items");
+    let keys = good(&["keys"]);
+    assert_eq!(
+        (keys.lines().count(), keys.lines().filter(|line| line.starts_with("key=k%3A")).count()),
+        (30, 30),
+        "{keys}"
+    );
+
+    // What is refused is told, and changes nothing.
+    for (command, code, why) in [
+        (&["verify", "nosuch:1"][..], 1, "unknown node or word nosuch:1"),
+        (&["resync", "nosuch:1"], 1, "unknown node"),
+        (&["cancel", &primary], 1, "no resync of"),
+        (&["lead", &primary], 2, "say --yes"),
+        (&["lead", &primary, "--yes"], 1, "has no dark pair"),
+        (&["stats", "nosuch"], 1, "ERROR"),
+        (&["resync", "a", "b"], 2, "unexpected argument"),
+        (&["ask", "flush_all"], 2, "no operator's command"),
+    ] {
+        let (ended, printed, complaint) = said(command);
+        assert_eq!((ended, printed.as_str()), (Some(code), ""), "{command:?}: {complaint}");
+        assert!(complaint.contains(why), "{command:?}: {complaint}");
+    }
+    assert!(said(&["node", &primary, "flush_all"]).2.contains("it would empty one copy"));
+
+    // The last word of an outage.
+    let backup = cluster.backups[0].addr();
+    cluster.backups[0].kill();
+    cluster.wait_lost(&backup);
+    cluster.client().raw_command("touch k:1 0").ok();
+    cluster.primaries[0].pause();
+    cluster.backups[0].restart();
+    cluster.proxy.wait_status("a dark pair", DEADLINE, |status| status.pair(&primary, &backup, "state") == "dark");
+    let mut complaint = String::new();
+    wait_until("the backup to answer", DEADLINE, || {
+        let (code, _, why) = said(&["lead", &backup, "--yes"]);
+        complaint = why;
+        code == Some(0)
+    });
+    cluster
+        .proxy
+        .wait_status("somebody to lead", DEADLINE, |status| status.pair(&primary, &backup, "leader") == backup);
+    cluster.primaries[0].resume();
+}
+
+#[test]
+fn a_key_is_found_on_both_servers() {
+    let mut cluster = Cluster::start(&Shape::new(2, 1));
+    let proxy = cluster.proxy.addr();
+    let key = |key: &str| run(&["key", key, "--proxy", &proxy]);
+    let mut client = cluster.client();
+    client.send(b"set user:17 5 100 3\r\nabc\r\n").expect("sent");
+    client.raw_command("version").expect("answers");
+    let (code, text, complaint) = key("user:17");
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{text}");
+    let backup = cluster.backups[0].addr();
+    let of = |text: &str, server: &str| text.lines().find(|line| line.starts_with(server)).map(str::to_owned);
+    let holder = cluster.primaries.iter().map(|server| server.addr()).find(|server| of(&text, server).is_some());
+    let holder = holder.unwrap_or_else(|| panic!("no primary: {text}"));
+    assert!(text.contains(&format!("key user:17\npair {holder}|{backup}  mirrored, led by {holder}\n")), "{text}");
+    let words =
+        |line: Option<String>| line.unwrap_or_default().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let (primary, follower) = (words(of(&text, &holder)), words(of(&text, &backup)));
+    assert_eq!(primary[1..6], ["primary", "leader", "an", "item", "3"], "{text}");
+    assert_eq!(follower[1..6], ["backup", "follower", "an", "item", "3"], "{text}");
+    assert!(text.ends_with("the same on both: value, flags and time (each server has cas ids of its own)\n"), "{text}");
+    let (code, text, _) = key("nosuch");
+    assert!(code == Some(0) && text.matches("nothing").count() == 2, "{text}");
+    assert_eq!(key("a b").0, Some(2));
+
+    // Somebody has written past the proxy.
+    cluster.backups[0].client().send(b"set user:17 5 100 3\r\nxyz\r\n").expect("sent");
+    wait_until("it to differ", DEADLINE, || key("user:17").0 == Some(1));
+    assert!(key("user:17").1.contains("! DIFFERENT, in several looks: resilver verify"));
+    cluster.backups[0].kill();
+    cluster.wait_lost(&backup);
+    let (code, text, _) = key("user:17");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("degraded, led by ") && text.contains("unknown"), "{text}");
+    assert!(text.contains(&format!("! {backup} could not be asked: ")) && text.contains("not known whether"), "{text}");
+}
+
+#[test]
+fn top_shows_what_is_asked_between_two_looks() {
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    let mut child = Command::new(Proxy::binary())
+        .args(["top", "--every=100ms", "--batch", "--proxy", &cluster.proxy.addr()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("run resilver top");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    let mut client = cluster.client();
+    let mut next = |begins: &str| {
+        fill(&mut client, "k", 50, 10);
+        lines.by_ref().take(1000).find(|line| line.starts_with(begins)).unwrap_or_default()
+    };
+    assert!(next("resilver ").contains("  MIRRORED  clients "));
+    assert!(next("COMMAND ").contains("REQ/S"));
+    let set = next("set ");
+    assert!(set.split_whitespace().nth(1).is_some_and(|rate| rate != "0") && set.contains("ms"), "{set}");
+    let server = next(&cluster.primaries[0].addr());
+    assert!(server.contains("  primary  up  "), "{server}");
+    signal(child.id(), "INT");
+    child.wait().expect("it ends");
+    let (code, once, complaint) = run(&["top", "--once", "--every=100ms", "--proxy", &cluster.proxy.addr()]);
+    assert_eq!((code, complaint.as_str(), once.matches("resilver ").count()), (Some(0), "", 1), "{once}");
+}
