@@ -37,6 +37,7 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
+	@scripts/need-etcd
 	@scripts/need-network
 	$(RUN_TESTS)
 	$(CARGO) test --locked --doc
@@ -57,8 +58,10 @@ bench: ## Measure resilver, other proxies and memcached side by side (10 minutes
 
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached
+	@scripts/need-etcd
+	RESILVER_WALK=all $(CARGO) test --locked --lib coord::authority::walk -- --nocapture
 	RESILVER_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --lib simulation::tests::seeds -- --nocapture
-	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --locked --test it -- chaos:: --nocapture --test-threads 1
+	RESILVER_TEST_SECONDS=$$(( $(MINUTES) * 30 )) $(CARGO) test --locked --test it -- chaos:: fleet::whatever --nocapture --test-threads 1
 
 check: ## Format, lints, documentation, dependencies
 	$(CARGO) fmt --check

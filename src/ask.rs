@@ -25,7 +25,7 @@ const COMMANDS: [&str; 4] = ["resync", "stats", "node", "version"];
 const LINES_MAX: usize = 1 << 20;
 
 /// The commands that have a word of their own.
-pub const WORDS: [&str; 8] = ["ask", "resync", "verify", "cancel", "lead", "stats", "node", "keys"];
+pub const WORDS: [&str; 9] = ["ask", "resync", "verify", "cancel", "lead", "gone", "stats", "node", "keys"];
 
 const EXIT_CODES: &str = "Exit codes: 0 answered; 1 no answer, or an error, which is on stderr; 2 wrong arguments.";
 
@@ -85,6 +85,12 @@ enum Said {
         #[arg(long)]
         yes: bool,
     },
+    /// The former active proxy of the fleet is surely no more: it is waited for no longer
+    #[command(after_help = EXIT_CODES)]
+    Gone {
+        #[command(flatten)]
+        at: ProxyArg,
+    },
     /// Prints statistics: stats, stats servers, stats settings, …
     #[command(after_help = EXIT_CODES)]
     Stats {
@@ -133,6 +139,7 @@ impl Said {
                 ));
             }
             Said::Lead { at, server, .. } => (at, format!("resync lead {server}")),
+            Said::Gone { at } => (at, "resync gone".to_owned()),
             Said::Stats { at, part } => {
                 (at, ["stats".to_owned()].into_iter().chain(part).collect::<Vec<_>>().join(" "))
             }

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ring::{Distribution, ServerSpec};
+use crate::ring::{Distribution, NodeAddr, ServerSpec};
 
 pub use accounts::{Account, find_group};
 pub use check::Host;
@@ -157,6 +157,41 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// `-v`, `--log-format`, `--log-file`.
     pub log: LogSettings,
+    /// `--coordinate` and what belongs to it.
+    pub fleet: Option<FleetSettings>,
+    /// `--leave-fleet`.
+    pub leave_fleet: bool,
+}
+
+/// Several proxies over the same servers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FleetSettings {
+    /// `--coordinate`.
+    pub register: RegisterSettings,
+    /// `--coordinate-login`.
+    pub login: Option<PathBuf>,
+    /// `--advertise`; `None` = the first of [`Settings::listen`], with a free port.
+    pub advertise: Option<NodeAddr>,
+    /// `--lease`.
+    pub lease: Duration,
+    /// `--candidate`.
+    pub candidate: bool,
+    /// `--takeover-wait`.
+    pub takeover_wait: Duration,
+    /// `--former-grace`.
+    pub former_grace: Duration,
+}
+
+/// Where the proxies of a fleet agree on which of them is active.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RegisterSettings {
+    Etcd {
+        /// `HOST:PORT` of each member.
+        members: Vec<String>,
+        name: String,
+    },
+    /// Absolute.
+    File(PathBuf),
 }
 
 /// The source of a resync may make no progress for so many times as long as a last full copy may

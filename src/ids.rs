@@ -1,4 +1,5 @@
-//! The small names everything else speaks in: nodes, pairs, workers, places, incarnations, terms.
+//! The small names everything else speaks in: nodes, pairs, workers, places, incarnations, terms,
+//! epochs, generations.
 
 use std::fmt;
 
@@ -159,7 +160,30 @@ impl Term {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Epoch(pub u64);
 
+/// A turn of a proxy over the servers; counts the active proxies of a fleet, from 1 on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The one after this.
+    #[must_use]
+    pub fn next(self) -> Generation {
+        Generation(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 impl Epoch {
+    /// The first of a generation.
+    pub fn first_of(generation: Generation) -> Epoch {
+        Epoch(Epoch::OF_GENERATIONS + generation.0 * Epoch::IN_GENERATION)
+    }
+
     const OF_GENERATIONS: u64 = 1 << 52;
     const IN_GENERATION: u64 = 1 << 32;
 

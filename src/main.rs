@@ -104,10 +104,17 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     };
     Signals::catch()?.watch(shutdown.clone(), remove_files.clone())?;
     let told = settings.clone();
-    let ended = resilver::server::run(settings, listeners, shutdown, || {
+    let ready = || {
         announce(&told);
         if told.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
-    });
+    };
+    let ended = match settings.fleet.clone() {
+        Some(own) => resilver::fleet::run(settings, own, listeners, shutdown, ready, remove_files.clone()),
+        None if settings.leave_fleet => {
+            resilver::fleet::leave(&settings).and_then(|()| resilver::server::run(settings, listeners, shutdown, ready))
+        }
+        None => resilver::server::run(settings, listeners, shutdown, ready),
+    };
     remove_files();
     match &ended {
         Ok(()) => tracing::info!("stopped"),

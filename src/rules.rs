@@ -68,6 +68,37 @@ pub(crate) enum Rule {
     LossCommittedBeforeAck,
     /// Whoever comes next lets no copy lead that is known to be lost.
     ListedCopiesDoNotLead,
+    /// Nothing is filled before the former active proxy is known to be gone.
+    FormerIsWaitedFor,
+    /// A lease counts from asking for the swap, not from its answer.
+    LeaseFromAsking,
+    /// What is read extends nothing: it leaves no trace for the others.
+    ReadExtendsNothing,
+    /// A swap of unknown outcome was not made, before a read shows it.
+    UnknownIsNotMade,
+    /// A heartbeat is seen unchanged for longer than a lease before its record is claimed.
+    ClaimWaits,
+    /// A swap compares what stands there with what was seen.
+    #[cfg(test)]
+    SwapCompares,
+    /// Time counts only between polls that were answered.
+    AnsweredPollsCount,
+    /// A free record is claimed at once only where no server has an open session.
+    FreeIsChecked,
+    /// So is one that is absent, and there all servers have to answer.
+    AbsentIsChecked,
+    /// Whoever finds another one's record ends.
+    FencedByRecord,
+    /// Whoever finds a later generation's mark on a server ends.
+    FencedByMark,
+    /// A generation lies above all that are marked on servers.
+    GenerationAboveMarks,
+    /// A proxy that was suspended reads the servers' marks before it goes on.
+    MarksBeforeResuming,
+    /// Each asking for a swap has a heartbeat of its own.
+    HeartbeatsAreUnique,
+    /// At the end of its lease a proxy is suspended.
+    SuspendedAtItsEnd,
 }
 
 /// Whether the rule holds. Always, except in tests.

@@ -1,6 +1,7 @@
 //! The control plane's way to one node: probe, view, markers, flush. One command at a time, each
 //! for as long as the node makes progress with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -23,7 +24,7 @@ use crate::protocol::reply::{self, ReplyKind, ReplyLimits};
 use crate::rules::{Rule, holds};
 
 use super::deadline::{Limit, by};
-use super::marker::{self, Leftovers, Pending, Record, RingMark, Session};
+use super::marker::{self, FleetMark, Leftovers, Pending, Record, RingMark, Session};
 use super::memories::Memories;
 use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
@@ -56,6 +57,8 @@ pub struct NodeView {
     pub ring_unread: bool,
     /// The session marker.
     pub session: Option<Session>,
+    /// The fleet marker.
+    pub fleet: Option<FleetMark>,
     /// Delayed flushes that it remembers.
     pub pending: Option<Pending>,
     /// The pairs' records, of this node's pairs and of others, of whatever period: also of the ring
@@ -92,6 +95,8 @@ pub struct Probe {
     pub pending: Option<Pending>,
     /// The session of a proxy that says that it works beside another one, likewise.
     pub rival: Option<u64>,
+    /// The fleet marker, if it was asked for.
+    pub fleet: Option<FleetMark>,
 }
 
 /// Why a marker was not written.
@@ -112,6 +117,10 @@ pub enum MarkError {
     /// Another proxy has its open session there.
     #[error("another proxy (session {0:016x}) works on it")]
     Foreign(u64),
+    /// It is a fleet's of proxies: another one's, or that of a proxy that belongs to none, or this
+    /// one's in a later generation.
+    #[error("it belongs to fleet {} (generation {})", .0.name, .0.generation)]
+    OfFleet(FleetMark),
     /// The marker was changed by somebody else meanwhile, or could not be stored.
     #[error("it refused to store a marker: {0}")]
     Refused(String),
@@ -144,6 +153,8 @@ pub struct NodeControl {
     pub(super) witnesses: Witnesses,
     /// What it may store at most, by its `-I`; set by [`NodeControl::view`].
     value_max: AtomicUsize,
+    /// With which every memory is marked, if this proxy is one of a fleet.
+    fleet: Option<FleetMark>,
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +204,21 @@ impl NodeControl {
             connections: Mutex::default(),
             witnesses: Witnesses::default(),
             value_max: AtomicUsize::new(ReplyLimits::default().value_len_max),
+            fleet: None,
         }
+    }
+
+    /// Of a proxy that is one of a fleet.
+    pub fn of_fleet(self, mark: Option<FleetMark>) -> NodeControl {
+        NodeControl { fleet: mark, ..self }
+    }
+
+    /// Whether a mark that stands on the node forbids this proxy to work there.
+    fn forbids(&self, found: &Found) -> Option<FleetMark> {
+        let found = FleetMark::parse(&found.as_ref()?.0)?;
+        let allowed =
+            self.fleet.as_ref().is_some_and(|own| own.name == found.name && own.generation >= found.generation);
+        (!allowed).then_some(found)
     }
 
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
@@ -215,6 +240,7 @@ impl NodeControl {
                 session: if others.is_empty() { None } else { at(marker::SESSION_KEY).and_then(|v| Session::parse(v)) },
                 pending: pending.and_then(|(v, _)| Pending::parse(&v)),
                 rival: rival.and_then(|(v, _)| u64::from_str_radix(std::str::from_utf8(&v).ok()?, 16).ok()),
+                fleet: if others.is_empty() { None } else { at(marker::FLEET_KEY).and_then(|v| FleetMark::parse(v)) },
             })
         })
         .await
@@ -259,6 +285,7 @@ impl NodeControl {
             }
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
             let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
+            keys.push(marker::FLEET_KEY);
             keys.extend(pair_keys.iter().map(String::as_str));
             let mut found = connection.read(deadline, &keys).await?.into_iter();
             let mut next = || found.next().flatten().map(|(value, _)| value);
@@ -270,6 +297,7 @@ impl NodeControl {
             view.ring_unread = ring.is_some() && view.ring.is_none();
             view.session = next().and_then(|v| Session::parse(&v));
             view.pending = next().and_then(|v| Pending::parse(&v));
+            view.fleet = next().and_then(|v| FleetMark::parse(&v));
             let mut records: Vec<Option<Bytes>> = (0..pairs).map(|_| next()).collect();
             // Another ring may have had more pairs.
             let more = view.ring.map_or(0, |mark| mark.pair_count().min(MAX_PAIRS));
@@ -331,12 +359,17 @@ impl NodeControl {
         session: Session,
     ) -> Result<(), MarkError> {
         self.connected_as(Some(seen.connection), async |connection, deadline| {
-            let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY];
+            let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLEET_KEY];
             let found = connection.read(deadline, &keys).await?;
             if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != seen.incarnation {
                 return Ok(Err(MarkError::OtherMemory));
             }
-            let values = [incarnation.to_string(), ring.to_string(), session.to_string()];
+            if let Some(mark) = self.forbids(&found[3]) {
+                return Ok(Err(MarkError::OfFleet(mark)));
+            }
+            let fleet = self.fleet.as_ref().map_or_else(String::new, FleetMark::to_string);
+            let values = [incarnation.to_string(), ring.to_string(), session.to_string(), fleet];
+            let keys = if self.fleet.is_some() { &keys[..] } else { &keys[..3] };
             // What is right already stays untouched: a node that is full (`-M`) refuses the write
             // and deletes the marker.
             let mut missing: Vec<usize> =
@@ -351,7 +384,7 @@ impl NodeControl {
                 if result.is_ok() {
                     break;
                 }
-                let found = connection.read(deadline, &keys).await?;
+                let found = connection.read(deadline, keys).await?;
                 // Nobody else may have written meanwhile, and a memory that was the expected one
                 // must still be.
                 let ours = |i: usize| found[i].as_ref().is_none_or(|(v, c)| *v == values[i] || Some(*c) == cas[i]);
@@ -388,6 +421,44 @@ impl NodeControl {
             write(pipe, deadline, std::iter::once((marker::RING_KEY, mark.to_string().as_str(), cas))).await
         })
         .await?
+    }
+
+    /// Writes the fleet marker again, which a former active proxy has written late, or somebody has
+    /// taken away, on the memory that is `incarnation`, and on no other.
+    pub async fn fleet_again(&self, incarnation: Incarnation) -> Result<(), MarkError> {
+        match &self.fleet {
+            Some(mark) => self.write_marked(incarnation, marker::FLEET_KEY, &mark.to_string()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The connections that the node has, but for this one and those that it listens on: each by
+    /// its number there and where it comes from. And when its process started.
+    pub async fn connections(&self) -> Result<(BTreeSet<String>, u64), NodeError> {
+        self.connected(async |Connection { pipe, .. }, deadline| {
+            let (mut time, mut uptime) = (0, 0);
+            for (name, value) in pipe.stats("", deadline).await? {
+                match name.as_str() {
+                    "time" => time = value.parse().unwrap_or(0),
+                    "uptime" => uptime = value.parse().unwrap_or(0),
+                    _ => {}
+                }
+            }
+            let (mut from, mut passed_over) = (BTreeMap::new(), BTreeSet::new());
+            for (name, value) in pipe.stats("conns", deadline).await? {
+                let Some((number, what)) = name.split_once(':') else { continue };
+                match (what, value.as_str()) {
+                    ("addr", _) => drop(from.insert(number.to_owned(), value)),
+                    // Which executes this command, or waits for others to connect.
+                    ("state", "conn_parse_cmd" | "conn_listening") => drop(passed_over.insert(number.to_owned())),
+                    _ => {}
+                }
+            }
+            from.retain(|number, _| !passed_over.contains(number));
+            let all = from.into_iter().map(|(number, from)| format!("{number} {from}")).collect();
+            Ok((all, u64::saturating_sub(time, uptime)))
+        })
+        .await
     }
 
     /// Writes a pair's record on the memory that is `incarnation`, and on no other.
@@ -454,6 +525,11 @@ impl NodeControl {
             let found = connection.read(deadline, &[marker::INCARNATION_KEY, key]).await?;
             if let Err(error) = self.check_memory(&found[0], incarnation) {
                 return Ok(Err(error));
+            }
+            if key == marker::FLEET_KEY
+                && let Some(mark) = self.forbids(&found[1])
+            {
+                return Ok(Err(MarkError::OfFleet(mark)));
             }
             if let Some(new) = Record::parse(value.as_bytes())
                 && let Some(old) = later(&found[1], &new)

@@ -13,6 +13,8 @@
 //!   first of them.
 //! - *rival*: a proxy that found another one's session in its own's place, and still works: so that
 //!   the other one knows. It expires.
+//! - *fleet*: of which fleet of proxies this is a server, and the generation and the address of the
+//!   active one; there only with `--coordinate`.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled),
 //!   leadership term, the ring's period.
 //!
@@ -27,7 +29,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term};
 
 pub use crate::ids::UNSURE;
 
@@ -43,6 +45,10 @@ pub const FLUSH_KEY: &str = "__resilver__:flush";
 
 /// The key under which a proxy says that it works beside another one: the number of its session.
 pub const RIVAL_KEY: &str = "__resilver__:rival";
+
+/// The key under which a fleet of proxies says that these are its servers, and which of it is
+/// active.
+pub const FLEET_KEY: &str = "__resilver__:fleet";
 
 /// The key of a pair's record.
 pub fn pair_key(pair: PairId) -> String {
@@ -286,6 +292,35 @@ impl Session {
     }
 }
 
+/// The fleet marker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FleetMark {
+    /// The fleet's name, without blanks.
+    pub name: String,
+    pub generation: Generation,
+    /// Where other proxies reach the active one.
+    pub address: String,
+}
+
+impl fmt::Display for FleetMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.generation, self.name, self.address)
+    }
+}
+
+impl FleetMark {
+    /// Reads a fleet marker.
+    pub fn parse(bytes: &[u8]) -> Option<FleetMark> {
+        let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
+        let generation = Generation(number(words.next()?).filter(|&n| n <= MAX_GENERATION)?);
+        let (name, address) = (words.next()?.to_owned(), words.next()?.to_owned());
+        Some(FleetMark { name, generation, address })
+    }
+}
+
+/// Each has 2^32 epochs, of those that a record may have.
+const MAX_GENERATION: u64 = 1 << 29;
+
 /// Delayed flushes, in unix seconds.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Pending {
@@ -388,6 +423,12 @@ mod tests {
         let session = Session { id: 7, open: true };
         assert_eq!(Session::parse(session.to_string().as_bytes()), Some(session));
         assert_eq!(Session::parse(b"7 ajar"), None);
+        let (name, address) = ("prod".to_owned(), "10.0.0.5:12000".to_owned());
+        let mark = FleetMark { name, generation: Generation(17), address };
+        assert_eq!(FleetMark::parse(mark.to_string().as_bytes()), Some(mark));
+        for bad in ["", "x prod a", "17", "17 prod", "99999999999 prod a"] {
+            assert_eq!(FleetMark::parse(bad.as_bytes()), None, "{bad}");
+        }
         assert_eq!(parse_incarnation(Incarnation(255).to_string().as_bytes()), Some(Incarnation(255)));
         assert_eq!(parse_incarnation(b"ff"), None);
     }

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::ambient;
 use crate::ids::{Incarnation, NodeId};
+use crate::lease;
 use crate::progress::Progress;
 use crate::protocol::node;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
@@ -494,6 +495,7 @@ const MAX_STATS: usize = 10_000;
 
 /// Writes from the front of `out` and removes what was taken.
 pub(super) fn poll_write(stream: &mut NodeStream, out: &mut OutQueue, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    lease::pass();
     let stream = Pin::new(stream);
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
     let n = match out.slices(&mut slices) {
@@ -519,7 +521,9 @@ pub(super) fn poll_read(
 ) -> Poll<io::Result<usize>> {
     blocks.make_room(input, need.saturating_sub(input.len()).max(BLOCK_BYTES / 4));
     // The future holds nothing but the two references: made anew at every poll it loses nothing.
-    std::pin::pin!(stream.read_buf(input)).poll(cx)
+    let read = ready!(std::pin::pin!(stream.read_buf(input)).poll(cx));
+    lease::pass();
+    Poll::Ready(read)
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ impl Asker {
 const NOBODY: ClientKey = ClientKey { id: ClientId(0), generation: 0 };
 const OK: Bytes = Bytes::from_static(answer::OK);
 
+/// What `stats proxy` says without `--coordinate`.
+const ALONE: &[u8] = b"STAT proxy:role active\r\nSTAT proxy:ready 1\r\nEND\r\n";
+
 impl Cluster {
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
         let answer = match question {
@@ -47,6 +50,7 @@ impl Cluster {
                 Some("traffic") => self.report().stats_traffic().end(),
                 Some("key") => self.key_asked(&args),
                 Some("reset") => self.stats_reset(),
+                Some("proxy") => self.losses.shown().unwrap_or(Bytes::from_static(ALONE)),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
                     Ok(inquiry) => return self.inquire(asker, inquiry),
@@ -128,6 +132,11 @@ impl Cluster {
                 Some(_) => client_error(format_args!("resync cancel: no resync of {name} is under way")),
                 None => self.unknown_node("resync", name),
             },
+            (Some("gone"), None) if self.awaits_former() => {
+                self.former_gone(None, "the operator says so");
+                OK
+            }
+            (Some("gone"), None) => client_error("resync gone: no former active proxy is waited for"),
             (Some("lead"), None) => client_error("resync lead: which server? resync lead <host:port>"),
             (Some("lead"), Some(name)) => match self.topology.node_by_name(name) {
                 Some(node) => self.promote(node, name),

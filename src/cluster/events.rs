@@ -48,6 +48,9 @@ pub(super) enum Internal {
     /// Keys that the node does not own were deleted, so many, or not all.
     Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), CleanError> },
 
+    /// The former active proxy is gone, from this node or from all.
+    FormerGone { node: Option<NodeId>, how: &'static str },
+
     // ---- pairs: records, and the first leader ---------------------------------------------------
     /// The state of that epoch is recorded where it must be; or this node keeps it from that.
     Recorded { pair: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)> },
@@ -153,6 +156,7 @@ impl Cluster {
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
             Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
             Internal::Clock { node, offset } => self.clock_measured(node, offset),
+            Internal::FormerGone { node, how } => self.former_gone(node, how),
             Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),
             Internal::RetryRecord { pair, epoch } => self.retry_record(pair, epoch),
             Internal::Job { node, serial, event } => self.job_said(node, serial, event),

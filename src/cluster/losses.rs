@@ -12,13 +12,15 @@
 //! lead moves with that, the gate stays closed until it is known to be off: nothing may be written
 //! first to one copy while whoever comes next lets the other one lead.
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
 
-use crate::backend::marker::{Fact, Record};
+use crate::backend::marker::{Fact, FleetMark, Record};
 use crate::ids::{Epoch, PairId, Place};
 use crate::rules::{Rule, holds};
 
 use super::Cluster;
+use super::turn::Turn;
 
 /// Of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -39,6 +41,22 @@ pub trait Losses: Send + Sync + 'static {
     /// not anybody awaits it; completes when it is agreed on, and never if another proxy is active
     /// by then. Of several for one pair the latest epoch's counts, in whatever order they come.
     fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()>;
+
+    /// This proxy's turn, where it is one of several.
+    fn turn(&self) -> Option<Turn> {
+        None
+    }
+
+    /// A server bears the mark of a later generation, or of another fleet.
+    fn marked_by_other(&self, _: &FleetMark) {}
+
+    /// Whether the former active proxy is waited for.
+    fn awaits_former(&self, _: bool) {}
+
+    /// What `stats proxy` says.
+    fn shown(&self) -> Option<Bytes> {
+        None
+    }
 }
 
 /// There is nobody to agree with: no other proxy may take this one's place.

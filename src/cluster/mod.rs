@@ -57,7 +57,7 @@
 //!   where the admin listener and socket ask; `changes`: the last changes, for it.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
-//! - `foreign`: another proxy over the same nodes.
+//! - `foreign`: another proxy over the same nodes; `turn`: one of a fleet, and the one before.
 //! - `summary`: what is said of pairs, nodes and the whole.
 //! - `yielding`: resyncs give way to clients.
 //!
@@ -96,6 +96,7 @@ mod settle;
 mod startup;
 mod summary;
 mod terms;
+mod turn;
 mod verify;
 mod yielding;
 
@@ -128,6 +129,7 @@ use events::Internal;
 pub use losses::{Losses, Lost, NoStandby};
 pub use names::Names;
 use nodes::NodeRun;
+pub use turn::{Refused, Turn};
 
 /// The quiet time after an unclean start: what a dead proxy's sockets still held lands before
 /// anything is acknowledged.
@@ -182,6 +184,8 @@ pub struct Cluster {
     names: Names,
     /// Where losses are agreed on, and what was when this proxy began.
     losses: Arc<dyn Losses>,
+    /// This proxy's, as one of a fleet.
+    turn: Option<Turn>,
     /// The names that nodes' memories have had, since before flushes.
     memories: Arc<Memories>,
     listed: Vec<(PairId, Lost)>,
@@ -261,9 +265,13 @@ impl Cluster {
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
         let memories = Arc::new(Memories::default());
+        let turn = losses.turn();
         let controls = topology
             .nodes()
-            .map(|node| Arc::new(NodeControl::new(node, dialer.clone(), memories.clone(), patience)))
+            .map(|node| {
+                let control = NodeControl::new(node, dialer.clone(), memories.clone(), patience);
+                Arc::new(control.of_fleet(turn.as_ref().map(|turn| turn.mark.clone())))
+            })
             .collect();
         let inquirers = topology.nodes().map(|node| Arc::new(Inquirer::new(node, dialer.clone(), patience))).collect();
         // As much again as one resync's key list.
@@ -306,6 +314,7 @@ impl Cluster {
             dialer,
             names,
             listed: losses.listed(),
+            turn,
             losses,
             memories,
             controls,
@@ -344,11 +353,15 @@ impl Cluster {
     }
 
     /// Runs until the workers are gone and `shutdown` is cancelled.
-    pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
-        let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.requests.take()) else { return };
+    ///
+    /// # Errors
+    ///
+    /// Why it does not start: nothing was written on any server.
+    pub async fn run(mut self, mut events: UnboundedReceiver<Event>) -> Result<(), Refused> {
+        let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.requests.take()) else { return Ok(()) };
         self.spawn_governor();
         self.spawn_copies_ticker();
-        self.start().await;
+        self.start().await?;
         self.settle();
         self.spawn_resolvers();
         for node in self.topology.nodes() {
@@ -375,6 +388,7 @@ impl Cluster {
             self.settle();
         }
         self.stop().await;
+        Ok(())
     }
 
     /// Where to ask it things while it runs.

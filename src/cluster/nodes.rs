@@ -38,6 +38,7 @@ pub(super) struct NodeRun {
     /// What its ring marker says of items that it should not hold.
     pub(super) leftovers: Leftovers,
     pub(super) foreign: super::foreign::Foreign,
+    pub(super) former: super::turn::Former,
     pub(super) cleaning: super::clean::Cleaning,
     /// The last proxy left nothing half done on it; as found at the start.
     pub(super) session_settled: bool,
@@ -97,6 +98,7 @@ impl NodeRun {
             measuring: CancellationToken::new(),
             leftovers: Leftovers::Clean,
             foreign: Default::default(),
+            former: Default::default(),
             cleaning: Default::default(),
             session_settled: false,
             empty: false,
@@ -161,7 +163,7 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
 pub(super) fn reason_of_mark(error: &MarkError) -> Reason {
     match error {
         MarkError::Node(error) => reason_of(error),
-        MarkError::Foreign(_) => Reason::ForeignSession,
+        MarkError::Foreign(_) | MarkError::OfFleet(_) => Reason::ForeignSession,
         MarkError::MemoryGone | MarkError::OtherMemory => Reason::MarkerLost,
         MarkError::Refused(_) | MarkError::Newer(_) => Reason::Protocol,
     }

@@ -56,6 +56,7 @@ impl Cluster {
             others.push(marker::RING_KEY.to_owned());
         } else {
             others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
+            others.extend(self.turn.iter().map(|_| marker::FLEET_KEY.to_owned()));
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
         tokio::spawn(async move {
@@ -128,6 +129,7 @@ impl Cluster {
                         // within the second ends at the first older item).
                         Some(_) if found.missing => self.check_eviction(node, false),
                         Some(_) => {
+                            self.judge_fleet_mark(node, found.fleet);
                             self.judge_session(node, found.session);
                             self.judge_rival(node, found.rival);
                             let pending = &self.delayed.pending();

@@ -147,12 +147,13 @@ impl Cluster {
             Err((node, MarkError::Newer(found))) => {
                 tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
                     "a later record than this proxy's stands there: it is outranked");
+                self.judge_epoch(found.epoch);
                 self.pairs[id.index()].pair.outrank(found.epoch);
                 self.rise_above(found.term);
                 let epoch = self.pairs[id.index()].pair.epoch();
                 self.record_again(id, epoch);
             }
-            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_)))) => {
+            Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_) | MarkError::OfFleet(_)))) => {
                 let name = self.topology.addr(node);
                 if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");

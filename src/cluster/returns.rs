@@ -104,6 +104,9 @@ impl Cluster {
             Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
             Ok(()) => self.take_back(node, view, Some(incarnation)),
             Err(error) => {
+                if let MarkError::OfFleet(mark) = &error {
+                    self.losses.marked_by_other(mark);
+                }
                 self.nodes[node.index()].health.bad_probe();
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node that came back");
             }

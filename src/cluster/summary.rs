@@ -24,6 +24,8 @@ pub(super) struct PairFacts {
     pub(super) undecided: bool,
     /// Another proxy works on its nodes, or did until now.
     pub(super) foreign: bool,
+    /// The former active proxy may still be at work on them.
+    pub(super) former: bool,
     /// Keys known to have one copy.
     pub(super) missing: usize,
     /// There are more of them, of which nothing more is known.
@@ -65,7 +67,9 @@ const INCOMPLETE: &str = PAIR_WORDS[1];
 
 impl PairFacts {
     pub(super) fn shown(&self) -> Shown {
-        let contradicted = if self.foreign {
+        let contradicted = if self.former {
+            Some(Reason::FormerActive)
+        } else if self.foreign {
             Some(Reason::ForeignSession)
         } else if self.missing > 0 || self.more {
             Some(Reason::CopiesMissing)
@@ -85,6 +89,8 @@ impl PairFacts {
             }
             // What kept the pair from being mirrored before is no reason any more.
             (State::Mirrored, None) => Shown { state: MIRRORED, reason: Reason::None },
+            // Whatever was the reason before, nothing is done about it.
+            (state, Some(Reason::FormerActive)) => Shown { state: state.word(), reason: Reason::FormerActive },
             // All but those items is copied: they are why it stays so.
             (State::Recovering { .. }, Some(Reason::CopiesMissing)) if self.missing > 0 => {
                 Shown { state: "recovering", reason: Reason::CopiesMissing }
@@ -227,7 +233,7 @@ mod tests {
         let mut all = Vec::new();
         for state in states() {
             for (gate, reason) in GATES.into_iter().flat_map(|gate| REASONS.map(|reason| (gate, reason))) {
-                for bits in 0..64_u8 {
+                for bits in 0..128_u8 {
                     let bit = |i: u8| bits >> i & 1 == 1;
                     all.push(PairFacts {
                         state,
@@ -239,6 +245,7 @@ mod tests {
                         more: bit(3),
                         recorded: bit(4),
                         backup: bit(5),
+                        former: bit(6),
                     });
                 }
             }
@@ -269,6 +276,7 @@ mod tests {
         more: false,
         recorded: true,
         backup: true,
+        former: false,
     };
     const WELL: NodeFacts =
         NodeFacts { up: true, reason: Reason::None, foreign: false, job: None, drained: true, needy: None };
@@ -283,7 +291,7 @@ mod tests {
         let (mut mirrored, mut not) = (0, 0);
         for pair in all_pairs() {
             let equal = pair.state == State::Mirrored && pair.gate == Gate::Open && pair.recorded && pair.backup;
-            let contradicted = pair.undecided || pair.foreign || pair.missing > 0 || pair.more;
+            let contradicted = pair.undecided || pair.foreign || pair.former || pair.missing > 0 || pair.more;
             let expected = equal && !contradicted;
             let Shown { state, reason } = pair.shown();
             assert_eq!(state == MIRRORED, expected, "{pair:?}");

@@ -15,7 +15,7 @@ foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one c
 because many clients share one.
 
 Beside the daemon, for a running one (each with --help): resilver status, top, key KEY, wait --mirrored; resync, verify, \
-cancel, lead, stats, node, keys; ask, for any of these in the words of the text protocol.
+cancel, lead, gone, stats, node, keys; ask, for any of these in the words of the text protocol.
 
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
 one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.
@@ -23,7 +23,7 @@ one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored:
 Environment: RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.
 
 Exit codes: 0 stopped cleanly; 64 wrong or contradictory settings; 71 the system refused (address in use, privileges, \
-file limit, pid file).";
+file limit, pid file, --coordinate); 75 replaced by another proxy of the fleet: to be started again.";
 
 /// The command line. Repeatable or not, every value is collected in a `Vec`, so that one given
 /// twice can be reported together with everything else that is wrong.
@@ -127,6 +127,42 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",
           default_value = "auto", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync: Vec<String>,
+
+    /// Several proxies over the same servers: where they agree on which of them is active, the same
+    /// for all. etcd://HOST:PORT[,HOST:PORT...]/NAME (etcd 3.4 or later, plain HTTP), or file:PATH
+    /// for proxies of one host
+    #[arg(long, value_name = "WHERE", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) coordinate: Vec<String>,
+
+    /// File with USER:PASSWORD for etcd
+    #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) coordinate_login: Vec<String>,
+
+    /// Where the other proxies reach this one [default: the first -l address with a free port]
+    #[arg(long, value_name = "HOST:PORT", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) advertise: Vec<String>,
+
+    /// How long the active proxy may act without word from where they agree; the next one takes its
+    /// place at most 1.3 times that after it was last heard of. The same for all
+    #[arg(long, value_name = "TIME", default_value = "3s", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) lease: Vec<String>,
+
+    /// Whether this proxy may become active, or only passes requests on
+    #[arg(long, value_name = "yes|no", default_value = "yes", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) candidate: Vec<String>,
+
+    /// How long requests wait while no proxy is active [default: two leases]
+    #[arg(long, value_name = "TIME", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) takeover_wait: Vec<String>,
+
+    /// After so long a former active proxy that has said nothing counts as gone
+    #[arg(long, value_name = "TIME", default_value = "10m", action = ArgAction::Append, help_heading = "Fleet")]
+    pub(super) former_grace: Vec<String>,
+
+    /// Start without --coordinate over servers that a fleet has marked, and take its marks away.
+    /// All proxies of the fleet must be stopped, and all servers answer
+    #[arg(long, help_heading = "Fleet")]
+    pub(super) leave_fleet: bool,
 
     /// Items a second that all resyncs together may copy; 0 = unlimited
     #[arg(long, value_name = "N", default_value = "0", action = ArgAction::Append, allow_negative_numbers = true,

@@ -1,6 +1,7 @@
 //! From text to [`Settings`]: every value is read, then all are held against each other, and every
 //! fault is kept.
 
+mod fleet;
 mod healing;
 mod listeners;
 mod operators;
@@ -251,6 +252,7 @@ impl Check<'_> {
         }
         let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
         let log = self.log(args);
+        let fleet = self.fleet(args, &listen, resync);
 
         Settings {
             primaries,
@@ -287,6 +289,8 @@ impl Check<'_> {
             background_child: args.background_child,
             pid_file,
             log,
+            fleet,
+            leave_fleet: args.leave_fleet,
         }
     }
 

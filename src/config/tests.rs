@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Account, CommandLine, Host, IoUringMode, LogFormat, ResyncMode, Settings, UsageErrors};
+use super::{Account, CommandLine, Host, IoUringMode, LogFormat, RegisterSettings, ResyncMode, Settings, UsageErrors};
 use crate::ring::Distribution;
 
 fn account(id: u32) -> Option<Account> {
@@ -387,5 +387,39 @@ fn what_operators_reach_it_by() {
     ] {
         let faults = faults_on(&format!("-s a:1 {line}"), &host());
         assert!(faults.iter().any(|fault| fault.contains(words)), "{line}: {faults:?}");
+    }
+}
+
+#[test]
+fn several_proxies() {
+    let fleet = |line: &str| run(&format!("-s a:1 -b b:2 {line}")).fleet.expect("given");
+    let etcd = fleet("--coordinate etcd://e1:2379,[::1]:2380/prod-1");
+    let members = ["e1:2379", "[::1]:2380"].map(str::to_owned).to_vec();
+    assert_eq!(etcd.register, RegisterSettings::Etcd { members, name: "prod-1".to_owned() });
+    assert_eq!((etcd.lease, etcd.takeover_wait, etcd.candidate), (ms(3_000), ms(6_000), true));
+    let file = fleet("--coordinate file:/run/fleet --lease 1s --candidate no --takeover-wait 0 --advertise h:7");
+    assert_eq!(file.register, RegisterSettings::File(PathBuf::from("/run/fleet")));
+    assert_eq!((file.lease, file.takeover_wait, file.candidate), (ms(1_000), ms(0), false));
+    assert_eq!(file.advertise.map(|at| at.to_string()).as_deref(), Some("h:7"));
+    assert_eq!(run("-s a:1 -b b:2").fleet, None);
+    for (line, words) in [
+        ("-s a:1 -b b:2 --coordinate etcd://e1/prod", "e1: the port is missing"),
+        ("-s a:1 -b b:2 --coordinate etcd://e1:2379", "etcd://HOST:PORT"),
+        ("-s a:1 -b b:2 --coordinate etcd://e1:2379/a/b", "the name must be"),
+        ("-s a:1 -b b:2 --coordinate https://e1:2379/prod", "TLS"),
+        ("-s a:1 -b b:2 --coordinate file:fleet", "absolute path"),
+        ("-s a:1 -b b:2 --coordinate zk://a:1/b", "etcd://HOST:PORT"),
+        ("-s a:1 --coordinate file:/run/fleet", "needs backups"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --resync=off", "--resync=off"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --leave-fleet", "--leave-fleet"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --coordinate-login /etc/login", "--coordinate-login"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --lease 10ms", "--lease 10ms"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --candidate perhaps", "--candidate perhaps"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --advertise 0.0.0.0:1", "--advertise 0.0.0.0:1"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet -p 0 -f /run/socket", "--advertise HOST:PORT"),
+        ("-s a:1 -b b:2 --lease 1s", "--lease without --coordinate"),
+    ] {
+        let faults = faults_on(line, &host());
+        assert!(faults.len() == 1 && faults[0].contains(words), "{line}: {faults:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::config::Settings;
 
@@ -30,6 +31,9 @@ pub struct Listeners {
     pub admin: Option<TcpListener>,
     /// For [`Settings::admin_socket`].
     pub admin_socket: Option<UnixListener>,
+    /// Where clients of other proxies come from that were accepted already, one for each worker
+    /// thread; none without `--coordinate`.
+    pub handed: Vec<UnboundedReceiver<TcpStream>>,
 }
 
 /// How long nothing is accepted after it failed.

@@ -74,6 +74,8 @@ pub enum Reason {
     CannotEnumerate,
     /// Another proxy works on the same node: nobody is promoted before its session ends.
     ForeignSession,
+    /// The former active proxy of the fleet is not known to be gone. No pair's own reason.
+    FormerActive,
     /// The node is recorded as having missed writes, and the one that has them does not answer.
     StaleAlone,
     /// Items are known to have one copy: the other server refused them, or evicted some while it
@@ -108,6 +110,7 @@ impl Reason {
             Reason::Cancelled => "cancelled",
             Reason::CannotEnumerate => "cannot_enumerate",
             Reason::ForeignSession => "foreign_session",
+            Reason::FormerActive => "former_active",
             Reason::StaleAlone => "stale_alone",
             Reason::CopiesMissing => "copies_missing",
             Reason::Recording => "recording",
@@ -349,6 +352,11 @@ impl Pair {
     /// A record found on a node; only at the start, once for each record in any order.
     pub fn seed(&mut self, epoch: Epoch) {
         self.epoch = self.epoch.max(epoch.outranked());
+    }
+
+    /// Where its epochs begin at least; only at the start.
+    pub fn begin_from(&mut self, epoch: Epoch) {
+        self.epoch = self.epoch.max(epoch);
     }
 
     /// Where its terms begin; only at the start.

@@ -122,6 +122,11 @@ impl Seen {
             .filter(|server| server.fields.text(STATE) == "lost")
             .map(|server| server.name.as_str())
             .collect();
+        if any("former_active").is_some() {
+            return "wait until the servers have closed what the former active proxy had, or, where its process is \
+                    surely no more: resilver gone"
+                .to_owned();
+        }
         if let Some(named) = any("foreign_session") {
             return format!("another proxy works on {}: stop one of the two", named.name);
         }

@@ -41,40 +41,57 @@ const EVENTS_PER_TURN: usize = 256;
 ///
 /// # Errors
 ///
-/// What the system refused: threads, or the event queue. What `ready` returns.
+/// What the system refused: threads, or the event queue. What `ready` returns. That the servers
+/// belong to a fleet of proxies, or to another one.
 pub fn run(
+    settings: Settings,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    run_agreed(settings, listeners, shutdown, Arc::new(NoStandby), ready)
+}
+
+/// The same of a proxy that agrees on `losses` with those that may take its place.
+pub(crate) fn run_agreed(
     settings: Settings,
     mut listeners: Listeners,
     shutdown: CancellationToken,
+    losses: Arc<dyn Losses>,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
     let timeout = settings.timeout.max(settings.probe_timeout);
-    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, settings.longest_wait()));
+    // What our own kernel holds for a server must not arrive when another proxy is active.
+    let held = settings.fleet.as_ref().map_or(settings.longest_wait(), |fleet| fleet.lease);
+    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, held.min(settings.longest_wait())));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
-    let assembly = Assembly::new(settings, topology, (dialer, names, Arc::new(NoStandby)));
+    let assembly = Assembly::new(settings, topology, (dialer, names, losses));
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
     let operators = (listeners.admin.take(), listeners.admin_socket.take());
     admin::serve(&runtime, operators, (assembly.cluster.desk(), assembly.stats, assembly.memory), shutdown.clone())?;
-    let threads = prepare(assembly.workers, &listeners, urings, handle, &shutdown).map_err(cannot_start)?;
+    let threads = prepare(assembly.workers, &mut listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
         // (An error: it has panicked, which joining it says.)
         let _ = go.send(());
     }
-    runtime.block_on(assembly.cluster.run(assembly.events));
+    let ran = runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
+    if ran.is_err() {
+        shutdown.cancel();
+    }
     // A look-up that a slow name server keeps waiting is waited for no more.
     runtime.shutdown_background();
     let ends: Vec<_> = threads.into_iter().map(|(thread, _)| thread.join()).collect();
     if ends.iter().any(Result::is_err) {
         return Err(panicked());
     }
-    Ok(())
+    ran.map_err(std::io::Error::other)
 }
 
 /// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
@@ -84,7 +101,7 @@ type Prepared = (JoinHandle<()>, Sender<()>);
 /// be.
 fn prepare(
     workers: Vec<WorkerParts>,
-    listeners: &Listeners,
+    listeners: &mut Listeners,
     urings: Vec<Uring>,
     timekeeper: Option<&Handle>,
     shutdown: &CancellationToken,
@@ -100,6 +117,7 @@ fn prepare(
                 .map(|queues| queues[index % queues.len()].try_clone())
                 .collect::<Result<_, _>>()?,
             unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
+            handed: listeners.handed.pop(),
         };
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
         let uring = urings.next().zip(timekeeper.cloned());
@@ -322,6 +340,7 @@ impl Assembly {
 struct Own {
     tcp: Vec<std::net::TcpListener>,
     unix: Option<std::os::unix::net::UnixListener>,
+    handed: Option<UnboundedReceiver<std::net::TcpStream>>,
 }
 
 impl Own {
@@ -336,6 +355,7 @@ impl Own {
             listener.set_nonblocking(true)?;
             listeners.push(Listener::Unix(tokio::net::UnixListener::from_std(listener)?));
         }
+        listeners.extend(self.handed.map(Listener::Handed));
         Ok(listeners)
     }
 }

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Dial;
+use crate::lease;
 use crate::pair::Reason;
 use crate::proxy::{ClientId, Command, ConnId, Core, Event, Now, PeerMessage};
 use crate::stats::WorkerStats;
@@ -485,6 +486,7 @@ impl Shell {
 
     /// Something has come from a node.
     fn node_received(&mut self, at: ConnId) {
+        lease::pass();
         self.reads = self.reads.wrapping_add(1);
         let now = self.now();
         if let Some(sent_us) = self.core.asked_since(at) {

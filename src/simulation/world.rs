@@ -523,7 +523,9 @@ impl World {
                 local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
             })));
         }
-        tasks.push(spawn_local(part().run(false, assembly.cluster.run(assembly.events))));
+        tasks.push(spawn_local(
+            part().run(false, async move { assembly.cluster.run(assembly.events).await.expect("no fleet") }),
+        ));
         *self.door.borrow_mut() = Some((id, doors));
         self.proxy = Some(Proxy { id, tasks, parts: scheduled, shutdown, probes: assembly.probes });
     }
@@ -602,5 +604,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         background_child: false,
         pid_file: None,
         log: LogSettings { filter: String::new(), format: LogFormat::Text, file: None },
+        fleet: None,
+        leave_fleet: false,
     }
 }

@@ -16,6 +16,7 @@ mod documents;
 mod expiry;
 mod failover;
 mod faults;
+mod fleet;
 mod judge_selftest;
 mod log;
 #[path = "../../src/testing/memcached/mod.rs"]

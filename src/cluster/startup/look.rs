@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::marker::Session;
-use crate::backend::{NodeControl, NodeError, NodeView};
+use crate::backend::{MarkError, NodeControl, NodeError, NodeView};
 use crate::cluster::Cluster;
 use crate::cluster::names::look_for;
 use crate::cluster::nodes::reason_of;
@@ -86,6 +86,9 @@ impl Cluster {
                     run.empty = run.view.as_ref().is_some_and(|v| v.curr_items == 0);
                 }
                 Err(error) => {
+                    if let MarkError::OfFleet(mark) = &error {
+                        self.losses.marked_by_other(mark);
+                    }
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
                     // It is not used now, but the records that it showed are not unseen: a node
                     // that missed writes might lead.

@@ -15,6 +15,7 @@ use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
 use super::nodes::NodeRun;
+use super::turn::Refused;
 use super::{Cluster, Internal, QUIET_PERIOD};
 use table::{Decision, Knowledge, Seen};
 
@@ -33,10 +34,11 @@ pub(super) enum FirstLeader {
 
 impl Cluster {
     /// Looks at every node and gives every pair its first state.
-    pub(super) async fn start(&mut self) {
+    pub(super) async fn start(&mut self) -> Result<(), Refused> {
         self.look_up_all().await;
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         self.look_at_all(pairs).await;
+        self.judge_fleet()?;
         if self.marked() {
             let open = self.judge_sessions();
             if self.nodes.iter().any(NodeRun::left_unsettled) {
@@ -50,9 +52,11 @@ impl Cluster {
                 self.judge_sessions();
             }
             self.begin_period();
+            self.begin_turn();
             self.seed_epochs();
             self.begin_terms();
             self.mark_all().await;
+            self.look_for_former().await;
         } else {
             self.begin_period();
             self.begin_terms();
@@ -92,6 +96,7 @@ impl Cluster {
                 cluster.decide(pair, clean || !holds(Rule::CrashIsNotClean));
             }
         });
+        Ok(())
     }
 
     /// What nodes said that could not be marked then. They are not in use, and have still said who

@@ -39,6 +39,8 @@ pub(crate) enum Listener {
     Tcp(tokio::net::TcpListener),
     /// The unix socket.
     Unix(tokio::net::UnixListener),
+    /// Clients of other proxies, that were accepted elsewhere.
+    Handed(tokio::sync::mpsc::UnboundedReceiver<std::net::TcpStream>),
     /// Simulated clients.
     #[cfg(test)]
     Memory(tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>),
@@ -53,6 +55,14 @@ impl Listener {
                 Ok(ClientStream::Tcp(stream))
             }
             Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
+            Listener::Handed(streams) => match streams.recv().await {
+                Some(stream) => {
+                    stream.set_nonblocking(true)?;
+                    stream.set_nodelay(true)?;
+                    Ok(ClientStream::Tcp(tokio::net::TcpStream::from_std(stream)?))
+                }
+                None => std::future::pending().await,
+            },
             #[cfg(test)]
             Listener::Memory(streams) => match streams.recv().await {
                 Some(stream) => Ok(ClientStream::Memory(stream)),

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::AsyncWrite;
 
 use crate::ids::WorkerId;
+use crate::lease;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
 use crate::proxy::{ClientId, ConnId, PeerMessage, ToWrite};
 
@@ -277,6 +278,7 @@ impl Shell {
     }
 
     fn flush_conn(&mut self, at: ConnId, cx: &mut Context<'_>) {
+        lease::pass();
         let out = self.core.conn_to_write(self.clock.now(), at);
         let Some(io) = self.nodes[at].as_mut() else { return };
         let Some(out) = out else {

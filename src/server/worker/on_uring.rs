@@ -11,6 +11,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::NodeStream;
+use crate::lease;
 use crate::proxy::{Backlog, ClientId, ConnId, Core, Now, Reading, Room};
 use crate::server::stream::into_blocking;
 use crate::server::uring::{News, Owner, Uring};
@@ -92,6 +93,7 @@ impl Worker {
         let is_left = shell.has_output();
         let Some(uring) = &mut shell.uring else { return };
         shell.stats.gave(uring.take_sent());
+        lease::pass();
         if is_left {
             uring.turn();
         } else {
@@ -112,6 +114,7 @@ impl Shell {
         // It may take long where much is sent.
         self.reads_on_clock = 0;
         if let Some(uring) = &mut self.uring {
+            lease::pass();
             uring.turn();
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod faulty;
 pub mod forwarder;
 pub mod judge;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Client, Failure, Stored};
 pub use cluster::{Cluster, Shape};
+pub use etcd::Etcd;
 pub use forwarder::Hold;
 pub use judge::Verdict;
 pub use load::{Load, Mix};

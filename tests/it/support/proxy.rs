@@ -97,6 +97,12 @@ impl Proxy {
     /// As [`Self::start`]; with `hosts` in the place of its `/etc/hosts`, which takes a mount
     /// namespace of its own.
     pub fn start_with(args: &[String], hosts: Option<PathBuf>) -> Proxy {
+        let mut proxy = Proxy::spawned(args, hosts);
+        proxy.wait_listening(Duration::from_secs(20));
+        proxy
+    }
+
+    fn spawned(args: &[String], hosts: Option<PathBuf>) -> Proxy {
         let mut proxy = Proxy {
             port: Port::reserve(),
             child: None,
@@ -105,8 +111,22 @@ impl Proxy {
             hosts,
         };
         proxy.spawn();
-        proxy.wait_listening(Duration::from_secs(20));
         proxy
+    }
+
+    /// As [`Self::start`] of one that will serve nobody: waits until it takes connections.
+    pub fn start_unready(args: &[String]) -> Proxy {
+        let proxy = Proxy::spawned(args, None);
+        wait_until("resilver takes connections", super::DEADLINE, || Client::try_connect(&proxy.addr()).is_ok());
+        proxy
+    }
+
+    /// Starts it again if it has ended by itself.
+    pub fn spawn_if_ended(&mut self) {
+        let runs = self.child.as_mut().is_some_and(|child| child.try_wait().expect("wait").is_none());
+        if !runs {
+            self.spawn();
+        }
     }
 
     /// Starts it (again). `RESILVER_TEST_IO_URING` is its `--io-uring`, for all tests: `make test`

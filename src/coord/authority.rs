@@ -1,0 +1,590 @@
+//! How a proxy becomes the active one of its fleet, stays so, and ends. Pure: events with the time
+//! in, actions out; no I/O, no clock.
+//!
+//! ```text
+//!            nobody else acts: claimed            end of the lease
+//!  Standby ─────────────────────────▶ Active ◀──────────────────▶ Suspended
+//!     │                                  │  a heartbeat is in,        │
+//!     │ leaves                           │  the marks are its own     │
+//!     ▼                                  ▼                            ▼
+//!   over ◀──────────────────────────── over: the record is free, or another's (fenced)
+//! ```
+//!
+//! Roles go one way: a proxy that is fenced ends, and starts again as a standby.
+//!
+//! **The lease.** Whoever holds the record raises its heartbeat again and again. From when it
+//! *asked* for a swap it may act for one lease, once that swap is known to be in. A candidate
+//! claims a record whose heartbeat it has seen unchanged for longer than that. It saw the heartbeat
+//! no sooner than it was asked for, so the holder's lease is over by then, by the candidate's clock
+//! with an eighth to spare for clocks of different speed. Its claim compares what it has seen, so
+//! no heartbeat got in meanwhile.
+//!
+//! Each rule below has a counter-example in the walk:
+//!
+//! - A read extends nothing: it leaves no trace for the candidates. Nor does a swap of unknown
+//!   outcome, until a read shows its very heartbeat; so each asking has a number of its own, or one
+//!   that was made long ago would be taken for one of now.
+//! - Time counts only between polls that were answered. A service that is away replaces nobody:
+//!   the holder could raise nothing meanwhile.
+//! - *Free* is the word of a holder that has stopped. It may be an old word, of a record that was
+//!   restored from a backup: it is believed at once only where no server has an open session, else
+//!   it is waited for like a heartbeat. So is a record that is absent, which says less: there all
+//!   servers have to answer.
+//! - A record that is another's, of whatever generation, or absent: fenced. After a restore an
+//!   earlier holder may find itself there again. It was suspended for long, and reads the servers'
+//!   marks before it goes on.
+//! - A generation lies above all that are marked on the servers, whatever the record says.
+//! - Whoever reaches no server claims nothing.
+
+use super::record::{Holder, Lost, Record, Tenure};
+use super::register::{Seen, Swapped, Value};
+use crate::ids::{Generation, Term};
+use crate::lease::Boot;
+use crate::rules::{Rule, holds};
+
+/// All in microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Times {
+    pub lease: u64,
+    /// How long a candidate sees one heartbeat before it claims the record.
+    claim: u64,
+    /// Polls further apart than this prove nothing of the time between them.
+    gap: u64,
+    /// How often the heartbeat is raised, and candidates poll.
+    pub heartbeat: u64,
+    /// A thread that has not turned for so long hangs, and the heartbeat with it.
+    turned: u64,
+}
+
+impl Times {
+    pub fn of(lease: u64) -> Times {
+        let claim = if holds(Rule::ClaimWaits) { lease + lease / 8 } else { lease };
+        Times { lease, claim, gap: lease / 3, heartbeat: lease / 6, turned: lease / 2 }
+    }
+}
+
+/// Who this proxy is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Me {
+    pub holder: Holder,
+    pub address: String,
+    pub fingerprint: u64,
+    /// Whether it may become active.
+    pub candidate: bool,
+}
+
+/// What the record is to carry for whoever comes next.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Burden {
+    pub lost: Lost,
+    pub term: Term,
+}
+
+/// What the servers say of earlier turns.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Survey {
+    pub answered: Answered,
+    /// The highest generation that is marked on one.
+    pub highest: Generation,
+    /// Some session is open.
+    pub open: bool,
+}
+
+/// Which servers have answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Answered {
+    None,
+    Some,
+    All,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Comes every [`Times::heartbeat`]. Every thread has turned since then.
+    Tick { turned: Boot },
+    /// The answer to [`Action::Read`]; nothing: it could not be read.
+    Read(Option<Seen>),
+    /// What came of [`Action::Swap`].
+    Swapped(Swapped),
+    /// The answer to [`Action::Survey`].
+    Surveyed(Survey),
+    /// The answer to [`Action::ReadMarks`]: no server that answers is marked by anybody else.
+    MarksAreOwn(bool),
+    /// The process of this holder is known to be no more.
+    IsDead(Holder),
+    /// This generation is marked on a server.
+    Marked(Generation),
+    /// The record is to carry this from now on.
+    Carry(Burden),
+    /// The operator wants this proxy to end.
+    Leave,
+    /// Nothing is sent to servers any more, and the sessions there are closed.
+    Stopped,
+}
+
+/// Each request is answered once, in the end: what does not come is unread, unknown, or nobody's
+/// answer. None is made while another one is unanswered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    Read,
+    Swap {
+        seen: Seen,
+        new: Record,
+    },
+    Survey,
+    ReadMarks,
+    /// This proxy is the active one: it starts over the servers. (Whether their last proxy stopped
+    /// cleanly, their session markers say.)
+    Begin {
+        generation: Generation,
+        predecessor: Burden,
+    },
+    /// It may act until then.
+    Extend(Boot),
+    /// It may not act any more: nothing is sent, nothing is believed, nobody is told anything.
+    Suspend,
+    /// The record is known to carry this.
+    Committed(Burden),
+    /// Somebody else acts, or may: this process ends.
+    Fence(Why),
+    /// The record is free: this process ends.
+    End,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Why {
+    /// The record is another proxy's.
+    Replaced,
+    /// The record is not there any more.
+    Absent,
+    /// What stands there nobody of this release can read.
+    Unreadable,
+    /// A server is marked by another proxy.
+    Marked,
+}
+
+/// See the head of this file.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Authority {
+    me: Me,
+    times: Times,
+    /// Swaps that were asked for.
+    asked: u64,
+    /// Every thread has turned since then.
+    turned: Boot,
+    burden: Burden,
+    role: Role,
+    /// What is unanswered.
+    request: Option<Request>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Role {
+    Standby {
+        sight: Option<Sight>,
+        /// Claims of unknown outcome.
+        claims: Vec<Ask>,
+    },
+    Active(Active),
+    Over,
+}
+
+/// What stands in the register, by uninterrupted polls.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Sight {
+    seen: Seen,
+    since: Boot,
+    answered: Boot,
+    /// Its holder's process is known to be no more: nobody raises the heartbeat, and nothing that
+    /// it asked for is under way.
+    dead: bool,
+}
+
+/// A swap, by its heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Ask {
+    heartbeat: u64,
+    asked: Boot,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Request {
+    Read { asked: Boot },
+    Swap { ask: Ask, new: Record },
+    Survey,
+    Marks,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Active {
+    /// What is known to stand there, or stood there last.
+    seen: Seen,
+    record: Record,
+    until: Boot,
+    /// It has begun over the servers.
+    begun: bool,
+    /// It may act, while `until` lasts.
+    acting: bool,
+    /// Heartbeats of unknown outcome, of one lease.
+    unknown: Vec<Ask>,
+    /// When it last asked for a swap.
+    last: Boot,
+    /// The record has to be read before the next swap.
+    look: bool,
+    /// It has stopped for good.
+    stopped: bool,
+}
+
+impl Authority {
+    pub fn new(me: Me, times: Times) -> Authority {
+        let role = Role::Standby { sight: None, claims: Vec::new() };
+        Authority { me, times, asked: 0, turned: Boot::default(), burden: Burden::default(), role, request: None }
+    }
+
+    /// Whether this proxy may act at a moment that is now.
+    #[cfg(test)]
+    pub fn acts(&self, now: Boot) -> bool {
+        matches!(&self.role, Role::Active(active) if active.acting && now < active.until)
+    }
+
+    /// Takes an event; returns what is to be done, in order.
+    pub fn handle(&mut self, now: Boot, event: Event) -> Vec<Action> {
+        let mut actions = self.expire(now);
+        actions.extend(match event {
+            Event::Tick { turned } => self.tick(now, turned),
+            Event::Read(seen) => self.read(now, seen),
+            Event::Swapped(outcome) => self.swapped(now, outcome),
+            Event::Surveyed(survey) => self.surveyed(now, survey),
+            Event::MarksAreOwn(own) => self.marks_read(now, own),
+            Event::IsDead(holder) => self.is_dead(holder),
+            Event::Marked(generation) => self.marked(generation),
+            Event::Carry(burden) => {
+                self.burden = burden;
+                self.ask_if_due(now)
+            }
+            Event::Leave => self.leave(),
+            Event::Stopped => self.stopped(now),
+        });
+        actions
+    }
+
+    /// The end of the lease, whatever else happens now.
+    fn expire(&mut self, now: Boot) -> Vec<Action> {
+        match &mut self.role {
+            Role::Active(active) if active.acting && now >= active.until && holds(Rule::SuspendedAtItsEnd) => {
+                active.acting = false;
+                vec![Action::Suspend]
+            }
+            _ => vec![],
+        }
+    }
+
+    fn tick(&mut self, now: Boot, turned: Boot) -> Vec<Action> {
+        self.turned = turned;
+        match &self.role {
+            Role::Standby { sight, .. } if self.request.is_none() => {
+                // Whoever is no candidate wants to know where the active one is, and no more.
+                let read = sight.as_ref().map(|sight| now.since(sight.answered));
+                let due = self.me.candidate || read.is_none_or(|since| since >= self.times.lease);
+                if due { self.ask_to_read(now) } else { vec![] }
+            }
+            Role::Active(_) => self.ask_if_due(now),
+            Role::Standby { .. } | Role::Over => vec![],
+        }
+    }
+
+    fn ask_to_read(&mut self, now: Boot) -> Vec<Action> {
+        self.request = Some(Request::Read { asked: now });
+        vec![Action::Read]
+    }
+
+    fn ask_to_swap(&mut self, now: Boot, seen: Seen, mut new: Record) -> Vec<Action> {
+        if holds(Rule::HeartbeatsAreUnique) || matches!(self.role, Role::Active(_)) {
+            self.asked += 1;
+        }
+        new.heartbeat = self.asked;
+        let ask = Ask { heartbeat: new.heartbeat, asked: now };
+        self.request = Some(Request::Swap { ask, new: new.clone() });
+        vec![Action::Swap { seen, new }]
+    }
+
+    // ---- standby --------------------------------------------------------------------------------
+
+    /// A candidate has seen what stands there.
+    fn sighted(&mut self, now: Boot, seen: Seen) -> Vec<Action> {
+        let (times, me) = (self.times, &self.me);
+        let Role::Standby { sight, claims } = &mut self.role else { return vec![] };
+        claims.retain(|ask| now.since(ask.asked) < times.lease);
+        if let Some(record) = seen.value.record().filter(|record| record.holder == me.holder) {
+            // A claim that nobody answered. One that is not known any more was asked for too long
+            // ago to be worth anything.
+            let asked = claims.iter().find(|ask| ask.heartbeat == record.heartbeat).map(|ask| ask.asked);
+            let until = asked.map_or(Boot(0), |asked| asked.after(times.lease));
+            let record = record.clone();
+            return self.become_active(now, seen, record, until);
+        }
+        let gone_on = |sight: &Sight| now.since(sight.answered) <= times.gap || !holds(Rule::AnsweredPollsCount);
+        let since = sight.as_ref().filter(|sight| sight.seen == seen && gone_on(sight)).map(|sight| sight.since);
+        let sight = sight.insert(Sight { seen, since: since.unwrap_or(now), answered: now, dead: false });
+        if !me.candidate {
+            return vec![];
+        }
+        let due = match &sight.seen.value {
+            Value::Unreadable => false,
+            Value::Record(record) if record.tenure == Tenure::Serving => {
+                record.fingerprint == me.fingerprint && now.since(sight.since) >= times.claim
+            }
+            Value::Record(_) | Value::Absent => true,
+        };
+        if !due {
+            return vec![];
+        }
+        self.request = Some(Request::Survey);
+        vec![Action::Survey]
+    }
+
+    fn is_dead(&mut self, holder: Holder) -> Vec<Action> {
+        let me = &self.me;
+        let Role::Standby { sight: Some(sight), .. } = &mut self.role else { return vec![] };
+        let seen = sight.seen.value.record();
+        let claimed = seen.is_some_and(|record| record.holder == holder && record.fingerprint == me.fingerprint);
+        if !claimed || !me.candidate || self.request.is_some() {
+            return vec![];
+        }
+        sight.dead = true;
+        self.request = Some(Request::Survey);
+        vec![Action::Survey]
+    }
+
+    /// What the servers say of the turn before.
+    fn surveyed(&mut self, now: Boot, survey: Survey) -> Vec<Action> {
+        self.request = None;
+        let Role::Standby { sight: Some(sight), .. } = &self.role else { return vec![] };
+        let waited = sight.dead || now.since(sight.since) >= self.times.claim;
+        let interrupted = !sight.dead && now.since(sight.answered) > self.times.gap && holds(Rule::AnsweredPollsCount);
+        let closed = |rule: Rule, enough: bool| !survey.open && enough || !holds(rule);
+        let at_once = match &sight.seen.value {
+            Value::Record(record) if record.tenure == Tenure::Free => closed(Rule::FreeIsChecked, true),
+            Value::Absent => closed(Rule::AbsentIsChecked, survey.answered == Answered::All),
+            Value::Record(_) | Value::Unreadable => false,
+        };
+        if survey.answered == Answered::None || interrupted || !(waited || at_once) {
+            return vec![];
+        }
+        let before = sight.seen.value.record();
+        let highest = if holds(Rule::GenerationAboveMarks) { survey.highest } else { Generation::default() };
+        let generation = before.map_or(highest, |record| record.generation.max(highest)).next();
+        let Me { holder, address, fingerprint, .. } = self.me.clone();
+        let claim = Record {
+            generation,
+            holder,
+            address,
+            heartbeat: 0,
+            tenure: Tenure::Serving,
+            fingerprint,
+            lost: before.map_or_else(Lost::default, |record| record.lost.clone()),
+            term: before.map_or_else(Term::default, |record| record.term),
+        };
+        let seen = sight.seen.clone();
+        self.ask_to_swap(now, seen, claim)
+    }
+
+    fn become_active(&mut self, now: Boot, seen: Seen, record: Record, until: Boot) -> Vec<Action> {
+        self.burden = Burden { lost: record.lost.clone(), term: record.term };
+        self.role = Role::Active(Active {
+            seen,
+            record,
+            until,
+            begun: false,
+            acting: false,
+            unknown: Vec::new(),
+            last: now,
+            look: false,
+            stopped: false,
+        });
+        self.go_on(now)
+    }
+
+    // ---- active ---------------------------------------------------------------------------------
+
+    /// A lease that is not over: it begins with that, or goes on, having read the marks.
+    fn go_on(&mut self, now: Boot) -> Vec<Action> {
+        let Role::Active(active) = &mut self.role else { return vec![] };
+        if active.stopped || now >= active.until {
+            return vec![];
+        }
+        if active.acting || active.begun && !holds(Rule::MarksBeforeResuming) {
+            active.acting = true;
+            return vec![Action::Extend(active.until)];
+        }
+        if active.begun {
+            self.request = Some(Request::Marks);
+            return vec![Action::ReadMarks];
+        }
+        (active.begun, active.acting) = (true, true);
+        let (generation, predecessor) = (active.record.generation, self.burden.clone());
+        vec![Action::Extend(active.until), Action::Begin { generation, predecessor }]
+    }
+
+    /// The servers' marks were read, at the end of a suspension.
+    fn marks_read(&mut self, now: Boot, own: bool) -> Vec<Action> {
+        self.request = None;
+        let Role::Active(active) = &mut self.role else { return vec![] };
+        if !own {
+            return self.fence(Why::Marked);
+        }
+        if active.stopped || now >= active.until {
+            return vec![];
+        }
+        active.acting = true;
+        vec![Action::Extend(active.until)]
+    }
+
+    fn marked(&mut self, generation: Generation) -> Vec<Action> {
+        match &self.role {
+            Role::Active(active) if generation > active.record.generation && holds(Rule::FencedByMark) => {
+                self.fence(Why::Marked)
+            }
+            _ => vec![],
+        }
+    }
+
+    /// The next swap, or a look at what came of the last one, if it is time.
+    fn ask_if_due(&mut self, now: Boot) -> Vec<Action> {
+        let Role::Active(active) = &mut self.role else { return vec![] };
+        if self.request.is_some() {
+            return vec![];
+        }
+        if active.look {
+            return self.ask_to_read(now);
+        }
+        let new = Burden { lost: active.record.lost.clone(), term: active.record.term } != self.burden;
+        let hangs = now.since(self.turned) > self.times.turned;
+        if !active.stopped && (hangs || !new && now.since(active.last) < self.times.heartbeat) {
+            return vec![];
+        }
+        active.last = now;
+        let tenure = if active.stopped { Tenure::Free } else { Tenure::Serving };
+        let Burden { lost, term } = self.burden.clone();
+        let (seen, record) = (active.seen.clone(), Record { tenure, lost, term, ..active.record.clone() });
+        self.ask_to_swap(now, seen, record)
+    }
+
+    fn swapped(&mut self, now: Boot, outcome: Swapped) -> Vec<Action> {
+        let Some(Request::Swap { ask, new }) = self.request.take() else { return vec![] };
+        let asked = if holds(Rule::LeaseFromAsking) { ask.asked } else { now };
+        let until = asked.after(self.times.lease);
+        match (outcome, &mut self.role) {
+            (Swapped::Done(revision), Role::Standby { .. }) => {
+                let seen = Seen { revision, value: Value::Record(new.clone()) };
+                self.become_active(now, seen, new, until)
+            }
+            (Swapped::Done(revision), Role::Active(active)) => {
+                // What was asked for before compares with what stood there then.
+                active.unknown.clear();
+                active.seen = Seen { revision, value: Value::Record(new.clone()) };
+                self.known_in(now, new, Some(until))
+            }
+            (Swapped::Refused, Role::Active(active)) => {
+                active.look = true;
+                self.ask_to_read(now)
+            }
+            (Swapped::Refused, Role::Standby { sight, .. }) => {
+                *sight = None;
+                vec![]
+            }
+            (Swapped::Unknown, role) => {
+                match role {
+                    Role::Standby { claims, .. } => claims.push(ask),
+                    Role::Active(active) => {
+                        active.unknown.retain(|before| now.since(before.asked) < self.times.lease);
+                        active.unknown.push(ask);
+                        active.look = true;
+                        if !holds(Rule::UnknownIsNotMade) {
+                            active.until = active.until.max(until);
+                        }
+                    }
+                    Role::Over => {}
+                }
+                vec![]
+            }
+            (Swapped::Done(_) | Swapped::Refused, Role::Over) => vec![],
+        }
+    }
+
+    fn read(&mut self, now: Boot, seen: Option<Seen>) -> Vec<Action> {
+        let Some(Request::Read { asked }) = self.request.take() else { return vec![] };
+        let (Some(seen), Role::Active(active)) = (seen.clone(), &mut self.role) else {
+            return seen.map_or(vec![], |seen| self.sighted(now, seen));
+        };
+        let why = match &seen.value {
+            Value::Record(record) if record.holder == self.me.holder || !holds(Rule::FencedByRecord) => {
+                active.look = false;
+                let record = record.clone();
+                let made = active.unknown.iter().find(|ask| ask.heartbeat == record.heartbeat);
+                let made = made.map(|ask| ask.asked).or((!holds(Rule::ReadExtendsNothing)).then_some(asked));
+                active.seen = seen;
+                let until = made.map(|asked| asked.after(self.times.lease));
+                return self.known_in(now, record, until);
+            }
+            Value::Record(_) => Why::Replaced,
+            Value::Absent => Why::Absent,
+            Value::Unreadable => Why::Unreadable,
+        };
+        self.fence(why)
+    }
+
+    /// This record of this proxy's stands there.
+    fn known_in(&mut self, now: Boot, record: Record, until: Option<Boot>) -> Vec<Action> {
+        let Role::Active(active) = &mut self.role else { return vec![] };
+        let burden = Burden { lost: record.lost.clone(), term: record.term };
+        let new = active.record.lost != burden.lost || active.record.term != burden.term;
+        let ended = record.tenure == Tenure::Free;
+        active.record = record;
+        active.until = active.until.max(until.unwrap_or_default());
+        if ended {
+            self.role = Role::Over;
+            return vec![Action::End];
+        }
+        let mut actions = if new { vec![Action::Committed(burden)] } else { vec![] };
+        actions.extend(self.go_on(now));
+        if self.request.is_none() {
+            // What is to be carried may have changed while this was under way; or it has stopped.
+            actions.extend(self.ask_if_due(now));
+        }
+        actions
+    }
+
+    // ---- the end --------------------------------------------------------------------------------
+
+    fn fence(&mut self, why: Why) -> Vec<Action> {
+        self.role = Role::Over;
+        vec![Action::Fence(why)]
+    }
+
+    fn leave(&mut self) -> Vec<Action> {
+        match self.role {
+            // A claim of unknown outcome may be made yet: whoever is a candidate then waits for a
+            // heartbeat that never comes.
+            Role::Standby { .. } => {
+                self.role = Role::Over;
+                vec![Action::End]
+            }
+            // What is under way needs its lease, and may take longer than that lasts.
+            Role::Active(_) | Role::Over => vec![],
+        }
+    }
+
+    fn stopped(&mut self, now: Boot) -> Vec<Action> {
+        let Role::Active(active) = &mut self.role else { return vec![] };
+        (active.stopped, active.acting) = (true, false);
+        let mut actions = vec![Action::Suspend];
+        actions.extend(self.ask_if_due(now));
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod walk;

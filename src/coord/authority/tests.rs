@@ -1,0 +1,213 @@
+use super::*;
+use crate::ids::{PairId, Place};
+
+/// Three seconds.
+const LEASE: u64 = 3_000_000;
+const ALL_CLOSED: Survey = Survey { answered: Answered::All, highest: Generation(0), open: false };
+
+fn proxy(holder: u64) -> Authority {
+    let me = Me { holder: Holder(holder), address: format!("10.0.0.{holder}:12000"), fingerprint: 7, candidate: true };
+    Authority::new(me, Times::of(LEASE))
+}
+
+fn record(holder: u64, tenure: Tenure) -> Record {
+    Record {
+        generation: Generation(5),
+        holder: Holder(holder),
+        address: String::new(),
+        heartbeat: 9,
+        tenure,
+        fingerprint: 7,
+        lost: Lost::default(),
+        term: Term(40),
+    }
+}
+
+fn seen(value: Value) -> Seen {
+    Seen { revision: 3, value }
+}
+
+/// A standby reads this at each poll, from 0 on, until so long after.
+fn poll(proxy: &mut Authority, value: &Value, until: u64) -> Vec<Action> {
+    let mut last = vec![];
+    for us in (0..=until).step_by(LEASE as usize / 6) {
+        if proxy.handle(Boot(us), Event::Tick { turned: Boot(us) }) == [Action::Read] {
+            last = proxy.handle(Boot(us), Event::Read(Some(seen(value.clone()))));
+        }
+    }
+    last
+}
+
+/// One that claimed an absent record at 0, and begins.
+fn active() -> Authority {
+    let mut proxy = proxy(1);
+    assert_eq!(poll(&mut proxy, &Value::Absent, 0), [Action::Survey]);
+    let claim = proxy.handle(Boot(0), Event::Surveyed(ALL_CLOSED));
+    assert!(matches!(&claim[..], [Action::Swap { new, .. }] if new.generation == Generation(1)), "{claim:?}");
+    let begun = proxy.handle(Boot(10), Event::Swapped(Swapped::Done(1)));
+    let predecessor = Burden::default();
+    assert_eq!(begun, [Action::Extend(Boot(LEASE)), Action::Begin { generation: Generation(1), predecessor }]);
+    proxy
+}
+
+#[test]
+fn a_record_is_claimed_after_its_heartbeat_was_seen_for_longer_than_a_lease() {
+    let value = Value::Record(record(2, Tenure::Serving));
+    assert_eq!(poll(&mut proxy(1), &value, LEASE), []);
+    let mut proxy = proxy(1);
+    assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
+    let marked = Survey { highest: Generation(8), ..ALL_CLOSED };
+    let claim = proxy.handle(Boot(2 * LEASE), Event::Surveyed(marked));
+    assert_eq!(claim, [], "the last poll is too long ago");
+    assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
+    let claim = proxy.handle(Boot(LEASE + LEASE / 3), Event::Surveyed(marked));
+    let [Action::Swap { new, .. }] = &claim[..] else { panic!("{claim:?}") };
+    assert_eq!((new.generation, new.term), (Generation(9), Term(40)), "above the servers' marks too");
+}
+
+#[test]
+fn what_a_candidate_leaves_alone() {
+    let other_list = Value::Record(Record { fingerprint: 8, ..record(2, Tenure::Serving) });
+    for value in [other_list, Value::Unreadable] {
+        assert_eq!(poll(&mut proxy(1), &value, 3 * LEASE), [], "{value:?}");
+    }
+    let mut witness = proxy(1);
+    witness.me.candidate = false;
+    assert_eq!(poll(&mut witness, &Value::Absent, 3 * LEASE), []);
+    let mut cut_off = proxy(1);
+    assert_eq!(poll(&mut cut_off, &Value::Absent, 3 * LEASE), [Action::Survey]);
+    let nobody = Survey { answered: Answered::None, ..ALL_CLOSED };
+    assert_eq!(cut_off.handle(Boot(3 * LEASE), Event::Surveyed(nobody)), [], "it reaches no server");
+}
+
+#[test]
+fn a_free_record_is_claimed_at_once_unless_a_session_is_open() {
+    for (open, claims) in [(false, true), (true, false)] {
+        let mut proxy = proxy(1);
+        assert_eq!(poll(&mut proxy, &Value::Record(record(2, Tenure::Free)), 0), [Action::Survey]);
+        let answer = Survey { answered: Answered::Some, open, ..ALL_CLOSED };
+        assert_eq!(!proxy.handle(Boot(0), Event::Surveyed(answer)).is_empty(), claims);
+    }
+}
+
+#[test]
+fn a_loss_is_committed_once_the_record_carries_it() {
+    let mut proxy = active();
+    let mut burden = Burden { term: Term(41), ..Burden::default() };
+    burden.lost.set(PairId(3), &[Place::Backup]);
+    // At once, and not at the next heartbeat.
+    let asked = proxy.handle(Boot(20), Event::Carry(burden.clone()));
+    let [Action::Swap { new, .. }] = &asked[..] else { panic!("{asked:?}") };
+    assert!(new.lost.contains(PairId(3), Place::Backup) && new.term == Term(41));
+    // What is wanted meanwhile is asked for behind it.
+    let more = Burden { term: Term(42), ..burden.clone() };
+    assert_eq!(proxy.handle(Boot(25), Event::Carry(more.clone())), []);
+    let done = proxy.handle(Boot(30), Event::Swapped(Swapped::Done(2)));
+    assert_eq!(done[..2], [Action::Committed(burden), Action::Extend(Boot(LEASE + 20))]);
+    assert!(matches!(&done[2], Action::Swap { new, .. } if new.term == Term(42)), "{done:?}");
+    // An outcome that is not known is no commit, before a read shows it.
+    let Action::Swap { new, .. } = done[2].clone() else { unreachable!() };
+    assert_eq!(proxy.handle(Boot(40), Event::Swapped(Swapped::Unknown)), []);
+    assert_eq!(proxy.handle(Boot(50), Event::Tick { turned: Boot(50) }), [Action::Read]);
+    let read = proxy.handle(Boot(60), Event::Read(Some(seen(Value::Record(new)))));
+    assert_eq!(read, [Action::Committed(more), Action::Extend(Boot(LEASE + 30))]);
+}
+
+#[test]
+fn a_proxy_whose_threads_hang_lets_its_lease_end() {
+    let mut proxy = active();
+    let mut asked = 0;
+    for us in (LEASE / 6..3 * LEASE).step_by(LEASE as usize / 6) {
+        // Its threads have not turned since 10.
+        for action in proxy.handle(Boot(us), Event::Tick { turned: Boot(10) }) {
+            if let Action::Swap { .. } = action {
+                asked += 1;
+                proxy.handle(Boot(us), Event::Swapped(Swapped::Done(1 + asked)));
+            }
+        }
+    }
+    assert!((2..=3).contains(&asked), "{asked} heartbeats in half a lease");
+    assert!(!proxy.acts(Boot(3 * LEASE)));
+}
+
+#[test]
+fn a_suspended_proxy_goes_on_once_its_heartbeat_is_in_and_the_marks_are_its_own() {
+    for own in [true, false] {
+        let mut proxy = active();
+        let late = Boot(LEASE + 5);
+        let tick = proxy.handle(late, Event::Tick { turned: late });
+        assert!(matches!(&tick[..], [Action::Suspend, Action::Swap { .. }]), "{tick:?}");
+        assert_eq!(proxy.handle(late, Event::Swapped(Swapped::Done(2))), [Action::ReadMarks]);
+        assert!(!proxy.acts(late));
+        let went = proxy.handle(late, Event::MarksAreOwn(own));
+        assert_eq!(went, [if own { Action::Extend(late.after(LEASE)) } else { Action::Fence(Why::Marked) }]);
+        assert_eq!(proxy.acts(late), own);
+    }
+}
+
+#[test]
+fn what_fences() {
+    let other = |generation| Value::Record(Record { generation: Generation(generation), ..record(2, Tenure::Serving) });
+    for (value, why) in [
+        (other(2), Why::Replaced),
+        (other(0), Why::Replaced),
+        (Value::Absent, Why::Absent),
+        (Value::Unreadable, Why::Unreadable),
+    ] {
+        let mut proxy = active();
+        let tick = Boot(10 + LEASE / 6);
+        assert!(matches!(&proxy.handle(tick, Event::Tick { turned: tick })[..], [Action::Swap { .. }]));
+        assert_eq!(proxy.handle(tick, Event::Swapped(Swapped::Refused)), [Action::Read]);
+        assert_eq!(proxy.handle(tick, Event::Read(Some(seen(value)))), [Action::Fence(why)]);
+        assert!(!proxy.acts(tick));
+        assert_eq!(proxy.handle(tick, Event::Tick { turned: tick }), [], "for good");
+    }
+    let mut proxy = active();
+    assert_eq!(proxy.handle(Boot(20), Event::Marked(Generation(1))), []);
+    assert_eq!(proxy.handle(Boot(20), Event::Marked(Generation(2))), [Action::Fence(Why::Marked)]);
+}
+
+#[test]
+fn one_that_has_stopped_frees_the_record_and_ends() {
+    let mut proxy = active();
+    let stopped = proxy.handle(Boot(20), Event::Stopped);
+    assert!(
+        matches!(&stopped[..], [Action::Suspend, Action::Swap { new, .. }] if new.tenure == Tenure::Free),
+        "{stopped:?}"
+    );
+    assert!(!proxy.acts(Boot(20)));
+    // Until it is known to be in.
+    assert_eq!(proxy.handle(Boot(30), Event::Swapped(Swapped::Unknown)), []);
+    assert_eq!(proxy.handle(Boot(40), Event::Tick { turned: Boot(0) }), [Action::Read]);
+    let [_, Action::Swap { new, .. }] = &stopped[..] else { unreachable!() };
+    assert_eq!(proxy.handle(Boot(50), Event::Read(Some(seen(Value::Record(new.clone()))))), [Action::End]);
+    let mut standby = super::tests::proxy(2);
+    assert_eq!(standby.handle(Boot(0), Event::Leave), [Action::End]);
+}
+
+/// A claim that nobody answered is made long ago, and another candidate has seen its heartbeat
+/// since. One that is asked for later must not be taken for it.
+#[test]
+fn a_claim_counts_from_its_own_asking() {
+    for (rule, until) in [(None, LEASE), (Some(Rule::HeartbeatsAreUnique), LEASE + LEASE / 2)] {
+        crate::rules::off::without(rule, || {
+            let mut proxy = proxy(1);
+            assert_eq!(poll(&mut proxy, &Value::Absent, 0), [Action::Survey]);
+            let first = proxy.handle(Boot(0), Event::Surveyed(ALL_CLOSED));
+            let [Action::Swap { new: made, .. }] = &first[..] else { panic!("{first:?}") };
+            proxy.handle(Boot(0), Event::Swapped(Swapped::Unknown));
+            // It is late, and the record seems to be absent still.
+            let later = Boot(LEASE / 2);
+            proxy.handle(later, Event::Tick { turned: later });
+            assert_eq!(proxy.handle(later, Event::Read(Some(seen(Value::Absent)))), [Action::Survey]);
+            assert!(!proxy.handle(later, Event::Surveyed(ALL_CLOSED)).is_empty());
+            proxy.handle(later, Event::Swapped(Swapped::Unknown));
+            proxy.handle(later, Event::Tick { turned: later });
+            let begun = proxy.handle(later, Event::Read(Some(seen(Value::Record(made.clone())))));
+            let expected = if rule.is_some() { vec![LEASE, until] } else { vec![until] };
+            let Some(Action::Extend(extended)) = begun.first() else { panic!("{begun:?}") };
+            assert!(expected.contains(&extended.0), "{begun:?}");
+            assert_eq!(rule.is_none(), extended.0 == LEASE && made.heartbeat == 1);
+        });
+    }
+}

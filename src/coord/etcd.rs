@@ -1,0 +1,255 @@
+//! The record in etcd (3.4 and later), through its JSON gateway: two requests, one key.
+//!
+//! What is under way when an answer is missing may be made later, so every error of a swap leaves
+//! its outcome open. Of several members one is asked, until it does not answer.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use super::http::{Http, HttpError, NO_HTTP};
+use super::record::Record;
+use super::register::{Register, Seen, Swapped, Unread, Value};
+
+/// A user of etcd's.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Access {
+    pub user: String,
+    pub password: String,
+}
+
+/// (No password in a log.)
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:...", self.user)
+    }
+}
+
+pub struct Etcd {
+    members: Vec<Http>,
+    /// Which one is asked.
+    present: usize,
+    /// The key, as the gateway has it.
+    key: String,
+    access: Option<Access>,
+    token: Option<String>,
+    /// The text that was read last, with its revision: another release may have written more in it
+    /// than a record shows.
+    read: Option<(u64, String)>,
+}
+
+/// How many parts of the time that is left a member may take, while there are others.
+const SHARE: u32 = 2;
+
+impl Etcd {
+    pub fn new(members: &[String], name: &str, access: Option<Access>) -> Etcd {
+        Etcd {
+            members: members.iter().cloned().map(Http::new).collect(),
+            present: 0,
+            key: base64(format!("/resilver/v1/{name}/active").as_bytes()),
+            access,
+            token: None,
+            read: None,
+        }
+    }
+
+    /// Whether this is an etcd that will do.
+    ///
+    /// # Errors
+    ///
+    /// `Ok`: why it will never; `Err`: why that is not known.
+    pub fn judge(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
+        let answer = match self.each(deadline, |member, _, until| member.ask("/version", None, None, until)) {
+            Err(Unread(why)) if why.contains(NO_HTTP) => return Ok(Some(why)),
+            answer => answer?,
+        };
+        let whose = self.members[self.present].authority().to_owned();
+        let version = serde_json::from_str::<Json>(&answer.body).ok();
+        let version = version.as_ref().and_then(|v| v["etcdserver"].as_str()).unwrap_or_default();
+        let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
+        let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+            return Ok(Some(format!("what listens on {whose} is no etcd: it does not tell its version")));
+        };
+        if (major, minor) < (3, 4) {
+            return Ok(Some(format!("etcd {version} on {whose} is too old: 3.4 or later is needed")));
+        }
+        match self.call("/v3/kv/range", &json!({ "key": self.key }), deadline) {
+            Ok(_) => Ok(None),
+            Err(Failed::Denied(why)) => Ok(Some(format!("etcd on {whose} refuses access: {why}"))),
+            Err(Failed::NoGateway) => Ok(Some(format!(
+                "etcd {version} on {whose} has no JSON gateway: start it with --enable-grpc-gateway=true"
+            ))),
+            Err(Failed::Other(why)) => Err(Unread(why)),
+        }
+    }
+
+    /// Asks the present member; the next ones, where nothing was sent.
+    fn each<T>(
+        &mut self,
+        deadline: Instant,
+        mut ask: impl FnMut(&mut Http, Option<&str>, Instant) -> Result<T, HttpError>,
+    ) -> Result<T, Unread> {
+        let count = self.members.len();
+        let mut said = Vec::new();
+        for left in (0..count).rev() {
+            let now = Instant::now();
+            let share = if left == 0 { 1 } else { SHARE };
+            let until = now + deadline.saturating_duration_since(now) / share;
+            let member = &mut self.members[self.present];
+            let error = match ask(member, self.token.as_deref(), until) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            said.push(format!("etcd on {} {error}", member.authority()));
+            self.present = (self.present + 1) % count;
+            if matches!(error, HttpError::Unanswered(_)) {
+                break;
+            }
+        }
+        Err(Unread(said.join("; ")))
+    }
+
+    fn call(&mut self, path: &str, body: &Json, deadline: Instant) -> Result<Json, Failed> {
+        let body = body.to_string();
+        for _ in 0..2 {
+            if self.token.is_none() && self.access.is_some() {
+                self.log_in(deadline)?;
+            }
+            let answer = self.each(deadline, |member, token, until| member.ask(path, Some(&body), token, until));
+            let answer = answer.map_err(|Unread(why)| Failed::Other(why))?;
+            let said: Json = serde_json::from_str(&answer.body).unwrap_or(Json::Null);
+            match (answer.status, said["error"].as_str()) {
+                (200, None) if said.is_object() => return Ok(said),
+                (404, _) => return Err(Failed::NoGateway),
+                // Its time is over, or the password has changed.
+                (401, _) if self.token.take().is_some() => {}
+                (_, Some(why)) if why.contains("invalid auth token") && self.token.take().is_some() => {}
+                (_, Some(why)) if is_denial(why) => return Err(Failed::Denied(why.to_owned())),
+                (_, Some(why)) if why.contains("database space exceeded") => {
+                    return Err(Failed::Other(format!(
+                        "etcd is full ({why}): compact and defragment it, and disarm its alarm"
+                    )));
+                }
+                (_, Some(why)) => return Err(Failed::Other(format!("etcd says: {why}"))),
+                (status, None) => return Err(Failed::Other(format!("etcd answers with HTTP status {status}"))),
+            }
+        }
+        Err(Failed::Other("etcd takes no token that it has just given".to_owned()))
+    }
+
+    fn log_in(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let Some(Access { user, password }) = self.access.clone() else { return Ok(()) };
+        let body = json!({ "name": user, "password": password }).to_string();
+        let answer =
+            self.each(deadline, |member, _, until| member.ask("/v3/auth/authenticate", Some(&body), None, until));
+        let answer = answer.map_err(|Unread(why)| Failed::Other(why))?;
+        let said: Json = serde_json::from_str(&answer.body).unwrap_or(Json::Null);
+        match said["token"].as_str() {
+            Some(token) => self.token = Some(token.to_owned()),
+            None => {
+                let why = said["error"].as_str().unwrap_or("no token").to_owned();
+                let known = is_denial(&why) || why.contains("authentication is not enabled");
+                return Err(if known { Failed::Denied(why) } else { Failed::Other(format!("etcd says: {why}")) });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_denial(why: &str) -> bool {
+    ["permission denied", "user name is empty", "authentication failed", "invalid user"].iter().any(|w| why.contains(w))
+}
+
+enum Failed {
+    Denied(String),
+    NoGateway,
+    Other(String),
+}
+
+impl From<Failed> for Unread {
+    fn from(failed: Failed) -> Unread {
+        Unread(match failed {
+            Failed::Denied(why) => format!("etcd refuses access: {why}"),
+            Failed::NoGateway => "etcd has no JSON gateway".to_owned(),
+            Failed::Other(why) => why,
+        })
+    }
+}
+
+/// A number of the gateway's, which are texts; what is 0 is left out.
+fn number(json: &Json) -> Option<u64> {
+    if json.is_null() { Some(0) } else { json.as_str()?.parse().ok() }
+}
+
+impl Register for Etcd {
+    fn read(&mut self, deadline: Instant) -> Result<Seen, Unread> {
+        let answer = self.call("/v3/kv/range", &json!({ "key": self.key }), deadline)?;
+        let Some(found) = answer["kvs"].get(0) else { return Ok(Seen { revision: 0, value: Value::Absent }) };
+        let broken = || Unread("etcd answers what is no value".to_owned());
+        let revision = number(&found["mod_revision"]).ok_or_else(broken)?;
+        let text = found["value"].as_str().map_or(Some(Vec::new()), unbase64).ok_or_else(broken)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let value = Record::parse(&text).map_or(Value::Unreadable, Value::Record);
+        self.read = Some((revision, text));
+        Ok(Seen { revision, value })
+    }
+
+    fn swap(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> Result<Swapped, Unread> {
+        let revision = seen.revision.to_string();
+        let mut compared =
+            vec![json!({ "key": self.key, "target": "MOD", "result": "EQUAL", "mod_revision": revision })];
+        if let Some(record) = seen.value.record() {
+            let read = self.read.as_ref().filter(|(revision, _)| *revision == seen.revision);
+            let read = read.filter(|(_, text)| Record::parse(text).as_ref() == Some(record));
+            let text = read.map_or_else(|| record.to_string(), |(_, text)| text.clone());
+            let value = base64(text.as_bytes());
+            compared.push(json!({ "key": self.key, "target": "VALUE", "result": "EQUAL", "value": value }));
+        }
+        let put = json!({ "request_put": { "key": self.key, "value": base64(new.to_string().as_bytes()) } });
+        let answer = self.call("/v3/kv/txn", &json!({ "compare": compared, "success": [put] }), deadline)?;
+        // (What is false is left out.)
+        if answer["succeeded"].as_bool() != Some(true) {
+            return Ok(Swapped::Refused);
+        }
+        let revision = number(&answer["header"]["revision"]).filter(|&revision| revision > 0);
+        revision.map(Swapped::Done).ok_or_else(|| Unread("etcd answers without a revision".to_owned()))
+    }
+}
+
+/// How long a start waits for the first word of etcd.
+pub const FIRST_WORD: Duration = Duration::from_secs(3);
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = three.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
+        for digit in 0..4 {
+            let at = (bits >> (18 - 6 * digit) & 63) as usize;
+            text.push(if digit <= three.len() { char::from(DIGITS[at]) } else { '=' });
+        }
+    }
+    text
+}
+
+fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if !text.len().is_multiple_of(4) {
+        return None;
+    }
+    for four in text.as_bytes().chunks(4) {
+        let filled = four.iter().position(|&digit| digit == b'=').unwrap_or(4);
+        let mut bits = 0;
+        for (at, digit) in four.iter().enumerate() {
+            let value = if at < filled { DIGITS.iter().position(|d| d == digit)? } else { 0 };
+            bits = bits << 6 | value as u32;
+        }
+        let all = bits.to_be_bytes();
+        bytes.extend_from_slice(&all[1..filled.max(1)]);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests;

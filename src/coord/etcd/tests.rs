@@ -1,0 +1,214 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::coord::record::{Holder, Lost, Tenure};
+use crate::ids::{Generation, Term};
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// A real one, of one member.
+struct Server {
+    child: Child,
+    client: String,
+    peer: String,
+    dir: tempfile::TempDir,
+    more: Vec<&'static str>,
+}
+
+impl Server {
+    fn start(more: &[&'static str]) -> Server {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        // Where it is memory: its fsyncs cost nothing there.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let (client, peer) = (free(), free());
+        let child = Server::spawn(dir.path(), &client, &peer, more);
+        let server = Server { child, client, peer, dir, more: more.to_vec() };
+        server.await_answer();
+        server
+    }
+
+    fn spawn(dir: &Path, client: &str, peer: &str, more: &[&str]) -> Child {
+        let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
+        Command::new("etcd")
+            .args(["--name", "a", "--heartbeat-interval", "25", "--election-timeout", "250"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("a={peer}"), "--data-dir"])
+            .arg(dir)
+            .args(more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd is there: scripts/need-etcd installs it")
+    }
+
+    fn await_answer(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !matches!(self.register().judge(soon()), Ok(None)) {
+            assert!(Instant::now() < deadline, "etcd on {} does not answer", self.client);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn register(&self) -> Etcd {
+        Etcd::new(std::slice::from_ref(&self.client), "test", None)
+    }
+
+    fn end(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn start_again(&mut self) {
+        self.child = Server::spawn(self.dir.path(), &self.client, &self.peer, &self.more);
+        self.await_answer();
+    }
+
+    fn ask(&self, path: &str, body: &Json) -> Json {
+        let answer = Http::new(self.client.clone()).ask(path, Some(&body.to_string()), None, soon()).unwrap();
+        serde_json::from_str(&answer.body).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn record(heartbeat: u64) -> Record {
+    Record {
+        generation: Generation(1),
+        holder: Holder(1),
+        address: "127.0.0.1:1".to_owned(),
+        heartbeat,
+        tenure: Tenure::Serving,
+        fingerprint: 1,
+        lost: Lost::default(),
+        term: Term(1),
+    }
+}
+
+/// All on one server, which takes 0.3 s to start.
+#[test]
+fn a_real_etcd_is_read_and_swapped_restarts_and_refuses() {
+    let mut server = Server::start(&[]);
+    let mut register = server.register();
+    let absent = register.read(soon()).unwrap();
+    assert_eq!(absent, Seen { revision: 0, value: Value::Absent });
+    let Ok(Swapped::Done(first)) = register.swap(&absent, &record(1), soon()) else { panic!("not made") };
+    let seen = Seen { revision: first, value: Value::Record(record(1)) };
+    assert_eq!(register.read(soon()).unwrap(), seen);
+    assert_eq!(server.register().swap(&absent, &record(2), soon()), Ok(Swapped::Refused), "it is there");
+    // The same revision with another value, as after a restore: the value is compared too.
+    let restored = Seen { revision: first, value: Value::Record(record(9)) };
+    assert_eq!(register.swap(&restored, &record(2), soon()), Ok(Swapped::Refused));
+    let later = Seen { revision: first + 1, ..seen.clone() };
+    assert_eq!(register.swap(&later, &record(2), soon()), Ok(Swapped::Refused));
+    assert_eq!(Etcd::new(std::slice::from_ref(&server.client), "other", None).read(soon()).unwrap(), absent);
+
+    // What a later release adds is compared as it stands there.
+    let more = json!({ "key": register.key, "value": base64(format!("{} and more", record(3)).as_bytes()) });
+    server.ask("/v3/kv/put", &more);
+    let seen = register.read(soon()).unwrap();
+    assert_eq!(seen.value, Value::Record(record(3)));
+    assert!(matches!(register.swap(&seen, &record(4), soon()), Ok(Swapped::Done(_))));
+    server.ask("/v3/kv/put", &json!({ "key": register.key, "value": base64(b"not a record") }));
+    assert_eq!(register.read(soon()).unwrap().value, Value::Unreadable);
+
+    // It is killed, and comes back with what it had; a member that is not there is passed over.
+    let written =
+        server.ask("/v3/kv/put", &json!({ "key": register.key, "value": base64(record(5).to_string().as_bytes()) }));
+    let revision = number(&written["header"]["revision"]).unwrap();
+    server.end();
+    let away = register.read(soon()).unwrap_err().to_string();
+    assert!(away.contains(&server.client), "{away}");
+    assert!(register.swap(&seen, &record(6), soon()).is_err());
+    server.start_again();
+    let seen = Seen { revision, value: Value::Record(record(5)) };
+    assert_eq!(register.read(soon()).unwrap(), seen);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // A memcached.
+    let serving = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"ERROR\r\nERROR\r\n").unwrap());
+    let said = Etcd::new(std::slice::from_ref(&address), "test", None).judge(soon()).unwrap().unwrap();
+    assert!(said.contains(&address) && said.contains("HTTP"), "{said}");
+    serving.join().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut several = Etcd::new(&[nobody, server.client.clone()], "test", None);
+    assert!(matches!(several.swap(&seen, &record(7), soon()), Ok(Swapped::Done(_))));
+
+    // Users.
+    server.ask("/v3/auth/user/add", &json!({ "name": "root", "password": "secret" }));
+    server.ask("/v3/auth/role/add", &json!({ "name": "root" }));
+    server.ask("/v3/auth/user/grant", &json!({ "user": "root", "role": "root" }));
+    server.ask("/v3/auth/enable", &json!({}));
+    let as_user = |password: &str| {
+        let access = Access { user: "root".to_owned(), password: password.to_owned() };
+        Etcd::new(std::slice::from_ref(&server.client), "test", Some(access))
+    };
+    let refused = server.register().judge(soon()).unwrap().expect("it asks for a user");
+    assert!(refused.contains(&server.client) && refused.contains("refuses access"), "{refused}");
+    assert!(as_user("wrong").judge(soon()).unwrap().is_some());
+    let mut right = as_user("secret");
+    assert_eq!(right.judge(soon()), Ok(None));
+    assert!(matches!(right.read(soon()).unwrap().value, Value::Record(_)));
+    right.token = Some("of yesterday".to_owned());
+    assert!(right.read(soon()).is_ok(), "it logs in again");
+    assert!(!format!("{:?}", right.access).contains("secret"));
+}
+
+#[test]
+fn a_full_etcd_says_so() {
+    let server = Server::start(&["--quota-backend-bytes", "60000"]);
+    let mut register = server.register();
+    let absent = register.read(soon()).unwrap();
+    let big = json!({ "key": base64(b"big"), "value": base64(&[0; 40_000]) });
+    let full = (0..20).any(|_| server.ask("/v3/kv/put", &big)["error"].is_string());
+    assert!(full, "it takes all");
+    let said = register.swap(&absent, &record(1), soon()).unwrap_err().to_string();
+    assert!(said.contains("full") && said.contains("compact"), "{said}");
+    assert!(register.read(soon()).is_ok(), "it can be read");
+}
+
+#[test]
+fn what_is_no_etcd_or_too_old_is_named() {
+    for (answer, word) in [
+        (r#"{"etcdserver":"3.3.25","etcdcluster":"3.3.0"}"#, "3.3.25"),
+        (r#"{"etcdserver":"2.0"}"#, "too old"),
+        ("hello", "no etcd"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            let length = answer.len();
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}").unwrap();
+        });
+        let said = Etcd::new(std::slice::from_ref(&address), "test", None).judge(soon()).unwrap().unwrap();
+        assert!(said.contains(&address) && said.contains(word), "{said}");
+        serving.join().unwrap();
+    }
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let unreachable = Etcd::new(std::slice::from_ref(&nobody), "test", None).judge(soon()).unwrap_err().to_string();
+    assert!(unreachable.contains(&nobody), "{unreachable}");
+}
+
+#[test]
+fn texts_are_those_of_the_gateway() {
+    for (plain, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        assert_eq!(base64(plain.as_bytes()), text);
+        assert_eq!(unbase64(text).unwrap(), plain.as_bytes());
+    }
+    let all: Vec<u8> = (0..=255).collect();
+    assert_eq!(unbase64(&base64(&all)).unwrap(), all);
+    assert_eq!((unbase64("Zg"), unbase64("Z!==")), (None, None));
+}

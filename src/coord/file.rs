@@ -1,0 +1,368 @@
+//! The record in a file, for proxies of one host.
+//!
+//! - `PATH` holds the revision and the record. It is read as it is, and replaced as a whole by
+//!   whoever holds the lock of `PATH.lock`.
+//! - `PATH.HOLDER` is there for each proxy, and locked as long as its process lives. So whoever
+//!   gets that lock knows that the process is no more, and need not wait for its lease: the kernel
+//!   takes the locks of a process away when it closes its files, at its end, however that came.
+//!   The file says which process it is, so that one which is stopped, or hangs, can be ended.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::record::{Holder, Record};
+use super::register::{Register, Seen, Swapped, Unread, Value};
+
+/// The lock is held for a read and a write of one small file: whoever finds it taken looks again
+/// soon.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
+
+/// Only proxies of one user, or root's, share a record.
+const MODE: u32 = 0o600;
+
+/// More than any record.
+const MOST: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub struct FileRegister {
+    path: PathBuf,
+    /// Locked as long as this process lives.
+    life: File,
+    life_path: PathBuf,
+}
+
+/// Why a file will not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("{} is on a network file system ({kind}): locks there outlive the processes that hold them, or do not hold; \
+             give a path on a file system of this host, for example below /run", .path.display())]
+    Network { path: PathBuf, kind: &'static str },
+    #[error("cannot use {}: {cause}; its directory must exist, and files be made there by this user", .path.display())]
+    System { path: PathBuf, cause: io::Error },
+}
+
+impl FileRegister {
+    /// Makes the lock of this process.
+    pub fn open(path: &Path, me: Holder) -> Result<FileRegister, Unfit> {
+        let life_path = beside(path, &me.to_string());
+        let unfit = |cause| Unfit::System { path: path.to_owned(), cause };
+        let mut life = made(&life_path).map_err(unfit)?;
+        let kind = fstatfs(&life).map_err(|error| unfit(error.into()))?.f_type as u64;
+        if let Some(kind) = network(kind & 0xffff_ffff) {
+            let _ = std::fs::remove_file(&life_path);
+            return Err(Unfit::Network { path: path.to_owned(), kind });
+        }
+        // (Nobody else knows of it yet.)
+        flock(&life, FlockOperation::NonBlockingLockExclusive).map_err(|error| unfit(error.into()))?;
+        life.write_all(Process::own().map_err(unfit)?.to_string().as_bytes()).map_err(unfit)?;
+        Ok(FileRegister { path: path.to_owned(), life, life_path })
+    }
+
+    fn life_of(&self, holder: Holder) -> Option<File> {
+        OpenOptions::new().read(true).write(true).open(beside(&self.path, &holder.to_string())).ok()
+    }
+
+    fn seen(&self) -> io::Result<Seen> {
+        let mut text = String::new();
+        match File::open(&self.path) {
+            Ok(file) => file.take(MOST).read_to_string(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Seen { revision: 0, value: Value::Absent });
+            }
+            Err(error) => return Err(error),
+        };
+        let (revision, record) = text.trim_end().split_once(' ').unwrap_or_default();
+        Ok(match (revision.parse(), Record::parse(record)) {
+            (Ok(revision), Some(record)) => Seen { revision, value: Value::Record(record) },
+            _ => Seen { revision: 1, value: Value::Unreadable },
+        })
+    }
+
+    /// Of all that read and replace the file one after the other.
+    fn lock(&self, deadline: Instant) -> io::Result<File> {
+        let path = beside(&self.path, "lock");
+        loop {
+            let file = made(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // (Somebody may have removed it, and the next one would lock another file.)
+                Ok(()) if is_at(&file, &path) => return Ok(file),
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds its lock all the time"));
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+    }
+
+    fn replace(&self, seen: &Seen, new: &Record, deadline: Instant) -> io::Result<Swapped> {
+        let _locked = self.lock(deadline)?;
+        if self.seen()? != *seen {
+            return Ok(Swapped::Refused);
+        }
+        let revision = seen.revision + 1;
+        let next = beside(&self.path, "new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&next)?;
+        writeln!(file, "{revision} {new}")?;
+        std::fs::rename(&next, &self.path)?;
+        Ok(Swapped::Done(revision))
+    }
+
+    fn unread(&self, error: &io::Error) -> Unread {
+        Unread(format!("{}: {error}", self.path.display()))
+    }
+}
+
+impl Register for FileRegister {
+    fn read(&mut self, _: Instant) -> Result<Seen, Unread> {
+        self.seen().map_err(|error| self.unread(&error))
+    }
+
+    fn swap(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> Result<Swapped, Unread> {
+        if !is_at(&self.life, &self.life_path) {
+            // Whoever looks whether this process lives must find it.
+            return Err(Unread(format!("{} was removed: it shows that this process lives", self.life_path.display())));
+        }
+        self.replace(seen, new, deadline).map_err(|error| self.unread(&error))
+    }
+
+    fn is_dead(&mut self, holder: Holder) -> bool {
+        let path = beside(&self.path, &holder.to_string());
+        let Some(file) = self.life_of(holder) else { return false };
+        flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&file, &path)
+    }
+
+    fn end(&mut self, holder: Holder) -> Option<String> {
+        let mut text = String::new();
+        self.life_of(holder)?.take(MOST).read_to_string(&mut text).ok()?;
+        let process = Process::parse(&text)?;
+        let ended = process.end().map_or_else(|error| format!("cannot be: {error}"), |()| "is".to_owned());
+        Some(format!("process {} {ended} ended by SIGKILL", process.pid))
+    }
+}
+
+impl Drop for FileRegister {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.life_path);
+    }
+}
+
+/// A process, so that another one with its number is not taken for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Process {
+    pid: i32,
+    /// By the clock of its machine's start.
+    started: String,
+    /// The machine's start, and whose numbers these are.
+    boot: String,
+    numbers: String,
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Process { pid, started, boot, numbers } = self;
+        write!(f, "{pid} {started} {boot} {numbers}")
+    }
+}
+
+impl Process {
+    fn own() -> io::Result<Process> {
+        Process::of(std::process::id() as i32)
+    }
+
+    fn of(pid: i32) -> io::Result<Process> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // Behind the name, which may hold anything: the 20th word is the 22nd field.
+        let started = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
+        let started = started.ok_or_else(|| io::Error::other("/proc does not tell when it began"))?.to_owned();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let numbers = std::fs::read_link("/proc/self/ns/pid")?.to_string_lossy().into_owned();
+        Ok(Process { pid, started, boot, numbers })
+    }
+
+    fn parse(text: &str) -> Option<Process> {
+        let mut words = text.split(' ').map(str::to_owned);
+        let pid = words.next()?.parse().ok().filter(|&pid| pid > 1)?;
+        Some(Process { pid, started: words.next()?, boot: words.next()?, numbers: words.next()? })
+    }
+
+    fn end(&self) -> io::Result<()> {
+        let gone = || io::Error::other("it is not there");
+        let pid = Pid::from_raw(self.pid).ok_or_else(gone)?;
+        // From here on the number is that process's, whichever it is.
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        if Process::of(self.pid)? != *self {
+            return Err(gone());
+        }
+        Ok(pidfd_send_signal(process.as_fd(), Signal::KILL)?)
+    }
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(end);
+    name.into()
+}
+
+fn made(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path)
+}
+
+/// Whether this file is what that path leads to.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    file.metadata().is_ok_and(|own| std::fs::metadata(path).is_ok_and(|there| same(own, there)))
+}
+
+/// Which file system of a network that is, by `statfs`.
+fn network(kind: u64) -> Option<&'static str> {
+    Some(match kind {
+        0x6969 => "nfs",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "smb",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "fuse",
+        0x00c3_6400 => "ceph",
+        0x5346_414f => "afs",
+        0x0bd0_0bd0 => "lustre",
+        0x0116_1970 => "gfs2",
+        0x7461_636f => "ocfs2",
+        0x7375_7245 => "coda",
+        0x564c => "ncp",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::coord::record::{Lost, Tenure};
+    use crate::ids::{Generation, Term};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn record(holder: Holder, heartbeat: u64) -> Record {
+        Record {
+            generation: Generation(1),
+            holder,
+            address: "127.0.0.1:1".to_owned(),
+            heartbeat,
+            tenure: Tenure::Serving,
+            fingerprint: 1,
+            lost: Lost::default(),
+            term: Term(1),
+        }
+    }
+
+    #[test]
+    fn a_swap_is_made_only_where_what_was_seen_still_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
+        let mut other = FileRegister::open(&path, Holder(2)).unwrap();
+        let absent = one.read(soon()).unwrap();
+        assert_eq!(absent, Seen { revision: 0, value: Value::Absent });
+        assert_eq!(one.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
+        assert_eq!(other.swap(&absent, &record(Holder(2), 1), soon()), Ok(Swapped::Refused));
+        let seen = other.read(soon()).unwrap();
+        assert_eq!(seen, Seen { revision: 1, value: Value::Record(record(Holder(1), 1)) });
+        assert_eq!(other.swap(&seen, &record(Holder(2), 2), soon()), Ok(Swapped::Done(2)));
+        assert_eq!(one.swap(&seen, &record(Holder(1), 2), soon()), Ok(Swapped::Refused));
+        std::fs::write(&path, "something else").unwrap();
+        assert_eq!(one.read(soon()).unwrap().value, Value::Unreadable);
+    }
+
+    #[test]
+    fn many_swaps_at_once_are_made_one_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        std::thread::scope(|scope| {
+            for holder in 1..5 {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut register = FileRegister::open(path, Holder(holder)).unwrap();
+                    for heartbeat in 0..50 {
+                        while let Ok(seen) = register.read(soon()) {
+                            let made = register.swap(&seen, &record(Holder(holder), heartbeat), soon()).unwrap();
+                            if made == Swapped::Done(seen.revision + 1) {
+                                break;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(FileRegister::open(&path, Holder(9)).unwrap().read(soon()).unwrap().revision, 200);
+    }
+
+    #[test]
+    fn a_process_is_dead_when_its_lock_is_free_and_not_where_nobody_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
+        let other = FileRegister::open(&path, Holder(2)).unwrap();
+        assert!(!one.is_dead(Holder(2)), "it lives");
+        assert!(!one.is_dead(Holder(3)), "nobody knows it");
+        // As a process that is killed: its file stays.
+        let kept = std::fs::read(&other.life_path).unwrap();
+        drop(other);
+        assert!(!one.is_dead(Holder(2)), "it has ended in good order, and its record is free");
+        std::fs::write(beside(&path, &Holder(2).to_string()), kept).unwrap();
+        assert!(one.is_dead(Holder(2)));
+    }
+
+    #[test]
+    fn a_holder_whose_lock_was_removed_raises_no_heartbeat() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut register = FileRegister::open(&dir.path().join("record"), Holder(1)).unwrap();
+        std::fs::remove_file(&register.life_path).unwrap();
+        let seen = register.read(soon()).unwrap();
+        assert!(register.swap(&seen, &record(Holder(1), 1), soon()).is_err());
+    }
+
+    #[test]
+    fn a_stopped_process_is_ended_and_no_other_one_with_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id() as i32).unwrap();
+        let life = beside(&path, &Holder(2).to_string());
+        for other in [
+            Process { started: "1".to_owned(), ..process.clone() },
+            Process { boot: "another".to_owned(), ..process.clone() },
+            Process { numbers: "pid:[1]".to_owned(), ..process.clone() },
+        ] {
+            std::fs::write(&life, other.to_string()).unwrap();
+            assert!(one.end(Holder(2)).unwrap().contains("cannot"), "{other}");
+        }
+        assert_eq!(child.try_wait().unwrap(), None);
+        std::fs::write(&life, process.to_string()).unwrap();
+        assert!(!one.end(Holder(2)).unwrap().contains("cannot"));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn network_file_systems_are_refused_by_name() {
+        assert_eq!((network(0x6969), network(0xff53_4d42)), (Some("nfs"), Some("smb")));
+        // ext4, tmpfs, xfs, btrfs, overlayfs.
+        for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
+            assert_eq!(network(local), None);
+        }
+        let missing = FileRegister::open(Path::new("/nowhere/at/all"), Holder(1)).unwrap_err().to_string();
+        assert!(missing.contains("/nowhere/at/all") && missing.contains("directory"), "{missing}");
+    }
+}

@@ -1,0 +1,287 @@
+//! As much of HTTP/1.1 as etcd's JSON gateway needs: one request at a time to one address, over a
+//! connection that is kept, each under a deadline.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// With which an answer begins.
+const HTTP: &[u8] = b"HTTP/1.";
+
+/// What is said of what listens there and is something else.
+pub const NO_HTTP: &str = "it does not speak HTTP";
+
+/// More than any answer to what is asked here.
+const MOST: usize = 1 << 20;
+
+/// An answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// Why there is none.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Nothing was sent: it was surely not done.
+    #[error("cannot be reached: {0}")]
+    NotSent(String),
+    /// It may have been done.
+    #[error("has not answered: {0}")]
+    Unanswered(String),
+}
+
+/// One address.
+#[derive(Debug)]
+pub struct Http {
+    /// `HOST:PORT`, as it was given.
+    authority: String,
+    /// Where that was last.
+    found: Vec<SocketAddr>,
+    kept: Option<TcpStream>,
+}
+
+impl Http {
+    pub fn new(authority: String) -> Http {
+        Http { authority, found: Vec::new(), kept: None }
+    }
+
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// `body`: a POST of that, else a GET. `token`: what authorizes it.
+    pub fn ask(
+        &mut self,
+        path: &str,
+        body: Option<&str>,
+        token: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Answer, HttpError> {
+        let mut stream = match self.kept.take().filter(is_quiet) {
+            Some(stream) => stream,
+            None => self.connect(deadline).map_err(|error| HttpError::NotSent(error.to_string()))?,
+        };
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let authorization = token.map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
+        let (authority, body) = (&self.authority, body.unwrap_or_default());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{authorization}Content-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answered = send(&mut stream, request.as_bytes(), deadline).and_then(|()| answer(&mut stream, deadline));
+        let (answer, keeps) = answered.map_err(|error| HttpError::Unanswered(in_words(&error)))?;
+        self.kept = keeps.then_some(stream);
+        Ok(answer)
+    }
+
+    fn connect(&mut self, deadline: Instant) -> io::Result<TcpStream> {
+        // A name is looked up when what it led to does not answer, and not each time: a name server
+        // that is slow must not take the lease's time.
+        let known = !self.found.is_empty();
+        match self.connect_to_found(deadline) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if known && left(deadline).is_err() => return Err(error),
+            Err(_) => {}
+        }
+        self.found = self.authority.to_socket_addrs()?.collect();
+        self.connect_to_found(deadline)
+    }
+
+    fn connect_to_found(&self, deadline: Instant) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(ErrorKind::NotFound, "its name leads nowhere");
+        for address in &self.found {
+            match left(deadline).and_then(|left| TcpStream::connect_timeout(address, left)) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        // What a socket says whose time is over.
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => "not in time".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Nothing came, and its end did not either: what is sent on it is heard, most likely.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let quiet = stream.set_nonblocking(true).is_ok()
+        && stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    quiet && stream.set_nonblocking(false).is_ok()
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn send(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        match stream.write(bytes)? {
+            0 => return Err(ErrorKind::WriteZero.into()),
+            n => bytes = &bytes[n..],
+        }
+    }
+    Ok(())
+}
+
+/// Reads an answer; and whether the connection can be kept.
+fn answer(stream: &mut TcpStream, deadline: Instant) -> io::Result<(Answer, bool)> {
+    let mut buffer = Vec::new();
+    let mut more = |buffer: &mut Vec<u8>| {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        let mut block = [0; 4096];
+        match stream.read(&mut block)? {
+            0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "it has closed the connection")),
+            _ if buffer.len() > MOST => Err(io::Error::new(ErrorKind::InvalidData, "its answer is too long")),
+            n => {
+                buffer.extend_from_slice(&block[..n]);
+                Ok(())
+            }
+        }
+    };
+    let wrong = |what: &str| io::Error::new(ErrorKind::InvalidData, format!("{NO_HTTP}: {what}"));
+    let head = loop {
+        if let Some(end) = memchr::memmem::find(&buffer, b"\r\n\r\n") {
+            break buffer.drain(..end + 4).collect::<Vec<u8>>();
+        }
+        if buffer.len() >= HTTP.len() && !buffer.starts_with(HTTP) {
+            return Err(wrong("what it answers is something else"));
+        }
+        more(&mut buffer)?;
+    };
+    let head = String::from_utf8(head).map_err(|_| wrong("its head is no text"))?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1."));
+    let status = status.and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or_else(|| wrong("no status"))?;
+    let (mut length, mut chunked, mut keeps) = (None, false, true);
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        let (name, value) = (name.to_ascii_lowercase(), value.trim().to_ascii_lowercase());
+        match name.as_str() {
+            "content-length" => length = Some(value.parse::<usize>().map_err(|_| wrong("its length is no number"))?),
+            "transfer-encoding" => chunked = value == "chunked",
+            "connection" => keeps = value != "close",
+            _ => {}
+        }
+    }
+    let mut body = Vec::new();
+    if chunked {
+        loop {
+            let line = loop {
+                if let Some(end) = memchr::memmem::find(&buffer, b"\r\n") {
+                    break buffer.drain(..end + 2).collect::<Vec<u8>>();
+                }
+                more(&mut buffer)?;
+            };
+            let size = std::str::from_utf8(&line).ok().and_then(|line| line.trim().split(';').next());
+            let size = size.and_then(|size| usize::from_str_radix(size, 16).ok()).filter(|&size| size <= MOST);
+            let size = size.ok_or_else(|| wrong("a piece without a size"))?;
+            while buffer.len() < size + 2 {
+                more(&mut buffer)?;
+            }
+            body.extend(buffer.drain(..size + 2).take(size));
+            // (No trailers: etcd sends none behind what is asked here, and a connection that has
+            // some is not quiet, so it is not used again.)
+            if size == 0 {
+                break;
+            }
+            if body.len() > MOST {
+                return Err(wrong("its answer is too long"));
+            }
+        }
+    } else {
+        let length = length.filter(|&length| length <= MOST).ok_or_else(|| wrong("an answer without a length"))?;
+        while buffer.len() < length {
+            more(&mut buffer)?;
+        }
+        body.extend(buffer.drain(..length));
+    }
+    let body = String::from_utf8(body).map_err(|_| wrong("its answer is no text"))?;
+    Ok((Answer { status, body }, keeps && buffer.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    /// Answers one connection after the other with these, each to one request a piece.
+    fn serve(connections: Vec<Vec<&'static str>>) -> (Http, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            for answers in connections {
+                let (mut stream, _) = listener.accept().unwrap();
+                for answer in answers {
+                    let mut block = [0; 4096];
+                    let n = stream.read(&mut block).unwrap();
+                    heard.push(String::from_utf8_lossy(&block[..n]).into_owned());
+                    stream.write_all(answer.as_bytes()).unwrap();
+                }
+            }
+            heard
+        });
+        (Http::new(address), serving)
+    }
+
+    #[test]
+    fn asks_over_a_connection_that_is_kept_and_dials_again_where_it_was_closed() {
+        let plain = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+        let pieces = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;x\r\nlo\r\n0\r\n\r\n";
+        let refused = "HTTP/1.1 429 Too Many\r\nConnection: close\r\ncontent-length: 2\r\n\r\nno";
+        let (mut http, serving) = serve(vec![vec![plain, pieces, refused], vec![plain]]);
+        for status in [200, 200, 429, 200] {
+            let answer = http.ask("/v3/kv/range", Some("{}"), Some("word"), soon()).unwrap();
+            assert_eq!((answer.status, answer.body.as_str()), (status, if status == 200 { "hello" } else { "no" }));
+        }
+        let heard = serving.join().unwrap();
+        assert!(heard[0].starts_with("POST /v3/kv/range HTTP/1.1\r\nHost: 127.0.0.1:"), "{heard:?}");
+        assert!(heard[0].contains("\r\nAuthorization: word\r\n") && heard[0].ends_with("\r\n\r\n{}"), "{heard:?}");
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_leaves_the_outcome_open() {
+        let (mut http, serving) = serve(vec![vec![""]]);
+        let lost = http.ask("/", None, None, soon()).unwrap_err();
+        assert!(matches!(&lost, HttpError::Unanswered(why) if why.contains("closed")), "{lost}");
+        serving.join().unwrap();
+        let refused = http.ask("/", None, None, soon()).unwrap_err();
+        assert!(matches!(refused, HttpError::NotSent(_)), "{refused}");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut silent = Http::new(listener.local_addr().unwrap().to_string());
+        let late = silent.ask("/", None, None, Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert_eq!(late, HttpError::Unanswered("not in time".to_owned()));
+    }
+
+    #[test]
+    fn what_is_no_http_is_an_error() {
+        for answer in [
+            "SSH-2.0-OpenSSH\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nwithout a length",
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        ] {
+            let (mut http, serving) = serve(vec![vec![answer]]);
+            let wrong = http.ask("/", None, None, soon()).unwrap_err();
+            assert!(matches!(&wrong, HttpError::Unanswered(why) if why.contains("HTTP")), "{wrong}");
+            serving.join().unwrap();
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The one record of a fleet: who is active, and what whoever comes next must know.
+//!
+//! One line of text, words apart by one blank:
+//!
+//! ```text
+//! generation holder           address        heartbeat state   fingerprint      lost    term
+//! 17         9f31c0de77aa0b52 10.0.0.5:12000 88213     serving 0123456789abcdef p0-2,b5 40012
+//! ```
+//!
+//! What a later release adds stands behind these; this one reads over it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::ids::{Generation, PairId, Place, Term};
+
+/// A run of a proxy: random, another one each time it starts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Holder(pub u64);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Tenure {
+    /// The holder acts, as long as its lease lasts.
+    Serving,
+    /// The holder has stopped, and does nothing any more.
+    Free,
+}
+
+/// Copies that are lost: whoever takes over lets none of them lead. Not servers: a server that is
+/// filled leads its pairs again one after the other, and each of them must leave the list when its
+/// lead moves.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Lost(BTreeSet<(Place, PairId)>);
+
+impl Lost {
+    /// The copies of a pair that are lost from now on: one, none, or both where a flush has ended
+    /// what they held while they were away.
+    pub fn set(&mut self, pair: PairId, lost: &[Place]) {
+        for place in [Place::Primary, Place::Backup] {
+            if lost.contains(&place) {
+                self.0.insert((place, pair));
+            } else {
+                self.0.remove(&(place, pair));
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub fn contains(&self, pair: PairId, place: Place) -> bool {
+        self.0.contains(&(place, pair))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (PairId, Place)> {
+        self.0.iter().map(|&(place, pair)| (pair, place))
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Reads what is [displayed](fmt::Display).
+    fn parse(text: &str) -> Option<Lost> {
+        let mut lost = Lost::default();
+        if text == "-" {
+            return Some(lost);
+        }
+        for run in text.split(',') {
+            let place = match run.as_bytes().first()? {
+                b'p' => Place::Primary,
+                b'b' => Place::Backup,
+                _ => return None,
+            };
+            let (first, last) = run[1..].split_once('-').unwrap_or((&run[1..], &run[1..]));
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last || last - first > MAX_PAIRS || last > u64::from(u32::MAX) {
+                return None;
+            }
+            lost.0.extend((first..=last).map(|pair| (place, PairId(pair as u32))));
+        }
+        Some(lost)
+    }
+}
+
+/// More than any two rings have.
+const MAX_PAIRS: u64 = 128 * 128;
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut copies = self.0.iter().copied().peekable();
+        let mut between = "";
+        while let Some((place, PairId(first))) = copies.next() {
+            let mut last = first;
+            while copies.next_if_eq(&(place, PairId(last + 1))).is_some() {
+                last += 1;
+            }
+            let letter = if place == Place::Primary { 'p' } else { 'b' };
+            write!(f, "{between}{letter}{first}")?;
+            if last > first {
+                write!(f, "-{last}")?;
+            }
+            between = ",";
+        }
+        f.write_str(if between.is_empty() { "-" } else { "" })
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Record {
+    /// Counts the holders.
+    pub generation: Generation,
+    pub holder: Holder,
+    /// Where other proxies reach it.
+    pub address: String,
+    /// Another one with each swap that its holder asks for.
+    pub heartbeat: u64,
+    pub tenure: Tenure,
+    /// Of the list of servers.
+    pub fingerprint: u64,
+    pub lost: Lost,
+    /// The highest leadership term that was given.
+    pub term: Term,
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term } = self;
+        let state = if *tenure == Tenure::Serving { "serving" } else { "free" };
+        write!(f, "{} {holder} {address} {heartbeat} {state} {fingerprint:016x} {lost} {}", generation.0, term.0)
+    }
+}
+
+impl Record {
+    /// Reads a record; `None` if this is none.
+    pub fn parse(text: &str) -> Option<Record> {
+        let mut words = text.split(' ');
+        let mut next = || words.next().filter(|word| !word.is_empty());
+        Some(Record {
+            generation: Generation(number(next()?).filter(|&n| n <= MAX_GENERATION)?),
+            holder: Holder(u64::from_str_radix(next()?, 16).ok()?),
+            address: next()?.to_owned(),
+            heartbeat: number(next()?)?,
+            tenure: match next()? {
+                "serving" => Tenure::Serving,
+                "free" => Tenure::Free,
+                _ => return None,
+            },
+            fingerprint: u64::from_str_radix(next()?, 16).ok()?,
+            lost: Lost::parse(next()?)?,
+            term: Term(number(next()?)?),
+        })
+    }
+}
+
+/// None is believed that cannot be counted up from.
+const MAX_NUMBER: u64 = 1 << 62;
+/// 2^32 epochs each, of those that a record on a server may have.
+const MAX_GENERATION: u64 = 1 << 29;
+
+fn number(word: &str) -> Option<u64> {
+    let digits = word.bytes().all(|b| b.is_ascii_digit());
+    word.parse().ok().filter(|&n: &u64| digits && n <= MAX_NUMBER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(lost: Lost) -> Record {
+        Record {
+            generation: Generation(17),
+            holder: Holder(0x9f31_c0de_77aa_0b52),
+            address: "[fd00::5]:12000".to_owned(),
+            heartbeat: 88_213,
+            tenure: Tenure::Serving,
+            fingerprint: 0x0123_4567_89ab_cdef,
+            lost,
+            term: Term(40_012),
+        }
+    }
+
+    fn lost(copies: &[(Place, u32)]) -> Lost {
+        Lost(copies.iter().map(|&(place, pair)| (place, PairId(pair))).collect())
+    }
+
+    #[test]
+    fn records_read_back_as_written_and_nothing_else_reads() {
+        use Place::{Backup, Primary};
+        let sets = [
+            (lost(&[]), "-"),
+            (lost(&[(Primary, 0), (Primary, 1), (Primary, 2), (Backup, 5)]), "p0-2,b5"),
+            (lost(&[(Backup, 1), (Backup, 3), (Backup, 4)]), "b1,b3-4"),
+        ];
+        for (set, shown) in sets {
+            for tenure in [Tenure::Serving, Tenure::Free] {
+                let record = Record { tenure, ..record(set.clone()) };
+                let text = record.to_string();
+                assert!(text.contains(&format!(" {shown} ")), "{text}");
+                assert_eq!(Record::parse(&text), Some(record.clone()));
+                assert_eq!(Record::parse(&format!("{text} of a later release")), Some(record));
+            }
+        }
+        let text = record(lost(&[])).to_string();
+        let words: Vec<&str> = text.split(' ').collect();
+        for (at, bad) in [
+            (0, "x"),
+            (0, "-1"),
+            (0, "+1"),
+            (0, "99999999999"),
+            (1, "holder"),
+            (2, ""),
+            (3, ""),
+            (4, "gone"),
+            (5, "list"),
+            (6, "p"),
+            (6, "p2-1"),
+            (6, "p0-99999"),
+            (6, "q1"),
+            (6, "p1,"),
+            (6, ""),
+            (7, "1.5"),
+        ] {
+            let mut words = words.clone();
+            words[at] = bad;
+            assert_eq!(Record::parse(&words.join(" ")), None, "word {at}: {bad:?}");
+        }
+        assert_eq!(Record::parse(&words[..7].join(" ")), None);
+        assert_eq!(Record::parse(""), None);
+    }
+
+    #[test]
+    fn a_pair_has_lost_one_copy_or_none_or_both() {
+        let mut lost = Lost::default();
+        lost.set(PairId(3), &[Place::Primary, Place::Backup]);
+        assert!(lost.contains(PairId(3), Place::Backup) && lost.contains(PairId(3), Place::Primary));
+        lost.set(PairId(3), &[Place::Primary]);
+        lost.set(PairId(3), &[Place::Backup]);
+        assert!(lost.contains(PairId(3), Place::Backup) && !lost.contains(PairId(3), Place::Primary));
+        assert_eq!(lost.iter().collect::<Vec<_>>(), [(PairId(3), Place::Backup)]);
+        lost.set(PairId(3), &[]);
+        assert!(lost.is_empty());
+    }
+}

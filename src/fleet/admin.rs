@@ -1,0 +1,97 @@
+//! The HTTP listener of a standby: whether it lives, whether it is ready, and where the active
+//! proxy is, which has all the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// How long a request may take, and how long it may be.
+const PATIENCE: Duration = Duration::from_secs(2);
+const REQUEST_MAX: usize = 8 << 10;
+
+/// At once.
+const CONNECTIONS: usize = 64;
+
+/// What is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Standby {
+    pub(super) ready: bool,
+    pub(super) active: Option<String>,
+}
+
+/// Answers until `over`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    standby: impl Fn() -> Standby + Clone + Send + 'static,
+    over: CancellationToken,
+) {
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = over.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                let standby = standby.clone();
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(PATIENCE, answer(stream, standby)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => super::cannot_accept(&error).await,
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_MAX {
+        if stream.read_buf(&mut request).await? == 0 {
+            return Ok(());
+        }
+    }
+    let text = String::from_utf8_lossy(&request);
+    let path = text.split(' ').nth(1).unwrap_or_default();
+    stream.write_all(response(path, &standby()).as_bytes()).await?;
+    stream.shutdown().await
+}
+
+fn response(path: &str, Standby { ready, active }: &Standby) -> String {
+    let active = active.as_deref().unwrap_or("not known");
+    let (status, body) = match path {
+        "/livez" => ("200 OK", "ok\n".to_owned()),
+        "/readyz" if *ready => ("200 OK", "ok\n".to_owned()),
+        "/readyz" => ("503 Service Unavailable", "this proxy is a standby, and reaches no active one\n".to_owned()),
+        _ => (
+            "503 Service Unavailable",
+            format!("this proxy is a standby: the active one, which other proxies reach on {active}, has this\n"),
+        ),
+    };
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_lives_is_ready_or_not_and_says_who_has_the_rest() {
+        let ready = Standby { ready: true, active: Some("10.0.0.5:7".to_owned()) };
+        let lost = Standby { ready: false, active: None };
+        assert!(response("/livez", &lost).starts_with("HTTP/1.1 200"));
+        assert!(response("/readyz", &ready).starts_with("HTTP/1.1 200"));
+        assert!(response("/readyz", &lost).starts_with("HTTP/1.1 503"));
+        let metrics = response("/metrics", &ready);
+        assert!(metrics.starts_with("HTTP/1.1 503") && metrics.contains("10.0.0.5:7"), "{metrics}");
+    }
+}

@@ -1,0 +1,247 @@
+//! Losses, agreed on through the record that the keeper of the lease writes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::oneshot;
+
+use crate::backend::marker::FleetMark;
+use crate::cluster::{Losses, Lost, Turn};
+use crate::coord::{self, Burden, Event};
+use crate::ids::{Epoch, PairId, Place};
+
+use super::keeper::Keeper;
+
+/// What this proxy has agreed on, and is about to.
+pub(super) struct Agreement {
+    keeper: Keeper,
+    turn: Turn,
+    listed: Vec<(PairId, Lost)>,
+    wanted: Arc<Mutex<Wanted>>,
+    shown: Shown,
+}
+
+/// What others may look at.
+pub(super) struct Shown {
+    /// The former active proxy is waited for.
+    pub(super) former: Arc<AtomicBool>,
+    /// What `stats proxy` says.
+    pub(super) all: Box<dyn Fn() -> Bytes + Send + Sync>,
+}
+
+/// One after the other: were the keeper told of the next before the record is known to carry this
+/// one, what is wanted again could not be told from what it was before.
+#[derive(Default)]
+struct Wanted {
+    /// What is wanted now, and how often that has changed.
+    burden: Burden,
+    changes: u64,
+    /// What the keeper was told last, as of so many changes; whether the record carries it.
+    told: (u64, Burden),
+    is_known: bool,
+    /// Of each pair's last loss.
+    epochs: BTreeMap<PairId, Epoch>,
+    /// For what was wanted after so many changes, or something later.
+    waiting: Vec<(u64, oneshot::Sender<()>)>,
+}
+
+impl Agreement {
+    pub(super) fn new(keeper: Keeper, turn: Turn, predecessor: Burden, shown: Shown) -> Agreement {
+        let mut listed: BTreeMap<PairId, Lost> = BTreeMap::new();
+        for (pair, place) in predecessor.lost.iter() {
+            let lost = listed.entry(pair).or_default();
+            *lost = if *lost == Lost::Nothing { Lost::Copy(place) } else { Lost::Both };
+        }
+        let told = (0, predecessor.clone());
+        let wanted = Wanted { burden: predecessor, told, is_known: true, ..Wanted::default() };
+        Agreement { keeper, turn, listed: listed.into_iter().collect(), wanted: Arc::new(Mutex::new(wanted)), shown }
+    }
+
+    /// To be told what the record is known to carry.
+    pub(super) fn hears(&self) -> impl Fn(&Burden) + Send + use<> {
+        let (wanted, keeper) = (self.wanted.clone(), self.keeper.clone());
+        move |burden| held(&wanted).known(burden, &keeper)
+    }
+}
+
+fn held(wanted: &Mutex<Wanted>) -> MutexGuard<'_, Wanted> {
+    wanted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wanted {
+    /// The record carries that.
+    fn known(&mut self, burden: &Burden, keeper: &Keeper) {
+        if *burden != self.told.1 {
+            return;
+        }
+        self.is_known = true;
+        let known = self.told.0;
+        // (Dropped, they complete.)
+        self.waiting.retain(|(change, _)| *change > known);
+        self.tell(keeper);
+    }
+
+    fn tell(&mut self, keeper: &Keeper) {
+        if !self.is_known || self.told.0 == self.changes {
+            return;
+        }
+        if self.told.1 == self.burden {
+            // It was wanted otherwise for a moment, of which the keeper has not heard.
+            self.told.0 = self.changes;
+            self.waiting.clear();
+            return;
+        }
+        (self.told, self.is_known) = ((self.changes, self.burden.clone()), false);
+        keeper.tell(Event::Carry(self.burden.clone()));
+    }
+}
+
+/// What is on the list, of a pair.
+fn listed(lost: Lost) -> &'static [Place] {
+    match lost {
+        Lost::Nothing => &[],
+        Lost::Copy(Place::Primary) => &[Place::Primary],
+        Lost::Copy(Place::Backup) => &[Place::Backup],
+        Lost::Both => &[Place::Primary, Place::Backup],
+    }
+}
+
+impl Losses for Agreement {
+    fn listed(&self) -> Vec<(PairId, Lost)> {
+        self.listed.clone()
+    }
+
+    fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()> {
+        let mut wanted = held(&self.wanted);
+        let known = wanted.epochs.entry(pair).or_default();
+        if epoch >= *known {
+            *known = epoch;
+            let mut set: coord::Lost = wanted.burden.lost.clone();
+            set.set(pair, listed(lost));
+            if set != wanted.burden.lost {
+                wanted.burden.lost = set;
+                wanted.changes += 1;
+                wanted.tell(&self.keeper);
+            }
+        }
+        if wanted.is_known && wanted.told.0 == wanted.changes {
+            return futures::future::ready(()).boxed();
+        }
+        let (told, hears) = oneshot::channel();
+        let change = wanted.changes;
+        wanted.waiting.push((change, told));
+        drop(wanted);
+        async move {
+            // (Completes when the sender is dropped, see `known`.)
+            let _ = hears.await;
+        }
+        .boxed()
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        Some(self.turn.clone())
+    }
+
+    fn marked_by_other(&self, mark: &FleetMark) {
+        self.keeper.marked(mark);
+    }
+
+    fn awaits_former(&self, awaits: bool) {
+        self.shown.former.store(awaits, Ordering::Relaxed);
+    }
+
+    fn shown(&self) -> Option<Bytes> {
+        Some((self.shown.all)())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fleet::keeper::Told;
+    use crate::ids::{Generation, Term};
+
+    /// An agreement, what its keeper is told, and how it hears of what is known.
+    fn agreement(predecessor: Burden) -> (Agreement, mpsc::Receiver<Told>, impl Fn(&Burden)) {
+        let (keeper, told) = Keeper::for_tests();
+        let mark = FleetMark { name: "a".to_owned(), generation: Generation(3), address: "b:1".to_owned() };
+        let turn = Turn { mark, term: Term(0), former: None, grace: Duration::ZERO };
+        let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new) };
+        let agreement = Agreement::new(keeper, turn, predecessor, shown);
+        let hears = agreement.hears();
+        (agreement, told, hears)
+    }
+
+    fn carried(told: &mpsc::Receiver<Told>) -> Burden {
+        match told.try_recv().expect("something is to be carried") {
+            Told::Event(Event::Carry(burden)) => burden,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_done(future: &mut BoxFuture<'static, ()>) -> bool {
+        future.as_mut().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_loss_is_agreed_on_when_the_record_carries_it_and_not_before() {
+        let (agreement, told, hears) = agreement(Burden::default());
+        assert!(is_done(&mut agreement.commit(PairId(0), Epoch(5), Lost::Nothing)), "nothing was lost");
+        assert!(told.try_recv().is_err());
+        let mut first = agreement.commit(PairId(0), Epoch(6), Lost::Copy(Place::Backup));
+        let alone = carried(&told);
+        assert!(alone.lost.contains(PairId(0), Place::Backup));
+        let mut again = agreement.commit(PairId(0), Epoch(6), Lost::Copy(Place::Backup));
+        let mut second = agreement.commit(PairId(1), Epoch(6), Lost::Both);
+        assert!(told.try_recv().is_err(), "one after the other");
+        assert!(!is_done(&mut first) && !is_done(&mut again) && !is_done(&mut second));
+        hears(&alone);
+        let both = carried(&told);
+        assert!(is_done(&mut first) && is_done(&mut again));
+        assert!(!is_done(&mut second), "the record does not carry it yet");
+        hears(&both);
+        assert!(is_done(&mut second));
+        assert!(is_done(&mut agreement.commit(PairId(1), Epoch(6), Lost::Both)), "it is known");
+    }
+
+    #[test]
+    fn the_latest_epoch_of_a_pair_counts() {
+        let (agreement, told, hears) = agreement(Burden::default());
+        let mut late = agreement.commit(PairId(0), Epoch(7), Lost::Nothing);
+        let mut early = agreement.commit(PairId(0), Epoch(6), Lost::Copy(Place::Backup));
+        assert!(told.try_recv().is_err() && is_done(&mut late) && is_done(&mut early));
+        let mut lost = agreement.commit(PairId(0), Epoch(8), Lost::Copy(Place::Primary));
+        let mut back = agreement.commit(PairId(0), Epoch(9), Lost::Nothing);
+        let mut anew = agreement.commit(PairId(0), Epoch(10), Lost::Copy(Place::Primary));
+        let first = carried(&told);
+        hears(&first);
+        assert!(
+            is_done(&mut lost) && is_done(&mut back) && is_done(&mut anew),
+            "the record lists the copy all the time"
+        );
+        let mut back = agreement.commit(PairId(0), Epoch(11), Lost::Nothing);
+        let mut anew = agreement.commit(PairId(0), Epoch(12), Lost::Copy(Place::Primary));
+        let none = carried(&told);
+        hears(&first);
+        assert!(!is_done(&mut anew), "what the record was before does not count");
+        hears(&none);
+        assert!(is_done(&mut back) && !is_done(&mut anew));
+        hears(&carried(&told));
+        assert!(is_done(&mut anew));
+    }
+
+    #[test]
+    fn what_the_predecessor_lost_is_listed() {
+        let mut burden = Burden::default();
+        burden.lost.set(PairId(1), &[Place::Primary]);
+        burden.lost.set(PairId(2), &[Place::Primary, Place::Backup]);
+        let (agreement, _told, _) = agreement(burden);
+        assert_eq!(agreement.listed(), [(PairId(1), Lost::Copy(Place::Primary)), (PairId(2), Lost::Both)]);
+    }
+}

@@ -1,0 +1,437 @@
+//! Keeps the lease: one thread, which alone asks the register, and does nothing else.
+//!
+//! It does what [`Authority`] says, one request at a time, each for the pause between two
+//! heartbeats at most.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::backend::marker::FleetMark;
+use crate::coord::{
+    Action, Authority, Burden, Event, Holder, Me, Record, Register, Seen, Swapped, Tenure, Times, Unread, Value, Why,
+};
+use crate::ids::Generation;
+use crate::lease::{self, Boot};
+
+use super::survey::Surveyor;
+
+/// Between two looks at the register that others ask for: who waits for a new active proxy asks as
+/// soon as it can.
+const HURRY: Duration = Duration::from_millis(10);
+
+/// Said no more often than that while it lasts.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Who is to hear what the record is known to carry.
+type Commits = Arc<Mutex<Option<Box<dyn Fn(&Burden) + Send>>>>;
+
+/// What this proxy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Role {
+    #[default]
+    Standby,
+    Active,
+    Suspended,
+}
+
+impl Role {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Role::Standby => "standby",
+            Role::Active => "active",
+            Role::Suspended => "suspended",
+        }
+    }
+}
+
+/// What is known of the fleet.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Known {
+    pub(super) role: Role,
+    /// Of the record that was read last.
+    pub(super) generation: Generation,
+    /// The proxy that serves by it.
+    pub(super) active: Option<String>,
+    /// Its list of servers is another one than this proxy's.
+    pub(super) other_list: bool,
+    /// Why the register could not be asked when that was tried last.
+    pub(super) trouble: Option<String>,
+    /// The active proxy's heartbeat has stood still for longer than a lease.
+    pub(super) silent: bool,
+}
+
+/// What the keeper is told.
+#[derive(Debug)]
+pub(super) enum Told {
+    Event(Event),
+    /// Somebody waits for a new active proxy.
+    Hurry,
+    /// Servers belong to another fleet.
+    OtherFleet(FleetMark),
+    /// The process is to end at once.
+    Quit,
+}
+
+/// To be done by others.
+pub(super) enum Order {
+    Begin {
+        generation: Generation,
+        predecessor: Burden,
+        /// The record that it took the place of.
+        before: Option<Record>,
+        /// Nothing of the one before can still arrive.
+        gone: bool,
+    },
+    /// The record is free.
+    Over,
+    /// The process was told to stop.
+    Stop,
+}
+
+/// Handle of the keeper's thread.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    told: Sender<Told>,
+    /// It is told of that already.
+    hurried: Arc<AtomicBool>,
+    committed: Commits,
+    pub(super) known: watch::Receiver<Known>,
+    name: String,
+}
+
+impl Keeper {
+    pub(super) fn tell(&self, event: Event) {
+        // (It ends with the process.)
+        let _ = self.told.send(Told::Event(event));
+    }
+
+    pub(super) fn hurry(&self) {
+        if !self.hurried.swap(true, Ordering::SeqCst) {
+            let _ = self.told.send(Told::Hurry);
+        }
+    }
+
+    pub(super) fn marked(&self, mark: &FleetMark) {
+        let told = if mark.name == self.name {
+            Told::Event(Event::Marked(mark.generation))
+        } else {
+            Told::OtherFleet(mark.clone())
+        };
+        let _ = self.told.send(told);
+    }
+
+    /// The process ends at once, whatever it was doing.
+    pub(super) fn quit(&self) {
+        let _ = self.told.send(Told::Quit);
+    }
+
+    /// From now on this hears what the record is known to carry.
+    pub(super) fn hear_commits(&self, hears: impl Fn(&Burden) + Send + 'static) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hears));
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> (Keeper, Receiver<Told>) {
+        let (told, hears) = channel();
+        let (_, known) = watch::channel(Known::default());
+        (Keeper { told, hurried: Arc::default(), committed: Arc::default(), known, name: "a".to_owned() }, hears)
+    }
+}
+
+/// What it works with.
+pub(super) struct Tools {
+    pub(super) register: Box<dyn Register>,
+    pub(super) surveyor: Surveyor,
+    /// The fleet's name, as it stands on servers.
+    pub(super) name: String,
+    pub(super) lease: Duration,
+    /// Ends the process: this proxy is fenced.
+    pub(super) fence: Box<dyn Fn() + Send>,
+}
+
+/// Starts the thread. What others are to do comes out of `orders`.
+pub(super) fn start(me: Me, tools: Tools, orders: Sender<Order>) -> std::io::Result<Keeper> {
+    let (told, hears) = channel();
+    let (shows, known) = watch::channel(Known::default());
+    let committed = Arc::new(Mutex::new(None));
+    let hurried = Arc::new(AtomicBool::new(false));
+    let keeper =
+        Keeper { told, hurried: hurried.clone(), committed: committed.clone(), known, name: tools.name.clone() };
+    let times = Times::of(tools.lease.as_micros() as u64);
+    let work = Work {
+        authority: Authority::new(me.clone(), times),
+        me,
+        pause: Duration::from_micros(times.heartbeat),
+        tools,
+        orders,
+        hurried,
+        committed,
+        shows,
+        sight: None,
+        before: None,
+        open: false,
+        told_trouble: None,
+        tried_to_end: None,
+        stopped: false,
+    };
+    std::thread::Builder::new().name("lease".to_owned()).spawn(move || work.run(&hears))?;
+    Ok(keeper)
+}
+
+/// A heartbeat that was seen.
+struct Sight {
+    holder: Holder,
+    heartbeat: u64,
+    since: Instant,
+}
+
+struct Work {
+    me: Me,
+    authority: Authority,
+    /// Between two heartbeats.
+    pause: Duration,
+    tools: Tools,
+    orders: Sender<Order>,
+    hurried: Arc<AtomicBool>,
+    committed: Commits,
+    shows: watch::Sender<Known>,
+    sight: Option<Sight>,
+    /// The record that was claimed, and whether its holder's process was known to be no more.
+    before: Option<(Record, bool)>,
+    /// When servers were asked last, some session was open.
+    open: bool,
+    told_trouble: Option<(String, Instant)>,
+    tried_to_end: Option<Holder>,
+    /// It has stopped for good.
+    stopped: bool,
+}
+
+impl Work {
+    fn run(mut self, hears: &Receiver<Told>) {
+        let (mut tick, mut hurried) = (Instant::now(), Instant::now());
+        loop {
+            let now = Instant::now();
+            if now >= tick {
+                self.handle(Event::Tick { turned: Boot::now() });
+                // (From now on: two that follow each other closely extend nothing.)
+                (tick, hurried) = (now + self.pause, now);
+            }
+            match hears.recv_timeout(tick.saturating_duration_since(Instant::now())) {
+                Ok(Told::Event(event)) => self.handle(event),
+                Ok(Told::Hurry) => {
+                    self.hurried.store(false, Ordering::SeqCst);
+                    let is_standby = self.shows.borrow().role == Role::Standby;
+                    if is_standby && hurried.elapsed() >= HURRY {
+                        tick = Instant::now();
+                    }
+                }
+                Ok(Told::OtherFleet(mark)) => {
+                    tracing::error!(found = %mark.name, own = %self.tools.name, active = %mark.address,
+                        "a server belongs to another fleet: this proxy ends");
+                    (self.tools.fence)();
+                }
+                Ok(Told::Quit) => (self.tools.fence)(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.stopped |= event == Event::Stopped;
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.authority.handle(Boot::now(), event) {
+                events.extend(self.act(action));
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.pause
+    }
+
+    /// What comes of an action.
+    fn act(&mut self, action: Action) -> Vec<Event> {
+        match action {
+            Action::Read => {
+                let deadline = self.deadline();
+                let read = self.tools.register.read(deadline);
+                self.tell_trouble(read.as_ref().err());
+                let seen = read.ok();
+                if seen.is_none() {
+                    self.note_silence();
+                }
+                let mut events = vec![Event::Read(seen.clone())];
+                if let Some(seen) = seen {
+                    events.extend(self.saw(&seen));
+                }
+                return events;
+            }
+            Action::Swap { seen, new } => {
+                let deadline = self.deadline();
+                if self.shows.borrow().role == Role::Standby {
+                    let before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
+                    self.before = before.map(|record| {
+                        let dead = self.tools.register.is_dead(record.holder);
+                        (record, dead)
+                    });
+                }
+                let swapped = self.tools.register.swap(&seen, &new, deadline);
+                self.tell_trouble(swapped.as_ref().err());
+                return vec![Event::Swapped(swapped.unwrap_or(Swapped::Unknown))];
+            }
+            Action::Survey => {
+                let survey = self.tools.surveyor.survey(self.deadline());
+                self.open = survey.open;
+                return vec![Event::Surveyed(survey)];
+            }
+            Action::ReadMarks => {
+                let generation = self.shows.borrow().generation;
+                let own = self.tools.surveyor.marks_are_own(&self.tools.name, generation, self.deadline());
+                return vec![Event::MarksAreOwn(own)];
+            }
+            Action::Begin { generation, predecessor } => {
+                let address = self.me.address.clone();
+                self.shows.send_modify(|known| {
+                    (known.role, known.generation, known.active) = (Role::Active, generation, Some(address));
+                    (known.other_list, known.silent) = (false, false);
+                });
+                let before = self.before.take();
+                // A record that is absent, or free, and an open session: it may be an old record.
+                let free = before.as_ref().is_none_or(|(record, _)| record.tenure == Tenure::Free);
+                let gone = before.as_ref().is_some_and(|(_, dead)| *dead) || free && !self.open;
+                let before = before.map(|(record, _)| record);
+                tracing::info!(%generation, "this proxy is active from now on");
+                let _ = self.orders.send(Order::Begin { generation, predecessor, before, gone });
+            }
+            Action::Extend(until) => {
+                lease::own().extend(until);
+                if self.shows.borrow().role == Role::Suspended {
+                    tracing::warn!("the lease goes on, and so does this proxy: nobody else was active meanwhile");
+                    self.shows.send_modify(|known| known.role = Role::Active);
+                }
+            }
+            Action::Suspend if self.stopped => lease::own().end(),
+            Action::Suspend => {
+                lease::own().end();
+                let trouble = self.shows.borrow().trouble.clone().unwrap_or_default();
+                tracing::error!(trouble, "the lease is over: nothing is sent to servers before it goes on");
+                self.shows.send_modify(|known| known.role = Role::Suspended);
+            }
+            Action::Committed(burden) => {
+                if let Some(hears) = &*self.committed.lock().unwrap_or_else(PoisonError::into_inner) {
+                    hears(&burden);
+                }
+            }
+            Action::Fence(why) => {
+                lease::own().end();
+                let why = match why {
+                    Why::Replaced => "another proxy has taken its place",
+                    Why::Absent => "the record is gone",
+                    Why::Unreadable => "nobody can read the record",
+                    Why::Marked => "a server is marked by another one",
+                };
+                tracing::error!("fenced: {why}; this process ends, and is to be started again as a standby");
+                (self.tools.fence)();
+            }
+            Action::End => {
+                lease::own().end();
+                let _ = self.orders.send(Order::Over);
+            }
+        }
+        vec![]
+    }
+
+    /// A standby, or a suspended proxy, has read the record.
+    fn saw(&mut self, seen: &Seen) -> Option<Event> {
+        let Value::Record(record) = &seen.value else {
+            self.shows.send_if_modified(|known| {
+                let changed = known.role == Role::Standby && known.active.is_some();
+                if changed {
+                    known.active = None;
+                }
+                changed
+            });
+            return None;
+        };
+        let same = |sight: &&Sight| (sight.holder, sight.heartbeat) == (record.holder, record.heartbeat);
+        let since = self.sight.as_ref().filter(same).map_or_else(Instant::now, |sight| sight.since);
+        self.sight = Some(Sight { holder: record.holder, heartbeat: record.heartbeat, since });
+        if self.shows.borrow().role != Role::Standby {
+            return None;
+        }
+        let serving = record.tenure == Tenure::Serving;
+        let silent = serving && since.elapsed() > self.tools.lease;
+        let next = Known {
+            role: Role::Standby,
+            generation: record.generation,
+            active: serving.then(|| record.address.clone()),
+            other_list: serving && record.fingerprint != self.me.fingerprint,
+            trouble: None,
+            silent,
+        };
+        self.shows.send_if_modified(|known| {
+            let changed = *known != next;
+            if changed && known.active != next.active {
+                match &next.active {
+                    Some(active) => tracing::info!(active, generation = %next.generation, "the active proxy is another one"),
+                    None => tracing::info!(generation = %next.generation, "no proxy is active"),
+                }
+            }
+            if next.other_list && !known.other_list {
+                tracing::error!(active = %record.address,
+                    "the active proxy has another list of servers, or another way to spread keys: this proxy passes nothing on to it, and never takes its place");
+            }
+            *known = next;
+            changed
+        });
+        if !serving || !self.me.candidate {
+            return None;
+        }
+        if silent
+            && self.tried_to_end != Some(record.holder)
+            && let Some(what) = self.tools.register.end(record.holder)
+        {
+            self.tried_to_end = Some(record.holder);
+            tracing::warn!(what, "the active proxy of this host has said nothing for longer than its lease");
+        }
+        self.tools.register.is_dead(record.holder).then_some(Event::IsDead(record.holder))
+    }
+
+    /// The register does not answer: what the active proxy owes may never come either.
+    fn note_silence(&mut self) {
+        let silent = self.sight.as_ref().is_some_and(|sight| sight.since.elapsed() > self.tools.lease);
+        self.shows.send_if_modified(|known| {
+            let changed = silent && !known.silent && known.role == Role::Standby;
+            known.silent |= changed;
+            changed
+        });
+    }
+
+    fn tell_trouble(&mut self, trouble: Option<&Unread>) {
+        let text = trouble.map(|Unread(why)| why.clone());
+        match (&text, &self.told_trouble) {
+            (Some(why), Some((told, at))) if why == told && at.elapsed() < TOLD_EVERY => {}
+            (Some(why), _) => {
+                tracing::warn!("{why}");
+                self.told_trouble = Some((why.clone(), Instant::now()));
+            }
+            (None, Some(_)) => {
+                tracing::info!("where the proxies agree answers again");
+                self.told_trouble = None;
+            }
+            (None, None) => {}
+        }
+        self.shows.send_if_modified(|known| {
+            let changed = known.trouble != text;
+            known.trouble = text;
+            changed
+        });
+    }
+}

@@ -1,0 +1,196 @@
+//! How the proxies of a fleet talk to each other: the *peer listener* of the active one.
+//!
+//! A connection begins with one line each way, and is an ordinary client's from then on:
+//!
+//! ```text
+//! proxy 1 GENERATION data NAME       ->   PROXY 1 GENERATION     or   REFUSED why
+//! ```
+//!
+//! With `control` in the place of `data` it carries no requests: it ends when the active proxy
+//! does, which the other one hears at once so, and `leaving` comes on it when the active one is
+//! about to hand over. Then nothing new is sent to it, and the control connection is closed when
+//! all that was sent is answered.
+
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::Generation;
+use crate::lease::{self, Boot};
+
+/// Of what is said here; a proxy of another version is refused.
+const VERSION: &str = "1";
+
+/// Longer than any first line.
+const LINE_MAX: usize = 256;
+
+/// How long the first line may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What an active proxy serves others with.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) generation: Generation,
+    /// To the workers, by turns.
+    pub(super) workers: Vec<UnboundedSender<std::net::TcpStream>>,
+    /// It is about to hand over.
+    pub(super) leaving: CancellationToken,
+    /// Control connections of other proxies.
+    pub(super) others: Arc<AtomicUsize>,
+}
+
+/// Where this proxy is while it is active.
+pub(super) type Serves = watch::Sender<Option<Serving>>;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    Data,
+    Control,
+}
+
+impl Purpose {
+    fn word(self) -> &'static str {
+        match self {
+            Purpose::Data => "data",
+            Purpose::Control => "control",
+        }
+    }
+}
+
+/// Takes connections of other proxies for as long as the runtime lives.
+pub(super) async fn listen(listener: StdListener, name: Arc<str>, serves: watch::Receiver<Option<Serving>>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen for other proxies"),
+    };
+    let next = Arc::new(AtomicUsize::new(0));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (name, serves, next) = (name.clone(), serves.clone(), next.clone());
+                tokio::spawn(async move {
+                    // (Whoever is refused, or breaks off, has heard of it.)
+                    let _ = tokio::time::timeout(PATIENCE, welcome(stream, &name, &serves)).await.map(|welcomed| {
+                        if let Ok(Some((stream, serving, purpose))) = welcomed {
+                            match purpose {
+                                Purpose::Data => hand_on(stream, &serving, &next),
+                                Purpose::Control => drop(tokio::spawn(keep(stream, serving))),
+                            }
+                        }
+                    });
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept another proxy");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn welcome(
+    mut stream: TcpStream,
+    name: &str,
+    serves: &watch::Receiver<Option<Serving>>,
+) -> io::Result<Option<(TcpStream, Serving, Purpose)>> {
+    stream.set_nodelay(true)?;
+    let line = first_line(&mut stream).await?;
+    let words: Vec<&str> = line.split(' ').collect();
+    let serving = serves.borrow().clone();
+    let judged = match (&words[..], serving) {
+        (["proxy", version, ..], _) if *version != VERSION => Err(format!("this proxy speaks version {VERSION}")),
+        (["proxy", _, _, _, theirs], _) if *theirs != name => Err(format!("this proxy is of the fleet {name}")),
+        (["proxy", _, _, _, _], None) => Err("this proxy is not active".to_owned()),
+        (["proxy", _, theirs, purpose, _], Some(serving)) => match (theirs.parse(), *purpose) {
+            (Ok(theirs), _) if Generation(theirs) != serving.generation => {
+                Err(format!("this is generation {}", serving.generation))
+            }
+            _ if !lease::own().holds(Boot::now()) => Err("this proxy is suspended".to_owned()),
+            _ if serving.leaving.is_cancelled() => Err("this proxy is leaving".to_owned()),
+            (Ok(_), "data") => Ok((serving, Purpose::Data)),
+            (Ok(_), "control") => Ok((serving, Purpose::Control)),
+            _ => Err("this line is none".to_owned()),
+        },
+        _ => Err("this is the line between proxies, and no client's".to_owned()),
+    };
+    match judged {
+        Ok((serving, purpose)) => {
+            stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
+            Ok(Some((stream, serving, purpose)))
+        }
+        Err(why) => {
+            stream.write_all(format!("REFUSED {why}\r\n").as_bytes()).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// Byte by byte: what follows is others' to read. It comes once for each connection.
+async fn first_line(stream: &mut TcpStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    while line.len() < LINE_MAX {
+        match stream.read_u8().await? {
+            b'\n' => {
+                let text = String::from_utf8_lossy(&line);
+                return Ok(text.trim_end_matches('\r').to_owned());
+            }
+            byte => line.push(byte),
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+fn hand_on(stream: TcpStream, serving: &Serving, next: &AtomicUsize) {
+    let Ok(stream) = stream.into_std() else { return };
+    let at = next.fetch_add(1, Ordering::Relaxed) % serving.workers.len().max(1);
+    if let Some(worker) = serving.workers.get(at) {
+        // (An error: it has ended, and the connection with it.)
+        let _ = worker.send(stream);
+    }
+}
+
+/// A control connection, until the other end closes it.
+async fn keep(mut stream: TcpStream, serving: Serving) {
+    serving.others.fetch_add(1, Ordering::SeqCst);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            () = serving.leaving.cancelled(), if !told => {
+                told = true;
+                if stream.write_all(b"leaving\r\n").await.is_err() {
+                    break;
+                }
+            }
+            read = stream.read_u8() => if read.is_err() { break },
+        }
+    }
+    serving.others.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Dials the active proxy.
+///
+/// # Errors
+///
+/// Why not, in words.
+pub(super) async fn dial(address: &str, generation: Generation, purpose: Purpose, name: &str) -> io::Result<TcpStream> {
+    let dialled = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let line = format!("proxy {VERSION} {generation} {} {name}\r\n", purpose.word());
+        stream.write_all(line.as_bytes()).await?;
+        let answer = first_line(&mut stream).await?;
+        if answer == format!("PROXY {VERSION} {generation}") {
+            return Ok(stream);
+        }
+        let why = answer.strip_prefix("REFUSED ").unwrap_or("what listens there is no active proxy");
+        Err(io::Error::other(why.to_owned()))
+    };
+    tokio::time::timeout(PATIENCE, dialled).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

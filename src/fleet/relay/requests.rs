@@ -1,0 +1,366 @@
+//! Where one request ends and the next begins, and what answer each is owed: as much as must be
+//! known to hand a client over from one active proxy to the next. PURE.
+//!
+//! Bytes are passed on as they are, so nothing depends on this but what becomes of a client when
+//! the active proxy changes: one that is owed nothing stays; one that is owed an answer which
+//! cannot be made up is closed. What is not understood for certain makes a connection *opaque*: it
+//! is owed something for ever.
+
+use bytes::Bytes;
+
+/// A line that is longer is not looked at.
+const LINE_MAX: usize = 64 << 10;
+
+/// Reads up to so long are kept, to be asked again.
+const KEPT_MAX: usize = 2 << 10;
+
+/// What a client is owed for one request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Owed {
+    /// One answer.
+    Answer,
+    /// The same of a request that changes nothing: it can be asked again.
+    Read(Bytes),
+    /// Nothing (`noreply`).
+    Nothing,
+    /// An answer or none, as it turns out (`q`).
+    Perhaps,
+    /// `MN`, which nothing else is answered with: what was asked before is over by then.
+    NoOp,
+    /// The same of the binary protocol, which names what is answered.
+    Named { opcode: u8, opaque: [u8; 4], quiet: bool },
+    /// The answer to this proxy's own question behind what is owed nothing: nobody is told.
+    Own,
+    /// This, in the place of an answer that does not come.
+    Told(Bytes),
+}
+
+/// What stands at the beginning of what a client has sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Head {
+    /// A request of so many bytes, its value included.
+    Request { bytes: usize, owed: Owed },
+    /// A question to this very proxy, of so many bytes.
+    OfProxy { bytes: usize },
+    /// Part of one.
+    Part,
+    /// Nobody knows.
+    Opaque,
+}
+
+pub(super) fn head(input: &[u8]) -> Head {
+    match input.first() {
+        None => Head::Part,
+        Some(0x80) => binary(input),
+        Some(_) => match memchr::memchr(b'\n', input) {
+            Some(end) => line(&input[..=end]),
+            None if input.len() > LINE_MAX => Head::Opaque,
+            None => Head::Part,
+        },
+    }
+}
+
+/// Of its commands.
+mod opcode {
+    pub(super) const QUIT: u8 = 0x07;
+    pub(super) const STAT: u8 = 0x10;
+    pub(super) const QUITQ: u8 = 0x17;
+}
+
+fn binary(input: &[u8]) -> Head {
+    let Some(header) = input.first_chunk::<24>() else { return Head::Part };
+    let [_, code, .., b0, b1, b2, b3, o0, o1, o2, o3, _, _, _, _, _, _, _, _] = *header;
+    let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
+    let quiet = matches!(code, 0x09 | 0x0d | 0x11..=0x16 | 0x18..=0x1a | 0x1e | 0x24);
+    // (Of `stat` the last answer alone has no key.)
+    match code {
+        opcode::QUIT | opcode::QUITQ => Head::Opaque,
+        _ => Head::Request { bytes: 24 + body, owed: Owed::Named { opcode: code, opaque: [o0, o1, o2, o3], quiet } },
+    }
+}
+
+fn line(line: &[u8]) -> Head {
+    let Ok(text) = std::str::from_utf8(line) else { return Head::Opaque };
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let Some((&verb, rest)) = words.split_first() else { return Head::Opaque };
+    let silent = rest.last() == Some(&"noreply");
+    let plain = if silent { Owed::Nothing } else { Owed::Answer };
+    let kept = || if line.len() <= KEPT_MAX { Owed::Read(Bytes::copy_from_slice(line)) } else { Owed::Answer };
+    let (value, owed) = match verb {
+        "get" | "gets" if !rest.is_empty() => (None, kept()),
+        "gat" | "gats" if rest.len() > 1 => (None, Owed::Answer),
+        "set" | "add" | "replace" | "append" | "prepend" if rest.len() == 4 + usize::from(silent) => {
+            (Some(rest[3]), plain)
+        }
+        "cas" if rest.len() == 5 + usize::from(silent) => (Some(rest[3]), plain),
+        "delete" | "incr" | "decr" | "touch" if !rest.is_empty() => (None, plain),
+        "flush_all" | "verbosity" | "cache_memlimit" => (None, plain),
+        "mg" | "md" | "ma" | "me" if !rest.is_empty() => {
+            let flags = &rest[1..];
+            let reads = verb == "mg" && !flags.iter().any(|flag| flag.starts_with(['N', 'R', 'T', 'E', 'q']));
+            let perhaps = flags.contains(&"q");
+            (
+                None,
+                if perhaps {
+                    Owed::Perhaps
+                } else if reads {
+                    kept()
+                } else {
+                    Owed::Answer
+                },
+            )
+        }
+        "ms" if rest.len() >= 2 => (Some(rest[1]), if rest[2..].contains(&"q") { Owed::Perhaps } else { Owed::Answer }),
+        "mn" => (None, Owed::NoOp),
+        "version" => (None, Owed::Answer),
+        "stats" if rest == ["proxy"] => return Head::OfProxy { bytes: line.len() },
+        "stats" | "lru" | "slabs" | "lru_crawler" | "resync" => (None, Owed::Answer),
+        _ => return Head::Opaque,
+    };
+    let Some(value) = value else { return Head::Request { bytes: line.len(), owed } };
+    match value.parse::<usize>().ok().filter(|&length| length <= 1 << 30) {
+        Some(length) => Head::Request { bytes: line.len() + length + 2, owed },
+        None => Head::Opaque,
+    }
+}
+
+/// Where answers end.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    at: At,
+    /// Something of an answer has come that is not over.
+    begun: bool,
+}
+
+#[derive(Debug)]
+enum At {
+    /// In a line, which begins so.
+    Line(Vec<u8>),
+    /// So many bytes before the end of a value, and of its answer, if that ends there.
+    Value { left: usize, end: Option<End> },
+    /// In a head of the binary protocol.
+    Header(Vec<u8>),
+}
+
+impl Default for At {
+    fn default() -> At {
+        At::Line(Vec::new())
+    }
+}
+
+/// The end of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    Text,
+    NoOp,
+    Binary { opcode: u8, opaque: [u8; 4] },
+}
+
+/// As much of a line as is looked at: a key has 250 bytes, and four numbers follow.
+const HEAD_MAX: usize = 512;
+
+impl Answers {
+    /// Whether something of an answer has come, and not all.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Takes what has come up to the end of an answer, or all. Returns how many bytes that are.
+    pub(super) fn take(&mut self, input: &[u8]) -> (usize, Option<End>) {
+        let mut taken = 0;
+        while taken < input.len() {
+            let rest = &input[taken..];
+            self.begun = true;
+            match &mut self.at {
+                At::Line(head) if head.is_empty() && rest[0] == 0x81 => self.at = At::Header(Vec::new()),
+                At::Line(head) => {
+                    let end = memchr::memchr(b'\n', rest).map(|end| end + 1);
+                    let piece = &rest[..end.unwrap_or(rest.len())];
+                    head.extend_from_slice(&piece[..piece.len().min(HEAD_MAX - head.len().min(HEAD_MAX))]);
+                    taken += piece.len();
+                    if end.is_some() {
+                        let (at, end) = after(head);
+                        self.at = at;
+                        if end.is_some() {
+                            self.begun = false;
+                            return (taken, end);
+                        }
+                    }
+                }
+                At::Value { left, end } => {
+                    let n = rest.len().min(*left);
+                    (taken, *left) = (taken + n, *left - n);
+                    if *left == 0 {
+                        let end = *end;
+                        self.at = At::default();
+                        if end.is_some() {
+                            self.begun = false;
+                            return (taken, end);
+                        }
+                    }
+                }
+                At::Header(head) => {
+                    let n = rest.len().min(24 - head.len());
+                    head.extend_from_slice(&rest[..n]);
+                    taken += n;
+                    let [_, opcode, k0, k1, _, _, _, _, b0, b1, b2, b3, o0, o1, o2, o3, ..] = head[..] else {
+                        continue;
+                    };
+                    if head.len() < 24 {
+                        continue;
+                    }
+                    let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
+                    let more = opcode == opcode::STAT && (k0, k1) != (0, 0);
+                    let end = (!more).then_some(End::Binary { opcode, opaque: [o0, o1, o2, o3] });
+                    self.at = if body > 0 { At::Value { left: body, end } } else { At::default() };
+                    if body == 0 && end.is_some() {
+                        self.begun = false;
+                        return (taken, end);
+                    }
+                }
+            }
+        }
+        (taken, None)
+    }
+}
+
+/// What follows a line, and what is over with it.
+fn after(line: &[u8]) -> (At, Option<End>) {
+    let text = String::from_utf8_lossy(line);
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let value = |at: usize, end| {
+        let length = words.get(at).and_then(|length| length.parse::<usize>().ok());
+        (length.map_or_else(At::default, |length| At::Value { left: length + 2, end }), None)
+    };
+    match words.first().copied().unwrap_or_default() {
+        "VALUE" => value(3, None),
+        "VA" => value(1, Some(End::Text)),
+        "STAT" | "ITEM" | "PREFIX" | "mg" => (At::default(), None),
+        word if word.starts_with("key=") => (At::default(), None),
+        "MN" => (At::default(), Some(End::NoOp)),
+        _ => (At::default(), Some(End::Text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owed(request: &[u8]) -> Option<Owed> {
+        match head(request) {
+            Head::Request { bytes, owed } => {
+                assert_eq!(bytes, request.len(), "{}", String::from_utf8_lossy(request));
+                Some(owed)
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn requests_are_owed_what_memcached_answers() {
+        for read in ["get a b\r\n", "gets a\n", "mg a v t k Oabc\r\n"] {
+            assert_eq!(owed(read.as_bytes()), Some(Owed::Read(Bytes::from(read))));
+        }
+        for answered in [
+            "set a 0 0 2\r\n\r\n\r\n",
+            "cas a 0 0 1 77\r\nx\r\n",
+            "mg a v N30\r\n",
+            "mg a R30\r\n",
+            "mg a T0\r\n",
+            "ms a 1 c\r\nx\r\n",
+            "ma a N0\r\n",
+            "md a I\r\n",
+            "incr a 1\r\n",
+            "flush_all 5\r\n",
+            "stats settings\r\n",
+            "lru_crawler metadump all\r\n",
+            "gat 10 a\r\n",
+        ] {
+            assert_eq!(owed(answered.as_bytes()), Some(Owed::Answer), "{answered}");
+        }
+        for silent in ["set a 0 0 1 noreply\r\nx\r\n", "delete a noreply\r\n", "flush_all noreply\r\n"] {
+            assert_eq!(owed(silent.as_bytes()), Some(Owed::Nothing), "{silent}");
+        }
+        for perhaps in ["mg a v q\r\n", "ms a 1 q\r\nx\r\n", "md a q\r\n"] {
+            assert_eq!(owed(perhaps.as_bytes()), Some(Owed::Perhaps), "{perhaps}");
+        }
+        for opaque in ["quit\r\n", "watch\r\n", "set a 0 0\r\n", "set a 0 0 -1\r\n", "\r\n", "what\r\n", "ms a\r\n"] {
+            assert_eq!(head(opaque.as_bytes()), Head::Opaque, "{opaque}");
+        }
+        assert_eq!(owed(b"mn\r\n"), Some(Owed::NoOp));
+        assert_eq!(head(b"stats proxy\r\n"), Head::OfProxy { bytes: 13 });
+        assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
+        assert_eq!(head(&vec![b'a'; LINE_MAX + 1]), Head::Opaque);
+        let get = |code: u8| {
+            let mut packet = vec![0; 24];
+            (packet[0], packet[1], packet[3], packet[11], packet[15]) = (0x80, code, 1, 1, 7);
+            packet.push(b'a');
+            packet
+        };
+        for (code, quiet) in [(0x00, false), (0x09, true), (0x11, true), (0x0a, false), (0x24, true)] {
+            assert_eq!(owed(&get(code)), Some(Owed::Named { opcode: code, opaque: [0, 0, 0, 7], quiet }));
+        }
+        assert_eq!((head(&get(0x07)), head(&get(0)[..23])), (Head::Opaque, Head::Part));
+    }
+
+    /// However they are cut.
+    #[test]
+    fn answers_end_where_memcached_ends_them() {
+        let answers: [&[u8]; 10] = [
+            b"VALUE a 0 7\r\nx\r\nEND\r\r\nVALUE b 0 0 9\r\n\r\nEND\r\n",
+            b"END\r\n",
+            b"VA 5 t-1\r\nHD\r\n1\r\n",
+            b"HD\r\n",
+            b"STORED\r\n",
+            b"STAT a 1\r\nSTAT b 2\r\nEND\r\n",
+            b"key=a exp=1\r\nkey=b exp=2\r\nEND\r\n",
+            b"SERVER_ERROR it is late\r\n",
+            b"12\r\n",
+            b"EN\r\n",
+        ];
+        let all = answers.concat();
+        for size in 1..all.len() {
+            let (mut parser, mut ends, mut seen) = (Answers::default(), Vec::new(), 0);
+            for piece in all.chunks(size) {
+                let mut piece = piece;
+                while !piece.is_empty() {
+                    let (taken, end) = parser.take(piece);
+                    (seen, piece) = (seen + taken, &piece[taken..]);
+                    if let Some(end) = end {
+                        assert_eq!((end, parser.is_begun()), (End::Text, false));
+                        ends.push(seen);
+                    }
+                }
+            }
+            let wanted = answers.iter().scan(0, |at, answer| {
+                *at += answer.len();
+                Some(*at)
+            });
+            assert_eq!(ends, wanted.collect::<Vec<_>>(), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn binary_answers_are_told_apart_by_their_names() {
+        let answer = |code: u8, key: u8, body: &[u8], opaque: u8| {
+            let mut packet = vec![0; 24];
+            (packet[0], packet[1], packet[3], packet[11], packet[15]) = (0x81, code, key, body.len() as u8, opaque);
+            packet.extend_from_slice(body);
+            packet
+        };
+        let all = [answer(0x10, 1, b"ab", 1), answer(0x10, 0, b"", 1), answer(0x00, 0, b"\x81\n", 2)].concat();
+        for size in 1..=all.len() {
+            let (mut parser, mut ends) = (Answers::default(), Vec::new());
+            for mut piece in all.chunks(size) {
+                while !piece.is_empty() {
+                    let (taken, end) = parser.take(piece);
+                    piece = &piece[taken..];
+                    ends.extend(end);
+                }
+            }
+            let named = |opcode, last| End::Binary { opcode, opaque: [0, 0, 0, last] };
+            assert_eq!(ends, [named(0x10, 1), named(0, 2)], "in pieces of {size}");
+            assert!(!parser.is_begun());
+        }
+    }
+}

@@ -1,0 +1,149 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// An active proxy, as far as relays see it.
+struct Active {
+    listener: TcpListener,
+    generation: Generation,
+}
+
+impl Active {
+    async fn new(generation: u64) -> Active {
+        Active { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), generation: Generation(generation) }
+    }
+
+    fn target(&self) -> Target {
+        let address = self.listener.local_addr().unwrap().to_string();
+        Target { active: Some((self.generation, address)), ..Target::default() }
+    }
+
+    /// The next connection, which is welcome.
+    async fn welcome(&self) -> TcpStream {
+        let (mut stream, _) = timeout(LONG, self.listener.accept()).await.expect("it is dialled").unwrap();
+        let wanted = format!("proxy 1 {} data fleet\r\n", self.generation);
+        hear(&mut stream, &wanted).await;
+        stream.write_all(format!("PROXY 1 {}\r\n", self.generation).as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+/// Exactly that comes next.
+async fn hear(stream: &mut TcpStream, wanted: &str) {
+    let mut got = vec![0; wanted.len()];
+    timeout(LONG, stream.read_exact(&mut got)).await.unwrap_or_else(|_| panic!("{wanted:?} does not come")).unwrap();
+    assert_eq!(String::from_utf8_lossy(&got), wanted);
+}
+
+/// A client of a relay, and what the relay goes by.
+async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Sender<Target>, Arc<Shared>) {
+    let (shows, target) = watch::channel(first);
+    let shared = Arc::new(Shared {
+        name: "fleet".into(),
+        target,
+        takeover_wait,
+        clients: AtomicUsize::new(0),
+        max_clients: 1,
+        links: AtomicUsize::new(0),
+        shown: Arc::default(),
+        hurry: Box::new(|| {}),
+        show: Box::new(|| Bytes::from_static(b"STAT proxy:role standby\r\nEND\r\n")),
+        over: CancellationToken::new(),
+    });
+    let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(door.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = door.accept().await.unwrap();
+    tokio::spawn(serve(Stream::Tcp(stream), shared.clone()));
+    (client, shows, shared)
+}
+
+#[tokio::test]
+async fn what_was_passed_on_is_never_sent_again_but_for_reads() {
+    let (one, two) = (Active::new(1).await, Active::new(2).await);
+    let (mut client, shows, _shared) = client(one.target(), LONG).await;
+    let requests = "set a 0 0 1\r\n1\r\nget a\r\nincr b 1\r\nset c 0 0 1 noreply\r\n2\r\n";
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, requests).await;
+    // A part of a request, too: the rest of it goes nowhere.
+    client.write_all(b"set d 0 0 4\r\nab").await.unwrap();
+    hear(&mut link, "set d 0 0 4\r\nab").await;
+    shows.send_replace(two.target());
+    let mut next = two.welcome().await;
+    hear(&mut next, "get a\r\n").await;
+    client.write_all(b"cd\r\ndelete e\r\n").await.unwrap();
+    hear(&mut next, "delete e\r\n").await;
+    next.write_all(b"VALUE a 0 1\r\n1\r\nEND\r\nDELETED\r\n").await.unwrap();
+    let unknown = "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
+    hear(&mut client, &format!("{unknown}VALUE a 0 1\r\n1\r\nEND\r\n{unknown}{unknown}DELETED\r\n")).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_hands_over_is_sent_nothing_new_and_answers_what_it_has() {
+    let (one, two) = (Active::new(1).await, Active::new(2).await);
+    let (mut client, shows, shared) = client(one.target(), LONG).await;
+    client.write_all(b"set a 0 0 1\r\n1\r\ndelete b noreply\r\n").await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, "set a 0 0 1\r\n1\r\ndelete b noreply\r\n").await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    client.write_all(b"get a\r\n").await.unwrap();
+    link.write_all(b"STORED\r\n").await.unwrap();
+    hear(&mut client, "STORED\r\n").await;
+    // Nobody answers the delete: this tells that it was done.
+    hear(&mut link, "mn\r\n").await;
+    assert_eq!(shared.links.load(Ordering::SeqCst), 1);
+    link.write_all(b"MN\r\n").await.unwrap();
+    assert_eq!(timeout(LONG, link.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
+    assert_eq!(shared.links.load(Ordering::SeqCst), 0);
+    shows.send_replace(two.target());
+    let mut next = two.welcome().await;
+    hear(&mut next, "get a\r\n").await;
+    next.write_all(b"END\r\n").await.unwrap();
+    hear(&mut client, "END\r\n").await;
+}
+
+#[tokio::test]
+async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
+    let nobody = Target { why: "etcd is away".to_owned(), ..Target::default() };
+    let (mut client, shows, shared) = client(nobody, Duration::from_millis(50)).await;
+    client.write_all(b"stats proxy\r\nset a 0 0 1\r\n1\r\nset b 0 0 1 noreply\r\n1\r\nget a\r\n").await.unwrap();
+    let refused = "SERVER_ERROR no proxy is active: etcd is away\r\n";
+    hear(&mut client, &format!("STAT proxy:role standby\r\nEND\r\n{refused}{refused}")).await;
+    // It stays.
+    let one = Active::new(1).await;
+    shows.send_replace(one.target());
+    client.write_all(b"get a\r\n").await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, "get a\r\n").await;
+    // Half of an answer has come: nobody can make up the rest.
+    link.write_all(b"VALUE a 0 3\r\n1").await.unwrap();
+    hear(&mut client, "VALUE a 0 3\r\n1").await;
+    drop(link);
+    assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
+    while shared.clients.load(Ordering::SeqCst) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_perhaps_owed_is_known_behind_a_no_op() {
+    let (one, two) = (Active::new(1).await, Active::new(2).await);
+    let (mut client, shows, _shared) = client(one.target(), LONG).await;
+    client.write_all(b"mg a v q\r\nmg b v q\r\nmn\r\n").await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, "mg a v q\r\nmg b v q\r\nmn\r\n").await;
+    link.write_all(b"VA 1\r\n1\r\nMN\r\n").await.unwrap();
+    hear(&mut client, "VA 1\r\n1\r\nMN\r\n").await;
+    // All is answered: it stays when the active proxy changes.
+    shows.send_replace(two.target());
+    client.write_all(b"mg a v q\r\n").await.unwrap();
+    let mut next = two.welcome().await;
+    hear(&mut next, "mg a v q\r\n").await;
+    // Nobody knows what this one comes to.
+    drop(next);
+    assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
+}

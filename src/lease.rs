@@ -1,0 +1,127 @@
+//! Until when this process may act for its fleet.
+//!
+//! Whatever is sent to a server, and whatever is believed of what one says, comes behind
+//! [`pass`]: a proxy whose lease is over stands still there, as if it were paused, until the lease
+//! goes on or the process ends. What was asked before may have been executed; what it answered is
+//! in the socket, and counts if nobody else was active meanwhile.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A moment of this machine's `CLOCK_BOOTTIME`, in microseconds: it goes on while the machine is
+/// suspended, and is never set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Boot(pub u64);
+
+impl Boot {
+    /// This moment.
+    pub fn now() -> Boot {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Boot(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
+    }
+
+    /// So many microseconds later.
+    #[must_use]
+    pub fn after(self, us: u64) -> Boot {
+        Boot(self.0.saturating_add(us))
+    }
+
+    /// Microseconds since then; 0 if that is yet to come.
+    pub fn since(self, then: Boot) -> u64 {
+        self.0.saturating_sub(then.0)
+    }
+}
+
+/// Shared by all threads; written by the one that keeps the lease alone.
+#[derive(Debug)]
+pub struct Lease(AtomicU64);
+
+/// How often a thread that stands still looks whether the lease goes on.
+const LOOK: Duration = Duration::from_millis(1);
+
+impl Lease {
+    /// Without coordination: for ever.
+    pub const fn unbounded() -> Lease {
+        Lease(AtomicU64::new(u64::MAX))
+    }
+
+    /// Whether this process may act, at a moment that is now.
+    pub fn holds(&self, now: Boot) -> bool {
+        now.0 < self.0.load(Ordering::Acquire)
+    }
+
+    /// How long it lasts yet.
+    pub fn left(&self, now: Boot) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Acquire).saturating_sub(now.0))
+    }
+
+    /// Nobody else acts before then.
+    pub fn extend(&self, until: Boot) {
+        self.0.fetch_max(until.0, Ordering::AcqRel);
+    }
+
+    /// From now on this process does nothing, before the lease is extended.
+    pub fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    /// Returns at a moment at which this process may act. Blocks the thread until then.
+    fn pass(&self) {
+        // (Without coordination the clock is not asked.)
+        while self.0.load(Ordering::Acquire) != u64::MAX && !self.holds(Boot::now()) {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// This process's own.
+static OWN: Lease = Lease::unbounded();
+
+/// This process's own: it ends with [`Lease::end`] where a fleet is kept, before anything is sent.
+pub fn own() -> &'static Lease {
+    &OWN
+}
+
+/// To be called before anything is sent to a server, and between reading what one says and acting
+/// on it. Pauses before it, and between it and the sending, make a proxy late; the latter is why a
+/// former active proxy is waited for.
+#[inline]
+pub(crate) fn pass() {
+    OWN.pass();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_holds_until_its_end_and_is_extended_only() {
+        let lease = Lease::unbounded();
+        lease.end();
+        assert!(!lease.holds(Boot(0)));
+        lease.extend(Boot(10));
+        lease.extend(Boot(5));
+        assert!(lease.holds(Boot(9)) && !lease.holds(Boot(10)));
+        lease.end();
+        assert!(!lease.holds(Boot(0)));
+        assert!(Lease::unbounded().holds(Boot(u64::MAX - 1)));
+    }
+
+    #[test]
+    fn whoever_passes_waits_for_the_lease() {
+        let lease = Lease::unbounded();
+        lease.pass();
+        lease.end();
+        let passed = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                lease.pass();
+                passed.store(true, Ordering::SeqCst);
+            });
+            std::thread::sleep(20 * LOOK);
+            assert!(!passed.load(Ordering::SeqCst), "it passed without a lease");
+            lease.extend(Boot::now().after(60_000_000));
+        });
+        assert!(passed.load(Ordering::SeqCst));
+    }
+}

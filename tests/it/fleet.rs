@@ -1,0 +1,472 @@
+//! Several proxies over the same servers: real processes, a lock file or a real etcd.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::port::Port;
+use crate::support::{
+    Client, DEADLINE, Etcd, Failure, Memcached, Proxy, Rng, Stored, compare_rings, duration_or, read_ring, seed,
+    wait_until,
+};
+
+/// Ends so whoever was replaced: to be started again.
+const FENCED: i32 = 75;
+
+/// Long enough for a machine that has too much to do.
+const LEASE: &str = "2s";
+
+/// The fields' order is the order of dropping: proxies go first.
+struct Fleet {
+    proxies: Vec<Proxy>,
+    primaries: Vec<Memcached>,
+    backups: Vec<Memcached>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = ["--timeout", "250ms", "--probe-interval", "50ms", "--threads", "1"]
+        .into_iter()
+        .chain(["--coordinate", fleet, "--lease", LEASE])
+        .chain(more.iter().copied())
+        .map(str::to_owned)
+        .collect();
+    for (flag, nodes) in [("-s", primaries), ("-b", backups)] {
+        args.extend(nodes.iter().flat_map(|node| [flag.to_owned(), node.known_as()]));
+    }
+    args
+}
+
+impl Fleet {
+    /// So many proxies that agree there, over one pair; one of them is active, and all are ready.
+    fn start(proxies: usize, fleet: &str) -> Fleet {
+        let (primaries, backups) = (vec![Memcached::start(&[])], vec![Memcached::start(&[])]);
+        let args = args(fleet, &primaries, &backups, &[]);
+        let proxies = (0..proxies).map(|_| Proxy::start(&args)).collect();
+        let fleet = Fleet { proxies, primaries, backups, _dir: None };
+        fleet.all_ready();
+        fleet
+    }
+
+    /// By a file.
+    fn by_file(proxies: usize) -> Fleet {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let fleet = Fleet::start(proxies, &format!("file:{}", dir.path().join("fleet").display()));
+        Fleet { _dir: Some(dir), ..fleet }
+    }
+
+    fn all_ready(&self) {
+        for proxy in &self.proxies {
+            wait_until("a proxy is ready", DEADLINE, || shown(proxy, "ready") == "1");
+        }
+    }
+
+    fn find_active(&self) -> Option<usize> {
+        (0..self.proxies.len()).find(|&i| shown(&self.proxies[i], "role") == "active")
+    }
+
+    fn active(&self) -> usize {
+        let mut found = None;
+        wait_until("a proxy is active", DEADLINE, || {
+            found = self.find_active();
+            found.is_some()
+        });
+        found.expect("waited for")
+    }
+
+    /// One that is not.
+    fn standby(&self) -> &Proxy {
+        let active = self.active();
+        &self.proxies[(active + 1) % self.proxies.len()]
+    }
+
+    fn mirrored(&self) {
+        self.proxies[self.active()].wait_mirrored(DEADLINE);
+    }
+
+    fn copies_are_equal(&self) {
+        let different = compare_rings(&read_ring(&self.primaries), &read_ring(&self.backups));
+        assert!(different.is_empty(), "the copies differ: {different:#?}");
+    }
+}
+
+/// A line of `stats proxy`; empty where the proxy does not answer.
+fn shown(proxy: &Proxy, name: &str) -> String {
+    let Ok(mut client) = Client::try_connect(&proxy.addr()) else { return String::new() };
+    client.set_deadline(Duration::from_millis(500));
+    let lines = client.stats("proxy").unwrap_or_default();
+    let name = format!("proxy:{name}");
+    lines.into_iter().find(|(n, _)| *n == name).map_or(String::new(), |(_, value)| value)
+}
+
+fn code(status: ExitStatus) -> Option<i32> {
+    status.code()
+}
+
+fn get(client: &mut Client, key: &str) -> Option<String> {
+    client.get(key).expect("get").map(|item| String::from_utf8(item.value).expect("a text"))
+}
+
+#[test]
+fn every_command_goes_through_every_door_in_the_order_of_its_client() {
+    let fleet = Fleet::by_file(2);
+    let (active, standby) = (&fleet.proxies[fleet.active()], fleet.standby());
+    assert_eq!((shown(standby, "role"), shown(active, "role")), ("standby".into(), "active".into()));
+    assert_eq!(shown(standby, "active"), shown(active, "own"));
+    let (mut here, mut there) = (standby.client(), active.client());
+    // In one piece: each sees what the one before it did.
+    here.send(
+        b"set a 5 0 1\r\n1\r\nincr a 4\r\nappend a 0 0 1 noreply\r\n0\r\nget a\r\nmg a v f\r\nms b 2 T60\r\nhi\r\nmn\r\n\
+          delete a\r\nget a\r\ntouch b 100\r\n",
+    )
+    .unwrap();
+    for line in ["STORED", "5", "VALUE a 5 2", "50", "END", "VA 2 f5", "50", "HD", "MN", "DELETED", "END", "TOUCHED"] {
+        assert_eq!(here.text().as_deref(), Ok(line));
+    }
+    assert_eq!(get(&mut there, "b").as_deref(), Some("hi"));
+    // A large value, in both directions.
+    let large = vec![b'x'; 900_000];
+    assert_eq!(here.set("large", &large), Ok(Stored::Stored));
+    assert_eq!(here.get("large").unwrap().unwrap().value, large);
+    // cas tokens are the same at both doors.
+    let token = there.gets("b").unwrap().unwrap().cas;
+    assert_eq!(here.gets("b").unwrap().unwrap().cas, token);
+    assert_eq!(here.cas("b", 0, 0, b"new", token.expect("gets tells it")), Ok(Stored::Stored));
+    assert_eq!(here.stats("").unwrap().iter().filter(|(name, _)| name == "cmd_set").count(), 1);
+    assert_eq!(here.command("flush_all").as_deref(), Ok("OK"));
+    assert_eq!((get(&mut there, "b"), get(&mut here, "large")), (None, None));
+    // The binary protocol: a no-op.
+    let mut binary = std::net::TcpStream::connect(standby.addr()).unwrap();
+    binary.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut packet = [0_u8; 24];
+    (packet[0], packet[1], packet[15]) = (0x80, 0x0a, 7);
+    binary.write_all(&packet).unwrap();
+    binary.read_exact(&mut packet).unwrap();
+    assert_eq!((packet[0], packet[1], packet[15]), (0x81, 0x0a, 7));
+    assert_ne!(shown(standby, "forwarded"), "0");
+}
+
+#[test]
+fn the_next_proxy_takes_the_place_of_one_that_is_killed_and_its_clients_stay() {
+    let mut fleet = Fleet::by_file(3);
+    fleet.mirrored();
+    let mut there = fleet.standby().client();
+    for i in 0..100 {
+        assert_eq!(there.set(&format!("k{i}"), format!("v{i}").as_bytes()), Ok(Stored::Stored));
+    }
+    let active = fleet.active();
+    let generation: u64 = shown(&fleet.proxies[active], "generation").parse().unwrap();
+    fleet.proxies[active].kill();
+    // Asked before anybody has taken over: it waits. Nothing was asked of the dead one.
+    for i in 0..100 {
+        assert_eq!(get(&mut there, &format!("k{i}")), Some(format!("v{i}")));
+    }
+    let next = fleet.active();
+    assert_ne!(next, active);
+    assert_eq!(shown(&fleet.proxies[next], "generation"), (generation + 1).to_string());
+    // The lock file shows that the former one is no more.
+    assert_eq!(shown(&fleet.proxies[next], "former"), "none");
+    fleet.mirrored();
+    fleet.copies_are_equal();
+    fleet.proxies[active].spawn();
+    fleet.all_ready();
+    assert_eq!(shown(&fleet.proxies[active], "role"), "standby");
+}
+
+#[test]
+fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start(3, &etcd.fleet("planned"));
+    fleet.mirrored();
+    for round in 0..3 {
+        let active = fleet.active();
+        let others: Vec<String> = (0..3).filter(|&i| i != active).map(|i| fleet.proxies[i].addr()).collect();
+        let over = AtomicBool::new(false);
+        let done = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for (n, addr) in others.iter().cycle().take(6).enumerate() {
+                let (over, done) = (&over, &done);
+                scope.spawn(move || {
+                    let mut client = Client::connect(addr);
+                    let key = format!("planned:{round}:{n}");
+                    assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
+                    let mut count = 0;
+                    while !over.load(Ordering::SeqCst) {
+                        count += 1;
+                        assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key} on {addr}");
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            let goes_on = |what: &str| {
+                let before = done.load(Ordering::SeqCst);
+                wait_until(what, DEADLINE, || done.load(Ordering::SeqCst) > before + 50);
+            };
+            goes_on("clients are at work");
+            let status = fleet.proxies[active].stop();
+            assert_eq!(code(status), Some(0));
+            goes_on("clients are at work after the change");
+            over.store(true, Ordering::SeqCst);
+        });
+        let next = fleet.active();
+        fleet.mirrored();
+        let log = fleet.proxies[next].log();
+        assert!(!log.contains("resync begins"), "round {round}: copies were compared:\n{log}");
+        fleet.proxies[active].spawn();
+        fleet.all_ready();
+    }
+    fleet.copies_are_equal();
+}
+
+/// It wakes with requests of its clients before it: none of them may be made, or answered.
+#[test]
+fn a_paused_proxy_that_was_replaced_does_nothing_when_it_wakes() {
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start(2, &etcd.fleet("paused"));
+    fleet.mirrored();
+    let (former, next) = (fleet.active(), 1 - fleet.active());
+    let mut late: Vec<Client> = (0..20).map(|_| fleet.proxies[former].client()).collect();
+    for (i, client) in late.iter_mut().enumerate() {
+        assert_eq!(client.set(&format!("k{i}"), b"before"), Ok(Stored::Stored));
+    }
+    fleet.proxies[former].pause();
+    for (i, client) in late.iter_mut().enumerate() {
+        client.send(format!("set k{i} 0 0 4\r\nlate\r\nget k{i}\r\n").as_bytes()).unwrap();
+    }
+    let mut there = fleet.proxies[next].client();
+    for i in 0..20 {
+        assert_eq!(there.set(&format!("k{i}"), b"after"), Ok(Stored::Stored));
+    }
+    // It may still send what it was about to: nothing is called mirrored, and nothing filled.
+    assert_eq!(shown(&fleet.proxies[next], "former"), "awaited");
+    let status = fleet.proxies[next].status();
+    assert!(!status.mirrored());
+    let (primary, backup) = (fleet.primaries[0].known_as(), fleet.backups[0].known_as());
+    assert_eq!(status.pair(&primary, &backup, "reason"), "former_active");
+    fleet.proxies[former].resume();
+    assert_eq!(code(fleet.proxies[former].wait_exit()), Some(FENCED));
+    for client in &mut late {
+        let answer = client.text();
+        assert!(matches!(answer, Err(Failure::Closed(_))), "it was answered: {answer:?}");
+    }
+    // Its connections are closed.
+    fleet.mirrored();
+    assert_eq!(shown(&fleet.proxies[next], "former"), "none");
+    for i in 0..20 {
+        assert_eq!(get(&mut there, &format!("k{i}")).as_deref(), Some("after"));
+    }
+    fleet.copies_are_equal();
+}
+
+#[test]
+fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back() {
+    let etcd = Etcd::start();
+    let fleet = Fleet::start(2, &etcd.fleet("away"));
+    fleet.mirrored();
+    let (active, standby) = (&fleet.proxies[fleet.active()], fleet.standby());
+    let generation = shown(active, "generation");
+    let mut there = standby.client();
+    assert_eq!(there.set("k", b"before"), Ok(Stored::Stored));
+    etcd.pause();
+    wait_until("the lease is over", DEADLINE, || active.log_so_far().contains("the lease is over"));
+    let mut own = active.client();
+    own.send(b"set own 0 0 1\r\n1\r\n").unwrap();
+    // With the reason, after --takeover-wait.
+    let refused = there.set("k", b"unknown").unwrap_err();
+    assert!(matches!(&refused, Failure::Server(_)), "{refused}");
+    etcd.resume();
+    assert_eq!(own.stored(), Ok(Stored::Stored), "it was waited for");
+    wait_until("the active proxy goes on", DEADLINE, || shown(active, "role") == "active");
+    assert_eq!(shown(active, "generation"), generation);
+    assert!(get(&mut there, "k").is_some_and(|value| ["before", "unknown"].contains(&value.as_str())));
+    assert!(active.status().mirrored());
+    assert_eq!(active.log().matches("resync begins").count(), 0);
+}
+
+/// The process ends at once, and says why.
+fn refused(args: &[String]) -> String {
+    let mut command = Command::new(Proxy::binary());
+    let port = Port::reserve();
+    command.args(["-l", "127.0.0.1", "-p", &port.number.to_string()]);
+    let output = command.args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(71), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn what_does_not_belong_to_the_fleet_is_refused_with_the_reason() {
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start(1, &etcd.fleet("ours"));
+    let plain: Vec<String> = args("x", &fleet.primaries, &fleet.backups, &[])
+        .into_iter()
+        .filter(|arg| !["--coordinate", "x", "--lease", LEASE].contains(&arg.as_str()))
+        .collect();
+    let beside = refused(&plain);
+    assert!(beside.contains("fleet ours") && beside.contains("--leave-fleet"), "{beside}");
+    let other = refused(&args(&etcd.fleet("theirs"), &fleet.primaries, &fleet.backups, &[]));
+    assert!(other.contains("fleet ours") && other.contains("theirs"), "{other}");
+    let nowhere = refused(&args("file:/nowhere/fleet", &fleet.primaries, &fleet.backups, &[]));
+    assert!(nowhere.contains("/nowhere/fleet"), "{nowhere}");
+    // No etcd: it may come, and until then its clients hear why.
+    let memcached = fleet.primaries[0].known_as();
+    let no_etcd = format!("etcd://{memcached}/ours");
+    let waiting = args(&no_etcd, &fleet.primaries, &fleet.backups, &["--takeover-wait", "10ms"]);
+    let waiting = Proxy::start_unready(&waiting);
+    let answer = waiting.client().get("k").unwrap_err();
+    assert!(matches!(&answer, Failure::Server(why) if why.contains(&memcached)), "{answer}");
+    drop(waiting);
+    // Another list of servers: it passes nothing on.
+    let swapped = args(&etcd.fleet("ours"), &fleet.backups, &fleet.primaries, &["--takeover-wait", "10ms"]);
+    let stranger = Proxy::start_unready(&swapped);
+    let answer = stranger.client().get("k").unwrap_err();
+    assert!(matches!(&answer, Failure::Server(why) if why.contains("another list of servers")), "{answer}");
+    drop(stranger);
+
+    // The last one goes, and its marks are taken away.
+    assert_eq!(code(fleet.proxies[0].stop()), Some(0));
+    let still = refused(&plain);
+    assert!(still.contains("fleet ours"), "{still}");
+    let left: Vec<String> = plain.into_iter().chain(["--leave-fleet".to_owned()]).collect();
+    let alone = Proxy::start(&left);
+    alone.wait_mirrored(DEADLINE);
+    assert_eq!(shown(&alone, "role"), "active");
+}
+
+/// What one client knows of its own key.
+struct Known {
+    /// What may stand there.
+    may: BTreeSet<Option<String>>,
+}
+
+/// Asks through random doors, over connections of its own.
+struct Guest<'a> {
+    doors: &'a [String],
+    client: Option<Client>,
+    rng: Rng,
+}
+
+impl Guest<'_> {
+    fn ask<T>(&mut self, ask: impl FnOnce(&mut Client) -> Result<T, Failure>) -> Result<T, Failure> {
+        if self.client.is_none() || self.rng.below(40) == 0 {
+            let door = self.rng.below(self.doors.len());
+            let client = Client::try_connect(&self.doors[door]);
+            self.client = Some(client.map_err(|error| Failure::Closed(error.to_string()))?);
+        }
+        let answer = ask(self.client.as_mut().expect("connected"));
+        if matches!(answer, Err(Failure::Closed(_))) {
+            self.client = None;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        answer
+    }
+}
+
+/// A client with keys of its own: whatever it reads is what it wrote, or what it was told may have
+/// been written.
+fn guest(n: u64, seed: u64, doors: &[String], over: &AtomicBool) -> (u64, Vec<(String, Known)>) {
+    let mut guest = Guest { doors, client: None, rng: Rng::new(seed, 1 + n) };
+    let mut known: Vec<(String, Known)> =
+        (0..6).map(|k| (format!("guest:{n}:{k}"), Known { may: BTreeSet::from([None]) })).collect();
+    let (mut done, mut written) = (0, 0);
+    while !over.load(Ordering::SeqCst) {
+        let at = guest.rng.below(known.len());
+        let (key, known) = &mut known[at];
+        let answered = match guest.rng.below(10) {
+            0..4 => {
+                written += 1;
+                let value = format!("{n}-{written}");
+                known.may.insert(Some(value.clone()));
+                guest.ask(|client| client.set(key, value.as_bytes())).map(|stored| {
+                    assert_eq!(stored, Stored::Stored, "{key}");
+                    known.may = BTreeSet::from([Some(value)]);
+                })
+            }
+            4 => {
+                known.may.insert(None);
+                guest.ask(|client| client.delete(key)).map(|found| {
+                    let possible = known.may.iter().any(|value| value.is_some() == found);
+                    assert!(possible, "{key} was deleted: {found}; it may be {:?}", known.may);
+                    known.may = BTreeSet::from([None]);
+                })
+            }
+            _ => guest.ask(|client| client.get(key)).map(|item| {
+                let value = item.map(|item| String::from_utf8(item.value).expect("a text"));
+                assert!(known.may.contains(&value), "{key} is {value:?}; it may be {:?}", known.may);
+                known.may = BTreeSet::from([value]);
+            }),
+        };
+        match answered {
+            Ok(()) => done += 1,
+            Err(Failure::Closed(_) | Failure::Server(_)) => {}
+            Err(other) => panic!("{key}: {other}"),
+        }
+    }
+    (done, known)
+}
+
+/// The active proxy is killed, paused and stopped again and again, all of them are started again as
+/// they end, and etcd stands still: nothing that was acknowledged is lost, nothing is stale, and at
+/// the end both copies are equal.
+#[test]
+fn whatever_happens_to_the_active_proxy_nothing_is_lost() {
+    let seed = seed("fleet");
+    let mut rng = Rng::new(seed, 0);
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start(3, &etcd.fleet("chaos"));
+    let doors: Vec<String> = fleet.proxies.iter().map(Proxy::addr).collect();
+    let over = AtomicBool::new(false);
+    let begun = Instant::now();
+    let lasts = duration_or(Duration::from_secs(15));
+    let mut changes = 0;
+    let known: Vec<_> = std::thread::scope(|scope| {
+        let guests: Vec<_> = (0..8)
+            .map(|n| {
+                let (doors, over) = (&doors, &over);
+                scope.spawn(move || guest(n, seed, doors, over))
+            })
+            .collect();
+        while begun.elapsed() < lasts && !guests.iter().any(std::thread::ScopedJoinHandle::is_finished) {
+            let active = fleet.active();
+            match rng.below(4) {
+                0 => fleet.proxies[active].kill(),
+                1 => assert_eq!(code(fleet.proxies[active].stop()), Some(0)),
+                2 => {
+                    fleet.proxies[active].pause();
+                    // Shorter than a lease, or until another one is active.
+                    std::thread::sleep(Duration::from_millis([300, 3_000][rng.below(2)]));
+                    fleet.proxies[active].resume();
+                }
+                _ => {
+                    etcd.pause();
+                    std::thread::sleep(Duration::from_millis([300, 2_500][rng.below(2)]));
+                    etcd.resume();
+                }
+            }
+            changes += 1;
+            // As a service manager would.
+            wait_until("every proxy runs", DEADLINE, || {
+                fleet.proxies.iter_mut().for_each(Proxy::spawn_if_ended);
+                fleet.find_active().is_some()
+            });
+        }
+        over.store(true, Ordering::SeqCst);
+        guests.into_iter().map(|guest| guest.join().expect("what it has seen is right")).collect()
+    });
+    fleet.proxies.iter_mut().for_each(Proxy::spawn_if_ended);
+    fleet.all_ready();
+    fleet.mirrored();
+    fleet.copies_are_equal();
+    let mut client = fleet.proxies[fleet.active()].client();
+    let mut done = 0;
+    for (count, keys) in known {
+        done += count;
+        for (key, known) in keys {
+            let value = get(&mut client, &key);
+            assert!(known.may.contains(&value), "at the end {key} is {value:?}; it may be {:?}", known.may);
+        }
+    }
+    eprintln!("{done} requests, {changes} changes");
+    assert!(done > 100 && changes > 2);
+}
