@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
@@ -85,6 +85,16 @@ impl From<DuplexStream> for NodeStream {
 }
 
 impl NodeStream {
+    /// The kernel asks the node's every ten seconds whether it is there, and gives it up after
+    /// three that find no answer.
+    pub(super) fn keep_alive(&self) {
+        const EVERY: Duration = Duration::from_secs(10);
+        if let Inner::Tcp(stream) = &self.inner {
+            let asked = TcpKeepalive::new().with_time(EVERY).with_interval(EVERY).with_retries(3);
+            let _ = SockRef::from(stream).set_tcp_keepalive(&asked);
+        }
+    }
+
     /// Every read and write ends with this error.
     #[cfg(test)]
     pub(crate) fn failing(kind: io::ErrorKind) -> NodeStream {

@@ -371,6 +371,11 @@ impl Pipe {
         self.noted(done)
     }
 
+    /// A node that is gone without a word is noticed within a minute, though nothing is sent to it.
+    pub fn keep_alive(&self) {
+        self.stream.keep_alive();
+    }
+
     /// What a wait came to (`None`: to nothing in time). After an error the pipe is of no more use.
     fn noted<T>(&mut self, done: Option<Result<T, NodeError>>) -> Result<T, NodeError> {
         let result = done.unwrap_or(Err(NodeError::Timeout));

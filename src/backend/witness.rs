@@ -80,15 +80,19 @@ impl NodeControl {
 
     /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, as
     /// far as the node takes them.
-    pub async fn record_where_possible(&self, incarnation: Incarnation, records: &[(PairId, Record)]) {
+    pub async fn record_where_possible(&self, incarnation: Incarnation, records: &[(PairId, Record)]) -> bool {
+        let mut all = true;
         for lot in records.chunks(AT_ONCE) {
+            let mut carried = Err(MarkError::MemoryGone);
             for _ in 0..TRIES {
-                match self.record_all(incarnation, lot).await {
-                    Err(MarkError::Node(_)) => {}
-                    _ => break,
+                carried = self.record_all(incarnation, lot).await;
+                if !matches!(carried, Err(MarkError::Node(_))) {
+                    break;
                 }
             }
+            all &= carried.is_ok();
         }
+        all
     }
 }
 

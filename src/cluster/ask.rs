@@ -9,7 +9,7 @@ use crate::pair::{self, State};
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
-use crate::proxy::{ClientId, ClientKey, Question};
+use crate::proxy::{ClientId, ClientKey, Command, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
@@ -41,6 +41,14 @@ const OK: Bytes = Bytes::from_static(answer::OK);
 const ALONE: &[u8] = b"STAT proxy:role active\r\nSTAT proxy:ready 1\r\nEND\r\n";
 
 impl Cluster {
+    pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
+        if asker.worker == Asker::AT_THE_DESK {
+            return self.desk.answer(asker.slot, outcome);
+        }
+        let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
+        let _ = self.workers[asker.worker.index()].send(answer);
+    }
+
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
         let answer = match question {
             Question::FlushAll { delay } => return self.flush_all(asker, delay),

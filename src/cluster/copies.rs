@@ -217,9 +217,10 @@ impl Cluster {
         for id in self.topology.pairs_of(node) {
             let leads = self.topology.place(node) == Place::Primary;
             let run = &mut self.pairs[id.index()];
-            // Whatever else is filled again from the beginning.
+            // Also where the other node leads alone meanwhile: this one may come back with all but
+            // what it missed. One that is filled from the beginning forgets it.
+            run.lone.add_more();
             if run.pair.state() == State::Mirrored {
-                run.lone.add_more();
                 run.copies.by_leader |= leads;
                 concerned += 1;
             }
@@ -256,6 +257,15 @@ mod tests {
     use super::*;
     use crate::cluster::alone::alone;
     use crate::pair::{Event, Reason};
+
+    /// The pair has lost its primary since, which will come back with its memory.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_evicted_while_it_was_filled_is_not_forgotten_by_a_loss() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+        cluster.begin_open(State::Degraded { leader: Place::Backup });
+        cluster.evicted_during_fill(NodeId(1), &Progress::new(std::iter::empty()));
+        assert!(cluster.pairs[0].lone.has_more());
+    }
 
     /// What the backup evicted while it was filled a comparing puts back. What the primary evicted,
     /// and leads without, it would end on the backup.

@@ -89,7 +89,10 @@ pub(super) enum Internal {
     /// [`Internal::DrainDone`].
     Flushed { node: NodeId, name: Option<Incarnation>, result: Result<Flushed, MarkError>, drain: Option<u64> },
     /// That pairs which were dark have no copy left is written where it could be.
-    NobodyRecorded,
+    NobodyRecorded {
+        /// On some node.
+        carried: bool,
+    },
     /// A delayed flush is due.
     FlushDue { due: u64 },
     /// The delayed flushes were written on each of these nodes, or not; the clients wait for that.
@@ -185,7 +188,7 @@ impl Cluster {
             Internal::Listed { asker, result } => self.listed(asker, result),
             Internal::FlushAwaited { node, age } => self.flush_awaited(node, age),
             Internal::FlushDue { due } => self.flush_due(due),
-            Internal::NobodyRecorded => self.nobody_recorded(),
+            Internal::NobodyRecorded { carried } => self.nobody_recorded(carried),
             Internal::WaitedForLeader { pair } => self.waited_for_leader(pair),
             Internal::PendingRecorded { askers, results } => self.pending_recorded(askers, results),
             Internal::Cleaned { node, incarnation, deleted, result } => {

@@ -34,6 +34,8 @@ const AT_ONCE: usize = 4;
 const BYTES_MAX: usize = 3 << 20;
 /// Markers that a server may hold beside its pairs' records.
 const MARKERS: usize = 8;
+/// Different questions that wait. All but `cachedump` are a dozen.
+const WAITING_MAX: usize = 256;
 /// How often it is logged which servers did not answer.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -178,16 +180,35 @@ pub(super) struct Inquiries {
     /// Who waits for the one that the servers are asked.
     running: Vec<Asker>,
     waiting: VecDeque<(Inquiry, Vec<Asker>)>,
+    /// That one is a `cachedump`.
+    shows_items: bool,
     /// When it was last logged who did not answer.
     told: Option<Instant>,
+}
+
+impl Inquiries {
+    /// The longest waiting one. Of `cachedump`, which comes in thousands of kinds, one between two
+    /// others: monitors do not wait for what clients think up.
+    fn next(&mut self) -> Option<(Inquiry, Vec<Asker>)> {
+        let is_other = |(inquiry, _): &(Inquiry, Vec<Asker>)| !matches!(inquiry, Inquiry::Items { .. });
+        let at = self.waiting.iter().position(is_other).filter(|_| self.shows_items).unwrap_or(0);
+        let (inquiry, askers) = self.waiting.remove(at)?;
+        self.shows_items = matches!(inquiry, Inquiry::Items { .. });
+        Some((inquiry, askers))
+    }
 }
 
 impl Cluster {
     /// Asks the servers, and answers with what they say.
     pub(super) fn inquire(&mut self, asker: Asker, inquiry: Inquiry) {
         let waiting = &mut self.inquiries.waiting;
+        let full = waiting.len() >= WAITING_MAX;
         match waiting.iter_mut().find(|(queued, _)| *queued == inquiry) {
             Some((_, askers)) => askers.push(asker),
+            None if full => {
+                let said = "SERVER_ERROR too many different questions wait for the servers' answers\r\n";
+                return self.answer(asker, Outcome::Own(said.as_bytes()));
+            }
             None => waiting.push_back((inquiry, vec![asker])),
         }
         self.begin_inquiry();
@@ -197,7 +218,7 @@ impl Cluster {
         if !self.inquiries.running.is_empty() {
             return;
         }
-        let Some((inquiry, askers)) = self.inquiries.waiting.pop_front() else { return };
+        let Some((inquiry, askers)) = self.inquiries.next() else { return };
         self.inquiries.running = askers;
         let mut answers = Answers::new(inquiry);
         let leaders = self.leaders();
@@ -371,6 +392,22 @@ fn server_error(what: impl std::fmt::Display) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_monitor_waits_for_one_list_of_items_at_most() {
+        let mut inquiries = Inquiries::default();
+        let items = |limit| Inquiry::Items { class: 1, limit };
+        inquiries.waiting.extend((0..100).map(|limit| (items(limit), Vec::new())));
+        let mut next = || {
+            let (inquiry, _) = inquiries.next().expect("some wait");
+            if matches!(inquiry, Inquiry::Items { limit: 0, .. }) {
+                inquiries.waiting.push_back((Inquiry::General, Vec::new()));
+                inquiries.waiting.push_back((Inquiry::Settings, Vec::new()));
+            }
+            inquiry
+        };
+        assert_eq!([next(), next(), next(), next()], [items(0), Inquiry::General, items(1), Inquiry::Settings]);
+    }
 
     #[test]
     fn parts_of_stats_are_known_as_by_memcached() {

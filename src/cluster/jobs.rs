@@ -112,6 +112,7 @@ impl Cluster {
         let (coordinator, questions) = mpsc::channel(16);
         let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
         (context.recopy, context.missed, context.written, context.lone) = (recopy, missed, written, lone);
+        self.end_listings();
         self.leave_verify_of(node);
         for (_, source) in &pairs {
             self.leave_verify_of(*source);

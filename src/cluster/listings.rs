@@ -39,6 +39,8 @@ pub(super) struct Listings(Vec<Listing>);
 struct Listing {
     asker: Asker,
     over: CancellationToken,
+    /// A resync begins.
+    gives_way: CancellationToken,
 }
 
 /// A piece on its way to the client.
@@ -58,7 +60,9 @@ impl Cluster {
         let Some(classes) = Classes::parse(classes) else {
             return self.answer(asker, Outcome::Own(b"BADCLASS invalid class id\r\n"));
         };
-        if self.listings.0.len() >= AT_ONCE {
+        // A resync has the servers' crawlers for itself.
+        let refills = self.nodes.iter().filter_map(|run| run.refills.job.as_ref());
+        if self.listings.0.len() >= AT_ONCE || refills.map(|job| &job.progress).any(|job| !job.trickles()) {
             return self.answer(asker, Outcome::Own(b"BUSY currently processing crawler request\r\n"));
         }
         let leaders = self.leaders();
@@ -67,8 +71,8 @@ impl Cluster {
             let name = self.topology.addr(*away).to_string();
             return self.answer(asker, Outcome::Raw(failed(&name, "is not in use")));
         }
-        let over = CancellationToken::new();
-        self.listings.0.push(Listing { asker, over: over.clone() });
+        let (over, gives_way) = (CancellationToken::new(), CancellationToken::new());
+        self.listings.0.push(Listing { asker, over: over.clone(), gives_way: gives_way.clone() });
         // It asks the control plane nothing.
         let (coordinator, _) = mpsc::channel(1);
         let context = self.context(over.clone(), Arc::new(Progress::new(std::iter::empty())), coordinator);
@@ -89,6 +93,7 @@ impl Cluster {
             let result = tokio::select! {
                 biased;
                 () = over.cancelled() => Err(ListError::Unwanted),
+                () = gives_way.cancelled() => Err(ListError::GivesWay),
                 told = told => told,
             };
             Internal::Listed { asker, result }
@@ -102,13 +107,18 @@ impl Cluster {
             Err(error) => {
                 let at = match &error {
                     ListError::Server(node, _) => self.topology.addr(*node).to_string(),
-                    ListError::Spool(_) | ListError::Unwanted => "the list".to_owned(),
+                    ListError::Spool(_) | ListError::GivesWay | ListError::Unwanted => "the list".to_owned(),
                 };
                 tracing::warn!(at, %error, "a list of all keys ends before its end");
                 failed(&at, error)
             }
         };
         self.answer(asker, Outcome::Raw(end));
+    }
+
+    /// Every listing asks the leaders, from which nodes are filled.
+    pub(super) fn end_listings(&self) {
+        self.listings.0.iter().for_each(|listing| listing.gives_way.cancel());
     }
 
     /// A client to whom keys were told is gone.
@@ -120,4 +130,31 @@ impl Cluster {
 /// Stands in for `END`.
 fn failed(what: &str, why: impl std::fmt::Display) -> Bytes {
     Bytes::from(format!("SERVER_ERROR {what} {why}\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::ids::Place;
+    use crate::pair::{Fill, State};
+    use crate::proxy::ClientId;
+
+    /// A client that asks for all keys again and again, and reads slowly, keeps no node from being
+    /// filled.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_all_keys_gives_way_to_a_resync() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Degraded { leader: Place::Primary });
+        let client = ClientKey { id: ClientId(0), generation: 0 };
+        let asker = |slot| Asker { worker: WorkerId(0), client, slot };
+        cluster.list(asker(1), "all");
+        assert_eq!(cluster.listings.0.len(), 1);
+        let target = cluster.node_at(crate::ids::PairId(0), Place::Backup);
+        cluster.begin_job(target, vec![crate::ids::PairId(0)], Fill::Purge);
+        assert!(cluster.listings.0[0].gives_way.is_cancelled());
+        cluster.listings.0.clear();
+        cluster.list(asker(2), "all");
+        assert!(cluster.listings.0.is_empty(), "not while it is being filled");
+    }
 }

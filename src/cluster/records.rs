@@ -16,7 +16,8 @@ impl Cluster {
     /// Writes the pair's record on `places`, in that order, then on every other node that answers,
     /// as a witness for the next start.
     pub(super) fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
-        let run = &self.pairs[id.index()];
+        let run = &mut self.pairs[id.index()];
+        run.record_on.clone_from(&places);
         let epoch = run.pair.epoch();
         let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
         let internal = self.internal.clone();
@@ -196,7 +197,11 @@ impl Cluster {
             return;
         }
         match pair.state() {
-            State::Mirrored => self.record(id, Fact::Sync, vec![Place::Backup, Place::Primary]),
+            // In the same order: the first one's is what a loss is struck off by.
+            State::Mirrored => {
+                let places = self.pairs[id.index()].record_on.clone();
+                self.record(id, Fact::Sync, places)
+            }
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
             State::Recovering { leader } => self.record_filling(id, leader.other()),
             State::Dark { .. } => {}
@@ -260,6 +265,17 @@ mod tests {
         // But not for ever.
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(not_recorded(&mut cluster).await, (false, false));
+    }
+
+    /// A hand-back is agreed on before its gate opens, also where its record was refused at first.
+    #[tokio::test(start_paused = true)]
+    async fn a_record_is_tried_again_as_it_was() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+        cluster.begin_recording(State::Mirrored);
+        cluster.record(PAIR, Fact::Sync, vec![Place::Primary, Place::Backup]);
+        let epoch = cluster.pairs[PAIR.index()].pair.epoch();
+        cluster.retry_record(PAIR, epoch);
+        assert_eq!(cluster.pairs[PAIR.index()].record_on, [Place::Primary, Place::Backup]);
     }
 
     #[tokio::test(start_paused = true)]

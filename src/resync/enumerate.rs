@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::crawls::Turn;
 use super::spool::Disk;
 use super::{Context, NO_CAS};
 use crate::backend::{Effect, NodeError, Pipe};
@@ -37,8 +39,10 @@ pub(super) enum DumpError {
     /// It does not enumerate, by its settings or its version, or what it enumerates cannot be
     /// verified.
     Cannot(String),
-    /// Its crawler was busy with others' crawls for too long.
+    /// Its crawler was busy with others' crawls for too long, or its hash table with growing.
     Busy,
+    /// It answers, but a dump that was begun does not go on.
+    StandsStill,
     /// The keys could not be kept.
     Spool(std::io::Error),
 }
@@ -65,6 +69,15 @@ enum DumpEnd {
     Off(String),
 }
 
+/// A dump, and what it needs. Dropped before its end, it is read to it all the same.
+struct Dump {
+    pipe: Option<Pipe>,
+    turn: Option<Turn>,
+    /// Of a line, what has come.
+    rest: Vec<u8>,
+    under_way: bool,
+}
+
 /// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is
 /// called.
 ///
@@ -77,18 +90,26 @@ pub(super) async fn enumerate(
     disk: &Disk,
     mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
 ) -> Result<Coverage, DumpError> {
-    let _turn = ctx.crawls.turn(node).await;
-    let _crawl = ctx.pace.crawl();
     let tuning = &ctx.tuning;
-    let mut pipe = ctx.connect(node).await?;
+    let turn = ctx.crawls.turn(node, tuning.source_timeout).await.map_err(|_| DumpError::StandsStill)?;
+    let _crawl = ctx.pace.crawl();
+    let pipe = ctx.connect(node).await?;
+    let mut asked = Dump { pipe: Some(pipe), turn: Some(turn), rest: Vec::new(), under_way: false };
     let give_up = Instant::now() + tuning.busy_timeout;
     let mut pause = BUSY_PAUSE.0;
     let (mut coverage, mut enabled) = (Coverage::Whole, false);
+    let mut table = Table::new();
     loop {
-        match dump(&mut pipe, coverage, tuning.source_timeout, disk, &mut on_key).await? {
+        let Some(pipe) = &mut asked.pipe else { return Err(DumpError::StandsStill) };
+        let lines = pipe.stats("", Instant::now() + tuning.source_timeout).await?;
+        let end = match table.may_be_walked(&lines, Instant::now()) {
+            true => asked.read(coverage, tuning.source_timeout, disk, &mut on_key).await?,
+            false => DumpEnd::Again,
+        };
+        match end {
             DumpEnd::Complete => return Ok(coverage),
             DumpEnd::Again if Instant::now() < give_up => {
-                tracing::debug!(node = node.0, ?pause, "the node's crawler is busy");
+                tracing::debug!(node = node.0, ?pause, "the node's crawler is busy, or its table grows");
                 sleep(pause).await;
                 pause = (pause * 2).min(BUSY_PAUSE.1);
             }
@@ -97,6 +118,7 @@ pub(super) async fn enumerate(
             DumpEnd::UnknownMode => return Err(DumpError::Cannot("it knows no metadump".to_owned())),
             DumpEnd::Off(_) if !enabled => {
                 enabled = true;
+                let Some(pipe) = &mut asked.pipe else { return Err(DumpError::StandsStill) };
                 let deadline = Instant::now() + tuning.source_timeout;
                 let answer = pipe.ask(node::CRAWLER_ENABLE, Effect::Read, deadline).await?;
                 tracing::info!(node = node.0, answer, "the node's lru crawler was off; asked to enable it");
@@ -107,49 +129,132 @@ pub(super) async fn enumerate(
     }
 }
 
-async fn dump(
-    pipe: &mut Pipe,
-    coverage: Coverage,
-    timeout: Duration,
-    disk: &Disk,
-    on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
-) -> Result<DumpEnd, DumpError> {
-    pipe.send(match coverage {
-        Coverage::Whole => node::DUMP_HASH,
-        Coverage::Leaky => node::DUMP_LISTS,
-    })?;
-    let mut rest: Vec<u8> = Vec::new();
-    let mut key = Vec::new();
-    // A drip of bytes is no progress; a whole line is: an almost empty table of many buckets shows
-    // few.
-    let mut since = Instant::now();
-    loop {
-        let chunk = pipe.read_chunk(since + timeout).await?;
-        let (mut at, read_at) = (0, Instant::now());
-        while let Some(length) = memchr::memchr(b'\n', &chunk[at..]) {
-            let end = at + length;
-            let done = if rest.is_empty() {
-                line(&chunk[at..end], &mut key, on_key)?
-            } else {
-                rest.extend_from_slice(&chunk[at..end]);
-                let done = line(&rest, &mut key, on_key)?;
-                rest.clear();
-                done
-            };
-            at = end + 1;
-            if let Some(done) = done {
-                return Ok(done);
+/// Whether a node's hash table is about to grow, or grows.
+///
+/// memcached stops all its threads for a moment when that begins, one after another, and its
+/// crawler with a lock that a worker takes to begin a dump: met just then, the two wait for each
+/// other, and the server answers nobody any more (1.6.18: 1 of 100 servers that were asked again
+/// and again while their table began to grow; by reading up to 1.6.45). Before 1.6.28 a dump also
+/// waits until the table has grown, and a worker with it.
+struct Table {
+    /// Since when there are more items than it has room for. It begins to grow within a second,
+    /// unless it may not (`-o no_hashexpand`).
+    full_since: Option<Instant>,
+}
+
+/// With room for the second that a full table stays as it is on a slow machine.
+const GROWS_WITHIN: Duration = Duration::from_secs(3);
+
+impl Table {
+    fn new() -> Table {
+        Table { full_since: None }
+    }
+
+    fn may_be_walked(&mut self, stats: &[(String, String)], now: Instant) -> bool {
+        let number = |name: &str| {
+            let line = stats.iter().find(|(known, _)| known == name);
+            line.and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0)
+        };
+        if number("hash_is_expanding") != 0 {
+            self.full_since = None;
+            return false;
+        }
+        let room = 1u64.checked_shl(number("hash_power_level") as u32).unwrap_or(0) / 2 * 3;
+        if room <= 1 || number("curr_items") <= room {
+            self.full_since = None;
+            return true;
+        }
+        now >= *self.full_since.get_or_insert(now) + GROWS_WITHIN
+    }
+}
+
+/// For what is waited for as long as it takes.
+const ENDLESS: Duration = Duration::from_secs(365 * 86_400);
+
+impl Dump {
+    async fn read(
+        &mut self,
+        coverage: Coverage,
+        timeout: Duration,
+        disk: &Disk,
+        on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
+    ) -> Result<DumpEnd, DumpError> {
+        let Some(pipe) = &mut self.pipe else { return Err(DumpError::StandsStill) };
+        pipe.send(match coverage {
+            Coverage::Whole => node::DUMP_HASH,
+            Coverage::Leaky => node::DUMP_LISTS,
+        })?;
+        self.under_way = true;
+        let end = self.read_to_its_end(timeout, Some(disk), on_key).await;
+        if matches!(end, Ok(_) | Err(DumpError::Node(_))) {
+            // Of a node that says something else nothing more is expected.
+            self.under_way = false;
+        }
+        end
+    }
+
+    async fn read_to_its_end(
+        &mut self,
+        timeout: Duration,
+        disk: Option<&Disk>,
+        on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
+    ) -> Result<DumpEnd, DumpError> {
+        let Dump { pipe: Some(pipe), rest, .. } = self else { return Err(DumpError::StandsStill) };
+        let mut key = Vec::new();
+        // A drip of bytes is no progress; a whole line is: an almost empty table of many buckets
+        // shows few.
+        let mut since = Instant::now();
+        loop {
+            // (After a deadline of its own the pipe would be of no more use.)
+            let chunk = pipe.read_chunk(Instant::now() + ENDLESS);
+            let Ok(chunk) = timeout_at(since + timeout, chunk).await else { return Err(DumpError::StandsStill) };
+            let chunk = chunk?;
+            let (mut at, read_at) = (0, Instant::now());
+            while let Some(length) = memchr::memchr(b'\n', &chunk[at..]) {
+                let end = at + length;
+                let done = if rest.is_empty() {
+                    line(&chunk[at..end], &mut key, on_key)?
+                } else {
+                    rest.extend_from_slice(&chunk[at..end]);
+                    let done = line(rest, &mut key, on_key)?;
+                    rest.clear();
+                    done
+                };
+                at = end + 1;
+                if let Some(done) = done {
+                    return Ok(done);
+                }
+            }
+            rest.extend_from_slice(&chunk[at..]);
+            // The copying shares this task: one chunk, then its turn. A crawler that is never
+            // waited for would starve it until the target's answers, though long there, count as
+            // too late.
+            yield_now().await;
+            if let Some(disk) = disk {
+                disk.room().await;
+            }
+            since = if at > 0 { Instant::now() } else { since + read_at.elapsed() };
+            if rest.len() > MAX_LINE_BYTES {
+                return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
             }
         }
-        rest.extend_from_slice(&chunk[at..]);
-        // The copying shares this task: one chunk, then its turn. A crawler that is never waited
-        // for would starve it until the target's answers, though long there, count as too late.
-        yield_now().await;
-        disk.room().await;
-        since = if at > 0 { Instant::now() } else { since + read_at.elapsed() };
-        if rest.len() > MAX_LINE_BYTES {
-            return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
+    }
+}
+
+impl Drop for Dump {
+    fn drop(&mut self) {
+        if !self.under_way {
+            return;
         }
+        let (Some(pipe), Some(turn)) = (self.pipe.take(), self.turn.take()) else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        turn.leave();
+        pipe.keep_alive();
+        let rest = std::mem::take(&mut self.rest);
+        let mut left = Dump { pipe: Some(pipe), turn: Some(turn), rest, under_way: false };
+        runtime.spawn(async move {
+            let _ = left.read_to_its_end(ENDLESS, None, &mut |_| Ok(())).await;
+        });
     }
 }
 
@@ -174,3 +279,7 @@ fn line(
         None => return Err(NodeError::Protocol(format!("dump line {:?}", text())).into()),
     }))
 }
+
+#[cfg(test)]
+#[path = "enumerate_tests.rs"]
+mod tests;

@@ -37,6 +37,9 @@ pub enum ListError {
     /// The lines that waited are lost.
     #[error("its temporary file cannot be used: {0}")]
     Spool(std::io::Error),
+    /// The server is to be read for its other copy.
+    #[error("gives way to a resync")]
+    GivesWay,
     /// Whoever takes the lines takes no more.
     #[error("is not taken")]
     Unwanted,

@@ -170,7 +170,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -180,6 +180,7 @@ use crate::keys::{Lone, Missed, Recopy};
 use crate::protocol::reply::ReplyLimits;
 
 mod clocks;
+mod crawls;
 mod entry;
 mod enumerate;
 mod governor;
@@ -197,6 +198,7 @@ mod verify;
 pub use crate::pair::Fill;
 pub use crate::proxy::Settlement;
 pub use clocks::Clocks;
+pub use crawls::Crawls;
 pub use governor::{Governor, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
@@ -324,25 +326,6 @@ impl Default for Tuning {
             target_timeout: Duration::from_secs(5),
             busy_timeout: Duration::from_secs(120),
             gate_budget: Duration::from_millis(50),
-        }
-    }
-}
-
-/// Turns at the nodes' crawlers, one at a time each.
-#[derive(Debug)]
-pub struct Crawls(Vec<Arc<Mutex<()>>>);
-
-impl Crawls {
-    pub fn new(nodes: usize) -> Crawls {
-        Crawls((0..nodes).map(|_| Arc::default()).collect())
-    }
-
-    /// Waits for the node's turn. The wait ends with the enumerations before it, each of which has
-    /// deadlines.
-    async fn turn(&self, node: NodeId) -> Option<OwnedMutexGuard<()>> {
-        match self.0.get(node.index()) {
-            Some(lock) => Some(lock.clone().lock_owned().await),
-            None => None,
         }
     }
 }
@@ -508,7 +491,7 @@ impl JobError {
             (enumerate::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
             (enumerate::DumpError::Node(error), None) => JobError::Target(error),
             (enumerate::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
-            (enumerate::DumpError::Busy, _) => JobError::CrawlerBusy(node),
+            (enumerate::DumpError::Busy | enumerate::DumpError::StandsStill, _) => JobError::CrawlerBusy(node),
             (enumerate::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
         }
     }

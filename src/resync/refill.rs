@@ -385,6 +385,9 @@ impl Refill {
                 return Err(JobError::CannotEnumerate { node: self.source, why });
             }
             Err(DumpError::Cannot(why)) if self.passes == 1 => return self.begin_trickle(why).await,
+            Err(DumpError::StandsStill) if self.passes == 1 && !self.fill.compares() && !self.trickle => {
+                return self.wait_for_crawler().await;
+            }
             Err(error) => return Err(JobError::of_dump(self.source, Some(self.source), error)),
         };
         tracing::debug!(source = self.source.0, pass = self.passes, waiting = self.spool_len(), "enumerated");
@@ -422,6 +425,21 @@ impl Refill {
         for slot in &self.slots {
             slot.recopy.want_reads();
         }
+        Ok(())
+    }
+
+    /// The same, until the crawler of the source has come to the end of the dump that it stands
+    /// still in: then the job ends, and the next one enumerates.
+    async fn wait_for_crawler(&mut self) -> Result<(), JobError> {
+        self.begin_trickle("its crawler stands still in a dump".to_owned()).await?;
+        let (crawls, source) = (self.ctx.crawls.clone(), self.source);
+        self.pass = Some(
+            async move {
+                crawls.is_free(source).await;
+                Err(DumpError::Busy)
+            }
+            .boxed(),
+        );
         Ok(())
     }
 

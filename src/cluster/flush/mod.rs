@@ -25,7 +25,6 @@ use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::protocol::expiry;
 use crate::protocol::outcome::{Outcome, Refusal};
-use crate::proxy::Command;
 use crate::rules::{Rule, holds};
 
 use crate::cluster::ask::Asker;
@@ -193,6 +192,10 @@ impl Cluster {
             self.apply(pair, pair::Event::Drained(false));
         }
         self.flush.gate(pair, self.is_closed_for_flush(pair));
+        let run = &self.pairs[pair.index()];
+        if self.flush.is_settling() && run.pair.gate() == Gate::Recording && self.is_closed_for_flush(pair) {
+            self.flush.forgotten_with_the_proxy();
+        }
         self.unsettled.flush();
     }
 
@@ -201,7 +204,11 @@ impl Cluster {
         let run = &self.pairs[pair.index()];
         match run.pair.gate() {
             Gate::Open => run.flush_closed || run.held_for_flush,
-            // No write is taken before the record is stored.
+            // No write is taken before the record is stored. What the flush itself is to record is
+            // tried again for a while: a full server often has room at the second time.
+            Gate::Recording if self.flush.is_settling() => {
+                run.record_refused && run.since.elapsed() >= self.settings.leader_timeout
+            }
             Gate::Recording => run.record_refused,
             Gate::Closing | Gate::Draining => false,
         }
@@ -484,35 +491,32 @@ impl Cluster {
         self.spawn(async move {
             let writes = nodes.iter().map(async |(incarnation, control)| {
                 // A node that fails now is noticed by its own probe.
-                control.record_where_possible(*incarnation, &records).await;
+                control.record_where_possible(*incarnation, &records).await
             });
-            futures::future::join_all(writes).await;
+            let carried = futures::future::join_all(writes).await.contains(&true);
             futures::future::join_all(agreed).await;
-            Internal::NobodyRecorded
+            Internal::NobodyRecorded { carried }
         });
         true
     }
 
-    pub(in crate::cluster) fn nobody_recorded(&mut self) {
+    pub(in crate::cluster) fn nobody_recorded(&mut self, carried: bool) {
         self.flush.voiding(false);
-        self.unsettled.flush();
-    }
-
-    pub(in crate::cluster) fn answer(&mut self, asker: Asker, outcome: Outcome) {
-        if asker.worker == Asker::AT_THE_DESK {
-            return self.desk.answer(asker.slot, outcome);
+        if !carried {
+            self.flush.forgotten_with_the_proxy();
         }
-        let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
-        let _ = self.workers[asker.worker.index()].send(answer);
+        self.unsettled.flush();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
     use super::*;
     use crate::cluster::alone::alone;
     use crate::ids::WorkerId;
-    use crate::proxy::{ClientId, ClientKey, Event};
+    use crate::proxy::{ClientId, ClientKey, Command, Event};
 
     const NODE: NodeId = NodeId(0);
 
@@ -545,11 +549,11 @@ mod tests {
     }
 
     /// A node does not answer. Its items are void for whoever comes after this proxy only once it
-    /// is recorded that the other one leads alone.
-    #[tokio::test(start_paused = true)]
-    async fn a_flush_is_not_answered_before_it_is_recorded_who_missed_it() {
+    /// is recorded that the other one leads alone. What the client is told at last.
+    async fn flush_that_one_missed(is_full: bool) -> String {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
         cluster.begin_open(State::Mirrored);
+        let mut told = heard(&mut cluster);
         cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
         let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot: 1 };
         let pair = PairId(0);
@@ -568,9 +572,73 @@ mod tests {
         closed(&mut cluster);
         assert!(cluster.flush.is_active(), "it is being recorded");
         let epoch = cluster.pairs[pair.index()].pair.epoch();
-        cluster.recorded(pair, epoch, Ok(()));
+        let refused = || Err((NodeId(1), MarkError::Refused("SERVER_ERROR out of memory".to_owned())));
+        cluster.recorded(pair, epoch, refused());
+        cluster.settle();
+        assert!(cluster.flush.is_active(), "it is tried again");
+        if is_full {
+            tokio::time::advance(cluster.settings.leader_timeout).await;
+            cluster.recorded(pair, epoch, refused());
+        } else {
+            cluster.recorded(pair, epoch, Ok(()));
+        }
         cluster.settle();
         assert!(!cluster.flush.is_active());
+        answered(&mut told)
+    }
+
+    /// What the client was told.
+    fn answered(told: &mut UnboundedReceiver<Command>) -> String {
+        loop {
+            if let Command::Answer { outcome: Outcome::Raw(said), .. } = told.try_recv().expect("it was answered") {
+                return String::from_utf8_lossy(&said).into();
+            }
+        }
+    }
+
+    /// What workers are told.
+    fn heard(cluster: &mut Cluster) -> UnboundedReceiver<Command> {
+        let (worker, told) = unbounded_channel();
+        cluster.workers = vec![worker];
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_that_nobody_could_record_is_not_called_done() {
+        assert_eq!(flush_that_one_missed(false).await, "OK\r\n");
+        let said = flush_that_one_missed(true).await;
+        assert!(said.starts_with("SERVER_ERROR no server could record the flush"), "{said}");
+    }
+
+    /// Both are cut off, and what was sent to them may never come.
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_that_may_have_reached_nobody_is_not_called_done() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Mirrored);
+        let mut told = heard(&mut cluster);
+        cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
+        let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot: 1 };
+        cluster.flush_all(asker, 0);
+        cluster.settle();
+        for _ in 0..3 {
+            let (pair, round) = (PairId(0), cluster.pairs[0].round);
+            cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
+            cluster.settle();
+            for node in [NODE, NodeId(1)].into_iter().filter(|&node| cluster.flush.awaits(node)).collect::<Vec<_>>() {
+                let late = MarkError::Node(crate::backend::NodeError::Timeout);
+                cluster.flushed(node, None, Err(late), Some(cluster.address_life(node)));
+            }
+            cluster.settle();
+        }
+        while cluster.flush.is_active() {
+            let said = cluster.inbox.as_mut().expect("not running").recv().await.expect("something goes on");
+            if let Internal::NobodyRecorded { carried } = said {
+                cluster.nobody_recorded(carried);
+            }
+            cluster.settle();
+        }
+        let said = answered(&mut told);
+        assert!(said.starts_with("SERVER_ERROR no server could record the flush"), "{said}");
     }
 
     /// The name is written whether or not the flush is refused, unless that is refused too.

@@ -20,6 +20,10 @@ use crate::protocol::answer;
 const UNHEARD: &[u8] =
     b"SERVER_ERROR no server could be flushed; what they hold is void only if the proxy lives until they are back\r\n";
 
+/// The answer where it is recorded nowhere who missed it.
+const FORGOTTEN: &[u8] = b"SERVER_ERROR no server could record the flush; \
+    what those hold that missed it is void only if the proxy lives until they are back\r\n";
+
 /// The one that is under way, and the next.
 #[derive(Default)]
 pub(in crate::cluster) struct Flush {
@@ -41,6 +45,8 @@ struct Running {
     /// Whether any node was flushed, or may have been; and which refuse the command (`-F`), with
     /// their words.
     flushed: bool,
+    /// Whether some server that missed it may lead with what it holds, if this proxy dies.
+    forgotten: bool,
     refused: Vec<(NodeId, String)>,
 }
 
@@ -124,7 +130,8 @@ impl Flush {
             return false;
         }
         let (guard, refused) = (None, Vec::new());
-        self.running = Some(Running { askers, due, stage: Stage::Quiescing, guard, flushed: false, refused });
+        let (flushed, forgotten) = (false, false);
+        self.running = Some(Running { askers, due, stage: Stage::Quiescing, guard, flushed, forgotten, refused });
         true
     }
 
@@ -208,6 +215,18 @@ impl Flush {
         }
     }
 
+    /// Who missed it could not be recorded.
+    pub(super) fn forgotten_with_the_proxy(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.forgotten = true;
+        }
+    }
+
+    /// Whether every node has answered, and what that changes is being recorded.
+    pub(super) fn is_settling(&self) -> bool {
+        matches!(self.running, Some(Running { stage: Stage::Settling { .. }, .. }))
+    }
+
     pub(super) fn refused(&mut self, node: NodeId, said: String) {
         if let Some(running) = &mut self.running {
             running.refused.push((node, said));
@@ -238,14 +257,18 @@ impl Flush {
     }
 
     pub(super) fn finish(&mut self) -> Option<Finished> {
-        let Running { askers, guard, flushed, mut refused, .. } = self.running.take()?;
+        let Running { askers, guard, flushed, forgotten, mut refused, .. } = self.running.take()?;
         let refusal = refused.pop().map(|(_, said)| Bytes::from(format!("{said}\r\n")));
         // No node can even remember it: after a crash of this proxy what they hold would count
         // again.
-        let unheard = if flushed { Bytes::from_static(answer::OK) } else { Bytes::from_static(UNHEARD) };
+        let told = match (flushed, forgotten) {
+            (false, _) => UNHEARD,
+            (true, true) => FORGOTTEN,
+            (true, false) => answer::OK,
+        };
         let (queued, due) = (std::mem::take(&mut self.queued), self.queued_due.take());
         let next = (!queued.is_empty() || due.is_some()).then_some((queued, due));
-        Some(Finished { askers, answer: refusal.unwrap_or(unheard), flushed, guard, next })
+        Some(Finished { askers, answer: refusal.unwrap_or(Bytes::from_static(told)), flushed, guard, next })
     }
 }
 

@@ -286,7 +286,9 @@ pub(super) mod tests {
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
+    use super::super::super::JobEvent;
     use super::super::super::entry::Stage;
+    use super::super::super::enumerate::DumpError;
     use super::super::super::governor::Leave;
     use super::super::super::spool::Spool;
     use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Tuning};
@@ -311,6 +313,10 @@ pub(super) mod tests {
 
     /// Of one pair, whose nodes answer nothing.
     pub(in super::super) async fn refill() -> Refill {
+        refill_of(mpsc::channel(1).0).await
+    }
+
+    async fn refill_of(coordinator: mpsc::Sender<JobEvent>) -> Refill {
         let offset = Offset::seen(1_700_000_000, Duration::ZERO);
         let ctx = Context {
             dialer: Arc::new(Deaf(Mutex::default())),
@@ -331,13 +337,29 @@ pub(super) mod tests {
             missed: BTreeMap::new(),
             lone: BTreeMap::new(),
             written: BTreeMap::new(),
-            coordinator: mpsc::channel(1).0,
+            coordinator,
         };
         let stop = CancellationToken::new();
         let nodes = (NodeId(0), NodeId(1));
         let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, offset, vec![PairId(0)], 1, stop);
         refill.connect().await.unwrap();
         refill
+    }
+
+    /// The keys of a source whose crawler stands still come from its clients, until it goes on.
+    #[tokio::test(start_paused = true)]
+    async fn what_clients_read_is_copied_while_the_crawler_stands_still() {
+        let (coordinator, mut told) = mpsc::channel(1);
+        let mut refill = refill_of(coordinator).await;
+        let turn = refill.ctx.crawls.turn(refill.source, Duration::ZERO).await.unwrap();
+        refill.passes = 1;
+        refill.end_pass(Err(DumpError::StandsStill)).await.unwrap();
+        assert!(matches!(told.try_recv(), Ok(JobEvent::CannotEnumerate { .. })) && refill.trickle);
+        refill.decide().await.unwrap();
+        let mut over = refill.pass.take().expect("it is waited for");
+        assert!(over.as_mut().now_or_never().is_none());
+        drop(turn);
+        assert!(matches!(over.await, Err(DumpError::Busy)), "the job ends, and the next one lists");
     }
 
     #[tokio::test(start_paused = true)]
