@@ -220,10 +220,8 @@ impl Cluster {
             // Also where the other node leads alone meanwhile: this one may come back with all but
             // what it missed. One that is filled from the beginning forgets it.
             run.lone.add_more();
-            if run.pair.state() == State::Mirrored {
-                run.copies.by_leader |= leads;
-                concerned += 1;
-            }
+            run.copies.by_leader |= leads;
+            concerned += usize::from(run.pair.state() == State::Mirrored);
         }
         if evicted > 0 && concerned > 0 {
             tracing::warn!(node = %self.topology.addr(node), evicted, "the node evicted items while it was filled: its copy is incomplete");
@@ -261,10 +259,13 @@ mod tests {
     /// The pair has lost its primary since, which will come back with its memory.
     #[tokio::test(start_paused = true)]
     async fn what_was_evicted_while_it_was_filled_is_not_forgotten_by_a_loss() {
-        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
-        cluster.begin_open(State::Degraded { leader: Place::Backup });
-        cluster.evicted_during_fill(NodeId(1), &Progress::new(std::iter::empty()));
-        assert!(cluster.pairs[0].lone.has_more());
+        for (node, by_leader) in [(NodeId(0), true), (NodeId(1), false)] {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+            cluster.begin_open(State::Degraded { leader: Place::Backup });
+            cluster.evicted_during_fill(node, &Progress::new(std::iter::empty()));
+            assert!(cluster.pairs[0].lone.has_more());
+            assert_eq!(cluster.pairs[0].copies.by_leader, by_leader, "who lacks them");
+        }
     }
 
     /// What the backup evicted while it was filled a comparing puts back. What the primary evicted,

@@ -139,6 +139,7 @@ impl Cluster {
                 self.pairs[id.index()].flush_closed = false;
                 self.pairs[id.index()].held_for_flush = false;
                 self.pairs[id.index()].record_refused = false;
+                self.pairs[id.index()].record_given_up = false;
                 self.close(id, void);
             }
             pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),

@@ -61,8 +61,7 @@ impl Cluster {
             return self.answer(asker, Outcome::Own(b"BADCLASS invalid class id\r\n"));
         };
         // A resync has the servers' crawlers for itself.
-        let refills = self.nodes.iter().filter_map(|run| run.refills.job.as_ref());
-        if self.listings.0.len() >= AT_ONCE || refills.map(|job| &job.progress).any(|job| !job.trickles()) {
+        if self.listings.0.len() >= AT_ONCE || self.nodes.iter().any(|run| run.refills.job.is_some()) {
             return self.answer(asker, Outcome::Own(b"BUSY currently processing crawler request\r\n"));
         }
         let leaders = self.leaders();

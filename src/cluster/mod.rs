@@ -169,6 +169,8 @@ struct PairRun {
     /// A node refuses to store its record, which is tried again and again: a `flush_all` does not
     /// wait for it, for it writes records too.
     record_refused: bool,
+    /// … and has done so for long.
+    record_given_up: bool,
     /// Where its last record was written, in this order.
     record_on: Vec<Place>,
     /// The resync waits for the gate to close.
@@ -297,6 +299,7 @@ impl Cluster {
                 flush_closed: false,
                 held_for_flush: false,
                 record_refused: false,
+                record_given_up: false,
                 record_on: Vec::new(),
                 ready_reply: None,
                 drained_reply: None,

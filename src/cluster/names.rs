@@ -320,6 +320,7 @@ impl Cluster {
             self.lost(node, Reason::Moved, Loss::Suspected, true);
         }
         self.names.addresses.set(node, to);
+        self.crawls.moved(node);
         let (flushing, address) = (self.flush.is_sent(), self.address_life(node));
         let run = &mut self.nodes[node.index()];
         run.reason = Reason::Moved;

@@ -131,9 +131,11 @@ impl Cluster {
                 if slow {
                     let waited = self.pairs[id.index()].since.elapsed().max(self.settings.timeout);
                     self.late(node, waited);
-                    if self.nodes[node.index()].health.is_up() {
-                        // A last full copy is waited for, and one that is late with others. (The
-                        // pair's next edge ends it, if that came of the fault.)
+                    // A last full copy is waited for, and one that is late with others; also one
+                    // that is lost for its other pairs and goes on leading this one. (The pair's
+                    // next edge ends it, if that came of the fault.)
+                    let pair = &self.pairs[id.index()].pair;
+                    if pair.epoch() == epoch && pair.gate() == Gate::Recording {
                         self.record_again(id, epoch);
                     }
                     return;
@@ -159,7 +161,9 @@ impl Cluster {
                 if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
                     self.publish_read_only(id);
-                    self.pairs[id.index()].record_refused = true;
+                    let run = &mut self.pairs[id.index()];
+                    run.record_refused = true;
+                    run.record_given_up = run.since.elapsed() >= self.settings.leader_timeout;
                 } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
                     // The other node holds everything and can say so: this one is not worth its
                     // refusal. Not at once, because the first write that is refused frees the old
@@ -276,6 +280,19 @@ mod tests {
         let epoch = cluster.pairs[PAIR.index()].pair.epoch();
         cluster.retry_record(PAIR, epoch);
         assert_eq!(cluster.pairs[PAIR.index()].record_on, [Place::Primary, Place::Backup]);
+    }
+
+    /// Lost for a pair whose other node is in use, it leads the one that has no other.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_lost_for_its_other_pair_is_still_to_record_this_one() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 -b 127.0.0.1:3 --timeout 240ms --leader-timeout 2s");
+        cluster.begin_open(State::Mirrored);
+        cluster.lost(NodeId(1), Reason::Reset, Loss::Suspected, true);
+        cluster.apply(PAIR, pair::Event::Closed);
+        cluster.lost(SLOW, Reason::Timeout, Loss::Suspected, false);
+        let pair = &cluster.pairs[PAIR.index()].pair;
+        assert_eq!((pair.state(), pair.gate()), (State::Degraded { leader: Place::Primary }, Gate::Recording));
+        assert_eq!(not_recorded(&mut cluster).await, (false, true));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,24 +7,23 @@
 //! and nobody asks for another one before. (To close the connection instead crashes memcached up to
 //! 1.6.25, if the dump is about to end and its reader is slow.)
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::timeout;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, timeout};
 
 use crate::ids::NodeId;
 
 /// Of all servers.
 #[derive(Debug)]
-pub struct Crawls(Vec<Arc<Crawler>>);
+pub struct Crawls(Vec<Mutex<Arc<Crawler>>>);
 
 #[derive(Default, Debug)]
 struct Crawler {
-    turn: Arc<Mutex<()>>,
-    /// A dump that was given up has not come to its end.
-    left: AtomicBool,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// When something came last of a dump that was given up, and has not come to its end.
+    left: Mutex<Option<Instant>>,
 }
 
 /// Nobody else's dump is under way.
@@ -34,43 +33,65 @@ pub(super) struct Turn {
     crawler: Arc<Crawler>,
 }
 
-/// A dump that was given up has not come to its end for too long.
+/// A dump that was given up does not go on.
 #[derive(Debug)]
 pub(super) struct StandsStill;
 
 impl Crawls {
     pub fn new(nodes: usize) -> Crawls {
-        Crawls((0..nodes).map(|_| Arc::default()).collect())
+        Crawls((0..nodes).map(|_| Mutex::default()).collect())
     }
 
-    /// Waits for the enumerations before, each of which has deadlines; for one that was given up
-    /// only so long.
+    /// Another server has the node's name.
+    pub fn moved(&self, node: NodeId) {
+        *self.0[node.index()].lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+    }
+
+    fn of(&self, node: NodeId) -> Arc<Crawler> {
+        self.0[node.index()].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the enumerations before, each of which has deadlines; for one that was given up as
+    /// long as it goes on.
     pub(super) async fn turn(&self, node: NodeId, patience: Duration) -> Result<Turn, StandsStill> {
-        let crawler = self.0[node.index()].clone();
+        let crawler = self.of(node);
         loop {
-            match timeout(patience, crawler.turn.clone().lock_owned()).await {
-                Ok(guard) => return Ok(Turn { _guard: guard, crawler }),
-                Err(_) if crawler.left.load(Relaxed) => return Err(StandsStill),
-                Err(_) => {}
+            let since = crawler.left();
+            if since.is_some_and(|since| since.elapsed() >= patience) {
+                return Err(StandsStill);
+            }
+            let patience = patience.saturating_sub(since.map_or(Duration::ZERO, |since| since.elapsed()));
+            if let Ok(guard) = timeout(patience, crawler.turn.clone().lock_owned()).await {
+                return Ok(Turn { _guard: guard, crawler });
             }
         }
     }
 
     /// Completes when the node's crawler has come to the end of what it was asked for.
     pub(super) async fn is_free(&self, node: NodeId) {
-        drop(self.0[node.index()].turn.clone().lock_owned().await);
+        drop(self.of(node).turn.clone().lock_owned().await);
+    }
+}
+
+impl Crawler {
+    fn left(&self) -> Option<Instant> {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Turn {
-    /// The dump is given up.
-    pub(super) fn leave(&self) {
-        self.crawler.left.store(true, Relaxed);
+    /// The dump was given up, and something has come of it all the same.
+    pub(super) fn goes_on(&self) {
+        self.tell(Some(Instant::now()));
+    }
+
+    fn tell(&self, left: Option<Instant>) {
+        *self.crawler.left.lock().unwrap_or_else(PoisonError::into_inner) = left;
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.crawler.left.store(false, Relaxed);
+        self.tell(None);
     }
 }

@@ -92,7 +92,6 @@ pub(super) async fn enumerate(
 ) -> Result<Coverage, DumpError> {
     let tuning = &ctx.tuning;
     let turn = ctx.crawls.turn(node, tuning.source_timeout).await.map_err(|_| DumpError::StandsStill)?;
-    let _crawl = ctx.pace.crawl();
     let pipe = ctx.connect(node).await?;
     let mut asked = Dump { pipe: Some(pipe), turn: Some(turn), rest: Vec::new(), under_way: false };
     let give_up = Instant::now() + tuning.busy_timeout;
@@ -103,7 +102,10 @@ pub(super) async fn enumerate(
         let Some(pipe) = &mut asked.pipe else { return Err(DumpError::StandsStill) };
         let lines = pipe.stats("", Instant::now() + tuning.source_timeout).await?;
         let end = match table.may_be_walked(&lines, Instant::now()) {
-            true => asked.read(coverage, tuning.source_timeout, disk, &mut on_key).await?,
+            true => {
+                let _crawl = ctx.pace.crawl();
+                asked.read(coverage, tuning.source_timeout, disk, &mut on_key).await?
+            }
             false => DumpEnd::Again,
         };
         match end {
@@ -137,8 +139,8 @@ pub(super) async fn enumerate(
 /// and again while their table began to grow; by reading up to 1.6.45). Before 1.6.28 a dump also
 /// waits until the table has grown, and a worker with it.
 struct Table {
-    /// Since when there are more items than it has room for. It begins to grow within a second,
-    /// unless it may not (`-o no_hashexpand`).
+    /// Since when it is full. It begins to grow within a second of the last item, unless it may not
+    /// (`-o no_hashexpand`), or no other comes.
     full_since: Option<Instant>,
 }
 
@@ -160,7 +162,8 @@ impl Table {
             return false;
         }
         let room = 1u64.checked_shl(number("hash_power_level") as u32).unwrap_or(0) / 2 * 3;
-        if room <= 1 || number("curr_items") <= room {
+        // What is stored between this look and the dump fits into the fiftieth.
+        if room == 0 || number("curr_items") <= room - room / 50 {
             self.full_since = None;
             return true;
         }
@@ -185,18 +188,20 @@ impl Dump {
             Coverage::Leaky => node::DUMP_LISTS,
         })?;
         self.under_way = true;
-        let end = self.read_to_its_end(timeout, Some(disk), on_key).await;
-        if matches!(end, Ok(_) | Err(DumpError::Node(_))) {
-            // Of a node that says something else nothing more is expected.
-            self.under_way = false;
-        }
+        let end = self.read_lines(timeout, disk, on_key).await;
+        self.under_way = match &end {
+            Ok(_) => false,
+            // The connection has ended.
+            Err(DumpError::Node(error)) => matches!(error, NodeError::Protocol(_)),
+            Err(_) => true,
+        };
         end
     }
 
-    async fn read_to_its_end(
+    async fn read_lines(
         &mut self,
         timeout: Duration,
-        disk: Option<&Disk>,
+        disk: &Disk,
         on_key: &mut (impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send),
     ) -> Result<DumpEnd, DumpError> {
         let Dump { pipe: Some(pipe), rest, .. } = self else { return Err(DumpError::StandsStill) };
@@ -213,15 +218,15 @@ impl Dump {
             while let Some(length) = memchr::memchr(b'\n', &chunk[at..]) {
                 let end = at + length;
                 let done = if rest.is_empty() {
-                    line(&chunk[at..end], &mut key, on_key)?
+                    line(&chunk[at..end], &mut key, on_key)
                 } else {
                     rest.extend_from_slice(&chunk[at..end]);
-                    let done = line(rest, &mut key, on_key)?;
+                    let done = line(rest, &mut key, on_key);
                     rest.clear();
                     done
                 };
                 at = end + 1;
-                if let Some(done) = done {
+                if let Some(done) = done.inspect_err(|_| rest.extend_from_slice(&chunk[at..]))? {
                     return Ok(done);
                 }
             }
@@ -230,15 +235,52 @@ impl Dump {
             // waited for would starve it until the target's answers, though long there, count as
             // too late.
             yield_now().await;
-            if let Some(disk) = disk {
-                disk.room().await;
-            }
+            disk.room().await;
             since = if at > 0 { Instant::now() } else { since + read_at.elapsed() };
             if rest.len() > MAX_LINE_BYTES {
                 return Err(NodeError::Protocol("a dump line without end".to_owned()).into());
             }
         }
     }
+}
+
+/// No end of a dump has more bytes than this.
+const END_MAX_BYTES: usize = MAX_TOLD_BYTES;
+
+impl Dump {
+    /// Whatever else comes, the node's crawler is done when it has said so, or has gone.
+    async fn read_to_its_end(mut self) {
+        let (Some(pipe), Some(turn)) = (&mut self.pipe, &self.turn) else { return };
+        let mut rest = std::mem::take(&mut self.rest);
+        loop {
+            while let Some(length) = memchr::memchr(b'\n', &rest) {
+                if is_end(&rest[..length]) {
+                    return;
+                }
+                rest.drain(..=length);
+            }
+            rest.truncate(END_MAX_BYTES);
+            let Ok(chunk) = pipe.read_chunk(Instant::now() + ENDLESS).await else { return };
+            turn.goes_on();
+            // A line that is longer than an end is none, cut off as it is.
+            let mut lines = chunk.split_inclusive(|&byte| byte == b'\n');
+            if let Some(first) = lines.next() {
+                rest.extend_from_slice(first);
+            }
+            for line in lines {
+                if rest.last() == Some(&b'\n') && is_end(&rest[..rest.len() - 1]) {
+                    return;
+                }
+                rest.clear();
+                rest.extend_from_slice(line);
+            }
+        }
+    }
+}
+
+fn is_end(line: &[u8]) -> bool {
+    let said = dump::parse(line, &mut Vec::new());
+    matches!(said, Some(Said::End | Said::Busy | Said::UnknownMode | Said::Refused))
 }
 
 impl Drop for Dump {
@@ -248,13 +290,10 @@ impl Drop for Dump {
         }
         let (Some(pipe), Some(turn)) = (self.pipe.take(), self.turn.take()) else { return };
         let Ok(runtime) = Handle::try_current() else { return };
-        turn.leave();
+        turn.goes_on();
         pipe.keep_alive();
         let rest = std::mem::take(&mut self.rest);
-        let mut left = Dump { pipe: Some(pipe), turn: Some(turn), rest, under_way: false };
-        runtime.spawn(async move {
-            let _ = left.read_to_its_end(ENDLESS, None, &mut |_| Ok(())).await;
-        });
+        runtime.spawn(Dump { pipe: Some(pipe), turn: Some(turn), rest, under_way: false }.read_to_its_end());
     }
 }
 

@@ -18,17 +18,25 @@ const NODE: NodeId = NodeId(0);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server whose dumps do not come to their end by themselves.
-#[derive(Default)]
 struct Server {
     stats: Mutex<Vec<&'static str>>,
+    /// How a dump begins, and what comes behind that by itself, piece by piece.
+    first: &'static str,
+    behind: Mutex<Vec<&'static str>>,
     dumps: Mutex<Vec<DuplexStream>>,
 }
 
 /// What it has told of itself when it is asked once more.
 const AT_REST: &str = "STAT hash_power_level 16\r\nSTAT hash_is_expanding 0\r\nSTAT curr_items 9\r\nEND\r\n";
-const FULL: &str = "STAT hash_power_level 16\r\nSTAT hash_is_expanding 0\r\nSTAT curr_items 98305\r\nEND\r\n";
+const FULL: &str = "STAT hash_power_level 16\r\nSTAT hash_is_expanding 0\r\nSTAT curr_items 97000\r\nEND\r\n";
 const GROWING: &str = "STAT hash_power_level 17\r\nSTAT hash_is_expanding 1\r\nSTAT curr_items 98305\r\nEND\r\n";
 const KEY: &str = "key=a exp=-1 la=1 cas=5 fetch=no cls=1 size=60\n";
+
+impl Default for Server {
+    fn default() -> Server {
+        Server { stats: Mutex::default(), first: KEY, behind: Mutex::default(), dumps: Mutex::default() }
+    }
+}
 
 impl Server {
     fn dumps(&self) -> usize {
@@ -43,7 +51,13 @@ impl Server {
                 continue;
             }
             if std::mem::take(&mut line).starts_with(b"lru_crawler metadump") {
-                stream.write_all(KEY.as_bytes()).await.unwrap();
+                let behind = std::mem::take(&mut *self.behind.lock().unwrap());
+                let (near, far) = behind.split_first().map_or(("", &[][..]), |(near, far)| (*near, far));
+                stream.write_all([self.first, near].concat().as_bytes()).await.unwrap();
+                for piece in far {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    stream.write_all(piece.as_bytes()).await.unwrap();
+                }
                 return self.dumps.lock().unwrap().push(stream);
             }
             let next = self.stats.lock().unwrap().pop().unwrap_or(AT_REST);
@@ -165,4 +179,46 @@ async fn a_full_table_that_does_not_grow_is_walked() {
     }
     let waited = began.elapsed();
     assert!((GROWS_WITHIN..GROWS_WITHIN * 2).contains(&waited), "{waited:?}");
+}
+
+/// What comes behind an error is not lost with it: nobody would wait in vain for an end that has
+/// come.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_dump_is_found_in_the_same_bytes_as_what_spoilt_it() {
+    for behind in [&["END\r\n"][..], &["key=", "b exp=-1 la=1 cas=0 fetch=no cls=1 size=60\nEN", "D\r\n"]] {
+        let server =
+            Arc::new(Server { first: "key=a exp=-1 la=1 cas=0 fetch=no cls=1 size=60\n", ..Server::default() });
+        server.behind.lock().unwrap().extend(behind);
+        let ctx = context(&server);
+        assert!(matches!(keys(&ctx).await, Err(DumpError::Cannot(_))));
+        assert!(timeout(PATIENCE, ctx.crawls.is_free(NODE)).await.is_ok(), "{behind:?}");
+        assert_eq!(server.dumps(), 1, "not before its end: {behind:?}");
+    }
+}
+
+/// It is read for whoever comes next, as slowly as it comes.
+#[tokio::test(start_paused = true)]
+async fn a_dump_that_goes_on_is_waited_for() {
+    let server = Arc::new(Server::default());
+    let ctx = context(&server);
+    assert!(timeout(Duration::from_secs(1), keys(&ctx)).await.is_err());
+    let mut asked = Box::pin(keys(&ctx));
+    for _ in 0..15 {
+        assert!(timeout(Duration::from_secs(1), &mut asked).await.is_err(), "lines come");
+        let mut dump = server.dumps.lock().unwrap().pop().unwrap();
+        dump.write_all(KEY.as_bytes()).await.unwrap();
+        server.dumps.lock().unwrap().push(dump);
+    }
+    assert!(matches!(timeout(2 * PATIENCE, asked).await, Ok(Err(DumpError::StandsStill))));
+}
+
+/// Whatever the one before is still at.
+#[tokio::test(start_paused = true)]
+async fn another_server_of_the_same_name_is_asked_at_once() {
+    let server = Arc::new(Server::default());
+    let ctx = context(&server);
+    assert!(matches!(keys(&ctx).await, Err(DumpError::StandsStill)));
+    ctx.crawls.moved(NODE);
+    assert!(timeout(Duration::from_secs(1), keys(&ctx)).await.is_err());
+    assert_eq!(server.dumps(), 2);
 }

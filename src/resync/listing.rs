@@ -73,7 +73,7 @@ pub async fn list(
     tokio::select! {
         biased;
         listed = listing => taking.await.and(listed),
-        // Before the end: the servers' connections are closed, which ends their listing.
+        // Before the end, to which what the servers were asked for is read all the same.
         taken = taking.as_mut() => taken,
     }
 }

@@ -445,6 +445,9 @@ pub enum JobError {
     /// Somebody else's crawls kept a node's crawler busy.
     #[error("the crawler of node {n} stayed busy", n = .0.0)]
     CrawlerBusy(NodeId),
+    /// It answers, but a list of its keys that was begun does not go on.
+    #[error("the crawler of node {n} stands still in a list of keys", n = .0.0)]
+    CrawlerStandsStill(NodeId),
     /// The purge found keys again and again: somebody writes to the target past the proxy.
     #[error("the target still held keys after {passes} passes")]
     PurgeUnfinished {
@@ -474,6 +477,7 @@ impl JobError {
             JobError::Target(error) | JobError::Source(_, error) => error.reason(),
             JobError::CannotEnumerate { .. } => "cannot_enumerate",
             JobError::CrawlerBusy(_) => "crawler_busy",
+            JobError::CrawlerStandsStill(_) => "crawler_stands_still",
             JobError::PurgeUnfinished { .. } => "purge_unfinished",
             JobError::MissedTooMany => "missed_too_many",
             JobError::AdoptionRefused(_) => "adoption_refused",
@@ -491,7 +495,8 @@ impl JobError {
             (enumerate::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
             (enumerate::DumpError::Node(error), None) => JobError::Target(error),
             (enumerate::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
-            (enumerate::DumpError::Busy | enumerate::DumpError::StandsStill, _) => JobError::CrawlerBusy(node),
+            (enumerate::DumpError::Busy, _) => JobError::CrawlerBusy(node),
+            (enumerate::DumpError::StandsStill, _) => JobError::CrawlerStandsStill(node),
             (enumerate::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
         }
     }

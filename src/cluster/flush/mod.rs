@@ -192,10 +192,6 @@ impl Cluster {
             self.apply(pair, pair::Event::Drained(false));
         }
         self.flush.gate(pair, self.is_closed_for_flush(pair));
-        let run = &self.pairs[pair.index()];
-        if self.flush.is_settling() && run.pair.gate() == Gate::Recording && self.is_closed_for_flush(pair) {
-            self.flush.forgotten_with_the_proxy();
-        }
         self.unsettled.flush();
     }
 
@@ -206,9 +202,7 @@ impl Cluster {
             Gate::Open => run.flush_closed || run.held_for_flush,
             // No write is taken before the record is stored. What the flush itself is to record is
             // tried again for a while: a full server often has room at the second time.
-            Gate::Recording if self.flush.is_settling() => {
-                run.record_refused && run.since.elapsed() >= self.settings.leader_timeout
-            }
+            Gate::Recording if self.flush.is_settling() => run.record_given_up,
             Gate::Recording => run.record_refused,
             Gate::Closing | Gate::Draining => false,
         }
@@ -424,8 +418,12 @@ impl Cluster {
     /// Every node has answered.
     fn record_flush(&mut self) {
         let Some(Answered { out_of_step, voids, due }) = self.flush.settle() else { return };
-        // Of a pair whose node was lost by this it is not recorded yet who leads alone.
-        self.topology.pairs().for_each(|pair| self.unsettled.pair(pair));
+        // Of a pair whose node was lost by this it is not recorded yet who leads alone. What was
+        // refused by a full node has room now, and may have been written with the flush.
+        for pair in self.topology.pairs() {
+            self.pairs[pair.index()].record_given_up = false;
+            self.unsettled.pair(pair);
+        }
         for node in out_of_step {
             // The others are empty now.
             self.lost(node, Reason::Protocol, Loss::Suspected, true);
@@ -444,6 +442,9 @@ impl Cluster {
     }
 
     fn finish_flush(&mut self) {
+        if self.pairs.iter().any(|run| run.pair.gate() == Gate::Recording && run.record_given_up) {
+            self.flush.forgotten_with_the_proxy();
+        }
         let Some(Finished { askers, answer, flushed, guard, next }) = self.flush.finish() else { return };
         if flushed {
             // Whoever holds anything yet is lost, and purged.
@@ -608,6 +609,30 @@ mod tests {
         assert_eq!(flush_that_one_missed(false).await, "OK\r\n");
         let said = flush_that_one_missed(true).await;
         assert!(said.starts_with("SERVER_ERROR no server could record the flush"), "{said}");
+    }
+
+    /// A full node refused its record for long; the flush gives it room.
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_was_refused_before_a_flush_is_tried_again_after_it() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_recording(State::Degraded { leader: crate::ids::Place::Primary });
+        cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
+        let mut told = heard(&mut cluster);
+        let pair = PairId(0);
+        let epoch = cluster.pairs[pair.index()].pair.epoch();
+        tokio::time::advance(cluster.settings.leader_timeout).await;
+        cluster.recorded(pair, epoch, Err((NODE, MarkError::Refused("SERVER_ERROR out of memory".to_owned()))));
+        let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot: 1 };
+        cluster.flush_all(asker, 0);
+        cluster.settle();
+        for node in [NODE, NodeId(1)].into_iter().filter(|&node| cluster.flush.awaits(node)).collect::<Vec<_>>() {
+            cluster.flushed(node, None, Ok(Flushed::Done), None);
+        }
+        cluster.settle();
+        assert!(cluster.flush.is_active(), "it is tried again");
+        cluster.recorded(pair, epoch, Ok(()));
+        cluster.settle();
+        assert_eq!(answered(&mut told), "OK\r\n");
     }
 
     /// Both are cut off, and what was sent to them may never come.

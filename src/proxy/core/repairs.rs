@@ -338,10 +338,15 @@ impl Core {
         let leader = leader.map(|leader| self.links.of(leader, op.hash));
         let Some(leader) = leader.filter(|&leader| self.links[leader].state == LinkState::Ready) else {
             // The follower holds what the leader held when it answered: that is as good as
-            // verified, for the writes are fenced. If it has refused it, it holds nothing of it.
-            return match fence.failed {
-                true => self.repair_broken(id, self.pairs.leader_of(op.pair)),
-                false => self.repair_done(key),
+            // verified, for the writes are fenced. If it has refused it, it holds nothing of it,
+            // and the leader's word counts only if that one is still there.
+            return match leader {
+                _ if !fence.failed => self.repair_done(key),
+                Some(leader) => {
+                    self.is_ready_for_repair(leader);
+                    self.repair_later(key, Some(leader.node))
+                }
+                None => self.repair_broken(id, self.pairs.leader_of(op.pair)),
             };
         };
         node::mg_unmoved(self.links[leader].out(self.now.us), Key::known(key), Ask::Cas);
