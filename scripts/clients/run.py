@@ -9,22 +9,22 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from suites import KNOWN, SUITES  # noqa: E402
+from sources import fetch  # noqa: E402
+from suites import KNOWN, SUITES, free_port  # noqa: E402
+from upstream import UPSTREAM  # noqa: E402
 
 DEADLINE = 30
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+class Stuck(Exception):
+    """A part of the set-up did not come to be: the suite in hand fails, and says so."""
 
 
 def wait_for(what, holds):
     begun = time.monotonic()
     while not holds():
         if time.monotonic() - begun > DEADLINE:
-            sys.exit(f"waited {DEADLINE} s in vain: {what}")
+            raise Stuck(f"waited {DEADLINE} s in vain: {what}")
         time.sleep(0.02)
 
 
@@ -64,7 +64,7 @@ class Cluster:
     def wait_mirrored(self):
         ask = [self.binary, "wait", "--mirrored", "--proxy", f"127.0.0.1:{self.port}", "--timeout", f"{DEADLINE}s"]
         if subprocess.run(ask, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
-            sys.exit("the servers are not mirrored")
+            raise Stuck("the servers are not mirrored")
 
     def torment(self, over):
         """A primary dies and comes back, again and again."""
@@ -87,8 +87,15 @@ class Cluster:
 
 def with_faults(cluster, suite, dir):
     """Until two primaries have died and come back; what passed each time."""
-    over, rounds = threading.Event(), []
-    thread = threading.Thread(target=lambda: rounds.append(cluster.torment(over)))
+    over, rounds, stuck = threading.Event(), [], []
+
+    def torment():
+        try:
+            rounds.append(cluster.torment(over))
+        except Stuck as error:
+            stuck.append(error)
+
+    thread = threading.Thread(target=torment)
     thread.start()
     passed, begun = None, time.monotonic()
     while passed is None or time.monotonic() - begun < 4:
@@ -96,7 +103,24 @@ def with_faults(cluster, suite, dir):
         passed = now if passed is None else [name for name in passed if name in now]
     over.set()
     thread.join()
+    if stuck:
+        raise stuck[0]
     return passed, rounds[0]
+
+
+def results(arguments, suite):
+    """What passes beside memcached, through the proxy and in faults, and how many primaries died."""
+    stock = Memcached()
+    try:
+        cluster = Cluster(arguments.bin)
+        try:
+            expected = suite(stock.port, arguments.dir)
+            passed = suite(cluster.port, arguments.dir)
+            return expected, passed, *with_faults(cluster, suite, arguments.dir)
+        finally:
+            cluster.stop()
+    finally:
+        stock.kill()
 
 
 def main():
@@ -107,19 +131,24 @@ def main():
     arguments = arguments.parse_args()
     if not os.path.exists(arguments.bin):
         sys.exit(f"{arguments.bin} is not there: cargo build, or BIN=…")
+    unknown = set(arguments.suites) - {*SUITES, *UPSTREAM}
+    if unknown:
+        sys.exit(f"no suite {', '.join(sorted(unknown))}; there are: {', '.join({**SUITES, **UPSTREAM})}")
+    fetch(arguments.dir)
     worse = False
     print(f"{'suite':24} {'memcached':>9} {'proxy':>6} {'faults':>7}  missing")
-    for name, suite in SUITES.items():
+    for name, (suite, lacking) in {**SUITES, **UPSTREAM}.items():
         if arguments.suites and name not in arguments.suites:
             continue
-        stock, cluster = Memcached(), Cluster(arguments.bin)
+        if why := lacking(arguments.dir):
+            print(f"{name:24} skipped: {why}", flush=True)
+            continue
         try:
-            expected = suite(stock.port, arguments.dir)
-            passed = suite(cluster.port, arguments.dir)
-            through, rounds = with_faults(cluster, suite, arguments.dir)
-        finally:
-            cluster.stop()
-            stock.kill()
+            expected, passed, through, rounds = results(arguments, suite)
+        except Stuck as error:
+            print(f"{name:24} stuck: {error}", flush=True)
+            worse = True
+            continue
         known = {check: why for check in expected for part, why in KNOWN.items() if part in check}
         missing = [check for check in expected if check not in passed and check not in known]
         broken = [f"{check} (in a fault)" for check in expected if check in passed and check not in through]

@@ -3,7 +3,12 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOOL = "/usr/share/memcached/scripts/memcached-tool"
@@ -16,6 +21,12 @@ def run(arguments, timeout=120, **more):
         return done.stdout + done.stderr
     except subprocess.TimeoutExpired as hung:
         return (hung.stdout or b"").decode(errors="replace") + "\nhung\n"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def capable(flag):
@@ -44,7 +55,7 @@ def tool(port, _dir):
         ("stats", r"^\s*curr_items\s+\d+"),
         ("settings", r"^\s*maxbytes\s+\d+"),
         ("sizes", r"disabled|^\s*\d+\s+\d+"),
-        ("dump", r"^add tool:49 0 \d+ 100"),
+        ("dump", r"^add tool:49 \d+ \d+ 100"),
         ("keys", r"key=tool%3A49 "),
     ]:
         said = run(["perl", TOOL, at, what], timeout=30)
@@ -57,7 +68,7 @@ def libmemcached(port, _dir):
     fill(port)
     at, passed = f"--servers=127.0.0.1:{port}", []
     for command, wanted in [
-        (["memcdump", at], r"^tool:49$"),
+        (["memcdump", at], r"^tool:\d+$"),
         (["memcstat", at], r"cmd_get: \d+"),
         (["memcping", at], r"^$"),
         (["memcexist", at, "tool:1"], r"^$"),
@@ -81,12 +92,85 @@ def pymemcache(port, dir):
     return re.findall(r"^PASSED \S*(test_integration\.py::\S+)", said, re.M)
 
 
+def nginx(port, _dir):
+    """Pages that nginx serves from the cache."""
+    import memcache
+
+    at, web = tempfile.mkdtemp(prefix="clients-"), free_port()
+    with open(f"{at}/nginx.conf", "w") as file:
+        file.write(f"""daemon off; master_process off; pid {at}/pid; error_log {at}/error;
+events {{ }}
+http {{
+    access_log off;
+    server {{
+        listen 127.0.0.1:{web};
+        location / {{ set $memcached_key page:$uri; memcached_pass 127.0.0.1:{port}; default_type text/html; }}
+    }}
+}}
+""")
+    server = subprocess.Popen(["nginx", "-p", at, "-c", f"{at}/nginx.conf"], stderr=subprocess.DEVNULL)
+
+    def page(name):
+        for tries in range(100):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{web}/{name}", timeout=20) as answer:
+                    return answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        return None
+
+    client, passed = memcache.Client([f"127.0.0.1:{port}"]), []
+    try:
+        client.set("page:/small", "<p>small</p>")
+        client.set("page:/large", "x" * 700_000)
+        client.delete("page:/none")
+        if page("small") == "<p>small</p>":
+            passed.append("a page")
+        if page("large") == "x" * 700_000:
+            passed.append("a large page")
+        if page("none") == 404:
+            passed.append("no page")
+        if all(page("small") == "<p>small</p>" for _ in range(200)):
+            passed.append("200 pages")
+    finally:
+        server.kill()
+        server.wait()
+        client.disconnect_all()
+    return passed
+
+
+def exporter(port, _dir):
+    """prometheus-memcached-exporter: its series by name, and that the server is up."""
+    web = free_port()
+    server = subprocess.Popen(
+        ["prometheus-memcached-exporter", f"--memcached.address=127.0.0.1:{port}",
+         f"--web.listen-address=127.0.0.1:{web}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for tries in range(200):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{web}/metrics", timeout=20) as answer:
+                    said = answer.read().decode()
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            return []
+    finally:
+        server.kill()
+        server.wait()
+    if "memcached_up 1" not in said:
+        return []
+    return sorted(set(re.findall(r"^(memcached_\w+)", said, re.M)))
+
+
 def api(name):
     """scripts/clients/NAME: prints a line for each check that holds."""
 
     def suite(port, dir):
         env = {**os.environ, "NODE_PATH": os.path.abspath(f"{dir}/node_modules")}
-        runner = {".py": [f"{dir}/bin/python"], ".php": ["php"], ".js": ["node"]}[os.path.splitext(name)[1]]
+        runner = {".py": [f"{dir}/bin/python"], ".php": ["php"], ".js": ["node"], ".rb": ["ruby"]}[os.path.splitext(name)[1]]
         said = run([*runner, f"{HERE}/{name}", str(port)], env=env)
         return re.findall(r"^ok (.+)$", said, re.M)
 
@@ -98,18 +182,24 @@ KNOWN = {
     "::test_misc[": "cache_memlimit is for one server: refused, as by a memcached that cannot adjust",
 }
 
-SUITES = {
-    "memccapable text": capable("-a"),
-    "memccapable binary": capable("-b"),
-    "memcached-tool": tool,
-    "libmemcached's tools": libmemcached,
-    "pymemcache": pymemcache,
-    "python clients": api("api.py"),
-    "php": api("api.php"),
-    "node clients": api("api.js"),
-}
 
-if not shutil.which("php"):
-    del SUITES["php"]
-if not shutil.which("node"):
-    del SUITES["node clients"]
+def needs(*commands):
+    """What is missing of these commands, or nothing."""
+    return lambda _dir: next((f"no {command}" for command in commands if not shutil.which(command)), None)
+
+
+# By name: the suite, and what says why it must be skipped here.
+SUITES = {
+    "memccapable text": (capable("-a"), needs("memccapable")),
+    "memccapable binary": (capable("-b"), needs("memccapable")),
+    "memcached-tool": (tool, lambda _dir: None if os.path.exists(TOOL) else f"no {TOOL}"),
+    "libmemcached's tools": (libmemcached, needs("memcdump")),
+    "pymemcache": (pymemcache, needs()),
+    "python clients": (api("api.py"), needs()),
+    "asyncio and meta": (api("api_async.py"), needs()),
+    "php": (api("api.php"), needs("php")),
+    "node clients": (api("api.js"), needs("node")),
+    "Dalli": (api("api.rb"), needs("ruby")),
+    "nginx": (nginx, needs("nginx")),
+    "memcached_exporter": (exporter, needs("prometheus-memcached-exporter")),
+}
