@@ -119,6 +119,7 @@ async def meta():
         return client.multi_get(list(wanted)) == wanted
 
     async def touch():
+        client.set(a, "w", ttl=60)
         return client.touch(a, 100) and client.get(a, touch_ttl=100) == "w"
 
     async def stale():

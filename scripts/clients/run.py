@@ -98,11 +98,13 @@ def with_faults(cluster, suite, dir):
     thread = threading.Thread(target=torment)
     thread.start()
     passed, begun = None, time.monotonic()
-    while passed is None or time.monotonic() - begun < 4:
-        now = suite(cluster.port, dir)
-        passed = now if passed is None else [name for name in passed if name in now]
-    over.set()
-    thread.join()
+    try:
+        while passed is None or time.monotonic() - begun < 4:
+            now = suite(cluster.port, dir)
+            passed = now if passed is None else [name for name in passed if name in now]
+    finally:
+        over.set()
+        thread.join()
     if stuck:
         raise stuck[0]
     return passed, rounds[0]

@@ -44,7 +44,7 @@ def fetch(dir):
 
 
 def archive(dir, pattern):
-    found = glob.glob(os.path.abspath(f"{dir}/sources/{pattern}"))
+    found = [file for file in glob.glob(os.path.abspath(f"{dir}/sources/{pattern}")) if os.path.isfile(file)]
     return found[0] if found else None
 
 
