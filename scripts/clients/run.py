@@ -1,4 +1,4 @@
-"""Runs every suite against a memcached, through the proxy, and through the proxy while a primary is killed and comes back."""
+"""Runs every suite against a memcached, through the proxy, and so while primaries die and come back."""
 
 import argparse
 import os

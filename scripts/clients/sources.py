@@ -1,4 +1,4 @@
-"""Sources of others' tests, as Debian's source archives and PyPI's sdists have them, made to speak to a given port."""
+"""Sources of others' tests (Debian's source archives, PyPI's sdists), aimed at a given port."""
 
 import glob
 import os
