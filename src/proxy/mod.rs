@@ -8,6 +8,7 @@ mod clients;
 mod core;
 mod gone;
 mod handles;
+mod in_flight;
 mod link;
 mod links;
 mod memory;

@@ -52,9 +52,9 @@ use outbox::Outbox;
 use pairs::Pairs;
 
 use crate::proxy::adds::Adds;
-use crate::proxy::client::Spare;
 use crate::proxy::clients::Clients;
 use crate::proxy::gone::{Gone, WrittenBriefly};
+use crate::proxy::in_flight::Spare;
 use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
 use crate::proxy::table::OpTable;
