@@ -395,7 +395,10 @@ impl Pair {
     ///
     /// An event may be late: what it speaks of has ended, or another one has led on meanwhile. Then
     /// it is [`ignored`](Pair::ignored) on purpose, and each arm names the states in which it is.
+    /// One that cannot come at all ([`Pair::can_come`]) ends the process, as an edge does that is
+    /// not in the diagram.
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
+        assert!(self.can_come(event), "{event:?} cannot come: {self:?}");
         match event {
             Event::Start(state, reason) => {
                 self.edge(state, if state == State::Mirrored { Reason::None } else { reason }, None)
@@ -444,8 +447,9 @@ impl Pair {
                     vec![Effect::Close { void: None }]
                 }
                 // Not now: the job asks again, or its pair has an edge that ends it.
-                (State::Recovering { .. }, _) => self.ignored(),
-                (State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => self.ignored(),
+                (State::Recovering { .. } | State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => {
+                    self.ignored()
+                }
             },
             Event::Drained(clean) => match (self.state, self.gate) {
                 (State::Recovering { leader }, Gate::Draining) => {
@@ -483,14 +487,10 @@ impl Pair {
                 vec![]
             }
             Event::Closed => self.closed(),
-            Event::Recorded => match self.gate {
-                Gate::Recording => {
-                    self.gate = Gate::Open;
-                    vec![Effect::Open]
-                }
-                // An edge came before the word of the last one's record.
-                Gate::Open | Gate::Closing | Gate::Draining => self.ignored(),
-            },
+            Event::Recorded => {
+                self.gate = Gate::Open;
+                vec![Effect::Open]
+            }
             Event::Flushed => {
                 if let State::Dark { .. } = self.state {
                     // Whoever is away holds items that the flush has ended: nobody is in sync any
@@ -504,9 +504,7 @@ impl Pair {
                 State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
                 // It leads, and was lost for less than its return took; or it follows.
-                State::Mirrored | State::Degraded { .. } => self.ignored(),
-                // Nothing is ever refilled without records.
-                State::Recovering { .. } => self.ignored(),
+                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
             },
             Event::Foreign(foreign) => {
                 let ended = self.foreign && !foreign;
@@ -525,11 +523,7 @@ impl Pair {
                     State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => vec![],
                 }
             }
-            Event::Promote(place) => match self.state {
-                State::Dark { .. } => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
-                // Some node leads: it is not deposed by this.
-                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
-            },
+            Event::Promote(place) => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
             Event::Distrust(place) => match self.state {
                 State::Mirrored if !self.foreign => {
                     self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
@@ -539,6 +533,27 @@ impl Pair {
                     self.ignored()
                 }
             },
+        }
+    }
+
+    /// Whether the event can come now at all. Those that cannot have senders who look at the pair
+    /// first, in the same turn of the control plane.
+    pub fn can_come(&self, event: Event) -> bool {
+        match event {
+            // Of a pair that is not decided, which is dark; of one that is dark, says the operator;
+            // of one whose leader is awaited.
+            Event::Start(..) | Event::Promote(_) | Event::Undone(_) => matches!(self.state, State::Dark { .. }),
+            // Workers confirm one round of closing, and a record is of one epoch: what is confirmed
+            // or written of an earlier one is not told.
+            Event::Closed => self.gate == Gate::Closing,
+            Event::Recorded => self.gate == Gate::Recording,
+            // Nothing is ever refilled without records.
+            Event::TakenBack(_) => !matches!(self.state, State::Recovering { .. }),
+            // A node's events are told to all its pairs, jobs and operators do not know what has
+            // happened meanwhile.
+            Event::Lost(..) | Event::BackSame(_) | Event::Purged(_) | Event::Foreign(_) | Event::Flushed => true,
+            Event::BeginRecovery | Event::HandBack | Event::Drained(_) | Event::ResyncEnded(_) => true,
+            Event::CannotEnumerate | Event::Distrust(_) => true,
         }
     }
 
@@ -648,9 +663,6 @@ impl Pair {
     }
 
     fn closed(&mut self) -> Vec<Effect> {
-        if self.gate != Gate::Closing {
-            return vec![];
-        }
         if self.handing_back {
             self.gate = Gate::Draining;
             return vec![Effect::FinishCopies];

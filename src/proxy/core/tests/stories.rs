@@ -68,7 +68,9 @@ impl Story {
         // All of it before the gate has closed: nobody is refused in between.
         let (lost, other) = (NodeId(node as u16), if node == 0 { Place::Backup } else { Place::Primary });
         self.world.lost(lost, Reason::Reset, Loss::Suspected, true);
-        self.world.apply(crate::pair::Event::Undone(other));
+        if matches!(self.world.pair.state(), State::Dark { .. }) {
+            self.world.apply(crate::pair::Event::Undone(other));
+        }
         self.world.lost(lost, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 
