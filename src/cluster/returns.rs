@@ -231,3 +231,24 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::ids::Place;
+
+    /// Without records, too, the operator can have a backup refilled. Its source is late, and lost
+    /// to other pairs; those of the refill wait for it, and it is taken back to them as well.
+    #[tokio::test(start_paused = true)]
+    async fn without_records_the_source_of_a_refill_comes_back_to_a_pair_that_waited_for_it() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 -b 127.0.0.1:3 --resync=off");
+        let refilled = State::Recovering { leader: Place::Primary };
+        cluster.begin_open(refilled);
+        cluster.lost(NodeId(0), Reason::Timeout, Loss::Suspected, false);
+        cluster.take_back(NodeId(0), NodeView::default(), None);
+        for pair in cluster.topology.pairs() {
+            assert_eq!(cluster.pairs[pair.index()].pair.state(), refilled, "{pair:?}");
+        }
+    }
+}

@@ -503,7 +503,8 @@ impl Pair {
             Event::TakenBack(place) => match self.state {
                 State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
                 State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
-                // It leads, and was lost for less than its return took; or it follows.
+                // It leads, and was lost for less than its return took; or it follows; or it was
+                // waited for as the source of a refill that the operator ordered.
                 State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
             },
             Event::Foreign(foreign) => {
@@ -547,13 +548,11 @@ impl Pair {
             // or written of an earlier one is not told.
             Event::Closed => self.gate == Gate::Closing,
             Event::Recorded => self.gate == Gate::Recording,
-            // Nothing is ever refilled without records.
-            Event::TakenBack(_) => !matches!(self.state, State::Recovering { .. }),
             // A node's events are told to all its pairs, jobs and operators do not know what has
             // happened meanwhile.
             Event::Lost(..) | Event::BackSame(_) | Event::Purged(_) | Event::Foreign(_) | Event::Flushed => true,
             Event::BeginRecovery | Event::HandBack | Event::Drained(_) | Event::ResyncEnded(_) => true,
-            Event::CannotEnumerate | Event::Distrust(_) => true,
+            Event::CannotEnumerate | Event::Distrust(_) | Event::TakenBack(_) => true,
         }
     }
 
