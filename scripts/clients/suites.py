@@ -192,6 +192,10 @@ KNOWN_IN_FAULTS = {
     ("memcached's t/", "issue_29 2 - Used one"): "slabs are those of the servers that lead",
     ("memcached's t/", "issue_29 4 - Used two"): "slabs are those of the servers that lead",
     ("memcached's t/", "issue_42 11 - Check allocated size"): "slabs are those of the servers that lead",
+    ("Django", "test_forever_timeout (cache.tests.PyMemcacheCacheTests.test_forever_timeout)"): "an item of seconds may end early in the first second of a server (docs/guarantees.md)",
+    ("Django", "test_forever_timeout (cache.tests.PyLibMCCacheTests.test_forever_timeout)"): "an item of seconds may end early in the first second of a server (docs/guarantees.md)",
+    ("Django", "test_touch (cache.tests.PyMemcacheCacheTests.test_touch)"): "an item of seconds may end early in the first second of a server (docs/guarantees.md)",
+    ("Django", "test_touch (cache.tests.PyLibMCCacheTests.test_touch)"): "an item of seconds may end early in the first second of a server (docs/guarantees.md)",
     ("gomemcache", "TestLocalhost"): "it begins with a flush_all whose answer it does not await",
     ("libmemcached's tools", "memcdump"): "a server that dies amid a list of keys: SERVER_ERROR in the place of END",
 }
