@@ -223,6 +223,9 @@ impl Found {
         }
         let (sentence, tone) = match (self.held.len(), self.same()) {
             (1, _) => ("there are no backups: it is held once", Tone::Plain),
+            (_, Some(true)) if self.held.iter().all(|(_, held)| *held == Held::Nothing) => {
+                ("neither server holds it", Tone::Plain)
+            }
             (_, Some(true)) => {
                 ("the same on both: value, flags and time (each server has cas ids of its own)", Tone::Good)
             }

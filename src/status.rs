@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::console::proxy::{Proxy, ProxyArg};
-use crate::console::table::Terminal;
+use crate::console::table::{Terminal, Tone};
 use crate::report::seen::Seen;
 use crate::report::traffic::Traffic;
 
@@ -43,7 +43,7 @@ pub struct StatusArgs {
     /// Show it again and again, every so often (1s), until interrupted; with rates
     #[arg(
         long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s",
-        value_parser = crate::config::parse_time, conflicts_with = "json"
+        value_parser = crate::console::proxy::pause, conflicts_with = "json"
     )]
     watch: Option<Duration>,
 
@@ -84,12 +84,16 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
                 let proxy = args.at.proxy.to_string();
                 Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, look }.to_string()
             }
+            // What was shown before is not left standing as if it were still so.
+            Err(why) if args.watch.is_some() => {
+                format!("{}  what was shown last is out of date\n! {why}\n", Tone::Bad.paint("UNKNOWN", look.colours))
+            }
             Err(why) => {
                 let _ = writeln!(std::io::stderr(), "resilver status: {why}");
                 String::new()
             }
         };
-        let begin = if args.watch.is_some() && asked.is_ok() { terminal.begin() } else { "" };
+        let begin = if args.watch.is_some() { terminal.begin() } else { "" };
         // (A closed pipe is the end of whoever looks, and no error.)
         let written = std::io::stdout().write_all(format!("{begin}{text}").as_bytes());
         let code = asked.as_ref().map_or(EXIT_UNKNOWN, |(seen, _)| seen.word().exit_code());

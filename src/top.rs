@@ -39,7 +39,7 @@ pub struct TopArgs {
     at: ProxyArg,
 
     /// Between two looks
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::config::parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::console::proxy::pause)]
     every: Duration,
 
     /// Show one screen, of what happens between two looks, and end

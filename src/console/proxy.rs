@@ -21,6 +21,15 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// `resync status` one for each pair.
 const STATS_MAX: usize = 256 << 10;
 
+/// Between two looks at a proxy, which has better to do than to be looked at.
+pub(crate) fn pause(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(50);
+    match crate::config::parse_time(text)? {
+        pause if pause < LEAST => Err("must be 50ms at least".to_owned()),
+        pause => Ok(pause),
+    }
+}
+
 /// An answer of lines.
 pub(crate) enum Answer {
     Stats(Stats),

@@ -102,6 +102,22 @@ impl Seen {
         alone
     }
 
+    /// Servers of dark pairs that are lost.
+    fn lost_of_dark(&self) -> Vec<&str> {
+        let dark = |name: &str| {
+            let mut dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
+            dark.any(|pair| pair.name.split('|').any(|node| node == name))
+        };
+        let lost = self.servers.iter().filter(|server| server.fields.text(STATE) == "lost");
+        lost.map(|server| server.name.as_str()).filter(|name| dark(name)).collect()
+    }
+
+    /// A lost server whose process may live.
+    fn hangs(&self) -> Option<&str> {
+        let hangs = |server: &&Named| server.fields.text(STATE) == "lost" && server.fields.text("reason") == "timeout";
+        self.servers.iter().find(hangs).map(|server| server.name.as_str())
+    }
+
     /// Servers of dark pairs that answer, and could lead with what they hold.
     fn could_lead(&self) -> Vec<&str> {
         let dark = |name: &str| {
@@ -141,15 +157,24 @@ impl Seen {
         match word {
             Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
             Word::Dark => {
-                let first = match lost.as_slice() {
+                let first = match self.lost_of_dark().as_slice() {
                     [] => "wait".to_owned(),
-                    lost => {
-                        format!("start {}, with its memory if it still has it (nothing is lost then)", lost.join(", "))
-                    }
+                    lost => format!(
+                        "bring back {}: resume it, or mend the way to it, where its process still lives (a memcached that \
+                         is started anew has nothing)",
+                        lost.join(", ")
+                    ),
                 };
-                let could = self.could_lead();
-                let who = could.first().unwrap_or(&"HOST:PORT");
-                format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes")
+                match self.could_lead().first() {
+                    Some(who) => format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes"),
+                    None => first,
+                }
+            }
+            _ if self.hangs().is_some() => {
+                let server = self.hangs().unwrap_or_default();
+                format!(
+                    "resume or restart memcached on {server}, or mend the way to it: it does not answer; {refilled}"
+                )
             }
             _ if !lost.is_empty() => format!("start memcached on {}; {refilled}", lost.join(", ")),
             _ if any("copies_missing").is_some() => {

@@ -101,7 +101,10 @@ fn a_key_is_found_on_both_servers() {
     assert_eq!(follower[1..6], ["backup", "follower", "an", "item", "3"], "{text}");
     assert!(text.ends_with("the same on both: value, flags and time (each server has cas ids of its own)\n"), "{text}");
     let (code, text, _) = key("nosuch");
-    assert!(code == Some(0) && text.matches("nothing").count() == 2, "{text}");
+    assert!(
+        code == Some(0) && text.matches("nothing").count() == 2 && text.ends_with("\nneither server holds it\n"),
+        "{text}"
+    );
     assert_eq!(key("a b").0, Some(2));
 
     // Somebody has written past the proxy.

@@ -95,7 +95,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     for part in [
         "\nDARK  1 of 2 pairs refuse their keys: no copy is reachable (".to_owned(),
         format!("\nX pair {dead}|{backup} is dark, "),
-        "resilver lead HOST:PORT --yes".to_owned(),
+        format!("\nnext: bring back {dead}, {backup}: resume it, or mend the way to it, where its process still lives"),
     ] {
         assert!(text.contains(&part), "{part}: {text}");
     }
