@@ -1,11 +1,14 @@
 //! Settings, and the command line that they are made from.
 //!
-//! One definition (`config/args.rs`) feeds the parser and `--help`; `config/check.rs` judges all
-//! values together, so that whoever made three mistakes hears of three.
+//! One definition (`config/args.rs`) feeds the parser, `--help`, the file and the environment
+//! (`config/sources.rs`); `config/check.rs` judges all values together, so that whoever made three
+//! mistakes hears of three.
 
 mod accounts;
 mod args;
 mod check;
+pub mod check_file;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -157,6 +160,10 @@ pub struct Settings {
     pub pid_file: Option<PathBuf>,
     /// `-v`, `--log-format`, `--log-file`.
     pub log: LogSettings,
+    /// `--config`, absolute.
+    pub config: Option<PathBuf>,
+    /// Variables that look like options, and are none.
+    pub unknown_variables: Vec<String>,
     /// `--coordinate` and what belongs to it.
     pub fleet: Option<FleetSettings>,
     /// `--leave-fleet`.

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
         Some(word) if word == "status" => return resilver::status::main(std::env::args_os().skip(1)),
+        Some(word) if word == "check-config" => return resilver::config::check_file::main(std::env::args_os().skip(1)),
         Some(word) if word == "top" => return resilver::top::main(std::env::args_os().skip(1)),
         Some(word) if word == "key" => return resilver::key::main(std::env::args_os().skip(1)),
         Some(word) if resilver::ask::WORDS.iter().any(|known| word == *known) => {
@@ -82,6 +83,9 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
             limit.clients
         );
         settings.max_clients = limit.clients;
+    }
+    for name in &settings.unknown_variables {
+        tracing::warn!("the variable {name} is no option of resilver's, and is left out; resilver --help lists them");
     }
     // First the pid file: "already running" tells more than "address in use".
     let pid_file = settings.pid_file.as_deref().map(PidFile::create).transpose()?;

@@ -20,7 +20,8 @@ cancel, lead, gone, stats, node, keys; ask, for any of these in the words of the
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
 one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.
 
-Environment: RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.
+Environment: RESILVER_ and an option's long name in capitals, with _ for -, is that option, lists with commas \
+(RESILVER_SERVER=cache1:11211,cache2:11211); RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.
 
 Exit codes: 0 stopped cleanly; 64 wrong or contradictory settings; 71 the system refused (address in use, privileges, \
 file limit, pid file, --coordinate); 75 replaced by another proxy of the fleet: to be started again.";
@@ -92,7 +93,7 @@ pub(super) struct Args {
 
     /// Memory for what clients send and have not read yet, over all clients: with half of it taken
     /// each gets one large value at a time
-    #[arg(long, value_name = "SIZE", default_value = "512m", action = ArgAction::Append, help_heading = "Listening")]
+    #[arg(long, value_name = "SIZE", default_value = "512m", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) client_memory: Vec<String>,
 
     /// Close clients that sent nothing for so long; 0 = never
@@ -235,6 +236,12 @@ pub(super) struct Args {
     /// How long requests in flight may take after SIGTERM; 0 = not at all
     #[arg(long, value_name = "TIME", default_value = "5s", action = ArgAction::Append, help_heading = "Process")]
     pub(super) shutdown_grace: Vec<String>,
+
+    /// Read settings from this file (TOML), each option by its long name: check-config FILE judges
+    /// it, check-config --defaults prints one with all of them. The command line wins over
+    /// variables (RESILVER_TIMEOUT=300ms), which win over the file
+    #[arg(long, value_name = "FILE", action = ArgAction::Append, help_heading = "Process")]
+    pub(super) config: Vec<String>,
 
     /// Log more: -v debug (clients that come and go and why, refused and slow requests), -vv trace
     #[arg(short = 'v', long, action = ArgAction::Count, help_heading = "Log")]

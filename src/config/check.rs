@@ -6,6 +6,7 @@ mod healing;
 mod listeners;
 mod operators;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::{Display, Write as _};
 use std::net::{IpAddr, ToSocketAddrs};
@@ -19,6 +20,7 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::accounts::Account;
 use super::args::Args;
+use super::sources::{Origin, Origins, Sources};
 use super::units::{parse_size, parse_time, show_size, show_time};
 use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
@@ -48,6 +50,8 @@ pub struct Host {
     pub runtime_dir: Option<PathBuf>,
     /// `RUST_LOG`, where it is set.
     pub rust_log: Option<String>,
+    /// Those that begin with `RESILVER_`.
+    pub variables: Vec<(String, OsString)>,
     /// A user by name or number.
     pub find_user: fn(&str) -> Option<Account>,
     /// A group's gid, by name or number.
@@ -65,6 +69,7 @@ impl Host {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             rust_log: std::env::var("RUST_LOG").ok(),
+            variables: super::sources::variables(),
             find_user: Account::find,
             find_group: super::accounts::find_group,
             resolve: |name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()),
@@ -74,24 +79,59 @@ impl Host {
 
 /// See [`CommandLine::parse`].
 pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<CommandLine, UsageErrors> {
-    let (matches, mut faults) = match split(arguments) {
+    let (matches, mut faults, arguments) = match split(arguments) {
         Split::Print(text) => return Ok(CommandLine::Print(text)),
-        Split::Matches(matches, faults) => (matches, faults),
+        Split::Matches(matches, faults, arguments) => (matches, faults, arguments),
     };
     let Some(matches) = matches else { return Err(UsageErrors(faults)) };
-    let args = Args::from_arg_matches(&matches).map_err(|error| UsageErrors(vec![one_line(&error)]))?;
-
-    let mut check = Check { command: Args::command(), matches, host, faults: Vec::new() };
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let ids: BTreeSet<String> = matches.ids().map(ToString::to_string).filter(|id| given(id)).collect();
+    let config = config_file(&matches, host);
+    let sources = Sources::read(config.as_deref(), &host.variables, &ids);
+    faults.extend(sources.faults.iter().cloned());
+    if sources.unread {
+        return Err(UsageErrors(faults));
+    }
+    // What is given in all three ways is one command line; what is wrong with it is said of where
+    // it stands.
+    let (program, own) = arguments.split_at(1.min(arguments.len()));
+    let all = program.iter().cloned().chain(sources.arguments()).chain(own.iter().cloned());
+    let matches = match Args::command().try_get_matches_from(all) {
+        Ok(matches) => matches,
+        Err(error) => {
+            faults.push(one_line(&error));
+            return Err(UsageErrors(faults));
+        }
+    };
+    let args = match Args::from_arg_matches(&matches) {
+        Ok(args) => args,
+        Err(error) => {
+            faults.push(one_line(&error));
+            return Err(UsageErrors(faults));
+        }
+    };
+    let origins = Origins::of(&sources.found);
+    let mut check = Check { command: Args::command(), matches, host, origins, faults: Vec::new() };
     let settings = check.settings(&args);
     faults.append(&mut check.faults);
     if faults.is_empty() { Ok(CommandLine::Run(Box::new(settings))) } else { Err(UsageErrors(faults)) }
+}
+
+/// `--config`, or its variable; made absolute, because a daemon leaves the directory it was started
+/// in.
+fn config_file(matches: &ArgMatches, host: &Host) -> Option<PathBuf> {
+    let given = matches.get_many::<String>("config").and_then(|mut all| all.next_back()).map(OsString::from);
+    let variable = || host.variables.iter().find(|(name, _)| *name == super::sources::variable("config"));
+    let path = given.or_else(|| variable().map(|(_, path)| path.clone()))?;
+    Some(std::path::absolute(&path).unwrap_or_else(|_| PathBuf::from(path)))
 }
 
 /// A command line cut into options.
 enum Split {
     Print(String),
     /// No matches where what was left could not be read at all; then there is at least one fault.
-    Matches(Option<ArgMatches>, Vec<String>),
+    /// With what could be read.
+    Matches(Option<ArgMatches>, Vec<String>, Vec<OsString>),
 }
 
 /// Lets clap cut the command line into options. clap stops at the first one it does not know; that
@@ -101,7 +141,7 @@ fn split(mut arguments: Vec<OsString>) -> Split {
     // Every round takes at least one argument away.
     for _ in 0..=arguments.len() {
         let error = match Args::command().try_get_matches_from(&arguments) {
-            Ok(matches) => return Split::Matches(Some(matches), faults),
+            Ok(matches) => return Split::Matches(Some(matches), faults, arguments),
             Err(error) => error,
         };
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -109,10 +149,10 @@ fn split(mut arguments: Vec<OsString>) -> Split {
         }
         faults.push(lone_mode(&arguments, &error).unwrap_or_else(|| one_line(&error)));
         if !remove_culprit(&mut arguments, &error) {
-            return Split::Matches(None, faults);
+            return Split::Matches(None, faults, arguments);
         }
     }
-    Split::Matches(None, faults)
+    Split::Matches(None, faults, arguments)
 }
 
 /// Takes the argument that clap complains of off the command line; false if it cannot be found
@@ -181,6 +221,8 @@ struct Check<'a> {
     command: Command,
     matches: ArgMatches,
     host: &'a Host,
+    /// Of what stands in the file and the environment.
+    origins: Origins,
     faults: Vec<String>,
 }
 
@@ -199,10 +241,12 @@ impl Check<'_> {
         let unix_socket = self.path("unix_socket", &args.unix_socket);
         let unix_socket_mode = self.unix_socket_mode(args);
         if port == 0 && unix_socket.is_none() {
-            self.fault("-p/--port 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
+            let port = self.flag("port");
+            self.fault(format!("{port} 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port"));
         }
         if port == 0 && self.given("listen") {
-            self.fault("-l/--listen contradicts -p/--port 0, which means no TCP; give a port or drop -l");
+            let listen = self.flag("listen");
+            self.fault(format!("{listen} contradicts -p/--port 0, which means no TCP; give a port or drop -l"));
         }
         let operators = self.operators(args, &listen, unix_socket.as_deref());
         let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
@@ -248,7 +292,8 @@ impl Check<'_> {
 
         self.accounts(args);
         if args.daemon && args.foreground {
-            self.fault("-d/--daemon contradicts -D/--foreground; give one of them");
+            let daemon = self.flag("daemon");
+            self.fault(format!("{daemon} contradicts -D/--foreground; give one of them"));
         }
         let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
         let log = self.log(args);
@@ -291,6 +336,8 @@ impl Check<'_> {
             log,
             fleet,
             leave_fleet: args.leave_fleet,
+            config: config_file(&self.matches, self.host),
+            unknown_variables: super::sources::strangers(&self.host.variables),
         }
     }
 
@@ -318,20 +365,30 @@ impl Check<'_> {
         } else {
             value.to_owned()
         };
-        self.faults.push(format!("{} {value}: {why}", self.flag(id)));
+        self.faults.push(format!("{} {value}: {why}", self.flag_with(id, Some(&value))));
     }
 
-    /// An option as people know it: `-p/--port`.
+    /// An option as people know it: `-p/--port`; `FILE:LINE: port` in a file, and the variable's
+    /// name in the environment.
     fn flag(&self, id: &str) -> String {
+        self.flag_with(id, None)
+    }
+
+    fn flag_with(&self, id: &str, value: Option<&str>) -> String {
         let arg = self.command.get_arguments().find(|arg| arg.get_id() == id).expect("only ids of Args are asked for");
         let long = arg.get_long().expect("every option has a long name");
+        match self.origins.find(id, value) {
+            Some(Origin::Variable(name)) => return name.clone(),
+            Some(file) => return format!("{file}: {long}"),
+            None => {}
+        }
         match arg.get_short() {
             Some(letter) => format!("-{letter}/--{long}"),
             None => format!("--{long}"),
         }
     }
 
-    /// Whether the option stands on the command line.
+    /// Whether the option stands on the command line, in the file or in the environment.
     fn given(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
@@ -408,7 +465,8 @@ impl Check<'_> {
     fn unix_socket_mode(&mut self, args: &Args) -> u32 {
         let Some(text) = self.single("unix_socket_mode", &args.unix_socket_mode) else { return SOCKET_MODE };
         if args.unix_socket.is_empty() {
-            self.fault("-a/--unix-socket-mode without -f/--unix-socket changes nothing; give -f PATH or drop -a");
+            let mode = self.flag("unix_socket_mode");
+            self.fault(format!("{mode} without -f/--unix-socket changes nothing; give -f PATH or drop -a"));
         }
         let octal = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
         match u32::from_str_radix(text, 8) {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::sources::VARIABLES;
 use super::{Account, CommandLine, Host, IoUringMode, LogFormat, RegisterSettings, ResyncMode, Settings, UsageErrors};
 use crate::ring::Distribution;
 
@@ -19,6 +20,7 @@ fn host() -> Host {
         cores: 8,
         runtime_dir: None,
         rust_log: None,
+        variables: Vec::new(),
         find_user: |name| match name {
             "root" | "0" => account(0),
             "me" | "1000" => account(1000),
@@ -422,4 +424,107 @@ fn several_proxies() {
         let faults = faults_on(line, &host());
         assert!(faults.len() == 1 && faults[0].contains(words), "{line}: {faults:?}");
     }
+}
+/// Of the environment.
+fn variable(option: &str, value: &str) -> (String, std::ffi::OsString) {
+    (format!("{VARIABLES}{option}"), value.into())
+}
+
+/// A file, and what is wrong with it (without its path) or what it sets.
+fn file(text: &str, line: &str, variables: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.toml");
+    std::fs::write(&path, text).unwrap();
+    let host = Host { variables: variables.iter().map(|(name, value)| variable(name, value)).collect(), ..host() };
+    let path = path.to_str().unwrap();
+    match CommandLine::parse(format!("resilver --config {path} {line}").split_whitespace(), &host) {
+        Ok(CommandLine::Run(settings)) => Ok(*settings),
+        Err(UsageErrors(faults)) => Err(faults.iter().map(|fault| fault.replace(path, "r.toml")).collect()),
+        Ok(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_variables_and_these_over_the_file() {
+    let text = "server = [\"a:1\", \"b:1\"]\nport = 1\nmax-clients = 1_0\nverbose = 2\nketama = true\ntimeout = \"1s\"\n\
+                daemon = true\noperator-commands = false\nresync-rate = 0x10\nbackup = \"c:1\"";
+    let of_file = file(text, "", &[]).expect("a good file");
+    assert_eq!((addresses(&of_file.primaries), of_file.listen[0].port()), (vec!["a:1".into(), "b:1".into()], 1));
+    assert_eq!((of_file.max_clients, of_file.timeout, of_file.resync_rate), (10, ms(1000), Some(16)));
+    assert!(of_file.daemonize && !of_file.operator_commands && of_file.log.filter.contains("trace"));
+    assert_eq!((of_file.distribution, addresses(&of_file.backups)), (Distribution::Ketama, vec!["c:1".into()]));
+    let variables = [("PORT", "2"), ("SERVER", "x:1, y:1"), ("TIMEOUT", "2s")];
+    let both = file(text, "", &variables).expect("good variables");
+    assert_eq!((addresses(&both.primaries), both.listen[0].port()), (vec!["x:1".into(), "y:1".into()], 2));
+    let all = file(text, "-p 3 -s z:1 -D", &variables).expect("a good line");
+    assert_eq!((addresses(&all.primaries), all.listen[0].port()), (vec!["z:1".into()], 3));
+    assert_eq!((all.timeout, all.max_clients, all.daemonize), (ms(2000), 10, false));
+    // Without a file.
+    let host = Host { variables: vec![variable("KETAMA", "yes")], ..host() };
+    assert_eq!(run_on("-s a:1", &host).distribution, Distribution::Ketama);
+}
+
+#[test]
+fn all_that_is_wrong_is_told_with_where_it_stands() {
+    let text = "server = [\"a:1\",\n \"a:1\"]\nport = 99999\nmax_clients = 10\nn = 3\ntimeout = \"250\"\nresync = \"never\"\n\
+                ketama = \"perhaps\"\nthreads = 1.5\nconfig = \"x\"\nbackground-child = true\nidle-timeout = [\"1s\", \"2s\"]\n\
+                [log]\nfile = \"x\"\n[pool.a]\nport = 1";
+    let faults = file(text, "", &[("LEADER_TIMEOUT", "soon"), ("THREADS", "tcp://10.0.0.1:1")]);
+    let faults = faults.expect_err("it is wrong");
+    for fault in [
+        "r.toml:2: server a:1: stands twice on this ring",
+        "r.toml:3: port 99999: must be a whole number",
+        "r.toml:4: max_clients: there is no such option; did you mean max-clients?",
+        "r.toml:5: n: write it out: max-clients",
+        "r.toml:6: timeout 250: a time needs its unit",
+        "r.toml:7: resync never: there is no such mode",
+        "r.toml:8: ketama perhaps: must be true or false",
+        "r.toml:9: threads: is a float",
+        "r.toml:10: config: is for the command line alone",
+        "r.toml:11: background-child: is for the command line alone",
+        "r.toml:12: idle-timeout was given twice, as 1s and as 2s",
+        "r.toml:13: [log]: there are no tables",
+        "r.toml:15: pool: a process serves one pool",
+        &format!("{VARIABLES}LEADER_TIMEOUT soon: not a time"),
+        &format!("{VARIABLES}THREADS tcp://10.0.0.1:1: Kubernetes sets it"),
+    ] {
+        assert_eq!(faults.iter().filter(|told| told.starts_with(fault)).count(), 1, "{fault}: {faults:#?}");
+    }
+    assert_eq!(faults.len(), 15, "{faults:#?}");
+    let faults = file("server = [\"a:1\"]\nport = 3\n\nport = 4\nlisten = \"x\n", "", &[]).expect_err("no TOML");
+    assert!(faults.iter().any(|told| told.starts_with("r.toml:4: duplicate key")), "{faults:?}");
+    assert!(faults.iter().any(|told| told.starts_with("r.toml:5: ")), "{faults:?}");
+    assert!(faults_on("--config /nosuch/file", &host())[0].starts_with("/nosuch/file: cannot be read: "));
+    let host = Host { variables: vec![variable("TIMOUT", "1s")], ..host() };
+    assert_eq!(run_on("-s a:1", &host).unknown_variables, [variable("TIMOUT", "").0]);
+}
+
+/// The file with every option: it is what is printed, and with the comment signs taken away where
+/// it states a default it changes nothing.
+#[test]
+fn the_file_of_defaults_has_every_option_and_changes_nothing() {
+    let text = super::sources::defaults();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = std::fs::read_to_string(root.join("examples/resilver.toml")).unwrap();
+    assert_eq!(text, example, "resilver check-config --defaults > examples/resilver.toml");
+    let is_option = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+    let options: Vec<&str> = text.lines().filter(is_option).map(|line| &line[1..]).collect();
+    assert!(options.len() > 35, "{options:?}");
+    let stated = options.iter().filter(|line| {
+        let value = line.split(" = ").nth(1).unwrap_or_default().trim_matches('"');
+        let word = value.len() > 1 && value.chars().all(|c| c.is_ascii_uppercase() || c == ':');
+        !(value.starts_with('[') || word)
+    });
+    let stated: Vec<&str> = stated.copied().collect();
+    // (Limits of resyncs are refused without backups, be they the defaults.)
+    // (So are those of a fleet without one.)
+    let fleet = ["lease", "candidate", "former-grace"];
+    let stated: Vec<&str> =
+        stated.into_iter().filter(|line| !fleet.contains(&line.split(' ').next().unwrap_or_default())).collect();
+    let text = format!("server = [\"a:1\"]\nbackup = [\"b:1\"]\n{}", stated.join("\n"));
+    let with = Settings { config: None, ..file(&text, "", &[]).unwrap_or_else(|faults| panic!("{faults:#?}")) };
+    assert_eq!(format!("{with:?}"), format!("{:?}", run("-s a:1 -b b:1")));
+    let small = std::fs::read_to_string(root.join("examples/resilver-small.toml")).unwrap();
+    assert_eq!(small.lines().count(), 10, "a file of ten lines");
+    assert_eq!(file(&small, "", &[]).expect("a good file").primaries.len(), 2);
 }

@@ -606,5 +606,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         log: LogSettings { filter: String::new(), format: LogFormat::Text, file: None },
         fleet: None,
         leave_fleet: false,
+        config: None,
+        unknown_variables: Vec::new(),
     }
 }

@@ -70,7 +70,12 @@ impl Check<'_> {
             Some("manual") => ResyncMode::Manual,
             Some("off") => ResyncMode::Off,
             Some(other) => {
-                self.faults.push(format!("--resync={other}: there is no such mode; give auto, manual or off"));
+                match self.origins.find("resync", Some(other)) {
+                    None => {
+                        self.faults.push(format!("--resync={other}: there is no such mode; give auto, manual or off"))
+                    }
+                    Some(_) => self.bad("resync", other, "there is no such mode; give auto, manual or off"),
+                }
                 ResyncMode::Auto
             }
         };

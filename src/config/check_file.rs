@@ -1,0 +1,84 @@
+//! `resilver check-config FILE`: all that is wrong with a file, with its lines.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use super::{CommandLine, Host, Settings, sources};
+
+/// The file is wrong; the same number as of a daemon that is started with it.
+const EXIT_WRONG: u8 = 64;
+/// Wrong arguments. clap ends with the same number.
+const EXIT_USAGE: u8 = 2;
+
+/// The arguments of `resilver check-config`.
+#[derive(Parser, Debug)]
+#[command(
+    name = "resilver check-config",
+    bin_name = "resilver check-config",
+    about = "Judges a file of settings as resilver --config FILE would, and starts nothing.",
+    after_help = "Judged on this machine and as this user: names are looked up, and -u must be allowed. Variables are left \
+                  out.\n\nExit codes: 0 nothing is wrong; 64 each fault is on stderr, with its line; 2 wrong arguments.",
+    max_term_width = 120
+)]
+pub struct CheckArgs {
+    /// The file
+    #[arg(value_name = "FILE", required_unless_present = "defaults")]
+    file: Option<OsString>,
+
+    /// Print a file with every option, what it does, and its default
+    #[arg(long, conflicts_with = "file")]
+    defaults: bool,
+}
+
+/// Runs `resilver check-config`; `arguments` begins with the program's name as shown in messages.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match CheckArgs::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let Some(file) = args.file.filter(|_| !args.defaults) else {
+        let _ = std::io::stdout().write_all(sources::defaults().as_bytes());
+        return ExitCode::SUCCESS;
+    };
+    let host = Host { variables: Vec::new(), ..Host::this() };
+    match CommandLine::parse(["resilver".into(), "--config".into(), file.clone()], &host) {
+        Ok(CommandLine::Run(settings)) => {
+            let _ = writeln!(std::io::stdout(), "{}: {}", file.display(), summary(&settings));
+            ExitCode::SUCCESS
+        }
+        // (Nothing in a file asks for help.)
+        Ok(CommandLine::Print(_)) => ExitCode::from(EXIT_USAGE),
+        Err(errors) => {
+            let mut errors = errors.0;
+            // What is wrong with one line, and then what is wrong with the whole.
+            errors.sort_by_key(|error| line(error).unwrap_or(usize::MAX));
+            for error in &errors {
+                let _ = writeln!(std::io::stderr(), "{error}");
+            }
+            let (count, noun) = (errors.len(), if errors.len() == 1 { "fault" } else { "faults" });
+            let _ = writeln!(std::io::stderr(), "{}: {count} {noun}", file.display());
+            ExitCode::from(EXIT_WRONG)
+        }
+    }
+}
+
+/// Of `FILE:LINE: …`.
+fn line(error: &str) -> Option<usize> {
+    error.split(": ").next()?.rsplit_once(':')?.1.parse().ok()
+}
+
+fn summary(settings: &Settings) -> String {
+    let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+    format!(
+        "good: {} primaries, {} backups, clients on {}",
+        settings.primaries.len(),
+        settings.backups.len(),
+        if listen.is_empty() { "a unix socket".to_owned() } else { listen.join(", ") }
+    )
+}
