@@ -1,7 +1,6 @@
 //! The control plane's way to one node: probe, view, markers, flush. One command at a time, each
 //! for as long as the node makes progress with it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -26,6 +25,7 @@ use crate::rules::{Rule, holds};
 use super::deadline::{Limit, by};
 use super::marker::{self, FleetMark, Leftovers, Pending, Record, RingMark, Session};
 use super::memories::Memories;
+use super::sight::Sight;
 use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 
@@ -432,31 +432,11 @@ impl NodeControl {
         }
     }
 
-    /// The connections that the node has, but for this one and those that it listens on: each by
-    /// its number there and where it comes from. And when its process started.
-    pub async fn connections(&self) -> Result<(BTreeSet<String>, u64), NodeError> {
+    /// The connections that the node has.
+    pub async fn connections(&self) -> Result<Sight, NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
-            let (mut time, mut uptime) = (0, 0);
-            for (name, value) in pipe.stats("", deadline).await? {
-                match name.as_str() {
-                    "time" => time = value.parse().unwrap_or(0),
-                    "uptime" => uptime = value.parse().unwrap_or(0),
-                    _ => {}
-                }
-            }
-            let (mut from, mut passed_over) = (BTreeMap::new(), BTreeSet::new());
-            for (name, value) in pipe.stats("conns", deadline).await? {
-                let Some((number, what)) = name.split_once(':') else { continue };
-                match (what, value.as_str()) {
-                    ("addr", _) => drop(from.insert(number.to_owned(), value)),
-                    // Which executes this command, or waits for others to connect.
-                    ("state", "conn_parse_cmd" | "conn_listening") => drop(passed_over.insert(number.to_owned())),
-                    _ => {}
-                }
-            }
-            from.retain(|number, _| !passed_over.contains(number));
-            let all = from.into_iter().map(|(number, from)| format!("{number} {from}")).collect();
-            Ok((all, u64::saturating_sub(time, uptime)))
+            let said = pipe.stats("", deadline).await?;
+            Ok(Sight::new(&said, pipe.stats("conns", deadline).await?))
         })
         .await
     }

@@ -12,6 +12,7 @@ mod inquiry;
 pub mod marker;
 mod memories;
 mod pipe;
+pub mod sight;
 mod witness;
 
 pub use address::{Addresses, Resolve, SystemResolver};

@@ -16,9 +16,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ambient;
 use crate::backend::NodeControl;
 use crate::backend::marker::FleetMark;
+use crate::backend::sight::Sight;
 use crate::ids::{Epoch, NodeId, Place, Term};
 use crate::pair::{self, FillEvent, State};
 use crate::rules::{Rule, holds};
@@ -28,7 +28,7 @@ use super::{Cluster, Internal};
 /// How often servers are asked whether its connections are closed.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A server's clock is in seconds: one that was started about when the turn began may be older.
+/// A server's clock is in seconds: its start may be told a little later than before.
 const CLOCK: u64 = 2;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,7 +78,9 @@ impl Cluster {
                 Some(turn) if turn.mark.name != name => {
                     return Err(Refused::OtherFleet { server, name, address, own: turn.mark.name.clone() });
                 }
-                Some(turn) if turn.mark.generation < found.generation => self.losses.marked_by_other(&found),
+                Some(turn) if turn.mark.generation <= found.generation && found != turn.mark => {
+                    self.losses.marked_by_other(&found);
+                }
                 Some(_) => {}
             }
         }
@@ -91,7 +93,8 @@ impl Cluster {
         if found == turn.mark {
             return;
         }
-        if found.name != turn.mark.name || found.generation > turn.mark.generation {
+        // (The same generation at another address: see `Authority`.)
+        if found.name != turn.mark.name || found.generation >= turn.mark.generation {
             return self.losses.marked_by_other(&found);
         }
         tracing::warn!(node = %self.topology.addr(node), found = %found, "a former active proxy has marked the server late: it is marked again");
@@ -127,7 +130,6 @@ impl Cluster {
             return;
         }
         tracing::warn!(former, "the former active proxy is not known to be gone: nothing is filled before it is");
-        let began = ambient::unix_time().as_secs();
         for node in self.topology.nodes() {
             self.nodes[node.index()].former = Former::There;
         }
@@ -135,13 +137,16 @@ impl Cluster {
         let looks = self.controls.iter().map(|control| control.connections());
         let found = futures::future::join_all(looks).await;
         for (node, found) in self.topology.nodes().zip(found) {
-            let found = found.ok().filter(|_| self.nodes[node.index()].view.is_some()).map(|(all, _)| all);
+            let mut there = There::default();
+            if let Some(sight) = found.ok().filter(|_| self.nodes[node.index()].view.is_some()) {
+                there.look(&sight);
+            }
             let control = self.controls[node.index()].clone();
             let shutdown = self.shutdown.clone();
             self.spawn(async move {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
-                    () = awaited(control, found, began) => {}
+                    () = awaited(control, there) => {}
                 }
                 Internal::FormerGone { node: Some(node), how: "its connections are closed" }
             });
@@ -155,7 +160,9 @@ impl Cluster {
 
     /// At one server, or at all.
     pub(super) fn former_gone(&mut self, node: Option<NodeId>, how: &str) {
-        if self.nodes.iter().all(|run| run.former == Former::Gone) {
+        // (At the end of this proxy nobody waits any more: that says nothing of the former one, and
+        // the record must not say so.)
+        if self.shutdown.is_cancelled() || self.nodes.iter().all(|run| run.former == Former::Gone) {
             return;
         }
         for run in self.topology.nodes().filter(|n| node.is_none_or(|node| node == *n)) {
@@ -168,11 +175,9 @@ impl Cluster {
             if !run.pair.is_foreign() || std::iter::once(primary).chain(backup).any(there) || self.is_contested(pair) {
                 continue;
             }
-            let state = run.pair.state();
-            if state == State::Mirrored {
-                // Both were written by two proxies.
-                self.plan(pair, FillEvent::ForeignEnded(state));
-            }
+            // Both may have been written by two proxies; and what the former one wrote late is on
+            // no list of what a node has missed.
+            self.plan(pair, FillEvent::ForeignEnded(run.pair.state()));
             self.apply(pair, pair::Event::Foreign(false));
             // (As where another proxy's session has ended, see `foreign`.)
             if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
@@ -203,22 +208,76 @@ impl Cluster {
     }
 }
 
-/// Completes when the server has closed all that it had when it was first asked, or was started
-/// since the turn began.
-async fn awaited(control: Arc<NodeControl>, mut there: Option<BTreeSet<String>>, began: u64) {
+/// Completes when the server has closed all that it had when it was first asked, or is another
+/// process than then.
+async fn awaited(control: Arc<NodeControl>, mut there: There) {
     loop {
-        if there.as_ref().is_some_and(BTreeSet::is_empty) {
+        tokio::time::sleep(if there.first.is_none() { LOOK / 10 } else { LOOK }).await;
+        if let Ok(sight) = control.connections().await
+            && there.look(&sight)
+        {
             return;
         }
-        tokio::time::sleep(LOOK).await;
-        let Ok((now, started)) = control.connections().await else { continue };
-        if started > began + CLOCK {
-            return;
-        }
-        there = Some(match there {
-            Some(there) => there.intersection(&now).cloned().collect(),
+    }
+}
+
+/// What of the first look at a server is still there.
+#[derive(Default)]
+struct There {
+    /// Its connections, and when its process started.
+    first: Option<(BTreeSet<String>, u64)>,
+}
+
+impl There {
+    /// Whether all of it is gone.
+    fn look(&mut self, sight: &Sight) -> bool {
+        match &mut self.first {
+            // Both times by one clock: this proxy's may show any other time.
+            Some((_, started)) if sight.started > *started + CLOCK => return true,
+            // (With the one that asks: it was told apart at the first look.)
+            Some((there, _)) => there.retain(|connection| sight.all.contains(connection)),
             // (With this proxy's own, where they were quicker: then it takes longer.)
-            None => now,
+            None => self.first = sight.others().map(|others| (others, sight.started)),
+        }
+        self.first.as_ref().is_some_and(|(there, _)| there.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sight(started: u64, connections: &[(u32, &str)]) -> Sight {
+        let said = [("time", 100 + started), ("uptime", 100)].map(|(name, value)| (name.to_owned(), value.to_string()));
+        let conns = connections.iter().flat_map(|(number, state)| {
+            [
+                (format!("{number}:addr"), format!("tcp:10.0.0.1:{number}")),
+                (format!("{number}:state"), (*state).to_owned()),
+            ]
         });
+        Sight::new(&said, conns.collect())
+    }
+
+    #[test]
+    fn a_connection_that_executes_something_is_there_all_the_same() {
+        const OWN: (u32, &str) = (30, "conn_parse_cmd");
+        let mut there = There::default();
+        // Which of the two asks?
+        assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_parse_cmd")])));
+        assert_eq!(there.first, None);
+        assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_read")])));
+        assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_parse_cmd")])));
+        assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_read"), (32, "conn_read")])));
+        assert!(there.look(&sight(5, &[(26, "conn_listening"), OWN, (32, "conn_read")])));
+    }
+
+    #[test]
+    fn a_server_that_was_started_since_has_nothing_of_the_former() {
+        let connections = [(30, "conn_parse_cmd"), (31, "conn_read")];
+        let mut there = There::default();
+        // However its clock stands.
+        for (started, gone) in [(5_000_000, false), (5_000_000, false), (5_000_003, true)] {
+            assert_eq!(there.look(&sight(started, &connections)), gone);
+        }
     }
 }

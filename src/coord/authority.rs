@@ -78,6 +78,14 @@ pub struct Me {
 pub struct Burden {
     pub lost: Lost,
     pub term: Term,
+    /// The former active proxy is not known to be gone.
+    pub awaits: bool,
+}
+
+impl Burden {
+    fn of(record: &Record) -> Burden {
+        Burden { lost: record.lost.clone(), term: record.term, awaits: record.awaits }
+    }
 }
 
 /// What the servers say of earlier turns.
@@ -112,8 +120,8 @@ pub enum Event {
     MarksAreOwn(bool),
     /// The process of this holder is known to be no more.
     IsDead(Holder),
-    /// This generation is marked on a server.
-    Marked(Generation),
+    /// This generation is marked on a server, with the address of its proxy.
+    Marked(Generation, String),
     /// The record is to carry this from now on.
     Carry(Burden),
     /// The operator wants this proxy to end.
@@ -257,7 +265,7 @@ impl Authority {
             Event::Surveyed(survey) => self.surveyed(now, survey),
             Event::MarksAreOwn(own) => self.marks_read(now, own),
             Event::IsDead(holder) => self.is_dead(holder),
-            Event::Marked(generation) => self.marked(generation),
+            Event::Marked(generation, address) => self.marked(generation, &address),
             Event::Carry(burden) => {
                 self.burden = burden;
                 self.ask_if_due(now)
@@ -375,6 +383,10 @@ impl Authority {
         let highest = if holds(Rule::GenerationAboveMarks) { survey.highest } else { Generation::default() };
         let generation = before.map_or(highest, |record| record.generation.max(highest)).next();
         let Me { holder, address, fingerprint, .. } = self.me.clone();
+        // A record that is absent, or free, with an open session may be an old one: see the head of
+        // this file. And that the last one is gone says nothing of one that it waited for itself.
+        let free = before.is_none_or(|record| record.tenure == Tenure::Free);
+        let awaits = !(sight.dead || free && !survey.open) || before.is_some_and(|record| record.awaits);
         let claim = Record {
             generation,
             holder,
@@ -384,13 +396,14 @@ impl Authority {
             fingerprint,
             lost: before.map_or_else(Lost::default, |record| record.lost.clone()),
             term: before.map_or_else(Term::default, |record| record.term),
+            awaits,
         };
         let seen = sight.seen.clone();
         self.ask_to_swap(now, seen, claim)
     }
 
     fn become_active(&mut self, now: Boot, seen: Seen, record: Record, until: Boot) -> Vec<Action> {
-        self.burden = Burden { lost: record.lost.clone(), term: record.term };
+        self.burden = Burden::of(&record);
         self.role = Role::Active(Active {
             seen,
             record,
@@ -440,13 +453,13 @@ impl Authority {
         vec![Action::Extend(active.until)]
     }
 
-    fn marked(&mut self, generation: Generation) -> Vec<Action> {
-        match &self.role {
-            Role::Active(active) if generation > active.record.generation && holds(Rule::FencedByMark) => {
-                self.fence(Why::Marked)
-            }
-            _ => vec![],
-        }
+    /// The same generation at another address is of a register that was restored, or of two of one
+    /// name: there, too, one of the two has to end, and the mark that stands was written last.
+    fn marked(&mut self, generation: Generation, address: &str) -> Vec<Action> {
+        let Role::Active(active) = &self.role else { return vec![] };
+        let own = active.record.generation;
+        let other = generation > own || generation == own && address != self.me.address;
+        if other && holds(Rule::FencedByMark) { self.fence(Why::Marked) } else { vec![] }
     }
 
     /// The next swap, or a look at what came of the last one, if it is time.
@@ -458,15 +471,15 @@ impl Authority {
         if active.look {
             return self.ask_to_read(now);
         }
-        let new = Burden { lost: active.record.lost.clone(), term: active.record.term } != self.burden;
+        let new = Burden::of(&active.record) != self.burden;
         let hangs = now.since(self.turned) > self.times.turned;
         if !active.stopped && (hangs || !new && now.since(active.last) < self.times.heartbeat) {
             return vec![];
         }
         active.last = now;
         let tenure = if active.stopped { Tenure::Free } else { Tenure::Serving };
-        let Burden { lost, term } = self.burden.clone();
-        let (seen, record) = (active.seen.clone(), Record { tenure, lost, term, ..active.record.clone() });
+        let Burden { lost, term, awaits } = self.burden.clone();
+        let (seen, record) = (active.seen.clone(), Record { tenure, lost, term, awaits, ..active.record.clone() });
         self.ask_to_swap(now, seen, record)
     }
 
@@ -537,8 +550,8 @@ impl Authority {
     /// This record of this proxy's stands there.
     fn known_in(&mut self, now: Boot, record: Record, until: Option<Boot>) -> Vec<Action> {
         let Role::Active(active) = &mut self.role else { return vec![] };
-        let burden = Burden { lost: record.lost.clone(), term: record.term };
-        let new = active.record.lost != burden.lost || active.record.term != burden.term;
+        let burden = Burden::of(&record);
+        let new = Burden::of(&active.record) != burden;
         let ended = record.tenure == Tenure::Free;
         active.record = record;
         active.until = active.until.max(until.unwrap_or_default());

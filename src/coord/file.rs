@@ -264,6 +264,7 @@ mod tests {
             fingerprint: 1,
             lost: Lost::default(),
             term: Term(1),
+            awaits: false,
         }
     }
 

@@ -7,7 +7,8 @@
 //! 17         9f31c0de77aa0b52 10.0.0.5:12000 88213     serving 0123456789abcdef p0-2,b5 40012
 //! ```
 //!
-//! What a later release adds stands behind these; this one reads over it.
+//! Behind these stands `awaits` where the holder does not know that who was active before it is
+//! gone. What a later release adds stands behind that; this one reads over it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -126,13 +127,20 @@ pub struct Record {
     pub lost: Lost,
     /// The highest leadership term that was given.
     pub term: Term,
+    /// Who was active before the holder is not known to be gone. It stays so for whoever comes
+    /// next: that the holder has stopped, or is dead, says nothing of the one before it.
+    pub awaits: bool,
 }
+
+/// How that is written.
+const AWAITS: &str = "awaits";
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term } = self;
+        let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term, awaits } = self;
         let state = if *tenure == Tenure::Serving { "serving" } else { "free" };
-        write!(f, "{} {holder} {address} {heartbeat} {state} {fingerprint:016x} {lost} {}", generation.0, term.0)
+        write!(f, "{} {holder} {address} {heartbeat} {state} {fingerprint:016x} {lost} {}", generation.0, term.0)?;
+        if *awaits { write!(f, " {AWAITS}") } else { Ok(()) }
     }
 }
 
@@ -154,6 +162,7 @@ impl Record {
             fingerprint: u64::from_str_radix(next()?, 16).ok()?,
             lost: Lost::parse(next()?)?,
             term: Term(number(next()?)?),
+            awaits: next() == Some(AWAITS),
         })
     }
 }
@@ -182,6 +191,7 @@ mod tests {
             fingerprint: 0x0123_4567_89ab_cdef,
             lost,
             term: Term(40_012),
+            awaits: false,
         }
     }
 
@@ -198,8 +208,8 @@ mod tests {
             (lost(&[(Backup, 1), (Backup, 3), (Backup, 4)]), "b1,b3-4"),
         ];
         for (set, shown) in sets {
-            for tenure in [Tenure::Serving, Tenure::Free] {
-                let record = Record { tenure, ..record(set.clone()) };
+            for (tenure, awaits) in [(Tenure::Serving, false), (Tenure::Free, true)] {
+                let record = Record { tenure, awaits, ..record(set.clone()) };
                 let text = record.to_string();
                 assert!(text.contains(&format!(" {shown} ")), "{text}");
                 assert_eq!(Record::parse(&text), Some(record.clone()));

@@ -151,6 +151,12 @@ impl Losses for Agreement {
 
     fn awaits_former(&self, awaits: bool) {
         self.shown.former.store(awaits, Ordering::Relaxed);
+        let mut wanted = held(&self.wanted);
+        if wanted.burden.awaits != awaits {
+            wanted.burden.awaits = awaits;
+            wanted.changes += 1;
+            wanted.tell(&self.keeper);
+        }
     }
 
     fn shown(&self) -> Option<Bytes> {
@@ -234,6 +240,18 @@ mod tests {
         assert!(is_done(&mut back) && !is_done(&mut anew));
         hears(&carried(&told));
         assert!(is_done(&mut anew));
+    }
+
+    #[test]
+    fn the_record_says_that_the_former_is_awaited_until_it_is_gone() {
+        let (agreement, told, hears) = agreement(Burden { awaits: true, ..Burden::default() });
+        agreement.awaits_former(true);
+        assert!(told.try_recv().is_err(), "it says so already");
+        agreement.awaits_former(false);
+        let gone = carried(&told);
+        assert!(!gone.awaits);
+        hears(&gone);
+        assert!(told.try_recv().is_err());
     }
 
     #[test]

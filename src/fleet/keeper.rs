@@ -84,8 +84,6 @@ pub(super) enum Order {
         predecessor: Burden,
         /// The record that it took the place of.
         before: Option<Record>,
-        /// Nothing of the one before can still arrive.
-        gone: bool,
     },
     /// The record is free.
     Over,
@@ -118,7 +116,7 @@ impl Keeper {
 
     pub(super) fn marked(&self, mark: &FleetMark) {
         let told = if mark.name == self.name {
-            Told::Event(Event::Marked(mark.generation))
+            Told::Event(Event::Marked(mark.generation, mark.address.clone()))
         } else {
             Told::OtherFleet(mark.clone())
         };
@@ -149,6 +147,8 @@ pub(super) struct Tools {
     pub(super) surveyor: Surveyor,
     /// The fleet's name, as it stands on servers.
     pub(super) name: String,
+    /// Where the record stands, for people.
+    pub(super) place: String,
     pub(super) lease: Duration,
     /// Ends the process: this proxy is fenced.
     pub(super) fence: Box<dyn Fn() + Send>,
@@ -174,7 +174,6 @@ pub(super) fn start(me: Me, tools: Tools, orders: Sender<Order>) -> std::io::Res
         shows,
         sight: None,
         before: None,
-        open: false,
         told_trouble: None,
         tried_to_end: None,
         stopped: false,
@@ -188,6 +187,10 @@ struct Sight {
     holder: Holder,
     heartbeat: u64,
     since: Instant,
+    /// The same, of polls that followed each other closely: one who stood still has seen nothing of
+    /// what was between two of them.
+    steady: Instant,
+    polled: Instant,
 }
 
 struct Work {
@@ -201,10 +204,8 @@ struct Work {
     committed: Commits,
     shows: watch::Sender<Known>,
     sight: Option<Sight>,
-    /// The record that was claimed, and whether its holder's process was known to be no more.
-    before: Option<(Record, bool)>,
-    /// When servers were asked last, some session was open.
-    open: bool,
+    /// The record that was claimed.
+    before: Option<Record>,
     told_trouble: Option<(String, Instant)>,
     tried_to_end: Option<Holder>,
     /// It has stopped for good.
@@ -262,7 +263,13 @@ impl Work {
             Action::Read => {
                 let deadline = self.deadline();
                 let read = self.tools.register.read(deadline);
-                self.tell_trouble(read.as_ref().err());
+                let unreadable = read.as_ref().is_ok_and(|seen| seen.value == Value::Unreadable);
+                let unreadable = unreadable.then(|| Unread(format!(
+                    "{}: what stands there is no record of this release's, and is left alone: no proxy becomes active; \
+                     if no proxy of another release has written it, stop all, remove it, and start them again",
+                    self.tools.place
+                )));
+                self.tell_trouble(read.as_ref().err().or(unreadable.as_ref()));
                 let seen = read.ok();
                 if seen.is_none() {
                     self.note_silence();
@@ -276,11 +283,7 @@ impl Work {
             Action::Swap { seen, new } => {
                 let deadline = self.deadline();
                 if self.shows.borrow().role == Role::Standby {
-                    let before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
-                    self.before = before.map(|record| {
-                        let dead = self.tools.register.is_dead(record.holder);
-                        (record, dead)
-                    });
+                    self.before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
                 }
                 let swapped = self.tools.register.swap(&seen, &new, deadline);
                 self.tell_trouble(swapped.as_ref().err());
@@ -288,12 +291,14 @@ impl Work {
             }
             Action::Survey => {
                 let survey = self.tools.surveyor.survey(self.deadline());
-                self.open = survey.open;
                 return vec![Event::Surveyed(survey)];
             }
             Action::ReadMarks => {
                 let generation = self.shows.borrow().generation;
-                let own = self.tools.surveyor.marks_are_own(&self.tools.name, generation, self.deadline());
+                let own = {
+                    let (name, address) = (self.tools.name.clone(), self.me.address.clone());
+                    self.tools.surveyor.marks_are_own(&FleetMark { name, generation, address }, self.deadline())
+                };
                 return vec![Event::MarksAreOwn(own)];
             }
             Action::Begin { generation, predecessor } => {
@@ -303,12 +308,8 @@ impl Work {
                     (known.other_list, known.silent) = (false, false);
                 });
                 let before = self.before.take();
-                // A record that is absent, or free, and an open session: it may be an old record.
-                let free = before.as_ref().is_none_or(|(record, _)| record.tenure == Tenure::Free);
-                let gone = before.as_ref().is_some_and(|(_, dead)| *dead) || free && !self.open;
-                let before = before.map(|(record, _)| record);
                 tracing::info!(%generation, "this proxy is active from now on");
-                let _ = self.orders.send(Order::Begin { generation, predecessor, before, gone });
+                let _ = self.orders.send(Order::Begin { generation, predecessor, before });
             }
             Action::Extend(until) => {
                 lease::own().extend(until);
@@ -361,8 +362,12 @@ impl Work {
             return None;
         };
         let same = |sight: &&Sight| (sight.holder, sight.heartbeat) == (record.holder, record.heartbeat);
-        let since = self.sight.as_ref().filter(same).map_or_else(Instant::now, |sight| sight.since);
-        self.sight = Some(Sight { holder: record.holder, heartbeat: record.heartbeat, since });
+        let (now, gap) = (Instant::now(), self.tools.lease / 3);
+        let before = self.sight.as_ref().filter(same);
+        let since = before.map_or(now, |sight| sight.since);
+        let steady = before.filter(|sight| now.duration_since(sight.polled) <= gap).map_or(now, |sight| sight.steady);
+        let (holder, heartbeat) = (record.holder, record.heartbeat);
+        self.sight = Some(Sight { holder, heartbeat, since, steady, polled: now });
         if self.shows.borrow().role != Role::Standby {
             return None;
         }
@@ -394,7 +399,7 @@ impl Work {
         if !serving || !self.me.candidate {
             return None;
         }
-        if silent
+        if steady.elapsed() > self.tools.lease
             && self.tried_to_end != Some(record.holder)
             && let Some(what) = self.tools.register.end(record.holder)
         {

@@ -55,6 +55,9 @@ pub const EXIT_FENCED: u8 = 75;
 /// How long the clients of other proxies may take to be answered at a planned change.
 const LEAVING: Duration = Duration::from_secs(1);
 
+/// Of a fleet's name: it stands in one line between proxies, see `peers`.
+const NAME_MAX: usize = 200;
+
 /// How long the log is given to be written.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
@@ -68,7 +71,10 @@ const TAKING: Duration = Duration::from_secs(2);
 /// Which server keeps its mark.
 pub fn leave(settings: &Settings) -> Result<(), std::io::Error> {
     surveyor(settings).take_marks(TAKING).map_err(|why| {
-        std::io::Error::other(format!("--leave-fleet: {why}; all servers must answer, or the fleet goes on there"))
+        std::io::Error::other(format!(
+            "--leave-fleet: {why}; all servers must answer, or the fleet would go on there; \
+             start that one, or, where it is gone for good, give -s and -b without it"
+        ))
     })
 }
 
@@ -131,10 +137,17 @@ fn register(own: &FleetSettings, holder: Holder) -> std::io::Result<(Box<dyn Reg
     let refuse = |why: String| std::io::Error::other(format!("--coordinate: {why}"));
     match &own.register {
         RegisterSettings::File(path) => {
-            let register = FileRegister::open(path, holder).map_err(|why| refuse(why.to_string()))?;
+            // One file has one name, however its path is spelt.
+            let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+            let path = directory.zip(path.file_name()).map_or_else(|| path.clone(), |(at, file)| at.join(file));
             // Of this host: another one's file of that name is another one.
             let host = host();
             let name = format!("file:{}@{host}", path.display()).replace(char::is_whitespace, "_");
+            if name.len() > NAME_MAX {
+                let most = NAME_MAX + path.as_os_str().len() - name.len();
+                return Err(refuse(format!("{} is too long: give a path of at most {most} bytes", path.display())));
+            }
+            let register = FileRegister::open(&path, holder).map_err(|why| refuse(why.to_string()))?;
             Ok((Box::new(register), name.into()))
         }
         RegisterSettings::Etcd { members, name } => {
@@ -250,7 +263,12 @@ impl Fleet {
             std::thread::sleep(LAST_WORDS);
             std::process::exit(i32::from(EXIT_FENCED));
         });
-        let tools = Tools { register, surveyor: surveyor(&settings), name: name.to_string(), lease: own.lease, fence };
+        let place = match &own.register {
+            RegisterSettings::File(path) => format!("--coordinate file:{}", path.display()),
+            RegisterSettings::Etcd { name, .. } => format!("etcd, key /resilver/v1/{name}/active"),
+        };
+        let (surveyor, name_text) = (surveyor(&settings), name.to_string());
+        let tools = Tools { register, surveyor, name: name_text, place, lease: own.lease, fence };
         let keeper = keeper::start(me, tools, send_order.clone())?;
         let (shows, target) = watch::channel(Target::default());
         let (serves, served) = watch::channel(None);
@@ -263,6 +281,7 @@ impl Fleet {
             name: name.clone(),
             target,
             takeover_wait: own.takeover_wait,
+            lease: own.lease,
             clients: AtomicUsize::new(0),
             max_clients: settings.max_clients,
             links: AtomicUsize::new(0),
@@ -274,7 +293,7 @@ impl Fleet {
             show: Box::new(show),
             over: over.clone(),
         });
-        runtime.spawn(peers::listen(peers, name.clone(), served.clone()));
+        runtime.spawn(peers::listen(peers, name.clone(), served.clone(), own.lease));
         runtime.spawn(follow(keeper.clone(), shows, served, shared.clone()));
         runtime.spawn(async move {
             shutdown.cancelled().await;
@@ -349,10 +368,14 @@ impl Fleet {
 
     fn stand_by(&self, listeners: Listeners, shutdown: &CancellationToken) -> std::io::Result<()> {
         match self.orders.recv() {
-            Ok(Order::Begin { generation, predecessor, before, gone }) => {
-                let former = (!gone).then(|| {
+            Ok(Order::Begin { generation, predecessor, before }) => {
+                let former = predecessor.awaits.then(|| {
                     before.map_or("some proxy with an open session".to_owned(), |record| {
-                        format!("that of generation {}, which was reached on {}", record.generation, record.address)
+                        let earlier = if record.awaits { ", or an earlier one" } else { "" };
+                        format!(
+                            "that of generation {}, which was reached on {}{earlier}",
+                            record.generation, record.address
+                        )
                     })
                 });
                 self.act((generation, predecessor, former), listeners, shutdown)
@@ -461,6 +484,9 @@ async fn follow(
     let mut leaving = None;
     let mut control: Option<(Generation, tokio::net::TcpStream)> = None;
     let mut byte = [0];
+    // The one that is active by the record, and when it was last heard, or first known.
+    let mut heard = (None, Instant::now());
+    let mut asked = Instant::now();
     loop {
         let now = known.borrow_and_update().clone();
         let own = served.borrow_and_update().clone();
@@ -482,7 +508,17 @@ async fn follow(
             (None, _) => String::new(),
         };
         let is_leaving = active.as_ref().is_some_and(|(generation, _)| leaving == Some(*generation));
-        let target = Target { active, leaving: is_leaving, silent: now.silent || now.role == Role::Suspended, why };
+        let at = active.as_ref().map(|(generation, _)| *generation);
+        if heard.0 != at {
+            heard = (at, Instant::now());
+        }
+        // The record may go on where the network to its holder is cut.
+        let cut = now.role == Role::Standby && at.is_some() && heard.1.elapsed() > shared.lease;
+        let silent = now.silent || now.role == Role::Suspended || cut;
+        if cut {
+            control = None;
+        }
+        let target = Target { active, leaving: is_leaving, silent, why };
         shows.send_if_modified(|shown| {
             let changed = *shown != target;
             *shown = target.clone();
@@ -500,8 +536,9 @@ async fn follow(
             && !is_leaving
             && let Some((generation, address)) = &target.active
         {
-            match peers::dial(address, *generation, Purpose::Control, &shared.name).await {
+            match peers::dial(address, *generation, Purpose::Control, &shared.name, shared.lease).await {
                 Ok(stream) => {
+                    heard.1 = Instant::now();
                     control = Some((*generation, stream));
                     continue;
                 }
@@ -525,7 +562,10 @@ async fn follow(
             changed = served.changed() => if changed.is_err() { return },
             () = own_leaves => {}
             read = read_control(&mut control, &mut byte) => match read {
+                Ok(n) if n > 0 && byte == [peers::PONG] => heard.1 = Instant::now(),
                 Ok(n) if n > 0 => leaving = present,
+                // Our own kernel has given it up: the other end may be there.
+                Err(error) if !crate::backend::is_from_node(&error) => control = None,
                 _ => {
                     control = None;
                     leaving = present;
@@ -533,9 +573,19 @@ async fn follow(
                 }
             },
             () = tokio::time::sleep(FOLLOW_PAUSE), if waits => (shared.hurry)(),
+            () = tokio::time::sleep_until((asked + shared.lease / PINGS).into()), if control.is_some() && !waits => {
+                asked = Instant::now();
+                if let Some((_, stream)) = &control {
+                    // (Full: it will be found silent.)
+                    let _ = stream.try_write(&[peers::PING]);
+                }
+            }
         }
     }
 }
+
+/// So often in a lease the other end of a control connection is asked whether it is there.
+const PINGS: u32 = 6;
 
 /// Between two looks for a new active proxy.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(10);

@@ -8,8 +8,9 @@
 //!
 //! With `control` in the place of `data` it carries no requests: it ends when the active proxy
 //! does, which the other one hears at once so, and `leaving` comes on it when the active one is
-//! about to hand over. Then nothing new is sent to it, and the control connection is closed when
-//! all that was sent is answered.
+//! about to hand over. Whatever the other one sends on it is answered with one byte: that the
+//! network between them is whole. At `leaving` nothing new is sent to it, and the control
+//! connection is closed when all that was sent is answered.
 
 use std::io;
 use std::net::TcpListener as StdListener;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc::UnboundedSender, watch};
@@ -27,6 +29,10 @@ use crate::lease::{self, Boot};
 
 /// Of what is said here; a proxy of another version is refused.
 const VERSION: &str = "1";
+
+/// What is sent on a control connection to hear of the other end, and its answer.
+pub(super) const PING: u8 = b'?';
+pub(super) const PONG: u8 = b'!';
 
 /// Longer than any first line.
 const LINE_MAX: usize = 256;
@@ -65,7 +71,12 @@ impl Purpose {
 }
 
 /// Takes connections of other proxies for as long as the runtime lives.
-pub(super) async fn listen(listener: StdListener, name: Arc<str>, serves: watch::Receiver<Option<Serving>>) {
+pub(super) async fn listen(
+    listener: StdListener,
+    name: Arc<str>,
+    serves: watch::Receiver<Option<Serving>>,
+    lease: Duration,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen for other proxies"),
@@ -79,6 +90,7 @@ pub(super) async fn listen(listener: StdListener, name: Arc<str>, serves: watch:
                     // (Whoever is refused, or breaks off, has heard of it.)
                     let _ = tokio::time::timeout(PATIENCE, welcome(stream, &name, &serves)).await.map(|welcomed| {
                         if let Ok(Some((stream, serving, purpose))) = welcomed {
+                            let _ = watched(&stream, purpose, lease);
                             match purpose {
                                 Purpose::Data => hand_on(stream, &serving, &next),
                                 Purpose::Control => drop(tokio::spawn(keep(stream, serving))),
@@ -92,6 +104,20 @@ pub(super) async fn listen(listener: StdListener, name: Arc<str>, serves: watch:
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// Its end is noticed within some leases also where a network is cut. What is not taken within a
+/// lease ends a control connection alone: on one that carries requests a client that reads nothing
+/// for a while would be cut off.
+fn watched(stream: &TcpStream, purpose: Purpose, lease: Duration) -> io::Result<()> {
+    const RETRIES: u32 = 3;
+    let every = (lease / RETRIES).max(Duration::from_secs(1));
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every).with_retries(RETRIES))?;
+    match purpose {
+        Purpose::Control => socket.set_tcp_user_timeout(Some(lease)),
+        Purpose::Data => Ok(()),
     }
 }
 
@@ -168,7 +194,11 @@ async fn keep(mut stream: TcpStream, serving: Serving) {
                     break;
                 }
             }
-            read = stream.read_u8() => if read.is_err() { break },
+            read = stream.read_u8() => {
+                if read.is_err() || stream.write_all(&[PONG]).await.is_err() {
+                    break;
+                }
+            }
         }
     }
     serving.others.fetch_sub(1, Ordering::SeqCst);
@@ -179,9 +209,16 @@ async fn keep(mut stream: TcpStream, serving: Serving) {
 /// # Errors
 ///
 /// Why not, in words.
-pub(super) async fn dial(address: &str, generation: Generation, purpose: Purpose, name: &str) -> io::Result<TcpStream> {
+pub(super) async fn dial(
+    address: &str,
+    generation: Generation,
+    purpose: Purpose,
+    name: &str,
+    lease: Duration,
+) -> io::Result<TcpStream> {
     let dialled = async {
         let mut stream = TcpStream::connect(address).await?;
+        watched(&stream, purpose, lease)?;
         stream.set_nodelay(true)?;
         let line = format!("proxy {VERSION} {generation} {} {name}\r\n", purpose.word());
         stream.write_all(line.as_bytes()).await?;

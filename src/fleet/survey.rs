@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
 use crate::coord::{Answered, Survey};
-use crate::ids::Generation;
 use crate::ring::NodeAddr;
 
 /// More than two markers take.
@@ -67,9 +66,10 @@ impl Surveyor {
         }
     }
 
-    /// Whether no server that answers is marked by anybody else than this generation of the fleet.
-    pub(super) fn marks_are_own(&self, name: &str, generation: Generation, deadline: Instant) -> bool {
-        let own = |mark: &FleetMark| mark.name == name && mark.generation <= generation;
+    /// Whether no server that answers is marked by anybody else than this generation of the fleet,
+    /// which is active at that address.
+    pub(super) fn marks_are_own(&self, own: &FleetMark, deadline: Instant) -> bool {
+        let own = |mark: &FleetMark| *mark == *own || mark.name == own.name && mark.generation < own.generation;
         self.ask(deadline).iter().all(|(_, mark)| mark.as_ref().is_none_or(own))
     }
 
@@ -79,6 +79,13 @@ impl Surveyor {
     ///
     /// Which server has not answered: with one of them left out the fleet might go on there.
     pub(super) fn take_marks(&self, patience: Duration) -> Result<(), String> {
+        // All, before any is changed: of a fleet that keeps some of its marks nobody could tell
+        // whose the servers are.
+        for server in &self.servers {
+            if let Err(error) = ask(server, Instant::now() + patience) {
+                return Err(format!("server {server} does not answer ({error}), and no mark was taken away"));
+            }
+        }
         for server in &self.servers {
             let taken = converse(server, Instant::now() + patience, &format!("delete {FLEET_KEY}\r\n"), |answer| {
                 answer.ends_with(b"\r\n").then(|| answer.starts_with(b"DELETED") || answer.starts_with(b"NOT_FOUND"))
@@ -148,6 +155,7 @@ fn read(answer: &[u8]) -> Option<Said> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Generation;
 
     #[test]
     fn markers_are_read_from_what_memcached_answers() {
@@ -159,5 +167,27 @@ mod tests {
         assert_eq!((mark.generation, mark.name.as_str(), mark.address.as_str()), (Generation(7), "prod", "a"));
         assert_eq!(read(b"END\r\n"), Some((None, None)));
         assert_eq!(read(&whole.as_bytes()[..60]), None);
+    }
+
+    #[test]
+    fn a_fleet_is_left_on_all_servers_or_on_none() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Taken, and free again: nobody listens there.
+        let absent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let servers = [listener.local_addr().unwrap(), absent].map(|addr| addr.to_string().parse().unwrap());
+        let surveyor = Surveyor { servers: servers.to_vec() };
+        let there = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut block = [0; 200];
+            let asked = stream.read(&mut block).unwrap();
+            stream.write_all(b"END\r\n").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            (String::from_utf8_lossy(&block[..asked]).into_owned(), listener)
+        });
+        let why = surveyor.take_marks(Duration::from_secs(5)).unwrap_err();
+        assert!(why.contains(&absent.to_string()) && why.contains("no mark was taken"), "{why}");
+        let (asked, listener) = there.join().unwrap();
+        assert!(asked.starts_with("get "), "{asked}");
+        assert!(listener.accept().is_err(), "it was asked for nothing more");
     }
 }

@@ -20,6 +20,7 @@ fn record(holder: u64, tenure: Tenure) -> Record {
         fingerprint: 7,
         lost: Lost::default(),
         term: Term(40),
+        awaits: false,
     }
 }
 
@@ -87,6 +88,43 @@ fn a_free_record_is_claimed_at_once_unless_a_session_is_open() {
         assert_eq!(poll(&mut proxy, &Value::Record(record(2, Tenure::Free)), 0), [Action::Survey]);
         let answer = Survey { answered: Answered::Some, open, ..ALL_CLOSED };
         assert_eq!(!proxy.handle(Boot(0), Event::Surveyed(answer)).is_empty(), claims);
+    }
+}
+
+/// Who is gone may have waited for one that is not.
+#[test]
+fn who_is_awaited_stays_so_over_a_second_takeover() {
+    for (tenure, dead, open, awaited, awaits) in [
+        (Tenure::Free, false, false, false, false),
+        (Tenure::Free, false, false, true, true),
+        (Tenure::Serving, true, true, false, false),
+        (Tenure::Serving, true, true, true, true),
+        (Tenure::Serving, false, false, false, true),
+        (Tenure::Free, false, true, false, true),
+    ] {
+        let mut proxy = proxy(1);
+        let value = Value::Record(Record { awaits: awaited, ..record(2, tenure) });
+        let case = format!("{tenure:?}, dead: {dead}, open: {open}, awaited: {awaited}");
+        let mut claim = None;
+        for us in (0..=LEASE + LEASE / 3).step_by(LEASE as usize / 6) {
+            let now = Boot(us);
+            assert_eq!(proxy.handle(now, Event::Tick { turned: now }), [Action::Read], "{case}");
+            let mut asked = proxy.handle(now, Event::Read(Some(seen(value.clone()))));
+            if dead {
+                asked = proxy.handle(now, Event::IsDead(Holder(2)));
+            }
+            if asked == [Action::Survey] {
+                asked = proxy.handle(now, Event::Surveyed(Survey { open, ..ALL_CLOSED }));
+            }
+            if let [Action::Swap { new, .. }] = &asked[..] {
+                claim = Some(new.clone());
+                let begun = proxy.handle(now, Event::Swapped(Swapped::Done(4)));
+                let told = |a: &Action| matches!(a, Action::Begin { predecessor, .. } if predecessor.awaits == awaits);
+                assert!(begun.iter().any(told), "{case}: {begun:?}");
+                break;
+            }
+        }
+        assert_eq!(claim.expect(&case).awaits, awaits, "{case}");
     }
 }
 
@@ -163,8 +201,14 @@ fn what_fences() {
         assert_eq!(proxy.handle(tick, Event::Tick { turned: tick }), [], "for good");
     }
     let mut proxy = active();
-    assert_eq!(proxy.handle(Boot(20), Event::Marked(Generation(1))), []);
-    assert_eq!(proxy.handle(Boot(20), Event::Marked(Generation(2))), [Action::Fence(Why::Marked)]);
+    let marked = |generation, address: &str| Event::Marked(Generation(generation), address.to_owned());
+    assert_eq!(proxy.handle(Boot(20), marked(1, "10.0.0.1:12000")), []);
+    assert_eq!(proxy.clone().handle(Boot(20), marked(2, "10.0.0.2:12000")), [Action::Fence(Why::Marked)]);
+    assert_eq!(
+        proxy.handle(Boot(20), marked(1, "10.0.0.2:12000")),
+        [Action::Fence(Why::Marked)],
+        "it is another one's"
+    );
 }
 
 #[test]

@@ -121,6 +121,7 @@ fn of_before(tenure: Tenure) -> Record {
         fingerprint: 0,
         lost: Lost::default(),
         term: Term(0),
+        awaits: false,
     }
 }
 
@@ -287,7 +288,7 @@ impl World {
                     w.parties[i].marks = None;
                     if w.mark.0 > generation {
                         let highest = w.mark.0;
-                        return w.tell(i, Event::Marked(highest));
+                        return w.tell(i, Event::Marked(highest, String::new()));
                     }
                     w.mark = (generation, Some(Holder(i as u64)), true);
                     Ok(())

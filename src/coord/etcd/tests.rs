@@ -93,6 +93,7 @@ fn record(heartbeat: u64) -> Record {
         fingerprint: 1,
         lost: Lost::default(),
         term: Term(1),
+        awaits: false,
     }
 }
 

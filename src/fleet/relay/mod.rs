@@ -7,6 +7,7 @@
 //! for pure reads; what was not sent yet waits for the next active proxy.
 
 mod requests;
+mod stream;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncWriteExt, Interest, Ready};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +30,18 @@ use crate::protocol::answer::TOO_MANY;
 use super::Shown;
 use super::peers::{self, Purpose};
 use requests::{Answers, End, Head, Owed, head};
+pub(super) use stream::Stream;
+use stream::{is_ended_there, ready};
 
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
 const OWED_MAX: usize = 2048;
 /// Reads that are kept to be asked again stand among so many.
 const KEPT_AMONG: usize = 32;
+
+/// A connection of which nobody knows what it is owed is closed at a planned change once nothing
+/// has moved on it for so long.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// Between two tries to reach the active proxy.
 const DIAL_PAUSE: Duration = Duration::from_millis(20);
@@ -57,6 +64,7 @@ pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) target: watch::Receiver<Target>,
     pub(super) takeover_wait: Duration,
+    pub(super) lease: Duration,
     /// Clients here, and how many there may be.
     pub(super) clients: AtomicUsize,
     pub(super) max_clients: usize,
@@ -72,33 +80,15 @@ pub(super) struct Shared {
     pub(super) over: CancellationToken,
 }
 
-/// A client's connection.
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        match self {
-            Stream::Tcp(stream) => stream.ready(interest).await,
-            Stream::Unix(stream) => stream.ready(interest).await,
-        }
-    }
-
-    fn try_read(&self, into: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_read_buf(into),
-            Stream::Unix(stream) => stream.try_read_buf(into),
-        }
-    }
-
-    fn try_write(&self, from: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_write(from),
-            Stream::Unix(stream) => stream.try_write(from),
-        }
-    }
+/// How a link ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ending {
+    /// By its proxy: nothing of it is under way there any more.
+    Closed,
+    /// Its proxy is not the active one any more: its lease is over.
+    Replaced,
+    /// Nobody knows, and its proxy may be the active one as before.
+    Unknown,
 }
 
 /// Serves a client until it goes, or has to.
@@ -150,6 +140,19 @@ struct Relay {
     waits: Option<Instant>,
     /// Since when the front is owed an answer.
     asked: Instant,
+    /// When something last moved on the link.
+    moved: Instant,
+    /// The link was told that the client sends nothing more.
+    half_closed: bool,
+    /// A link of the active proxy that was not waited for any more: before it has ended, what was
+    /// sent on it may be done after what is sent on a new one. Until then, at most.
+    former: Option<Former>,
+}
+
+struct Former {
+    generation: Generation,
+    link: Stream,
+    until: Instant,
 }
 
 /// The client's connection is to be closed.
@@ -175,6 +178,9 @@ impl Relay {
             finished: false,
             waits: None,
             asked: Instant::now(),
+            moved: Instant::now(),
+            half_closed: false,
+            former: None,
         }
     }
 
@@ -201,8 +207,10 @@ impl Relay {
         self.follow_target()?;
         self.pass_on()?;
         self.tell_front();
-        let ended = self.finished && (self.is_quiet() && head(&self.input) == Head::Part || self.opaque);
-        if ended || self.shared.over.is_cancelled() && self.is_quiet() {
+        if self.finished {
+            self.finish()?;
+        }
+        if self.shared.over.is_cancelled() && self.is_quiet() {
             return Err(Over);
         }
         let room = self.to_client.len() < HELD;
@@ -236,8 +244,15 @@ impl Relay {
             ready = ready(self.link.as_ref().map(|(_, link)| link), link) => {
                 let moved = ready.and_then(|ready| self.move_link(ready));
                 if moved.is_err() {
-                    self.link_ended()?;
+                    let closed = moved.is_err_and(|error| is_ended_there(&error));
+                    self.link_ended(if closed { Ending::Closed } else { Ending::Unknown })?;
                 }
+            }
+            ended = ended(self.former.as_ref()) => {
+                if !ended {
+                    return Err(Over);
+                }
+                self.former = None;
             }
             (generation, dialled) = dialled(&mut self.dialling) => {
                 self.dialling = None;
@@ -256,7 +271,37 @@ impl Relay {
         let soon = (self.waits.is_some() && self.dialling.is_none()).then(|| Instant::now() + DIAL_PAUSE / 2);
         let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
-        soon.into_iter().chain(late).min()
+        let leaving = self.opaque && self.link.is_some() && self.to_link.is_empty() && self.target.borrow().leaving;
+        let idle = leaving.then(|| self.moved + IDLE);
+        let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
+        soon.into_iter().chain(late).chain(idle).chain(finished).min()
+    }
+
+    /// The client sends nothing more: it is told what it is owed, and no more is waited for than
+    /// that.
+    fn finish(&mut self) -> Result<(), Over> {
+        if self.link.is_none() && self.dialling.is_none() {
+            // It may be gone altogether: what waits for a later proxy is not made for it.
+            return Err(Over);
+        }
+        let all_sent = self.to_link.is_empty()
+            && if self.opaque { self.input.is_empty() } else { head(&self.input) == Head::Part };
+        if !all_sent {
+            return Ok(());
+        }
+        if self.is_quiet() {
+            return Err(Over);
+        }
+        let Some((_, link)) = &self.link else { return if self.opaque { Err(Over) } else { Ok(()) } };
+        let unknown = self.opaque
+            || self.left > 0
+            || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps | Owed::Named { quiet: true, .. }));
+        if unknown && !self.half_closed {
+            // Nobody knows what it is owed: its end tells that all was answered.
+            link.close_half().map_err(|_| Over)?;
+            self.half_closed = true;
+        }
+        if self.half_closed && self.moved.elapsed() >= self.shared.takeover_wait { Err(Over) } else { Ok(()) }
     }
 
     /// Whether there is something for an active proxy.
@@ -271,11 +316,11 @@ impl Relay {
             let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
             let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
             if present && target.leaving {
-                self.drain_link();
+                self.drain_link()?;
             } else if !present || in_vain {
                 // (Of the one before: what it has not answered by now it never will, or nobody
                 // knows.)
-                self.link_ended()?;
+                self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
             }
         }
         let open = target.active.as_ref().filter(|_| !target.leaving);
@@ -284,11 +329,18 @@ impl Relay {
         {
             self.dialling = None;
         }
+        let present = target.active.as_ref().map(|(active, _)| *active);
+        // (Of one that is not active any more: its lease is over.)
+        self.former = self.former.take().filter(|former| Some(former.generation) == present);
+        if self.former.is_some() {
+            return Ok(());
+        }
         if self.link.is_none() && self.dialling.is_none() && self.has_work() {
             let waits = *self.waits.get_or_insert_with(Instant::now);
             if let Some((generation, address)) = open.cloned().filter(|_| Instant::now() >= self.next_dial) {
                 let name = self.shared.name.clone();
-                let dial = async move { peers::dial(&address, generation, Purpose::Data, &name).await };
+                let lease = self.shared.lease;
+                let dial = async move { peers::dial(&address, generation, Purpose::Data, &name, lease).await };
                 self.dialling = Some((generation, Box::pin(dial)));
             }
             if waits.elapsed() >= self.shared.takeover_wait {
@@ -305,6 +357,7 @@ impl Relay {
                 self.shared.links.fetch_add(1, Ordering::SeqCst);
                 self.link = Some((generation, Stream::Tcp(stream)));
                 (self.answers, self.waits, self.asked) = (Answers::default(), None, Instant::now());
+                (self.moved, self.half_closed) = (Instant::now(), false);
                 for owed in &self.owed {
                     if let Owed::Read(request) = owed {
                         self.to_link.extend_from_slice(request);
@@ -418,17 +471,22 @@ impl Relay {
 
     /// Its proxy hands over: nothing new is sent, and it is closed once all is answered. A question
     /// of this proxy's own tells that what is owed nothing was done.
-    fn drain_link(&mut self) {
-        if self.opaque || self.left > 0 {
-            return;
+    fn drain_link(&mut self) -> Result<(), Over> {
+        if self.opaque {
+            // (Else it would keep the change waiting, and end with the proxy all the same.)
+            let idle = self.to_link.is_empty() && self.moved.elapsed() >= IDLE;
+            return if idle { Err(Over) } else { Ok(()) };
+        }
+        if self.left > 0 {
+            return Ok(());
         }
         if self.owed.is_empty() && self.to_link.is_empty() {
-            return self.drop_link();
-        }
-        if self.owed.iter().all(|owed| *owed == Owed::Nothing) {
+            self.drop_link();
+        } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
             self.owed.push_back(Owed::Own);
             self.to_link.extend_from_slice(b"mn\r\n");
         }
+        Ok(())
     }
 
     fn drop_link(&mut self) {
@@ -438,7 +496,15 @@ impl Relay {
     }
 
     /// It has ended, or nobody listens to it any more.
-    fn link_ended(&mut self) -> Result<(), Over> {
+    fn link_ended(&mut self, ending: Ending) -> Result<(), Over> {
+        let writes = self.left > 0 || self.owed.iter().any(|owed| !matches!(owed, Owed::Read(_) | Owed::Told(_)));
+        if ending == Ending::Unknown && writes {
+            // What is sent on another link might be done, and acknowledged, before this is.
+            let link = self.link.take().filter(|(_, link)| link.close_half().is_ok());
+            self.shared.links.fetch_sub(1, Ordering::SeqCst);
+            let (generation, link) = link.ok_or(Over)?;
+            self.former = Some(Former { generation, link, until: Instant::now() + self.shared.takeover_wait });
+        }
         self.drop_link();
         (self.shared.hurry)();
         self.to_link.clear();
@@ -452,8 +518,10 @@ impl Relay {
             match owed {
                 Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(UNKNOWN))),
                 Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
+                // Its client takes it for done: it is told so, as at the crash of a proxy alone.
+                Owed::Nothing => return Err(Over),
                 // Nobody waits for an answer.
-                Owed::Nothing | Owed::Own => {}
+                Owed::Own => {}
                 Owed::Perhaps | Owed::Named { .. } => return Err(Over),
             }
         }
@@ -470,8 +538,7 @@ impl Relay {
         match self.client.try_read(&mut self.input) {
             Ok(0) => {
                 self.finished = true;
-                // Nobody waits for what was not sent.
-                if self.link.is_none() && self.owed.is_empty() { Err(Over) } else { Ok(()) }
+                Ok(())
             }
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -492,7 +559,10 @@ impl Relay {
         let Some((_, link)) = &self.link else { return Ok(()) };
         if ready.is_writable() && !self.to_link.is_empty() {
             match link.try_write(&self.to_link) {
-                Ok(n) => self.to_link.advance(n),
+                Ok(n) => {
+                    self.to_link.advance(n);
+                    self.moved = Instant::now();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -501,7 +571,10 @@ impl Relay {
             let mut block = BytesMut::with_capacity(16 << 10);
             match link.try_read(&mut block) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => self.answered(&block),
+                Ok(_) => {
+                    self.moved = Instant::now();
+                    self.answered(&block);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -569,10 +642,10 @@ impl Relay {
     }
 }
 
-async fn ready(stream: Option<&Stream>, interest: Option<Interest>) -> io::Result<Ready> {
-    match (stream, interest) {
-        (Some(stream), Some(interest)) => stream.ready(interest).await,
-        _ => std::future::pending().await,
+async fn ended(former: Option<&Former>) -> bool {
+    match former {
+        Some(Former { link, until, .. }) => stream::ended(link, *until).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,7 +8,8 @@
 
 use bytes::Bytes;
 
-/// A line that is longer is not looked at.
+/// A line that is longer is not looked at. (As much as is held of a client: who waited for one byte
+/// more would wait for ever.)
 const LINE_MAX: usize = 64 << 10;
 
 /// Reads up to so long are kept, to be asked again.
@@ -54,7 +55,7 @@ pub(super) fn head(input: &[u8]) -> Head {
         Some(0x80) => binary(input),
         Some(_) => match memchr::memchr(b'\n', input) {
             Some(end) => line(&input[..=end]),
-            None if input.len() > LINE_MAX => Head::Opaque,
+            None if input.len() >= LINE_MAX => Head::Opaque,
             None => Head::Part,
         },
     }
@@ -79,10 +80,18 @@ fn binary(input: &[u8]) -> Head {
     }
 }
 
+/// What may be followed by a value, or by anything, or ends the connection.
+const OTHERS: [&str; 21] = [
+    "get", "gets", "gat", "gats", "set", "add", "replace", "append", "prepend", "cas", "delete", "incr", "decr",
+    "touch", "ms", "mg", "md", "ma", "me", "quit", "watch",
+];
+
 fn line(line: &[u8]) -> Head {
     let Ok(text) = std::str::from_utf8(line) else { return Head::Opaque };
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let Some((&verb, rest)) = words.split_first() else { return Head::Opaque };
+    // (What nobody knows is one line, and answered with `ERROR`: as an empty one is.)
+    let unknown = Head::Request { bytes: line.len(), owed: Owed::Answer };
+    let Some((&verb, rest)) = words.split_first() else { return unknown };
     let silent = rest.last() == Some(&"noreply");
     let plain = if silent { Owed::Nothing } else { Owed::Answer };
     let kept = || if line.len() <= KEPT_MAX { Owed::Read(Bytes::copy_from_slice(line)) } else { Owed::Answer };
@@ -115,7 +124,8 @@ fn line(line: &[u8]) -> Head {
         "version" => (None, Owed::Answer),
         "stats" if rest == ["proxy"] => return Head::OfProxy { bytes: line.len() },
         "stats" | "lru" | "slabs" | "lru_crawler" | "resync" => (None, Owed::Answer),
-        _ => return Head::Opaque,
+        _ if OTHERS.contains(&verb) => return Head::Opaque,
+        _ => return unknown,
     };
     let Some(value) = value else { return Head::Request { bytes: line.len(), owed } };
     match value.parse::<usize>().ok().filter(|&length| length <= 1 << 30) {
@@ -284,13 +294,16 @@ mod tests {
         for perhaps in ["mg a v q\r\n", "ms a 1 q\r\nx\r\n", "md a q\r\n"] {
             assert_eq!(owed(perhaps.as_bytes()), Some(Owed::Perhaps), "{perhaps}");
         }
-        for opaque in ["quit\r\n", "watch\r\n", "set a 0 0\r\n", "set a 0 0 -1\r\n", "\r\n", "what\r\n", "ms a\r\n"] {
+        for unknown in ["\r\n", "what\r\n", "what is it\n"] {
+            assert_eq!(owed(unknown.as_bytes()), Some(Owed::Answer), "{unknown}");
+        }
+        for opaque in ["quit\r\n", "watch\r\n", "set a 0 0\r\n", "set a 0 0 -1\r\n", "ms a\r\n"] {
             assert_eq!(head(opaque.as_bytes()), Head::Opaque, "{opaque}");
         }
         assert_eq!(owed(b"mn\r\n"), Some(Owed::NoOp));
         assert_eq!(head(b"stats proxy\r\n"), Head::OfProxy { bytes: 13 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
-        assert_eq!(head(&vec![b'a'; LINE_MAX + 1]), Head::Opaque);
+        assert_eq!((head(&vec![b'a'; LINE_MAX - 1]), head(&vec![b'a'; LINE_MAX])), (Head::Part, Head::Opaque));
         let get = |code: u8| {
             let mut packet = vec![0; 24];
             (packet[0], packet[1], packet[3], packet[11], packet[15]) = (0x80, code, 1, 1, 7);

@@ -46,6 +46,7 @@ async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Se
         name: "fleet".into(),
         target,
         takeover_wait,
+        lease: LONG,
         clients: AtomicUsize::new(0),
         max_clients: 1,
         links: AtomicUsize::new(0),
@@ -65,7 +66,7 @@ async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Se
 async fn what_was_passed_on_is_never_sent_again_but_for_reads() {
     let (one, two) = (Active::new(1).await, Active::new(2).await);
     let (mut client, shows, _shared) = client(one.target(), LONG).await;
-    let requests = "set a 0 0 1\r\n1\r\nget a\r\nincr b 1\r\nset c 0 0 1 noreply\r\n2\r\n";
+    let requests = "set a 0 0 1\r\n1\r\nget a\r\nincr b 1\r\n";
     client.write_all(requests.as_bytes()).await.unwrap();
     let mut link = one.welcome().await;
     hear(&mut link, requests).await;
@@ -146,4 +147,96 @@ async fn what_is_perhaps_owed_is_known_behind_a_no_op() {
     // Nobody knows what this one comes to.
     drop(next);
     assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
+}
+
+/// It is closed.
+async fn ends(stream: &mut TcpStream) {
+    assert_eq!(timeout(LONG, stream.read(&mut [0])).await.expect("it is closed").unwrap_or(0), 0, "it is closed");
+}
+
+#[tokio::test]
+async fn a_line_that_is_longer_than_what_is_held_is_passed_on() {
+    let one = Active::new(1).await;
+    let (mut client, _shows, _shared) = client(one.target(), LONG).await;
+    let request = format!("get {}\r\n", "abcdefghi ".repeat(7000));
+    let (mut link, ()) = tokio::join!(one.welcome(), async { client.write_all(request.as_bytes()).await.unwrap() });
+    hear(&mut link, &request).await;
+    link.write_all(b"END\r\n").await.unwrap();
+    hear(&mut client, "END\r\n").await;
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_is_told_all_that_it_is_owed() {
+    let one = Active::new(1).await;
+    for (request, answer) in
+        [("get a\r\n", "END\r\n"), ("stats\r\nquit\r\n", "STAT a 1\r\nEND\r\n"), ("mg a v q\r\n", "")]
+    {
+        let (mut client, _shows, _shared) = client(one.target(), LONG).await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut link = one.welcome().await;
+        hear(&mut link, request).await;
+        if request != "get a\r\n" {
+            ends(&mut link).await;
+        }
+        link.write_all(answer.as_bytes()).await.unwrap();
+        hear(&mut client, answer).await;
+        drop(link);
+        ends(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_without_an_answer_ends_its_client_where_its_proxy_breaks() {
+    let one = Active::new(1).await;
+    let (mut client, _shows, _shared) = client(one.target(), LONG).await;
+    let requests = "set c 0 0 1 noreply\r\n2\r\nget c\r\n";
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, requests).await;
+    drop(link);
+    ends(&mut client).await;
+}
+
+#[tokio::test]
+async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_link() {
+    let one = Active::new(1).await;
+    let silent = Target { silent: true, ..one.target() };
+    for closes in [true, false] {
+        let (mut client, _shows, _shared) = client(silent.clone(), Duration::from_millis(300)).await;
+        client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
+        let mut link = one.welcome().await;
+        hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
+        let unknown = "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
+        hear(&mut client, unknown).await;
+        client.write_all(b"set a 0 0 1\r\n2\r\n").await.unwrap();
+        ends(&mut link).await;
+        assert!(timeout(Duration::from_millis(30), one.listener.accept()).await.is_err(), "the former one is open");
+        if closes {
+            drop(link);
+            hear(&mut one.welcome().await, "set a 0 0 1\r\n2\r\n").await;
+        } else {
+            ends(&mut client).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_waiting() {
+    let one = Active::new(1).await;
+    let (mut perhaps, shows, _shared) = client(one.target(), LONG).await;
+    perhaps.write_all(b"mg a v q\r\n").await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, "mg a v q\r\n").await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    hear(&mut link, "mn\r\n").await;
+    link.write_all(b"MN\r\n").await.unwrap();
+    ends(&mut link).await;
+    let (mut opaque, shows, _shared) = client(one.target(), LONG).await;
+    opaque.write_all(b"watch\r\n").await.unwrap();
+    let mut link = one.welcome().await;
+    hear(&mut link, "watch\r\n").await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    ends(&mut link).await;
+    ends(&mut opaque).await;
 }

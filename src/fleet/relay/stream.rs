@@ -1,0 +1,78 @@
+//! One end of a connection that is passed on: a client's, or the link to the active proxy.
+
+use std::io;
+use std::net::Shutdown;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{Interest, Ready};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+
+/// A client's connection.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Stream::Tcp(stream) => stream.ready(interest).await,
+            Stream::Unix(stream) => stream.ready(interest).await,
+        }
+    }
+
+    pub(super) fn try_read(&self, into: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.try_read_buf(into),
+            Stream::Unix(stream) => stream.try_read_buf(into),
+        }
+    }
+
+    pub(super) fn try_write(&self, from: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.try_write(from),
+            Stream::Unix(stream) => stream.try_write(from),
+        }
+    }
+
+    /// Nothing more is written to it.
+    pub(super) fn close_half(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Stream::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+        }
+    }
+}
+
+/// Whether the other end has ended it: by then all that it had of it is over there. What our own
+/// kernel gives up may still be read.
+pub(super) fn is_ended_there(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof || crate::backend::is_from_node(error)
+}
+
+/// Whether the other end has ended it, in time.
+pub(super) async fn ended(link: &Stream, until: Instant) -> bool {
+    let ended = async {
+        let mut block = BytesMut::with_capacity(16 << 10);
+        loop {
+            let ready = link.ready(Interest::READABLE).await;
+            block.clear();
+            match ready.and_then(|_| link.try_read(&mut block)) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return is_ended_there(&error),
+            }
+        }
+    };
+    tokio::time::timeout_at(until, ended).await.unwrap_or(false)
+}
+
+pub(super) async fn ready(stream: Option<&Stream>, interest: Option<Interest>) -> io::Result<Ready> {
+    match (stream, interest) {
+        (Some(stream), Some(interest)) => stream.ready(interest).await,
+        _ => std::future::pending().await,
+    }
+}
