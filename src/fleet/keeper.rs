@@ -391,7 +391,7 @@ impl Work {
             }
             if next.other_list && !known.other_list {
                 tracing::error!(active = %record.address,
-                    "the active proxy has another list of servers, or another way to spread keys: this proxy passes nothing on to it, and never takes its place");
+                    "the active proxy has another list of servers, another way to spread keys, or another --lease: this proxy passes nothing on to it, and never takes its place");
             }
             *known = next;
             changed

@@ -254,7 +254,7 @@ impl Fleet {
         let runtime = driver.handle().clone();
         let over = CancellationToken::new();
         let topology = Topology::new(&settings.primaries, &settings.backups, settings.distribution);
-        let (fingerprint, candidate) = (topology.fingerprint(), own.candidate);
+        let (fingerprint, candidate) = (alike(&topology, own.lease), own.candidate);
         let me = Me { holder, address: address.clone(), fingerprint, candidate };
         let (send_order, orders) = channel();
         let fence = Box::new(move || {
@@ -503,7 +503,7 @@ async fn follow(
             }
         };
         let why = match (&now.trouble, now.other_list) {
-            (_, true) => "the active one has another list of servers".to_owned(),
+            (_, true) => "the active one has another list of servers, or another --lease".to_owned(),
             (Some(trouble), _) => trouble.clone(),
             (None, _) => String::new(),
         };
@@ -597,5 +597,25 @@ async fn read_control(
     match control {
         Some((_, stream)) => stream.read(byte).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What all proxies must have alike: the ring; and the lease, for a candidate with a shorter one
+/// would act while the active one still may (seen: 1s beside 3s).
+fn alike(topology: &Topology, lease: Duration) -> u64 {
+    topology.fingerprint() ^ (lease.as_millis() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Distribution;
+
+    #[test]
+    fn a_proxy_with_another_lease_takes_nobodys_place() {
+        let server = ["127.0.0.1:1".parse().unwrap()];
+        let topology = Topology::new(&server, &server, Distribution::Modula);
+        let of = |secs| alike(&topology, Duration::from_secs(secs));
+        assert!(of(3) != of(1) && of(3) == of(3));
     }
 }

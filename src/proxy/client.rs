@@ -447,7 +447,7 @@ impl Client {
     }
 
     /// Whether a command on a key must wait for an unanswered one of this client, see
-    /// [`PendingKeys::conflicts`].
+    /// [`super::pending::PendingKeys::conflicts`].
     pub(super) fn conflicts(&mut self, hash: u32, write: bool, spare: &mut Spare) -> bool {
         self.in_flight.as_mut().is_some_and(|f| f.conflicts(hash, write, spare))
     }
