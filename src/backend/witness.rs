@@ -79,7 +79,7 @@ impl NodeControl {
     }
 
     /// Writes the records of several pairs on the memory that is `incarnation`, and on no other, as
-    /// far as the node takes them.
+    /// far as the node takes them. Returns whether it has taken all.
     pub async fn record_where_possible(&self, incarnation: Incarnation, records: &[(PairId, Record)]) -> bool {
         let mut all = true;
         for lot in records.chunks(AT_ONCE) {

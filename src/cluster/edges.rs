@@ -12,6 +12,7 @@ use crate::pair::{FillEffect, FillEvent};
 use crate::proxy::{Command, Flow, Follower, Route};
 
 use super::Cluster;
+use super::records::Recording;
 
 impl Cluster {
     /// The only way a pair learns anything.
@@ -138,8 +139,7 @@ impl Cluster {
                 let void = void.map(|place| self.node_at(id, place));
                 self.pairs[id.index()].flush_closed = false;
                 self.pairs[id.index()].held_for_flush = false;
-                self.pairs[id.index()].record_refused = false;
-                self.pairs[id.index()].record_given_up = false;
+                self.pairs[id.index()].recording = Recording::default();
                 self.close(id, void);
             }
             pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),

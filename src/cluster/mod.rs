@@ -166,13 +166,7 @@ struct PairRun {
     flush_closed: bool,
     /// Its gate would be open except for a `flush_all`.
     held_for_flush: bool,
-    /// A node refuses to store its record, which is tried again and again: a `flush_all` does not
-    /// wait for it, for it writes records too.
-    record_refused: bool,
-    /// … and has done so for long.
-    record_given_up: bool,
-    /// Where its last record was written, in this order.
-    record_on: Vec<Place>,
+    recording: records::Recording,
     /// The resync waits for the gate to close.
     ready_reply: Option<oneshot::Sender<bool>>,
     /// The resync waits to hear what became of the hand-back.
@@ -298,9 +292,7 @@ impl Cluster {
                 first_leader: startup::FirstLeader::NotAwaited,
                 flush_closed: false,
                 held_for_flush: false,
-                record_refused: false,
-                record_given_up: false,
-                record_on: Vec::new(),
+                recording: records::Recording::default(),
                 ready_reply: None,
                 drained_reply: None,
                 since: now,

@@ -12,12 +12,24 @@ use crate::rules::{Rule, holds};
 
 use super::{Cluster, Internal, RECORD_RETRY, nodes};
 
+/// How far a pair's record is.
+#[derive(Default)]
+pub(super) struct Recording {
+    /// Where it is written, in this order.
+    pub(super) on: Vec<Place>,
+    /// A node refuses to store it, which is tried again and again: a `flush_all` does not wait for
+    /// that, for it writes records too.
+    pub(super) refused: bool,
+    /// … and has done so for long.
+    pub(super) given_up: bool,
+}
+
 impl Cluster {
     /// Writes the pair's record on `places`, in that order, then on every other node that answers,
     /// as a witness for the next start.
     pub(super) fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
         let run = &mut self.pairs[id.index()];
-        run.record_on.clone_from(&places);
+        run.recording.on.clone_from(&places);
         let epoch = run.pair.epoch();
         let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
         let internal = self.internal.clone();
@@ -162,8 +174,8 @@ impl Cluster {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
                     self.publish_read_only(id);
                     let run = &mut self.pairs[id.index()];
-                    run.record_refused = true;
-                    run.record_given_up = run.since.elapsed() >= self.settings.leader_timeout;
+                    run.recording.refused = true;
+                    run.recording.given_up = run.since.elapsed() >= self.settings.leader_timeout;
                 } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
                     // The other node holds everything and can say so: this one is not worth its
                     // refusal. Not at once, because the first write that is refused frees the old
@@ -203,7 +215,7 @@ impl Cluster {
         match pair.state() {
             // In the same order: the first one's is what a loss is struck off by.
             State::Mirrored => {
-                let places = self.pairs[id.index()].record_on.clone();
+                let places = self.pairs[id.index()].recording.on.clone();
                 self.record(id, Fact::Sync, places)
             }
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
@@ -279,7 +291,7 @@ mod tests {
         cluster.record(PAIR, Fact::Sync, vec![Place::Primary, Place::Backup]);
         let epoch = cluster.pairs[PAIR.index()].pair.epoch();
         cluster.retry_record(PAIR, epoch);
-        assert_eq!(cluster.pairs[PAIR.index()].record_on, [Place::Primary, Place::Backup]);
+        assert_eq!(cluster.pairs[PAIR.index()].recording.on, [Place::Primary, Place::Backup]);
     }
 
     /// Lost for a pair whose other node is in use, it leads the one that has no other.

@@ -202,8 +202,8 @@ impl Cluster {
             Gate::Open => run.flush_closed || run.held_for_flush,
             // No write is taken before the record is stored. What the flush itself is to record is
             // tried again for a while: a full server often has room at the second time.
-            Gate::Recording if self.flush.is_settling() => run.record_given_up,
-            Gate::Recording => run.record_refused,
+            Gate::Recording if self.flush.is_settling() => run.recording.given_up,
+            Gate::Recording => run.recording.refused,
             Gate::Closing | Gate::Draining => false,
         }
     }
@@ -421,7 +421,7 @@ impl Cluster {
         // Of a pair whose node was lost by this it is not recorded yet who leads alone. What was
         // refused by a full node has room now, and may have been written with the flush.
         for pair in self.topology.pairs() {
-            self.pairs[pair.index()].record_given_up = false;
+            self.pairs[pair.index()].recording.given_up = false;
             self.unsettled.pair(pair);
         }
         for node in out_of_step {
@@ -442,7 +442,7 @@ impl Cluster {
     }
 
     fn finish_flush(&mut self) {
-        if self.pairs.iter().any(|run| run.pair.gate() == Gate::Recording && run.record_given_up) {
+        if self.pairs.iter().any(|run| run.pair.gate() == Gate::Recording && run.recording.given_up) {
             self.flush.forgotten_with_the_proxy();
         }
         let Some(Finished { askers, answer, flushed, guard, next }) = self.flush.finish() else { return };
