@@ -25,4 +25,4 @@ pub(crate) use dial::{gives_up, is_from_node};
 pub use drain::{Drain, DrainEnd};
 pub use inquiry::{Inquirer, InquiryError};
 pub use memories::Memories;
-pub use pipe::{NodeError, Pipe};
+pub use pipe::{NodeError, Pipe, stat};

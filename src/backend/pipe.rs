@@ -498,6 +498,11 @@ impl Pipe {
 /// Most lines taken from one `stats` answer.
 const MAX_STATS: usize = 10_000;
 
+/// A number among the lines of `stats`.
+pub fn stat(lines: &[(String, String)], name: &str) -> Option<u64> {
+    lines.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse().ok())
+}
+
 /// Writes from the front of `out` and removes what was taken.
 pub(super) fn poll_write(stream: &mut NodeStream, out: &mut OutQueue, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     lease::pass();

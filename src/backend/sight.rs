@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::stat;
+
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sight {
     /// All but those that it listens on: each by its number there and where it comes from.
@@ -15,10 +17,7 @@ pub struct Sight {
 impl Sight {
     /// By what it answers to `stats` and to `stats conns`.
     pub fn new(stats: &[(String, String)], conns: Vec<(String, String)>) -> Sight {
-        let number = |wanted: &str| {
-            let found = stats.iter().find(|(name, _)| name == wanted);
-            found.and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0)
-        };
+        let number = |name: &str| stat(stats, name).unwrap_or(0);
         let (mut from, mut states) = (BTreeMap::new(), BTreeMap::new());
         for (name, value) in conns {
             match name.split_once(':') {

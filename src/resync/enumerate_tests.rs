@@ -1,23 +1,20 @@
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, FutureExt, ready};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::{RwLock, mpsc};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::super::spool::Spool;
-use super::super::{Clocks, Crawls, Progress, RateLimiter, Tuning};
+use super::super::table::GROWS_WITHIN;
 use super::*;
 use crate::backend::{Dial, NodeStream};
-use crate::ids::PairId;
 
 const NODE: NodeId = NodeId(0);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A server whose dumps do not come to their end by themselves.
+/// A server whose dumps do not come to their end by themselves. (The tests' clock stands still
+/// except where all tasks wait: a sleep of theirs lets the others go first.)
 struct Server {
     stats: Mutex<Vec<&'static str>>,
     /// How a dump begins, and what comes behind that by itself, piece by piece.
@@ -84,27 +81,9 @@ impl Dial for Dialer {
 }
 
 fn context(server: &Arc<Server>) -> Context {
-    Context {
-        dialer: Arc::new(Dialer(server.clone())),
-        memories: BTreeMap::new(),
-        names: Arc::default(),
-        item_limits: BTreeMap::new(),
-        owner: Arc::new(|_: &[u8]| PairId(0)),
-        holds: Arc::new(|_, _| true),
-        tuning: Tuning { source_timeout: PATIENCE, ..Tuning::default() },
-        limiter: Arc::new(RateLimiter::new(None)),
-        pace: Arc::default(),
-        crawls: Arc::new(Crawls::new(1)),
-        clocks: Arc::new(Clocks::new(1)),
-        cancel: CancellationToken::new(),
-        quiesce: Arc::new(RwLock::new(())),
-        progress: Arc::new(Progress::new([PairId(0)])),
-        recopy: BTreeMap::new(),
-        missed: BTreeMap::new(),
-        lone: BTreeMap::new(),
-        written: BTreeMap::new(),
-        coordinator: mpsc::channel(1).0,
-    }
+    let mut ctx = Context::alone(Arc::new(Dialer(server.clone())), 1);
+    ctx.tuning.source_timeout = PATIENCE;
+    ctx
 }
 
 async fn keys(ctx: &Context) -> Result<usize, DumpError> {

@@ -13,7 +13,7 @@ use super::purge::{purge, purge_missed};
 use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
 use crate::ambient;
-use crate::backend::{NodeError, Pipe};
+use crate::backend::{NodeError, Pipe, stat};
 use crate::ids::{NodeId, PairId};
 use crate::protocol::expiry::Offset;
 use crate::rules::{Rule, holds};
@@ -181,11 +181,9 @@ pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeSta
     let asked = async {
         let stats = pipe.stats("", deadline).await?;
         let now = ambient::date(Instant::now());
-        let number =
-            |name: &str| stats.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.parse::<u64>().ok());
-        let time = number("time").and_then(|t| i64::try_from(t).ok());
+        let time = stat(&stats, "time").and_then(|t| i64::try_from(t).ok());
         let unix_secs = time.ok_or_else(|| NodeError::Protocol("stats without a time".to_owned()))?;
-        let evictions = number("evictions").unwrap_or(0);
+        let evictions = stat(&stats, "evictions").unwrap_or(0);
         let settings = pipe.stats("settings", deadline).await?;
         let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
         Ok(NodeStats { offset: Offset::seen(unix_secs, now), evictions, has_cas })

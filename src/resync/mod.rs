@@ -181,6 +181,7 @@ use crate::protocol::reply::ReplyLimits;
 
 mod clocks;
 mod crawls;
+mod dump;
 mod entry;
 mod enumerate;
 mod governor;
@@ -193,6 +194,7 @@ mod progress;
 mod purge;
 mod refill;
 mod spool;
+mod table;
 mod verify;
 
 pub use crate::pair::Fill;
@@ -289,6 +291,34 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("tuning", &self.tuning).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// Of pair 0, on so many nodes whose memory nobody knows; nobody hears what the job asks.
+    pub(crate) fn alone(dialer: Arc<dyn Dial>, nodes: usize) -> Context {
+        Context {
+            dialer,
+            memories: BTreeMap::new(),
+            names: Arc::default(),
+            item_limits: BTreeMap::new(),
+            owner: Arc::new(|_: &[u8]| PairId(0)),
+            holds: Arc::new(|_, _| true),
+            tuning: Tuning::default(),
+            limiter: Arc::new(RateLimiter::new(None)),
+            pace: Arc::default(),
+            crawls: Arc::new(Crawls::new(nodes)),
+            clocks: Arc::new(Clocks::new(nodes)),
+            cancel: CancellationToken::new(),
+            quiesce: Arc::new(RwLock::new(())),
+            progress: Arc::new(Progress::new([PairId(0)])),
+            recopy: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            lone: BTreeMap::new(),
+            written: BTreeMap::new(),
+            coordinator: mpsc::channel(1).0,
+        }
     }
 }
 

@@ -282,16 +282,16 @@ pub(super) mod tests {
     use bytes::Bytes;
     use futures::future::BoxFuture;
     use tokio::io::duplex;
-    use tokio::sync::{RwLock, mpsc};
+    use tokio::sync::mpsc;
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
+    use super::super::super::Context;
     use super::super::super::JobEvent;
     use super::super::super::entry::Stage;
     use super::super::super::enumerate::DumpError;
     use super::super::super::governor::Leave;
     use super::super::super::spool::Spool;
-    use super::super::super::{Clocks, Context, Crawls, Progress, RateLimiter, Tuning};
     use super::super::LANE_BYTES;
     use super::*;
     use crate::backend::{Dial, NodeStream};
@@ -318,27 +318,8 @@ pub(super) mod tests {
 
     async fn refill_of(coordinator: mpsc::Sender<JobEvent>) -> Refill {
         let offset = Offset::seen(1_700_000_000, Duration::ZERO);
-        let ctx = Context {
-            dialer: Arc::new(Deaf(Mutex::default())),
-            memories: BTreeMap::new(),
-            names: Arc::default(),
-            item_limits: BTreeMap::new(),
-            owner: Arc::new(|_: &[u8]| PairId(0)),
-            holds: Arc::new(|_, _| true),
-            tuning: Tuning::default(),
-            limiter: Arc::new(RateLimiter::new(None)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(2)),
-            clocks: Arc::new(Clocks::new(2)),
-            cancel: CancellationToken::new(),
-            quiesce: Arc::new(RwLock::new(())),
-            progress: Arc::new(Progress::new([PairId(0)])),
-            recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
-            missed: BTreeMap::new(),
-            lone: BTreeMap::new(),
-            written: BTreeMap::new(),
-            coordinator,
-        };
+        let recopy = BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]);
+        let ctx = Context { recopy, coordinator, ..Context::alone(Arc::new(Deaf(Mutex::default())), 2) };
         let stop = CancellationToken::new();
         let nodes = (NodeId(0), NodeId(1));
         let mut refill = Refill::new(Arc::new(ctx), nodes, Fill::Empty, offset, vec![PairId(0)], 1, stop);
