@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::doors;
+
 /// How long a request may take, and how long it may be.
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST_MAX: usize = 8 << 10;
@@ -29,23 +31,14 @@ pub(super) async fn serve(
     over: CancellationToken,
 ) {
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = over.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else { continue };
-                let standby = standby.clone();
-                tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, answer(stream, standby)).await;
-                    drop(place);
-                });
-            }
-            Err(error) => super::cannot_accept(&error).await,
-        }
+    let what = "a connection to the admin listener";
+    while let Some((stream, _)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let standby = standby.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(PATIENCE, answer(stream, standby)).await;
+            drop(place);
+        });
     }
 }
 

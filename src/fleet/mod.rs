@@ -5,48 +5,55 @@
 //! proxy does after the one before it ended, and takes clients as any proxy does. What it passed on
 //! before it passes on to itself from then on. Once it is replaced, it ends.
 //!
-//! - `keeper`: the lease, by a thread of its own.
+//! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own.
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers say of earlier turns.
-//! - `peers`: how proxies talk to each other.
-//! - `relay`: clients of a proxy that is not active; `admin`: its HTTP listener.
+//! - `peers`: how proxies talk to each other; `follow`: where the active one is.
+//! - `doors`: what a standby takes connections on; `relay`: its clients; `admin`: its HTTP
+//!   listener.
+//! - `shown`: what a proxy says of itself.
 
 mod admin;
 mod agreement;
+mod doors;
+mod follow;
 mod keeper;
 mod peers;
+mod register;
 mod relay;
+mod shown;
 mod survey;
 
-use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::path::Path;
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::ambient;
 use crate::backend::marker::FleetMark;
 use crate::cluster::Turn;
-use crate::config::{FleetSettings, RegisterSettings, Settings};
-use crate::coord::{Access, Burden, Etcd, Event, FIRST_WORD, FileRegister, Holder, Me, Register};
+use crate::config::{FleetSettings, Settings};
+use crate::coord::{Burden, Event, Holder, Me, Record};
 use crate::daemon::Listeners;
 use crate::ids::Generation;
-use crate::lease::{self, Boot};
-use crate::ring::{NodeAddr, Topology};
+use crate::lease;
+use crate::ring::Topology;
 use crate::server;
 
 use agreement::Agreement;
-use keeper::{Keeper, Known, Order, Role, Tools};
-use peers::{Purpose, Serves, Serving};
-use relay::{Shared, Stream, Target};
+use follow::Follower;
+use keeper::{Keeper, Order, Role, Tools};
+use peers::{Serves, Serving};
+use register::Opened;
+use relay::{Shared, Target};
+use shown::Shown;
 use survey::Surveyor;
 
 /// How a process of a fleet ends that is to be started again, as a standby (`EX_TEMPFAIL`).
@@ -54,9 +61,6 @@ pub const EXIT_FENCED: u8 = 75;
 
 /// How long the clients of other proxies may take to be answered at a planned change.
 const LEAVING: Duration = Duration::from_secs(1);
-
-/// Of a fleet's name: it stands in one line between proxies, see `peers`.
-const NAME_MAX: usize = 200;
 
 /// How long the log is given to be written.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -86,18 +90,19 @@ fn surveyor(settings: &Settings) -> Surveyor {
 struct Fleet {
     settings: Settings,
     own: FleetSettings,
-    name: Arc<str>,
+    /// Where other proxies reach this one.
     address: String,
     keeper: Keeper,
     orders: Receiver<Order>,
     serves: Arc<Serves>,
     shared: Arc<Shared>,
-    shown: Arc<Shown>,
     /// Takes no clients any more.
     taking: CancellationToken,
-    over: CancellationToken,
     runtime: Handle,
 }
+
+/// Called before the process ends because this proxy was replaced.
+type AtEnd = Box<dyn Fn() + Send>;
 
 /// Serves clients as a standby, and as the active proxy once no other one is. Blocks until
 /// `shutdown` is cancelled and everything is answered. `ready` is called when clients are taken;
@@ -116,185 +121,40 @@ pub fn run(
 ) -> std::io::Result<()> {
     lease::own().end();
     let holder = Holder(ambient::random_u64().max(1));
-    let (register, name) = register(&own, holder)?;
-    let peers = peer_listener(&settings, &own)?;
-    let bound = peers.local_addr()?;
-    let address = own
-        .advertise
-        .as_ref()
-        .map_or_else(|| bound.to_string(), |address| NodeAddr { port: bound.port(), ..address.clone() }.to_string());
-    let ends = (shutdown.clone(), Box::new(at_end) as Box<dyn Fn() + Send>);
-    let fleet = Fleet::start(settings, own, (register, name, holder), (peers, address), ends)?;
+    let opened = register::open(&own, holder)?;
+    let peers = peers::bind(&settings, &own)?;
+    let fleet = Fleet::start(settings, own, (holder, opened), peers, (shutdown.clone(), Box::new(at_end)))?;
     fleet.take_clients(&listeners)?;
     ready()?;
     let ended = fleet.stand_by(listeners, &shutdown);
-    fleet.over.cancel();
+    fleet.shared.over.cancel();
     ended
 }
 
-/// Where the proxies agree, and the fleet's name.
-fn register(own: &FleetSettings, holder: Holder) -> std::io::Result<(Box<dyn Register>, Arc<str>)> {
-    let refuse = |why: String| std::io::Error::other(format!("--coordinate: {why}"));
-    match &own.register {
-        RegisterSettings::File(path) => {
-            // One file has one name, however its path is spelt.
-            let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
-            let path = directory.zip(path.file_name()).map_or_else(|| path.clone(), |(at, file)| at.join(file));
-            // Of this host: another one's file of that name is another one.
-            let host = host();
-            let name = format!("file:{}@{host}", path.display()).replace(char::is_whitespace, "_");
-            if name.len() > NAME_MAX {
-                let most = NAME_MAX + path.as_os_str().len() - name.len();
-                return Err(refuse(format!("{} is too long: give a path of at most {most} bytes", path.display())));
-            }
-            let register = FileRegister::open(&path, holder).map_err(|why| refuse(why.to_string()))?;
-            Ok((Box::new(register), name.into()))
-        }
-        RegisterSettings::Etcd { members, name } => {
-            let access = own.login.as_deref().map(login).transpose()?;
-            let mut etcd = Etcd::new(members, name, access);
-            match etcd.judge(Instant::now() + FIRST_WORD) {
-                Ok(None) => {}
-                Ok(Some(why)) => return Err(refuse(why)),
-                // It may come: whoever is a standby waits for it.
-                Err(why) => tracing::error!("{why}: no proxy can become active before one answers"),
-            }
-            Ok((Box::new(etcd), name.as_str().into()))
-        }
-    }
-}
-
-fn login(path: &Path) -> std::io::Result<Access> {
-    let refuse = |why: String| std::io::Error::other(format!("--coordinate-login {}: {why}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    match text.trim_end_matches(['\r', '\n']).split_once(':') {
-        Some((user, password)) if !user.is_empty() => {
-            Ok(Access { user: user.to_owned(), password: password.to_owned() })
-        }
-        _ => Err(refuse("must hold one line, USER:PASSWORD".to_owned())),
-    }
-}
-
+/// This machine's name.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// Where other proxies reach this one.
-fn peer_listener(settings: &Settings, own: &FleetSettings) -> std::io::Result<TcpListener> {
-    let first = settings.listen.first().map(SocketAddr::ip);
-    let at = match &own.advertise {
-        Some(address) => (address.host.as_str(), address.port).to_socket_addrs()?.next(),
-        None => first.map(|ip| SocketAddr::new(ip, 0)),
-    };
-    let at = at.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-    if own.advertise.is_none() && at.ip().is_unspecified() {
-        let name = host();
-        return Err(std::io::Error::other(format!(
-            "--advertise is missing: -l {} says nothing of where other proxies reach this one; give for example --advertise {name}:11300",
-            at.ip()
-        )));
-    }
-    let listener = TcpListener::bind(at).map_err(|error| {
-        std::io::Error::new(error.kind(), format!("cannot listen for other proxies on {at}: {error}; give --advertise an address of this machine and a port that is free"))
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// What others may look at.
-#[derive(Default)]
-struct Shown {
-    forwarded: AtomicU64,
-    /// A control connection to the active proxy is open.
-    reached: AtomicBool,
-    /// The active proxy, where this is it, waits for the former one to be gone.
-    former: Arc<AtomicBool>,
-}
-
-impl Shown {
-    /// For `stats proxy`.
-    fn lines(&self, known: &Known, own: &str) -> Bytes {
-        let reached = self.reached.load(Ordering::Relaxed);
-        let ready = known.role == Role::Active || known.role == Role::Standby && reached;
-        let lease_ms = match known.role {
-            Role::Active => lease::own().left(Boot::now()).as_millis(),
-            Role::Standby | Role::Suspended => 0,
-        };
-        let mut out = String::new();
-        let mut put = |name: &str, value: &dyn std::fmt::Display| {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "STAT proxy:{name} {value}\r\n");
-        };
-        put("role", &known.role.word());
-        put("generation", &known.generation);
-        put("active", &known.active.as_deref().unwrap_or("none"));
-        put("own", &own);
-        put("lease_ms", &lease_ms);
-        put("former", &if self.former.load(Ordering::Relaxed) { "awaited" } else { "none" });
-        put("ready", &u8::from(ready));
-        put("forwarded", &self.forwarded.load(Ordering::Relaxed));
-        if let Some(trouble) = &known.trouble {
-            put("trouble", &trouble.replace(char::is_control, " "));
-        }
-        out.push_str("END\r\n");
-        Bytes::from(out)
-    }
 }
 
 impl Fleet {
     fn start(
         settings: Settings,
         own: FleetSettings,
-        (register, name, holder): (Box<dyn Register>, Arc<str>, Holder),
+        (holder, opened): (Holder, Opened),
         (peers, address): (TcpListener, String),
-        (shutdown, at_end): (CancellationToken, Box<dyn Fn() + Send>),
+        (shutdown, at_end): (CancellationToken, AtEnd),
     ) -> std::io::Result<Fleet> {
         // A thread of its own: the control plane's, and the workers', stand still without a lease.
         let driver = Builder::new_current_thread().enable_all().build()?;
         let runtime = driver.handle().clone();
-        let over = CancellationToken::new();
-        let topology = Topology::new(&settings.primaries, &settings.backups, settings.distribution);
-        let (fingerprint, candidate) = (alike(&topology, own.lease), own.candidate);
-        let me = Me { holder, address: address.clone(), fingerprint, candidate };
+        let name = opened.name.clone();
         let (send_order, orders) = channel();
-        let fence = Box::new(move || {
-            at_end();
-            // (The log has a thread of its own. Nothing is sent or told meanwhile.)
-            std::thread::sleep(LAST_WORDS);
-            std::process::exit(i32::from(EXIT_FENCED));
-        });
-        let place = match &own.register {
-            RegisterSettings::File(path) => format!("--coordinate file:{}", path.display()),
-            RegisterSettings::Etcd { name, .. } => format!("etcd, key /resilver/v1/{name}/active"),
-        };
-        let (surveyor, name_text) = (surveyor(&settings), name.to_string());
-        let tools = Tools { register, surveyor, name: name_text, place, lease: own.lease, fence };
-        let keeper = keeper::start(me, tools, send_order.clone())?;
+        let keeper = keep(&settings, &own, (holder, address.clone()), opened, at_end, send_order.clone())?;
         let (shows, target) = watch::channel(Target::default());
         let (serves, served) = watch::channel(None);
-        let shown = Arc::new(Shown::default());
-        let show = {
-            let (known, own, shown) = (keeper.known.clone(), address.clone(), shown.clone());
-            move || shown.lines(&known.borrow(), &own)
-        };
-        let shared = Arc::new(Shared {
-            name: name.clone(),
-            target,
-            takeover_wait: own.takeover_wait,
-            lease: own.lease,
-            clients: AtomicUsize::new(0),
-            max_clients: settings.max_clients,
-            links: AtomicUsize::new(0),
-            shown: shown.clone(),
-            hurry: {
-                let keeper = keeper.clone();
-                Box::new(move || keeper.hurry())
-            },
-            show: Box::new(show),
-            over: over.clone(),
-        });
-        runtime.spawn(peers::listen(peers, name.clone(), served.clone(), own.lease));
-        runtime.spawn(follow(keeper.clone(), shows, served, shared.clone()));
+        let shared = share(&settings, &own, name.clone(), (&keeper, address.clone()), target);
+        runtime.spawn(peers::listen(peers, name, served.clone(), own.lease));
+        runtime.spawn(Follower::new(keeper.known.clone(), served, shows, shared.clone()).run());
         runtime.spawn(async move {
             shutdown.cancelled().await;
             let _ = send_order.send(Order::Stop);
@@ -304,90 +164,33 @@ impl Fleet {
             .name("fleet".to_owned())
             .spawn(move || driver.block_on(std::future::pending::<()>()))?;
         let (taking, serves) = (CancellationToken::new(), Arc::new(serves));
-        Ok(Fleet { settings, own, name, address, keeper, orders, serves, shared, taking, over, runtime, shown })
+        Ok(Fleet { settings, own, address, keeper, orders, serves, shared, taking, runtime })
     }
 
     /// Takes clients until it becomes active: their requests are passed on.
     fn take_clients(&self, listeners: &Listeners) -> std::io::Result<()> {
+        let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
+        let standby = move || admin::Standby {
+            ready: shown.reached.load(Ordering::Relaxed),
+            active: known.borrow().active.clone(),
+        };
         let _inside = self.runtime.enter();
-        for listener in listeners.tcp.iter().flatten() {
-            let listener = listener.try_clone()?;
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let (shared, taking) = (self.shared.clone(), self.taking.clone());
-            self.runtime.spawn(async move {
-                loop {
-                    let accepted = tokio::select! {
-                        biased;
-                        () = taking.cancelled() => return,
-                        accepted = listener.accept() => accepted,
-                    };
-                    match accepted {
-                        Ok((stream, _)) => {
-                            let _ = stream.set_nodelay(true);
-                            tokio::spawn(relay::serve(Stream::Tcp(stream), shared.clone()));
-                        }
-                        Err(error) => cannot_accept(&error).await,
-                    }
-                }
-            });
-        }
-        if let Some(listener) = &listeners.admin {
-            let listener = listener.try_clone()?;
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let (known, shown) = (self.keeper.known.clone(), self.shown.clone());
-            let standby = move || admin::Standby {
-                ready: shown.reached.load(Ordering::Relaxed),
-                active: known.borrow().active.clone(),
-            };
-            self.runtime.spawn(admin::serve(listener, standby, self.taking.clone()));
-        }
-        // (Operators' commands are for the active one too.)
-        for listener in [&listeners.unix, &listeners.admin_socket].into_iter().flatten() {
-            let listener = listener.try_clone()?;
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::UnixListener::from_std(listener)?;
-            let (shared, taking) = (self.shared.clone(), self.taking.clone());
-            self.runtime.spawn(async move {
-                loop {
-                    let accepted = tokio::select! {
-                        biased;
-                        () = taking.cancelled() => return,
-                        accepted = listener.accept() => accepted,
-                    };
-                    match accepted {
-                        Ok((stream, _)) => drop(tokio::spawn(relay::serve(Stream::Unix(stream), shared.clone()))),
-                        Err(error) => cannot_accept(&error).await,
-                    }
-                }
-            });
-        }
-        Ok(())
+        doors::open(listeners, &self.shared, standby, &self.taking)
     }
 
     fn stand_by(&self, listeners: Listeners, shutdown: &CancellationToken) -> std::io::Result<()> {
         match self.orders.recv() {
             Ok(Order::Begin { generation, predecessor, before }) => {
-                let former = predecessor.awaits.then(|| {
-                    before.map_or("some proxy with an open session".to_owned(), |record| {
-                        let earlier = if record.awaits { ", or an earlier one" } else { "" };
-                        format!(
-                            "that of generation {}, which was reached on {}{earlier}",
-                            record.generation, record.address
-                        )
-                    })
-                });
+                let former = predecessor.awaits.then(|| in_words(before));
                 self.act((generation, predecessor, former), listeners, shutdown)
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
                 self.keeper.tell(Event::Leave);
-                self.over.cancel();
-                let deadline = Instant::now() + self.settings.shutdown_grace;
-                while self.shared.clients.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+                self.shared.over.cancel();
+                let grace = self.settings.shutdown_grace;
+                // (Whoever is left then is cut off.)
+                let _ = self.runtime.block_on(async { timeout(grace, none_left(&self.shared.clients)).await });
                 Ok(())
             }
             // (The keeper ends with the process.)
@@ -406,16 +209,17 @@ impl Fleet {
         let (workers, handed): (Vec<_>, Vec<_>) =
             (0..self.settings.threads.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         listeners.handed = handed;
-        let mark = FleetMark { name: self.name.to_string(), generation, address: self.address.clone() };
+        let mark = FleetMark { name: self.shared.name.to_string(), generation, address: self.address.clone() };
         let turn = Turn { mark, term: predecessor.term, former, grace: self.own.former_grace };
         let agreement = {
             let shared = self.shared.clone();
-            let shown = agreement::Shown { former: self.shown.former.clone(), all: Box::new(move || (shared.show)()) };
+            let former = shared.shown.former.clone();
+            let shown = agreement::Shown { former, all: Box::new(move || (shared.show)()) };
             Agreement::new(self.keeper.clone(), turn, predecessor, shown)
         };
         self.keeper.hear_commits(agreement.hears());
         let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
-        let serving = Serving { generation, workers, leaving: leaving.clone(), others: Arc::default() };
+        let serving = Serving { generation, workers, leaving: leaving.clone(), others: TaskTracker::new() };
         self.runtime.spawn(hand_over(
             (shutdown.clone(), stop.clone()),
             serving.clone(),
@@ -428,27 +232,85 @@ impl Fleet {
         });
         // Nothing is sent to servers any more.
         self.serves.send_replace(None);
+        self.free_record();
+        ended
+    }
+
+    fn free_record(&self) {
         self.keeper.tell(Event::Stopped);
         let deadline = Instant::now() + self.own.lease;
         loop {
             match self.orders.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Order::Over) => break,
+                Ok(Order::Over) => return,
                 Ok(_) => {}
                 Err(_) => {
-                    tracing::warn!("the record cannot be freed: the next active proxy waits for the end of the lease");
-                    break;
+                    return tracing::warn!(
+                        "the record cannot be freed: the next active proxy waits for the end of the lease"
+                    );
                 }
             }
         }
-        ended
     }
 }
 
-async fn cannot_accept(error: &std::io::Error) {
-    if error.kind() != std::io::ErrorKind::ConnectionAborted {
-        tracing::warn!(%error, "cannot accept a client");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+/// Starts the thread that keeps the lease.
+fn keep(
+    settings: &Settings,
+    own: &FleetSettings,
+    (holder, address): (Holder, String),
+    opened: Opened,
+    at_end: AtEnd,
+    orders: Sender<Order>,
+) -> std::io::Result<Keeper> {
+    let topology = Topology::new(&settings.primaries, &settings.backups, settings.distribution);
+    let me = Me { holder, address, fingerprint: alike(&topology, own.lease), candidate: own.candidate };
+    let fence = Box::new(move || {
+        at_end();
+        // (The log has a thread of its own. Nothing is sent or told meanwhile.)
+        std::thread::sleep(LAST_WORDS);
+        std::process::exit(i32::from(EXIT_FENCED));
+    });
+    let Opened { register, name, place } = opened;
+    let (surveyor, name) = (surveyor(settings), name.to_string());
+    keeper::start(me, Tools { register, surveyor, name, place, lease: own.lease, fence }, orders)
+}
+
+fn share(
+    settings: &Settings,
+    own: &FleetSettings,
+    name: Arc<str>,
+    (keeper, address): (&Keeper, String),
+    target: watch::Receiver<Target>,
+) -> Arc<Shared> {
+    let (shown, known, hurries) = (Arc::new(Shown::default()), keeper.known.clone(), keeper.clone());
+    Arc::new(Shared {
+        name,
+        target,
+        takeover_wait: own.takeover_wait,
+        lease: own.lease,
+        clients: TaskTracker::new(),
+        max_clients: settings.max_clients,
+        links: TaskTracker::new(),
+        shown: shown.clone(),
+        hurry: Box::new(move || hurries.hurry()),
+        show: Box::new(move || shown.lines(&known.borrow(), &address)),
+        over: CancellationToken::new(),
+    })
+}
+
+/// The former active proxy, which is not known to be gone, by its record.
+fn in_words(before: Option<Record>) -> String {
+    let Some(Record { generation, address, awaits, .. }) = before else {
+        return "some proxy with an open session".to_owned();
+    };
+    let earlier = if awaits { ", or an earlier one" } else { "" };
+    format!("that of generation {generation}, which was reached on {address}{earlier}")
+}
+
+/// Completes when all that were counted are gone.
+async fn none_left(counted: &TaskTracker) {
+    counted.close();
+    counted.wait().await;
 }
 
 /// At a planned change nothing new comes from other proxies before this one stops: what they have
@@ -464,140 +326,13 @@ async fn hand_over(
         keeper.quit();
     }
     serving.leaving.cancel();
-    let deadline = Instant::now() + LEAVING;
-    let busy = || serving.others.load(Ordering::SeqCst) + shared.links.load(Ordering::SeqCst) > 0;
-    while busy() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let answered = async {
+        none_left(&serving.others).await;
+        none_left(&shared.links).await;
+    };
+    // (Else they hear of it as where a proxy ends unasked.)
+    let _ = timeout(LEAVING, answered).await;
     stop.cancel();
-}
-
-/// Tells the relays where the active proxy is, and holds a control connection to it.
-async fn follow(
-    keeper: Keeper,
-    shows: watch::Sender<Target>,
-    mut served: watch::Receiver<Option<Serving>>,
-    shared: Arc<Shared>,
-) {
-    let mut known = keeper.known.clone();
-    // Of this generation it is known that it hands over, or has ended.
-    let mut leaving = None;
-    let mut control: Option<(Generation, tokio::net::TcpStream)> = None;
-    let mut byte = [0];
-    // The one that is active by the record, and when it was last heard, or first known.
-    let mut heard = (None, Instant::now());
-    let mut asked = Instant::now();
-    loop {
-        let now = known.borrow_and_update().clone();
-        let own = served.borrow_and_update().clone();
-        let own_leaves = own.as_ref().map(|serving| serving.leaving.clone());
-        if own_leaves.as_ref().is_some_and(CancellationToken::is_cancelled) {
-            leaving = own.as_ref().map(|serving| serving.generation);
-        }
-        let serving = own.map(|serving| serving.generation);
-        let active = match now.role {
-            Role::Standby if now.other_list => None,
-            Role::Standby => now.active.clone().map(|address| (now.generation, address)),
-            Role::Active | Role::Suspended => {
-                now.active.clone().filter(|_| serving.is_some()).map(|at| (now.generation, at))
-            }
-        };
-        let why = match (&now.trouble, now.other_list) {
-            (_, true) => "the active one has another list of servers, or another --lease".to_owned(),
-            (Some(trouble), _) => trouble.clone(),
-            (None, _) => String::new(),
-        };
-        let is_leaving = active.as_ref().is_some_and(|(generation, _)| leaving == Some(*generation));
-        let at = active.as_ref().map(|(generation, _)| *generation);
-        if heard.0 != at {
-            heard = (at, Instant::now());
-        }
-        // The record may go on where the network to its holder is cut.
-        let cut = now.role == Role::Standby && at.is_some() && heard.1.elapsed() > shared.lease;
-        let silent = now.silent || now.role == Role::Suspended || cut;
-        if cut {
-            control = None;
-        }
-        let target = Target { active, leaving: is_leaving, silent, why };
-        shows.send_if_modified(|shown| {
-            let changed = *shown != target;
-            *shown = target.clone();
-            changed
-        });
-        let present = target.active.as_ref().map(|(generation, _)| *generation);
-        if control.as_ref().is_some_and(|(generation, _)| Some(*generation) != present)
-            || is_leaving && shared.links.load(Ordering::SeqCst) == 0
-        {
-            control = None;
-        }
-        shared.shown.reached.store(control.is_some(), Ordering::Relaxed);
-        if control.is_none()
-            && now.role == Role::Standby
-            && !is_leaving
-            && let Some((generation, address)) = &target.active
-        {
-            match peers::dial(address, *generation, Purpose::Control, &shared.name, shared.lease).await {
-                Ok(stream) => {
-                    heard.1 = Instant::now();
-                    control = Some((*generation, stream));
-                    continue;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot reach the active proxy");
-                    (shared.hurry)();
-                    tokio::time::sleep(FOLLOW_PAUSE).await;
-                    continue;
-                }
-            }
-        }
-        let waits = is_leaving || now.role == Role::Standby && target.active.is_none();
-        let own_leaves = async {
-            match &own_leaves {
-                Some(leaves) if !leaves.is_cancelled() => leaves.cancelled().await,
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            changed = known.changed() => if changed.is_err() { return },
-            changed = served.changed() => if changed.is_err() { return },
-            () = own_leaves => {}
-            read = read_control(&mut control, &mut byte) => match read {
-                Ok(n) if n > 0 && byte == [peers::PONG] => heard.1 = Instant::now(),
-                Ok(n) if n > 0 => leaving = present,
-                // Our own kernel has given it up: the other end may be there.
-                Err(error) if !crate::backend::is_from_node(&error) => control = None,
-                _ => {
-                    control = None;
-                    leaving = present;
-                    (shared.hurry)();
-                }
-            },
-            () = tokio::time::sleep(FOLLOW_PAUSE), if waits => (shared.hurry)(),
-            () = tokio::time::sleep_until((asked + shared.lease / PINGS).into()), if control.is_some() && !waits => {
-                asked = Instant::now();
-                if let Some((_, stream)) = &control {
-                    // (Full: it will be found silent.)
-                    let _ = stream.try_write(&[peers::PING]);
-                }
-            }
-        }
-    }
-}
-
-/// So often in a lease the other end of a control connection is asked whether it is there.
-const PINGS: u32 = 6;
-
-/// Between two looks for a new active proxy.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
-
-async fn read_control(
-    control: &mut Option<(Generation, tokio::net::TcpStream)>,
-    byte: &mut [u8],
-) -> std::io::Result<usize> {
-    match control {
-        Some((_, stream)) => stream.read(byte).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What all proxies must have alike: the ring; and the lease, for a candidate with a shorter one

@@ -13,7 +13,7 @@
 //! connection is closed when all that was sent is answered.
 
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,9 +23,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::config::{FleetSettings, Settings};
+use crate::daemon::cannot_accept;
 use crate::ids::Generation;
 use crate::lease::{self, Boot};
+use crate::ring::NodeAddr;
 
 /// Of what is said here; a proxy of another version is refused.
 const VERSION: &str = "1";
@@ -49,7 +53,7 @@ pub(super) struct Serving {
     /// It is about to hand over.
     pub(super) leaving: CancellationToken,
     /// Control connections of other proxies.
-    pub(super) others: Arc<AtomicUsize>,
+    pub(super) others: TaskTracker,
 }
 
 /// Where this proxy is while it is active.
@@ -68,6 +72,37 @@ impl Purpose {
             Purpose::Control => "control",
         }
     }
+}
+
+/// Binds the peer listener. Returns with it where other proxies reach this one.
+///
+/// # Errors
+///
+/// What the system refused, and what to give then.
+pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdListener, String)> {
+    let first = settings.listen.first().map(SocketAddr::ip);
+    let at = match &own.advertise {
+        Some(address) => (address.host.as_str(), address.port).to_socket_addrs()?.next(),
+        None => first.map(|ip| SocketAddr::new(ip, 0)),
+    };
+    let at = at.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+    if own.advertise.is_none() && at.ip().is_unspecified() {
+        let name = super::host();
+        return Err(io::Error::other(format!(
+            "--advertise is missing: -l {} says nothing of where other proxies reach this one; give for example --advertise {name}:11300",
+            at.ip()
+        )));
+    }
+    let listener = StdListener::bind(at).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen for other proxies on {at}: {error}; give --advertise an address of this machine and a port that is free"))
+    })?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    let address = match &own.advertise {
+        Some(address) => NodeAddr { port: bound.port(), ..address.clone() }.to_string(),
+        None => bound.to_string(),
+    };
+    Ok((listener, address))
 }
 
 /// Takes connections of other proxies for as long as the runtime lives.
@@ -99,10 +134,7 @@ pub(super) async fn listen(
                     });
                 });
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept another proxy");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            Err(error) => cannot_accept("another proxy", &error).await,
         }
     }
 }
@@ -184,24 +216,23 @@ fn hand_on(stream: TcpStream, serving: &Serving, next: &AtomicUsize) {
 
 /// A control connection, until the other end closes it.
 async fn keep(mut stream: TcpStream, serving: Serving) {
-    serving.others.fetch_add(1, Ordering::SeqCst);
+    let _counted = serving.others.token();
     let mut told = false;
     loop {
         tokio::select! {
             () = serving.leaving.cancelled(), if !told => {
                 told = true;
                 if stream.write_all(b"leaving\r\n").await.is_err() {
-                    break;
+                    return;
                 }
             }
             read = stream.read_u8() => {
                 if read.is_err() || stream.write_all(&[PONG]).await.is_err() {
-                    break;
+                    return;
                 }
             }
         }
     }
-    serving.others.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// Dials the active proxy.

@@ -6,45 +6,39 @@
 //! is answered with an error, for nobody knows whether it was done, and is never sent again, but
 //! for pure reads; what was not sent yet waits for the next active proxy.
 
+mod answers;
+mod link;
 mod requests;
 mod stream;
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncWriteExt, Interest, Ready};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::ids::Generation;
 use crate::protocol::answer::TOO_MANY;
 
-use super::Shown;
-use super::peers::{self, Purpose};
-use requests::{Answers, End, Head, Owed, head};
+use super::shown::Shown;
+use answers::{Answers, End};
+use link::{DIAL_PAUSE, Dialling, Ending, Former, IDLE, Link, dialled, ended};
+use requests::{Head, Owed, head};
 pub(super) use stream::Stream;
-use stream::{is_ended_there, ready};
+use stream::{interest, is_ended_there, ready};
 
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
 const OWED_MAX: usize = 2048;
 /// Reads that are kept to be asked again stand among so many.
 const KEPT_AMONG: usize = 32;
-
-/// A connection of which nobody knows what it is owed is closed at a planned change once nothing
-/// has moved on it for so long.
-const IDLE: Duration = Duration::from_millis(100);
-
-/// Between two tries to reach the active proxy.
-const DIAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where requests go.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -66,10 +60,10 @@ pub(super) struct Shared {
     pub(super) takeover_wait: Duration,
     pub(super) lease: Duration,
     /// Clients here, and how many there may be.
-    pub(super) clients: AtomicUsize,
+    pub(super) clients: TaskTracker,
     pub(super) max_clients: usize,
     /// Connections to an active proxy.
-    pub(super) links: AtomicUsize,
+    pub(super) links: TaskTracker,
     /// For people.
     pub(super) shown: Arc<Shown>,
     /// A new active proxy is waited for.
@@ -80,44 +74,21 @@ pub(super) struct Shared {
     pub(super) over: CancellationToken,
 }
 
-/// How a link ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ending {
-    /// By its proxy: nothing of it is under way there any more.
-    Closed,
-    /// Its proxy is not the active one any more: its lease is over.
-    Replaced,
-    /// Nobody knows, and its proxy may be the active one as before.
-    Unknown,
-}
-
 /// Serves a client until it goes, or has to.
-pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
-    if shared.clients.fetch_add(1, Ordering::SeqCst) >= shared.max_clients {
-        let told = match &mut stream {
-            Stream::Tcp(stream) => stream.write_all(TOO_MANY).await,
-            Stream::Unix(stream) => stream.write_all(TOO_MANY).await,
-        };
-        drop(told);
-    } else {
-        let target = shared.target.clone();
-        let mut relay = Relay::new(stream, shared.clone(), target);
-        relay.run().await;
-        if relay.link.is_some() {
-            shared.links.fetch_sub(1, Ordering::SeqCst);
-        }
+pub(super) async fn serve(mut client: Stream, shared: Arc<Shared>) {
+    let _counted = shared.clients.token();
+    if shared.clients.len() > shared.max_clients {
+        return client.refuse(TOO_MANY).await;
     }
-    shared.clients.fetch_sub(1, Ordering::SeqCst);
+    Relay::new(client, shared).run().await;
 }
-
-type Dialling = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 /// One client.
 struct Relay {
     client: Stream,
     shared: Arc<Shared>,
     target: watch::Receiver<Target>,
-    link: Option<(Generation, Stream)>,
+    link: Option<Link>,
     dialling: Option<(Generation, Dialling)>,
     /// No sooner is it dialled again.
     next_dial: Instant,
@@ -144,26 +115,18 @@ struct Relay {
     moved: Instant,
     /// The link was told that the client sends nothing more.
     half_closed: bool,
-    /// A link of the active proxy that was not waited for any more: before it has ended, what was
-    /// sent on it may be done after what is sent on a new one. Until then, at most.
     former: Option<Former>,
-}
-
-struct Former {
-    generation: Generation,
-    link: Stream,
-    until: Instant,
 }
 
 /// The client's connection is to be closed.
 struct Over;
 
 impl Relay {
-    fn new(client: Stream, shared: Arc<Shared>, target: watch::Receiver<Target>) -> Relay {
+    fn new(client: Stream, shared: Arc<Shared>) -> Relay {
         Relay {
             client,
+            target: shared.target.clone(),
             shared,
-            target,
             link: None,
             dialling: None,
             next_dial: Instant::now(),
@@ -205,7 +168,7 @@ impl Relay {
 
     async fn turn(&mut self) -> Result<(), Over> {
         self.follow_target()?;
-        self.pass_on()?;
+        self.pass_on();
         self.tell_front();
         if self.finished {
             self.finish()?;
@@ -215,18 +178,8 @@ impl Relay {
         }
         let room = self.to_client.len() < HELD;
         let reads = !self.finished && self.input.len() < HELD && room;
-        let client = match (reads, !self.to_client.is_empty()) {
-            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
-            (true, false) => Some(Interest::READABLE),
-            (false, true) => Some(Interest::WRITABLE),
-            (false, false) => None,
-        };
-        let link = match (&self.link, room, !self.to_link.is_empty()) {
-            (None, _, _) | (_, false, false) => None,
-            (Some(_), true, true) => Some(Interest::READABLE | Interest::WRITABLE),
-            (Some(_), true, false) => Some(Interest::READABLE),
-            (Some(_), false, true) => Some(Interest::WRITABLE),
-        };
+        let client = interest(reads, !self.to_client.is_empty());
+        let link = self.link.as_ref().and_then(|_| interest(room, !self.to_link.is_empty()));
         let wakes = self.wakes();
         let over = self.shared.over.clone();
         tokio::select! {
@@ -241,7 +194,7 @@ impl Relay {
                     self.read_from_client()?;
                 }
             }
-            ready = ready(self.link.as_ref().map(|(_, link)| link), link) => {
+            ready = ready(self.link.as_ref().map(|link| &link.stream), link) => {
                 let moved = ready.and_then(|ready| self.move_link(ready));
                 if moved.is_err() {
                     let closed = moved.is_err_and(|error| is_ended_there(&error));
@@ -292,13 +245,13 @@ impl Relay {
         if self.is_quiet() {
             return Err(Over);
         }
-        let Some((_, link)) = &self.link else { return if self.opaque { Err(Over) } else { Ok(()) } };
+        let Some(Link { stream, .. }) = &self.link else { return if self.opaque { Err(Over) } else { Ok(()) } };
         let unknown = self.opaque
             || self.left > 0
             || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps | Owed::Named { quiet: true, .. }));
         if unknown && !self.half_closed {
             // Nobody knows what it is owed: its end tells that all was answered.
-            link.close_half().map_err(|_| Over)?;
+            stream.close_half().map_err(|_| Over)?;
             self.half_closed = true;
         }
         if self.half_closed && self.moved.elapsed() >= self.shared.takeover_wait { Err(Over) } else { Ok(()) }
@@ -307,68 +260,6 @@ impl Relay {
     /// Whether there is something for an active proxy.
     fn has_work(&self) -> bool {
         !self.input.is_empty() || self.owed.iter().any(|owed| matches!(owed, Owed::Read(_)))
-    }
-
-    /// Goes by where the active proxy is now.
-    fn follow_target(&mut self) -> Result<(), Over> {
-        let target = self.target.borrow_and_update().clone();
-        if let Some((generation, _)) = &self.link {
-            let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
-            let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
-            if present && target.leaving {
-                self.drain_link()?;
-            } else if !present || in_vain {
-                // (Of the one before: what it has not answered by now it never will, or nobody
-                // knows.)
-                self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
-            }
-        }
-        let open = target.active.as_ref().filter(|_| !target.leaving);
-        if let Some((generation, _)) = &self.dialling
-            && open.is_none_or(|(active, _)| active != generation)
-        {
-            self.dialling = None;
-        }
-        let present = target.active.as_ref().map(|(active, _)| *active);
-        // (Of one that is not active any more: its lease is over.)
-        self.former = self.former.take().filter(|former| Some(former.generation) == present);
-        if self.former.is_some() {
-            return Ok(());
-        }
-        if self.link.is_none() && self.dialling.is_none() && self.has_work() {
-            let waits = *self.waits.get_or_insert_with(Instant::now);
-            if let Some((generation, address)) = open.cloned().filter(|_| Instant::now() >= self.next_dial) {
-                let name = self.shared.name.clone();
-                let lease = self.shared.lease;
-                let dial = async move { peers::dial(&address, generation, Purpose::Data, &name, lease).await };
-                self.dialling = Some((generation, Box::pin(dial)));
-            }
-            if waits.elapsed() >= self.shared.takeover_wait {
-                let why = if target.why.is_empty() { "it does not answer" } else { &target.why };
-                self.refuse(&format!("no proxy is active: {why}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn dialled(&mut self, generation: Generation, dialled: io::Result<TcpStream>) {
-        match dialled {
-            Ok(stream) => {
-                self.shared.links.fetch_add(1, Ordering::SeqCst);
-                self.link = Some((generation, Stream::Tcp(stream)));
-                (self.answers, self.waits, self.asked) = (Answers::default(), None, Instant::now());
-                (self.moved, self.half_closed) = (Instant::now(), false);
-                for owed in &self.owed {
-                    if let Owed::Read(request) = owed {
-                        self.to_link.extend_from_slice(request);
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot reach the active proxy");
-                (self.shared.hurry)();
-            }
-        }
     }
 
     /// Everything that waits is answered with an error.
@@ -411,7 +302,7 @@ impl Relay {
     }
 
     /// Moves whole requests on, and pieces of the last one.
-    fn pass_on(&mut self) -> Result<(), Over> {
+    fn pass_on(&mut self) {
         self.drop_input();
         let leaving = self.target.borrow().leaving;
         while self.dropped == 0 {
@@ -458,7 +349,6 @@ impl Relay {
                 Head::Opaque => self.opaque = true,
             }
         }
-        Ok(())
     }
 
     /// What stands at the front and is known is told.
@@ -467,70 +357,6 @@ impl Relay {
             self.to_client.extend_from_slice(told);
             self.owed.pop_front();
         }
-    }
-
-    /// Its proxy hands over: nothing new is sent, and it is closed once all is answered. A question
-    /// of this proxy's own tells that what is owed nothing was done.
-    fn drain_link(&mut self) -> Result<(), Over> {
-        if self.opaque {
-            // (Else it would keep the change waiting, and end with the proxy all the same.)
-            let idle = self.to_link.is_empty() && self.moved.elapsed() >= IDLE;
-            return if idle { Err(Over) } else { Ok(()) };
-        }
-        if self.left > 0 {
-            return Ok(());
-        }
-        if self.owed.is_empty() && self.to_link.is_empty() {
-            self.drop_link();
-        } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
-            self.owed.push_back(Owed::Own);
-            self.to_link.extend_from_slice(b"mn\r\n");
-        }
-        Ok(())
-    }
-
-    fn drop_link(&mut self) {
-        if self.link.take().is_some() {
-            self.shared.links.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// It has ended, or nobody listens to it any more.
-    fn link_ended(&mut self, ending: Ending) -> Result<(), Over> {
-        let writes = self.left > 0 || self.owed.iter().any(|owed| !matches!(owed, Owed::Read(_) | Owed::Told(_)));
-        if ending == Ending::Unknown && writes {
-            // What is sent on another link might be done, and acknowledged, before this is.
-            let link = self.link.take().filter(|(_, link)| link.close_half().is_ok());
-            self.shared.links.fetch_sub(1, Ordering::SeqCst);
-            let (generation, link) = link.ok_or(Over)?;
-            self.former = Some(Former { generation, link, until: Instant::now() + self.shared.takeover_wait });
-        }
-        self.drop_link();
-        (self.shared.hurry)();
-        self.to_link.clear();
-        if self.opaque || self.answers.is_begun() {
-            // (As where a server's connection breaks.)
-            return Err(Over);
-        }
-        const UNKNOWN: &[u8] = b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
-        let mut kept = VecDeque::new();
-        for owed in std::mem::take(&mut self.owed) {
-            match owed {
-                Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(UNKNOWN))),
-                Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
-                // Its client takes it for done: it is told so, as at the crash of a proxy alone.
-                Owed::Nothing => return Err(Over),
-                // Nobody waits for an answer.
-                Owed::Own => {}
-                Owed::Perhaps | Owed::Named { .. } => return Err(Over),
-            }
-        }
-        self.owed = kept;
-        // The rest of what was begun is not sent to anybody.
-        self.dropped = std::mem::take(&mut self.left);
-        self.answers = Answers::default();
-        self.tell_front();
-        Ok(())
     }
 
     fn read_from_client(&mut self) -> Result<(), Over> {
@@ -551,33 +377,6 @@ impl Relay {
             Ok(n) => self.to_client.advance(n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    fn move_link(&mut self, ready: Ready) -> io::Result<()> {
-        let Some((_, link)) = &self.link else { return Ok(()) };
-        if ready.is_writable() && !self.to_link.is_empty() {
-            match link.try_write(&self.to_link) {
-                Ok(n) => {
-                    self.to_link.advance(n);
-                    self.moved = Instant::now();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if ready.is_readable() {
-            let mut block = BytesMut::with_capacity(16 << 10);
-            match link.try_read(&mut block) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {
-                    self.moved = Instant::now();
-                    self.answered(&block);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
         }
         Ok(())
     }
@@ -639,20 +438,6 @@ impl Relay {
             }
         }
         self.opaque = true;
-    }
-}
-
-async fn ended(former: Option<&Former>) -> bool {
-    match former {
-        Some(Former { link, until, .. }) => stream::ended(link, *until).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn dialled(dialling: &mut Option<(Generation, Dialling)>) -> (Generation, io::Result<TcpStream>) {
-    match dialling {
-        Some((generation, dialling)) => (*generation, dialling.await),
-        None => std::future::pending().await,
     }
 }
 

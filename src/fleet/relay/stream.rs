@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::{Interest, Ready};
+use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
@@ -35,6 +35,14 @@ impl Stream {
             Stream::Tcp(stream) => stream.try_write(from),
             Stream::Unix(stream) => stream.try_write(from),
         }
+    }
+
+    /// Says why it is not served; an end meanwhile is no matter.
+    pub(super) async fn refuse(&mut self, why: &[u8]) {
+        let _ = match self {
+            Stream::Tcp(stream) => stream.write_all(why).await,
+            Stream::Unix(stream) => stream.write_all(why).await,
+        };
     }
 
     /// Nothing more is written to it.
@@ -74,5 +82,15 @@ pub(super) async fn ready(stream: Option<&Stream>, interest: Option<Interest>) -
     match (stream, interest) {
         (Some(stream), Some(interest)) => stream.ready(interest).await,
         _ => std::future::pending().await,
+    }
+}
+
+/// What it is awaited for.
+pub(super) fn interest(reads: bool, writes: bool) -> Option<Interest> {
+    match (reads, writes) {
+        (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+        (true, false) => Some(Interest::READABLE),
+        (false, true) => Some(Interest::WRITABLE),
+        (false, false) => None,
     }
 }

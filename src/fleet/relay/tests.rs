@@ -1,5 +1,5 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
@@ -47,9 +47,9 @@ async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Se
         target,
         takeover_wait,
         lease: LONG,
-        clients: AtomicUsize::new(0),
+        clients: TaskTracker::new(),
         max_clients: 1,
-        links: AtomicUsize::new(0),
+        links: TaskTracker::new(),
         shown: Arc::default(),
         hurry: Box::new(|| {}),
         show: Box::new(|| Bytes::from_static(b"STAT proxy:role standby\r\nEND\r\n")),
@@ -96,10 +96,10 @@ async fn a_proxy_that_hands_over_is_sent_nothing_new_and_answers_what_it_has() {
     hear(&mut client, "STORED\r\n").await;
     // Nobody answers the delete: this tells that it was done.
     hear(&mut link, "mn\r\n").await;
-    assert_eq!(shared.links.load(Ordering::SeqCst), 1);
+    assert_eq!(shared.links.len(), 1);
     link.write_all(b"MN\r\n").await.unwrap();
     assert_eq!(timeout(LONG, link.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
-    assert_eq!(shared.links.load(Ordering::SeqCst), 0);
+    assert_eq!(shared.links.len(), 0);
     shows.send_replace(two.target());
     let mut next = two.welcome().await;
     hear(&mut next, "get a\r\n").await;
@@ -125,7 +125,7 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     hear(&mut client, "VALUE a 0 3\r\n1").await;
     drop(link);
     assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
-    while shared.clients.load(Ordering::SeqCst) > 0 {
+    while !shared.clients.is_empty() {
         tokio::task::yield_now().await;
     }
 }

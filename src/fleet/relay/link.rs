@@ -1,0 +1,220 @@
+//! A client's connection to the active proxy: from the dialling to the end, and to the next one.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::Ready;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::fleet::peers::{self, Purpose};
+use crate::ids::Generation;
+
+use super::answers::Answers;
+use super::requests::Owed;
+use super::stream::{self, Stream};
+use super::{Over, Relay};
+
+/// A connection of which nobody knows what it is owed is closed at a planned change once nothing
+/// has moved on it for so long.
+pub(super) const IDLE: Duration = Duration::from_millis(100);
+
+/// Between two tries to reach the active proxy.
+pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
+
+/// The one that is open.
+pub(super) struct Link {
+    generation: Generation,
+    pub(super) stream: Stream,
+    _counted: TaskTrackerToken,
+}
+
+/// How a link ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ending {
+    /// By its proxy: nothing of it is under way there any more.
+    Closed,
+    /// Its proxy is not the active one any more: its lease is over.
+    Replaced,
+    /// Nobody knows, and its proxy may be the active one as before.
+    Unknown,
+}
+
+pub(super) type Dialling = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// Of the active proxy, and not waited for any more: before it has ended, what was sent on it may
+/// be done after what is sent on a new one. Until then, at most.
+pub(super) struct Former {
+    generation: Generation,
+    stream: Stream,
+    until: Instant,
+}
+
+impl Relay {
+    /// Goes by where the active proxy is now.
+    pub(super) fn follow_target(&mut self) -> Result<(), Over> {
+        let target = self.target.borrow_and_update().clone();
+        if let Some(Link { generation, .. }) = &self.link {
+            let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
+            let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
+            if present && target.leaving {
+                self.drain_link()?;
+            } else if !present || in_vain {
+                // (Of the one before: what it has not answered by now it never will, or nobody
+                // knows.)
+                self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
+            }
+        }
+        let open = target.active.as_ref().filter(|_| !target.leaving);
+        if let Some((generation, _)) = &self.dialling
+            && open.is_none_or(|(active, _)| active != generation)
+        {
+            self.dialling = None;
+        }
+        let present = target.active.as_ref().map(|(active, _)| *active);
+        // (Of one that is not active any more: its lease is over.)
+        self.former = self.former.take().filter(|former| Some(former.generation) == present);
+        if self.former.is_some() {
+            return Ok(());
+        }
+        if self.link.is_none() && self.dialling.is_none() && self.has_work() {
+            let waits = *self.waits.get_or_insert_with(Instant::now);
+            if let Some((generation, address)) = open.cloned().filter(|_| Instant::now() >= self.next_dial) {
+                let name = self.shared.name.clone();
+                let lease = self.shared.lease;
+                let dial = async move { peers::dial(&address, generation, Purpose::Data, &name, lease).await };
+                self.dialling = Some((generation, Box::pin(dial)));
+            }
+            if waits.elapsed() >= self.shared.takeover_wait {
+                let why = if target.why.is_empty() { "it does not answer" } else { &target.why };
+                self.refuse(&format!("no proxy is active: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn dialled(&mut self, generation: Generation, dialled: io::Result<TcpStream>) {
+        match dialled {
+            Ok(stream) => {
+                let _counted = self.shared.links.token();
+                self.link = Some(Link { generation, stream: Stream::Tcp(stream), _counted });
+                (self.answers, self.waits, self.asked) = (Answers::default(), None, Instant::now());
+                (self.moved, self.half_closed) = (Instant::now(), false);
+                for owed in &self.owed {
+                    if let Owed::Read(request) = owed {
+                        self.to_link.extend_from_slice(request);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot reach the active proxy");
+                (self.shared.hurry)();
+            }
+        }
+    }
+
+    /// Its proxy hands over: nothing new is sent, and it is closed once all is answered. A question
+    /// of this proxy's own tells that what is owed nothing was done.
+    fn drain_link(&mut self) -> Result<(), Over> {
+        if self.opaque {
+            // (Else it would keep the change waiting, and end with the proxy all the same.)
+            let idle = self.to_link.is_empty() && self.moved.elapsed() >= IDLE;
+            return if idle { Err(Over) } else { Ok(()) };
+        }
+        if self.left > 0 {
+            return Ok(());
+        }
+        if self.owed.is_empty() && self.to_link.is_empty() {
+            self.link = None;
+        } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
+            self.owed.push_back(Owed::Own);
+            self.to_link.extend_from_slice(b"mn\r\n");
+        }
+        Ok(())
+    }
+
+    /// It has ended, or nobody listens to it any more.
+    pub(super) fn link_ended(&mut self, ending: Ending) -> Result<(), Over> {
+        let writes = self.left > 0 || self.owed.iter().any(|owed| !matches!(owed, Owed::Read(_) | Owed::Told(_)));
+        if ending == Ending::Unknown && writes {
+            // What is sent on another link might be done, and acknowledged, before this is.
+            let link = self.link.take().filter(|link| link.stream.close_half().is_ok());
+            let Link { generation, stream, .. } = link.ok_or(Over)?;
+            self.former = Some(Former { generation, stream, until: Instant::now() + self.shared.takeover_wait });
+        }
+        self.link = None;
+        (self.shared.hurry)();
+        self.to_link.clear();
+        if self.opaque || self.answers.is_begun() {
+            // (As where a server's connection breaks.)
+            return Err(Over);
+        }
+        const UNKNOWN: &[u8] = b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
+        let mut kept = VecDeque::new();
+        for owed in std::mem::take(&mut self.owed) {
+            match owed {
+                Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(UNKNOWN))),
+                Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
+                // Its client takes it for done: it is told so, as at the crash of a proxy alone.
+                Owed::Nothing => return Err(Over),
+                // Nobody waits for an answer.
+                Owed::Own => {}
+                Owed::Perhaps | Owed::Named { .. } => return Err(Over),
+            }
+        }
+        self.owed = kept;
+        // The rest of what was begun is not sent to anybody.
+        self.dropped = std::mem::take(&mut self.left);
+        self.answers = Answers::default();
+        self.tell_front();
+        Ok(())
+    }
+
+    /// What it was ready for.
+    pub(super) fn move_link(&mut self, ready: Ready) -> io::Result<()> {
+        let Some(Link { stream, .. }) = &self.link else { return Ok(()) };
+        if ready.is_writable() && !self.to_link.is_empty() {
+            match stream.try_write(&self.to_link) {
+                Ok(n) => {
+                    self.to_link.advance(n);
+                    self.moved = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if ready.is_readable() {
+            let mut block = BytesMut::with_capacity(16 << 10);
+            match stream.try_read(&mut block) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {
+                    self.moved = Instant::now();
+                    self.answered(&block);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether it has ended, and not only its time.
+pub(super) async fn ended(former: Option<&Former>) -> bool {
+    match former {
+        Some(Former { stream, until, .. }) => stream::ended(stream, *until).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn dialled(dialling: &mut Option<(Generation, Dialling)>) -> (Generation, io::Result<TcpStream>) {
+    match dialling {
+        Some((generation, dialling)) => (*generation, dialling.await),
+        None => std::future::pending().await,
+    }
+}

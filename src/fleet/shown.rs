@@ -1,0 +1,51 @@
+//! What a proxy of a fleet says of itself.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::lease::{self, Boot};
+
+use super::keeper::{Known, Role};
+
+/// What others may look at.
+#[derive(Default)]
+pub(super) struct Shown {
+    pub(super) forwarded: AtomicU64,
+    /// A control connection to the active proxy is open.
+    pub(super) reached: AtomicBool,
+    /// The active proxy, where this is it, waits for the former one to be gone.
+    pub(super) former: Arc<AtomicBool>,
+}
+
+impl Shown {
+    /// For `stats proxy`.
+    pub(super) fn lines(&self, known: &Known, own: &str) -> Bytes {
+        let reached = self.reached.load(Ordering::Relaxed);
+        let ready = known.role == Role::Active || known.role == Role::Standby && reached;
+        let lease_ms = match known.role {
+            Role::Active => lease::own().left(Boot::now()).as_millis(),
+            Role::Standby | Role::Suspended => 0,
+        };
+        let mut out = String::new();
+        let mut put = |name: &str, value: &dyn std::fmt::Display| {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "STAT proxy:{name} {value}\r\n");
+        };
+        put("role", &known.role.word());
+        put("generation", &known.generation);
+        put("active", &known.active.as_deref().unwrap_or("none"));
+        put("own", &own);
+        put("lease_ms", &lease_ms);
+        put("former", &if self.former.load(Ordering::Relaxed) { "awaited" } else { "none" });
+        put("ready", &u8::from(ready));
+        put("forwarded", &self.forwarded.load(Ordering::Relaxed));
+        if let Some(trouble) = &known.trouble {
+            put("trouble", &trouble.replace(char::is_control, " "));
+        }
+        out.push_str("END\r\n");
+        Bytes::from(out)
+    }
+}
