@@ -124,15 +124,19 @@ impl Cluster {
             // perhaps, nor of what it has deleted of an adoption's items.
             self.abort_job_of(pair);
             self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
-            self.apply(pair, pair::Event::Foreign(false));
-            // The follower of a leader that lost its memory meanwhile was kept from leading, and
-            // has been up all along. (A node that came back with another memory is awaited no
-            // more.)
-            if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
-                && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
-            {
-                self.apply(pair, pair::Event::BackSame(awaited));
-            }
+            self.end_foreign(pair);
+        }
+    }
+
+    /// Whoever was kept from leading may lead.
+    pub(super) fn end_foreign(&mut self, pair: PairId) {
+        self.apply(pair, pair::Event::Foreign(false));
+        // The follower of a leader that lost its memory meanwhile was kept from it, and has been up
+        // all along. (A node that came back with another memory is awaited no more.)
+        if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
+            && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
+        {
+            self.apply(pair, pair::Event::BackSame(awaited));
         }
     }
 

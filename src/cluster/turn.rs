@@ -19,8 +19,8 @@ use std::time::Duration;
 use crate::backend::NodeControl;
 use crate::backend::marker::FleetMark;
 use crate::backend::sight::Sight;
-use crate::ids::{Epoch, NodeId, Place, Term};
-use crate::pair::{self, FillEvent, State};
+use crate::ids::{Epoch, NodeId, PairId, Term};
+use crate::pair::{self, FillEvent};
 use crate::rules::{Rule, holds};
 
 use super::{Cluster, Internal};
@@ -162,31 +162,23 @@ impl Cluster {
     pub(super) fn former_gone(&mut self, node: Option<NodeId>, how: &str) {
         // (At the end of this proxy nobody waits any more: that says nothing of the former one, and
         // the record must not say so.)
-        if self.shutdown.is_cancelled() || self.nodes.iter().all(|run| run.former == Former::Gone) {
+        if self.shutdown.is_cancelled() || !self.awaits_former() {
             return;
         }
-        for run in self.topology.nodes().filter(|n| node.is_none_or(|node| node == *n)) {
-            self.nodes[run.index()].former = Former::Gone;
+        for gone in self.topology.nodes().filter(|n| node.is_none_or(|node| node == *n)) {
+            self.nodes[gone.index()].former = Former::Gone;
         }
         for pair in self.topology.pairs() {
-            let (primary, backup) = self.topology.nodes_of(pair);
-            let there = |n: NodeId| self.nodes[n.index()].former == Former::There;
             let run = &self.pairs[pair.index()];
-            if !run.pair.is_foreign() || std::iter::once(primary).chain(backup).any(there) || self.is_contested(pair) {
+            if !run.pair.is_foreign() || self.awaits_former_of(pair) || self.is_contested(pair) {
                 continue;
             }
             // Both may have been written by two proxies; and what the former one wrote late is on
             // no list of what a node has missed.
             self.plan(pair, FillEvent::ForeignEnded(run.pair.state()));
-            self.apply(pair, pair::Event::Foreign(false));
-            // (As where another proxy's session has ended, see `foreign`.)
-            if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
-                && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
-            {
-                self.apply(pair, pair::Event::BackSame(awaited));
-            }
+            self.end_foreign(pair);
         }
-        if self.nodes.iter().all(|run| run.former == Former::Gone) {
+        if !self.awaits_former() {
             tracing::info!(how, "the former active proxy is gone");
             self.losses.awaits_former(false);
         }
@@ -201,10 +193,9 @@ impl Cluster {
     }
 
     /// The same of a pair's nodes.
-    pub(super) fn awaits_former_of(&self, pair: crate::ids::PairId) -> bool {
-        [Place::Primary, Place::Backup].iter().any(|&place| {
-            self.topology.node_at(pair, place).is_some_and(|node| self.nodes[node.index()].former == Former::There)
-        })
+    pub(super) fn awaits_former_of(&self, pair: PairId) -> bool {
+        let (primary, backup) = self.topology.nodes_of(pair);
+        std::iter::once(primary).chain(backup).any(|node| self.nodes[node.index()].former == Former::There)
     }
 }
 
