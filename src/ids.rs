@@ -170,6 +170,13 @@ impl Generation {
     pub fn next(self) -> Generation {
         Generation(self.0 + 1)
     }
+
+    /// The one that somebody wrote, if it can be counted up from: each has 2^32 epochs, of those
+    /// that a record on a server may have.
+    pub fn believed(number: u64) -> Option<Generation> {
+        const MOST: u64 = 1 << 29;
+        (number <= MOST).then_some(Generation(number))
+    }
 }
 
 impl fmt::Display for Generation {

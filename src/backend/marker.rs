@@ -312,14 +312,11 @@ impl FleetMark {
     /// Reads a fleet marker.
     pub fn parse(bytes: &[u8]) -> Option<FleetMark> {
         let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
-        let generation = Generation(number(words.next()?).filter(|&n| n <= MAX_GENERATION)?);
+        let generation = Generation::believed(number(words.next()?)?)?;
         let (name, address) = (words.next()?.to_owned(), words.next()?.to_owned());
         Some(FleetMark { name, generation, address })
     }
 }
-
-/// Each has 2^32 epochs, of those that a record may have.
-const MAX_GENERATION: u64 = 1 << 29;
 
 /// Delayed flushes, in unix seconds.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

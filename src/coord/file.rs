@@ -247,25 +247,13 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::coord::record::{Lost, Tenure};
-    use crate::ids::{Generation, Term};
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)
     }
 
     fn record(holder: Holder, heartbeat: u64) -> Record {
-        Record {
-            generation: Generation(1),
-            holder,
-            address: "127.0.0.1:1".to_owned(),
-            heartbeat,
-            tenure: Tenure::Serving,
-            fingerprint: 1,
-            lost: Lost::default(),
-            term: Term(1),
-            awaits: false,
-        }
+        Record { heartbeat, ..Record::of(holder) }
     }
 
     #[test]

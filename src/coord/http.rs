@@ -120,7 +120,8 @@ fn is_quiet(stream: &TcpStream) -> bool {
     quiet && stream.set_nonblocking(false).is_ok()
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
+/// How long until then; an error when it is over.
+pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }

@@ -17,5 +17,6 @@ mod register;
 pub use authority::{Action, Answered, Authority, Burden, Event, Me, Survey, Times, Why};
 pub use etcd::{Access, Etcd, FIRST_WORD};
 pub use file::FileRegister;
+pub(crate) use http::left;
 pub use record::{Holder, Lost, Record, Tenure};
 pub use register::{Register, Seen, Swapped, Unread, Value};

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::{Generation, PairId, Place, Term};
+use crate::protocol::number::parse_u64;
 
 /// A run of a proxy: random, another one each time it starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -150,7 +151,7 @@ impl Record {
         let mut words = text.split(' ');
         let mut next = || words.next().filter(|word| !word.is_empty());
         Some(Record {
-            generation: Generation(number(next()?).filter(|&n| n <= MAX_GENERATION)?),
+            generation: Generation::believed(number(next()?)?)?,
             holder: Holder(u64::from_str_radix(next()?, 16).ok()?),
             address: next()?.to_owned(),
             heartbeat: number(next()?)?,
@@ -169,12 +170,27 @@ impl Record {
 
 /// None is believed that cannot be counted up from.
 const MAX_NUMBER: u64 = 1 << 62;
-/// 2^32 epochs each, of those that a record on a server may have.
-const MAX_GENERATION: u64 = 1 << 29;
 
 fn number(word: &str) -> Option<u64> {
-    let digits = word.bytes().all(|b| b.is_ascii_digit());
-    word.parse().ok().filter(|&n: &u64| digits && n <= MAX_NUMBER)
+    parse_u64(word.as_bytes()).filter(|&n| n <= MAX_NUMBER)
+}
+
+#[cfg(test)]
+impl Record {
+    /// Of a proxy that serves. Tests put what they mean in the place of the rest.
+    pub fn of(holder: Holder) -> Record {
+        Record {
+            generation: Generation(1),
+            holder,
+            address: "127.0.0.1:1".to_owned(),
+            heartbeat: 1,
+            tenure: Tenure::Serving,
+            fingerprint: 1,
+            lost: Lost::default(),
+            term: Term(1),
+            awaits: false,
+        }
+    }
 }
 
 #[cfg(test)]

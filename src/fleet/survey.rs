@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
-use crate::coord::{Answered, Survey};
+use crate::coord::{Answered, Survey, left};
 use crate::ring::NodeAddr;
 
 /// More than two markers take.
@@ -111,18 +111,14 @@ fn converse<T>(
     question: &str,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<T> {
-    let left = || {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::Error::from(ErrorKind::TimedOut)) } else { Ok(left) }
-    };
     let address = (server.host.as_str(), server.port).to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
-    stream.set_write_timeout(Some(left()?))?;
+    let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
     stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     let mut block = [0; MOST];
     loop {
-        stream.set_read_timeout(Some(left()?))?;
+        stream.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut block)? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             n => answer.extend_from_slice(&block[..n]),

@@ -11,17 +11,8 @@ fn proxy(holder: u64) -> Authority {
 }
 
 fn record(holder: u64, tenure: Tenure) -> Record {
-    Record {
-        generation: Generation(5),
-        holder: Holder(holder),
-        address: String::new(),
-        heartbeat: 9,
-        tenure,
-        fingerprint: 7,
-        lost: Lost::default(),
-        term: Term(40),
-        awaits: false,
-    }
+    let (generation, fingerprint, term) = (Generation(5), 7, Term(40));
+    Record { generation, tenure, fingerprint, term, heartbeat: 9, ..Record::of(Holder(holder)) }
 }
 
 fn seen(value: Value) -> Seen {

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
-use crate::coord::record::{Holder, Lost, Tenure};
-use crate::ids::{Generation, Term};
+use crate::coord::record::Holder;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
@@ -52,6 +51,7 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !matches!(self.register().judge(soon()), Ok(None)) {
             assert!(Instant::now() < deadline, "etcd on {} does not answer", self.client);
+            // (It tells nobody when it begins to answer.)
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -84,17 +84,7 @@ impl Drop for Server {
 }
 
 fn record(heartbeat: u64) -> Record {
-    Record {
-        generation: Generation(1),
-        holder: Holder(1),
-        address: "127.0.0.1:1".to_owned(),
-        heartbeat,
-        tenure: Tenure::Serving,
-        fingerprint: 1,
-        lost: Lost::default(),
-        term: Term(1),
-        awaits: false,
-    }
+    Record { heartbeat, ..Record::of(Holder(1)) }
 }
 
 /// All on one server, which takes 0.3 s to start.
