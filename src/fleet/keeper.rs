@@ -193,6 +193,17 @@ struct Sight {
     polled: Instant,
 }
 
+impl Sight {
+    /// Now, after what was seen before.
+    fn of(record: &Record, before: Option<Sight>, gap: Duration) -> Sight {
+        let (now, holder, heartbeat) = (Instant::now(), record.holder, record.heartbeat);
+        let before = before.filter(|sight| (sight.holder, sight.heartbeat) == (holder, heartbeat));
+        let since = before.as_ref().map_or(now, |sight| sight.since);
+        let closely = before.filter(|sight| now.duration_since(sight.polled) <= gap);
+        Sight { holder, heartbeat, since, steady: closely.map_or(now, |sight| sight.steady), polled: now }
+    }
+}
+
 struct Work {
     me: Me,
     authority: Authority,
@@ -260,57 +271,15 @@ impl Work {
     /// What comes of an action.
     fn act(&mut self, action: Action) -> Vec<Event> {
         match action {
-            Action::Read => {
-                let deadline = self.deadline();
-                let read = self.tools.register.read(deadline);
-                let unreadable = read.as_ref().is_ok_and(|seen| seen.value == Value::Unreadable);
-                let unreadable = unreadable.then(|| Unread(format!(
-                    "{}: what stands there is no record of this release's, and is left alone: no proxy becomes active; \
-                     if no proxy of another release has written it, stop all, remove it, and start them again",
-                    self.tools.place
-                )));
-                self.tell_trouble(read.as_ref().err().or(unreadable.as_ref()));
-                let seen = read.ok();
-                if seen.is_none() {
-                    self.note_silence();
-                }
-                let mut events = vec![Event::Read(seen.clone())];
-                if let Some(seen) = seen {
-                    events.extend(self.saw(&seen));
-                }
-                return events;
-            }
-            Action::Swap { seen, new } => {
-                let deadline = self.deadline();
-                if self.shows.borrow().role == Role::Standby {
-                    self.before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
-                }
-                let swapped = self.tools.register.swap(&seen, &new, deadline);
-                self.tell_trouble(swapped.as_ref().err());
-                return vec![Event::Swapped(swapped.unwrap_or(Swapped::Unknown))];
-            }
-            Action::Survey => {
-                let survey = self.tools.surveyor.survey(self.deadline());
-                return vec![Event::Surveyed(survey)];
-            }
+            Action::Read => return self.read(),
+            Action::Swap { seen, new } => return vec![self.swap(&seen, &new)],
+            Action::Survey => return vec![Event::Surveyed(self.tools.surveyor.survey(self.deadline()))],
             Action::ReadMarks => {
                 let generation = self.shows.borrow().generation;
-                let own = {
-                    let (name, address) = (self.tools.name.clone(), self.me.address.clone());
-                    self.tools.surveyor.marks_are_own(&FleetMark { name, generation, address }, self.deadline())
-                };
-                return vec![Event::MarksAreOwn(own)];
+                let own = FleetMark { name: self.tools.name.clone(), generation, address: self.me.address.clone() };
+                return vec![Event::MarksAreOwn(self.tools.surveyor.marks_are_own(&own, self.deadline()))];
             }
-            Action::Begin { generation, predecessor } => {
-                let address = self.me.address.clone();
-                self.shows.send_modify(|known| {
-                    (known.role, known.generation, known.active) = (Role::Active, generation, Some(address));
-                    (known.other_list, known.silent) = (false, false);
-                });
-                let before = self.before.take();
-                tracing::info!(%generation, "this proxy is active from now on");
-                let _ = self.orders.send(Order::Begin { generation, predecessor, before });
-            }
+            Action::Begin { generation, predecessor } => self.begin(generation, predecessor),
             Action::Extend(until) => {
                 lease::own().extend(until);
                 if self.shows.borrow().role == Role::Suspended {
@@ -330,17 +299,7 @@ impl Work {
                     hears(&burden);
                 }
             }
-            Action::Fence(why) => {
-                lease::own().end();
-                let why = match why {
-                    Why::Replaced => "another proxy has taken its place",
-                    Why::Absent => "the record is gone",
-                    Why::Unreadable => "nobody can read the record",
-                    Why::Marked => "a server is marked by another one",
-                };
-                tracing::error!("fenced: {why}; this process ends, and is to be started again as a standby");
-                (self.tools.fence)();
-            }
+            Action::Fence(why) => self.fence(why),
             Action::End => {
                 lease::own().end();
                 let _ = self.orders.send(Order::Over);
@@ -349,41 +308,101 @@ impl Work {
         vec![]
     }
 
+    fn read(&mut self) -> Vec<Event> {
+        let deadline = self.deadline();
+        let read = self.tools.register.read(deadline);
+        let unreadable = read.as_ref().is_ok_and(|seen| seen.value == Value::Unreadable);
+        let unreadable = unreadable.then(|| {
+            Unread(format!(
+                "{}: what stands there is no record of this release's, and is left alone: no proxy becomes active; \
+             if no proxy of another release has written it, stop all, remove it, and start them again",
+                self.tools.place
+            ))
+        });
+        self.tell_trouble(read.as_ref().err().or(unreadable.as_ref()));
+        let seen = read.ok();
+        if seen.is_none() {
+            self.note_silence();
+        }
+        let mut events = vec![Event::Read(seen.clone())];
+        events.extend(seen.and_then(|seen| self.saw(&seen)));
+        events
+    }
+
+    fn swap(&mut self, seen: &Seen, new: &Record) -> Event {
+        let deadline = self.deadline();
+        if self.shows.borrow().role == Role::Standby {
+            self.before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
+        }
+        let swapped = self.tools.register.swap(seen, new, deadline);
+        self.tell_trouble(swapped.as_ref().err());
+        Event::Swapped(swapped.unwrap_or(Swapped::Unknown))
+    }
+
+    fn begin(&mut self, generation: Generation, predecessor: Burden) {
+        let address = self.me.address.clone();
+        self.shows.send_modify(|known| {
+            (known.role, known.generation, known.active) = (Role::Active, generation, Some(address));
+            (known.other_list, known.silent) = (false, false);
+        });
+        let before = self.before.take();
+        tracing::info!(%generation, "this proxy is active from now on");
+        let _ = self.orders.send(Order::Begin { generation, predecessor, before });
+    }
+
+    fn fence(&self, why: Why) {
+        lease::own().end();
+        let why = match why {
+            Why::Replaced => "another proxy has taken its place",
+            Why::Absent => "the record is gone",
+            Why::Unreadable => "nobody can read the record",
+            Why::Marked => "a server is marked by another one",
+        };
+        tracing::error!("fenced: {why}; this process ends, and is to be started again as a standby");
+        (self.tools.fence)();
+    }
+
     /// A standby, or a suspended proxy, has read the record.
     fn saw(&mut self, seen: &Seen) -> Option<Event> {
         let Value::Record(record) = &seen.value else {
-            self.shows.send_if_modified(|known| {
-                let changed = known.role == Role::Standby && known.active.is_some();
-                if changed {
-                    known.active = None;
-                }
-                changed
-            });
+            self.shows.send_if_modified(|known| known.role == Role::Standby && known.active.take().is_some());
             return None;
         };
-        let same = |sight: &&Sight| (sight.holder, sight.heartbeat) == (record.holder, record.heartbeat);
-        let (now, gap) = (Instant::now(), self.tools.lease / 3);
-        let before = self.sight.as_ref().filter(same);
-        let since = before.map_or(now, |sight| sight.since);
-        let steady = before.filter(|sight| now.duration_since(sight.polled) <= gap).map_or(now, |sight| sight.steady);
-        let (holder, heartbeat) = (record.holder, record.heartbeat);
-        self.sight = Some(Sight { holder, heartbeat, since, steady, polled: now });
+        let lease = self.tools.lease;
+        let sight = Sight::of(record, self.sight.take(), lease / 3);
+        let (silent, steadily) = (sight.since.elapsed() > lease, sight.steady.elapsed() > lease);
+        self.sight = Some(sight);
         if self.shows.borrow().role != Role::Standby {
             return None;
         }
+        self.show(record, silent);
+        if record.tenure != Tenure::Serving || !self.me.candidate {
+            return None;
+        }
+        if steadily
+            && self.tried_to_end != Some(record.holder)
+            && let Some(what) = self.tools.register.end(record.holder)
+        {
+            self.tried_to_end = Some(record.holder);
+            tracing::warn!(what, "the active proxy of this host has said nothing for longer than its lease");
+        }
+        self.tools.register.is_dead(record.holder).then_some(Event::IsDead(record.holder))
+    }
+
+    /// To whoever looks, and in the log, what a standby has read.
+    fn show(&self, record: &Record, silent: bool) {
         let serving = record.tenure == Tenure::Serving;
-        let silent = serving && since.elapsed() > self.tools.lease;
         let next = Known {
             role: Role::Standby,
             generation: record.generation,
             active: serving.then(|| record.address.clone()),
             other_list: serving && record.fingerprint != self.me.fingerprint,
             trouble: None,
-            silent,
+            silent: serving && silent,
         };
         self.shows.send_if_modified(|known| {
             let changed = *known != next;
-            if changed && known.active != next.active {
+            if known.active != next.active {
                 match &next.active {
                     Some(active) => tracing::info!(active, generation = %next.generation, "the active proxy is another one"),
                     None => tracing::info!(generation = %next.generation, "no proxy is active"),
@@ -396,17 +415,6 @@ impl Work {
             *known = next;
             changed
         });
-        if !serving || !self.me.candidate {
-            return None;
-        }
-        if steady.elapsed() > self.tools.lease
-            && self.tried_to_end != Some(record.holder)
-            && let Some(what) = self.tools.register.end(record.holder)
-        {
-            self.tried_to_end = Some(record.holder);
-            tracing::warn!(what, "the active proxy of this host has said nothing for longer than its lease");
-        }
-        self.tools.register.is_dead(record.holder).then_some(Event::IsDead(record.holder))
     }
 
     /// The register does not answer: what the active proxy owes may never come either.
