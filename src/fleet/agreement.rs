@@ -61,7 +61,7 @@ impl Agreement {
     }
 
     /// To be told what the record is known to carry.
-    pub(super) fn hears(&self) -> impl Fn(&Burden) + Send + use<> {
+    pub(super) fn hears(&self) -> impl Fn(&Burden) + Send + Sync + use<> {
         let (wanted, keeper) = (self.wanted.clone(), self.keeper.clone());
         move |burden| held(&wanted).known(burden, &keeper)
     }

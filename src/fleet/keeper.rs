@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -28,7 +28,7 @@ const HURRY: Duration = Duration::from_millis(10);
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Who is to hear what the record is known to carry.
-type Commits = Arc<Mutex<Option<Box<dyn Fn(&Burden) + Send>>>>;
+type Commits = Arc<OnceLock<Box<dyn Fn(&Burden) + Send + Sync>>>;
 
 /// What this proxy is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -129,8 +129,9 @@ impl Keeper {
     }
 
     /// From now on this hears what the record is known to carry.
-    pub(super) fn hear_commits(&self, hears: impl Fn(&Burden) + Send + 'static) {
-        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hears));
+    pub(super) fn hear_commits(&self, hears: impl Fn(&Burden) + Send + Sync + 'static) {
+        // (A proxy becomes active once.)
+        let _ = self.committed.set(Box::new(hears));
     }
 
     #[cfg(test)]
@@ -158,7 +159,7 @@ pub(super) struct Tools {
 pub(super) fn start(me: Me, tools: Tools, orders: Sender<Order>) -> std::io::Result<Keeper> {
     let (told, hears) = channel();
     let (shows, known) = watch::channel(Known::default());
-    let committed = Arc::new(Mutex::new(None));
+    let committed = Commits::default();
     let hurried = Arc::new(AtomicBool::new(false));
     let keeper =
         Keeper { told, hurried: hurried.clone(), committed: committed.clone(), known, name: tools.name.clone() };
@@ -295,7 +296,7 @@ impl Work {
                 self.shows.send_modify(|known| known.role = Role::Suspended);
             }
             Action::Committed(burden) => {
-                if let Some(hears) = &*self.committed.lock().unwrap_or_else(PoisonError::into_inner) {
+                if let Some(hears) = self.committed.get() {
                     hears(&burden);
                 }
             }
