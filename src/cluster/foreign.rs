@@ -114,9 +114,8 @@ impl Cluster {
     }
 
     fn foreign_ended(&mut self, node: NodeId) {
-        let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
-            if self.nodes[self.node_at(pair, place.other()).index()].foreign.is_live() {
+            if self.stays_foreign(pair) {
                 continue;
             }
             self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair.index()].pair.state()));
@@ -126,6 +125,14 @@ impl Cluster {
             self.apply(pair, pair::Event::ResyncEnded(Reason::ForeignSession));
             self.end_foreign(pair);
         }
+    }
+
+    /// Whether a pair has another reason to let nobody lead anew: the end of one says nothing of
+    /// the other, and whichever ends last counts. (A rival is none.)
+    pub(super) fn stays_foreign(&self, pair: PairId) -> bool {
+        let (primary, backup) = self.topology.nodes_of(pair);
+        let is_live = |node: NodeId| self.nodes[node.index()].foreign.is_live();
+        self.awaits_former_of(pair) || std::iter::once(primary).chain(backup).any(is_live)
     }
 
     /// Whoever was kept from leading may lead.

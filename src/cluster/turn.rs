@@ -170,7 +170,7 @@ impl Cluster {
         }
         for pair in self.topology.pairs() {
             let run = &self.pairs[pair.index()];
-            if !run.pair.is_foreign() || self.awaits_former_of(pair) || self.is_contested(pair) {
+            if !run.pair.is_foreign() || self.stays_foreign(pair) {
                 continue;
             }
             // Both may have been written by two proxies; and what the former one wrote late is on

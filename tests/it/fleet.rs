@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,12 @@ fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &[&st
 impl Fleet {
     /// So many proxies that agree there, over one pair; one of them is active, and all are ready.
     fn start(proxies: usize, fleet: &str) -> Fleet {
+        Fleet::start_with(proxies, fleet, &[])
+    }
+
+    fn start_with(proxies: usize, fleet: &str, more: &[&str]) -> Fleet {
         let (primaries, backups) = (vec![Memcached::start(&[])], vec![Memcached::start(&[])]);
-        let args = args(fleet, &primaries, &backups, &[]);
+        let args = args(fleet, &primaries, &backups, more);
         let proxies = (0..proxies).map(|_| Proxy::start(&args)).collect();
         let fleet = Fleet { proxies, primaries, backups, _dir: None };
         fleet.all_ready();
@@ -99,10 +103,6 @@ fn shown(proxy: &Proxy, name: &str) -> String {
     let lines = client.stats("proxy").unwrap_or_default();
     let name = format!("proxy:{name}");
     lines.into_iter().find(|(n, _)| *n == name).map_or(String::new(), |(_, value)| value)
-}
-
-fn code(status: ExitStatus) -> Option<i32> {
-    status.code()
 }
 
 fn get(client: &mut Client, key: &str) -> Option<String> {
@@ -206,7 +206,7 @@ fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
             };
             goes_on("clients are at work");
             let status = fleet.proxies[active].stop();
-            assert_eq!(code(status), Some(0));
+            assert_eq!(status.code(), Some(0));
             goes_on("clients are at work after the change");
             over.store(true, Ordering::SeqCst);
         });
@@ -246,7 +246,7 @@ fn a_paused_proxy_that_was_replaced_does_nothing_when_it_wakes() {
     let (primary, backup) = (fleet.primaries[0].known_as(), fleet.backups[0].known_as());
     assert_eq!(status.pair(&primary, &backup, "reason"), "former_active");
     fleet.proxies[former].resume();
-    assert_eq!(code(fleet.proxies[former].wait_exit()), Some(FENCED));
+    assert_eq!(fleet.proxies[former].wait_exit().code(), Some(FENCED));
     for client in &mut late {
         let answer = client.text();
         assert!(matches!(answer, Err(Failure::Closed(_))), "it was answered: {answer:?}");
@@ -257,6 +257,34 @@ fn a_paused_proxy_that_was_replaced_does_nothing_when_it_wakes() {
     for i in 0..20 {
         assert_eq!(get(&mut there, &format!("k{i}")).as_deref(), Some("after"));
     }
+    fleet.copies_are_equal();
+}
+
+/// A proxy that knows no fleets works there for a moment: its end says nothing of the former one.
+#[test]
+fn nothing_is_filled_before_the_former_proxy_is_gone_whoever_else_has_come_and_gone() {
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start_with(2, &etcd.fleet("guest"), &["--former-grace", "10m"]);
+    fleet.mirrored();
+    let (former, next) = (fleet.active(), 1 - fleet.active());
+    fleet.proxies[former].pause();
+    wait_until("it is awaited", DEADLINE, || shown(&fleet.proxies[next], "former") == "awaited");
+    fleet.backups[0].restart();
+    fleet.proxies[next].wait_node(&fleet.backups[0].known_as(), "waiting");
+    let mut server = fleet.primaries[0].client();
+    for (session, noticed) in [
+        ("00000000000000ff open", "another proxy works on this node"),
+        ("00000000000000ff closed", "the other proxy is gone"),
+    ] {
+        assert_eq!(server.set("__resilver__:session", session.as_bytes()), Ok(Stored::Stored));
+        wait_until(noticed, DEADLINE, || fleet.proxies[next].log_so_far().contains(noticed));
+    }
+    fleet.proxies[former].resume();
+    assert_eq!(fleet.proxies[former].wait_exit().code(), Some(FENCED));
+    fleet.mirrored();
+    let log = fleet.proxies[next].log();
+    let (gone, filled) = (log.find("the former active proxy is gone"), log.find("resync begins"));
+    assert!(gone.is_some() && gone < filled, "it was filled too early:\n{log}");
     fleet.copies_are_equal();
 }
 
@@ -325,7 +353,7 @@ fn what_does_not_belong_to_the_fleet_is_refused_with_the_reason() {
     drop(stranger);
 
     // The last one goes, and its marks are taken away.
-    assert_eq!(code(fleet.proxies[0].stop()), Some(0));
+    assert_eq!(fleet.proxies[0].stop().code(), Some(0));
     let still = refused(&plain);
     assert!(still.contains("fleet ours"), "{still}");
     let left: Vec<String> = plain.into_iter().chain(["--leave-fleet".to_owned()]).collect();
@@ -431,7 +459,7 @@ fn whatever_happens_to_the_active_proxy_nothing_is_lost() {
             let active = fleet.active();
             match rng.below(4) {
                 0 => fleet.proxies[active].kill(),
-                1 => assert_eq!(code(fleet.proxies[active].stop()), Some(0)),
+                1 => assert_eq!(fleet.proxies[active].stop().code(), Some(0)),
                 2 => {
                     fleet.proxies[active].pause();
                     // Shorter than a lease, or until another one is active.

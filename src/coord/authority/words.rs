@@ -27,7 +27,8 @@ pub enum Answered {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// Comes every [`Times::heartbeat`](super::Times::heartbeat). Every thread has turned since then.
+    /// Comes every [`Times::heartbeat`](super::Times::heartbeat). Every thread has turned since
+    /// then.
     Tick { turned: Boot },
     /// The answer to [`Action::Read`]; nothing: it could not be read.
     Read(Option<Seen>),
