@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::console::command::{EXIT_USAGE, run};
 use crate::console::connection::Connection;
 use crate::console::proxy::{ANSWER_TIMEOUT, ProxyArg, failed, refused};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
-/// Wrong arguments. clap ends with the same number.
-const EXIT_USAGE: u8 = 2;
 
 /// How long the whole of an answer may take; a list of keys, as long as something comes.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -158,13 +157,10 @@ const KEYS: &str = "lru_crawler metadump all";
 
 /// Runs one of [`WORDS`]; `arguments` begins with the program's name.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let said = match Said::try_parse_from(arguments) {
-        Ok(said) => said,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
-    };
+    run(arguments, EXIT_USAGE, say)
+}
+
+fn say(said: Said) -> ExitCode {
     let fail = |code: u8, line: &str| {
         let _ = writeln!(std::io::stderr(), "resilver {line}");
         ExitCode::from(code)

@@ -7,7 +7,6 @@
 mod accounts;
 mod args;
 mod check;
-pub mod check_file;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -23,6 +22,7 @@ use crate::ring::{Distribution, NodeAddr, ServerSpec};
 
 pub use accounts::{Account, find_group};
 pub use check::Host;
+pub(crate) use sources::defaults;
 pub(crate) use units::{parse_time, show_time};
 
 /// Whether and how a node that comes back is refilled.

@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::console::command::{EXIT_USAGE, complain, run};
 use crate::console::connection::Said;
-use crate::console::proxy::{Proxy, ProxyArg, refused};
+use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone, time};
+use crate::ids::Place;
 use crate::protocol::KEY_LEN_MAX;
 use crate::report::lines::STATE;
 use crate::report::seen::Fields;
 
 /// The two copies differ, or one of them could not be seen.
 const EXIT_DIFFERENT: u8 = 1;
-/// Wrong arguments (clap ends with the same number), or the proxy cannot be asked.
-const EXIT_USAGE: u8 = 2;
+/// The proxy cannot be asked: as with wrong arguments nothing was compared.
+const EXIT_UNASKED: u8 = EXIT_USAGE;
 
 /// A write reaches one server after the other: what differs is looked at again so often before it
 /// is called different.
@@ -124,13 +126,10 @@ struct Found {
 
 /// Runs `resilver key`; `arguments` begins with the program's name as shown in messages.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let args = match KeyArgs::try_parse_from(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
-    };
+    run(arguments, EXIT_USAGE, show)
+}
+
+fn show(args: KeyArgs) -> ExitCode {
     let found = judge(&args.key).and_then(|()| {
         let mut found = look(&args);
         for _ in 1..LOOKS {
@@ -150,8 +149,8 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
             ExitCode::from(if found.same() == Some(true) { 0 } else { EXIT_DIFFERENT })
         }
         Err(why) => {
-            let _ = writeln!(std::io::stderr(), "resilver key: {why}");
-            ExitCode::from(EXIT_USAGE)
+            complain("key", why);
+            ExitCode::from(EXIT_UNASKED)
         }
     }
 }
@@ -174,7 +173,7 @@ fn look(args: &KeyArgs) -> Result<Found, String> {
     let said = Fields::of(proxy.stats(&format!("stats key {}", args.key))?);
     let name = said.text("pair").to_owned();
     if name.is_empty() {
-        return Err(format!("{}: is no resilver, or of another version: it names no pair", args.at.proxy));
+        return Err(stranger(&args.at.proxy));
     }
     let mut held = Vec::new();
     for server in name.split('|').filter(|server| !server.is_empty()) {
@@ -204,14 +203,13 @@ impl Found {
         let mut out = format!("key {key}\npair {}  {}, {led}\n", names.join("|"), pair.text(STATE));
         let head = ["SERVER", "PLACE", "ROLE", "HOLDS", "BYTES", "ENDS IN", "FLAGS", "CAS"];
         let mut table = Table::new(&head, colours);
-        for (at, (name, held)) in self.held.iter().enumerate() {
-            let place = if at == 0 { "primary" } else { "backup" };
+        for (place, (name, held)) in [Place::Primary, Place::Backup].iter().zip(&self.held) {
             let role = match leader {
                 "none" => "-",
                 _ if name == leader => "leader",
                 _ => "follower",
             };
-            let mut cells = vec![name.clone(), place.to_owned(), role.to_owned()];
+            let mut cells = vec![name.clone(), place.to_string(), role.to_owned()];
             cells.extend(held.cells());
             table.row(cells, if matches!(held, Held::Unknown(_)) { Tone::Warning } else { Tone::Plain });
         }

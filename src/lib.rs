@@ -6,6 +6,7 @@ mod admin;
 mod ambient;
 pub mod ask;
 mod backend;
+pub mod check_config;
 mod cluster;
 pub mod config;
 mod console;

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
         Some(word) if word == "status" => return resilver::status::main(std::env::args_os().skip(1)),
-        Some(word) if word == "check-config" => return resilver::config::check_file::main(std::env::args_os().skip(1)),
+        Some(word) if word == "check-config" => return resilver::check_config::main(std::env::args_os().skip(1)),
         Some(word) if word == "top" => return resilver::top::main(std::env::args_os().skip(1)),
         Some(word) if word == "key" => return resilver::key::main(std::env::args_os().skip(1)),
         Some(word) if resilver::ask::WORDS.iter().any(|known| word == *known) => {

@@ -72,6 +72,11 @@ pub struct ChangeReport {
 }
 
 impl Report {
+    /// Since the start.
+    fn total(&self, name: &str) -> u64 {
+        self.totals.iter().find(|(counter, _)| *counter == name).map_or(0, |(_, value)| *value)
+    }
+
     /// Some keys are not refused.
     pub fn serves(&self) -> bool {
         self.pairs.iter().any(|pair| pair.used && pair.leader.is_some())

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::console::command::{complain, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::{Terminal, Tone};
-use crate::report::seen::Seen;
 use crate::report::traffic::Traffic;
 
 mod check;
@@ -62,21 +62,19 @@ pub struct StatusArgs {
 
 /// Runs `resilver status`; `arguments` begins with the program's name as shown in messages.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let args = match StatusArgs::try_parse_from(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_UNKNOWN } else { 0 });
-        }
-    };
+    run(arguments, EXIT_UNKNOWN, show)
+}
+
+fn show(args: StatusArgs) -> ExitCode {
+    let ask = || Proxy::open(&args.at.proxy)?.look(true);
     if args.check {
-        return check::main(ask(&args.at).map(|(seen, _)| seen));
+        return check::main(ask().map(|(seen, _)| seen));
     }
     let terminal = Terminal::stdout();
     let look = Look { colours: terminal.colours, all: args.all };
     let mut before: Option<Traffic> = None;
     loop {
-        let asked = ask(&args.at);
+        let asked = ask();
         let text = match &asked {
             Ok((seen, _)) if args.json => format!("{:#}\n", seen.json()),
             Ok((seen, traffic)) => {
@@ -89,7 +87,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
                 format!("{}  what was shown last is out of date\n! {why}\n", Tone::Bad.paint("UNKNOWN", look.colours))
             }
             Err(why) => {
-                let _ = writeln!(std::io::stderr(), "resilver status: {why}");
+                complain("status", why);
                 String::new()
             }
         };
@@ -103,15 +101,4 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
         }
         before = asked.ok().map(|(_, traffic)| traffic).or(before);
     }
-}
-
-/// What it says of itself, and of what it is asked.
-pub(crate) fn ask(at: &ProxyArg) -> Result<(Seen, Traffic), String> {
-    let mut proxy = Proxy::open(&at.proxy)?;
-    // (Not `resync status`, which `--operator-commands off` refuses to clients.)
-    let answers = [proxy.stats("stats resync")?, proxy.stats("stats")?, proxy.stats("stats servers")?];
-    let strange = || format!("{}: is no resilver, or of another version: its status has no mode", at.proxy);
-    let seen = Seen::of(answers).ok_or_else(strange)?;
-    let traffic = Traffic::of(&proxy.stats("stats traffic")?).ok_or_else(strange)?;
-    Ok((seen, traffic))
 }

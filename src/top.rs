@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::console::command::{EXIT_USAGE, complain, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::Terminal;
-use crate::report::seen::Seen;
 use crate::report::traffic::Traffic;
 
 mod screen;
@@ -21,8 +21,6 @@ use screen::Screen;
 
 /// The proxy cannot be asked.
 const EXIT_FAILED: u8 = 1;
-/// Wrong arguments. clap ends with the same number.
-const EXIT_USAGE: u8 = 2;
 
 /// The arguments of `resilver top`.
 #[derive(Parser, Debug)]
@@ -53,24 +51,21 @@ pub struct TopArgs {
 
 /// Runs `resilver top`; `arguments` begins with the program's name as shown in messages.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let args = match TopArgs::try_parse_from(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
-    };
+    run(arguments, EXIT_USAGE, look_again_and_again)
+}
+
+fn look_again_and_again(args: TopArgs) -> ExitCode {
     let terminal = Terminal::stdout();
     let mut before: Option<Traffic> = None;
     loop {
-        let asked = ask(&args.at);
+        let asked = Proxy::open(&args.at.proxy).and_then(|mut proxy| proxy.look(false));
         let text = match &asked {
             Ok((seen, now)) => before.as_ref().map(|before| {
                 let (since, proxy) = (now.since(before), args.at.proxy.to_string());
                 Screen { seen, since: &since, proxy: &proxy, colours: terminal.colours && !args.batch }.to_string()
             }),
             Err(why) => {
-                let _ = writeln!(std::io::stderr(), "resilver top: {why}");
+                complain("top", why);
                 // Whoever looks on waits for it to come back, but for its first answer.
                 if args.once || before.is_none() {
                     return ExitCode::from(EXIT_FAILED);
@@ -92,13 +87,4 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
         before = asked.ok().map(|(_, now)| now).or(before);
         std::thread::sleep(args.every);
     }
-}
-
-fn ask(at: &ProxyArg) -> Result<(Seen, Traffic), String> {
-    let mut proxy = Proxy::open(&at.proxy)?;
-    // (Not `stats`, for which the servers would be asked each time.)
-    let answers = [proxy.stats("stats resync")?, Vec::new(), proxy.stats("stats servers")?];
-    let traffic = Traffic::of(&proxy.stats("stats traffic")?);
-    let strange = || format!("{}: is no resilver, or of another version", at.proxy);
-    Seen::of(answers).zip(traffic).ok_or_else(strange)
 }

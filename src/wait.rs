@@ -17,6 +17,7 @@ use clap::Parser;
 use thiserror::Error;
 
 use crate::backend::marker;
+use crate::console::command::{EXIT_USAGE, complain, run};
 use crate::console::connection::{Connection, Endpoint};
 use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, stats};
 use crate::ids::Place;
@@ -25,9 +26,8 @@ use crate::ring::NodeAddr;
 
 /// Not within the time.
 const EXIT_TIMEOUT: u8 = 1;
-/// Waiting makes no sense: wrong arguments, no proxy of ours, nothing that heals. clap ends with
-/// the same number.
-const EXIT_USAGE: u8 = 2;
+/// Waiting makes no sense, as with wrong arguments: no proxy of ours, nothing that heals.
+const EXIT_POINTLESS: u8 = EXIT_USAGE;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -86,23 +86,18 @@ enum Look {
 
 /// Runs `resilver wait`; `arguments` begins with the program's name as shown in messages.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let args = match WaitArgs::try_parse_from(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
-    };
-    let say = |line: &str| {
-        let _ = writeln!(std::io::stderr(), "resilver wait: {line}");
-    };
+    run(arguments, EXIT_USAGE, look_again_and_again)
+}
+
+fn look_again_and_again(args: WaitArgs) -> ExitCode {
+    let say = |line: &str| complain("wait", line);
     let deadline = Instant::now() + args.timeout;
     let (mut good, mut told) = (0, String::new());
     loop {
         let missing = match look(&args, deadline) {
             Look::Pointless(why) => {
                 say(&why.to_string());
-                return ExitCode::from(EXIT_USAGE);
+                return ExitCode::from(EXIT_POINTLESS);
             }
             Look::Missing(missing) => missing,
         };

@@ -273,7 +273,7 @@ fn unknown(command: &Command, name: &str, value: &DeValue<'_>) -> String {
 }
 
 /// A file with every option, what it does, and its default, all behind comment signs.
-pub(super) fn defaults() -> String {
+pub(crate) fn defaults() -> String {
     let mut out = "# Settings of Resilver: resilver --config FILE. Every option stands here with its default, or with a\n\
                    # word in capitals where it has none; take the comment sign away to set it. The command line wins over\n\
                    # variables (RESILVER_TIMEOUT=300ms), which win over this file. resilver check-config FILE tells of every\n\

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::connection::{Connection, Endpoint, Said};
-use crate::report::seen::Stats;
+use crate::report::seen::{Seen, Stats};
+use crate::report::traffic::Traffic;
 
 /// The proxy, in a command's arguments.
 #[derive(clap::Args, Debug)]
@@ -74,10 +75,27 @@ impl<'a> Proxy<'a> {
         }
     }
 
+    /// What it says of itself, and of what it is asked. `counters`: also what `stats` says, for
+    /// which it asks its servers.
+    pub(crate) fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
+        let at = self.at;
+        // (Not `resync status`, which `--operator-commands off` refuses to clients.)
+        let status = self.stats("stats resync")?;
+        let counters = if counters { self.stats("stats")? } else { Vec::new() };
+        let seen = Seen::of([status, counters, self.stats("stats servers")?]).ok_or_else(|| stranger(at))?;
+        let traffic = Traffic::of(&self.stats("stats traffic")?).ok_or_else(|| stranger(at))?;
+        Ok((seen, traffic))
+    }
+
     /// The first part of an answer in another form.
     pub(crate) fn ask(&mut self, command: &str) -> Result<Said, String> {
         self.connection.ask(command).map_err(|error| failed(self.at, &error))
     }
+}
+
+/// It answers, and not as a proxy of ours does.
+pub(crate) fn stranger(proxy: &Endpoint) -> String {
+    format!("{proxy}: is no resilver, or of another version")
 }
 
 /// What to do about an error of the connection.

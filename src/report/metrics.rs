@@ -115,10 +115,6 @@ impl Report {
         out.out
     }
 
-    fn total(&self, name: &str) -> u64 {
-        self.totals.iter().find(|(counter, _)| *counter == name).map_or(0, |(_, value)| *value)
-    }
-
     fn put_proxy(&self, out: &mut Text) {
         out.begin("build_info", "gauge", "1; the proxy's version, and the memcached whose protocols it speaks.");
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("memcached", self.process.version)];

@@ -169,3 +169,10 @@ impl Seen {
         })
     }
 }
+
+/// For tests: what is asked for as lines of a name and a value.
+#[cfg(test)]
+pub fn stats(lines: &str) -> Stats {
+    let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    lines.lines().filter_map(|line| of(line.trim())).collect()
+}

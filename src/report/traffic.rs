@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::lines::Lines;
 use super::seen::Stats;
 use super::{LatencyReport, Report};
-use crate::stats::{LATENCY_BUCKETS, Latencies};
+use crate::stats::Latencies;
 
 const UPTIME: &str = "uptime_ms";
 const CLIENTS: &str = "clients";
@@ -17,7 +17,7 @@ impl Report {
     pub fn stats_traffic(&self) -> Lines {
         let mut out = Lines::default();
         out.put(UPTIME, self.process.uptime_ms);
-        out.put(CLIENTS, self.totals.iter().find(|(name, _)| *name == "curr_connections").map_or(0, |(_, now)| *now));
+        out.put(CLIENTS, self.total("curr_connections"));
         out.put(CLIENTS_MAX, self.process.max_clients);
         for (asked, came, count) in &self.requests {
             out.put(format_args!("command:{}:{}", asked.text(), came.text()), count);
@@ -61,12 +61,14 @@ impl Line {
 
     /// Within this time so many of a hundred answers came; `None`: none came.
     pub fn percentile_us(&self, percent: u64) -> Option<u64> {
-        let bucket = |at| (Latencies::least(at), at);
-        // (Some buckets at the beginning are never used, and begin where another one does.)
-        let count = |(least, at)| if Latencies::bucket(least) == at { self.waits.get(&least).copied() } else { None };
-        let buckets = (0..LATENCY_BUCKETS).map(bucket).map(|at| (at.0, count(at).unwrap_or(0))).collect();
-        let latency = LatencyReport { buckets, sum_us: 0 };
+        let mut latency = LatencyReport::of(std::iter::empty());
+        self.waits.iter().for_each(|(least, count)| latency.buckets[Latencies::bucket(*least)].1 += count);
         (!self.waits.is_empty()).then(|| latency.percentile_us(percent))
+    }
+
+    /// See [`Traffic::hits`].
+    pub fn hits(&self) -> Option<f64> {
+        percent(self.count("hit"), self.count("miss"))
     }
 
     fn since(&self, before: Option<&Line>) -> Line {
@@ -154,18 +156,21 @@ impl Traffic {
 
     /// Percent of the keys asked for that were found; `None`: none were asked for.
     pub fn hits(&self) -> Option<f64> {
-        let (hits, misses) = (self.came("hit"), self.came("miss"));
-        (hits + misses > 0).then(|| hits as f64 * 100.0 / (hits + misses) as f64)
+        percent(self.came("hit"), self.came("miss"))
     }
+}
+
+fn percent(hits: u64, misses: u64) -> Option<f64> {
+    (hits + misses > 0).then(|| hits as f64 * 100.0 / (hits + misses) as f64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::seen::stats;
 
     fn traffic(lines: &str) -> Option<Traffic> {
-        let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Traffic::of(&lines.lines().filter_map(|line| of(line.trim())).collect())
+        Traffic::of(&stats(lines))
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The whole in one word, why, and what to do next: what `resilver status` begins with, and the
 //! admin page. Pure.
 
+use std::collections::BTreeSet;
+
 use super::lines::STATE;
 use super::seen::{Named, Seen};
 
@@ -102,30 +104,15 @@ impl Seen {
         alone
     }
 
-    /// Servers of dark pairs that are lost.
-    fn lost_of_dark(&self) -> Vec<&str> {
-        let dark = |name: &str| {
-            let mut dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
-            dark.any(|pair| pair.name.split('|').any(|node| node == name))
-        };
-        let lost = self.servers.iter().filter(|server| server.fields.text(STATE) == "lost");
-        lost.map(|server| server.name.as_str()).filter(|name| dark(name)).collect()
-    }
-
-    /// A lost server whose process may live.
-    fn hangs(&self) -> Option<&str> {
-        let hangs = |server: &&Named| server.fields.text(STATE) == "lost" && server.fields.text("reason") == "timeout";
-        self.servers.iter().find(hangs).map(|server| server.name.as_str())
-    }
-
-    /// Servers of dark pairs that answer, and could lead with what they hold.
-    fn could_lead(&self) -> Vec<&str> {
-        let dark = |name: &str| {
-            let mut dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
-            dark.any(|pair| pair.name.split('|').any(|node| node == name))
-        };
-        let up = self.servers.iter().filter(|server| !matches!(server.fields.text(STATE), "lost" | ""));
-        up.map(|server| server.name.as_str()).filter(|name| dark(name)).collect()
+    /// Servers of dark pairs: those that are lost, and those that answer, which could lead with
+    /// what they hold.
+    fn of_dark(&self) -> (Vec<&str>, Vec<&str>) {
+        let dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
+        let names: BTreeSet<&str> = dark.flat_map(|pair| pair.name.split('|')).collect();
+        // (One that was told of without a state is neither.)
+        let of = self.servers.iter().filter(|server| names.contains(server.name.as_str()) && !state(server).is_empty());
+        let (lost, up): (Vec<&Named>, Vec<&Named>) = of.partition(|server| is_lost(server));
+        (names_of(&lost), names_of(&up))
     }
 
     /// What to do.
@@ -134,10 +121,6 @@ impl Seen {
             let shows = |named: &&Named| named.fields.text("reason") == reason;
             self.pairs.iter().chain(&self.servers).find(shows)
         };
-        let lost: Vec<&str> = (self.servers.iter())
-            .filter(|server| server.fields.text(STATE) == "lost")
-            .map(|server| server.name.as_str())
-            .collect();
         if any("former_active").is_some() {
             return "wait until the servers have closed what the former active proxy had, or, where its process is \
                     surely no more: resilver gone"
@@ -153,11 +136,14 @@ impl Seen {
             return "--resync=off: servers are taken at their word, and never refilled".to_owned();
         }
         let refilled = if self.mode == "manual" { "then: resilver resync" } else { "it is refilled by itself" };
-        let word = self.word();
-        match word {
+        let lost: Vec<&Named> = self.servers.iter().filter(|server| is_lost(server)).collect();
+        // Its process may live.
+        let hangs = lost.iter().find(|server| server.fields.text("reason") == "timeout");
+        match self.word() {
             Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
             Word::Dark => {
-                let first = match self.lost_of_dark().as_slice() {
+                let (lost, up) = self.of_dark();
+                let first = match lost.as_slice() {
                     [] => "wait".to_owned(),
                     lost => format!(
                         "bring back {}: resume it, or mend the way to it, where its process still lives (a memcached that \
@@ -165,18 +151,18 @@ impl Seen {
                         lost.join(", ")
                     ),
                 };
-                match self.could_lead().first() {
+                match up.first() {
                     Some(who) => format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes"),
                     None => first,
                 }
             }
-            _ if self.hangs().is_some() => {
-                let server = self.hangs().unwrap_or_default();
-                format!(
-                    "resume or restart memcached on {server}, or mend the way to it: it does not answer; {refilled}"
-                )
-            }
-            _ if !lost.is_empty() => format!("start memcached on {}; {refilled}", lost.join(", ")),
+            _ if !lost.is_empty() => match hangs {
+                Some(server) => format!(
+                    "resume or restart memcached on {}, or mend the way to it: it does not answer; {refilled}",
+                    server.name
+                ),
+                None => format!("start memcached on {}; {refilled}", names_of(&lost).join(", ")),
+            },
             _ if any("copies_missing").is_some() => {
                 "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()
             }
@@ -187,4 +173,16 @@ impl Seen {
             _ => "wait; it heals by itself".to_owned(),
         }
     }
+}
+
+fn state(server: &Named) -> &str {
+    server.fields.text(STATE)
+}
+
+fn is_lost(server: &Named) -> bool {
+    state(server) == "lost"
+}
+
+fn names_of<'a>(servers: &[&'a Named]) -> Vec<&'a str> {
+    servers.iter().map(|server| server.name.as_str()).collect()
 }

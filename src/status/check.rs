@@ -45,11 +45,7 @@ fn bare(sentence: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stats(lines: &str) -> Vec<(String, String)> {
-        let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        lines.lines().filter_map(of).collect()
-    }
+    use crate::report::seen::stats;
 
     #[test]
     fn a_monitor_reads_the_state_the_sentence_and_the_figures() {

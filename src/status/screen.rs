@@ -2,11 +2,11 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::console::signs;
 use crate::console::table::{Table, Tone, rate, short, time, wait, wrapped};
 use crate::report::lines::{PLACE, STATE};
 use crate::report::seen::{Named, Seen};
 use crate::report::traffic::Traffic;
-use crate::report::verdict::Word;
 
 /// Pairs that are told one by one, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
@@ -66,7 +66,7 @@ impl Screen<'_> {
     fn verdict(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let seen = self.seen;
         let word = seen.word();
-        let tone = tone(word);
+        let tone = signs::of_whole(word);
         write!(f, "{}  {}", tone.paint(word.text(), self.look.colours), seen.why())?;
         match seen.since() {
             Some(seconds) => writeln!(f, " ({})", time(seconds))?,
@@ -155,18 +155,14 @@ impl Screen<'_> {
         let mut table = Table::new(&head, self.look.colours);
         for server in told {
             let Named { name, fields } = server;
-            let (reason, state) = (fields.text("reason"), fields.text(STATE));
-            let (sign, tone) = match state {
-                "up" => ("", Tone::Plain),
-                "lost" => ("! ", Tone::Bad),
-                _ => ("~ ", Tone::Warning),
-            };
+            let reason = fields.text("reason");
+            let (state, tone) = signs::of_server(fields);
             let line = self.recent().servers.get(name);
             let sent = self.since.map(|since| since.rate(line.map_or(0, |line| line.total())));
             let cells = [
                 name.clone(),
                 fields.text(PLACE).to_owned(),
-                format!("{sign}{state}"),
+                state,
                 if reason == "none" { "-".to_owned() } else { reason.to_owned() },
                 sent.map_or("-".to_owned(), rate),
                 wait(line.and_then(|line| line.percentile_us(50))),
@@ -257,22 +253,11 @@ fn is_well(server: &Named) -> bool {
     server.fields.text(STATE) == "up" && server.fields.text("reason") == "none"
 }
 
-fn tone(word: Word) -> Tone {
-    match word {
-        Word::Mirrored => Tone::Good,
-        Word::Dark => Tone::Bad,
-        _ => Tone::Warning,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stats(lines: &str) -> Vec<(String, String)> {
-        let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        lines.lines().filter_map(|line| of(line.trim())).collect()
-    }
+    use crate::report::seen::stats;
+    use crate::report::verdict::Word;
 
     /// Two primaries over one backup; `cache1` and the pair of it are in this state.
     fn seen(mirrored: u8, obstacles: &str, pair: &str, server: &str) -> Seen {

@@ -2,11 +2,11 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::console::signs;
 use crate::console::table::{Table, Tone, rate, wait};
-use crate::report::lines::{PLACE, STATE};
+use crate::report::lines::PLACE;
 use crate::report::seen::Seen;
 use crate::report::traffic::{Line, Traffic};
-use crate::report::verdict::Word;
 
 /// Servers that are told one by one: those that are asked most.
 const SERVERS_TOLD: usize = 40;
@@ -31,12 +31,7 @@ impl Screen<'_> {
     fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let since = self.since;
         let word = self.seen.word();
-        let tone = match word {
-            Word::Mirrored => Tone::Good,
-            Word::Dark => Tone::Bad,
-            _ => Tone::Warning,
-        };
-        write!(f, "resilver {}  {}", self.proxy, tone.paint(word.text(), self.colours))?;
+        write!(f, "resilver {}  {}", self.proxy, signs::of_whole(word).paint(word.text(), self.colours))?;
         write!(f, "  clients {}/{}", since.clients, since.clients_max)?;
         write!(f, "  {} req/s", rate(since.rate(since.requests())))?;
         if let Some(hits) = since.hits() {
@@ -51,11 +46,6 @@ impl Screen<'_> {
         all.sort_by_key(|(_, line)| std::cmp::Reverse(line.total()));
         let mut table = Table::new(&["COMMAND", "REQ/S", "P50", "P99", "HITS", "REFUSED/S", "ERRORS/S"], self.colours);
         for (name, line) in all {
-            let (hits, misses) = (line.count("hit"), line.count("miss"));
-            let hits = match hits + misses {
-                0 => "-".to_owned(),
-                asked => format!("{:.1} %", hits as f64 * 100.0 / asked as f64),
-            };
             let errors = line.count("server_error");
             table.row(
                 vec![
@@ -63,7 +53,7 @@ impl Screen<'_> {
                     rate(self.since.rate(line.total())),
                     wait(line.percentile_us(50)),
                     wait(line.percentile_us(99)),
-                    hits,
+                    line.hits().map_or("-".to_owned(), |hits| format!("{hits:.1} %")),
                     rate(self.since.rate(line.count("client_error"))),
                     rate(self.since.rate(errors)),
                 ],
@@ -82,17 +72,13 @@ impl Screen<'_> {
         let mut table = Table::new(&head, self.colours);
         for server in all.iter().take(SERVERS_TOLD) {
             let fields = &server.fields;
-            let (sign, tone) = match fields.text(STATE) {
-                "up" => ("", Tone::Plain),
-                "lost" => ("! ", Tone::Bad),
-                _ => ("~ ", Tone::Warning),
-            };
+            let (state, tone) = signs::of_server(fields);
             let line = line(&server.name);
             table.row(
                 vec![
                     server.name.clone(),
                     fields.text(PLACE).to_owned(),
-                    format!("{sign}{}", fields.text(STATE)),
+                    state,
                     rate(self.since.rate(line.total())),
                     wait(line.percentile_us(50)),
                     wait(line.percentile_us(99)),
@@ -113,11 +99,7 @@ impl Screen<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stats(lines: &str) -> Vec<(String, String)> {
-        let of = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        lines.lines().filter_map(|line| of(line.trim())).collect()
-    }
+    use crate::report::seen::stats;
 
     #[test]
     fn what_is_asked_most_stands_first() {

@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::{CommandLine, Host, Settings, sources};
+use crate::config::{self, CommandLine, Host, Settings};
+use crate::console::command::{EXIT_USAGE, run};
 
 /// The file is wrong; the same number as of a daemon that is started with it.
 const EXIT_WRONG: u8 = 64;
-/// Wrong arguments. clap ends with the same number.
-const EXIT_USAGE: u8 = 2;
 
 /// The arguments of `resilver check-config`.
 #[derive(Parser, Debug)]
@@ -35,15 +34,12 @@ pub struct CheckArgs {
 
 /// Runs `resilver check-config`; `arguments` begins with the program's name as shown in messages.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match CheckArgs::try_parse_from(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
-    };
-    let Some(file) = args.file.filter(|_| !args.defaults) else {
-        let _ = std::io::stdout().write_all(sources::defaults().as_bytes());
+    run(arguments, EXIT_USAGE, judge)
+}
+
+fn judge(args: CheckArgs) -> ExitCode {
+    let Some(file) = args.file else {
+        let _ = std::io::stdout().write_all(config::defaults().as_bytes());
         return ExitCode::SUCCESS;
     };
     let host = Host { variables: Vec::new(), ..Host::this() };

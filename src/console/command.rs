@@ -1,0 +1,32 @@
+//! How a command for a terminal begins, and how it ends where it cannot go on.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Wrong arguments. clap ends with the same number.
+pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// Goes on with the arguments. Where they are wrong it says so, and ends with `wrong`.
+pub(crate) fn run<A: Parser>(
+    arguments: impl IntoIterator<Item = OsString>,
+    wrong: u8,
+    go_on: impl FnOnce(A) -> ExitCode,
+) -> ExitCode {
+    match A::try_parse_from(arguments) {
+        Ok(args) => go_on(args),
+        Err(error) => {
+            let _ = error.print();
+            // (Help was asked for, and is on stdout.)
+            ExitCode::from(if error.use_stderr() { wrong } else { 0 })
+        }
+    }
+}
+
+/// What a command complains of, on stderr.
+pub(crate) fn complain(command: &str, why: impl Display) {
+    let _ = writeln!(std::io::stderr(), "resilver {command}: {why}");
+}
