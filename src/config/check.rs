@@ -87,7 +87,8 @@ pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<Comm
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let ids: BTreeSet<String> = matches.ids().map(ToString::to_string).filter(|id| given(id)).collect();
     let config = config_file(&matches, host);
-    let sources = Sources::read(config.as_deref(), &host.variables, &ids);
+    let command = Args::command();
+    let sources = Sources::read(&command, config.as_deref(), &host.variables, &ids);
     faults.extend(sources.faults.iter().cloned());
     if sources.unread {
         return Err(UsageErrors(faults));
@@ -96,24 +97,18 @@ pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<Comm
     // it stands.
     let (program, own) = arguments.split_at(1.min(arguments.len()));
     let all = program.iter().cloned().chain(sources.arguments()).chain(own.iter().cloned());
-    let matches = match Args::command().try_get_matches_from(all) {
-        Ok(matches) => matches,
-        Err(error) => {
-            faults.push(one_line(&error));
-            return Err(UsageErrors(faults));
-        }
-    };
-    let args = match Args::from_arg_matches(&matches) {
-        Ok(args) => args,
+    let matches = command.clone().try_get_matches_from(all);
+    let (args, matches) = match matches.and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches))) {
+        Ok(both) => both,
         Err(error) => {
             faults.push(one_line(&error));
             return Err(UsageErrors(faults));
         }
     };
     let origins = Origins::of(&sources.found);
-    let mut check = Check { command: Args::command(), matches, host, origins, faults: Vec::new() };
+    let mut check = Check { command, matches, host, config, origins, faults };
     let settings = check.settings(&args);
-    faults.append(&mut check.faults);
+    let faults = check.faults;
     if faults.is_empty() { Ok(CommandLine::Run(Box::new(settings))) } else { Err(UsageErrors(faults)) }
 }
 
@@ -221,6 +216,8 @@ struct Check<'a> {
     command: Command,
     matches: ArgMatches,
     host: &'a Host,
+    /// The file that was read.
+    config: Option<PathBuf>,
     /// Of what stands in the file and the environment.
     origins: Origins,
     faults: Vec<String>,
@@ -336,8 +333,8 @@ impl Check<'_> {
             log,
             fleet,
             leave_fleet: args.leave_fleet,
-            config: config_file(&self.matches, self.host),
-            unknown_variables: super::sources::strangers(&self.host.variables),
+            config: self.config.take(),
+            unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
         }
     }
 
@@ -365,7 +362,9 @@ impl Check<'_> {
         } else {
             value.to_owned()
         };
-        self.faults.push(format!("{} {value}: {why}", self.flag_with(id, Some(&value))));
+        let flag = self.flag_with(id, Some(&value));
+        let by_equals = self.origins.find(id, None).is_none() && self.arg(id).is_require_equals_set();
+        self.faults.push(format!("{flag}{}{value}: {why}", if by_equals { '=' } else { ' ' }));
     }
 
     /// An option as people know it: `-p/--port`; `FILE:LINE: port` in a file, and the variable's
@@ -374,8 +373,12 @@ impl Check<'_> {
         self.flag_with(id, None)
     }
 
+    fn arg(&self, id: &str) -> &Arg {
+        self.command.get_arguments().find(|arg| arg.get_id() == id).expect("only ids of Args are asked for")
+    }
+
     fn flag_with(&self, id: &str, value: Option<&str>) -> String {
-        let arg = self.command.get_arguments().find(|arg| arg.get_id() == id).expect("only ids of Args are asked for");
+        let arg = self.arg(id);
         let long = arg.get_long().expect("every option has a long name");
         match self.origins.find(id, value) {
             Some(Origin::Variable(name)) => return name.clone(),

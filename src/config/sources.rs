@@ -62,19 +62,23 @@ pub(super) struct Sources {
 
 impl Sources {
     /// All of both that is not answered by what the command line has `given` (ids).
-    pub(super) fn read(file: Option<&Path>, variables: &[(String, OsString)], given: &BTreeSet<String>) -> Sources {
+    pub(super) fn read(
+        command: &Command,
+        file: Option<&Path>,
+        variables: &[(String, OsString)],
+        given: &BTreeSet<String>,
+    ) -> Sources {
         let mut sources = Sources::default();
-        let command = Args::command();
         let answered = |id: &str, given: &BTreeSet<String>| {
             given.contains(id) || OPPOSITES.iter().any(|(one, other)| *one == id && given.contains(*other))
         };
-        sources.variables(&command, variables);
+        sources.variables(command, variables);
         sources.found.retain(|found| !answered(&found.id, given));
         let mut above = given.clone();
         above.extend(sources.found.iter().map(|found| found.id.clone()));
         if let Some(path) = file {
             let mut of_file = Sources::default();
-            of_file.file(&command, path);
+            of_file.file(command, path);
             of_file.found.retain(|found| !answered(&found.id, &above));
             sources.found.extend(of_file.found);
             sources.faults.extend(of_file.faults);
@@ -187,15 +191,13 @@ impl Sources {
         match (arg.get_action(), value, on) {
             (ArgAction::SetTrue, _, Some(true)) => put("true", format!("--{long}")),
             (ArgAction::SetTrue, _, Some(false)) => {}
-            (ArgAction::Count, Value::Text(text), _) if text.parse::<u8>().is_ok_and(|times| times < 3) => {
-                (0..text.parse::<u8>().unwrap_or(0)).for_each(|_| put(text, format!("--{long}")));
-            }
+            (ArgAction::Count, Value::Text(text), _) => match text.parse::<u8>() {
+                Ok(times @ 0..3) => (0..times).for_each(|_| put(text, format!("--{long}"))),
+                _ => self.faults.push(format!("{origin}: {long} {text}: must be 0, 1 or 2")),
+            },
             (ArgAction::Count, Value::Switch(on), _) => (0..u8::from(on)).for_each(|_| put("1", format!("--{long}"))),
             (ArgAction::SetTrue, Value::Text(text), None) => {
                 self.faults.push(format!("{origin}: {long} {text}: must be true or false"));
-            }
-            (ArgAction::Count, Value::Text(text), _) => {
-                self.faults.push(format!("{origin}: {long} {text}: must be 0, 1 or 2"));
             }
             (_, Value::Switch(on), _) => {
                 let names = arg.get_value_names().and_then(|names| names.first());
@@ -224,9 +226,8 @@ pub(super) fn variable(long: &str) -> String {
 }
 
 /// Variables that look like options and are none.
-pub(super) fn strangers(variables: &[(String, OsString)]) -> Vec<String> {
-    let known: BTreeSet<String> =
-        Args::command().get_arguments().filter_map(|arg| arg.get_long().map(variable)).collect();
+pub(super) fn strangers(command: &Command, variables: &[(String, OsString)]) -> Vec<String> {
+    let known: BTreeSet<String> = command.get_arguments().filter_map(|arg| arg.get_long().map(variable)).collect();
     // Of the tests and tools of this project, and those that Kubernetes sets for services.
     let others = ["TEST_", "SIM_", "COST_", "PAGE_", "SERVICE_", "PORT_"];
     let ours = |name: &&String| !others.iter().any(|other| name[VARIABLES.len()..].starts_with(other));

@@ -70,12 +70,7 @@ impl Check<'_> {
             Some("manual") => ResyncMode::Manual,
             Some("off") => ResyncMode::Off,
             Some(other) => {
-                match self.origins.find("resync", Some(other)) {
-                    None => {
-                        self.faults.push(format!("--resync={other}: there is no such mode; give auto, manual or off"))
-                    }
-                    Some(_) => self.bad("resync", other, "there is no such mode; give auto, manual or off"),
-                }
+                self.bad("resync", other, "there is no such mode; give auto, manual or off");
                 ResyncMode::Auto
             }
         };
