@@ -357,12 +357,12 @@ impl Check<'_> {
 
     /// Reports a value that cannot be right: `-p/--port 99999: why`.
     fn bad(&mut self, id: &str, value: &str, why: impl Display) {
+        let flag = self.flag_with(id, Some(value));
         let value = if value.is_empty() || value.contains(char::is_whitespace) {
             format!("{value:?}")
         } else {
             value.to_owned()
         };
-        let flag = self.flag_with(id, Some(&value));
         let by_equals = self.origins.find(id, None).is_none() && self.arg(id).is_require_equals_set();
         self.faults.push(format!("{flag}{}{value}: {why}", if by_equals { '=' } else { ' ' }));
     }

@@ -491,6 +491,8 @@ fn all_that_is_wrong_is_told_with_where_it_stands() {
         assert_eq!(faults.iter().filter(|told| told.starts_with(fault)).count(), 1, "{fault}: {faults:#?}");
     }
     assert_eq!(faults.len(), 15, "{faults:#?}");
+    let faults = file("server = [\"a:1\",\n \"b c\"]", "", &[]).expect_err("no server's name");
+    assert!(faults.len() == 1 && faults[0].starts_with("r.toml:2: server \"b c\": "), "{faults:?}");
     let faults = file("server = [\"a:1\"]\nport = 3\n\nport = 4\nlisten = \"x\n", "", &[]).expect_err("no TOML");
     assert!(faults.iter().any(|told| told.starts_with("r.toml:4: duplicate key")), "{faults:?}");
     assert!(faults.iter().any(|told| told.starts_with("r.toml:5: ")), "{faults:?}");
