@@ -2,15 +2,15 @@
 //! socket: `resilver ask …` in the words of the text protocol, and a command of its own for each of
 //! its operator commands.
 
-use std::io::{ErrorKind, Write as _};
+use std::ffi::OsString;
+use std::io::{BufWriter, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, run};
-use crate::console::connection::Connection;
-use crate::console::proxy::{ANSWER_TIMEOUT, ProxyArg, failed, refused};
+use crate::console::command::{EXIT_USAGE, complain, run, unwritten};
+use crate::console::proxy::{Proxy, ProxyArg, refused};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
@@ -131,10 +131,11 @@ impl Said {
             Said::Resync { at, server } => (at, of("resync", server)),
             Said::Verify { at, server } => (at, of("resync verify", server)),
             Said::Cancel { at, server } => (at, of("resync cancel", server)),
-            Said::Lead { server, yes: false, .. } => {
+            Said::Lead { at, server, yes: false } => {
                 return Err(format!(
-                    "lead: {server} leads its dark pairs with what it holds, and the writes that only the other server \
-                     has are lost; resilver status tells of them; if that may be, say --yes"
+                    "{server} leads its dark pairs with what it holds, and the writes that only the other server has \
+                     are lost; resilver status{} tells of them; if that may be, say --yes",
+                    at.again()
                 ));
             }
             Said::Lead { at, server, .. } => (at, format!("resync lead {server}")),
@@ -146,8 +147,11 @@ impl Said {
             Said::Keys { at } => return Ok((at, KEYS.to_owned())),
         };
         let first = command.split(' ').next().unwrap_or_default();
-        if !COMMANDS.contains(&first) || command.contains(['\r', '\n']) {
-            return Err(format!("ask: {first:?} is no operator's command; ask {}", COMMANDS.join(", ")));
+        if command.contains(['\r', '\n']) {
+            return Err(format!("{command:?}: a command is one line"));
+        }
+        if !COMMANDS.contains(&first) {
+            return Err(format!("{first:?} is no operator's command; ask {}", COMMANDS.join(", ")));
         }
         Ok((at, command))
     }
@@ -155,68 +159,80 @@ impl Said {
 
 const KEYS: &str = "lru_crawler metadump all";
 
-/// Runs one of [`WORDS`]; `arguments` begins with the program's name.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    run(arguments, EXIT_USAGE, say)
-}
+/// The parts of `stats`; behind some of them more words stand.
+const PARTS: [&str; 16] = [
+    "servers",
+    "resync",
+    "traffic",
+    "key KEY",
+    "proxy",
+    "conns",
+    "settings",
+    "slabs",
+    "items",
+    "sizes",
+    "sizes_enable",
+    "sizes_disable",
+    "extstore",
+    "detail on|off|dump",
+    "cachedump CLASS LIMIT",
+    "reset",
+];
 
-fn say(said: Said) -> ExitCode {
-    let fail = |code: u8, line: &str| {
-        let _ = writeln!(std::io::stderr(), "resilver {line}");
-        ExitCode::from(code)
-    };
-    let (at, command) = match said.command() {
-        Ok(command) => command,
-        Err(why) => return fail(EXIT_USAGE, &why),
-    };
-    match ask(&at, &command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => fail(EXIT_FAILED, &format!("{}: {why}", command.split(' ').next().unwrap_or_default())),
-    }
+/// Runs one of [`WORDS`]; `arguments` begins with the program's name, and its second is the word.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let word = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    run(arguments, EXIT_USAGE, |said: Said| {
+        let outcome = said.command().map_err(|why| (why, EXIT_USAGE));
+        match outcome.and_then(|(at, command)| ask(&at, &command).map_err(|why| (why, EXIT_FAILED))) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err((why, code)) => {
+                complain(&word, why);
+                ExitCode::from(code)
+            }
+        }
+    })
 }
 
 /// Prints the answer; an error is a sentence with what to do.
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
-    let failed = |error: std::io::Error| failed(&at.proxy, &error);
-    let mut connection = Connection::open(&at.proxy, ANSWER_TIMEOUT).map_err(failed)?;
+    let mut proxy = Proxy::open(&at.proxy)?;
+    proxy.must_be_ours()?;
     // What a server is asked for may take as long as the proxy waits for servers.
     if command == KEYS || command.starts_with("node ") {
-        connection.be_patient(WHOLE_TIMEOUT);
+        proxy.be_patient(WHOLE_TIMEOUT);
     }
-    let mut said = connection.ask(command).map_err(failed)?;
-    connection.be_patient(WHOLE_TIMEOUT);
-    let strange = !said.goes_on() && matches!(said, crate::console::connection::Said::Strange(_));
-    if said.is_error() || strange {
-        return Err(refused(&at.proxy, &said.line()));
-    }
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut said = proxy.ask(command)?;
+    proxy.be_patient(WHOLE_TIMEOUT);
+    let mut out = BufWriter::new(std::io::stdout().lock());
     for number in 0.. {
         if number > LINES_MAX && command != KEYS {
             return Err(format!("{}: an answer without end", at.proxy));
         }
-        if said.is_error() {
+        if said.is_error() || said.is_strange() {
             let _ = out.flush();
-            return Err(refused(&at.proxy, &said.line()));
+            return Err(match said.line() {
+                line if line == "ERROR" && command.starts_with("stats ") => {
+                    format!("{}: it answered {line:?}; the parts of stats are {}", at.proxy, PARTS.join(", "))
+                }
+                line => refused(&at.proxy, &line),
+            });
         }
-        let goes_on = said.goes_on();
         if !said.is_end() {
             let bytes = said.bytes().trim_ascii_end();
-            let written =
-                out.write_all(bytes.strip_prefix(b"STAT ").unwrap_or(bytes)).and_then(|()| out.write_all(b"\n"));
-            match written {
-                // `resilver stats | head -1` closes the pipe, and that is no error.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|error| format!("cannot write the answer: {error}"))?,
+            let line = bytes.strip_prefix(b"STAT ").unwrap_or(bytes);
+            if let Err(error) = out.write_all(line).and_then(|()| out.write_all(b"\n")) {
+                return unwritten(&error);
             }
         }
-        if !goes_on {
+        if !said.goes_on() {
             break;
         }
         if command == KEYS {
-            connection.be_patient(WHOLE_TIMEOUT);
+            proxy.be_patient(WHOLE_TIMEOUT);
         }
-        said = connection.reply().map_err(failed)?;
+        said = proxy.reply()?;
     }
-    let _ = out.flush();
-    Ok(())
+    out.flush().or_else(|error| unwritten(&error))
 }

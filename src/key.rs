@@ -1,13 +1,12 @@
 //! `resilver key KEY`: the pair that a key lives in, who leads it, and what each of its two servers
 //! holds of it, all asked through the proxy.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, complain, run};
+use crate::console::command::{EXIT_USAGE, complain, print, run};
 use crate::console::connection::Said;
 use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone, time};
@@ -130,29 +129,31 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 }
 
 fn show(args: KeyArgs) -> ExitCode {
-    let found = judge(&args.key).and_then(|()| {
-        let mut found = look(&args);
-        for _ in 1..LOOKS {
-            match &found {
-                Ok(two) if two.same() == Some(false) => {
-                    std::thread::sleep(PAUSE);
-                    found = look(&args);
-                }
-                _ => break,
-            }
-        }
-        found
+    let shown = settled(&args).and_then(|found| {
+        print(&found.shown(&args.key, &args.at.again(), Terminal::stdout().colours))?;
+        Ok(found.same())
     });
-    match found {
-        Ok(found) => {
-            let _ = std::io::stdout().write_all(found.shown(&args.key, Terminal::stdout().colours).as_bytes());
-            ExitCode::from(if found.same() == Some(true) { 0 } else { EXIT_DIFFERENT })
-        }
+    match shown {
+        Ok(same) => ExitCode::from(if same == Some(true) { 0 } else { EXIT_DIFFERENT }),
         Err(why) => {
             complain("key", why);
             ExitCode::from(EXIT_UNASKED)
         }
     }
+}
+
+/// What differs is looked at again.
+fn settled(args: &KeyArgs) -> Result<Found, String> {
+    judge(&args.key)?;
+    let mut found = look(args)?;
+    for _ in 1..LOOKS {
+        if found.same() != Some(false) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        found = look(args)?;
+    }
+    Ok(found)
 }
 
 fn judge(key: &str) -> Result<(), String> {
@@ -195,7 +196,8 @@ impl Found {
         }
     }
 
-    fn shown(&self, key: &str, colours: bool) -> String {
+    /// `again`: what stands behind a command that is named.
+    fn shown(&self, key: &str, again: &str, colours: bool) -> String {
         let pair = &self.pair;
         let names: Vec<&str> = self.held.iter().map(|(name, _)| name.as_str()).collect();
         let leader = pair.text("leader");
@@ -227,9 +229,10 @@ impl Found {
             (_, Some(true)) => {
                 ("the same on both: value, flags and time (each server has cas ids of its own)", Tone::Good)
             }
-            (_, Some(false)) => {
-                ("! DIFFERENT, in several looks: resilver verify compares all keys and mends", Tone::Bad)
-            }
+            (_, Some(false)) => (
+                &*format!("! DIFFERENT, in several looks: resilver verify{again} compares all keys and mends"),
+                Tone::Bad,
+            ),
             (_, None) => ("! not known whether they are the same", Tone::Warning),
         };
         out.push_str(&tone.paint(sentence, colours));

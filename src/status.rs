@@ -4,13 +4,12 @@
 //! It asks for the statistics that anybody may ask for (`stats resync`, `stats`, `stats servers`)
 //! and adds nothing that they do not say.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{complain, run};
+use crate::console::command::{Reader, complain, print, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::{Terminal, Tone};
 use crate::report::traffic::Traffic;
@@ -68,7 +67,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 fn show(args: StatusArgs) -> ExitCode {
     let ask = || Proxy::open(&args.at.proxy)?.look(true);
     if args.check {
-        return check::main(ask().map(|(seen, _)| seen));
+        return check::main(ask().map(|(seen, _)| seen), &args.at.again());
     }
     let terminal = Terminal::stdout();
     let look = Look { colours: terminal.colours, all: args.all };
@@ -80,7 +79,8 @@ fn show(args: StatusArgs) -> ExitCode {
             Ok((seen, traffic)) => {
                 let since = before.as_ref().map(|before| traffic.since(before));
                 let proxy = args.at.proxy.to_string();
-                Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, look }.to_string()
+                let again = args.at.again();
+                Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, again: &again, look }.to_string()
             }
             // What was shown before is not left standing as if it were still so.
             Err(why) if args.watch.is_some() => {
@@ -92,12 +92,14 @@ fn show(args: StatusArgs) -> ExitCode {
             }
         };
         let begin = if args.watch.is_some() { terminal.begin() } else { "" };
-        // (A closed pipe is the end of whoever looks, and no error.)
-        let written = std::io::stdout().write_all(format!("{begin}{text}").as_bytes());
         let code = asked.as_ref().map_or(EXIT_UNKNOWN, |(seen, _)| seen.word().exit_code());
-        match args.watch {
-            Some(pause) if written.is_ok() => std::thread::sleep(pause),
-            _ => return ExitCode::from(code),
+        match (print(&format!("{begin}{text}")), args.watch) {
+            (Ok(Reader::There), Some(pause)) => std::thread::sleep(pause),
+            (Ok(_), _) => return ExitCode::from(code),
+            (Err(why), _) => {
+                complain("status", why);
+                return ExitCode::from(EXIT_UNKNOWN);
+            }
         }
         before = asked.ok().map(|(_, traffic)| traffic).or(before);
     }

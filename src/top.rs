@@ -4,13 +4,12 @@
 //! It asks for the statistics that anybody may ask for, again and again: what was counted between
 //! two looks is a rate.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, complain, run};
+use crate::console::command::{EXIT_USAGE, Reader, complain, print, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::Terminal;
 use crate::report::traffic::Traffic;
@@ -78,10 +77,13 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
                 true => ("", if args.once { "" } else { "\n" }),
                 false => (terminal.begin(), ""),
             };
-            // (A closed pipe is the end of whoever looks, and no error.)
-            let written = std::io::stdout().write_all(format!("{begin}{text}{end}").as_bytes());
-            if args.once || written.is_err() {
-                return ExitCode::SUCCESS;
+            match print(&format!("{begin}{text}{end}")) {
+                Ok(Reader::There) if !args.once => {}
+                Ok(_) => return ExitCode::SUCCESS,
+                Err(why) => {
+                    complain("top", why);
+                    return ExitCode::from(EXIT_FAILED);
+                }
             }
         }
         before = asked.ok().map(|(_, now)| now).or(before);

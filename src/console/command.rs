@@ -1,8 +1,8 @@
-//! How a command for a terminal begins, and how it ends where it cannot go on.
+//! How a command for a terminal begins, what it prints, and how it ends where it cannot go on.
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{Error, ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,4 +29,25 @@ pub(crate) fn run<A: Parser>(
 /// What a command complains of, on stderr.
 pub(crate) fn complain(command: &str, why: impl Display) {
     let _ = writeln!(std::io::stderr(), "resilver {command}: {why}");
+}
+
+/// What it says is on stdout, or why it is not.
+pub(crate) fn print(text: &str) -> Result<Reader, String> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::There),
+        Err(error) => unwritten(&error).map(|()| Reader::Gone),
+    }
+}
+
+/// Whoever reads stdout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reader {
+    There,
+    Gone,
+}
+
+/// `resilver stats | head -1` closes the pipe, and that is no error.
+pub(crate) fn unwritten(error: &Error) -> Result<(), String> {
+    if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(format!("cannot write the answer: {error}")) }
 }

@@ -122,6 +122,11 @@ impl Said {
         }
     }
 
+    /// A line that stands in no list either.
+    pub(crate) fn is_strange(&self) -> bool {
+        matches!(self, Said::Strange(_)) && !self.goes_on()
+    }
+
     /// All of it, as it came.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {

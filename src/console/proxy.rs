@@ -5,15 +5,27 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::connection::{Connection, Endpoint, Said};
-use crate::report::seen::{Seen, Stats};
+use crate::report::seen::{Fields, Seen, Stats};
 use crate::report::traffic::Traffic;
 
 /// The proxy, in a command's arguments.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ProxyArg {
     /// The proxy: where it listens, or the path of its unix socket or its admin socket
-    #[arg(long, value_name = "HOST:PORT|PATH", default_value = "127.0.0.1:11211")]
+    #[arg(long, value_name = "HOST:PORT|PATH", default_value = DEFAULT)]
     pub(crate) proxy: Endpoint,
+}
+
+const DEFAULT: &str = "127.0.0.1:11211";
+
+impl ProxyArg {
+    /// Stands behind a command that is suggested: it is for the same proxy.
+    pub(crate) fn again(&self) -> String {
+        match self.proxy.to_string() {
+            proxy if proxy == DEFAULT => String::new(),
+            proxy => format!(" --proxy {proxy}"),
+        }
+    }
 }
 
 /// How long an answer's beginning may take, and the rest of it.
@@ -87,9 +99,26 @@ impl<'a> Proxy<'a> {
         Ok((seen, traffic))
     }
 
+    /// An error where it is none of ours: a memcached answers `stats` too, and lists its keys.
+    /// (Each proxy of a fleet answers this itself, whichever is active.)
+    pub(crate) fn must_be_ours(&mut self) -> Result<(), String> {
+        let said = Fields::of(self.stats("stats proxy")?);
+        if said.text("proxy:role").is_empty() { Err(stranger(self.at)) } else { Ok(()) }
+    }
+
     /// The first part of an answer in another form.
     pub(crate) fn ask(&mut self, command: &str) -> Result<Said, String> {
         self.connection.ask(command).map_err(|error| failed(self.at, &error))
+    }
+
+    /// The next part of it.
+    pub(crate) fn reply(&mut self) -> Result<Said, String> {
+        self.connection.reply().map_err(|error| failed(self.at, &error))
+    }
+
+    /// The rest of the answer, and the next ones, have so long.
+    pub(crate) fn be_patient(&mut self, patience: Duration) {
+        self.connection.be_patient(patience);
     }
 }
 
@@ -99,7 +128,7 @@ pub(crate) fn stranger(proxy: &Endpoint) -> String {
 }
 
 /// What to do about an error of the connection.
-pub(crate) fn failed(proxy: &Endpoint, error: &std::io::Error) -> String {
+fn failed(proxy: &Endpoint, error: &std::io::Error) -> String {
     let advice = match (error.kind(), proxy) {
         (ErrorKind::ConnectionRefused, Endpoint::Tcp(_)) => {
             "nothing listens there: start the proxy, or give --proxy where it does (-l and -p, or --admin-socket)"

@@ -152,12 +152,17 @@ impl Seen {
         self.rest.number("yield:percent")
     }
 
+    /// A field of what is said of `resync verify`.
+    pub fn verify(&self, field: &str) -> &str {
+        self.rest.text(&format!("verify:{field}"))
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "version": JSON_VERSION,
             "word": self.word().text().to_lowercase(),
             "why": self.why(),
-            "next": self.next(),
+            "next": self.next(""),
             "mirrored": self.mirrored,
             "one_may_restart": self.one_may_restart(),
             "mode": self.mode,

@@ -115,16 +115,18 @@ impl Seen {
         (names_of(&lost), names_of(&up))
     }
 
-    /// What to do.
-    pub fn next(&self) -> String {
+    /// What to do. `again`: what stands behind each command of `resilver` that is named, so that it
+    /// is for this proxy.
+    pub fn next(&self, again: &str) -> String {
         let any = |reason: &str| {
             let shows = |named: &&Named| named.fields.text("reason") == reason;
             self.pairs.iter().chain(&self.servers).find(shows)
         };
         if any("former_active").is_some() {
-            return "wait until the servers have closed what the former active proxy had, or, where its process is \
-                    surely no more: resilver gone"
-                .to_owned();
+            return format!(
+                "wait until the servers have closed what the former active proxy had, or, where its process is surely \
+                 no more: resilver gone{again}"
+            );
         }
         if let Some(named) = any("foreign_session") {
             return format!("another proxy works on {}: stop one of the two", named.name);
@@ -135,12 +137,17 @@ impl Seen {
         if any("resync_off").is_some() || self.mode == "off" {
             return "--resync=off: servers are taken at their word, and never refilled".to_owned();
         }
-        let refilled = if self.mode == "manual" { "then: resilver resync" } else { "it is refilled by itself" };
+        let refilled = match self.mode.as_str() {
+            "manual" => format!("then: resilver resync{again}"),
+            _ => "it is refilled by itself".to_owned(),
+        };
         let lost: Vec<&Named> = self.servers.iter().filter(|server| is_lost(server)).collect();
         // Its process may live.
         let hangs = lost.iter().find(|server| server.fields.text("reason") == "timeout");
         match self.word() {
-            Word::Mirrored => "nothing; before and after a server is restarted: resilver wait --mirrored".to_owned(),
+            Word::Mirrored => {
+                format!("nothing; before and after a server is restarted: resilver wait --mirrored{again}")
+            }
             Word::Dark => {
                 let (lost, up) = self.of_dark();
                 let first = match lost.as_slice() {
@@ -152,7 +159,9 @@ impl Seen {
                     ),
                 };
                 match up.first() {
-                    Some(who) => format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes"),
+                    Some(who) => {
+                        format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes{again}")
+                    }
                     None => first,
                 }
             }
@@ -169,7 +178,7 @@ impl Seen {
             _ if any("cannot_enumerate").is_some() => {
                 "a server cannot list its keys: start it with the LRU crawler on (memcached's default)".to_owned()
             }
-            Word::Degraded if self.mode == "manual" => "resilver resync".to_owned(),
+            Word::Degraded if self.mode == "manual" => format!("resilver resync{again}"),
             _ => "wait; it heals by itself".to_owned(),
         }
     }

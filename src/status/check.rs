@@ -5,20 +5,27 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use super::EXIT_UNKNOWN;
+use crate::console::command::{complain, print};
 use crate::report::seen::Seen;
 use crate::report::verdict::Word;
 
 /// Monitors read stdout, also where nobody could be asked.
-pub(super) fn main(asked: Result<Seen, String>) -> ExitCode {
+pub(super) fn main(asked: Result<Seen, String>, again: &str) -> ExitCode {
     let (line, code) = match asked {
-        Ok(seen) => (line(&seen), seen.word().exit_code()),
+        Ok(seen) => (line(&seen, again), seen.word().exit_code()),
         Err(why) => (format!("RESILVER UNKNOWN: {}", bare(&why)), EXIT_UNKNOWN),
     };
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{line}\n").as_bytes());
-    ExitCode::from(code)
+    match print(&format!("{line}\n")) {
+        Ok(_) => ExitCode::from(code),
+        Err(why) => {
+            complain("status", why);
+            ExitCode::from(EXIT_UNKNOWN)
+        }
+    }
 }
 
-fn line(seen: &Seen) -> String {
+/// `again`: see [`Seen::next`].
+fn line(seen: &Seen, again: &str) -> String {
     let state = match seen.word() {
         Word::Mirrored => "OK",
         Word::Degraded | Word::Recovering | Word::Incomplete => "WARNING",
@@ -27,7 +34,7 @@ fn line(seen: &Seen) -> String {
     let counters = &seen.counters;
     let mut line = format!("RESILVER {state}: {}, {}", seen.word().text(), bare(&seen.why()));
     if seen.word() != Word::Mirrored {
-        let _ = write!(line, "; next: {}", bare(&seen.next()));
+        let _ = write!(line, "; next: {}", bare(&seen.next(again)));
     }
     let (clients, most) = (counters.number("curr_connections"), counters.number("max_connections"));
     let _ = write!(line, " | clients={clients};;;0;{most} server_errors={}c", counters.number("server_errors"));
@@ -52,7 +59,7 @@ mod tests {
         let of = |mirrored: u8, state: &str| {
             let status = format!("mode auto\nmirrored {mirrored}\npair:a:1|b:1:state {state}\npair:a:1|b:1:leader b:1");
             let counters = "curr_connections 3\nmax_connections 9\nserver_errors 7\npairs_dark 1";
-            line(&Seen::of([stats(&status), stats(counters), stats("a:1:place primary")]).expect("an answer"))
+            line(&Seen::of([stats(&status), stats(counters), stats("a:1:place primary")]).expect("an answer"), "")
         };
         let well = of(1, "mirrored");
         assert!(

@@ -30,6 +30,8 @@ pub(super) struct Screen<'a> {
     /// The same since the last look: it makes the rates.
     pub(super) since: Option<&'a Traffic>,
     pub(super) proxy: &'a str,
+    /// See [`Seen::next`].
+    pub(super) again: &'a str,
     pub(super) look: Look,
 }
 
@@ -38,6 +40,7 @@ impl Display for Screen<'_> {
         self.head(f)?;
         self.verdict(f)?;
         self.resyncs(f)?;
+        self.verify(f)?;
         self.servers(f)?;
         self.pairs(f)
     }
@@ -83,9 +86,12 @@ impl Screen<'_> {
             let pairs = if pairs == 1 { "one pair".to_owned() } else { format!("{pairs} pairs") };
             writeln!(f, "{sign} {server} leads {pairs} alone: do not touch it")?;
         }
-        let safe = if seen.one_may_restart() { "yes, after: resilver wait --mirrored" } else { "NO" };
-        writeln!(f, "safe to restart one server: {safe}")?;
-        writeln!(f, "next: {}", seen.next())
+        let again = self.again;
+        match seen.one_may_restart() {
+            true => writeln!(f, "safe to restart one server: yes, after: resilver wait --mirrored{again}")?,
+            false => writeln!(f, "safe to restart one server: NO")?,
+        }
+        writeln!(f, "next: {}", seen.next(again))
     }
 
     fn resyncs(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -124,6 +130,24 @@ impl Screen<'_> {
         match (self.seen.yielding(), self.seen.servers.iter().any(is_filled)) {
             (percent @ ..100, true) => writeln!(f, "resyncs work at {percent} % of what they could, for clients' sake"),
             _ => Ok(()),
+        }
+    }
+
+    fn verify(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let count = |field| self.seen.verify(field).parse().unwrap_or(0);
+        match self.seen.verify("state") {
+            "none" | "" => return Ok(()),
+            "running" => write!(f, "verify running")?,
+            ended => write!(f, "verify {ended}, {} ago", time(count("ended_seconds_ago")))?,
+        }
+        let (checked, different) = (short(count("checked")), count("different"));
+        write!(f, ": {checked} keys compared, {different} differed")?;
+        if different > 0 {
+            write!(f, ": {} mended, {} not", count("repaired"), count("failed"))?;
+        }
+        match count("pairs_left") {
+            0 => writeln!(f),
+            left => writeln!(f, "; {left} pairs left out"),
         }
     }
 
@@ -307,7 +331,7 @@ mod tests {
             "command:get:hit 941\ncommand:get:miss 59\nserver:cache1:1:sent 9\nserver:cache1:1:us:96 1
             server:cache2:1:us:512 1",
         );
-        Screen { seen, traffic: &traffic, since, proxy: "127.0.0.1:11211", look }.to_string()
+        Screen { seen, traffic: &traffic, since, proxy: "127.0.0.1:11211", again: "", look }.to_string()
     }
 
     fn shown(seen: &Seen, all: bool) -> String {
@@ -371,6 +395,22 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         assert!(at(server(0, 0)).contains("resync cache1:1 <- cache3:1 (full)  purging, then listing\n"));
     }
 
+    #[test]
+    fn a_verify_is_shown_while_it_runs_and_with_what_it_found() {
+        let at = |verify: &str| {
+            let text = shown(&seen(1, verify, &pair("mirrored", "none"), &server("up", "none")), false);
+            text.lines().filter(|line| line.starts_with("verify")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(at("verify:state none\nverify:checked 0"), Vec::<String>::new());
+        let counts = "verify:checked 12000\nverify:ended_seconds_ago 61";
+        assert_eq!(at(&format!("verify:state running\n{counts}")), ["verify running: 12k keys compared, 0 differed"]);
+        let differed = "verify:different 5\nverify:repaired 4\nverify:failed 1\nverify:pairs_left 3";
+        assert_eq!(
+            at(&format!("verify:state incomplete\n{counts}\n{differed}")),
+            ["verify incomplete, 1m 1s ago: 12k keys compared, 5 differed: 4 mended, 1 not; 3 pairs left out"]
+        );
+    }
+
     /// The proxy's word for the whole outranks what its pairs say.
     #[test]
     fn the_word_is_the_worst_and_never_better_than_the_proxys_own() {
@@ -427,7 +467,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         let seen = Seen::of([stats(&status), stats("uptime 1"), stats(&servers)]).expect("an answer");
         let traffic = traffic("server:c11:1:us:4096 100\nserver:c12:1:us:512 100\nserver:b01:1:us:512 100");
         let look = Look { colours: false, all: false };
-        let text = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", look }.to_string();
+        let text = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", again: "", look }.to_string();
         for part in [
             "\nPRIMARIES c01 c02 !c03 c04 c05 c06 c07 c08 c09 c10 c11 c12 c13 c14 c15 c16\nBACKUPS   b01 b02 ",
             "\nslowest: c11:1 p99 5.1ms (half of them 0.6ms at most)\n",
@@ -437,7 +477,14 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(text.lines().count() < 16 && text.lines().all(|line| line.len() <= 100), "{text}");
-        let all = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", look: Look { all: true, ..look } };
+        let all = Screen {
+            seen: &seen,
+            traffic: &traffic,
+            since: None,
+            proxy: "p",
+            again: "",
+            look: Look { all: true, ..look },
+        };
         assert!(all.to_string().lines().filter(|line| line.contains("  primary  ")).count() == 16);
     }
 

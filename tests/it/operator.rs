@@ -1,11 +1,12 @@
 //! What operators say to a running proxy without `nc`: a command for each of its own,
 //! `resilver key` and `resilver top`.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::status::run;
+use crate::status::{run, says};
 use crate::support::cluster::fill;
 use crate::support::memcached::signal;
 use crate::support::{Cluster, Proxy, Shape, wait_until};
@@ -25,6 +26,8 @@ fn every_operator_command_has_one_of_its_own() {
     };
     assert_eq!(good(&["verify"]), "OK\n");
     wait_until("the end of it", DEADLINE, || cluster.proxy.status().verify("state") == "done");
+    let screen = good(&["status"]);
+    assert!(screen.contains("\nverify done, ") && screen.contains(" keys compared, 0 differed\n"), "{screen}");
     assert_eq!(good(&["verify", &primary]), "OK\n");
     assert_eq!(good(&["resync", &primary]), "OK\n");
     cluster.mirrored();
@@ -56,6 +59,14 @@ fn every_operator_command_has_one_of_its_own() {
         let (ended, printed, complaint) = said(command);
         assert_eq!((ended, printed.as_str()), (Some(code), ""), "{command:?}: {complaint}");
         assert!(complaint.contains(why), "{command:?}: {complaint}");
+        assert!(complaint.starts_with(&format!("resilver {}: ", command[0])), "{command:?}: {complaint}");
+    }
+    let (_, _, complaint) = said(&["stats", "nosuch"]);
+    let parts = complaint.trim_end().split("the parts of stats are ").nth(1).unwrap_or_default();
+    assert!(parts.split(", ").count() > 9, "{complaint}");
+    for part in parts.split(", ") {
+        let (_, _, complaint) = said(&[&["stats"][..], &part.split(' ').take(1).collect::<Vec<_>>()].concat());
+        assert!(!complaint.contains("the parts of stats are"), "{part}: {complaint}");
     }
     assert!(said(&["node", &primary, "flush_all"]).2.contains("it would empty one copy"));
 
@@ -77,6 +88,57 @@ fn every_operator_command_has_one_of_its_own() {
         .proxy
         .wait_status("somebody to lead", DEADLINE, |status| status.pair(&primary, &backup, "leader") == backup);
     cluster.primaries[0].resume();
+}
+
+/// Says this again and again to whoever connects.
+fn repeats(words: &'static [u8], pause: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                while stream.write_all(words).is_ok() {
+                    std::thread::sleep(pause);
+                }
+            });
+        }
+    });
+    addr
+}
+
+/// A memcached answers `stats` and lists keys as well, and others might say anything for ever.
+#[test]
+fn what_is_no_resilver_is_said_no_operators_command() {
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    let server = cluster.primaries[0].addr();
+    let drip = repeats(b"STAT a b\r\n", Duration::from_millis(100));
+    let flood = repeats(&[b's'; 1 << 16], Duration::from_millis(5));
+    let lines = repeats(b"STAT a b\r\nSTAT c d\r\n", Duration::from_millis(1));
+    let rubbish = says(b"STAT a b\r\nEND\r\nSTAT a b\r\nEND\r\n");
+    std::thread::scope(|scope| {
+        // (Those that go on for ever are waited for, two seconds.)
+        for (proxy, why, commands) in [
+            (&server, "is no resilver", 5),
+            (&rubbish, "is no resilver, or of another version", 5),
+            (&drip, "no answer within 2s", 3),
+            (&flood, "", 1),
+            (&lines, "", 1),
+        ] {
+            for command in [&["stats"][..], &["keys"], &["resync"], &["ask", "version"], &["node", "a:1", "version"]]
+                .into_iter()
+                .take(commands)
+            {
+                scope.spawn(move || {
+                    let begun = Instant::now();
+                    let (code, printed, complaint) = run(&[command, &["--proxy", proxy.as_str()]].concat());
+                    assert_eq!((code, printed.as_str()), (Some(1), ""), "{command:?} {proxy}: {complaint}");
+                    let begins = format!("resilver {}: {proxy}: ", command[0]);
+                    assert!(complaint.starts_with(&begins) && complaint.contains(why), "{command:?}: {complaint}");
+                    assert!(begun.elapsed() < DEADLINE, "{command:?} {proxy}");
+                });
+            }
+        }
+    });
 }
 
 #[test]
@@ -110,7 +172,8 @@ fn a_key_is_found_on_both_servers() {
     // Somebody has written past the proxy.
     cluster.backups[0].client().send(b"set user:17 5 100 3\r\nxyz\r\n").expect("sent");
     wait_until("it to differ", DEADLINE, || key("user:17").0 == Some(1));
-    assert!(key("user:17").1.contains("! DIFFERENT, in several looks: resilver verify"));
+    let different = format!("! DIFFERENT, in several looks: resilver verify --proxy {proxy} compares all keys");
+    assert!(key("user:17").1.contains(&different));
     cluster.backups[0].kill();
     cluster.wait_lost(&backup);
     let (code, text, _) = key("user:17");
@@ -143,4 +206,16 @@ fn top_shows_what_is_asked_between_two_looks() {
     child.wait().expect("it ends");
     let (code, once, complaint) = run(&["top", "--once", "--every=100ms", "--proxy", &cluster.proxy.addr()]);
     assert_eq!((code, complaint.as_str(), once.matches("resilver ").count()), (Some(0), "", 1), "{once}");
+
+    // A disk is full: what could not be written was not said.
+    for command in
+        [&["top", "--once", "--every=100ms"][..], &["status"], &["status", "--check"], &["key", "k"], &["stats"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a device that is full");
+        let mut child = Command::new(Proxy::binary());
+        child.args(command).args(["--proxy", &cluster.proxy.addr()]).stdout(full).stderr(Stdio::piped());
+        let ended = child.output().expect("run resilver");
+        let complaint = String::from_utf8_lossy(&ended.stderr);
+        assert!(!ended.status.success() && complaint.contains("cannot write the answer: "), "{command:?}: {complaint}");
+    }
 }

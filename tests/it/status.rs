@@ -33,10 +33,10 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     let (code, well, complaint) = status(&cluster, &[]);
     assert_eq!((code, complaint.as_str()), (Some(0), ""), "{well}");
     assert!(well.contains("\nMIRRORED  every item has two copies ("), "{well}");
-    assert!(
-        well.contains("\nsafe to restart one server: yes, after: resilver wait --mirrored\nnext: nothing; "),
-        "{well}"
-    );
+    let wait = format!("resilver wait --mirrored --proxy {}\n", cluster.proxy.addr());
+    let (safe, next) =
+        ("safe to restart one server: yes, after:", "next: nothing; before and after a server is restarted:");
+    assert!(well.contains(&format!("\n{safe} {wait}{next} {wait}")), "{well}");
     assert!(well.contains("\npairs: 2 of 2 mirrored\n") && !well.contains('\x1b'), "{well}");
     let (code, line, _) = status(&cluster, &["--check"]);
     assert_eq!(code, Some(0));
@@ -106,7 +106,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
 }
 
 /// A listener that says this to whoever connects, and then no more.
-fn says(words: &'static [u8]) -> String {
+pub fn says(words: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("an address").to_string();
     std::thread::spawn(move || {
