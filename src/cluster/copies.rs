@@ -96,6 +96,7 @@ impl Cluster {
         }
         let mut compare = Vec::new();
         for id in self.topology.pairs() {
+            self.note_word(id);
             let run = &self.pairs[id.index()];
             if run.lone.is_empty() && !run.lone.has_more() {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
@@ -266,6 +267,28 @@ mod tests {
             assert!(cluster.pairs[0].lone.has_more());
             assert_eq!(cluster.pairs[0].copies.by_leader, by_leader, "who lacks them");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pair_is_incomplete_since_the_other_proxy_was_seen() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+        for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
+            cluster.apply(PairId(0), event);
+        }
+        cluster.pairs[0].undecided = false;
+        let shown = |cluster: &Cluster| {
+            let pair = cluster.report().pairs.swap_remove(0);
+            (pair.state, pair.for_seconds)
+        };
+        cluster.look_for_copies();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        cluster.look_for_copies();
+        assert_eq!(shown(&cluster), ("mirrored", 60));
+        cluster.judge_rival(NodeId(0), Some(9));
+        assert_eq!(shown(&cluster), ("incomplete", 0), "before the next tick");
+        cluster.look_for_copies();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(shown(&cluster), ("incomplete", 2));
     }
 
     /// What the backup evicted while it was filled a comparing puts back. What the primary evicted,

@@ -172,6 +172,8 @@ struct PairRun {
     /// The resync waits to hear what became of the hand-back.
     drained_reply: Option<oneshot::Sender<Verdict>>,
     since: Instant,
+    /// The word that is shown for its state, and since when it is that one.
+    word: (&'static str, Instant),
 }
 
 /// The control plane.
@@ -296,6 +298,7 @@ impl Cluster {
                 ready_reply: None,
                 drained_reply: None,
                 since: now,
+                word: ("", now),
             })
             .collect();
         Cluster {

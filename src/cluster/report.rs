@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
+use tokio::time::Instant;
 
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId};
@@ -72,6 +73,8 @@ impl Cluster {
         let run = &self.pairs[id.index()];
         let facts = self.pair_facts(id);
         let shown = facts.shown();
+        let (word, since) = run.word;
+        let since = (word == shown.state).then(|| since.max(run.since));
         let leader = run.pair.state().leader().map(|place| self.node_at(id, place));
         let report = PairReport {
             name: self.pair_name(id),
@@ -79,7 +82,7 @@ impl Cluster {
             state: shown.state,
             leader: leader.map(|node| self.topology.addr(node).to_string()),
             reason: shown.reason,
-            for_seconds: seconds(run.since),
+            for_seconds: since.map_or(0, seconds),
             copies_missing: run.lone.len(),
             missing_unknown: run.lone.has_more(),
             missed: matches!(
@@ -89,6 +92,16 @@ impl Cluster {
             .then(|| (!run.missed.overflowed()).then(|| run.missed.len())),
         };
         (report, facts)
+    }
+
+    /// What contradicts a pair's state (another proxy, keys with one copy) comes and goes without a
+    /// change of that state: at every tick.
+    pub(super) fn note_word(&mut self, id: PairId) {
+        let shown = self.pair_facts(id).shown().state;
+        let word = &mut self.pairs[id.index()].word;
+        if word.0 != shown {
+            *word = (shown, Instant::now());
+        }
     }
 
     fn node_report(&self, node: NodeId) -> (NodeReport, NodeFacts) {
