@@ -55,11 +55,15 @@ async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Se
         show: Box::new(|| Bytes::from_static(b"STAT proxy:role standby\r\nEND\r\n")),
         over: CancellationToken::new(),
     });
+    (served(&shared).await, shows, shared)
+}
+
+async fn served(shared: &Arc<Shared>) -> TcpStream {
     let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(door.local_addr().unwrap()).await.unwrap();
     let (stream, _) = door.accept().await.unwrap();
     tokio::spawn(serve(Stream::Tcp(stream), shared.clone()));
-    (client, shows, shared)
+    client
 }
 
 #[tokio::test]
@@ -128,6 +132,21 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     while !shared.clients.is_empty() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
+    let one = Active::new(1).await;
+    let (first, _shows, shared) = client(one.target(), LONG).await;
+    let mut second = served(&shared).await;
+    hear(&mut second, std::str::from_utf8(TOO_MANY).unwrap()).await;
+    ends(&mut second).await;
+    drop(first);
+    shared.clients.close();
+    timeout(LONG, shared.clients.wait()).await.expect("it goes");
+    let mut third = served(&shared).await;
+    third.write_all(b"get a\r\n").await.unwrap();
+    hear(&mut one.welcome().await, "get a\r\n").await;
 }
 
 #[tokio::test]
