@@ -44,7 +44,9 @@ fn active() -> Authority {
 
 #[test]
 fn a_record_is_claimed_after_its_heartbeat_was_seen_for_longer_than_a_lease() {
-    let value = Value::Record(record(2, Tenure::Serving));
+    let mut before = record(2, Tenure::Serving);
+    before.lost.set(PairId(3), &[Place::Backup]);
+    let value = Value::Record(before.clone());
     assert_eq!(poll(&mut proxy(1), &value, LEASE), []);
     let mut proxy = proxy(1);
     assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
@@ -55,6 +57,7 @@ fn a_record_is_claimed_after_its_heartbeat_was_seen_for_longer_than_a_lease() {
     let claim = proxy.handle(Boot(LEASE + LEASE / 3), Event::Surveyed(marked));
     let [Action::Swap { new, .. }] = &claim[..] else { panic!("{claim:?}") };
     assert_eq!((new.generation, new.term), (Generation(9), Term(40)), "above the servers' marks too");
+    assert_eq!(new.lost, before.lost, "what is lost stays so");
 }
 
 #[test]
@@ -67,9 +70,13 @@ fn what_a_candidate_leaves_alone() {
     witness.me.candidate = false;
     assert_eq!(poll(&mut witness, &Value::Absent, 3 * LEASE), []);
     let mut cut_off = proxy(1);
-    assert_eq!(poll(&mut cut_off, &Value::Absent, 3 * LEASE), [Action::Survey]);
+    let long = LEASE + LEASE / 3;
+    assert_eq!(poll(&mut cut_off, &Value::Record(record(2, Tenure::Serving)), long), [Action::Survey]);
     let nobody = Survey { answered: Answered::None, ..ALL_CLOSED };
-    assert_eq!(cut_off.handle(Boot(3 * LEASE), Event::Surveyed(nobody)), [], "it reaches no server");
+    assert_eq!(cut_off.handle(Boot(long), Event::Surveyed(nobody)), [], "it reaches no server");
+    let mut other_list = proxy(1);
+    poll(&mut other_list, &Value::Record(Record { fingerprint: 8, ..record(2, Tenure::Serving) }), 0);
+    assert_eq!(other_list.handle(Boot(0), Event::IsDead(Holder(2))), [], "whoever is dead had another list");
 }
 
 #[test]
