@@ -1,8 +1,9 @@
 //! What operators have beside the clients' listeners: a page, metrics and the state over HTTP,
 //! which change nothing, and a unix socket that takes their commands.
 //!
-//! All of it runs on the control plane's thread, never on a worker's. So whatever anybody sends
-//! here is bounded: connections, bytes, time, and how often the control plane is asked ([`Shown`]).
+//! All of it runs on the control plane's thread, never on a worker's; of one of several proxies on
+//! the fleet's, which goes on where the lease is over. So whatever anybody sends here is bounded:
+//! connections, bytes, time, and how often the control plane is asked ([`Shown`]).
 
 mod history;
 mod http;
@@ -15,16 +16,17 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::Desk;
+use crate::cluster::{Desk, Losses};
 use crate::proxy::Memory;
 use crate::report::metrics::Around;
 use crate::stats::WorkerStats;
 
 use history::Recorder;
 use shown::Shown;
+use socket::Operators;
 
 /// What is known of those who came.
 #[derive(Default, Debug)]
@@ -65,21 +67,24 @@ impl Admin {
     }
 }
 
+/// Where the control plane is asked, and what is known without it.
+type Known = (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>);
+
 /// Serves whatever was bound, from when the runtime runs until it ends.
 ///
 /// # Errors
 ///
 /// The system refused to watch the sockets.
 pub(crate) fn serve(
-    runtime: &Runtime,
+    runtime: &Handle,
     (http, socket): (Option<TcpListener>, Option<UnixListener>),
-    (desk, stats, memory): (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>),
+    ((desk, stats, memory), losses): (Known, Arc<dyn Losses>),
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let _entered = runtime.enter();
     if let Some(listener) = socket {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        runtime.spawn(socket::accept_forever(listener, desk.clone()));
+        runtime.spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses }));
     }
     if let Some(listener) = http {
         let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -24,7 +24,8 @@ const COMMANDS: [&str; 4] = ["resync", "stats", "node", "version"];
 const LINES_MAX: usize = 1 << 20;
 
 /// The commands that have a word of their own.
-pub const WORDS: [&str; 9] = ["ask", "resync", "verify", "cancel", "lead", "gone", "stats", "node", "keys"];
+pub const WORDS: [&str; 10] =
+    ["ask", "resync", "verify", "cancel", "lead", "gone", "handover", "stats", "node", "keys"];
 
 const EXIT_CODES: &str = "Exit codes: 0 answered; 1 no answer, or an error, which is on stderr; 2 wrong arguments.";
 
@@ -90,6 +91,13 @@ enum Said {
         #[command(flatten)]
         at: ProxyArg,
     },
+    /// Another proxy of the fleet takes the place of the active one, which answers what it was
+    /// asked, and ends with exit code 75, to be started again as a standby
+    #[command(after_help = EXIT_CODES)]
+    Handover {
+        #[command(flatten)]
+        at: ProxyArg,
+    },
     /// Prints statistics: stats, stats servers, stats settings, …
     #[command(after_help = EXIT_CODES)]
     Stats {
@@ -140,6 +148,7 @@ impl Said {
             }
             Said::Lead { at, server, .. } => (at, format!("resync lead {server}")),
             Said::Gone { at } => (at, "resync gone".to_owned()),
+            Said::Handover { at } => (at, "resync handover".to_owned()),
             Said::Stats { at, part } => {
                 (at, ["stats".to_owned()].into_iter().chain(part).collect::<Vec<_>>().join(" "))
             }

@@ -5,8 +5,12 @@
 //! goes on or the process ends. What was asked before may have been executed; what it answered is
 //! in the socket, and counts if nobody else was active meanwhile.
 
+mod pulse;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use pulse::{beat_forever, turned};
 
 /// A moment of this machine's `CLOCK_BOOTTIME`, in microseconds: it goes on while the machine is
 /// suspended, and is never set.
@@ -69,6 +73,7 @@ impl Lease {
     fn pass(&self) {
         // (Without coordination the clock is not asked.)
         while self.0.load(Ordering::Acquire) != u64::MAX && !self.holds(Boot::now()) {
+            pulse::stands_still();
             std::thread::sleep(LOOK);
         }
     }

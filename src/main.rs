@@ -41,8 +41,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let outcome =
-        if settings.daemonize && !settings.background_child { start_child() } else { serve(settings).map(|()| 0) };
+    let outcome = if settings.daemonize && !settings.background_child { start_child() } else { serve(settings) };
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -62,8 +61,8 @@ fn start_child() -> Result<u8, Box<dyn Error>> {
     }
 }
 
-/// Runs the proxy in this process until it is told to stop.
-fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
+/// Runs the proxy in this process until it is told to stop. Returns the exit code.
+fn serve(mut settings: Settings) -> Result<u8, Box<dyn Error>> {
     daemon::give_memory_back();
     if settings.background_child {
         daemon::detach()?;
@@ -114,14 +113,14 @@ fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     };
     let ended = match settings.fleet.clone() {
         Some(own) => resilver::fleet::run(settings, own, listeners, shutdown, ready, remove_files.clone()),
-        None if settings.leave_fleet => {
-            resilver::fleet::leave(&settings).and_then(|()| resilver::server::run(settings, listeners, shutdown, ready))
+        None => {
+            let left = if settings.leave_fleet { resilver::fleet::leave(&settings) } else { Ok(()) };
+            left.and_then(|()| resilver::server::run(settings, listeners, shutdown, ready)).map(|()| 0)
         }
-        None => resilver::server::run(settings, listeners, shutdown, ready),
     };
     remove_files();
     match &ended {
-        Ok(()) => tracing::info!("stopped"),
+        Ok(_) => tracing::info!("stopped"),
         Err(error) => tracing::error!(%error, "ended"),
     }
     Ok(ended?)

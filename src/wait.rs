@@ -1,4 +1,5 @@
-//! `resilver wait --mirrored`: what an operator's script runs between two restarts of servers.
+//! `resilver wait --mirrored`: what an operator's script runs between two restarts of servers; and
+//! `--ready`, between two restarts of proxies.
 //!
 //! A proxy that has not noticed a restart yet says `mirrored`, and whoever believes it restarts the
 //! only full copy next. So the proxy's word is held against the servers themselves: each must
@@ -22,6 +23,7 @@ use crate::console::connection::{Connection, Endpoint};
 use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, stats};
 use crate::ids::Place;
 use crate::report::lines;
+use crate::report::seen::Fields;
 use crate::ring::NodeAddr;
 
 /// Not within the time.
@@ -41,17 +43,23 @@ const LOOKS: u32 = 2;
 #[command(
     name = "resilver wait",
     bin_name = "resilver wait",
-    about = "Waits until a running proxy holds every item twice: what to run before and after the restart of a server.",
-    after_help = "Asks the proxy, and then each server itself whether its memory is the one that the proxy knows: right \
-                  after a restart the proxy may not have noticed it yet. Run it when the restart command has returned.\n\n\
-                  Exit codes: 0 mirrored; 1 not within the time, what is missing is on stderr; 2 wrong arguments, or a \
+    about = "Waits until a running proxy holds every item twice: what to run before and after the restart of a server; \
+             or until it is ready: what to run after the restart of one of several proxies.",
+    after_help = "--mirrored asks the proxy, and then each server itself whether its memory is the one that the proxy \
+                  knows: right after a restart the proxy may not have noticed it yet. Run it when the restart command \
+                  has returned.\n\n\
+                  Exit codes: 0 it is so; 1 not within the time, what is missing is on stderr; 2 wrong arguments, or a \
                   proxy that never will be (no backups, --resync=off) or is none.",
     max_term_width = 120
 )]
 pub struct WaitArgs {
     /// Wait until every item is known to have two copies, and every server is up
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "ready")]
     mirrored: bool,
+
+    /// Wait until the proxy serves its clients: it is the active one, or reaches it
+    #[arg(long, conflicts_with_all = ["mirrored", "proxy_only"])]
+    ready: bool,
 
     #[command(flatten)]
     at: ProxyArg,
@@ -93,8 +101,10 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
     let say = |line: &str| complain("wait", line);
     let deadline = Instant::now() + args.timeout;
     let (mut good, mut told) = (0, String::new());
+    let (what, looks) = if args.ready { ("ready", 1) } else { ("mirrored", LOOKS) };
     loop {
-        let missing = match look(&args, deadline) {
+        let looked = if args.ready { look_ready(&args) } else { look(&args, deadline) };
+        let missing = match looked {
             Look::Pointless(why) => {
                 say(&why.to_string());
                 return ExitCode::from(EXIT_POINTLESS);
@@ -102,12 +112,12 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
             Look::Missing(missing) => missing,
         };
         good = if missing.is_empty() { good + 1 } else { 0 };
-        if good >= LOOKS {
-            let _ = writeln!(std::io::stdout(), "mirrored");
+        if good >= looks {
+            let _ = writeln!(std::io::stdout(), "{what}");
             return ExitCode::SUCCESS;
         }
         if Instant::now() >= deadline {
-            say(&format!("not mirrored within {}", crate::config::show_time(args.timeout)));
+            say(&format!("not {what} within {}", crate::config::show_time(args.timeout)));
             missing.iter().for_each(|line| say(line));
             return ExitCode::from(EXIT_TIMEOUT);
         }
@@ -117,6 +127,36 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
             told.clone_from(first);
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// Asks the proxy whether it serves.
+fn look_ready(args: &WaitArgs) -> Look {
+    let proxy = args.at.proxy.to_string();
+    let asked = Connection::open(&args.at.proxy, ANSWER_TIMEOUT)
+        .and_then(|mut connection| stats(&mut connection, "stats proxy"));
+    let said = match asked {
+        Ok(Answer::Stats(said)) => Fields::of(said),
+        Ok(Answer::Other(line)) if line.contains("_ERROR ") => {
+            return Look::Missing(vec![format!("proxy {proxy}: {line}")]);
+        }
+        Ok(Answer::Other(line)) => return Look::Pointless(Pointless::NoProxy(proxy, line)),
+        Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
+    };
+    match (said.text("proxy:ready"), said.text("proxy:role")) {
+        ("1", _) => Look::Missing(Vec::new()),
+        (_, "") => Look::Pointless(Pointless::NoProxy(proxy, "a word of another proxy's".to_owned())),
+        (_, role) => {
+            let active = match said.text("proxy:active") {
+                "none" => "no proxy is active".to_owned(),
+                active => format!("the active one is {active}"),
+            };
+            let why = match said.text("proxy:trouble") {
+                "" => String::new(),
+                trouble => format!("; {trouble}"),
+            };
+            Look::Missing(vec![format!("proxy {proxy} is {role}, and serves nobody; {active}{why}")])
+        }
     }
 }
 

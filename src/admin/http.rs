@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::daemon::cannot_accept;
+use crate::lease::{self, Boot};
 
 use super::Admin;
 use super::shown::View;
@@ -203,6 +204,9 @@ impl Admin {
     /// On a thread of its own: for 16,384 pairs it takes a good part of a second, in which the
     /// control plane has better to do.
     async fn render(&self, kind: &'static str, make: impl FnOnce(&View) -> Bytes + Send + 'static) -> Response<Whole> {
+        if is_suspended() {
+            return suspended();
+        }
         let Some(view) = self.shown.view(&self.desk).await else { return silent() };
         match tokio::task::spawn_blocking(move || make(&view)).await {
             Ok(body) => whole(StatusCode::OK, kind, body),
@@ -215,6 +219,9 @@ impl Admin {
         if self.shutdown.is_cancelled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
+        if is_suspended() {
+            return suspended();
+        }
         match self.shown.view(&self.desk).await {
             None => silent(),
             Some(view) if view.report.serves() => plain(StatusCode::OK, "ready\n"),
@@ -223,6 +230,18 @@ impl Admin {
             }
         }
     }
+}
+
+/// The control plane stands still then.
+fn is_suspended() -> bool {
+    !lease::own().holds(Boot::now())
+}
+
+fn suspended() -> Response<Whole> {
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "suspended: the lease of this proxy is over, and nothing is sent to servers before it goes on\n",
+    )
 }
 
 fn silent() -> Response<Whole> {

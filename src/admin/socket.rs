@@ -10,8 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::cluster::Desk;
+use crate::cluster::{Desk, Losses};
 use crate::daemon::cannot_accept;
+use crate::lease::{self, Boot};
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
 
@@ -31,7 +32,19 @@ const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
 );
 
-pub(super) async fn accept_forever(listener: UnixListener, desk: Desk) {
+const SUSPENDED: Bytes = Bytes::from_static(
+    b"SERVER_ERROR this proxy is suspended: its lease is over, and nothing is sent to servers before it goes on; stats proxy says why\r\n",
+);
+
+/// Whom operators ask.
+#[derive(Clone)]
+pub(super) struct Operators {
+    pub(super) desk: Desk,
+    /// Where several proxies agree: what this one is of them.
+    pub(super) losses: Arc<dyn Losses>,
+}
+
+pub(super) async fn accept_forever(listener: UnixListener, desk: Operators) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -59,7 +72,7 @@ async fn write(mut stream: UnixStream, said: &[u8]) -> std::io::Result<()> {
     stream.write_all(said).await
 }
 
-async fn serve(stream: UnixStream, desk: &Desk) {
+async fn serve(stream: UnixStream, desk: &Operators) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -79,7 +92,7 @@ async fn serve(stream: UnixStream, desk: &Desk) {
 }
 
 /// What is answered; `None` ends the connection.
-async fn obey(line: &[u8], desk: &Desk) -> Option<Bytes> {
+async fn obey(line: &[u8], desk: &Operators) -> Option<Bytes> {
     let line = String::from_utf8_lossy(line);
     let mut words = line.split_ascii_whitespace();
     let command = words.next().unwrap_or_default();
@@ -96,12 +109,24 @@ async fn obey(line: &[u8], desk: &Desk) -> Option<Bytes> {
         }
     };
     let looks = only_looks(&question);
-    let said = desk.command(question).await.unwrap_or(SILENT);
+    let said = desk.ask(question).await;
     if !looks {
         let answer = String::from_utf8_lossy(said.split(|byte| *byte == b'\r').next().unwrap_or_default());
         tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
     }
     Some(said)
+}
+
+impl Operators {
+    /// The control plane stands still without a lease.
+    async fn ask(&self, question: Question) -> Bytes {
+        let of_proxy = matches!(&question, Question::Stats(part) if part == "proxy");
+        match self.losses.shown() {
+            Some(shown) if of_proxy => shown,
+            Some(_) if !lease::own().holds(Boot::now()) => SUSPENDED,
+            _ => self.desk.command(question).await.unwrap_or(SILENT),
+        }
+    }
 }
 
 /// It changes nothing.

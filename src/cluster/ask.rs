@@ -99,7 +99,7 @@ impl Cluster {
         let (first, second, third) = (words.next(), words.next(), words.next());
         if third.is_some() {
             return client_error(
-                "resync: too many words; try resync, resync <host:port>, resync status [all], resync verify [<host:port>], resync cancel [<host:port>], resync lead <host:port>",
+                "resync: too many words; try resync, resync <host:port>, resync status [all], resync verify [<host:port>], resync cancel [<host:port>], resync lead <host:port>, resync gone, resync handover",
             );
         }
         match (first, second) {
@@ -108,6 +108,10 @@ impl Cluster {
             (Some("status"), Some(word)) => client_error(format_args!(
                 "resync status: unexpected word {word}; try resync status, or resync status all"
             )),
+            (Some("handover"), None) => match self.losses.hand_over() {
+                Ok(()) => OK,
+                Err(why) => client_error(format_args!("resync handover: {why}")),
+            },
             _ if !self.topology.has_backups() => {
                 client_error("resync: there are no backups (-b), so there is nothing to refill from")
             }

@@ -57,6 +57,15 @@ pub trait Losses: Send + Sync + 'static {
     fn shown(&self) -> Option<Bytes> {
         None
     }
+
+    /// The operator wants another proxy to take this one's place.
+    ///
+    /// # Errors
+    ///
+    /// Why that is not begun, in words.
+    fn hand_over(&self) -> Result<(), String> {
+        Err("no other proxy can take its place: it runs without --coordinate".to_owned())
+    }
 }
 
 /// There is nobody to agree with: no other proxy may take this one's place.

@@ -14,8 +14,8 @@ Different from magent: it listens on 127.0.0.1, not on all addresses, unless -l 
 foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one connection for each thread, not 20, \
 because many clients share one.
 
-Beside the daemon, for a running one (each with --help): resilver status, top, key KEY, wait --mirrored; resync, verify, \
-cancel, lead, gone, stats, node, keys; ask, for any of these in the words of the text protocol.
+Beside the daemon, for a running one (each with --help): resilver status, top, key KEY, wait --mirrored or --ready; resync, verify, \
+cancel, lead, gone, handover, stats, node, keys; ask, for any of these in the words of the text protocol.
 
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
 one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.
@@ -161,7 +161,7 @@ pub(super) struct Args {
     pub(super) former_grace: Vec<String>,
 
     /// Start without --coordinate over servers that a fleet has marked, and take its marks away.
-    /// All proxies of the fleet must be stopped, and all servers answer
+    /// Refused while a proxy of the fleet lives, or may, and before all servers answer
     #[arg(long, help_heading = "Fleet")]
     pub(super) leave_fleet: bool,
 

@@ -91,6 +91,7 @@ impl<'a> Proxy<'a> {
     /// which it asks its servers.
     pub(crate) fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
         let at = self.at;
+        self.must_act()?;
         // (Not `resync status`, which `--operator-commands off` refuses to clients.)
         let status = self.stats("stats resync")?;
         let counters = if counters { self.stats("stats")? } else { Vec::new() };
@@ -101,9 +102,24 @@ impl<'a> Proxy<'a> {
 
     /// An error where it is none of ours: a memcached answers `stats` too, and lists its keys.
     /// (Each proxy of a fleet answers this itself, whichever is active.)
-    pub(crate) fn must_be_ours(&mut self) -> Result<(), String> {
+    pub(crate) fn must_be_ours(&mut self) -> Result<Fields, String> {
         let said = Fields::of(self.stats("stats proxy")?);
-        if said.text("proxy:role").is_empty() { Err(stranger(self.at)) } else { Ok(()) }
+        if said.text("proxy:role").is_empty() { Err(stranger(self.at)) } else { Ok(said) }
+    }
+
+    /// An error also where it can answer nothing else: what it is asked is answered when that is
+    /// over, or never.
+    fn must_act(&mut self) -> Result<(), String> {
+        let said = self.must_be_ours()?;
+        if said.text("proxy:role") != "suspended" {
+            return Ok(());
+        }
+        let why = match said.text("proxy:trouble") {
+            "" => String::new(),
+            trouble => format!("; {trouble}"),
+        };
+        let at = self.at;
+        Err(format!("{at}: is suspended: its lease is over, and nothing is sent to servers before it goes on{why}"))
     }
 
     /// The first part of an answer in another form.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::FleetMark;
 use crate::cluster::{Losses, Lost, Turn};
@@ -14,6 +15,7 @@ use crate::coord::{self, Burden, Event};
 use crate::ids::{Epoch, PairId, Place};
 
 use super::keeper::Keeper;
+use super::peers::Peers;
 
 /// What this proxy has agreed on, and is about to.
 pub(super) struct Agreement {
@@ -22,6 +24,8 @@ pub(super) struct Agreement {
     listed: Vec<(PairId, Lost)>,
     wanted: Arc<Mutex<Wanted>>,
     shown: Shown,
+    /// To be cancelled where the operator wants another proxy to be active.
+    hands_over: CancellationToken,
 }
 
 /// What others may look at.
@@ -30,6 +34,8 @@ pub(super) struct Shown {
     pub(super) former: Arc<AtomicBool>,
     /// What `stats proxy` says.
     pub(super) all: Box<dyn Fn() -> Bytes + Send + Sync>,
+    /// The standbys.
+    pub(super) peers: Arc<Peers>,
 }
 
 /// One after the other: were the keeper told of the next before the record is known to carry this
@@ -49,7 +55,12 @@ struct Wanted {
 }
 
 impl Agreement {
-    pub(super) fn new(keeper: Keeper, turn: Turn, predecessor: Burden, shown: Shown) -> Agreement {
+    pub(super) fn new(
+        keeper: Keeper,
+        turn: Turn,
+        predecessor: Burden,
+        (shown, hands_over): (Shown, CancellationToken),
+    ) -> Agreement {
         let mut listed: BTreeMap<PairId, Lost> = BTreeMap::new();
         for (pair, place) in predecessor.lost.iter() {
             let lost = listed.entry(pair).or_default();
@@ -57,7 +68,8 @@ impl Agreement {
         }
         let told = (0, predecessor.clone());
         let wanted = Wanted { burden: predecessor, told, is_known: true, ..Wanted::default() };
-        Agreement { keeper, turn, listed: listed.into_iter().collect(), wanted: Arc::new(Mutex::new(wanted)), shown }
+        let (listed, wanted) = (listed.into_iter().collect(), Arc::new(Mutex::new(wanted)));
+        Agreement { keeper, turn, listed, wanted, shown, hands_over }
     }
 
     /// To be told what the record is known to carry.
@@ -162,6 +174,17 @@ impl Losses for Agreement {
     fn shown(&self) -> Option<Bytes> {
         Some((self.shown.all)())
     }
+
+    fn hand_over(&self) -> Result<(), String> {
+        if !self.shown.peers.all().iter().any(|peer| peer.candidate) {
+            return Err("no other candidate is connected to this proxy, which is the active one; start one, and wait \
+                        until its proxy:ready is 1"
+                .to_owned());
+        }
+        tracing::info!("the operator wants another proxy to be active: this one hands over");
+        self.hands_over.cancel();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::keeper::Told;
+    use crate::fleet::peers::Peer;
     use crate::ids::{Generation, Term};
 
     /// An agreement, what its keeper is told, and how it hears of what is known.
@@ -178,8 +202,8 @@ mod tests {
         let (keeper, told) = Keeper::for_tests();
         let mark = FleetMark { name: "a".to_owned(), generation: Generation(3), address: "b:1".to_owned() };
         let turn = Turn { mark, term: Term(0), former: None, grace: Duration::ZERO };
-        let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new) };
-        let agreement = Agreement::new(keeper, turn, predecessor, shown);
+        let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new), peers: Arc::default() };
+        let agreement = Agreement::new(keeper, turn, predecessor, (shown, CancellationToken::new()));
         let hears = agreement.hears();
         (agreement, told, hears)
     }
@@ -252,6 +276,19 @@ mod tests {
         assert!(!gone.awaits);
         hears(&gone);
         assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn it_is_handed_over_to_a_candidate_alone() {
+        let (agreement, _told, _) = agreement(Burden::default());
+        assert!(agreement.hand_over().unwrap_err().contains("no other candidate"));
+        let peers = agreement.shown.peers.clone();
+        let witness = peers.enter(Peer::of(&["10.0.0.6:1", "no", "1.0.0"]));
+        assert!(agreement.hand_over().is_err() && !agreement.hands_over.is_cancelled());
+        let candidate = peers.enter(Peer::of(&["10.0.0.7:1", "yes", "1.0.0", "what a later one says"]));
+        assert!(agreement.hand_over().is_ok() && agreement.hands_over.is_cancelled());
+        drop((candidate, witness));
+        assert!(agreement.hand_over().is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ids::Generation;
 
 use super::keeper::{Known, Role};
-use super::peers::{self, Purpose, Serving};
+use super::peers::{self, Purpose, Serving, Unreached};
 use super::relay::{Shared, Target};
 
 /// So often in a lease the other end of a control connection is asked whether it is there.
@@ -36,6 +36,8 @@ pub(super) struct Follower {
     control: Option<Control>,
     /// When the other end was last asked whether it is there.
     asked: Instant,
+    /// Why the active one did not want this one when it was last dialled.
+    refused: Option<String>,
 }
 
 struct Control {
@@ -51,7 +53,18 @@ impl Follower {
         shared: Arc<Shared>,
     ) -> Follower {
         let now = Instant::now();
-        Follower { known, served, shows, shared, active: None, heard: now, leaving: None, control: None, asked: now }
+        Follower {
+            known,
+            served,
+            shows,
+            shared,
+            active: None,
+            heard: now,
+            leaving: None,
+            control: None,
+            asked: now,
+            refused: None,
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -101,14 +114,18 @@ impl Follower {
             (self.active, self.heard) = (generation, Instant::now());
         }
         // The record may go on where the network to its holder is cut.
-        let cut = known.role == Role::Standby && active.is_some() && self.heard.elapsed() > self.shared.lease;
+        let cut = known.role == Role::Standby && active.is_some() && self.heard.elapsed() > self.shared.me.lease;
         if cut {
             self.control = None;
         }
-        let why = match (&known.trouble, known.other_list) {
-            (_, true) => "the active one has another list of servers, or another --lease".to_owned(),
-            (Some(trouble), _) => trouble.clone(),
-            (None, _) => String::new(),
+        let why = match (&known.trouble, &self.refused) {
+            (trouble, _) if known.role == Role::Suspended => {
+                let behind = trouble.as_ref().map_or(String::new(), |trouble| format!(" ({trouble})"));
+                format!("this one is suspended, for its lease is over{behind}")
+            }
+            _ if known.other_list => "the active one has another list of servers, or another --lease".to_owned(),
+            (Some(why), _) | (None, Some(why)) => why.clone(),
+            (None, None) => String::new(),
         };
         Target {
             leaving: active.is_some() && self.leaving == generation,
@@ -119,13 +136,19 @@ impl Follower {
     }
 
     async fn dial(&mut self, generation: Generation, address: &str) {
-        match peers::dial(address, generation, Purpose::Control, &self.shared.name, self.shared.lease).await {
+        match peers::dial(&self.shared.me, address, generation, Purpose::Control).await {
             Ok(stream) => {
                 self.heard = Instant::now();
                 self.control = Some(Control { generation, stream });
+                self.refused = None;
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot reach the active proxy");
+                let refused = matches!(error, Unreached::Refused(_)).then(|| format!("{address}: {error}"));
+                if refused.is_some() && self.refused != refused {
+                    tracing::info!(active = address, "the active proxy is not reached: {error}");
+                }
+                self.refused = refused;
                 (self.shared.hurry)();
                 tokio::time::sleep(PAUSE).await;
             }
@@ -141,7 +164,7 @@ impl Follower {
             }
         };
         let mut byte = [0];
-        let ask = self.asked + self.shared.lease / PINGS;
+        let ask = self.asked + self.shared.me.lease / PINGS;
         tokio::select! {
             changed = self.known.changed() => changed.ok()?,
             changed = self.served.changed() => changed.ok()?,
@@ -179,5 +202,87 @@ async fn read(control: &mut Option<Control>, byte: &mut [u8]) -> io::Result<usiz
     match control {
         Some(Control { stream, .. }) => stream.read(byte).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::fleet::testing::{Active, LONG, ends, shared};
+
+    /// A follower of that active proxy, in the second place what it shows.
+    fn follow(active: &Active, lease: Duration) -> (watch::Sender<Known>, watch::Receiver<Target>, Arc<AtomicU64>) {
+        let (shows, target) = watch::channel(Target::default());
+        let mut shared = shared(target.clone(), LONG, lease);
+        let hurried = Arc::new(AtomicU64::new(0));
+        let hurries = hurried.clone();
+        shared.hurry = Box::new(move || {
+            hurries.fetch_add(1, Ordering::Relaxed);
+        });
+        let (tells, known) = watch::channel(active.known());
+        let (serves, served) = watch::channel(None);
+        tokio::spawn(async move {
+            Follower::new(known, served, shows, Arc::new(shared)).run().await;
+            drop(serves);
+        });
+        (tells, target, hurried)
+    }
+
+    async fn shown(target: &mut watch::Receiver<Target>, what: impl FnMut(&Target) -> bool) -> Target {
+        timeout(LONG, target.wait_for(what)).await.expect("it is shown").unwrap().clone()
+    }
+
+    /// The network between the two is cut: their connection stands, and nothing comes.
+    #[tokio::test]
+    async fn an_active_proxy_that_answers_no_question_in_a_lease_is_silent_and_dialled_anew() {
+        let one = Active::new(1).await;
+        let (_known, mut target, _) = follow(&one, Duration::from_millis(50));
+        let mut silent = one.welcome("control").await;
+        let said = shown(&mut target, |target| target.silent).await;
+        assert_eq!(said.active, one.target().active, "it may be the active one all the same");
+        let _anew = one.welcome("control").await;
+        shown(&mut target, |target| !target.silent).await;
+        // (With the questions that nobody answered.)
+        let left = async { while silent.read_u8().await.is_ok() {} };
+        timeout(LONG, left).await.expect("the first one is given up");
+    }
+
+    #[tokio::test]
+    async fn nothing_new_goes_to_one_that_hands_over_and_the_next_one_is_looked_for_when_it_is_gone() {
+        let (one, two) = (Active::new(1).await, Active::new(2).await);
+        let (known, mut target, hurried) = follow(&one, LONG);
+        let mut control = one.welcome("control").await;
+        control.write_all(b"leaving\r\n").await.unwrap();
+        assert_eq!(shown(&mut target, |target| target.leaving).await.active, one.target().active);
+        // (No client has a link to it.)
+        ends(&mut control).await;
+        let looks = hurried.load(Ordering::Relaxed);
+        let hurries = async {
+            while hurried.load(Ordering::Relaxed) == looks {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, hurries).await.expect("the register is looked at");
+        known.send_replace(two.known());
+        assert_eq!(shown(&mut target, |target| !target.leaving).await.active, two.target().active);
+        let ended = two.welcome("control").await;
+        drop(ended);
+        shown(&mut target, |target| target.leaving).await;
+    }
+
+    #[tokio::test]
+    async fn clients_hear_why_the_active_proxy_does_not_want_this_one() {
+        let one = Active::new(1).await;
+        let (_known, mut target, _) = follow(&one, LONG);
+        one.refuse("this proxy speaks versions 3 to 4 of this line, and not 1").await;
+        let why = shown(&mut target, |target| !target.why.is_empty()).await.why;
+        assert!(why.contains("versions 3 to 4") && why.contains(&one.target().active.unwrap().1), "{why}");
+        let _control = one.welcome("control").await;
+        shown(&mut target, |target| target.why.is_empty()).await;
     }
 }

@@ -230,7 +230,7 @@ impl Work {
         loop {
             let now = Instant::now();
             if now >= tick {
-                self.handle(Event::Tick { turned: Boot::now() });
+                self.handle(Event::Tick { turned: lease::turned() });
                 // (From now on: two that follow each other closely extend nothing.)
                 (tick, hurried) = (now + self.pause, now);
             }

@@ -7,7 +7,7 @@
 //!
 //! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own.
 //! - `agreement`: losses, agreed on through the record.
-//! - `survey`: what servers say of earlier turns.
+//! - `survey`: what servers say of earlier turns; `leave`: their marks taken away.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
 //! - `doors`: what a standby takes connections on; `relay`: its clients; `admin`: its HTTP
 //!   listener.
@@ -18,11 +18,14 @@ mod agreement;
 mod doors;
 mod follow;
 mod keeper;
+mod leave;
 mod peers;
 mod register;
 mod relay;
 mod shown;
 mod survey;
+#[cfg(test)]
+mod testing;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -38,7 +41,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ambient;
 use crate::backend::marker::FleetMark;
-use crate::cluster::Turn;
+use crate::cluster::{Losses, Turn};
 use crate::config::{FleetSettings, Settings};
 use crate::coord::{Burden, Event, Holder, Me, Record};
 use crate::daemon::Listeners;
@@ -50,7 +53,8 @@ use crate::server;
 use agreement::Agreement;
 use follow::Follower;
 use keeper::{Keeper, Order, Role, Tools};
-use peers::{Serves, Serving};
+pub use leave::leave;
+use peers::{Caller, Serves, Serving};
 use register::Opened;
 use relay::{Shared, Target};
 use shown::Shown;
@@ -59,28 +63,12 @@ use survey::Surveyor;
 /// How a process of a fleet ends that is to be started again, as a standby (`EX_TEMPFAIL`).
 pub const EXIT_FENCED: u8 = 75;
 
-/// How long the clients of other proxies may take to be answered at a planned change.
-const LEAVING: Duration = Duration::from_secs(1);
+/// How long a planned change waits for what other proxies have asked before this one stops, which
+/// answers what it has then: they keep nobody waiting for clients that do not read (see `relay`).
+const LEAVING: Duration = Duration::from_millis(200);
 
 /// How long the log is given to be written.
 const LAST_WORDS: Duration = Duration::from_millis(20);
-
-/// How long the fleet's marks may take to be taken away, of each server.
-const TAKING: Duration = Duration::from_secs(2);
-
-/// Takes a fleet's marks from the servers: `--leave-fleet`.
-///
-/// # Errors
-///
-/// Which server keeps its mark.
-pub fn leave(settings: &Settings) -> Result<(), std::io::Error> {
-    surveyor(settings).take_marks(TAKING).map_err(|why| {
-        std::io::Error::other(format!(
-            "--leave-fleet: {why}; all servers must answer, or the fleet would go on there; \
-             start that one, or, where it is gone for good, give -s and -b without it"
-        ))
-    })
-}
 
 fn surveyor(settings: &Settings) -> Surveyor {
     Surveyor::new(settings.primaries.iter().chain(&settings.backups).map(|server| server.addr.clone()))
@@ -98,6 +86,8 @@ struct Fleet {
     shared: Arc<Shared>,
     /// Takes no clients any more.
     taking: CancellationToken,
+    /// The operator wants another proxy to be active.
+    hands_over: CancellationToken,
     runtime: Handle,
 }
 
@@ -105,8 +95,9 @@ struct Fleet {
 type AtEnd = Box<dyn Fn() + Send>;
 
 /// Serves clients as a standby, and as the active proxy once no other one is. Blocks until
-/// `shutdown` is cancelled and everything is answered. `ready` is called when clients are taken;
-/// `at_end` before the process ends because it was replaced.
+/// `shutdown` is cancelled, or this proxy was told to hand over, and everything is answered; then
+/// returns the exit code. `ready` is called when clients are taken; `at_end` before the process
+/// ends because it was replaced.
 ///
 /// # Errors
 ///
@@ -118,7 +109,7 @@ pub fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce() -> std::io::Result<()>,
     at_end: impl Fn() + Send + 'static,
-) -> std::io::Result<()> {
+) -> std::io::Result<u8> {
     lease::own().end();
     let holder = Holder(ambient::random_u64().max(1));
     let opened = register::open(&own, holder)?;
@@ -128,7 +119,10 @@ pub fn run(
     ready()?;
     let ended = fleet.stand_by(listeners, &shutdown);
     fleet.shared.over.cancel();
-    ended
+    ended?;
+    // (Roles go one way in a process: it is to be started again, as a standby.)
+    let again = fleet.hands_over.is_cancelled() && !shutdown.is_cancelled();
+    Ok(if again { EXIT_FENCED } else { 0 })
 }
 
 /// This machine's name.
@@ -163,8 +157,8 @@ impl Fleet {
         std::thread::Builder::new()
             .name("fleet".to_owned())
             .spawn(move || driver.block_on(std::future::pending::<()>()))?;
-        let (taking, serves) = (CancellationToken::new(), Arc::new(serves));
-        Ok(Fleet { settings, own, address, keeper, orders, serves, shared, taking, runtime })
+        let (taking, hands_over, serves) = (CancellationToken::new(), CancellationToken::new(), Arc::new(serves));
+        Ok(Fleet { settings, own, address, keeper, orders, serves, shared, taking, hands_over, runtime })
     }
 
     /// Takes clients until it becomes active: their requests are passed on.
@@ -175,7 +169,9 @@ impl Fleet {
             active: known.borrow().active.clone(),
         };
         let _inside = self.runtime.enter();
-        doors::open(listeners, &self.shared, standby, &self.taking)
+        let doors = doors::Doors::of(listeners)?;
+        doors.open(&self.shared, &self.taking)?;
+        doors::open_for_operators(listeners, &self.shared, standby, &self.taking)
     }
 
     fn stand_by(&self, listeners: Listeners, shutdown: &CancellationToken) -> std::io::Result<()> {
@@ -209,24 +205,42 @@ impl Fleet {
         let (workers, handed): (Vec<_>, Vec<_>) =
             (0..self.settings.threads.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         listeners.handed = handed;
-        let mark = FleetMark { name: self.shared.name.to_string(), generation, address: self.address.clone() };
+        let mark = FleetMark { name: self.shared.me.name.to_string(), generation, address: self.address.clone() };
         let turn = Turn { mark, term: predecessor.term, former, grace: self.own.former_grace };
         let agreement = {
             let shared = self.shared.clone();
-            let former = shared.shown.former.clone();
-            let shown = agreement::Shown { former, all: Box::new(move || (shared.show)()) };
-            Agreement::new(self.keeper.clone(), turn, predecessor, shown)
+            let (former, peers) = (shared.shown.former.clone(), shared.shown.peers.clone());
+            let shown = agreement::Shown { former, all: Box::new(move || (shared.show)()), peers };
+            Agreement::new(self.keeper.clone(), turn, predecessor, (shown, self.hands_over.clone()))
         };
         self.keeper.hear_commits(agreement.hears());
         let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
-        let serving = Serving { generation, workers, leaving: leaving.clone(), others: TaskTracker::new() };
+        let serving = Serving {
+            generation,
+            workers,
+            leaving: leaving.clone(),
+            others: TaskTracker::new(),
+            peers: self.shared.shown.peers.clone(),
+        };
+        let (shutdown, asked) = (shutdown.clone(), self.hands_over.clone());
+        let leaves = async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = asked.cancelled() => {}
+            }
+        };
         self.runtime.spawn(hand_over(
-            (shutdown.clone(), stop.clone()),
+            (leaves, stop.clone()),
             serving.clone(),
             (self.keeper.clone(), self.shared.clone()),
         ));
         let serves = self.serves.clone();
-        let ended = server::run_agreed(self.settings.clone(), listeners, stop, Arc::new(agreement), move || {
+        self.runtime.spawn(doors::while_suspended(
+            doors::Doors::of(&listeners)?,
+            (self.keeper.known.clone(), self.shared.clone()),
+        ));
+        let agreed: (Arc<dyn Losses>, _) = (Arc::new(agreement), Some(&self.runtime));
+        let ended = server::run_agreed(self.settings.clone(), listeners, stop, agreed, move || {
             serves.send_replace(Some(serving));
             Ok(())
         });
@@ -283,11 +297,11 @@ fn share(
     target: watch::Receiver<Target>,
 ) -> Arc<Shared> {
     let (shown, known, hurries) = (Arc::new(Shown::default()), keeper.known.clone(), keeper.clone());
+    let me = Caller { name, address: address.clone(), candidate: own.candidate, lease: own.lease };
     Arc::new(Shared {
-        name,
+        me,
         target,
         takeover_wait: own.takeover_wait,
-        lease: own.lease,
         clients: TaskTracker::new(),
         max_clients: settings.max_clients,
         links: TaskTracker::new(),
@@ -316,11 +330,11 @@ async fn none_left(counted: &TaskTracker) {
 /// At a planned change nothing new comes from other proxies before this one stops: what they have
 /// sent is answered first, so that no client of theirs sees an error.
 async fn hand_over(
-    (shutdown, stop): (CancellationToken, CancellationToken),
+    (leaves, stop): (impl Future<Output = ()>, CancellationToken),
     serving: Serving,
     (keeper, shared): (Keeper, Arc<Shared>),
 ) {
-    shutdown.cancelled().await;
+    leaves.await;
     if keeper.known.borrow().role == Role::Suspended {
         // Nobody can be answered, and nothing is to be said to servers.
         keeper.quit();

@@ -6,16 +6,23 @@
 //! proxy 1 GENERATION data NAME       ->   PROXY 1 GENERATION     or   REFUSED why
 //! ```
 //!
+//! The number counts what this line means. Whoever is asked by a later one answers with its own,
+//! and the other one goes by that: so proxies of releases that follow each other work together.
+//! What a later one says behind these words is read over.
+//!
 //! With `control` in the place of `data` it carries no requests: it ends when the active proxy
 //! does, which the other one hears at once so, and `leaving` comes on it when the active one is
 //! about to hand over. Whatever the other one sends on it is answered with one byte: that the
 //! network between them is whole. At `leaving` nothing new is sent to it, and the control
-//! connection is closed when all that was sent is answered.
+//! connection is closed when all that was sent is answered. Behind the name the other one says
+//! where it is reached itself, whether it is a candidate (`yes` or `no`), and its release.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -25,21 +32,22 @@ use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{FleetSettings, Settings};
+use crate::config::{FleetSettings, RegisterSettings, Settings};
 use crate::daemon::cannot_accept;
 use crate::ids::Generation;
 use crate::lease::{self, Boot};
 use crate::ring::NodeAddr;
 
-/// Of what is said here; a proxy of another version is refused.
-const VERSION: &str = "1";
+/// Of what is said here, and the earliest that is understood.
+const VERSION: u32 = 1;
+const OLDEST: u32 = 1;
 
 /// What is sent on a control connection to hear of the other end, and its answer.
 pub(super) const PING: u8 = b'?';
 pub(super) const PONG: u8 = b'!';
 
 /// Longer than any first line.
-const LINE_MAX: usize = 256;
+const LINE_MAX: usize = 512;
 
 /// How long the first line may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -54,6 +62,80 @@ pub(super) struct Serving {
     pub(super) leaving: CancellationToken,
     /// Control connections of other proxies.
     pub(super) others: TaskTracker,
+    /// What is known of them.
+    pub(super) peers: Arc<Peers>,
+}
+
+/// Who calls: this proxy, as it tells others of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// The fleet's name.
+    pub(super) name: Arc<str>,
+    /// Where others reach it.
+    pub(super) address: String,
+    pub(super) candidate: bool,
+    pub(super) lease: Duration,
+}
+
+/// Another proxy, as it tells of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Peer {
+    pub(super) address: String,
+    pub(super) candidate: bool,
+    release: String,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.candidate { "candidate" } else { "no candidate" };
+        write!(f, "standby, {what}, {}", self.release)
+    }
+}
+
+impl Peer {
+    /// By what stands behind the name. Whoever says less is not shown.
+    pub(super) fn of(words: &[&str]) -> Option<Peer> {
+        let [address, candidate, release, ..] = words else { return None };
+        let (address, release) = ((*address).to_owned(), (*release).to_owned());
+        Some(Peer { address, candidate: *candidate == "yes", release })
+    }
+}
+
+/// The other proxies that have a control connection to this one.
+#[derive(Default, Debug)]
+pub(super) struct Peers(Mutex<(u64, BTreeMap<u64, Peer>)>);
+
+impl Peers {
+    fn held(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Peer>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all(&self) -> Vec<Peer> {
+        self.held().1.values().cloned().collect()
+    }
+
+    /// From now on it is one of them, until that is dropped.
+    pub(super) fn enter(self: &Arc<Self>, peer: Option<Peer>) -> Entry {
+        let mut held = self.held();
+        held.0 += 1;
+        let number = held.0;
+        if let Some(peer) = peer {
+            held.1.insert(number, peer);
+        }
+        drop(held);
+        Entry { peers: self.clone(), number }
+    }
+}
+
+pub(super) struct Entry {
+    peers: Arc<Peers>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.peers.held().1.remove(&self.number);
+    }
 }
 
 /// Where this proxy is while it is active.
@@ -74,6 +156,18 @@ impl Purpose {
     }
 }
 
+/// Whether a proxy of another host may have to reach this one: the place where they agree is not on
+/// this host.
+fn may_be_elsewhere(own: &FleetSettings) -> bool {
+    let RegisterSettings::Etcd { members, .. } = &own.register else { return false };
+    let here = |member: &String| {
+        let host = member.rsplit_once(':').map_or(member.as_str(), |(host, _)| host);
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    };
+    own.candidate && !members.iter().all(here)
+}
+
 /// Binds the peer listener. Returns with it where other proxies reach this one.
 ///
 /// # Errors
@@ -86,10 +180,11 @@ pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdL
         None => first.map(|ip| SocketAddr::new(ip, 0)),
     };
     let at = at.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-    if own.advertise.is_none() && at.ip().is_unspecified() {
+    if own.advertise.is_none() && (at.ip().is_unspecified() || at.ip().is_loopback() && may_be_elsewhere(own)) {
         let name = super::host();
         return Err(io::Error::other(format!(
-            "--advertise is missing: -l {} says nothing of where other proxies reach this one; give for example --advertise {name}:11300",
+            "--advertise is missing: by -l {} the proxies of other hosts do not reach this one; give for example \
+             --advertise {name}:11300, or --candidate no if it is to pass requests on alone",
             at.ip()
         )));
     }
@@ -124,11 +219,11 @@ pub(super) async fn listen(
                 tokio::spawn(async move {
                     // (Whoever is refused, or breaks off, has heard of it.)
                     let _ = tokio::time::timeout(PATIENCE, welcome(stream, &name, &serves)).await.map(|welcomed| {
-                        if let Ok(Some((stream, serving, purpose))) = welcomed {
+                        if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcomed {
                             let _ = watched(&stream, purpose, lease);
                             match purpose {
                                 Purpose::Data => hand_on(stream, &serving, &next),
-                                Purpose::Control => drop(tokio::spawn(keep(stream, serving))),
+                                Purpose::Control => drop(tokio::spawn(keep(stream, serving, peer))),
                             }
                         }
                     });
@@ -153,40 +248,61 @@ fn watched(stream: &TcpStream, purpose: Purpose, lease: Duration) -> io::Result<
     }
 }
 
+/// A connection that is welcome.
+struct Guest {
+    stream: TcpStream,
+    serving: Serving,
+    purpose: Purpose,
+    peer: Option<Peer>,
+}
+
 async fn welcome(
     mut stream: TcpStream,
     name: &str,
     serves: &watch::Receiver<Option<Serving>>,
-) -> io::Result<Option<(TcpStream, Serving, Purpose)>> {
+) -> io::Result<Option<Guest>> {
     stream.set_nodelay(true)?;
     let line = first_line(&mut stream).await?;
     let words: Vec<&str> = line.split(' ').collect();
     let serving = serves.borrow().clone();
-    let judged = match (&words[..], serving) {
-        (["proxy", version, ..], _) if *version != VERSION => Err(format!("this proxy speaks version {VERSION}")),
-        (["proxy", _, _, _, theirs], _) if *theirs != name => Err(format!("this proxy is of the fleet {name}")),
-        (["proxy", _, _, _, _], None) => Err("this proxy is not active".to_owned()),
-        (["proxy", _, theirs, purpose, _], Some(serving)) => match (theirs.parse(), *purpose) {
-            (Ok(theirs), _) if Generation(theirs) != serving.generation => {
-                Err(format!("this is generation {}", serving.generation))
-            }
-            _ if !lease::own().holds(Boot::now()) => Err("this proxy is suspended".to_owned()),
-            _ if serving.leaving.is_cancelled() => Err("this proxy is leaving".to_owned()),
-            (Ok(_), "data") => Ok((serving, Purpose::Data)),
-            (Ok(_), "control") => Ok((serving, Purpose::Control)),
-            _ => Err("this line is none".to_owned()),
-        },
-        _ => Err("this is the line between proxies, and no client's".to_owned()),
-    };
-    match judged {
+    match judge(&words, name, serving) {
         Ok((serving, purpose)) => {
             stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
-            Ok(Some((stream, serving, purpose)))
+            let peer = words.get(5..).and_then(Peer::of);
+            Ok(Some(Guest { stream, serving, purpose, peer }))
         }
         Err(why) => {
             stream.write_all(format!("REFUSED {why}\r\n").as_bytes()).await?;
             Ok(None)
         }
+    }
+}
+
+/// Whether the first line is welcome, and why not.
+fn judge(words: &[&str], name: &str, serving: Option<Serving>) -> Result<(Serving, Purpose), String> {
+    let ["proxy", version, generation, purpose, theirs, ..] = words else {
+        return Err("this is the line between proxies, and no client's".to_owned());
+    };
+    if version.parse::<u32>().ok().is_none_or(|version| version < OLDEST) {
+        return Err(format!("this proxy speaks versions {OLDEST} to {VERSION} of this line, and not {version}"));
+    }
+    if *theirs != name {
+        return Err(format!("this proxy is of the fleet {name}"));
+    }
+    let Some(serving) = serving else { return Err("this proxy is not active".to_owned()) };
+    if generation.parse() != Ok(serving.generation.0) {
+        return Err(format!("this is generation {}", serving.generation));
+    }
+    if !lease::own().holds(Boot::now()) {
+        return Err("this proxy is suspended".to_owned());
+    }
+    if serving.leaving.is_cancelled() {
+        return Err("this proxy is leaving".to_owned());
+    }
+    match *purpose {
+        "data" => Ok((serving, Purpose::Data)),
+        "control" => Ok((serving, Purpose::Control)),
+        other => Err(format!("{other} is no purpose of a connection between proxies that this one knows")),
     }
 }
 
@@ -215,8 +331,9 @@ fn hand_on(stream: TcpStream, serving: &Serving, next: &AtomicUsize) {
 }
 
 /// A control connection, until the other end closes it.
-async fn keep(mut stream: TcpStream, serving: Serving) {
+async fn keep(mut stream: TcpStream, serving: Serving, peer: Option<Peer>) {
     let _counted = serving.others.token();
+    let _entry = serving.peers.enter(peer);
     let mut told = false;
     loop {
         tokio::select! {
@@ -235,30 +352,187 @@ async fn keep(mut stream: TcpStream, serving: Serving) {
     }
 }
 
+/// Why the active proxy is not reached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreached {
+    /// Nobody answers, or breaks off.
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+    /// It answers, and does not want this one.
+    #[error("it refuses this proxy: {0}")]
+    Refused(String),
+}
+
 /// Dials the active proxy.
 ///
 /// # Errors
 ///
 /// Why not, in words.
 pub(super) async fn dial(
+    me: &Caller,
     address: &str,
     generation: Generation,
     purpose: Purpose,
-    name: &str,
-    lease: Duration,
-) -> io::Result<TcpStream> {
+) -> Result<TcpStream, Unreached> {
     let dialled = async {
         let mut stream = TcpStream::connect(address).await?;
-        watched(&stream, purpose, lease)?;
+        watched(&stream, purpose, me.lease)?;
         stream.set_nodelay(true)?;
-        let line = format!("proxy {VERSION} {generation} {} {name}\r\n", purpose.word());
-        stream.write_all(line.as_bytes()).await?;
-        let answer = first_line(&mut stream).await?;
-        if answer == format!("PROXY {VERSION} {generation}") {
-            return Ok(stream);
+        let mut line = format!("proxy {VERSION} {generation} {} {}", purpose.word(), me.name);
+        if purpose == Purpose::Control {
+            let candidate = if me.candidate { "yes" } else { "no" };
+            line += &format!(" {} {candidate} {}", me.address, env!("CARGO_PKG_VERSION"));
         }
-        let why = answer.strip_prefix("REFUSED ").unwrap_or("what listens there is no active proxy");
-        Err(io::Error::other(why.to_owned()))
+        stream.write_all((line + "\r\n").as_bytes()).await?;
+        let answer = first_line(&mut stream).await?;
+        let words: Vec<&str> = answer.split(' ').collect();
+        match words[..] {
+            ["PROXY", version, theirs, ..] if theirs.parse() == Ok(generation.0) => match version.parse::<u32>() {
+                Ok(OLDEST..=VERSION) => Ok(stream),
+                _ => Err(Unreached::Refused(format!(
+                    "it speaks version {version} of the line between proxies, and this one {OLDEST} to {VERSION}"
+                ))),
+            },
+            ["REFUSED", ..] => Err(Unreached::Refused(answer["REFUSED".len()..].trim_start().to_owned())),
+            _ => Err(Unreached::Refused("what listens there is no active proxy".to_owned())),
+        }
     };
-    tokio::time::timeout(PATIENCE, dialled).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let late = || Err(io::Error::from(io::ErrorKind::TimedOut).into());
+    tokio::time::timeout(PATIENCE, dialled).await.unwrap_or_else(|_| late())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_candidate_that_other_hosts_do_not_reach_is_told_to_say_where_it_is() {
+        let at = |members: &[&str], candidate| FleetSettings {
+            register: RegisterSettings::Etcd {
+                members: members.iter().map(|&member| member.to_owned()).collect(),
+                name: "a".to_owned(),
+            },
+            login: None,
+            advertise: None,
+            lease: LONG,
+            candidate,
+            takeover_wait: LONG,
+            former_grace: LONG,
+        };
+        assert!(may_be_elsewhere(&at(&["127.0.0.1:2379", "e2:2379"], true)));
+        assert!(!may_be_elsewhere(&at(&["e2:2379"], false)), "nobody is to reach it");
+        assert!(!may_be_elsewhere(&at(&["127.0.0.1:2379", "localhost:2379", "[::1]:2379"], true)));
+    }
+
+    fn caller() -> Caller {
+        Caller { name: "a".into(), address: "10.0.0.6:1".to_owned(), candidate: true, lease: LONG }
+    }
+
+    fn serving() -> Serving {
+        let (worker, _) = tokio::sync::mpsc::unbounded_channel();
+        Serving {
+            generation: Generation(7),
+            workers: vec![worker],
+            leaving: CancellationToken::new(),
+            others: TaskTracker::new(),
+            peers: Arc::default(),
+        }
+    }
+
+    /// A peer listener of the fleet `a`, and where it is.
+    async fn listening(serves: Option<Serving>) -> String {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (tells, serves) = watch::channel(serves);
+        tokio::spawn(async move {
+            listen(listener, "a".into(), serves, LONG).await;
+            drop(tells);
+        });
+        address
+    }
+
+    async fn says(address: &str, line: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(line.as_bytes()).await.unwrap();
+        tokio::time::timeout(LONG, first_line(&mut stream)).await.expect("an answer").unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_is_not_welcome_is_told_why_and_a_later_version_is_answered_with_ones_own() {
+        let address = listening(Some(serving())).await;
+        for (line, answer) in [
+            ("proxy 1 7 data a\r\n", "PROXY 1 7"),
+            ("proxy 2 7 data a what a later one says\r\n", "PROXY 1 7"),
+            ("proxy 0 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 1 of this line, and not 0"),
+            ("proxy x 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 1 of this line, and not x"),
+            ("proxy 1 7 data b\r\n", "REFUSED this proxy is of the fleet a"),
+            ("proxy 1 6 data a\r\n", "REFUSED this is generation 7"),
+            ("proxy 1 8 data a\r\n", "REFUSED this is generation 7"),
+            ("proxy 1 7 spy a\r\n", "REFUSED spy is no purpose of a connection between proxies that this one knows"),
+            ("get a\r\n", "REFUSED this is the line between proxies, and no client's"),
+        ] {
+            assert_eq!(says(&address, line).await, answer, "{line}");
+        }
+        let standby = listening(None).await;
+        assert_eq!(says(&standby, "proxy 1 7 control a\r\n").await, "REFUSED this proxy is not active");
+        let leaves = serving();
+        leaves.leaving.cancel();
+        let leaves = listening(Some(leaves)).await;
+        assert_eq!(says(&leaves, "proxy 1 7 data a\r\n").await, "REFUSED this proxy is leaving");
+    }
+
+    #[tokio::test]
+    async fn an_active_proxy_of_a_version_that_nobody_here_knows_is_refused_with_a_sentence() {
+        for (answer, wanted) in [
+            ("PROXY 1 7", None),
+            ("PROXY 1 7 what a later one says", None),
+            (
+                "PROXY 2 7",
+                Some("it refuses this proxy: it speaks version 2 of the line between proxies, and this one 1 to 1"),
+            ),
+            ("REFUSED this proxy speaks versions 3 to 4 of this line, and not 1", Some("versions 3 to 4")),
+            ("PROXY 1 8", Some("no active proxy")),
+            ("ERROR", Some("no active proxy")),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let answers = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let line = first_line(&mut stream).await.unwrap();
+                stream.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+                line
+            });
+            let dialled = dial(&caller(), &address, Generation(7), Purpose::Control).await;
+            let release = env!("CARGO_PKG_VERSION");
+            assert_eq!(answers.await.unwrap(), format!("proxy 1 7 control a 10.0.0.6:1 yes {release}"));
+            match (dialled, wanted) {
+                (Ok(_), None) => {}
+                (Err(why), Some(wanted)) => assert!(why.to_string().contains(wanted), "{why}"),
+                (dialled, _) => panic!("{answer}: {dialled:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_a_control_connection_is_known_as_long_as_that_lasts() {
+        let serving = serving();
+        let peers = serving.peers.clone();
+        let address = listening(Some(serving)).await;
+        let mut stream = dial(&caller(), &address, Generation(7), Purpose::Control).await.unwrap();
+        // (Answered once it is kept.)
+        stream.write_all(&[PING]).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), PONG);
+        let [peer] = &peers.all()[..] else { panic!("{peers:?}") };
+        assert_eq!((peer.address.as_str(), peer.candidate), ("10.0.0.6:1", true));
+        drop(stream);
+        let gone = async {
+            while !peers.all().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, gone).await.expect("it is forgotten");
+    }
 }

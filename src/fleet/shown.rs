@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::lease::{self, Boot};
 
 use super::keeper::{Known, Role};
+use super::peers::Peers;
 
 /// What others may look at.
 #[derive(Default)]
@@ -18,6 +19,8 @@ pub(super) struct Shown {
     pub(super) reached: AtomicBool,
     /// The active proxy, where this is it, waits for the former one to be gone.
     pub(super) former: Arc<AtomicBool>,
+    /// The standbys that have called the active proxy, where this is it.
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Shown {
@@ -45,7 +48,28 @@ impl Shown {
         if let Some(trouble) = &known.trouble {
             put("trouble", &trouble.replace(char::is_control, " "));
         }
+        for (address, what) in self.others(known) {
+            put(&format!("peer:{address}"), &what);
+        }
         out.push_str("END\r\n");
         Bytes::from(out)
+    }
+
+    /// The other proxies, as this one knows them: standbys call the active one, and know it alone.
+    fn others(&self, known: &Known) -> Vec<(String, String)> {
+        let active = match (&known.active, known.role) {
+            (_, Role::Active | Role::Suspended) => {
+                let peers = self.peers.all().into_iter();
+                return peers.map(|peer| (peer.address.replace(char::is_control, "?"), peer.to_string())).collect();
+            }
+            (Some(active), Role::Standby) => active,
+            (None, Role::Standby) => return Vec::new(),
+        };
+        let how = match self.reached.load(Ordering::Relaxed) {
+            true => "reached",
+            false if known.silent => "silent",
+            false => "not reached",
+        };
+        vec![(active.clone(), format!("active, {how}"))]
     }
 }

@@ -20,7 +20,15 @@ pub(super) struct Surveyor {
 }
 
 /// What one says.
-type Said = (Option<Session>, Option<FleetMark>);
+pub(super) type Said = (Option<Session>, Option<FleetMark>);
+
+/// Whether some session is open. What was closed on one server is closed: another one may have been
+/// away then.
+pub(super) fn is_open(said: &[Said]) -> bool {
+    let sessions = || said.iter().filter_map(|(session, _)| *session);
+    let closed = |open: &Session| sessions().any(|other| other.id == open.id && !other.open);
+    sessions().any(|session| session.open && !closed(&session))
+}
 
 impl Surveyor {
     pub(super) fn new(servers: impl Iterator<Item = NodeAddr>) -> Surveyor {
@@ -52,9 +60,6 @@ impl Surveyor {
 
     pub(super) fn survey(&self, deadline: Instant) -> Survey {
         let said = self.ask(deadline);
-        // What was closed on one server is closed: another one may have been away then.
-        let sessions = || said.iter().filter_map(|(session, _)| *session);
-        let closed = |open: &Session| sessions().any(|other| other.id == open.id && !other.open);
         Survey {
             answered: match said.len() {
                 0 => Answered::None,
@@ -62,7 +67,7 @@ impl Surveyor {
                 _ => Answered::Some,
             },
             highest: said.iter().filter_map(|(_, mark)| Some(mark.as_ref()?.generation)).max().unwrap_or_default(),
-            open: sessions().any(|session| session.open && !closed(&session)),
+            open: is_open(&said),
         }
     }
 
@@ -73,19 +78,27 @@ impl Surveyor {
         self.ask(deadline).iter().all(|(_, mark)| mark.as_ref().is_none_or(own))
     }
 
-    /// Takes the fleet's marks from all servers.
+    /// What all servers say, one after the other: more than once at the start of a process this is
+    /// not asked.
     ///
     /// # Errors
     ///
-    /// Which server has not answered: with one of them left out the fleet might go on there.
+    /// Which server has not answered.
+    pub(super) fn all_said(&self, patience: Duration) -> Result<Vec<Said>, String> {
+        let say = |server: &NodeAddr| {
+            let said = ask(server, Instant::now() + patience);
+            said.map_err(|error| format!("server {server} does not answer ({error}), and no mark was taken away"))
+        };
+        self.servers.iter().map(say).collect()
+    }
+
+    /// Takes the fleet's marks from all servers: after all have answered, for of a fleet that keeps
+    /// some of its marks nobody could tell whose the servers are.
+    ///
+    /// # Errors
+    ///
+    /// Which server has not answered.
     pub(super) fn take_marks(&self, patience: Duration) -> Result<(), String> {
-        // All, before any is changed: of a fleet that keeps some of its marks nobody could tell
-        // whose the servers are.
-        for server in &self.servers {
-            if let Err(error) = ask(server, Instant::now() + patience) {
-                return Err(format!("server {server} does not answer ({error}), and no mark was taken away"));
-            }
-        }
         for server in &self.servers {
             let taken = converse(server, Instant::now() + patience, &format!("delete {FLEET_KEY}\r\n"), |answer| {
                 answer.ends_with(b"\r\n").then(|| answer.starts_with(b"DELETED") || answer.starts_with(b"NOT_FOUND"))
@@ -165,13 +178,78 @@ mod tests {
         assert_eq!(read(&whole.as_bytes()[..60]), None);
     }
 
+    /// A server with these markers, which answers one question.
+    fn server(session: &str, mark: &str) -> NodeAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let value = |key: &str, value: &str| match value {
+            "" => String::new(),
+            value => format!("VALUE {key} 0 {}\r\n{value}\r\n", value.len()),
+        };
+        let answer = format!("{}{}END\r\n", value(SESSION_KEY, session), value(FLEET_KEY, mark));
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            let _ = stream.read(&mut [0; 200]);
+        });
+        address
+    }
+
+    fn absent() -> NodeAddr {
+        // Taken, and free again: nobody listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string().parse().unwrap()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn a_survey_tells_who_answered_the_highest_generation_and_what_is_open() {
+        const ONE: &str = "00000000000000ff";
+        for (sessions, away, expected) in [
+            ([" open", " open"], false, (Answered::All, true)),
+            // It was away when that was closed.
+            ([" open", " closed"], false, (Answered::All, false)),
+            ([" closed", ""], true, (Answered::Some, false)),
+            (["", ""], false, (Answered::All, false)),
+        ] {
+            let session = |end: &str| if end.is_empty() { String::new() } else { format!("{ONE}{end}") };
+            let mut servers = vec![server(&session(sessions[0]), "7 a b:1"), server(&session(sessions[1]), "9 a b:2")];
+            servers.extend(away.then(absent));
+            let survey = Surveyor::new(servers.into_iter()).survey(soon());
+            assert_eq!((survey.answered, survey.open), expected, "{sessions:?}");
+            assert_eq!(survey.highest, Generation(9));
+        }
+        assert_eq!(Surveyor::new([absent()].into_iter()).survey(soon()).answered, Answered::None);
+        let other =
+            Surveyor::new([server(&format!("{ONE} closed"), ""), server("00000000000000aa open", "")].into_iter());
+        assert!(other.survey(soon()).open, "another session's end says nothing");
+    }
+
+    #[test]
+    fn marks_are_ones_own_where_nobody_elses_are_found() {
+        let own = FleetMark { name: "a".to_owned(), generation: Generation(7), address: "b:1".to_owned() };
+        for (mark, expected) in [
+            ("7 a b:1", true),
+            ("6 a b:2", true),
+            ("", true),
+            ("8 a b:1", false),
+            ("7 a b:2", false),
+            ("6 c b:1", false),
+        ] {
+            let surveyor = Surveyor::new([server("", "7 a b:1"), server("", mark), absent()].into_iter());
+            assert_eq!(surveyor.marks_are_own(&own, soon()), expected, "{mark}");
+        }
+    }
+
     #[test]
     fn a_fleet_is_left_on_all_servers_or_on_none() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        // Taken, and free again: nobody listens there.
-        let absent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let servers = [listener.local_addr().unwrap(), absent].map(|addr| addr.to_string().parse().unwrap());
-        let surveyor = Surveyor { servers: servers.to_vec() };
+        let absent = absent();
+        let servers = vec![listener.local_addr().unwrap().to_string().parse().unwrap(), absent.clone()];
+        let surveyor = Surveyor { servers };
         let there = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut block = [0; 200];
@@ -180,7 +258,7 @@ mod tests {
             listener.set_nonblocking(true).unwrap();
             (String::from_utf8_lossy(&block[..asked]).into_owned(), listener)
         });
-        let why = surveyor.take_marks(Duration::from_secs(5)).unwrap_err();
+        let why = crate::fleet::leave::take_leave(&surveyor).unwrap_err().to_string();
         assert!(why.contains(&absent.to_string()) && why.contains("no mark was taken"), "{why}");
         let (asked, listener) = there.join().unwrap();
         assert!(asked.starts_with("get "), "{asked}");

@@ -22,6 +22,7 @@ use crate::cluster::{Cluster, Losses, Names, NoStandby};
 use crate::config::{IoUringMode, Settings};
 use crate::daemon::Listeners;
 use crate::ids::WorkerId;
+use crate::lease;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
@@ -36,6 +37,13 @@ use worker::{Beyond, Work, WorkerSetup};
 /// the processor's caches is still there when its answer is written.
 const EVENTS_PER_TURN: usize = 256;
 
+/// Where others stand by, so long a client that takes nothing of its answers keeps their clients
+/// waiting for the end of this proxy.
+const READER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// So often in a lease each thread says that it turns. (One that has not for half of it hangs.)
+const BEATS: u32 = 8;
+
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the
 /// grace is over). Blocks. `ready` is called when nothing can keep it from serving any more.
 ///
@@ -49,15 +57,16 @@ pub fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    run_agreed(settings, listeners, shutdown, Arc::new(NoStandby), ready)
+    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), None), ready)
 }
 
-/// The same of a proxy that agrees on `losses` with those that may take its place.
+/// The same of a proxy that agrees on `losses` with those that may take its place; with `aside`, a
+/// runtime that goes on where all other threads stand still: operators are answered there.
 pub(crate) fn run_agreed(
     settings: Settings,
     mut listeners: Listeners,
     shutdown: CancellationToken,
-    losses: Arc<dyn Losses>,
+    (losses, aside): (Arc<dyn Losses>, Option<&Handle>),
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
@@ -68,17 +77,22 @@ pub(crate) fn run_agreed(
     let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, held.min(settings.longest_wait())));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
-    let assembly = Assembly::new(settings, topology, (dialer, names, losses));
+    let beat = beat_of(&settings);
+    let assembly = Assembly::new(settings, topology, (dialer, names, losses.clone()));
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
     let operators = (listeners.admin.take(), listeners.admin_socket.take());
-    admin::serve(&runtime, operators, (assembly.cluster.desk(), assembly.stats, assembly.memory), shutdown.clone())?;
+    let told = (assembly.cluster.desk(), assembly.stats, assembly.memory);
+    admin::serve(aside.unwrap_or(runtime.handle()), operators, (told, losses), shutdown.clone())?;
     let threads = prepare(assembly.workers, &mut listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
         // (An error: it has panicked, which joining it says.)
         let _ = go.send(());
+    }
+    if let Some(every) = beat {
+        runtime.spawn(lease::beat_forever(every));
     }
     let ran = runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
@@ -92,6 +106,11 @@ pub(crate) fn run_agreed(
         return Err(panicked());
     }
     ran.map_err(std::io::Error::other)
+}
+
+/// How often each thread is to say that it turns.
+fn beat_of(settings: &Settings) -> Option<Duration> {
+    settings.fleet.as_ref().map(|fleet| fleet.lease / BEATS)
 }
 
 /// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
@@ -325,6 +344,8 @@ impl Assembly {
                 beyond: beyond.clone(),
                 work: work.clone(),
                 unclean: unclean.clone(),
+                patience: settings.fleet.as_ref().map(|_| READER_PATIENCE),
+                beat: beat_of(&settings),
             };
             let (nodes, grace) = (topology.node_count(), settings.shutdown_grace);
             parts.push(WorkerParts { core, setup, nodes, lanes, grace });

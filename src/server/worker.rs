@@ -13,6 +13,7 @@ mod flusher;
 mod node_ios;
 mod on_epoll;
 mod on_uring;
+mod slow;
 mod writable;
 
 use std::cell::RefCell;
@@ -44,6 +45,7 @@ use clock::Clock;
 use node_ios::{NodeIo, NodeIos, NodeSocket};
 use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
+use slow::Slow;
 use writable::Writable;
 
 /// Sockets whose input is taken before the clock is looked at again, in a turn of very many (on
@@ -84,6 +86,11 @@ pub(super) struct WorkerSetup {
     pub work: Arc<Work>,
     /// Set if this worker ends with work unfinished.
     pub unclean: Arc<AtomicBool>,
+    /// How long the shutdown waits for a client that takes nothing of what it was answered, if less
+    /// than for all others.
+    pub patience: Option<Duration>,
+    /// How often the thread is to say that it turns.
+    pub beat: Option<Duration>,
 }
 
 /// What is unfinished, over all workers: at the end each goes on until the others need nothing of
@@ -250,6 +257,8 @@ pub(super) struct Beginning {
     tick: Duration,
     idle_timeout: Option<Duration>,
     unclean: Arc<AtomicBool>,
+    patience: Option<Duration>,
+    beat: Option<Duration>,
 }
 
 /// Runs a worker on the current thread until `shutdown`, then until its clients are answered or
@@ -305,8 +314,16 @@ impl Worker {
             max_clients: setup.max_clients,
             beyond: setup.beyond,
         };
-        let (commands, inbox, unclean) = (setup.commands, setup.inbox, setup.unclean);
-        (worker, Beginning { commands, inbox, tick: setup.tick, idle_timeout: setup.idle_timeout, unclean })
+        let beginning = Beginning {
+            commands: setup.commands,
+            inbox: setup.inbox,
+            tick: setup.tick,
+            idle_timeout: setup.idle_timeout,
+            unclean: setup.unclean,
+            patience: setup.patience,
+            beat: setup.beat,
+        };
+        (worker, beginning)
     }
 
     /// All but the sockets' bytes: begins the tasks that do it, and ends when the worker is to end.
@@ -314,6 +331,9 @@ impl Worker {
         tokio::task::spawn_local(self.clone().take_commands(beginning.commands));
         tokio::task::spawn_local(self.clone().take_messages(beginning.inbox));
         tokio::task::spawn_local(self.clone().tick_forever(beginning.tick));
+        if let Some(every) = beginning.beat {
+            tokio::task::spawn_local(lease::beat_forever(every));
+        }
         if let Some(timeout) = beginning.idle_timeout {
             tokio::task::spawn_local(self.clone().close_silent_forever(timeout));
         }
@@ -321,7 +341,7 @@ impl Worker {
             tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
         }
         shutdown.cancelled().await;
-        if !self.drain(grace).await {
+        if !self.drain(grace, beginning.patience).await {
             beginning.unclean.store(true, Ordering::Relaxed);
         }
     }
@@ -431,7 +451,7 @@ impl Worker {
     /// No new requests; what is in flight is answered and brought to both nodes, for at most
     /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether all
     /// was finished.
-    async fn drain(&self, grace: Duration) -> bool {
+    async fn drain(&self, grace: Duration, patience: Option<Duration>) -> bool {
         // (On epoll:) The system tells of so many sockets at once; of the others nobody knows yet
         // that something has come.
         let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
@@ -445,7 +465,11 @@ impl Worker {
         })
         .await;
         let deadline = Instant::now() + grace;
+        let mut slow = patience.map(Slow::new);
         loop {
+            if let Some(slow) = &mut slow {
+                self.let_slow_go(slow);
+            }
             let done = {
                 let shell = self.shell.borrow();
                 shell.count_work();

@@ -46,9 +46,14 @@ impl Fleet {
     }
 
     fn start_with(proxies: usize, fleet: &str, more: &[&str]) -> Fleet {
+        Fleet::start_each(fleet, &vec![more; proxies])
+    }
+
+    /// Each with arguments of its own.
+    fn start_each(fleet: &str, each: &[&[&str]]) -> Fleet {
         let (primaries, backups) = (vec![Memcached::start(&[])], vec![Memcached::start(&[])]);
-        let args = args(fleet, &primaries, &backups, more);
-        let proxies = (0..proxies).map(|_| Proxy::start(&args)).collect();
+        let start = |more: &&[&str]| Proxy::start(&args(fleet, &primaries, &backups, more));
+        let proxies = each.iter().map(start).collect();
         let fleet = Fleet { proxies, primaries, backups, _dir: None };
         fleet.all_ready();
         fleet
@@ -115,6 +120,12 @@ fn every_command_goes_through_every_door_in_the_order_of_its_client() {
     let (active, standby) = (&fleet.proxies[fleet.active()], fleet.standby());
     assert_eq!((shown(standby, "role"), shown(active, "role")), ("standby".into(), "active".into()));
     assert_eq!(shown(standby, "active"), shown(active, "own"));
+    let release = env!("CARGO_PKG_VERSION");
+    let peer = format!("peer:{}", shown(standby, "own"));
+    wait_until("the active one knows it", DEADLINE, || {
+        shown(active, &peer) == format!("standby, candidate, {release}")
+    });
+    assert_eq!(shown(standby, &format!("peer:{}", shown(active, "own"))), "active, reached");
     let (mut here, mut there) = (standby.client(), active.client());
     // In one piece: each sees what the one before it did.
     here.send(
@@ -291,26 +302,122 @@ fn nothing_is_filled_before_the_former_proxy_is_gone_whoever_else_has_come_and_g
 #[test]
 fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back() {
     let etcd = Etcd::start();
-    let fleet = Fleet::start(2, &etcd.fleet("away"));
+    let admin = [Port::reserve(), Port::reserve()];
+    let [first, second] = admin.each_ref().map(Port::addr);
+    let fleet = Fleet::start_each(&etcd.fleet("away"), &[&["--admin", &first], &["--admin", &second]]);
     fleet.mirrored();
-    let (active, standby) = (&fleet.proxies[fleet.active()], fleet.standby());
+    let at = fleet.active();
+    let (active, standby, admin) = (&fleet.proxies[at], fleet.standby(), &admin[at]);
     let generation = shown(active, "generation");
     let mut there = standby.client();
     assert_eq!(there.set("k", b"before"), Ok(Stored::Stored));
+    assert_eq!(asked_for(admin, "/readyz").0, "200");
+    let mut had = active.client();
+    assert_eq!(get(&mut had, "k").as_deref(), Some("before"));
     etcd.pause();
     wait_until("the lease is over", DEADLINE, || active.log_so_far().contains("the lease is over"));
     let mut own = active.client();
-    own.send(b"set own 0 0 1\r\n1\r\n").unwrap();
+    for client in [&mut own, &mut had] {
+        client.send(b"set own 0 0 1\r\n1\r\n").unwrap();
+    }
+    // Whoever looks is told.
+    wait_until("it says so", DEADLINE, || shown(active, "role") == "suspended");
+    assert_eq!((shown(active, "ready"), shown(active, "lease_ms")), ("0".into(), "0".into()));
+    assert_eq!(asked_for(admin, "/livez").0, "200");
+    for path in ["/readyz", "/metrics", "/status.json"] {
+        let (code, said) = asked_for(admin, path);
+        assert!(code == "503" && said.contains("suspended"), "{path}: {code} {said}");
+    }
+    let status = said(active, &["status"]);
+    assert!(status.0 == Some(3) && status.1.contains("is suspended"), "{status:?}");
+    let waited = said(active, &["wait", "--ready", "--timeout", "1ms"]);
+    assert!(waited.0 == Some(1) && waited.1.contains("is suspended, and serves nobody"), "{waited:?}");
     // With the reason, after --takeover-wait.
     let refused = there.set("k", b"unknown").unwrap_err();
     assert!(matches!(&refused, Failure::Server(_)), "{refused}");
+    let refused = own.stored().unwrap_err();
+    assert!(matches!(&refused, Failure::Server(why) if why.contains("this one is suspended")), "{refused}");
     etcd.resume();
-    assert_eq!(own.stored(), Ok(Stored::Stored), "it was waited for");
+    assert_eq!(had.stored(), Ok(Stored::Stored), "it was waited for");
     wait_until("the active proxy goes on", DEADLINE, || shown(active, "role") == "active");
+    assert_eq!(own.set("own", b"1"), Ok(Stored::Stored), "it stays");
+    wait_until("it is ready again", DEADLINE, || asked_for(admin, "/readyz").0 == "200");
+    assert_eq!(said(active, &["wait", "--ready"]), (Some(0), "ready\n".to_owned()));
     assert_eq!(shown(active, "generation"), generation);
     assert!(get(&mut there, "k").is_some_and(|value| ["before", "unknown"].contains(&value.as_str())));
     assert!(active.status().mirrored());
     assert_eq!(active.log().matches("resync begins").count(), 0);
+}
+
+/// The code and the body.
+fn asked_for(admin: &Port, path: &str) -> (String, String) {
+    let mut stream = std::net::TcpStream::connect(admin.addr()).expect("the admin listener");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
+}
+
+/// What an operator's command says of that proxy, with its exit code.
+fn said(proxy: &Proxy, command: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(Proxy::binary()).args(command).args(["--proxy", &proxy.addr()]).output().expect("run");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// A client at each door that reads nothing, and one that has sent a part of its request.
+#[test]
+fn the_operator_hands_over_and_no_slow_client_keeps_the_others_waiting() {
+    let mut fleet = Fleet::by_file(2);
+    fleet.mirrored();
+    let (active, next) = (fleet.active(), 1 - fleet.active());
+    let value = vec![b'x'; 900_000];
+    assert_eq!(fleet.proxies[active].client().set("large", &value), Ok(Stored::Stored));
+    let slow: Vec<Client> = fleet
+        .proxies
+        .iter()
+        .flat_map(|proxy| {
+            let line = format!("get{}\r\n", " large".repeat(60));
+            let halves = format!("set half 0 0 200000\r\n{}", "x".repeat(100_000));
+            [line, halves, "set half 0 0 9\r\n1".to_owned()].map(|said| {
+                let mut client = proxy.client();
+                client.send(said.as_bytes()).unwrap();
+                client
+            })
+        })
+        .collect();
+    let mut there = fleet.proxies[next].client();
+    assert_eq!(there.set("k", b"0"), Ok(Stored::Stored));
+    // (So much has come from the one that does not read that nothing more moves.)
+    let busy = || fleet.proxies[active].stat("bytes_written");
+    let mut before = 0;
+    wait_until("the clients are stuck", DEADLINE, || {
+        let now = busy();
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::replace(&mut before, now) + 100_000 > now
+    });
+    assert_eq!(said(&fleet.proxies[next], &["handover"]), (Some(0), "OK\n".to_owned()));
+    let mut slowest = Duration::ZERO;
+    let mut count = 0;
+    wait_until("another one is active", DEADLINE, || {
+        let asked = Instant::now();
+        count += 1;
+        assert_eq!(there.incr("k", 1), Ok(Some(count)));
+        slowest = slowest.max(asked.elapsed());
+        shown(&fleet.proxies[next], "role") == "active"
+    });
+    eprintln!("the slowest of {count} requests took {slowest:?}");
+    assert_eq!(fleet.proxies[active].wait_exit().code(), Some(FENCED));
+    let log = fleet.proxies[next].log();
+    assert!(!log.contains("resync begins") && fleet.proxies[next].status().mirrored(), "{log}");
+    let alone = said(&fleet.proxies[next], &["handover"]);
+    assert!(alone.0 == Some(1) && alone.1.contains("no other candidate"), "{alone:?}");
+    drop(slow);
+    fleet.proxies[active].spawn();
+    fleet.all_ready();
+    assert_eq!(shown(&fleet.proxies[active], "role"), "standby");
+    fleet.copies_are_equal();
 }
 
 /// The process ends at once, and says why.
@@ -352,11 +459,20 @@ fn what_does_not_belong_to_the_fleet_is_refused_with_the_reason() {
     assert!(matches!(&answer, Failure::Server(why) if why.contains("another list of servers")), "{answer}");
     drop(stranger);
 
+    // It lives: its marks are left alone.
+    let left: Vec<String> = plain.iter().cloned().chain(["--leave-fleet".to_owned()]).collect();
+    let lives = refused(&left);
+    assert!(lives.contains("fleet ours lives") && lives.contains(&shown(&fleet.proxies[0], "own")), "{lives}");
+    fleet.proxies[0].pause();
+    let hangs = refused(&left);
+    assert!(hangs.contains("may live") && hangs.contains("says nothing"), "{hangs}");
+    fleet.proxies[0].resume();
+    wait_until("the active proxy goes on", DEADLINE, || shown(&fleet.proxies[0], "role") == "active");
+
     // The last one goes, and its marks are taken away.
     assert_eq!(fleet.proxies[0].stop().code(), Some(0));
     let still = refused(&plain);
     assert!(still.contains("fleet ours"), "{still}");
-    let left: Vec<String> = plain.into_iter().chain(["--leave-fleet".to_owned()]).collect();
     let alone = Proxy::start(&left);
     alone.wait_mirrored(DEADLINE);
     assert_eq!(shown(&alone, "role"), "active");

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::fleet::peers::{self, Purpose};
+use crate::fleet::peers::{self, Purpose, Unreached};
 use crate::ids::Generation;
 
 use super::answers::Answers;
@@ -20,9 +20,10 @@ use super::requests::Owed;
 use super::stream::{self, Stream};
 use super::{Over, Relay};
 
-/// A connection of which nobody knows what it is owed is closed at a planned change once nothing
-/// has moved on it for so long.
-pub(super) const IDLE: Duration = Duration::from_millis(100);
+/// At a planned change a connection is given up once nothing has moved on it for so long, if its
+/// client is to blame for that, or nobody knows what that is owed; and after so long in all.
+const IDLE: Duration = Duration::from_millis(100);
+const LEAVING: Duration = Duration::from_millis(150);
 
 /// Between two tries to reach the active proxy.
 pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
@@ -45,7 +46,7 @@ pub(super) enum Ending {
     Unknown,
 }
 
-pub(super) type Dialling = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+pub(super) type Dialling = Pin<Box<dyn Future<Output = Result<TcpStream, Unreached>> + Send>>;
 
 /// Of the active proxy, and not waited for any more: before it has ended, what was sent on it may
 /// be done after what is sent on a new one. Until then, at most.
@@ -85,9 +86,8 @@ impl Relay {
         if self.link.is_none() && self.dialling.is_none() && self.has_work() {
             let waits = *self.waits.get_or_insert_with(Instant::now);
             if let Some((generation, address)) = open.cloned().filter(|_| Instant::now() >= self.next_dial) {
-                let name = self.shared.name.clone();
-                let lease = self.shared.lease;
-                let dial = async move { peers::dial(&address, generation, Purpose::Data, &name, lease).await };
+                let me = self.shared.me.clone();
+                let dial = async move { peers::dial(&me, &address, generation, Purpose::Data).await };
                 self.dialling = Some((generation, Box::pin(dial)));
             }
             if waits.elapsed() >= self.shared.takeover_wait {
@@ -98,7 +98,7 @@ impl Relay {
         Ok(())
     }
 
-    pub(super) fn dialled(&mut self, generation: Generation, dialled: io::Result<TcpStream>) {
+    pub(super) fn dialled(&mut self, generation: Generation, dialled: Result<TcpStream, Unreached>) {
         match dialled {
             Ok(stream) => {
                 let _counted = self.shared.links.token();
@@ -121,21 +121,29 @@ impl Relay {
     /// Its proxy hands over: nothing new is sent, and it is closed once all is answered. A question
     /// of this proxy's own tells that what is owed nothing was done.
     fn drain_link(&mut self) -> Result<(), Over> {
-        if self.opaque {
-            // (Else it would keep the change waiting, and end with the proxy all the same.)
-            let idle = self.to_link.is_empty() && self.moved.elapsed() >= IDLE;
-            return if idle { Err(Over) } else { Ok(()) };
+        self.leaving.get_or_insert_with(Instant::now);
+        if self.given_up_at().is_some_and(|at| Instant::now() >= at) {
+            // All other clients would wait for this one. Its proxy ends: what of its requests was
+            // made before that is made before anything of the next one's.
+            return self.link_ended(Ending::Closed);
         }
-        if self.left > 0 {
+        if self.opaque || self.left > 0 {
             return Ok(());
         }
         if self.owed.is_empty() && self.to_link.is_empty() {
-            self.link = None;
+            (self.link, self.leaving) = (None, None);
         } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
             self.owed.push_back(Owed::Own);
             self.to_link.extend_from_slice(b"mn\r\n");
         }
         Ok(())
+    }
+
+    /// When a planned change goes on without a client that does not read, has sent a part of its
+    /// request, or is owed nobody knows what.
+    pub(super) fn given_up_at(&self) -> Option<Instant> {
+        let since = self.leaving.filter(|_| self.opaque || self.left > 0 || !self.to_client.is_empty())?;
+        Some((self.moved + IDLE).min(since + LEAVING))
     }
 
     /// It has ended, or nobody listens to it any more.
@@ -147,7 +155,7 @@ impl Relay {
             let Link { generation, stream, .. } = link.ok_or(Over)?;
             self.former = Some(Former { generation, stream, until: Instant::now() + self.shared.takeover_wait });
         }
-        self.link = None;
+        (self.link, self.leaving) = (None, None);
         (self.shared.hurry)();
         self.to_link.clear();
         if self.opaque || self.answers.is_begun() {
@@ -212,7 +220,9 @@ pub(super) async fn ended(former: Option<&Former>) -> bool {
     }
 }
 
-pub(super) async fn dialled(dialling: &mut Option<(Generation, Dialling)>) -> (Generation, io::Result<TcpStream>) {
+pub(super) async fn dialled(
+    dialling: &mut Option<(Generation, Dialling)>,
+) -> (Generation, Result<TcpStream, Unreached>) {
     match dialling {
         Some((generation, dialling)) => (*generation, dialling.await),
         None => std::future::pending().await,

@@ -27,9 +27,10 @@ use tokio_util::task::TaskTracker;
 use crate::ids::Generation;
 use crate::protocol::answer::TOO_MANY;
 
+use super::peers::Caller;
 use super::shown::Shown;
 use answers::{Answers, End};
-use link::{DIAL_PAUSE, Dialling, Ending, Former, IDLE, Link, dialled, ended};
+use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended};
 use requests::{Head, Owed, head};
 pub(super) use stream::Stream;
 use stream::{interest, is_ended_there, ready};
@@ -55,10 +56,9 @@ pub(super) struct Target {
 
 /// What all relays share.
 pub(super) struct Shared {
-    pub(super) name: Arc<str>,
+    pub(super) me: Caller,
     pub(super) target: watch::Receiver<Target>,
     pub(super) takeover_wait: Duration,
-    pub(super) lease: Duration,
     /// Clients here, and how many there may be.
     pub(super) clients: TaskTracker,
     pub(super) max_clients: usize,
@@ -115,6 +115,8 @@ struct Relay {
     moved: Instant,
     /// The link was told that the client sends nothing more.
     half_closed: bool,
+    /// Since when the link's proxy is known to hand over.
+    leaving: Option<Instant>,
     former: Option<Former>,
 }
 
@@ -143,6 +145,7 @@ impl Relay {
             asked: Instant::now(),
             moved: Instant::now(),
             half_closed: false,
+            leaving: None,
             former: None,
         }
     }
@@ -224,10 +227,8 @@ impl Relay {
         let soon = (self.waits.is_some() && self.dialling.is_none()).then(|| Instant::now() + DIAL_PAUSE / 2);
         let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
-        let leaving = self.opaque && self.link.is_some() && self.to_link.is_empty() && self.target.borrow().leaving;
-        let idle = leaving.then(|| self.moved + IDLE);
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
-        soon.into_iter().chain(late).chain(idle).chain(finished).min()
+        soon.into_iter().chain(late).chain(self.given_up_at()).chain(finished).min()
     }
 
     /// The client sends nothing more: it is told what it is owed, and no more is waited for than
@@ -237,8 +238,8 @@ impl Relay {
             // It may be gone altogether: what waits for a later proxy is not made for it.
             return Err(Over);
         }
-        let all_sent = self.to_link.is_empty()
-            && if self.opaque { self.input.is_empty() } else { head(&self.input) == Head::Part };
+        let all_sent =
+            self.to_link.is_empty() && if self.opaque { self.input.is_empty() } else { self.next() == Head::Part };
         if !all_sent {
             return Ok(());
         }
@@ -301,7 +302,16 @@ impl Relay {
         self.dropped -= n;
     }
 
-    /// Moves whole requests on, and pieces of the last one.
+    /// What is to be passed on next. A request that fits is passed on as a whole: of a client that
+    /// sends half of one nothing is under way.
+    fn next(&self) -> Head {
+        match head(&self.input) {
+            Head::Request { bytes, .. } if bytes > self.input.len() && bytes <= HELD => Head::Part,
+            head => head,
+        }
+    }
+
+    /// Moves whole requests on, and pieces of large ones.
     fn pass_on(&mut self) {
         self.drop_input();
         let leaving = self.target.borrow().leaving;
@@ -317,7 +327,7 @@ impl Relay {
                 self.left = self.left.saturating_sub(n);
                 continue;
             }
-            match head(&self.input) {
+            match self.next() {
                 Head::Part => break,
                 Head::OfProxy { bytes } => {
                     if !self.owed.iter().all(|owed| *owed == Owed::Nothing) {

@@ -3,34 +3,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
-
-const LONG: Duration = Duration::from_secs(20);
-
-/// An active proxy, as far as relays see it.
-struct Active {
-    listener: TcpListener,
-    generation: Generation,
-}
-
-impl Active {
-    async fn new(generation: u64) -> Active {
-        Active { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), generation: Generation(generation) }
-    }
-
-    fn target(&self) -> Target {
-        let address = self.listener.local_addr().unwrap().to_string();
-        Target { active: Some((self.generation, address)), ..Target::default() }
-    }
-
-    /// The next connection, which is welcome.
-    async fn welcome(&self) -> TcpStream {
-        let (mut stream, _) = timeout(LONG, self.listener.accept()).await.expect("it is dialled").unwrap();
-        let wanted = format!("proxy 1 {} data fleet\r\n", self.generation);
-        hear(&mut stream, &wanted).await;
-        stream.write_all(format!("PROXY 1 {}\r\n", self.generation).as_bytes()).await.unwrap();
-        stream
-    }
-}
+use crate::fleet::testing::{Active, LONG, ends, shared};
 
 /// Exactly that comes next.
 async fn hear(stream: &mut TcpStream, wanted: &str) {
@@ -42,19 +15,7 @@ async fn hear(stream: &mut TcpStream, wanted: &str) {
 /// A client of a relay, and what the relay goes by.
 async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Sender<Target>, Arc<Shared>) {
     let (shows, target) = watch::channel(first);
-    let shared = Arc::new(Shared {
-        name: "fleet".into(),
-        target,
-        takeover_wait,
-        lease: LONG,
-        clients: TaskTracker::new(),
-        max_clients: 1,
-        links: TaskTracker::new(),
-        shown: Arc::default(),
-        hurry: Box::new(|| {}),
-        show: Box::new(|| Bytes::from_static(b"STAT proxy:role standby\r\nEND\r\n")),
-        over: CancellationToken::new(),
-    });
+    let shared = Arc::new(shared(target, takeover_wait, LONG));
     (served(&shared).await, shows, shared)
 }
 
@@ -72,13 +33,14 @@ async fn what_was_passed_on_is_never_sent_again_but_for_reads() {
     let (mut client, shows, _shared) = client(one.target(), LONG).await;
     let requests = "set a 0 0 1\r\n1\r\nget a\r\nincr b 1\r\n";
     client.write_all(requests.as_bytes()).await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, requests).await;
-    // A part of a request, too: the rest of it goes nowhere.
-    client.write_all(b"set d 0 0 4\r\nab").await.unwrap();
-    hear(&mut link, "set d 0 0 4\r\nab").await;
+    // A part of a large request, too: the rest of it goes nowhere.
+    let part = format!("set d 0 0 70002\r\n{}", "a".repeat(70_000));
+    client.write_all(part.as_bytes()).await.unwrap();
+    hear(&mut link, &part).await;
     shows.send_replace(two.target());
-    let mut next = two.welcome().await;
+    let mut next = two.welcome("data").await;
     hear(&mut next, "get a\r\n").await;
     client.write_all(b"cd\r\ndelete e\r\n").await.unwrap();
     hear(&mut next, "delete e\r\n").await;
@@ -92,7 +54,7 @@ async fn a_proxy_that_hands_over_is_sent_nothing_new_and_answers_what_it_has() {
     let (one, two) = (Active::new(1).await, Active::new(2).await);
     let (mut client, shows, shared) = client(one.target(), LONG).await;
     client.write_all(b"set a 0 0 1\r\n1\r\ndelete b noreply\r\n").await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, "set a 0 0 1\r\n1\r\ndelete b noreply\r\n").await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     client.write_all(b"get a\r\n").await.unwrap();
@@ -105,7 +67,7 @@ async fn a_proxy_that_hands_over_is_sent_nothing_new_and_answers_what_it_has() {
     assert_eq!(timeout(LONG, link.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
     assert_eq!(shared.links.len(), 0);
     shows.send_replace(two.target());
-    let mut next = two.welcome().await;
+    let mut next = two.welcome("data").await;
     hear(&mut next, "get a\r\n").await;
     next.write_all(b"END\r\n").await.unwrap();
     hear(&mut client, "END\r\n").await;
@@ -122,7 +84,7 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     let one = Active::new(1).await;
     shows.send_replace(one.target());
     client.write_all(b"get a\r\n").await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, "get a\r\n").await;
     // Half of an answer has come: nobody can make up the rest.
     link.write_all(b"VALUE a 0 3\r\n1").await.unwrap();
@@ -146,7 +108,7 @@ async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
     timeout(LONG, shared.clients.wait()).await.expect("it goes");
     let mut third = served(&shared).await;
     third.write_all(b"get a\r\n").await.unwrap();
-    hear(&mut one.welcome().await, "get a\r\n").await;
+    hear(&mut one.welcome("data").await, "get a\r\n").await;
 }
 
 #[tokio::test]
@@ -154,23 +116,18 @@ async fn what_is_perhaps_owed_is_known_behind_a_no_op() {
     let (one, two) = (Active::new(1).await, Active::new(2).await);
     let (mut client, shows, _shared) = client(one.target(), LONG).await;
     client.write_all(b"mg a v q\r\nmg b v q\r\nmn\r\n").await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, "mg a v q\r\nmg b v q\r\nmn\r\n").await;
     link.write_all(b"VA 1\r\n1\r\nMN\r\n").await.unwrap();
     hear(&mut client, "VA 1\r\n1\r\nMN\r\n").await;
     // All is answered: it stays when the active proxy changes.
     shows.send_replace(two.target());
     client.write_all(b"mg a v q\r\n").await.unwrap();
-    let mut next = two.welcome().await;
+    let mut next = two.welcome("data").await;
     hear(&mut next, "mg a v q\r\n").await;
     // Nobody knows what this one comes to.
     drop(next);
     assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
-}
-
-/// It is closed.
-async fn ends(stream: &mut TcpStream) {
-    assert_eq!(timeout(LONG, stream.read(&mut [0])).await.expect("it is closed").unwrap_or(0), 0, "it is closed");
 }
 
 #[tokio::test]
@@ -178,7 +135,8 @@ async fn a_line_that_is_longer_than_what_is_held_is_passed_on() {
     let one = Active::new(1).await;
     let (mut client, _shows, _shared) = client(one.target(), LONG).await;
     let request = format!("get {}\r\n", "abcdefghi ".repeat(7000));
-    let (mut link, ()) = tokio::join!(one.welcome(), async { client.write_all(request.as_bytes()).await.unwrap() });
+    let (mut link, ()) =
+        tokio::join!(one.welcome("data"), async { client.write_all(request.as_bytes()).await.unwrap() });
     hear(&mut link, &request).await;
     link.write_all(b"END\r\n").await.unwrap();
     hear(&mut client, "END\r\n").await;
@@ -193,7 +151,7 @@ async fn a_client_that_closes_its_half_is_told_all_that_it_is_owed() {
         let (mut client, _shows, _shared) = client(one.target(), LONG).await;
         client.write_all(request.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
-        let mut link = one.welcome().await;
+        let mut link = one.welcome("data").await;
         hear(&mut link, request).await;
         if request != "get a\r\n" {
             ends(&mut link).await;
@@ -211,7 +169,7 @@ async fn a_write_without_an_answer_ends_its_client_where_its_proxy_breaks() {
     let (mut client, _shows, _shared) = client(one.target(), LONG).await;
     let requests = "set c 0 0 1 noreply\r\n2\r\nget c\r\n";
     client.write_all(requests.as_bytes()).await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, requests).await;
     drop(link);
     ends(&mut client).await;
@@ -224,7 +182,7 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
     for closes in [true, false] {
         let (mut client, _shows, _shared) = client(silent.clone(), Duration::from_millis(300)).await;
         client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
-        let mut link = one.welcome().await;
+        let mut link = one.welcome("data").await;
         hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
         let unknown = "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
         hear(&mut client, unknown).await;
@@ -233,7 +191,7 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
         assert!(timeout(Duration::from_millis(30), one.listener.accept()).await.is_err(), "the former one is open");
         if closes {
             drop(link);
-            hear(&mut one.welcome().await, "set a 0 0 1\r\n2\r\n").await;
+            hear(&mut one.welcome("data").await, "set a 0 0 1\r\n2\r\n").await;
         } else {
             ends(&mut client).await;
         }
@@ -245,7 +203,7 @@ async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_
     let one = Active::new(1).await;
     let (mut perhaps, shows, _shared) = client(one.target(), LONG).await;
     perhaps.write_all(b"mg a v q\r\n").await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, "mg a v q\r\n").await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     hear(&mut link, "mn\r\n").await;
@@ -253,9 +211,94 @@ async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_
     ends(&mut link).await;
     let (mut opaque, shows, _shared) = client(one.target(), LONG).await;
     opaque.write_all(b"watch\r\n").await.unwrap();
-    let mut link = one.welcome().await;
+    let mut link = one.welcome("data").await;
     hear(&mut link, "watch\r\n").await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     ends(&mut link).await;
     ends(&mut opaque).await;
+}
+
+/// What waits for a later proxy is not made for a client that is gone.
+#[tokio::test]
+async fn nothing_is_asked_of_the_next_proxy_for_a_client_that_went_while_it_waited() {
+    let one = Active::new(1).await;
+    for whole in [true, false] {
+        let (mut client, shows, shared) = client(Target::default(), LONG).await;
+        let request: &[u8] = if whole { b"set a 0 0 1\r\n1\r\n" } else { b"set a 0 0 9\r\n1" };
+        client.write_all(request).await.unwrap();
+        while shared.clients.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        shared.clients.close();
+        timeout(LONG, shared.clients.wait()).await.expect("it is dropped");
+        shows.send_replace(one.target());
+        assert!(timeout(Duration::from_millis(30), one.listener.accept()).await.is_err(), "it is dialled for nobody");
+    }
+}
+
+/// A request that was sent in part waits here for its rest, as long as it is not large.
+#[tokio::test]
+async fn a_client_in_the_middle_of_a_request_keeps_no_planned_change_waiting() {
+    let (one, two) = (Active::new(1).await, Active::new(2).await);
+    let (mut small, shows, _shared) = client(one.target(), LONG).await;
+    small.write_all(b"get a\r\nset b 0 0 4\r\n12").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "get a\r\n").await;
+    link.write_all(b"END\r\n").await.unwrap();
+    hear(&mut small, "END\r\n").await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    ends(&mut link).await;
+    shows.send_replace(two.target());
+    small.write_all(b"34\r\n").await.unwrap();
+    hear(&mut two.welcome("data").await, "set b 0 0 4\r\n1234\r\n").await;
+
+    let (mut large, shows, _shared) = client(one.target(), LONG).await;
+    let begun = format!("set b 0 0 100000\r\n{}", "x".repeat(80_000));
+    large.write_all(begun.as_bytes()).await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, &begun).await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    ends(&mut link).await;
+    hear(&mut large, "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n").await;
+    shows.send_replace(two.target());
+    large.write_all(format!("{}\r\nget c\r\n", "x".repeat(20_000)).as_bytes()).await.unwrap();
+    hear(&mut two.welcome("data").await, "get c\r\n").await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_keeps_no_planned_change_waiting() {
+    let one = Active::new(1).await;
+    let (mut client, shows, _shared) = client(one.target(), LONG).await;
+    client.write_all(b"get a\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "get a\r\n").await;
+    let (mut reads, mut writes) = link.into_split();
+    // More than all sockets hold.
+    let writes = tokio::spawn(async move {
+        let value = vec![b'x'; 1 << 20];
+        writes.write_all(b"VALUE a 0 1000000000\r\n").await.unwrap();
+        while writes.write_all(&value).await.is_ok() {}
+    });
+    tokio::task::yield_now().await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    assert_eq!(timeout(LONG, reads.read(&mut [0])).await.expect("it is closed").unwrap_or(0), 0, "it is closed");
+    timeout(LONG, writes).await.expect("it takes no more").unwrap();
+}
+
+/// What it has asked for is answered, however long that takes.
+#[tokio::test]
+async fn a_client_that_reads_is_answered_before_a_planned_change() {
+    let one = Active::new(1).await;
+    let (mut client, shows, shared) = client(one.target(), LONG).await;
+    client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
+    shows.send_replace(Target { leaving: true, ..one.target() });
+    // For longer than one that does not read.
+    assert!(timeout(Duration::from_millis(250), link.read(&mut [0])).await.is_err(), "it is waited for");
+    assert_eq!(shared.links.len(), 1);
+    link.write_all(b"STORED\r\n").await.unwrap();
+    hear(&mut client, "STORED\r\n").await;
+    ends(&mut link).await;
 }

@@ -265,6 +265,16 @@ impl Core {
         self.settings.worker
     }
 
+    /// Who sits in that place.
+    pub fn client_key(&self, id: ClientId) -> Option<ClientKey> {
+        self.clients.get(id).map(|client| ClientKey { id, generation: client.generation })
+    }
+
+    /// Bytes that a client was answered and has not taken.
+    pub fn unsent_to_client(&mut self, id: ClientId) -> usize {
+        self.clients.get_mut(id).and_then(|client| client.unsent()).map_or(0, |out| out.len())
+    }
+
     /// Operations unfinished.
     pub fn op_count(&self) -> usize {
         self.ops.len()

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::daemon::cannot_accept;
 use crate::ids::WorkerId;
+use crate::lease;
 use crate::protocol::answer::TOO_MANY;
 use crate::proxy::{ClientKey, PeerMessage};
 use crate::server::stream::ClientStream;
@@ -75,10 +77,16 @@ impl Listener {
 impl Worker {
     pub(super) async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
         loop {
+            let mut accepting = pin!(listener.accept());
+            // (Whoever comes while there is no lease is told so elsewhere.)
+            let accepting = poll_fn(|cx| {
+                lease::pass();
+                accepting.as_mut().poll(cx)
+            });
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = accepting => accepted,
             };
             match accepted {
                 Ok(stream) => {

@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
-use crate::proxy::{ClientId, ConnId, PeerMessage, ToWrite};
+use crate::proxy::{ClientId, ClientKey, ConnId, PeerMessage, ToWrite};
 
 use super::node_ios::NodeSocket;
 use super::{ClientIo, Shell, Worker};
@@ -235,30 +235,34 @@ impl Worker {
                 }
                 shell.core.handle_written(id);
             }
-            Poll::Ready(_) => {
-                // Finished, or broken: what it asked for is carried through without it.
-                let why = shell.core.handle_gone(id);
-                let gone = shell.clients[id.index()].take();
-                if let Some(why) = why {
-                    shell.count_ended(why, gone.as_ref());
-                }
-                // (Named in vain where the log was less talkative when it came.)
-                if let (Some(peer), Some(why)) = (shell.named.remove(&id), why) {
-                    let worker = shell.core.worker().0;
-                    tracing::debug!(client = key.generation, worker, peer, why = why.word(), "a client is closed");
-                }
-                shell.stats.disconnected();
-                self.count.fetch_sub(1, Ordering::Relaxed);
-                match gone {
-                    Some(ClientIo::Stream { reader: Some(waker), .. }) => waker.wake(),
-                    Some(ClientIo::Uring(io)) => {
-                        if let Some(uring) = &mut shell.uring {
-                            uring.close(io.slot);
-                        }
-                    }
-                    _ => {}
+            // Finished, or broken.
+            Poll::Ready(_) => self.part(shell, key),
+        }
+    }
+
+    /// Closes a client's connection. What it asked for is carried through without it.
+    pub(super) fn part(&self, shell: &mut Shell, key: ClientKey) {
+        let id = key.id;
+        let why = shell.core.handle_gone(id);
+        let gone = shell.clients[id.index()].take();
+        if let Some(why) = why {
+            shell.count_ended(why, gone.as_ref());
+        }
+        // (Named in vain where the log was less talkative when it came.)
+        if let (Some(peer), Some(why)) = (shell.named.remove(&id), why) {
+            let worker = shell.core.worker().0;
+            tracing::debug!(client = key.generation, worker, peer, why = why.word(), "a client is closed");
+        }
+        shell.stats.disconnected();
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        match gone {
+            Some(ClientIo::Stream { reader: Some(waker), .. }) => waker.wake(),
+            Some(ClientIo::Uring(io)) => {
+                if let Some(uring) = &mut shell.uring {
+                    uring.close(io.slot);
                 }
             }
+            _ => {}
         }
     }
 }

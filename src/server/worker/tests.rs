@@ -78,6 +78,8 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
         beyond: Beyond::default(),
         work: Arc::new(Work::new(1)),
         unclean: Arc::default(),
+        patience: None,
+        beat: None,
     };
     for pair in topology.pairs() {
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
