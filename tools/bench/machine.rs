@@ -60,7 +60,9 @@ impl Machine {
                 Program::Memcached => (Path::new("memcached"), "-V"),
                 Program::Twemproxy => (Path::new("nutcracker"), "-V"),
                 Program::MemcachedProxy(program) => (program.as_path(), "-V"),
-                Program::Resilver(program) => (program.as_path(), "--version"),
+                Program::Resilver(program) | Program::Active(program) | Program::Standby(program) => {
+                    (program.as_path(), "--version")
+                }
             };
             let said = systems::runs(program, flag).unwrap_or_default();
             let name = spec.name.split(',').next().unwrap_or_default();

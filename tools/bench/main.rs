@@ -166,13 +166,14 @@ fn measure(args: &Args) -> Result<Results, Box<dyn Error>> {
     let files = tempfile::tempdir()?;
     let mut new = Results::new();
     new.machine.ask_versions(&specs);
+    let alone: Vec<_> = specs.iter().filter(|spec| !spec.is_of_several()).cloned().collect();
     // Each part ends what it has started before the next begins.
     for part in &args.part {
         match part {
             Part::Rows => new.rows = rows::measure(args, &specs, files.path())?,
-            Part::FailOver => new.fail_over = failover::measure(args, &specs, files.path())?,
-            Part::Scale => new.scale = scale::measure(args, &specs, files.path())?,
-            Part::CrossCheck => new.cross_check = crosscheck::measure(args, &specs, files.path())?,
+            Part::FailOver => new.fail_over = failover::measure(args, &alone, files.path())?,
+            Part::Scale => new.scale = scale::measure(args, &alone, files.path())?,
+            Part::CrossCheck => new.cross_check = crosscheck::measure(args, &alone, files.path())?,
         }
     }
     println!("{}", markdown::everything(&new));

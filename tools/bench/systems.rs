@@ -45,6 +45,9 @@ pub(crate) enum Program {
     Floor,
     Memcached,
     Resilver(PathBuf),
+    /// The active one of several (`--coordinate`), and a standby, which passes on to it.
+    Active(PathBuf),
+    Standby(PathBuf),
     Twemproxy,
     MemcachedProxy(PathBuf),
 }
@@ -129,6 +132,9 @@ pub(crate) fn available(builds: &[Build], memcached_proxy: Option<&Path>) -> Vec
             let name = if copies == 1 { build.name.clone() } else { format!("{}, 2 copies", build.name) };
             specs.push(spec(&name, Kind::Resilver, copies, Program::Resilver(build.program.clone())));
         }
+        for (what, program) in [("active of two", Program::Active as fn(PathBuf) -> _), ("standby", Program::Standby)] {
+            specs.push(spec(&format!("{}, {what}", build.name), Kind::Resilver, 2, program(build.program.clone())));
+        }
     }
     match runs(Path::new("nutcracker"), "-V") {
         Some(_) => specs.push(spec("twemproxy", Kind::Rival, 1, Program::Twemproxy)),
@@ -153,6 +159,12 @@ pub(crate) fn runs(program: &Path, flag: &str) -> Option<String> {
 }
 
 impl Spec {
+    /// Whether it is one of several proxies over the same servers: what a request costs it is
+    /// measured, and no more.
+    pub(crate) fn is_of_several(&self) -> bool {
+        matches!(self.program, Program::Active(_) | Program::Standby(_))
+    }
+
     /// Whether it knows `mg` and `ms`.
     pub(crate) fn speaks_meta(&self) -> bool {
         !matches!(self.program, Program::Twemproxy | Program::Floor)
@@ -187,12 +199,27 @@ impl Spec {
                 processes::memcached_with(port, &["-t", &threads, "-c", &clients])?
             }
             Program::Resilver(program) => {
-                let mut command = processes::resilver_command(program, port, &primaries, &backups);
-                command.args(["--threads", &layout.threads.to_string()]);
-                command.args(["--max-clients", &(layout.clients + 16).to_string()]);
-                command.arg("--log-file").arg(files.join(format!("{port}.log")));
+                let mut command = resilver(program, port, (&primaries, &backups), layout, files);
                 let process = processes::server(&mut command, &self.name, port)?;
-                wait_mirrored(program, port, self.copies)?;
+                if self.copies > 1 {
+                    wait(program, port, "--mirrored")?;
+                }
+                process
+            }
+            Program::Active(program) | Program::Standby(program) => {
+                let fleet = format!("file:{}", files.join(format!("{port}.fleet")).display());
+                let other = ports.next()?;
+                let start = |port: u16, until: &str| -> io::Result<Process> {
+                    let mut command = resilver(program, port, (&primaries, &backups), layout, files);
+                    let process = processes::server(command.args(["--coordinate", &fleet]), &self.name, port)?;
+                    wait(program, port, until)?;
+                    Ok(process)
+                };
+                let is_active = matches!(self.program, Program::Active(_));
+                let active = start(if is_active { port } else { other }, "--mirrored")?;
+                let standby = start(if is_active { other } else { port }, "--ready")?;
+                let (process, behind) = if is_active { (active, standby) } else { (standby, active) };
+                servers.push(behind);
                 process
             }
             Program::Twemproxy => {
@@ -211,13 +238,25 @@ impl Spec {
     }
 }
 
+fn resilver(
+    program: &Path,
+    port: u16,
+    (primaries, backups): (&[u16], &[u16]),
+    layout: &Layout,
+    files: &Path,
+) -> Command {
+    let mut command = processes::resilver_command(program, port, primaries, backups);
+    command.args(["--threads", &layout.threads.to_string()]);
+    // (The active one of several has the other ones' clients too.)
+    command.args(["--max-clients", &(layout.clients + 16).to_string()]);
+    command.arg("--log-file").arg(files.join(format!("{port}.log")));
+    command
+}
+
 /// A new pair is looked at before it is trusted; that belongs to no measurement.
-fn wait_mirrored(program: &Path, port: u16, copies: usize) -> io::Result<()> {
-    if copies == 1 {
-        return Ok(());
-    }
+fn wait(program: &Path, port: u16, until: &str) -> io::Result<()> {
     let mut command = Command::new(program);
-    command.args(["wait", "--mirrored", "--timeout", "20s", "--proxy", &format!("127.0.0.1:{port}")]);
+    command.args(["wait", until, "--timeout", "20s", "--proxy", &format!("127.0.0.1:{port}")]);
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
