@@ -350,17 +350,19 @@ impl NodeControl {
 
     /// Writes a new incarnation marker on what was `seen`, and on nothing else: on the very
     /// connection of the look, for a process that was started since then has no marker either, and
-    /// may hold anything.
+    /// may hold anything. Returns the session of another proxy that stood open there.
     pub async fn mark(
         &self,
         seen: &NodeView,
         incarnation: Incarnation,
         ring: RingMark,
         session: Session,
-    ) -> Result<(), MarkError> {
+    ) -> Result<Option<u64>, MarkError> {
         self.connected_as(Some(seen.connection), async |connection, deadline| {
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLEET_KEY];
             let found = connection.read(deadline, &keys).await?;
+            let there = found[2].as_ref().and_then(|(v, _)| Session::parse(v));
+            let others = there.filter(|there| there.open && there.id != session.id).map(|there| there.id);
             if found[0].as_ref().and_then(|(v, _)| marker::parse_incarnation(v)) != seen.incarnation {
                 return Ok(Err(MarkError::OtherMemory));
             }
@@ -401,7 +403,7 @@ impl NodeControl {
             if result.is_ok() {
                 connection.shown = Some(incarnation);
             }
-            Ok(result)
+            Ok(result.map(|()| others))
         })
         .await?
     }

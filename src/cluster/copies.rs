@@ -284,7 +284,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         cluster.look_for_copies();
         assert_eq!(shown(&cluster), ("mirrored", 60));
-        cluster.judge_rival(NodeId(0), Some(9));
+        cluster.judge_rival(NodeId(0), Some(9), Instant::now());
         assert_eq!(shown(&cluster), ("incomplete", 0), "before the next tick");
         cluster.look_for_copies();
         tokio::time::advance(Duration::from_secs(2)).await;

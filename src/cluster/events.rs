@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
+use tokio::time::Instant;
 
 use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId};
@@ -23,7 +24,9 @@ use super::inquiries::Answers;
 pub(super) enum Internal {
     // ---- nodes: probed, looked at, taken back ---------------------------------------------------
     /// The prober's last probe ended.
-    Probed { node: NodeId, result: Result<Probe, NodeError> },
+    Probed { node: NodeId, begun: Instant, result: Result<Probe, NodeError> },
+    /// Where another proxy's session was open: if that one works, it has said so by now.
+    WordDue { node: NodeId },
     /// A probe is unanswered for so long, and goes on.
     ProbeAwaited { node: NodeId, age: Duration },
     /// The node was asked because others are late.
@@ -31,7 +34,7 @@ pub(super) enum Internal {
     /// A lost node that answers again was looked at.
     Viewed { node: NodeId, result: Result<NodeView, NodeError> },
     /// It carries this proxy's markers now, or refused them.
-    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<(), MarkError> },
+    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<Option<u64>, MarkError> },
     /// A node in use lacked a marker and was looked at. `told`: connections wait for a word.
     EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
     /// What was evicted was written again, or not.
@@ -153,7 +156,8 @@ impl Cluster {
 
     pub(super) fn own_task_said(&mut self, internal: Internal) {
         match internal {
-            Internal::Probed { node, result } => self.probed(node, result),
+            Internal::WordDue { node } => self.word_due(node),
+            Internal::Probed { node, begun, result } => self.probed(node, begun, result),
             Internal::Alibi { node, result } => self.alibi(node, result),
             Internal::Viewed { node, result } => self.viewed(node, result),
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),

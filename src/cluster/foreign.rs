@@ -6,30 +6,38 @@
 //!
 //! The later one sees nothing of that. So the earlier one leaves word on the nodes as long as it
 //! lives ([`RIVAL_KEY`](crate::backend::marker::RIVAL_KEY)): the later one goes on, calls nothing
-//! mirrored, and compares the copies when that word has expired.
+//! mirrored, and compares the copies when that word has expired. Nor does it call anything mirrored
+//! before the earlier one has had the time to leave it: whether the session that stood open there
+//! was a dead proxy's is not known until then.
+
+use tokio::time::Instant;
 
 use crate::backend::marker::Session;
 use crate::ids::{NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Reason, State};
 
-use super::Cluster;
+use super::probes::JITTER;
+use super::{Cluster, Internal};
 
 /// What is known of another proxy on one node.
 #[derive(Default)]
 pub(super) struct Foreign {
-    /// Its session, since the second probe that found it: the first may have been under way when
-    /// this proxy marked the node.
+    /// Its session.
     live: Option<u64>,
+    /// The session that stood there before this proxy marked the node, since the first probe that
+    /// found it: that one may have been under way.
     suspected: Option<u64>,
     /// The session of an earlier proxy that still works.
     rival: Option<u64>,
+    /// An earlier proxy, if it still works, has left word by then.
+    word_due: Option<Instant>,
     /// How many such sessions there were.
     pub(super) count: u64,
 }
 
 impl Foreign {
-    pub(super) fn is_live(&self) -> bool {
+    fn is_live(&self) -> bool {
         self.live.is_some()
     }
 
@@ -37,24 +45,47 @@ impl Foreign {
     pub(super) fn is_contested(&self) -> bool {
         self.live.is_some() || self.rival.is_some()
     }
+
+    /// Whether the proxy whose session this one has taken the place of may still work, and had no
+    /// time to say so.
+    fn awaits_word(&self) -> bool {
+        self.word_due.is_some()
+    }
 }
 
 impl Cluster {
+    /// This proxy's session stands where another one's was open.
+    pub(super) fn await_word(&mut self, node: NodeId) {
+        // It finds this one's at its next probe, and then writes. (Its interval is taken to be this
+        // one's.)
+        let wait = self.settings.probe_interval.mul_f64(JITTER.end) + self.settings.probe_timeout;
+        self.nodes[node.index()].foreign.word_due = Some(Instant::now() + wait);
+        self.after(wait, Internal::WordDue { node });
+    }
+
+    /// It is looked for at once.
+    pub(super) fn word_due(&self, node: NodeId) {
+        self.nodes[node.index()].hint.notify_one();
+    }
+
     /// At every good probe of a node in use: whose session does it carry?
     pub(super) fn judge_session(&mut self, node: NodeId, found: Option<Session>) {
-        let foreign = &mut self.nodes[node.index()].foreign;
+        let run = &mut self.nodes[node.index()];
+        let before = run.view.as_ref().and_then(|view| view.session);
+        let foreign = &mut run.foreign;
         match found {
             Some(other) if other.open && other.id != self.session.id => {
                 if foreign.live == Some(other.id) {
                     self.leave_word(node);
                     return;
                 }
-                if foreign.suspected != Some(other.id) {
+                if before.is_some_and(|before| before.id == other.id) && foreign.suspected != Some(other.id) {
                     foreign.suspected = Some(other.id);
                     return;
                 }
                 foreign.live = Some(other.id);
                 foreign.count += 1;
+                self.leave_word(node);
                 tracing::error!(node = %self.topology.addr(node), session = %format_args!("{:016x}", other.id), reason = %Reason::ForeignSession,
                     "another proxy works on this node: nobody is promoted before it stops. Stop one of the two");
                 for pair in self.topology.pairs_of(node) {
@@ -90,10 +121,12 @@ impl Cluster {
         });
     }
 
-    /// At every good probe of a node in use: does an earlier proxy say that it works too?
-    pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<u64>) {
+    /// At every good probe of a node in use, when that began: does an earlier proxy say that it
+    /// works too?
+    pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<u64>, begun: Instant) {
         let found = found.filter(|&id| id != self.session.id);
         let foreign = &mut self.nodes[node.index()].foreign;
+        foreign.word_due = foreign.word_due.filter(|due| begun < *due);
         let known = std::mem::replace(&mut foreign.rival, found);
         match (known, found) {
             (None, Some(id)) => {
@@ -130,9 +163,7 @@ impl Cluster {
     /// Whether a pair has another reason to let nobody lead anew: the end of one says nothing of
     /// the other, and whichever ends last counts. (A rival is none.)
     pub(super) fn stays_foreign(&self, pair: PairId) -> bool {
-        let (primary, backup) = self.topology.nodes_of(pair);
-        let is_live = |node: NodeId| self.nodes[node.index()].foreign.is_live();
-        self.awaits_former_of(pair) || std::iter::once(primary).chain(backup).any(is_live)
+        self.awaits_former_of(pair) || self.any_foreign(pair, Foreign::is_live)
     }
 
     /// Whoever was kept from leading may lead.
@@ -149,7 +180,16 @@ impl Cluster {
 
     /// Whether another proxy works on a node of the pair.
     pub(super) fn is_contested(&self, pair: PairId) -> bool {
+        self.any_foreign(pair, Foreign::is_contested)
+    }
+
+    /// Whether that is not known yet.
+    pub(super) fn awaits_word_of(&self, pair: PairId) -> bool {
+        self.any_foreign(pair, Foreign::awaits_word)
+    }
+
+    fn any_foreign(&self, pair: PairId, holds: impl Fn(&Foreign) -> bool) -> bool {
         let (primary, backup) = self.topology.nodes_of(pair);
-        std::iter::once(primary).chain(backup).any(|node| self.nodes[node.index()].foreign.is_contested())
+        std::iter::once(primary).chain(backup).any(|node| holds(&self.nodes[node.index()].foreign))
     }
 }

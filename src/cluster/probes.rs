@@ -1,5 +1,6 @@
 //! Probes: nodes that nobody asks are noticed.
 
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +15,10 @@ use crate::pair::{Loss, Reason, State};
 
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
+
+/// Jitter keeps many proxies from probing in step: the shortest and the longest time between two
+/// probes, in intervals.
+pub(super) const JITTER: Range<f64> = 0.8..1.2;
 
 /// That an answer to a probe or a flush is awaited is told so often in the time that an answer may
 /// take.
@@ -69,20 +74,20 @@ impl Cluster {
                     true => interval.min(LOST_PROBE_MAX),
                     false => interval,
                 };
-                // Jitter keeps many proxies from probing in step.
-                let pause = interval.mul_f64(ambient::random_in(0.8..1.2));
+                let pause = interval.mul_f64(ambient::random_in(JITTER));
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
                     () = hint.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
+                let begun = Instant::now();
                 let result = told_while_awaited(control.probe(&others), timeout / AWAITED_REPORTS, |age| {
                     let _ = internal.send(Internal::ProbeAwaited { node, age });
                 });
                 let result = result.await;
                 (failed, refused) = (result.is_err(), matches!(result, Err(NodeError::Refused)));
-                if internal.send(Internal::Probed { node, result }).is_err() {
+                if internal.send(Internal::Probed { node, begun, result }).is_err() {
                     return;
                 }
             }
@@ -101,7 +106,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn probed(&mut self, node: NodeId, result: Result<Probe, NodeError>) {
+    pub(super) fn probed(&mut self, node: NodeId, begun: Instant, result: Result<Probe, NodeError>) {
         let (now, marked) = (self.now(), self.marked());
         let patience = self.settings.leader_timeout;
         let grace = self.settings.leader_grace;
@@ -131,7 +136,7 @@ impl Cluster {
                         Some(_) => {
                             self.judge_fleet_mark(node, found.fleet);
                             self.judge_session(node, found.session);
-                            self.judge_rival(node, found.rival);
+                            self.judge_rival(node, found.rival, begun);
                             let pending = &self.delayed.pending();
                             if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
                                 self.record_pending();

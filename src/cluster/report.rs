@@ -177,6 +177,7 @@ impl Cluster {
             reason: run.pair.reason(),
             undecided: run.undecided,
             foreign: run.pair.is_foreign() || self.is_contested(id),
+            unproved: self.awaits_word_of(id),
             former: self.awaits_former_of(id),
             missing: run.lone.len(),
             more: run.lone.has_more(),

@@ -90,7 +90,7 @@ impl Cluster {
         node: NodeId,
         view: NodeView,
         incarnation: Incarnation,
-        result: Result<(), MarkError>,
+        result: Result<Option<u64>, MarkError>,
     ) {
         self.nodes[node.index()].looking = false;
         if view.life != self.address_life(node) && holds(Rule::OneAddressAConnection) {
@@ -101,8 +101,13 @@ impl Cluster {
             // Workers told only during the look that old commands may still be executed there: it
             // is looked at again. So is one that came in the middle of a flush, which ends what it
             // holds.
-            Ok(()) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
-            Ok(()) => self.take_back(node, view, Some(incarnation)),
+            Ok(_) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
+            Ok(session) => {
+                if session.is_some() {
+                    self.await_word(node);
+                }
+                self.take_back(node, view, Some(incarnation));
+            }
             Err(error) => {
                 if let MarkError::OfFleet(mark) = &error {
                     self.losses.marked_by_other(mark);

@@ -24,6 +24,8 @@ pub(super) struct PairFacts {
     pub(super) undecided: bool,
     /// Another proxy works on its nodes, or did until now.
     pub(super) foreign: bool,
+    /// Whether one does is not known yet.
+    pub(super) unproved: bool,
     /// The former active proxy may still be at work on them.
     pub(super) former: bool,
     /// Keys known to have one copy.
@@ -84,6 +86,7 @@ impl PairFacts {
         match (self.state, contradicted) {
             (State::Mirrored, _) if self.undecided => Shown { state: INCOMPLETE, reason: Reason::Starting },
             (State::Mirrored, Some(reason)) => Shown { state: INCOMPLETE, reason },
+            (State::Mirrored, None) if self.unproved => Shown { state: INCOMPLETE, reason: Reason::Starting },
             (State::Mirrored, None) if self.gate != Gate::Open => {
                 Shown { state: "recovering", reason: own.unwrap_or(Reason::Recording) }
             }
@@ -233,7 +236,7 @@ mod tests {
         let mut all = Vec::new();
         for state in states() {
             for (gate, reason) in GATES.into_iter().flat_map(|gate| REASONS.map(|reason| (gate, reason))) {
-                for bits in 0..128_u8 {
+                for bits in 0..=u8::MAX {
                     let bit = |i: u8| bits >> i & 1 == 1;
                     all.push(PairFacts {
                         state,
@@ -246,6 +249,7 @@ mod tests {
                         recorded: bit(4),
                         backup: bit(5),
                         former: bit(6),
+                        unproved: bit(7),
                     });
                 }
             }
@@ -272,6 +276,7 @@ mod tests {
         reason: Reason::None,
         undecided: false,
         foreign: false,
+        unproved: false,
         missing: 0,
         more: false,
         recorded: true,
@@ -291,7 +296,7 @@ mod tests {
         let (mut mirrored, mut not) = (0, 0);
         for pair in all_pairs() {
             let equal = pair.state == State::Mirrored && pair.gate == Gate::Open && pair.recorded && pair.backup;
-            let contradicted = pair.undecided || pair.foreign || pair.former || pair.missing > 0 || pair.more;
+            let contradicted = pair.undecided || pair.foreign || pair.unproved || pair.former || pair.missing > 0 || pair.more;
             let expected = equal && !contradicted;
             let Shown { state, reason } = pair.shown();
             assert_eq!(state == MIRRORED, expected, "{pair:?}");

@@ -389,6 +389,10 @@ fn two_proxies_that_fight_are_both_not_mirrored() {
     let mut client = cluster.client();
     fill(&mut client, "k", 500, 50);
     let mut second = Proxy::start(&cluster.proxy.args);
+    second.wait_status("it to hear of the first", crate::support::DEADLINE, |s| {
+        assert!(!s.mirrored(), "it cannot know that yet: {s}");
+        s.pair(&cluster.primaries[0].addr(), &cluster.backups[0].addr(), "reason") == "foreign_session"
+    });
     for proxy in [&cluster.proxy, &second] {
         proxy.wait_status("the other one to be noticed", crate::support::DEADLINE, |s| {
             [&cluster.primaries[0], &cluster.backups[0]]

@@ -42,7 +42,7 @@ async fn mark(control: &NodeControl, seen: &NodeView) -> Result<(), MarkError> {
         term: Term(1),
         leftovers: Leftovers::Clean,
     };
-    control.mark(seen, MEMORY, ring, Session { id: 1, open: true }).await
+    control.mark(seen, MEMORY, ring, Session { id: 1, open: true }).await.map(drop)
 }
 
 async fn marked(node: &Memcached) -> Arc<NodeControl> {

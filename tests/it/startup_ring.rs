@@ -386,6 +386,16 @@ fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
     assert!(session(&cluster.primaries[0]).ends_with(" closed") && session(&cluster.backups[0]).ends_with(" closed"));
 }
 
+/// An hour would be a word's time.
+#[test]
+fn after_a_clean_stop_no_word_of_an_earlier_proxy_is_waited_for() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "1h"]));
+    set(&mut cluster.client(), "k", "one");
+    assert!(cluster.proxy.stop().success());
+    let again = over(&[&cluster.primaries[0]], &[&cluster.backups[0]], &["--probe-interval", "1h"]);
+    again.wait_mirrored(crate::support::DEADLINE);
+}
+
 #[test]
 fn a_proxy_that_stops_closes_no_other_ones_session() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--probe-interval", "60s"]));

@@ -71,6 +71,12 @@ impl Cluster {
         sessions.iter().any(|session| session.open)
     }
 
+    /// Whether the proxy of this session has closed it on some node.
+    fn was_closed(&self, id: u64) -> bool {
+        let closed = Some(Session { id, open: false });
+        self.nodes.iter().filter_map(|run| run.view.as_ref()).any(|view| view.session == closed)
+    }
+
     pub(super) async fn mark_all(&mut self) {
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view.clone() else { continue };
@@ -81,9 +87,12 @@ impl Cluster {
             let marked = self.controls[node.index()].mark(view, incarnation, self.ring_of(node), self.session).await;
             let run = &mut self.nodes[node.index()];
             match marked {
-                Ok(()) => {
+                Ok(session) => {
                     run.incarnation = Some(incarnation);
                     run.empty = run.view.as_ref().is_some_and(|v| v.curr_items == 0);
+                    if session.is_some_and(|id| !self.was_closed(id)) {
+                        self.await_word(node);
+                    }
                 }
                 Err(error) => {
                     if let MarkError::OfFleet(mark) = &error {
