@@ -9,9 +9,10 @@ use clap::Parser;
 use crate::console::command::{EXIT_USAGE, complain, print, run};
 use crate::console::connection::Said;
 use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
-use crate::console::table::{Table, Terminal, Tone, time};
+use crate::console::table::{Table, Terminal, Tone};
 use crate::ids::Place;
 use crate::protocol::KEY_LEN_MAX;
+use crate::report::figures::time;
 use crate::report::lines::STATE;
 use crate::report::seen::Fields;
 

@@ -9,6 +9,7 @@ use crate::pair::Reason;
 use crate::stats::requests::{Asked, Came};
 use crate::stats::{LATENCY_BUCKETS, Latencies};
 
+pub mod figures;
 pub mod gathered;
 pub mod items;
 pub mod lines;
@@ -58,6 +59,26 @@ pub struct Report {
     pub late_given_up: u64,
     /// The last changes, the newest first.
     pub changes: Vec<ChangeReport>,
+    pub lost_items: LostItemsReport,
+}
+
+/// Items of which no copy was left when their pair got a leader.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct LostItemsReport {
+    /// Of late: pairs that began empty.
+    pub pairs_empty: usize,
+    /// Of late: pairs that went on without some keys.
+    pub pairs_partial: usize,
+    /// So many of these keys are known.
+    pub keys: usize,
+    /// There were more.
+    pub more: bool,
+    /// When it last happened; `None`: not of late.
+    pub seconds_ago: Option<u64>,
+    /// The same since the start.
+    pub pairs_empty_total: u64,
+    pub pairs_partial_total: u64,
+    pub keys_total: u64,
 }
 
 /// Something that has happened to a server, or to pairs.
@@ -129,9 +150,21 @@ pub struct NodeReport {
     pub sent: u64,
     /// How long it took to answer since the start.
     pub latency: LatencyReport,
+    /// How much it holds, if it was asked of late.
+    pub held: Option<HeldReport>,
     pub losses: u64,
     pub losses_by_reason: Vec<(Reason, u64)>,
     pub for_seconds: u64,
+}
+
+/// What a server says of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct HeldReport {
+    /// The proxy's own few among them.
+    pub items: u64,
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub evictions: u64,
 }
 
 /// Where a name leads.
@@ -158,7 +191,10 @@ pub struct ResyncReport {
     pub adopted: u64,
     pub evicted: u64,
     pub elapsed_ms: u64,
+    /// 0: not known.
     pub eta_seconds: u64,
+    /// Some source has not listed its keys yet: the total is not all.
+    pub lists: bool,
 }
 
 impl ResyncReport {

@@ -75,7 +75,7 @@ fn show(args: StatusArgs) -> ExitCode {
     loop {
         let asked = ask();
         let text = match &asked {
-            Ok((seen, _)) if args.json => format!("{:#}\n", seen.json()),
+            Ok((seen, _)) if args.json => format!("{:#}\n", seen.json(&args.at.again())),
             Ok((seen, traffic)) => {
                 let since = before.as_ref().map(|before| traffic.since(before));
                 let proxy = args.at.proxy.to_string();
@@ -91,7 +91,10 @@ fn show(args: StatusArgs) -> ExitCode {
                 String::new()
             }
         };
-        let begin = if args.watch.is_some() { terminal.begin() } else { "" };
+        let (begin, text) = match args.watch {
+            Some(_) => (terminal.begin(), terminal.fitted(&text)),
+            None => ("", text),
+        };
         let code = asked.as_ref().map_or(EXIT_UNKNOWN, |(seen, _)| seen.word().exit_code());
         match (print(&format!("{begin}{text}")), args.watch) {
             (Ok(Reader::There), Some(pause)) => std::thread::sleep(pause),

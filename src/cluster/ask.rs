@@ -53,8 +53,14 @@ impl Cluster {
         let answer = match question {
             Question::FlushAll { delay } => return self.flush_all(asker, delay),
             Question::Stats(args) => match args.split_ascii_whitespace().next() {
-                Some("servers") => self.report().stats_servers().end(),
-                Some("resync") => self.report().resync_status(false).end(),
+                Some("servers") => {
+                    self.ask_what_is_held();
+                    self.report().stats_servers().end()
+                }
+                Some("resync") => {
+                    self.ask_what_is_held();
+                    self.report().resync_status(false).end()
+                }
                 Some("traffic") => self.report().stats_traffic().end(),
                 Some("key") => self.key_asked(&args),
                 Some("reset") => self.stats_reset(),
@@ -75,7 +81,10 @@ impl Cluster {
     pub(super) fn asked_at_the_desk(&mut self, request: Request) {
         match request {
             // (Whoever asked may have gone.)
-            Request::Report(reply) => drop(reply.send(Box::new(self.report()))),
+            Request::Report(reply) => {
+                self.ask_what_is_held();
+                drop(reply.send(Box::new(self.report())));
+            }
             Request::Command(question, reply) => {
                 let slot = self.desk.wait_for(reply);
                 self.asked(Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }, question);
@@ -222,6 +231,9 @@ impl Cluster {
             tracing::error!(pair = %self.pair_name(pair), leader = name,
                 "the operator makes a node lead with what it holds: writes that only the other node has are lost");
             self.pairs[pair.index()].undecided = false;
+            if let Some(lacks) = self.given_up_for(pair, place) {
+                self.items_lost(pair, lacks);
+            }
             // The other one holds what this one never saw, and no list of it.
             self.plan(pair, FillEvent::Operator);
             self.apply(pair, pair::Event::Promote(place));

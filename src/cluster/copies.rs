@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::lost_items::Lacks;
 use super::{Cluster, Internal, summary};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
@@ -247,6 +248,7 @@ impl Cluster {
         }
         let missing = summary::missing(lone.len(), lone.has_more());
         tracing::error!(pair = %self.pair_name(id), missing, "the node that is lost held the only copy of some keys: they are misses from now on");
+        self.items_lost(id, Lacks::Keys { known: lone.len(), more: lone.has_more() });
         lone.forget_known();
     }
 }

@@ -17,11 +17,18 @@ use super::records::Recording;
 impl Cluster {
     /// The only way a pair learns anything.
     pub(super) fn apply(&mut self, id: PairId, event: pair::Event) {
+        let lacks = self.lacks_after(id, event);
         let run = &mut self.pairs[id.index()];
         let before = run.pair.state();
         let effects = run.pair.apply(event);
         let after = run.pair.state();
+        run.flushed = after.leader().is_none() && (run.flushed || event == pair::Event::Flushed);
+        if let (Some(lacks), Some(_)) = (lacks, after.leader()) {
+            self.items_lost(id, lacks);
+        }
+        let run = &mut self.pairs[id.index()];
         if before != after {
+            run.fallback_is_full = before == State::Mirrored;
             run.since = Instant::now();
             if before == State::Mirrored {
                 self.leave_verify(id);

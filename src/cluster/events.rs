@@ -13,6 +13,7 @@ use crate::ids::{Epoch, Incarnation, NodeId, PairId};
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Event;
+use crate::report::HeldReport;
 use crate::resync::{JobError, JobEvent, ListError, Outcome, VerifyEvent};
 
 use super::Cluster;
@@ -27,6 +28,8 @@ pub(super) enum Internal {
     Probed { node: NodeId, begun: Instant, result: Result<Probe, NodeError> },
     /// Where another proxy's session was open: if that one works, it has said so by now.
     WordDue { node: NodeId },
+    /// How much it holds, if it has said so; when it was asked.
+    Held { node: NodeId, at: Instant, found: Option<HeldReport> },
     /// A probe is unanswered for so long, and goes on.
     ProbeAwaited { node: NodeId, age: Duration },
     /// The node was asked because others are late.
@@ -156,6 +159,7 @@ impl Cluster {
 
     pub(super) fn own_task_said(&mut self, internal: Internal) {
         match internal {
+            Internal::Held { node, at, found } => self.held(node, at, found),
             Internal::WordDue { node } => self.word_due(node),
             Internal::Probed { node, begun, result } => self.probed(node, begun, result),
             Internal::Alibi { node, result } => self.alibi(node, result),

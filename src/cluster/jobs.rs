@@ -230,9 +230,9 @@ impl Cluster {
                 }
                 if purge_only {
                     let _ = reply.send(false);
-                    for pair in pairs {
-                        self.apply(pair, pair::Event::Purged(place));
-                    }
+                    self.told_together(|cluster| {
+                        pairs.iter().for_each(|pair| cluster.apply(*pair, pair::Event::Purged(place)));
+                    });
                     return;
                 }
                 self.told_together(|cluster| {

@@ -55,8 +55,10 @@
 //! - `ask`: what operators ask over the text protocol; `inquiries`: what all servers are asked for
 //!   it; `one_server`: what one is told; `listings`: all keys; `conns`: who is connected; `desk`:
 //!   where the admin listener and socket ask; `changes`: the last changes, for it.
+//! - `held`: how much each server holds.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
+//! - `lost_items`: items of which no copy is left.
 //! - `foreign`: another proxy over the same nodes; `turn`: one of a fleet, and the one before.
 //! - `summary`: what is said of pairs, nodes and the whole.
 //! - `yielding`: resyncs give way to clients.
@@ -77,11 +79,13 @@ mod events;
 mod evictions;
 mod flush;
 mod foreign;
+mod held;
 mod inquiries;
 mod jobs;
 mod lateness;
 mod listings;
 mod losses;
+mod lost_items;
 mod names;
 mod nodes;
 mod one_server;
@@ -162,6 +166,10 @@ struct PairRun {
     undecided: bool,
     /// The start-up table found no copy that counts, and a node is being emptied that will lead.
     first_leader: startup::FirstLeader,
+    /// Dark, and what its nodes held was ended by a `flush_all`: nothing is lost with them.
+    flushed: bool,
+    /// The node that may lead in the awaited one's place was in sync.
+    fallback_is_full: bool,
     /// Closed for `flush_all` although its own gate is open.
     flush_closed: bool,
     /// Its gate would be open except for a `flush_all`.
@@ -240,6 +248,7 @@ pub struct Cluster {
     requests: Option<mpsc::Receiver<desk::Request>>,
     /// The last changes of pairs and servers.
     changes: changes::Changes,
+    lost_items: lost_items::LostItems,
     /// What the present event has changed; empty between two.
     unsettled: settle::Unsettled,
     /// Set by a worker that ended with operations unfinished.
@@ -292,6 +301,8 @@ impl Cluster {
                 written: None,
                 undecided: true,
                 first_leader: startup::FirstLeader::NotAwaited,
+                flushed: false,
+                fallback_is_full: false,
                 flush_closed: false,
                 held_for_flush: false,
                 recording: records::Recording::default(),
@@ -347,6 +358,7 @@ impl Cluster {
             desk,
             requests: Some(requests),
             changes: changes::Changes::default(),
+            lost_items: lost_items::LostItems::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
             shutdown,

@@ -76,6 +76,7 @@ pub(super) struct NodeRun {
     /// read by the prober.
     pub(super) away: Arc<AtomicBool>,
     pub(super) refills: Refills,
+    pub(super) held: super::held::Held,
     /// It was lost for these reasons, so often.
     pub(super) faults: Vec<(Reason, u64)>,
     pub(super) since: Instant,
@@ -117,6 +118,7 @@ impl NodeRun {
             hint: Arc::new(Notify::new()),
             away: Arc::new(AtomicBool::new(false)),
             refills: Refills::default(),
+            held: Default::default(),
             faults: Vec::new(),
             since: Instant::now(),
         }

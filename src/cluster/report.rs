@@ -29,7 +29,7 @@ impl Cluster {
             self.topology.has_backups(),
             self.flush.is_active(),
             pairs.iter().filter(|(pair, _)| pair.used).map(|(pair, facts)| (pair.name.as_str(), *facts)),
-            nodes.iter().map(|(node, facts)| (node.addr.as_str(), *facts)),
+            nodes.iter().map(|(node, facts)| (node.addr.as_str(), node.place, *facts)),
         );
         let pairs: Vec<PairReport> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let (state, percent) = self.yielding();
@@ -66,6 +66,7 @@ impl Cluster {
             late_together: self.suspicions.held,
             late_given_up: self.suspicions.given_up,
             changes: self.changes.newest_first(),
+            lost_items: self.lost_items.report(),
         }
     }
 
@@ -127,6 +128,7 @@ impl Cluster {
             in_flight: sum(|n| n.in_flight.load(Relaxed)),
             sent: sum(|n| n.sent.load(Relaxed)),
             latency: LatencyReport::of(self.stats.iter().map(|s| &s.nodes[node.index()].latencies)),
+            held: run.held.report(run.since).filter(|_| run.health.is_up()),
             losses: run.health.losses(),
             losses_by_reason: run.faults.clone(),
             for_seconds: seconds(run.since),
@@ -145,7 +147,8 @@ impl Cluster {
             (None, None) => return ResyncReport { word: "none", kind: "none", ..ResyncReport::default() },
         };
         let eta = run.refills.job.as_ref().and_then(|job| job.progress.eta());
-        of_progress(progress, elapsed, word, fill, eta.unwrap_or_default())
+        let lists = run.refills.job.as_ref().is_some_and(|job| job.progress.lists());
+        ResyncReport { lists, ..of_progress(progress, elapsed, word, fill, eta) }
     }
 
     /// What clients asked for, and what came of it.
@@ -226,7 +229,7 @@ fn processor_time() -> (u64, u64) {
     getrusage(UsageWho::RUSAGE_SELF).map_or((0, 0), |used| (us(used.user_time()), us(used.system_time())))
 }
 
-fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill: Fill, eta: Duration) -> ResyncReport {
+fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill: Fill, eta: Option<Duration>) -> ResyncReport {
     let total = progress.total.load(Relaxed);
     ResyncReport {
         word,
@@ -239,6 +242,8 @@ fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill:
         adopted: progress.sum(|p| &p.adopted),
         evicted: progress.incomplete(),
         elapsed_ms: elapsed.as_millis() as u64,
-        eta_seconds: eta.as_secs(),
+        // Less than a second is not "unknown".
+        eta_seconds: eta.map_or(0, |eta| eta.as_secs_f64().ceil().max(1.0) as u64),
+        lists: false,
     }
 }

@@ -99,6 +99,7 @@ impl Cluster {
                 break;
             }
         }
+        self.tell_lost_items();
         #[cfg(test)]
         self.assert_settled();
     }

@@ -5,13 +5,18 @@
 //! that its clients can reach is known to have two copies, and the whole only where every used pair
 //! is, every node is in use, and nothing under way could still prove it wrong.
 
-use std::fmt::Write;
-
+use crate::ids::Place;
 use crate::pair::{Gate, Reason, State};
+use crate::report::figures::some_of;
 use crate::resync::Phase;
 
 /// The obstacles that are told one by one; of more, the number.
 const TOLD: usize = 32;
+
+/// So many alike are told in a line each; of more, one line for all.
+const ALIKE: usize = 4;
+/// So many servers are named in it.
+const NAMED: usize = 3;
 
 /// What is known of one pair.
 #[derive(Clone, Copy, Debug)]
@@ -140,28 +145,53 @@ pub(super) struct Summary {
     untold: usize,
 }
 
+/// Things of one kind with the same word and reason, in the order in which the first ones came.
+struct Alike<'a, F>(Vec<(Shown, Vec<(&'a str, F)>)>);
+
+impl<'a, F> Alike<'a, F> {
+    fn put(&mut self, shown: Shown, name: &'a str, facts: F) {
+        match self.0.iter_mut().find(|(known, _)| *known == shown) {
+            Some((_, all)) => all.push((name, facts)),
+            None => self.0.push((shown, vec![(name, facts)])),
+        }
+    }
+}
+
 impl Summary {
     /// `pairs`: the used ones, with their names. `flushing`: a `flush_all` is under way.
     pub(super) fn of<'a>(
         backups: bool,
         flushing: bool,
         pairs: impl Iterator<Item = (&'a str, PairFacts)>,
-        nodes: impl Iterator<Item = (&'a str, NodeFacts)>,
+        nodes: impl Iterator<Item = (&'a str, Place, NodeFacts)>,
     ) -> Summary {
         let mut summary = Summary::default();
         if !backups {
             summary.tell("there are no backups (-b): nothing is held twice".to_owned());
         }
+        let (mut all, mut alike) = (0, Alike(Vec::new()));
         for (name, facts) in pairs {
-            summary.judge_pair(name, &facts);
-        }
-        for (name, facts) in nodes {
-            let Shown { state, reason } = facts.shown();
-            if facts.foreign {
-                summary.tell(format!("another proxy works on server {name}, reason {reason}"));
+            all += 1;
+            let shown = facts.shown();
+            if shown.state != MIRRORED {
+                alike.put(shown, name, facts);
             }
-            if state != "up" {
-                summary.tell(format!("server {name} is {state}, reason {reason}"));
+        }
+        for (shown, pairs) in alike.0 {
+            summary.tell_pairs(shown, &pairs, all);
+        }
+        let nodes: Vec<_> = nodes.collect();
+        for place in [Place::Primary, Place::Backup] {
+            let here = || nodes.iter().filter(|(_, at, _)| *at == place);
+            let mut alike = Alike(Vec::new());
+            for (name, _, facts) in here() {
+                let shown = facts.shown();
+                if shown.state != "up" || facts.foreign {
+                    alike.put(shown, name, *facts);
+                }
+            }
+            for (shown, servers) in alike.0 {
+                summary.tell_servers(place, shown, &servers, here().count());
             }
         }
         if flushing {
@@ -170,17 +200,49 @@ impl Summary {
         summary
     }
 
-    fn judge_pair(&mut self, name: &str, facts: &PairFacts) {
-        let Shown { state, reason } = facts.shown();
-        if state == MIRRORED {
+    fn tell_pairs(&mut self, shown: Shown, pairs: &[(&str, PairFacts)], all: usize) {
+        let Shown { state, reason } = shown;
+        let keys = |known: usize, more: bool| match (known, more) {
+            (0, false) => String::new(),
+            _ => format!(" (keys with one copy: {})", missing(known, more)),
+        };
+        if pairs.len() <= ALIKE {
+            for (name, facts) in pairs {
+                let keys = keys(facts.missing, facts.more);
+                self.tell(format!("pair {name} is {state}, reason {reason}{keys}"));
+            }
             return;
         }
-        let mut line = format!("pair {name} is {state}, reason {reason}");
-        if facts.missing > 0 || facts.more {
-            // Writing to a string cannot fail.
-            let _ = write!(line, " (keys with one copy: {})", missing(facts.missing, facts.more));
+        let keys = keys(pairs.iter().map(|(_, f)| f.missing).sum(), pairs.iter().any(|(_, f)| f.more));
+        // (Their names are those of two servers each.)
+        let some = some_of(&pairs.iter().map(|(name, _)| *name).collect::<Vec<_>>(), 1);
+        self.tell(format!("{} of {all} pairs are {state}, reason {reason}: {some}{keys}", pairs.len()));
+    }
+
+    fn tell_servers(&mut self, place: Place, shown: Shown, servers: &[(&str, NodeFacts)], all: usize) {
+        let Shown { state, reason } = shown;
+        if servers.len() <= ALIKE {
+            for (name, facts) in servers {
+                if facts.foreign {
+                    self.tell(format!("another proxy works on server {name}, reason {reason}"));
+                }
+                if state != "up" {
+                    self.tell(format!("server {name} is {state}, reason {reason}"));
+                }
+            }
+            return;
         }
-        self.tell(line);
+        let some = some_of(&servers.iter().map(|(name, _)| *name).collect::<Vec<_>>(), NAMED);
+        let of = match place {
+            Place::Primary => format!("{} of {all} primaries", servers.len()),
+            Place::Backup => format!("{} of {all} backups", servers.len()),
+        };
+        if servers.iter().any(|(_, facts)| facts.foreign) {
+            self.tell(format!("another proxy works on {of}, reason {reason}: {some}"));
+        }
+        if state != "up" {
+            self.tell(format!("{of} are {state}, reason {reason}: {some}"));
+        }
     }
 
     fn tell(&mut self, obstacle: String) {
@@ -215,7 +277,6 @@ pub(super) fn missing(known: usize, more: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Place;
 
     const PHASES: [Phase; 6] =
         [Phase::Preparing, Phase::Purging, Phase::Barrier, Phase::Copying, Phase::HandingBack, Phase::Finished];
@@ -287,7 +348,7 @@ mod tests {
         NodeFacts { up: true, reason: Reason::None, foreign: false, job: None, drained: true, needy: None };
 
     fn summary(pair: PairFacts, node: NodeFacts) -> Summary {
-        Summary::of(true, false, [("a", GOOD), ("b", pair)].into_iter(), [("c", WELL), ("d", node)].into_iter())
+        Summary::of(true, false, [("a", GOOD), ("b", pair)].into_iter(), [("c", Place::Primary, WELL), ("d", Place::Backup, node)].into_iter())
     }
 
     #[test]
@@ -315,7 +376,8 @@ mod tests {
             assert_eq!(reason == Reason::ForeignSession, says, "{node:?}");
         }
         let whole = |backups, flushing| {
-            Summary::of(backups, flushing, [("a", GOOD)].into_iter(), [("c", WELL)].into_iter()).is_mirrored()
+            let nodes = [("c", Place::Primary, WELL)].into_iter();
+            Summary::of(backups, flushing, [("a", GOOD)].into_iter(), nodes).is_mirrored()
         };
         assert_eq!([whole(true, false), whole(true, true), whole(false, false)], [true, false, false]);
     }
@@ -329,9 +391,20 @@ mod tests {
             summary(bad, lost).obstacles().collect::<Vec<_>>(),
             ["pair b is incomplete, reason copies_missing (keys with one copy: 204)", "server d is lost, reason reset"]
         );
+        // Alike are told in one line.
         let many = (0..1000).map(|_| ("p", bad));
-        let told: Vec<_> = Summary::of(true, false, many, std::iter::empty()).obstacles().collect();
-        assert_eq!((told.len(), told.last().map(String::as_str)), (TOLD + 1, Some("and 968 more")));
+        let nodes = (0..16).map(|_| ("b:1", Place::Backup, lost)).chain([("p:1", Place::Primary, WELL)]);
+        let told: Vec<_> = Summary::of(true, false, many, nodes).obstacles().collect();
+        assert_eq!(
+            told,
+            [
+                "1000 of 1000 pairs are incomplete, reason copies_missing: p and 999 more (keys with one copy: 204000)",
+                "16 of 16 backups are lost, reason reset: b:1, b:1, b:1 and 13 more"
+            ]
+        );
+        let different = all_pairs().into_iter().filter(|pair| pair.shown().state != MIRRORED).map(|pair| ("p", pair));
+        let told: Vec<_> = Summary::of(true, false, different, std::iter::empty()).obstacles().collect();
+        assert!(told.len() == TOLD + 1 && told[TOLD].ends_with(" more") && told[TOLD].starts_with("and "), "{told:?}");
         assert_eq!(missing(0, true), "unknown many");
         assert_eq!(missing(3, true), "3 and unknown many more");
     }

@@ -1,4 +1,4 @@
-//! Tables, numbers and colours for people. Pure, but for what the terminal is.
+//! Tables and colours for people. Pure, but for what the terminal is.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -9,19 +9,54 @@ pub(crate) struct Terminal {
     /// It may be written over.
     pub(crate) clears: bool,
     pub(crate) colours: bool,
+    /// Columns and rows, if it has them.
+    size: Option<(usize, usize)>,
 }
 
 impl Terminal {
     pub(crate) fn stdout() -> Terminal {
         let dumb = std::env::var_os("TERM").is_none_or(|name| name == "dumb" || name.is_empty());
         let clears = std::io::stdout().is_terminal() && !dumb;
-        Terminal { clears, colours: clears && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) }
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|_| clears);
+        let size = size.map(|size| (usize::from(size.ws_col), usize::from(size.ws_row)));
+        let size = size.filter(|(columns, rows)| *columns > 0 && *rows > 0);
+        Terminal { clears, size, colours: clears && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) }
+    }
+
+    /// As much of a screen as it shows at once: what stands first is not scrolled away.
+    pub(crate) fn fitted(self, text: &str) -> String {
+        self.size.map_or_else(|| text.to_owned(), |size| fitted(text, size))
     }
 
     /// Begins a screen that stands in the place of the last one.
     pub(crate) fn begin(self) -> &'static str {
         if self.clears { "\x1b[H\x1b[2J" } else { "" }
     }
+}
+
+fn fitted(text: &str, (columns, rows): (usize, usize)) -> String {
+    let taken = |line: &str| seen_width(line).div_ceil(columns).max(1);
+    // The cursor stands on a line of its own.
+    let room = rows.saturating_sub(1);
+    if text.lines().map(taken).sum::<usize>() <= room {
+        return text.to_owned();
+    }
+    let mut left = room.saturating_sub(1);
+    let mut out = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next_if(|line| taken(line) <= left) {
+        left -= taken(line);
+        out.push_str(line);
+        out.push('\n');
+    }
+    out + &format!("… {} more lines: a higher window shows them\n", lines.count())
+}
+
+/// Characters without those that make colours.
+fn seen_width(line: &str) -> usize {
+    let mut pieces = line.split('\x1b');
+    let first = pieces.next().map_or(0, |piece| piece.chars().count());
+    first + pieces.map(|piece| piece.split_once('m').map_or(0, |(_, rest)| rest.chars().count())).sum::<usize>()
 }
 
 /// How something is, as a colour. A sign and a word always stand beside it.
@@ -98,55 +133,9 @@ pub(crate) fn wrapped(head: &str, names: &[String], columns: usize) -> String {
     out
 }
 
-/// Three digits and a letter.
-pub(crate) fn short(number: u64) -> String {
-    match number {
-        0..10_000 => number.to_string(),
-        10_000..1_000_000 => format!("{}k", number / 1000),
-        _ => format!("{:.1}M", number as f64 / 1e6),
-    }
-}
-
-/// A second.
-pub(crate) fn rate(number: f64) -> String {
-    match number {
-        0.0 => "0".to_owned(),
-        ..10.0 => format!("{number:.1}"),
-        _ => short(number.round() as u64),
-    }
-}
-
-/// The two largest units.
-pub(crate) fn time(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds % 3_600 / 60),
-        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3_600),
-    }
-}
-
-/// Milliseconds; `-`: nothing is known.
-pub(crate) fn wait(us: Option<u64>) -> String {
-    match us {
-        None => "-".to_owned(),
-        Some(us @ ..10_000) => format!("{:.1}ms", us as f64 / 1000.0),
-        Some(us @ ..10_000_000) => format!("{}ms", us / 1000),
-        Some(us) => format!("{}s", us / 1_000_000),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_and_times_are_short() {
-        assert_eq!([9_999, 10_000, 1_250_000].map(short), ["9999", "10k", "1.2M"]);
-        assert_eq!([59, 61, 3_660, 90_000].map(time), ["59s", "1m 1s", "1h 1m", "1d 1h"]);
-        assert_eq!([0.0, 0.25, 12.3, 12_345.0].map(rate), ["0", "0.2", "12", "12k"]);
-        assert_eq!([None, Some(80), Some(12_345), Some(16_000_000)].map(wait), ["-", "0.1ms", "12ms", "16s"]);
-    }
 
     #[test]
     fn a_painted_row_is_as_wide_as_the_others() {
@@ -161,5 +150,15 @@ mod tests {
     fn many_names_take_several_lines() {
         let names: Vec<String> = (1..5).map(|number| format!("c{number}")).collect();
         assert_eq!(wrapped("HEAD", &names, 12), "HEAD c1 c2\n     c3 c4\n");
+    }
+
+    #[test]
+    fn a_screen_that_is_too_long_ends_with_how_much_more_there_is() {
+        let text = "one\ntwo\n\x1b[1;31mthree\x1b[0m\nfour\nfive\n";
+        assert_eq!(fitted(text, (80, 6)), text);
+        let cut = fitted(text, (80, 5));
+        assert_eq!(cut, "one\ntwo\n\x1b[1;31mthree\x1b[0m\n… 2 more lines: a higher window shows them\n");
+        assert_eq!(fitted(text, (3, 5)), "one\ntwo\n… 3 more lines: a higher window shows them\n", "lines are broken");
+        assert_eq!(seen_width("\x1b[1;31mthree\x1b[0m and"), 9);
     }
 }

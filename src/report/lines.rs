@@ -12,6 +12,8 @@ pub const MODE: &str = "mode";
 pub const MIRRORED: &str = "mirrored";
 /// Begins the names of the sentences that say why not.
 pub const OBSTACLE: &str = "obstacle:";
+/// Begins what is said of items of which no copy was left, where there were some of late.
+pub const LOST_ITEMS: &str = "lost_items:";
 /// Behind a server's address, as the three after it.
 pub const PLACE: &str = "place";
 pub const STATE: &str = "state";
@@ -66,6 +68,14 @@ impl Report {
         out.put(MIRRORED, u8::from(self.mirrored));
         self.put_copies(&mut out);
         out.put("pairs_unused", self.unused());
+        if let Some(seconds) = self.lost_items.seconds_ago {
+            let lost = &self.lost_items;
+            out.put(format_args!("{LOST_ITEMS}pairs_empty"), lost.pairs_empty);
+            out.put(format_args!("{LOST_ITEMS}pairs_partial"), lost.pairs_partial);
+            out.put(format_args!("{LOST_ITEMS}keys"), lost.keys);
+            out.put(format_args!("{LOST_ITEMS}keys_unknown"), u8::from(lost.more));
+            out.put(format_args!("{LOST_ITEMS}seconds_ago"), seconds);
+        }
         for (number, obstacle) in self.obstacles.iter().enumerate() {
             out.put(format_args!("{OBSTACLE}{}", number + 1), obstacle);
         }
@@ -117,6 +127,9 @@ impl Report {
         out.put("pairs_unused", self.unused());
         self.put_copies(&mut out);
         out.put("nodes_foreign_session", self.nodes.iter().filter(|node| node.foreign).count());
+        out.put("pairs_begun_empty", self.lost_items.pairs_empty_total);
+        out.put("pairs_begun_partial", self.lost_items.pairs_partial_total);
+        out.put("keys_lost", self.lost_items.keys_total);
         out.put("delayed_flushes", self.delayed_flushes);
         out.put("nodes_up", self.nodes.iter().filter(|node| node.up).count());
         out.put("nodes_lost", self.nodes.iter().filter(|node| !node.up).count());
@@ -190,6 +203,7 @@ impl NodeReport {
         ] {
             out.put(format_args!("node:{addr}:{name}"), value);
         }
+        out.put(format_args!("node:{addr}:listing"), u8::from(resync.lists));
         let elapsed = format_args!("{}.{:03}", resync.elapsed_ms / 1000, resync.elapsed_ms % 1000);
         out.put(format_args!("node:{addr}:elapsed_seconds"), elapsed);
         out.put(format_args!("node:{addr}:items_adopted"), resync.adopted);
@@ -210,6 +224,12 @@ impl NodeReport {
         out.put(format_args!("{addr}:version"), self.version.as_deref().unwrap_or("unknown"));
         out.put(format_args!("{addr}:connections"), self.connections);
         out.put(format_args!("{addr}:in_flight"), self.in_flight);
+        if let Some(held) = &self.held {
+            out.put(format_args!("{addr}:items"), held.items);
+            out.put(format_args!("{addr}:bytes"), held.bytes);
+            out.put(format_args!("{addr}:bytes_max"), held.bytes_max);
+            out.put(format_args!("{addr}:evictions"), held.evictions);
+        }
         out.put(format_args!("{addr}:lost"), self.losses);
         for (reason, count) in &self.losses_by_reason {
             out.put(format_args!("{addr}:lost_{reason}"), count);

@@ -9,7 +9,7 @@ use std::fmt::{Display, Write};
 use crate::ids::Place;
 use crate::stats::requests::Family;
 
-use super::{LatencyReport, NodeReport, Report};
+use super::{HeldReport, LatencyReport, NodeReport, Report};
 
 /// Of the buckets that waits are counted in, each fourth ends one that is told: doublings, from 64
 /// microseconds to a second and what is longer.
@@ -131,6 +131,12 @@ impl Report {
         out.gauge("obstacles", "What keeps it from being mirrored, see resync status.", self.obstacles.len());
         out.gauge("copies_missing", "Keys known to have one copy.", self.copies_missing);
         out.gauge("copies_missing_unknown_pairs", "Pairs with more such keys.", self.pairs_missing_unknown);
+        let lost = &self.lost_items;
+        let help = "Pairs that got a leader when no copy was left on either server: what they held is lost.";
+        out.counter("pairs_begun_empty_total", help, lost.pairs_empty_total);
+        let help = "Pairs that got a leader without keys of which no other copy was left.";
+        out.counter("pairs_begun_partial_total", help, lost.pairs_partial_total);
+        out.counter("keys_lost_total", "Keys of these that are known.", lost.keys_total);
         out.begin("pairs", "gauge", "Pairs of servers that hold keys, by state.");
         let used = || self.pairs.iter().filter(|pair| pair.used);
         for word in self.pair_words {
@@ -230,6 +236,17 @@ impl Report {
         each("server_commands_total", "counter", "Commands, and keys of gets, sent to the server.", &|out, node| {
             out.sample("", &[("server", &node.addr)], node.sent);
         });
+        let mut held = |name, kind: &str, help: &str, value: &dyn Fn(&HeldReport) -> u64| {
+            each(name, kind, help, &|out, node| {
+                if let Some(held) = &node.held {
+                    out.sample("", &[("server", &node.addr)], value(held));
+                }
+            });
+        };
+        held("server_items", "gauge", "Items that the server holds.", &|held| held.items);
+        held("server_memory_bytes", "gauge", "Bytes that they take.", &|held| held.bytes);
+        held("server_memory_max_bytes", "gauge", "Bytes that the server may use, -m.", &|held| held.bytes_max);
+        held("server_evictions_total", "counter", "Items that the server evicted since its start.", &|held| held.evictions);
         each("server_seconds", "histogram", "How long the server took, once for each read from it.", &|out, node| {
             out.histogram(&[("server", &node.addr)], &node.latency);
         });

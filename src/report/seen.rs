@@ -147,6 +147,10 @@ impl Seen {
         (!seen.mode.is_empty()).then_some(seen)
     }
 
+    pub(super) fn rest(&self) -> &Fields {
+        &self.rest
+    }
+
     /// How hard resyncs work for clients' sake, percent of what they could.
     pub fn yielding(&self) -> u64 {
         self.rest.number("yield:percent")
@@ -157,16 +161,19 @@ impl Seen {
         self.rest.text(&format!("verify:{field}"))
     }
 
-    pub fn json(&self) -> Value {
+    /// `again`: see [`Seen::next`].
+    pub fn json(&self, again: &str) -> Value {
         json!({
             "version": JSON_VERSION,
             "word": self.word().text().to_lowercase(),
             "why": self.why(),
-            "next": self.next(""),
+            "next": self.next(again),
             "mirrored": self.mirrored,
             "one_may_restart": self.one_may_restart(),
             "mode": self.mode,
             "obstacles": self.obstacles,
+            "lost_items": self.lost_items(),
+            "verify": self.verified(),
             "pairs": self.pairs.iter().map(|pair| pair.json("pair")).collect::<Vec<_>>(),
             "servers": self.servers.iter().map(|server| server.json("server")).collect::<Vec<_>>(),
             "resync": self.rest.json(),

@@ -3,8 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::lines::STATE;
+use super::figures::{short, some_of, time};
+use super::lines::{LOST_ITEMS, STATE};
 use super::seen::{Named, Seen};
+
+/// So many servers are named in one sentence.
+const NAMED: usize = 4;
 
 /// The whole in one word, from the worst to the best.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -69,7 +73,11 @@ impl Seen {
             Word::Dark => format!("{} of {pairs} pairs refuse their keys: no copy is reachable", of("dark")),
             Word::Degraded => format!("{} of {pairs} pairs have one copy", of("degraded")),
             Word::Recovering => {
-                format!("{} of {pairs} pairs have one copy, and their second is being filled", of("recovering"))
+                let recovering = || self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "recovering");
+                match recovering().filter(|pair| pair.fields.text("reason") != "recording").count() {
+                    0 => format!("{} of {pairs} pairs are being recorded on their servers", of("recovering")),
+                    filled => format!("{filled} of {pairs} pairs have one copy, and their second is being filled"),
+                }
             }
             Word::Incomplete => "it is not known that every item has two copies".to_owned(),
         }
@@ -88,6 +96,50 @@ impl Seen {
     /// well.)
     pub fn one_may_restart(&self) -> bool {
         self.word() == Word::Mirrored
+    }
+
+    /// What was lost of late with both copies. Its pairs are well again by now, perhaps.
+    pub fn lost_items(&self) -> Option<String> {
+        let lost = self.rest().behind(LOST_ITEMS);
+        let pairs = |count: u64| if count == 1 { "1 pair".to_owned() } else { format!("{count} pairs") };
+        let empty = match lost.number("pairs_empty") {
+            0 => None,
+            count => Some(format!("{} began empty: what they held is lost", pairs(count))),
+        };
+        let keys = match (lost.number("keys"), lost.number("keys_unknown")) {
+            (0, _) => "keys that nobody knows".to_owned(),
+            (keys, 0) => format!("{keys} keys"),
+            (keys, _) => format!("{keys} keys and more that nobody knows"),
+        };
+        let partial = match lost.number("pairs_partial") {
+            0 => None,
+            count => Some(format!("{} went on without {keys}, of which no copy was left", pairs(count))),
+        };
+        let told: Vec<String> = empty.into_iter().chain(partial).collect();
+        let ago = time(lost.number("seconds_ago"));
+        (!told.is_empty()).then(|| format!("{} (last {ago} ago)", told.join("; ")))
+    }
+
+    /// Of the comparing under way, or the last one.
+    pub fn verified(&self) -> Option<String> {
+        let count = |field| self.verify(field).parse().unwrap_or(0);
+        let mut said = match self.verify("state") {
+            "none" | "" => return None,
+            "running" => "running".to_owned(),
+            ended => format!("{ended}, {} ago", time(count("ended_seconds_ago"))),
+        };
+        let (checked, different) = (short(count("checked")), count("different"));
+        said += &format!(": {checked} keys compared, {different} differed");
+        if different > 0 {
+            said += &format!(": {} mended, {} not", count("repaired"), count("failed"));
+        }
+        if count("failed") > 0 {
+            said += " (a server that is full refuses or evicts them: more memory, -m)";
+        }
+        if count("pairs_left") > 0 {
+            said += &format!("; {} pairs left out", count("pairs_left"));
+        }
+        Some(said)
     }
 
     /// The servers that hold the only copy of items, and of how many pairs.
@@ -155,7 +207,7 @@ impl Seen {
                     lost => format!(
                         "bring back {}: resume it, or mend the way to it, where its process still lives (a memcached that \
                          is started anew has nothing)",
-                        lost.join(", ")
+                        some_of(lost, NAMED)
                     ),
                 };
                 match up.first() {
@@ -170,7 +222,7 @@ impl Seen {
                     "resume or restart memcached on {}, or mend the way to it: it does not answer; {refilled}",
                     server.name
                 ),
-                None => format!("start memcached on {}; {refilled}", names_of(&lost).join(", ")),
+                None => format!("start memcached on {}; {refilled}", some_of(&names_of(&lost), NAMED)),
             },
             _ if any("copies_missing").is_some() => {
                 "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()

@@ -134,6 +134,7 @@ async fn refill(
     // unverified.
     let stop = ctx.cancel.child_token();
     let sources = by_source.len();
+    ctx.progress.begin_listing(sources);
     let mut running: FuturesUnordered<_> = by_source
         .into_iter()
         .map(|(source, pairs)| {

@@ -1,7 +1,7 @@
 //! What a job has done so far, for `resync status`, metrics and the log.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -57,6 +57,8 @@ pub struct Progress {
     pub purged: AtomicU64,
     /// Keys that will have been enumerated when all sources are done; 0 = not known yet.
     pub total: AtomicU64,
+    /// Sources that have not listed their keys yet.
+    unlisted: AtomicUsize,
     /// Most keys that were lying between enumeration and copying at once.
     pub spooled_max: AtomicU64,
     /// The target's `evictions` when the copying began and, once it has ended, then.
@@ -77,6 +79,7 @@ impl Progress {
             started_at: Instant::now(),
             purged: AtomicU64::new(0),
             total: AtomicU64::new(0),
+            unlisted: AtomicUsize::new(0),
             spooled_max: AtomicU64::new(0),
             evictions_before: AtomicU64::new(0),
             evictions_after: AtomicU64::new(0),
@@ -93,6 +96,22 @@ impl Progress {
 
     pub(super) fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// So many sources begin to list their keys.
+    pub(super) fn begin_listing(&self, sources: usize) {
+        self.unlisted.store(sources, Relaxed);
+    }
+
+    /// One has listed all of its keys, so many.
+    pub(super) fn listed(&self, keys: u64) {
+        self.total.fetch_add(keys, Relaxed);
+        let _ = self.unlisted.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+    }
+
+    /// Whether [`Progress::total`] is not all yet.
+    pub fn lists(&self) -> bool {
+        self.unlisted.load(Relaxed) > 0
     }
 
     /// Whether some pair is filled from the reads that pass through, since its leader cannot be
@@ -155,7 +174,7 @@ impl Progress {
     /// nothing has moved.
     pub fn eta(&self) -> Option<Duration> {
         let (total, rate) = (self.total.load(Relaxed), self.rate_per_s());
-        if total == 0 || rate <= 0.0 {
+        if total == 0 || rate <= 0.0 || self.lists() {
             return None;
         }
         Duration::try_from_secs_f64(total.saturating_sub(self.done()) as f64 / rate).ok()
@@ -179,6 +198,10 @@ mod tests {
         progress.total.store(300, Relaxed);
         assert_eq!(progress.rate_per_s(), 50.0);
         assert_eq!(progress.eta(), Some(Duration::from_secs(4)));
+        progress.begin_listing(1);
+        assert_eq!((progress.lists(), progress.eta()), (true, None), "the total grows");
+        progress.listed(100);
+        assert_eq!((progress.lists(), progress.eta()), (false, Some(Duration::from_secs(6))));
         progress.set_phase(Phase::Copying);
         assert_eq!(progress.phase(), Phase::Copying);
     }

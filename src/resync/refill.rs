@@ -354,9 +354,9 @@ impl Refill {
             }
         }
         let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ctx.progress.listed(lists.iter().map(|(_, _, keys)| keys.len() as u64).sum());
         for (slot, pair, keys) in lists {
             count(&self.ctx, pair, |p| &p.enumerated, keys.len() as u64);
-            self.ctx.progress.total.fetch_add(keys.len() as u64, Relaxed);
             for key in keys {
                 spool.push(slot, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
             }
@@ -405,7 +405,7 @@ impl Refill {
                 .filter_map(|s| self.ctx.progress.pair(s.pair))
                 .map(|p| p.enumerated.load(Relaxed))
                 .sum();
-            self.ctx.progress.total.fetch_add(found, Relaxed);
+            self.ctx.progress.listed(found);
         }
         Ok(())
     }
@@ -417,6 +417,7 @@ impl Refill {
         self.trickle = true;
         self.pass = None;
         self.ctx.progress.set_trickles();
+        self.ctx.progress.listed(0);
         let open = self.slots.iter().filter(|slot| !slot.done);
         let pairs = open.map(|slot| slot.pair).collect();
         let event = JobEvent::CannotEnumerate { source: self.source, pairs, why };

@@ -3,15 +3,18 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::console::signs;
-use crate::console::table::{Table, Tone, rate, short, time, wait, wrapped};
+use crate::console::table::{Table, Tone, wrapped};
+use crate::report::figures::{rate, short, some_of, time, wait};
 use crate::report::lines::{PLACE, STATE};
-use crate::report::seen::{Named, Seen};
+use crate::report::seen::{Fields, Named, Seen};
 use crate::report::traffic::Traffic;
 
 /// Pairs that are told one by one, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
 /// The same of servers: of more, only those with something to tell have a line.
 const SERVERS_TOLD: usize = 8;
+/// Servers that lead alone, and are told so one by one.
+const ALONE_TOLD: usize = 4;
 const BAR: usize = 20;
 const COLUMNS: usize = 100;
 
@@ -77,14 +80,24 @@ impl Screen<'_> {
         }
         let sign = Tone::Warning.paint("!", self.look.colours);
         for line in &seen.obstacles {
-            match line.contains(" is dark, ") {
+            match line.contains(" is dark, ") || line.contains(" are dark, ") {
                 true => writeln!(f, "{} {line}", Tone::Bad.paint("X", self.look.colours))?,
                 false => writeln!(f, "{sign} {line}")?,
             }
         }
-        for (server, pairs) in seen.alone() {
-            let pairs = if pairs == 1 { "one pair".to_owned() } else { format!("{pairs} pairs") };
-            writeln!(f, "{sign} {server} leads {pairs} alone: do not touch it")?;
+        if let Some(lost) = seen.lost_items() {
+            writeln!(f, "{sign} {lost}")?;
+        }
+        let alone = seen.alone();
+        let pairs = |count: usize| if count == 1 { "one pair".to_owned() } else { format!("{count} pairs") };
+        if alone.len() <= ALONE_TOLD {
+            for (server, count) in alone {
+                writeln!(f, "{sign} {server} leads {} alone: do not touch it", pairs(count))?;
+            }
+        } else {
+            let names: Vec<&str> = alone.iter().map(|(server, _)| *server).collect();
+            let all = pairs(alone.iter().map(|(_, count)| count).sum());
+            writeln!(f, "{sign} {} lead {all} alone: do not touch them", some_of(&names, ALONE_TOLD))?;
         }
         let again = self.again;
         match seen.one_may_restart() {
@@ -100,8 +113,11 @@ impl Screen<'_> {
             let (total, done) = (fields.number("items_total"), fields.number("items_copied"));
             let done = done + fields.number("items_skipped");
             write!(f, "resync {}{} ({})", server.name, self.sources(&server.name), fields.text("kind"))?;
-            // Before the listing nobody knows how many there are.
-            if total > 0 {
+            // Before the end of the listing nobody knows how many there are.
+            if fields.number("listing") > 0 && total > 0 {
+                let rate = short(fields.number("rate"));
+                write!(f, "  listing: {} found, {} done  {rate}/s", short(total), short(done))?;
+            } else if total > 0 {
                 let part = done.min(total) as f64 / total as f64;
                 let full = (part * BAR as f64) as usize;
                 let left = match fields.number("eta_seconds") {
@@ -134,21 +150,7 @@ impl Screen<'_> {
     }
 
     fn verify(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let count = |field| self.seen.verify(field).parse().unwrap_or(0);
-        match self.seen.verify("state") {
-            "none" | "" => return Ok(()),
-            "running" => write!(f, "verify running")?,
-            ended => write!(f, "verify {ended}, {} ago", time(count("ended_seconds_ago")))?,
-        }
-        let (checked, different) = (short(count("checked")), count("different"));
-        write!(f, ": {checked} keys compared, {different} differed")?;
-        if different > 0 {
-            write!(f, ": {} mended, {} not", count("repaired"), count("failed"))?;
-        }
-        match count("pairs_left") {
-            0 => writeln!(f),
-            left => writeln!(f, "; {left} pairs left out"),
-        }
+        self.seen.verified().map_or(Ok(()), |said| writeln!(f, "verify {said}"))
     }
 
     /// Who leads the pairs for which a server is filled.
@@ -175,7 +177,7 @@ impl Screen<'_> {
         if told.is_empty() {
             return Ok(());
         }
-        let head = ["SERVER", "PLACE", "STATE", "REASON", "CMD/S", "P50", "P99", "IN FLIGHT", "LOST", "FOR"];
+        let head = ["SERVER", "PLACE", "STATE", "REASON", "ITEMS", "FULL", "CMD/S", "P50", "P99", "IN FLIGHT", "LOST", "FOR"];
         let mut table = Table::new(&head, self.look.colours);
         for server in told {
             let Named { name, fields } = server;
@@ -188,6 +190,8 @@ impl Screen<'_> {
                 fields.text(PLACE).to_owned(),
                 state,
                 if reason == "none" { "-".to_owned() } else { reason.to_owned() },
+                held(fields, "items").map_or("-".to_owned(), short),
+                full(fields).map_or("-".to_owned(), |percent| format!("{percent} %")),
                 sent.map_or("-".to_owned(), rate),
                 wait(line.and_then(|line| line.percentile_us(50))),
                 wait(line.and_then(|line| line.percentile_us(99))),
@@ -219,6 +223,7 @@ impl Screen<'_> {
             let names: Vec<String> = of_place.iter().map(shown).collect();
             write!(f, "{}", wrapped(head, &names, COLUMNS))?;
         }
+        self.fullest(f)?;
         let names = self.seen.servers.iter().map(|server| server.name.as_str());
         let latency = |name| Some((self.recent().servers.get(name)?.percentile_us(99)?, name));
         let mut latencies: Vec<(u64, &str)> = names.filter_map(latency).collect();
@@ -228,6 +233,17 @@ impl Screen<'_> {
                 writeln!(f, "slowest: {name} p99 {} (half of them {} at most)", wait(Some(*most)), wait(Some(*half)))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn fullest(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let all = || self.seen.servers.iter().filter_map(|server| Some((full(&server.fields)?, server)));
+        let Some((percent, server)) = all().max_by_key(|(percent, _)| *percent) else { return Ok(()) };
+        let evicting = all().filter(|(_, server)| server.fields.number("evictions") > 0).count();
+        write!(f, "fullest: {} {percent} %", server.name)?;
+        match evicting {
+            0 => writeln!(f),
+            servers => writeln!(f, "; {servers} have evicted items: those copies are gone"),
         }
     }
 
@@ -269,6 +285,17 @@ impl Screen<'_> {
     }
 }
 
+/// What a server says of its memory, if it was asked of late.
+fn held(server: &Fields, field: &str) -> Option<u64> {
+    server.text(field).parse().ok()
+}
+
+/// Percent of a server's memory.
+fn full(server: &Fields) -> Option<u64> {
+    let most = held(server, "bytes_max").filter(|most| *most > 0)?;
+    Some(100 * held(server, "bytes")? / most)
+}
+
 fn is_filled(server: &Named) -> bool {
     ["running", "trickle"].contains(&server.fields.text("resync"))
 }
@@ -306,6 +333,7 @@ mod tests {
         let counters = "resilver_version 0.1.0\ncurr_connections 312\nmax_connections 4096\nget_hits 941\nget_misses 59
             cmd_get 1000\nserver_errors 0\nuptime 3700\ntime 1000";
         let servers = "cache1:1:place primary\ncache1:1:lost 1\ncache1:1:state nothing\ncache1:1:for_seconds 8
+            cache1:1:items 1200000\ncache1:1:bytes 500\ncache1:1:bytes_max 1000\ncache1:1:evictions 0
             cache2:1:place primary\ncache3:1:place backup\ncache3:1:for_seconds 90000";
         Seen::of([stats(&status), stats(counters), stats(servers)]).expect("a proxy's answers")
     }
@@ -349,10 +377,10 @@ resilver 0.1.0 127.0.0.1:11211  clients 312/4096  hits 94.1 %  errors 0  up 1h 1
 MIRRORED  every item has two copies (8s)
 safe to restart one server: yes, after: resilver wait --mirrored
 next: nothing; before and after a server is restarted: resilver wait --mirrored
-SERVER    PLACE    STATE  REASON  CMD/S  P50    P99    IN FLIGHT  LOST  FOR
-cache1:1  primary  up     -       -      0.1ms  0.1ms  0          1     8s
-cache2:1  primary  up     -       -      0.6ms  0.6ms  0          0     0s
-cache3:1  backup   up     -       -      -      -      0          0     1d 1h
+SERVER    PLACE    STATE  REASON  ITEMS  FULL  CMD/S  P50    P99    IN FLIGHT  LOST  FOR
+cache1:1  primary  up     -       1.2M   50 %  -      0.1ms  0.1ms  0          1     8s
+cache2:1  primary  up     -       -      -     -      0.6ms  0.6ms  0          0     0s
+cache3:1  backup   up     -       -      -     -      -      -      0          0     1d 1h
 pairs: 2 of 2 mirrored; 3 can hold no key and are left out
 "
         );
@@ -392,6 +420,8 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
             )
         );
         assert!(at(server(0, 1_200_000)).contains("38k/s  time left unknown\n"));
+        let listing = format!("{}\nnode:cache1:1:listing 1", server(0, 900_000));
+        assert!(at(listing).contains("(full)  listing: 900k found, 852k done  38k/s\n"));
         assert!(at(server(0, 0)).contains("resync cache1:1 <- cache3:1 (full)  purging, then listing\n"));
     }
 
@@ -407,8 +437,53 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         let differed = "verify:different 5\nverify:repaired 4\nverify:failed 1\nverify:pairs_left 3";
         assert_eq!(
             at(&format!("verify:state incomplete\n{counts}\n{differed}")),
-            ["verify incomplete, 1m 1s ago: 12k keys compared, 5 differed: 4 mended, 1 not; 3 pairs left out"]
+            ["verify incomplete, 1m 1s ago: 12k keys compared, 5 differed: 4 mended, 1 not \
+              (a server that is full refuses or evicts them: more memory, -m); 3 pairs left out"]
         );
+    }
+
+    /// A pair that lost both copies is mirrored a moment later.
+    #[test]
+    fn what_was_lost_is_told_beside_a_green_word() {
+        let at = |lost: &str| {
+            let text = shown(&seen(1, lost, &pair("mirrored", "none"), &server("up", "none")), false);
+            assert!(text.contains("MIRRORED  every item has two copies"), "{text}");
+            text.lines().filter(|line| line.starts_with("! ")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(at(""), Vec::<String>::new());
+        assert_eq!(
+            at("lost_items:pairs_empty 2\nlost_items:pairs_partial 0\nlost_items:seconds_ago 41"),
+            ["! 2 pairs began empty: what they held is lost (last 41s ago)"]
+        );
+        let partial = "lost_items:pairs_empty 0\nlost_items:pairs_partial 1\nlost_items:seconds_ago 3\nlost_items:keys";
+        let began = "! 1 pair went on without";
+        for (keys, unknown, said) in [
+            (250, 0, "250 keys"),
+            (250, 1, "250 keys and more that nobody knows"),
+            (0, 1, "keys that nobody knows"),
+        ] {
+            assert_eq!(
+                at(&format!("{partial} {keys}\nlost_items:keys_unknown {unknown}")),
+                [format!("{began} {said}, of which no copy was left (last 3s ago)")]
+            );
+        }
+    }
+
+    /// Sixteen backups are lost: the headline is not scrolled away by what is alike.
+    #[test]
+    fn many_servers_that_lead_alone_take_one_line() {
+        let mut status = "mode auto\nmirrored 0\npairs_unused 0".to_owned();
+        for number in 1..=16 {
+            status += &format!(
+                "\npair:c{number:02}:1|b{number:02}:1:state degraded\npair:c{number:02}:1|b{number:02}:1:leader c{number:02}:1
+                node:b{number:02}:1:state lost\nnode:b{number:02}:1:reason refused"
+            );
+        }
+        let servers: String = (1..=16).map(|number| format!("c{number:02}:1:place primary\nb{number:02}:1:place backup\n")).collect();
+        let seen = Seen::of([stats(&status), stats("uptime 1"), stats(&servers)]).expect("an answer");
+        let text = shown(&seen, false);
+        assert!(text.contains("\n! c01:1, c02:1, c03:1, c04:1 and 12 more lead 16 pairs alone: do not touch them\n"), "{text}");
+        assert!(text.contains("\nnext: start memcached on b01:1, b02:1, b03:1, b04:1 and 12 more; it is"), "{text}");
     }
 
     /// The proxy's word for the whole outranks what its pairs say.
@@ -445,7 +520,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         let since = Traffic { span_ms: 2000, ..traffic("command:get:hit 6000\nserver:cache2:1:sent 50") };
         let text = screen(&seen, Some(&since), Look { colours: false, all: false });
         assert!(text.contains("  3000 req/s  hits 100.0 %"), "{text}");
-        assert!(text.contains("\ncache2:1  primary  up     -       25 "), "{text}");
+        assert!(text.contains("\ncache2:1  primary  up     -       -      -     25 "), "{text}");
     }
 
     /// Sixteen primaries and as many backups, one of them lost: what is well takes two lines.
@@ -491,7 +566,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     #[test]
     fn the_json_says_the_same_with_numbers_as_numbers() {
         let why = "obstacle:1 server cache1:1 is lost, reason refused";
-        let json = seen(0, why, &pair("degraded", "refused"), &server("lost", "refused")).json();
+        let json = seen(0, why, &pair("degraded", "refused"), &server("lost", "refused")).json("");
         assert_eq!((json["version"].as_u64(), json["word"].as_str()), (Some(1), Some("degraded")));
         assert_eq!(json["obstacles"][0], "server cache1:1 is lost, reason refused");
         assert_eq!(json["servers"][0]["server"], "cache1:1");

@@ -3,7 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::console::signs;
-use crate::console::table::{Table, Tone, rate, wait};
+use crate::console::table::{Table, Tone};
+use crate::report::figures::{rate, wait};
 use crate::report::lines::PLACE;
 use crate::report::seen::Seen;
 use crate::report::traffic::{Line, Traffic};

@@ -303,6 +303,13 @@ fn the_tables_of_statistics_are_the_answers() {
         if question == "resync status" {
             // Told only of a pair that has such keys: tests/it/copies.rs and status.rs see them.
             names.extend(["copies_missing", "missing_unknown", "missed"].map(|name| format!("pair:PAIR:{name}")));
+            // Of items that were lost: status.rs sees them.
+            let lost = ["pairs_empty", "pairs_partial", "keys", "keys_unknown", "seconds_ago"];
+            names.extend(lost.map(|name| format!("lost_items:{name}")));
+        }
+        if question == "stats servers" {
+            // Told of a server that has answered: status.rs sees them.
+            names.extend(["items", "bytes", "bytes_max", "evictions"].map(|name| format!("HOST:PORT:{name}")));
         }
         let question = question.trim_end_matches(" some:key");
         let cells = first_cells(&section(&text, &format!("### `{question}`")));

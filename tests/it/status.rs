@@ -74,7 +74,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     let mut recovering = String::new();
     wait_until("a bar", DEADLINE, || {
         recovering = status(&cluster, &[]).1;
-        recovering.contains(" %  ") || recovering.contains("\nMIRRORED")
+        recovering.contains("(full)  [") || recovering.contains("\nMIRRORED")
     });
     for part in [
         "\nRECOVERING  1 of 2 pairs have one copy, and their second is being filled (".to_owned(),
@@ -103,6 +103,23 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     assert_eq!(row.split_whitespace().skip(1).take(3).collect::<Vec<_>>(), ["X", "dark", "nobody"], "{text}");
     let (code, line, _) = status(&cluster, &["--check"]);
     assert!(code == Some(2) && line.starts_with("RESILVER CRITICAL: DARK, 1 of 2 pairs refuse their keys"), "{line}");
+
+    // All is well again, but for what is lost.
+    cluster.primaries[1].restart();
+    cluster.backups[0].restart();
+    cluster.mirrored();
+    let (code, text, _) = status(&cluster, &[]);
+    assert!(code == Some(0) && text.contains("\nMIRRORED  every item has two copies ("), "{text}");
+    assert!(text.contains("\n! 1 pair began empty: what they held is lost (last "), "{text}");
+    assert_eq!((cluster.proxy.stat("pairs_begun_empty"), cluster.proxy.stat("keys_lost")), (1, 0));
+    let log = cluster.proxy.log_so_far();
+    assert!(log.contains("the pairs begin empty, and what they held is lost"), "{log}");
+    // Each server was asked what it holds, with the status before.
+    for server in [&cluster.primaries[0].addr(), &backup] {
+        let row = text.lines().find(|line| line.starts_with(&**server)).unwrap_or_default();
+        let items = row.split_whitespace().nth(4).unwrap_or_default();
+        assert!(items.parse::<u64>().is_ok_and(|items| items > 0), "{items}: {text}");
+    }
 }
 
 /// A listener that says this to whoever connects, and then no more.

@@ -14,6 +14,7 @@ use crate::pair::{CutOff, FillEvent};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
+use super::lost_items::Lacks;
 use super::nodes::NodeRun;
 use super::turn::Refused;
 use super::{Cluster, Internal, QUIET_PERIOD};
@@ -175,6 +176,12 @@ impl Cluster {
             let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
             tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
                 "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
+        }
+        // Records on other nodes say that there was something.
+        let flushed = newest.is_some_and(|record| record.fact == Fact::Nobody);
+        self.pairs[pair.index()].flushed = flushed;
+        if state == State::Mirrored && newest.is_some() && !flushed && known.are_empty() {
+            self.items_lost(pair, Lacks::Everything);
         }
         let reason = self.reason_at_start(pair, state, waits);
         if matches!(state, State::Dark { in_sync: None, .. }) && !waits {

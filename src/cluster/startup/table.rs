@@ -61,6 +61,13 @@ pub(super) struct Knowledge {
     pub(super) clean: bool,
 }
 
+impl Knowledge {
+    /// Neither node holds anything.
+    pub(super) fn are_empty(&self) -> bool {
+        self.primary.is_empty() && self.backup.is_empty()
+    }
+}
+
 /// What becomes of the pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Decision {
@@ -102,8 +109,7 @@ impl Decision {
 pub(super) fn decide(known: &Knowledge) -> Decision {
     use Place::{Backup, Primary};
     let seen = |place| if place == Primary { known.primary } else { known.backup };
-    let both_empty = known.primary.is_empty() && known.backup.is_empty();
-    if both_empty {
+    if known.are_empty() {
         return Decision::of(State::Mirrored);
     }
     if (known.primary, known.backup) == (Seen::Unreachable, Seen::Unreachable) {
