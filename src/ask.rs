@@ -188,6 +188,13 @@ const PARTS: [&str; 16] = [
     "reset",
 ];
 
+/// Each of them, as clap knows it.
+pub(crate) fn commands() -> Vec<clap::Command> {
+    let whole = <Said as clap::CommandFactory>::command();
+    let named = |command: &clap::Command| command.clone().bin_name(format!("resilver {}", command.get_name()));
+    whole.get_subcommands().map(named).collect()
+}
+
 /// Runs one of [`WORDS`]; `arguments` begins with the program's name, and its second is the word.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();

@@ -239,6 +239,11 @@ impl fmt::Display for UsageErrors {
 
 impl std::error::Error for UsageErrors {}
 
+/// The daemon's options, as clap knows them.
+pub(crate) fn command() -> clap::Command {
+    <args::Args as clap::CommandFactory>::command()
+}
+
 impl CommandLine {
     /// Reads a command line; `arguments` begins with the program's name. `host` is the machine that
     /// it is judged for.

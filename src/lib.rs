@@ -18,6 +18,7 @@ mod ids;
 pub mod key;
 mod keys;
 mod lease;
+pub mod manual;
 mod pair;
 mod progress;
 mod protocol;

@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         Some(word) if word == "status" => return resilver::status::main(std::env::args_os().skip(1)),
         Some(word) if word == "check-config" => return resilver::check_config::main(std::env::args_os().skip(1)),
         Some(word) if word == "top" => return resilver::top::main(std::env::args_os().skip(1)),
+        Some(word) if word == "completions" => return resilver::manual::completions(std::env::args_os().skip(1)),
+        Some(word) if word == "manual" => return resilver::manual::manual(std::env::args_os().skip(1)),
         Some(word) if word == "key" => return resilver::key::main(std::env::args_os().skip(1)),
         Some(word) if resilver::ask::WORDS.iter().any(|known| word == *known) => {
             return resilver::ask::main(std::env::args_os());
