@@ -8,7 +8,7 @@
 //! lives ([`RIVAL_KEY`](crate::backend::marker::RIVAL_KEY)): the later one goes on, calls nothing
 //! mirrored, and compares the copies when that word has expired. Nor does it call anything mirrored
 //! before the earlier one has had the time to leave it: whether the session that stood open there
-//! was a dead proxy's is not known until then.
+//! was a dead proxy's is not known until then, unless nobody else is connected to the node.
 
 use tokio::time::Instant;
 

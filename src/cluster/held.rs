@@ -37,7 +37,8 @@ impl Cluster {
     pub(super) fn ask_what_is_held(&mut self) {
         for node in self.topology.nodes() {
             let run = &mut self.nodes[node.index()];
-            if !run.health.is_up() || run.held.asked.is_some_and(|at| at.elapsed() < AGAIN) {
+            let was_asked = run.held.asked.is_some_and(|at| at >= run.since && at.elapsed() < AGAIN);
+            if !run.health.is_up() || was_asked {
                 continue;
             }
             let at = Instant::now();

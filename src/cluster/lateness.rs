@@ -172,7 +172,7 @@ mod tests {
     async fn a_node_that_answers_again_is_not_given_up_for_a_probe() {
         let mut cluster = three();
         until_late(&mut cluster, LATE, &[NodeId(1), NodeId(2)]).await;
-        cluster.probed(LATE, Err(NodeError::Timeout));
+        cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         for node in [LATE, NodeId(1), NodeId(2)] {
             cluster.alibi(node, answered());
             assert!(is_up(&cluster, LATE), "at the answer of {node:?}");
@@ -187,15 +187,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_answered_ends_the_silence_of_those_before() {
         let mut cluster = three();
-        cluster.probed(LATE, Err(NodeError::Timeout));
+        cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         advance(Duration::from_millis(500)).await;
         let known = cluster.nodes[LATE.index()].incarnation;
-        cluster.probed(LATE, answered().map(|probe| Probe { incarnation: known, ..probe }));
+        cluster.probed(LATE, Instant::now(), answered().map(|probe| Probe { incarnation: known, ..probe }));
         advance(Duration::from_secs(10)).await;
         cluster.probe_awaited(LATE, Duration::from_millis(30));
         assert!(is_up(&cluster, LATE));
         // But one that goes on is.
-        cluster.probed(LATE, Err(NodeError::Timeout));
+        cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         advance(Duration::from_secs(10)).await;
         cluster.probe_awaited(LATE, Duration::from_millis(30));
         assert!(!is_up(&cluster, LATE));
@@ -207,7 +207,7 @@ mod tests {
         let mut cluster = three();
         let hinted = |cluster: &Cluster| cluster.nodes[LATE.index()].hint.notified().now_or_never().is_some();
         assert!(!hinted(&cluster));
-        cluster.probed(LATE, Err(NodeError::Timeout));
+        cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         assert!(is_up(&cluster, LATE) && hinted(&cluster), "after a probe");
         cluster.fault(LATE, Reason::Timeout, false);
         assert!(is_up(&cluster, LATE) && hinted(&cluster), "after a fault");

@@ -229,7 +229,13 @@ fn processor_time() -> (u64, u64) {
     getrusage(UsageWho::RUSAGE_SELF).map_or((0, 0), |used| (us(used.user_time()), us(used.system_time())))
 }
 
-fn of_progress(progress: &Progress, elapsed: Duration, word: &'static str, fill: Fill, eta: Option<Duration>) -> ResyncReport {
+fn of_progress(
+    progress: &Progress,
+    elapsed: Duration,
+    word: &'static str,
+    fill: Fill,
+    eta: Option<Duration>,
+) -> ResyncReport {
     let total = progress.total.load(Relaxed);
     ResyncReport {
         word,

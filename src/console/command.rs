@@ -16,12 +16,23 @@ pub(crate) fn run<A: Parser>(
     wrong: u8,
     go_on: impl FnOnce(A) -> ExitCode,
 ) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let word = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
     match A::try_parse_from(arguments) {
         Ok(args) => go_on(args),
+        Err(error) if error.use_stderr() => {
+            // As all other complaints. (Several commands in one definition are told apart by what
+            // was typed.)
+            let command = A::command().get_bin_name().unwrap_or_default().to_owned();
+            let command = command.strip_prefix("resilver ").map_or(word, str::to_owned);
+            let text = error.render().to_string();
+            complain(&command, text.trim_end().trim_start_matches("error: "));
+            ExitCode::from(wrong)
+        }
+        // Help was asked for, and is on stdout.
         Err(error) => {
             let _ = error.print();
-            // (Help was asked for, and is on stdout.)
-            ExitCode::from(if error.use_stderr() { wrong } else { 0 })
+            ExitCode::SUCCESS
         }
     }
 }

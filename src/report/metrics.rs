@@ -246,7 +246,9 @@ impl Report {
         held("server_items", "gauge", "Items that the server holds.", &|held| held.items);
         held("server_memory_bytes", "gauge", "Bytes that they take.", &|held| held.bytes);
         held("server_memory_max_bytes", "gauge", "Bytes that the server may use, -m.", &|held| held.bytes_max);
-        held("server_evictions_total", "counter", "Items that the server evicted since its start.", &|held| held.evictions);
+        held("server_evictions_total", "counter", "Items that the server evicted since its start.", &|held| {
+            held.evictions
+        });
         each("server_seconds", "histogram", "How long the server took, once for each read from it.", &|out, node| {
             out.histogram(&[("server", &node.addr)], &node.latency);
         });

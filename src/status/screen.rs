@@ -177,7 +177,8 @@ impl Screen<'_> {
         if told.is_empty() {
             return Ok(());
         }
-        let head = ["SERVER", "PLACE", "STATE", "REASON", "ITEMS", "FULL", "CMD/S", "P50", "P99", "IN FLIGHT", "LOST", "FOR"];
+        let head =
+            ["SERVER", "PLACE", "STATE", "REASON", "ITEMS", "FULL", "CMD/S", "P50", "P99", "IN FLIGHT", "LOST", "FOR"];
         let mut table = Table::new(&head, self.look.colours);
         for server in told {
             let Named { name, fields } = server;
@@ -457,11 +458,9 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         );
         let partial = "lost_items:pairs_empty 0\nlost_items:pairs_partial 1\nlost_items:seconds_ago 3\nlost_items:keys";
         let began = "! 1 pair went on without";
-        for (keys, unknown, said) in [
-            (250, 0, "250 keys"),
-            (250, 1, "250 keys and more that nobody knows"),
-            (0, 1, "keys that nobody knows"),
-        ] {
+        for (keys, unknown, said) in
+            [(250, 0, "250 keys"), (250, 1, "250 keys and more that nobody knows"), (0, 1, "keys that nobody knows")]
+        {
             assert_eq!(
                 at(&format!("{partial} {keys}\nlost_items:keys_unknown {unknown}")),
                 [format!("{began} {said}, of which no copy was left (last 3s ago)")]
@@ -479,10 +478,14 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
                 node:b{number:02}:1:state lost\nnode:b{number:02}:1:reason refused"
             );
         }
-        let servers: String = (1..=16).map(|number| format!("c{number:02}:1:place primary\nb{number:02}:1:place backup\n")).collect();
+        let servers: String =
+            (1..=16).map(|number| format!("c{number:02}:1:place primary\nb{number:02}:1:place backup\n")).collect();
         let seen = Seen::of([stats(&status), stats("uptime 1"), stats(&servers)]).expect("an answer");
         let text = shown(&seen, false);
-        assert!(text.contains("\n! c01:1, c02:1, c03:1, c04:1 and 12 more lead 16 pairs alone: do not touch them\n"), "{text}");
+        assert!(
+            text.contains("\n! c01:1, c02:1, c03:1, c04:1 and 12 more lead 16 pairs alone: do not touch them\n"),
+            "{text}"
+        );
         assert!(text.contains("\nnext: start memcached on b01:1, b02:1, b03:1, b04:1 and 12 more; it is"), "{text}");
     }
 

@@ -114,12 +114,14 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     assert_eq!((cluster.proxy.stat("pairs_begun_empty"), cluster.proxy.stat("keys_lost")), (1, 0));
     let log = cluster.proxy.log_so_far();
     assert!(log.contains("the pairs begin empty, and what they held is lost"), "{log}");
-    // Each server was asked what it holds, with the status before.
-    for server in [&cluster.primaries[0].addr(), &backup] {
-        let row = text.lines().find(|line| line.starts_with(&**server)).unwrap_or_default();
-        let items = row.split_whitespace().nth(4).unwrap_or_default();
-        assert!(items.parse::<u64>().is_ok_and(|items| items > 0), "{items}: {text}");
-    }
+    // Each server is asked what it holds, and has said so at the next look.
+    wait_until("what the servers hold", DEADLINE, || {
+        let text = status(&cluster, &[]).1;
+        [&cluster.primaries[0].addr(), &dead, &backup].iter().all(|server| {
+            let row = text.lines().find(|line| line.starts_with(server.as_str())).unwrap_or_default();
+            row.split_whitespace().nth(4).is_some_and(|items| items.parse::<u64>().is_ok_and(|items| items > 0))
+        })
+    });
 }
 
 /// A listener that says this to whoever connects, and then no more.

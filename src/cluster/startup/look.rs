@@ -10,7 +10,7 @@ use crate::backend::{MarkError, NodeControl, NodeError, NodeView};
 use crate::cluster::Cluster;
 use crate::cluster::names::look_for;
 use crate::cluster::nodes::reason_of;
-use crate::ids::Incarnation;
+use crate::ids::{Incarnation, NodeId};
 use crate::pair::Reason;
 
 /// Looks at a node that refuses or breaks connections before it counts as away, and the pause
@@ -77,6 +77,13 @@ impl Cluster {
         self.nodes.iter().filter_map(|run| run.view.as_ref()).any(|view| view.session == closed)
     }
 
+    /// Whether nobody else is connected, also no other proxy: workers are not yet. (One that lives
+    /// has a connection for its probes, as long as it uses the node.)
+    async fn is_alone_on(&self, node: NodeId) -> bool {
+        let sight = self.controls[node.index()].connections().await;
+        sight.is_ok_and(|sight| sight.others().is_some_and(|others| others.is_empty()))
+    }
+
     pub(super) async fn mark_all(&mut self) {
         for node in self.topology.nodes() {
             let Some(view) = &self.nodes[node.index()].view.clone() else { continue };
@@ -90,7 +97,7 @@ impl Cluster {
                 Ok(session) => {
                     run.incarnation = Some(incarnation);
                     run.empty = run.view.as_ref().is_some_and(|v| v.curr_items == 0);
-                    if session.is_some_and(|id| !self.was_closed(id)) {
+                    if session.is_some_and(|id| !self.was_closed(id)) && !self.is_alone_on(node).await {
                         self.await_word(node);
                     }
                 }
