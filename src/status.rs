@@ -75,7 +75,7 @@ fn show(args: StatusArgs) -> ExitCode {
     loop {
         let asked = ask();
         let text = match &asked {
-            Ok((seen, _)) if args.json => format!("{:#}\n", seen.json(&args.at.again())),
+            Ok((seen, _)) if args.json => format!("{:#}\n", seen.json()),
             Ok((seen, traffic)) => {
                 let since = before.as_ref().map(|before| traffic.since(before));
                 let proxy = args.at.proxy.to_string();

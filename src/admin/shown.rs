@@ -64,7 +64,7 @@ impl View {
 /// What `resilver status --json` says, and what it cannot know: what servers do just now, the last
 /// changes, and the last minutes.
 fn status(report: &Report, history: &History) -> Value {
-    let mut status = report.seen().map_or(Value::Null, |seen| seen.json(""));
+    let mut status = report.seen().map_or(Value::Null, |seen| seen.json());
     let changes = report.changes.iter().map(|change| {
         json!({
             "unix_time": change.unix_time,

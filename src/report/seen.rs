@@ -161,13 +161,12 @@ impl Seen {
         self.rest.text(&format!("verify:{field}"))
     }
 
-    /// `again`: see [`Seen::next`].
-    pub fn json(&self, again: &str) -> Value {
+    pub fn json(&self) -> Value {
         json!({
             "version": JSON_VERSION,
             "word": self.word().text().to_lowercase(),
             "why": self.why(),
-            "next": self.next(again),
+            "next": self.next(""),
             "mirrored": self.mirrored,
             "one_may_restart": self.one_may_restart(),
             "mode": self.mode,

@@ -569,7 +569,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     #[test]
     fn the_json_says_the_same_with_numbers_as_numbers() {
         let why = "obstacle:1 server cache1:1 is lost, reason refused";
-        let json = seen(0, why, &pair("degraded", "refused"), &server("lost", "refused")).json("");
+        let json = seen(0, why, &pair("degraded", "refused"), &server("lost", "refused")).json();
         assert_eq!((json["version"].as_u64(), json["word"].as_str()), (Some(1), Some("degraded")));
         assert_eq!(json["obstacles"][0], "server cache1:1 is lost, reason refused");
         assert_eq!(json["servers"][0]["server"], "cache1:1");
