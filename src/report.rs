@@ -15,6 +15,7 @@ pub mod items;
 pub mod lines;
 pub mod metrics;
 pub mod seen;
+pub mod since;
 pub mod traffic;
 pub mod verdict;
 

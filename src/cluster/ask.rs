@@ -63,7 +63,6 @@ impl Cluster {
                 }
                 Some("traffic") => self.report().stats_traffic().end(),
                 Some("key") => self.key_asked(&args),
-                Some("reset") => self.stats_reset(),
                 Some("proxy") => self.losses.shown().unwrap_or(Bytes::from_static(ALONE)),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
@@ -241,10 +240,10 @@ impl Cluster {
         OK
     }
 
-    fn stats_reset(&mut self) -> Bytes {
+    /// The proxy's own.
+    pub(super) fn reset_counters(&mut self) {
         self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
         (self.suspicions.held, self.suspicions.given_up) = (0, 0);
-        Bytes::from_static(answer::RESET)
     }
 
     /// `servers`: what they say of theirs, which is shown where it is not the proxy's own.

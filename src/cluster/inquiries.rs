@@ -20,6 +20,7 @@ use crate::protocol::outcome::Outcome;
 use crate::report::gathered::{Form, Gathered};
 use crate::report::items::Items;
 use crate::report::lines::Lines;
+use crate::report::since::{Before, LISTS};
 use crate::ring::Topology;
 
 use super::ask::Asker;
@@ -52,6 +53,8 @@ pub(super) enum Inquiry {
     Switch(&'static str),
     /// `stats cachedump`.
     Items { class: u32, limit: u32 },
+    /// `stats reset`: what they have counted until now.
+    Reset,
 }
 
 impl Inquiry {
@@ -76,32 +79,37 @@ impl Inquiry {
                 _ => Err(answer::client_error("usage: stats detail on|off|dump")),
             },
             Some("cachedump") => cachedump(words.next(), words.next()),
+            Some("reset") => Ok(Inquiry::Reset),
             Some(_) => Err(Bytes::from_static(answer::ERROR)),
         }
     }
 
-    /// Without `stats` in front. `markers`: items that may not be shown, or [`None`] where that is
-    /// not known.
-    fn part(&self, markers: Option<usize>) -> String {
+    /// What each is asked for, one after the other, without `stats` in front. `markers`: items that
+    /// may not be shown, or [`None`] where that is not known.
+    fn parts(&self, markers: Option<usize>) -> Vec<String> {
         match self {
-            Inquiry::General => String::new(),
-            Inquiry::Settings => "settings".to_owned(),
-            Inquiry::List(_, part) | Inquiry::Switch(part) => (*part).to_owned(),
+            Inquiry::General => vec![String::new()],
+            Inquiry::Settings => vec!["settings".to_owned()],
+            Inquiry::List(_, part) | Inquiry::Switch(part) => vec![(*part).to_owned()],
             Inquiry::Items { class, limit } => {
                 // What is left out of the answer takes no place in it.
                 let ample = markers.filter(|_| *limit > 0).map_or(0, |markers| *limit as usize + markers);
-                format!("cachedump {class} {ample}")
+                vec![format!("cachedump {class} {ample}")]
             }
+            Inquiry::Reset => LISTS.map(str::to_owned).to_vec(),
         }
+    }
+
+    /// Whether those are asked too that lead nothing now.
+    fn is_for_all(&self) -> bool {
+        matches!(self, Inquiry::Switch(_) | Inquiry::Reset)
     }
 }
 
-impl Inquiry {
-    /// Whether names that clients chose stand in the answer as they are. One with a line end may
-    /// look like the answer's end: nothing else is asked on that connection.
-    fn shows_names(&self) -> bool {
-        matches!(self, Inquiry::Items { .. } | Inquiry::List(Form::Prefixes, _))
-    }
+/// Whether names that clients chose stand in the answer as they are. One with a line end may look
+/// like the answer's end: nothing else is asked on that connection.
+fn shows_names(part: &str) -> bool {
+    part.starts_with("cachedump") || part == "detail dump"
 }
 
 /// `stats cachedump`, judged as memcached does.
@@ -121,6 +129,8 @@ enum Found {
     Items(Items),
     /// The first one's answer.
     Switched(Option<Bytes>),
+    /// By node; an error where that is more than can be kept.
+    Counted(Result<Vec<Before>, String>),
 }
 
 /// The end of an [`Inquiry`].
@@ -134,27 +144,66 @@ pub(super) struct Answers {
     silent: Vec<(String, String)>,
     /// What one has said instead.
     refusal: Option<String>,
+    /// What each node had counted at the last `stats reset`; lent by [`Inquiries`].
+    before: Vec<Option<Before>>,
 }
 
 impl Answers {
-    fn new(inquiry: Inquiry) -> Answers {
+    fn new(inquiry: Inquiry, before: Vec<Option<Before>>, nodes: Vec<Option<u64>>) -> Answers {
         let found = match inquiry {
             Inquiry::General => Found::List(Gathered::new(Form::General)),
             Inquiry::Settings => Found::List(Gathered::new(Form::Settings)),
             Inquiry::List(form, _) => Found::List(Gathered::new(form)),
             Inquiry::Items { limit, .. } => Found::Items(Items::new(limit)),
             Inquiry::Switch(_) => Found::Switched(None),
+            Inquiry::Reset => {
+                Found::Counted(Ok(nodes.iter().map(|started| Before::new(nodes.len(), *started)).collect()))
+            }
         };
-        Answers { inquiry, found, asked: 0, silent: Vec::new(), refusal: None }
+        Answers { inquiry, found, asked: 0, silent: Vec::new(), refusal: None, before }
     }
 
-    fn take(&mut self, name: String, answer: Result<Bytes, InquiryError>, shown: impl Fn(&[u8]) -> bool) {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return self.silent.push((name, error.to_string())),
-        };
-        let taken = match &mut self.found {
-            Found::List(gathered) => gathered.add(&String::from_utf8_lossy(&answer)),
+    /// All that one server says.
+    fn take(&mut self, node: NodeId, name: &str, told: Told, shown: impl Fn(&[u8]) -> bool) {
+        let mut taken = Ok(());
+        for (part, answer) in told {
+            taken = match answer {
+                Ok(answer) => self.take_part(node, &part, answer, &shown),
+                Err(error) => return self.silent.push((name.to_owned(), error.to_string())),
+            };
+            if taken.is_err() {
+                break;
+            }
+        }
+        match taken {
+            Ok(()) => self.asked += 1,
+            Err(said) => {
+                self.silent.push((name.to_owned(), format!("answered {said}")));
+                self.refusal.get_or_insert(said);
+            }
+        }
+    }
+
+    fn take_part(
+        &mut self,
+        node: NodeId,
+        part: &str,
+        answer: Bytes,
+        shown: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), String> {
+        let before = self.before.get_mut(node.index()).and_then(Option::as_mut);
+        match &mut self.found {
+            Found::List(gathered) => {
+                let answer = String::from_utf8_lossy(&answer);
+                let before = match before {
+                    Some(before) => {
+                        before.take_late(part, &answer)?;
+                        Some(&*before)
+                    }
+                    None => None,
+                };
+                gathered.add(&answer, before)
+            }
             Found::Items(items) => items.add(&answer, shown),
             Found::Switched(first) => match answer.starts_with(b"OK") || answer.starts_with(b"STAT ") {
                 true => {
@@ -163,16 +212,20 @@ impl Answers {
                 }
                 false => Err(String::from_utf8_lossy(answer.trim_ascii_end()).into_owned()),
             },
-        };
-        match taken {
-            Ok(()) => self.asked += 1,
-            Err(said) => {
-                self.silent.push((name, format!("answered {said}")));
-                self.refusal.get_or_insert(said);
+            Found::Counted(counted) => {
+                let Ok(all) = counted else { return Ok(()) };
+                let taken = all[node.index()].take(part, &String::from_utf8_lossy(&answer));
+                if let Err(why) = &taken {
+                    *counted = Err(why.clone());
+                }
+                taken
             }
         }
     }
 }
+
+/// One server's answers, each behind what it was asked for.
+type Told = Vec<(String, Result<Bytes, InquiryError>)>;
 
 /// Questions under way.
 #[derive(Default)]
@@ -182,6 +235,8 @@ pub(super) struct Inquiries {
     waiting: VecDeque<(Inquiry, Vec<Asker>)>,
     /// That one is a `cachedump`.
     shows_items: bool,
+    /// What each node had counted at the last `stats reset`. Empty while they are asked.
+    before: Vec<Option<Before>>,
     /// When it was last logged who did not answer.
     told: Option<Instant>,
 }
@@ -220,14 +275,21 @@ impl Cluster {
         }
         let Some((inquiry, askers)) = self.inquiries.next() else { return };
         self.inquiries.running = askers;
-        let mut answers = Answers::new(inquiry);
+        let started: Vec<Option<u64>> =
+            self.nodes.iter().map(|run| run.view.as_ref().map(|view| view.started)).collect();
+        let mut before = std::mem::take(&mut self.inquiries.before);
+        for (before, started) in before.iter_mut().zip(&started) {
+            // A process that was started since has counted nothing before.
+            before.take_if(|before| started.is_some_and(|started| !before.is_of(started)));
+        }
+        let mut answers = Answers::new(inquiry, before, started);
         let leaders = self.leaders();
         let mut asked = Vec::new();
         for node in self.topology.nodes() {
             let leads = leaders.leads(node);
             let name = self.topology.addr(node).to_string();
             match self.nodes[node.index()].health.is_up() {
-                true if leads || matches!(answers.inquiry, Inquiry::Switch(_)) => {
+                true if leads || answers.inquiry.is_for_all() => {
                     let follows = self.topology.pairs_of(node).any(|p| leaders.at(p) != Some(node));
                     let markers = (!follows).then(|| MARKERS + self.topology.pair_count());
                     asked.push((node, name, markers, self.inquirers[node.index()].clone()));
@@ -244,8 +306,13 @@ impl Cluster {
         });
     }
 
-    pub(super) fn gathered(&mut self, answers: Answers) {
+    pub(super) fn gathered(&mut self, mut answers: Answers) {
         self.tell_silent(&answers);
+        self.inquiries.before = std::mem::take(&mut answers.before);
+        if let Found::Counted(Ok(counted)) = &mut answers.found {
+            self.inquiries.before = std::mem::take(counted).into_iter().map(Some).collect();
+            self.reset_counters();
+        }
         let told = self.tell_answers(answers);
         for asker in std::mem::take(&mut self.inquiries.running) {
             self.answer(asker, Outcome::Raw(told.clone()));
@@ -255,8 +322,8 @@ impl Cluster {
 
     /// The answer to who asked.
     fn tell_answers(&self, answers: Answers) -> Bytes {
-        let Answers { inquiry, found, asked, silent, refusal } = answers;
-        let own = matches!(inquiry, Inquiry::General | Inquiry::Settings);
+        let Answers { inquiry, found, asked, silent, refusal, .. } = answers;
+        let own = matches!(inquiry, Inquiry::General | Inquiry::Settings | Inquiry::Reset);
         if asked == 0 && !own {
             return match (refusal, silent.first()) {
                 (Some(said), _) => Bytes::from(format!("{said}\r\n")),
@@ -292,6 +359,8 @@ impl Cluster {
                 Some((name, why)) => server_error(format_args!("{asked} servers did so, but {name} {why}")),
                 None => first.unwrap_or_else(|| server_error("no server is in use")),
             },
+            Found::Counted(Ok(_)) => Bytes::from_static(answer::RESET),
+            Found::Counted(Err(why)) => server_error(format_args!("nothing was reset: a server's list has {why}")),
         }
     }
 
@@ -352,25 +421,35 @@ async fn ask_all(
 ) {
     let mut awaited: VecDeque<String> = asked.iter().map(|(_, name, ..)| name.clone()).collect();
     let asks = asked.into_iter().map(|(node, _, markers, inquirer)| {
-        let command = format!("stats {}", answers.inquiry.part(markers));
-        let anew = answers.inquiry.shows_names();
-        async move {
-            let command = command.trim_end();
-            let answer = match anew {
-                true => inquirer.tell(command, BYTES_MAX).await,
-                false => inquirer.ask(command, BYTES_MAX).await,
-            };
-            (node, answer)
-        }
+        let parts = answers.inquiry.parts(markers);
+        async move { (node, ask_one(parts, &inquirer).await) }
     });
     // In order, so that the first one's settings are always the same one's.
     let mut asks = futures::stream::iter(asks.collect::<Vec<_>>()).buffered(AT_ONCE);
-    while let Ok(Some((node, answer))) = timeout_at(by, asks.next()).await {
+    while let Ok(Some((node, told))) = timeout_at(by, asks.next()).await {
         if let Some(name) = awaited.pop_front() {
-            answers.take(name, answer, |key| leaders.shows(node, key));
+            answers.take(node, &name, told, |key| leaders.shows(node, key));
         }
     }
     answers.silent.extend(awaited.into_iter().map(|name| (name, "did not answer in time".to_owned())));
+}
+
+/// Up to the first that is not answered.
+async fn ask_one(parts: Vec<String>, inquirer: &Inquirer) -> Told {
+    let mut told = Vec::with_capacity(parts.len());
+    for part in parts {
+        let command = format!("stats {part}");
+        let answer = match shows_names(&part) {
+            true => inquirer.tell(command.trim_end(), BYTES_MAX).await,
+            false => inquirer.ask(command.trim_end(), BYTES_MAX).await,
+        };
+        let failed = answer.is_err();
+        told.push((part, answer));
+        if failed {
+            break;
+        }
+    }
+    told
 }
 
 /// Lines that are no `STAT`s, and their end: an error where some are missing.
@@ -423,7 +502,7 @@ mod tests {
             ("cachedump 63 5 x", "cachedump 63 12"),
             ("extstore", "extstore"),
         ] {
-            assert_eq!(Inquiry::parse(args).map(|inquiry| inquiry.part(Some(7))), Ok(part.to_owned()), "{args}");
+            assert_eq!(Inquiry::parse(args).map(|inquiry| inquiry.parts(Some(7))), Ok(vec![part.to_owned()]), "{args}");
         }
         for (args, answer) in [
             ("nosuch", "ERROR\r\n"),
@@ -439,6 +518,9 @@ mod tests {
             assert_eq!(Inquiry::parse(args), Err(Bytes::from(answer)), "{args}");
         }
         // Where it is not known how many are left out, all are asked for.
-        assert_eq!(Inquiry::parse("cachedump 1 5").map(|inquiry| inquiry.part(None)), Ok("cachedump 1 0".to_owned()));
+        assert_eq!(
+            Inquiry::parse("cachedump 1 5").map(|inquiry| inquiry.parts(None)),
+            Ok(vec!["cachedump 1 0".to_owned()])
+        );
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::since::Before;
+
 /// Bytes of names and values that are kept: the lists of memcached have some 100 KiB at most,
 /// except for `stats detail dump`, which has a line for each prefix of keys.
 const BYTES_MAX: usize = 4 << 20;
@@ -33,7 +35,7 @@ pub struct Gathered {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Value {
+pub(super) enum Value {
     Number(u64),
     Text(String),
     /// Of a prefix: reads, hits, stores, deletions.
@@ -58,25 +60,21 @@ impl Gathered {
         self.form
     }
 
-    /// Takes the answer of the next server; `Err`: it is no list, but this line.
-    pub fn add(&mut self, answer: &str) -> Result<(), String> {
-        let mut ended = false;
-        for line in answer.lines() {
-            match line.split_once(' ') {
-                Some(("STAT", stat)) => {
-                    let (name, value) = stat.split_once(' ').unwrap_or((stat, ""));
-                    let value = value.parse().map_or_else(|_| Value::Text(value.to_owned()), Value::Number);
-                    self.put(name, value)?;
-                }
-                Some(("PREFIX", prefix)) => {
-                    let Some((name, counts)) = prefix_counts(prefix) else { return Err(line.to_owned()) };
-                    self.put(name, Value::Counts(counts))?;
-                }
-                _ if line == "END" => ended = true,
-                _ => return Err(line.to_owned()),
+    /// Takes the answer of the next server, without what it had counted before; `Err`: it is no
+    /// list, but this line.
+    pub fn add(&mut self, answer: &str, before: Option<&Before>) -> Result<(), String> {
+        // How long ago the last evicted item was read says nothing where none was evicted since.
+        let mut evicted = false;
+        read(answer, |name, value| {
+            let Some(before) = before else { return self.put(name, value) };
+            let Some(mut value) = before.since(name, value) else { return Ok(()) };
+            match name.rsplit(':').next() {
+                Some("evicted") => evicted = value != Value::Number(0),
+                Some("evicted_time") if !evicted => value = Value::Number(0),
+                _ => {}
             }
-        }
-        if ended { Ok(()) } else { Err("a list without END".to_owned()) }
+            self.put(name, value)
+        })
     }
 
     fn put(&mut self, name: &str, value: Value) -> Result<(), String> {
@@ -157,6 +155,26 @@ fn merge(rule: Rule, sum: &mut Value, next: &Value) {
     }
 }
 
+/// Each line of a list; `Err`: it is no list, but this line.
+pub(super) fn read(answer: &str, mut each: impl FnMut(&str, Value) -> Result<(), String>) -> Result<(), String> {
+    let mut ended = false;
+    for line in answer.lines() {
+        match line.split_once(' ') {
+            Some(("STAT", stat)) => {
+                let (name, value) = stat.split_once(' ').unwrap_or((stat, ""));
+                each(name, value.parse().map_or_else(|_| Value::Text(value.to_owned()), Value::Number))?;
+            }
+            Some(("PREFIX", prefix)) => {
+                let Some((name, counts)) = prefix_counts(prefix) else { return Err(line.to_owned()) };
+                each(name, Value::Counts(counts))?;
+            }
+            _ if line == "END" => ended = true,
+            _ => return Err(line.to_owned()),
+        }
+    }
+    if ended { Ok(()) } else { Err("a list without END".to_owned()) }
+}
+
 /// The class of items that a name is about: `7:chunk_size`, `items:7:number`.
 fn class(name: &str) -> Option<u32> {
     name.strip_prefix("items:").unwrap_or(name).split(':').next()?.parse().ok()
@@ -179,7 +197,7 @@ mod tests {
 
     fn gathered(form: Form, answers: &[&str]) -> Vec<String> {
         let mut all = Gathered::new(form);
-        answers.iter().for_each(|answer| all.add(answer).expect("a list"));
+        answers.iter().for_each(|answer| all.add(answer, None).expect("a list"));
         all.into_stats().into_iter().map(|(name, value)| format!("{name} {value}")).collect()
     }
 
@@ -220,11 +238,11 @@ mod tests {
         for answer in
             ["ERROR\r\n", "STAT a 1\r\nSERVER_ERROR out of memory\r\n", "STAT a 1\r\n", "PREFIX a get\r\nEND\r\n"]
         {
-            assert!(Gathered::new(Form::General).add(answer).is_err(), "{answer}");
+            assert!(Gathered::new(Form::General).add(answer, None).is_err(), "{answer}");
         }
         let mut all = Gathered::new(Form::Prefixes);
         let line = |n: usize| format!("PREFIX {n:0>200} get 1 hit 1 set 1 del 1\r\nEND\r\n");
-        let full = (0..).find(|n| all.add(&line(*n)).is_err()).expect("an end");
+        let full = (0..).find(|n| all.add(&line(*n), None).is_err()).expect("an end");
         assert!((1_000..BYTES_MAX / 200).contains(&full), "{full}");
     }
 }

@@ -172,6 +172,103 @@ fn whatever_a_monitor_asks_is_answered_as_by_memcached() {
     assert!((341..341 + 2 * 20).contains(&items), "{items}");
 }
 
+/// What is counted by a server and by the proxy alike begins anew, and what there is stays, name by
+/// name as a real memcached does it; also where another server leads later, or was not reached.
+#[test]
+fn a_reset_clears_what_memcached_clears() {
+    // Of the process or the moment, or cleared by mistake (below zero then).
+    const APART: [&str; 8] = [
+        "pid",
+        "uptime",
+        "time",
+        "rusage_user",
+        "rusage_system",
+        "response_obj_count",
+        "response_obj_bytes",
+        "lru_maintainer_juggles",
+    ];
+    const LISTS: [&str; 3] = ["stats", "stats slabs", "stats items"];
+    let node = Memcached::start(&["-m", "4"]);
+    let mut cluster = Cluster::start(&Shape::new(1, 1).nodes(&["-m", "4"]));
+    let (mut real, mut ours) = (node.client(), cluster.client());
+    let mut told = Vec::new();
+    for client in [&mut real, &mut ours] {
+        assert_eq!(whole(client, "stats detail on"), "OK\n");
+        for (size, count) in [(50, 60), (20_000, 400)] {
+            fill(client, &format!("k{size}"), count, size);
+        }
+        client.set("number", b"5").expect("stored");
+        for _ in 0..40 {
+            client.get("k50:1").expect("read");
+            client.get("nosuch").expect("read");
+            client.incr("number", 1).expect("counted");
+            client.arithmetic("decr", "number", 1).expect("counted");
+            let token = client.gets("number").expect("read").expect("there").cas.expect("a token");
+            client.cas("number", 0, 0, b"6", token).expect("stored");
+            client.cas("number", 0, 0, b"7", token).expect("exists");
+            client.touch("k50:1", 0).expect("touched");
+            client.set("gone", b"x").expect("stored");
+            client.delete("gone").expect("deleted");
+            client.raw_command("no command").expect("ERROR");
+        }
+        let before: String = LISTS.map(|list| whole(client, list)).concat();
+        assert_eq!(whole(client, "stats reset"), "RESET\n");
+        assert_eq!(whole(client, "stats detail dump"), "END\n");
+        told.push((before, LISTS.map(|list| whole(client, list)).concat()));
+    }
+    let number = |list: &BTreeMap<&str, &str>, name: &str| -> Option<u64> { list.get(name)?.parse().ok() };
+    let [stock, proxy] = [&told[0], &told[1]].map(|(before, after)| (values(before), values(after)));
+    let mut cleared = BTreeSet::new();
+    for name in stock.0.keys().filter(|name| !APART.contains(name)) {
+        let (Some(was), Some(is)) = (number(&stock.0, name), number(&stock.1, name)) else { continue };
+        let (Some(our), Some(now)) = (number(&proxy.0, name), number(&proxy.1, name)) else { continue };
+        // (What happened a few times only may happen again meanwhile.)
+        if was < 20 {
+            continue;
+        }
+        if is * 4 < was {
+            // (The proxy's probes go on.)
+            assert!(now * 4 < our || now < 20, "{name}: memcached {was} {is}, proxy {our} {now}");
+            cleared.insert(name.rsplit(':').next().expect("a name"));
+        } else {
+            assert!(our < 20 || now * 4 >= our * 3, "{name}: memcached {was} {is}, proxy {our} {now}");
+        }
+    }
+    for name in [
+        "total_items",
+        "evictions",
+        "evicted",
+        "cmd_get",
+        "cmd_set",
+        "get_hits",
+        "get_misses",
+        "delete_hits",
+        "incr_hits",
+        "cas_badval",
+        "touch_hits",
+        "bytes_read",
+    ] {
+        assert!(cleared.contains(name), "{name} of {cleared:?}");
+    }
+
+    // What another server counts counts from then on too.
+    ours.get("k50:1").expect("read");
+    assert_eq!(whole(&mut ours, "stats detail dump"), "PREFIX k50 get 1 hit 1 set 0 del 0\nEND\n");
+    let dead = cluster.primaries[0].addr();
+    cluster.primaries[0].kill();
+    cluster.wait_lost(&dead);
+    ours.set("k50:1", b"value").expect("stored");
+    assert_eq!(whole(&mut ours, "stats detail dump"), "PREFIX k50 get 0 hit 0 set 1 del 0\nEND\n");
+    // One that did not answer counts from when it is asked again.
+    cluster.backups[0].pause();
+    assert_eq!(whole(&mut ours, "stats reset"), "RESET\n");
+    signal(cluster.backups[0].pid(), "CONT");
+    wait_until("it answers again", DEADLINE, || values(&whole(&mut ours, "stats"))["servers_asked"] == "1");
+    assert_eq!(whole(&mut ours, "stats detail dump"), "END\n");
+    ours.set("k50:1", b"value").expect("stored");
+    assert_eq!(whole(&mut ours, "stats detail dump"), "PREFIX k50 get 0 hit 0 set 1 del 0\nEND\n");
+}
+
 #[test]
 fn statistics_in_the_binary_protocol() {
     let node = Memcached::start(&[]);
