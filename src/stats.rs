@@ -58,6 +58,8 @@ counters! {
         closed_long_line,
         /// Because of a header of the binary protocol that cannot be.
         closed_bad_header,
+        /// Because this process ends.
+        closed_shutdown,
         /// Keys asked for by get, gets, gat, gats.
         cmd_get,
         /// Storage commands.

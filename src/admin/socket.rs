@@ -28,6 +28,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
 const TAKEN: &str = "the admin socket takes stats, resync, node, version and quit";
+const NOTHING_SAID: &[u8] = b"SERVER_ERROR nothing was said here for 300 seconds: closed\r\n";
 const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
 );
@@ -77,14 +78,23 @@ async fn serve(stream: UnixStream, desk: &Operators) {
     loop {
         let mut line = Vec::new();
         let mut bounded = (&mut stream).take(LINE_MAX);
-        if !matches!(timeout(SILENCE_MAX, bounded.read_until(b'\n', &mut line)).await, Ok(Ok(1..))) {
-            return;
+        match timeout(SILENCE_MAX, bounded.read_until(b'\n', &mut line)).await {
+            Ok(Ok(1..)) => {}
+            Ok(_) => return,
+            Err(_) => {
+                tracing::info!("a connection to the admin socket is closed: nothing was said there for 300 s");
+                drop(timeout(WRITE_TIMEOUT, stream.write_all(NOTHING_SAID)).await);
+                return;
+            }
         }
         // (Without its end it is the last line of somebody who says no more: `printf … | nc -U`.)
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
         let said = if too_long { Some(client_error(TOO_LONG)) } else { obey(&line, desk).await };
         let Some(said) = said else { return };
         let written = timeout(WRITE_TIMEOUT, stream.write_all(&said)).await;
+        if written.is_err() {
+            tracing::warn!("a connection to the admin socket is closed: it takes no answer for 10 s");
+        }
         if too_long || !matches!(written, Ok(Ok(()))) {
             return;
         }

@@ -1,8 +1,9 @@
 //! The HTTP listener of a standby: whether it lives, whether it is ready, and where the active
 //! proxy is, which has all the rest.
 
+use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +17,13 @@ const REQUEST_MAX: usize = 8 << 10;
 
 /// At once.
 const CONNECTIONS: usize = 64;
+/// How often it is logged that one more is refused.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\
+    Connection: close\r\n\r\ntoo many connections to the admin listener; try anew";
+const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
+    Connection: close\r\n\r\na request has to come within two seconds";
 
 /// What is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,17 +40,35 @@ pub(super) async fn serve(
 ) {
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let what = "a connection to the admin listener";
+    let mut told: Option<Instant> = None;
     while let Some((stream, _)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                tracing::warn!(open = CONNECTIONS, "the admin listener refuses connections: too many are open");
+                told = Some(Instant::now());
+            }
+            refuse(stream, BUSY);
+            continue;
+        };
         let standby = standby.clone();
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(PATIENCE, answer(stream, standby)).await;
+            let mut stream = stream;
+            if tokio::time::timeout(PATIENCE, answer(&mut stream, standby)).await.is_err() {
+                refuse(stream, LATE);
+            }
             drop(place);
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<()> {
+/// Says why, without waiting.
+fn refuse(stream: TcpStream, why: &[u8]) {
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write(why);
+    }
+}
+
+async fn answer(stream: &mut TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_MAX {
         if stream.read_buf(&mut request).await? == 0 {

@@ -10,11 +10,14 @@ use crate::lease::{self, Boot};
 
 use super::keeper::{Known, Role};
 use super::peers::Peers;
+use super::relay::Ends;
 
 /// What others may look at.
 #[derive(Default)]
 pub(super) struct Shown {
     pub(super) forwarded: AtomicU64,
+    /// Clients of this proxy as a standby that were closed, by why.
+    pub(super) ends: Ends,
     /// A control connection to the active proxy is open.
     pub(super) reached: AtomicBool,
     /// The active proxy, where this is it, waits for the former one to be gone.
@@ -45,6 +48,7 @@ impl Shown {
         put("former", &if self.former.load(Ordering::Relaxed) { "awaited" } else { "none" });
         put("ready", &u8::from(ready));
         put("forwarded", &self.forwarded.load(Ordering::Relaxed));
+        self.ends.all().for_each(|(why, count)| put(why, &count));
         if let Some(trouble) = &known.trouble {
             put("trouble", &trouble.replace(char::is_control, " "));
         }

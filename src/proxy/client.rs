@@ -8,7 +8,7 @@ use crate::protocol::classic::LongLine;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::foreign::Foreign;
 use crate::protocol::out::OutQueue;
-use crate::protocol::outcome::Outcome;
+use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Close, Style};
 
 use super::in_flight::{Begun, Held, Hold, InFlight, Meter, Rest, Spare};
@@ -67,6 +67,8 @@ pub enum Ended {
     Refused(Close),
     /// `--client-memory` has no room for its line.
     NoMemory,
+    /// This process ends.
+    Shutdown,
 }
 
 impl Ended {
@@ -83,6 +85,7 @@ impl Ended {
             Ended::Refused(Close::LongLine) => "it does not speak memcached's protocol: a line too long that is no get",
             Ended::Refused(Close::BadHeader) => "a binary request with a wrong header",
             Ended::NoMemory => "no memory for its line",
+            Ended::Shutdown => "the proxy ends",
         }
     }
 }
@@ -456,6 +459,17 @@ impl Client {
     pub(super) fn put_part(&mut self, bytes: Bytes, memory: &Arc<Memory>) {
         let Some(f) = &mut self.in_flight else { return };
         f.put_part(bytes, memory);
+    }
+
+    /// Answers all that is unanswered with this. Returns how many requests those are.
+    pub(super) fn give_up(
+        &mut self,
+        said: Refusal,
+        spare: &mut Spare,
+        memory: &Arc<Memory>,
+        meter: Meter<'_>,
+    ) -> usize {
+        self.in_flight.as_mut().map_or(0, |f| f.give_up(said, &mut self.first, spare, memory, meter))
     }
 
     /// Answers a request, or one key of it, and moves what can be sent to the queue. `read`: it was

@@ -490,6 +490,43 @@ impl InFlight {
         }
     }
 
+    /// Whatever is unanswered is answered with this, and nothing else comes. `first`: number of the
+    /// first slot. Returns how many requests those are.
+    pub(super) fn give_up(
+        &mut self,
+        said: Refusal,
+        first: &mut u64,
+        spare: &mut Spare,
+        memory: &Arc<Memory>,
+        meter: Meter<'_>,
+    ) -> usize {
+        (self.rest, self.hold, self.held_get) = (None, None, None);
+        let mut given_up = 0;
+        for slot in self.slots.iter_mut().filter(|slot| slot.pending > 0) {
+            slot.pending = 0;
+            given_up += 1;
+            let answer = Outcome::Refused(said);
+            meter.stats.requests.count(slot.begun.asked, &answer);
+            match &mut slot.reply {
+                Reply::Many(many) => {
+                    if many.failed.is_none() && !many.streamed {
+                        self.held -= many.forget_values();
+                    }
+                    many.parts.iter_mut().filter(|p| matches!(p, Part::Waiting)).for_each(|part| *part = Part::Miss);
+                    many.failed.get_or_insert(answer);
+                }
+                reply => {
+                    self.held += answer.weight();
+                    *reply = Reply::One(answer);
+                }
+            }
+        }
+        self.flush_slots(first, spare, meter);
+        self.reads = 0;
+        self.count(memory);
+        given_up
+    }
+
     /// `first`: number of the first slot.
     fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare, meter: Meter<'_>) -> bool {
         let mut moved = false;

@@ -200,6 +200,10 @@ impl Shell {
     /// is sent on before its end: nodes are to blame for none of that time.
     fn last_calls(&mut self) {
         self.draining = true;
+        let clients = self.core.client_count();
+        if clients > 0 {
+            tracing::info!(clients, worker = self.core.worker().0, "clients are closed: the proxy ends");
+        }
         self.core.begin_last_turn();
         let on_uring = self.uring.is_some();
         if on_uring {
@@ -475,11 +479,32 @@ impl Worker {
                 shell.count_work();
                 shell.work.is_done()
             };
-            if done || Instant::now() >= deadline {
-                return done;
+            if done {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                self.give_clients_up().await;
+                return false;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Who waits for an answer is told that there will be none, as far as the sockets take that at
+    /// once.
+    async fn give_clients_up(&self) {
+        poll_fn(|cx| {
+            self.work(|shell| {
+                let (requests, clients) = shell.core.give_clients_up(shell.clock.now());
+                if requests > 0 {
+                    tracing::warn!(requests, clients, "--shutdown-grace is over: requests are answered with an error");
+                }
+                self.flush_clients(shell, cx);
+                shell.turn_uring();
+            });
+            Poll::Ready(())
+        })
+        .await;
     }
 }
 

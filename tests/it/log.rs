@@ -55,13 +55,47 @@ fn v_tells_who_was_refused_and_slow_and_closed_and_why() {
         let log = cluster.proxy.log();
         closed.iter().all(|why| !lines(&log, &["a client is closed", "peer=", why]).is_empty())
     });
+    for counter in ["closed_quit", "closed_by_client", "closed_long_line", "closed_idle", "closed_too_many"] {
+        assert!(cluster.proxy.stat(counter) > 0, "{counter}");
+    }
     let log = cluster.proxy.log();
+    assert!(!lines(&log, &["a client is closed that says nothing", "closed=1"]).is_empty(), "{log}");
     assert!(!lines(&log, &["a client has connected", "peer=\"127.0.0.1:"]).is_empty(), "{log}");
     assert_eq!(lines(&log, &["a request is slow", "key=slow", "kind=Get"]).len(), 1, "{log}");
     assert_eq!(lines(&log, &["a request is refused", "object too large"]).len(), 1, "{log}");
     assert_eq!(lines(&log, &["a request is refused", "said=ERROR"]).len(), 1, "{log}");
     assert!(!lines(&log, &["clients are refused"]).is_empty(), "{log}");
     assert!(!log.contains("a request client") && lines(&log, &["command="]).is_empty(), "that is for -vv: {log}");
+}
+
+/// Who waits for an answer when the proxy ends is told so, and the log how many there were.
+#[test]
+fn a_client_that_is_not_answered_before_the_end_is_told_so() {
+    for io_uring in ["auto", "off"] {
+        let args = ["--threads", "1", "--shutdown-grace", "200ms", "--timeout", "20s", "--leader-timeout", "20s"];
+        let shape = Shape::new(1, 1).forwarded().proxy(&args).proxy(&["--io-uring", io_uring]);
+        let cluster = Cluster::start(&shape);
+        let (mut waits, mut rests) = (cluster.client(), cluster.client());
+        waits.set("k", b"v").expect("stored");
+        rests.version().expect("an answer");
+        cluster.primaries[0].network().hold(Hold::ToProxy);
+        waits.send(b"get k\r\nget k other\r\nmg k v O1 q\r\n").expect("sent");
+        let mut last = cluster.client();
+        last.send(b"get k\r\n").expect("sent");
+        // (What has come by then is taken.)
+        cluster.proxy.terminate();
+        let said = "SERVER_ERROR the proxy ends before this is answered; the command may or may not have taken effect";
+        for _ in 0..3 {
+            assert_eq!(waits.line(), Ok(said.into()));
+        }
+        assert_eq!(waits.at_end(), Ok(true));
+        assert_eq!(last.line(), Ok(said.into()));
+        assert_eq!(rests.at_end(), Ok(true), "it waits for nothing, and is told nothing");
+        let log = cluster.proxy.log();
+        assert!(!lines(&log, &["clients are closed: the proxy ends", "clients=3"]).is_empty(), "{log}");
+        let told = ["--shutdown-grace is over", "requests=4", "clients=2"];
+        assert!(!lines(&log, &told).is_empty(), "{log}");
+    }
 }
 
 #[test]

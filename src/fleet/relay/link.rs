@@ -125,7 +125,7 @@ impl Relay {
         if self.given_up_at().is_some_and(|at| Instant::now() >= at) {
             // All other clients would wait for this one. Its proxy ends: what of its requests was
             // made before that is made before anything of the next one's.
-            return self.link_ended(Ending::Closed);
+            return self.link_ended(Ending::Closed).map_err(|_| Over::Planned);
         }
         if self.opaque || self.left > 0 {
             return Ok(());
@@ -152,15 +152,22 @@ impl Relay {
         if ending == Ending::Unknown && writes {
             // What is sent on another link might be done, and acknowledged, before this is.
             let link = self.link.take().filter(|link| link.stream.close_half().is_ok());
-            let Link { generation, stream, .. } = link.ok_or(Over)?;
+            let Link { generation, stream, .. } = link.ok_or(Over::Replaced)?;
             self.former = Some(Former { generation, stream, until: Instant::now() + self.shared.takeover_wait });
         }
         (self.link, self.leaving) = (None, None);
         (self.shared.hurry)();
         self.to_link.clear();
+        let over = match ending {
+            // All is answered: it was asked to end so.
+            Ending::Closed if self.half_closed => Over::Left,
+            // (What was asked last may have been to close it.)
+            Ending::Closed if self.opaque => Over::ByActive,
+            _ => Over::Replaced,
+        };
         if self.opaque || self.answers.is_begun() {
             // (As where a server's connection breaks.)
-            return Err(Over);
+            return Err(over);
         }
         const UNKNOWN: &[u8] = b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
         let mut kept = VecDeque::new();
@@ -169,10 +176,10 @@ impl Relay {
                 Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(UNKNOWN))),
                 Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
                 // Its client takes it for done: it is told so, as at the crash of a proxy alone.
-                Owed::Nothing => return Err(Over),
+                Owed::Nothing => return Err(over),
                 // Nobody waits for an answer.
                 Owed::Own => {}
-                Owed::Perhaps | Owed::Named { .. } => return Err(Over),
+                Owed::Perhaps | Owed::Named { .. } => return Err(over),
             }
         }
         self.owed = kept;

@@ -8,11 +8,12 @@
 
 mod answers;
 mod link;
+mod over;
 mod requests;
 mod stream;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,11 +27,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::ids::Generation;
 use crate::protocol::answer::TOO_MANY;
+use crate::protocol::dialect::Dialect;
+use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::protocol::outcome::{Outcome, Refusal};
 
 use super::peers::Caller;
 use super::shown::Shown;
 use answers::{Answers, End};
 use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended};
+pub(super) use over::Ends;
+use over::Over;
 use requests::{Head, Owed, head};
 pub(super) use stream::Stream;
 use stream::{interest, is_ended_there, ready};
@@ -78,6 +84,7 @@ pub(super) struct Shared {
 pub(super) async fn serve(mut client: Stream, shared: Arc<Shared>) {
     let _counted = shared.clients.token();
     if shared.clients.len() > shared.max_clients {
+        shared.shown.ends.count(Over::TooMany, || client.peer());
         return client.refuse(TOO_MANY).await;
     }
     Relay::new(client, shared).run().await;
@@ -105,6 +112,9 @@ struct Relay {
     dropped: usize,
     /// Nobody knows what it is owed.
     opaque: bool,
+    /// The client has sent something, and it begins as the binary protocol does.
+    heard: bool,
+    binary: bool,
     /// The client sends nothing more.
     finished: bool,
     /// Since when requests wait for an active proxy.
@@ -119,9 +129,6 @@ struct Relay {
     leaving: Option<Instant>,
     former: Option<Former>,
 }
-
-/// The client's connection is to be closed.
-struct Over;
 
 impl Relay {
     fn new(client: Stream, shared: Arc<Shared>) -> Relay {
@@ -140,6 +147,8 @@ impl Relay {
             left: 0,
             dropped: 0,
             opaque: false,
+            heard: false,
+            binary: false,
             finished: false,
             waits: None,
             asked: Instant::now(),
@@ -151,7 +160,13 @@ impl Relay {
     }
 
     async fn run(&mut self) {
-        while self.turn().await.is_ok() {}
+        let why = loop {
+            if let Err(why) = self.turn().await {
+                break why;
+            }
+        };
+        self.shared.shown.ends.count(why, || self.client.peer());
+        self.say_why(why);
         // What was answered is told.
         let last = async {
             while !self.to_client.is_empty() {
@@ -161,6 +176,23 @@ impl Relay {
             io::Result::Ok(())
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
+    }
+
+    /// The last words, where nothing half told stands before them.
+    fn say_why(&mut self, why: Over) {
+        if self.opaque || self.answers.is_begun() {
+            return;
+        }
+        let Some(words) = why.last_words() else { return };
+        if self.binary {
+            let mut out = OutQueue::default();
+            Dialect::Binary.unasked().write(Outcome::Refused(Refusal::Server(words)), &mut out);
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = out.slices(&mut slices);
+            slices[..count].iter().for_each(|piece| self.to_client.extend_from_slice(piece));
+        } else {
+            self.to_client.extend_from_slice(format!("SERVER_ERROR {words}\r\n").as_bytes());
+        }
     }
 
     /// Whether the client is owed nothing that can still come, and nothing of a request is half
@@ -177,7 +209,7 @@ impl Relay {
             self.finish()?;
         }
         if self.shared.over.is_cancelled() && self.is_quiet() {
-            return Err(Over);
+            return Err(Over::Shutdown);
         }
         let room = self.to_client.len() < HELD;
         let reads = !self.finished && self.input.len() < HELD && room;
@@ -186,12 +218,12 @@ impl Relay {
         let wakes = self.wakes();
         let over = self.shared.over.clone();
         tokio::select! {
-            changed = self.target.changed() => changed.map_err(|_| Over)?,
+            changed = self.target.changed() => changed.map_err(|_| Over::Shutdown)?,
             () = over.cancelled(), if !over.is_cancelled() => {}
             ready = ready(Some(&self.client), client) => {
-                let ready = ready.map_err(|_| Over)?;
+                let ready = ready.map_err(|_| Over::Left)?;
                 if ready.is_writable() {
-                    self.write_to_client().map_err(|_| Over)?;
+                    self.write_to_client().map_err(|_| Over::Left)?;
                 }
                 if ready.is_readable() && reads {
                     self.read_from_client()?;
@@ -206,7 +238,7 @@ impl Relay {
             }
             ended = ended(self.former.as_ref()) => {
                 if !ended {
-                    return Err(Over);
+                    return Err(Over::Former);
                 }
                 self.former = None;
             }
@@ -236,7 +268,7 @@ impl Relay {
     fn finish(&mut self) -> Result<(), Over> {
         if self.link.is_none() && self.dialling.is_none() {
             // It may be gone altogether: what waits for a later proxy is not made for it.
-            return Err(Over);
+            return Err(Over::Left);
         }
         let all_sent =
             self.to_link.is_empty() && if self.opaque { self.input.is_empty() } else { self.next() == Head::Part };
@@ -244,18 +276,22 @@ impl Relay {
             return Ok(());
         }
         if self.is_quiet() {
-            return Err(Over);
+            return Err(Over::Left);
         }
-        let Some(Link { stream, .. }) = &self.link else { return if self.opaque { Err(Over) } else { Ok(()) } };
+        let Some(Link { stream, .. }) = &self.link else { return if self.opaque { Err(Over::Left) } else { Ok(()) } };
         let unknown = self.opaque
             || self.left > 0
             || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps | Owed::Named { quiet: true, .. }));
         if unknown && !self.half_closed {
             // Nobody knows what it is owed: its end tells that all was answered.
-            stream.close_half().map_err(|_| Over)?;
+            stream.close_half().map_err(|_| Over::Unanswered)?;
             self.half_closed = true;
         }
-        if self.half_closed && self.moved.elapsed() >= self.shared.takeover_wait { Err(Over) } else { Ok(()) }
+        if self.half_closed && self.moved.elapsed() >= self.shared.takeover_wait {
+            Err(Over::Unanswered)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether there is something for an active proxy.
@@ -279,12 +315,12 @@ impl Relay {
                         Owed::Nothing => {}
                         Owed::Answer | Owed::NoOp | Owed::Read(_) => self.owed.push_back(Owed::Told(told.clone())),
                         // What is told here is not in its words, or might be taken for another's.
-                        _ => return Err(Over),
+                        _ => return Err(Over::NoneActive),
                     }
                     self.dropped = bytes;
                 }
                 Head::OfProxy { .. } => break,
-                Head::Opaque => return Err(Over),
+                Head::Opaque => return Err(Over::NoneActive),
             }
             self.drop_input();
             self.tell_front();
@@ -371,14 +407,21 @@ impl Relay {
 
     fn read_from_client(&mut self) -> Result<(), Over> {
         self.input.reserve(4096);
+        let first = !self.heard;
         match self.client.try_read(&mut self.input) {
             Ok(0) => {
                 self.finished = true;
                 Ok(())
             }
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if first {
+                    self.binary = self.input.first() == Some(&0x80);
+                    self.heard = true;
+                }
+                Ok(())
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(Over),
+            Err(_) => Err(Over::Left),
         }
     }
 

@@ -37,6 +37,14 @@ impl Stream {
         }
     }
 
+    /// Where it comes from.
+    pub(super) fn peer(&self) -> String {
+        match self {
+            Stream::Tcp(stream) => stream.peer_addr().map_or_else(|error| error.to_string(), |peer| peer.to_string()),
+            Stream::Unix(_) => "a unix socket".to_owned(),
+        }
+    }
+
     /// Says why it is not served; an end meanwhile is no matter.
     pub(super) async fn refuse(&mut self, why: &[u8]) {
         let _ = match self {

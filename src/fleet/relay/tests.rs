@@ -96,6 +96,22 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     }
 }
 
+/// In the binary protocol's words, which a line of text is not.
+#[tokio::test]
+async fn a_binary_client_is_told_that_no_proxy_is_active() {
+    let (mut client, _shows, shared) = client(Target::default(), Duration::from_millis(50)).await;
+    let mut get = vec![0x80, 0x00, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1];
+    get.extend([0; 12]);
+    get.push(b'k');
+    client.write_all(&get).await.unwrap();
+    let mut said = Vec::new();
+    timeout(LONG, client.read_to_end(&mut said)).await.expect("it is closed").unwrap();
+    assert_eq!((said[0], said[6], said[7]), (0x81, 0, 0x84), "an internal error");
+    let words = Over::NoneActive.last_words().expect("it is told");
+    assert_eq!(String::from_utf8_lossy(&said[24..]), words);
+    assert_eq!(shared.shown.ends.of(Over::NoneActive), 1);
+}
+
 #[tokio::test]
 async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
     let one = Active::new(1).await;
@@ -103,6 +119,7 @@ async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
     let mut second = served(&shared).await;
     hear(&mut second, std::str::from_utf8(TOO_MANY).unwrap()).await;
     ends(&mut second).await;
+    assert_eq!(shared.shown.ends.of(Over::TooMany), 1);
     drop(first);
     shared.clients.close();
     timeout(LONG, shared.clients.wait()).await.expect("it goes");
@@ -114,7 +131,7 @@ async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
 #[tokio::test]
 async fn what_is_perhaps_owed_is_known_behind_a_no_op() {
     let (one, two) = (Active::new(1).await, Active::new(2).await);
-    let (mut client, shows, _shared) = client(one.target(), LONG).await;
+    let (mut client, shows, shared) = client(one.target(), LONG).await;
     client.write_all(b"mg a v q\r\nmg b v q\r\nmn\r\n").await.unwrap();
     let mut link = one.welcome("data").await;
     hear(&mut link, "mg a v q\r\nmg b v q\r\nmn\r\n").await;
@@ -127,7 +144,15 @@ async fn what_is_perhaps_owed_is_known_behind_a_no_op() {
     hear(&mut next, "mg a v q\r\n").await;
     // Nobody knows what this one comes to.
     drop(next);
-    assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
+    told_why(&mut client, &shared, Over::Replaced).await;
+}
+
+/// It is told why in its last words, closed, and counted so.
+async fn told_why(client: &mut TcpStream, shared: &Shared, why: Over) {
+    let words = why.last_words().expect("it is told");
+    hear(client, &format!("SERVER_ERROR {words}\r\n")).await;
+    ends(client).await;
+    assert_eq!(shared.shown.ends.of(why), 1, "{why:?}");
 }
 
 #[tokio::test]
@@ -166,13 +191,13 @@ async fn a_client_that_closes_its_half_is_told_all_that_it_is_owed() {
 #[tokio::test]
 async fn a_write_without_an_answer_ends_its_client_where_its_proxy_breaks() {
     let one = Active::new(1).await;
-    let (mut client, _shows, _shared) = client(one.target(), LONG).await;
+    let (mut client, _shows, shared) = client(one.target(), LONG).await;
     let requests = "set c 0 0 1 noreply\r\n2\r\nget c\r\n";
     client.write_all(requests.as_bytes()).await.unwrap();
     let mut link = one.welcome("data").await;
     hear(&mut link, requests).await;
     drop(link);
-    ends(&mut client).await;
+    told_why(&mut client, &shared, Over::Replaced).await;
 }
 
 #[tokio::test]
@@ -180,7 +205,7 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
     let one = Active::new(1).await;
     let silent = Target { silent: true, ..one.target() };
     for closes in [true, false] {
-        let (mut client, _shows, _shared) = client(silent.clone(), Duration::from_millis(300)).await;
+        let (mut client, _shows, shared) = client(silent.clone(), Duration::from_millis(300)).await;
         client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
         let mut link = one.welcome("data").await;
         hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
@@ -193,7 +218,7 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
             drop(link);
             hear(&mut one.welcome("data").await, "set a 0 0 1\r\n2\r\n").await;
         } else {
-            ends(&mut client).await;
+            told_why(&mut client, &shared, Over::Former).await;
         }
     }
 }
@@ -209,13 +234,15 @@ async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_
     hear(&mut link, "mn\r\n").await;
     link.write_all(b"MN\r\n").await.unwrap();
     ends(&mut link).await;
-    let (mut opaque, shows, _shared) = client(one.target(), LONG).await;
+    let (mut opaque, shows, shared) = client(one.target(), LONG).await;
     opaque.write_all(b"watch\r\n").await.unwrap();
     let mut link = one.welcome("data").await;
     hear(&mut link, "watch\r\n").await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     ends(&mut link).await;
+    // (Whether something half told stands before it, nobody knows either.)
     ends(&mut opaque).await;
+    assert_eq!(shared.shown.ends.of(Over::Planned), 1);
 }
 
 /// What waits for a later proxy is not made for a client that is gone.

@@ -31,6 +31,9 @@ const SMALL_PARTIAL: usize = 4096;
 
 const UNSHOWN: Refusal = Refusal::Client("this key has a line end in it, and me would show it as it is");
 
+const ENDING: Refusal =
+    Refusal::Server("the proxy ends before this is answered; the command may or may not have taken effect");
+
 const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
 const OPERATORS_ONLY: Refusal = Refusal::Client(
@@ -325,6 +328,29 @@ impl Core {
         self.last_turn = true;
     }
 
+    /// The process ends, and nothing that is unanswered will be answered any more: clients are told
+    /// so. Returns how many requests of how many clients those are.
+    pub fn give_clients_up(&mut self, now: Now) -> (usize, usize) {
+        self.now = now;
+        let (mut requests, mut clients) = (0, 0);
+        for id in self.client_ids() {
+            let meter = Meter { stats: &self.stats, now_us: self.now.us };
+            let client = &mut self.clients[id];
+            let mut unanswered = client.give_up(ENDING, &mut self.spare, &self.memory, meter);
+            let waits = client.stalled && !client.partial.is_empty();
+            if unanswered == 0 && waits {
+                // It has asked for something that was not begun.
+                let style = client.dialect.unasked();
+                self.answer_at_once(id, style, 0, Outcome::Refused(ENDING));
+                unanswered = 1;
+            }
+            requests += unanswered;
+            clients += usize::from(unanswered > 0);
+            self.close_client(id, Ended::Shutdown);
+        }
+        (requests, clients)
+    }
+
     /// Goes on with a client's input after answers made room.
     pub fn handle_resume(&mut self, now: Now, id: ClientId) {
         self.now = now;
@@ -378,7 +404,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.count_requests(&self.memory);
             if client.finished && !client.stalled {
-                self.close_client(id, Ended::Left);
+                self.close_client(id, if self.last_turn { Ended::Shutdown } else { Ended::Left });
             } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
                 // The beginning of a request must not keep the whole shared read block alive.
                 client.partial = BytesMut::from(&client.partial[..]);

@@ -110,7 +110,7 @@ impl Shell {
         }
     }
 
-    fn turn_uring(&mut self) {
+    pub(super) fn turn_uring(&mut self) {
         // It may take long where much is sent.
         self.reads_on_clock = 0;
         if let Some(uring) = &mut self.uring {

@@ -1,0 +1,104 @@
+//! Why the connections of a standby's clients are closed: counted for each, told in the log where
+//! it is nobody's wish, and told to the client where its protocol has words for it.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often it is logged.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $reason:ident = $name:literal, $words:literal;)*) => {
+        /// See the module's words.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(super) enum Over {
+            $($(#[$doc])* $reason,)*
+        }
+
+        impl Over {
+            const ALL: &'static [Over] = &[$(Over::$reason,)*];
+
+            /// In `stats proxy`.
+            fn name(self) -> &'static str {
+                match self {
+                    $(Over::$reason => $name,)*
+                }
+            }
+
+            fn words(self) -> &'static str {
+                match self {
+                    $(Over::$reason => $words,)*
+                }
+            }
+        }
+    };
+}
+
+impl Over {
+    /// What the client is told, if it is there to hear it and does not know.
+    pub(super) fn last_words(self) -> Option<&'static str> {
+        match self {
+            Over::Left | Over::ByActive | Over::TooMany | Over::Shutdown => None,
+            Over::Planned | Over::Replaced | Over::NoneActive | Over::Former | Over::Unanswered => Some(self.words()),
+        }
+    }
+}
+
+reasons! {
+    /// It has closed or broken it, or half of it and has its answers.
+    Left = "closed_by_client", "it closed the connection";
+    /// By the active proxy, which knows why: it said `quit`, say.
+    ByActive = "closed_by_active", "the active proxy closed it";
+    /// `-n`. It was told.
+    TooMany = "closed_too_many", "-n/--max-clients are connected";
+    /// This proxy ends, or becomes the active one, which has its clients anew.
+    Shutdown = "closed_shutdown", "this proxy ends";
+    /// The active proxy hands over, and nobody knows what this client is owed.
+    Planned = "closed_hand_over", "the active proxy hands over, and what it owes this client is not known";
+    /// The active proxy is replaced or its connection broke, with that unanswered which cannot be
+    /// answered by an error: quiet commands, the binary protocol, half an answer.
+    Replaced = "closed_replaced", "the active proxy was replaced amid what cannot be answered by an error";
+    /// No proxy is active, and what it asks cannot be answered by an error either.
+    NoneActive = "closed_none_active", "no proxy is active, and what it asks cannot be answered by an error";
+    /// What it asked of the active proxy may be done later than what it asks now.
+    Former = "closed_former", "an earlier connection to the active proxy did not end";
+    /// It has closed its half, and its answers did not come.
+    Unanswered = "closed_unanswered", "it sends no more, and the active proxy did not answer";
+}
+
+/// Of all clients of this proxy.
+#[derive(Default)]
+pub(in crate::fleet) struct Ends {
+    counts: [AtomicU64; Over::ALL.len()],
+    /// Those that are in no line of the log yet, and when the last line was written.
+    untold: Mutex<(u64, Option<Instant>)>,
+}
+
+impl Ends {
+    /// One more; `peer`: where it came from.
+    pub(super) fn count(&self, why: Over, peer: impl FnOnce() -> String) {
+        self.counts[why as usize].fetch_add(1, Ordering::Relaxed);
+        if matches!(why, Over::Left | Over::ByActive | Over::Shutdown) {
+            return;
+        }
+        // (Nothing waits while it is held.)
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.0 += 1;
+        if untold.1.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            tracing::warn!(peer = peer(), why = why.words(), closed = untold.0, "a client of this standby is closed");
+            *untold = (0, Some(Instant::now()));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(&self, why: Over) -> u64 {
+        self.counts[why as usize].load(Ordering::Relaxed)
+    }
+
+    /// Names and counts.
+    pub(in crate::fleet) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Over::ALL.iter().map(|&why| (why.name(), self.counts[why as usize].load(Ordering::Relaxed)))
+    }
+}
