@@ -35,6 +35,7 @@ mod resync_drip;
 mod resync_memcached;
 mod resync_races;
 mod scripted;
+mod sequences;
 mod startup;
 mod startup_review;
 mod startup_ring;

@@ -82,8 +82,11 @@ impl Command<'_> {
             Verb::SaslList | Verb::SaslAuth => self.reject(UNKNOWN, self.value_len(), false),
             _ if wire_form(self.key()).is_none() => self.reject(KEY_TOO_LONG, self.value_len(), false),
             Verb::Get => self.accept(Keyed { cas: 0, ..self.keyed(Kind::Gets) }),
-            Verb::Gat => self.accept(Keyed { exptime: self.exptime(0), cas: 0, ..self.keyed(Kind::Gats) }),
-            Verb::Touch => self.accept(Keyed { exptime: self.exptime(0), cas: 0, ..self.keyed(Kind::Touch) }),
+            // (A touch is told client flags and cas id. `mg` would tell them without the value, and
+            // take the right to recompute a stale item, which nobody would hear of.)
+            Verb::Gat | Verb::Touch => {
+                self.accept(Keyed { exptime: self.exptime(0), cas: 0, ..self.keyed(Kind::Gats) })
+            }
             Verb::Delete => self.accept(self.keyed(Kind::Delete)),
             Verb::Increment => self.arithmetic(Kind::Incr),
             Verb::Decrement => self.arithmetic(Kind::Decr),

@@ -72,7 +72,7 @@ fn every_field_is_where_it_belongs() {
         let plain = keyed(&packet(opcode, &count_extras(3, 40, u32::MAX), b"n", b"", 0));
         assert_eq!((plain.delta, plain.initial, plain.exptime), (3, None, 0));
     }
-    for (opcode, kind) in [(0x1c, Kind::Touch), (0x1d, Kind::Gats), (0x24, Kind::Gats)] {
+    for (opcode, kind) in [(0x1c, Kind::Gats), (0x1d, Kind::Gats), (0x24, Kind::Gats)] {
         let touch = keyed(&packet(opcode, &9_u32.to_be_bytes(), b"k", b"", 5));
         assert_eq!((touch.kind, touch.exptime, touch.cas), (kind, 9, 0));
     }
