@@ -165,11 +165,13 @@ def exporter(port, _dir):
     return sorted(set(re.findall(r"^(memcached_\w+)", said, re.M)))
 
 
-def api(name):
-    """scripts/clients/NAME: prints a line for each check that holds."""
+def api(name, lib=None):
+    """scripts/clients/NAME: prints a line for each check that holds. `lib`: a folder of Ruby's."""
 
     def suite(port, dir):
         env = {**os.environ, "NODE_PATH": os.path.abspath(f"{dir}/node_modules")}
+        if lib is not None:
+            env["RUBYLIB"] = os.path.abspath(f"{dir}/{lib}")
         runner = {".py": [f"{dir}/bin/python"], ".php": ["php"], ".js": ["node"], ".rb": ["ruby"]}[os.path.splitext(name)[1]]
         said = run([*runner, f"{HERE}/{name}", str(port)], env=env)
         return re.findall(r"^ok (.+)$", said, re.M)

@@ -8,7 +8,7 @@ import socket
 import tempfile
 
 from sources import aimed, archive, unpacked
-from suites import HERE, run
+from suites import HERE, api, run
 
 GOMEMCACHE = "/usr/share/gocode/src/github.com/bradfitz/gomemcache"
 # The files of memcached's t/ that take a server which runs already and ask it for what a proxy has:
@@ -87,6 +87,42 @@ def memcache(port, dir):
     return re.findall(r"^PASSED (?:\S*/)?(\S+::\S+)", said, re.M)
 
 
+def phpt(port, dir):
+    """php-memcached's own tests. They compare what a script prints with what is expected, in which
+    `%d` and the like stand for anything (--EXPECTF--)."""
+    folder, passed = aimed(f"{dir}/sources/php-memcached/tests", port), []
+    for file in sorted(glob.glob(f"{folder}/*.phpt") + glob.glob(f"{folder}/experimental/**/*.phpt", recursive=True)):
+        with open(file, errors="surrogateescape") as reading:
+            parts = re.split(r"^--([A-Z_]+)--[ \t]*\r?\n", reading.read(), flags=re.M)[1:]
+        parts = dict(zip(parts[::2], parts[1::2]))
+        here = os.path.dirname(file)
+        settings = [part for line in parts.get("INI", "").splitlines() if "=" in line for part in ("-d", line.strip())]
+
+        def php(script):
+            path = file[:-1]
+            with open(path, "w", errors="surrogateescape") as writing:
+                writing.write(script)
+            return run(["php", *settings, path], timeout=30, cwd=here)
+
+        if "FILE" not in parts or "SKIPIF" in parts and "skip" in php(parts["SKIPIF"]).lower()[:200]:
+            continue
+        said = re.sub(r"\r\n", "\n", php(parts["FILE"])).strip()
+        if "EXPECT" in parts:
+            holds = said == parts["EXPECT"].replace("\r\n", "\n").strip()
+        else:
+            wanted = parts.get("EXPECTREGEX", "")
+            if "EXPECTF" in parts:
+                wanted = re.escape(parts["EXPECTF"].replace("\r\n", "\n").strip())
+                for short, long in [("%e", "/"), ("%s", "[^\\n]+"), ("%S", "[^\\n]*"), ("%a", ".+"), ("%A", ".*"),
+                                    ("%w", "\\s*"), ("%i", "[+-]?\\d+"), ("%d", "\\d+"), ("%x", "[0-9a-fA-F]+"),
+                                    ("%f", "[+-]?\\.?\\d+\\.?\\d*(?:[Ee][+-]?\\d+)?"), ("%c", ".")]:
+                    wanted = wanted.replace(short, long)
+            holds = re.fullmatch(wanted.strip(), said, re.S) is not None
+        if holds:
+            passed.append(os.path.relpath(file, folder))
+    return passed
+
+
 def symfony(port, dir):
     """Symfony's tests of its MemcachedAdapter, with Debian's packages of what they extend."""
     folder = unpacked(dir, "symfony_*.orig.tar.*", "src/Symfony/Component/Cache/Tests")
@@ -151,6 +187,11 @@ UPSTREAM = {
     "Django": (django, of("django-5.2.1.tar.gz")),
     "PyPI's memcache": (memcache, of("memcache-0.14.0.tar.gz")),
     "Symfony": (symfony, of("symfony_*.orig.tar.*", "phpunit", "php")),
+    # (No registry at hand has these two: a `git clone` of each stands in the folder of sources.)
+    "Dalli 5": (api("api.rb", "sources/dalli/lib"), lambda dir: there(f"{dir}/sources/dalli/lib")(dir) or (
+        None if shutil.which("ruby") else "no ruby")),
+    "php-memcached's .phpt": (phpt, lambda dir: there(f"{dir}/sources/php-memcached/tests")(dir) or (
+        None if shutil.which("php") else "no php")),
     "gomemcache": (gomemcache, lambda dir: there(GOMEMCACHE)(dir) or (None if shutil.which("go") else "no go")),
     "spymemcached": (java, there("/usr/share/java/spymemcached.jar", "/usr/bin/java")),
 }
