@@ -148,10 +148,11 @@ impl Cluster {
 
     fn foreign_ended(&mut self, node: NodeId) {
         for pair in self.topology.pairs_of(node) {
+            // Both may have been written by two proxies, each in its order.
+            self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair.index()].pair.state()));
             if self.stays_foreign(pair) {
                 continue;
             }
-            self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair.index()].pair.state()));
             // A refill under way knows nothing of what the other one has written, to one node alone
             // perhaps, nor of what it has deleted of an adoption's items.
             self.abort_job_of(pair);

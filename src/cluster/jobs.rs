@@ -149,7 +149,7 @@ impl Cluster {
                 // A bug. The pairs must not wait for its end for ever; what it left on the node is
                 // purged by the next one.
                 tracing::error!(%error, "a resync broke off");
-                Outcome { result: Err(JobError::Aborted), drains: Vec::new(), undone: false }
+                Outcome { result: Err(JobError::Aborted), drains: Vec::new(), undone: false, copies_left: true }
             });
             Internal::JobEnded { node, serial, outcome: Box::new(outcome) }
         });
@@ -416,7 +416,7 @@ impl Cluster {
     /// ones before have told the pairs.
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
         let Some(job) = self.nodes[node.index()].refills.job.take_if(|j| j.serial == serial) else { return };
-        let Outcome { result, drains, undone } = outcome;
+        let Outcome { result, drains, undone, copies_left } = outcome;
         for drain in drains {
             self.await_drain(drain);
         }
@@ -424,6 +424,9 @@ impl Cluster {
             self.evicted_during_fill(node, &job.progress);
         }
         let (reason, end) = self.tell_end(node, &job, &result);
+        for &(pair, _) in job.pairs.iter().filter(|_| copies_left) {
+            self.plan(pair, FillEvent::CopiesLeft(job.fill));
+        }
         self.give_comparing_up(node, &job, &result);
         self.tell_pairs_of_end(node, &job, &result, reason, undone);
         self.judge_awaited_leaders(node, &job);

@@ -173,9 +173,8 @@ impl Cluster {
             if !run.pair.is_foreign() || self.stays_foreign(pair) {
                 continue;
             }
-            // Both may have been written by two proxies; and what the former one wrote late is on
-            // no list of what a node has missed.
-            self.plan(pair, FillEvent::ForeignEnded(run.pair.state()));
+            // What the former one wrote late is on no list of what a node has missed.
+            self.plan(pair, FillEvent::FormerGone(run.pair.state()));
             self.end_foreign(pair);
         }
         if !self.awaits_former() {

@@ -18,6 +18,9 @@ pub enum Fill {
     Purge,
     /// What the leader holds, except for the keys that it missed: those are deleted and copied.
     Missed,
+    /// The same, and perhaps except for what was in flight when the proxy before died: what it
+    /// missed is deleted, and every key is compared.
+    CompareRest,
     /// Most probably what the leader holds: every key is compared, and what differs is dropped and
     /// copied.
     Compare,
@@ -32,9 +35,10 @@ impl Fill {
         match self {
             Fill::Missed => 0,
             Fill::Empty => 1,
-            Fill::Compare => 2,
-            Fill::Adopt => 3,
-            Fill::Purge => 4,
+            Fill::CompareRest => 2,
+            Fill::Compare => 3,
+            Fill::Adopt => 4,
+            Fill::Purge => 5,
         }
     }
 
@@ -43,14 +47,20 @@ impl Fill {
         match self {
             Fill::Empty | Fill::Purge => "full",
             Fill::Missed => "partial",
-            Fill::Compare => "compare",
+            Fill::Compare | Fill::CompareRest => "compare",
             Fill::Adopt => "adopt",
         }
     }
 
     /// Whether the target is compared, and not purged.
     pub fn compares(self) -> bool {
-        matches!(self, Fill::Compare | Fill::Adopt)
+        matches!(self, Fill::CompareRest | Fill::Compare | Fill::Adopt)
+    }
+
+    /// Whether the list of what the target missed is deleted there first, and stays true: from then
+    /// on nothing there is out of date.
+    pub fn keeps_list(self) -> bool {
+        matches!(self, Fill::Missed | Fill::CompareRest)
     }
 }
 
@@ -102,6 +112,10 @@ pub enum FillEvent {
     Flushed(State),
     /// Another proxy that worked on the nodes is gone.
     ForeignEnded(State),
+    /// The former active proxy of the fleet is gone.
+    FormerGone(State),
+    /// A job has ended, and copies may stand on the follower that were not verified.
+    CopiesLeft(Fill),
     /// What the follower may hold beside the list is not known any more: commands may have landed
     /// there in whatever order, or it could not be purged.
     ListVoid,
@@ -140,6 +154,10 @@ pub struct Plan {
     /// its follower refused, which a gate that only closed for a `flush_all` (refused, perhaps)
     /// does not forget.
     was_mirrored: bool,
+    /// The list tells what has missed the follower since a proxy died, and not what was in flight
+    /// then: no client was told of that. So the follower may lead where the leader is gone, and is
+    /// compared where it is there.
+    after_crash: bool,
     notes_writes: bool,
     kept: Kept,
 }
@@ -166,16 +184,16 @@ impl Plan {
         self.cut_off = None;
     }
 
-    /// Whether what the node at `place` holds is right except for the missed keys. `whole`: no key
-    /// is missing in that list.
-    pub fn knows_difference(&self, place: Place, whole: bool) -> bool {
+    /// Whether what the node at `place` holds is right except for the missed keys, and for what no
+    /// client was told of. `whole`: no key is missing in that list.
+    pub fn knows_missed(&self, place: Place, whole: bool) -> bool {
         whole && self.kept.by(place)
     }
 
     /// Whether the node at `place`, purged of what it missed, may lead the pair, of which no full
     /// copy is left.
     pub fn may_lead(&self, state: State, place: Place, whole: bool) -> bool {
-        self.knows_difference(place, whole) && self.kept.may_lead(state, place)
+        self.knows_missed(place, whole) && self.kept.may_lead(state, place)
     }
 
     /// How the copy at `place` is made equal. `empty`: the node is proved to hold nothing.
@@ -186,7 +204,8 @@ impl Plan {
             // Emptiness proved once does not last: from the first write on, the next resync purges.
             // A job that ends before that leaves it.
             _ if empty => Fill::Empty,
-            _ if self.knows_difference(place, whole) => Fill::Missed,
+            _ if self.knows_missed(place, whole) && self.after_crash => Fill::CompareRest,
+            _ if self.knows_missed(place, whole) => Fill::Missed,
             Some(first) => first,
             None if written_to => Fill::Compare,
             None => Fill::Purge,
@@ -221,11 +240,11 @@ impl Plan {
             FillEvent::Edge { event, before, after } => self.edge(event, before, after),
             FillEvent::Opened(state) => self.opened(state),
             FillEvent::JobBegins(fill) => {
-                if self.first != Some(fill) {
+                if self.first != Some(fill) && fill != Fill::CompareRest {
                     self.first = None;
                 }
                 // From its first step on the node lacks more than it missed.
-                if fill == Fill::Missed { vec![] } else { vec![FillEffect::ListVoid] }
+                if fill.keeps_list() { vec![] } else { vec![FillEffect::ListVoid] }
             }
             FillEvent::Adopting => {
                 self.adopting = true;
@@ -238,7 +257,16 @@ impl Plan {
             }
             FillEvent::CannotCompare => {
                 self.first = None;
-                vec![]
+                // It would be compared again for its sake.
+                if self.after_crash { vec![FillEffect::ListVoid] } else { vec![] }
+            }
+            // Of keys that the list names only, where nothing else was copied.
+            FillEvent::CopiesLeft(fill) => {
+                if fill == Fill::CompareRest {
+                    vec![FillEffect::ListVoid]
+                } else {
+                    vec![]
+                }
             }
             FillEvent::OtherMemory { place, first, listed } => {
                 self.kept.lost_by(place);
@@ -271,7 +299,9 @@ impl Plan {
                 // A node that is away misses this for all its keys.
                 vec![FillEffect::ListVoid]
             }
-            FillEvent::ForeignEnded(state) => {
+            // What it has written late was in flight when it was replaced, and no client was told.
+            FillEvent::FormerGone(_) if self.after_crash => vec![],
+            FillEvent::ForeignEnded(state) | FillEvent::FormerGone(state) => {
                 self.first = (state == State::Mirrored).then_some(Fill::Compare);
                 vec![FillEffect::ListVoid]
             }
@@ -297,6 +327,12 @@ impl Plan {
             if after == State::Mirrored {
                 self.first = None;
             }
+        }
+        if let (Event::Start(..), Some(Fill::Compare)) = (event, self.first) {
+            // Both are there with what was acknowledged, and no route is open yet.
+            self.kept.mirrored();
+            self.after_crash = true;
+            effects.push(FillEffect::ListBegins);
         }
         if let Event::Lost(place, loss, _) = event {
             self.forget(before, after, place, loss);
@@ -332,7 +368,7 @@ impl Plan {
         }
         if state == State::Mirrored && !self.was_mirrored {
             self.kept.mirrored();
-            self.was_mirrored = true;
+            (self.was_mirrored, self.after_crash) = (true, false);
             effects.push(FillEffect::ListBegins);
         }
         effects
@@ -365,11 +401,12 @@ mod tests {
 
     #[test]
     fn the_smallest_fill_is_begun_first_and_a_compared_target_is_not_purged() {
-        use Fill::{Adopt, Compare, Empty, Missed, Purge};
-        let mut fills = [Purge, Adopt, Compare, Empty, Missed];
+        use Fill::{Adopt, Compare, CompareRest, Empty, Missed, Purge};
+        let mut fills = [Purge, Adopt, Compare, CompareRest, Empty, Missed];
         fills.sort_by_key(|fill| fill.cost());
-        assert_eq!(fills, [Missed, Empty, Compare, Adopt, Purge]);
-        assert_eq!(fills.map(Fill::compares), [false, false, true, true, false]);
+        assert_eq!(fills, [Missed, Empty, CompareRest, Compare, Adopt, Purge]);
+        assert_eq!(fills.map(Fill::compares), [false, false, true, true, true, false]);
+        assert_eq!(fills.map(Fill::keeps_list), [true, false, true, false, false, false]);
     }
 
     const ALONE: State = State::Degraded { leader: Primary };
@@ -397,6 +434,50 @@ mod tests {
             assert_eq!(plan.fill(ALONE, Backup, false, true), Fill::Missed);
             plan.apply(edge(Event::Drained(true), FILLED, State::Mirrored));
         }
+    }
+
+    /// As the start-up table says after a crash, with the route not open yet.
+    fn crashed() -> Plan {
+        let mut plan = decided(ALONE, Fill::Compare);
+        let start = Event::Start(ALONE, Reason::Starting);
+        let before = State::Dark { in_sync: None, fallback: None };
+        assert_eq!(plan.apply(edge(start, before, ALONE)).last(), Some(&FillEffect::ListBegins));
+        plan
+    }
+
+    #[test]
+    fn after_a_crash_the_follower_is_compared_and_leads_with_the_rest_where_the_leader_is_gone() {
+        let gone = State::Dark { in_sync: None, fallback: None };
+        let mut plan = crashed();
+        // Also where the leader is lost before it was seen again, and when the former proxy has
+        // gone.
+        assert_eq!(plan.apply(FillEvent::FormerGone(ALONE)), []);
+        assert!(plan.may_lead(gone, Backup, true));
+        assert_eq!(plan.fill(ALONE, Backup, false, true), Fill::CompareRest);
+        assert_eq!(plan.apply(FillEvent::JobBegins(Fill::CompareRest)), []);
+        assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Compare, "the list is full");
+        assert_eq!(plan.apply(FillEvent::CopiesLeft(Fill::CompareRest)), [FillEffect::ListVoid]);
+        assert_eq!(plan.apply(FillEvent::CopiesLeft(Fill::Missed)), []);
+        // What is known to have missed the follower, and no more.
+        plan.apply(edge(Event::Drained(true), FILLED, State::Mirrored));
+        plan.apply(FillEvent::Opened(State::Mirrored));
+        assert_eq!(plan.fill(ALONE, Backup, false, true), Fill::Missed);
+    }
+
+    #[test]
+    fn what_cannot_be_compared_after_a_crash_is_not_compared_again() {
+        let mut plan = crashed();
+        plan.apply(FillEvent::JobBegins(Fill::CompareRest));
+        assert_eq!(plan.apply(FillEvent::CannotCompare), [FillEffect::ListVoid]);
+        assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Purge);
+    }
+
+    #[test]
+    fn a_former_proxy_of_which_more_was_unknown_leaves_no_list() {
+        let mut plan = decided(ALONE, Fill::Adopt);
+        assert_eq!(plan.apply(FillEvent::FormerGone(ALONE)), [FillEffect::ListVoid]);
+        let mut plan = crashed();
+        assert_eq!(plan.apply(FillEvent::ForeignEnded(ALONE)), [FillEffect::ListVoid]);
     }
 
     #[test]
@@ -452,10 +533,10 @@ mod tests {
     fn a_list_is_of_the_memory_that_missed_it() {
         let mut plan = Plan::default();
         plan.apply(FillEvent::Opened(State::Mirrored));
-        assert!(plan.knows_difference(Backup, true) && !plan.knows_difference(Backup, false));
+        assert!(plan.knows_missed(Backup, true) && !plan.knows_missed(Backup, false));
         let other = |listed| FillEvent::OtherMemory { place: Backup, first: false, listed };
         assert_eq!(plan.apply(other(true)), []);
-        assert!(!plan.knows_difference(Backup, true) && plan.knows_difference(Primary, true));
+        assert!(!plan.knows_missed(Backup, true) && plan.knows_missed(Primary, true));
         assert_eq!(plan.apply(other(false)), [FillEffect::ListVoid]);
         let dark = State::Dark { in_sync: None, fallback: None };
         assert!(plan.may_lead(dark, Primary, true) && !plan.may_lead(dark, Backup, true));

@@ -61,6 +61,10 @@ fn starts() -> Vec<World> {
         // After a crash.
         World::start(State::Degraded { leader: Primary }, [Full, Stale], [true, true])
             .decided(Some(Fill::Compare), None),
+        // The same, and the proxy before may only be paused.
+        World::start(State::Degraded { leader: Primary }, [Full, Stale], [true, true])
+            .decided(Some(Fill::Compare), None)
+            .awaiting_former(),
         // Both nodes' items count: the follower's are a part that may lead if the leader's memory
         // is gone.
         World::start(recovering, [Full, Part], [true, true]).decided(adopt, None),
@@ -94,7 +98,9 @@ fn every_sequence_of_events_keeps_the_rules() {
     assert!(reached.iter().any(fallback) && reached.iter().any(|w| w.pair.gate == Gate::Draining));
     let rest = |w: &World| w.story.last().is_some_and(|step| step.ends_with("purged of what it missed"));
     assert!(reached.iter().any(rest), "nobody led with the rest");
-    for fill in [Fill::Empty, Fill::Purge, Fill::Missed, Fill::Compare, Fill::Adopt] {
+    let awaits = |w: &World| w.former && w.listed && w.pair.state == State::Dark { in_sync: None, fallback: None };
+    assert!(reached.iter().any(awaits), "no list outlasted its leader beside the former proxy");
+    for fill in [Fill::Empty, Fill::Purge, Fill::Missed, Fill::CompareRest, Fill::Compare, Fill::Adopt] {
         assert!(reached.iter().any(|w| w.job == Some(fill)), "{fill:?} never began");
     }
     assert!(reached.iter().any(|w| w.job.is_none() && w.plan.is_adopting()), "no adoption was cut off");

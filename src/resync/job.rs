@@ -28,11 +28,11 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the
     // leader's memory is gone.
     let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();
-    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone };
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone, copies_left: false };
     match ctx.connect(spec.target).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
         Ok(mut pipe) => {
-            outcome.result = steps(&spec, &ctx, &mut pipe, &mut outcome.drains, &mut outcome.undone).await;
+            outcome.result = steps(&spec, &ctx, &mut pipe, &mut outcome).await;
             if pipe.owes_mutations() {
                 outcome.drains.push(pipe.into_drain());
             } else {
@@ -59,13 +59,7 @@ async fn count_evictions(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) {
     }
 }
 
-async fn steps(
-    spec: &JobSpec,
-    ctx: &Arc<Context>,
-    pipe: &mut Pipe,
-    drains: &mut Vec<crate::backend::Drain>,
-    undone: &mut bool,
-) -> Result<(), JobError> {
+async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mut Outcome) -> Result<(), JobError> {
     let stats = node_stats(pipe, ctx).await.map_err(JobError::Target)?;
     ctx.progress.evictions_before.store(stats.evictions, Relaxed);
     ctx.progress.evictions_after.store(stats.evictions, Relaxed);
@@ -80,11 +74,11 @@ async fn steps(
             ctx.progress.set_phase(Phase::Purging);
             purge(spec, ctx, pipe).await?;
             // Before, it held what it had missed writes of: nothing that may ever lead.
-            *undone = true;
+            outcome.undone = true;
         }
         // (The second purge, behind the barrier, is one of a node that is filled.)
-        Fill::Missed if !holds(Rule::MissedPurgedBeforeLead) => {}
-        Fill::Missed => {
+        Fill::Missed | Fill::CompareRest if !holds(Rule::MissedPurgedBeforeLead) => {}
+        Fill::Missed | Fill::CompareRest => {
             ctx.progress.set_phase(Phase::Purging);
             purged = purge_missed(&ctx.missed, ctx, pipe, &purged).await?;
         }
@@ -94,27 +88,27 @@ async fn steps(
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
         return Err(JobError::Aborted);
     }
-    if let Fill::Missed | Fill::Adopt = spec.fill {
+    if let Fill::Missed | Fill::CompareRest | Fill::Adopt = spec.fill {
         // Clients went on writing to the leader alone until the barrier. Unguarded, as before it:
         // what a worker may have stored since is copied like the others.
-        let lists = if spec.fill == Fill::Missed { &ctx.missed } else { &ctx.written };
+        let lists = if spec.fill.keeps_list() { &ctx.missed } else { &ctx.written };
         purge_missed(lists, ctx, pipe, &purged).await?;
-        *undone = true;
+        outcome.undone = true;
     }
     ctx.progress.set_phase(Phase::Copying);
     if spec.fill != Fill::Adopt {
-        return refill(spec, spec.fill, stats.offset, ctx, drains, undone).await;
+        return refill(spec, spec.fill, stats.offset, ctx, outcome).await;
     }
     if !ask(ctx, |reply| JobEvent::Adopting { reply }).await? {
         return Err(JobError::Aborted);
     }
-    refill(spec, Fill::Adopt, stats.offset, ctx, drains, undone).await?;
+    refill(spec, Fill::Adopt, stats.offset, ctx, outcome).await?;
     // A copy that is cut off before its verify must not be taken for an item that only the target
     // holds.
     if !ask(ctx, |reply| JobEvent::AllAdopted { reply }).await? {
         return Err(JobError::Aborted);
     }
-    refill(spec, Fill::Compare, stats.offset, ctx, drains, undone).await
+    refill(spec, Fill::Compare, stats.offset, ctx, outcome).await
 }
 
 /// Fills the target from all sources at once.
@@ -123,8 +117,7 @@ async fn refill(
     fill: Fill,
     offset: Offset,
     ctx: &Arc<Context>,
-    drains: &mut Vec<crate::backend::Drain>,
-    undone: &mut bool,
+    outcome: &mut Outcome,
 ) -> Result<(), JobError> {
     let mut by_source: BTreeMap<NodeId, Vec<PairId>> = BTreeMap::new();
     for &(pair, source) in &spec.pairs {
@@ -146,8 +139,9 @@ async fn refill(
         .collect();
     let mut result = Ok(());
     while let Some(end) = running.next().await {
-        drains.extend(end.drains);
-        *undone &= end.undone;
+        outcome.drains.extend(end.drains);
+        outcome.undone &= end.undone;
+        outcome.copies_left |= !end.undone;
         if let Err(error) = end.result {
             stop.cancel();
             // The first real error is the job's: the others were merely stopped by it.

@@ -55,8 +55,14 @@
 //! source is compared, by content: the target is looked at first, as said below for NOT_STORED, and
 //! nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a
 //! key that the source has was compared, or was written since by a worker, on both nodes; any other
-//! is looked at on both again, and dropped by its cas id. So a client's newer write survives. After
-//! a crash the target may not lead before all that is done: [`Outcome::undone`] is never said.
+//! is looked at on both again, and dropped by its cas id. So a client's newer write survives.
+//!
+//! The target of such a job may not lead before all that is done. Unless the list of [`Missed`] was
+//! begun after the crash, and tells what has missed it since ([`Fill::CompareRest`]): then that is
+//! deleted first, as above, and where the leader's memory goes in the middle of it the target leads
+//! with the rest. It holds everything that a client was told of before the crash, and nothing that
+//! was overwritten since. Copies that were not verified and could not be undone may be of any key:
+//! they end the list.
 //!
 //! *Adopted* is what only the target holds: added to the leader, before anything is copied. That
 //! must not bring back what a client has deleted, which neither node shows. So the key's owner does
@@ -446,6 +452,8 @@ pub struct Outcome {
     /// Every unverified copy was undone and none can land any more: what the target holds of the
     /// pairs is verified.
     pub undone: bool,
+    /// Copies may stand there, or may yet land, that are not verified.
+    pub copies_left: bool,
 }
 
 /// Why a job ended before its time.

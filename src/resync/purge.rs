@@ -95,7 +95,7 @@ pub(super) async fn purge_missed(
 /// Deletes every key that a node does not own.
 pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
     let _at_work = ctx.pace.job();
-    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true };
+    let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true, copies_left: false };
     match ctx.connect(node).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
         Ok(mut pipe) => {

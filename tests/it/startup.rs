@@ -3,7 +3,7 @@
 
 use crate::support::cluster::{count_filled, fill};
 use crate::support::start::{crash_and_start, last_run, record, set, start, value};
-use crate::support::{Client, Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
+use crate::support::{Client, Cluster, DEADLINE, Failure, Memcached, Proxy, Shape, Status, Stored, wait_until};
 
 // ---- rows of the start-up table -----------------------------------------------------------------
 
@@ -35,7 +35,7 @@ fn row_both_in_sync_after_a_crash_under_load_loses_nothing_and_heals() {
             acknowledged
         });
         let mut busy = cluster.client();
-        wait_until("some writes", crate::support::DEADLINE, || {
+        wait_until("some writes", DEADLINE, || {
             value(&mut busy, "counter").is_some_and(|v| v.parse::<u64>().expect("a number") > 200)
         });
         crash_and_start(&mut cluster);
@@ -169,9 +169,7 @@ fn row_unreachable_and_no_markers_leads_with_a_warning() {
     let mut client = cluster.client();
     assert_eq!(value(&mut client, "old").as_deref(), Some("1"));
     set(&mut client, "new", "2");
-    wait_until("the warning", crate::support::DEADLINE, || {
-        cluster.proxy.log_so_far().contains("leads on its own word")
-    });
+    wait_until("the warning", DEADLINE, || cluster.proxy.log_so_far().contains("leads on its own word"));
     cluster.primaries[0].restart();
     cluster.mirrored();
     assert_eq!(cluster.assert_rings_equal().len(), 2);
@@ -195,9 +193,7 @@ fn only_the_stale_one_answers() -> Cluster {
     cluster.primaries[0].resume();
     start(&mut cluster);
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("new"));
-    wait_until("the primary to be a witness", crate::support::DEADLINE, || {
-        record(&cluster.primaries[0], 0).contains("alone backup")
-    });
+    wait_until("the primary to be a witness", DEADLINE, || record(&cluster.primaries[0], 0).contains("alone backup"));
     cluster.proxy.kill();
     cluster.backups[0].pause();
     start(&mut cluster);
@@ -218,7 +214,7 @@ fn row_unreachable_and_stale_is_refused_until_the_other_answers() {
     let status = cluster.proxy.status();
     assert_eq!(status.pair(&primary, &backup, "reason"), "stale_alone", "{status}");
     cluster.backups[0].resume();
-    wait_until("the backup to lead", crate::support::DEADLINE, || client.get("k").is_ok());
+    wait_until("the backup to lead", DEADLINE, || client.get("k").is_ok());
     assert_eq!(value(&mut client, "k").as_deref(), Some("new"));
     cluster.proxy.operator("resync");
     cluster.mirrored();
@@ -234,7 +230,7 @@ fn row_unreachable_and_stale_leads_on_the_operators_word() {
     let refused = client.raw_command(&format!("resync lead {backup}")).expect("an answer");
     assert!(refused.starts_with("CLIENT_ERROR") && refused.contains("does not answer"), "{refused}");
     cluster.proxy.operator(&format!("resync lead {primary}"));
-    wait_until("the primary to lead", crate::support::DEADLINE, || client.get("k").is_ok());
+    wait_until("the primary to lead", DEADLINE, || client.get("k").is_ok());
     assert_eq!(value(&mut client, "k").as_deref(), Some("old"), "what it holds");
     set(&mut client, "k", "newest");
     let refused = client.raw_command(&format!("resync lead {primary}")).expect("an answer");
@@ -267,7 +263,7 @@ fn a_crash_right_after_the_first_write_alone_never_shows_the_old_value() {
         hung.resume();
         start(&mut cluster);
         let mut client = cluster.client();
-        wait_until("mirrored", crate::support::DEADLINE, || {
+        wait_until("mirrored", DEADLINE, || {
             assert_eq!(value(&mut client, "k").as_deref(), Some("new"), "hung primary: {hung_primary}");
             cluster.proxy.status().mirrored()
         });
@@ -311,9 +307,9 @@ fn a_crash_in_mid_resync_lets_no_half_filled_node_lead() {
     }
     cluster.proxy.kill();
     start(&mut cluster);
-    let status = cluster.proxy.wait_status("decided", crate::support::DEADLINE, |s| {
-        s.pair(&primary, &cluster.backups[0].addr(), "leader") != "none"
-    });
+    let status = cluster
+        .proxy
+        .wait_status("decided", DEADLINE, |s| s.pair(&primary, &cluster.backups[0].addr(), "leader") != "none");
     assert_eq!(status.pair(&primary, &cluster.backups[0].addr(), "leader"), cluster.backups[0].addr(), "{status}");
     assert_eq!(count_filled(&mut cluster.client(), "a", 3000, 50), 2800);
     // Again, and this time the backup is away at the start: what the primary holds is a part.
@@ -324,8 +320,45 @@ fn a_crash_in_mid_resync_lets_no_half_filled_node_lead() {
     let answer = cluster.client().get("a:2999");
     assert!(matches!(answer, Err(Failure::Server(_))), "{answer:?}");
     cluster.backups[0].resume();
-    wait_until("the backup to lead", crate::support::DEADLINE, || cluster.client().get("a:2999").is_ok());
+    wait_until("the backup to lead", DEADLINE, || cluster.client().get("a:2999").is_ok());
     assert_eq!(count_filled(&mut cluster.client(), "a", 3000, 50), 2800);
+}
+
+/// The proxy dies, and before the copies are compared the primary does: the backup holds what
+/// clients were told of, and leads with all of it that was not changed since.
+#[test]
+fn a_primary_that_dies_before_the_copies_were_compared_takes_little_with_it() {
+    // Nothing is compared unasked; it is at work; and the same with the primary gone for good.
+    for (args, begun, comes_back) in [
+        (&["--resync=manual"][..], false, true),
+        (&["--resync-rate", "400"], true, true),
+        (&["--resync-rate", "400"], true, false),
+    ] {
+        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(args).proxy(&["--leader-grace", "300ms"]));
+        fill(&mut cluster.client(), "a", 1900, 50);
+        fill(&mut cluster.client(), "changed", 100, 50);
+        crash_and_start(&mut cluster);
+        let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
+        let pair = |status: &Status, what: &str| status.pair(&primary, &backup, what).to_owned();
+        let state = if begun { "recovering" } else { "degraded" };
+        cluster.proxy.wait_status("decided", DEADLINE, |s| pair(s, "state") == state);
+        let mut client = cluster.client();
+        for i in 0..100 {
+            set(&mut client, &format!("changed:{i}"), "new");
+        }
+        if comes_back {
+            cluster.primaries[0].restart();
+        } else {
+            cluster.primaries[0].kill();
+        }
+        cluster.proxy.wait_status("the backup leads", DEADLINE, |s| pair(s, "leader") == backup);
+        let mut client = cluster.client();
+        for i in 0..100 {
+            let now = value(&mut client, &format!("changed:{i}"));
+            assert_eq!(now.as_deref(), begun.then_some("new"), "{args:?}: changed:{i}");
+        }
+        assert_eq!(count_filled(&mut client, "a", 1900, 50), 1900, "{args:?}");
+    }
 }
 
 /// A clean stop cannot close the session on a node that is away. That is no crash.
@@ -433,7 +466,7 @@ fn delayed_flushes_outlive_crashes_and_immediate_ones() {
     assert_eq!(pending(&cluster.proxy), "2");
     let mut client = cluster.client();
     assert_eq!(value(&mut client, "k").as_deref(), Some("two"), "not due yet");
-    wait_until("the first one to be run", crate::support::DEADLINE, || value(&mut client, "k").is_none());
+    wait_until("the first one to be run", DEADLINE, || value(&mut client, "k").is_none());
     assert_eq!(pending(&cluster.proxy), "1");
     set(&mut client, "k", "three");
     // Struck off behind the closed gates: a new proxy does not run it a second time.
@@ -474,16 +507,14 @@ fn a_node_that_was_away_does_not_bring_a_delayed_flush_back() {
     let mut client = cluster.client();
     flush_all(&mut client, "1");
     cluster.backups[0].pause();
-    wait_until("the flush to be run", crate::support::DEADLINE, || pending(&cluster.proxy) == "0");
+    wait_until("the flush to be run", DEADLINE, || pending(&cluster.proxy) == "0");
     set(&mut client, "k", "after");
     cluster.proxy.kill();
     cluster.backups[0].resume();
     start(&mut cluster);
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("after"));
     let told = |n: &Memcached| value(&mut n.client(), "__resilver__:flush");
-    wait_until("the node to be told", crate::support::DEADLINE, || {
-        told(&cluster.backups[0]) == told(&cluster.primaries[0])
-    });
+    wait_until("the node to be told", DEADLINE, || told(&cluster.backups[0]) == told(&cluster.primaries[0]));
     assert!(told(&cluster.backups[0]).is_some_and(|t| !t.contains(' ')), "{:?}", told(&cluster.backups[0]));
 }
 
@@ -510,7 +541,7 @@ fn a_flush_that_all_refuse_leaves_a_dark_pair_its_copy() {
     cluster.wait_lost(&cluster.primaries[0].addr());
     cluster.backups[0].pause();
     let pair = (cluster.primaries[0].addr(), cluster.backups[0].addr());
-    cluster.proxy.wait_status("dark", crate::support::DEADLINE, |s| s.pair(&pair.0, &pair.1, "state") == "dark");
+    cluster.proxy.wait_status("dark", DEADLINE, |s| s.pair(&pair.0, &pair.1, "state") == "dark");
     let refused = cluster.client().raw_command("flush_all").expect("an answer");
     assert!(!refused.starts_with("OK"), "{refused}");
     cluster.backups[0].resume();
@@ -533,19 +564,17 @@ fn a_flush_while_the_last_copy_is_away_outlives_a_crash() {
     cluster.proxy.args.retain(|a| a != "--resync=auto");
     cluster.proxy.args.push("--resync=manual".to_owned());
     start(&mut cluster);
-    wait_until("the primary to be a witness", crate::support::DEADLINE, || {
-        record(&cluster.primaries[0], 0).contains("alone backup")
-    });
+    wait_until("the primary to be a witness", DEADLINE, || record(&cluster.primaries[0], 0).contains("alone backup"));
     let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
     cluster.backups[0].pause();
-    cluster.proxy.wait_status("dark", crate::support::DEADLINE, |s| s.pair(&primary, &backup, "state") == "dark");
+    cluster.proxy.wait_status("dark", DEADLINE, |s| s.pair(&primary, &backup, "state") == "dark");
     flush_all(&mut cluster.client(), "");
     assert!(record(&cluster.primaries[0], 0).contains("nobody"), "{}", record(&cluster.primaries[0], 0));
     cluster.proxy.kill();
     cluster.backups[0].resume();
     start(&mut cluster);
     let mut client = cluster.client();
-    wait_until("the pair to be led", crate::support::DEADLINE, || match client.get("k") {
+    wait_until("the pair to be led", DEADLINE, || match client.get("k") {
         Ok(item) => {
             assert_eq!(item, None, "what was flushed came back");
             true

@@ -57,6 +57,12 @@ pub(super) struct World {
     pub(super) stopped: Option<Place>,
     /// The memory is gone with which the node was last in use: none can come back with it.
     pub(super) gone: [bool; 2],
+    /// A job of every key has copied to that node, and its end was not told yet: copies that are
+    /// not verified may stand there, of keys that are not listed.
+    pub(super) loose: Option<Place>,
+    /// Another proxy works on the nodes; the former active one may be there.
+    pub(super) stranger: bool,
+    pub(super) former: bool,
     /// Nodes that were seen since the start.
     pub(super) seen: [bool; 2],
     /// How it came to this; for the message of a failure.
@@ -125,6 +131,9 @@ impl World {
             unsaid: false,
             stopped: None,
             gone: [false; 2],
+            loose: None,
+            stranger: false,
+            former: false,
             seen: up,
             story: Story::default(),
         }
@@ -141,7 +150,19 @@ impl World {
     pub(super) fn decided(mut self, fill: Option<Fill>, cut_off: Option<CutOff>) -> World {
         let adopts = fill == Some(Fill::Adopt);
         (self.counts[1], self.made_all[1]) = (adopts, adopts);
-        self.plan(FillEvent::Decided { state: self.pair.state, fill, cut_off });
+        // After a crash both hold what clients were told of.
+        self.rest_is_true = [fill == Some(Fill::Compare); 2];
+        let state = self.pair.state;
+        self.plan(FillEvent::Decided { state, fill, cut_off });
+        let (event, before) = (Event::Start(state, Reason::Starting), State::Dark { in_sync: None, fallback: None });
+        self.plan(FillEvent::Edge { event, before, after: state });
+        self
+    }
+
+    /// The proxy before may only be paused.
+    pub(super) fn awaiting_former(mut self) -> World {
+        self.former = true;
+        self.apply(Event::Foreign(true));
         self
     }
 
@@ -154,7 +175,8 @@ impl World {
                 FillEffect::ListVoid => self.listed = false,
                 FillEffect::ListBegins => {
                     // With the refused keys, where that is not the same time of being mirrored.
-                    self.list_is_true = !self.refused;
+                    // After a crash more differs than is listed from then on.
+                    self.list_is_true = !self.refused && self.pair.state == State::Mirrored;
                     self.listed = true;
                 }
                 FillEffect::NoteWrites => self.noted = true,
@@ -175,7 +197,7 @@ impl World {
         key.list_is_true &= key.listed;
         for place in PLACES {
             key.gone[place as usize] &= !at(&key.up, place);
-            key.rest_is_true[place as usize] &= key.plan.knows_difference(place, true);
+            key.rest_is_true[place as usize] &= key.plan.knows_missed(place, true);
         }
         // No event begins another adoption.
         if !key.plan.may_adopt() && key.job != Some(Fill::Adopt) {
@@ -308,6 +330,7 @@ impl World {
         }
         if self.pair.state == State::Mirrored {
             assert_eq!(self.holds, [Holds::Full; 2], "mirrored but not equal: {self:?}");
+            self.loose = None;
             self.rest_is_true = [true; 2];
         }
     }
@@ -366,6 +389,10 @@ impl World {
                 // One that begins in the middle deletes nothing first.
                 let begun = matches!(self.pair.state, State::Recovering { .. });
                 assert!(!begun || at(&self.made_all, place), "rule 12: what clients deleted comes back: {self:?}");
+            }
+            Fill::CompareRest => {
+                assert!(at(&self.rest_is_true, place), "rule 11: more is old on {place} than is listed: {self:?}");
+                self.loose = Some(place);
             }
             Fill::Empty | Fill::Compare | Fill::Purge => {}
         }

@@ -57,7 +57,7 @@ impl World {
             }
             let orphaned = state == State::Dark { in_sync: None, fallback: None };
             if at(&self.up, place) && orphaned && gate == Gate::Open {
-                if self.may_lead_with_rest(place) {
+                if self.may_lead_with_rest(place) && self.loose.is_none() {
                     assert!(at(&self.rest_is_true, place), "rule 11: more is old on {place} than is listed: {self:?}");
                     add(format!("{place} purged of what it missed"), &|w| {
                         w.plan(FillEvent::JobBegins(Fill::Missed));
@@ -79,7 +79,7 @@ impl World {
                     // not: that is what was asked for.
                     w.holds[place as usize] = Holds::Full;
                     w.miss(place.other());
-                    w.rest_is_true = [false; 2];
+                    (w.rest_is_true, w.loose) = ([false; 2], None);
                     w.counts = [false; 2];
                     w.plan(FillEvent::Operator);
                     w.apply(Event::Promote(place));
@@ -87,6 +87,7 @@ impl World {
             }
             let lacks = state == (State::Degraded { leader: place.other() })
                 || state == (State::Recovering { leader: place.other() }) && self.job.is_none();
+            let lacks = lacks && self.loose.is_none();
             if lacks && at(&self.up, place) && at(&self.up, place.other()) && gate == Gate::Open && !self.pair.foreign {
                 let empty = at(&self.holds, place) == Holds::Empty && matches!(state, State::Degraded { .. });
                 for empty in if empty { vec![false, true] } else { vec![false] } {
@@ -102,8 +103,19 @@ impl World {
             {
                 add(format!("copies on {place} undone"), &|w| {
                     w.holds[place as usize] = Holds::Part;
-                    w.stopped = None;
+                    (w.stopped, w.loose) = (None, None);
                     w.apply(Event::Undone(place));
+                });
+            }
+            if self.job.is_none() && self.loose == Some(place) {
+                add(format!("copies on {place} undone, nobody asks"), &|w| w.loose = None);
+                add(format!("copies left on {place}"), &|w| {
+                    w.loose = None;
+                    if at(&w.holds, place) == Holds::Unverified {
+                        w.miss(place);
+                    }
+                    w.rest_is_true[place as usize] = false;
+                    w.plan(FillEvent::CopiesLeft(Fill::CompareRest));
                 });
             }
             add(format!("distrust {place}"), &|w| {
@@ -118,22 +130,29 @@ impl World {
                 w.apply(Event::Distrust(place));
             });
         }
-        add("another proxy comes".into(), &|w| w.apply(Event::Foreign(true)));
+        add("another proxy comes".into(), &|w| {
+            w.stranger = true;
+            w.apply(Event::Foreign(true));
+        });
+        add("the former proxy is gone".into(), &|w| {
+            if std::mem::take(&mut w.former) && !w.stranger {
+                w.plan(FillEvent::FormerGone(w.pair.state));
+                w.end_foreign();
+            }
+        });
         add("the other proxy is gone".into(), &|w| {
-            if !w.pair.foreign {
+            if !std::mem::take(&mut w.stranger) {
                 return;
             }
             // What it has written, and deleted, nobody noted.
             (w.counts, w.list_is_true, w.rest_is_true) = ([false; 2], false, [false; 2]);
             w.plan(FillEvent::ForeignEnded(w.pair.state));
+            if w.former {
+                return;
+            }
             w.job = None;
             w.apply(Event::ResyncEnded(Reason::ForeignSession));
-            w.apply(Event::Foreign(false));
-            if let State::Dark { in_sync: Some(place), .. } = w.pair.state
-                && at(&w.up, place)
-            {
-                w.apply(Event::BackSame(place));
-            }
+            w.end_foreign();
         });
         if gate == Gate::Open {
             match state {
@@ -236,6 +255,15 @@ impl World {
 pub(super) type Add<'a> = &'a mut dyn FnMut(String, &dyn Fn(&mut World));
 
 impl World {
+    fn end_foreign(&mut self) {
+        self.apply(Event::Foreign(false));
+        if let State::Dark { in_sync: Some(place), .. } = self.pair.state
+            && at(&self.up, place)
+        {
+            self.apply(Event::BackSame(place));
+        }
+    }
+
     pub(super) fn end_job(&mut self, leader: Place) {
         self.job = None;
         if !self.plan.goes_on_adopting(self.pair.state, leader) {

@@ -194,8 +194,8 @@ impl Refill {
                         Fill::Empty | Fill::Purge => entry,
                         // Nothing of a list asks for cas ids: the source may have none.
                         Fill::Missed => entry.by_content(),
-                        Fill::Compare if !self.sweeping => entry.compared(),
-                        Fill::Compare => entry.swept(self.is_whole(), None),
+                        Fill::CompareRest | Fill::Compare if !self.sweeping => entry.compared(),
+                        Fill::CompareRest | Fill::Compare => entry.swept(self.is_whole(), None),
                         Fill::Adopt => entry.swept(true, Some(0)),
                     });
                 }
