@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Desk, Losses};
 use crate::proxy::Memory;
+use crate::reload::Reload;
 use crate::report::metrics::Around;
 use crate::stats::WorkerStats;
 
@@ -79,12 +80,13 @@ pub(crate) fn serve(
     runtime: &Handle,
     (http, socket): (Option<TcpListener>, Option<UnixListener>),
     ((desk, stats, memory), losses): (Known, Arc<dyn Losses>),
+    reload: Option<Arc<Reload>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let _entered = runtime.enter();
     if let Some(listener) = socket {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        runtime.spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses }));
+        runtime.spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses, reload }));
     }
     if let Some(listener) = http {
         let listener = tokio::net::TcpListener::from_std(listener)?;

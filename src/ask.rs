@@ -19,13 +19,13 @@ const EXIT_FAILED: u8 = 1;
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What may be asked. Other commands take data, or answer in other forms; they are for clients.
-const COMMANDS: [&str; 4] = ["resync", "stats", "node", "version"];
+const COMMANDS: [&str; 5] = ["resync", "stats", "node", "version", "reload"];
 /// More lines than any answer has, but for a list of keys.
 const LINES_MAX: usize = 1 << 20;
 
 /// The commands that have a word of their own.
-pub const WORDS: [&str; 10] =
-    ["ask", "resync", "verify", "cancel", "lead", "gone", "handover", "stats", "node", "keys"];
+pub const WORDS: [&str; 11] =
+    ["ask", "resync", "verify", "cancel", "lead", "gone", "handover", "stats", "node", "keys", "reload"];
 
 const EXIT_CODES: &str = "Exit codes: 0 answered; 1 no answer, or an error, which is on stderr; 2 wrong arguments.";
 
@@ -119,6 +119,13 @@ enum Said {
         #[arg(value_name = "COMMAND", required = true)]
         command: Vec<String>,
     },
+    /// Has the proxy read its settings again, as SIGHUP does, and says what has changed and what
+    /// could not; on --admin-socket alone
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        #[command(flatten)]
+        at: ProxyArg,
+    },
     /// Lists all keys, a line each, with when they end and how large they are
     #[command(after_help = EXIT_CODES)]
     Keys {
@@ -153,6 +160,7 @@ impl Said {
                 (at, ["stats".to_owned()].into_iter().chain(part).collect::<Vec<_>>().join(" "))
             }
             Said::Node { at, server, command } => (at, format!("node {server} {}", command.join(" "))),
+            Said::Reload { at } => (at, "reload".to_owned()),
             Said::Keys { at } => return Ok((at, KEYS.to_owned())),
         };
         let first = command.split(' ').next().unwrap_or_default();
@@ -216,7 +224,7 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
     let mut proxy = Proxy::open(&at.proxy)?;
     proxy.must_be_ours()?;
     // What a server is asked for may take as long as the proxy waits for servers.
-    if command == KEYS || command.starts_with("node ") {
+    if command == KEYS || command == "reload" || command.starts_with("node ") {
         proxy.be_patient(WHOLE_TIMEOUT);
     }
     let mut said = proxy.ask(command)?;
@@ -232,6 +240,10 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
                 line if line == "ERROR" && command.starts_with("stats ") => {
                     format!("{}: it answered {line:?}; the parts of stats are {}", at.proxy, PARTS.join(", "))
                 }
+                line if line == "ERROR" && command == "reload" => format!(
+                    "{}: clients may not say that: give --proxy the path of --admin-socket, or send the process SIGHUP",
+                    at.proxy
+                ),
                 line => refused(&at.proxy, &line),
             });
         }

@@ -7,6 +7,7 @@
 mod accounts;
 mod args;
 mod check;
+mod live;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::ring::{Distribution, NodeAddr, ServerSpec};
 
 pub use accounts::{Account, find_group};
 pub use check::Host;
+pub use live::{Changes, changes};
 pub(crate) use sources::defaults;
 pub(crate) use units::{parse_time, show_time};
 

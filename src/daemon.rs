@@ -6,18 +6,22 @@
 //! waits is told that all is ready.
 
 mod background;
+mod handed;
 mod limits;
 mod listen;
 mod logging;
 mod pid_file;
 mod privileges;
 mod signals;
+mod supervisor;
 
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
 pub use limits::{FileLimit, LimitError, files_needed, give_memory_back, raise_file_limit};
-pub(crate) use listen::cannot_accept;
 pub use listen::{BindError, Listeners, SocketFile, bind};
+pub(crate) use listen::{bind_also, cannot_accept};
+pub(crate) use logging::open_log;
 pub use logging::{LogError, start_logging};
 pub use pid_file::{PidFile, PidFileError};
 pub use privileges::{Identity, PrivilegeError};
 pub use signals::Signals;
+pub use supervisor::Supervisor;

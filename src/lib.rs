@@ -23,6 +23,7 @@ mod pair;
 mod progress;
 mod protocol;
 mod proxy;
+pub mod reload;
 mod report;
 mod resync;
 mod ring;
@@ -32,6 +33,7 @@ pub mod server;
 mod simulation;
 mod stats;
 pub mod status;
+pub mod supervised;
 mod suspicion;
 #[cfg(test)]
 mod testing {

@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use resilver::config::{CommandLine, Host, Settings};
-use resilver::daemon::{self, BackgroundError, Identity, PidFile, Signals, SocketFile};
+use resilver::config::{CommandLine, Host, Settings, UsageErrors};
+use resilver::daemon::{self, BackgroundError, Identity, PidFile, Signals, SocketFile, Supervisor};
+use resilver::reload::Reload;
 use tokio_util::sync::CancellationToken;
 
 /// Wrong or contradictory settings (`EX_USAGE`).
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let settings = match CommandLine::parse(std::env::args_os(), &Host::this()) {
+    let host = Host::this();
+    let settings = match CommandLine::parse(std::env::args_os(), &host) {
         Ok(CommandLine::Run(settings)) => *settings,
         Ok(CommandLine::Print(text)) => {
             // Not println: `resilver -h | head -1` closes the pipe, and that is no error.
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let outcome = if settings.daemonize && !settings.background_child { start_child() } else { serve(settings) };
+    let outcome = if settings.daemonize && !settings.background_child { start_child() } else { serve(settings, host) };
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -64,7 +66,7 @@ fn start_child() -> Result<u8, Box<dyn Error>> {
 }
 
 /// Runs the proxy in this process until it is told to stop. Returns the exit code.
-fn serve(mut settings: Settings) -> Result<u8, Box<dyn Error>> {
+fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
     daemon::give_memory_back();
     if settings.background_child {
         daemon::detach()?;
@@ -91,9 +93,10 @@ fn serve(mut settings: Settings) -> Result<u8, Box<dyn Error>> {
     // First the pid file: "already running" tells more than "address in use".
     let pid_file = settings.pid_file.as_deref().map(PidFile::create).transpose()?;
     let listeners = daemon::bind(&settings)?;
-    let sockets = [&settings.unix_socket, &settings.admin_socket];
-    let socket_files =
-        sockets.into_iter().flatten().map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
+    let sockets = [&settings.unix_socket, &settings.admin_socket].into_iter().flatten();
+    // (What systemd has bound it keeps.)
+    let own = sockets.filter(|path| !listeners.kept.contains(path));
+    let socket_files = own.map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(identity) = &identity {
         for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)) {
             identity.hand_over(path)?;
@@ -107,17 +110,31 @@ fn serve(mut settings: Settings) -> Result<u8, Box<dyn Error>> {
         let files = Arc::clone(&files);
         move || drop(files.lock().ok().and_then(|mut files| files.take()))
     };
-    Signals::catch()?.watch(shutdown.clone(), remove_files.clone())?;
+    // (What it was allowed at the start counts, and not what it is after it has given up root.)
+    let reload = Arc::new(Reload::new(Arc::new(move || read_again(&host)), settings.clone()));
+    let asked = reload.clone();
+    let reload_once = move || {
+        let reload = asked.clone();
+        // (What comes of it is in the log.)
+        async move { drop(reload.reload().await) }
+    };
+    Signals::catch()?.watch(shutdown.clone(), reload_once, remove_files.clone())?;
     let told = settings.clone();
+    let supervisor = Supervisor::of_this_process()?.map(Arc::new);
+    let (supervised, stopping) = (reload.clone(), shutdown.clone());
     let ready = || {
         announce(&told);
+        if let Some(supervisor) = supervisor {
+            supervisor.tell("READY=1");
+            resilver::supervised::tell(supervisor, supervised, stopping)?;
+        }
         if told.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
     };
     let ended = match settings.fleet.clone() {
-        Some(own) => resilver::fleet::run(settings, own, listeners, shutdown, ready, remove_files.clone()),
+        Some(own) => resilver::fleet::run(settings, own, listeners, (shutdown, reload), ready, remove_files.clone()),
         None => {
             let left = if settings.leave_fleet { resilver::fleet::leave(&settings) } else { Ok(()) };
-            left.and_then(|()| resilver::server::run(settings, listeners, shutdown, ready)).map(|()| 0)
+            left.and_then(|()| resilver::server::run(settings, listeners, shutdown, Some(reload), ready)).map(|()| 0)
         }
     };
     remove_files();
@@ -126,6 +143,14 @@ fn serve(mut settings: Settings) -> Result<u8, Box<dyn Error>> {
         Err(error) => tracing::error!(%error, "ended"),
     }
     Ok(ended?)
+}
+
+/// The settings as they stand now, by the command line that this process was started with.
+fn read_again(host: &Host) -> Result<Settings, UsageErrors> {
+    match CommandLine::parse(std::env::args_os(), host)? {
+        CommandLine::Run(settings) => Ok(*settings),
+        CommandLine::Print(_) => Err(UsageErrors(vec!["the command line asks for help".to_owned()])),
+    }
 }
 
 /// One line that says what runs: the first thing wanted from a log.

@@ -143,6 +143,11 @@ impl Suspicions {
         Suspicions { timeout, patience, servers: vec![Server::default(); servers], held: 0, given_up: 0 }
     }
 
+    /// From now on an answer may take so long, and that of a last full copy.
+    pub fn allow(&mut self, timeout: Duration, patience: Duration) {
+        (self.timeout, self.patience) = (timeout, patience);
+    }
+
     /// An answer that takes no longer shows a server with time to spare.
     fn prompt(&self) -> Duration {
         self.timeout / 8

@@ -1,5 +1,5 @@
-//! The operators' unix socket: `stats`, `resync`, `node` and `version` as lines, answered as by the
-//! text protocol. Who may connect is a matter of its mode and folder.
+//! The operators' unix socket: `stats`, `resync`, `node`, `reload` and `version` as lines, answered
+//! as by the text protocol. Who may connect is a matter of its mode and folder.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::daemon::cannot_accept;
 use crate::lease::{self, Boot};
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
+use crate::reload::Reload;
 
 /// Operators at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -27,7 +28,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
-const TAKEN: &str = "the admin socket takes stats, resync, node, version and quit";
+const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version and quit";
 const NOTHING_SAID: &[u8] = b"SERVER_ERROR nothing was said here for 300 seconds: closed\r\n";
 const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
@@ -43,6 +44,8 @@ pub(super) struct Operators {
     pub(super) desk: Desk,
     /// Where several proxies agree: what this one is of them.
     pub(super) losses: Arc<dyn Losses>,
+    /// Has the settings read again.
+    pub(super) reload: Option<Arc<Reload>>,
 }
 
 pub(super) async fn accept_forever(listener: UnixListener, desk: Operators) {
@@ -112,6 +115,15 @@ async fn obey(line: &[u8], desk: &Operators) -> Option<Bytes> {
         "stats" => Question::Stats(rest.clone()),
         "resync" => Question::Resync(rest.clone()),
         "node" => Question::Node(rest.clone()),
+        "reload" => {
+            let Some(reload) = &desk.reload else {
+                return Some(client_error("reload: there is nothing to read again"));
+            };
+            return Some(match reload.reload().await {
+                Ok(said) => Bytes::from(format!("STAT reloaded {said}\r\nEND\r\n")),
+                Err(why) => Bytes::from(format!("SERVER_ERROR not reloaded: {why}\r\n")),
+            });
+        }
         "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
         "quit" => return None,
         other => {

@@ -22,6 +22,7 @@ use crate::protocol::number;
 use crate::protocol::reply::{self, ReplyKind, ReplyLimits};
 use crate::rules::{Rule, holds};
 
+use super::allowance::Allowance;
 use super::deadline::{Limit, by};
 use super::marker::{self, FleetMark, Leftovers, Pending, Record, RingMark, Session};
 use super::memories::Memories;
@@ -147,7 +148,7 @@ pub enum Flushed {
 pub struct NodeControl {
     node: NodeId,
     dialer: Arc<dyn Dial>,
-    timeout: Duration,
+    timeout: Allowance,
     memories: Arc<Memories>,
     connections: Mutex<Connections>,
     pub(super) witnesses: Witnesses,
@@ -199,13 +200,18 @@ impl NodeControl {
         NodeControl {
             node,
             dialer,
-            timeout,
+            timeout: Allowance::new(timeout),
             memories,
             connections: Mutex::default(),
             witnesses: Witnesses::default(),
             value_max: AtomicUsize::new(ReplyLimits::default().value_len_max),
             fleet: None,
         }
+    }
+
+    /// From now on it may take so long.
+    pub fn allow(&self, timeout: Duration) {
+        self.timeout.set(timeout);
     }
 
     /// Of a proxy that is one of a fleet.
@@ -248,7 +254,7 @@ impl NodeControl {
 
     /// The incarnation marker of whoever is at another address than the node's.
     pub async fn peek(&self, at: SocketAddr) -> Result<Option<Incarnation>, NodeError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.get();
         let stream = by(deadline, self.dialer.dial_at(self.node, at)).await.ok_or(NodeError::Timeout)??;
         let found = read(&mut Pipe::over(self.node, stream), deadline.into(), &[marker::INCARNATION_KEY]).await?;
         Ok(found[0].as_ref().and_then(|(value, _)| marker::parse_incarnation(value)))
@@ -711,9 +717,9 @@ impl NodeControl {
         work: impl AsyncFnOnce(&mut Connection, Limit) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         let mut connections = self.connections.lock().await;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.get();
         let mut connection = self.take_or_connect(&mut connections, looked_at, deadline).await?;
-        let result = work(&mut connection, Limit::Progress(self.timeout)).await;
+        let result = work(&mut connection, Limit::Progress(self.timeout.get())).await;
         if !self.is_present(&connection.pipe) {
             // The node is elsewhere by now: this says nothing about it.
             return Err(NodeError::Reset);

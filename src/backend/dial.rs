@@ -16,6 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use super::address::Addresses;
+use super::allowance::Allowance;
 use super::deadline::by;
 use crate::ids::NodeId;
 use crate::rules::{Rule, holds};
@@ -36,6 +37,9 @@ pub trait Dial: Send + Sync + 'static {
     fn life(&self, _node: NodeId) -> u64 {
         0
     }
+
+    /// From now on a dial may take so long.
+    fn allow(&self, _timeout: Duration) {}
 }
 
 /// A byte stream to a node.
@@ -199,7 +203,7 @@ impl AsyncWrite for NodeStream {
 #[derive(Debug)]
 pub struct TcpDialer {
     addresses: Arc<Addresses>,
-    timeout: Duration,
+    timeout: Allowance,
     undelivered: Duration,
 }
 
@@ -207,7 +211,7 @@ impl TcpDialer {
     /// `timeout` bounds a dial (as `deadline::by` does). After `undelivered` our own kernel drops
     /// what a node's has not taken.
     pub fn new(addresses: Arc<Addresses>, timeout: Duration, undelivered: Duration) -> TcpDialer {
-        TcpDialer { addresses, timeout, undelivered }
+        TcpDialer { addresses, timeout: Allowance::new(timeout), undelivered }
     }
 }
 
@@ -232,7 +236,7 @@ async fn connect(at: SocketAddr, undelivered: Duration) -> io::Result<TcpStream>
 
 impl Dial for TcpDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (addresses, timeout, undelivered) = (self.addresses.clone(), self.timeout, self.undelivered);
+        let (addresses, timeout, undelivered) = (self.addresses.clone(), self.timeout.get(), self.undelivered);
         async move {
             let connected = at_present_address(&addresses, node, |address| async move {
                 connect(address, undelivered).await.map(NodeStream::from)
@@ -245,7 +249,7 @@ impl Dial for TcpDialer {
     }
 
     fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (timeout, undelivered) = (self.timeout, self.undelivered);
+        let (timeout, undelivered) = (self.timeout.get(), self.undelivered);
         async move {
             let stream = by(Instant::now() + timeout, connect(at, undelivered)).await;
             Ok(NodeStream::from(stream.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?))

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::ids::NodeId;
 use crate::protocol::whole::Whole;
 
+use super::allowance::Allowance;
 use super::{Dial, NodeError, Pipe};
 
 /// Why there is no answer.
@@ -26,7 +27,7 @@ pub enum InquiryError {
 pub struct Inquirer {
     node: NodeId,
     dialer: Arc<dyn Dial>,
-    timeout: Duration,
+    timeout: Allowance,
     /// Kept from one question to the next: a monitor that asks without a pause would use up the
     /// machine's ports.
     kept: Mutex<Option<Pipe>>,
@@ -35,12 +36,17 @@ pub struct Inquirer {
 impl Inquirer {
     /// `timeout`: what a question may take as a whole, with the dial.
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, timeout: Duration) -> Inquirer {
-        Inquirer { node, dialer, timeout, kept: Mutex::default() }
+        Inquirer { node, dialer, timeout: Allowance::new(timeout), kept: Mutex::default() }
+    }
+
+    /// From now on a question may take so long.
+    pub fn allow(&self, timeout: Duration) {
+        self.timeout.set(timeout);
     }
 
     /// The whole answer to a command, line ends and all, if it has at most `bytes_max` bytes.
     pub async fn ask(&self, command: &str, bytes_max: usize) -> Result<Bytes, InquiryError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.get();
         let mut kept = self.kept.lock().await;
         if let Some(pipe) = kept.take().filter(|pipe| pipe.life() == self.dialer.life(self.node)) {
             match self.ask_over(pipe, command, bytes_max, deadline).await {
@@ -55,7 +61,7 @@ impl Inquirer {
 
     /// The same, and never sent twice: over a connection that nothing was asked on before.
     pub async fn tell(&self, command: &str, bytes_max: usize) -> Result<Bytes, InquiryError> {
-        let result = self.ask_anew(command, bytes_max, Instant::now() + self.timeout).await;
+        let result = self.ask_anew(command, bytes_max, Instant::now() + self.timeout.get()).await;
         result.map(|(answer, _)| answer)
     }
 

@@ -2,6 +2,7 @@
 //! on them.
 
 mod address;
+mod allowance;
 mod batch;
 mod blocks;
 mod control;

@@ -84,6 +84,10 @@ impl Cluster {
                 self.ask_what_is_held();
                 drop(reply.send(Box::new(self.report())));
             }
+            Request::Settings(new, reply) => {
+                self.take_settings(&new);
+                let _ = reply.send(());
+            }
             Request::Command(question, reply) => {
                 let slot = self.desk.wait_for(reply);
                 self.asked(Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }, question);

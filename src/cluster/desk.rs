@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::Settings;
 use crate::protocol::answer;
 use crate::protocol::outcome::Outcome;
 use crate::proxy::Question;
@@ -26,6 +27,8 @@ pub(super) enum Request {
     Report(oneshot::Sender<Box<Report>>),
     /// The answer as it is written to the text protocol.
     Command(Question, oneshot::Sender<Bytes>),
+    /// Those of them that can change while the proxy runs; answered when they are in force.
+    Settings(Box<Settings>, oneshot::Sender<()>),
 }
 
 /// A handle for those who ask.
@@ -84,6 +87,11 @@ impl Desk {
     /// See [`Request::Command`].
     pub async fn command(&self, question: Question) -> Option<Bytes> {
         self.ask(|reply| Request::Command(question, reply), COMMAND_PATIENCE).await
+    }
+
+    /// Settings that can change while the proxy runs; false: nobody answers.
+    pub async fn settings(&self, new: Settings) -> bool {
+        self.ask(|reply| Request::Settings(Box::new(new), reply), PATIENCE).await.is_some()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request, patience: Duration) -> Option<T> {

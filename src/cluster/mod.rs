@@ -61,6 +61,7 @@
 //! - `lost_items`: items of which no copy is left.
 //! - `foreign`: another proxy over the same nodes; `turn`: one of a fleet, and the one before.
 //! - `summary`: what is said of pairs, nodes and the whole.
+//! - `settings`: those that change while the proxy runs.
 //! - `yielding`: resyncs give way to clients.
 //!
 //! The rules of a pair's life are in [`crate::pair`]; here they meet sockets and time.
@@ -96,6 +97,7 @@ mod records;
 mod refills;
 mod report;
 mod returns;
+mod settings;
 mod settle;
 mod startup;
 mod summary;
@@ -110,7 +112,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{RwLock, oneshot};
+use tokio::sync::{RwLock, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -253,6 +255,9 @@ pub struct Cluster {
     unsettled: settle::Unsettled,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
+    /// Ends the governor of the resyncs.
+    governor: CancellationToken,
+    probe_times: watch::Sender<settings::ProbeTimes>,
     /// Stops the tasks that outlive a single step.
     shutdown: CancellationToken,
 }
@@ -312,6 +317,7 @@ impl Cluster {
                 word: ("", now),
             })
             .collect();
+        let probe_times = settings::ProbeTimes::of(&settings);
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             crawls: Arc::new(Crawls::new(topology.node_count())),
@@ -361,6 +367,8 @@ impl Cluster {
             lost_items: lost_items::LostItems::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
+            governor: CancellationToken::new(),
+            probe_times,
             shutdown,
         }
     }

@@ -168,9 +168,10 @@ impl Cluster {
             }
             let away: Vec<_> = nodes.iter().map(|node| self.nodes[node.index()].away.clone()).collect();
             let (resolver, internal) = (self.names.resolver.clone(), self.internal.clone());
-            let (interval, shutdown) = (self.settings.probe_interval, self.shutdown.clone());
+            let (times, shutdown) = (self.probe_times.subscribe(), self.shutdown.clone());
             tokio::spawn(async move {
                 loop {
+                    let interval = times.borrow().interval;
                     let lost = away.iter().any(|away| away.load(Ordering::Relaxed));
                     let pause = if lost { interval.min(LOST_LOOK_UP_MAX) } else { interval };
                     tokio::select! {

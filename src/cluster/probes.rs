@@ -14,6 +14,7 @@ use crate::ids::NodeId;
 use crate::pair::{Loss, Reason, State};
 
 use super::nodes::reason_of;
+use super::settings::ProbeTimes;
 use super::{Cluster, Internal};
 
 /// Jitter keeps many proxies from probing in step: the shortest and the longest time between two
@@ -54,7 +55,7 @@ impl Cluster {
         let internal = self.internal.clone();
         let hint = self.nodes[node.index()].hint.clone();
         let away = self.nodes[node.index()].away.clone();
-        let (interval, timeout) = (self.settings.probe_interval, self.settings.timeout);
+        let times = self.probe_times.subscribe();
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
         if !self.marked() {
@@ -69,6 +70,7 @@ impl Cluster {
             loop {
                 // Also one that answers, but was lost for another reason: it waits for several good
                 // probes.
+                let ProbeTimes { interval, timeout } = *times.borrow();
                 let interval = match failed || away.load(Ordering::Relaxed) {
                     true if refused => interval.min(REFUSED_PROBE_MAX),
                     true => interval.min(LOST_PROBE_MAX),

@@ -32,6 +32,7 @@ struct Running {
     /// Per pair: it is to be left alone.
     leave: BTreeMap<PairId, CancellationToken>,
     progress: Arc<VerifyProgress>,
+    limiter: Arc<RateLimiter>,
     /// Per pair: how often it was known before that more keys have one copy.
     more: BTreeMap<PairId, u64>,
 }
@@ -41,6 +42,15 @@ struct Last {
     /// `done`, or why it ended.
     end: &'static str,
     at: Instant,
+}
+
+impl Scrubs {
+    /// Keys a second, of the one under way.
+    pub(super) fn limit(&self, rate: Option<u64>) {
+        if let Some(running) = &self.running {
+            running.limiter.set(rate);
+        }
+    }
 }
 
 impl Cluster {
@@ -76,16 +86,18 @@ impl Cluster {
         let progress = Arc::new(VerifyProgress::default());
         let cancel = CancellationToken::new();
         let (coordinator, questions) = mpsc::channel(16);
+        let limiter = Arc::new(RateLimiter::new(self.settings.verify_rate));
         let running = Running {
             cancel: cancel.clone(),
             leave: pairs.iter().map(|p| (p.pair, p.leave.clone())).collect(),
             progress: progress.clone(),
+            limiter: limiter.clone(),
             more: pairs.iter().map(|p| (p.pair, self.pairs[p.pair.index()].lone.more())).collect(),
         };
         tracing::info!(pairs = pairs.len(), rate = self.settings.verify_rate.unwrap_or(0), "verify begins");
         let work = Verify {
             pairs,
-            limiter: Arc::new(RateLimiter::new(self.settings.verify_rate)),
+            limiter,
             // A write waits for a follower for `--timeout`, and for its pair's next route as long
             // as a leader may take.
             settle: self.settings.timeout + self.settings.leader_timeout,

@@ -9,9 +9,10 @@ use crate::stats::LATENCY_BUCKETS;
 
 impl Cluster {
     /// While no resync runs it looks whether clients are there.
-    pub(super) fn spawn_governor(&self) {
+    pub(super) fn spawn_governor(&mut self) {
+        self.governor = self.shutdown.child_token();
         let Some(budget) = self.settings.resync_latency.filter(|_| self.marked()) else { return };
-        let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.shutdown.clone());
+        let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.governor.clone());
         tokio::spawn(async move {
             let (mut governor, started) = (Governor::new(budget), Instant::now());
             loop {

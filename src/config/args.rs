@@ -15,10 +15,11 @@ foreground unless -d is given; -k is libmemcached's ketama; -i defaults to one c
 because many clients share one.
 
 Beside the daemon, for a running one (each with --help): resilver status, top, key KEY, wait --mirrored or --ready; resync, verify, \
-cancel, lead, gone, handover, stats, node, keys; ask, for any of these in the words of the text protocol.
+cancel, lead, gone, handover, stats, node, keys, reload; ask, for any of these in the words of the text protocol.
 
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting, finish what is in flight within --shutdown-grace, and exit 0; a second \
-one exits at once with 143, 130 or 131. SIGHUP, SIGUSR1 and SIGUSR2 are ignored: no settings are read again.
+one exits at once with 143, 130 or 131. SIGHUP has the settings read again, and the log file opened anew; SIGUSR1 and SIGUSR2 are \
+ignored.
 
 Environment: RESILVER_ and an option's long name in capitals, with _ for -, is that option, lists with commas \
 (RESILVER_SERVER=cache1:11211,cache2:11211); RUST_LOG, where set and -v is not, says what is logged, for example resilver=debug. NO_COLOR: no colours.

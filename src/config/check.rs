@@ -50,6 +50,8 @@ pub struct Host {
     pub runtime_dir: Option<PathBuf>,
     /// `RUST_LOG`, where it is set.
     pub rust_log: Option<String>,
+    /// Where paths begin that are not absolute: a daemon leaves that directory.
+    pub directory: PathBuf,
     /// Those that begin with `RESILVER_`.
     pub variables: Vec<(String, OsString)>,
     /// A user by name or number.
@@ -69,6 +71,7 @@ impl Host {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             rust_log: std::env::var("RUST_LOG").ok(),
+            directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             variables: super::sources::variables(),
             find_user: Account::find,
             find_group: super::accounts::find_group,
@@ -118,7 +121,8 @@ fn config_file(matches: &ArgMatches, host: &Host) -> Option<PathBuf> {
     let given = matches.get_many::<String>("config").and_then(|mut all| all.next_back()).map(OsString::from);
     let variable = || host.variables.iter().find(|(name, _)| *name == super::sources::variable("config"));
     let path = given.or_else(|| variable().map(|(_, path)| path.clone()))?;
-    Some(std::path::absolute(&path).unwrap_or_else(|_| PathBuf::from(path)))
+    let path = host.directory.join(path);
+    Some(std::path::absolute(&path).unwrap_or(path))
 }
 
 /// A command line cut into options.
@@ -452,7 +456,7 @@ impl Check<'_> {
     fn path(&mut self, id: &str, values: &[String]) -> Option<PathBuf> {
         let text = self.single(id, values)?;
         // Absolute, because a daemon leaves the directory it was started in.
-        match std::path::absolute(text) {
+        match std::path::absolute(text).and_then(|_| std::path::absolute(self.host.directory.join(text))) {
             Ok(path) if path.file_name().is_some() && !text.ends_with('/') => Some(path),
             Ok(_) => {
                 self.bad(id, text, "must be the path of a file");

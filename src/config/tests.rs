@@ -20,6 +20,7 @@ fn host() -> Host {
         cores: 8,
         runtime_dir: None,
         rust_log: None,
+        directory: std::env::current_dir().expect("a directory"),
         variables: Vec::new(),
         find_user: |name| match name {
             "root" | "0" => account(0),

@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::handed::Handed;
 use crate::config::Settings;
 
 /// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
@@ -34,6 +35,8 @@ pub struct Listeners {
     /// Where clients of other proxies come from that were accepted already, one for each worker
     /// thread; none without `--coordinate`.
     pub handed: Vec<UnboundedReceiver<TcpStream>>,
+    /// Unix sockets whose files are somebody else's.
+    pub kept: Vec<PathBuf>,
 }
 
 /// How long nothing is accepted after it failed.
@@ -81,6 +84,14 @@ pub enum BindError {
     /// Another process serves the unix socket.
     #[error("cannot listen on unix socket {}: another process answers on it; stop that one or give another path", .0.display())]
     InUse(PathBuf),
+    /// What a service manager has bound for the proxy could not be taken.
+    #[error("cannot take the sockets of systemd (LISTEN_FDS): {0}")]
+    Handed(io::Error),
+    /// No setting asks for one of them.
+    #[error(
+        "systemd listens on {0}, and no setting says so: give -l and -p (or -f, --admin, --admin-socket) as the socket unit has it, or take it out there"
+    )]
+    Unasked(String),
     /// Something else stands where the unix socket should be, and is left alone.
     #[error("cannot listen on unix socket {}: a file that is no socket is there; remove it or give another path", .0.display())]
     NotASocket(PathBuf),
@@ -96,7 +107,7 @@ fn hint(cause: &io::Error) -> &'static str {
     }
 }
 
-/// Binds everything that the settings name.
+/// Binds everything that the settings name, and is not bound already by a service manager.
 ///
 /// # Errors
 ///
@@ -107,21 +118,56 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
     // is "in use".
     let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
     let mut listeners = Listeners::default();
+    let mut handed = Handed::take().map_err(BindError::Handed)?;
     for &address in &settings.listen {
+        if let Some(listener) = handed.tcp(address) {
+            listeners.tcp.push(vec![listener]);
+            continue;
+        }
         let queues = bind_tcp(address, only_v6, settings.threads).map_err(|cause| BindError::Tcp { address, cause })?;
         listeners.tcp.push(queues);
     }
+    let mut unix = |path: &PathBuf, mode, kept: &mut Vec<PathBuf>| match handed.unix(path) {
+        Some(listener) => {
+            kept.push(path.clone());
+            Ok(listener)
+        }
+        None => bind_unix(path, mode),
+    };
     if let Some(path) = &settings.unix_socket {
-        listeners.unix = Some(bind_unix(path, settings.unix_socket_mode)?);
-    }
-    if let Some(address) = settings.admin {
-        let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
-        listeners.admin = queues.into_iter().next();
+        listeners.unix = Some(unix(path, settings.unix_socket_mode, &mut listeners.kept)?);
     }
     if let Some(path) = &settings.admin_socket {
-        listeners.admin_socket = Some(bind_unix(path, ADMIN_SOCKET_MODE)?);
+        listeners.admin_socket = Some(unix(path, ADMIN_SOCKET_MODE, &mut listeners.kept)?);
     }
-    Ok(listeners)
+    if let Some(address) = settings.admin {
+        listeners.admin = match handed.tcp(address) {
+            Some(listener) => Some(listener),
+            None => {
+                let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
+                queues.into_iter().next()
+            }
+        };
+    }
+    handed.left().map_or(Ok(listeners), |left| Err(BindError::Unasked(left)))
+}
+
+/// Binds addresses that clients may connect to while the proxy runs, each as often as there are
+/// worker threads.
+///
+/// # Errors
+///
+/// The first one that could not be bound; the others are closed again.
+pub(crate) fn bind_also(
+    settings: &Settings,
+    addresses: &[SocketAddr],
+) -> Result<Vec<(SocketAddr, Vec<TcpListener>)>, BindError> {
+    let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
+    let bound = |&address: &SocketAddr| match bind_tcp(address, only_v6, settings.threads) {
+        Ok(queues) => Ok((address, queues)),
+        Err(cause) => Err(BindError::Tcp { address, cause }),
+    };
+    addresses.iter().map(bound).collect()
 }
 
 fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec<TcpListener>> {

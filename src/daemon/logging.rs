@@ -2,7 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use thiserror::Error;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
@@ -32,6 +33,65 @@ pub enum LogError {
 /// Lines that may wait for a slow disk or a pipe that nobody reads; more are lost.
 const MAX_WAITING_LINES: usize = 16 * 1024;
 
+/// Where lines go: a file or stderr, and another file from when the log is reloaded on. The thread
+/// that writes takes the lock for each write, and nobody else but a reload.
+#[derive(Clone)]
+struct Target(Arc<Mutex<Box<dyn io::Write + Send>>>);
+
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}
+
+/// The log of this process, for [`open_log`].
+struct Log {
+    target: Target,
+    filter: Box<dyn Fn(EnvFilter) + Send + Sync>,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// Appended to, so that several runs share it and `copytruncate` of logrotate works.
+fn open(path: &Path) -> Result<Box<dyn io::Write + Send>, LogError> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    let file = opened.map_err(|cause| LogError::File { path: path.to_owned(), cause })?;
+    Ok(Box::new(file))
+}
+
+/// A log that is not used yet.
+pub(crate) struct OpenedLog {
+    writer: Box<dyn io::Write + Send>,
+    filter: EnvFilter,
+}
+
+/// Opens the log's file anew (it may have been moved away, or be another one).
+///
+/// # Errors
+///
+/// The file cannot be opened.
+pub(crate) fn open_log(settings: &LogSettings) -> Result<OpenedLog, LogError> {
+    let writer = match &settings.file {
+        Some(path) => open(path)?,
+        None => Box::new(io::stderr()),
+    };
+    Ok(OpenedLog { writer, filter: EnvFilter::try_new(&settings.filter)? })
+}
+
+impl OpenedLog {
+    /// What is logged goes there from now on, as much as the settings ask for.
+    pub(crate) fn put_in_place(self) {
+        if let Some(log) = LOG.get() {
+            *log.target.0.lock().unwrap_or_else(PoisonError::into_inner) = self.writer;
+            (log.filter)(self.filter);
+        }
+    }
+}
+
 /// Sets up the log of this process. Everything goes to stderr, because stdout belongs to `-d`'s
 /// handshake.
 ///
@@ -45,28 +105,35 @@ const MAX_WAITING_LINES: usize = 16 * 1024;
 /// The file cannot be opened, or a log was set up before.
 pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
     let (writer, colours) = match &settings.file {
-        // Appended to, so that several runs share it and `copytruncate` of logrotate works.
-        Some(path) => match OpenOptions::new().append(true).create(true).open(path) {
-            Ok(file) => (Box::new(file) as Box<dyn io::Write + Send>, false),
-            Err(cause) => return Err(LogError::File { path: path.clone(), cause }),
-        },
+        Some(path) => (open(path)?, false),
         None => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             (Box::new(io::stderr()) as Box<dyn io::Write + Send>, io::stderr().is_terminal() && !plain)
         }
     };
+    let target = Target(Arc::new(Mutex::new(writer)));
     let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log").finish(writer);
+        NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log").finish(target.clone());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&settings.filter)?)
         .with_writer(writer)
         .with_ansi(colours)
         // A full disk must not turn every line into an error on stderr, which may be the same disk.
         .log_internal_errors(false);
-    let installed = match settings.format {
-        LogFormat::Text => subscriber.compact().try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+    let (installed, filter): (_, Box<dyn Fn(EnvFilter) + Send + Sync>) = match settings.format {
+        LogFormat::Text => {
+            let subscriber = subscriber.compact().with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            // (It fails where the log is gone: at the end.)
+            (subscriber.try_init(), Box::new(move |filter| drop(handle.reload(filter))))
+        }
+        LogFormat::Json => {
+            let subscriber = subscriber.json().flatten_event(true).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            (subscriber.try_init(), Box::new(move |filter| drop(handle.reload(filter))))
+        }
     };
     installed.map_err(|_| LogError::Twice)?;
+    let _ = LOG.set(Log { target, filter });
     Ok(guard)
 }

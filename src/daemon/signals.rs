@@ -23,8 +23,7 @@ const STOPPING: [(&str, SignalKind, i32); 3] = [
 ];
 
 /// What is logged and changes nothing. (SIGPIPE is ignored by Rust itself.)
-const IGNORED: [(&str, SignalKind, &str); 9] = [
-    ("SIGHUP", SignalKind::hangup(), "settings are read at the start only"),
+const IGNORED: [(&str, SignalKind, &str); 8] = [
     // Other daemons rotate logs or restart by them.
     ("SIGUSR1", SignalKind::user_defined1(), "it means nothing here"),
     ("SIGUSR2", SignalKind::user_defined2(), "it means nothing here"),
@@ -44,6 +43,7 @@ pub struct Signals {
     runtime: Runtime,
     stopping: Vec<Caught<i32>>,
     ignored: Vec<Caught<&'static str>>,
+    reloading: Signal,
 }
 
 /// A signal's name, what is to be known of it, and where it comes in.
@@ -72,22 +72,28 @@ impl Signals {
     ///
     /// The system refused.
     pub fn catch() -> io::Result<Signals> {
-        let runtime = Builder::new_current_thread().enable_io().build()?;
-        let (stopping, ignored) = {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (stopping, ignored, reloading) = {
             let _inside = runtime.enter();
-            (catch(&STOPPING)?, catch(&IGNORED)?)
+            (catch(&STOPPING)?, catch(&IGNORED)?, signal(SignalKind::hangup())?)
         };
-        Ok(Signals { runtime, stopping, ignored })
+        Ok(Signals { runtime, stopping, ignored, reloading })
     }
 
-    /// Starts the thread. At the first signal it cancels `shutdown`; at the second it runs
-    /// `at_once` (remove files, say goodbye) and ends the process.
+    /// Starts the thread. At SIGHUP it does what `reload` makes, one after the other. At the first
+    /// signal that stops it cancels `shutdown`; at the second it runs `at_once` (remove files, say
+    /// goodbye) and ends the process.
     ///
     /// # Errors
     ///
     /// The thread could not be started.
-    pub fn watch(self, shutdown: CancellationToken, at_once: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let Signals { runtime, mut stopping, mut ignored } = self;
+    pub fn watch<R: Future<Output = ()> + Send + 'static>(
+        self,
+        shutdown: CancellationToken,
+        reload: impl Fn() -> R + Send + 'static,
+        at_once: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let Signals { runtime, mut stopping, mut ignored, mut reloading } = self;
         let (started, running) = mpsc::channel();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let _ = started.send(());
@@ -95,6 +101,12 @@ impl Signals {
                 loop {
                     let (name, code) = tokio::select! {
                         stop = next(&mut stopping) => stop,
+                        _ = reloading.recv() => {
+                            tracing::info!("SIGHUP: the settings are read again");
+                            // (Not awaited: what stops is heard meanwhile.)
+                            tokio::spawn(reload());
+                            continue;
+                        }
                         (name, why) = next(&mut ignored) => {
                             tracing::info!("{name} ignored: {why}");
                             continue;

@@ -47,6 +47,7 @@ use crate::coord::{Burden, Event, Holder, Me, Record};
 use crate::daemon::Listeners;
 use crate::ids::Generation;
 use crate::lease;
+use crate::reload::Reload;
 use crate::ring::Topology;
 use crate::server;
 
@@ -106,7 +107,7 @@ pub fn run(
     settings: Settings,
     own: FleetSettings,
     listeners: Listeners,
-    shutdown: CancellationToken,
+    (shutdown, reload): (CancellationToken, Arc<Reload>),
     ready: impl FnOnce() -> std::io::Result<()>,
     at_end: impl Fn() + Send + 'static,
 ) -> std::io::Result<u8> {
@@ -117,7 +118,7 @@ pub fn run(
     let fleet = Fleet::start(settings, own, (holder, opened), peers, (shutdown.clone(), Box::new(at_end)))?;
     fleet.take_clients(&listeners)?;
     ready()?;
-    let ended = fleet.stand_by(listeners, &shutdown);
+    let ended = fleet.stand_by(listeners, (&shutdown, reload));
     fleet.shared.over.cancel();
     ended?;
     // (Roles go one way in a process: it is to be started again, as a standby.)
@@ -174,11 +175,15 @@ impl Fleet {
         doors::open_for_operators(listeners, &self.shared, standby, &self.taking)
     }
 
-    fn stand_by(&self, listeners: Listeners, shutdown: &CancellationToken) -> std::io::Result<()> {
+    fn stand_by(
+        &self,
+        listeners: Listeners,
+        (shutdown, reload): (&CancellationToken, Arc<Reload>),
+    ) -> std::io::Result<()> {
         match self.orders.recv() {
             Ok(Order::Begin { generation, predecessor, before }) => {
                 let former = predecessor.awaits.then(|| in_words(before));
-                self.act((generation, predecessor, former), listeners, shutdown)
+                self.act((generation, predecessor, former), listeners, (shutdown, reload))
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
@@ -199,7 +204,7 @@ impl Fleet {
         &self,
         (generation, predecessor, former): (Generation, Burden, Option<String>),
         mut listeners: Listeners,
-        shutdown: &CancellationToken,
+        (shutdown, reload): (&CancellationToken, Arc<Reload>),
     ) -> std::io::Result<()> {
         self.taking.cancel();
         let (workers, handed): (Vec<_>, Vec<_>) =
@@ -239,7 +244,7 @@ impl Fleet {
             doors::Doors::of(&listeners)?,
             (self.keeper.known.clone(), self.shared.clone()),
         ));
-        let agreed: (Arc<dyn Losses>, _) = (Arc::new(agreement), Some(&self.runtime));
+        let agreed: (Arc<dyn Losses>, _, _) = (Arc::new(agreement), Some(&self.runtime), Some(reload));
         let ended = server::run_agreed(self.settings.clone(), listeners, stop, agreed, move || {
             serves.send_replace(Some(serving));
             Ok(())

@@ -22,8 +22,8 @@ pub use adds::Adds;
 pub use backlog::Backlog;
 pub use client::Ended;
 pub use core::{
-    Adopted, Command, Connected, Core, CoreSettings, Event, Now, PeerMessage, Question, Reading, Room, Settlement,
-    ToWrite, owner_of,
+    Adopted, Command, Connected, Core, CoreSettings, Event, LiveSettings, Now, PeerMessage, Question, Reading, Room,
+    Settlement, ToWrite, owner_of,
 };
 pub use gone::Gone;
 pub use handles::{ClientId, ClientKey, ConnId, Lane, Ticket};

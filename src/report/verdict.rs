@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::Report;
 use super::figures::{short, some_of, time};
 use super::lines::{LOST_ITEMS, STATE};
 use super::seen::{Named, Seen};
@@ -54,6 +55,16 @@ impl Word {
             // A word that this version does not know claims nothing.
             _ => Word::Dark,
         }
+    }
+}
+
+impl Report {
+    /// How it is, for whoever has one line for it.
+    pub fn in_one_line(&self) -> String {
+        self.seen().map_or(String::new(), |seen| {
+            let clients = seen.counters.number("curr_connections");
+            format!("{}: {}; {clients} clients", seen.word().text(), seen.why())
+        })
     }
 }
 

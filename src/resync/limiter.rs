@@ -1,5 +1,6 @@
 //! One budget of items per second for all jobs.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ const BURST: Duration = Duration::from_millis(50);
 /// with half of its budget at most, so that it goes on whatever the clients write.
 #[derive(Debug)]
 pub struct RateLimiter {
-    items_per_s: Option<u64>,
+    /// 0 = no limit.
+    items_per_s: AtomicU64,
     spent: Mutex<Spent>,
 }
 
@@ -30,12 +32,23 @@ struct Spent {
 impl RateLimiter {
     /// `None` = no limit. A limit of 0 is taken as 1.
     pub fn new(items_per_s: Option<u64>) -> RateLimiter {
-        RateLimiter { items_per_s: items_per_s.map(|n| n.max(1)), spent: Mutex::default() }
+        let limiter = RateLimiter { items_per_s: AtomicU64::new(0), spent: Mutex::default() };
+        limiter.set(items_per_s);
+        limiter
+    }
+
+    /// From here on.
+    pub fn set(&self, items_per_s: Option<u64>) {
+        self.items_per_s.store(items_per_s.map_or(0, |n| n.max(1)), Relaxed);
+    }
+
+    fn rate(&self) -> Option<u64> {
+        Some(self.items_per_s.load(Relaxed)).filter(|rate| *rate > 0)
     }
 
     /// How many items, up to `want`, may be copied now; they are booked.
     pub fn take(&self, want: usize) -> usize {
-        let Some(rate) = self.items_per_s else { return want };
+        let Some(rate) = self.rate() else { return want };
         let now = Instant::now();
         let mut spent = self.lock();
         // Time that nobody used is lost, except for the burst.
@@ -59,7 +72,7 @@ impl RateLimiter {
 
     /// Counts items that are copied without having been granted.
     pub fn book(&self, items: usize) {
-        let Some(rate) = self.items_per_s else { return };
+        let Some(rate) = self.rate() else { return };
         let mut spent = self.lock();
         spent.debt = spent.debt.saturating_add(items as u64).min(rate);
     }

@@ -207,7 +207,7 @@ pub use crate::pair::Fill;
 pub use crate::proxy::Settlement;
 pub use clocks::Clocks;
 pub use crawls::Crawls;
-pub use governor::{Governor, TICK};
+pub use governor::{Governor, Leave, TICK};
 pub use job::run;
 pub use limiter::RateLimiter;
 pub use listing::{ListError, list};

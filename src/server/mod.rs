@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,7 @@ use crate::daemon::Listeners;
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
+use crate::reload::{Doors, Reload};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -45,7 +46,8 @@ const READER_PATIENCE: Duration = Duration::from_millis(100);
 const BEATS: u32 = 8;
 
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the
-/// grace is over). Blocks. `ready` is called when nothing can keep it from serving any more.
+/// grace is over). Blocks. `reload` may tell it of other settings. `ready` is called when nothing
+/// can keep it from serving any more.
 ///
 /// # Errors
 ///
@@ -55,9 +57,10 @@ pub fn run(
     settings: Settings,
     listeners: Listeners,
     shutdown: CancellationToken,
+    reload: Option<Arc<Reload>>,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), None), ready)
+    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), None, reload), ready)
 }
 
 /// The same of a proxy that agrees on `losses` with those that may take its place; with `aside`, a
@@ -66,7 +69,7 @@ pub(crate) fn run_agreed(
     settings: Settings,
     mut listeners: Listeners,
     shutdown: CancellationToken,
-    (losses, aside): (Arc<dyn Losses>, Option<&Handle>),
+    (losses, aside, reload): (Arc<dyn Losses>, Option<&Handle>, Option<Arc<Reload>>),
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
@@ -83,8 +86,12 @@ pub(crate) fn run_agreed(
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
     let operators = (listeners.admin.take(), listeners.admin_socket.take());
-    let told = (assembly.cluster.desk(), assembly.stats, assembly.memory);
-    admin::serve(aside.unwrap_or(runtime.handle()), operators, (told, losses), shutdown.clone())?;
+    let desk = assembly.cluster.desk();
+    if let Some(reload) = &reload {
+        reload.serves(desk.clone(), doors(assembly.doors));
+    }
+    let told = (desk, assembly.stats, assembly.memory);
+    admin::serve(aside.unwrap_or(runtime.handle()), operators, (told, losses), reload, shutdown.clone())?;
     let threads = prepare(assembly.workers, &mut listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
@@ -111,6 +118,23 @@ pub(crate) fn run_agreed(
 /// How often each thread is to say that it turns.
 fn beat_of(settings: &Settings) -> Option<Duration> {
     settings.fleet.as_ref().map(|fleet| fleet.lease / BEATS)
+}
+
+/// Where listening sockets are given to workers that run already, one to each.
+fn doors(workers: Vec<UnboundedSender<std::net::TcpListener>>) -> Doors {
+    Box::new(move |mut sockets| {
+        for worker in &workers {
+            // (Where the system knows one queue alone, it is shared.)
+            let socket = match sockets.as_slice() {
+                [] => return Ok(()),
+                [one] => one.try_clone()?,
+                [.., _] => sockets.swap_remove(0),
+            };
+            // (A worker that has ended takes none.)
+            let _ = worker.send(socket);
+        }
+        Ok(())
+    })
 }
 
 /// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
@@ -262,6 +286,8 @@ pub(crate) struct Assembly {
     /// The workers' counters, and what clients make the proxy hold.
     pub(crate) stats: Vec<Arc<WorkerStats>>,
     pub(crate) memory: Arc<Memory>,
+    /// Where each worker is given listeners that come later.
+    doors: Vec<UnboundedSender<std::net::TcpListener>>,
     /// Stops what the control plane has left behind when it ends.
     pub(crate) probes: CancellationToken,
 }
@@ -272,20 +298,19 @@ pub(crate) struct WorkerParts {
     setup: WorkerSetup,
     nodes: usize,
     lanes: usize,
-    grace: Duration,
 }
 
 impl WorkerParts {
     /// Serves clients until `shutdown`, then until they are answered or the grace is over.
     pub(crate) async fn run(self, listeners: Vec<Listener>, shutdown: CancellationToken) {
-        worker::run(self.core, self.setup, listeners, (self.nodes, self.lanes), shutdown, self.grace).await;
+        worker::run(self.core, self.setup, listeners, (self.nodes, self.lanes), shutdown).await;
     }
 
     /// The same on an io_uring instance; blocks. In the context of a runtime that another thread
     /// drives.
     fn run_on_uring(self, uring: Uring, listeners: Vec<Listener>, shutdown: CancellationToken) {
         let nodes = (self.nodes, self.lanes);
-        worker::run_on_uring(self.core, self.setup, (uring, listeners), nodes, shutdown, self.grace);
+        worker::run_on_uring(self.core, self.setup, (uring, listeners), nodes, shutdown);
     }
 }
 
@@ -309,11 +334,14 @@ impl Assembly {
         let adds = Arc::new(Adds::new());
         let gone = Arc::new(Gone::new());
         let memory = Arc::new(Memory::new(settings.client_memory));
-        let mut commands = Vec::new();
+        let live = settings.live();
+        let (mut commands, mut doors) = (Vec::new(), Vec::new());
         let mut parts = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (command, commands_from) = unbounded_channel();
             commands.push(command);
+            let (listen, later) = unbounded_channel();
+            doors.push(listen);
             let mut core = Core::new(
                 CoreSettings {
                     worker: WorkerId(index as u16),
@@ -337,23 +365,22 @@ impl Assembly {
                 inbox,
                 peers: peers.clone(),
                 stats: stats[index].clone(),
-                tick: (settings.timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(25)),
-                idle_timeout: settings.idle_timeout,
+                tick: live.tick(),
+                live,
                 clients: clients.clone(),
-                max_clients: settings.max_clients,
+                later,
                 beyond: beyond.clone(),
                 work: work.clone(),
                 unclean: unclean.clone(),
                 patience: settings.fleet.as_ref().map(|_| READER_PATIENCE),
                 beat: beat_of(&settings),
             };
-            let (nodes, grace) = (topology.node_count(), settings.shutdown_grace);
-            parts.push(WorkerParts { core, setup, nodes, lanes, grace });
+            parts.push(WorkerParts { core, setup, nodes: topology.node_count(), lanes });
         }
         let probes = CancellationToken::new();
         let cluster =
             Cluster::new(settings, topology, (dialer, names, losses), commands, stats.clone(), unclean, probes.clone());
-        Assembly { workers: parts, cluster, events, stats, memory, probes }
+        Assembly { workers: parts, cluster, events, stats, memory, doors, probes }
     }
 }
 

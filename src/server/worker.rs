@@ -27,6 +27,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::Dial;
 use crate::lease;
 use crate::pair::Reason;
-use crate::proxy::{ClientId, Command, ConnId, Core, Event, Now, PeerMessage};
+use crate::proxy::{ClientId, Command, ConnId, Core, Event, LiveSettings, Now, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
@@ -75,11 +76,12 @@ pub(super) struct WorkerSetup {
     pub stats: Arc<WorkerStats>,
     /// How often late answers are looked for.
     pub tick: Duration,
-    /// Clients silent for so long are closed.
-    pub idle_timeout: Option<Duration>,
-    /// Clients connected to all workers, and how many there may be.
+    /// What can change while it runs.
+    pub live: LiveSettings,
+    /// Clients connected to all workers.
     pub clients: Arc<AtomicUsize>,
-    pub max_clients: usize,
+    /// Listeners that come later.
+    pub later: UnboundedReceiver<std::net::TcpListener>,
     /// Clients beyond that.
     pub beyond: Beyond,
     /// Unfinished work of all workers.
@@ -140,6 +142,7 @@ pub(crate) struct Shell {
     clock: Clock,
     /// How often there is a tick.
     tick: Duration,
+    live: LiveSettings,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
@@ -169,8 +172,9 @@ pub(crate) struct Worker {
     shell: Rc<RefCell<Shell>>,
     dialer: Arc<dyn Dial>,
     count: Arc<AtomicUsize>,
-    max_clients: usize,
     beyond: Beyond,
+    /// Told when there is another [`LiveSettings::idle_timeout`].
+    idle: Rc<Notify>,
 }
 
 impl Shell {
@@ -258,26 +262,24 @@ impl Shell {
 pub(super) struct Beginning {
     commands: UnboundedReceiver<Command>,
     inbox: UnboundedReceiver<PeerMessage>,
-    tick: Duration,
-    idle_timeout: Option<Duration>,
+    later: UnboundedReceiver<std::net::TcpListener>,
     unclean: Arc<AtomicBool>,
     patience: Option<Duration>,
     beat: Option<Duration>,
 }
 
 /// Runs a worker on the current thread until `shutdown`, then until its clients are answered or
-/// `grace` is over.
+/// `--shutdown-grace` is over.
 pub(super) async fn run(
     core: Core,
     setup: WorkerSetup,
     listeners: Vec<Listener>,
     (nodes, lanes): (usize, usize),
     shutdown: CancellationToken,
-    grace: Duration,
 ) {
     let (worker, beginning) = Worker::new(core, setup, None, (nodes, lanes));
     tokio::task::spawn_local(worker.clone().flush_forever());
-    worker.serve(beginning, listeners, shutdown, grace).await;
+    worker.serve(beginning, listeners, shutdown).await;
 }
 
 impl Worker {
@@ -296,6 +298,7 @@ impl Worker {
             block: BytesMut::new(),
             clock: Clock::new(),
             tick: setup.tick,
+            live: setup.live,
             flusher: None,
             ticker: None,
             reads: 0,
@@ -311,18 +314,12 @@ impl Worker {
             untold: ended::Untold::default(),
             named: HashMap::new(),
         }));
-        let worker = Worker {
-            shell,
-            dialer: setup.dialer,
-            count: setup.clients,
-            max_clients: setup.max_clients,
-            beyond: setup.beyond,
-        };
+        let worker =
+            Worker { shell, dialer: setup.dialer, count: setup.clients, beyond: setup.beyond, idle: Rc::default() };
         let beginning = Beginning {
             commands: setup.commands,
             inbox: setup.inbox,
-            tick: setup.tick,
-            idle_timeout: setup.idle_timeout,
+            later: setup.later,
             unclean: setup.unclean,
             patience: setup.patience,
             beat: setup.beat,
@@ -331,20 +328,31 @@ impl Worker {
     }
 
     /// All but the sockets' bytes: begins the tasks that do it, and ends when the worker is to end.
-    async fn serve(self, beginning: Beginning, listeners: Vec<Listener>, shutdown: CancellationToken, grace: Duration) {
+    async fn serve(self, mut beginning: Beginning, listeners: Vec<Listener>, shutdown: CancellationToken) {
         tokio::task::spawn_local(self.clone().take_commands(beginning.commands));
         tokio::task::spawn_local(self.clone().take_messages(beginning.inbox));
-        tokio::task::spawn_local(self.clone().tick_forever(beginning.tick));
+        tokio::task::spawn_local(self.clone().tick_forever());
         if let Some(every) = beginning.beat {
             tokio::task::spawn_local(lease::beat_forever(every));
         }
-        if let Some(timeout) = beginning.idle_timeout {
-            tokio::task::spawn_local(self.clone().close_silent_forever(timeout));
-        }
+        tokio::task::spawn_local(self.clone().close_silent_forever());
         for listener in listeners {
             tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
         }
-        shutdown.cancelled().await;
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(listener) = beginning.later.recv() => match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        let listener = Listener::Tcp(listener);
+                        tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
+                    }
+                    Err(error) => tracing::error!(%error, "this worker takes no clients at a new address"),
+                },
+            }
+        }
+        let grace = self.shell.borrow().live.shutdown_grace;
         if !self.drain(grace, beginning.patience).await {
             beginning.unclean.store(true, Ordering::Relaxed);
         }
@@ -400,6 +408,11 @@ impl Worker {
                 if let Command::WhoIsConnected { round } = command {
                     return shell.tell_connected(round);
                 }
+                if let Command::Settings(new) = command {
+                    shell.tick = new.tick();
+                    shell.live = new;
+                    self.idle.notify_one();
+                }
                 shell.core.handle_command(shell.clock.now(), command);
                 while let Some(at) = shell.core.poll_hangup() {
                     shell.hang_up(at);
@@ -423,8 +436,9 @@ impl Worker {
     }
 
     /// Looks for what is late, as long as anything can be.
-    async fn tick_forever(self, tick: Duration) {
+    async fn tick_forever(self) {
         loop {
+            let tick = self.shell.borrow().tick;
             tokio::time::sleep(tick).await;
             self.work(|shell| {
                 shell.tell_what_is_stuck();
@@ -442,13 +456,23 @@ impl Worker {
         }
     }
 
-    async fn close_silent_forever(self, timeout: Duration) {
-        // Every client is looked at: often enough for nobody to notice, seldom enough to cost
-        // nothing.
-        let pause = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
+    async fn close_silent_forever(self) {
         loop {
-            tokio::time::sleep(pause).await;
-            self.work(|shell| shell.core.close_silent(shell.clock.now(), timeout));
+            let timeout = self.shell.borrow().live.idle_timeout;
+            // Every client is looked at: often enough for nobody to notice, seldom enough to cost
+            // nothing.
+            match timeout.map(|timeout| (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => {
+                    self.idle.notified().await;
+                    continue;
+                }
+            }
+            self.work(|shell| {
+                if let Some(timeout) = shell.live.idle_timeout {
+                    shell.core.close_silent(shell.clock.now(), timeout);
+                }
+            });
         }
     }
 

@@ -118,7 +118,7 @@ impl Inside {
         let shutdown = CancellationToken::new();
         let until = shutdown.clone();
         let thread = std::thread::spawn(move || {
-            resilver::server::run(*settings, listeners, until, || Ok(())).expect("the proxy");
+            resilver::server::run(*settings, listeners, until, None, || Ok(())).expect("the proxy");
         });
         if mirrored {
             let mut client = Client::connect(&port.addr());

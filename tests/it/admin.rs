@@ -316,7 +316,10 @@ fn operator_commands_are_taken_on_the_admin_socket_and_on_demand_nowhere_else() 
     assert!(said_on(&socket, &format!("node {server} version")).starts_with("VERSION "));
     for command in ["get k", "flush_all", ""] {
         let refusal = said_on(&socket, command);
-        assert!(refusal.starts_with("CLIENT_ERROR ") && refusal.contains("stats, resync, node, version"), "{refusal}");
+        assert!(
+            refusal.starts_with("CLIENT_ERROR ") && refusal.contains("stats, resync, node, reload, version"),
+            "{refusal}"
+        );
     }
     assert!(said_on(&socket, &"x".repeat(5000)).starts_with("CLIENT_ERROR a command has at most"));
     // A last line without its end, as of `printf 'resync status' | nc -U`.

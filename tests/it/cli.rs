@@ -202,15 +202,14 @@ fn terminate_and_interrupt_stop_cleanly() {
     }
 }
 
-/// What is sent by mistake, or in the hope of a new log file, ends nothing. SIGQUIT stops as
-/// SIGTERM does.
+/// What is sent by mistake ends nothing, nor does SIGHUP (what that does: tests/it/config.rs).
+/// SIGQUIT stops as SIGTERM does.
 #[test]
 fn signals_that_mean_nothing_here_are_logged_and_ignored() {
     let dir = TempDir::new().unwrap();
     let (socket, socket_text) = path(&dir, "s");
     let mut running = Running::start(&["-p", "0", "-f", &socket_text], || socket.exists());
     let ignored = [
-        Signal::SIGHUP,
         Signal::SIGUSR1,
         Signal::SIGUSR2,
         Signal::SIGALRM,
@@ -221,7 +220,7 @@ fn signals_that_mean_nothing_here_are_logged_and_ignored() {
         Signal::SIGXFSZ,
     ];
     until("signals are caught", || catches(running.child.id(), Signal::SIGXFSZ));
-    for signal in ignored.into_iter().chain([Signal::SIGPIPE]) {
+    for signal in ignored.into_iter().chain([Signal::SIGPIPE, Signal::SIGHUP]) {
         running.signal(signal);
         let asked = output(&["ask", "--proxy", &socket_text, "version"]);
         assert_eq!(asked.status.code(), Some(0), "after {signal}: {}", text(&asked.stderr));
@@ -235,6 +234,7 @@ fn signals_that_mean_nothing_here_are_logged_and_ignored() {
     for signal in ignored {
         assert!(log.contains(&format!("{signal} ignored")), "{signal}: {log}");
     }
+    assert!(log.contains("SIGHUP: the settings are read again"), "{log}");
 }
 
 /// The kernel's way to say that a file may not grow any more: of a log that is the end of the log

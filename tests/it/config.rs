@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use crate::status::run;
-use crate::support::{Cluster, Proxy, Shape};
+use crate::support::memcached::signal;
+use crate::support::port::Port;
+use crate::support::{Client, Cluster, DEADLINE, Memcached, Proxy, Shape, Stored, wait_until};
 
 #[test]
 fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() {
@@ -38,4 +40,168 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
         .output()
         .expect("run it");
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("resilver: RESILVER_PORT x: must be"));
+}
+
+/// A setting as `stats settings` shows it.
+fn setting(client: &mut Client, name: &str) -> String {
+    let settings = client.stats("settings").expect("stats settings");
+    settings.into_iter().find(|(n, _)| n == name).map_or(String::new(), |(_, value)| value)
+}
+
+#[test]
+fn settings_are_read_again_without_closing_a_client_and_wrong_ones_change_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (file, socket, log, old_log) = (path("r.toml"), path("admin.sock"), path("log"), path("log.1"));
+    let write = |lines: &str| {
+        let common = format!("log-file = {log:?}\nadmin-socket = {socket:?}\n");
+        std::fs::write(&file, common + lines).expect("written");
+    };
+    write("resync-rate = 10\nleader-grace = \"20s\"\n");
+    let mut cluster = Cluster::start_unmirrored(&Shape::new(1, 1).proxy(&["--config", &file]));
+    let mut client = cluster.client();
+    client.set("k", b"v").expect("stored");
+    let logged = || std::fs::read_to_string(&log).unwrap_or_default();
+
+    // By a signal; the log has been moved away, as logrotate does.
+    std::fs::rename(&log, &old_log).expect("moved");
+    write(
+        "resync-rate = 20\nmax-clients = 77\nprobe-successes = 2\nresync-latency = \"off\"\nverbose = 1\nleader-grace = \"20s\"\n",
+    );
+    signal(cluster.proxy.pid(), "HUP");
+    wait_until("the settings to be taken", DEADLINE, || setting(&mut client, "resync_rate") == "20");
+    assert_eq!((setting(&mut client, "maxconns"), setting(&mut client, "resync_latency")), ("77".into(), "off".into()));
+    let told = "reloaded: changed: max-clients, probe-successes, resync-rate, resync-latency, verbose\n";
+    wait_until("the log", DEADLINE, || logged().contains(told));
+    assert!(!std::fs::read_to_string(&old_log).expect("the old log").contains("reloaded: changed"));
+    drop(cluster.client());
+    wait_until("what -v logs", DEADLINE, || logged().contains("DEBUG"));
+
+    // By a command; what is wrong changes nothing.
+    let reload = || run(&["reload", "--proxy", &socket]);
+    write("resync-rate = 30\ntimeouts = 3\n");
+    let (code, printed, complaint) = reload();
+    assert_eq!((code, printed.as_str()), (Some(1), ""), "{complaint}");
+    assert!(complaint.contains("not reloaded") && complaint.contains(&format!("{file}:4: timeouts: ")), "{complaint}");
+    assert_eq!(setting(&mut client, "resync_rate"), "20");
+    write("resync-rate = 40\nlog-format = \"json\"\nthreads = 3\nbackup = \"127.0.0.1:1\"\n");
+    let (code, printed, complaint) = reload();
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "the command line's servers and threads stay");
+    let (begin, end) = ("reloaded changed: ", "; only at the next start: log-format\n");
+    assert!(printed.starts_with(begin) && printed.ends_with(end), "{printed}");
+    assert_eq!(setting(&mut client, "resync_rate"), "40");
+    let (code, _, complaint) = run(&["reload", "--proxy", &cluster.proxy.addr()]);
+    assert!(code == Some(1) && complaint.contains("give --proxy the path of --admin-socket"), "{complaint}");
+    let item = client.get("k").expect("the connection that was there at the start").expect("a hit");
+    assert_eq!(item.value, b"v");
+    assert!(cluster.proxy.stop().success());
+}
+
+/// Timeouts of workers and probes, and another address, while clients are connected.
+#[test]
+fn times_and_addresses_change_while_the_proxy_runs() {
+    for io_uring in ["auto", "off"] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let (file, socket) = (path("r.toml"), path("admin.sock"));
+        let nodes = [Memcached::start(&[]), Memcached::start(&[])];
+        let own = Port::reserve();
+        let write = |listen: &str, times: &str| {
+            let ([primary, backup], port) = ([nodes[0].addr(), nodes[1].addr()], own.number);
+            let text = format!(
+                "server = {primary:?}\nbackup = {backup:?}\nport = {port}\nlisten = [{listen}]\nadmin-socket = {socket:?}\n\
+                 io-uring = {io_uring:?}\n{times}"
+            );
+            std::fs::write(&file, text).expect("written");
+        };
+        // Nobody notices a server that hangs for an hour.
+        let slow = "timeout = \"1h\"\nleader-timeout = \"1h\"\nprobe-interval = \"1h\"\nprobe-timeout = \"1h\"\n";
+        write(r#""127.0.0.1""#, slow);
+        let mut child = Command::new(Proxy::binary()).args(["--config", &file]).spawn().expect("started");
+        wait_until("it to listen", DEADLINE, || std::net::TcpStream::connect(own.addr()).is_ok());
+        let mut client = Client::connect(&own.addr());
+        wait_until("a write", DEADLINE, || client.set("k", b"v") == Ok(Stored::Stored));
+        nodes[0].pause();
+        let mut waits = Client::connect(&own.addr());
+        waits.send(b"get k\r\n").expect("sent");
+        let quick =
+            "timeout = \"200ms\"\nleader-timeout = \"1s\"\nprobe-interval = \"100ms\"\nprobe-timeout = \"200ms\"\n";
+        // An address that is taken changes nothing.
+        let both = r#""127.0.0.1", "127.0.0.2""#;
+        let taken = std::net::TcpListener::bind(format!("127.0.0.3:{}", own.number)).expect("an address");
+        write(&format!("{both}, {:?}", "127.0.0.3"), quick);
+        let (code, _, complaint) = run(&["reload", "--proxy", &socket]);
+        assert!(code == Some(1) && complaint.contains("cannot listen on 127.0.0.3:"), "{complaint}");
+        assert!(std::net::TcpStream::connect(format!("127.0.0.2:{}", own.number)).is_err());
+        drop(taken);
+        write(both, quick);
+        let (code, printed, complaint) = run(&["reload", "--proxy", &socket]);
+        assert_eq!(code, Some(0), "{complaint}");
+        for part in ["timeout", "leader-timeout", "probe-interval", "probe-timeout"] {
+            assert!(printed.contains(part), "{part}: {printed}");
+        }
+        assert!(printed.contains(&format!("listens on 127.0.0.2:{} too", own.number)), "{printed}");
+        // The backup answers what waits already.
+        assert_eq!(waits.values().map(|items| items.len()), Ok(1));
+        let mut there = Client::connect(&format!("127.0.0.2:{}", own.number));
+        assert_eq!(there.get("k").map(|item| item.map(|item| item.value)), Ok(Some(b"v".to_vec())));
+        nodes[0].resume();
+        signal(child.id(), "TERM");
+        assert!(child.wait().expect("ended").success());
+    }
+}
+
+/// A listener that stays while the proxy is restarted: who comes in between waits, and is served.
+#[test]
+fn sockets_of_systemd_outlive_a_restart_and_others_are_named() {
+    let nodes = [Memcached::start(&[]), Memcached::start(&[])];
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let told = tempfile::tempdir().expect("a folder");
+    let notify = told.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
+    manager.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    let start = |port: u16| {
+        let binary = Proxy::binary();
+        let line = format!(
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec {} -p {port} -s {} -b {} 3<&0 0</dev/null",
+            binary.display(),
+            nodes[0].addr(),
+            nodes[1].addr()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "2000000");
+        command.stdin(std::os::fd::OwnedFd::from(listener.try_clone().expect("a copy")));
+        command.stderr(std::process::Stdio::piped()).spawn().expect("started")
+    };
+    // What the service manager is told, until it is told this.
+    let hears = |wanted: &str| {
+        let mut block = [0; 4096];
+        loop {
+            let read = manager.recv(&mut block).expect("a word");
+            let said = String::from_utf8_lossy(&block[..read]).into_owned();
+            if said.contains(wanted) {
+                return said;
+            }
+        }
+    };
+    for value in [b"one", b"two"] {
+        // Before anybody serves.
+        let mut client = Client::connect(&format!("127.0.0.1:{port}"));
+        client.send(&[&b"set k 0 0 3\r\n"[..], value, b"\r\nget k\r\n"].concat()).expect("sent");
+        let mut proxy = start(port);
+        hears("READY=1");
+        assert_eq!(client.text().as_deref(), Ok("STORED"));
+        assert_eq!(client.values().map(|items| items[0].value.clone()), Ok(value.to_vec()));
+        let said = hears("STATUS=MIRRORED: ");
+        assert!(said.contains("WATCHDOG=1"), "{said}");
+        signal(proxy.id(), "TERM");
+        assert!(proxy.wait().expect("ended").success());
+    }
+    // Nobody asks for the socket.
+    let other = Port::reserve();
+    let output = start(other.number).wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(71), "{said}");
+    assert!(said.contains(&format!("systemd listens on 127.0.0.1:{port}, and no setting says so")), "{said}");
 }

@@ -13,6 +13,29 @@ use crate::proxy::handles::{ClientKey, Ticket};
 use crate::proxy::op::{Asker, Op};
 use crate::proxy::route::Route;
 
+/// What of the settings can change while the proxy runs, as far as workers go by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LiveSettings {
+    /// How long an answer may take, and that of a last full copy.
+    pub timeout: Duration,
+    pub leader_timeout: Duration,
+    /// Clients may say `resync`.
+    pub operator_commands: bool,
+    /// For whoever has the sockets: how many clients at once, over all workers.
+    pub max_clients: usize,
+    /// Clients silent for so long are closed.
+    pub idle_timeout: Option<Duration>,
+    /// At the end clients' requests may take so long.
+    pub shutdown_grace: Duration,
+}
+
+impl LiveSettings {
+    /// How often late answers are looked for.
+    pub fn tick(&self) -> Duration {
+        (self.timeout / 8).clamp(Duration::from_millis(1), Duration::from_millis(25))
+    }
+}
+
 /// What the control plane tells a worker.
 #[derive(Debug)]
 pub enum Command {
@@ -69,6 +92,8 @@ pub enum Command {
         /// What came of it.
         outcome: Outcome,
     },
+    /// What of the settings can change has changed.
+    Settings(LiveSettings),
     /// Who is connected? The core leaves that to whoever has the sockets; the answer is an
     /// [`Event::Connected`].
     WhoIsConnected { round: u64 },

@@ -47,7 +47,7 @@ mod traces;
 pub use census::Connected;
 pub use clients::{Reading, Room, ToWrite, owner_of};
 use fences::Fences;
-pub use messages::{Adopted, Command, Event, PeerMessage, Question, Settlement};
+pub use messages::{Adopted, Command, Event, LiveSettings, PeerMessage, Question, Settlement};
 use outbox::Outbox;
 use pairs::Pairs;
 

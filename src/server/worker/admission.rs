@@ -103,11 +103,12 @@ impl Worker {
     /// Returns whether it was one too many.
     pub(super) fn admit(&self, stream: ClientStream) -> bool {
         let connected = self.count.fetch_add(1, Ordering::Relaxed);
-        let is_one_too_many = connected >= self.max_clients;
+        let most = self.shell.borrow().live.max_clients;
+        let is_one_too_many = connected >= most;
         // (Who takes a place among them and says nothing gives way to the next: an operator's
         // command comes at once.)
-        if connected >= self.max_clients + OPERATORS
-            && (connected >= self.max_clients + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
+        if connected >= most + OPERATORS
+            && (connected >= most + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
         {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.work(|shell| shell.core.handle_refused(shell.clock.now()));

@@ -44,7 +44,7 @@ impl UringClient {
 }
 
 /// Runs a worker whose sockets are on `uring` on the current thread, until `shutdown`, then until
-/// its clients are answered or `grace` is over. In the context of a runtime that another thread
+/// its clients are answered or `--shutdown-grace` is over. In the context of a runtime that another thread
 /// drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
 pub(crate) fn run_on_uring(
     core: Core,
@@ -52,7 +52,6 @@ pub(crate) fn run_on_uring(
     (uring, listeners): (Uring, Vec<Listener>),
     (nodes, lanes): (usize, usize),
     shutdown: CancellationToken,
-    grace: Duration,
 ) {
     let alarm = uring.alarm().clone();
     let waker = Waker::from(alarm.clone());
@@ -60,7 +59,7 @@ pub(crate) fn run_on_uring(
     let tasks = LocalSet::new();
     let _entered = tasks.enter();
     let (worker, beginning) = Worker::new(core, setup, Some(uring), (nodes, lanes));
-    let mut serving = pin!(tasks.run_until(worker.clone().serve(beginning, listeners, shutdown, grace)));
+    let mut serving = pin!(tasks.run_until(worker.clone().serve(beginning, listeners, shutdown)));
     loop {
         if alarm.take() && serving.as_mut().poll(&mut cx).is_ready() {
             return;

@@ -72,9 +72,16 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
         peers: vec![peer],
         stats,
         tick: Duration::from_millis(10),
-        idle_timeout: None,
+        live: LiveSettings {
+            timeout: TIMEOUT,
+            leader_timeout: TIMEOUT,
+            operator_commands: true,
+            max_clients: 10,
+            idle_timeout: None,
+            shutdown_grace: Duration::ZERO,
+        },
         clients: Arc::default(),
-        max_clients: 10,
+        later: unbounded_channel().1,
         beyond: Beyond::default(),
         work: Arc::new(Work::new(1)),
         unclean: Arc::default(),
@@ -104,7 +111,7 @@ fn start() -> World {
     let ((dial, dialled), (clients, accepted)) = (unbounded_channel(), unbounded_channel());
     let (core, setup, command, events) = parts(Arc::new(Dialer(dial)));
     let listeners = vec![Listener::Memory(accepted)];
-    spawn_local(run(core, setup, listeners, (1, 1), CancellationToken::new(), Duration::ZERO));
+    spawn_local(run(core, setup, listeners, (1, 1), CancellationToken::new()));
     World { clients, events, dialled, _commands: command }
 }
 
@@ -188,7 +195,7 @@ impl UringWorld {
         let worker = std::thread::spawn(move || {
             let _entered = runtime.enter();
             let listener = Listener::Tcp(tokio::net::TcpListener::from_std(clients).expect("registered"));
-            run_on_uring(core, setup, (uring.start().expect("started"), vec![listener]), (1, 1), until, Duration::ZERO);
+            run_on_uring(core, setup, (uring.start().expect("started"), vec![listener]), (1, 1), until);
         });
         Some(UringWorld { node, front, events, timekeeper, shutdown, worker: Some(worker), _commands: commands })
     }

@@ -280,16 +280,16 @@ impl Proxy {
     }
 
     /// The log with everything in it that was said before now. A thread of the proxy's own writes
-    /// it, later than a client may learn of the same thing: SIGHUP, which only makes it say so,
+    /// it, later than a client may learn of the same thing: SIGUSR1, which only makes it say so,
     /// marks where now is. What a proxy said just before it was killed may be lost.
     pub fn log(&self) -> String {
-        const MARK: &str = "SIGHUP ignored";
+        const MARK: &str = "SIGUSR1 ignored";
         let Some(child) = &self.child else { return self.log_so_far() };
         let marks = || self.log_so_far().matches(MARK).count();
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         let has_ended = || is_in_state(&process, 'Z');
         let before = marks();
-        signal(child.id(), "HUP");
+        signal(child.id(), "USR1");
         super::wait_until("the proxy's log to be written", super::DEADLINE, || marks() > before || has_ended());
         self.log_so_far()
     }
