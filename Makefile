@@ -22,7 +22,7 @@ BENCH ?=
 RUN_TESTS = $(CARGO) $(if $(shell $(CARGO) nextest --version 2>/dev/null),nextest run,test) --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients bench soak check fmt build
+.PHONY: help demo test test-clients bench soak check fmt build deb test-deb
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ bench: ## Measure resilver, other proxies and memcached side by side (10 minutes
 	@scripts/need-bench
 	$(CARGO) build --release --locked --bin resilver --example bench
 	@target/release/examples/bench $(if $(MEMCACHED_PROXY),--memcached-proxy $(MEMCACHED_PROXY)) $(BENCH)
+
+deb: build ## A Debian package: target/resilver_VERSION_ARCHITECTURE.deb
+	@scripts/deb target/release/resilver target
+
+test-deb: deb ## Install, use, remove and purge it on a root that is thrown away (for root)
+	@scripts/need-memcached
+	@scripts/test-deb target/resilver_*.deb
 
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached
