@@ -202,6 +202,44 @@ fn terminate_and_interrupt_stop_cleanly() {
     }
 }
 
+/// As a shell uses them, and man shows them.
+#[test]
+fn completions_and_the_manual_are_those_of_the_commands() {
+    let script = format!(
+        "source <({program} completions bash)\n\
+         complete_for() {{ COMP_WORDS=(resilver \"$@\"); COMP_CWORD=$#; COMPREPLY=(); _resilver resilver \"${{!#}}\" \"\"; \
+         echo \"${{COMPREPLY[@]}}\"; }}\n\
+         complete_for st\ncomplete_for status --wa\ncomplete_for --leader-\n",
+        program = env!("CARGO_BIN_EXE_resilver")
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "status stats\n--watch\n--leader-timeout --leader-grace\n",
+        "{}",
+        text(&output.stderr)
+    );
+    for (shell, part) in [("zsh", "#compdef resilver"), ("fish", "complete -c resilver")] {
+        let said = output_of(&["completions", shell]);
+        assert!(said.contains(part) && said.contains("check-config"), "{shell}: {said}");
+    }
+    let dir = TempDir::new().unwrap();
+    assert_eq!(output_of(&["manual", dir.path().to_str().unwrap()]), "");
+    let page = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let (daemon, status) = (page("resilver.1"), page("resilver-status.1"));
+    assert!(daemon.contains("leader\\-timeout") && daemon.contains("resilver\\-status(1)"), "{daemon}");
+    assert!(status.contains("\\fBresilver status\\fR") && status.contains("\\-\\-watch"), "{status}");
+    assert_eq!(output(&["manual", "/nonexistent"]).status.code(), Some(1));
+    assert_eq!(output(&["completions", "csh"]).status.code(), Some(2));
+}
+
+/// What a command prints that ends well.
+fn output_of(arguments: &[&str]) -> String {
+    let output = output(arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stdout).to_string()
+}
+
 /// What is sent by mistake ends nothing, nor does SIGHUP (what that does: tests/it/config.rs).
 /// SIGQUIT stops as SIGTERM does.
 #[test]
