@@ -50,15 +50,16 @@ const LOOKS: u32 = 2;
                   has returned.\n\n\
                   Exit codes: 0 it is so; 1 not within the time, what is missing is on stderr; 2 wrong arguments, or a \
                   proxy that never will be (no backups, --resync=off) or is none.",
-    max_term_width = 120
+    max_term_width = 120,
+    group = clap::ArgGroup::new("what").required(true).args(["mirrored", "ready"])
 )]
 pub struct WaitArgs {
     /// Wait until every item is known to have two copies, and every server is up
-    #[arg(long, required_unless_present = "ready")]
+    #[arg(long)]
     mirrored: bool,
 
     /// Wait until the proxy serves its clients: it is the active one, or reaches it
-    #[arg(long, conflicts_with_all = ["mirrored", "proxy_only"])]
+    #[arg(long, conflicts_with = "proxy_only")]
     ready: bool,
 
     #[command(flatten)]
@@ -137,7 +138,7 @@ fn look_ready(args: &WaitArgs) -> Look {
         .and_then(|mut connection| stats(&mut connection, "stats proxy"));
     let said = match asked {
         Ok(Answer::Stats(said)) => Fields::of(said),
-        Ok(Answer::Other(line)) if line.contains("_ERROR ") => {
+        Ok(Answer::Other(line)) if line.contains("ERROR ") => {
             return Look::Missing(vec![format!("proxy {proxy}: {line}")]);
         }
         Ok(Answer::Other(line)) => return Look::Pointless(Pointless::NoProxy(proxy, line)),

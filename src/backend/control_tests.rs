@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::backend::NodeStream;
+use crate::ids::Generation;
 use crate::testing::memcached::{Memcached, command_len};
 
 const TIMEOUT: Duration = Duration::from_millis(250);
@@ -109,4 +110,35 @@ async fn a_flush_at_any_moment_of_a_restore_is_seen() {
     assert_eq!(asked, 6, "read, taken, read, counted, written, counted");
     assert!(outcomes[..asked].iter().all(|outcome| *outcome == Err(MarkError::MemoryGone)), "{outcomes:?}");
     assert!(outcomes[asked..].iter().all(Result::is_ok), "{outcomes:?}");
+}
+
+/// A later generation's mark, or another fleet's, may have come after the node was looked at.
+#[tokio::test(start_paused = true)]
+async fn a_mark_of_a_later_generation_or_of_another_fleet_is_not_written_over() {
+    let mark = |generation: u64, name: &str, address: &str| FleetMark {
+        name: name.to_owned(),
+        generation: Generation(generation),
+        address: address.to_owned(),
+    };
+    let own = mark(7, "a", "here:1");
+    for (there, allowed) in [
+        (None, true),
+        (Some(mark(6, "a", "there:1")), true),
+        (Some(mark(8, "a", "there:1")), false),
+        (Some(mark(6, "b", "there:1")), false),
+    ] {
+        let mut node = Node::default();
+        let incarnation = Incarnation(7);
+        let markers = [(marker::INCARNATION_KEY, Some(incarnation.to_string()))];
+        let markers = markers.into_iter().chain([(marker::FLEET_KEY, there.as_ref().map(FleetMark::to_string))]);
+        for (key, value) in markers.filter_map(|(key, value)| Some((key, value?))) {
+            node.execute(format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()).as_bytes());
+        }
+        let control = control(node).of_fleet(Some(own.clone()));
+        let written = control.fleet_again(incarnation).await;
+        let expected = if allowed { Ok(()) } else { Err(MarkError::OfFleet(there.clone().expect("a mark"))) };
+        assert_eq!(written, expected, "{there:?}");
+        let found = control.view(0).await.expect("seen").fleet;
+        assert_eq!(found, if allowed { Some(own.clone()) } else { there });
+    }
 }

@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, Names, NoStandby};
+use super::{Cluster, Losses, Names, NoStandby};
 use crate::backend::{Addresses, Dial, NodeStream, Resolve};
 use crate::config::{CommandLine, Host};
 use crate::ids::{NodeId, PairId};
@@ -33,6 +33,11 @@ impl Dial for Nobody {
 
 /// Of a proxy with these arguments.
 pub(super) fn alone(arguments: &str) -> Cluster {
+    agreeing(arguments, Arc::new(NoStandby))
+}
+
+/// The same of one that agrees on losses there.
+pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
     let line = format!("resilver {arguments}");
     let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!("{line}") };
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
@@ -42,7 +47,7 @@ pub(super) fn alone(arguments: &str) -> Cluster {
     let commands = (0..settings.threads).map(|_| unbounded_channel().0).collect();
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
     let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-    Cluster::new(*settings, topology, (Arc::new(Nobody), names, Arc::new(NoStandby)), commands, stats, unclean, probes)
+    Cluster::new(*settings, topology, (Arc::new(Nobody), names, losses), commands, stats, unclean, probes)
 }
 
 impl Cluster {

@@ -124,3 +124,56 @@ impl Cluster {
         Some(Record { epoch, fact, term, period: self.period })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::cluster::alone::agreeing;
+    use crate::ids::Term;
+
+    /// Agrees when it is told to.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<(Lost, oneshot::Sender<()>)>>);
+
+    impl Losses for Slow {
+        fn listed(&self) -> Vec<(PairId, Lost)> {
+            Vec::new()
+        }
+
+        fn commit(&self, _: PairId, _: Epoch, lost: Lost) -> BoxFuture<'static, ()> {
+            let (agrees, agreed) = oneshot::channel();
+            self.0.lock().unwrap().push((lost, agrees));
+            async { agreed.await.unwrap_or_default() }.boxed()
+        }
+    }
+
+    /// Whoever takes this proxy's place in between would let the other copy lead.
+    #[tokio::test]
+    async fn no_gate_opens_before_it_is_agreed_on_who_leads_alone_or_that_the_lead_moves() {
+        let slow = std::sync::Arc::new(Slow::default());
+        let cluster = agreeing("-s 127.0.0.1:1 -b 127.0.0.1:2", slow.clone());
+        for (fact, first, lost, waits) in [
+            (Fact::Alone(Place::Primary), None, Lost::Copy(Place::Backup), true),
+            (Fact::Filling(Place::Primary), None, Lost::Copy(Place::Primary), true),
+            (Fact::Nobody, None, Lost::Both, true),
+            (Fact::Sync, Some(Place::Primary), Lost::Nothing, true),
+            // (Nobody leads who did not before.)
+            (Fact::Sync, Some(Place::Backup), Lost::Nothing, false),
+            (Fact::Sync, None, Lost::Nothing, false),
+        ] {
+            let record = Record { epoch: Epoch(9), fact, term: Term(1), period: cluster.period };
+            let mut committed = cluster.committed(PairId(0), &record, first);
+            assert_eq!(committed.as_mut().now_or_never().is_none(), waits, "{fact:?}, first {first:?}");
+            let (asked, agrees) = slow.0.lock().unwrap().pop().expect("it is asked for at once");
+            assert_eq!(asked, lost, "{fact:?}");
+            if waits {
+                agrees.send(()).unwrap();
+                assert!(committed.now_or_never().is_some(), "{fact:?}");
+            }
+        }
+    }
+}

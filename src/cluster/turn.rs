@@ -235,7 +235,138 @@ impl There {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use futures::future::{BoxFuture, FutureExt};
+
     use super::*;
+    use crate::backend::NodeView;
+    use crate::cluster::alone::{agreeing, alone};
+    use crate::cluster::{Losses, Lost};
+    use crate::ids::{Generation, Place};
+    use crate::pair::State;
+
+    const SERVERS: &str = "-s 127.0.0.1:1 -b 127.0.0.1:2";
+    const ONE: NodeId = NodeId(0);
+
+    fn mark(name: &str, generation: u64, address: &str) -> FleetMark {
+        FleetMark { name: name.to_owned(), generation: Generation(generation), address: address.to_owned() }
+    }
+
+    /// Another mark than this proxy's own, and whether its proxy is told of it.
+    fn marks() -> [(FleetMark, bool); 5] {
+        [
+            (mark("a", 7, "here:1"), false),
+            (mark("a", 6, "there:1"), false),
+            (mark("a", 8, "there:1"), true),
+            // Of a register that was restored, or of two of one name.
+            (mark("a", 7, "there:1"), true),
+            (mark("a", 9, "here:1"), true),
+        ]
+    }
+
+    /// What those who keep the lease are told, of generation 7 of the fleet `a`.
+    #[derive(Default)]
+    struct Told {
+        marks: Mutex<Vec<FleetMark>>,
+        awaits: Mutex<Vec<bool>>,
+    }
+
+    impl Losses for Told {
+        fn listed(&self) -> Vec<(PairId, Lost)> {
+            Vec::new()
+        }
+
+        fn commit(&self, _: PairId, _: Epoch, _: Lost) -> BoxFuture<'static, ()> {
+            async {}.boxed()
+        }
+
+        fn turn(&self) -> Option<Turn> {
+            let former = Some("another one".to_owned());
+            Some(Turn { mark: mark("a", 7, "here:1"), term: Term(0), former, grace: Duration::from_secs(600) })
+        }
+
+        fn marked_by_other(&self, mark: &FleetMark) {
+            self.marks.lock().unwrap().push(mark.clone());
+        }
+
+        fn awaits_former(&self, awaits: bool) {
+            self.awaits.lock().unwrap().push(awaits);
+        }
+    }
+
+    fn cluster() -> (Cluster, Arc<Told>) {
+        let told = Arc::new(Told::default());
+        (agreeing(SERVERS, told.clone()), told)
+    }
+
+    fn found(cluster: &mut Cluster, mark: &FleetMark) {
+        cluster.nodes[1].view = Some(NodeView { fleet: Some(mark.clone()), ..NodeView::default() });
+    }
+
+    #[tokio::test]
+    async fn servers_of_another_fleet_are_refused_and_a_later_generations_end_the_proxy() {
+        for (mark, is_told) in marks() {
+            let (mut cluster, told) = cluster();
+            found(&mut cluster, &mark);
+            assert_eq!(cluster.judge_fleet(), Ok(()), "{mark}");
+            assert_eq!(told.marks.lock().unwrap().contains(&mark), is_told, "{mark}");
+        }
+        let (mut of_a, _) = cluster();
+        found(&mut of_a, &mark("b", 1, "there:1"));
+        let why = of_a.judge_fleet().unwrap_err().to_string();
+        assert!(["fleet b", "127.0.0.1:2", "there:1", "to a"].iter().all(|word| why.contains(word)), "{why}");
+        let mut without = alone(SERVERS);
+        assert_eq!(without.judge_fleet(), Ok(()));
+        found(&mut without, &mark("a", 7, "here:1"));
+        let why = without.judge_fleet().unwrap_err().to_string();
+        assert!(why.contains("fleet a") && why.contains("--leave-fleet"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_finds_a_later_generations_mark_or_record_ends_the_proxy() {
+        for (mark, is_told) in marks().into_iter().chain([(mark("b", 1, "there:1"), true)]) {
+            let (mut cluster, told) = cluster();
+            cluster.judge_fleet_mark(ONE, Some(mark.clone()));
+            assert_eq!(told.marks.lock().unwrap().contains(&mark), is_told, "{mark}");
+        }
+        let (cluster, told) = cluster();
+        let next = Epoch::first_of(Generation(8));
+        cluster.judge_epoch(Epoch(next.0 - 1));
+        assert!(told.marks.lock().unwrap().is_empty());
+        cluster.judge_epoch(next);
+        assert_eq!(told.marks.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn epochs_of_a_turn_begin_above_all_of_earlier_ones() {
+        let (mut cluster, _) = cluster();
+        cluster.begin_turn();
+        assert!(cluster.pairs.iter().all(|run| run.pair.epoch() >= Epoch::first_of(Generation(7))));
+    }
+
+    #[tokio::test]
+    async fn the_former_is_gone_when_it_is_gone_from_all_servers_and_not_at_this_proxys_end() {
+        for stops in [false, true] {
+            let (mut cluster, told) = cluster();
+            cluster.begin_open(State::Degraded { leader: Place::Primary });
+            for node in &mut cluster.nodes {
+                node.former = Former::There;
+            }
+            let pair = PairId(0);
+            cluster.apply(pair, pair::Event::Foreign(true));
+            cluster.former_gone(Some(ONE), "of a test");
+            assert!(cluster.awaits_former() && cluster.pairs[0].pair.is_foreign());
+            if stops {
+                cluster.shutdown.cancel();
+            }
+            cluster.former_gone(None, "of a test");
+            // (At the end of this proxy nobody waits any more, and that is no proof.)
+            assert_eq!(cluster.awaits_former(), stops);
+            assert_eq!(told.awaits.lock().unwrap().contains(&false), !stops);
+            assert_eq!(cluster.pairs[0].pair.is_foreign(), stops);
+        }
+    }
 
     fn sight(started: u64, connections: &[(u32, &str)]) -> Sight {
         let said = [("time", 100 + started), ("uptime", 100)].map(|(name, value)| (name.to_owned(), value.to_string()));

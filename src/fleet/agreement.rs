@@ -193,13 +193,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::keeper::Told;
+    use crate::fleet::keeper::{Role, Told};
     use crate::fleet::peers::Peer;
     use crate::ids::{Generation, Term};
 
     /// An agreement, what its keeper is told, and how it hears of what is known.
     fn agreement(predecessor: Burden) -> (Agreement, mpsc::Receiver<Told>, impl Fn(&Burden)) {
-        let (keeper, told) = Keeper::for_tests();
+        let (keeper, told) = Keeper::for_tests(Role::Active);
         let mark = FleetMark { name: "a".to_owned(), generation: Generation(3), address: "b:1".to_owned() };
         let turn = Turn { mark, term: Term(0), former: None, grace: Duration::ZERO };
         let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new), peers: Arc::default() };

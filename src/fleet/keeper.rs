@@ -135,9 +135,9 @@ impl Keeper {
     }
 
     #[cfg(test)]
-    pub(super) fn for_tests() -> (Keeper, Receiver<Told>) {
+    pub(super) fn for_tests(role: Role) -> (Keeper, Receiver<Told>) {
         let (told, hears) = channel();
-        let (_, known) = watch::channel(Known::default());
+        let (_, known) = watch::channel(Known { role, ..Known::default() });
         (Keeper { told, hurried: Arc::default(), committed: Arc::default(), known, name: "a".to_owned() }, hears)
     }
 }

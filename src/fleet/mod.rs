@@ -66,7 +66,7 @@ pub const EXIT_FENCED: u8 = 75;
 
 /// How long a planned change waits for what other proxies have asked before this one stops, which
 /// answers what it has then: they keep nobody waiting for clients that do not read (see `relay`).
-const LEAVING: Duration = Duration::from_millis(200);
+const LEAVING: Duration = Duration::from_millis(150);
 
 /// How long the log is given to be written.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -364,6 +364,7 @@ fn alike(topology: &Topology, lease: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::ring::Distribution;
+    use testing::{LONG, shared};
 
     #[test]
     fn a_proxy_with_another_lease_takes_nobodys_place() {
@@ -371,5 +372,53 @@ mod tests {
         let topology = Topology::new(&server, &server, Distribution::Modula);
         let of = |secs| alike(&topology, Duration::from_secs(secs));
         assert!(of(3) != of(1) && of(3) == of(3));
+    }
+
+    fn serving() -> Serving {
+        Serving {
+            generation: Generation(1),
+            workers: Vec::new(),
+            leaving: CancellationToken::new(),
+            others: TaskTracker::new(),
+            peers: Arc::default(),
+        }
+    }
+
+    fn sharing() -> Arc<Shared> {
+        Arc::new(shared(watch::channel(Target::default()).1, LONG, LONG))
+    }
+
+    /// Else a request of a client elsewhere would come when nobody takes it any more.
+    #[tokio::test(start_paused = true)]
+    async fn an_active_proxy_stops_when_the_others_have_been_answered_or_have_had_their_time() {
+        for answered in [true, false] {
+            let (keeper, _told) = Keeper::for_tests(Role::Active);
+            let (serving, shared, stop) = (serving(), sharing(), CancellationToken::new());
+            // Another proxy, and a client of its own that it had as a standby.
+            let (other, link) = (serving.others.token(), shared.links.token());
+            tokio::spawn(hand_over((async {}, stop.clone()), serving.clone(), (keeper, shared)));
+            tokio::time::sleep(LEAVING / 2).await;
+            assert!(serving.leaving.is_cancelled() && !stop.is_cancelled());
+            let begun = tokio::time::Instant::now();
+            if answered {
+                drop(other);
+                tokio::time::sleep(LEAVING / 8).await;
+                assert!(!stop.is_cancelled());
+                drop(link);
+                stop.cancelled().await;
+                assert!(begun.elapsed() < LEAVING / 4);
+            } else {
+                stop.cancelled().await;
+                assert!(begun.elapsed() >= LEAVING / 4);
+            }
+        }
+    }
+
+    /// It can say nothing to servers, and so not that it has stopped.
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_proxy_that_is_to_stop_ends_at_once() {
+        let (keeper, told) = Keeper::for_tests(Role::Suspended);
+        hand_over((async {}, CancellationToken::new()), serving(), (keeper, sharing())).await;
+        assert!(matches!(told.try_recv(), Ok(keeper::Told::Quit)));
     }
 }

@@ -184,7 +184,7 @@ pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdL
         let name = super::host();
         return Err(io::Error::other(format!(
             "--advertise is missing: by -l {} the proxies of other hosts do not reach this one; give for example \
-             --advertise {name}:11300, or --candidate no if it is to pass requests on alone",
+             --advertise {name}:11300, or --candidate no if it is only to pass requests on",
             at.ip()
         )));
     }
@@ -265,7 +265,7 @@ async fn welcome(
     let line = first_line(&mut stream).await?;
     let words: Vec<&str> = line.split(' ').collect();
     let serving = serves.borrow().clone();
-    match judge(&words, name, serving) {
+    match judge(&words, name, serving, lease::own().holds(Boot::now())) {
         Ok((serving, purpose)) => {
             stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);
@@ -279,7 +279,7 @@ async fn welcome(
 }
 
 /// Whether the first line is welcome, and why not.
-fn judge(words: &[&str], name: &str, serving: Option<Serving>) -> Result<(Serving, Purpose), String> {
+fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Result<(Serving, Purpose), String> {
     let ["proxy", version, generation, purpose, theirs, ..] = words else {
         return Err("this is the line between proxies, and no client's".to_owned());
     };
@@ -293,7 +293,7 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>) -> Result<(Servin
     if generation.parse() != Ok(serving.generation.0) {
         return Err(format!("this is generation {}", serving.generation));
     }
-    if !lease::own().holds(Boot::now()) {
+    if !acts {
         return Err("this proxy is suspended".to_owned());
     }
     if serving.leaving.is_cancelled() {
@@ -482,6 +482,9 @@ mod tests {
         leaves.leaving.cancel();
         let leaves = listening(Some(leaves)).await;
         assert_eq!(says(&leaves, "proxy 1 7 data a\r\n").await, "REFUSED this proxy is leaving");
+        let words: Vec<&str> = "proxy 1 7 data a".split(' ').collect();
+        let suspended = judge(&words, "a", Some(serving()), false).map(|(_, purpose)| purpose);
+        assert_eq!(suspended, Err("this proxy is suspended".to_owned()));
     }
 
     #[tokio::test]

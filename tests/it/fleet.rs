@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,8 @@ struct Fleet {
 fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = ["--timeout", "250ms", "--probe-interval", "50ms", "--threads", "1"]
         .into_iter()
-        .chain(["--coordinate", fleet, "--lease", LEASE])
+        .chain(["--coordinate", fleet])
+        .chain(if more.contains(&"--lease") { [].as_slice() } else { &["--lease", LEASE] }.iter().copied())
         .chain(more.iter().copied())
         .map(str::to_owned)
         .collect();
@@ -61,8 +63,12 @@ impl Fleet {
 
     /// By a file.
     fn by_file(proxies: usize) -> Fleet {
+        Fleet::by_file_with(proxies, &[])
+    }
+
+    fn by_file_with(proxies: usize, more: &[&str]) -> Fleet {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let fleet = Fleet::start(proxies, &format!("file:{}", dir.path().join("fleet").display()));
+        let fleet = Fleet::start_with(proxies, &format!("file:{}", dir.path().join("fleet").display()), more);
         Fleet { _dir: Some(dir), ..fleet }
     }
 
@@ -347,6 +353,73 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert!(get(&mut there, "k").is_some_and(|value| ["before", "unknown"].contains(&value.as_str())));
     assert!(active.status().mirrored());
     assert_eq!(active.log().matches("resync begins").count(), 0);
+}
+
+/// Every system call of a thread takes half a minute from now on; ended when dropped.
+struct Hung(Child);
+
+impl Hung {
+    /// Nothing: there is no strace, or it may not attach.
+    fn of(pid: u32, thread: &str) -> Option<Hung> {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+        let named = |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == thread);
+        let task = tasks.map(|task| task.expect("a thread").path()).find(named).expect("a thread of that name");
+        let mut strace = Command::new("strace");
+        strace.args(["-qq", "-o", "/dev/null", "-e", "inject=all:delay_exit=30000000", "-p"]);
+        strace.arg(task.file_name().expect("its number")).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut hung = Hung(strace.spawn().ok()?);
+        let tracer = format!("TracerPid:\t{}\n", hung.0.id());
+        let mut attached = false;
+        wait_until("strace attaches", DEADLINE, || {
+            let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+            attached = status.contains(&tracer);
+            attached || hung.0.try_wait().expect("wait").is_some()
+        });
+        attached.then_some(hung)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Its process lives, and all its other threads.
+#[test]
+fn a_proxy_of_which_one_thread_hangs_is_replaced() {
+    let fleet = Fleet::by_file_with(3, &["--lease", "1s"]);
+    fleet.mirrored();
+    let mut hung = Vec::new();
+    for thread in ["worker-0", "resilver"] {
+        let active = fleet.active();
+        let Some(hangs) = Hung::of(fleet.proxies[active].pid(), thread) else {
+            return eprintln!("SKIPPED: {thread} cannot be made to hang: strace is missing (scripts/need-meters)");
+        };
+        hung.push(hangs);
+        wait_until("another one is active", DEADLINE, || fleet.find_active().is_some_and(|found| found != active));
+        let mut client = fleet.proxies[fleet.active()].client();
+        assert_eq!(client.set(thread, b"1"), Ok(Stored::Stored));
+    }
+}
+
+/// Of a former active proxy, and of a later one.
+#[test]
+fn an_earlier_mark_on_a_server_is_written_over_and_a_later_one_ends_the_proxy() {
+    let mut fleet = Fleet::by_file(1);
+    fleet.mirrored();
+    let mut server = fleet.backups[0].client();
+    let own = get(&mut server, "__resilver__:fleet").expect("a mark");
+    let words: Vec<&str> = own.split(' ').collect();
+    let [generation, name, _] = words[..] else { panic!("{own}") };
+    let generation: u64 = generation.parse().expect("a number");
+    let marked = |generation: u64| format!("{generation} {name} 127.0.0.1:1");
+    assert_eq!(server.set("__resilver__:fleet", marked(generation - 1).as_bytes()), Ok(Stored::Stored));
+    wait_until("it is marked again", DEADLINE, || get(&mut server, "__resilver__:fleet").as_deref() == Some(&own));
+    assert_eq!(server.set("__resilver__:fleet", marked(generation + 1).as_bytes()), Ok(Stored::Stored));
+    assert_eq!(fleet.proxies[0].wait_exit().code(), Some(FENCED));
+    assert!(fleet.proxies[0].log_so_far().contains("a server is marked by another one"));
 }
 
 /// The code and the body.

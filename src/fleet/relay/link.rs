@@ -23,7 +23,7 @@ use super::{Over, Relay};
 /// At a planned change a connection is given up once nothing has moved on it for so long, if its
 /// client is to blame for that, or nobody knows what that is owed; and after so long in all.
 const IDLE: Duration = Duration::from_millis(100);
-const LEAVING: Duration = Duration::from_millis(150);
+const LEAVING: Duration = Duration::from_millis(120);
 
 /// Between two tries to reach the active proxy.
 pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
