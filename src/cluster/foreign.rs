@@ -141,6 +141,8 @@ impl Cluster {
         }
         if found.is_some() && found != known {
             for pair in self.topology.pairs_of(node) {
+                // What that one has written, to one node alone perhaps, is on no list.
+                self.plan(pair, FillEvent::ListVoid);
                 self.pairs[pair.index()].lone.add_more();
             }
         }

@@ -482,8 +482,9 @@ impl Cluster {
         if !job.fill.compares() {
             return;
         }
-        let cannot = matches!(error, JobError::CannotEnumerate { .. });
-        for &(pair, _) in &job.pairs {
+        for &(pair, source) in &job.pairs {
+            let cannot =
+                matches!(error, JobError::CannotEnumerate { node: which, .. } if [node, source].contains(which));
             if cannot || (job.fill == Fill::Adopt && !self.knows_writes(pair)) {
                 tracing::warn!(pair = %self.pair_name(pair), node = %self.topology.addr(node), "the two copies cannot be compared: the node's is purged and filled");
                 self.plan(pair, FillEvent::CannotCompare);

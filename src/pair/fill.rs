@@ -260,9 +260,10 @@ impl Plan {
                 // It would be compared again for its sake.
                 if self.after_crash { vec![FillEffect::ListVoid] } else { vec![] }
             }
-            // Of keys that the list names only, where nothing else was copied.
+            // Of keys that the list names only, where nothing else was copied. (Nor of a pair that
+            // the job has handed back: its list has begun anew.)
             FillEvent::CopiesLeft(fill) => {
-                if fill == Fill::CompareRest {
+                if fill == Fill::CompareRest && self.after_crash {
                     vec![FillEffect::ListVoid]
                 } else {
                     vec![]
@@ -462,6 +463,7 @@ mod tests {
         plan.apply(edge(Event::Drained(true), FILLED, State::Mirrored));
         plan.apply(FillEvent::Opened(State::Mirrored));
         assert_eq!(plan.fill(ALONE, Backup, false, true), Fill::Missed);
+        assert_eq!(plan.apply(FillEvent::CopiesLeft(Fill::CompareRest)), [], "of the job's other pairs");
     }
 
     #[test]

@@ -78,9 +78,13 @@ async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mu
         }
         // (The second purge, behind the barrier, is one of a node that is filled.)
         Fill::Missed | Fill::CompareRest if !holds(Rule::MissedPurgedBeforeLead) => {}
-        Fill::Missed | Fill::CompareRest => {
+        Fill::Missed => {
             ctx.progress.set_phase(Phase::Purging);
             purged = purge_missed(&ctx.missed, ctx, pipe, &purged).await?;
+        }
+        Fill::CompareRest => {
+            ctx.progress.set_phase(Phase::Purging);
+            purge_if_listed(ctx, pipe).await?;
         }
         Fill::Adopt => purged = purge_missed(&ctx.written, ctx, pipe, &purged).await?,
     }
@@ -88,10 +92,13 @@ async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mu
     if !ask(ctx, |reply| JobEvent::Purged { reply }).await? {
         return Err(JobError::Aborted);
     }
-    if let Fill::Missed | Fill::CompareRest | Fill::Adopt = spec.fill {
+    if spec.fill == Fill::CompareRest {
+        outcome.undone = purge_if_listed(ctx, pipe).await?;
+    }
+    if let Fill::Missed | Fill::Adopt = spec.fill {
         // Clients went on writing to the leader alone until the barrier. Unguarded, as before it:
         // what a worker may have stored since is copied like the others.
-        let lists = if spec.fill.keeps_list() { &ctx.missed } else { &ctx.written };
+        let lists = if spec.fill == Fill::Missed { &ctx.missed } else { &ctx.written };
         purge_missed(lists, ctx, pipe, &purged).await?;
         outcome.undone = true;
     }
@@ -109,6 +116,16 @@ async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mu
         return Err(JobError::Aborted);
     }
     refill(spec, Fill::Compare, stats.offset, ctx, outcome).await
+}
+
+/// Deletes what the target is known to have missed, all of it each time: what the proxy before sent
+/// may have landed since. Returns whether that is known. Every key is compared in any case, and a
+/// list that was given up is one only of what the target may lead without.
+async fn purge_if_listed(ctx: &Arc<Context>, pipe: &mut Pipe) -> Result<bool, JobError> {
+    match purge_missed(&ctx.missed, ctx, pipe, &HashSet::new()).await {
+        Err(JobError::MissedTooMany) => Ok(false),
+        purged => purged.map(|_| true),
+    }
 }
 
 /// Fills the target from all sources at once.

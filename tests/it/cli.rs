@@ -212,12 +212,12 @@ fn completions_and_the_manual_are_those_of_the_commands() {
          complete_for st\ncomplete_for status --wa\ncomplete_for --leader-\n",
         program = env!("CARGO_BIN_EXE_resilver")
     );
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    let completed = Command::new("bash").args(["-c", &script]).output().unwrap();
     assert_eq!(
-        text(&output.stdout),
+        text(&completed.stdout),
         "status stats\n--watch\n--leader-timeout --leader-grace\n",
         "{}",
-        text(&output.stderr)
+        text(&completed.stderr)
     );
     for (shell, part) in [("zsh", "#compdef resilver"), ("fish", "complete -c resilver")] {
         let said = output_of(&["completions", shell]);

@@ -575,7 +575,7 @@ impl Run<'_> {
         }
         let mut written = BTreeMap::from([(PairId(0), self.written_list.clone())]);
         written.retain(|_, _| fill == Fill::Adopt && !counts && scenario.fault != Fault::NotPurgedOfWritten);
-        let noted = scenario.fill == Fill::Missed && scenario.fault != Fault::DropsNotNoted;
+        let noted = scenario.fill.keeps_list() && scenario.fault != Fault::DropsNotNoted;
         let recopy = Arc::new(if noted { Recopy::noting(self.missed.clone()) } else { Recopy::new() });
         let cancel = CancellationToken::new();
         let ctx = Context {
@@ -891,6 +891,12 @@ fn every_order_of_a_compare_pass_ends_equal() {
             }
             let again = |ops: Vec<Op>| Scenario { failure: Failure::Cancel, again: true, ..compared(fill, held, &ops) };
             all_hold(&format!("{fill:?}, {held:?}, cut off and again"), short().map(again));
+        }
+    }
+    for held in COMPARED {
+        for failure in [Failure::None, Failure::SourceReset] {
+            let ops = short().map(|ops| Scenario { failure, ..compared(Fill::CompareRest, held, &ops) });
+            all_hold(&format!("the rest, {held:?}, {failure:?}"), ops);
         }
     }
 }
