@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::cluster::fill;
 use crate::support::port::Port;
-use crate::support::{Cluster, Proxy, Shape, wait_until};
+use crate::support::{Cluster, DEADLINE, Proxy, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -91,6 +91,13 @@ fn the_state_is_served_and_nothing_can_be_changed() {
     assert_eq!(first["incarnation"].as_str(), Some(known.as_str()), "a number of 64 bits, to the last digit");
     assert!(json["history"]["step_seconds"].as_u64() == Some(2) && json["changes"].is_array(), "{json}");
 
+    // How full servers are is asked when somebody looks, and known a moment later.
+    let held = |json: &Value| json["servers"].as_array().is_some_and(|all| all.iter().all(|s| s["bytes_max"].is_u64()));
+    let mut json = json;
+    wait_until("how full servers are", DEADLINE, || {
+        json = ask(&admin, "GET /status.json").json();
+        held(&json)
+    });
     // The same words as in the terminal: whatever stands there stands here too.
     let said = Command::new(Proxy::binary()).args(["status", "--json", "--proxy", &cluster.proxy.addr()]).output();
     let told: Value = serde_json::from_slice(&said.expect("run resilver status").stdout).expect("JSON");

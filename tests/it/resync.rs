@@ -143,6 +143,9 @@ fn fill_numbers(client: &mut Client, count: usize) {
 fn mutate(client: &mut Client, rng: &mut Rng, key: &str, slot: &mut Option<(Vec<u8>, u32)>) {
     let fresh = (rng.next() % 1_000_000).to_string().into_bytes();
     let number = slot.as_ref().and_then(|(v, _)| std::str::from_utf8(v).ok()?.parse::<u64>().ok());
+    // Not of one with a zero in front (a 7 appended to "0"): memcached fills the shorter number
+    // with blanks too.
+    let number = number.filter(|n| slot.as_ref().is_some_and(|(v, _)| *v == n.to_string().as_bytes()));
     let flags = rng.next() as u32;
     let present = slot.is_some();
     let fine = |answer: Stored| if present { answer } else { Stored::NotStored };

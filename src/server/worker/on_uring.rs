@@ -44,8 +44,8 @@ impl UringClient {
 }
 
 /// Runs a worker whose sockets are on `uring` on the current thread, until `shutdown`, then until
-/// its clients are answered or `--shutdown-grace` is over. In the context of a runtime that another thread
-/// drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
+/// its clients are answered or `--shutdown-grace` is over. In the context of a runtime that another
+/// thread drives: what tokio has for it (timers, listeners, messages) comes by the alarm.
 pub(crate) fn run_on_uring(
     core: Core,
     setup: WorkerSetup,
