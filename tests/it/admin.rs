@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::cluster::fill;
 use crate::support::port::Port;
-use crate::support::{Cluster, DEADLINE, Proxy, Shape, wait_until};
+use crate::support::{Cluster, Proxy, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
