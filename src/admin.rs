@@ -11,8 +11,6 @@ mod process;
 mod shown;
 mod socket;
 
-use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -20,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Desk, Losses};
+use crate::daemon::OperatorListeners;
 use crate::proxy::Memory;
 use crate::reload::Reload;
 use crate::report::metrics::Around;
@@ -78,17 +77,17 @@ type Known = (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>);
 /// The system refused to watch the sockets.
 pub(crate) fn serve(
     runtime: &Handle,
-    (http, socket): (Option<TcpListener>, Option<UnixListener>),
+    operators: OperatorListeners,
     ((desk, stats, memory), losses): (Known, Arc<dyn Losses>),
     reload: Option<Arc<Reload>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let _entered = runtime.enter();
-    if let Some(listener) = socket {
+    if let Some(listener) = operators.socket {
         let listener = tokio::net::UnixListener::from_std(listener)?;
         runtime.spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses, reload }));
     }
-    if let Some(listener) = http {
+    if let Some(listener) = operators.http {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let recorder = Recorder::new(stats);
         let shown = Shown::new(recorder.history());

@@ -44,8 +44,8 @@ fn judge(args: CheckArgs) -> ExitCode {
     };
     let host = Host { variables: Vec::new(), ..Host::this() };
     match CommandLine::parse(["resilver".into(), "--config".into(), file.clone()], &host) {
-        Ok(CommandLine::Run(settings)) => {
-            let _ = writeln!(std::io::stdout(), "{}: {}", file.display(), summary(&settings));
+        Ok(CommandLine::Run(plan)) => {
+            let _ = writeln!(std::io::stdout(), "{}: {}", file.display(), summary(&plan.pools[0]));
             ExitCode::SUCCESS
         }
         // (Nothing in a file asks for help.)

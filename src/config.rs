@@ -23,7 +23,7 @@ use crate::ring::{Distribution, NodeAddr, ServerSpec};
 
 pub use accounts::{Account, find_group};
 pub use check::Host;
-pub use live::{Changes, changes};
+pub use live::{Changes, changes, process_changes};
 pub(crate) use sources::defaults;
 pub(crate) use units::{parse_time, show_time};
 
@@ -83,7 +83,41 @@ pub struct LogSettings {
     pub file: Option<PathBuf>,
 }
 
-/// Everything the daemon can be told. Built by the command line; plain data.
+/// All that the daemon is told. Built by the command line; plain data.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub process: ProcessSettings,
+    /// At least one.
+    pub pools: Vec<Settings>,
+}
+
+/// What belongs to the process, whatever it serves.
+#[derive(Clone, Debug)]
+pub struct ProcessSettings {
+    /// `--admin`.
+    pub admin: Option<SocketAddr>,
+    /// `--admin-socket`, absolute.
+    pub admin_socket: Option<PathBuf>,
+    /// `-u`: run as this user, a name or number, once the sockets are bound; `None` = whoever
+    /// started the process.
+    pub user: Option<String>,
+    /// `-g`: run as this group, a name or number; `None` = the user's own.
+    pub group: Option<String>,
+    /// `-d`: go to the background.
+    pub daemonize: bool,
+    /// Set in the copy of the process that runs in the background; never by people.
+    pub background_child: bool,
+    /// `--pid-file`, absolute; without `-d` only if it was given.
+    pub pid_file: Option<PathBuf>,
+    /// `-v`, `--log-format`, `--log-file`.
+    pub log: LogSettings,
+    /// `--config`, absolute.
+    pub config: Option<PathBuf>,
+    /// Variables that look like options, and are none.
+    pub unknown_variables: Vec<String>,
+}
+
+/// What a pool is told: a list of servers, those who may ask for what is on them, and how it heals.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `-s`: servers of the primary ring, in the order given.
@@ -98,10 +132,6 @@ pub struct Settings {
     pub unix_socket: Option<PathBuf>,
     /// `-a`: its mode.
     pub unix_socket_mode: u32,
-    /// `--admin`.
-    pub admin: Option<SocketAddr>,
-    /// `--admin-socket`, absolute.
-    pub admin_socket: Option<PathBuf>,
     /// `--operator-commands`: clients may say `resync` too.
     pub operator_commands: bool,
     /// `-n`: how many clients at once; more get a refusal.
@@ -149,23 +179,6 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// `--idle-timeout`: clients silent for so long are closed; `None` = never.
     pub idle_timeout: Option<Duration>,
-    /// `-u`: run as this user, a name or number, once the sockets are bound; `None` = whoever
-    /// started the process.
-    pub user: Option<String>,
-    /// `-g`: run as this group, a name or number; `None` = the user's own.
-    pub group: Option<String>,
-    /// `-d`: go to the background.
-    pub daemonize: bool,
-    /// Set in the copy of the process that runs in the background; never by people.
-    pub background_child: bool,
-    /// `--pid-file`, absolute; without `-d` only if it was given.
-    pub pid_file: Option<PathBuf>,
-    /// `-v`, `--log-format`, `--log-file`.
-    pub log: LogSettings,
-    /// `--config`, absolute.
-    pub config: Option<PathBuf>,
-    /// Variables that look like options, and are none.
-    pub unknown_variables: Vec<String>,
     /// `--coordinate` and what belongs to it.
     pub fleet: Option<FleetSettings>,
     /// `--leave-fleet`.
@@ -219,7 +232,7 @@ impl Settings {
 #[derive(Debug)]
 pub enum CommandLine {
     /// Run the proxy.
-    Run(Box<Settings>),
+    Run(Box<Plan>),
     /// Print this on stdout and exit 0: the help or the version.
     Print(String),
 }
@@ -258,8 +271,8 @@ impl CommandLine {
     /// use resilver::config::{CommandLine, Host};
     ///
     /// let line = "resilver -p 12000 -s 127.0.0.1:11211 -s 127.0.0.1:11212 -b 127.0.0.1:11213";
-    /// let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
-    /// assert_eq!(settings.listen[0].port(), 12000);
+    /// let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!() };
+    /// assert_eq!(plan.pools[0].listen[0].port(), 12000);
     ///
     /// let errors = CommandLine::parse(["resilver", "-p", "99999", "--timeout", "0"], &Host::this()).unwrap_err();
     /// assert_eq!(errors.0.len(), 3, "the port, the timeout, and no server: {errors}");

@@ -6,8 +6,10 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use resilver::config::{CommandLine, Host, Settings, UsageErrors};
-use resilver::daemon::{self, BackgroundError, Identity, PidFile, Signals, SocketFile, Supervisor};
+use resilver::config::{CommandLine, Host, Plan, Settings, UsageErrors};
+use resilver::daemon::{
+    self, BackgroundError, Bound, Identity, LimitError, Listeners, PidFile, Signals, SocketFile, Supervisor,
+};
 use resilver::reload::Reload;
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +35,8 @@ fn main() -> ExitCode {
         _ => {}
     }
     let host = Host::this();
-    let settings = match CommandLine::parse(std::env::args_os(), &host) {
-        Ok(CommandLine::Run(settings)) => *settings,
+    let plan = match CommandLine::parse(std::env::args_os(), &host) {
+        Ok(CommandLine::Run(plan)) => *plan,
         Ok(CommandLine::Print(text)) => {
             // Not println: `resilver -h | head -1` closes the pipe, and that is no error.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -45,7 +47,8 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let outcome = if settings.daemonize && !settings.background_child { start_child() } else { serve(settings, host) };
+    let in_background = plan.process.daemonize && !plan.process.background_child;
+    let outcome = if in_background { start_child() } else { serve(plan, host) };
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -66,36 +69,24 @@ fn start_child() -> Result<u8, Box<dyn Error>> {
 }
 
 /// Runs the proxy in this process until it is told to stop. Returns the exit code.
-fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
+fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
     daemon::give_memory_back();
-    if settings.background_child {
+    if plan.process.background_child {
         daemon::detach()?;
     }
     // Dropped last: what was logged until then is written.
-    let _log = daemon::start_logging(&settings.log)?;
-    let identity = Identity::wanted(&settings)?;
-    let limit = daemon::raise_file_limit(&settings)?;
-    if limit.clients < settings.max_clients {
-        tracing::warn!(
-            "-n {} needs {} open files, but the system allows {}: taking {} clients at most; raise the hard limit \
-             (ulimit -Hn, or LimitNOFILE= in a systemd unit) or give -n {}",
-            settings.max_clients,
-            limit.needed,
-            limit.allowed,
-            limit.clients,
-            limit.clients
-        );
-        settings.max_clients = limit.clients;
-    }
-    for name in &settings.unknown_variables {
+    let _log = daemon::start_logging(&plan.process.log)?;
+    let identity = Identity::wanted(&plan.process)?;
+    give_way(&mut plan)?;
+    for name in &plan.process.unknown_variables {
         tracing::warn!("the variable {name} is no option of resilver's, and is left out; resilver --help lists them");
     }
     // First the pid file: "already running" tells more than "address in use".
-    let pid_file = settings.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let listeners = daemon::bind(&settings)?;
-    let sockets = [&settings.unix_socket, &settings.admin_socket].into_iter().flatten();
+    let pid_file = plan.process.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let bound = daemon::bind(&plan)?;
+    let of_pools = plan.pools.iter().filter_map(|settings| settings.unix_socket.as_ref());
     // (What systemd has bound it keeps.)
-    let own = sockets.filter(|path| !listeners.kept.contains(path));
+    let own = of_pools.chain(&plan.process.admin_socket).filter(|path| !bound.kept.contains(path));
     let socket_files = own.map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(identity) = &identity {
         for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)) {
@@ -111,7 +102,7 @@ fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
         move || drop(files.lock().ok().and_then(|mut files| files.take()))
     };
     // (What it was allowed at the start counts, and not what it is after it has given up root.)
-    let reload = Arc::new(Reload::new(Arc::new(move || read_again(&host)), settings.clone()));
+    let reload = Arc::new(Reload::new(Arc::new(move || read_again(&host)), plan.clone()));
     let asked = reload.clone();
     let reload_once = move || {
         let reload = asked.clone();
@@ -119,7 +110,7 @@ fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
         async move { drop(reload.reload().await) }
     };
     Signals::catch()?.watch(shutdown.clone(), reload_once, remove_files.clone())?;
-    let told = settings.clone();
+    let told = plan.clone();
     let supervisor = Supervisor::of_this_process()?.map(Arc::new);
     let (supervised, stopping) = (reload.clone(), shutdown.clone());
     let ready = || {
@@ -128,8 +119,9 @@ fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
             supervisor.tell("READY=1");
             resilver::supervised::tell(supervisor, supervised, stopping)?;
         }
-        if told.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
+        if told.process.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
     };
+    let (settings, listeners) = only(plan, bound)?;
     let ended = match settings.fleet.clone() {
         Some(own) => resilver::fleet::run(settings, own, listeners, (shutdown, reload), ready, remove_files.clone()),
         None => {
@@ -145,22 +137,54 @@ fn serve(mut settings: Settings, host: Host) -> Result<u8, Box<dyn Error>> {
     Ok(ended?)
 }
 
+/// As many clients as open files are allowed for.
+fn give_way(plan: &mut Plan) -> Result<(), LimitError> {
+    let limit = daemon::raise_file_limit(plan)?;
+    if limit.clients < limit.asked {
+        tracing::warn!(
+            "-n {} needs {} open files, but the system allows {}: taking {} clients at most; raise the hard limit \
+             (ulimit -Hn, or LimitNOFILE= in a systemd unit) or give -n {}",
+            limit.asked,
+            limit.needed,
+            limit.allowed,
+            limit.clients,
+            limit.clients
+        );
+        for settings in &mut plan.pools {
+            settings.max_clients = limit.share(settings.max_clients);
+        }
+    }
+    Ok(())
+}
+
+/// The pool that is alone in its process, with all that is listened on.
+fn only(plan: Plan, bound: Bound) -> std::io::Result<(Settings, Listeners)> {
+    let Bound { pools, operators, .. } = bound;
+    let both = plan.pools.into_iter().zip(pools).next();
+    let (settings, listeners) = both.ok_or_else(|| std::io::Error::other("there is no pool"))?;
+    Ok((settings, Listeners { operators, ..listeners }))
+}
+
 /// The settings as they stand now, by the command line that this process was started with.
-fn read_again(host: &Host) -> Result<Settings, UsageErrors> {
+fn read_again(host: &Host) -> Result<Plan, UsageErrors> {
     match CommandLine::parse(std::env::args_os(), host)? {
-        CommandLine::Run(settings) => Ok(*settings),
+        CommandLine::Run(plan) => Ok(*plan),
         CommandLine::Print(_) => Err(UsageErrors(vec!["the command line asks for help".to_owned()])),
     }
 }
 
-/// One line that says what runs: the first thing wanted from a log.
-fn announce(settings: &Settings) {
+/// What runs, a line for each pool: the first thing wanted from a log.
+fn announce(plan: &Plan) {
+    if let Some(address) = plan.process.admin {
+        tracing::info!("admin listener: http://{address}/ has the page, /metrics, /status.json, /livez and /readyz");
+    }
+    plan.pools.iter().for_each(announce_pool);
+}
+
+fn announce_pool(settings: &Settings) {
     let listen: Vec<String> = (settings.listen.iter().map(ToString::to_string))
         .chain(settings.unix_socket.iter().map(|path| format!("unix:{}", path.display())))
         .collect();
-    if let Some(address) = settings.admin {
-        tracing::info!("admin listener: http://{address}/ has the page, /metrics, /status.json, /livez and /readyz");
-    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listen.join(","),

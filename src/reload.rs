@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Mutex as FairMutex;
 
 use crate::cluster::Desk;
-use crate::config::{Settings, UsageErrors, changes};
+use crate::config::{Plan, Settings, UsageErrors, changes, process_changes};
 use crate::daemon;
 
 /// Reads the settings from where they stood at the start.
-pub type Read = Arc<dyn Fn() -> Result<Settings, UsageErrors> + Send + Sync>;
+pub type Read = Arc<dyn Fn() -> Result<Plan, UsageErrors> + Send + Sync>;
 
 /// Takes an address's listening sockets, one for each worker.
 pub(crate) type Doors = Box<dyn Fn(Vec<TcpListener>) -> std::io::Result<()> + Send>;
@@ -23,14 +23,14 @@ pub(crate) type Doors = Box<dyn Fn(Vec<TcpListener>) -> std::io::Result<()> + Se
 pub struct Reload {
     read: Read,
     /// In force. Held while they are changed, so that one change follows the other.
-    current: FairMutex<Settings>,
+    current: FairMutex<Plan>,
     /// The proxy, while it is the one that serves.
     serving: Mutex<Option<(Desk, Doors)>>,
 }
 
 impl Reload {
     /// `current`: those that the proxy is started with.
-    pub fn new(read: Read, current: Settings) -> Reload {
+    pub fn new(read: Read, current: Plan) -> Reload {
         Reload { read, current: FairMutex::new(current), serving: Mutex::new(None) }
     }
 
@@ -54,23 +54,29 @@ impl Reload {
         outcome
     }
 
-    async fn replace(&self, current: &mut Settings) -> Result<String, String> {
+    async fn replace(&self, current: &mut Plan) -> Result<String, String> {
         // Files are read, and names looked up.
         let read = self.read.clone();
         let new = tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())?;
-        let mut new = new.map_err(|errors| errors.0.join("; "))?;
-        let limit = daemon::raise_file_limit(&new).map_err(|error| error.to_string())?;
-        let fewer = (limit.clients < new.max_clients).then_some(limit.clients);
-        new.max_clients = limit.clients.min(new.max_clients);
-        let log = daemon::open_log(&new.log).map_err(|error| error.to_string())?;
+        let plan = new.map_err(|errors| errors.0.join("; "))?;
+        let limit = daemon::raise_file_limit(&plan).map_err(|error| error.to_string())?;
+        let fewer = (limit.clients < limit.asked).then_some(limit.clients);
+        let log = daemon::open_log(&plan.process.log).map_err(|error| error.to_string())?;
+        let of_process = process_changes(&current.process, &plan.process);
+        let (Some(current_pool), Some(mut new)) = (current.pools.first_mut(), plan.pools.into_iter().next()) else {
+            return Err("there is no pool".to_owned());
+        };
+        new.max_clients = limit.share(new.max_clients);
         let Some(desk) = self.desk() else {
             log.put_in_place();
             return Ok("the log alone: this proxy is not the active one, and what else has changed counts from its \
                        next start on"
                 .to_owned());
         };
-        let opened = daemon::bind_also(&new, &added(current, &new)).map_err(|error| error.to_string())?;
-        let changes = changes(current, &new);
+        let opened = daemon::bind_also(&new, &added(current_pool, &new)).map_err(|error| error.to_string())?;
+        let mut changes = changes(current_pool, &new);
+        changes.live.extend(of_process.live);
+        changes.fixed.extend(of_process.fixed);
         if !desk.settings(new.clone()).await {
             return Err("the control plane does not answer: it is starting, or ending".to_owned());
         }
@@ -78,10 +84,11 @@ impl Reload {
         let mut said = Vec::new();
         for (address, sockets) in opened {
             self.open(sockets).map_err(|error| format!("{address}: {error}"))?;
-            current.listen.push(address);
+            current_pool.listen.push(address);
             said.push(format!("listens on {address} too"));
         }
-        current.take_live(&new);
+        current_pool.take_live(&new);
+        current.process.take_live(&plan.process);
         if !changes.live.is_empty() {
             said.insert(0, format!("changed: {}", changes.live.join(", ")));
         }
@@ -92,7 +99,7 @@ impl Reload {
             said.push(format!("max-clients: the limit of open files allows {clients}"));
         }
         let mut fixed: Vec<String> = changes.fixed.iter().map(|name| (*name).to_owned()).collect();
-        let closed = current.listen.iter().filter(|address| !new.listen.contains(address));
+        let closed = current_pool.listen.iter().filter(|address| !new.listen.contains(address));
         fixed.extend(closed.map(|address| format!("no more clients on {address}")));
         if !fixed.is_empty() {
             said.push(format!("only at the next start: {}", fixed.join(", ")));

@@ -39,7 +39,8 @@ pub(super) fn alone(arguments: &str) -> Cluster {
 /// The same of one that agrees on losses there.
 pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
     let line = format!("resilver {arguments}");
-    let Ok(CommandLine::Run(settings)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!("{line}") };
+    let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!("{line}") };
+    let settings = plan.pools[0].clone();
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
     let names = Names { addresses, resolver: Arc::new(Nobody) };
@@ -47,7 +48,7 @@ pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
     let commands = (0..settings.threads).map(|_| unbounded_channel().0).collect();
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
     let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-    Cluster::new(*settings, topology, (Arc::new(Nobody), names, losses), commands, stats, unclean, probes)
+    Cluster::new(settings, topology, (Arc::new(Nobody), names, losses), commands, stats, unclean, probes)
 }
 
 impl Cluster {

@@ -22,7 +22,7 @@ use super::accounts::Account;
 use super::args::Args;
 use super::sources::{Origin, Origins, Sources};
 use super::units::{parse_size, parse_time, show_size, show_time};
-use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Settings, UsageErrors};
+use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Plan, ProcessSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
 
 /// What `--threads auto` takes at most: past four the servers are the bottleneck, not the proxy.
@@ -110,9 +110,10 @@ pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<Comm
     };
     let origins = Origins::of(&sources.found);
     let mut check = Check { command, matches, host, config, origins, faults };
-    let settings = check.settings(&args);
+    let (process, settings) = check.settings(&args);
     let faults = check.faults;
-    if faults.is_empty() { Ok(CommandLine::Run(Box::new(settings))) } else { Err(UsageErrors(faults)) }
+    let plan = Plan { process, pools: vec![settings] };
+    if faults.is_empty() { Ok(CommandLine::Run(Box::new(plan))) } else { Err(UsageErrors(faults)) }
 }
 
 /// `--config`, or its variable; made absolute, because a daemon leaves the directory it was started
@@ -228,7 +229,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn settings(&mut self, args: &Args) -> Settings {
+    fn settings(&mut self, args: &Args) -> (ProcessSettings, Settings) {
         let distribution = if args.ketama { Distribution::Ketama } else { Distribution::Modula };
         let primaries = self.servers("server", &args.server, distribution);
         let backups = self.servers("backup", &args.backup, distribution);
@@ -300,15 +301,25 @@ impl Check<'_> {
         let log = self.log(args);
         let fleet = self.fleet(args, &listen, resync);
 
-        Settings {
+        let process = ProcessSettings {
+            admin: operators.admin,
+            admin_socket: operators.admin_socket,
+            user: args.user.last().cloned(),
+            group: args.group.last().cloned(),
+            daemonize: args.daemon,
+            background_child: args.background_child,
+            pid_file,
+            log,
+            config: self.config.take(),
+            unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
+        };
+        let settings = Settings {
             primaries,
             backups,
             distribution,
             listen,
             unix_socket,
             unix_socket_mode,
-            admin: operators.admin,
-            admin_socket: operators.admin_socket,
             operator_commands: operators.commands,
             max_clients: max_clients as usize,
             node_connections: (node_connections as usize).max(threads),
@@ -329,17 +340,10 @@ impl Check<'_> {
             client_memory: client_memory as usize,
             shutdown_grace: times.shutdown_grace,
             idle_timeout: (!times.idle_timeout.is_zero()).then_some(times.idle_timeout),
-            user: args.user.last().cloned(),
-            group: args.group.last().cloned(),
-            daemonize: args.daemon,
-            background_child: args.background_child,
-            pid_file,
-            log,
             fleet,
             leave_fleet: args.leave_fleet,
-            config: self.config.take(),
-            unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
-        }
+        };
+        (process, settings)
     }
 
     /// One item that is being sent, and as much for answers.

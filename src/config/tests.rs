@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::sources::VARIABLES;
-use super::{Account, CommandLine, Host, IoUringMode, LogFormat, RegisterSettings, ResyncMode, Settings, UsageErrors};
+use super::{
+    Account, CommandLine, Host, IoUringMode, LogFormat, Plan, ProcessSettings, RegisterSettings, ResyncMode, Settings,
+    UsageErrors,
+};
 use crate::ring::Distribution;
 
 fn account(id: u32) -> Option<Account> {
@@ -51,14 +54,37 @@ fn parse(line: &str, host: &Host) -> Result<CommandLine, UsageErrors> {
     CommandLine::parse(format!("resilver {line}").split_whitespace(), host)
 }
 
-fn run_on(line: &str, host: &Host) -> Settings {
+/// A process with one pool, whose settings are those that are meant unless the others are named.
+#[derive(Debug)]
+struct One {
+    process: ProcessSettings,
+    pool: Settings,
+}
+
+impl std::ops::Deref for One {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        &self.pool
+    }
+}
+
+impl From<Box<Plan>> for One {
+    fn from(plan: Box<Plan>) -> One {
+        let Plan { process, mut pools } = *plan;
+        assert_eq!(pools.len(), 1, "{pools:?}");
+        One { process, pool: pools.remove(0) }
+    }
+}
+
+fn run_on(line: &str, host: &Host) -> One {
     match parse(line, host) {
-        Ok(CommandLine::Run(settings)) => *settings,
+        Ok(CommandLine::Run(plan)) => plan.into(),
         other => panic!("{line}: {other:?}"),
     }
 }
 
-fn run(line: &str) -> Settings {
+fn run(line: &str) -> One {
     run_on(line, &host())
 }
 
@@ -83,7 +109,7 @@ fn magents_line_runs_unchanged() {
     let settings = run_on(line, &root());
     assert_eq!(addresses(&settings.primaries), ["127.0.0.1:11211", "127.0.0.1:11212"]);
     assert_eq!(addresses(&settings.backups), ["127.0.0.1:11213"]);
-    assert_eq!(settings.user.as_deref(), Some("root"));
+    assert_eq!(settings.process.user.as_deref(), Some("root"));
     assert_eq!(settings.max_clients, 51_200);
     assert_eq!(settings.listen, ["127.0.0.1:12000".parse::<SocketAddr>().unwrap()]);
     assert_eq!(settings.distribution, Distribution::Modula);
@@ -108,9 +134,12 @@ fn defaults() {
         (settings.shutdown_grace, settings.idle_timeout, settings.resync_latency),
         (ms(5_000), None, Some(ms(1)))
     );
-    assert_eq!((&settings.unix_socket, &settings.pid_file, settings.daemonize), (&None, &None, false));
+    assert_eq!((&settings.unix_socket, &settings.process.pid_file, settings.process.daemonize), (&None, &None, false));
     assert_eq!(settings.unix_socket_mode, 0o700);
-    assert_eq!((settings.log.filter.as_str(), settings.log.format), ("warn,resilver=info", LogFormat::Text));
+    assert_eq!(
+        (settings.process.log.filter.as_str(), settings.process.log.format),
+        ("warn,resilver=info", LogFormat::Text)
+    );
     // One thread costs least for each request; the other half of the cores is the nodes' and
     // clients' and the kernel's.
     assert_eq!(run_on("-s a:1", &Host { cores: 2, ..host() }).threads, 1);
@@ -138,10 +167,10 @@ fn every_option_arrives() {
     assert_eq!((settings.timeout, settings.leader_timeout, settings.leader_grace), (ms(1_000), ms(3_000), ms(4_000)));
     assert_eq!((settings.probe_interval, settings.probe_timeout, settings.probe_successes), (ms(200), ms(100), 5));
     assert_eq!((settings.shutdown_grace, settings.idle_timeout), (ms(0), Some(ms(3_600_000))));
-    assert_eq!((settings.daemonize, settings.pid_file), (true, Some(PathBuf::from("/p"))));
-    assert_eq!((settings.log.format, settings.log.file), (LogFormat::Json, Some(PathBuf::from("/l"))));
-    assert_eq!(settings.log.filter, "info,resilver=trace");
-    assert_eq!((settings.user.as_deref(), settings.group.as_deref()), (Some("me"), Some("us")));
+    assert_eq!((settings.process.daemonize, settings.process.pid_file), (true, Some(PathBuf::from("/p"))));
+    assert_eq!((settings.process.log.format, settings.process.log.file), (LogFormat::Json, Some(PathBuf::from("/l"))));
+    assert_eq!(settings.process.log.filter, "info,resilver=trace");
+    assert_eq!((settings.process.user.as_deref(), settings.process.group.as_deref()), (Some("me"), Some("us")));
 }
 
 #[test]
@@ -155,7 +184,7 @@ fn resync_takes_its_value_only_after_an_equals_sign() {
         ("-s a:1 --resync=off", ResyncMode::Off, "warn,resilver=info"),
     ] {
         let settings = run(line);
-        assert_eq!((settings.resync, settings.log.filter.as_str()), (mode, filter), "{line}");
+        assert_eq!((settings.resync, settings.process.log.filter.as_str()), (mode, filter), "{line}");
     }
 }
 
@@ -189,7 +218,7 @@ fn neighbours_of_a_given_value_give_way() {
 
 #[test]
 fn pid_files() {
-    let with = |line: &str, host: &Host| run_on(line, host).pid_file;
+    let with = |line: &str, host: &Host| run_on(line, host).process.pid_file;
     let session = Host { runtime_dir: Some(PathBuf::from("/run/user/1000")), ..host() };
     assert_eq!(with("-s a:1 -d", &root()), Some(PathBuf::from("/run/resilver.pid")));
     assert_eq!(with("-s a:1 -d", &session), Some(PathBuf::from("/run/user/1000/resilver.pid")));
@@ -201,9 +230,9 @@ fn pid_files() {
 #[test]
 fn rust_log_counts_unless_v_is_given() {
     let host = |filter: &str| Host { rust_log: Some(filter.to_owned()), ..host() };
-    assert_eq!(run_on("-s a:1", &host("resilver=trace")).log.filter, "resilver=trace");
-    assert_eq!(run_on("-s a:1", &host("")).log.filter, "warn,resilver=info");
-    assert_eq!(run_on("-s a:1 -v", &host("resilver=trace")).log.filter, "info,resilver=debug");
+    assert_eq!(run_on("-s a:1", &host("resilver=trace")).process.log.filter, "resilver=trace");
+    assert_eq!(run_on("-s a:1", &host("")).process.log.filter, "warn,resilver=info");
+    assert_eq!(run_on("-s a:1 -v", &host("resilver=trace")).process.log.filter, "info,resilver=debug");
     assert!(faults_on("-s a:1", &host("resilver=loud"))[0].starts_with("RUST_LOG=resilver=loud: "));
 }
 
@@ -299,7 +328,7 @@ fn one_fault_at_a_time() {
     }
     let faults = faults_on("-s a:1 -u 4242", &root());
     assert!(faults[0].contains("give -g too"), "{faults:?}");
-    assert_eq!(run_on("-s a:1 -u 4242 -g nogroup", &root()).user.as_deref(), Some("4242"));
+    assert_eq!(run_on("-s a:1 -u 4242 -g nogroup", &root()).process.user.as_deref(), Some("4242"));
 }
 
 #[test]
@@ -367,12 +396,13 @@ fn the_definition_is_consistent() {
 #[test]
 fn what_operators_reach_it_by() {
     let settings = run("-s a:1");
-    assert_eq!((settings.admin, settings.admin_socket, settings.operator_commands), (None, None, true));
+    assert!(settings.process.admin.is_none() && settings.process.admin_socket.is_none());
+    assert!(settings.operator_commands);
     let settings = run("-s a:1 --admin localhost:9150 --admin-socket /run/x.sock --operator-commands off");
-    assert_eq!(settings.admin, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9150))), "IPv4 first, as with -l");
-    assert_eq!(settings.admin_socket.as_deref(), Some(Path::new("/run/x.sock")));
+    assert_eq!(settings.process.admin, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9150))), "IPv4 first, as with -l");
+    assert_eq!(settings.process.admin_socket.as_deref(), Some(Path::new("/run/x.sock")));
     assert!(!settings.operator_commands);
-    assert_eq!(run("-s a:1 --admin [::1]:9150").admin, Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 9150))));
+    assert_eq!(run("-s a:1 --admin [::1]:9150").process.admin, Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 9150))));
     let own = "the proxy would listen there itself (127.0.0.1:9150)";
     for (line, words) in [
         ("--admin 9150", "the port is missing"),
@@ -395,7 +425,7 @@ fn what_operators_reach_it_by() {
 
 #[test]
 fn several_proxies() {
-    let fleet = |line: &str| run(&format!("-s a:1 -b b:2 {line}")).fleet.expect("given");
+    let fleet = |line: &str| run(&format!("-s a:1 -b b:2 {line}")).pool.fleet.expect("given");
     let etcd = fleet("--coordinate etcd://e1:2379,[::1]:2380/prod-1");
     let members = ["e1:2379", "[::1]:2380"].map(str::to_owned).to_vec();
     assert_eq!(etcd.register, RegisterSettings::Etcd { members, name: "prod-1".to_owned() });
@@ -432,14 +462,14 @@ fn variable(option: &str, value: &str) -> (String, std::ffi::OsString) {
 }
 
 /// A file, and what is wrong with it (without its path) or what it sets.
-fn file(text: &str, line: &str, variables: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+fn file(text: &str, line: &str, variables: &[(&str, &str)]) -> Result<One, Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("r.toml");
     std::fs::write(&path, text).unwrap();
     let host = Host { variables: variables.iter().map(|(name, value)| variable(name, value)).collect(), ..host() };
     let path = path.to_str().unwrap();
     match CommandLine::parse(format!("resilver --config {path} {line}").split_whitespace(), &host) {
-        Ok(CommandLine::Run(settings)) => Ok(*settings),
+        Ok(CommandLine::Run(plan)) => Ok(plan.into()),
         Err(UsageErrors(faults)) => Err(faults.iter().map(|fault| fault.replace(path, "r.toml")).collect()),
         Ok(other) => panic!("{other:?}"),
     }
@@ -452,14 +482,14 @@ fn the_command_line_wins_over_variables_and_these_over_the_file() {
     let of_file = file(text, "", &[]).expect("a good file");
     assert_eq!((addresses(&of_file.primaries), of_file.listen[0].port()), (vec!["a:1".into(), "b:1".into()], 1));
     assert_eq!((of_file.max_clients, of_file.timeout, of_file.resync_rate), (10, ms(1000), Some(16)));
-    assert!(of_file.daemonize && !of_file.operator_commands && of_file.log.filter.contains("trace"));
+    assert!(of_file.process.daemonize && !of_file.operator_commands && of_file.process.log.filter.contains("trace"));
     assert_eq!((of_file.distribution, addresses(&of_file.backups)), (Distribution::Ketama, vec!["c:1".into()]));
     let variables = [("PORT", "2"), ("SERVER", "x:1, y:1"), ("TIMEOUT", "2s")];
     let both = file(text, "", &variables).expect("good variables");
     assert_eq!((addresses(&both.primaries), both.listen[0].port()), (vec!["x:1".into(), "y:1".into()], 2));
     let all = file(text, "-p 3 -s z:1 -D", &variables).expect("a good line");
     assert_eq!((addresses(&all.primaries), all.listen[0].port()), (vec!["z:1".into()], 3));
-    assert_eq!((all.timeout, all.max_clients, all.daemonize), (ms(2000), 10, false));
+    assert_eq!((all.timeout, all.max_clients, all.process.daemonize), (ms(2000), 10, false));
     // Without a file.
     let host = Host { variables: vec![variable("KETAMA", "yes")], ..host() };
     assert_eq!(run_on("-s a:1", &host).distribution, Distribution::Ketama);
@@ -499,7 +529,7 @@ fn all_that_is_wrong_is_told_with_where_it_stands() {
     assert!(faults.iter().any(|told| told.starts_with("r.toml:5: ")), "{faults:?}");
     assert!(faults_on("--config /nosuch/file", &host())[0].starts_with("/nosuch/file: cannot be read: "));
     let host = Host { variables: vec![variable("TIMOUT", "1s")], ..host() };
-    assert_eq!(run_on("-s a:1", &host).unknown_variables, [variable("TIMOUT", "").0]);
+    assert_eq!(run_on("-s a:1", &host).process.unknown_variables, [variable("TIMOUT", "").0]);
 }
 
 /// The file with every option: it is what is printed, and with the comment signs taken away where
@@ -525,7 +555,8 @@ fn the_file_of_defaults_has_every_option_and_changes_nothing() {
     let stated: Vec<&str> =
         stated.into_iter().filter(|line| !fleet.contains(&line.split(' ').next().unwrap_or_default())).collect();
     let text = format!("server = [\"a:1\"]\nbackup = [\"b:1\"]\n{}", stated.join("\n"));
-    let with = Settings { config: None, ..file(&text, "", &[]).unwrap_or_else(|faults| panic!("{faults:#?}")) };
+    let mut with = file(&text, "", &[]).unwrap_or_else(|faults| panic!("{faults:#?}"));
+    with.process.config = None;
     assert_eq!(format!("{with:?}"), format!("{:?}", run("-s a:1 -b b:1")));
     let small = std::fs::read_to_string(root.join("examples/resilver-small.toml")).unwrap();
     assert_eq!(small.lines().count(), 10, "a file of ten lines");

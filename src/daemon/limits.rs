@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
-use crate::config::Settings;
+use crate::config::{Plan, Settings};
 
 /// Descriptors beside clients, nodes and threads: standard streams, log, pid file, temporary files,
 /// and refusing clients.
@@ -53,21 +53,24 @@ pub struct FileLimit {
     pub needed: u64,
     /// Descriptors allowed now.
     pub allowed: u64,
-    /// Clients that fit: what `-n` asked for, or less where the system allows no more.
+    /// Clients that `-n` asks for, all pools together.
+    pub asked: usize,
+    /// Of these, those that fit: less where the system allows no more.
     pub clients: usize,
 }
 
 /// Descriptors that these settings may need at once.
-pub fn files_needed(settings: &Settings) -> u64 {
+fn files_needed(plan: &Plan) -> u64 {
+    let process = &plan.process;
+    let operators = OPERATORS * (u64::from(process.admin.is_some()) + u64::from(process.admin_socket.is_some()));
+    plan.pools.iter().map(files_of_pool).sum::<u64>() + operators + RESERVE
+}
+
+fn files_of_pool(settings: &Settings) -> u64 {
     let nodes = (settings.primaries.len() + settings.backups.len()) as u64;
     // Twice: a connection that timed out is kept and drained while its successor already works.
     let per_node = 2 * settings.node_connections as u64 + CONTROL_PER_NODE;
-    settings.max_clients as u64
-        + nodes * per_node
-        + settings.threads as u64 * PER_THREAD
-        + settings.listen.len() as u64
-        + OPERATORS * (u64::from(settings.admin.is_some()) + u64::from(settings.admin_socket.is_some()))
-        + RESERVE
+    settings.max_clients as u64 + nodes * per_node + settings.threads as u64 * PER_THREAD + settings.listen.len() as u64
 }
 
 /// Raises this process's limit of open files to what the settings need; never lowers it.
@@ -78,30 +81,43 @@ pub fn files_needed(settings: &Settings) -> u64 {
 /// # Errors
 ///
 /// Not even a few clients fit; the message holds the numbers.
-pub fn raise_file_limit(settings: &Settings) -> Result<FileLimit, LimitError> {
-    let needed = files_needed(settings);
+pub fn raise_file_limit(plan: &Plan) -> Result<FileLimit, LimitError> {
+    let needed = files_needed(plan);
+    let asked: usize = plan.pools.iter().map(|settings| settings.max_clients).sum();
     let system = |cause| LimitError::System { needed, cause };
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(system)?;
     if soft >= needed {
-        return Ok(FileLimit { needed, allowed: soft, clients: settings.max_clients });
+        return Ok(FileLimit { needed, allowed: soft, asked, clients: asked });
     }
     let wanted = setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed));
     match wanted {
-        Ok(()) => return Ok(FileLimit { needed, allowed: needed, clients: settings.max_clients }),
+        Ok(()) => return Ok(FileLimit { needed, allowed: needed, asked, clients: asked }),
         // Root may raise the hard limit too, but not over the kernel's (fs.nr_open), and not in
         // every container.
         Err(_) if hard < needed => {}
         Err(cause) => return Err(system(cause)),
     }
-    let clients = settings.max_clients as u64;
+    let clients = asked as u64;
     let fits = hard.saturating_sub(needed - clients);
     if fits < FEWEST_CLIENTS.min(clients) {
-        let servers = settings.primaries.len() + settings.backups.len();
+        let servers = plan.pools.iter().map(|settings| settings.primaries.len() + settings.backups.len()).sum();
         return Err(LimitError::TooLow { clients, servers, needed, hard });
     }
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(system)?;
-    Ok(FileLimit { needed, allowed: hard, clients: fits as usize })
+    Ok(FileLimit { needed, allowed: hard, asked, clients: fits as usize })
 }
+
+impl FileLimit {
+    /// Of so many clients that a pool asked for: as many as are allowed, or its part of them.
+    pub fn share(&self, max_clients: usize) -> usize {
+        if self.clients >= self.asked {
+            return max_clients;
+        }
+        // (No pool is left without any: the reserve has room for one.)
+        ((max_clients as u128 * self.clients as u128 / self.asked as u128) as usize).max(1)
+    }
+}
+
 /// Blocks from this size on, in bytes, are the system's own and go back to it as soon as they are
 /// free.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -116,5 +132,18 @@ pub fn give_memory_back() {
     // SAFETY: no pointers; called before there are other threads.
     unsafe {
         nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, OWN_BLOCK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_files_are_few_each_pool_gives_way_alike() {
+        let limit = |asked, clients| FileLimit { needed: 0, allowed: 0, asked, clients };
+        assert_eq!([1, 4096].map(|asked| limit(4097, 4097).share(asked)), [1, 4096]);
+        assert_eq!(limit(51_200, 19_000).share(51_200), 19_000, "a pool that is alone");
+        assert_eq!([3000, 1000, 1].map(|asked| limit(4001, 400).share(asked)), [299, 99, 1]);
     }
 }

@@ -13,13 +13,32 @@ use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::handed::Handed;
-use crate::config::Settings;
+use crate::config::{Plan, Settings};
 
 /// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
 /// deployment; the kernel cuts this down to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// Bound, listening, non-blocking sockets.
+/// All that the process listens on.
+#[derive(Debug, Default)]
+pub struct Bound {
+    /// For each pool, in the order of [`Plan::pools`].
+    pub pools: Vec<Listeners>,
+    pub operators: OperatorListeners,
+    /// Unix sockets whose files are somebody else's.
+    pub kept: Vec<PathBuf>,
+}
+
+/// What operators reach the process by.
+#[derive(Debug, Default)]
+pub struct OperatorListeners {
+    /// For `--admin`.
+    pub http: Option<TcpListener>,
+    /// For `--admin-socket`.
+    pub socket: Option<UnixListener>,
+}
+
+/// Bound, listening, non-blocking sockets of a pool.
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// For each of [`Settings::listen`] as many as there are worker threads: each has a queue of
@@ -28,15 +47,11 @@ pub struct Listeners {
     pub tcp: Vec<Vec<TcpListener>>,
     /// For [`Settings::unix_socket`].
     pub unix: Option<UnixListener>,
-    /// For [`Settings::admin`].
-    pub admin: Option<TcpListener>,
-    /// For [`Settings::admin_socket`].
-    pub admin_socket: Option<UnixListener>,
+    /// Of a pool that is alone in its process: what operators reach that by.
+    pub operators: OperatorListeners,
     /// Where clients of other proxies come from that were accepted already, one for each worker
     /// thread; none without `--coordinate`.
     pub handed: Vec<UnboundedReceiver<TcpStream>>,
-    /// Unix sockets whose files are somebody else's.
-    pub kept: Vec<PathBuf>,
 }
 
 /// How long nothing is accepted after it failed.
@@ -113,12 +128,33 @@ fn hint(cause: &io::Error) -> &'static str {
 ///
 /// The first address that could not be bound, with the cause; what was bound before is closed
 /// again.
-pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
+pub fn bind(plan: &Plan) -> Result<Bound, BindError> {
+    let mut bound = Bound::default();
+    let mut handed = Handed::take().map_err(BindError::Handed)?;
+    for settings in &plan.pools {
+        let listeners = bind_pool(settings, &mut handed, &mut bound.kept)?;
+        bound.pools.push(listeners);
+    }
+    if let Some(path) = &plan.process.admin_socket {
+        bound.operators.socket = Some(unix(path, ADMIN_SOCKET_MODE, &mut handed, &mut bound.kept)?);
+    }
+    if let Some(address) = plan.process.admin {
+        bound.operators.http = match handed.tcp(address) {
+            Some(listener) => Some(listener),
+            None => {
+                let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
+                queues.into_iter().next()
+            }
+        };
+    }
+    handed.left().map_or(Ok(bound), |left| Err(BindError::Unasked(left)))
+}
+
+fn bind_pool(settings: &Settings, handed: &mut Handed, kept: &mut Vec<PathBuf>) -> Result<Listeners, BindError> {
     // A wildcard IPv6 socket also takes IPv4 by default, and then an IPv4 address on the same port
     // is "in use".
     let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
     let mut listeners = Listeners::default();
-    let mut handed = Handed::take().map_err(BindError::Handed)?;
     for &address in &settings.listen {
         if let Some(listener) = handed.tcp(address) {
             listeners.tcp.push(vec![listener]);
@@ -127,29 +163,20 @@ pub fn bind(settings: &Settings) -> Result<Listeners, BindError> {
         let queues = bind_tcp(address, only_v6, settings.threads).map_err(|cause| BindError::Tcp { address, cause })?;
         listeners.tcp.push(queues);
     }
-    let mut unix = |path: &PathBuf, mode, kept: &mut Vec<PathBuf>| match handed.unix(path) {
+    if let Some(path) = &settings.unix_socket {
+        listeners.unix = Some(unix(path, settings.unix_socket_mode, handed, kept)?);
+    }
+    Ok(listeners)
+}
+
+fn unix(path: &Path, mode: u32, handed: &mut Handed, kept: &mut Vec<PathBuf>) -> Result<UnixListener, BindError> {
+    match handed.unix(path) {
         Some(listener) => {
-            kept.push(path.clone());
+            kept.push(path.to_owned());
             Ok(listener)
         }
         None => bind_unix(path, mode),
-    };
-    if let Some(path) = &settings.unix_socket {
-        listeners.unix = Some(unix(path, settings.unix_socket_mode, &mut listeners.kept)?);
     }
-    if let Some(path) = &settings.admin_socket {
-        listeners.admin_socket = Some(unix(path, ADMIN_SOCKET_MODE, &mut listeners.kept)?);
-    }
-    if let Some(address) = settings.admin {
-        listeners.admin = match handed.tcp(address) {
-            Some(listener) => Some(listener),
-            None => {
-                let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
-                queues.into_iter().next()
-            }
-        };
-    }
-    handed.left().map_or(Ok(listeners), |left| Err(BindError::Unasked(left)))
 }
 
 /// Binds addresses that clients may connect to while the proxy runs, each as often as there are

@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::unistd::{Gid, Uid};
 use thiserror::Error;
 
-use crate::config::{Account, Settings, find_group};
+use crate::config::{Account, ProcessSettings, find_group};
 
 /// Why the process could not become who it should be.
 #[derive(Debug, Error)]
@@ -53,7 +53,7 @@ impl Identity {
     /// # Errors
     ///
     /// The user or group does not exist.
-    pub fn wanted(settings: &Settings) -> Result<Option<Identity>, PrivilegeError> {
+    pub fn wanted(settings: &ProcessSettings) -> Result<Option<Identity>, PrivilegeError> {
         let user = match &settings.user {
             Some(name) => Some(Account::find(name).ok_or_else(|| PrivilegeError::NoUser(name.clone()))?),
             None => None,

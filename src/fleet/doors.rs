@@ -79,10 +79,10 @@ pub(super) fn open_for_operators(
     standby: impl Fn() -> Standby + Clone + Send + 'static,
     over: &CancellationToken,
 ) -> io::Result<()> {
-    if let Some(listener) = &listeners.admin_socket {
+    if let Some(listener) = &listeners.operators.socket {
         take_local(listener, shared, over)?;
     }
-    if let Some(listener) = &listeners.admin {
+    if let Some(listener) = &listeners.operators.http {
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
         tokio::spawn(admin::serve(listener, standby, over.clone()));
     }

@@ -85,7 +85,7 @@ pub(crate) fn run_agreed(
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
-    let operators = (listeners.admin.take(), listeners.admin_socket.take());
+    let operators = std::mem::take(&mut listeners.operators);
     let desk = assembly.cluster.desk();
     if let Some(reload) = &reload {
         reload.serves(desk.clone(), doors(assembly.doors));

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ambient;
 use crate::backend::Addresses;
 use crate::cluster::{Losses, Names, NoStandby};
-use crate::config::{IoUringMode, LogFormat, LogSettings, ResyncMode, Settings};
+use crate::config::{IoUringMode, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
 use crate::ring::{Distribution, ServerSpec, Topology};
 use crate::server::{Assembly, Listener};
@@ -575,8 +575,6 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         listen: Vec::new(),
         unix_socket: None,
         unix_socket_mode: 0o700,
-        admin: None,
-        admin_socket: None,
         operator_commands: true,
         max_clients: 100,
         node_connections: rng.random_range(1..5),
@@ -598,15 +596,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         client_memory: 16 << 20,
         shutdown_grace: ms(2_000),
         idle_timeout: None,
-        user: None,
-        group: None,
-        daemonize: false,
-        background_child: false,
-        pid_file: None,
-        log: LogSettings { filter: String::new(), format: LogFormat::Text, file: None },
         fleet: None,
         leave_fleet: false,
-        config: None,
-        unknown_variables: Vec::new(),
     }
 }

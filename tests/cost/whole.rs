@@ -110,15 +110,16 @@ impl Inside {
             nodes.push(Memcached::start(&[]));
             line += &format!(" {flag} {}", nodes[nodes.len() - 1].addr());
         }
-        let settings = match CommandLine::parse(line.split(' '), &Host::this()) {
-            Ok(CommandLine::Run(settings)) => settings,
+        let mut plan = match CommandLine::parse(line.split(' '), &Host::this()) {
+            Ok(CommandLine::Run(plan)) => plan,
             other => panic!("{line}: {other:?}"),
         };
-        let listeners = resilver::daemon::bind(&settings).expect("a port of its own");
+        let listeners = resilver::daemon::bind(&plan).expect("a port of its own").pools.remove(0);
+        let settings = plan.pools.remove(0);
         let shutdown = CancellationToken::new();
         let until = shutdown.clone();
         let thread = std::thread::spawn(move || {
-            resilver::server::run(*settings, listeners, until, None, || Ok(())).expect("the proxy");
+            resilver::server::run(settings, listeners, until, None, || Ok(())).expect("the proxy");
         });
         if mirrored {
             let mut client = Client::connect(&port.addr());

@@ -7,7 +7,7 @@ use super::Check;
 use crate::config::args::Args;
 use crate::ring::NodeAddr;
 
-/// See [`crate::config::Settings`].
+/// See [`crate::config::ProcessSettings`] and [`crate::config::Settings`].
 pub(super) struct Operators {
     pub(super) admin: Option<SocketAddr>,
     pub(super) admin_socket: Option<PathBuf>,
