@@ -3,15 +3,17 @@
 #
 #   rolling-restart.sh [-P proxy] [-t time] [-r resilver] COMMAND [server ...]
 #
-#   COMMAND   run by sh for each server; %h is its host (an IPv6 address without brackets), %p its port. It must return when the
-#             server has been restarted:
+#   COMMAND   run by sh for each server; %h is its host (an IPv6 address without brackets), %p its
+#             port. It must return only when the server has been restarted:
 #                 'systemctl restart memcached@%p'      'ssh %h systemctl restart memcached'
-#   server    host:port as the proxy names it; none = all that the proxy has
-#   -P        the proxy: host:port, [IPv6]:port or the path of its unix socket; 127.0.0.1:11211 by default
-#   -t        how long to wait for each server's refill, 30m by default
-#   -r        the resilver program, found in PATH by default
+#   server    host:port as the proxy names it; none given = all servers of the proxy
+#   -P        the proxy: host:port, [IPv6]:port or the path of its unix socket; default
+#             127.0.0.1:11211
+#   -t        how long to wait for each server's refill; default 30m
+#   -r        the resilver program; by default found in PATH
 #
-# Exit 0: all are restarted and everything is mirrored. Otherwise it stops at once, and the servers not named yet are as they were.
+# Exit code 0: all servers are restarted and everything is mirrored. After any failure it stops at
+# once, and does not touch the servers not named yet.
 set -euo pipefail
 proxy=127.0.0.1:11211 time=30m resilver=resilver
 while getopts P:t:r: option; do

@@ -19,8 +19,8 @@ is_root_with_apt() {
     [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null
 }
 
-# Some packages start a server by themselves. Nobody asked for that one: this policy forbids it, unless the machine has a
-# policy of its own.
+# Some packages start a server by themselves. Nobody asked for that one: this policy forbids it,
+# unless the machine has a policy of its own.
 forbid_starts() {
     policy=/usr/sbin/policy-rc.d
     [ ! -e "$policy" ] || return 0
@@ -36,8 +36,8 @@ apt_install() {
     "${apt[@]}" || { "${as_root[@]}" apt-get update && "${apt[@]}"; }
 }
 
-# need_server COMMAND DEBIAN-PACKAGE OLDEST WHO: installs a server that WHO starts, where it is missing, or says what to
-# type. The caller's `version` prints that of the one that is here.
+# need_server COMMAND DEBIAN-PACKAGE OLDEST WHO: installs a server that WHO starts, where it is
+# missing, or says what to type. The caller's `version` prints that of the one that is here.
 need_server() {
     local command=$1 package=$2 oldest=$3 who=$4 found
     if ! command -v "$command" >/dev/null; then

@@ -1,6 +1,7 @@
 <?php
-// Changes one item safely from many processes: read with its token, change, store if nobody else did, else again.
-// After a fail-over of the proxy an old token is refused too, even if the item is the same: the loop covers that.
+// Changes one item safely from many processes: read it with its token, change it, store it if no
+// other process changed it meanwhile, otherwise try again. After a fail-over of the proxy an old
+// token is refused even if the item is the same: the loop covers that too.
 //
 //   php cas-loop.php [host [port]]
 [$host, $port] = [$argv[1] ?? '127.0.0.1', (int)($argv[2] ?? 12000)];
@@ -14,7 +15,7 @@ function add_to_list(Memcached $cache, string $key, $entry, int $tries = 20): bo
         $found = $cache->get($key, null, Memcached::GET_EXTENDED);
         if ($found === false) {
             if ($cache->getResultCode() !== Memcached::RES_NOTFOUND) {
-                return false; // SERVER_ERROR, or the proxy is away: the caller decides
+                return false; // SERVER_ERROR, or no connection to the proxy: the caller decides
             }
             $done = $cache->add($key, [$entry]);
         } else {
@@ -25,7 +26,8 @@ function add_to_list(Memcached $cache, string $key, $entry, int $tries = 20): bo
             return true;
         }
         $code = $cache->getResultCode();
-        if (!in_array($code, [Memcached::RES_DATA_EXISTS, Memcached::RES_NOTFOUND, Memcached::RES_NOTSTORED], true)) {
+        $again = [Memcached::RES_DATA_EXISTS, Memcached::RES_NOTFOUND, Memcached::RES_NOTSTORED];
+        if (!in_array($code, $again, true)) {
             return false;
         }
     }

@@ -1,5 +1,6 @@
 <?php
-// A lock by `add`: it succeeds for exactly one process, also while the proxy fails over or refills a server.
+// A lock by `add`: it succeeds for exactly one process, also while the proxy fails over or refills
+// a server.
 //
 //   php lock.php [host [port]]
 [$host, $port] = [$argv[1] ?? '127.0.0.1', (int)($argv[2] ?? 12000)];
@@ -18,9 +19,11 @@ echo "locked\n";
 
 // ... the work ...
 
-// Given back only if it is still ours: it may have expired. The cas makes look and change one step; expiry -1 is "gone now".
+// Release the lock only if it is still ours: it may have expired. The cas joins check and change
+// into one step; expiry -1 deletes the item at once.
 $held = $cache->get('example:lock', null, Memcached::GET_EXTENDED);
-if ($held !== false && $held['value'] === $owner && $cache->cas($held['cas'], 'example:lock', '', -1)) {
+$ours = $held !== false && $held['value'] === $owner;
+if ($ours && $cache->cas($held['cas'], 'example:lock', '', -1)) {
     echo "unlocked\n";
 } else {
     echo "it was not ours any more, or the token was refused: left to expire\n";

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Talks to the proxy with nothing but a socket, to show the answers that a client must be ready for.
+"""Uses the proxy through a plain socket, to show the answers that a client must handle.
 
     client.py [host [port]]
 """
@@ -54,7 +54,8 @@ def main():
     value, token = client.gets(b"example:greeting")
     print("gets:", value.decode(), "token", token.decode())
     print("cas:", client.ask(b"cas example:greeting 0 60 3 " + token, b"bye").decode())
-    print("cas with the old token:", client.ask(b"cas example:greeting 0 60 3 " + token, b"bad").decode())
+    again = client.ask(b"cas example:greeting 0 60 3 " + token, b"bad")
+    print("cas with the old token:", again.decode())
     try:
         client.ask(b"delete __resilver__:session")
     except Refused as refusal:

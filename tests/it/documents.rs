@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 18] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -18,6 +18,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/guarantees.md",
     "docs/internals/code-map.md",
     "docs/internals/connections.md",
+    "docs/internals/fleet-plan.md",
     "docs/internals/lessons.md",
     "docs/internals/models/README.md",
     "docs/internals/testing.md",
@@ -66,15 +67,18 @@ fn first_cells<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     lines.iter().filter_map(|line| line.strip_prefix("| ")).filter_map(|row| row.split(" | ").next()).collect()
 }
 
-fn rust_files(under: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(under).unwrap() {
+fn files_under(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            found.insert(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
-        }
+        if path.is_dir() { files_under(&path, found) } else { found.push(path) }
     }
+}
+
+fn rust_files(under: &Path, found: &mut BTreeSet<String>) {
+    let mut all = Vec::new();
+    files_under(under, &mut all);
+    all.retain(|path| path.extension().is_some_and(|ext| ext == "rs"));
+    found.extend(all.iter().map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()));
 }
 
 #[test]
@@ -432,7 +436,7 @@ fn contributing_lists_every_variable_of_the_tests() {
 }
 
 /// Comments and prose of at most 100 columns. Tables, figures, code and links are as wide as they
-/// are.
+/// are; files that users copy are no wider anywhere.
 #[test]
 fn comments_and_prose_are_as_wide_as_a_page() {
     const COLUMNS_MAX: usize = 100;
@@ -458,6 +462,17 @@ fn comments_and_prose_are_as_wide_as_a_page() {
             let figure = line.trim_start_matches(['>', ' ']).starts_with('|') || line.contains("](");
             if line.chars().count() > COLUMNS_MAX && !fenced && !figure {
                 wide.push(format!("{document}:{}", number + 1));
+            }
+        }
+    }
+    // Files that users copy, whole.
+    let mut copied = Vec::new();
+    ["examples", "packaging"].iter().for_each(|folder| files_under(&root().join(folder), &mut copied));
+    assert!(copied.len() > 10, "{copied:?}");
+    for path in copied {
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            if line.chars().count() > COLUMNS_MAX {
+                wide.push(format!("{}:{}", path.strip_prefix(root()).unwrap().display(), number + 1));
             }
         }
     }
