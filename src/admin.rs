@@ -1,8 +1,8 @@
 //! What operators have beside the clients' listeners: a page, metrics and the state over HTTP,
 //! which change nothing, and a unix socket that takes their commands.
 //!
-//! All of it runs on the control plane's thread, never on a worker's; of one of several proxies on
-//! the fleet's, which goes on where the lease is over. So whatever anybody sends here is bounded:
+//! All of it runs on the control plane's thread, never on a worker's; with several proxies on the
+//! fleet's thread, which continues when the lease has ended. So everything sent here is bounded:
 //! connections, bytes, time, and how often the control plane is asked ([`Shown`]).
 
 mod history;

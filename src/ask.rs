@@ -33,18 +33,19 @@ const EXIT_CODES: &str = "Exit codes: 0 answered; 1 no answer, or an error, whic
 #[derive(Parser, Debug)]
 #[command(name = "resilver", bin_name = "resilver", max_term_width = 120)]
 enum Said {
-    /// Asks a running proxy what an operator may ask, and prints the answer
+    /// Sends an operator command to a running proxy, and prints the answer
     #[command(after_help = format!(
         "For example:\n  resilver ask resync status\n  resilver ask --proxy /run/resilver.sock stats servers\n\n{EXIT_CODES}"
     ))]
     Ask {
         #[command(flatten)]
         at: ProxyArg,
-        /// An operator's command: resync …, stats …, node … or version
+        /// The operator command: resync …, stats …, node … or version
         #[arg(value_name = "COMMAND", required = true)]
         command: Vec<String>,
     },
-    /// Refills a server in full, even if it seems fine; without a name every server that needs it
+    /// Refills a server in full, even if it seems to be in order; without a name every server that
+    /// needs it
     #[command(after_help = EXIT_CODES)]
     Resync {
         #[command(flatten)]
@@ -53,8 +54,8 @@ enum Said {
         #[arg(value_name = "HOST:PORT")]
         server: Option<String>,
     },
-    /// Compares the two copies of every mirrored pair, or of a server's, and mends what differs;
-    /// resilver status shows how far it is
+    /// Compares the two copies of every mirrored pair, or of one server's pairs, and repairs
+    /// differences; resilver status shows its progress
     #[command(after_help = EXIT_CODES)]
     Verify {
         #[command(flatten)]
@@ -63,7 +64,7 @@ enum Said {
         #[arg(value_name = "HOST:PORT")]
         server: Option<String>,
     },
-    /// Ends a resync; without a name every one, and a verify
+    /// Ends a server's resync; without a name all resyncs, and a verify
     #[command(after_help = EXIT_CODES)]
     Cancel {
         #[command(flatten)]
@@ -81,18 +82,19 @@ enum Said {
         /// The server, as it was given to the proxy
         #[arg(value_name = "HOST:PORT")]
         server: String,
-        /// Those writes may be lost
+        /// Confirms that those writes may be lost
         #[arg(long)]
         yes: bool,
     },
-    /// The former active proxy of the fleet is surely no more: it is waited for no longer
+    /// Tells the proxy that the former active proxy of its fleet has certainly ended, so that it
+    /// stops waiting for it
     #[command(after_help = EXIT_CODES)]
     Gone {
         #[command(flatten)]
         at: ProxyArg,
     },
-    /// Another proxy of the fleet takes the place of the active one, which answers what it was
-    /// asked, and ends with exit code 75, to be started again as a standby
+    /// Lets another proxy of the fleet take the place of the active one, which answers the requests
+    /// that it has and exits with 75, to be started again as a standby
     #[command(after_help = EXIT_CODES)]
     Handover {
         #[command(flatten)]
@@ -103,11 +105,11 @@ enum Said {
     Stats {
         #[command(flatten)]
         at: ProxyArg,
-        /// Which part of them
+        /// Which statistics; without it stats
         #[arg(value_name = "PART")]
         part: Vec<String>,
     },
-    /// Sends one server one command, and prints its answer
+    /// Sends a command to one server, and prints its answer
     #[command(after_help = EXIT_CODES)]
     Node {
         #[command(flatten)]
@@ -119,14 +121,14 @@ enum Said {
         #[arg(value_name = "COMMAND", required = true)]
         command: Vec<String>,
     },
-    /// Has the proxy read its settings again, as SIGHUP does, and says what has changed and what
-    /// could not; on --admin-socket alone
+    /// Makes the proxy read its settings again, as SIGHUP does, and prints what has changed and
+    /// what could not; only through --admin-socket
     #[command(after_help = EXIT_CODES)]
     Reload {
         #[command(flatten)]
         at: ProxyArg,
     },
-    /// Lists all keys, a line each, with when they end and how large they are
+    /// Lists all keys, a line each, with their expiry and size
     #[command(after_help = EXIT_CODES)]
     Keys {
         #[command(flatten)]

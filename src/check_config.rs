@@ -17,13 +17,13 @@ const EXIT_WRONG: u8 = 64;
 #[command(
     name = "resilver check-config",
     bin_name = "resilver check-config",
-    about = "Judges a file of settings as resilver --config FILE would, and starts nothing.",
-    after_help = "Judged on this machine and as this user: names are looked up, and -u must be allowed. Variables are left \
-                  out.\n\nExit codes: 0 nothing is wrong; 64 each fault is on stderr, with its line; 2 wrong arguments.",
+    about = "Checks a file of settings as resilver --config FILE would, without starting anything.",
+    after_help = "It is checked for this machine and this user: names are looked up, and -u must be permitted. Variables \
+                  are ignored.\n\nExit codes: 0 no error; 64 errors, each on stderr with its line; 2 wrong arguments.",
     max_term_width = 120
 )]
 pub struct CheckArgs {
-    /// The file
+    /// The file to check
     #[arg(value_name = "FILE", required_unless_present = "defaults")]
     file: Option<OsString>,
 

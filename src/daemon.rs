@@ -1,9 +1,9 @@
 //! The process around the proxy: sockets, file limit, privileges, pid file, background, signals,
 //! log.
 //!
-//! `main` calls these in the order that each needs: the pid file first (it says best that another
-//! resilver runs), the sockets while still root, then the privileges are dropped, then whoever
-//! waits is told that all is ready.
+//! `main` calls these in the order that their needs dictate: the pid file first (it gives the best
+//! error if another resilver is running), the sockets while still root, then privileges are
+//! dropped, then readiness is reported.
 
 mod background;
 mod handed;

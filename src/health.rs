@@ -1,10 +1,10 @@
 //! When a node counts as back. Pure: probe results and the time in, verdicts out.
 //!
 //! A node is lost at the first fault; one good probe does not bring it back. Several in a row do,
-//! and a node that was lost again soon after its last return waits longer each time, so that a
-//! flapping node never flips leadership back and forth. (What needs no second probe is a new, empty
-//! process: that the old one ended is proof enough that this is not the same one on a good day.
-//! Held off it is like any other.)
+//! and a node that is lost again soon after its return waits longer each time, so that a flapping
+//! node does not move leadership back and forth. (A new, empty process needs only one probe: that
+//! the old one ended proves that this is not the same process in a good moment. After flapping it
+//! waits like any other.)
 
 use std::time::Duration;
 

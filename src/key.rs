@@ -34,11 +34,11 @@ const TTL_SLACK: i64 = 2;
 #[command(
     name = "resilver key",
     bin_name = "resilver key",
-    about = "Shows where a key lives: its pair, who leads it, and what each of the two servers holds of it.",
-    after_help = "The value itself is not shown. It needs the node command: where --operator-commands is off, give \
-                  --proxy the path of the admin socket.\n\n\
-                  Exit codes: 0 both servers hold the same, or nothing; 1 they do not, or one could not be asked; \
-                  2 wrong arguments, or the proxy cannot be asked.",
+    about = "Shows which pair owns a key, which server leads it, and what each of the two servers holds.",
+    after_help = "The value itself is not shown. It uses the command node: with --operator-commands off, give the path \
+                  of the admin socket as --proxy.\n\n\
+                  Exit codes: 0 both servers hold the same, or nothing; 1 they differ, or one did not answer; \
+                  2 wrong arguments, or the proxy does not answer.",
     max_term_width = 120
 )]
 pub struct KeyArgs {

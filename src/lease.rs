@@ -1,9 +1,9 @@
 //! Until when this process may act for its fleet.
 //!
-//! Whatever is sent to a server, and whatever is believed of what one says, comes behind
-//! [`pass`]: a proxy whose lease is over stands still there, as if it were paused, until the lease
-//! goes on or the process ends. What was asked before may have been executed; what it answered is
-//! in the socket, and counts if nobody else was active meanwhile.
+//! Every send to a server, and every use of a server's answer, comes after [`pass`]: a proxy whose
+//! lease has ended blocks there, as if it were paused, until the lease is renewed or the process
+//! ends. Commands sent before may have been executed; their answers are in the socket, and count if
+//! no other proxy was active meanwhile.
 
 mod pulse;
 

@@ -27,11 +27,11 @@ enum Shell {
 #[command(
     name = "resilver completions",
     bin_name = "resilver completions",
-    about = "Prints what a shell completes behind resilver: its commands and options.",
+    about = "Prints the completion script of a shell for resilver's commands and options.",
     after_help = "For example:\n  resilver completions bash > /usr/share/bash-completion/completions/resilver\n  \
                   resilver completions zsh > /usr/share/zsh/vendor-completions/_resilver\n  \
                   resilver completions fish > /usr/share/fish/vendor_completions.d/resilver.fish\n\n\
-                  Exit codes: 0 printed; 1 it cannot be written; 2 wrong arguments.",
+                  Exit codes: 0 printed; 1 the output cannot be written; 2 wrong arguments.",
     max_term_width = 120
 )]
 pub struct CompletionsArgs {
@@ -44,9 +44,9 @@ pub struct CompletionsArgs {
 #[command(
     name = "resilver manual",
     bin_name = "resilver manual",
-    about = "Writes the pages of the manual to a folder: resilver.1, and one for each command.",
+    about = "Writes the manual pages to a folder: resilver.1, and one for each command.",
     after_help = "For example:\n  resilver manual /usr/local/share/man/man1\n\n\
-                  Exit codes: 0 written; 1 it cannot be written; 2 wrong arguments.",
+                  Exit codes: 0 written; 1 the pages cannot be written; 2 wrong arguments.",
     max_term_width = 120
 )]
 pub struct ManualArgs {

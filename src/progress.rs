@@ -1,8 +1,8 @@
-//! PURE. What counts as progress of a server whose answers are waited for.
+//! PURE. What counts as progress of a server that owes answers.
 //!
-//! An answer's age says nothing by itself: behind 256 values of 1 MB a healthy server takes as long
-//! as they take. A server is late when it has moved less than [`FLOOR`] for the whole deadline. A
-//! drip of single bytes, or of one small answer now and then, is no progress.
+//! The age of a request proves nothing by itself: behind 256 values of 1 MB a healthy server takes
+//! as long as those take. A server is late when it has moved less than [`FLOOR`] for the whole
+//! deadline. Single bytes, or one small answer now and then, are no progress.
 
 /// Bytes that a server has to move within each deadline: at `--timeout 250ms` it is 256 KiB/s.
 pub(crate) const FLOOR: usize = 64 << 10;

@@ -1,8 +1,8 @@
 //! The settings read again, while the proxy runs: on SIGHUP, or by `reload` on the admin socket.
 //!
-//! All of them are read and judged first, as at the start, and what has to be opened is opened;
-//! where anything is wrong, everything stays as it was. What can change without closing a client
-//! does; the rest is named, and stays.
+//! All settings are read and checked first, as at the start, and new sockets and files are opened;
+//! if anything is wrong, everything stays as it was. Settings that can change without closing a
+//! client change; the others are named, and stay.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};

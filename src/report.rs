@@ -1,6 +1,6 @@
-//! What the proxy knows of itself, as plain data. Whatever shows it is printed from here:
+//! The proxy's state, as plain data. Everything that shows it is rendered from here, for example
 //! `resync status` and `stats` by [`lines`]. The control plane fills it in (`cluster/report.rs`),
-//! with words that `cluster/summary.rs` chose.
+//! with the words of `cluster/summary.rs`.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! The rules of the design that a test can switch off: what then goes wrong shows that the
-//! simulation would notice their absence.
+//! The rules of the design that a test can switch off: the failures that follow show that the
+//! simulation would notice if one were missing.
 //!
 //! In the daemon every rule holds, and asking costs nothing.
 

@@ -1,4 +1,4 @@
-//! Counters. Each worker counts for itself; whoever asks adds them up.
+//! Counters. Each worker has its own; readers add them up.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

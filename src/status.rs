@@ -28,33 +28,33 @@ const EXIT_UNKNOWN: u8 = 3;
 #[command(
     name = "resilver status",
     bin_name = "resilver status",
-    about = "Shows what a running proxy knows: whether every item has two copies, and if not, why and what to do.",
+    about = "Shows whether every item has two copies, and if not, why and what to do.",
     after_help = "For example:\n  resilver status\n  resilver status --watch --proxy /run/resilver.sock\n  \
                   resilver status --json | jq .word\n  resilver status --check\n\n\
-                  Exit codes, as Nagios reads them: 0 mirrored; 1 some items have one copy, or may; 2 some keys are \
-                  refused; 3 the proxy cannot be asked, or wrong arguments.",
+                  Exit codes, as in Nagios: 0 mirrored; 1 some items have one copy, or may have; 2 some keys are \
+                  refused; 3 the proxy does not answer, or wrong arguments.",
     max_term_width = 120
 )]
 pub struct StatusArgs {
     #[command(flatten)]
     at: ProxyArg,
 
-    /// Show it again and again, every so often (1s), until interrupted; with rates
+    /// Refresh every TIME (1s) until interrupted, with rates
     #[arg(
         long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s",
         value_parser = crate::console::proxy::pause, conflicts_with = "json"
     )]
     watch: Option<Duration>,
 
-    /// Print it as JSON (docs/reference.md says what stands in it)
+    /// Print it as JSON (docs/reference.md lists its fields)
     #[arg(long)]
     json: bool,
 
-    /// Print one line as Nagios and its like read it, with figures
+    /// Print one line for Nagios and similar monitors, with figures
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     check: bool,
 
-    /// Also the pairs that are mirrored, and every server
+    /// Also show the pairs that are mirrored, and every server
     #[arg(long)]
     all: bool,
 }

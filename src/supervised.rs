@@ -1,6 +1,6 @@
-//! A service manager is told how the proxy is, again and again: in words, and, where it wants that,
-//! that the proxy lives. The control plane is asked each time: one that hangs says nothing, and the
-//! service manager ends the process.
+//! Regular reports to a service manager (systemd): the proxy's state in words and, if it has a
+//! watchdog, that the proxy works. Each report asks the control plane: if that hangs, none is sent,
+//! and the service manager ends the process.
 
 use std::sync::Arc;
 use std::time::Duration;

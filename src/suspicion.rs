@@ -1,30 +1,30 @@
-//! Which of the servers that answer late are given up. Pure: reports and the time in, verdicts out.
+//! Which of the servers that answer late count as lost. Pure: reports and the time in, verdicts
+//! out.
 //!
-//! One server that is late while the others answer hangs. Several that are late at once, or
-//! everything that is late at this proxy, is a machine or network with too much to do: giving
-//! servers up for that takes the second copies away just when the next real failure is likely. Seen
-//! at a load of 20: two of three servers lost within 60 ms of each other, and both lived.
+//! One server that is late while the others answer hangs. If several are late at once, or
+//! everything at this proxy, the cause is an overloaded machine or network: dropping servers for
+//! that would remove the second copies just when the next real failure is likely. Observed at a
+//! load of 20: two of three servers lost within 60 ms of each other, though both worked.
 //!
-//! So the others are asked as soon as one takes an eighth of its time, again and again, and it too.
+//! So as soon as one takes an eighth of its time, it and all others are asked repeatedly.
 //!
-//! - *All others answer promptly, and did so meanwhile*: a late one is given up at once. In calm
-//!   that costs a round trip.
-//! - *One of them does not*: the late one is waited for until it is [`Lateness::Overdue`]. It is
-//!   given up then if it answers nothing at all, and a server that can stand in for it *ran* for as
-//!   long as an answer may take since the late one fell silent. Only time between answers that
-//!   follow each other closely counts as that. (Where all stood still together, the first of them
-//!   to wake would convict the others; and whatever it has answered before the standstill says
-//!   nothing of now.)
-//! - *Nobody who could stand in for it ran for so long*: giving it up helps nobody. It is waited
-//!   for as a last full copy is.
+//! - *All others answer promptly, and did so meanwhile*: a late one is lost at once. Without an
+//!   overload that costs one round trip.
+//! - *One of them does not*: the late one gets until it is [`Lateness::Overdue`]. It is lost then
+//!   if it answers nothing at all, and a server that can replace it *ran* for as long as an answer
+//!   may take since the late one fell silent. Only time between answers in close succession counts
+//!   as running. (If all stood still together, the first to continue would otherwise convict the
+//!   others; and its answers from before the standstill prove nothing about now.)
+//! - *No server that could replace it ran for so long*: dropping it would help nobody. It gets as
+//!   long as a last full copy.
 //!
-//! A server that holds somebody's only copy is not given up by the others' word before it is
-//! overdue. Waiting longer is always safe: a verdict only says when a loss is told, never what is
-//! true.
+//! A server that holds the only copy of some pair is not lost by the others' answers before it is
+//! overdue. Waiting longer is always safe: a verdict only decides when a loss is declared, never
+//! what is true.
 //!
-//! A server has many connections, and each worker reports the oldest silence that it knows. Nothing
-//! is kept of a silence, therefore, but when it was last reported: each report says since when it
-//! lasts, and is judged by what the others did since then.
+//! A server has many connections, and each worker reports the longest silence that it sees. So of a
+//! silence only the time of its last report is kept: each report says when the silence began, and
+//! is judged by what the others did since then.
 
 use std::collections::VecDeque;
 use std::time::Duration;

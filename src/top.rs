@@ -26,24 +26,24 @@ const EXIT_FAILED: u8 = 1;
 #[command(
     name = "resilver top",
     bin_name = "resilver top",
-    about = "Shows what a running proxy is asked just now, by command and by server, and how long that takes.",
+    about = "Shows requests a second and latency of a running proxy, by command and by server.",
     after_help = "For example:\n  resilver top\n  resilver top --every 5s --batch >> top.log\n  resilver top --once\n\n\
-                  Exit codes: 0 shown; 1 the proxy cannot be asked; 2 wrong arguments.",
+                  Exit codes: 0 shown; 1 the proxy does not answer; 2 wrong arguments.",
     max_term_width = 120
 )]
 pub struct TopArgs {
     #[command(flatten)]
     at: ProxyArg,
 
-    /// Between two looks
+    /// Time between two refreshes
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::console::proxy::pause)]
     every: Duration,
 
-    /// Show one screen, of what happens between two looks, and end
+    /// Print one screen, over one such time, and exit
     #[arg(long)]
     once: bool,
 
-    /// Show one screen below the other, as where the output is no terminal
+    /// Print one screen below the other, as it does when the output is not a terminal
     #[arg(long)]
     batch: bool,
 }

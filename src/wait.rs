@@ -43,13 +43,13 @@ const LOOKS: u32 = 2;
 #[command(
     name = "resilver wait",
     bin_name = "resilver wait",
-    about = "Waits until a running proxy holds every item twice: what to run before and after the restart of a server; \
-             or until it is ready: what to run after the restart of one of several proxies.",
-    after_help = "--mirrored asks the proxy, and then each server itself whether its memory is the one that the proxy \
-                  knows: right after a restart the proxy may not have noticed it yet. Run it when the restart command \
-                  has returned.\n\n\
-                  Exit codes: 0 it is so; 1 not within the time, what is missing is on stderr; 2 wrong arguments, or a \
-                  proxy that never will be (no backups, --resync=off) or is none.",
+    about = "Waits until every item has two copies (before and after restarting a server), or until the proxy serves \
+             its clients (after restarting one of several proxies).",
+    after_help = "--mirrored asks the proxy, and then each server whether it still has the memory that the proxy knows: \
+                  just after a restart the proxy may not have noticed it yet. Run it after the restart command has \
+                  returned.\n\n\
+                  Exit codes: 0 it is so; 1 not within --timeout, stderr says what is missing; 2 wrong arguments, no \
+                  proxy, or one that can never be mirrored (no backups, --resync=off).",
     max_term_width = 120,
     group = clap::ArgGroup::new("what").required(true).args(["mirrored", "ready"])
 )]
@@ -69,8 +69,8 @@ pub struct WaitArgs {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::config::parse_time)]
     timeout: Duration,
 
-    /// Believe the proxy alone, where the servers cannot be reached from here: it may not have
-    /// noticed the last restart yet
+    /// Ask only the proxy, if the servers cannot be reached from here; it may not have noticed the
+    /// last restart yet
     #[arg(long)]
     proxy_only: bool,
 }

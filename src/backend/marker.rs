@@ -1,30 +1,31 @@
-//! The proxy's own small items on every node: what came back, and what it may be trusted with.
+//! The proxy's own small items on every node: by them it knows which memory a node has, and how far
+//! to trust it.
 //!
-//! Nothing in memcached says "this is the same memory as before": pids repeat in containers, start
-//! times survive a warm restart, a flush leaves everything but the items. So each node carries
-//! markers under [reserved keys](crate::ids::RESERVED_PREFIX), one small fact each (a 2 KB item was
-//! seen evicted within a second, a small one survives):
+//! memcached has no way to say "this is the same memory as before": pids repeat in containers,
+//! start times survive a warm restart, a flush leaves everything but the items. So each node
+//! carries markers under [reserved keys](crate::ids::RESERVED_PREFIX), one small fact each (a 2 KB
+//! item was seen evicted within a second, a small one survives):
 //!
 //! - *incarnation*: a random number. Marker gone = memory gone.
 //! - *ring*: fingerprint of the two rings, which node this is, the ring's *period*, the term that
-//!   its pairs began at, and what may be thought of items from before it.
+//!   its pairs began at, and whether items from before it count.
 //! - *session*: which proxy wrote last, and whether it stopped cleanly.
 //! - *flush*: delayed `flush_all`s that are acknowledged and not run yet; there only since the
 //!   first of them.
-//! - *rival*: a proxy that found another one's session in its own's place, and still works: so that
-//!   the other one knows. It expires.
+//! - *rival*: written by a proxy that found another one's session marker in place of its own, and
+//!   that still works, so that the other proxy notices. It expires.
 //! - *fleet*: of which fleet of proxies this is a server, and the generation and the address of the
 //!   active one; there only with `--coordinate`.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled),
 //!   leadership term, the ring's period.
 //!
 //! A *period* begins when a proxy starts with another ring than the nodes were last used under. A
-//! record of another period says nothing about the pair that has its number now, and a node with an
-//! older period's marker has missed a period, even if the ring is the same again: what moved to
-//! other nodes meanwhile was changed there.
+//! record of another period says nothing about the pair that has its number now. A node with an
+//! older period's marker has missed a period, even if the ring is the same again: keys that other
+//! nodes owned meanwhile were changed there.
 //!
-//! Every change is conditional (`cas`, or `add` where there was none): a blind `set` would certify
-//! a node that has just restarted. (But the rival's, which certifies nothing.)
+//! Every change is conditional (`cas`, or `add` if there was none): an unconditional `set` would
+//! certify a node that has just restarted. (Except the rival marker, which certifies nothing.)
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,16 +1,16 @@
 //! Losses are agreed on before they count.
 //!
-//! A proxy that is cut off together with a server goes on with that one alone, and acknowledges
-//! what no other server has. Whoever takes its place meanwhile reaches the other server only, whose
-//! record says that it is in sync: it would lead, and what was acknowledged is lost. One cut is
-//! enough for that. So a leader acknowledges nothing alone before whoever may take this proxy's
-//! place is sure to learn that the other copy is lost. That one is *listed*: it does not lead
-//! before the leader answers, or has proved its memory gone, as if a third server bore witness of
-//! it.
+//! A proxy that is cut off together with a server continues with that server alone, and
+//! acknowledges writes that no other server has. A proxy that takes its place meanwhile reaches
+//! only the other server, whose record says that it is in sync: it would let that server lead, and
+//! the acknowledged writes would be lost. A single network cut suffices for that. So no leader
+//! acknowledges anything alone before every possible successor of this proxy is sure to learn that
+//! the other copy is lost. That copy is *listed*: it does not lead before the leader answers, or
+//! its memory is proved gone, as if a third server were a witness.
 //!
-//! A copy that was filled is taken off the list once its record says that it is in sync. Where the
-//! lead moves with that, the gate stays closed until it is known to be off: nothing may be written
-//! first to one copy while whoever comes next lets the other one lead.
+//! A refilled copy is removed from the list once its record says that it is in sync. If the lead
+//! moves to it, the gate stays closed until the removal is confirmed: no write may go to one copy
+//! first while a successor would let the other one lead.
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};

@@ -6,48 +6,49 @@
 //! known of every node, the refills, the flush, and the records' epochs and terms; workers have a
 //! copy of each route, jobs a few shared sets of keys, and neither changes what the loop owns.
 //!
-//! Everything it learns comes as an event ([`events`](self)): from workers (a gate is closed, a
-//! node failed, a client asks), or from a task of its own, whose end is an event again (an answer
-//! of a node, a pause that is over, a job's question). **An event is worked off in this order**,
-//! without once waiting:
+//! All its input comes as events ([`events`](self)): from workers (a gate is closed, a node failed,
+//! a client asks), or from its own tasks, each of which ends in an event (an answer of a node, the
+//! end of a pause, a job's question). **An event is handled in this order**, without any waiting:
 //!
-//! 1. The handler judges it by what the loop owns. What a late event speaks of may be gone: epochs,
-//!    rounds, serials, lives and incarnations tell.
+//! 1. The handler compares it with the state that the loop owns. The subject of a late event may no
+//!    longer exist: epochs, rounds, serials, lives and incarnations show that.
 //! 2. A pair that learns something ([`Cluster::apply`]) changes its state at once, then its plan,
 //!    and each effect is carried out: a command to the workers, a task that writes a record.
-//! 3. Whatever changed is marked, and [`Cluster::settle`] brings about all that follows: jobs are
-//!    answered, refills begun, a flush goes on. No handler calls a reaction itself.
+//! 3. Whatever changed is marked, and [`Cluster::settle`] triggers everything that follows: jobs
+//!    are answered, refills begin, a flush continues. No handler calls a reaction itself.
 //!
-//! So between two events everything is settled, and an event never meets a thing half done. Its own
-//! tasks' events go first: a flood of clients' questions must not keep probes and records waiting.
-//! Nothing that [`Cluster::settle`] looks at changes by the clock alone: where time matters, a
-//! timer's event says so.
+//! So between two events everything is settled, and no event sees a half-finished change. Events of
+//! its own tasks go first: a flood of clients' questions must not delay probes and records. Nothing
+//! that [`Cluster::settle`] reads changes by time alone: where time matters, a timer sends an
+//! event.
 //!
-//! **Why one thread.** A loss concerns many pairs, a pair two nodes, a node many jobs: with locks
-//! each rule would have to say in which order it takes them, and two rules could see each other's
-//! half. One owner makes every transition a plain function, that tests call in any order.
+//! **Why one thread.** A loss concerns many pairs, a pair two nodes, a node many jobs: with locks,
+//! every rule would need an order of taking them, and two rules could see each other's
+//! half-finished changes. One owner makes every transition a plain function that tests call in any
+//! order.
 //!
-//! **What it costs.** No request passes here, but for `flush_all`, `stats` and the operator's
-//! words. A loss of one of n primaries over m backups: m pairs, each with a command to every
+//! **What it costs.** No request passes through here, except `flush_all`, `stats` and operator
+//! commands. A loss of one of n primaries over m backups: m pairs, each with a command to every
 //! worker, a confirmation of each, and one record on the survivor; every other node in use gets it
 //! as a witness. After each event up to n + m nodes are asked what is due ([`settle`](self)).
-//! Nothing here grows with keys or clients; what may take long (a list of keys, a look at a node)
-//! is a task. The channel to the loop is unbounded: what workers tell is bounded by clients'
-//! requests in flight, and each task tells one thing.
+//! Nothing here grows with keys or clients; whatever may take long (a list of keys, reading a
+//! node's markers) is a task. The channel to the loop is unbounded, but clients' requests in flight
+//! bound what workers send, and each task sends one event.
 //!
 //! # The chapters
 //!
-//! - `events`: what the loop hears, from workers and from tasks of its own.
+//! - `events`: the loop's input, from workers and from its own tasks.
 //! - `edges`: a pair learns something; what follows reaches workers and nodes.
 //! - `startup`: the first states.
-//! - `precedence`, `terms`: what nodes say of earlier times, and being later than all of it.
+//! - `precedence`, `terms`: periods, epochs and terms found on nodes, and how this proxy's become
+//!   later than all of them.
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
-//! - `probes`: nodes that nobody asks; `evictions`: markers that are gone.
-//! - `lateness`: nodes that answer late, and whether they are alone with that.
+//! - `probes`: nodes without client traffic; `evictions`: markers that are gone.
+//! - `lateness`: nodes that answer late, and whether others are late too.
 //! - `settle`: after every event, all that follows from it.
 //! - `refills`: which refill is due; `jobs`: resyncs under way.
 //! - `losses`: losses are agreed on before they count.
-//! - `names`: host names, resolved here alone; a node whose name leads elsewhere.
+//! - `names`: host names, resolved only here; a node whose name has a new address.
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.

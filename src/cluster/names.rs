@@ -1,11 +1,11 @@
-//! Host names: where each leads, and what follows when one leads elsewhere. The only place where
-//! names are resolved.
+//! Host names: their addresses, and what happens when one changes. The only place where names are
+//! resolved.
 //!
 //! A node's present address stays its address as long as its name lists it, whatever else is listed
-//! and in whatever order, and as long as look-ups fail or come back empty. Where two look-ups in a
-//! row leave it out and agree on another one at which somebody answers with another memory, that is
-//! a change of server: a loss, then a return. A last full copy is left only when it is lost, or
-//! mirrored again: what it holds is copied first.
+//! and in whatever order, and as long as look-ups fail or come back empty. If two look-ups in a row
+//! leave it out and agree on another address, and a node with another memory answers there, that is
+//! a change of server: a loss, then a return. The proxy leaves a last full copy only when it is
+//! lost, or mirrored again: its items are copied first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! What nodes say of earlier times, and being later than all of it: periods of the ring, epochs of
-//! records, leadership terms.
+//! Periods of the ring, epochs of records and leadership terms found on nodes, and how this proxy's
+//! become later than all of them.
 
 use crate::ambient;
 use crate::backend::NodeView;

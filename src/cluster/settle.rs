@@ -1,6 +1,6 @@
-//! After every event: what it changed is marked, and [`Cluster::settle`] then brings about all that
-//! has to be. No handler calls a reaction itself, so none can forget one, or react to a thing half
-//! told (a loss that only some pairs of the node have learned yet).
+//! After every event, what it changed is marked, and [`Cluster::settle`] then triggers everything
+//! that follows. No handler calls a reaction itself, so none can forget one, or react to a
+//! half-finished change (a loss that only some pairs of the node know yet).
 //!
 //! What holds after every event, and what brings it about:
 //!
@@ -14,10 +14,10 @@
 //! - A `flush_all` whose gates are closed was sent, one that is answered everywhere is over, and no
 //!   node is waited for that is lost and leads nothing: [`super::flush`].
 //!
-//! Each line is a question without a side effect, whose answer is none as soon as it was acted
-//! upon. So settling twice does nothing the second time; and in tests, after every event, *all*
-//! pairs and nodes are asked, marked or not: a change that somebody forgot to mark is found there
-//! (`assert_settled`), in the simulation with every seed.
+//! Each line is a question without side effects, whose answer is "none" once it was acted upon. So
+//! settling twice does nothing the second time. In tests, after every event, *all* pairs and nodes
+//! are asked, marked or not: that finds a change that was not marked (`assert_settled`), in the
+//! simulation with every seed.
 //!
 //! **What it costs.** An event that marks nothing (probes, clients' questions, single keys) costs
 //! nothing. A pair's mark asks its own two nodes, and a node's mark its partners too: with n

@@ -3,19 +3,19 @@
 //! A cas token carries the term that it was taken under and the leader's own id of the item. Ids of
 //! different servers, and of one server before and after its restart, are small numbers that
 //! repeat, so a term that tokens were given under must not come again while another server leads
-//! the key. A key belongs to another pair once the list of servers has changed: what counts is not
-//! the pair's own history but every term of every pair, under whatever list.
+//! the key. A key belongs to another pair once the list of servers has changed: so not only the
+//! pair's own history counts, but every term of every pair, under every list.
 //!
 //! - **All pairs begin above every term that any node names**: in any record, of whatever pair and
 //!   period, and in its ring marker. The marker names the term that the pairs began at, and is
 //!   written before any of them leads: a start that never got as far as a record leaves its trace,
 //!   and so does a list with more pairs whose records a shorter one does not read any more.
 //! - **A node that was not read may name a higher term.** Every record is written to every node in
-//!   use, so that takes more than one failure. The pairs begin a random number of terms above what
-//!   is known, or tokens given by such a node would surely win instead of hardly ever; and when it
-//!   is read, the terms in use rise above what it names before it is used.
-//! - **A first start begins anywhere**, the same for all pairs: the memory that named the terms is
-//!   gone, the tokens are not.
+//!   use, so that takes more than one failure. So the pairs begin a random number of terms above
+//!   the highest known one: then tokens from such a node match hardly ever, instead of certainly.
+//!   When the node is read later, the terms in use rise above its terms before it is used.
+//! - **A first start begins at a random term**, the same for all pairs: the memory that held
+//!   earlier terms may be gone, while clients still hold tokens.
 //!
 //! Terms only grow, and never wrap where they are recorded. Tokens carry their lower 15 bits: one
 //! that a client has kept through 32,767 changes of leader and starts (fewer where servers were

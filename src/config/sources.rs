@@ -275,10 +275,10 @@ fn unknown(command: &Command, name: &str, value: &DeValue<'_>) -> String {
 
 /// A file with every option, what it does, and its default, all behind comment signs.
 pub(crate) fn defaults() -> String {
-    let mut out = "# Settings of Resilver: resilver --config FILE. Every option stands here with its default, or with a\n\
-                   # word in capitals where it has none; take the comment sign away to set it. The command line wins over\n\
-                   # variables (RESILVER_TIMEOUT=300ms), which win over this file. resilver check-config FILE tells of every\n\
-                   # fault, with its line.\n"
+    let mut out = "# Settings of Resilver: resilver --config FILE. This file lists every option with its default, or\n\
+                   # with a word in capitals if it has none; to set one, remove the comment sign. The command line\n\
+                   # wins over variables (RESILVER_TIMEOUT=300ms), which win over this file. To find all errors in\n\
+                   # the file, with their lines: resilver check-config FILE\n"
         .to_owned();
     let command = Args::command();
     let mut headings: Vec<(&str, Vec<&Arg>)> = Vec::new();

@@ -11,7 +11,7 @@ use crate::report::traffic::Traffic;
 /// The proxy, in a command's arguments.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ProxyArg {
-    /// The proxy: where it listens, or the path of its unix socket or its admin socket
+    /// The proxy: its address, or the path of its unix socket or admin socket
     #[arg(long, value_name = "HOST:PORT|PATH", default_value = DEFAULT)]
     pub(crate) proxy: Endpoint,
 }

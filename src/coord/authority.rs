@@ -12,29 +12,29 @@
 //!
 //! Roles go one way: a proxy that is fenced ends, and starts again as a standby.
 //!
-//! **The lease.** Whoever holds the record raises its heartbeat again and again. From when it
-//! *asked* for a swap it may act for one lease, once that swap is known to be in. A candidate
-//! claims a record whose heartbeat it has seen unchanged for longer than that. It saw the heartbeat
-//! no sooner than it was asked for, so the holder's lease is over by then, by the candidate's clock
-//! with an eighth to spare for clocks of different speed. Its claim compares what it has seen, so
-//! no heartbeat got in meanwhile.
+//! **The lease.** The holder of the record raises its heartbeat regularly. It may act for one lease
+//! from the moment at which it *requested* a swap, once that swap is known to have succeeded. A
+//! candidate claims a record whose heartbeat it has seen unchanged for longer than that. It cannot
+//! have seen the heartbeat before that was requested, so the holder's lease has ended by then, by
+//! the candidate's clock, with an eighth to spare for clocks of different speed. Its claim compares
+//! the record that it has seen, so no heartbeat can have come in between.
 //!
 //! Each rule below has a counter-example in the walk:
 //!
-//! - A read extends nothing: it leaves no trace for the candidates. Nor does a swap of unknown
-//!   outcome, until a read shows its very heartbeat; so each asking has a number of its own, or one
-//!   that was made long ago would be taken for one of now.
-//! - Time counts only between polls that were answered. A service that is away replaces nobody:
-//!   the holder could raise nothing meanwhile.
-//! - *Free* is the word of a holder that has stopped. It may be an old word, of a record that was
-//!   restored from a backup: it is believed at once only where no server has an open session, else
-//!   it is waited for like a heartbeat. So is a record that is absent, which says less: there all
-//!   servers have to answer.
-//! - A record that is another's, of whatever generation, or absent: fenced. After a restore an
-//!   earlier holder may find itself there again. It was suspended for long, and reads the servers'
-//!   marks before it goes on.
-//! - A generation lies above all that are marked on the servers, whatever the record says.
-//! - Whoever reaches no server claims nothing.
+//! - A read extends no lease: it leaves no trace for the candidates. Nor does a swap of unknown
+//!   outcome, until a read shows exactly its heartbeat; so each attempt has its own number, or an
+//!   old one would be taken for a recent one.
+//! - Time counts only between polls that were answered. While the service is away no proxy is
+//!   replaced: the holder could not raise its heartbeat either.
+//! - *Free* is the word of a holder that has stopped. The record may be an old one that was
+//!   restored from a backup: it is accepted at once only if no server has an open session,
+//!   otherwise after the same wait as for a heartbeat. The same applies to an absent record, which
+//!   says less: then all servers have to answer.
+//! - If the record is another's, of any generation, or absent, the proxy is fenced. After a restore
+//!   an earlier holder may find itself there again. It was suspended for a long time, and reads the
+//!   servers' marks before it continues.
+//! - A generation is above all generations marked on the servers, whatever the record says.
+//! - A proxy that reaches no server claims nothing.
 
 mod words;
 

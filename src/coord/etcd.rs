@@ -1,7 +1,7 @@
 //! The record in etcd (3.4 and later), through its JSON gateway: two requests, one key.
 //!
-//! What is under way when an answer is missing may be made later, so every error of a swap leaves
-//! its outcome open. Of several members one is asked, until it does not answer.
+//! A request whose answer is missing may be executed later, so every error of a swap leaves its
+//! outcome unknown. Of several members one is used until it stops answering.
 
 use std::time::{Duration, Instant};
 

@@ -2,10 +2,10 @@
 //!
 //! - `PATH` holds the revision and the record. It is read as it is, and replaced as a whole by
 //!   whoever holds the lock of `PATH.lock`.
-//! - `PATH.HOLDER` is there for each proxy, and locked as long as its process lives. So whoever
-//!   gets that lock knows that the process is no more, and need not wait for its lease: the kernel
-//!   takes the locks of a process away when it closes its files, at its end, however that came.
-//!   The file says which process it is, so that one which is stopped, or hangs, can be ended.
+//! - `PATH.HOLDER` is there for each proxy, and locked as long as its process lives. So a proxy
+//!   that gets that lock knows that the process has ended, and need not wait for its lease: the
+//!   kernel releases the locks of a process when it ends, in whatever way. The file names the
+//!   process, so that a stopped or hanging one can be ended.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

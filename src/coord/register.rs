@@ -1,13 +1,12 @@
 //! What all proxies of a fleet agree on: one record, changed by compare-and-swap alone.
 //!
-//! A swap whose answer did not come may have been made, may be made later, or never. So an
-//! outcome that is not known counts as not made until a read shows it; and what is read shows who
-//! is active, but extends nothing by itself: it leaves no trace for the others.
+//! A swap whose answer did not come may have been made, may be made later, or never. So a swap of
+//! unknown outcome counts as not made until a read shows it. A read shows who is active, but
+//! extends no lease: it leaves no trace that the others could see.
 //!
-//! Revisions alone tell nothing: an etcd that was restored from a backup gives the same ones again
-//! to other values. So a swap compares the record and its revision, and every swap that is ever
-//! asked for writes a record of its own, by its holder and a heartbeat that is counted up with
-//! each asking.
+//! Revisions alone prove nothing: an etcd restored from a backup assigns the same revisions again
+//! to other values. So a swap compares both the record and its revision, and every attempted swap
+//! writes a unique record, by its holder and a heartbeat that grows with each attempt.
 
 use std::time::Instant;
 

@@ -1,17 +1,17 @@
 //! Several proxies over the same servers, of which one is *active* (see [`crate::coord`]).
 //!
-//! A process begins as a *standby*: it takes clients, and passes what they ask on to the active
-//! proxy. When that one is no more it becomes active itself: it starts over the servers as any
-//! proxy does after the one before it ended, and takes clients as any proxy does. What it passed on
-//! before it passes on to itself from then on. Once it is replaced, it ends.
+//! A process begins as a *standby*: it accepts clients, and forwards their requests to the active
+//! proxy. When that one has ended, it becomes active itself: it starts over the servers as any
+//! proxy does after the end of the one before, and serves clients as any proxy does. Connections
+//! that it forwarded before, it forwards to itself from then on. Once it is replaced, the process
+//! ends.
 //!
 //! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own.
 //! - `agreement`: losses, agreed on through the record.
-//! - `survey`: what servers say of earlier turns; `leave`: their marks taken away.
+//! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
-//! - `doors`: what a standby takes connections on; `relay`: its clients; `admin`: its HTTP
-//!   listener.
-//! - `shown`: what a proxy says of itself.
+//! - `doors`: a standby's listening sockets; `relay`: its clients; `admin`: its HTTP listener.
+//! - `shown`: what `stats proxy` answers.
 
 mod admin;
 mod agreement;

@@ -1,5 +1,5 @@
-//! Keys that workers write down for others to read: what a lost node missed, what is to be copied
-//! again, what has one copy.
+//! Lists of keys that workers write for others to read: keys that a lost node missed, keys to be
+//! copied again, keys with one copy.
 
 mod lone;
 mod missed;

@@ -1,8 +1,8 @@
-//! Whether all threads turn that a proxy of a fleet needs.
+//! Whether all threads of a proxy of a fleet are working.
 //!
-//! One of which a thread hangs serves nobody, or not everybody, and is to lose its lease. So each
-//! of these threads says again and again that it turns, also while it stands still without a lease
-//! (or that would never come back), and the lease is renewed only as long as all do.
+//! A proxy with a hanging thread does not serve all its clients, and should lose its lease. So each
+//! of these threads regularly reports that it works, also while it waits for a lease (or that would
+//! never come back), and the lease is renewed only as long as all do.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};

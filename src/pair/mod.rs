@@ -21,8 +21,8 @@
 //! (`docs/internals/models/routes.py`).
 //!
 //! **The last full copy is never deposed on suspicion.** In `Degraded` and `Recovering` a leader
-//! that is slow or unreachable makes the pair `Dark`, and `Dark` remembers it: it ends with that
-//! node's return, or with the proof that its memory is gone.
+//! that is slow or unreachable makes the pair `Dark`, and `Dark` remembers which node led: it ends
+//! with that node's return, or with the proof that its memory is gone.
 
 mod fill;
 mod rest;

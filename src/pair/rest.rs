@@ -1,5 +1,4 @@
-//! Which of a pair's nodes may lead, when no copy of all its items is left, with what it did not
-//! miss.
+//! Which of a pair's nodes may lead with the items that it did not miss, once no full copy is left.
 
 use super::State;
 use crate::ids::Place;

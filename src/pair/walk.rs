@@ -1,5 +1,5 @@
-//! Every sequence of events, breadth first over distinct states until no new one appears, with a
-//! shadow of what the two nodes hold.
+//! Every sequence of events, explored breadth first until no new state appears, with a model (the
+//! *shadow*) of what the two nodes hold.
 //!
 //! | rule | protected by (in `mod.rs`) |
 //! |---|---|

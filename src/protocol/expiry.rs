@@ -1,15 +1,15 @@
 //! When an item expires: one date for all its copies, by the proxy's own seconds.
 //!
-//! A node counts whole seconds from its own start, so two nodes show different dates, and turn to
-//! the next one at different moments of a second. A remaining time that is read on one and stored
-//! on another is off by up to a second, each time anew (seen: 2.2 s after twelve refills). Dates
-//! are whole numbers on every node. So the difference of a node's dates to the proxy's is measured
-//! once for each of its lives ([`Offset`]), and every copy is given the *same* date in the node's
-//! own count: copies of copies included, nothing adds up.
+//! A node counts whole seconds from its own start, so two nodes show different dates, and move to
+//! the next second at different moments. A remaining time that is read on one and stored on another
+//! is off by up to a second, and the errors of repeated copies add up (observed: 2.2 s after twelve
+//! refills). Dates are whole numbers on every node. So the difference between a node's dates and
+//! the proxy's is measured once for each of the node's lives ([`Offset`]), and every copy gets the
+//! *same* date by the node's own clock: no error adds up, also for copies of copies.
 //!
 //! A node shows date `d + offset` from some moment of the second that *ends* with the proxy's date
-//! `d`. So an item that is given the date `d` is gone on each of its nodes by then, and not more
-//! than a second before: what a client asked for is rounded down to a date, and never lasts longer.
+//! `d`. So an item with the date `d` has expired on each of its nodes by then, and at most a second
+//! before: a client's exptime is rounded down to a date, and never lasts longer.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Replies of nodes, in memcached's classic and meta text protocols.
 //!
-//! Nodes are read strictly: a reply that is not exactly as memcached writes it means that the
-//! stream is out of step, and the only safe thing to do with such a connection is to close it.
+//! Replies are parsed strictly: one that is not exactly as memcached writes it means that the
+//! stream is out of step, and then the only safe action is to close the connection.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! Keys that an `add` may just have made, known to all workers.
 //!
-//! A leader whose memory was emptied under its connections (a stranger's `flush_all`) takes an
-//! `add` of a key that exists. That is noticed by the marker read behind it, and the `add` counts
-//! for nothing: see [`super::core`]'s proofs. But until every worker has heard of it, another one's
-//! read, over a connection of its own, would find what it stored. So reads of such keys wait for
-//! the marker, too.
+//! A leader whose memory was emptied while its connections stayed open (by a `flush_all` that the
+//! proxy did not send) accepts an `add` of a key that exists. The marker read behind the `add`
+//! shows that, and the `add` is void: see [`super::core`]'s proofs. But until every worker knows, a
+//! read by another worker, over another connection, would find the stored item. So reads of such
+//! keys wait for the marker too.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

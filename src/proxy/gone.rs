@@ -1,13 +1,13 @@
-//! Keys that clients were told to be gone in the last seconds, known to all workers.
+//! Keys that were answered as missing in the last seconds, known to all workers.
 //!
-//! The two copies of an item do not end at one moment: each server turns to its seconds at a moment
-//! of its own (see [`crate::protocol::expiry`]). So where leadership changes just then, what the
-//! earlier leader showed as gone may still be there on the next one, for [`LASTS`] at most. An
-//! operation on a key that is found here under an earlier leadership looks first, and deletes what
-//! it finds: `super::core`'s looks.
+//! The two copies of an item do not expire at the same moment: each server's seconds begin at a
+//! different moment (see [`crate::protocol::expiry`]). So if the leader changes just then, an item
+//! that was missing on the earlier leader may still be on the next one, for [`LASTS`] at most. An
+//! operation on a key that was recorded here under an earlier leader first reads the item, and
+//! deletes what it finds: `super::core`'s looks.
 //!
-//! A table of fixed size, in which a later key takes an earlier one's place: nothing is allocated,
-//! and nothing waits. What is lost by that is remembered no more, and may be read again.
+//! The table has a fixed size, and a later key may replace an earlier one: nothing is allocated,
+//! and nothing waits. A replaced key is forgotten, and its item may reappear.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

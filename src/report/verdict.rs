@@ -1,5 +1,5 @@
-//! The whole in one word, why, and what to do next: what `resilver status` begins with, and the
-//! admin page. Pure.
+//! The overall state in one word, why, and what to do next: the head of `resilver status` and of
+//! the admin page. Pure.
 
 use std::collections::BTreeSet;
 

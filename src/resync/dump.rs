@@ -1,4 +1,4 @@
-//! One `lru_crawler metadump`, from the command to its end, whoever waits for that.
+//! One `lru_crawler metadump`, from the command to its end, even if nothing waits for it any more.
 
 use std::time::Duration;
 

@@ -12,12 +12,12 @@
 //!                                                       └──differs──▶ Drop ──▶ Read again
 //! ```
 //! A target that was not purged is *compared*: TargetLook comes first, and Read only if nothing is
-//! there. Keys found on it afterwards begin with Exists: only what the source does not have is
-//! looked at. (That is dropped. Where the target's items count, it is added to the source, and no
-//! step writes to the target.)
+//! there. Keys found on it afterwards begin with Exists: only keys that the source does not have
+//! are read. (They are dropped. If the target's items count, they are added to the source instead,
+//! and no step writes to the target.)
 //!
 //! Several of them may be at work on one key at once, and clients' mutations between any two steps:
-//! leader first, follower after. Why this ends equal is said at the head of [`crate::resync`].
+//! leader first, follower after. The head of [`crate::resync`] says why the copies end equal.
 
 use std::time::Duration;
 

@@ -1,19 +1,19 @@
-//! PURE. How hard the resyncs may work, by what clients feel of them: they may add so much to the
-//! time within which nearly all of clients' requests are answered.
+//! PURE. How fast resyncs may copy, by their effect on clients: a budget for what they may add to
+//! the 99th percentile of clients' latency.
 //!
-//! The gauge is how long nodes take to answer the workers ([`Latencies`]): it sees a node that is
-//! busy, a network that is full, and a processor that others use. What it shows *without* the
-//! resyncs is looked at in the same seconds: they rest for a moment before they begin, and then
-//! again and again ([`WORK`], [`REST`]). What was usual before, be it a night's quiet or a client's
-//! bulk load, plays no part. While they work, answers later than 99 in 100 of those at rest by more
-//! than their part of the budget ([`AT_THE_NODE`]) are counted. More than [`TOLERATED`], and they
-//! work less hard; fewer, and harder. The answer in the middle may be later by a small part of the
-//! budget ([`MIDDLE`]): clients that wait for one before they ask again get less done. (With an
-//! eighth 20,000 reads a second were 1.4 ms later at the 99th percentile, with a sixteenth 0.4, and
-//! a million items were back after 5.3 and 5.6 s. A thirty-second part is next to nothing where
-//! nodes answer in 80 µs: the items took 12 s in one run and more than 20 in another.) Never less
-//! than [`FLOOR`], so that a resync ends whatever clients do; and as hard as they can where there
-//! are none.
+//! It is measured by how long nodes take to answer the workers ([`Latencies`]), which reflects a
+//! busy node, a full network, and a processor used by others. The latency *without* resyncs is
+//! measured in the same seconds: they pause for a moment before they begin, and then regularly
+//! ([`WORK`], [`REST`]). The load before, an idle night or a client's bulk load, plays no part.
+//! While they work, it counts the answers that are later than the 99th percentile of the pauses by
+//! more than a part of the budget ([`AT_THE_NODE`]). If there are more than [`TOLERATED`], resyncs
+//! slow down; if fewer, they speed up. The median may rise by a small part of the budget
+//! ([`MIDDLE`]): clients that wait for each answer before they send the next request get less done.
+//! (With an eighth, the 99th percentile of 20,000 reads a second rose by 1.4 ms, with a sixteenth
+//! by 0.4 ms, and a million items were copied in 5.3 and 5.6 s. A thirty-second part is next to
+//! nothing where nodes answer in 80 µs: the items took 12 s in one run and more than 20 in
+//! another.) The speed is never below [`FLOOR`], so that a resync ends whatever clients do, and
+//! full without clients.
 
 use std::time::Duration;
 

@@ -2,23 +2,23 @@
 //!
 //! # When
 //!
-//! A node that was lost and answers again holds nothing (it was restarted) or possibly old items
-//! (it hung). The control plane first waits until every connection given up on that node has
-//! [drained](crate::backend::Drain): a hung node executes what sat in its sockets when it wakes.
-//! Then it starts one *job* for the node, the *target*, over all its pairs that need it. Each
-//! pair's *source* is its leader, which serves its clients all along. A lost backup is refilled in
-//! the same way.
+//! A node that was lost and answers again holds nothing (it was restarted) or possibly outdated
+//! items (it hung). The control plane first waits until every abandoned connection to that node has
+//! [drained](crate::backend::Drain): a node that hung and continues executes the commands still in
+//! its sockets. Then it starts one *job* for the node, the *target*, over all its pairs that need
+//! it. Each pair's *source* is its leader, which serves its clients all along. A lost backup is
+//! refilled in the same way.
 //!
 //! # How
 //!
 //! 1. **Purge** ([`Fill`]; not if the target is provably empty). What the target holds of the pairs
 //!    is deleted, by enumeration, while the pairs are still Degraded and no client's write goes
-//!    there. Without it a key deleted in the node's absence comes back; and copies left by a job
-//!    that was cut off (`resync_model.py design crash`) stay for good, since only their own copier
-//!    knew that they were unverified.
+//!    there. Without it a key deleted in the node's absence comes back; and copies left by an
+//!    interrupted job (`resync_model.py design crash`) stay for good, because only that job knew
+//!    that they were unverified.
 //! 2. **Barrier** ([`JobEvent::Purged`]): the control plane brings the pairs into Recovering; from
-//!    now on writes reach the leader first and the target after. The enumeration begins only now: a
-//!    key written before would otherwise be missed by both.
+//!    now on writes go to the leader first and then to the target. The enumeration begins only now:
+//!    otherwise a key written before would be neither listed nor sent to the target.
 //! 3. **Enumerate** each source (`lru_crawler metadump hash`), drained at full speed into a spool.
 //!    **Read** each key, **add** it on the target, **verify**: ask the leader for its cas id and
 //!    expiry again. If they changed, the copy is **undone**, guarded by the cas id that the target
@@ -32,55 +32,55 @@
 //!
 //! # A node that missed little
 //!
-//! A node that comes back with the memory that it had differs from the leader in the keys of
-//! [`Missed`] only, and [`Fill::Missed`] is the same resync over that list: neither node is
-//! enumerated.
+//! A node that comes back with its memory intact differs from the leader only in the keys of
+//! [`Missed`], and [`Fill::Missed`] is the same resync over that list: neither node is enumerated.
 //!
 //! - *Purge* deletes the listed keys, once before the barrier, and then those that were listed
-//!   meanwhile. From there on the target is what a purged one is, with more right things on it: a
-//!   re-copy queue that overflows is made up for by the list again, or by an enumeration. Before
-//!   that it holds what missed a write, and [`Outcome::undone`] does not call it fit to lead.
-//! - *A list that was given up before it was read* ends the job: nothing else tells what is old on
-//!   a target that was not purged.
+//!   meanwhile. From there on the target is like a purged one that already holds more right items:
+//!   a re-copy queue that overflows is replaced by the list again, or by an enumeration. Before
+//!   that it holds outdated items, and [`Outcome::undone`] does not call it fit to lead.
+//! - *A list that was discarded before it was read* ends the job: nothing else shows what is
+//!   outdated on a target that was not purged.
 //! - *What is dropped on the target for [`Recopy`] is listed too*: the job may be cut off before
 //!   the copy, and the next one would not know that the key is not there.
-//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is given up
-//!   when either node's memory is another one, when the leader becomes another one out of Dark, and
-//!   when a job of another kind begins.
+//! - *The list is kept until the pair is mirrored*, through any number of such jobs. It is
+//!   discarded when either node's memory was replaced, when another node leads after Dark, and when
+//!   a job of another kind begins.
 //!
 //! # Two nodes that most probably hold the same
 //!
 //! After a crash of the proxy ([`Fill::Compare`]) the two may differ in what was in flight; on a
 //! first start ([`Fill::Adopt`]) in anything. Nothing is purged. After the barrier every key of the
-//! source is compared, by content: the target is looked at first, as said below for NOT_STORED, and
-//! nothing there, or equal, or different ends as it does there. Then the *target* is enumerated: a
-//! key that the source has was compared, or was written since by a worker, on both nodes; any other
-//! is looked at on both again, and dropped by its cas id. So a client's newer write survives.
+//! source is compared, by content: the target is read first, as described below for NOT_STORED, and
+//! each of the three results (nothing, equal, different) is handled as there. Then the *target* is
+//! enumerated: a key that the source has was compared, or was written since by a worker, on both
+//! nodes; any other is looked at on both again, and dropped by its cas id. So a client's newer
+//! write survives.
 //!
-//! The target of such a job may not lead before all that is done. Unless the list of [`Missed`] was
-//! begun after the crash, and tells what has missed it since ([`Fill::CompareRest`]): then that is
-//! deleted first, as above, and where the leader's memory goes in the middle of it the target leads
-//! with the rest. It holds everything that a client was told of before the crash, and nothing that
-//! was overwritten since. Copies that were not verified and could not be undone may be of any key:
-//! they end the list.
+//! The target of such a job may not lead before all that is done, with one exception: if the list
+//! of [`Missed`] was begun right after the crash, and so names everything that the target has
+//! missed since ([`Fill::CompareRest`]). Then the listed keys are deleted first, as above, and if
+//! the leader's memory is lost in the middle of the job the target leads with the rest. It holds
+//! everything that was acknowledged before the crash, and nothing that was overwritten since.
+//! Copies that were not verified and could not be undone may be of any key: they end the list.
 //!
-//! *Adopted* is what only the target holds: added to the leader, before anything is copied. That
-//! must not bring back what a client has deleted, which neither node shows. So the key's owner does
-//! it ([`JobEvent::Adopt`]): it knows what clients have written since the pair's first route
-//! opened, and every later write of the key comes after the add, on both nodes. Keys that no client
-//! can write are added by the job itself. No `flush_all` comes between the look at an item and its
-//! adding: `quiesce` is held till then.
+//! Items that only the target holds are *adopted*: added to the leader, before anything is copied.
+//! That must not bring back a key that a client has deleted, and neither node shows that. So the
+//! worker that owns the key does it ([`JobEvent::Adopt`]): it knows which keys clients have written
+//! since the pair's first route opened, and every later write of the key comes after the add, on
+//! both nodes. Keys that no client can write are added by the job itself. No `flush_all` comes
+//! between the look at an item and its adding: `quiesce` is held till then.
 //!
-//! *An adoption that is cut off is taken up again*, also by another proxy, which does not know what
-//! clients wrote. That is right as long as the target has made every acknowledged write (then a key
-//! that was deleted is on neither node, and one that was overwritten is on the leader, whose item
-//! counts), and holds no copy: one that was cut off before its verify would pass for an item of the
-//! target's own, and a deleted key come back. So the pair is Recovering from its first route on; a
-//! job after an absence of the target first deletes there what clients wrote ([`Context::written`])
+//! *An interrupted adoption is resumed*, also by another proxy, which does not know what clients
+//! wrote. That is correct as long as the target has executed every acknowledged write (then a
+//! deleted key is on neither node, and an overwritten one is on the leader, whose item counts), and
+//! holds no copies: a copy interrupted before its verify would pass for an item of the target's
+//! own, and a deleted key would come back. So the pair is Recovering from its first route on; a job
+//! after an absence of the target first deletes there what clients wrote ([`Context::written`])
 //! before and behind the barrier, as with a list, and says so ([`JobEvent::Adopting`]); no step of
 //! the adopting writes to the target; and [`JobEvent::AllAdopted`] is recorded on the target before
 //! the first copy. From there on the leader holds everything, and the next proxy purges. Until
-//! then, and while it is compared, the target may lead where the leader's memory is gone: it has
+//! then, and while it is compared, the target may lead if the leader's memory is gone: it has
 //! missed nothing.
 //!
 //! A source or target that cannot be enumerated cannot be compared: the job ends, and the next one
@@ -97,14 +97,14 @@
 //! `Recopy`. Executed on a copy, an incr would be counted twice where the copy was read after it
 //! (`resync_model.py reexec`).
 //!
-//! The odd steps, each with the case that it exists for:
+//! The unusual steps, each with the case that requires it:
 //!
-//! - *NOT_STORED is compared*, not taken for a newer write: another copier's unverified copy may
-//!   stand there, which is undone a moment later, or a leftover that a purge missed. The two sides
-//!   cannot be read at one moment; the target is read **first**. An item on the target was put
-//!   there by a mutation, which is right until a later one, whose target step is still to come; or
-//!   by a copier, which verifies it itself. So "equal" needs no second look. "Differs" drops
-//!   exactly what was seen (by its cas id), and copies again.
+//! - *NOT_STORED is compared*, not taken for a newer write: it may be another copier's unverified
+//!   copy, which is undone a moment later, or a leftover that a purge missed. The two sides cannot
+//!   be read at the same moment; the target is read **first**. An item on the target was put there
+//!   by a mutation, which is right until a later one, whose target step is still to come; or by a
+//!   copier, which verifies it itself. So "equal" needs no second read. "Differs" drops exactly the
+//!   item that was read (by its cas id), and copies again.
 //! - *A key that the leader does not have* (gone, expired, marked stale) is looked for on the
 //!   target in the same way; nothing is dropped there unseen, for a worker's newer `set` may just
 //!   have landed.
@@ -116,9 +116,9 @@
 //!   between, and the items are read once more.
 //! - *A refused add* (too large, out of memory) deletes what the target held, even a newer value:
 //!   it is verified like a stored one.
-//! - *Stale items* (`X`, `Z`) would become fresh by copying. Looking at one can win the right to
-//!   recompute it (`W`), and the client that is to do so would never be asked: it is given back by
-//!   marking it stale again.
+//! - *Stale items* (`X`, `Z`) would become fresh by copying. Reading one can win the right to
+//!   recompute it (`W`), and then no client would be asked to do so: the right is given back by
+//!   marking the item stale again.
 //! - *Verify on the connection of the read, undo on that of the add*: cas ids restart at 1 with the
 //!   process, so an id seen on a new connection may belong to another item. An unbroken connection
 //!   is the proof that the process is the same.
@@ -127,18 +127,18 @@
 //!   cannot be enumerated, and verified by content.
 //! - *A key leaves `Recopy` before its copy starts*, so that a push during the copy is not taken
 //!   for the one being served.
-//! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: it is being
-//!   written without pause, and the gate at the hand-back is what ends that.
+//! - *A key that fails [again and again](crate::resync) goes to the end of `Recopy`*: clients write
+//!   it all the time, and it is copied last, while the gate is closed for the hand-back.
 //!
 //! # A leader that cannot be enumerated
 //!
-//! An old server, a managed one, `-X`, or `-C` as said above. The first pass finds it out
-//! ([`JobEvent::CannotEnumerate`]); the job goes on without an enumeration, in a *trickle*: workers
-//! push to [`Recopy`] what they find read ([`Recopy::push_read`]), and each key is read, added and
-//! verified as ever. So the target holds a true part of the leader's items, which grows with what
-//! clients use, and never all of them: no pair is handed back, the leader goes on leading, and only
-//! a cancel or the loss of a node ends the job. Re-copies that overflow are forgotten: their keys
-//! are not on the target, and the next read brings them back.
+//! An old server, a managed one, `-X`, or `-C` as said above. The first pass finds out
+//! ([`JobEvent::CannotEnumerate`]). The job continues without an enumeration, in a *trickle*:
+//! workers push to [`Recopy`] the keys that clients read ([`Recopy::push_read`]), and each is read,
+//! added and verified as usual. So the target holds a part of the leader's items, all of them
+//! right, which grows with what clients use, and never is complete: no pair is handed back, the
+//! leader keeps leading, and only a cancel or the loss of a node ends the job. Re-copies that
+//! overflow are forgotten: their keys are not on the target, and the next read pushes them again.
 //!
 //! *Verified by content* (no cas ids): the verify reads the whole item again and compares it with
 //! what was added. An item that was changed and changed back in between passes, and that is right:
@@ -149,22 +149,21 @@
 //!
 //! # Giving way to clients
 //!
-//! The [`Governor`] tells by the workers' waiting how much of the time all jobs may work, and
-//! [`Pace`] makes that into smaller lots and rests between them. A rest only draws r, a and v
-//! apart. It is never taken where clients would wait for its end, or make more work meanwhile than
-//! is done (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, more re-copies than are
-//! done in passing.
+//! The [`Governor`] decides by the workers' waiting times how fast all jobs may copy, and [`Pace`]
+//! turns that into smaller batches and pauses between them. A pause only moves r, a and v further
+//! apart. There is none where clients would wait for its end, or would create work faster than it
+//! is done (`Refill::is_urgent`): the gate of a hand-back, `flush_all`, a long queue of re-copies.
 //!
 //! # Failure in mid-stream
 //!
 //! [`run`] always returns an [`Outcome`] that says what is left behind. *The target fails*:
 //! connections with unanswered mutations are returned as drains, and the next job purges. *The
-//! source fails, or the job is cancelled*: the target's answers are awaited (a mutation sent is a
-//! mutation executed), unverified copies are undone, and [`Outcome::undone`] tells that what the
-//! target holds of the pairs is verified: a part, but a true one, so that it may lead if the
-//! leader's memory is proved gone. *A slow source is waited for* ([`Tuning::source_timeout`]): it
-//! holds the last full copy. *The target refuses items*: they are counted and the first few named.
-//! *It evicts*: the job ends well but says how incomplete the copy is.
+//! source fails, or the job is cancelled*: the target's answers are awaited (a mutation sent counts
+//! as executed), unverified copies are undone, and [`Outcome::undone`] says that all items of the
+//! pairs on the target are verified: a part of the items, but right ones, so that it may lead if
+//! the leader's memory is proved gone. *A slow source is waited for* ([`Tuning::source_timeout`]):
+//! it holds the last full copy. *The target refuses items*: they are counted and the first few
+//! named. *It evicts*: the job ends well but says how incomplete the copy is.
 //!
 //! `flush_all` takes [`Context::quiesce`] for writing: then no copy is in flight, so none read
 //! before the flush lands after it.

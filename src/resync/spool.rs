@@ -2,13 +2,13 @@
 //! temporary file.
 //!
 //! An enumeration must be drained at full speed (memcached up to 1.6.18 holds item locks while it
-//! writes to the socket, so a stalled reader freezes the server), and the copying is slower than
-//! that: the keys between them have to lie somewhere.
+//! writes to the socket, so a stalled reader freezes the server), and copying is slower: the keys
+//! in between have to be stored.
 //!
 //! The file is written and read by one thread of its own at a time: a slow disk must not delay the
-//! task that copies, nor what shares its thread, the probes. What waits to be written is bounded:
-//! past [`MAX_WRITES`] segments the enumeration [waits](Disk::room), for to grow without bound
-//! would be worse.
+//! task that copies, nor what shares its thread, the probes. The data waiting to be written is
+//! bounded: beyond [`MAX_WRITES`] segments the enumeration [waits](Disk::room), because unbounded
+//! growth would be worse.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,10 +1,10 @@
 //! Whether a node's hash table is about to grow, or grows.
 //!
-//! memcached stops all its threads for a moment when that begins, one after another, and its
-//! crawler with a lock that a worker takes to begin a dump: met just then, the two wait for each
-//! other, and the server answers nobody any more (1.6.18: 1 of 100 servers that were asked again
-//! and again while their table began to grow; by reading up to 1.6.45). Before 1.6.28 a dump also
-//! waits until the table has grown, and a worker with it.
+//! When that begins, memcached stops all its threads for a moment, one after another, and its
+//! crawler by a lock that a worker takes to begin a dump. If both happen at the same time, the two
+//! wait for each other, and the server never answers again (1.6.18: 1 of 100 servers that were
+//! asked repeatedly while their table began to grow; by its source up to 1.6.45). Before 1.6.28 a
+//! dump also waits until the table has grown, and blocks a worker meanwhile.
 
 use std::time::Duration;
 

@@ -1,13 +1,13 @@
-//! A worker's sockets on io_uring: one system call hands over all that is to be sent, brings what
-//! has come, and waits if nothing has.
+//! A worker's sockets on io_uring: one system call submits all sends, fetches completed receives,
+//! and waits if there are none.
 //!
-//! Every client has a receive under way that goes on by itself (multishot) and takes a buffer of
-//! io_uring's only when something has come; so an idle client holds none. What came is copied out
-//! at once and the buffer given back. A node's bytes go straight to where they are parsed and
-//! passed on from, which is lent to io_uring for one receive after the other.
+//! Every client has a receive pending that repeats itself (multishot) and takes one of io_uring's
+//! buffers only when data has arrived; so an idle client holds none. The data is copied out at once
+//! and the buffer returned. A node's data goes directly into the buffer that it is parsed and
+//! forwarded from, which is lent to io_uring for one receive at a time.
 //!
 //! The only module with unsafe code: the kernel reads and writes memory behind the compiler's back.
-//! What it rests on: memory that an operation uses stays where it is until the operation's
+//! Its safety depends on this: memory used by an operation stays in place until the operation's
 //! completion was taken ([`Slot::ops`]), and an io_uring instance that cannot wait for that leaks
 //! it.
 #![allow(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The start: every node is looked at, and every pair given its first state.
+//! The start: the markers of every node are read, and every pair gets its first state.
 //!
 //! - `look`: what every node holds.
 //! - `table`: what follows from that for a pair.

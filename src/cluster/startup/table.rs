@@ -1,7 +1,7 @@
-//! The start-up table: what a pair's first state is, by what the nodes say, and how its other node
-//! is made equal. Pure.
+//! The start-up table: a pair's first state by the markers on its nodes, and how its other node is
+//! made equal. Pure.
 //!
-//! Nothing is trusted that was not read.
+//! Only markers that were read are trusted.
 //!
 //! | primary | backup | then |
 //! |---|---|---|

@@ -1,10 +1,10 @@
-//! Clients of a proxy that is not active: each has a connection of its own to the active one, on
-//! which its bytes are passed on as they are.
+//! Clients of a proxy that is not active: each has its own connection to the active one, which
+//! forwards its bytes unchanged.
 //!
-//! One connection a client keeps the order of everything that it asks, whatever that is. When the
-//! active proxy changes, a client keeps its connection here: what it has sent and is not answered
-//! is answered with an error, for nobody knows whether it was done, and is never sent again, but
-//! for pure reads; what was not sent yet waits for the next active proxy.
+//! One connection for each client keeps all its requests in order, whatever they are. When the
+//! active proxy changes, a client keeps its connection here: its unanswered requests get an error,
+//! because it is unknown whether they were executed, and are never sent again, except pure reads;
+//! requests not forwarded yet wait for the next active proxy.
 
 mod answers;
 mod link;

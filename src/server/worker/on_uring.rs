@@ -1,5 +1,5 @@
-//! A worker whose sockets are on io_uring: no tasks for them, but one loop that takes what has come
-//! and hands over what is to be sent.
+//! A worker whose sockets are on io_uring: instead of tasks, one loop that takes completed receives
+//! and submits sends.
 
 use std::io;
 use std::pin::pin;
