@@ -5,6 +5,7 @@
 //! fleet's thread, which continues when the lease has ended. So everything sent here is bounded:
 //! connections, bytes, time, and how often the control plane is asked ([`Shown`]).
 
+mod busy;
 mod history;
 mod http;
 mod process;
@@ -24,6 +25,7 @@ use crate::reload::Reload;
 use crate::report::metrics::Around;
 use crate::stats::WorkerStats;
 
+pub(crate) use busy::{BUSY, Refusals, refuse};
 use history::Recorder;
 use shown::Shown;
 use socket::Operators;

@@ -7,6 +7,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::Mutex as FairMutex;
 
 use crate::cluster::Desk;
@@ -52,6 +53,14 @@ impl Reload {
             Err(why) => tracing::error!("not reloaded, and all stays as it was: {why}"),
         }
         outcome
+    }
+
+    /// The same, as an operator is told of it.
+    pub(crate) async fn answer(&self) -> Bytes {
+        Bytes::from(match self.reload().await {
+            Ok(said) => format!("STAT reloaded {said}\r\nEND\r\n"),
+            Err(why) => format!("SERVER_ERROR not reloaded: {why}\r\n"),
+        })
     }
 
     async fn replace(&self, current: &mut Plan) -> Result<String, String> {

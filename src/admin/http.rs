@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,6 +26,7 @@ use crate::daemon::cannot_accept;
 use crate::lease::{self, Boot};
 
 use super::Admin;
+use super::busy::{BUSY, Refusals, refuse};
 use super::shown::View;
 
 /// Connections at a time. A browser and a few monitors take one each, for milliseconds.
@@ -39,12 +39,6 @@ const WHOLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever is asked has answered by then, and whoever asked has read it: an older connection gives
 /// way to a new one, where there are too many.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// How often it is logged that connections are refused.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
-
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\
-    Connection: close\r\n\r\ntoo many connections to the admin listener; try anew";
-
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce of an answer belongs.
 const NONCE: &str = "NONCE-OF-THIS-ANSWER";
@@ -97,7 +91,7 @@ enum Room {
 
 pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
     let mut visitors = Visitors::default();
-    let mut told: Option<Instant> = None;
+    let mut refusals = Refusals::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -110,13 +104,10 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
         let room = visitors.make_room(now);
         if room != Room::Free {
             admin.visits.refused.fetch_add(1, Relaxed);
-            if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
-                tracing::warn!(open = CONNECTIONS_MAX, "the admin listener refuses connections: too many are open");
-                told = Some(now);
-            }
+            refusals.tell(CONNECTIONS_MAX);
         }
         if room == Room::None {
-            refuse(stream);
+            refuse(stream, BUSY);
             continue;
         }
         let (asked, leave, ended) = (Arc::default(), CancellationToken::new(), CancellationToken::new());
@@ -134,13 +125,6 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
         // What it has sent already is read before the next one comes, for which it might have to
         // make room; and who had to leaves.
         tokio::task::yield_now().await;
-    }
-}
-
-/// Says so once, without waiting.
-fn refuse(stream: TcpStream) {
-    if let Ok(mut stream) = stream.into_std() {
-        let _ = stream.write(BUSY);
     }
 }
 
@@ -162,7 +146,7 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, lea
         ended = timeout(WHOLE_TIMEOUT, &mut connection) => ended,
         () = leave.cancelled() => {
             if !asked.load(Relaxed) {
-                refuse(connection.into_parts().io.into_inner());
+                refuse(connection.into_parts().io.into_inner(), BUSY);
             }
             return;
         }

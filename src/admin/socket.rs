@@ -119,10 +119,7 @@ async fn obey(line: &[u8], desk: &Operators) -> Option<Bytes> {
             let Some(reload) = &desk.reload else {
                 return Some(client_error("reload: there is nothing to read again"));
             };
-            return Some(match reload.reload().await {
-                Ok(said) => Bytes::from(format!("STAT reloaded {said}\r\nEND\r\n")),
-                Err(why) => Bytes::from(format!("SERVER_ERROR not reloaded: {why}\r\n")),
-            });
+            return Some(reload.answer().await);
         }
         "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
         "quit" => return None,

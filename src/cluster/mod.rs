@@ -259,6 +259,8 @@ pub struct Cluster {
     /// Ends the governor of the resyncs.
     governor: CancellationToken,
     probe_times: watch::Sender<settings::ProbeTimes>,
+    /// Ends the tasks that ask servers whether the former active proxy is gone.
+    former_looks: CancellationToken,
     /// Stops the tasks that outlive a single step.
     shutdown: CancellationToken,
 }
@@ -370,6 +372,7 @@ impl Cluster {
             unclean,
             governor: CancellationToken::new(),
             probe_times,
+            former_looks: shutdown.child_token(),
             shutdown,
         }
     }

@@ -142,10 +142,10 @@ impl Cluster {
                 there.look(&sight);
             }
             let control = self.controls[node.index()].clone();
-            let shutdown = self.shutdown.clone();
+            let over = self.former_looks.clone();
             self.spawn(async move {
                 tokio::select! {
-                    () = shutdown.cancelled() => {}
+                    () = over.cancelled() => {}
                     () = awaited(control, there) => {}
                 }
                 Internal::FormerGone { node: Some(node), how: "its connections are closed" }
@@ -180,6 +180,7 @@ impl Cluster {
         if !self.awaits_former() {
             tracing::info!(how, "the former active proxy is gone");
             self.losses.awaits_former(false);
+            self.former_looks.cancel();
         }
         for node in self.topology.nodes() {
             self.changed(node);
@@ -366,6 +367,21 @@ mod tests {
             assert_eq!(told.awaits.lock().unwrap().contains(&false), !stops);
             assert_eq!(cluster.pairs[0].pair.is_foreign(), stops);
         }
+    }
+
+    /// Nobody reaches these servers: it is by the end of the grace, or the operator's word.
+    #[tokio::test(start_paused = true)]
+    async fn once_the_former_is_gone_no_server_is_asked_for_it() {
+        let (mut cluster, _) = cluster();
+        cluster.look_for_former().await;
+        let mut inbox = cluster.inbox.take().unwrap();
+        cluster.former_gone(None, "of a test");
+        for _ in &cluster.nodes {
+            let over =
+                async { while !matches!(inbox.recv().await, Some(Internal::FormerGone { node: Some(_), .. })) {} };
+            tokio::time::timeout(Duration::from_secs(60), over).await.expect("who asks this server ends");
+        }
+        assert!(!cluster.awaits_former());
     }
 
     fn sight(started: u64, connections: &[(u32, &str)]) -> Sight {

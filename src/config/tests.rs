@@ -449,6 +449,8 @@ fn several_proxies() {
         ("-s a:1 -b b:2 --coordinate file:/run/fleet --lease 10ms", "--lease 10ms"),
         ("-s a:1 -b b:2 --coordinate file:/run/fleet --candidate perhaps", "--candidate perhaps"),
         ("-s a:1 -b b:2 --coordinate file:/run/fleet --advertise 0.0.0.0:1", "--advertise 0.0.0.0:1"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --advertise 10.0.0.5", "the port is missing"),
+        ("-s a:1 -b b:2 --coordinate file:/run/fleet --advertise [::1]", "the port is missing"),
         ("-s a:1 -b b:2 --coordinate file:/run/fleet -p 0 -f /run/socket", "--advertise HOST:PORT"),
         ("-s a:1 -b b:2 --lease 1s", "--lease without --coordinate"),
     ] {

@@ -1,13 +1,14 @@
 //! The HTTP listener of a standby: whether it lives, whether it is ready, and where the active
 //! proxy is, which has all the rest.
 
-use std::io::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+use crate::admin::{BUSY, Refusals, refuse};
 
 use super::doors;
 
@@ -17,11 +18,7 @@ const REQUEST_MAX: usize = 8 << 10;
 
 /// At once.
 const CONNECTIONS: usize = 64;
-/// How often it is logged that one more is refused.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\
-    Connection: close\r\n\r\ntoo many connections to the admin listener; try anew";
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
     Connection: close\r\n\r\na request has to come within two seconds";
 
@@ -40,13 +37,10 @@ pub(super) async fn serve(
 ) {
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let what = "a connection to the admin listener";
-    let mut told: Option<Instant> = None;
+    let mut refusals = Refusals::default();
     while let Some((stream, _)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
         let Ok(place) = places.clone().try_acquire_owned() else {
-            if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
-                tracing::warn!(open = CONNECTIONS, "the admin listener refuses connections: too many are open");
-                told = Some(Instant::now());
-            }
+            refusals.tell(CONNECTIONS);
             refuse(stream, BUSY);
             continue;
         };
@@ -58,13 +52,6 @@ pub(super) async fn serve(
             }
             drop(place);
         });
-    }
-}
-
-/// Says why, without waiting.
-fn refuse(stream: TcpStream, why: &[u8]) {
-    if let Ok(mut stream) = stream.into_std() {
-        let _ = stream.write(why);
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::{Listeners, cannot_accept};
+use crate::reload::Reload;
 
 use super::admin::{self, Standby};
 use super::keeper::{Known, Role};
@@ -48,27 +49,32 @@ impl Doors {
             tokio::spawn(async move {
                 while let Some((stream, _)) = accept("a client", &over, |cx| listener.poll_accept(cx)).await {
                     let _ = stream.set_nodelay(true);
-                    tokio::spawn(relay::serve(Stream::Tcp(stream), shared.clone()));
+                    tokio::spawn(relay::serve(Stream::Tcp(stream), shared.clone(), None));
                 }
             });
         }
-        self.unix.iter().try_for_each(|listener| take_local(listener, shared, over))
+        self.unix.iter().try_for_each(|listener| take_local(listener, (shared, None), over))
     }
 }
 
-fn take_local(listener: &UnixListener, shared: &Arc<Shared>, over: &CancellationToken) -> io::Result<()> {
+/// With a `reload` those who come are operators.
+fn take_local(
+    listener: &UnixListener,
+    (shared, reload): (&Arc<Shared>, Option<&Arc<Reload>>),
+    over: &CancellationToken,
+) -> io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
-    let (shared, over) = (shared.clone(), over.clone());
+    let (shared, reload, over) = (shared.clone(), reload.cloned(), over.clone());
     tokio::spawn(async move {
         while let Some((stream, _)) = accept("a client", &over, |cx| listener.poll_accept(cx)).await {
-            tokio::spawn(relay::serve(Stream::Unix(stream), shared.clone()));
+            tokio::spawn(relay::serve(Stream::Unix(stream), shared.clone(), reload.clone()));
         }
     });
     Ok(())
 }
 
-/// The same for operators, whose commands are for the active proxy too, and for visitors of the
-/// HTTP listener.
+/// The same for operators, whose commands are for the active proxy too, but for `reload`, and for
+/// visitors of the HTTP listener.
 ///
 /// # Errors
 ///
@@ -76,11 +82,11 @@ fn take_local(listener: &UnixListener, shared: &Arc<Shared>, over: &Cancellation
 pub(super) fn open_for_operators(
     listeners: &Listeners,
     shared: &Arc<Shared>,
-    standby: impl Fn() -> Standby + Clone + Send + 'static,
+    (standby, reload): (impl Fn() -> Standby + Clone + Send + 'static, &Arc<Reload>),
     over: &CancellationToken,
 ) -> io::Result<()> {
     if let Some(listener) = &listeners.operators.socket {
-        take_local(listener, shared, over)?;
+        take_local(listener, (shared, Some(reload)), over)?;
     }
     if let Some(listener) = &listeners.operators.http {
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;

@@ -31,13 +31,21 @@ pub(super) struct Follower {
     /// The one that is active by the record, and when it was last heard, or first known.
     active: Option<Generation>,
     heard: Instant,
-    /// Of this one it is known that it hands over, or has ended.
-    leaving: Option<Generation>,
+    leaving: Option<Leaving>,
     control: Option<Control>,
     /// When the other end was last asked whether it is there.
     asked: Instant,
     /// Why the active one did not want this one when it was last dialled.
     refused: Option<String>,
+}
+
+/// Nothing new goes to this one.
+#[derive(Clone, Copy)]
+struct Leaving {
+    generation: Generation,
+    /// It hands over, by its own word. Else its control connection has ended, which a process does
+    /// at its end, and a network, or a proxy that waits in vain, too: it is dialled again.
+    said: bool,
 }
 
 struct Control {
@@ -88,10 +96,10 @@ impl Follower {
         }
         self.shared.shown.reached.store(self.control.is_some(), Ordering::Relaxed);
         let is_standby = known.role == Role::Standby;
+        let hands_over = target.leaving && self.leaving.is_some_and(|leaving| leaving.said);
         match target.active {
-            Some((generation, address)) if is_standby && !target.leaving && self.control.is_none() => {
-                self.dial(generation, &address).await;
-                Some(())
+            Some((generation, address)) if is_standby && !hands_over && self.control.is_none() => {
+                self.dial(generation, &address).await
             }
             active => {
                 let waits = target.leaving || is_standby && active.is_none();
@@ -102,7 +110,7 @@ impl Follower {
 
     fn target(&mut self, known: &Known, own: Option<&Serving>) -> Target {
         if let Some(serving) = own.filter(|serving| serving.leaving.is_cancelled()) {
-            self.leaving = Some(serving.generation);
+            self.leaving = Some(Leaving { generation: serving.generation, said: true });
         }
         let is_reached = match known.role {
             Role::Standby => !known.other_list,
@@ -111,7 +119,7 @@ impl Follower {
         let active = known.active.clone().filter(|_| is_reached).map(|address| (known.generation, address));
         let generation = active.as_ref().map(|(generation, _)| *generation);
         if self.active != generation {
-            (self.active, self.heard) = (generation, Instant::now());
+            (self.active, self.heard, self.refused) = (generation, Instant::now(), None);
         }
         // The record may go on where the network to its holder is cut.
         let cut = known.role == Role::Standby && active.is_some() && self.heard.elapsed() > self.shared.me.lease;
@@ -128,19 +136,27 @@ impl Follower {
             (None, None) => String::new(),
         };
         Target {
-            leaving: active.is_some() && self.leaving == generation,
+            leaving: active.is_some() && self.leaving.map(|leaving| leaving.generation) == generation,
             silent: known.silent || known.role == Role::Suspended || cut,
             active,
             why,
         }
     }
 
-    async fn dial(&mut self, generation: Generation, address: &str) {
-        match peers::dial(&self.shared.me, address, generation, Purpose::Control).await {
+    /// Until it answers, or something else is known. Nothing: the process ends.
+    async fn dial(&mut self, generation: Generation, address: &str) -> Option<()> {
+        let dialled = tokio::select! {
+            changed = self.known.changed() => return changed.ok(),
+            changed = self.served.changed() => return changed.ok(),
+            dialled = peers::dial(&self.shared.me, address, generation, Purpose::Control) => dialled,
+        };
+        match dialled {
             Ok(stream) => {
                 self.heard = Instant::now();
                 self.control = Some(Control { generation, stream });
                 self.refused = None;
+                // It lives.
+                self.leaving = self.leaving.filter(|leaving| leaving.said);
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot reach the active proxy");
@@ -153,6 +169,7 @@ impl Follower {
                 tokio::time::sleep(PAUSE).await;
             }
         }
+        Some(())
     }
 
     /// Until something is known, or heard. Nothing: the process ends.
@@ -186,15 +203,21 @@ impl Follower {
     fn hear(&mut self, said: io::Result<&[u8]>) {
         match said {
             Ok([peers::PONG]) => self.heard = Instant::now(),
-            Ok([_, ..]) => self.leaving = self.active,
+            Ok([_, ..]) => self.leaves(true),
             // Our own kernel has given it up: the other end may be there.
             Err(error) if !crate::backend::is_from_node(&error) => self.control = None,
             _ => {
                 self.control = None;
-                self.leaving = self.active;
+                self.leaves(
+                    self.leaving.is_some_and(|leaving| leaving.said && Some(leaving.generation) == self.active),
+                );
                 (self.shared.hurry)();
             }
         }
+    }
+
+    fn leaves(&mut self, said: bool) {
+        self.leaving = self.active.map(|generation| Leaving { generation, said });
     }
 }
 
@@ -284,5 +307,45 @@ mod tests {
         assert!(why.contains("versions 3 to 4") && why.contains(&one.target().active.unwrap().1), "{why}");
         let _control = one.welcome("control").await;
         shown(&mut target, |target| target.why.is_empty()).await;
+    }
+
+    /// Whoever is there by now has another address, or none is active.
+    #[tokio::test]
+    async fn what_a_former_active_proxy_said_is_no_reason_later() {
+        let one = Active::new(1).await;
+        let (known, mut target, _) = follow(&one, LONG);
+        one.refuse("it is busy").await;
+        shown(&mut target, |target| target.why.contains("it is busy")).await;
+        known.send_replace(Known::default());
+        let none = shown(&mut target, |target| target.active.is_none()).await;
+        assert_eq!(none.why, "");
+    }
+
+    /// The one that was active takes connections, and says nothing, as long as it is paused.
+    #[tokio::test]
+    async fn the_next_active_proxy_is_heard_of_while_the_former_one_is_dialled() {
+        let (one, two) = (Active::new(1).await, Active::new(2).await);
+        let (known, mut target, _) = follow(&one, LONG);
+        let _unanswered = one.called().await;
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        known.send_replace(two.known());
+        shown(&mut target, |shown| shown.active == two.target().active).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO, "the dial was waited for");
+        tokio::time::resume();
+        let _control = two.welcome("control").await;
+    }
+
+    /// Its process may live: only its own word, or the record, says that it is no more.
+    #[tokio::test]
+    async fn an_active_proxy_whose_control_connection_breaks_is_dialled_anew() {
+        let one = Active::new(1).await;
+        let (_known, mut target, _) = follow(&one, LONG);
+        drop(one.welcome("control").await);
+        // (Until it answers, nothing new is sent to it.)
+        shown(&mut target, |target| target.leaving).await;
+        let _anew = one.welcome("control").await;
+        let again = shown(&mut target, |target| !target.leaving).await;
+        assert_eq!(again.active, one.target().active);
     }
 }

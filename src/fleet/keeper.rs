@@ -163,22 +163,7 @@ pub(super) fn start(me: Me, tools: Tools, orders: Sender<Order>) -> std::io::Res
     let hurried = Arc::new(AtomicBool::new(false));
     let keeper =
         Keeper { told, hurried: hurried.clone(), committed: committed.clone(), known, name: tools.name.clone() };
-    let times = Times::of(tools.lease.as_micros() as u64);
-    let work = Work {
-        authority: Authority::new(me.clone(), times),
-        me,
-        pause: Duration::from_micros(times.heartbeat),
-        tools,
-        orders,
-        hurried,
-        committed,
-        shows,
-        sight: None,
-        before: None,
-        told_trouble: None,
-        tried_to_end: None,
-        stopped: false,
-    };
+    let work = Work::new(me, tools, orders, (hurried, committed, shows));
     std::thread::Builder::new().name("lease".to_owned()).spawn(move || work.run(&hears))?;
     Ok(keeper)
 }
@@ -225,6 +210,30 @@ struct Work {
 }
 
 impl Work {
+    fn new(
+        me: Me,
+        tools: Tools,
+        orders: Sender<Order>,
+        (hurried, committed, shows): (Arc<AtomicBool>, Commits, watch::Sender<Known>),
+    ) -> Work {
+        let times = Times::of(tools.lease.as_micros() as u64);
+        Work {
+            authority: Authority::new(me.clone(), times),
+            me,
+            pause: Duration::from_micros(times.heartbeat),
+            tools,
+            orders,
+            hurried,
+            committed,
+            shows,
+            sight: None,
+            before: None,
+            told_trouble: None,
+            tried_to_end: None,
+            stopped: false,
+        }
+    }
+
     fn run(mut self, hears: &Receiver<Told>) {
         let (mut tick, mut hurried) = (Instant::now(), Instant::now());
         loop {
@@ -366,7 +375,16 @@ impl Work {
     /// A standby, or a suspended proxy, has read the record.
     fn saw(&mut self, seen: &Seen) -> Option<Event> {
         let Value::Record(record) = &seen.value else {
-            self.shows.send_if_modified(|known| known.role == Role::Standby && known.active.take().is_some());
+            // Nothing that was said of the holder is true of nobody.
+            self.sight = None;
+            self.shows.send_if_modified(|known| {
+                let none = Known { active: None, other_list: false, silent: false, ..known.clone() };
+                let changed = known.role == Role::Standby && *known != none;
+                if changed {
+                    *known = none;
+                }
+                changed
+            });
             return None;
         };
         let lease = self.tools.lease;
@@ -377,7 +395,8 @@ impl Work {
             return None;
         }
         self.show(record, silent);
-        if record.tenure != Tenure::Serving || !self.me.candidate {
+        // (Whom this one never takes the place of it does not end either.)
+        if record.tenure != Tenure::Serving || !self.me.candidate || record.fingerprint != self.me.fingerprint {
             return None;
         }
         if steadily
@@ -447,5 +466,80 @@ impl Work {
             known.trouble = text;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(3);
+
+    /// A register of a host on which processes can be ended.
+    #[derive(Clone, Default)]
+    struct Ends(Arc<Mutex<Vec<Holder>>>);
+
+    impl Register for Ends {
+        fn read(&mut self, _: Instant) -> Result<Seen, Unread> {
+            Err(Unread("nobody reads this".to_owned()))
+        }
+
+        fn swap(&mut self, _: &Seen, _: &Record, _: Instant) -> Result<Swapped, Unread> {
+            Ok(Swapped::Refused)
+        }
+
+        fn end(&mut self, holder: Holder) -> Option<String> {
+            self.0.lock().unwrap().push(holder);
+            Some("it is ended".to_owned())
+        }
+    }
+
+    fn standby() -> (Work, watch::Receiver<Known>, Ends) {
+        let ends = Ends::default();
+        let me = Me { holder: Holder(1), address: "a:1".to_owned(), fingerprint: 1, candidate: true };
+        let tools = Tools {
+            register: Box::new(ends.clone()),
+            surveyor: Surveyor::new(std::iter::empty()),
+            name: "a".to_owned(),
+            place: "of a test".to_owned(),
+            lease: LEASE,
+            fence: Box::new(|| {}),
+        };
+        let (shows, known) = watch::channel(Known::default());
+        (Work::new(me, tools, channel().0, (Arc::default(), Commits::default(), shows)), known, ends)
+    }
+
+    fn seen(record: &Record) -> Seen {
+        Seen { revision: 1, value: Value::Record(record.clone()) }
+    }
+
+    /// It may have a longer lease, too.
+    #[test]
+    fn a_silent_holder_is_ended_and_none_that_has_another_list() {
+        for (fingerprint, is_ended) in [(1, true), (2, false)] {
+            let (mut work, _known, ends) = standby();
+            let record = Record { fingerprint, ..Record::of(Holder(2)) };
+            let before = Instant::now().checked_sub(2 * LEASE).expect("the machine has run for longer");
+            let (holder, heartbeat) = (record.holder, record.heartbeat);
+            work.sight = Some(Sight { holder, heartbeat, since: before, steady: before, polled: Instant::now() });
+            assert_eq!(work.saw(&seen(&record)), None);
+            assert_eq!(!ends.0.lock().unwrap().is_empty(), is_ended, "list {fingerprint}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_of_a_holder_is_not_said_where_there_is_none() {
+        for none in [Value::Absent, Value::Unreadable] {
+            let (mut work, known, _) = standby();
+            work.saw(&seen(&Record { fingerprint: 2, ..Record::of(Holder(2)) }));
+            assert!(known.borrow().other_list && known.borrow().active.is_some());
+            work.shows.send_modify(|known| known.silent = true);
+            work.saw(&Seen { revision: 2, value: none });
+            let Known { active, other_list, silent, .. } = known.borrow().clone();
+            assert_eq!((active, other_list, silent), (None, false, false));
+            assert!(work.sight.is_none(), "nobody's heartbeat stands still");
+        }
     }
 }

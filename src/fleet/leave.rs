@@ -2,16 +2,19 @@
 //!
 //! Beside a living one its proxies and this one would write to both copies of an item in two
 //! orders. So the proxy that the marks name is asked: it has said that it stopped (its session is
-//! closed), nothing listens where it was, or something else does. Who cannot be asked may be at
-//! work.
+//! closed), or at each address where it was something else answers, or the host there says that
+//! nothing listens. All else proves nothing: a connection that ends or waits without a word may be
+//! that of a proxy which is stopped or slow; who cannot be reached may be at work; and an address
+//! that each host has for itself says nothing of another one.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark};
 use crate::config::Settings;
 
+use super::register;
 use super::survey::{Said, Surveyor, is_open};
 
 /// How long a server, or a proxy, may take.
@@ -69,16 +72,16 @@ fn latest(said: &[Said]) -> Option<FleetMark> {
     said.iter().filter_map(|(_, mark)| mark.clone()).max_by_key(|mark| mark.generation)
 }
 
-/// What is found where a proxy was.
+/// What is found where a proxy was: of several addresses, the last of these counts.
 #[derive(Debug)]
 enum Found {
-    Proxy,
-    /// Something takes connections, and says nothing.
-    Silent,
     /// Nothing, or something else.
     Nothing,
     /// Nobody knows.
-    Unknown(io::Error),
+    Unknown(String),
+    /// Something takes connections, and says nothing.
+    Silent,
+    Proxy,
 }
 
 fn judge(FleetMark { name, generation, address }: &FleetMark, found: Found) -> Result<(), String> {
@@ -89,38 +92,74 @@ fn judge(FleetMark { name, generation, address }: &FleetMark, found: Found) -> R
         ),
         Found::Silent => format!(
             "the fleet {name} may live: what listens on {address}, where the proxy of generation {generation} is, \
-             takes connections and says nothing, as a process that is stopped does; end it first"
+             takes connections and says nothing, as a process that is stopped does; end it first, or, if it is \
+             surely none of the fleet's, delete the item {FLEET_KEY} on each server"
         ),
-        Found::Unknown(error) => format!(
-            "the fleet {name} may live: its proxy of generation {generation} cannot be asked on {address} ({error}); \
-             if its host is surely off, delete the item {FLEET_KEY} on each server"
+        Found::Unknown(why) => format!(
+            "the fleet {name} may live: its proxy of generation {generation} cannot be asked on {address} ({why}); \
+             start it again and stop it, or, if it is surely no more, delete the item {FLEET_KEY} on each server"
         ),
     };
     Err(format!("--leave-fleet: {why}"))
 }
 
 fn ask(mark: &FleetMark) -> Found {
-    let asked = || -> io::Result<Vec<u8>> {
-        let address = mark.address.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    match mark.address.to_socket_addrs() {
+        Ok(addresses) => ask_at(&addresses.collect::<Vec<_>>(), mark),
+        Err(error) => Found::Unknown(error.to_string()),
+    }
+}
+
+/// At all addresses of a name: it may be at any of them.
+fn ask_at(addresses: &[SocketAddr], mark: &FleetMark) -> Found {
+    let rank = |found: &Found| match found {
+        Found::Nothing => 0,
+        Found::Unknown(_) => 1,
+        Found::Silent => 2,
+        Found::Proxy => 3,
+    };
+    let found = addresses.iter().map(|address| match ask_one(*address, mark) {
+        Found::Nothing if address.ip().is_loopback() && !register::is_of_this_host(&mark.name) => {
+            Found::Unknown("that is an address of its own host, which may be another one".to_owned())
+        }
+        found => found,
+    });
+    found.max_by_key(rank).unwrap_or_else(|| Found::Unknown("it has no address".to_owned()))
+}
+
+fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
+    let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Found::Nothing,
+        Err(error) => return Found::Unknown(error.to_string()),
+    };
+    let mut answered = || -> io::Result<Found> {
         stream.set_read_timeout(Some(PATIENCE))?;
         // (Of no purpose that there is: it is answered, and no connection comes of it.)
         stream.write_all(format!("proxy 1 {} look {}\r\n", mark.generation, mark.name).as_bytes())?;
-        let mut answer = vec![0; 64];
-        let n = stream.read(&mut answer)?;
-        answer.truncate(n);
-        Ok(answer)
+        let mut answer = Vec::new();
+        let mut block = [0; 64];
+        loop {
+            match stream.read(&mut block)? {
+                0 => return Ok(Found::Silent),
+                n => answer.extend_from_slice(&block[..n]),
+            }
+            if let Some(found) = begun(&answer) {
+                return Ok(found);
+            }
+        }
     };
-    match asked() {
-        Ok(answer) if [&b"PROXY "[..], b"REFUSED "].iter().any(|begin| answer.starts_with(begin)) => Found::Proxy,
-        Ok(_) => Found::Nothing,
-        Err(error) => match error.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Found::Nothing,
-            // (That of the read; that of the dial is `TimedOut`.)
-            ErrorKind::WouldBlock => Found::Silent,
-            _ => Found::Unknown(error),
-        },
+    // (It took the connection: an error of that says nothing of who did.)
+    answered().unwrap_or(Found::Silent)
+}
+
+/// Who answers so, as soon as that can be told.
+fn begun(answer: &[u8]) -> Option<Found> {
+    const WORDS: [&[u8]; 2] = [b"PROXY ", b"REFUSED "];
+    if WORDS.iter().any(|word| answer.starts_with(word)) {
+        return Some(Found::Proxy);
     }
+    (!WORDS.iter().any(|word| word.starts_with(answer))).then_some(Found::Nothing)
 }
 
 #[cfg(test)]
@@ -134,17 +173,24 @@ mod tests {
         FleetMark { name: "prod".to_owned(), generation: Generation(7), address: address.to_owned() }
     }
 
-    /// What is found where that is answered; nothing: nothing is.
-    fn found(answer: Option<&'static str>) -> Result<(), String> {
+    /// The same of a fleet by a file of that host.
+    fn mark_by_file(host: &str, address: &str) -> FleetMark {
+        FleetMark { name: format!("file:/run/fleet@{host}"), ..mark(address) }
+    }
+
+    /// What is found where that is answered to a question, piece by piece, and the connection then
+    /// closed; nothing: it stays open until it is given up.
+    fn found(pieces: Option<&'static [&'static str]>) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mark = mark(&listener.local_addr().unwrap().to_string());
-        let silent = answer.is_none();
+        let mark = mark_by_file(&super::super::host(), &listener.local_addr().unwrap().to_string());
         let there = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let _ = stream.read(&mut [0; 200]);
-            stream.write_all(answer.unwrap_or_default().as_bytes()).unwrap();
-            if silent {
-                // Until it is given up.
+            for piece in pieces.unwrap_or_default() {
+                stream.write_all(piece.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            if pieces.is_none() {
                 let _ = stream.read(&mut [0; 200]);
             }
         });
@@ -153,18 +199,71 @@ mod tests {
         judged
     }
 
+    fn absent() -> String {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    }
+
     #[test]
     fn a_fleet_is_left_where_its_proxy_is_gone_and_not_where_it_lives_or_may() {
-        for lives in ["REFUSED look is no purpose\r\n", "REFUSED this proxy is not active\r\n", "PROXY 1 7\r\n"] {
+        for lives in [
+            &["REFUSED look is no purpose\r\n"][..],
+            &["REFUSED this proxy is not active\r\n"],
+            &["PROXY 1 7\r\n"],
+            &["PRO", "XY 1 7\r\n"],
+        ] {
             let why = found(Some(lives)).unwrap_err();
-            assert!(why.contains("the fleet prod lives") && why.contains("127.0.0.1:"), "{why}");
+            assert!(why.contains("lives: a proxy answers") && why.contains("127.0.0.1:"), "{why}");
         }
-        let why = found(None).unwrap_err();
-        assert!(why.contains("may live") && why.contains("says nothing"), "{why}");
-        assert_eq!(found(Some("ERROR\r\n")), Ok(()), "it is something else's address by now");
-        let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        assert_eq!(judge(&mark(&absent), ask(&mark(&absent))), Ok(()));
+        // It waits, it has closed the connection, it has said half a word.
+        for silent in [None, Some(&[][..]), Some(&["REF"])] {
+            let why = found(silent).unwrap_err();
+            assert!(why.contains("may live") && why.contains("says nothing"), "{silent:?}: {why}");
+        }
+        assert_eq!(found(Some(&["ERROR\r\n"])), Ok(()), "it is something else's address by now");
+        let gone = mark_by_file(&super::super::host(), &absent());
+        assert_eq!(judge(&gone, ask(&gone)), Ok(()));
         let why = judge(&mark("no address"), ask(&mark("no address"))).unwrap_err();
         assert!(why.contains("may live") && why.contains(FLEET_KEY), "{why}");
+    }
+
+    /// A name may have several.
+    #[test]
+    fn a_proxy_is_looked_for_at_all_addresses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [absent(), listener.local_addr().unwrap().to_string(), absent()];
+        let mark = mark_by_file(&super::super::host(), "several:1");
+        let there = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"REFUSED this proxy is suspended\r\n").unwrap();
+            let _ = stream.read(&mut [0; 200]);
+        });
+        let found = ask_at(&addresses.map(|address| address.parse().unwrap()), &mark);
+        there.join().unwrap();
+        assert!(judge(&mark, found).is_err_and(|why| why.contains("lives")), "the second one answers");
+        assert!(judge(&mark, ask_at(&[], &mark)).is_err_and(|why| why.contains("may live")), "nobody was asked");
+    }
+
+    /// It took the connection, and threw it away: what does that may be a proxy that was too slow.
+    #[test]
+    fn a_connection_that_is_reset_proves_no_death() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mark = mark_by_file(&super::super::host(), &listener.local_addr().unwrap().to_string());
+        let there = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            // What is unread at the end resets it.
+            while stream.peek(&mut [0; 200]).is_ok_and(|n| n == 0) {}
+        });
+        let why = judge(&mark, ask(&mark)).unwrap_err();
+        there.join().unwrap();
+        assert!(why.contains("may live") && why.contains("says nothing"), "{why}");
+    }
+
+    /// Every host has its own `127.0.0.1`.
+    #[test]
+    fn that_nothing_is_at_another_hosts_own_address_here_proves_nothing() {
+        for elsewhere in [mark(&absent()), mark_by_file("elsewhere", &absent())] {
+            let why = judge(&elsewhere, ask(&elsewhere)).unwrap_err();
+            assert!(why.contains("may live") && why.contains("its own host") && why.contains(FLEET_KEY), "{why}");
+        }
     }
 }

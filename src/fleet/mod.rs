@@ -52,6 +52,7 @@ use crate::ring::Topology;
 use crate::server;
 
 use agreement::Agreement;
+use doors::Doors;
 use follow::Follower;
 use keeper::{Keeper, Order, Role, Tools};
 pub use leave::leave;
@@ -87,7 +88,7 @@ struct Fleet {
     shared: Arc<Shared>,
     /// Takes no clients any more.
     taking: CancellationToken,
-    /// The operator wants another proxy to be active.
+    /// The operator wants another proxy to be active, or this one to stop.
     hands_over: CancellationToken,
     runtime: Handle,
 }
@@ -116,9 +117,9 @@ pub fn run(
     let opened = register::open(&own, holder)?;
     let peers = peers::bind(&settings, &own)?;
     let fleet = Fleet::start(settings, own, (holder, opened), peers, (shutdown.clone(), Box::new(at_end)))?;
-    fleet.take_clients(&listeners)?;
+    let doors = fleet.take_clients(&listeners, &reload)?;
     ready()?;
-    let ended = fleet.stand_by(listeners, (&shutdown, reload));
+    let ended = fleet.stand_by((listeners, doors), reload);
     fleet.shared.over.cancel();
     ended?;
     // (Roles go one way in a process: it is to be started again, as a standby.)
@@ -139,6 +140,7 @@ impl Fleet {
         (peers, address): (TcpListener, String),
         (shutdown, at_end): (CancellationToken, AtEnd),
     ) -> std::io::Result<Fleet> {
+        let hands_over = shutdown.child_token();
         // A thread of its own: the control plane's, and the workers', stand still without a lease.
         let driver = Builder::new_current_thread().enable_all().build()?;
         let runtime = driver.handle().clone();
@@ -158,32 +160,31 @@ impl Fleet {
         std::thread::Builder::new()
             .name("fleet".to_owned())
             .spawn(move || driver.block_on(std::future::pending::<()>()))?;
-        let (taking, hands_over, serves) = (CancellationToken::new(), CancellationToken::new(), Arc::new(serves));
+        let (taking, serves) = (CancellationToken::new(), Arc::new(serves));
         Ok(Fleet { settings, own, address, keeper, orders, serves, shared, taking, hands_over, runtime })
     }
 
-    /// Takes clients until it becomes active: their requests are passed on.
-    fn take_clients(&self, listeners: &Listeners) -> std::io::Result<()> {
+    /// Takes clients until it becomes active: their requests are passed on. Returns what it takes
+    /// them on later, while its workers stand still: when it becomes active nothing may fail that
+    /// can be had before, or the record would be its own and nobody act.
+    fn take_clients(&self, listeners: &Listeners, reload: &Arc<Reload>) -> std::io::Result<Doors> {
         let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
         let standby = move || admin::Standby {
             ready: shown.reached.load(Ordering::Relaxed),
             active: known.borrow().active.clone(),
         };
         let _inside = self.runtime.enter();
-        let doors = doors::Doors::of(listeners)?;
+        let doors = Doors::of(listeners)?;
         doors.open(&self.shared, &self.taking)?;
-        doors::open_for_operators(listeners, &self.shared, standby, &self.taking)
+        doors::open_for_operators(listeners, &self.shared, (standby, reload), &self.taking)?;
+        Ok(doors)
     }
 
-    fn stand_by(
-        &self,
-        listeners: Listeners,
-        (shutdown, reload): (&CancellationToken, Arc<Reload>),
-    ) -> std::io::Result<()> {
+    fn stand_by(&self, doors: (Listeners, Doors), reload: Arc<Reload>) -> std::io::Result<()> {
         match self.orders.recv() {
             Ok(Order::Begin { generation, predecessor, before }) => {
                 let former = predecessor.awaits.then(|| in_words(before));
-                self.act((generation, predecessor, former), listeners, (shutdown, reload))
+                self.act((generation, predecessor, former), doors, reload)
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
@@ -203,8 +204,8 @@ impl Fleet {
     fn act(
         &self,
         (generation, predecessor, former): (Generation, Burden, Option<String>),
-        mut listeners: Listeners,
-        (shutdown, reload): (&CancellationToken, Arc<Reload>),
+        (mut listeners, doors): (Listeners, Doors),
+        reload: Arc<Reload>,
     ) -> std::io::Result<()> {
         self.taking.cancel();
         let (workers, handed): (Vec<_>, Vec<_>) =
@@ -227,23 +228,13 @@ impl Fleet {
             others: TaskTracker::new(),
             peers: self.shared.shown.peers.clone(),
         };
-        let (shutdown, asked) = (shutdown.clone(), self.hands_over.clone());
-        let leaves = async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = asked.cancelled() => {}
-            }
-        };
         self.runtime.spawn(hand_over(
-            (leaves, stop.clone()),
+            (self.hands_over.clone().cancelled_owned(), stop.clone()),
             serving.clone(),
             (self.keeper.clone(), self.shared.clone()),
         ));
         let serves = self.serves.clone();
-        self.runtime.spawn(doors::while_suspended(
-            doors::Doors::of(&listeners)?,
-            (self.keeper.known.clone(), self.shared.clone()),
-        ));
+        self.runtime.spawn(doors::while_suspended(doors, (self.keeper.known.clone(), self.shared.clone())));
         let agreed: (Arc<dyn Losses>, _, _) = (Arc::new(agreement), Some(&self.runtime), Some(reload));
         let ended = server::run_agreed(self.settings.clone(), listeners, stop, agreed, move || {
             serves.send_replace(Some(serving));

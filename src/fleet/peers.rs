@@ -161,9 +161,8 @@ impl Purpose {
 fn may_be_elsewhere(own: &FleetSettings) -> bool {
     let RegisterSettings::Etcd { members, .. } = &own.register else { return false };
     let here = |member: &String| {
-        let host = member.rsplit_once(':').map_or(member.as_str(), |(host, _)| host);
-        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+        let host = member.parse::<NodeAddr>().map_or_else(|_| member.clone(), |member| member.host);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     };
     own.candidate && !members.iter().all(here)
 }

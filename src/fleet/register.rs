@@ -29,8 +29,7 @@ pub(super) fn open(own: &FleetSettings, holder: Holder) -> std::io::Result<Opene
             let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
             let real = directory.zip(path.file_name()).map_or_else(|| path.clone(), |(at, file)| at.join(file));
             // Of this host: another one's file of that name is another one.
-            let host = super::host();
-            let name = format!("file:{}@{host}", real.display()).replace(char::is_whitespace, "_");
+            let name = format!("file:{}{}", real.display(), of_this_host()).replace(char::is_whitespace, "_");
             if name.len() > NAME_MAX {
                 let most = NAME_MAX + real.as_os_str().len() - name.len();
                 return Err(refuse(format!("{} is too long: give a path of at most {most} bytes", real.display())));
@@ -52,6 +51,16 @@ pub(super) fn open(own: &FleetSettings, holder: Holder) -> std::io::Result<Opene
             Ok(Opened { register: Box::new(etcd), name: name.as_str().into(), place })
         }
     }
+}
+
+/// How a name ends of those that are by a file of this host.
+fn of_this_host() -> String {
+    format!("@{}", super::host()).replace(char::is_whitespace, "_")
+}
+
+/// Whether all proxies of that fleet are on this host.
+pub(super) fn is_of_this_host(name: &str) -> bool {
+    name.starts_with("file:") && name.ends_with(&of_this_host())
 }
 
 fn login(path: &Path) -> std::io::Result<Access> {

@@ -37,8 +37,9 @@ impl Shown {
         };
         let mut out = String::new();
         let mut put = |name: &str, value: &dyn std::fmt::Display| {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "STAT proxy:{name} {value}\r\n");
+            // Writing to a string cannot fail. (What others say of themselves may be anything.)
+            let line = format!("STAT proxy:{name} {value}").replace(char::is_control, "?");
+            let _ = write!(out, "{line}\r\n");
         };
         put("role", &known.role.word());
         put("generation", &known.generation);
@@ -64,7 +65,7 @@ impl Shown {
         let active = match (&known.active, known.role) {
             (_, Role::Active | Role::Suspended) => {
                 let peers = self.peers.all().into_iter();
-                return peers.map(|peer| (peer.address.replace(char::is_control, "?"), peer.to_string())).collect();
+                return peers.map(|peer| (peer.address.clone(), peer.to_string())).collect();
             }
             (Some(active), Role::Standby) => active,
             (None, Role::Standby) => return Vec::new(),
@@ -75,5 +76,26 @@ impl Shown {
             false => "not reached",
         };
         vec![(active.clone(), format!("active, {how}"))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::peers::Peer;
+
+    #[test]
+    fn nothing_that_others_say_of_themselves_begins_a_line() {
+        let shown = Shown::default();
+        let _entry = shown.peers.enter(Peer::of(&["10.0.0.6:1\r\nSTAT", "yes", "1.0\r\nEND\r\n"]));
+        let active = Some("10.0.0.5:1\rEND".to_owned());
+        let known = Known { role: Role::Active, active, trouble: Some("two\nlines".to_owned()), ..Known::default() };
+        let lines = String::from_utf8(shown.lines(&known, "10.0.0.5:1").to_vec()).unwrap();
+        let lines: Vec<&str> = lines.strip_suffix("END\r\n").unwrap().split_terminator("\r\n").collect();
+        assert!(
+            lines.iter().all(|line| line.starts_with("STAT proxy:") && !line.contains(char::is_control)),
+            "{lines:?}"
+        );
+        assert!(lines.iter().any(|line| line.contains("proxy:peer:10.0.0.6:1") && line.contains("candidate")));
     }
 }

@@ -44,7 +44,7 @@ impl Active {
     }
 
     /// The next connection, and its first line.
-    async fn called(&self) -> (TcpStream, String) {
+    pub(super) async fn called(&self) -> (TcpStream, String) {
         let (mut stream, _) = timeout(LONG, self.listener.accept()).await.expect("it is dialled").unwrap();
         let mut line = String::new();
         while !line.ends_with('\n') {

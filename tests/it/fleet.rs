@@ -440,6 +440,30 @@ fn said(proxy: &Proxy, command: &[&str]) -> (Option<i32>, String) {
 }
 
 /// A client at each door that reads nothing, and one that has sent a part of its request.
+/// It has the record already, and nobody else acts before it has given that back.
+#[test]
+fn a_standby_that_cannot_become_active_gives_the_record_back() {
+    const DOORS: usize = 12;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let record = dir.path().join("fleet");
+    let more: Vec<String> = (2..2 + DOORS).flat_map(|n| ["-l".to_owned(), format!("127.0.0.{n}")]).collect();
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let mut fleet = Fleet::start_each(&format!("file:{}", record.display()), &[&[], &more]);
+    assert_eq!(fleet.active(), 0, "it was there first");
+    // No file can be opened beyond these: fewer than it takes to become active, and more than it
+    // takes to ask two servers and to write the record.
+    let pid = fleet.proxies[1].pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let limits = format!("--nofile={}:", open + DOORS / 2);
+    assert!(Command::new("prlimit").args(["--pid", &pid.to_string(), &limits]).status().unwrap().success());
+    fleet.proxies[0].kill();
+    let ended = fleet.proxies[1].wait_exit();
+    let log = fleet.proxies[1].log_so_far();
+    assert!(!ended.success() && log.contains("this proxy is active from now on"), "{ended}: {log}");
+    let record = std::fs::read_to_string(&record).unwrap();
+    assert!(record.contains(" free "), "{record}{log}");
+}
+
 #[test]
 fn the_operator_hands_over_and_no_slow_client_keeps_the_others_waiting() {
     let mut fleet = Fleet::by_file(2);

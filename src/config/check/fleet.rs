@@ -100,7 +100,7 @@ impl Check<'_> {
                 self.bad("coordinate", text, format_args!("{member}: {}; {HINT}", why.problem));
                 return None;
             }
-            if !member.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && !port.contains(']')) {
+            if !has_port(member) {
                 self.bad("coordinate", text, format_args!("{member}: the port is missing (etcd's is 2379); {HINT}"));
                 return None;
             }
@@ -111,6 +111,11 @@ impl Check<'_> {
     fn advertise(&mut self, values: &[String]) -> Option<NodeAddr> {
         let text = self.single("advertise", values)?.to_owned();
         match text.parse::<NodeAddr>() {
+            // (Where none is given a server's is meant, on which memcached or this proxy listens.)
+            Ok(_) if !has_port(&text) => {
+                self.bad("advertise", &text, "the port is missing; give HOST:PORT, for example 10.0.0.5:11300");
+                None
+            }
             Ok(address) if address.host != "0.0.0.0" && address.host != "::" => Some(address),
             Ok(_) => {
                 self.bad(
@@ -130,4 +135,9 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// Whether an address that can be read names its port.
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && !port.contains(']'))
 }

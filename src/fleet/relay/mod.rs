@@ -13,12 +13,13 @@ mod requests;
 mod stream;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -28,8 +29,9 @@ use tokio_util::task::TaskTracker;
 use crate::ids::Generation;
 use crate::protocol::answer::TOO_MANY;
 use crate::protocol::dialect::Dialect;
-use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
+use crate::reload::Reload;
 
 use super::peers::Caller;
 use super::shown::Shown;
@@ -80,14 +82,15 @@ pub(super) struct Shared {
     pub(super) over: CancellationToken,
 }
 
-/// Serves a client until it goes, or has to.
-pub(super) async fn serve(mut client: Stream, shared: Arc<Shared>) {
+/// Serves a client until it goes, or has to; an operator, where it is given what that one may have
+/// read again.
+pub(super) async fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) {
     let _counted = shared.clients.token();
     if shared.clients.len() > shared.max_clients {
         shared.shown.ends.count(Over::TooMany, || client.peer());
         return client.refuse(TOO_MANY).await;
     }
-    Relay::new(client, shared).run().await;
+    Relay { reload, ..Relay::new(client, shared) }.run().await;
 }
 
 /// One client.
@@ -112,9 +115,7 @@ struct Relay {
     dropped: usize,
     /// Nobody knows what it is owed.
     opaque: bool,
-    /// The client has sent something, and it begins as the binary protocol does.
-    heard: bool,
-    binary: bool,
+    dialect: Dialect,
     /// The client sends nothing more.
     finished: bool,
     /// Since when requests wait for an active proxy.
@@ -128,6 +129,9 @@ struct Relay {
     /// Since when the link's proxy is known to hand over.
     leaving: Option<Instant>,
     former: Option<Former>,
+    /// An operator's: what is read again, and what is being told of that.
+    reload: Option<Arc<Reload>>,
+    reloading: Option<BoxFuture<'static, Bytes>>,
 }
 
 impl Relay {
@@ -147,8 +151,7 @@ impl Relay {
             left: 0,
             dropped: 0,
             opaque: false,
-            heard: false,
-            binary: false,
+            dialect: Dialect::default(),
             finished: false,
             waits: None,
             asked: Instant::now(),
@@ -156,6 +159,8 @@ impl Relay {
             half_closed: false,
             leaving: None,
             former: None,
+            reload: None,
+            reloading: None,
         }
     }
 
@@ -184,21 +189,21 @@ impl Relay {
             return;
         }
         let Some(words) = why.last_words() else { return };
-        if self.binary {
-            let mut out = OutQueue::default();
-            Dialect::Binary.unasked().write(Outcome::Refused(Refusal::Server(words)), &mut out);
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = out.slices(&mut slices);
-            slices[..count].iter().for_each(|piece| self.to_client.extend_from_slice(piece));
-        } else {
-            self.to_client.extend_from_slice(format!("SERVER_ERROR {words}\r\n").as_bytes());
-        }
+        let mut out = OutQueue::default();
+        self.dialect.unasked().write(Outcome::Refused(Refusal::Server(words)), &mut out);
+        // (Short words are in one.)
+        self.to_client.extend_from_slice(out.one_piece().unwrap_or_default());
     }
 
     /// Whether the client is owed nothing that can still come, and nothing of a request is half
     /// passed on.
     fn is_quiet(&self) -> bool {
-        !self.opaque && self.left == 0 && self.to_link.is_empty() && self.owed.iter().all(|owed| *owed == Owed::Nothing)
+        !self.opaque && self.left == 0 && self.to_link.is_empty() && self.is_owed_nothing()
+    }
+
+    /// So that what this proxy says itself stands behind all that was asked before.
+    fn is_owed_nothing(&self) -> bool {
+        self.reloading.is_none() && self.owed.iter().all(|owed| *owed == Owed::Nothing)
     }
 
     async fn turn(&mut self) -> Result<(), Over> {
@@ -247,6 +252,10 @@ impl Relay {
                 self.next_dial = Instant::now() + DIAL_PAUSE;
                 self.dialled(generation, dialled);
             }
+            said = reloaded(&mut self.reloading) => {
+                self.reloading = None;
+                self.to_client.extend_from_slice(&said);
+            }
             () = tokio::time::sleep_until(wakes.unwrap_or_else(Instant::now)), if wakes.is_some() => {
                 (self.shared.hurry)();
             }
@@ -266,6 +275,11 @@ impl Relay {
     /// The client sends nothing more: it is told what it is owed, and no more is waited for than
     /// that.
     fn finish(&mut self) -> Result<(), Over> {
+        let own = !self.opaque && self.left == 0 && matches!(self.next(), Head::OfProxy { .. } | Head::Reload { .. });
+        if self.reloading.is_some() || own && self.to_client.len() >= HELD {
+            // This proxy tells it itself, once it is known, or there is room.
+            return Ok(());
+        }
         if self.link.is_none() && self.dialling.is_none() {
             // It may be gone altogether: what waits for a later proxy is not made for it.
             return Err(Over::Left);
@@ -308,7 +322,7 @@ impl Relay {
             }
         }
         while self.left == 0 && self.dropped == 0 && self.to_client.len() < HELD {
-            match head(&self.input) {
+            match self.head() {
                 Head::Part => break,
                 Head::Request { bytes, owed } => {
                     match owed {
@@ -319,7 +333,7 @@ impl Relay {
                     }
                     self.dropped = bytes;
                 }
-                Head::OfProxy { .. } => break,
+                Head::OfProxy { .. } | Head::Reload { .. } => break,
                 Head::Opaque => return Err(Over::NoneActive),
             }
             self.drop_input();
@@ -338,10 +352,17 @@ impl Relay {
         self.dropped -= n;
     }
 
+    fn head(&self) -> Head {
+        match head(&self.input) {
+            Head::Reload { bytes } if self.reload.is_none() => Head::Request { bytes, owed: Owed::Answer },
+            head => head,
+        }
+    }
+
     /// What is to be passed on next. A request that fits is passed on as a whole: of a client that
     /// sends half of one nothing is under way.
     fn next(&self) -> Head {
-        match head(&self.input) {
+        match self.head() {
             Head::Request { bytes, .. } if bytes > self.input.len() && bytes <= HELD => Head::Part,
             head => head,
         }
@@ -366,7 +387,8 @@ impl Relay {
             match self.next() {
                 Head::Part => break,
                 Head::OfProxy { bytes } => {
-                    if !self.owed.iter().all(|owed| *owed == Owed::Nothing) {
+                    // (Who asks for much and reads nothing waits.)
+                    if !self.is_owed_nothing() || self.to_client.len() >= HELD {
                         break;
                     }
                     self.input.advance(bytes);
@@ -376,7 +398,15 @@ impl Relay {
                         self.waits = None;
                     }
                 }
-                _ if self.link.is_none() || leaving => break,
+                Head::Reload { bytes } => {
+                    let Some(reload) = self.reload.clone().filter(|_| self.is_owed_nothing()) else { break };
+                    self.input.advance(bytes);
+                    self.reloading = Some(Box::pin(async move { reload.answer().await }));
+                    if !self.has_work() {
+                        self.waits = None;
+                    }
+                }
+                _ if self.link.is_none() || leaving || self.reloading.is_some() => break,
                 // (Only what comes behind a no-op tells what became of these.)
                 _ if self.owed.len() >= OWED_MAX && self.owed.front() == Some(&Owed::Perhaps) => self.opaque = true,
                 _ if self.owed.len() >= OWED_MAX => break,
@@ -407,16 +437,14 @@ impl Relay {
 
     fn read_from_client(&mut self) -> Result<(), Over> {
         self.input.reserve(4096);
-        let first = !self.heard;
         match self.client.try_read(&mut self.input) {
             Ok(0) => {
                 self.finished = true;
                 Ok(())
             }
             Ok(_) => {
-                if first {
-                    self.binary = self.input.first() == Some(&0x80);
-                    self.heard = true;
+                if self.dialect == Dialect::Unknown {
+                    self.dialect = Dialect::of(&self.input);
                 }
                 Ok(())
             }
@@ -491,6 +519,13 @@ impl Relay {
             }
         }
         self.opaque = true;
+    }
+}
+
+async fn reloaded(reloading: &mut Option<BoxFuture<'static, Bytes>>) -> Bytes {
+    match reloading {
+        Some(reloading) => reloading.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) enum Head {
     Request { bytes: usize, owed: Owed },
     /// A question to this very proxy, of so many bytes.
     OfProxy { bytes: usize },
+    /// `reload`, which is for this very proxy where an operator says it.
+    Reload { bytes: usize },
     /// Part of one.
     Part,
     /// Nobody knows.
@@ -123,6 +125,7 @@ fn line(line: &[u8]) -> Head {
         "mn" => (None, Owed::NoOp),
         "version" => (None, Owed::Answer),
         "stats" if rest == ["proxy"] => return Head::OfProxy { bytes: line.len() },
+        "reload" if rest.is_empty() => return Head::Reload { bytes: line.len() },
         "stats" | "lru" | "slabs" | "lru_crawler" | "resync" => (None, Owed::Answer),
         _ if OTHERS.contains(&verb) => return Head::Opaque,
         _ => return unknown,
@@ -184,6 +187,7 @@ mod tests {
         }
         assert_eq!(owed(b"mn\r\n"), Some(Owed::NoOp));
         assert_eq!(head(b"stats proxy\r\n"), Head::OfProxy { bytes: 13 });
+        assert_eq!(head(b"reload\r\n"), Head::Reload { bytes: 8 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
         assert_eq!((head(&vec![b'a'; LINE_MAX - 1]), head(&vec![b'a'; LINE_MAX])), (Head::Part, Head::Opaque));
         let get = |code: u8| {

@@ -3,13 +3,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::{CommandLine, Host, UsageErrors};
 use crate::fleet::testing::{Active, LONG, ends, shared};
 
 /// Exactly that comes next.
-async fn hear(stream: &mut TcpStream, wanted: &str) {
+async fn hear(stream: &mut (impl tokio::io::AsyncRead + Unpin), wanted: &str) {
     let mut got = vec![0; wanted.len()];
     timeout(LONG, stream.read_exact(&mut got)).await.unwrap_or_else(|_| panic!("{wanted:?} does not come")).unwrap();
     assert_eq!(String::from_utf8_lossy(&got), wanted);
+}
+
+async fn until(mut is: impl FnMut() -> bool) {
+    let waits = async {
+        while !is() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, waits).await.expect("it becomes so");
 }
 
 /// A client of a relay, and what the relay goes by.
@@ -23,7 +33,7 @@ async fn served(shared: &Arc<Shared>) -> TcpStream {
     let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(door.local_addr().unwrap()).await.unwrap();
     let (stream, _) = door.accept().await.unwrap();
-    tokio::spawn(serve(Stream::Tcp(stream), shared.clone()));
+    tokio::spawn(serve(Stream::Tcp(stream), shared.clone(), None));
     client
 }
 
@@ -91,9 +101,7 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     hear(&mut client, "VALUE a 0 3\r\n1").await;
     drop(link);
     assert_eq!(timeout(LONG, client.read(&mut [0])).await.unwrap().unwrap(), 0, "it is closed");
-    while !shared.clients.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| shared.clients.is_empty()).await;
 }
 
 /// In the binary protocol's words, which a line of text is not.
@@ -253,9 +261,7 @@ async fn nothing_is_asked_of_the_next_proxy_for_a_client_that_went_while_it_wait
         let (mut client, shows, shared) = client(Target::default(), LONG).await;
         let request: &[u8] = if whole { b"set a 0 0 1\r\n1\r\n" } else { b"set a 0 0 9\r\n1" };
         client.write_all(request).await.unwrap();
-        while shared.clients.is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(|| !shared.clients.is_empty()).await;
         drop(client);
         shared.clients.close();
         timeout(LONG, shared.clients.wait()).await.expect("it is dropped");
@@ -328,4 +334,55 @@ async fn a_client_that_reads_is_answered_before_a_planned_change() {
     link.write_all(b"STORED\r\n").await.unwrap();
     hear(&mut client, "STORED\r\n").await;
     ends(&mut link).await;
+}
+
+/// Whoever asks for much and reads nothing takes no memory.
+#[tokio::test]
+async fn answers_of_this_proxy_are_held_up_to_a_bound_and_all_are_told_in_the_end() {
+    let question = b"stats proxy\r\n";
+    let many = HELD / question.len();
+    let (_shows, target) = watch::channel(Target::default());
+    let shared = Arc::new(shared(target, LONG, LONG));
+    let (here, _there) = tokio::net::UnixStream::pair().unwrap();
+    let mut relay = Relay::new(Stream::Unix(here), shared.clone());
+    relay.input.extend_from_slice(&question.repeat(many));
+    relay.pass_on();
+    let answer = (shared.show)();
+    assert!(relay.to_client.len() < HELD + answer.len(), "{} bytes are held", relay.to_client.len());
+
+    let (client, _shows, _shared) = client(Target::default(), LONG).await;
+    let (mut reads, mut writes) = client.into_split();
+    let questions = question.repeat(many);
+    let asks = async {
+        writes.write_all(&questions).await.unwrap();
+        drop(writes);
+    };
+    let mut told = Vec::new();
+    let (read, ()) = timeout(LONG, async { tokio::join!(reads.read_to_end(&mut told), asks) }).await.expect("all");
+    read.unwrap();
+    assert_eq!(told.len(), many * answer.len());
+}
+
+#[tokio::test]
+async fn an_operator_has_the_settings_of_this_very_proxy_read_again() {
+    let one = Active::new(1).await;
+    let line = ["resilver", "-s", "a:1", "-b", "b:2"];
+    let Ok(CommandLine::Run(plan)) = CommandLine::parse(line, &Host::this()) else { panic!("{line:?}") };
+    let wrong = || Err(UsageErrors(vec!["nobody knows --timeouts".to_owned()]));
+    let reload = Arc::new(Reload::new(Arc::new(wrong), *plan));
+    let (_shows, target) = watch::channel(one.target());
+    let (here, mut operator) = tokio::net::UnixStream::pair().unwrap();
+    tokio::spawn(serve(Stream::Unix(here), Arc::new(shared(target, LONG, LONG)), Some(reload)));
+    // In its order.
+    operator.write_all(b"get a\r\nreload\r\nreload\r\nget b\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "get a\r\n").await;
+    link.write_all(b"END\r\n").await.unwrap();
+    let told = "SERVER_ERROR not reloaded: nobody knows --timeouts\r\n";
+    hear(&mut operator, &format!("END\r\n{told}{told}")).await;
+    hear(&mut link, "get b\r\n").await;
+    // Of a client it is for nobody, as the active one says.
+    let (mut client, _shows, _shared) = client(one.target(), LONG).await;
+    client.write_all(b"reload\r\n").await.unwrap();
+    hear(&mut one.welcome("data").await, "reload\r\n").await;
 }
