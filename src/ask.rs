@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, complain, run, unwritten};
+use crate::console::command::{EXIT_USAGE, failed, run, unwritten};
 use crate::console::proxy::{Proxy, ProxyArg, refused};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
 
-/// How long the whole of an answer may take; a list of keys, as long as something comes.
-const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the whole of an answer may take; a list of keys, as long as something comes. Longer
+/// than the proxy lets a command wait: what is given up here is not done afterwards.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What may be asked. Other commands take data, or answer in other forms; they are for clients.
 const COMMANDS: [&str; 5] = ["resync", "stats", "node", "version", "reload"];
@@ -206,17 +207,13 @@ pub(crate) fn commands() -> Vec<clap::Command> {
 }
 
 /// Runs one of [`WORDS`]; `arguments` begins with the program's name, and its second is the word.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let word = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
     run(arguments, EXIT_USAGE, |said: Said| {
         let outcome = said.command().map_err(|why| (why, EXIT_USAGE));
         match outcome.and_then(|(at, command)| ask(&at, &command).map_err(|why| (why, EXIT_FAILED))) {
             Ok(()) => ExitCode::SUCCESS,
-            Err((why, code)) => {
-                complain(&word, why);
-                ExitCode::from(code)
-            }
+            Err((why, code)) => failed(&word, why, code),
         }
     })
 }
@@ -225,8 +222,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
     let mut proxy = Proxy::open(&at.proxy)?;
     proxy.must_be_ours()?;
-    // What a server is asked for may take as long as the proxy waits for servers.
-    if command == KEYS || command == "reload" || command.starts_with("node ") {
+    // What a server is asked for may take as long as the proxy waits for servers. And who says that
+    // something is to be done hears whether it is, also from a proxy that has a lot to do.
+    if !command.starts_with("stats") || command == "stats reset" {
         proxy.be_patient(WHOLE_TIMEOUT);
     }
     let mut said = proxy.ask(command)?;

@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{self, CommandLine, Host, Settings};
-use crate::console::command::{EXIT_USAGE, run};
+use crate::console::command::{EXIT_USAGE, failed, print, run};
 
 /// The file is wrong; the same number as of a daemon that is started with it.
 const EXIT_WRONG: u8 = 64;
+
+/// It cannot be printed.
+const EXIT_UNWRITTEN: u8 = 1;
 
 /// The arguments of `resilver check-config`.
 #[derive(Parser, Debug)]
@@ -19,7 +22,8 @@ const EXIT_WRONG: u8 = 64;
     bin_name = "resilver check-config",
     about = "Checks a file of settings as resilver --config FILE would, without starting anything.",
     after_help = "It is checked for this machine and this user: names are looked up, and -u must be permitted. Variables \
-                  are ignored.\n\nExit codes: 0 no error; 64 errors, each on stderr with its line; 2 wrong arguments.",
+                  are ignored.\n\nExit codes: 0 no error; 1 the answer cannot be printed; 64 errors, each on stderr with its line; \
+                  2 wrong arguments.",
     max_term_width = 120
 )]
 pub struct CheckArgs {
@@ -33,21 +37,17 @@ pub struct CheckArgs {
 }
 
 /// Runs `resilver check-config`; `arguments` begins with the program's name as shown in messages.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     run(arguments, EXIT_USAGE, judge)
 }
 
 fn judge(args: CheckArgs) -> ExitCode {
     let Some(file) = args.file else {
-        let _ = std::io::stdout().write_all(config::defaults().as_bytes());
-        return ExitCode::SUCCESS;
+        return told(&config::defaults());
     };
     let host = Host { variables: Vec::new(), ..Host::this() };
     match CommandLine::parse(["resilver".into(), "--config".into(), file.clone()], &host) {
-        Ok(CommandLine::Run(plan)) => {
-            let _ = writeln!(std::io::stdout(), "{}: {}", file.display(), summary(&plan.pools[0]));
-            ExitCode::SUCCESS
-        }
+        Ok(CommandLine::Run(plan)) => told(&format!("{}: {}\n", file.display(), summary(&plan.pools[0]))),
         // (Nothing in a file asks for help.)
         Ok(CommandLine::Print(_)) => ExitCode::from(EXIT_USAGE),
         Err(errors) => {
@@ -61,6 +61,14 @@ fn judge(args: CheckArgs) -> ExitCode {
             let _ = writeln!(std::io::stderr(), "{}: {count} {noun}", file.display());
             ExitCode::from(EXIT_WRONG)
         }
+    }
+}
+
+/// Also by whoever keeps what is printed.
+fn told(text: &str) -> ExitCode {
+    match print(text) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(why) => failed("check-config", why, EXIT_UNWRITTEN),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, complain, print, run};
+use crate::console::command::{EXIT_USAGE, failed, print, run};
 use crate::console::connection::Said;
 use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone};
@@ -125,7 +125,7 @@ struct Found {
 }
 
 /// Runs `resilver key`; `arguments` begins with the program's name as shown in messages.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     run(arguments, EXIT_USAGE, show)
 }
 
@@ -136,10 +136,7 @@ fn show(args: KeyArgs) -> ExitCode {
     });
     match shown {
         Ok(same) => ExitCode::from(if same == Some(true) { 0 } else { EXIT_DIFFERENT }),
-        Err(why) => {
-            complain("key", why);
-            ExitCode::from(EXIT_UNASKED)
-        }
+        Err(why) => failed("key", why, EXIT_UNASKED),
     }
 }
 

@@ -4,9 +4,9 @@
 
 mod admin;
 mod ambient;
-pub mod ask;
+mod ask;
 mod backend;
-pub mod check_config;
+mod check_config;
 mod cluster;
 pub mod config;
 mod console;
@@ -15,7 +15,7 @@ pub mod daemon;
 pub mod fleet;
 mod health;
 mod ids;
-pub mod key;
+mod key;
 mod keys;
 mod lease;
 pub mod manual;
@@ -32,7 +32,7 @@ pub mod server;
 #[cfg(test)]
 mod simulation;
 mod stats;
-pub mod status;
+mod status;
 pub mod supervised;
 mod suspicion;
 #[cfg(test)]
@@ -40,8 +40,8 @@ mod testing {
     pub(crate) mod digest;
     pub(crate) mod memcached;
 }
-pub mod top;
-pub mod wait;
+mod top;
+mod wait;
 
 /// Parts of the proxy that tests outside of `src/` drive without the rest. It promises nothing to
 /// anybody else; what stands in no test and is used by nobody is found by the compiler.

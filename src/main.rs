@@ -19,20 +19,8 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
-    // A word of its own in first place, so that magent's flags are read as ever: none of them is a
-    // bare word.
-    match std::env::args_os().nth(1) {
-        Some(word) if word == "wait" => return resilver::wait::main(std::env::args_os().skip(1)),
-        Some(word) if word == "status" => return resilver::status::main(std::env::args_os().skip(1)),
-        Some(word) if word == "check-config" => return resilver::check_config::main(std::env::args_os().skip(1)),
-        Some(word) if word == "top" => return resilver::top::main(std::env::args_os().skip(1)),
-        Some(word) if word == "completions" => return resilver::manual::completions(std::env::args_os().skip(1)),
-        Some(word) if word == "manual" => return resilver::manual::manual(std::env::args_os().skip(1)),
-        Some(word) if word == "key" => return resilver::key::main(std::env::args_os().skip(1)),
-        Some(word) if resilver::ask::WORDS.iter().any(|known| word == *known) => {
-            return resilver::ask::main(std::env::args_os());
-        }
-        _ => {}
+    if let Some(ended) = resilver::manual::run_command(std::env::args_os().collect()) {
+        return ended;
     }
     let host = Host::this();
     let plan = match CommandLine::parse(std::env::args_os(), &host) {

@@ -9,7 +9,7 @@ use clap::{Command, CommandFactory as _, Parser, ValueEnum};
 use clap_complete::aot;
 use clap_mangen::Man;
 
-use crate::console::command::{EXIT_USAGE, complain, print, run};
+use crate::console::command::{EXIT_USAGE, failed, print, run};
 use crate::{ask, check_config, config, key, status, top, wait};
 
 /// It could not be written.
@@ -56,7 +56,7 @@ pub struct ManualArgs {
 }
 
 /// Runs `resilver completions`; `arguments` begins with the program's name as shown in messages.
-pub fn completions(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+fn completions(arguments: Arguments) -> ExitCode {
     run(arguments, EXIT_USAGE, |CompletionsArgs { shell }| {
         let mut text = Vec::new();
         match shell {
@@ -69,33 +69,54 @@ pub fn completions(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Runs `resilver manual`, likewise.
-pub fn manual(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+fn manual(arguments: Arguments) -> ExitCode {
     run(arguments, EXIT_USAGE, |ManualArgs { folder }| ended("manual", write(&folder)))
 }
 
 fn ended(command: &str, outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            complain(command, why);
-            ExitCode::from(EXIT_FAILED)
-        }
+        Err(why) => failed(command, why, EXIT_FAILED),
     }
+}
+
+/// A command with a word of its own: how clap knows it, and how it is run, by arguments of which
+/// the first is its name.
+struct Alone {
+    word: &'static str,
+    command: fn() -> Command,
+    run: fn(Arguments) -> ExitCode,
+}
+
+type Arguments = Vec<OsString>;
+
+/// All but those of [`ask`].
+const ALONE: [Alone; 7] = [
+    Alone { word: "status", command: status::StatusArgs::command, run: status::main },
+    Alone { word: "top", command: top::TopArgs::command, run: top::main },
+    Alone { word: "key", command: key::KeyArgs::command, run: key::main },
+    Alone { word: "wait", command: wait::WaitArgs::command, run: wait::main },
+    Alone { word: "check-config", command: check_config::CheckArgs::command, run: check_config::main },
+    Alone { word: "completions", command: CompletionsArgs::command, run: completions },
+    Alone { word: "manual", command: ManualArgs::command, run: manual },
+];
+
+/// Runs the command whose word stands behind the program's name, if one does: none of magent's
+/// flags is a bare word, so they are read as ever.
+pub fn run_command(mut arguments: Vec<OsString>) -> Option<ExitCode> {
+    let word = arguments.get(1)?.to_str()?;
+    if ask::WORDS.contains(&word) {
+        return Some(ask::main(arguments));
+    }
+    let alone = ALONE.iter().find(|alone| alone.word == word)?;
+    arguments.remove(0);
+    Some((alone.run)(arguments))
 }
 
 /// Each command with a word of its own, by that.
 fn commands() -> Vec<Command> {
-    let alone = [
-        ("status", status::StatusArgs::command()),
-        ("top", top::TopArgs::command()),
-        ("key", key::KeyArgs::command()),
-        ("wait", wait::WaitArgs::command()),
-        ("check-config", check_config::CheckArgs::command()),
-        ("completions", CompletionsArgs::command()),
-        ("manual", ManualArgs::command()),
-    ];
-    let named = |(word, command): (&'static str, Command)| command.name(word).bin_name(format!("resilver {word}"));
-    alone.into_iter().map(named).chain(ask::commands()).collect()
+    let named = |alone: &Alone| (alone.command)().name(alone.word).bin_name(format!("resilver {}", alone.word));
+    ALONE.iter().map(named).chain(ask::commands()).collect()
 }
 
 /// The daemon, with the commands as its own.
@@ -126,15 +147,21 @@ fn page(folder: &Path, name: &str, command: Command) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// What main knows as a word, and nothing else.
     #[test]
     fn every_command_is_there_once() {
         let mut names: Vec<String> = commands().iter().map(|command| command.get_name().to_owned()).collect();
         names.sort_unstable();
         let mut words: Vec<&str> = ask::WORDS.to_vec();
-        words.extend(["status", "top", "key", "wait", "check-config", "completions", "manual"]);
+        words.extend(ALONE.iter().map(|alone| alone.word));
         words.sort_unstable();
         assert_eq!(names, words);
+    }
+
+    #[test]
+    fn what_is_no_word_of_a_command_is_left_to_the_daemon() {
+        for line in ["resilver", "resilver -s a:1", "resilver --config status", "resilver statuses"] {
+            assert!(run_command(line.split(' ').map(OsString::from).collect()).is_none(), "{line}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{Reader, complain, print, run};
+use crate::console::command::{Reader, complain, failed, print, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::{Terminal, Tone};
 use crate::report::traffic::Traffic;
@@ -60,7 +60,7 @@ pub struct StatusArgs {
 }
 
 /// Runs `resilver status`; `arguments` begins with the program's name as shown in messages.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     run(arguments, EXIT_UNKNOWN, show)
 }
 
@@ -99,10 +99,7 @@ fn show(args: StatusArgs) -> ExitCode {
         match (print(&format!("{begin}{text}")), args.watch) {
             (Ok(Reader::There), Some(pause)) => std::thread::sleep(pause),
             (Ok(_), _) => return ExitCode::from(code),
-            (Err(why), _) => {
-                complain("status", why);
-                return ExitCode::from(EXIT_UNKNOWN);
-            }
+            (Err(why), _) => return failed("status", why, EXIT_UNKNOWN),
         }
         before = asked.ok().map(|(_, traffic)| traffic).or(before);
     }

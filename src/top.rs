@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, Reader, complain, print, run};
+use crate::console::command::{EXIT_USAGE, Reader, complain, failed, print, run};
 use crate::console::proxy::{Proxy, ProxyArg};
 use crate::console::table::Terminal;
 use crate::report::traffic::Traffic;
@@ -49,7 +49,7 @@ pub struct TopArgs {
 }
 
 /// Runs `resilver top`; `arguments` begins with the program's name as shown in messages.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     run(arguments, EXIT_USAGE, look_again_and_again)
 }
 
@@ -80,10 +80,7 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
             match print(&format!("{begin}{text}{end}")) {
                 Ok(Reader::There) if !args.once => {}
                 Ok(_) => return ExitCode::SUCCESS,
-                Err(why) => {
-                    complain("top", why);
-                    return ExitCode::from(EXIT_FAILED);
-                }
+                Err(why) => return failed("top", why, EXIT_FAILED),
             }
         }
         before = asked.ok().map(|(_, now)| now).or(before);

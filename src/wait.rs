@@ -23,7 +23,7 @@ use crate::console::connection::{Connection, Endpoint};
 use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, stats};
 use crate::ids::Place;
 use crate::report::lines;
-use crate::report::seen::Fields;
+use crate::report::seen::{Fields, Stats};
 use crate::ring::NodeAddr;
 
 /// Not within the time.
@@ -94,7 +94,7 @@ enum Look {
 }
 
 /// Runs `resilver wait`; `arguments` begins with the program's name as shown in messages.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     run(arguments, EXIT_USAGE, look_again_and_again)
 }
 
@@ -136,13 +136,9 @@ fn look_ready(args: &WaitArgs) -> Look {
     let proxy = args.at.proxy.to_string();
     let asked = Connection::open(&args.at.proxy, ANSWER_TIMEOUT)
         .and_then(|mut connection| stats(&mut connection, "stats proxy"));
-    let said = match asked {
-        Ok(Answer::Stats(said)) => Fields::of(said),
-        Ok(Answer::Other(line)) if line.contains("ERROR ") => {
-            return Look::Missing(vec![format!("proxy {proxy}: {line}")]);
-        }
-        Ok(Answer::Other(line)) => return Look::Pointless(Pointless::NoProxy(proxy, line)),
-        Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
+    let said = match answered(&proxy, asked) {
+        Ok(said) => Fields::of(said),
+        Err(look) => return look,
     };
     match (said.text("proxy:ready"), said.text("proxy:role")) {
         ("1", _) => Look::Missing(Vec::new()),
@@ -165,27 +161,17 @@ fn look_ready(args: &WaitArgs) -> Look {
 /// servers that hang would be waited for, one after the other, for minutes more.
 fn look(args: &WaitArgs, deadline: Instant) -> Look {
     let proxy = args.at.proxy.to_string();
-    let asked = Connection::open(&args.at.proxy, ANSWER_TIMEOUT).and_then(|mut connection| {
-        // (Not `resync status`, which `--operator-commands off` refuses to clients.)
-        let status = stats(&mut connection, "stats resync")?;
-        // (Who says no closes the connection: to ask on would hide the sentence behind "Connection
-        // reset".)
-        let servers = match &status {
-            Answer::Stats(_) => stats(&mut connection, "stats servers")?,
-            Answer::Other(_) => Answer::Stats(Vec::new()),
-        };
-        Ok((status, servers))
-    });
-    let (status, servers) = match asked {
-        Ok((Answer::Stats(status), Answer::Stats(servers))) => (status, servers),
-        // `ERROR Too many open connections`: that passes.
-        Ok((Answer::Other(line), _) | (_, Answer::Other(line))) if line.contains("ERROR ") => {
-            return Look::Missing(vec![format!("proxy {proxy}: {line}")]);
-        }
-        Ok((Answer::Other(line), _) | (_, Answer::Other(line))) => {
-            return Look::Pointless(Pointless::NoProxy(proxy, line));
-        }
+    let mut connection = match Connection::open(&args.at.proxy, ANSWER_TIMEOUT) {
+        Ok(connection) => connection,
         Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
+    };
+    let mut ask = |what| answered(&proxy, stats(&mut connection, what));
+    // (Not `resync status`, which `--operator-commands off` refuses to clients. Who says no closes
+    // the connection: to ask on would hide the sentence behind "Connection reset".)
+    let both = ask("stats resync").and_then(|status| Ok((status, ask("stats servers")?)));
+    let (status, servers) = match both {
+        Ok(both) => both,
+        Err(look) => return look,
     };
     let found = |list: &[(String, String)], name: &str| {
         list.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, v)| v.clone())
@@ -218,6 +204,19 @@ fn look(args: &WaitArgs, deadline: Instant) -> Look {
         }
     }
     Look::Missing(missing)
+}
+
+/// What the proxy has said; or what follows from that it has not.
+fn answered(proxy: &str, asked: std::io::Result<Answer>) -> Result<Stats, Look> {
+    match asked {
+        Ok(Answer::Stats(said)) => Ok(said),
+        // `ERROR Too many open connections`: that passes.
+        Ok(Answer::Other(line)) if line.contains("ERROR ") => {
+            Err(Look::Missing(vec![format!("proxy {proxy}: {line}")]))
+        }
+        Ok(Answer::Other(line)) => Err(Look::Pointless(Pointless::NoProxy(proxy.to_owned(), line))),
+        Err(error) => Err(Look::Missing(vec![format!("proxy {proxy}: {error}")])),
+    }
 }
 
 /// Whether a server's memory is the one that the proxy knows.

@@ -42,6 +42,12 @@ pub(crate) fn complain(command: &str, why: impl Display) {
     let _ = writeln!(std::io::stderr(), "resilver {command}: {why}");
 }
 
+/// The same of one that ends with it.
+pub(crate) fn failed(command: &str, why: impl Display, code: u8) -> ExitCode {
+    complain(command, why);
+    ExitCode::from(code)
+}
+
 /// What it says is on stdout, or why it is not.
 pub(crate) fn print(text: &str) -> Result<Reader, String> {
     let mut out = std::io::stdout().lock();

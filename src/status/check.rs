@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use super::EXIT_UNKNOWN;
-use crate::console::command::{complain, print};
+use crate::console::command::{failed, print};
 use crate::report::seen::Seen;
 use crate::report::verdict::Word;
 
@@ -17,10 +17,7 @@ pub(super) fn main(asked: Result<Seen, String>, again: &str) -> ExitCode {
     };
     match print(&format!("{line}\n")) {
         Ok(_) => ExitCode::from(code),
-        Err(why) => {
-            complain("status", why);
-            ExitCode::from(EXIT_UNKNOWN)
-        }
+        Err(why) => failed("status", why, EXIT_UNKNOWN),
     }
 }
 

@@ -13,6 +13,26 @@ use crate::support::{Cluster, Proxy, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Else it is told "no answer", and what was asked for happens later.
+#[test]
+fn an_operator_waits_for_a_proxy_that_has_a_lot_to_do() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = listener.local_addr().expect("its address").to_string();
+    let busy = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("an operator");
+        let mut lines = BufReader::new(stream.try_clone().expect("a copy")).lines();
+        assert_eq!(lines.next().expect("a line").expect("text"), "stats proxy");
+        stream.write_all(b"STAT proxy:role active\r\nSTAT proxy:ready 1\r\nEND\r\n").expect("answered");
+        assert_eq!(lines.next().expect("a line").expect("text"), "resync lead a:1");
+        // Longer than whoever only looks is ready to wait.
+        std::thread::sleep(Duration::from_millis(2500));
+        let _ = stream.write_all(b"OK\r\n");
+    });
+    let said = run(&["lead", "--yes", "a:1", "--proxy", &at]);
+    assert_eq!(said, (Some(0), "OK\n".to_owned(), String::new()));
+    busy.join().expect("asked as it should be");
+}
+
 #[test]
 fn every_operator_command_has_one_of_its_own() {
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--leader-timeout=300ms"]));
