@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Desk, Losses};
 use crate::daemon::OperatorListeners;
+use crate::lease::{self, Boot};
 use crate::proxy::Memory;
 use crate::reload::Reload;
-use crate::report::metrics::Around;
+use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
 
 pub(crate) use busy::{BUSY, Refusals, refuse};
@@ -44,11 +45,12 @@ struct Visits {
 }
 
 /// What the listener and the socket share.
-#[derive(Debug)]
 struct Admin {
     desk: Desk,
     shown: Shown,
     visits: Visits,
+    /// Where several proxies agree: what this one is of them.
+    losses: Arc<dyn Losses>,
     /// Of clients' requests and answers.
     memory: Arc<Memory>,
     /// The proxy is told to stop.
@@ -65,7 +67,14 @@ impl Visits {
 
 impl Admin {
     fn around(&self) -> Around {
-        Around { client_memory: self.memory.account(), visits: self.visits.told(), process: process::look() }
+        let role = self.losses.role();
+        let lease_held = role != Standing::SINGLE.role && lease::own().holds(Boot::now());
+        Around {
+            standing: Standing { role, lease_held },
+            client_memory: self.memory.account(),
+            visits: self.visits.told(),
+            process: process::look(),
+        }
     }
 }
 
@@ -87,14 +96,15 @@ pub(crate) fn serve(
     let _entered = runtime.enter();
     if let Some(listener) = operators.socket {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        runtime.spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses, reload }));
+        runtime
+            .spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses: losses.clone(), reload }));
     }
     if let Some(listener) = operators.http {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let recorder = Recorder::new(stats);
         let shown = Shown::new(recorder.history());
         runtime.spawn(recorder.record_forever());
-        let admin = Admin { desk, shown, visits: Visits::default(), memory, shutdown };
+        let admin = Admin { desk, shown, visits: Visits::default(), losses, memory, shutdown };
         runtime.spawn(http::accept_forever(listener, Arc::new(admin)));
     }
     Ok(())

@@ -226,6 +226,13 @@ impl Settings {
     pub fn longest_wait(&self) -> Duration {
         self.leader_timeout.max(self.timeout) * SOURCE_PATIENCE
     }
+
+    /// After so long our own kernel drops what a node's has not taken. What it holds must not
+    /// arrive when another proxy is active.
+    pub fn undelivered(&self) -> Duration {
+        let longest = self.longest_wait();
+        self.fleet.as_ref().map_or(longest, |fleet| fleet.lease.min(longest))
+    }
 }
 
 /// What a command line asks for.

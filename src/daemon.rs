@@ -19,6 +19,7 @@ pub use background::{BackgroundError, detach, start_in_background, tell_ready};
 pub use limits::{FileLimit, LimitError, give_memory_back, raise_file_limit};
 pub use listen::{BindError, Bound, Listeners, OperatorListeners, SocketFile, bind};
 pub(crate) use listen::{bind_also, cannot_accept};
+pub(crate) use logging::OpenedLog;
 pub(crate) use logging::open_log;
 pub use logging::{LogError, start_logging};
 pub use pid_file::{PidFile, PidFileError};

@@ -10,7 +10,10 @@ mod pulse;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use pulse::{beat_forever, turned};
+pub use pulse::{BEAT, beat_forever, turned};
+
+/// What is said of a proxy whose lease does not hold, behind its name or that it is suspended.
+pub const OVER: &str = "its lease is over, and nothing is sent to servers before it goes on";
 
 /// A moment of this machine's `CLOCK_BOOTTIME`, in microseconds: it goes on while the machine is
 /// suspended, and is never set.

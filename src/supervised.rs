@@ -1,15 +1,20 @@
 //! Regular reports to a service manager (systemd): the proxy's state in words and, if it has a
-//! watchdog, that the proxy works. Each report asks the control plane: if that hangs, none is sent,
-//! and the service manager ends the process.
+//! watchdog, that the proxy works. Each report asks the control plane: if that hangs, the report
+//! does not say that the proxy works, and the service manager ends the process.
+//!
+//! At times a healthy control plane answers nobody: before it has looked at the servers, while it
+//! waits for its lease, and at the end. Then it is enough that its thread works.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Supervisor;
-use crate::reload::Reload;
+use crate::lease::{self, Boot};
+use crate::reload::{Reload, Serving};
 
 /// Between two words.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -25,15 +30,9 @@ pub fn tell(supervisor: Arc<Supervisor>, reload: Arc<Reload>, shutdown: Cancella
     let runtime = Builder::new_current_thread().enable_time().build()?;
     let pause = supervisor.watchdog.map_or(PAUSE, |most| PAUSE.min(most / WORDS));
     let words = async move {
+        let mut watch = Watch { pause, has_begun: false };
         loop {
-            let said = match reload.desk() {
-                // It starts, or passes clients on to the active proxy.
-                None => Some("WATCHDOG=1".to_owned()),
-                Some(desk) => desk.report().await.map(|report| format!("WATCHDOG=1\nSTATUS={}", report.in_one_line())),
-            };
-            if let Some(said) = said {
-                supervisor.tell(&said);
-            }
+            supervisor.tell(&watch.word(&reload).await.lines());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
@@ -43,4 +42,68 @@ pub fn tell(supervisor: Arc<Supervisor>, reload: Arc<Reload>, shutdown: Cancella
     };
     std::thread::Builder::new().name("supervisor".to_owned()).spawn(move || runtime.block_on(words))?;
     Ok(())
+}
+
+/// How the proxy is.
+struct Word {
+    lives: bool,
+    status: String,
+}
+
+impl Word {
+    fn lines(&self) -> String {
+        // (Others have a part in it, and it is one line.)
+        let status = self.status.replace(char::is_control, " ");
+        format!("{}STATUS={status}", if self.lives { "WATCHDOG=1\n" } else { "" })
+    }
+}
+
+struct Watch {
+    pause: Duration,
+    /// The control plane has answered once.
+    has_begun: bool,
+}
+
+impl Watch {
+    async fn word(&mut self, reload: &Reload) -> Word {
+        let Some(serving) = reload.serving() else {
+            return Word { lives: true, status: reload.in_place_of_serving() };
+        };
+        if serving.desk.is_closed() {
+            return self.if_it_turns("ENDING: the servers are told".to_owned());
+        }
+        if let Some(word) = self.suspended(&serving) {
+            return word;
+        }
+        // (What is asked late is told late.)
+        if let Ok(Some(report)) = timeout(self.pause, serving.desk.state()).await {
+            self.has_begun = true;
+            return Word { lives: true, status: report.in_one_line() };
+        }
+        if let Some(word) = self.suspended(&serving) {
+            return word;
+        }
+        match self.has_begun {
+            false => self.if_it_turns("STARTING: the servers are looked at".to_owned()),
+            true => hangs(),
+        }
+    }
+
+    /// The thread stands still then.
+    fn suspended(&self, serving: &Serving) -> Option<Word> {
+        if lease::own().holds(Boot::now()) {
+            return None;
+        }
+        let trouble = serving.losses.trouble().map_or(String::new(), |why| format!("; {why}"));
+        Some(self.if_it_turns(format!("SUSPENDED: {}{trouble}", lease::OVER)))
+    }
+
+    fn if_it_turns(&self, status: String) -> Word {
+        let still = Duration::from_micros(Boot::now().since(lease::turned()));
+        if still <= self.pause + 2 * lease::BEAT { Word { lives: true, status } } else { hangs() }
+    }
+}
+
+fn hangs() -> Word {
+    Word { lives: false, status: "the control plane does not answer".to_owned() }
 }

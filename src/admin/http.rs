@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ambient;
 use crate::daemon::cannot_accept;
 use crate::lease::{self, Boot};
+use crate::report::metrics::of_one_that_waits;
 
 use super::Admin;
 use super::busy::{BUSY, Refusals, refuse};
@@ -175,7 +176,11 @@ impl Admin {
             "/readyz" => self.ready().await,
             "/metrics" => {
                 let admin = self.clone();
-                self.render(METRICS, move |view| view.metrics(|| admin.around())).await
+                let answer = self.render(METRICS, move |view| view.metrics(|| admin.around())).await;
+                match answer.status().is_success() || !is_suspended() {
+                    true => answer,
+                    false => whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false))),
+                }
             }
             "/status.json" => {
                 let admin = self.clone();
@@ -222,13 +227,13 @@ fn is_suspended() -> bool {
 }
 
 fn suspended() -> Response<Whole> {
-    plain(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "suspended: the lease of this proxy is over, and nothing is sent to servers before it goes on\n",
-    )
+    whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("suspended: {}\n", lease::OVER)))
 }
 
 fn silent() -> Response<Whole> {
+    if is_suspended() {
+        return suspended();
+    }
     plain(StatusCode::SERVICE_UNAVAILABLE, "the control plane does not answer: it is starting, or ending\n")
 }
 

@@ -34,10 +34,6 @@ const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
 );
 
-const SUSPENDED: Bytes = Bytes::from_static(
-    b"SERVER_ERROR this proxy is suspended: its lease is over, and nothing is sent to servers before it goes on; stats proxy says why\r\n",
-);
-
 /// Whom operators ask.
 #[derive(Clone)]
 pub(super) struct Operators {
@@ -142,10 +138,22 @@ impl Operators {
         let of_proxy = matches!(&question, Question::Stats(part) if part == "proxy");
         match self.losses.shown() {
             Some(shown) if of_proxy => shown,
-            Some(_) if !lease::own().holds(Boot::now()) => SUSPENDED,
-            _ => self.desk.command(question).await.unwrap_or(SILENT),
+            Some(_) if is_suspended() => suspended(),
+            _ => match self.desk.command(question).await {
+                Some(said) => said,
+                None if is_suspended() => suspended(),
+                None => SILENT,
+            },
         }
     }
+}
+
+fn is_suspended() -> bool {
+    !lease::own().holds(Boot::now())
+}
+
+fn suspended() -> Bytes {
+    Bytes::from(format!("SERVER_ERROR this proxy is suspended: {}; stats proxy says why\r\n", lease::OVER))
 }
 
 /// It changes nothing.

@@ -38,8 +38,9 @@ pub trait Dial: Send + Sync + 'static {
         0
     }
 
-    /// From now on a dial may take so long.
-    fn allow(&self, _timeout: Duration) {}
+    /// From now on a dial may take so long, and what a node's kernel has not taken after
+    /// `undelivered` is dropped, of connections that are made from then on.
+    fn allow(&self, _timeout: Duration, _undelivered: Duration) {}
 }
 
 /// A byte stream to a node.
@@ -204,14 +205,14 @@ impl AsyncWrite for NodeStream {
 pub struct TcpDialer {
     addresses: Arc<Addresses>,
     timeout: Allowance,
-    undelivered: Duration,
+    undelivered: Allowance,
 }
 
 impl TcpDialer {
     /// `timeout` bounds a dial (as `deadline::by` does). After `undelivered` our own kernel drops
     /// what a node's has not taken.
     pub fn new(addresses: Arc<Addresses>, timeout: Duration, undelivered: Duration) -> TcpDialer {
-        TcpDialer { addresses, timeout: Allowance::new(timeout), undelivered }
+        TcpDialer { addresses, timeout: Allowance::new(timeout), undelivered: Allowance::new(undelivered) }
     }
 }
 
@@ -236,7 +237,7 @@ async fn connect(at: SocketAddr, undelivered: Duration) -> io::Result<TcpStream>
 
 impl Dial for TcpDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (addresses, timeout, undelivered) = (self.addresses.clone(), self.timeout.get(), self.undelivered);
+        let (addresses, timeout, undelivered) = (self.addresses.clone(), self.timeout.get(), self.undelivered.get());
         async move {
             let connected = at_present_address(&addresses, node, |address| async move {
                 connect(address, undelivered).await.map(NodeStream::from)
@@ -249,7 +250,7 @@ impl Dial for TcpDialer {
     }
 
     fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (timeout, undelivered) = (self.timeout.get(), self.undelivered);
+        let (timeout, undelivered) = (self.timeout.get(), self.undelivered.get());
         async move {
             let stream = by(Instant::now() + timeout, connect(at, undelivered)).await;
             Ok(NodeStream::from(stream.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?))
@@ -259,6 +260,11 @@ impl Dial for TcpDialer {
 
     fn life(&self, node: NodeId) -> u64 {
         self.addresses.life(node)
+    }
+
+    fn allow(&self, timeout: Duration, undelivered: Duration) {
+        self.timeout.set(timeout);
+        self.undelivered.set(undelivered);
     }
 }
 
@@ -357,6 +363,28 @@ mod tests {
             let drain = Drain::new(NODE, 0, stream, flood(), nothing, false);
             assert_eq!(timeout(PATIENCE, drain).await.expect("given up"), DrainEnd::Abandoned);
         }
+    }
+
+    /// Of connections that are made later.
+    #[tokio::test]
+    async fn other_times_count_for_what_is_dialled_from_then_on() {
+        let backlog = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        backlog.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("an address").into()).expect("bound");
+        backlog.listen(0).expect("it listens");
+        let listener = TcpListener::from(backlog);
+        let port = listener.local_addr().expect("its address").port();
+        let host = NodeAddr { host: "127.0.0.1".to_owned(), port };
+        let dialer = TcpDialer::new(Arc::new(Addresses::new([host].iter())), PATIENCE, PATIENCE);
+        let (new, undelivered) = (Duration::from_millis(50), Duration::from_secs(3));
+        dialer.allow(new, undelivered);
+        // There is room for one, and whoever comes then is not answered.
+        let stream = dialer.dial(NODE).await.expect("connected").into_tcp().expect("a socket");
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().expect("set"), Some(undelivered));
+        let mut told = dialer.dial(NODE).await;
+        while told.is_ok() {
+            told = dialer.dial(NODE).await;
+        }
+        assert_eq!(told.expect_err("no room").to_string(), format!("no connection was accepted in {new:?}"));
     }
 
     /// The node moves while it is dialled: the connection to where it was is dropped, and it is

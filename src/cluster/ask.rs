@@ -14,7 +14,7 @@ use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
 use super::Cluster;
-use super::desk::Request;
+use super::desk::{Looker, Request};
 use super::inquiries::Inquiry;
 
 /// Who asked.
@@ -28,6 +28,10 @@ pub(super) struct Asker {
 impl Asker {
     /// No worker's number: there are 64 at most.
     pub(super) const AT_THE_DESK: WorkerId = WorkerId(u16::MAX);
+
+    pub(super) fn at_the_desk(slot: u64) -> Asker {
+        Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }
+    }
 
     pub(super) fn is(&self, worker: WorkerId, client: ClientKey) -> bool {
         (self.worker, self.client) == (worker, client)
@@ -47,6 +51,11 @@ impl Cluster {
         }
         let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
         let _ = self.workers[asker.worker.index()].send(answer);
+    }
+
+    /// Whether an answer still reaches whoever asked, as far as known.
+    pub(super) fn still_waits(&self, asker: &Asker) -> bool {
+        asker.worker != Asker::AT_THE_DESK || self.desk.is_awaited(asker.slot)
     }
 
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
@@ -78,10 +87,16 @@ impl Cluster {
     }
 
     pub(super) fn asked_at_the_desk(&mut self, request: Request) {
+        // (It has waited, where the lease was over.)
+        if request.is_given_up() {
+            return;
+        }
         match request {
-            // (Whoever asked may have gone.)
-            Request::Report(reply) => {
-                self.ask_what_is_held();
+            // (Whoever asked may go meanwhile.)
+            Request::Report(looker, reply) => {
+                if looker == Looker::Person {
+                    self.ask_what_is_held();
+                }
                 drop(reply.send(Box::new(self.report())));
             }
             Request::Settings(new, reply) => {
@@ -89,8 +104,8 @@ impl Cluster {
                 let _ = reply.send(());
             }
             Request::Command(question, reply) => {
-                let slot = self.desk.wait_for(reply);
-                self.asked(Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }, question);
+                let asker = Asker::at_the_desk(self.desk.wait_for(reply));
+                self.asked(asker, question);
             }
         }
     }
@@ -293,5 +308,34 @@ impl Cluster {
         out.put("primaries", primaries);
         out.put("backups", self.topology.node_count() - primaries);
         out.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::config::Settings;
+
+    /// Whoever was told that there is no answer finds everything as it was.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_any_more_is_not_done() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Mirrored);
+        for waits in [false, true] {
+            let (reply, answer) = oneshot::channel();
+            let answer = waits.then_some(answer);
+            let question = Question::Resync("127.0.0.1:2".to_owned());
+            cluster.asked_at_the_desk(Request::Command(question, reply));
+            let untouched = cluster.pairs[0].pair.state() == State::Mirrored;
+            assert_eq!((untouched, answer.is_some_and(|mut answer| answer.try_recv().is_ok())), (!waits, waits));
+            let (reply, answer) = oneshot::channel();
+            let answer = waits.then_some(answer);
+            let new = Settings { max_clients: 5, ..cluster.settings.clone() };
+            cluster.asked_at_the_desk(Request::Settings(Box::new(new), reply));
+            assert_eq!((cluster.settings.max_clients == 5, answer.is_some()), (waits, waits));
+        }
     }
 }

@@ -24,11 +24,31 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 /// What is asked, and where the answer goes.
 #[derive(Debug)]
 pub(super) enum Request {
-    Report(oneshot::Sender<Box<Report>>),
+    Report(Looker, oneshot::Sender<Box<Report>>),
     /// The answer as it is written to the text protocol.
     Command(Question, oneshot::Sender<Bytes>),
     /// Those of them that can change while the proxy runs; answered when they are in force.
     Settings(Box<Settings>, oneshot::Sender<()>),
+}
+
+/// Who wants a report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Looker {
+    /// Somebody sees it, and next time what the servers are asked for it now.
+    Person,
+    /// Something that comes again and again, and wants a word.
+    Machine,
+}
+
+impl Request {
+    /// Whoever asked was told that there is no answer: what happened now would surprise him.
+    pub(super) fn is_given_up(&self) -> bool {
+        match self {
+            Request::Report(_, reply) => reply.is_closed(),
+            Request::Command(_, reply) => reply.is_closed(),
+            Request::Settings(_, reply) => reply.is_closed(),
+        }
+    }
 }
 
 /// A handle for those who ask.
@@ -56,6 +76,11 @@ impl Clerk {
         self.desk.clone()
     }
 
+    /// Whether whoever gave a command waits for its answer.
+    pub(super) fn is_awaited(&self, command: u64) -> bool {
+        self.commands.get(&command).is_some_and(|reply| !reply.is_closed())
+    }
+
     /// Returns the number of a command.
     pub(super) fn wait_for(&mut self, reply: oneshot::Sender<Bytes>) -> u64 {
         self.commands.retain(|_, reply| !reply.is_closed());
@@ -81,7 +106,17 @@ impl Clerk {
 impl Desk {
     /// `None`: it has not begun, or is ending.
     pub async fn report(&self) -> Option<Box<Report>> {
-        self.ask(Request::Report, PATIENCE).await
+        self.ask(|reply| Request::Report(Looker::Person, reply), PATIENCE).await
+    }
+
+    /// The same, of what is known: no server is asked anything for it.
+    pub async fn state(&self) -> Option<Box<Report>> {
+        self.ask(|reply| Request::Report(Looker::Machine, reply), PATIENCE).await
+    }
+
+    /// It is ending, and answers nobody any more.
+    pub fn is_closed(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// See [`Request::Command`].

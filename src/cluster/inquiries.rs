@@ -273,7 +273,14 @@ impl Cluster {
         if !self.inquiries.running.is_empty() {
             return;
         }
-        let Some((inquiry, askers)) = self.inquiries.next() else { return };
+        let (inquiry, askers) = loop {
+            let Some((inquiry, mut askers)) = self.inquiries.next() else { return };
+            // What nobody waits for any more is not asked, let alone done.
+            askers.retain(|asker| self.still_waits(asker));
+            if !askers.is_empty() {
+                break (inquiry, askers);
+            }
+        };
         self.inquiries.running = askers;
         let started: Vec<Option<u64>> =
             self.nodes.iter().map(|run| run.view.as_ref().map(|view| view.started)).collect();
@@ -470,7 +477,10 @@ fn server_error(what: impl std::fmt::Display) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::cluster::alone::alone;
 
     #[test]
     fn a_monitor_waits_for_one_list_of_items_at_most() {
@@ -486,6 +496,20 @@ mod tests {
             inquiry
         };
         assert_eq!([next(), next(), next(), next()], [items(0), Inquiry::General, items(1), Inquiry::Settings]);
+    }
+
+    /// It has stood in the queue for longer than its operator was ready to wait.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_switched_for_whom_has_given_up() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        for waits in [false, true] {
+            let (reply, answer) = oneshot::channel();
+            let answer = waits.then_some(answer);
+            let asker = Asker::at_the_desk(cluster.desk.wait_for(reply));
+            cluster.inquiries.waiting.push_back((Inquiry::Switch("detail on"), vec![asker]));
+            cluster.begin_inquiry();
+            assert_eq!((cluster.inquiries.running.len(), answer.is_some()), (usize::from(waits), waits));
+        }
     }
 
     #[test]

@@ -58,6 +58,16 @@ pub trait Losses: Send + Sync + 'static {
         None
     }
 
+    /// What this proxy is among those that agree.
+    fn role(&self) -> &'static str {
+        "single"
+    }
+
+    /// Why its lease may be over: what is wrong where the proxies agree.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// The operator wants another proxy to take this one's place.
     ///
     /// # Errors

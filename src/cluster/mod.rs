@@ -412,6 +412,8 @@ impl Cluster {
             }
             self.settle();
         }
+        // (Nobody is answered any more.)
+        drop(requests);
         self.stop().await;
         Ok(())
     }

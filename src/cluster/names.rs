@@ -22,6 +22,7 @@ use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
 
+use super::probes::JITTER;
 use super::startup::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
 use super::{Cluster, Internal};
 
@@ -178,7 +179,7 @@ impl Cluster {
                         biased;
                         () = shutdown.cancelled() => return,
                         () = hint.notified() => {}
-                        () = tokio::time::sleep(pause.mul_f64(ambient::random_in(0.8..1.2))) => {}
+                        () = tokio::time::sleep(pause.mul_f64(ambient::random_in(JITTER))) => {}
                     }
                     let found = resolver.resolve(&host).await;
                     if internal.send(Internal::LookedUp { nodes: nodes.clone(), found }).is_err() {
@@ -416,6 +417,32 @@ mod tests {
             seen.push(show(present));
         }
         seen
+    }
+
+    /// Counts what it is asked, and finds nothing.
+    #[derive(Default)]
+    struct Asked(tokio::sync::Notify);
+
+    impl Resolve for Asked {
+        fn resolve(&self, _: &str) -> futures::future::BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+            self.0.notify_one();
+            Box::pin(async { Ok(vec![]) })
+        }
+    }
+
+    /// The pause that has begun was drawn from the old settings.
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_interval_counts_at_once_for_names_too() {
+        let mut cluster = alone("-s cache1:1 -b 127.0.0.1:2 --threads 1 --probe-interval 1h");
+        let asked = Arc::new(Asked::default());
+        cluster.names.resolver = asked.clone();
+        cluster.spawn_resolvers();
+        tokio::task::yield_now().await;
+        let second = Duration::from_secs(1);
+        cluster.take_settings(&crate::config::Settings { probe_interval: second, ..cluster.settings.clone() });
+        for _ in 0..3 {
+            tokio::time::timeout(5 * second, asked.0.notified()).await.expect("it is looked up");
+        }
     }
 
     fn settled() -> Name {

@@ -38,10 +38,11 @@ impl Cluster {
         let patience = self.node_timeout();
         self.controls.iter().for_each(|control| control.allow(patience));
         self.inquirers.iter().for_each(|inquirer| inquirer.allow(patience));
-        self.dialer.allow(patience);
+        self.dialer.allow(patience, settings.undelivered());
         self.probe_times.send_replace(ProbeTimes { interval: settings.probe_interval, timeout: settings.timeout });
         // A long pause that has begun is not waited for.
         self.nodes.iter().for_each(|run| run.hint.notify_one());
+        self.nodes.iter().for_each(|run| run.look_up.notify_one());
         self.limiter.set(settings.resync_rate);
         self.scrubs.limit(settings.verify_rate);
         if self.settings.resync_latency != latency {

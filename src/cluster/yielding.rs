@@ -18,6 +18,9 @@ impl Cluster {
             loop {
                 let at_work = pace.at_work();
                 tokio::select! {
+                    // One more word of its own would stand against its successor's, or for ever
+                    // where there is none.
+                    biased;
                     () = shutdown.cancelled() => return,
                     () = sleep(if at_work { TICK.0 } else { TICK.1 }) => {}
                     () = pace.begun(), if !at_work => {}
@@ -40,5 +43,29 @@ impl Cluster {
             _ => "yielding",
         };
         (word, percent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+    use crate::config::Settings;
+
+    /// Its next tick is due at the very moment at which it is to end.
+    #[tokio::test(start_paused = true)]
+    async fn a_governor_that_is_to_end_says_nothing_more() {
+        for _ in 0..64 {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1 --resync-latency 1ms");
+            // Clients are there: resyncs would rest, to see how they fare.
+            (0..1000).for_each(|_| cluster.stats[0].nodes[0].latencies.add(100));
+            let _job = cluster.pace.job();
+            cluster.spawn_governor();
+            tokio::task::yield_now().await;
+            tokio::time::advance(TICK.0).await;
+            cluster.take_settings(&Settings { resync_latency: None, ..cluster.settings.clone() });
+            tokio::task::yield_now().await;
+            assert_eq!(cluster.pace.percent(), 100, "it slows resyncs down for ever");
+        }
     }
 }

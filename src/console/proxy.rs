@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::connection::{Connection, Endpoint, Said};
+use crate::lease;
 use crate::report::seen::{Fields, Seen, Stats};
 use crate::report::traffic::Traffic;
 
@@ -119,7 +120,7 @@ impl<'a> Proxy<'a> {
             trouble => format!("; {trouble}"),
         };
         let at = self.at;
-        Err(format!("{at}: is suspended: its lease is over, and nothing is sent to servers before it goes on{why}"))
+        Err(format!("{at}: is suspended: {}{why}", lease::OVER))
     }
 
     /// The first part of an answer in another form.

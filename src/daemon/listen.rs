@@ -179,8 +179,8 @@ fn unix(path: &Path, mode: u32, handed: &mut Handed, kept: &mut Vec<PathBuf>) ->
     }
 }
 
-/// Binds addresses that clients may connect to while the proxy runs, each as often as there are
-/// worker threads.
+/// Binds addresses that clients may connect to while the proxy runs: a socket of each for each of
+/// so many workers.
 ///
 /// # Errors
 ///
@@ -188,13 +188,22 @@ fn unix(path: &Path, mode: u32, handed: &mut Handed, kept: &mut Vec<PathBuf>) ->
 pub(crate) fn bind_also(
     settings: &Settings,
     addresses: &[SocketAddr],
+    workers: usize,
 ) -> Result<Vec<(SocketAddr, Vec<TcpListener>)>, BindError> {
     let only_v6 = settings.listen.iter().any(SocketAddr::is_ipv4);
-    let bound = |&address: &SocketAddr| match bind_tcp(address, only_v6, settings.threads) {
-        Ok(queues) => Ok((address, queues)),
+    let bound = |&address: &SocketAddr| match bind_tcp(address, only_v6, workers).and_then(|q| shared(q, workers)) {
+        Ok(sockets) => Ok((address, sockets)),
         Err(cause) => Err(BindError::Tcp { address, cause }),
     };
     addresses.iter().map(bound).collect()
+}
+
+/// Where the system knows one queue alone, all have it.
+fn shared(mut queues: Vec<TcpListener>, workers: usize) -> io::Result<Vec<TcpListener>> {
+    while let (Some(last), true) = (queues.last(), queues.len() < workers) {
+        queues.push(last.try_clone()?);
+    }
+    Ok(queues)
 }
 
 fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec<TcpListener>> {

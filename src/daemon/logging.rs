@@ -33,31 +33,49 @@ pub enum LogError {
 /// Lines that may wait for a slow disk or a pipe that nobody reads; more are lost.
 const MAX_WAITING_LINES: usize = 16 * 1024;
 
-/// Where lines go: a file or stderr, and another file from when the log is reloaded on. The thread
-/// that writes takes the lock for each write, and nobody else but a reload.
-#[derive(Clone)]
-struct Target(Arc<Mutex<Box<dyn io::Write + Send>>>);
+type Writer = Box<dyn io::Write + Send>;
+
+/// Where lines go from the next one on, if that has changed.
+type Next = Arc<Mutex<Option<Writer>>>;
+
+/// Where lines go: a file or stderr, and another file from when the log is reloaded on. Owned by
+/// the thread that writes: whoever reloads never waits for a write.
+struct Target {
+    writer: Writer,
+    next: Next,
+}
+
+impl Target {
+    fn present(&mut self) -> &mut Writer {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(next) = next {
+            // (What closing the old one comes to nobody could be told.)
+            self.writer = next;
+        }
+        &mut self.writer
+    }
+}
 
 impl io::Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        self.present().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+        self.present().flush()
     }
 }
 
 /// The log of this process, for [`open_log`].
 struct Log {
-    target: Target,
+    next: Next,
     filter: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Appended to, so that several runs share it and `copytruncate` of logrotate works.
-fn open(path: &Path) -> Result<Box<dyn io::Write + Send>, LogError> {
+fn open(path: &Path) -> Result<Writer, LogError> {
     let opened = OpenOptions::new().append(true).create(true).open(path);
     let file = opened.map_err(|cause| LogError::File { path: path.to_owned(), cause })?;
     Ok(Box::new(file))
@@ -65,7 +83,7 @@ fn open(path: &Path) -> Result<Box<dyn io::Write + Send>, LogError> {
 
 /// A log that is not used yet.
 pub(crate) struct OpenedLog {
-    writer: Box<dyn io::Write + Send>,
+    writer: Writer,
     filter: EnvFilter,
 }
 
@@ -86,7 +104,7 @@ impl OpenedLog {
     /// What is logged goes there from now on, as much as the settings ask for.
     pub(crate) fn put_in_place(self) {
         if let Some(log) = LOG.get() {
-            *log.target.0.lock().unwrap_or_else(PoisonError::into_inner) = self.writer;
+            *log.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.writer);
             (log.filter)(self.filter);
         }
     }
@@ -108,12 +126,13 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
         Some(path) => (open(path)?, false),
         None => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            (Box::new(io::stderr()) as Box<dyn io::Write + Send>, io::stderr().is_terminal() && !plain)
+            (Box::new(io::stderr()) as Writer, io::stderr().is_terminal() && !plain)
         }
     };
-    let target = Target(Arc::new(Mutex::new(writer)));
+    let next = Next::default();
+    let target = Target { writer, next: next.clone() };
     let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log").finish(target.clone());
+        NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log").finish(target);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&settings.filter)?)
         .with_writer(writer)
@@ -134,6 +153,6 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
         }
     };
     installed.map_err(|_| LogError::Twice)?;
-    let _ = LOG.set(Log { target, filter });
+    let _ = LOG.set(Log { next, filter });
     Ok(guard)
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{BUSY, Refusals, refuse};
 
 use super::doors;
+use crate::report::metrics::of_one_that_waits;
 
 /// How long a request may take, and how long it may be.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -72,6 +73,7 @@ fn response(path: &str, Standby { ready, active }: &Standby) -> String {
     let active = active.as_deref().unwrap_or("not known");
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
+        "/metrics" => ("200 OK", of_one_that_waits("standby", *ready)),
         "/readyz" if *ready => ("200 OK", "ok\n".to_owned()),
         "/readyz" => ("503 Service Unavailable", "this proxy is a standby, and reaches no active one\n".to_owned()),
         _ => (
@@ -97,7 +99,12 @@ mod tests {
         assert!(response("/livez", &lost).starts_with("HTTP/1.1 200"));
         assert!(response("/readyz", &ready).starts_with("HTTP/1.1 200"));
         assert!(response("/readyz", &lost).starts_with("HTTP/1.1 503"));
-        let metrics = response("/metrics", &ready);
-        assert!(metrics.starts_with("HTTP/1.1 503") && metrics.contains("10.0.0.5:7"), "{metrics}");
+        let status = response("/status.json", &ready);
+        assert!(status.starts_with("HTTP/1.1 503") && status.contains("10.0.0.5:7"), "{status}");
+        for (standby, says) in [(&ready, "resilver_ready 1\n"), (&lost, "resilver_ready 0\n")] {
+            let metrics = response("/metrics", standby);
+            assert!(metrics.starts_with("HTTP/1.1 200") && metrics.ends_with(says), "{metrics}");
+            assert!(metrics.contains("\nresilver_role{role=\"standby\"} 1\n"), "{metrics}");
+        }
     }
 }

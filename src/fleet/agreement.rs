@@ -175,6 +175,14 @@ impl Losses for Agreement {
         Some((self.shown.all)())
     }
 
+    fn role(&self) -> &'static str {
+        self.keeper.known.borrow().role.word()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.keeper.known.borrow().trouble.clone()
+    }
+
     fn hand_over(&self) -> Result<(), String> {
         if !self.shown.peers.all().iter().any(|peer| peer.candidate) {
             return Err("no other candidate is connected to this proxy, which is the active one; start one, and wait \

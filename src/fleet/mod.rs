@@ -118,6 +118,7 @@ pub fn run(
     let peers = peers::bind(&settings, &own)?;
     let fleet = Fleet::start(settings, own, (holder, opened), peers, (shutdown.clone(), Box::new(at_end)))?;
     let doors = fleet.take_clients(&listeners, &reload)?;
+    reload.stands_by(fleet.in_one_line());
     ready()?;
     let ended = fleet.stand_by((listeners, doors), reload);
     fleet.shared.over.cancel();
@@ -178,6 +179,12 @@ impl Fleet {
         doors.open(&self.shared, &self.taking)?;
         doors::open_for_operators(listeners, &self.shared, (standby, reload), &self.taking)?;
         Ok(doors)
+    }
+
+    /// What a service manager is told of a standby.
+    fn in_one_line(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
+        move || shown.in_one_line(&known.borrow())
     }
 
     fn stand_by(&self, doors: (Listeners, Doors), reload: Arc<Reload>) -> std::io::Result<()> {

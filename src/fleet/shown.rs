@@ -60,6 +60,17 @@ impl Shown {
         Bytes::from(out)
     }
 
+    /// Of a standby, in words.
+    pub(super) fn in_one_line(&self, known: &Known) -> String {
+        let trouble = known.trouble.as_ref().map_or(String::new(), |why| format!("; {why}"));
+        let reached = self.reached.load(Ordering::Relaxed);
+        match &known.active {
+            Some(active) if reached => format!("STANDBY: clients are served by the active proxy, {active}{trouble}"),
+            Some(active) => format!("STANDBY: the active proxy, {active}, is not reached: clients wait{trouble}"),
+            None => format!("STANDBY: no proxy is active: clients wait{trouble}"),
+        }
+    }
+
     /// The other proxies, as this one knows them: standbys call the active one, and know it alone.
     fn others(&self, known: &Known) -> Vec<(String, String)> {
         let active = match (&known.active, known.role) {

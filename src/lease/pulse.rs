@@ -1,8 +1,10 @@
-//! Whether all threads of a proxy of a fleet are working.
+//! Whether all threads that a proxy needs are working: the control plane's, and in a fleet the
+//! workers'.
 //!
-//! A proxy with a hanging thread does not serve all its clients, and should lose its lease. So each
-//! of these threads regularly reports that it works, also while it waits for a lease (or that would
-//! never come back), and the lease is renewed only as long as all do.
+//! A proxy of a fleet with a hanging thread does not serve all its clients, and should lose its
+//! lease. So each of these threads regularly reports that it works, also while it waits for a lease
+//! (or that would never come back), and the lease is renewed only as long as all do. The reports to
+//! a service manager go by it too, while the control plane answers nobody.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Boot;
+
+/// So often at least the control plane says it.
+pub const BEAT: Duration = Duration::from_secs(1);
 
 /// When a thread last turned.
 #[derive(Debug)]

@@ -17,9 +17,23 @@ const BOUNDS_US: [u64; 16] = [
     64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576, 4_194_304,
 ];
 
+/// What this proxy is among those over the same servers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    pub role: &'static str,
+    /// It is the one that may act, at this moment.
+    pub lease_held: bool,
+}
+
+impl Standing {
+    /// There are no others.
+    pub const SINGLE: Standing = Standing { role: "single", lease_held: false };
+}
+
 /// What is known beside the report.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Around {
+    pub standing: Standing,
     /// Bytes of `--client-memory` in use, and there.
     pub client_memory: (u64, u64),
     pub visits: Vec<(&'static str, u64)>,
@@ -100,11 +114,32 @@ fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// What `/metrics` shows of a proxy of a fleet that does not serve by itself now. (Were it an
+/// error, it would look as if the process were down.) `ready`: its clients are served all the same.
+pub fn of_one_that_waits(role: &'static str, ready: bool) -> String {
+    let mut out = Text::default();
+    put_standing(&mut out, Standing { role, lease_held: false });
+    put_ready(&mut out, ready);
+    out.out
+}
+
+fn put_standing(out: &mut Text, standing: Standing) {
+    out.begin("role", "gauge", "1; what this proxy is among those over the same servers.");
+    out.sample("", &[("role", standing.role)], 1);
+    let help = "1 while it leads a fleet of proxies; a single one needs no lease.";
+    out.gauge("lease_held", help, u8::from(standing.lease_held));
+}
+
+fn put_ready(out: &mut Text, ready: bool) {
+    let help = "1 if it can serve: some pair has a server that leads; a standby: the active proxy is reached.";
+    out.gauge("ready", help, u8::from(ready));
+}
+
 impl Report {
     /// What `/metrics` shows.
     pub fn metrics(&self, around: &Around) -> String {
         let mut out = Text::default();
-        self.put_proxy(&mut out);
+        self.put_proxy(&mut out, around.standing);
         self.put_copies_and_pairs(&mut out);
         self.put_clients(&mut out, around);
         self.put_requests(&mut out);
@@ -115,15 +150,13 @@ impl Report {
         out.out
     }
 
-    fn put_proxy(&self, out: &mut Text) {
+    fn put_proxy(&self, out: &mut Text, standing: Standing) {
         out.begin("build_info", "gauge", "1; the proxy's version, and the memcached whose protocols it speaks.");
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("memcached", self.process.version)];
         out.sample("", &labels, 1);
-        out.begin("role", "gauge", "1; what this proxy is among those over the same servers.");
-        out.sample("", &[("role", "single")], 1);
-        out.gauge("lease_held", "1 while it leads a fleet of proxies; a single one needs no lease.", 0);
+        put_standing(out, standing);
         out.gauge("uptime_seconds", "Since it was started.", self.process.uptime_seconds);
-        out.gauge("ready", "1 if it can serve: some pair has a server that leads.", u8::from(self.serves()));
+        put_ready(out, self.serves());
     }
 
     fn put_copies_and_pairs(&self, out: &mut Text) {

@@ -83,7 +83,7 @@ impl Pace {
     }
 
     /// To be held while a job runs.
-    pub(super) fn job(self: &Arc<Pace>) -> AtWork {
+    pub(crate) fn job(self: &Arc<Pace>) -> AtWork {
         if self.jobs.fetch_add(1, Relaxed) == 0 {
             self.begun.notify_one();
         }
@@ -150,7 +150,7 @@ impl Pace {
 
 /// A job, or an enumeration, that goes on.
 #[derive(Debug)]
-pub(super) struct AtWork {
+pub(crate) struct AtWork {
     pace: Arc<Pace>,
     crawl: bool,
 }

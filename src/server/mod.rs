@@ -24,7 +24,7 @@ use crate::daemon::Listeners;
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
-use crate::reload::{Doors, Reload};
+use crate::reload::{Doors, Reload, Serving};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
@@ -75,9 +75,7 @@ pub(crate) fn run_agreed(
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
     let addresses = Arc::new(Addresses::new(topology.nodes().map(|node| topology.addr(node))));
     let timeout = settings.timeout.max(settings.probe_timeout);
-    // What our own kernel holds for a server must not arrive when another proxy is active.
-    let held = settings.fleet.as_ref().map_or(settings.longest_wait(), |fleet| fleet.lease);
-    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, held.min(settings.longest_wait())));
+    let dialer: Arc<dyn Dial> = Arc::new(TcpDialer::new(addresses.clone(), timeout, settings.undelivered()));
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
     let beat = beat_of(&settings);
@@ -88,7 +86,7 @@ pub(crate) fn run_agreed(
     let operators = std::mem::take(&mut listeners.operators);
     let desk = assembly.cluster.desk();
     if let Some(reload) = &reload {
-        reload.serves(desk.clone(), doors(assembly.doors));
+        reload.serves(Serving { desk: desk.clone(), losses: losses.clone() }, doors(assembly.doors));
     }
     let told = (desk, assembly.stats, assembly.memory);
     admin::serve(aside.unwrap_or(runtime.handle()), operators, (told, losses), reload, shutdown.clone())?;
@@ -98,9 +96,7 @@ pub(crate) fn run_agreed(
         // (An error: it has panicked, which joining it says.)
         let _ = go.send(());
     }
-    if let Some(every) = beat {
-        runtime.spawn(lease::beat_forever(every));
-    }
+    runtime.spawn(lease::beat_forever(beat.map_or(lease::BEAT, |every| every.min(lease::BEAT))));
     let ran = runtime.block_on(assembly.cluster.run(assembly.events));
     assembly.probes.cancel();
     if ran.is_err() {
@@ -115,25 +111,18 @@ pub(crate) fn run_agreed(
     ran.map_err(std::io::Error::other)
 }
 
-/// How often each thread is to say that it turns.
+/// How often each thread of a fleet's proxy is to say that it turns.
 fn beat_of(settings: &Settings) -> Option<Duration> {
     settings.fleet.as_ref().map(|fleet| fleet.lease / BEATS)
 }
 
 /// Where listening sockets are given to workers that run already, one to each.
 fn doors(workers: Vec<UnboundedSender<std::net::TcpListener>>) -> Doors {
-    Box::new(move |mut sockets| {
-        for worker in &workers {
-            // (Where the system knows one queue alone, it is shared.)
-            let socket = match sockets.as_slice() {
-                [] => return Ok(()),
-                [one] => one.try_clone()?,
-                [.., _] => sockets.swap_remove(0),
-            };
+    Box::new(move |sockets| {
+        for (worker, socket) in workers.iter().zip(sockets) {
             // (A worker that has ended takes none.)
             let _ = worker.send(socket);
         }
-        Ok(())
     })
 }
 
@@ -342,20 +331,9 @@ impl Assembly {
             commands.push(command);
             let (listen, later) = unbounded_channel();
             doors.push(listen);
-            let mut core = Core::new(
-                CoreSettings {
-                    worker: WorkerId(index as u16),
-                    workers: workers as u16,
-                    lanes: lanes as u16,
-                    timeout_us: settings.timeout.as_micros() as u64,
-                    leader_timeout_us: settings.leader_timeout.as_micros() as u64,
-                    item_size_max: settings.item_size_max,
-                    operator_commands: settings.operator_commands,
-                },
-                topology.clone(),
-                stats[index].clone(),
-                adds.clone(),
-            );
+            let (worker, counts) = (WorkerId(index as u16), (workers as u16, lanes as u16));
+            let own = CoreSettings::new(worker, counts, settings.item_size_max, &live);
+            let mut core = Core::new(own, topology.clone(), stats[index].clone(), adds.clone());
             core.share(memory.clone());
             core.remember(gone.clone());
             let setup = WorkerSetup {

@@ -1,8 +1,9 @@
 //! Settings from a file and from the environment, of a real process.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::status::run;
+use crate::supervised::Manager;
 use crate::support::memcached::signal;
 use crate::support::port::Port;
 use crate::support::{Client, Cluster, DEADLINE, Memcached, Proxy, Shape, Stored, wait_until};
@@ -31,6 +32,9 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
     std::fs::write(&path, "server = [\"127.0.0.1:1\"]\nport = 23\n").expect("written");
     let (code, printed, _) = run(&["check-config", text]);
     assert_eq!((code, printed), (Some(0), format!("{text}: good: 1 primaries, 0 backups, clients on 127.0.0.1:23\n")));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a disk that is full");
+    let unwritten = Command::new(Proxy::binary()).args(["check-config", "--defaults"]).stdout(full).output();
+    assert_eq!(unwritten.expect("run it").status.code(), Some(1));
     let (code, printed, _) = run(&["check-config", "--defaults"]);
     assert!(code == Some(0) && printed.contains("\n#leader-timeout = \"2s\"\n"), "{printed}");
     // The environment, too.
@@ -77,13 +81,16 @@ fn settings_are_read_again_without_closing_a_client_and_wrong_ones_change_nothin
     drop(cluster.client());
     wait_until("what -v logs", DEADLINE, || logged().contains("DEBUG"));
 
-    // By a command; what is wrong changes nothing.
+    // By a command; what is wrong changes nothing, but that the log was moved away once more.
     let reload = || run(&["reload", "--proxy", &socket]);
+    std::fs::rename(&log, path("log.2")).expect("moved");
     write("resync-rate = 30\ntimeouts = 3\n");
     let (code, printed, complaint) = reload();
     assert_eq!((code, printed.as_str()), (Some(1), ""), "{complaint}");
     assert!(complaint.contains("not reloaded") && complaint.contains(&format!("{file}:4: timeouts: ")), "{complaint}");
     assert_eq!(setting(&mut client, "resync_rate"), "20");
+    let told = "not reloaded: the log is opened anew, and all else stays as it was: ";
+    wait_until("the new log", DEADLINE, || logged().contains(told) && logged().contains(": timeouts: "));
     write("resync-rate = 40\nlog-format = \"json\"\nthreads = 3\nbackup = \"127.0.0.1:1\"\n");
     let (code, printed, complaint) = reload();
     assert_eq!((code, complaint.as_str()), (Some(0), ""), "the command line's servers and threads stay");
@@ -95,6 +102,72 @@ fn settings_are_read_again_without_closing_a_client_and_wrong_ones_change_nothin
     let item = client.get("k").expect("the connection that was there at the start").expect("a hit");
     assert_eq!(item.value, b"v");
     assert!(cluster.proxy.stop().success());
+}
+
+/// A pipe that nobody reads yet: the control plane goes on.
+#[test]
+fn a_log_that_takes_long_to_open_keeps_nobody_else_waiting() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (file, socket, pipe) = (path("r.toml"), path("admin.sock"), path("pipe"));
+    let write = |log: &str| {
+        std::fs::write(&file, format!("log-file = {log:?}\nadmin-socket = {socket:?}\n")).expect("written");
+    };
+    write(&path("log"));
+    let mut cluster = Cluster::start_unmirrored(&Shape::new(1, 1).proxy(&["--config", &file]));
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("run mkfifo").success());
+    write(&pipe);
+    let mut reload = Command::new(Proxy::binary());
+    reload.args(["reload", "--proxy", &socket]).stdout(Stdio::piped());
+    let reload = reload.spawn().expect("run it");
+    let tasks = format!("/proc/{}/task", cluster.proxy.pid());
+    wait_until("a thread waits for a reader", DEADLINE, || {
+        let mut tasks = std::fs::read_dir(&tasks).expect("its threads").map_while(Result::ok);
+        tasks.any(|task| std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|at| at == "wait_for_partner"))
+    });
+    assert_eq!(run(&["status", "--proxy", &socket]).0, Some(0));
+    let reader = std::fs::File::open(&pipe).expect("the pipe");
+    let output = reload.wait_with_output().expect("ended");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "reloaded changed: log-file\n");
+    assert!(cluster.proxy.stop().success());
+    drop(reader);
+}
+
+/// Each has its queue of what comes at a new address.
+#[test]
+fn a_new_address_has_a_socket_for_each_worker_that_runs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (file, socket) = (path("r.toml"), path("admin.sock"));
+    let (nodes, own) = ([Memcached::start(&[]), Memcached::start(&[])], Port::reserve());
+    let write = |listen: &str, threads: u32| {
+        let ([primary, backup], port) = ([nodes[0].addr(), nodes[1].addr()], own.number);
+        let text = format!(
+            "server = {primary:?}\nbackup = {backup:?}\nport = {port}\nlisten = [{listen}]\nthreads = {threads}\n\
+             admin-socket = {socket:?}\n"
+        );
+        std::fs::write(&file, text).expect("written");
+    };
+    write(r#""127.0.0.1""#, 3);
+    let mut child = Command::new(Proxy::binary()).args(["--config", &file]).spawn().expect("started");
+    wait_until("it to listen", DEADLINE, || std::net::TcpStream::connect(own.addr()).is_ok());
+    wait_until("its socket", DEADLINE, || run(&["wait", "--ready", "--proxy", &socket]).0 == Some(0));
+    for (address, threads) in [("127.0.0.2", 1), ("127.0.0.3", 5)] {
+        write(&format!("\"127.0.0.1\", {address:?}"), threads);
+        let (code, _, complaint) = run(&["reload", "--proxy", &socket]);
+        assert_eq!(code, Some(0), "{complaint}");
+        assert_eq!(sockets_at(&format!("{address}:{}", own.number)), 3, "{address}");
+    }
+    signal(child.id(), "TERM");
+    assert!(child.wait().expect("ended").success());
+}
+
+/// How many sockets listen there.
+fn sockets_at(address: &str) -> usize {
+    let address: std::net::SocketAddrV4 = address.parse().expect("an address");
+    let shown = format!(" {:08X}:{:04X} 00000000:0000 0A ", u32::from_ne_bytes(address.ip().octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the system's table");
+    table.lines().filter(|line| line.contains(&shown)).count()
 }
 
 /// Timeouts of workers and probes, and another address, while clients are connected.
@@ -157,10 +230,7 @@ fn sockets_of_systemd_outlive_a_restart_and_others_are_named() {
     let nodes = [Memcached::start(&[]), Memcached::start(&[])];
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    let told = tempfile::tempdir().expect("a folder");
-    let notify = told.path().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
-    manager.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    let manager = Manager::new();
     let start = |port: u16| {
         let binary = Proxy::binary();
         let line = format!(
@@ -170,30 +240,20 @@ fn sockets_of_systemd_outlive_a_restart_and_others_are_named() {
             nodes[1].addr()
         );
         let mut command = Command::new("sh");
-        command.args(["-c", &line]).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "2000000");
+        command.args(["-c", &line]);
+        manager.watches(&mut command);
         command.stdin(std::os::fd::OwnedFd::from(listener.try_clone().expect("a copy")));
-        command.stderr(std::process::Stdio::piped()).spawn().expect("started")
-    };
-    // What the service manager is told, until it is told this.
-    let hears = |wanted: &str| {
-        let mut block = [0; 4096];
-        loop {
-            let read = manager.recv(&mut block).expect("a word");
-            let said = String::from_utf8_lossy(&block[..read]).into_owned();
-            if said.contains(wanted) {
-                return said;
-            }
-        }
+        command.stderr(Stdio::piped()).spawn().expect("started")
     };
     for value in [b"one", b"two"] {
         // Before anybody serves.
         let mut client = Client::connect(&format!("127.0.0.1:{port}"));
         client.send(&[&b"set k 0 0 3\r\n"[..], value, b"\r\nget k\r\n"].concat()).expect("sent");
         let mut proxy = start(port);
-        hears("READY=1");
+        manager.hears("READY=1");
         assert_eq!(client.text().as_deref(), Ok("STORED"));
         assert_eq!(client.values().map(|items| items[0].value.clone()), Ok(value.to_vec()));
-        let said = hears("STATUS=MIRRORED: ");
+        let said = manager.hears("STATUS=MIRRORED: ");
         assert!(said.contains("WATCHDOG=1"), "{said}");
         signal(proxy.id(), "TERM");
         assert!(proxy.wait().expect("ended").success());

@@ -308,16 +308,22 @@ fn nothing_is_filled_before_the_former_proxy_is_gone_whoever_else_has_come_and_g
 #[test]
 fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back() {
     let etcd = Etcd::start();
-    let admin = [Port::reserve(), Port::reserve()];
-    let [first, second] = admin.each_ref().map(Port::addr);
-    let fleet = Fleet::start_each(&etcd.fleet("away"), &[&["--admin", &first], &["--admin", &second]]);
+    let admins = [Port::reserve(), Port::reserve()];
+    let [first, second] = admins.each_ref().map(Port::addr);
+    let dir = tempfile::tempdir().expect("a folder");
+    let [one, other] = [0, 1].map(|at| dir.path().join(format!("{at}")).to_str().expect("text").to_owned());
+    let each: [&[&str]; 2] =
+        [&["--admin", &first, "--admin-socket", &one], &["--admin", &second, "--admin-socket", &other]];
+    let fleet = Fleet::start_each(&etcd.fleet("away"), &each);
     fleet.mirrored();
     let at = fleet.active();
-    let (active, standby, admin) = (&fleet.proxies[at], fleet.standby(), &admin[at]);
+    let (active, standby, admin) = (&fleet.proxies[at], fleet.standby(), &admins[at]);
     let generation = shown(active, "generation");
     let mut there = standby.client();
     assert_eq!(there.set("k", b"before"), Ok(Stored::Stored));
     assert_eq!(asked_for(admin, "/readyz").0, "200");
+    let is = |role: &str, lease_held: &str| (role.to_owned(), lease_held.to_owned(), "1".to_owned());
+    assert_eq!((standing(admin), standing(&admins[1 - at])), (is("active", "1"), is("standby", "0")));
     let mut had = active.client();
     assert_eq!(get(&mut had, "k").as_deref(), Some("before"));
     etcd.pause();
@@ -330,14 +336,22 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     wait_until("it says so", DEADLINE, || shown(active, "role") == "suspended");
     assert_eq!((shown(active, "ready"), shown(active, "lease_ms")), ("0".into(), "0".into()));
     assert_eq!(asked_for(admin, "/livez").0, "200");
-    for path in ["/readyz", "/metrics", "/status.json"] {
+    for path in ["/readyz", "/status.json"] {
         let (code, said) = asked_for(admin, path);
-        assert!(code == "503" && said.contains("suspended"), "{path}: {code} {said}");
+        assert!(code == "503" && said.contains("suspended: its lease is over"), "{path}: {code} {said}");
     }
+    // (An error would look as if it were down.)
+    assert_eq!(standing(admin), ("suspended".to_owned(), "0".to_owned(), "0".to_owned()));
     let status = said(active, &["status"]);
     assert!(status.0 == Some(3) && status.1.contains("is suspended"), "{status:?}");
     let waited = said(active, &["wait", "--ready", "--timeout", "1ms"]);
     assert!(waited.0 == Some(1) && waited.1.contains("is suspended, and serves nobody"), "{waited:?}");
+    let socket = dir.path().join(format!("{at}"));
+    for command in ["reload", "resync"] {
+        let refused = Command::new(Proxy::binary()).arg(command).arg("--proxy").arg(&socket).output().expect("run");
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && why.contains("this proxy is suspended: its lease is over"), "{why}");
+    }
     // With the reason, after --takeover-wait.
     let refused = there.set("k", b"unknown").unwrap_err();
     assert!(matches!(&refused, Failure::Server(_)), "{refused}");
@@ -356,11 +370,11 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
 }
 
 /// Every system call of a thread takes half a minute from now on; ended when dropped.
-struct Hung(Child);
+pub struct Hung(Child);
 
 impl Hung {
     /// Nothing: there is no strace, or it may not attach.
-    fn of(pid: u32, thread: &str) -> Option<Hung> {
+    pub fn of(pid: u32, thread: &str) -> Option<Hung> {
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
         let named = |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == thread);
         let task = tasks.map(|task| task.expect("a thread").path()).find(named).expect("a thread of that name");
@@ -431,6 +445,15 @@ fn asked_for(admin: &Port, path: &str) -> (String, String) {
     stream.read_to_string(&mut text).expect("an answer");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
+}
+
+/// The role, whether it has the lease, and whether it is ready, by its metrics.
+fn standing(admin: &Port) -> (String, String, String) {
+    let (code, text) = asked_for(admin, "/metrics");
+    assert_eq!(code, "200", "{text}");
+    let of = |begin: &str| text.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_default().to_owned();
+    let role = of("resilver_role{role=\"").trim_end_matches("\"} 1").to_owned();
+    (role, of("resilver_lease_held "), of("resilver_ready "))
 }
 
 /// What an operator's command says of that proxy, with its exit code.

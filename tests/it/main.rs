@@ -41,5 +41,6 @@ mod startup_review;
 mod startup_ring;
 mod stats;
 mod status;
+mod supervised;
 mod support;
 mod wait;

@@ -49,11 +49,7 @@ impl Core {
                     self.answer_client(client.id, slot, 0, false, outcome);
                 }
             }
-            Command::Settings(new) => {
-                self.settings.timeout_us = new.timeout.as_micros() as u64;
-                self.settings.leader_timeout_us = new.leader_timeout.as_micros() as u64;
-                self.settings.operator_commands = new.operator_commands;
-            }
+            Command::Settings(new) => self.settings.take(&new),
             // (Not of what is known here.)
             Command::WhoIsConnected { .. } => {}
             Command::Part { client, bytes } => self.tell_part(client, bytes),

@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::ids::{KeyId, WorkerId};
 use crate::protocol::outcome::Refusal;
@@ -87,6 +88,29 @@ pub struct CoreSettings {
     pub item_size_max: usize,
     /// Clients may say `resync`.
     pub operator_commands: bool,
+}
+
+impl CoreSettings {
+    /// Of this worker, one of so many, each with so many connections to each node.
+    pub(crate) fn new(
+        worker: WorkerId,
+        (workers, lanes): (u16, u16),
+        item_size_max: usize,
+        live: &LiveSettings,
+    ) -> CoreSettings {
+        let (timeout_us, leader_timeout_us, operator_commands) = (0, 0, false);
+        let mut settings =
+            CoreSettings { worker, workers, lanes, timeout_us, leader_timeout_us, item_size_max, operator_commands };
+        settings.take(live);
+        settings
+    }
+
+    /// What can change while the proxy runs.
+    fn take(&mut self, live: &LiveSettings) {
+        let micros = |time: Duration| time.as_micros() as u64;
+        (self.timeout_us, self.leader_timeout_us) = (micros(live.timeout), micros(live.leader_timeout));
+        self.operator_commands = live.operator_commands;
+    }
 }
 
 /// The data plane of one worker.
