@@ -181,6 +181,8 @@ pub struct Answer {
     pub stale: bool,
     /// `W`: we were just made the one to recompute it.
     pub won: bool,
+    /// `X`: a client has said that it is out of date.
+    pub invalid: bool,
 }
 
 impl Answer {
@@ -207,7 +209,8 @@ impl Answer {
         let Some(code) = Code::of(frame.kind()) else {
             return Err(format!("unexpected answer {:?}", String::from_utf8_lossy(line)));
         };
-        let mut answer = Answer { code, flags: 0, ttl: -1, cas: 0, binary: false, stale: false, won: false };
+        let mut answer =
+            Answer { code, flags: 0, ttl: -1, cas: 0, binary: false, stale: false, won: false, invalid: false };
         if code == Code::Refused {
             return Ok((answer, None));
         }
@@ -237,7 +240,8 @@ impl Answer {
                 // it is over.
                 b't' if rest.first() == Some(&b'-') => answer.ttl = 0,
                 b't' => answer.ttl = parse_u64(rest).and_then(|n| i64::try_from(n).ok()).ok_or("TTL")?,
-                b'X' | b'Z' => answer.stale = true,
+                b'X' => (answer.stale, answer.invalid) = (true, true),
+                b'Z' => answer.stale = true,
                 b'W' => {
                     answer.won = true;
                     answer.stale = true;

@@ -54,8 +54,8 @@ pub enum Ask {
     KeyAndItem,
     /// Key, remaining time and cas id: what changes when the item does.
     KeyAndState,
-    KeyAndTtl,
-    Ttl,
+    /// The same without the key.
+    State,
 }
 
 impl Ask {
@@ -64,13 +64,12 @@ impl Ask {
             Ask::ValueAndCas => b" v c",
             Ask::Cas => b" c",
             Ask::KeyAndItem => b" v f t c",
-            Ask::KeyAndState => b" t c",
-            Ask::Ttl | Ask::KeyAndTtl => b" t",
+            Ask::State | Ask::KeyAndState => b" t c",
         }
     }
 
     fn names_key(self) -> bool {
-        matches!(self, Ask::KeyAndItem | Ask::KeyAndState | Ask::KeyAndTtl)
+        matches!(self, Ask::KeyAndItem | Ask::KeyAndState)
     }
 }
 
@@ -475,7 +474,7 @@ mod tests {
     #[test]
     fn a_key_with_a_line_end_in_it_is_never_to_be_named() {
         let (key, value) = (Key::known(b"x\r\ny"), Bytes::from_static(b"v"));
-        for ask in [Ask::KeyAndItem, Ask::KeyAndState, Ask::KeyAndTtl] {
+        for ask in [Ask::KeyAndItem, Ask::KeyAndState] {
             assert_eq!(written(|out| mg(out, key, ask)).0, format!("mg eA0KeQ== b{}\r\n", ask.flags().escape_ascii()));
         }
         assert_eq!(written(|out| md(out, key, None)).0, "md eA0KeQ== b\r\n");

@@ -361,6 +361,8 @@ pub enum Stage {
     New,
     /// The leader was asked how much time the item has left; unanswered.
     Look(NodeId),
+    /// The look has won the right to recompute a stale item, which goes back; unanswered.
+    GiveBack { node: NodeId, cas: u64 },
     /// Sent to the leader, unanswered.
     Leader(NodeId),
     /// The leader has answered; what it said counts once its marker is read.
@@ -385,7 +387,8 @@ pub enum Stage {
 impl Stage {
     /// Begun and unanswered: its pair's gate waits for it.
     pub fn is_in_flight(self) -> bool {
-        matches!(self, Stage::Look(_) | Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
+        let looks = matches!(self, Stage::Look(_) | Stage::GiveBack { .. });
+        looks || matches!(self, Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
     }
 }
 

@@ -100,6 +100,11 @@ pub(super) enum Stage {
         cas: u64,
         then: Box<Stage>,
     },
+    /// What we won has another cas id by now: a client has stored over it what is stale as well
+    /// (`ms` with `I` and an older `C`), and memcached keeps in mind that somebody recomputes it.
+    LookBack {
+        then: Box<Stage>,
+    },
     Done(End),
 }
 
@@ -143,6 +148,8 @@ pub(super) struct Entry {
     pub(super) undated: bool,
     /// So often the node turned to its next second while the item was read.
     turned: u8,
+    /// So often what was won had changed before it was given back.
+    lost_hold: u8,
 }
 
 impl Entry {
@@ -161,6 +168,7 @@ impl Entry {
             found: None,
             undated: false,
             turned: 0,
+            lost_hold: 0,
         }
     }
 
@@ -190,7 +198,8 @@ impl Entry {
     pub(super) fn side(&self) -> Option<Side> {
         match self.stage {
             Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused(_) => Some(Side::Source),
-            Stage::Exists | Stage::SourceLook(_) | Stage::GiveBack { .. } => Some(Side::Source),
+            Stage::Exists | Stage::SourceLook(_) => Some(Side::Source),
+            Stage::GiveBack { .. } | Stage::LookBack { .. } => Some(Side::Source),
             Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
             Stage::Done(_) => None,
         }
@@ -199,7 +208,7 @@ impl Entry {
     /// The copy on the target that was not verified yet, by the cas id it has there.
     pub(super) fn unverified(&self) -> Option<u64> {
         let mut stage = &self.stage;
-        while let Stage::GiveBack { then, .. } = stage {
+        while let Stage::GiveBack { then, .. } | Stage::LookBack { then } = stage {
             stage = then;
         }
         match *stage {
@@ -256,7 +265,7 @@ impl Entry {
             Stage::Verify { item, .. } | Stage::VerifyRefused(item) if item.cas == 0 => {
                 batch.add(|out| node::mg(out, key, Ask::KeyAndItem));
             }
-            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists => {
+            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists | Stage::LookBack { .. } => {
                 batch.add(|out| node::mg(out, key, Ask::KeyAndState));
             }
             &Stage::Undo { copy: cas } | &Stage::Drop { cas } => batch.add(|out| node::md(out, key, Some(cas))),
@@ -379,7 +388,19 @@ impl Entry {
                     _ => return unexpected(),
                 }
             }
+            // (An end to it, should a client write without a pause.)
+            Stage::GiveBack { then, .. } if answer.code == Code::Exists && self.lost_hold < MAX_TRIES => {
+                self.lost_hold += 1;
+                Stage::LookBack { then }
+            }
             Stage::GiveBack { then, .. } => *then,
+            // It may be another client's right by now, which is given twice then: two recompute
+            // it, where otherwise nobody might.
+            Stage::LookBack { then } if answer.invalid && answer.cas != 0 => {
+                self.won = Some(answer.cas);
+                *then
+            }
+            Stage::LookBack { then } => *then,
             Stage::Done(_) => return unexpected(),
         })
     }
@@ -481,6 +502,28 @@ mod tests {
             ],
         );
         assert_eq!(end.await, End::Skipped);
+    }
+
+    /// A client stores over what we won with an older `C` and `I`: that is stale as well, and
+    /// memcached takes it for being recomputed, by us.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_stores_over_a_won_item_is_given_back() {
+        let begin = [
+            (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4 X W\r\nx\r\n"),
+            (Source, "md k k I C4\r\n", "EX kk\r\n"),
+        ];
+        let end = (Target, "mg k k v f t c\r\n", "EN kk\r\n");
+        let stale = [
+            (Source, "mg k k t c\r\n", "HD kk t-1 c6 Z X\r\n"),
+            (Source, "md k k I C6\r\n", "EX kk\r\n"),
+            (Source, "mg k k t c\r\n", "HD kk t-1 c7 X W\r\n"),
+            (Source, "md k k I C7\r\n", "HD kk\r\n"),
+        ];
+        // Recomputed; deleted; a fresh one, which a client recomputes before its time.
+        let others = ["HD kk t-1 c6\r\n", "EN\r\n", "HD kk t9 c6 Z\r\n"].map(|is| [(Source, "mg k k t c\r\n", is)]);
+        for middle in [stale.as_slice()].into_iter().chain(others.iter().map(|one| one.as_slice())) {
+            assert_eq!(play(b"k", false, &[&begin, middle, &[end]].concat()).await, End::Skipped);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,12 +23,11 @@ use super::job::node_stats;
 use super::spool::Spool;
 use super::{Context, JobError, RateLimiter, Settlement};
 use crate::ambient;
-use crate::backend::{Batch, Pipe};
+use crate::backend::{Batch, NodeError, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::item::{Answer, Asked, Code, Item, are_equal};
 use crate::protocol::key::{Key, wire_form};
 use crate::protocol::node::{self, Ask};
-use crate::protocol::reply::Frame;
 
 /// Keys whose copies differed once and that wait to be looked at again. More, and the reading
 /// pauses.
@@ -41,6 +40,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// An order that failed is given again so often, after this pause.
 const MEND_TRIES: u8 = 3;
 const MEND_PAUSE: Duration = Duration::from_millis(200);
+/// What a look has won is given back so often, where clients store over it meanwhile.
+const GIVE_BACK_TRIES: u8 = 4;
 /// Differences named in the log.
 const MAX_NAMED: u64 = 10;
 
@@ -236,8 +237,8 @@ impl<'a> Scrub<'a> {
         }
         let looks = self.look(&keys).await?;
         for ((key, binary), (leader, follower)) in keys.into_iter().zip(looks) {
-            if !are_equal(&leader, &follower) {
-                self.suspect(key, binary, &leader, 1);
+            if !leader.is_matched_by(&follower) {
+                self.suspect(key, binary, &leader.item, 1);
             }
         }
         Ok(true)
@@ -260,13 +261,13 @@ impl<'a> Scrub<'a> {
             // One by one: few, and of any size.
             let keys = [(suspect.key.clone(), suspect.binary)];
             let Some((leader, follower)) = self.look(&keys).await?.pop() else { continue };
-            if are_equal(&leader, &follower) {
+            if leader.is_matched_by(&follower) {
                 continue;
             }
-            if leader.as_ref().map(|item| item.cas) == suspect.cas {
+            if leader.item.as_ref().map(|item| item.cas) == suspect.cas {
                 self.mend(suspect.key).await?;
             } else if suspect.looks < MAX_LOOKS {
-                self.suspect(suspect.key, suspect.binary, &leader, suspect.looks + 1);
+                self.suspect(suspect.key, suspect.binary, &leader.item, suspect.looks + 1);
             } else {
                 self.whole = false;
             }
@@ -302,35 +303,106 @@ impl<'a> Scrub<'a> {
     }
 
     async fn on_leader(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<bool>, JobError> {
-        let mut there = Vec::with_capacity(keys.len());
-        let asked = self.leader.transfer(ask_for(keys, Ask::KeyAndTtl), self.ctx.tuning.source_timeout, |i, frame| {
-            let (key, _) = keys.get(i).ok_or("an answer too many")?;
-            there.push(Answer::to(key, &frame)?.code != Code::Missing);
-            Ok(())
-        });
-        asked.await.map_err(|e| JobError::Source(self.pair.leader, e))?;
-        Ok(there)
+        let patience = self.ctx.tuning.source_timeout;
+        let there = find(&mut self.leader, keys, patience).await;
+        there.map_err(|e| JobError::Source(self.pair.leader, e))
     }
 
     /// What the two nodes hold under the keys.
-    async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Option<Item>, Option<Item>)>, JobError> {
-        let (mut ours, mut theirs) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
-        let asked = Asked { at: ambient::date(Instant::now()), ..Asked::default() };
+    async fn look(&mut self, keys: &[(Bytes, bool)]) -> Result<Vec<(Held, Held)>, JobError> {
         let patience = self.ctx.tuning.source_timeout;
-        let read = |keys: &[(Bytes, bool)], items: &mut Vec<Option<Item>>, i: usize, frame: Frame<'_>| {
-            let (key, _) = keys.get(i).ok_or("an answer too many")?;
-            let answer = Answer::to(key, &frame)?;
-            items.push((answer.code == Code::Value && answer.ttl != 0).then(|| answer.item(&frame, asked)));
-            Ok(())
-        };
-        let leader = self.leader.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, f| read(keys, &mut ours, i, f));
-        let follower =
-            self.follower.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, f| read(keys, &mut theirs, i, f));
-        let (leader, follower) = tokio::join!(leader, follower);
-        leader.map_err(|e| JobError::Source(self.pair.leader, e))?;
-        follower.map_err(JobError::Target)?;
-        Ok(ours.into_iter().zip(theirs).collect())
+        let (ours, theirs) =
+            tokio::join!(read(&mut self.leader, keys, patience), read(&mut self.follower, keys, patience));
+        let ours = ours.map_err(|e| JobError::Source(self.pair.leader, e))?;
+        Ok(ours.into_iter().zip(theirs.map_err(JobError::Target)?).collect())
     }
+}
+
+/// What a node holds under a key.
+#[derive(Debug)]
+struct Held {
+    /// Not what is stale, or is being recomputed.
+    item: Option<Item>,
+    stale: bool,
+}
+
+impl Held {
+    /// Whether a follower that holds `other` is equal to a leader that holds this: what is stale
+    /// stands on the leader alone.
+    fn is_matched_by(&self, other: &Held) -> bool {
+        !other.stale && are_equal(&self.item, &other.item)
+    }
+}
+
+async fn read(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Result<Vec<Held>, NodeError> {
+    let (mut held, mut won) = (Vec::with_capacity(keys.len()), Vec::new());
+    let asked = Asked { at: ambient::date(Instant::now()), ..Asked::default() };
+    let answers = pipe.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, frame| {
+        let (key, _) = keys.get(i).ok_or("an answer too many")?;
+        let answer = Answer::to(key, &frame)?;
+        let counts = answer.code == Code::Value && answer.ttl != 0 && !answer.stale;
+        held.push(Held { item: counts.then(|| answer.item(&frame, asked)), stale: answer.stale });
+        won.extend(answer.won.then_some((i, answer.cas)));
+        Ok(())
+    });
+    answers.await?;
+    give_back(pipe, keys, won, patience).await?;
+    Ok(held)
+}
+
+/// Under which keys it holds anything.
+async fn find(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Result<Vec<bool>, NodeError> {
+    let (mut there, mut won) = (Vec::with_capacity(keys.len()), Vec::new());
+    let answers = pipe.transfer(ask_for(keys, Ask::KeyAndState), patience, |i, frame| {
+        let (key, _) = keys.get(i).ok_or("an answer too many")?;
+        let answer = Answer::to(key, &frame)?;
+        there.push(answer.code != Code::Missing);
+        won.extend(answer.won.then_some((i, answer.cas)));
+        Ok(())
+    });
+    answers.await?;
+    give_back(pipe, keys, won, patience).await?;
+    Ok(there)
+}
+
+/// To look at a stale item wins the right to recompute it, which a client must get. (Where items
+/// have no cas ids, giving it back could hit the fresh one that a client has just stored.)
+async fn give_back(
+    pipe: &mut Pipe,
+    keys: &[(Bytes, bool)],
+    mut won: Vec<(usize, u64)>,
+    patience: Duration,
+) -> Result<(), NodeError> {
+    for _ in 0..GIVE_BACK_TRIES {
+        won.retain(|&(_, cas)| cas != 0);
+        if won.is_empty() {
+            break;
+        }
+        let mut batch = Batch::new();
+        for &(i, cas) in &won {
+            let (key, binary) = &keys[i];
+            batch.add(|out| node::md_stale(out, Key::new(key, *binary), cas));
+        }
+        let mut changed = Vec::new();
+        let answers = pipe.transfer(batch, patience, |at, frame| {
+            let &(i, _) = won.get(at).ok_or("an answer too many")?;
+            changed.extend((Answer::to(&keys[i].0, &frame)?.code == Code::Exists).then_some(i));
+            Ok(())
+        });
+        answers.await?;
+        // A client may have stored there what is stale as well, and memcached keeps in mind that
+        // somebody recomputes it.
+        let looked: Vec<_> = changed.iter().map(|&i| keys[i].clone()).collect();
+        won.clear();
+        let answers = pipe.transfer(ask_for(&looked, Ask::KeyAndState), patience, |at, frame| {
+            let (&i, (key, _)) = changed.get(at).zip(looked.get(at)).ok_or("an answer too many")?;
+            let answer = Answer::to(key, &frame)?;
+            won.extend(answer.invalid.then_some((i, answer.cas)));
+            Ok(())
+        });
+        answers.await?;
+    }
+    Ok(())
 }
 
 fn ask_for(keys: &[(Bytes, bool)], ask: Ask) -> Batch {
@@ -339,4 +411,45 @@ fn ask_for(keys: &[(Bytes, bool)], ask: Ask) -> Batch {
         batch.add(|out| node::mg(out, Key::new(key, *binary), ask));
     }
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::backend::NodeStream;
+
+    /// Clients store what is stale as well over what was won, twice; another's item was recomputed
+    /// by then, and one has no cas id.
+    #[tokio::test]
+    async fn what_a_look_has_won_is_given_back_until_it_is() {
+        let (near, mut far) = duplex(4096);
+        let mut pipe = Pipe::over(NodeId(0), NodeStream::from(near));
+        let keys = ["a", "b", "c", "d"].map(|key| (Bytes::from_static(key.as_bytes()), false));
+        let dialogue = [
+            (
+                "mg a k v f t c\r\nmg b k v f t c\r\nmg c k v f t c\r\nmg d k v f t c\r\n",
+                "VA 1 ka f0 t-1 c4 X W\r\nx\r\nVA 1 kb f0 t-1 c5 X W\r\nx\r\nVA 1 kc f0 t-1 c6\r\nx\r\n\
+                 VA 1 kd f0 t-1 c0 X W\r\nx\r\n",
+            ),
+            ("md a k I C4\r\nmd b k I C5\r\n", "EX ka\r\nEX kb\r\n"),
+            ("mg a k t c\r\nmg b k t c\r\n", "HD ka t-1 c7 Z X\r\nHD kb t-1 c8\r\n"),
+            ("md a k I C7\r\n", "EX ka\r\n"),
+            ("mg a k t c\r\n", "HD ka t-1 c9 Z X\r\n"),
+            ("md a k I C9\r\n", "HD ka\r\n"),
+        ];
+        let node = tokio::spawn(async move {
+            for (asked, answer) in dialogue {
+                let mut got = vec![0; asked.len()];
+                far.read_exact(&mut got).await.unwrap();
+                assert_eq!(String::from_utf8_lossy(&got), asked);
+                far.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let held = read(&mut pipe, &keys, Duration::from_secs(10)).await.unwrap();
+        node.await.unwrap();
+        let shown: Vec<_> = held.iter().map(|held| (held.item.is_some(), held.stale)).collect();
+        assert_eq!(shown, [(false, true), (false, true), (true, false), (false, true)]);
+    }
 }

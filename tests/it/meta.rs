@@ -343,6 +343,39 @@ fn stale_and_won_items_are_misses_after_a_fail_over() {
     assert_eq!(say(&mut client, "mg YSBj b v"), "VA 2\r\nxy\r\n");
 }
 
+/// Whoever looks first at a stale item is to recompute it. A comparing of the copies looks too, and
+/// so does a refill: the right is a client's again afterwards. And what the leader alone may hold is
+/// no difference.
+#[test]
+fn to_recompute_an_item_is_told_to_a_client_whoever_else_has_looked() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut client = cluster.client();
+    for key in ["stale", "won", "plain"] {
+        assert_eq!(say(&mut client, &format!("ms {key} 1 T100\r\n7")), "HD\r\n");
+    }
+    assert_eq!(say(&mut client, "md stale I"), "HD\r\n");
+    assert_eq!(say(&mut client, "mg won v R1000"), "VA 1 W\r\n7\r\n");
+    // What stands on the follower under such a key goes.
+    let mut direct = cluster.backups[0].client();
+    for (differences, key) in [("0", ""), ("1", "stale"), ("1", "won")] {
+        if !key.is_empty() {
+            direct.set(key, b"7").unwrap();
+        }
+        cluster.proxy.operator("resync verify");
+        let ended = |s: &crate::support::Status| s.verify("state") == "done";
+        let status = cluster.proxy.wait_status("the comparing to end", crate::support::DEADLINE, ended);
+        assert_eq!([status.verify("different"), status.verify("failed")], [differences, "0"], "{status}");
+    }
+    assert_eq!(say(&mut client, "mg won v"), "VA 1 Z\r\n7\r\n");
+    assert_eq!(say(&mut client, "mg stale v"), "VA 1 X W\r\n7\r\n");
+    assert_eq!(say(&mut client, "mg stale v"), "VA 1 Z X\r\n7\r\n");
+    assert_eq!(say(&mut client, "md stale I"), "HD\r\n");
+    cluster.backups[0].restart();
+    cluster.mirrored();
+    assert_eq!(say(&mut client, "mg stale v"), "VA 1 X W\r\n7\r\n");
+    assert_eq!(say(&mut cluster.backups[0].client(), "mg plain v"), "VA 1\r\n7\r\n");
+}
+
 /// memcached 1.6.18 forgets of an item that it made itself that its key came in base64, and names
 /// it as it is: an answer would end in the middle of its line. Whoever makes one neither takes
 /// servers out of use nor keeps them from being filled.

@@ -15,9 +15,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::ids::{KeyId, NodeId};
-use crate::protocol::number::parse_i64;
+use crate::protocol::item::{Answer, Code};
 use crate::protocol::outcome::Outcome;
-use crate::protocol::reply::{Reply, ReplyKind, meta_flag};
+use crate::protocol::reply::{Frame, Reply};
 use crate::proxy::gone;
 use crate::proxy::handles::OpId;
 use crate::proxy::op::{Kind, Op, Origin, Stage, Wire};
@@ -119,22 +119,29 @@ impl Core {
     }
 
     /// `false`: that is no answer.
-    pub(super) fn look_answered(&mut self, id: OpId, node: NodeId, reply: &Reply, unit: &[u8]) -> bool {
+    pub(super) fn look_answered(&mut self, id: OpId, node: NodeId, reply: &Reply, unit: &Bytes) -> bool {
         let Origin::Look(key) = self.ops[id].origin else { return true };
-        let ttl = match &reply.kind {
-            ReplyKind::MetaHd => meta_flag(unit.trim_ascii_end(), b't').and_then(parse_i64),
-            ReplyKind::MetaEn | ReplyKind::ServerError => None,
-            _ => {
-                self.strand(id, node);
-                return false;
-            }
-        };
         let now = self.date();
-        let overdue = |ttl| self.looks.get(&key).is_some_and(|look| gone::may_outlast(ttl, look.asked, now));
-        if ttl.is_some_and(overdue) {
+        let answer = Answer::to_unechoed(&Frame::first(unit, reply, now)).ok();
+        let looks = matches!(self.ops[id].stage, Stage::Look(_));
+        let Some(answer) = answer.filter(|answer| match answer.code {
+            Code::Missing | Code::Refused | Code::Done => true,
+            Code::Exists => !looks,
+            _ => false,
+        }) else {
+            self.strand(id, node);
+            return false;
+        };
+        if !looks || answer.code != Code::Done {
+            self.finish(id, Outcome::Done);
+        } else if self.looks.get(&key).is_some_and(|look| gone::may_outlast(answer.ttl, look.asked, now)) {
             self.leave_flight(id);
             self.ops[id].stage = Stage::New;
             self.begin(id);
+        } else if answer.won && answer.cas != 0 {
+            // (Nobody changes the item meanwhile: all that is asked of the key waits here.)
+            self.ops[id].stage = Stage::GiveBack { node, cas: answer.cas };
+            self.send_op(id, node);
         } else {
             self.finish(id, Outcome::Done);
         }

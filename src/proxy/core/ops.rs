@@ -162,7 +162,10 @@ impl Core {
                 conn.marker_due |= (op.kind.only_adds() || op.initial.is_some()) && marked;
             }
             Stage::Look(_) => {
-                node::mg(conn.out(self.now.us), Key::known(op.key()), Ask::Ttl);
+                node::mg(conn.out(self.now.us), Key::known(op.key()), Ask::State);
+            }
+            Stage::GiveBack { cas, .. } => {
+                node::md_stale(conn.out(self.now.us), Key::known(op.key()), cas);
             }
             _ => {
                 op.encode_follower(conn.out(self.now.us), op.sent, exptime);
@@ -219,7 +222,7 @@ impl Core {
                 self.park(id, stage);
             }
             Stage::Repair => self.repair_broken(id, Some(node)),
-            Stage::Look(n) if n == node => {
+            Stage::Look(n) | Stage::GiveBack { node: n, .. } if n == node => {
                 self.leave_flight(id);
                 self.park(id, Stage::Parked);
             }

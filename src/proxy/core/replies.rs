@@ -270,7 +270,7 @@ impl Core {
             Stage::Leader(_) if self.ops[id].wire != Wire::Classic => self.leader_told(id, at, reply, &unit),
             Stage::Leader(_) => self.leader_answered(id, at, reply, unit),
             Stage::Follower(_) => self.follower_answered(id, reply, &unit),
-            Stage::Look(_) => self.look_answered(id, at.node, reply, &unit),
+            Stage::Look(_) | Stage::GiveBack { .. } => self.look_answered(id, at.node, reply, &unit),
             _ => true,
         }
     }

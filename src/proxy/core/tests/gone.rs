@@ -206,6 +206,16 @@ fn what_lasts_longer_is_not_hidden() {
     }
 }
 
+/// To look at a stale item wins the right to recompute it, which is a client's.
+#[test]
+fn a_look_recomputes_nothing() {
+    let mut story = story("100");
+    story.world.nodes[1].execute(b"md k I\r\n");
+    lose_the_leader(&mut story);
+    story.say("mg k v\r\nmg k v\r\n");
+    assert_eq!(story.hear(), "VA 1 X W\r\n5\r\nVA 1 Z X\r\n5\r\n");
+}
+
 /// A lock of two seconds, taken just after it was seen to be free, and just before: it is there,
 /// whatever the leader does.
 #[test]
@@ -272,7 +282,7 @@ fn a_key_is_looked_at_once() {
     let mut story = story("1");
     lose_the_leader(&mut story);
     story.say("get k other\r\n");
-    assert_eq!(story.on_the_way(1), ["mg k t\r\n", "get other\r\n"]);
+    assert_eq!(story.on_the_way(1), ["mg k t c\r\n", "get other\r\n"]);
     assert_eq!(story.hear(), "END\r\n");
     story.say("get k\r\n");
     assert_eq!(story.on_the_way(1)[0], "get k\r\n");
