@@ -59,6 +59,8 @@ enum Held {
         flags: u32,
         ttl: Option<i64>,
         cas: u64,
+        /// A client has said that it is out of date, or recomputes it.
+        stale: bool,
     },
     /// It could not be asked.
     Unknown(String),
@@ -78,8 +80,24 @@ impl Held {
         let flags = flag('f').and_then(|flags| flags.parse().ok());
         let cas = flag('c').and_then(|cas| cas.parse().ok());
         match (flags, ttl, cas) {
-            (Some(flags), Some(ttl), Some(cas)) => Held::Item { value: value.to_vec(), flags, ttl, cas },
+            (Some(flags), Some(ttl), Some(cas)) => {
+                let stale = line.split(' ').skip(2).any(|flag| matches!(flag, "X" | "Z" | "W"));
+                Held::Item { value: value.to_vec(), flags, ttl, cas, stale }
+            }
             _ => strange(),
+        }
+    }
+
+    fn is_stale(&self) -> bool {
+        matches!(self, Held::Item { stale: true, .. })
+    }
+
+    /// `None`: nobody knows. (What is stale the leader keeps alone.)
+    fn is_matched_by(&self, follower: &Held) -> Option<bool> {
+        match (self, follower) {
+            (_, Held::Item { stale: true, .. }) => Some(false),
+            (Held::Item { stale: true, .. }, other) => Held::Nothing.is_the_same_as(other),
+            (one, other) => one.is_the_same_as(other),
         }
     }
 
@@ -106,8 +124,8 @@ impl Held {
         match self {
             Held::Nothing => ["nothing".to_owned(), dash(), dash(), dash(), dash()],
             Held::Unknown(_) => ["unknown".to_owned(), dash(), dash(), dash(), dash()],
-            Held::Item { value, flags, ttl, cas } => [
-                "an item".to_owned(),
+            Held::Item { value, flags, ttl, cas, stale } => [
+                if *stale { "a stale item" } else { "an item" }.to_owned(),
                 value.len().to_string(),
                 ttl.map_or("never ends".to_owned(), |ttl| time(ttl.max(0) as u64)),
                 flags.to_string(),
@@ -188,6 +206,8 @@ fn look(args: &KeyArgs) -> Result<Found, String> {
 impl Found {
     fn same(&self) -> Option<bool> {
         match self.held.as_slice() {
+            [(name, one), (_, other)] if *name == self.pair.text("leader") => one.is_matched_by(other),
+            [(_, one), (name, other)] if *name == self.pair.text("leader") => other.is_matched_by(one),
             [(_, one), (_, other)] => one.is_the_same_as(other),
             [(_, Held::Unknown(_))] => None,
             _ => Some(true),
@@ -224,6 +244,9 @@ impl Found {
             (_, Some(true)) if self.held.iter().all(|(_, held)| *held == Held::Nothing) => {
                 ("neither server holds it", Tone::Plain)
             }
+            (_, Some(true)) if self.held.iter().any(|(_, held)| held.is_stale()) => {
+                ("stale, or being recomputed: the leader alone keeps it, as it should", Tone::Good)
+            }
             (_, Some(true)) => {
                 ("the same on both: value, flags and time (each server has cas ids of its own)", Tone::Good)
             }
@@ -244,21 +267,32 @@ mod tests {
     use super::*;
 
     fn item(value: &str, ttl: Option<i64>) -> Held {
-        Held::Item { value: value.into(), flags: 5, ttl, cas: 7 }
+        Held::Item { value: value.into(), flags: 5, ttl, cas: 7, stale: false }
     }
 
     #[test]
     fn copies_are_the_same_by_value_flags_and_time() {
         let one = item("v", Some(60));
         assert_eq!(one.is_the_same_as(&item("v", Some(59))), Some(true), "a second has passed");
-        let other_flags = Held::Item { value: b"v".into(), flags: 6, ttl: Some(60), cas: 7 };
-        let other_cas = Held::Item { value: b"v".into(), flags: 5, ttl: Some(60), cas: 8 };
+        let other_flags = Held::Item { value: b"v".into(), flags: 6, ttl: Some(60), cas: 7, stale: false };
+        let other_cas = Held::Item { value: b"v".into(), flags: 5, ttl: Some(60), cas: 8, stale: false };
         for other in [item("w", Some(60)), item("v", None), item("v", Some(50)), other_flags, Held::Nothing] {
             assert_eq!(one.is_the_same_as(&other), Some(false), "{other:?}");
         }
         assert_eq!(one.is_the_same_as(&other_cas), Some(true));
         assert_eq!(one.is_the_same_as(&Held::Unknown("late".to_owned())), None);
         assert_eq!(Held::Nothing.is_the_same_as(&Held::Nothing), Some(true));
+    }
+
+    #[test]
+    fn what_is_stale_is_the_leaders_alone() {
+        let stale = Held::Item { value: b"v".into(), flags: 5, ttl: None, cas: 7, stale: true };
+        assert_eq!(stale.is_matched_by(&Held::Nothing), Some(true));
+        assert_eq!(stale.is_matched_by(&item("v", None)), Some(false));
+        assert_eq!(stale.is_matched_by(&Held::Unknown("late".to_owned())), None);
+        for leader in [stale.clone(), item("v", None), Held::Nothing] {
+            assert_eq!(leader.is_matched_by(&stale), Some(false), "{leader:?}");
+        }
     }
 
     #[test]

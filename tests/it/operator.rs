@@ -189,6 +189,17 @@ fn a_key_is_found_on_both_servers() {
     );
     assert_eq!(key("a b").0, Some(2));
 
+    // What is stale stands on the leader alone, and whoever looks first is to recompute it: a
+    // client, not the operator.
+    client.send(b"ms user:18 3\r\nabc\r\nmd user:18 I\r\nmn\r\n").expect("sent");
+    client.raw_until(b"MN\r\n").expect("answers");
+    let (code, text, _) = key("user:18");
+    assert!(text.contains(" a stale item ") && text.contains(" nothing "), "{text}");
+    assert!(text.ends_with("\nstale, or being recomputed: the leader alone keeps it, as it should\n"), "{text}");
+    assert_eq!(code, Some(0));
+    client.send(b"mg user:18 v\r\nmn\r\n").expect("sent");
+    assert_eq!(client.raw_until(b"MN\r\n").expect("answers").0, b"VA 3 X W\r\nabc\r\nMN\r\n");
+
     // Somebody has written past the proxy.
     cluster.backups[0].client().send(b"set user:17 5 100 3\r\nxyz\r\n").expect("sent");
     wait_until("it to differ", DEADLINE, || key("user:17").0 == Some(1));
