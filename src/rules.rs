@@ -78,6 +78,8 @@ pub(crate) enum Rule {
     UnknownIsNotMade,
     /// A heartbeat is seen unchanged for longer than a lease before its record is claimed.
     ClaimWaits,
+    /// Of two leases, the holder's and the candidate's, the longer one is waited for.
+    LongerLeaseWaits,
     /// A swap compares what stands there with what was seen.
     #[cfg(test)]
     SwapCompares,

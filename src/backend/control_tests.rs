@@ -119,6 +119,7 @@ async fn a_mark_of_a_later_generation_or_of_another_fleet_is_not_written_over() 
         name: name.to_owned(),
         generation: Generation(generation),
         address: address.to_owned(),
+        lease: Duration::ZERO,
     };
     let own = mark(7, "a", "here:1");
     for (there, allowed) in [

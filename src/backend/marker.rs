@@ -29,6 +29,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term};
 
@@ -301,13 +302,19 @@ pub struct FleetMark {
     pub generation: Generation,
     /// Where other proxies reach the active one.
     pub address: String,
+    /// Its lease; nothing where it has not told that.
+    pub lease: Duration,
 }
 
 impl fmt::Display for FleetMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.generation, self.name, self.address)
+        write!(f, "{} {} {}", self.generation, self.name, self.address)?;
+        if self.lease.is_zero() { Ok(()) } else { write!(f, " {}", self.lease.as_micros()) }
     }
 }
+
+/// No longer one is believed: `--lease` is a minute at most.
+const LEASE_US_MAX: u64 = 3_600_000_000;
 
 impl FleetMark {
     /// Reads a fleet marker.
@@ -315,7 +322,9 @@ impl FleetMark {
         let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
         let generation = Generation::believed(number(words.next()?)?)?;
         let (name, address) = (words.next()?.to_owned(), words.next()?.to_owned());
-        Some(FleetMark { name, generation, address })
+        let lease =
+            Duration::from_micros(words.next().and_then(number).filter(|&us| us <= LEASE_US_MAX).unwrap_or_default());
+        Some(FleetMark { name, generation, address, lease })
     }
 }
 
@@ -422,8 +431,15 @@ mod tests {
         assert_eq!(Session::parse(session.to_string().as_bytes()), Some(session));
         assert_eq!(Session::parse(b"7 ajar"), None);
         let (name, address) = ("prod".to_owned(), "10.0.0.5:12000".to_owned());
-        let mark = FleetMark { name, generation: Generation(17), address };
-        assert_eq!(FleetMark::parse(mark.to_string().as_bytes()), Some(mark));
+        for lease in [Duration::ZERO, Duration::from_millis(300)] {
+            let (name, address) = (name.clone(), address.clone());
+            let mark = FleetMark { name, generation: Generation(17), address, lease };
+            assert_eq!(FleetMark::parse(mark.to_string().as_bytes()), Some(mark));
+        }
+        for bad in ["long", "3600000001"] {
+            let mark = FleetMark::parse(format!("17 prod 10.0.0.5:12000 {bad}").as_bytes());
+            assert_eq!(mark.map(|mark| mark.lease), Some(Duration::ZERO), "{bad}");
+        }
         for bad in ["", "x prod a", "17", "17 prod", "99999999999 prod a"] {
             assert_eq!(FleetMark::parse(bad.as_bytes()), None, "{bad}");
         }

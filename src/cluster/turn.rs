@@ -251,7 +251,8 @@ mod tests {
     const ONE: NodeId = NodeId(0);
 
     fn mark(name: &str, generation: u64, address: &str) -> FleetMark {
-        FleetMark { name: name.to_owned(), generation: Generation(generation), address: address.to_owned() }
+        let (name, address) = (name.to_owned(), address.to_owned());
+        FleetMark { name, generation: Generation(generation), address, lease: Duration::ZERO }
     }
 
     /// Another mark than this proxy's own, and whether its proxy is told of it.

@@ -149,7 +149,8 @@ pub(super) struct Args {
     pub(super) advertise: Vec<String>,
 
     /// How long the active proxy may act after it last renewed its claim in the store. If it stops
-    /// renewing, another proxy takes its place within 1.3 leases. The same for all
+    /// renewing, another proxy takes its place within 1.3 leases, of its own or this one, whichever
+    /// is longer
     #[arg(long, value_name = "TIME", default_value = "3s", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) lease: Vec<String>,
 

@@ -24,6 +24,8 @@
 //! - A read extends no lease: it leaves no trace for the candidates. Nor does a swap of unknown
 //!   outcome, until a read shows exactly its heartbeat; so each attempt has its own number, or an
 //!   old one would be taken for a recent one.
+//! - The holder's lease may differ from the candidate's: the candidate waits by the longer one. The
+//!   record says which it is, and so do the servers' marks, if the record is lost or an old one.
 //! - Time counts only between polls that were answered. While the service is away no proxy is
 //!   replaced: the holder could not raise its heartbeat either.
 //! - *Free* is the word of a holder that has stopped. The record may be an old one that was
@@ -50,8 +52,8 @@ pub use words::{Action, Answered, Event, Survey, Why};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Times {
     pub lease: u64,
-    /// How long a candidate sees one heartbeat before it claims the record.
-    claim: u64,
+    /// Of a lease, one part in so many is waited for beside it, for clocks of different speed.
+    spare: u64,
     /// Polls further apart than this prove nothing of the time between them.
     gap: u64,
     /// How often the heartbeat is raised, and candidates poll.
@@ -62,8 +64,13 @@ pub struct Times {
 
 impl Times {
     pub fn of(lease: u64) -> Times {
-        let claim = if holds(Rule::ClaimWaits) { lease + lease / 8 } else { lease };
-        Times { lease, claim, gap: lease / 3, heartbeat: lease / 6, turned: lease / 2 }
+        Times { lease, spare: 8, gap: lease / 3, heartbeat: lease / 6, turned: lease / 2 }
+    }
+
+    /// How long a candidate sees one heartbeat before it claims a record of that lease.
+    fn claim(&self, theirs: u64) -> u64 {
+        let longer = if holds(Rule::LongerLeaseWaits) { self.lease.max(theirs) } else { self.lease };
+        longer + if holds(Rule::ClaimWaits) { longer.div_ceil(self.spare) } else { 0 }
     }
 }
 
@@ -261,7 +268,7 @@ impl Authority {
         let due = match &sight.seen.value {
             Value::Unreadable => false,
             Value::Record(record) if record.tenure == Tenure::Serving => {
-                record.fingerprint == me.fingerprint && now.since(sight.since) >= times.claim
+                record.fingerprint == me.fingerprint && now.since(sight.since) >= times.claim(record.lease)
             }
             Value::Record(_) | Value::Absent => true,
         };
@@ -289,7 +296,8 @@ impl Authority {
     fn surveyed(&mut self, now: Boot, survey: Survey) -> Vec<Action> {
         self.request = None;
         let Role::Standby { sight: Some(sight), .. } = &self.role else { return vec![] };
-        let waited = sight.dead || now.since(sight.since) >= self.times.claim;
+        let theirs = sight.seen.value.record().map_or(0, |record| record.lease).max(survey.lease);
+        let waited = sight.dead || now.since(sight.since) >= self.times.claim(theirs);
         let interrupted = !sight.dead && now.since(sight.answered) > self.times.gap && holds(Rule::AnsweredPollsCount);
         let closed = |rule: Rule, enough: bool| !survey.open && enough || !holds(rule);
         let at_once = match &sight.seen.value {
@@ -318,6 +326,7 @@ impl Authority {
             lost: before.map_or_else(Lost::default, |record| record.lost.clone()),
             term: before.map_or_else(Term::default, |record| record.term),
             awaits,
+            lease: self.times.lease,
         };
         let seen = sight.seen.clone();
         self.ask_to_swap(now, seen, claim)

@@ -44,7 +44,10 @@ pub enum Unfit {
     #[error("{} is on a network file system ({kind}): locks there outlive the processes that hold them, or do not hold; \
              give a path on a file system of this host, for example below /run", .path.display())]
     Network { path: PathBuf, kind: &'static str },
-    #[error("cannot use {}: {cause}; its directory must exist, and files be made there by this user", .path.display())]
+    #[error("cannot use {}: the directory {} is not there; make it, on this host and for this user (under systemd: \
+             RuntimeDirectory=), or give another path", .path.display(), .directory.display())]
+    NoDirectory { path: PathBuf, directory: PathBuf },
+    #[error("cannot use {}: {cause}; this user must be able to make files in its directory", .path.display())]
     System { path: PathBuf, cause: io::Error },
 }
 
@@ -52,7 +55,13 @@ impl FileRegister {
     /// Makes the lock of this process.
     pub fn open(path: &Path, me: Holder) -> Result<FileRegister, Unfit> {
         let life_path = beside(path, &me.to_string());
-        let unfit = |cause| Unfit::System { path: path.to_owned(), cause };
+        let unfit = |cause: io::Error| match path.parent() {
+            // (It is not made: with a path that is misspelt a proxy would begin another fleet.)
+            Some(directory) if cause.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
+                Unfit::NoDirectory { path: path.to_owned(), directory: directory.to_owned() }
+            }
+            _ => Unfit::System { path: path.to_owned(), cause },
+        };
         let mut life = made(&life_path).map_err(unfit)?;
         let kind = fstatfs(&life).map_err(|error| unfit(error.into()))?.f_type as u64;
         if let Some(kind) = network(kind & 0xffff_ffff) {
@@ -352,6 +361,6 @@ mod tests {
             assert_eq!(network(local), None);
         }
         let missing = FileRegister::open(Path::new("/nowhere/at/all"), Holder(1)).unwrap_err().to_string();
-        assert!(missing.contains("/nowhere/at/all") && missing.contains("directory"), "{missing}");
+        assert!(missing.contains("the directory /nowhere/at is not there; make it"), "{missing}");
     }
 }

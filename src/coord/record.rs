@@ -7,8 +7,9 @@
 //! 17         9f31c0de77aa0b52 10.0.0.5:12000 88213     serving 0123456789abcdef p0-2,b5 40012
 //! ```
 //!
-//! Behind these stands `awaits` where the holder does not know that who was active before it is
-//! gone. What a later release adds stands behind that; this one reads over it.
+//! Behind these stands the holder's lease in microseconds, as `lease_us=3000000`, and `awaits` if
+//! the holder does not know that who was active before it is gone. Whatever else stands there, of a
+//! later release, this one reads over.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -131,16 +132,25 @@ pub struct Record {
     /// Who was active before the holder is not known to be gone. It stays so for whoever comes
     /// next: that the holder has stopped, or is dead, says nothing of the one before it.
     pub awaits: bool,
+    /// The holder's lease, in microseconds; 0: it has not told that.
+    pub lease: u64,
 }
 
 /// How that is written.
 const AWAITS: &str = "awaits";
+const LEASE: &str = "lease_us=";
+
+/// No longer one is believed: `--lease` is a minute at most.
+const LEASE_MAX: u64 = 3_600_000_000;
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term, awaits } = self;
+        let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term, awaits, lease } = self;
         let state = if *tenure == Tenure::Serving { "serving" } else { "free" };
         write!(f, "{} {holder} {address} {heartbeat} {state} {fingerprint:016x} {lost} {}", generation.0, term.0)?;
+        if *lease > 0 {
+            write!(f, " {LEASE}{lease}")?;
+        }
         if *awaits { write!(f, " {AWAITS}") } else { Ok(()) }
     }
 }
@@ -150,7 +160,7 @@ impl Record {
     pub fn parse(text: &str) -> Option<Record> {
         let mut words = text.split(' ');
         let mut next = || words.next().filter(|word| !word.is_empty());
-        Some(Record {
+        let mut record = Record {
             generation: Generation::believed(number(next()?)?)?,
             holder: Holder(u64::from_str_radix(next()?, 16).ok()?),
             address: next()?.to_owned(),
@@ -163,8 +173,16 @@ impl Record {
             fingerprint: u64::from_str_radix(next()?, 16).ok()?,
             lost: Lost::parse(next()?)?,
             term: Term(number(next()?)?),
-            awaits: next() == Some(AWAITS),
-        })
+            awaits: false,
+            lease: 0,
+        };
+        for word in words {
+            record.awaits |= word == AWAITS;
+            if let Some(lease) = word.strip_prefix(LEASE) {
+                record.lease = number(lease).filter(|&us| us <= LEASE_MAX)?;
+            }
+        }
+        Some(record)
     }
 }
 
@@ -189,6 +207,7 @@ impl Record {
             lost: Lost::default(),
             term: Term(1),
             awaits: false,
+            lease: 0,
         }
     }
 }
@@ -208,6 +227,7 @@ mod tests {
             lost,
             term: Term(40_012),
             awaits: false,
+            lease: 0,
         }
     }
 
@@ -224,8 +244,10 @@ mod tests {
             (lost(&[(Backup, 1), (Backup, 3), (Backup, 4)]), "b1,b3-4"),
         ];
         for (set, shown) in sets {
-            for (tenure, awaits) in [(Tenure::Serving, false), (Tenure::Free, true)] {
-                let record = Record { tenure, awaits, ..record(set.clone()) };
+            for (tenure, awaits, lease) in
+                [(Tenure::Serving, false, 0), (Tenure::Free, true, 0), (Tenure::Serving, true, 300_000)]
+            {
+                let record = Record { tenure, awaits, lease, ..record(set.clone()) };
                 let text = record.to_string();
                 assert!(text.contains(&format!(" {shown} ")), "{text}");
                 assert_eq!(Record::parse(&text), Some(record.clone()));
@@ -257,6 +279,9 @@ mod tests {
             assert_eq!(Record::parse(&words.join(" ")), None, "word {at}: {bad:?}");
         }
         assert_eq!(Record::parse(&words[..7].join(" ")), None);
+        for bad in ["long", "-1", "3600000001"] {
+            assert_eq!(Record::parse(&format!("{text} lease_us={bad}")), None, "{bad}");
+        }
         assert_eq!(Record::parse(""), None);
     }
 

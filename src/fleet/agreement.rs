@@ -208,7 +208,8 @@ mod tests {
     /// An agreement, what its keeper is told, and how it hears of what is known.
     fn agreement(predecessor: Burden) -> (Agreement, mpsc::Receiver<Told>, impl Fn(&Burden)) {
         let (keeper, told) = Keeper::for_tests(Role::Active);
-        let mark = FleetMark { name: "a".to_owned(), generation: Generation(3), address: "b:1".to_owned() };
+        let (name, address, lease) = ("a".to_owned(), "b:1".to_owned(), Duration::ZERO);
+        let mark = FleetMark { name, generation: Generation(3), address, lease };
         let turn = Turn { mark, term: Term(0), former: None, grace: Duration::ZERO };
         let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new), peers: Arc::default() };
         let agreement = Agreement::new(keeper, turn, predecessor, (shown, CancellationToken::new()));

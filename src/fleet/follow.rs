@@ -131,7 +131,7 @@ impl Follower {
                 let behind = trouble.as_ref().map_or(String::new(), |trouble| format!(" ({trouble})"));
                 format!("this one is suspended, for its lease is over{behind}")
             }
-            _ if known.other_list => "the active one has another list of servers, or another --lease".to_owned(),
+            _ if known.other_list => "the active one has another list of servers".to_owned(),
             (Some(why), _) | (None, Some(why)) => why.clone(),
             (None, None) => String::new(),
         };

@@ -177,16 +177,29 @@ struct Sight {
     /// what was between two of them.
     steady: Instant,
     polled: Instant,
+    /// The longer one of its holder's and this proxy's.
+    lease: Duration,
 }
 
 impl Sight {
     /// Now, after what was seen before.
-    fn of(record: &Record, before: Option<Sight>, gap: Duration) -> Sight {
+    fn of(record: &Record, before: Option<Sight>, own: Duration) -> Sight {
         let (now, holder, heartbeat) = (Instant::now(), record.holder, record.heartbeat);
         let before = before.filter(|sight| (sight.holder, sight.heartbeat) == (holder, heartbeat));
         let since = before.as_ref().map_or(now, |sight| sight.since);
-        let closely = before.filter(|sight| now.duration_since(sight.polled) <= gap);
-        Sight { holder, heartbeat, since, steady: closely.map_or(now, |sight| sight.steady), polled: now }
+        let closely = before.filter(|sight| now.duration_since(sight.polled) <= own / 3);
+        let lease = own.max(Duration::from_micros(record.lease));
+        Sight { holder, heartbeat, since, steady: closely.map_or(now, |sight| sight.steady), polled: now, lease }
+    }
+
+    /// Its heartbeat has stood still for longer than a lease: as far as anybody has seen, and by
+    /// polls that followed each other closely.
+    fn is_silent(&self) -> bool {
+        self.since.elapsed() > self.lease
+    }
+
+    fn is_silent_steadily(&self) -> bool {
+        self.steady.elapsed() > self.lease
     }
 }
 
@@ -286,7 +299,8 @@ impl Work {
             Action::Survey => return vec![Event::Surveyed(self.tools.surveyor.survey(self.deadline()))],
             Action::ReadMarks => {
                 let generation = self.shows.borrow().generation;
-                let own = FleetMark { name: self.tools.name.clone(), generation, address: self.me.address.clone() };
+                let (name, address) = (self.tools.name.clone(), self.me.address.clone());
+                let own = FleetMark { name, generation, address, lease: self.tools.lease };
                 return vec![Event::MarksAreOwn(self.tools.surveyor.marks_are_own(&own, self.deadline()))];
             }
             Action::Begin { generation, predecessor } => self.begin(generation, predecessor),
@@ -387,9 +401,8 @@ impl Work {
             });
             return None;
         };
-        let lease = self.tools.lease;
-        let sight = Sight::of(record, self.sight.take(), lease / 3);
-        let (silent, steadily) = (sight.since.elapsed() > lease, sight.steady.elapsed() > lease);
+        let sight = Sight::of(record, self.sight.take(), self.tools.lease);
+        let (silent, steadily) = (sight.is_silent(), sight.is_silent_steadily());
         self.sight = Some(sight);
         if self.shows.borrow().role != Role::Standby {
             return None;
@@ -430,7 +443,7 @@ impl Work {
             }
             if next.other_list && !known.other_list {
                 tracing::error!(active = %record.address,
-                    "the active proxy has another list of servers, another way to spread keys, or another --lease: this proxy passes nothing on to it, and never takes its place");
+                    "the active proxy has another list of servers or another way to spread keys: this proxy passes nothing on to it, and never takes its place");
             }
             *known = next;
             changed
@@ -439,7 +452,7 @@ impl Work {
 
     /// The register does not answer: what the active proxy owes may never come either.
     fn note_silence(&mut self) {
-        let silent = self.sight.as_ref().is_some_and(|sight| sight.since.elapsed() > self.tools.lease);
+        let silent = self.sight.as_ref().is_some_and(Sight::is_silent);
         self.shows.send_if_modified(|known| {
             let changed = silent && !known.silent && known.role == Role::Standby;
             known.silent |= changed;
@@ -515,17 +528,18 @@ mod tests {
         Seen { revision: 1, value: Value::Record(record.clone()) }
     }
 
-    /// It may have a longer lease, too.
     #[test]
-    fn a_silent_holder_is_ended_and_none_that_has_another_list() {
-        for (fingerprint, is_ended) in [(1, true), (2, false)] {
-            let (mut work, _known, ends) = standby();
-            let record = Record { fingerprint, ..Record::of(Holder(2)) };
+    fn a_silent_holder_is_ended_after_its_lease_and_none_that_has_another_list() {
+        for (fingerprint, lease, is_ended) in [(1, LEASE, true), (2, LEASE, false), (1, 3 * LEASE, false)] {
+            let (mut work, known, ends) = standby();
+            let record = Record { fingerprint, lease: lease.as_micros() as u64, ..Record::of(Holder(2)) };
             let before = Instant::now().checked_sub(2 * LEASE).expect("the machine has run for longer");
             let (holder, heartbeat) = (record.holder, record.heartbeat);
-            work.sight = Some(Sight { holder, heartbeat, since: before, steady: before, polled: Instant::now() });
+            let polled = Instant::now();
+            work.sight = Some(Sight { holder, heartbeat, since: before, steady: before, polled, lease });
             assert_eq!(work.saw(&seen(&record)), None);
-            assert_eq!(!ends.0.lock().unwrap().is_empty(), is_ended, "list {fingerprint}");
+            assert_eq!(!ends.0.lock().unwrap().is_empty(), is_ended, "list {fingerprint}, lease {lease:?}");
+            assert_eq!(known.borrow().silent, lease == LEASE);
         }
     }
 

@@ -20,8 +20,8 @@ use super::survey::{Said, Surveyor, is_open};
 /// How long a server, or a proxy, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A standby takes the place of an active proxy that has crashed within 1.3 leases; so long with
-/// the default one.
+/// A standby takes the place of an active proxy that has crashed within 1.3 leases: so long with
+/// the default one, and with shorter ones.
 const TAKEOVER: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -51,7 +51,7 @@ fn is_gone(surveyor: &Surveyor) -> Result<(), String> {
     let Some(mark) = latest(&said).filter(|_| is_open(&said)) else { return Ok(()) };
     judge(&mark, ask(&mark))?;
     // It has crashed: a standby may be about to take its place.
-    let until = Instant::now() + TAKEOVER;
+    let until = Instant::now() + takeover(&mark);
     while Instant::now() < until {
         std::thread::sleep(PAUSE);
         said = look()?;
@@ -63,6 +63,11 @@ fn is_gone(surveyor: &Surveyor) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// How long a standby may take, with some time to spare.
+fn takeover(mark: &FleetMark) -> Duration {
+    TAKEOVER.max(mark.lease * 3 / 2)
 }
 
 const STOP: &str = "stop all of its proxies first, the standbys too";
@@ -84,7 +89,7 @@ enum Found {
     Proxy,
 }
 
-fn judge(FleetMark { name, generation, address }: &FleetMark, found: Found) -> Result<(), String> {
+fn judge(FleetMark { name, generation, address, .. }: &FleetMark, found: Found) -> Result<(), String> {
     let why = match found {
         Found::Nothing => return Ok(()),
         Found::Proxy => format!(
@@ -170,7 +175,8 @@ mod tests {
     use crate::ids::Generation;
 
     fn mark(address: &str) -> FleetMark {
-        FleetMark { name: "prod".to_owned(), generation: Generation(7), address: address.to_owned() }
+        let (name, address, lease) = ("prod".to_owned(), address.to_owned(), Duration::ZERO);
+        FleetMark { name, generation: Generation(7), address, lease }
     }
 
     /// The same of a fleet by a file of that host.
@@ -224,6 +230,12 @@ mod tests {
         assert_eq!(judge(&gone, ask(&gone)), Ok(()));
         let why = judge(&mark("no address"), ask(&mark("no address"))).unwrap_err();
         assert!(why.contains("may live") && why.contains(FLEET_KEY), "{why}");
+    }
+
+    #[test]
+    fn a_standby_of_a_fleet_with_a_long_lease_is_looked_for_as_long() {
+        let of = |lease| takeover(&FleetMark { lease, ..mark("a:1") });
+        assert_eq!((of(Duration::ZERO), of(Duration::from_secs(20))), (TAKEOVER, Duration::from_secs(30)));
     }
 
     /// A name may have several.

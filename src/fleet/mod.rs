@@ -218,7 +218,8 @@ impl Fleet {
         let (workers, handed): (Vec<_>, Vec<_>) =
             (0..self.settings.threads.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
         listeners.handed = handed;
-        let mark = FleetMark { name: self.shared.me.name.to_string(), generation, address: self.address.clone() };
+        let (name, address) = (self.shared.me.name.to_string(), self.address.clone());
+        let mark = FleetMark { name, generation, address, lease: self.own.lease };
         let turn = Turn { mark, term: predecessor.term, former, grace: self.own.former_grace };
         let agreement = {
             let shared = self.shared.clone();
@@ -280,7 +281,7 @@ fn keep(
     orders: Sender<Order>,
 ) -> std::io::Result<Keeper> {
     let topology = Topology::new(&settings.primaries, &settings.backups, settings.distribution);
-    let me = Me { holder, address, fingerprint: alike(&topology, own.lease), candidate: own.candidate };
+    let me = Me { holder, address, fingerprint: topology.fingerprint(), candidate: own.candidate };
     let fence = Box::new(move || {
         at_end();
         // (The log has a thread of its own. Nothing is sent or told meanwhile.)
@@ -352,25 +353,10 @@ async fn hand_over(
     stop.cancel();
 }
 
-/// What all proxies must have alike: the ring; and the lease, for a candidate with a shorter one
-/// would act while the active one still may (seen: 1s beside 3s).
-fn alike(topology: &Topology, lease: Duration) -> u64 {
-    topology.fingerprint() ^ (lease.as_millis() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::Distribution;
     use testing::{LONG, shared};
-
-    #[test]
-    fn a_proxy_with_another_lease_takes_nobodys_place() {
-        let server = ["127.0.0.1:1".parse().unwrap()];
-        let topology = Topology::new(&server, &server, Distribution::Modula);
-        let of = |secs| alike(&topology, Duration::from_secs(secs));
-        assert!(of(3) != of(1) && of(3) == of(3));
-    }
 
     fn serving() -> Serving {
         Serving {

@@ -60,13 +60,15 @@ impl Surveyor {
 
     pub(super) fn survey(&self, deadline: Instant) -> Survey {
         let said = self.ask(deadline);
+        let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
         Survey {
             answered: match said.len() {
                 0 => Answered::None,
                 count if count == self.servers.len() => Answered::All,
                 _ => Answered::Some,
             },
-            highest: said.iter().filter_map(|(_, mark)| Some(mark.as_ref()?.generation)).max().unwrap_or_default(),
+            highest: marks().map(|mark| mark.generation).max().unwrap_or_default(),
+            lease: marks().map(|mark| mark.lease.as_micros() as u64).max().unwrap_or_default(),
             open: is_open(&said),
         }
     }
@@ -216,11 +218,12 @@ mod tests {
             (["", ""], false, (Answered::All, false)),
         ] {
             let session = |end: &str| if end.is_empty() { String::new() } else { format!("{ONE}{end}") };
-            let mut servers = vec![server(&session(sessions[0]), "7 a b:1"), server(&session(sessions[1]), "9 a b:2")];
+            let mut servers =
+                vec![server(&session(sessions[0]), "7 a b:1 9000000"), server(&session(sessions[1]), "9 a b:2")];
             servers.extend(away.then(absent));
             let survey = Surveyor::new(servers.into_iter()).survey(soon());
             assert_eq!((survey.answered, survey.open), expected, "{sessions:?}");
-            assert_eq!(survey.highest, Generation(9));
+            assert_eq!((survey.highest, survey.lease), (Generation(9), 9_000_000));
         }
         assert_eq!(Surveyor::new([absent()].into_iter()).survey(soon()).answered, Answered::None);
         let other =
@@ -230,7 +233,8 @@ mod tests {
 
     #[test]
     fn marks_are_ones_own_where_nobody_elses_are_found() {
-        let own = FleetMark { name: "a".to_owned(), generation: Generation(7), address: "b:1".to_owned() };
+        let (name, address, lease) = ("a".to_owned(), "b:1".to_owned(), Duration::ZERO);
+        let own = FleetMark { name, generation: Generation(7), address, lease };
         for (mark, expected) in [
             ("7 a b:1", true),
             ("6 a b:2", true),

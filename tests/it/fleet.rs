@@ -426,7 +426,8 @@ fn an_earlier_mark_on_a_server_is_written_over_and_a_later_one_ends_the_proxy() 
     let mut server = fleet.backups[0].client();
     let own = get(&mut server, "__resilver__:fleet").expect("a mark");
     let words: Vec<&str> = own.split(' ').collect();
-    let [generation, name, _] = words[..] else { panic!("{own}") };
+    let [generation, name, _, lease] = words[..] else { panic!("{own}") };
+    assert_eq!(lease, "2000000", "in microseconds, for candidates with a shorter one");
     let generation: u64 = generation.parse().expect("a number");
     let marked = |generation: u64| format!("{generation} {name} 127.0.0.1:1");
     assert_eq!(server.set("__resilver__:fleet", marked(generation - 1).as_bytes()), Ok(Stored::Stored));
@@ -485,6 +486,24 @@ fn a_standby_that_cannot_become_active_gives_the_record_back() {
     assert!(!ended.success() && log.contains("this proxy is active from now on"), "{ended}: {log}");
     let record = std::fs::read_to_string(&record).unwrap();
     assert!(record.contains(" free "), "{record}{log}");
+}
+
+#[test]
+fn a_lease_is_changed_by_restarting_one_proxy_after_the_other() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let place = format!("file:{}", dir.path().join("fleet").display());
+    let mut fleet = Fleet::start_each(&place, &[&["--lease", "2s"], &["--lease", "900ms"]]);
+    let mut client = fleet.proxies[1].client();
+    for (active, other) in [(0, 1), (1, 0)] {
+        assert_eq!(fleet.active(), active);
+        assert_eq!(client.set("k", b"v"), Ok(Stored::Stored), "by the active one, whatever its lease");
+        assert_eq!(fleet.proxies[active].stop().code(), Some(0));
+        wait_until("the other one is active", DEADLINE, || shown(&fleet.proxies[other], "role") == "active");
+        fleet.proxies[active].spawn();
+        wait_until("it is back", DEADLINE, || shown(&fleet.proxies[active], "ready") == "1");
+        client = fleet.proxies[active].client();
+        assert_eq!(get(&mut client, "k").as_deref(), Some("v"));
+    }
 }
 
 #[test]

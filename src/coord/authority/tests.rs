@@ -3,7 +3,7 @@ use crate::ids::{PairId, Place};
 
 /// Three seconds.
 const LEASE: u64 = 3_000_000;
-const ALL_CLOSED: Survey = Survey { answered: Answered::All, highest: Generation(0), open: false };
+const ALL_CLOSED: Survey = Survey { answered: Answered::All, highest: Generation(0), lease: 0, open: false };
 
 fn proxy(holder: u64) -> Authority {
     let me = Me { holder: Holder(holder), address: format!("10.0.0.{holder}:12000"), fingerprint: 7, candidate: true };
@@ -58,6 +58,27 @@ fn a_record_is_claimed_after_its_heartbeat_was_seen_for_longer_than_a_lease() {
     let [Action::Swap { new, .. }] = &claim[..] else { panic!("{claim:?}") };
     assert_eq!((new.generation, new.term), (Generation(9), Term(40)), "above the servers' marks too");
     assert_eq!(new.lost, before.lost, "what is lost stays so");
+}
+
+/// By what the record says, and where that is lost, or an old one, by the servers' marks.
+#[test]
+fn a_holder_with_a_longer_lease_is_waited_for_that_long() {
+    let long = 3 * LEASE;
+    let of_long = Value::Record(Record { lease: long, ..record(2, Tenure::Serving) });
+    assert_eq!(poll(&mut proxy(1), &of_long, long + LEASE / 6), []);
+    assert_eq!(poll(&mut proxy(1), &of_long, long + LEASE / 2), [Action::Survey]);
+    let marked = Survey { lease: long, open: true, ..ALL_CLOSED };
+    for value in [Value::Absent, Value::Record(record(2, Tenure::Free)), Value::Record(record(2, Tenure::Serving))] {
+        let mut proxy = proxy(1);
+        let claimed = (0..=2 * long).step_by(LEASE as usize / 6).find(|&us| {
+            let now = Boot(us);
+            assert_eq!(proxy.handle(now, Event::Tick { turned: now }), [Action::Read], "{value:?}");
+            let asked = proxy.handle(now, Event::Read(Some(seen(value.clone()))));
+            asked == [Action::Survey] && !proxy.handle(now, Event::Surveyed(marked)).is_empty()
+        });
+        let claimed = claimed.expect("in the end");
+        assert!((long + long / 8..long + long / 8 + LEASE / 3).contains(&claimed), "{value:?}: after {claimed} us");
+    }
 }
 
 #[test]

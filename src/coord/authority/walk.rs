@@ -15,23 +15,24 @@ use crate::coord::register::Value;
 use crate::lease::Boot;
 use crate::rules::off::without;
 
-/// A lease is so many ticks.
+/// A lease is so many ticks, and no proxy has a longer one.
 const LEASE: u64 = 3;
 /// The present moment of every proxy's clock.
 const NOW: u64 = 1_000;
 /// Whatever is longer ago than that is as good as long ago.
 const LONG: u64 = LEASE + 2;
 
-/// Another lease, where a clock may lose a tick in four: a quarter to spare.
-fn times() -> Times {
-    let claim = if holds(Rule::ClaimWaits) { LEASE + 1 } else { LEASE };
-    Times { lease: LEASE, claim, gap: 1, heartbeat: 1, turned: LONG }
+/// Of a lease where a clock may lose a tick in so many: one of them to spare.
+fn times(lease: u64) -> Times {
+    Times { lease, spare: LEASE, gap: 1, heartbeat: 1, turned: LONG }
 }
 
 /// What may happen, beside time and requests.
 #[derive(Clone, Copy, Default)]
 struct Course {
     proxies: usize,
+    /// Of the first proxy, and of the others.
+    leases: [u64; 2],
     /// Nobody is active yet.
     from_nothing: bool,
     /// Clocks lose ticks.
@@ -54,7 +55,8 @@ struct Course {
 }
 
 impl Course {
-    /// Late, lost and unknown answers; and a register that is away. `make soak` walks all.
+    /// Late, lost and unknown answers, also where leases differ; and a register that is away. `make
+    /// soak` walks all.
     fn is_walked_always(&self) -> bool {
         let plain = !self.from_nothing && !self.drift && !self.emptied && !self.leaves && self.old.is_none();
         plain && self.restored.is_none()
@@ -122,6 +124,7 @@ fn of_before(tenure: Tenure) -> Record {
         lost: Lost::default(),
         term: Term(0),
         awaits: false,
+        lease: 0,
     }
 }
 
@@ -133,7 +136,7 @@ impl World {
         let party = |i: usize| {
             let me = Me { holder: Holder(i as u64), address: String::new(), fingerprint: 0, candidate: true };
             Party {
-                authority: Authority::new(me, times()),
+                authority: Authority::new(me, times(course.leases[i.min(1)])),
                 steady: LEASE,
                 way: None,
                 late: None,
@@ -175,8 +178,9 @@ impl World {
                 Action::Read => party.way = Some(Way::Read),
                 Action::Swap { seen, new } => party.way = Some(Way::Swap(seen, new)),
                 Action::Survey => {
-                    let (highest, _, open) = self.mark;
-                    self.tell(i, Event::Surveyed(Survey { answered: Answered::All, highest, open }))?;
+                    let (highest, holder, open) = self.mark;
+                    let lease = holder.map_or(0, |Holder(other)| self.parties[other as usize].authority.times.lease);
+                    self.tell(i, Event::Surveyed(Survey { answered: Answered::All, highest, lease, open }))?;
                 }
                 Action::ReadMarks => {
                     let own = self.mark.1.is_none_or(|holder| holder == Holder(i as u64));
@@ -588,6 +592,7 @@ fn story(course: &Course, start: &World, found_by: &[(u32, u16)], mut number: u3
 /// Two that may act for one lease at most, from nothing.
 const BOTH: Course = Course {
     proxies: 2,
+    leases: [LEASE; 2],
     from_nothing: false,
     drift: false,
     emptied: false,
@@ -598,6 +603,11 @@ const BOTH: Course = Course {
     unheard: 1,
 };
 
+const SHORTER: [u64; 2] = [LEASE, 1];
+
+/// The register is restored, to a record of long ago.
+const OLD: Course = Course { restored: Some(2), old: Some(Tenure::Serving), unheard: 0, ..BOTH };
+
 fn courses() -> Vec<(&'static str, Course)> {
     vec![
         ("from nothing", Course { from_nothing: true, unheard: 0, ..BOTH }),
@@ -606,8 +616,12 @@ fn courses() -> Vec<(&'static str, Course)> {
         ("a planned change", Course { leaves: true, ..BOTH }),
         ("a register that is emptied", Course { emptied: true, ..BOTH }),
         ("a register that is restored", Course { restored: Some(LEASE), unheard: 0, ..BOTH }),
-        ("... to a record of long ago", Course { restored: Some(2), old: Some(Tenure::Serving), unheard: 0, ..BOTH }),
+        ("... to a record of long ago", OLD),
         ("... to one that was free", Course { restored: Some(2), old: Some(Tenure::Free), unheard: 0, ..BOTH }),
+        ("a candidate with a shorter lease", Course { leases: SHORTER, ..BOTH }),
+        ("a candidate with a longer lease", Course { leases: [1, LEASE], ..BOTH }),
+        ("... and a register that is emptied", Course { leases: SHORTER, emptied: true, ..BOTH }),
+        ("... or restored to a record of long ago", Course { leases: SHORTER, ..OLD }),
         ("a register that is away", Course { away: true, ..BOTH }),
     ]
 }
@@ -642,11 +656,12 @@ fn each_rule_is_missed() {
     let both = Course { unheard: 1, ..BOTH };
     let restored = Course { restored: Some(2), unheard: 0, ..BOTH };
     // (Of `HeartbeatsAreUnique` a test beside this one tells: that takes too many steps.)
-    let rules: [(Rule, Course, Missed<'_>); 11] = [
+    let rules: [(Rule, Course, Missed<'_>); 12] = [
         (Rule::LeaseFromAsking, BOTH, &wrong),
         (Rule::ReadExtendsNothing, both, &wrong),
         (Rule::UnknownIsNotMade, both, &wrong),
         (Rule::ClaimWaits, Course { drift: true, unheard: 0, ..BOTH }, &wrong),
+        (Rule::LongerLeaseWaits, Course { leases: SHORTER, ..BOTH }, &wrong),
         (Rule::SwapCompares, both, &wrong),
         (Rule::AnsweredPollsCount, Course { away: true, ..BOTH }, &away),
         (Rule::FreeIsChecked, Course { old: Some(Tenure::Free), ..restored }, &wrong),

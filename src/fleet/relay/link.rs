@@ -18,7 +18,7 @@ use crate::ids::Generation;
 use super::answers::Answers;
 use super::requests::Owed;
 use super::stream::{self, Stream};
-use super::{Over, Relay};
+use super::{Over, Relay, Target};
 
 /// At a planned change a connection is given up once nothing has moved on it for so long, if its
 /// client is to blame for that, or nobody knows what that is owed; and after so long in all.
@@ -42,8 +42,34 @@ pub(super) enum Ending {
     Closed,
     /// Its proxy is not the active one any more: its lease is over.
     Replaced,
+    /// Its proxy hands over, and nothing more is waited for.
+    Planned,
     /// Nobody knows, and its proxy may be the active one as before.
     Unknown,
+}
+
+impl Ending {
+    /// What is told in the place of an answer that does not come.
+    fn answer(self) -> &'static [u8] {
+        match self {
+            Ending::Replaced => b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n",
+            Ending::Closed => {
+                b"SERVER_ERROR the active proxy closed the connection: nobody knows whether this was done\r\n"
+            }
+            Ending::Planned => b"SERVER_ERROR the active proxy hands over: nobody knows whether this was done\r\n",
+            Ending::Unknown => b"SERVER_ERROR the active proxy does not answer: nobody knows whether this was done\r\n",
+        }
+    }
+}
+
+/// Why none is active, as far as this proxy knows.
+fn none(target: &Target) -> String {
+    match &target.active {
+        _ if !target.why.is_empty() => target.why.clone(),
+        Some((_, address)) if target.leaving => format!("that on {address} hands over, or has ended"),
+        Some((_, address)) => format!("that on {address} does not answer"),
+        None => "the record names none".to_owned(),
+    }
 }
 
 pub(super) type Dialling = Pin<Box<dyn Future<Output = Result<TcpStream, Unreached>> + Send>>;
@@ -91,8 +117,7 @@ impl Relay {
                 self.dialling = Some((generation, Box::pin(dial)));
             }
             if waits.elapsed() >= self.shared.takeover_wait {
-                let why = if target.why.is_empty() { "it does not answer" } else { &target.why };
-                self.refuse(&format!("no proxy is active: {why}"))?;
+                self.refuse(&format!("no proxy is active: {}", none(&target)))?;
             }
         }
         Ok(())
@@ -125,7 +150,7 @@ impl Relay {
         if self.given_up_at().is_some_and(|at| Instant::now() >= at) {
             // All other clients would wait for this one. Its proxy ends: what of its requests was
             // made before that is made before anything of the next one's.
-            return self.link_ended(Ending::Closed).map_err(|_| Over::Planned);
+            return self.link_ended(Ending::Planned).map_err(|_| Over::Planned);
         }
         if self.opaque || self.left > 0 {
             return Ok(());
@@ -169,11 +194,10 @@ impl Relay {
             // (As where a server's connection breaks.)
             return Err(over);
         }
-        const UNKNOWN: &[u8] = b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
         let mut kept = VecDeque::new();
         for owed in std::mem::take(&mut self.owed) {
             match owed {
-                Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(UNKNOWN))),
+                Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(ending.answer()))),
                 Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
                 // Its client takes it for done: it is told so, as at the crash of a proxy alone.
                 Owed::Nothing => return Err(over),

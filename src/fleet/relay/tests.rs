@@ -217,7 +217,7 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
         client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
         let mut link = one.welcome("data").await;
         hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
-        let unknown = "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n";
+        let unknown = "SERVER_ERROR the active proxy does not answer: nobody knows whether this was done\r\n";
         hear(&mut client, unknown).await;
         client.write_all(b"set a 0 0 1\r\n2\r\n").await.unwrap();
         ends(&mut link).await;
@@ -293,7 +293,7 @@ async fn a_client_in_the_middle_of_a_request_keeps_no_planned_change_waiting() {
     hear(&mut link, &begun).await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     ends(&mut link).await;
-    hear(&mut large, "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n").await;
+    hear(&mut large, "SERVER_ERROR the active proxy hands over: nobody knows whether this was done\r\n").await;
     shows.send_replace(two.target());
     large.write_all(format!("{}\r\nget c\r\n", "x".repeat(20_000)).as_bytes()).await.unwrap();
     hear(&mut two.welcome("data").await, "get c\r\n").await;
@@ -385,4 +385,29 @@ async fn an_operator_has_the_settings_of_this_very_proxy_read_again() {
     let (mut client, _shows, _shared) = client(one.target(), LONG).await;
     client.write_all(b"reload\r\n").await.unwrap();
     hear(&mut one.welcome("data").await, "reload\r\n").await;
+}
+
+/// Who it is that does not answer is said, and that it was replaced only where it was.
+#[tokio::test]
+async fn clients_are_told_which_proxy_does_not_answer() {
+    let one = Active::new(1).await;
+    let (target, address) = (one.target(), one.target().active.unwrap().1);
+    let (mut client_of_one, _shows, _shared) = client(target.clone(), LONG).await;
+    client_of_one.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
+    drop(link);
+    let closed = "SERVER_ERROR the active proxy closed the connection: nobody knows whether this was done\r\n";
+    hear(&mut client_of_one, closed).await;
+    // Nothing listens there.
+    drop(one);
+    for (target, why) in [
+        (target.clone(), format!("that on {address} does not answer")),
+        (Target { leaving: true, ..target }, format!("that on {address} hands over, or has ended")),
+        (Target::default(), "the record names none".to_owned()),
+    ] {
+        let (mut client, _shows, _shared) = client(target, Duration::from_millis(50)).await;
+        client.write_all(b"get a\r\n").await.unwrap();
+        hear(&mut client, &format!("SERVER_ERROR no proxy is active: {why}\r\n")).await;
+    }
 }
