@@ -7,13 +7,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{self, CommandLine, Host, Settings};
-use crate::console::command::{EXIT_USAGE, failed, print, run};
+use crate::console::command::{EXIT_UNWRITTEN, EXIT_USAGE, failed, print, run};
 
 /// The file is wrong; the same number as of a daemon that is started with it.
 const EXIT_WRONG: u8 = 64;
-
-/// It cannot be printed.
-const EXIT_UNWRITTEN: u8 = 1;
 
 /// The arguments of `resilver check-config`.
 #[derive(Parser, Debug)]

@@ -26,9 +26,13 @@ fn main() -> ExitCode {
     let plan = match CommandLine::parse(std::env::args_os(), &host) {
         Ok(CommandLine::Run(plan)) => *plan,
         Ok(CommandLine::Print(text)) => {
-            // Not println: `resilver -h | head -1` closes the pipe, and that is no error.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
+            return match resilver::manual::print_text(&text) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    let _ = writeln!(std::io::stderr(), "resilver: {why}");
+                    ExitCode::from(EXIT_OS)
+                }
+            };
         }
         Err(errors) => {
             let _ = write!(std::io::stderr(), "{errors}");

@@ -113,6 +113,15 @@ pub fn run_command(mut arguments: Vec<OsString>) -> Option<ExitCode> {
     Some((alone.run)(arguments))
 }
 
+/// What the daemon is asked to print in place of running: its help, or its version.
+///
+/// # Errors
+///
+/// It cannot be written, in words; a reader that has gone is none.
+pub fn print_text(text: &str) -> Result<(), String> {
+    print(text).map(drop)
+}
+
 /// Each command with a word of its own, by that.
 fn commands() -> Vec<Command> {
     let named = |alone: &Alone| (alone.command)().name(alone.word).bin_name(format!("resilver {}", alone.word));

@@ -10,6 +10,9 @@ use clap::Parser;
 /// Wrong arguments. clap ends with the same number.
 pub(crate) const EXIT_USAGE: u8 = 2;
 
+/// What was to be printed cannot be.
+pub(crate) const EXIT_UNWRITTEN: u8 = 1;
+
 /// Goes on with the arguments. Where they are wrong it says so, and ends with `wrong`.
 pub(crate) fn run<A: Parser>(
     arguments: impl IntoIterator<Item = OsString>,
@@ -17,23 +20,23 @@ pub(crate) fn run<A: Parser>(
     go_on: impl FnOnce(A) -> ExitCode,
 ) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let word = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let typed = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    // (Several commands in one definition are told apart by what was typed.)
+    let named = A::command().get_bin_name().and_then(|name| name.strip_prefix("resilver ")).map(str::to_owned);
+    let command = named.unwrap_or(typed);
     match A::try_parse_from(arguments) {
         Ok(args) => go_on(args),
         Err(error) if error.use_stderr() => {
-            // As all other complaints. (Several commands in one definition are told apart by what
-            // was typed.)
-            let command = A::command().get_bin_name().unwrap_or_default().to_owned();
-            let command = command.strip_prefix("resilver ").map_or(word, str::to_owned);
+            // As all other complaints.
             let text = error.render().to_string();
             complain(&command, text.trim_end().trim_start_matches("error: "));
             ExitCode::from(wrong)
         }
         // Help was asked for, and is on stdout.
-        Err(error) => {
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
+        Err(error) => match error.print().or_else(|error| unwritten(&error)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => failed(&command, why, EXIT_UNWRITTEN),
+        },
     }
 }
 

@@ -32,9 +32,14 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
     std::fs::write(&path, "server = [\"127.0.0.1:1\"]\nport = 23\n").expect("written");
     let (code, printed, _) = run(&["check-config", text]);
     assert_eq!((code, printed), (Some(0), format!("{text}: good: 1 primaries, 0 backups, clients on 127.0.0.1:23\n")));
-    let full = std::fs::File::options().write(true).open("/dev/full").expect("a disk that is full");
-    let unwritten = Command::new(Proxy::binary()).args(["check-config", "--defaults"]).stdout(full).output();
-    assert_eq!(unwritten.expect("run it").status.code(), Some(1));
+    for (line, code) in
+        [(&["check-config", "--defaults"][..], 1), (&["check-config", "--help"], 1), (&["--help"], 71), (&["-V"], 71)]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a disk that is full");
+        let unwritten = Command::new(Proxy::binary()).args(line).stdout(full).output().expect("run it");
+        assert_eq!(unwritten.status.code(), Some(code), "{line:?}");
+        assert!(String::from_utf8_lossy(&unwritten.stderr).contains("cannot write the answer"), "{line:?}");
+    }
     let (code, printed, _) = run(&["check-config", "--defaults"]);
     assert!(code == Some(0) && printed.contains("\n#leader-timeout = \"2s\"\n"), "{printed}");
     // The environment, too.
