@@ -2,7 +2,8 @@
 //! which change nothing, and a unix socket that takes their commands.
 //!
 //! All of it runs on the control plane's thread, never on a worker's; with several proxies on the
-//! fleet's thread, which continues when the lease has ended. So everything sent here is bounded:
+//! fleet's thread, which continues when the lease has ended; with several pools on a thread of its
+//! own. So everything sent here is bounded:
 //! connections, bytes, time, and how often the control plane is asked ([`Shown`]).
 
 mod busy;
@@ -15,10 +16,11 @@ mod socket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Desk, Losses};
+use crate::config::PoolName;
 use crate::daemon::OperatorListeners;
 use crate::lease::{self, Boot};
 use crate::proxy::Memory;
@@ -28,7 +30,7 @@ use crate::stats::WorkerStats;
 
 pub(crate) use busy::{BUSY, Refusals, refuse};
 use history::Recorder;
-use shown::Shown;
+use shown::{Metrics, Shown};
 use socket::Operators;
 
 /// What is known of those who came.
@@ -44,15 +46,25 @@ struct Visits {
     broken: AtomicU64,
 }
 
-/// What the listener and the socket share.
-struct Admin {
-    desk: Desk,
-    shown: Shown,
-    visits: Visits,
-    /// Where several proxies agree: what this one is of them.
-    losses: Arc<dyn Losses>,
+/// A pool, as operators see it.
+pub(crate) struct Panel {
+    /// Its name, where the file has pools.
+    pub(crate) pool: Option<PoolName>,
+    /// Where the control plane is asked.
+    pub(crate) desk: Desk,
+    pub(crate) losses: Arc<dyn Losses>,
+    /// What is known without it.
+    pub(crate) stats: Vec<Arc<WorkerStats>>,
     /// Of clients' requests and answers.
-    memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory>,
+}
+
+/// What the connections of the listener share.
+struct Admin {
+    /// At least one, which has no name where the file has no pools.
+    pools: Vec<Shown>,
+    metrics: Metrics,
+    visits: Visits,
     /// The proxy is told to stop.
     shutdown: CancellationToken,
 }
@@ -67,19 +79,12 @@ impl Visits {
 
 impl Admin {
     fn around(&self) -> Around {
-        let role = self.losses.role();
+        // (Of several pools none is one of a fleet's.)
+        let role = self.pools.first().map_or(Standing::SINGLE.role, |shown| shown.losses.role());
         let lease_held = role != Standing::SINGLE.role && lease::own().holds(Boot::now());
-        Around {
-            standing: Standing { role, lease_held },
-            client_memory: self.memory.account(),
-            visits: self.visits.told(),
-            process: process::look(),
-        }
+        Around { standing: Standing { role, lease_held }, visits: self.visits.told(), process: process::look() }
     }
 }
-
-/// Where the control plane is asked, and what is known without it.
-type Known = (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>);
 
 /// Serves whatever was bound, from when the runtime runs until it ends.
 ///
@@ -89,23 +94,44 @@ type Known = (Desk, Vec<Arc<WorkerStats>>, Arc<Memory>);
 pub(crate) fn serve(
     runtime: &Handle,
     operators: OperatorListeners,
-    ((desk, stats, memory), losses): (Known, Arc<dyn Losses>),
+    panels: Vec<Panel>,
     reload: Option<Arc<Reload>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let _entered = runtime.enter();
     if let Some(listener) = operators.socket {
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        runtime
-            .spawn(socket::accept_forever(listener, Operators { desk: desk.clone(), losses: losses.clone(), reload }));
+        runtime.spawn(socket::accept_forever(listener, Operators::new(&panels, reload)));
     }
     if let Some(listener) = operators.http {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let recorder = Recorder::new(stats);
-        let shown = Shown::new(recorder.history());
-        runtime.spawn(recorder.record_forever());
-        let admin = Admin { desk, shown, visits: Visits::default(), losses, memory, shutdown };
+        let mut pools = Vec::new();
+        for panel in panels {
+            let recorder = Recorder::new(panel.stats);
+            pools.push(Shown::new(panel.pool, (panel.desk, panel.losses, panel.memory), recorder.history()));
+            runtime.spawn(recorder.record_forever());
+        }
+        let admin = Admin { pools, metrics: Metrics::default(), visits: Visits::default(), shutdown };
         runtime.spawn(http::accept_forever(listener, Arc::new(admin)));
     }
+    Ok(())
+}
+
+/// Serves them from a thread of its own, beside several pools, for as long as the process lives.
+///
+/// # Errors
+///
+/// The system refused a thread, or to watch the sockets.
+pub(crate) fn serve_apart(
+    operators: OperatorListeners,
+    panels: Vec<Panel>,
+    reload: Arc<Reload>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    serve(runtime.handle(), operators, panels, Some(reload), shutdown)?;
+    std::thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(())
 }

@@ -220,7 +220,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
 
 /// Prints the answer; an error is a sentence with what to do.
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
-    let mut proxy = Proxy::open(&at.proxy)?;
+    let mut proxy = Proxy::open(at)?;
     proxy.must_be_ours()?;
     // What a server is asked for may take as long as the proxy waits for servers. And who says that
     // something is to be done hears whether it is, also from a proxy that has a lot to do.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{self, CommandLine, Host, Settings};
+use crate::config::{self, CommandLine, Host, Plan, Settings};
 use crate::console::command::{EXIT_UNWRITTEN, EXIT_USAGE, failed, print, run};
 
 /// The file is wrong; the same number as of a daemon that is started with it.
@@ -44,7 +44,7 @@ fn judge(args: CheckArgs) -> ExitCode {
     };
     let host = Host { variables: Vec::new(), ..Host::this() };
     match CommandLine::parse(["resilver".into(), "--config".into(), file.clone()], &host) {
-        Ok(CommandLine::Run(plan)) => told(&format!("{}: {}\n", file.display(), summary(&plan.pools[0]))),
+        Ok(CommandLine::Run(plan)) => told(&format!("{}: {}\n", file.display(), summary(&plan))),
         // (Nothing in a file asks for help.)
         Ok(CommandLine::Print(_)) => ExitCode::from(EXIT_USAGE),
         Err(errors) => {
@@ -74,10 +74,17 @@ fn line(error: &str) -> Option<usize> {
     error.split(": ").next()?.rsplit_once(':')?.1.parse().ok()
 }
 
-fn summary(settings: &Settings) -> String {
+fn summary(plan: &Plan) -> String {
+    let pools: Vec<String> = plan.pools.iter().map(of_pool).collect();
+    let several = if plan.pools.len() > 1 { format!("{} pools: ", pools.len()) } else { String::new() };
+    format!("good: {several}{}", pools.join("; "))
+}
+
+fn of_pool(settings: &Settings) -> String {
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+    let name = settings.pool.as_ref().map_or(String::new(), |pool| format!("{pool} "));
     format!(
-        "good: {} primaries, {} backups, clients on {}",
+        "{name}{} primaries, {} backups, clients on {}",
         settings.primaries.len(),
         settings.backups.len(),
         if listen.is_empty() { "a unix socket".to_owned() } else { listen.join(", ") }

@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ring::{Distribution, NodeAddr, ServerSpec};
@@ -87,9 +88,12 @@ pub struct LogSettings {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub process: ProcessSettings,
-    /// At least one.
+    /// At least one, which has no name where the file has no pools.
     pub pools: Vec<Settings>,
 }
+
+/// What stands behind `pool.` in the file.
+pub type PoolName = Arc<str>;
 
 /// What belongs to the process, whatever it serves.
 #[derive(Clone, Debug)]
@@ -120,6 +124,8 @@ pub struct ProcessSettings {
 /// What a pool is told: a list of servers, those who may ask for what is on them, and how it heals.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Its name, where the file has pools.
+    pub pool: Option<PoolName>,
     /// `-s`: servers of the primary ring, in the order given.
     pub primaries: Vec<ServerSpec>,
     /// `-b`: servers of the backup ring; empty = a plain sharding proxy.

@@ -21,7 +21,7 @@ pub use listen::{BindError, Bound, Listeners, OperatorListeners, SocketFile, bin
 pub(crate) use listen::{bind_also, cannot_accept};
 pub(crate) use logging::OpenedLog;
 pub(crate) use logging::open_log;
-pub use logging::{LogError, start_logging};
+pub use logging::{LogError, span_of, start_logging};
 pub use pid_file::{PidFile, PidFileError};
 pub use privileges::{Identity, PrivilegeError};
 pub use signals::Signals;

@@ -186,7 +186,7 @@ fn judge(key: &str) -> Result<(), String> {
 }
 
 fn look(args: &KeyArgs) -> Result<Found, String> {
-    let mut proxy = Proxy::open(&args.at.proxy)?;
+    let mut proxy = Proxy::open(&args.at)?;
     let said = Fields::of(proxy.stats(&format!("stats key {}", args.key))?);
     let name = said.text("pair").to_owned();
     if name.is_empty() {

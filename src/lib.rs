@@ -20,6 +20,7 @@ mod keys;
 mod lease;
 pub mod manual;
 mod pair;
+pub mod pools;
 mod progress;
 mod protocol;
 mod proxy;

@@ -113,13 +113,11 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
         }
         if told.process.background_child { daemon::tell_ready().map_err(std::io::Error::other) } else { Ok(()) }
     };
-    let (settings, listeners) = only(plan, bound)?;
-    let ended = match settings.fleet.clone() {
-        Some(own) => resilver::fleet::run(settings, own, listeners, (shutdown, reload), ready, remove_files.clone()),
-        None => {
-            let left = if settings.leave_fleet { resilver::fleet::leave(&settings) } else { Ok(()) };
-            left.and_then(|()| resilver::server::run(settings, listeners, shutdown, Some(reload), ready)).map(|()| 0)
-        }
+    let ended = if plan.pools.iter().any(|settings| settings.pool.is_some()) {
+        resilver::pools::run(plan, bound, (shutdown, reload), ready).map(|()| 0)
+    } else {
+        let (settings, listeners) = only(plan, bound)?;
+        run_alone(settings, listeners, (shutdown, reload), ready, remove_files.clone())
     };
     remove_files();
     match &ended {
@@ -127,6 +125,23 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
         Err(error) => tracing::error!(%error, "ended"),
     }
     Ok(ended?)
+}
+
+/// The pool that is alone in its process, maybe as one proxy of several.
+fn run_alone(
+    settings: Settings,
+    listeners: Listeners,
+    (shutdown, reload): (CancellationToken, Arc<Reload>),
+    ready: impl FnOnce() -> std::io::Result<()>,
+    at_end: impl Fn() + Send + 'static,
+) -> std::io::Result<u8> {
+    match settings.fleet.clone() {
+        Some(own) => resilver::fleet::run(settings, own, listeners, (shutdown, reload), ready, at_end),
+        None => {
+            let left = if settings.leave_fleet { resilver::fleet::leave(&settings) } else { Ok(()) };
+            left.and_then(|()| resilver::server::run(settings, listeners, shutdown, Some(reload), ready)).map(|()| 0)
+        }
+    }
 }
 
 /// As many clients as open files are allowed for.
@@ -174,6 +189,7 @@ fn announce(plan: &Plan) {
 }
 
 fn announce_pool(settings: &Settings) {
+    let _of_pool = daemon::span_of(settings.pool.as_ref()).entered();
     let listen: Vec<String> = (settings.listen.iter().map(ToString::to_string))
         .chain(settings.unix_socket.iter().map(|path| format!("unix:{}", path.display())))
         .collect();

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use tokio::sync::Mutex as FairMutex;
 
 use crate::cluster::{Desk, Losses};
-use crate::config::{LogSettings, Plan, Settings, UsageErrors, changes, process_changes};
+use crate::config::{
+    Changes, LogSettings, Plan, PoolName, ProcessSettings, Settings, UsageErrors, changes, process_changes,
+};
 use crate::daemon::{self, OpenedLog};
 use crate::lease::{self, Boot};
 
@@ -38,20 +40,43 @@ pub struct Reload {
     read: Read,
     /// In force. Held while they are changed, so that one change follows the other.
     current: FairMutex<Plan>,
+    /// In the order of the plan.
+    pools: Vec<Pool>,
+    in_place: OnceLock<InPlace>,
+}
+
+/// See [`Plan`].
+pub(crate) struct Pool {
+    name: Option<PoolName>,
     /// The proxy, while it is the one that serves.
     serving: Mutex<Option<(Serving, Doors)>>,
-    in_place: OnceLock<InPlace>,
+}
+
+/// What came of a change, in words.
+#[derive(Default)]
+struct Told {
+    live: Vec<&'static str>,
+    opened: Vec<SocketAddr>,
+    /// Open files are allowed for so many clients.
+    fewer: Option<usize>,
+    /// What counts from the next start on.
+    fixed: Vec<String>,
+    ring: bool,
 }
 
 impl Reload {
     /// `current`: those that the proxy is started with.
     pub fn new(read: Read, current: Plan) -> Reload {
-        Reload { read, current: FairMutex::new(current), serving: Mutex::new(None), in_place: OnceLock::new() }
+        let pool = |settings: &Settings| Pool { name: settings.pool.clone(), serving: Mutex::new(None) };
+        let pools = current.pools.iter().map(pool).collect();
+        Reload { read, current: FairMutex::new(current), pools, in_place: OnceLock::new() }
     }
 
-    /// It serves by itself, and can be told of other settings.
-    pub(crate) fn serves(&self, serving: Serving, doors: Doors) {
-        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some((serving, doors));
+    /// A pool serves by itself, and can be told of other settings.
+    pub(crate) fn serves(&self, pool: Option<&PoolName>, serving: Serving, doors: Doors) {
+        if let Some(pool) = self.pools.iter().find(|known| known.name.as_ref() == pool) {
+            *pool.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some((serving, doors));
+        }
     }
 
     /// What is said until it does.
@@ -100,60 +125,49 @@ impl Reload {
         // Files are read, and names looked up.
         let read = self.read.clone();
         let new = tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())?;
-        let plan = new.map_err(|errors| errors.0.join("; "))?;
+        let mut plan = new.map_err(|errors| errors.0.join("; "))?;
         let limit = daemon::raise_file_limit(&plan).map_err(|error| error.to_string())?;
-        let fewer = (limit.clients < limit.asked).then_some(limit.clients);
+        for new in &mut plan.pools {
+            new.max_clients = limit.share(new.max_clients);
+        }
         let log = open_log(&plan.process.log).await?;
-        let of_process = process_changes(&current.process, &plan.process);
-        let (Some(current_pool), Some(mut new)) = (current.pools.first_mut(), plan.pools.into_iter().next()) else {
-            return Err("there is no pool".to_owned());
-        };
-        new.max_clients = limit.share(new.max_clients);
-        let Some(Serving { desk, .. }) = self.serving() else {
+        if self.pools.iter().all(|pool| pool.serving().is_none()) {
             log.put_in_place();
             current.process.log.clone_from(&plan.process.log);
             return Ok("the log alone: this proxy is not the active one, and what else has changed counts from its \
                        next start on"
                 .to_owned());
-        };
-        // (The number of workers does not change.)
-        let bound = daemon::bind_also(&new, &added(current_pool, &new), current_pool.threads);
-        let opened = bound.map_err(|error| error.to_string())?;
-        let mut changes = changes(current_pool, &new);
-        changes.live.extend(of_process.live);
-        changes.fixed.extend(of_process.fixed);
-        if !desk.settings(new.clone()).await {
-            return Err(match lease::own().holds(Boot::now()) {
-                true => "the control plane does not answer: it is starting, or ending".to_owned(),
-                false => format!("this proxy is suspended: {}", lease::OVER),
-            });
+        }
+        let opened = open_all(&current.pools, &plan.pools)?;
+        let mut of_process = changed(&current.process, &plan);
+        of_process.fewer = (limit.clients < limit.asked).then_some(limit.clients);
+        let mut told = Vec::new();
+        for ((pool, settings), opened) in self.pools.iter().zip(&mut current.pools).zip(opened) {
+            let name = settings.pool.clone();
+            match plan.pools.iter().find(|new| new.pool == name) {
+                Some(new) => told.push((name, pool.replace(settings, new, opened).await)),
+                None => of_process.fixed.push(gone(name.as_ref())),
+            }
+        }
+        of_process.fixed.extend(come(&current.pools, &plan.pools));
+        if told.iter().all(|(_, outcome)| outcome.is_err())
+            && let Some((_, Err(why))) = told.pop()
+        {
+            return Err(why);
         }
         log.put_in_place();
-        let mut said = Vec::new();
-        for (address, sockets) in opened {
-            self.open(sockets);
-            current_pool.listen.push(address);
-            said.push(format!("listens on {address} too"));
-        }
-        current_pool.take_live(&new);
         current.process.take_live(&plan.process);
-        if !changes.live.is_empty() {
-            said.insert(0, format!("changed: {}", changes.live.join(", ")));
-        }
-        if said.is_empty() {
-            said.push("nothing has changed".to_owned());
-        }
-        if let Some(clients) = fewer {
-            said.push(format!("max-clients: the limit of open files allows {clients}"));
-        }
-        let mut fixed: Vec<String> = changes.fixed.iter().map(|name| (*name).to_owned()).collect();
-        let closed = current_pool.listen.iter().filter(|address| !new.listen.contains(address));
-        fixed.extend(closed.map(|address| format!("no more clients on {address}")));
-        if !fixed.is_empty() {
-            said.push(format!("only at the next start: {}", fixed.join(", ")));
-        }
-        let ring = " (another list of servers is another ring: docs/operating.md, Changing the ring)";
-        Ok(said.join("; ") + if changes.ring { ring } else { "" })
+        Ok(in_words(of_process, told))
+    }
+
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.iter()
+    }
+}
+
+impl Pool {
+    pub(crate) fn name(&self) -> Option<&PoolName> {
+        self.name.as_ref()
     }
 
     /// Of the proxy that serves, if it does.
@@ -161,10 +175,115 @@ impl Reload {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(serving, _)| serving.clone())
     }
 
+    /// What can change of `settings` does. An error: nothing has.
+    async fn replace(&self, settings: &mut Settings, new: &Settings, opened: Opened) -> Result<Told, String> {
+        let answered = match self.serving() {
+            Some(Serving { desk, .. }) => desk.settings(new.clone()).await,
+            None => false,
+        };
+        if !answered {
+            return Err(match lease::own().holds(Boot::now()) {
+                true => "the control plane does not answer: it is starting, or ending".to_owned(),
+                false => format!("this proxy is suspended: {}", lease::OVER),
+            });
+        }
+        let changes = changes(settings, new);
+        let fixed = changes.fixed.iter().map(|name| (*name).to_owned()).collect();
+        let mut told = Told { live: changes.live, fixed, ring: changes.ring, ..Told::default() };
+        for (address, sockets) in opened {
+            self.open(sockets);
+            settings.listen.push(address);
+            told.opened.push(address);
+        }
+        settings.take_live(new);
+        let closed = settings.listen.iter().filter(|address| !new.listen.contains(address));
+        told.fixed.extend(closed.map(|address| format!("no more clients on {address}")));
+        Ok(told)
+    }
+
     fn open(&self, sockets: Vec<TcpListener>) {
         if let Some((_, doors)) = &*self.serving.lock().unwrap_or_else(PoisonError::into_inner) {
             doors(sockets);
         }
+    }
+}
+
+/// An address, and the sockets that listen there.
+type Opened = Vec<(SocketAddr, Vec<TcpListener>)>;
+
+/// What has to be opened is, for all pools, before anything is changed.
+fn open_all(current: &[Settings], new: &[Settings]) -> Result<Vec<Opened>, String> {
+    let of = |settings: &Settings| match new.iter().find(|new| new.pool == settings.pool) {
+        // (The number of workers does not change.)
+        Some(new) => daemon::bind_also(new, &added(settings, new), settings.threads).map_err(|error| error.to_string()),
+        None => Ok(Vec::new()),
+    };
+    current.iter().map(of).collect()
+}
+
+fn changed(current: &ProcessSettings, plan: &Plan) -> Told {
+    let Changes { live, fixed, .. } = process_changes(current, &plan.process);
+    Told { live, fixed: fixed.iter().map(|name| (*name).to_owned()).collect(), ..Told::default() }
+}
+
+fn gone(pool: Option<&PoolName>) -> String {
+    pool.map_or_else(|| "pools in the place of its servers".to_owned(), |name| format!("the end of pool {name}"))
+}
+
+/// Pools that the file has now.
+fn come(current: &[Settings], new: &[Settings]) -> Vec<String> {
+    let is_new = |new: &&Settings| !current.iter().any(|settings| settings.pool == new.pool);
+    let name = |new: &Settings| match &new.pool {
+        Some(name) => format!("the new pool {name}"),
+        None => "servers in the place of its pools".to_owned(),
+    };
+    new.iter().filter(is_new).map(name).collect()
+}
+
+/// Of a pool without a name nothing is told apart from the process.
+fn in_words(mut of_process: Told, told: Vec<(Option<PoolName>, Result<Told, String>)>) -> String {
+    let mut words = Vec::new();
+    let mut of_pools = Vec::new();
+    for (name, told) in told {
+        match (name, told) {
+            (None, Ok(mut alone)) => {
+                alone.live.append(&mut of_process.live);
+                alone.fixed.append(&mut of_process.fixed);
+                return Told { fewer: of_process.fewer, ..alone }.words();
+            }
+            (None, Err(why)) => of_pools.push(why),
+            (Some(name), Ok(told)) => of_pools.push(format!("pool {name}: {}", told.words())),
+            (Some(name), Err(why)) => of_pools.push(format!("pool {name}: nothing: {why}")),
+        }
+    }
+    if !of_process.is_nothing() {
+        words.push(of_process.words());
+    }
+    words.extend(of_pools);
+    words.join("; ")
+}
+
+impl Told {
+    fn is_nothing(&self) -> bool {
+        self.live.is_empty() && self.opened.is_empty() && self.fewer.is_none() && self.fixed.is_empty()
+    }
+
+    fn words(&self) -> String {
+        let mut said: Vec<String> = self.opened.iter().map(|address| format!("listens on {address} too")).collect();
+        if !self.live.is_empty() {
+            said.insert(0, format!("changed: {}", self.live.join(", ")));
+        }
+        if said.is_empty() {
+            said.push("nothing has changed".to_owned());
+        }
+        if let Some(clients) = self.fewer {
+            said.push(format!("max-clients: the limit of open files allows {clients}"));
+        }
+        if !self.fixed.is_empty() {
+            said.push(format!("only at the next start: {}", self.fixed.join(", ")));
+        }
+        let ring = " (another list of servers is another ring: docs/operating.md, Changing the ring)";
+        said.join("; ") + if self.ring { ring } else { "" }
     }
 }
 

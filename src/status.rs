@@ -65,7 +65,7 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 }
 
 fn show(args: StatusArgs) -> ExitCode {
-    let ask = || Proxy::open(&args.at.proxy)?.look(true);
+    let ask = || Proxy::open(&args.at)?.look(true);
     if args.check {
         return check::main(ask().map(|(seen, _)| seen), &args.at.again());
     }
@@ -78,7 +78,7 @@ fn show(args: StatusArgs) -> ExitCode {
             Ok((seen, _)) if args.json => format!("{:#}\n", seen.json()),
             Ok((seen, traffic)) => {
                 let since = before.as_ref().map(|before| traffic.since(before));
-                let proxy = args.at.proxy.to_string();
+                let proxy = args.at.name();
                 let again = args.at.again();
                 Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, again: &again, look }.to_string()
             }

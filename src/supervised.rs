@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Supervisor;
 use crate::lease::{self, Boot};
-use crate::reload::{Reload, Serving};
+use crate::reload::{Pool, Reload, Serving};
 
 /// Between two words.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -30,9 +31,9 @@ pub fn tell(supervisor: Arc<Supervisor>, reload: Arc<Reload>, shutdown: Cancella
     let runtime = Builder::new_current_thread().enable_time().build()?;
     let pause = supervisor.watchdog.map_or(PAUSE, |most| PAUSE.min(most / WORDS));
     let words = async move {
-        let mut watch = Watch { pause, has_begun: false };
+        let mut watches: Vec<_> = reload.pools().map(|_| Watch { pause, has_begun: false }).collect();
         loop {
-            supervisor.tell(&watch.word(&reload).await.lines());
+            supervisor.tell(&word_of_all(&reload, &mut watches).await.lines());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
@@ -42,6 +43,18 @@ pub fn tell(supervisor: Arc<Supervisor>, reload: Arc<Reload>, shutdown: Cancella
     };
     std::thread::Builder::new().name("supervisor".to_owned()).spawn(move || runtime.block_on(words))?;
     Ok(())
+}
+
+/// It works if each pool does.
+async fn word_of_all(reload: &Reload, watches: &mut [Watch]) -> Word {
+    let words = reload.pools().zip(watches).map(|(pool, watch)| async move { (pool, watch.word(reload, pool).await) });
+    let words = join_all(words).await;
+    let lives = words.iter().all(|(_, word)| word.lives);
+    let status = words.iter().map(|(pool, word)| match pool.name() {
+        Some(name) => format!("{name} {}", word.status),
+        None => word.status.clone(),
+    });
+    Word { lives, status: status.collect::<Vec<_>>().join("; ") }
 }
 
 /// How the proxy is.
@@ -65,8 +78,8 @@ struct Watch {
 }
 
 impl Watch {
-    async fn word(&mut self, reload: &Reload) -> Word {
-        let Some(serving) = reload.serving() else {
+    async fn word(&mut self, reload: &Reload, pool: &Pool) -> Word {
+        let Some(serving) = pool.serving() else {
             return Word { lives: true, status: reload.in_place_of_serving() };
         };
         if serving.desk.is_closed() {

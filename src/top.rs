@@ -57,10 +57,10 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
     let terminal = Terminal::stdout();
     let mut before: Option<Traffic> = None;
     loop {
-        let asked = Proxy::open(&args.at.proxy).and_then(|mut proxy| proxy.look(false));
+        let asked = Proxy::open(&args.at).and_then(|mut proxy| proxy.look(false));
         let text = match &asked {
             Ok((seen, now)) => before.as_ref().map(|before| {
-                let (since, proxy) = (now.since(before), args.at.proxy.to_string());
+                let (since, proxy) = (now.since(before), args.at.name());
                 Screen { seen, since: &since, proxy: &proxy, colours: terminal.colours && !args.batch }.to_string()
             }),
             Err(why) => {

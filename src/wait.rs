@@ -133,9 +133,8 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
 
 /// Asks the proxy whether it serves.
 fn look_ready(args: &WaitArgs) -> Look {
-    let proxy = args.at.proxy.to_string();
-    let asked = Connection::open(&args.at.proxy, ANSWER_TIMEOUT)
-        .and_then(|mut connection| stats(&mut connection, "stats proxy"));
+    let proxy = args.at.name();
+    let asked = args.at.connect().and_then(|mut connection| stats(&mut connection, "stats proxy"));
     let said = match answered(&proxy, asked) {
         Ok(said) => Fields::of(said),
         Err(look) => return look,
@@ -160,8 +159,8 @@ fn look_ready(args: &WaitArgs) -> Look {
 /// Asks the proxy, and then every server. Past the deadline what is missing already is enough: 256
 /// servers that hang would be waited for, one after the other, for minutes more.
 fn look(args: &WaitArgs, deadline: Instant) -> Look {
-    let proxy = args.at.proxy.to_string();
-    let mut connection = match Connection::open(&args.at.proxy, ANSWER_TIMEOUT) {
+    let proxy = args.at.name();
+    let mut connection = match args.at.connect() {
         Ok(connection) => connection,
         Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
     };

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
@@ -28,7 +30,7 @@ use crate::report::metrics::of_one_that_waits;
 
 use super::Admin;
 use super::busy::{BUSY, Refusals, refuse};
-use super::shown::View;
+use super::shown::{Shown, View, status_of_all};
 
 /// Connections at a time. A browser and a few monitors take one each, for milliseconds.
 const CONNECTIONS_MAX: usize = 32;
@@ -43,6 +45,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce of an answer belongs.
 const NONCE: &str = "NONCE-OF-THIS-ANSWER";
+
+const SILENT: &str = "the control plane does not answer: it is starting, or ending";
 
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -170,54 +174,102 @@ impl Admin {
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        match request.uri().path() {
+        let path = request.uri().path();
+        let (pools, by_name) = match self.asked(request.uri().query()) {
+            Ok(asked) => asked,
+            Err(said) => return whole(StatusCode::NOT_FOUND, TEXT, Bytes::from(said)),
+        };
+        match path {
             "/" => page(),
             "/livez" => plain(StatusCode::OK, "alive\n"),
-            "/readyz" => self.ready().await,
+            "/readyz" => self.ready(pools).await,
             "/metrics" => {
-                let admin = self.clone();
-                let answer = self.render(METRICS, move |view| view.metrics(|| admin.around())).await;
+                let make = |admin: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| {
+                    admin.metrics.of(pools, views, || admin.around())
+                };
+                let answer = self.render(METRICS, pools, make).await;
                 match answer.status().is_success() || !is_suspended() {
                     true => answer,
                     false => whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false))),
                 }
             }
             "/status.json" => {
-                let admin = self.clone();
-                self.render("application/json", move |view| admin.shown.status(view)).await
+                let by_itself = by_name || self.pools.iter().all(|shown| shown.pool.is_none());
+                let make =
+                    move |_: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| status(by_itself, pools, views);
+                self.render("application/json", pools, make).await
             }
             _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json, /livez and /readyz\n"),
         }
     }
 
+    /// Of which pools: one that is named (`?pool=NAME`, then true), or all.
+    fn asked(&self, query: Option<&str>) -> Result<(Range<usize>, bool), String> {
+        let Some(name) = query.and_then(|query| query.split('&').find_map(|part| part.strip_prefix("pool="))) else {
+            return Ok((0..self.pools.len(), false));
+        };
+        let names: Vec<&str> = self.pools.iter().filter_map(|shown| shown.pool.as_deref()).collect();
+        match names.iter().position(|known| *known == name) {
+            Some(at) => Ok((at..at + 1, true)),
+            None if names.is_empty() => Err("there are no pools by name here\n".to_owned()),
+            None => Err(format!("there is no such pool; there are {}\n", names.join(", "))),
+        }
+    }
+
+    async fn views(&self, pools: &Range<usize>) -> Vec<Option<Arc<View>>> {
+        join_all(self.pools[pools.clone()].iter().map(Shown::view)).await
+    }
+
     /// On a thread of its own: for 16,384 pairs it takes a good part of a second, in which the
     /// control plane has better to do.
-    async fn render(&self, kind: &'static str, make: impl FnOnce(&View) -> Bytes + Send + 'static) -> Response<Whole> {
+    async fn render(
+        self: &Arc<Self>,
+        kind: &'static str,
+        pools: Range<usize>,
+        make: impl FnOnce(&Admin, &[Shown], &[Option<Arc<View>>]) -> Bytes + Send + 'static,
+    ) -> Response<Whole> {
         if is_suspended() {
             return suspended();
         }
-        let Some(view) = self.shown.view(&self.desk).await else { return silent() };
-        match tokio::task::spawn_blocking(move || make(&view)).await {
+        let views = self.views(&pools).await;
+        if views.iter().all(Option::is_none) {
+            return silent();
+        }
+        let admin = self.clone();
+        match tokio::task::spawn_blocking(move || make(&admin, &admin.pools[pools], &views)).await {
             Ok(body) => whole(StatusCode::OK, kind, body),
             Err(_) => silent(),
         }
     }
 
-    /// It can serve: some pair has somebody who leads. One dead server changes nothing about that.
-    async fn ready(&self) -> Response<Whole> {
+    /// It can serve: some pair of each pool has somebody who leads. One dead server changes nothing
+    /// about that.
+    async fn ready(&self, pools: Range<usize>) -> Response<Whole> {
         if self.shutdown.is_cancelled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
         if is_suspended() {
             return suspended();
         }
-        match self.shown.view(&self.desk).await {
-            None => silent(),
-            Some(view) if view.report.serves() => plain(StatusCode::OK, "ready\n"),
-            Some(_) => {
-                plain(StatusCode::SERVICE_UNAVAILABLE, "every key is refused: no pair has a server that leads\n")
-            }
+        let views = self.views(&pools).await;
+        for (shown, view) in self.pools[pools].iter().zip(views) {
+            let why = match view {
+                Some(view) if view.report.serves() => continue,
+                Some(_) => "every key is refused: no pair has a server that leads",
+                None => SILENT,
+            };
+            let pool = shown.pool.as_ref().map_or(String::new(), |pool| format!("pool {pool}: "));
+            return whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("{pool}{why}\n")));
         }
+        plain(StatusCode::OK, "ready\n")
+    }
+}
+
+/// One pool by itself, or a list of all.
+fn status(by_itself: bool, pools: &[Shown], views: &[Option<Arc<View>>]) -> Bytes {
+    match (pools, views) {
+        ([one], [Some(view)]) if by_itself => one.status(view),
+        _ => status_of_all(pools, views),
     }
 }
 
@@ -234,7 +286,7 @@ fn silent() -> Response<Whole> {
     if is_suspended() {
         return suspended();
     }
-    plain(StatusCode::SERVICE_UNAVAILABLE, "the control plane does not answer: it is starting, or ending\n")
+    whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("{SILENT}\n")))
 }
 
 fn page() -> Response<Whole> {

@@ -8,18 +8,25 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cluster::Desk;
+use crate::cluster::{Desk, Losses};
+use crate::config::PoolName;
+use crate::proxy::Memory;
 use crate::report::Report;
-use crate::report::metrics::Around;
+use crate::report::metrics::{self, Around};
+use crate::report::seen::{JSON_VERSION, Seen};
 
 use super::history::History;
 
 /// So old may be what is shown.
 const AGE_MAX: Duration = Duration::from_millis(100);
 
-/// See the module's words.
-#[derive(Debug)]
+/// A pool.
 pub(super) struct Shown {
+    pub(super) pool: Option<PoolName>,
+    desk: Desk,
+    /// Where several proxies agree: what this one is of them.
+    pub(super) losses: Arc<dyn Losses>,
+    memory: Arc<Memory>,
     history: History,
     last: Mutex<Option<(Instant, Arc<View>)>>,
 }
@@ -29,42 +36,116 @@ pub(super) struct Shown {
 pub(super) struct View {
     pub(super) report: Box<Report>,
     status: OnceLock<Bytes>,
-    metrics: OnceLock<Bytes>,
 }
 
 impl Shown {
-    pub(super) fn new(history: History) -> Shown {
-        Shown { history, last: Mutex::new(None) }
+    pub(super) fn new(
+        pool: Option<PoolName>,
+        (desk, losses, memory): (Desk, Arc<dyn Losses>, Arc<Memory>),
+        history: History,
+    ) -> Shown {
+        Shown { pool, desk, losses, memory, history, last: Mutex::new(None) }
     }
 
     /// `None`: the control plane does not answer.
-    pub(super) async fn view(&self, desk: &Desk) -> Option<Arc<View>> {
+    pub(super) async fn view(&self) -> Option<Arc<View>> {
         let fresh = |(made, view): &(Instant, Arc<View>)| (made.elapsed() < AGE_MAX).then(|| view.clone());
         if let Some(view) = self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(fresh) {
             return Some(view);
         }
-        let view = Arc::new(View { report: desk.report().await?, status: OnceLock::new(), metrics: OnceLock::new() });
+        let view = Arc::new(View { report: self.desk.report().await?, status: OnceLock::new() });
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), view.clone()));
         Some(view)
     }
 
-    /// `/status.json`.
+    /// `/status.json` of it.
     pub(super) fn status(&self, view: &View) -> Bytes {
-        view.status.get_or_init(|| Bytes::from(format!("{}\n", status(&view.report, &self.history)))).clone()
+        let made = || Bytes::from(format!("{}\n", status(self.pool.as_deref(), &view.report, &self.history)));
+        view.status.get_or_init(made).clone()
     }
 }
 
-impl View {
-    /// `/metrics`.
-    pub(super) fn metrics(&self, around: impl FnOnce() -> Around) -> Bytes {
-        self.metrics.get_or_init(|| Bytes::from(self.report.metrics(&around()))).clone()
+/// Of each pool what was seen; nothing of one that does not answer.
+type Views = Vec<Option<Arc<View>>>;
+
+/// `/metrics`, made once of the same views.
+#[derive(Default, Debug)]
+pub(super) struct Metrics {
+    last: Mutex<(Views, Made)>,
+}
+
+type Made = Arc<OnceLock<Bytes>>;
+
+impl Metrics {
+    pub(super) fn of<'a>(
+        &self,
+        pools: &'a [Shown],
+        views: &'a [Option<Arc<View>>],
+        around: impl FnOnce() -> Around,
+    ) -> Bytes {
+        let shown = |(shown, view): (&'a Shown, &'a Option<Arc<View>>)| metrics::Shown {
+            pool: shown.pool.as_deref(),
+            report: view.as_ref().map(|view| &*view.report),
+            client_memory: shown.memory.account(),
+        };
+        let made = || {
+            let all: Vec<_> = pools.iter().zip(views).map(shown).collect();
+            Bytes::from(metrics::metrics(&all, &around()))
+        };
+        self.slot(views).get_or_init(made).clone()
     }
+
+    fn slot(&self, views: &[Option<Arc<View>>]) -> Made {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(one, other): (&Option<Arc<View>>, &Option<Arc<View>>)| match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            // (It may answer by now.)
+            _ => false,
+        };
+        if last.0.len() != views.len() || !last.0.iter().zip(views).all(same) {
+            *last = (views.to_vec(), Arc::default());
+        }
+        last.1.clone()
+    }
+}
+
+/// `/status.json` of several pools: how it is on the whole, and each of them.
+pub(super) fn status_of_all(pools: &[Shown], views: &[Option<Arc<View>>]) -> Bytes {
+    let seen: Vec<_> = views.iter().map(|view| view.as_ref().and_then(|view| view.report.seen())).collect();
+    let worst = seen.iter().flatten().map(Seen::word).min();
+    let silent = seen.iter().any(Option::is_none);
+    let word = worst.filter(|_| !silent).map_or("unknown".to_owned(), |word| word.text().to_lowercase());
+    let mirrored = !silent && seen.iter().flatten().all(|seen| seen.mirrored);
+    let each: Vec<String> = pools
+        .iter()
+        .zip(views)
+        .map(|(shown, view)| match view {
+            Some(view) => String::from_utf8_lossy(shown.status(view).trim_ascii_end()).into_owned(),
+            None => json!({
+                "version": JSON_VERSION,
+                "pool": shown.pool.as_deref(),
+                "word": "unknown",
+                "why": "its control plane does not answer: it is starting, or ending",
+                "mirrored": false,
+            })
+            .to_string(),
+        })
+        .collect();
+    // (Each was made already, and may be long.)
+    let version = JSON_VERSION;
+    Bytes::from(format!(
+        "{{\"version\":{version},\"word\":\"{word}\",\"mirrored\":{mirrored},\"pools\":[{}]}}\n",
+        each.join(",")
+    ))
 }
 
 /// What `resilver status --json` says, and what it cannot know: what servers do just now, the last
 /// changes, and the last minutes.
-fn status(report: &Report, history: &History) -> Value {
+fn status(pool: Option<&str>, report: &Report, history: &History) -> Value {
     let mut status = report.seen().map_or(Value::Null, |seen| seen.json());
+    if let Some(pool) = pool {
+        status["pool"] = json!(pool);
+    }
     let changes = report.changes.iter().map(|change| {
         json!({
             "unix_time": change.unix_time,

@@ -11,11 +11,14 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cluster::{Desk, Losses};
-use crate::daemon::cannot_accept;
+use crate::config::PoolName;
+use crate::daemon::{cannot_accept, span_of};
 use crate::lease::{self, Boot};
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
 use crate::reload::Reload;
+
+use super::Panel;
 
 /// Operators at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -28,7 +31,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
-const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version and quit";
+const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version, pool and quit";
 const NOTHING_SAID: &[u8] = b"SERVER_ERROR nothing was said here for 300 seconds: closed\r\n";
 const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
@@ -37,14 +40,22 @@ const SILENT: Bytes = Bytes::from_static(
 /// Whom operators ask.
 #[derive(Clone)]
 pub(super) struct Operators {
-    pub(super) desk: Desk,
-    /// Where several proxies agree: what this one is of them.
-    pub(super) losses: Arc<dyn Losses>,
+    /// At least one, which has no name where the file has no pools.
+    pools: Arc<[Pool]>,
     /// Has the settings read again.
-    pub(super) reload: Option<Arc<Reload>>,
+    reload: Option<Arc<Reload>>,
+    /// Which of several is meant; chosen anew on each connection.
+    chosen: Option<usize>,
 }
 
-pub(super) async fn accept_forever(listener: UnixListener, desk: Operators) {
+struct Pool {
+    name: Option<PoolName>,
+    desk: Desk,
+    /// Where several proxies agree: what this one is of them.
+    losses: Arc<dyn Losses>,
+}
+
+pub(super) async fn accept_forever(listener: UnixListener, operators: Operators) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -55,10 +66,10 @@ pub(super) async fn accept_forever(listener: UnixListener, desk: Operators) {
             }
         };
         let place = places.clone().try_acquire_owned();
-        let desk = desk.clone();
+        let operators = operators.clone();
         tokio::spawn(async move {
             match place {
-                Ok(_place) => serve(stream, &desk).await,
+                Ok(_place) => serve(stream, operators).await,
                 Err(_) => {
                     tracing::warn!(open = CONNECTIONS_MAX, "the admin socket refuses a connection: too many are open");
                     drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await);
@@ -72,7 +83,7 @@ async fn write(mut stream: UnixStream, said: &[u8]) -> std::io::Result<()> {
     stream.write_all(said).await
 }
 
-async fn serve(stream: UnixStream, desk: &Operators) {
+async fn serve(stream: UnixStream, mut operators: Operators) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -88,7 +99,7 @@ async fn serve(stream: UnixStream, desk: &Operators) {
         }
         // (Without its end it is the last line of somebody who says no more: `printf … | nc -U`.)
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
-        let said = if too_long { Some(client_error(TOO_LONG)) } else { obey(&line, desk).await };
+        let said = if too_long { Some(client_error(TOO_LONG)) } else { operators.obey(&line).await };
         let Some(said) = said else { return };
         let written = timeout(WRITE_TIMEOUT, stream.write_all(&said)).await;
         if written.is_err() {
@@ -100,39 +111,84 @@ async fn serve(stream: UnixStream, desk: &Operators) {
     }
 }
 
-/// What is answered; `None` ends the connection.
-async fn obey(line: &[u8], desk: &Operators) -> Option<Bytes> {
-    let line = String::from_utf8_lossy(line);
-    let mut words = line.split_ascii_whitespace();
-    let command = words.next().unwrap_or_default();
-    let rest = words.collect::<Vec<_>>().join(" ");
-    let question = match command {
-        "" => return Some(client_error(format_args!("an empty line; {TAKEN}"))),
-        "stats" => Question::Stats(rest.clone()),
-        "resync" => Question::Resync(rest.clone()),
-        "node" => Question::Node(rest.clone()),
-        "reload" => {
-            let Some(reload) = &desk.reload else {
-                return Some(client_error("reload: there is nothing to read again"));
-            };
-            return Some(reload.answer().await);
-        }
-        "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
-        "quit" => return None,
-        other => {
-            return Some(client_error(format_args!("{other}: {TAKEN}; other commands are for clients' listeners")));
-        }
-    };
-    let looks = only_looks(&question);
-    let said = desk.ask(question).await;
-    if !looks {
-        let answer = String::from_utf8_lossy(said.split(|byte| *byte == b'\r').next().unwrap_or_default());
-        tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
+impl Operators {
+    pub(super) fn new(panels: &[Panel], reload: Option<Arc<Reload>>) -> Operators {
+        let pool =
+            |panel: &Panel| Pool { name: panel.pool.clone(), desk: panel.desk.clone(), losses: panel.losses.clone() };
+        let pools: Arc<[Pool]> = panels.iter().map(pool).collect();
+        let chosen = (pools.len() == 1).then_some(0);
+        Operators { pools, reload, chosen }
     }
-    Some(said)
+
+    /// What is answered; `None` ends the connection.
+    async fn obey(&mut self, line: &[u8]) -> Option<Bytes> {
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split_ascii_whitespace();
+        let command = words.next().unwrap_or_default();
+        let rest = words.collect::<Vec<_>>().join(" ");
+        let question = match command {
+            "" => return Some(client_error(format_args!("an empty line; {TAKEN}"))),
+            "stats" => Question::Stats(rest.clone()),
+            "resync" => Question::Resync(rest.clone()),
+            "node" => Question::Node(rest.clone()),
+            "pool" => return Some(self.choose(&rest)),
+            "reload" => return Some(self.reload().await),
+            "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
+            "quit" => return None,
+            other => {
+                return Some(client_error(format_args!("{other}: {TAKEN}; other commands are for clients' listeners")));
+            }
+        };
+        let Some(pool) = self.chosen.and_then(|at| self.pools.get(at)) else {
+            let names = self.names();
+            // (What the commands ask whom they do not know, and what is true of all pools.)
+            if matches!(&question, Question::Stats(part) if part == "proxy") {
+                let said =
+                    format!("STAT proxy:role active\r\nSTAT proxy:ready 1\r\nSTAT proxy:pools {names}\r\nEND\r\n");
+                return Some(Bytes::from(said));
+            }
+            return Some(client_error(format_args!(
+                "{command}: of which pool? There are {names}: say pool NAME first (--pool NAME of the commands)"
+            )));
+        };
+        let looks = only_looks(&question);
+        let said = pool.ask(question).await;
+        if !looks {
+            let answer = String::from_utf8_lossy(said.split(|byte| *byte == b'\r').next().unwrap_or_default());
+            let _of_pool = span_of(pool.name.as_ref()).entered();
+            tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
+        }
+        Some(said)
+    }
+
+    async fn reload(&self) -> Bytes {
+        match &self.reload {
+            Some(reload) => reload.answer().await,
+            None => client_error("reload: there is nothing to read again"),
+        }
+    }
+
+    /// What follows on this connection is for that pool.
+    fn choose(&mut self, name: &str) -> Bytes {
+        match self.pools.iter().position(|pool| pool.name.as_deref() == Some(name)) {
+            Some(at) => {
+                self.chosen = Some(at);
+                Bytes::from_static(b"OK\r\n")
+            }
+            None if self.pools.iter().all(|pool| pool.name.is_none()) => {
+                client_error("pool: this proxy has one, which has no name; leave it out")
+            }
+            None => client_error(format_args!("pool {name}: there is none of this name; there are {}", self.names())),
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.pools.iter().filter_map(|pool| pool.name.as_deref()).collect();
+        names.join(", ")
+    }
 }
 
-impl Operators {
+impl Pool {
     /// The control plane stands still without a lease.
     async fn ask(&self, question: Question) -> Bytes {
         let of_proxy = matches!(&question, Question::Stats(part) if part == "proxy");

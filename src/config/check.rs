@@ -5,25 +5,29 @@ mod fleet;
 mod healing;
 mod listeners;
 mod operators;
+mod pools;
+mod split;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::accounts::Account;
 use super::args::Args;
-use super::sources::{Origin, Origins, Sources};
+use super::sources::{Found, Origin, Origins, Sources};
 use super::units::{parse_size, parse_time, show_size, show_time};
-use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Plan, ProcessSettings, Settings, UsageErrors};
+use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Plan, PoolName, ProcessSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
+
+use pools::Outside;
+use split::{Split, one_line, split};
 
 /// What `--threads auto` takes at most: past four the servers are the bottleneck, not the proxy.
 const MAX_AUTO_THREADS: usize = 4;
@@ -96,24 +100,57 @@ pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<Comm
     if sources.unread {
         return Err(UsageErrors(faults));
     }
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_default();
+    if !sources.pools.is_empty() {
+        let outside = Outside { command: &command, sources: &sources, matches: &matches, given: &ids, program };
+        let plan = outside.judge(host, &mut faults);
+        return plan.map_or(Err(UsageErrors(faults)), |plan| Ok(CommandLine::Run(Box::new(plan))));
+    }
     // What is given in all three ways is one command line; what is wrong with it is said of where
     // it stands.
-    let (program, own) = arguments.split_at(1.min(arguments.len()));
-    let all = program.iter().cloned().chain(sources.arguments()).chain(own.iter().cloned());
-    let matches = command.clone().try_get_matches_from(all);
-    let (args, matches) = match matches.and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches))) {
-        Ok(both) => both,
-        Err(error) => {
-            faults.push(one_line(&error));
-            return Err(UsageErrors(faults));
+    let all = [program].into_iter().chain(sources.arguments()).chain(arguments).collect();
+    let judged = judge(all, &sources.found, (host, config), Part { pools: 1, ..Part::default() });
+    faults.extend(judged.faults);
+    match judged.settings {
+        Some((process, settings)) if faults.is_empty() => {
+            Ok(CommandLine::Run(Box::new(Plan { process, pools: vec![settings] })))
         }
-    };
-    let origins = Origins::of(&sources.found);
-    let mut check = Check { command, matches, host, config, origins, faults };
-    let (process, settings) = check.settings(&args);
-    let faults = check.faults;
-    let plan = Plan { process, pools: vec![settings] };
-    if faults.is_empty() { Ok(CommandLine::Run(Box::new(plan))) } else { Err(UsageErrors(faults)) }
+        _ => Err(UsageErrors(faults)),
+    }
+}
+
+/// Which of several pools is judged; of the only one without a name nothing but that.
+#[derive(Default)]
+struct Part {
+    pool: Option<PoolName>,
+    /// Where it begins.
+    at: Option<String>,
+    /// Options that stand outside of it, and count as its defaults.
+    inherited: BTreeSet<String>,
+    /// How many there are.
+    pools: usize,
+}
+
+/// What came of a command line.
+struct Judged {
+    /// `None`: it could not be read.
+    settings: Option<(ProcessSettings, Settings)>,
+    faults: Vec<String>,
+}
+
+fn judge(all: Vec<OsString>, found: &[Found], (host, config): (&Host, Option<PathBuf>), part: Part) -> Judged {
+    let command = Args::command();
+    let matches = command.clone().try_get_matches_from(all);
+    match matches.and_then(|matches| Ok((Args::from_arg_matches(&matches)?, matches))) {
+        Ok((args, matches)) => {
+            let origins = Origins::of(found);
+            let mut check = Check { command, matches, host, config, part, origins, faults: Vec::new() };
+            let settings = check.settings(&args);
+            Judged { settings: Some(settings), faults: check.faults }
+        }
+        Err(error) => Judged { settings: None, faults: vec![one_line(&error)] },
+    }
 }
 
 /// `--config`, or its variable; made absolute, because a daemon leaves the directory it was started
@@ -126,95 +163,6 @@ fn config_file(matches: &ArgMatches, host: &Host) -> Option<PathBuf> {
     Some(std::path::absolute(&path).unwrap_or(path))
 }
 
-/// A command line cut into options.
-enum Split {
-    Print(String),
-    /// No matches where what was left could not be read at all; then there is at least one fault.
-    /// With what could be read.
-    Matches(Option<ArgMatches>, Vec<String>, Vec<OsString>),
-}
-
-/// Lets clap cut the command line into options. clap stops at the first one it does not know; that
-/// one is noted, taken out, and the rest is tried again.
-fn split(mut arguments: Vec<OsString>) -> Split {
-    let mut faults = Vec::new();
-    // Every round takes at least one argument away.
-    for _ in 0..=arguments.len() {
-        let error = match Args::command().try_get_matches_from(&arguments) {
-            Ok(matches) => return Split::Matches(Some(matches), faults, arguments),
-            Err(error) => error,
-        };
-        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-            return Split::Print(error.render().to_string());
-        }
-        faults.push(lone_mode(&arguments, &error).unwrap_or_else(|| one_line(&error)));
-        if !remove_culprit(&mut arguments, &error) {
-            return Split::Matches(None, faults, arguments);
-        }
-    }
-    Split::Matches(None, faults, arguments)
-}
-
-/// Takes the argument that clap complains of off the command line; false if it cannot be found
-/// there.
-fn remove_culprit(arguments: &mut Vec<OsString>, error: &clap::Error) -> bool {
-    let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { return false };
-    // For a missing value clap names the option with its placeholder: `--port <PORT>`.
-    let culprit = culprit.split(' ').next().unwrap_or(culprit).to_owned();
-    let long = culprit.starts_with("--");
-    let short = if long { Args::command().get_arguments().find_map(|arg| short_of(arg, &culprit)) } else { None };
-    let position = arguments.iter().skip(1).position(|argument| {
-        let argument = argument.to_string_lossy();
-        argument == culprit
-            || (long && argument.strip_prefix(&culprit).is_some_and(|rest| rest.starts_with('=')))
-            || short.as_ref().is_some_and(|short| argument == *short)
-            // One bad letter in a cluster such as `-Zv` spoils the cluster.
-            || (!long && culprit.len() == 2 && argument.starts_with('-') && !argument.starts_with("--")
-                && argument.contains(&culprit[1..]))
-    });
-    let Some(position) = position.map(|position| position + 1) else { return false };
-    arguments.remove(position);
-    // There are no positional arguments: what follows an unknown option belongs to it.
-    if error.kind() == ErrorKind::UnknownArgument && culprit.starts_with('-') {
-        while arguments.get(position).is_some_and(|next| !next.to_string_lossy().starts_with('-')) {
-            arguments.remove(position);
-        }
-    }
-    true
-}
-
-/// `--resync` alone means something, so its mode is not looked for in the next word, which clap
-/// then calls unexpected.
-fn lone_mode(arguments: &[OsString], error: &clap::Error) -> Option<String> {
-    let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { return None };
-    let follows = |pair: &[OsString]| pair[0] == "--resync" && pair[1].to_string_lossy() == culprit.as_str();
-    (error.kind() == ErrorKind::UnknownArgument && arguments.windows(2).any(follows))
-        .then(|| format!("--resync {culprit}: the mode needs an equals sign; write --resync={culprit}"))
-}
-
-/// The short form of the option whose long form is `long`.
-fn short_of(arg: &Arg, long: &str) -> Option<String> {
-    (arg.get_long().map(|name| format!("--{name}")).as_deref() == Some(long))
-        .then(|| arg.get_short().map(|letter| format!("-{letter}")))
-        .flatten()
-}
-
-/// clap's message without its frame: one line, like all the others.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let mut line = String::new();
-    for part in text.lines().map(str::trim) {
-        if part.starts_with("Usage:") || part.starts_with("For more information") {
-            break;
-        }
-        if !part.is_empty() {
-            let separator = if line.is_empty() { "" } else { "; " };
-            let _ = write!(line, "{separator}{}", part.strip_prefix("error: ").unwrap_or(part));
-        }
-    }
-    line
-}
-
 /// Collects faults while it turns text into values. A value that cannot be read is reported and
 /// replaced by something harmless, so that the rest can be judged too.
 struct Check<'a> {
@@ -223,6 +171,7 @@ struct Check<'a> {
     host: &'a Host,
     /// The file that was read.
     config: Option<PathBuf>,
+    part: Part,
     /// Of what stands in the file and the environment.
     origins: Origins,
     faults: Vec<String>,
@@ -246,7 +195,7 @@ impl Check<'_> {
             let port = self.flag("port");
             self.fault(format!("{port} 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port"));
         }
-        if port == 0 && self.given("listen") {
+        if port == 0 && self.asked("listen") {
             let listen = self.flag("listen");
             self.fault(format!("{listen} contradicts -p/--port 0, which means no TCP; give a port or drop -l"));
         }
@@ -255,7 +204,7 @@ impl Check<'_> {
         self.not_itself(&own, primaries.iter().chain(&backups));
 
         let threads = match args.threads.last().map(String::as_str) {
-            Some("auto") => (self.host.cores / 2).clamp(1, MAX_AUTO_THREADS),
+            Some("auto") => (self.host.cores / 2 / self.part.pools).clamp(1, MAX_AUTO_THREADS),
             _ => {
                 let hint = "auto = half as many as there are cores, at least 1, at most 4";
                 self.number("threads", &args.threads, 1..=MAX_THREADS, hint).unwrap_or(1) as usize
@@ -314,6 +263,7 @@ impl Check<'_> {
             unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
         };
         let settings = Settings {
+            pool: self.part.pool.clone(),
             primaries,
             backups,
             distribution,
@@ -359,8 +309,14 @@ impl Check<'_> {
 
     // ---- values ---------------------------------------------------------------------------------
 
+    /// A sentence that tells where something stands is told as it is, and of a pool otherwise.
     fn fault(&mut self, sentence: impl Into<String>) {
-        self.faults.push(sentence.into());
+        let sentence = sentence.into();
+        let of_file = self.config.as_ref().is_some_and(|path| sentence.starts_with(&format!("{}:", path.display())));
+        self.faults.push(match (&self.part.at, &self.part.pool) {
+            (Some(at), Some(pool)) if !of_file => format!("{at}: pool {pool}: {sentence}"),
+            _ => sentence,
+        });
     }
 
     /// Reports a value that cannot be right: `-p/--port 99999: why`.
@@ -402,6 +358,11 @@ impl Check<'_> {
     /// Whether the option stands on the command line, in the file or in the environment.
     fn given(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// Whether it does in the pool itself: what is there for all may say nothing to one of them.
+    fn asked(&self, id: &str) -> bool {
+        self.given(id) && !self.part.inherited.contains(id)
     }
 
     /// The one value of an option that makes no sense twice; two different ones are a
@@ -475,7 +436,7 @@ impl Check<'_> {
 
     fn unix_socket_mode(&mut self, args: &Args) -> u32 {
         let Some(text) = self.single("unix_socket_mode", &args.unix_socket_mode) else { return SOCKET_MODE };
-        if args.unix_socket.is_empty() {
+        if args.unix_socket.is_empty() && self.asked("unix_socket_mode") {
             let mode = self.flag("unix_socket_mode");
             self.fault(format!("{mode} without -f/--unix-socket changes nothing; give -f PATH or drop -a"));
         }

@@ -71,7 +71,7 @@ settings! {
         client_memory = "client-memory",
         fleet = "coordinate and what belongs to it",
     }
-    apart { listen, leave_fleet, }
+    apart { pool, listen, leave_fleet, }
 }
 
 settings! {

@@ -1,6 +1,8 @@
 //! Where a setting may stand beside the command line: in a file of TOML, and in the environment.
 //! Both have the options of [`super::args`] by their long names, and become arguments like those of
 //! the command line: what an option means, and whether its value can be right, is said once.
+//!
+//! A file may have several pools of servers, each with a table of its own (`[pool.NAME]`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::args::Args;
 
@@ -48,14 +50,72 @@ pub(super) struct Found {
     pub(super) id: String,
     pub(super) text: String,
     pub(super) origin: Origin,
-    argument: OsString,
+    pub(super) argument: OsString,
+}
+
+/// A pool of the file.
+#[derive(Debug)]
+pub(super) struct PoolTable {
+    pub(super) name: String,
+    /// Its head.
+    pub(super) origin: Origin,
+    pub(super) found: Vec<Found>,
+    /// The ids of all that stands there, also of switches that are off.
+    pub(super) said: BTreeSet<String>,
+}
+
+/// Why an option cannot stand where it does, in a file with pools: in one of them, or outside.
+pub(super) fn misplaced(long: &str, in_pool: bool) -> Option<&'static str> {
+    const OF_PROCESS: [&str; 10] = [
+        "admin",
+        "admin-socket",
+        "user",
+        "group",
+        "foreground",
+        "daemon",
+        "pid-file",
+        "verbose",
+        "log-format",
+        "log-file",
+    ];
+    const OF_POOLS: [&str; 3] = ["server", "backup", "unix-socket"];
+    const OF_FLEETS: [&str; 8] = [
+        "coordinate",
+        "coordinate-login",
+        "advertise",
+        "lease",
+        "candidate",
+        "takeover-wait",
+        "former-grace",
+        "leave-fleet",
+    ];
+    match long {
+        _ if OF_FLEETS.contains(&long) => Some(
+            "a proxy of a fleet ends its process when another one takes its place, and that would end the other pools: \
+             give its servers a file without pools, and a process of their own",
+        ),
+        _ if in_pool && OF_PROCESS.contains(&long) => {
+            Some("belongs to the process, not to one pool: write it above the first [pool.NAME]")
+        }
+        _ if !in_pool && OF_POOLS.contains(&long) => {
+            Some("the file has pools, and no two have this alike: write it below a [pool.NAME]")
+        }
+        _ => None,
+    }
 }
 
 /// What stands in the file and in the environment.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
+    /// The file.
+    pub(super) path: Option<PathBuf>,
+    /// Outside of the pools.
     pub(super) found: Vec<Found>,
+    /// In the order of the file.
+    pub(super) pools: Vec<PoolTable>,
     pub(super) faults: Vec<String>,
+    /// The ids of all that stands there, also of switches that are off.
+    said: BTreeSet<String>,
     /// The file cannot be read: what it would say is not known, nor what is missing.
     pub(super) unread: bool,
 }
@@ -74,15 +134,14 @@ impl Sources {
         };
         sources.variables(command, variables);
         sources.found.retain(|found| !answered(&found.id, given));
-        let mut above = given.clone();
-        above.extend(sources.found.iter().map(|found| found.id.clone()));
+        let above: BTreeSet<String> = given.union(&sources.said).cloned().collect();
         if let Some(path) = file {
-            let mut of_file = Sources::default();
+            let mut of_file = Sources { path: Some(path.to_owned()), ..Sources::default() };
             of_file.file(command, path);
             of_file.found.retain(|found| !answered(&found.id, &above));
-            sources.found.extend(of_file.found);
-            sources.faults.extend(of_file.faults);
-            sources.unread = of_file.unread;
+            of_file.found.splice(..0, sources.found);
+            of_file.faults.splice(..0, sources.faults);
+            return of_file;
         }
         sources
     }
@@ -135,11 +194,36 @@ impl Sources {
             let offset = error.span().map_or(0, |span| span.start);
             self.faults.push(format!("{}: {}", at(offset), error.message().replace('\n', "; ")));
         }
-        let mut keys: Vec<(&Spanned<_>, &Spanned<DeValue<'_>>)> = table.get_ref().iter().collect();
-        keys.sort_by_key(|(key, _)| key.span().start);
-        for (key, value) in keys {
+        let pools = table.get_ref().get("pool").and_then(|pools| pools.get_ref().as_table());
+        self.table(command, table.get_ref(), &at, pools.map(|_| false));
+        for (name, pool) in in_order(pools.into_iter().flatten()) {
+            let origin = at(name.span().start);
+            let Some(table) = pool.get_ref().as_table() else {
+                let name = name.get_ref();
+                self.faults.push(format!("{origin}: pool.{name}: stands in no pool; write [pool.NAME] above it"));
+                continue;
+            };
+            let mut of_pool = Sources::default();
+            of_pool.table(command, table, &at, Some(true));
+            self.faults.extend(of_pool.faults);
+            let (name, found, said) = (name.get_ref().to_string(), of_pool.found, of_pool.said);
+            self.pools.push(PoolTable { name, origin, found, said });
+        }
+    }
+
+    /// Options one below the other. `in_pool`: whether they stand in a pool, or outside of all;
+    /// `None`: there are none.
+    fn table(&mut self, command: &Command, table: &DeTable<'_>, at: &dyn Fn(usize) -> Origin, in_pool: Option<bool>) {
+        for (key, value) in in_order(table.iter()) {
             let (origin, name) = (at(key.span().start), key.get_ref().as_ref());
+            if name == "pool" && in_pool == Some(false) {
+                continue;
+            }
             let by_name = |arg: &&Arg| arg.get_long() == Some(name) && !NOT_IN_FILES.contains(&name);
+            if let Some(why) = in_pool.and_then(|in_pool| misplaced(name, in_pool)) {
+                self.faults.push(format!("{origin}: {name}: {why}"));
+                continue;
+            }
             match (command.get_arguments().find(by_name), value.get_ref()) {
                 (Some(arg), DeValue::Array(values)) => {
                     for value in values.iter() {
@@ -174,6 +258,7 @@ impl Sources {
 
     fn value(&mut self, arg: &Arg, value: Value<'_>, origin: &Origin) {
         let (id, long) = (arg.get_id().to_string(), arg.get_long().unwrap_or_default());
+        self.said.insert(id.clone());
         let on = match value {
             Value::Switch(on) => Some(on),
             Value::Text("1" | "true" | "yes" | "on") => Some(true),
@@ -254,14 +339,25 @@ fn line_of(text: &str, offset: usize) -> usize {
     1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
 }
 
+type Entry<'t, 's> = (&'t Spanned<DeString<'s>>, &'t Spanned<DeValue<'s>>);
+
+/// Of a table, in the order in which they are written.
+fn in_order<'t, 's: 't>(entries: impl Iterator<Item = Entry<'t, 's>>) -> Vec<Entry<'t, 's>> {
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
 fn unknown(command: &Command, name: &str, value: &DeValue<'_>) -> String {
     let known = |name: &str| command.get_arguments().any(|arg| arg.get_long() == Some(name) && !arg.is_hide_set());
     let dashes = name.replace('_', "-");
     if name == "pool" {
-        return "pool: a process serves one pool; start one for each, with a file each".to_owned();
+        return "pool: write [pool.NAME], and its options below it".to_owned();
     }
     if value.is_table() {
-        return format!("[{name}]: there are no tables; write the options one below the other, by their long names");
+        return format!(
+            "[{name}]: there are no tables but [pool.NAME]; write the options one below the other, by their long names"
+        );
     }
     if NOT_IN_FILES.contains(&name) {
         return format!("{name}: is for the command line alone");
@@ -300,8 +396,27 @@ pub(crate) fn defaults() -> String {
             out.push_str(&format!("#{} = {}\n", arg.get_long().unwrap_or_default(), default(arg)));
         }
     }
+    out.push_str(POOLS);
     out
 }
+
+/// (A blank behind the comment signs: these are no options with their defaults.)
+const POOLS: &str = "
+# ---- Pools ----
+
+# Several pools of servers in one process, each with its own clients. The options above are the
+# defaults of all pools; those below a name are that pool's own. server, backup and unix-socket may
+# then stand in pools only.
+#
+# [pool.sessions]
+# port = 12000
+# server = [\"cache1:11211\", \"cache2:11211\"]
+# backup = [\"cache3:11211\"]
+#
+# [pool.fragments]
+# port = 12001
+# server = [\"cache1:11212\", \"cache2:11212\"]
+";
 
 fn default(arg: &Arg) -> String {
     let several = arg.get_long().is_some_and(|long| SEVERAL.contains(&long));

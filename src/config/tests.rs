@@ -458,6 +458,9 @@ fn several_proxies() {
         assert!(faults.len() == 1 && faults[0].contains(words), "{line}: {faults:?}");
     }
 }
+
+mod pools;
+
 /// Of the environment.
 fn variable(option: &str, value: &str) -> (String, std::ffi::OsString) {
     (format!("{VARIABLES}{option}"), value.into())
@@ -492,6 +495,9 @@ fn the_command_line_wins_over_variables_and_these_over_the_file() {
     let all = file(text, "-p 3 -s z:1 -D", &variables).expect("a good line");
     assert_eq!((addresses(&all.primaries), all.listen[0].port()), (vec!["z:1".into()], 3));
     assert_eq!((all.timeout, all.max_clients, all.process.daemonize), (ms(2000), 10, false));
+    // A switch that is off is said, too.
+    let off = file(text, "", &[("KETAMA", "no"), ("VERBOSE", "0")]).expect("good variables");
+    assert!(off.distribution == Distribution::Modula && off.process.log.filter == "warn,resilver=info");
     // Without a file.
     let host = Host { variables: vec![variable("KETAMA", "yes")], ..host() };
     assert_eq!(run_on("-s a:1", &host).distribution, Distribution::Ketama);
@@ -501,7 +507,7 @@ fn the_command_line_wins_over_variables_and_these_over_the_file() {
 fn all_that_is_wrong_is_told_with_where_it_stands() {
     let text = "server = [\"a:1\",\n \"a:1\"]\nport = 99999\nmax_clients = 10\nn = 3\ntimeout = \"250\"\nresync = \"never\"\n\
                 ketama = \"perhaps\"\nthreads = 1.5\nconfig = \"x\"\nbackground-child = true\nidle-timeout = [\"1s\", \"2s\"]\n\
-                [log]\nfile = \"x\"\n[pool.a]\nport = 1";
+                [log]\nfile = \"x\"\n[[pool]]\nport = 1";
     let faults = file(text, "", &[("LEADER_TIMEOUT", "soon"), ("THREADS", "tcp://10.0.0.1:1")]);
     let faults = faults.expect_err("it is wrong");
     for fault in [
@@ -517,7 +523,7 @@ fn all_that_is_wrong_is_told_with_where_it_stands() {
         "r.toml:11: background-child: is for the command line alone",
         "r.toml:12: idle-timeout was given twice, as 1s and as 2s",
         "r.toml:13: [log]: there are no tables",
-        "r.toml:15: pool: a process serves one pool",
+        "r.toml:15: pool: write [pool.NAME]",
         &format!("{VARIABLES}LEADER_TIMEOUT soon: not a time"),
         &format!("{VARIABLES}THREADS tcp://10.0.0.1:1: Kubernetes sets it"),
     ] {

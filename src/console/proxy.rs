@@ -15,6 +15,16 @@ pub(crate) struct ProxyArg {
     /// The proxy: its address, or the path of its unix socket or admin socket
     #[arg(long, value_name = "HOST:PORT|PATH", default_value = DEFAULT)]
     pub(crate) proxy: Endpoint,
+
+    /// Of several pools this one, where the proxy is asked on its admin socket
+    #[arg(long, value_name = "NAME", value_parser = pool_name)]
+    pub(crate) pool: Option<String>,
+}
+
+/// It is a word of a command.
+fn pool_name(text: &str) -> Result<String, String> {
+    let bad = |c: char| c.is_whitespace() || c.is_control();
+    if text.is_empty() || text.contains(bad) { Err("is no pool's name".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 const DEFAULT: &str = "127.0.0.1:11211";
@@ -22,10 +32,30 @@ const DEFAULT: &str = "127.0.0.1:11211";
 impl ProxyArg {
     /// Stands behind a command that is suggested: it is for the same proxy.
     pub(crate) fn again(&self) -> String {
-        match self.proxy.to_string() {
+        let proxy = match self.proxy.to_string() {
             proxy if proxy == DEFAULT => String::new(),
             proxy => format!(" --proxy {proxy}"),
+        };
+        let pool = self.pool.as_ref().map_or(String::new(), |pool| format!(" --pool {pool}"));
+        proxy + &pool
+    }
+
+    /// For people: the proxy, and which pool of it.
+    pub(crate) fn name(&self) -> String {
+        let pool = self.pool.as_ref().map_or(String::new(), |pool| format!(" pool {pool}"));
+        format!("{}{pool}", self.proxy)
+    }
+
+    /// A connection on which its pool is asked.
+    pub(crate) fn connect(&self) -> std::io::Result<Connection> {
+        let mut connection = Connection::open(&self.proxy, ANSWER_TIMEOUT)?;
+        if let Some(pool) = &self.pool {
+            let said = connection.ask(&format!("pool {pool}"))?.line();
+            if said != "OK" {
+                return Err(std::io::Error::new(ErrorKind::InvalidInput, format!("it answered {said:?}")));
+            }
         }
+        Ok(connection)
     }
 }
 
@@ -73,10 +103,10 @@ pub(crate) struct Proxy<'a> {
 
 impl<'a> Proxy<'a> {
     /// An error is a sentence that names the proxy.
-    pub(crate) fn open(at: &'a Endpoint) -> Result<Proxy<'a>, String> {
-        match Connection::open(at, ANSWER_TIMEOUT) {
-            Ok(connection) => Ok(Proxy { at, connection }),
-            Err(error) => Err(failed(at, &error)),
+    pub(crate) fn open(at: &'a ProxyArg) -> Result<Proxy<'a>, String> {
+        match at.connect() {
+            Ok(connection) => Ok(Proxy { at: &at.proxy, connection }),
+            Err(error) => Err(failed(&at.proxy, &error)),
         }
     }
 
@@ -153,6 +183,10 @@ fn failed(proxy: &Endpoint, error: &std::io::Error) -> String {
         (ErrorKind::ConnectionRefused, Endpoint::Unix(_)) => "the socket is left behind: start the proxy",
         (ErrorKind::NotFound, Endpoint::Unix(_)) => {
             "there is no such socket: give --proxy that of -f or --admin-socket"
+        }
+        (ErrorKind::InvalidInput, _) => {
+            "--pool NAME is for the admin socket of a proxy whose file has pools (--proxy PATH); where clients connect \
+             there is one pool"
         }
         (ErrorKind::PermissionDenied, _) => "it is for its owner and group: run this as one of them",
         (ErrorKind::TimedOut | ErrorKind::WouldBlock | ErrorKind::Other, _) => {

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use thiserror::Error;
+use tracing::Span;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, LogSettings};
+use crate::config::{LogFormat, LogSettings, PoolName};
 
 /// Why there is no log.
 #[derive(Debug, Error)]
@@ -155,4 +156,10 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
     installed.map_err(|_| LogError::Twice)?;
     let _ = LOG.set(Log { next, filter });
     Ok(guard)
+}
+
+/// What names a pool in the log, where it has a name.
+pub fn span_of(pool: Option<&PoolName>) -> Span {
+    // (An error's level: no filter takes the name away.)
+    pool.map_or_else(Span::none, |name| tracing::error_span!("pool", pool = %name))
 }

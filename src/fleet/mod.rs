@@ -243,7 +243,8 @@ impl Fleet {
         ));
         let serves = self.serves.clone();
         self.runtime.spawn(doors::while_suspended(doors, (self.keeper.known.clone(), self.shared.clone())));
-        let agreed: (Arc<dyn Losses>, _, _) = (Arc::new(agreement), Some(&self.runtime), Some(reload));
+        let operated = server::Operated::Here { aside: Some(&self.runtime), reload: Some(reload) };
+        let agreed: (Arc<dyn Losses>, _) = (Arc::new(agreement), operated);
         let ended = server::run_agreed(self.settings.clone(), listeners, stop, agreed, move || {
             serves.send_replace(Some(serving));
             Ok(())

@@ -30,14 +30,23 @@ impl Standing {
     pub const SINGLE: Standing = Standing { role: "single", lease_held: false };
 }
 
-/// What is known beside the report.
+/// What is known beside the reports.
 #[derive(Clone, Debug)]
 pub struct Around {
     pub standing: Standing,
-    /// Bytes of `--client-memory` in use, and there.
-    pub client_memory: (u64, u64),
     pub visits: Vec<(&'static str, u64)>,
     pub process: Process,
+}
+
+/// One of the process's pools.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// Stands in a label, where it has one.
+    pub pool: Option<&'a str>,
+    /// `None`: its control plane does not answer.
+    pub report: Option<&'a Report>,
+    /// Bytes of `--client-memory` in use, and there.
+    pub client_memory: (u64, u64),
 }
 
 /// What the system knows of the process.
@@ -52,34 +61,55 @@ pub struct Process {
 /// A label's name and value.
 type Label<'a> = (&'a str, &'a str);
 
+/// A metric, with all its series.
+#[derive(Default)]
+struct Metric {
+    name: &'static str,
+    head: String,
+    samples: String,
+}
+
 /// The text under construction.
 #[derive(Default)]
 struct Text {
-    out: String,
-    name: &'static str,
+    metrics: Vec<Metric>,
+    /// In the labels of each series.
+    pool: Option<String>,
 }
 
 impl Text {
     fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
-        self.name = name;
-        self.line(format_args!("# HELP resilver_{name} {help}"));
-        self.line(format_args!("# TYPE resilver_{name} {kind}"));
-    }
-
-    fn line(&mut self, line: impl Display) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.out, "{line}");
+        let head = format!("# HELP resilver_{name} {help}\n# TYPE resilver_{name} {kind}\n");
+        self.metrics.push(Metric { name, head, samples: String::new() });
     }
 
     fn sample(&mut self, suffix: &str, labels: &[Label<'_>], value: impl Display) {
-        let mut line = format!("resilver_{}{suffix}", self.name);
-        for (at, (name, value)) in labels.iter().enumerate() {
-            let _ = write!(line, "{}{name}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(value));
+        let Some(Metric { name, samples, .. }) = self.metrics.last_mut() else { return };
+        // Writing to a string cannot fail.
+        let _ = write!(samples, "resilver_{name}{suffix}");
+        let pool = self.pool.as_deref().map(|pool| ("pool", pool));
+        let labels = || pool.iter().chain(labels);
+        for (at, (name, value)) in labels().enumerate() {
+            let _ = write!(samples, "{}{name}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(value));
         }
-        if !labels.is_empty() {
-            line.push('}');
+        if labels().next().is_some() {
+            samples.push('}');
         }
-        self.line(format_args!("{line} {value}"));
+        let _ = writeln!(samples, " {value}");
+    }
+
+    /// The same metrics of another pool.
+    fn merge(&mut self, other: Text) {
+        for metric in other.metrics {
+            match self.metrics.iter_mut().find(|known| known.name == metric.name) {
+                Some(known) => known.samples += &metric.samples,
+                None => self.metrics.push(metric),
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        self.metrics.iter().flat_map(|metric| [metric.head.as_str(), &metric.samples]).collect()
     }
 
     fn gauge(&mut self, name: &'static str, help: &str, value: impl Display) {
@@ -120,7 +150,7 @@ pub fn of_one_that_waits(role: &'static str, ready: bool) -> String {
     let mut out = Text::default();
     put_standing(&mut out, Standing { role, lease_held: false });
     put_ready(&mut out, ready);
-    out.out
+    out.text()
 }
 
 fn put_standing(out: &mut Text, standing: Standing) {
@@ -135,25 +165,45 @@ fn put_ready(out: &mut Text, ready: bool) {
     out.gauge("ready", help, u8::from(ready));
 }
 
+/// What `/metrics` shows of all pools: each metric once, with a series of each of them.
+pub fn metrics(pools: &[Shown<'_>], around: &Around) -> String {
+    let mut out = Text::default();
+    let first = pools.iter().find_map(|shown| shown.report);
+    if let Some(report) = first {
+        report.put_build(&mut out);
+    }
+    for shown in pools {
+        let mut of_pool = Text { pool: shown.pool.map(str::to_owned), ..Text::default() };
+        match shown.report {
+            Some(report) => report.put_pool(&mut of_pool, around.standing, shown.client_memory),
+            None => put_ready(&mut of_pool, false),
+        }
+        out.merge(of_pool);
+    }
+    if let Some(report) = first {
+        report.put_process(&mut out, around);
+    }
+    out.text()
+}
+
 impl Report {
-    /// What `/metrics` shows.
-    pub fn metrics(&self, around: &Around) -> String {
-        let mut out = Text::default();
-        self.put_proxy(&mut out, around.standing);
-        self.put_copies_and_pairs(&mut out);
-        self.put_clients(&mut out, around);
-        self.put_requests(&mut out);
-        self.put_servers(&mut out);
-        self.put_resyncs(&mut out);
-        self.put_repairs(&mut out);
-        self.put_process(&mut out, around);
-        out.out
+    fn put_pool(&self, out: &mut Text, standing: Standing, client_memory: (u64, u64)) {
+        self.put_proxy(out, standing);
+        self.put_copies_and_pairs(out);
+        self.put_clients(out, client_memory);
+        self.put_requests(out);
+        self.put_servers(out);
+        self.put_resyncs(out);
+        self.put_repairs(out);
     }
 
-    fn put_proxy(&self, out: &mut Text, standing: Standing) {
+    fn put_build(&self, out: &mut Text) {
         out.begin("build_info", "gauge", "1; the proxy's version, and the memcached whose protocols it speaks.");
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("memcached", self.process.version)];
         out.sample("", &labels, 1);
+    }
+
+    fn put_proxy(&self, out: &mut Text, standing: Standing) {
         put_standing(out, standing);
         out.gauge("uptime_seconds", "Since it was started.", self.process.uptime_seconds);
         put_ready(out, self.serves());
@@ -193,7 +243,7 @@ impl Report {
         );
     }
 
-    fn put_clients(&self, out: &mut Text, around: &Around) {
+    fn put_clients(&self, out: &mut Text, client_memory: (u64, u64)) {
         out.gauge("clients", "Client connections now.", self.total("curr_connections"));
         out.gauge("clients_max", "Client connections allowed, -n.", self.process.max_clients);
         out.counter("clients_accepted_total", "Client connections taken.", self.total("total_connections"));
@@ -206,7 +256,7 @@ impl Report {
         }
         out.counter("client_received_bytes_total", "Bytes from clients.", self.total("bytes_read"));
         out.counter("client_sent_bytes_total", "Bytes to clients.", self.total("bytes_written"));
-        let (used, there) = around.client_memory;
+        let (used, there) = client_memory;
         out.gauge("client_memory_bytes", "Requests and answers of clients in memory, beside 64 KiB for each.", used);
         out.gauge("client_memory_max_bytes", "--client-memory.", there);
     }
@@ -384,7 +434,8 @@ mod tests {
         out.begin("x_seconds", "histogram", "Help.");
         let latency = LatencyReport { buckets: vec![(10, 3), (64, 2), (1 << 20, 1), (1 << 23, 1)], sum_us: 2_500_000 };
         out.histogram(&[("server", "a\"b\\c")], &latency);
-        let lines: Vec<&str> = out.out.lines().collect();
+        let text = out.text();
+        let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..2], ["# HELP resilver_x_seconds Help.", "# TYPE resilver_x_seconds histogram"]);
         let with = |line: &str| lines.iter().filter(|l| l.starts_with(line)).count();
         for line in [
@@ -396,8 +447,30 @@ mod tests {
             r#"resilver_x_seconds_sum{server="a\"b\\c"} 2.5"#,
             r#"resilver_x_seconds_count{server="a\"b\\c"} 7"#,
         ] {
-            assert_eq!(with(line), 1, "{line}: {}", out.out);
+            assert_eq!(with(line), 1, "{line}: {text}");
         }
         assert_eq!(lines.len(), 2 + BOUNDS_US.len() + 3);
+    }
+
+    /// Prometheus refuses a metric whose series stand apart, or that is explained twice.
+    #[test]
+    fn a_metric_of_several_pools_stands_in_one_place() {
+        let of = |pool: &str, value: u8| {
+            let mut out = Text { pool: Some(pool.to_owned()), ..Text::default() };
+            out.gauge("x", "Help.", value);
+            out.begin("y_total", "counter", "Help.");
+            out.sample("", &[("server", "s")], value);
+            out
+        };
+        let mut silent = Text { pool: Some("c".to_owned()), ..Text::default() };
+        silent.gauge("x", "Help.", 0);
+        let mut all = of("a", 1);
+        all.merge(of("b", 2));
+        all.merge(silent);
+        let x =
+            "# HELP resilver_x Help.\n# TYPE resilver_x gauge\nresilver_x{pool=\"a\"} 1\nresilver_x{pool=\"b\"} 2\n";
+        let y = "resilver_x{pool=\"c\"} 0\n# HELP resilver_y_total Help.\n# TYPE resilver_y_total counter\n";
+        let rest = "resilver_y_total{pool=\"a\",server=\"s\"} 1\nresilver_y_total{pool=\"b\",server=\"s\"} 2\n";
+        assert_eq!(all.text(), format!("{x}{y}{rest}"));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::lines::{INCARNATION, MIRRORED, MODE, OBSTACLE, PLACE, STATE};
 
 /// Of the JSON: goes up when a name changes its meaning or goes; new names may come at any time.
-const JSON_VERSION: u32 = 1;
+pub const JSON_VERSION: u32 = 1;
 
 /// Names and values.
 pub type Stats = Vec<(String, String)>;

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
+use crate::admin::{self, Panel};
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Losses, Names, NoStandby};
 use crate::config::{IoUringMode, Settings};
@@ -60,16 +60,40 @@ pub fn run(
     reload: Option<Arc<Reload>>,
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), None, reload), ready)
+    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), Operated::Here { aside: None, reload }), ready)
 }
 
-/// The same of a proxy that agrees on `losses` with those that may take its place; with `aside`, a
-/// runtime that goes on where all other threads stand still: operators are answered there.
+/// The same of one of several pools, which operators are shown together: what they need is sent
+/// before `ready` is called. On a thread of its own.
+///
+/// # Errors
+///
+/// As of [`run`].
+pub(crate) fn run_beside(
+    settings: Settings,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+    (panels, reload): (Sender<Panel>, Arc<Reload>),
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), Operated::Together { panels, reload }), ready)
+}
+
+/// Where operators are answered.
+pub(crate) enum Operated<'a> {
+    /// On the control plane's thread; with `aside`, on a runtime that goes on where all other
+    /// threads stand still.
+    Here { aside: Option<&'a Handle>, reload: Option<Arc<Reload>> },
+    /// Where all pools are.
+    Together { panels: Sender<Panel>, reload: Arc<Reload> },
+}
+
+/// The same of a proxy that agrees on `losses` with those that may take its place.
 pub(crate) fn run_agreed(
     settings: Settings,
     mut listeners: Listeners,
     shutdown: CancellationToken,
-    (losses, aside, reload): (Arc<dyn Losses>, Option<&Handle>, Option<Arc<Reload>>),
+    (losses, operated): (Arc<dyn Losses>, Operated<'_>),
     ready: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let topology = Arc::new(Topology::new(&settings.primaries, &settings.backups, settings.distribution));
@@ -79,17 +103,29 @@ pub(crate) fn run_agreed(
     let names = Names { addresses, resolver: Arc::new(SystemResolver) };
     let urings = urings(settings.io_uring, settings.threads)?;
     let beat = beat_of(&settings);
+    let pool = settings.pool.clone();
     let assembly = Assembly::new(settings, topology, (dialer, names, losses.clone()));
     let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
     let operators = std::mem::take(&mut listeners.operators);
     let desk = assembly.cluster.desk();
-    if let Some(reload) = &reload {
-        reload.serves(Serving { desk: desk.clone(), losses: losses.clone() }, doors(assembly.doors));
+    let reload = match &operated {
+        Operated::Here { reload, .. } => reload.as_ref(),
+        Operated::Together { reload, .. } => Some(reload),
+    };
+    if let Some(reload) = reload {
+        let serving = Serving { desk: desk.clone(), losses: losses.clone() };
+        reload.serves(pool.as_ref(), serving, doors(assembly.doors));
     }
-    let told = (desk, assembly.stats, assembly.memory);
-    admin::serve(aside.unwrap_or(runtime.handle()), operators, (told, losses), reload, shutdown.clone())?;
+    let panel = Panel { pool, desk, losses, stats: assembly.stats, memory: assembly.memory };
+    match operated {
+        Operated::Here { aside, reload } => {
+            admin::serve(aside.unwrap_or(runtime.handle()), operators, vec![panel], reload, shutdown.clone())?;
+        }
+        // (Nobody takes it where another pool cannot be started, which ends this one too.)
+        Operated::Together { panels, .. } => drop(panels.send(panel)),
+    }
     let threads = prepare(assembly.workers, &mut listeners, urings, handle, &shutdown).map_err(cannot_start)?;
     ready()?;
     for (_, go) in &threads {
@@ -154,7 +190,9 @@ fn prepare(
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
         let uring = urings.next().zip(timekeeper.cloned());
         let (go, gone) = channel();
+        let of_pool = tracing::Span::current();
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let _of_pool = of_pool.entered();
             let driver = match Driver::new(own, uring) {
                 Ok(driver) => driver,
                 Err(error) => return drop(settled.send(Err(error))),
@@ -226,9 +264,11 @@ impl Timekeeper {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (handle, over) = (runtime.handle().clone(), CancellationToken::new());
         let until = over.clone();
-        let thread = std::thread::Builder::new()
-            .name("timekeeper".to_owned())
-            .spawn(move || runtime.block_on(until.cancelled()))?;
+        let of_pool = tracing::Span::current();
+        let thread = std::thread::Builder::new().name("timekeeper".to_owned()).spawn(move || {
+            let _of_pool = of_pool.entered();
+            runtime.block_on(until.cancelled());
+        })?;
         Ok(Timekeeper { handle, over, thread: Some(thread) })
     }
 }

@@ -569,6 +569,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
     };
     let ms = Duration::from_millis;
     Settings {
+        pool: None,
         primaries: specs(0, primaries),
         backups: specs(primaries, backups),
         distribution: if rng.random() { Distribution::Ketama } else { Distribution::Modula },

@@ -66,8 +66,14 @@ pub fn get(admin: &Port, path: &str) -> String {
     answer.body
 }
 
+/// Its code, and what it says.
+pub fn answer(admin: &Port, path: &str) -> (String, String) {
+    let answer = ask(admin, &format!("GET {path}"));
+    (answer.code().to_owned(), answer.body)
+}
+
 /// The value of a series; 0 where it never happened.
-fn series(text: &str, name: &str) -> f64 {
+pub fn series(text: &str, name: &str) -> f64 {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().expect("a number"))
 }
@@ -144,6 +150,14 @@ fn the_state_is_served_and_nothing_can_be_changed() {
     assert!(head.code() == "200" && head.body.is_empty() && head.head.contains("content-length: "), "{}", head.head);
 }
 
+/// Prometheus would take them.
+pub fn check_metrics(text: &str) {
+    if let Some(said) = promtool(&["check", "metrics"], text) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
+    }
+}
+
 /// promtool's own rules for names, help and types.
 fn promtool(arguments: &[&str], input: &str) -> Option<Output> {
     let mut child = match Command::new("promtool")
@@ -209,10 +223,7 @@ fn the_metrics_say_what_clients_did_and_pass_promtool() {
         assert!(series(&text, &format!("resilver_{name}")) > 0.0, "{name}: {text}");
     }
     assert!(!text.contains("k:1") && !text.contains("nosuch"), "keys in labels: {text}");
-    if let Some(said) = promtool(&["check", "metrics"], &text) {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
-    }
+    check_metrics(&text);
 }
 
 /// The most servers that one would have: a page of metrics of a few hundred kilobytes.
@@ -235,9 +246,7 @@ fn the_series_are_bounded_by_the_servers() {
     let all = names.len();
     names.dedup();
     assert_eq!(names.len(), all, "a series stands twice");
-    if let Some(said) = promtool(&["check", "metrics"], &text) {
-        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    }
+    check_metrics(&text);
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod moved;
 mod operator;
 mod page;
 mod parser_differential;
+mod pools;
 mod protocol;
 mod records;
 mod resync;

@@ -55,7 +55,7 @@ fn browser(url: &str, arguments: &[&str]) -> Option<String> {
 }
 
 /// The page as it stands after the script ran.
-fn seen(url: &str) -> Option<String> {
+pub fn seen(url: &str) -> Option<String> {
     browser(url, &["--window-size=1200,900", "--dump-dom"])
 }
 

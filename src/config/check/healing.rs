@@ -75,9 +75,9 @@ impl Check<'_> {
             }
         };
         let limits: Vec<&str> =
-            ["resync_rate", "resync_latency", "resync_memory"].into_iter().filter(|id| self.given(id)).collect();
+            ["resync_rate", "resync_latency", "resync_memory"].into_iter().filter(|id| self.asked(id)).collect();
         if args.backup.is_empty() && backups.is_empty() {
-            if self.given("resync") && mode == ResyncMode::Manual {
+            if self.asked("resync") && mode == ResyncMode::Manual {
                 let sentence = format!(
                     "--resync={mode} without -b/--backup: there is nothing to refill from; give backups or drop it"
                 );

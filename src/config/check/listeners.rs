@@ -90,28 +90,36 @@ impl Check<'_> {
 
     /// `resilver -s 127.0.0.1:11211` with the default port would forward to itself for ever.
     pub(super) fn not_itself<'s>(&mut self, listen: &[SocketAddr], servers: impl Iterator<Item = &'s ServerSpec>) {
-        for server in servers {
-            let ip = match server.addr.host.as_str() {
-                host if host.eq_ignore_ascii_case("localhost") => Some(IpAddr::from([127, 0, 0, 1])),
-                host => host.parse::<IpAddr>().ok(),
-            };
-            let Some(ip) = ip else { continue };
-            let hit = listen.iter().find(|own| {
-                own.port() == server.addr.port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
-            });
-            if let Some(own) = hit {
-                let sentence = format!(
-                    "server {}: the proxy would listen there itself ({own}) and talk to itself; give another -p",
-                    server.addr
-                );
-                self.fault(sentence);
-            }
+        for (server, own) in itself(listen, servers) {
+            let sentence = format!(
+                "server {}: the proxy would listen there itself ({own}) and talk to itself; give another -p",
+                server.addr
+            );
+            self.fault(sentence);
         }
     }
 }
 
+/// Those servers that are one of these listeners, as far as literal addresses tell.
+pub(super) fn itself<'s>(
+    listen: &[SocketAddr],
+    servers: impl Iterator<Item = &'s ServerSpec>,
+) -> Vec<(&'s ServerSpec, SocketAddr)> {
+    let own = |server: &'s ServerSpec| {
+        let ip = match server.addr.host.as_str() {
+            host if host.eq_ignore_ascii_case("localhost") => Some(IpAddr::from([127, 0, 0, 1])),
+            host => host.parse::<IpAddr>().ok(),
+        }?;
+        let own = listen.iter().find(|own| {
+            own.port() == server.addr.port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
+        })?;
+        Some((server, *own))
+    };
+    servers.filter_map(own).collect()
+}
+
 /// What makes two addresses the same node: `LOCALHOST` and `localhost`, `::1` and `0:0::1`.
-fn same_node(addr: &NodeAddr) -> (String, u16) {
+pub(super) fn same_node(addr: &NodeAddr) -> (String, u16) {
     let host = match addr.host.parse::<IpAddr>() {
         Ok(ip) => ip.to_string(),
         Err(_) => addr.host.trim_end_matches('.').to_ascii_lowercase(),
