@@ -344,8 +344,8 @@ fn stale_and_won_items_are_misses_after_a_fail_over() {
 }
 
 /// Whoever looks first at a stale item is to recompute it. A comparing of the copies looks too, and
-/// so does a refill: the right is a client's again afterwards. And what the leader alone may hold is
-/// no difference.
+/// so does a refill: the right is a client's again afterwards. And what the leader alone may hold
+/// is no difference.
 #[test]
 fn to_recompute_an_item_is_told_to_a_client_whoever_else_has_looked() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
