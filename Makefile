@@ -7,22 +7,25 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 # Where the demo's proxy listens: make demo PORT=12100
 PORT ?= 12000
 
-# How long `make soak` torments real servers, over its two tests; how many seeds of the simulation it lives through in each profile:
-# make soak MINUTES=600 SEEDS=1000000
+# How long `make soak` runs random faults on real servers, over its two tests; and how many seeds of
+# the simulation for each profile: make soak MINUTES=600 SEEDS=1000000
 MINUTES ?= 60
 SEEDS ?= 100000
 
-# A memcached built with --enable-proxy, to be compared too: make bench MEMCACHED_PROXY=/opt/memcached/bin/memcached
+# A memcached built with --enable-proxy, to compare with:
+# make bench MEMCACHED_PROXY=/opt/memcached/bin/memcached
 MEMCACHED_PROXY ?=
 
-# More flags of the benchmark (target/release/examples/bench --help tells them): make bench BENCH='--only pipelined'
+# More flags of the benchmark (target/release/examples/bench --help lists them):
+# make bench BENCH='--only pipelined'
 BENCH ?=
 
-# The same tests either way, but for those in documentation, which nextest (.config/nextest.toml) leaves out.
+# The same tests either way, except documentation tests, which nextest (.config/nextest.toml) does
+# not run.
 RUN_TESTS = $(CARGO) $(if $(shell $(CARGO) nextest --version 2>/dev/null),nextest run,test) --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients bench soak check fmt build deb test-deb
+.PHONY: help demo picture test test-clients bench soak check fmt build deb test-deb
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +37,11 @@ demo: ## Watch a cluster lose a node and heal, with live figures
 	@scripts/need-memcached
 	$(CARGO) build --release --locked --bin resilver --example demo
 	@$(CARGO) run --quiet --release --locked --example demo -- --port $(PORT) target/release/resilver
+
+picture: ## Record the demo anew: docs/demo.svg, the picture in README.md
+	@scripts/need-memcached
+	$(CARGO) build --release --locked --bin resilver --example demo
+	@scripts/record 'make demo' docs/demo.svg target/release/examples/demo --port $(PORT) target/release/resilver
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached

@@ -34,7 +34,7 @@ const CODE_MAP: &str = "docs/internals/code-map.md";
 
 /// An overview longer than this is read by nobody.
 const ARCHITECTURE_LINES_MAX: usize = 300;
-/// What it is, for whom, two commands, two pictures, where to read on.
+/// What it is, for whom, two commands, a recording, a picture, where to read on.
 const README_LINES_MAX: usize = 120;
 
 fn root() -> PathBuf {
@@ -181,6 +181,25 @@ fn the_architecture_and_the_readme_are_overviews() {
     assert!(lines < ARCHITECTURE_LINES_MAX, "ARCHITECTURE.md has {lines} lines");
     let lines = read("README.md").lines().count();
     assert!(lines <= README_LINES_MAX, "README.md has {lines} lines");
+}
+
+/// README's first picture is a recording (`make picture`) of a run of the demo that ended well, and
+/// shows every state on the way.
+#[test]
+fn the_recording_of_the_demo_moves_and_shows_it_heal() {
+    const BYTES_MAX: usize = 150_000;
+    let picture = read("docs/demo.svg");
+    assert!(read("README.md").contains("](docs/demo.svg)"));
+    assert!(picture.len() < BYTES_MAX, "{} bytes", picture.len());
+    for part in ["@keyframes", "prefers-color-scheme:dark", "prefers-reduced-motion:reduce"] {
+        assert!(picture.contains(part), "{part}");
+    }
+    let told = ["MIRRORED", "DEGRADED", "RECOVERING", "MIRRORED", "Nothing was lost, wrong or failed."];
+    let mut rest = &picture[..];
+    for word in told {
+        rest = rest.split_once(word).unwrap_or_else(|| panic!("no {word} in its place")).1;
+    }
+    assert!(picture.contains("http://127.0.0.1:") && picture.contains("[#"), "the page's address, a bar");
 }
 
 /// The flags that begin a word of `text`: `-s`, `--server`.

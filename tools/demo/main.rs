@@ -29,7 +29,11 @@ const ACT: Duration = Duration::from_secs(3);
 /// A cluster of this size that is not mirrored by then never will be.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often `resync status` is asked for.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(20);
+/// Longer than the proxy waits before it asks servers again how much they hold.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(8);
+/// The share of a refill that is done when `resilver status` is shown in the middle of it.
+const MIDDLE: f64 = 0.3;
 
 type Failure = Box<dyn Error>;
 
@@ -41,14 +45,14 @@ struct Options {
     items: u64,
 }
 
-const USAGE: &str = "usage: demo [--port 12000] [--node-port 12011] [--items 100000] PATH_OF_RESILVER
+const USAGE: &str = "usage: demo [--port 12000] [--node-port 12011] [--items 400000] PATH_OF_RESILVER
   --port       where the proxy listens
   --node-port  the servers and the page take the first four free ports from here on
   --items      how many items are filled in";
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, Failure> {
-        let mut options = Options { program: PathBuf::new(), port: 12_000, node_port: 12_011, items: 100_000 };
+        let mut options = Options { program: PathBuf::new(), port: 12_000, node_port: 12_011, items: 400_000 };
         while let Some(argument) = arguments.next() {
             let mut number = || {
                 let value = arguments.next().unwrap_or_default();
@@ -111,6 +115,7 @@ fn end_on_signals() -> Result<(), Failure> {
 
 /// The cluster.
 struct Cluster {
+    program: PathBuf,
     port: u16,
     /// Where the page is.
     admin: u16,
@@ -139,7 +144,35 @@ impl Cluster {
         let log = std::env::temp_dir().join(format!("resilver-demo-{}.log", std::process::id()));
         let proxy =
             processes::resilver(&options.program, (port, admin), &node_ports[..BACKUP], &node_ports[BACKUP..], &log)?;
-        Ok(Cluster { port, admin, node_ports, nodes, proxy, log })
+        Ok(Cluster { program: options.program.clone(), port, admin, node_ports, nodes, proxy, log })
+    }
+
+    /// Shows what `resilver status` says.
+    fn show_status(&self, show: &Show) -> Result<(), Failure> {
+        self.shown(show, &processes::status(&self.program, self.port)?);
+        show.pause();
+        Ok(())
+    }
+
+    /// Waits until the proxy has asked a server again how much it holds: it does so every few
+    /// seconds, and until then `resilver status` says what was so before.
+    fn await_count(&self, node: usize, items: u64) -> Result<(), Failure> {
+        let mut client = Client::connect(self.port)?;
+        let name = format!("127.0.0.1:{}:items", self.node_ports[node]);
+        let start = Instant::now();
+        while start.elapsed() < COUNT_TIMEOUT {
+            let told = client.stats("stats servers")?.get(&name).and_then(|told| told.parse().ok()).unwrap_or(0u64);
+            // Clients delete and store meanwhile.
+            if told >= items - items / 10 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    fn shown(&self, show: &Show, status: &str) {
+        show.typed(&format!("resilver status --proxy 127.0.0.1:{}", self.port), status);
     }
 
     /// How many items a server holds, asked directly.
@@ -203,7 +236,7 @@ fn tell(options: &Options) -> Result<bool, Failure> {
         show.say(&format!("memcached, {name:<8} 127.0.0.1:{port}"));
     }
     show.say(&format!("resilver            127.0.0.1:{}   log: {}", cluster.port, cluster.log.display()));
-    show.say(&format!("watch it            http://127.0.0.1:{}/", cluster.admin));
+    show.say(&format!("the page            http://127.0.0.1:{}/   shows it live, in a browser", cluster.admin));
     heal(&cluster, &show, None)?;
 
     show.act(&format!("Fill {} items through the proxy", show::number(options.items)));
@@ -211,13 +244,17 @@ fn tell(options: &Options) -> Result<bool, Failure> {
 
     show.act(&format!("{CLIENTS} clients get, set, delete and increment, and check every answer"));
     let traffic = Traffic::start(cluster.port, CLIENTS, options.items);
+    // Asked once, servers say how much they hold from the next time on.
+    processes::status(&cluster.program, cluster.port)?;
     watch(&traffic, &show, &mut totals);
+    cluster.show_status(&show)?;
 
     show.act(&format!("kill -9 a primary (127.0.0.1:{}) under that traffic", cluster.node_ports[VICTIM]));
     let before = cluster.items_on(VICTIM)?;
     cluster.nodes[VICTIM].kill()?;
     show.say(&format!("{} items were on it; the backup has them too, and leads now", show::number(before)));
     watch(&traffic, &show, &mut totals);
+    cluster.show_status(&show)?;
 
     show.act("Start it again: it is empty");
     cluster.nodes[VICTIM] = processes::memcached(cluster.node_ports[VICTIM])?;
@@ -231,6 +268,8 @@ fn tell(options: &Options) -> Result<bool, Failure> {
         show::number(after)
     ));
     watch(&traffic, &show, &mut totals);
+    cluster.await_count(VICTIM, after)?;
+    cluster.show_status(&show)?;
 
     show.act(&format!(
         "kill -9 the backup (127.0.0.1:{}): everything must be on the primaries",
@@ -298,13 +337,15 @@ fn watch(traffic: &Traffic, show: &Show, totals: &mut Totals) {
     show.say(&line(longest));
 }
 
-/// Waits until everything is mirrored, and shows the resync of `node` meanwhile.
+/// Waits until everything is mirrored, and shows the resync of `node` meanwhile: as a bar where
+/// there is a terminal, and once, in the middle, by `resilver status`.
 fn heal(cluster: &Cluster, show: &Show, node: Option<usize>) -> Result<Healed, Failure> {
     let mut client = Client::connect(cluster.port)?;
     let start = Instant::now();
     let bar = show.bar(0, "items");
     // The node must first be seen: until then the status is that of before.
     let mut begun = node.is_none();
+    let mut told = node != Some(VICTIM);
     loop {
         let status = Status::read(&mut client)?;
         if let Some(node) = node {
@@ -314,6 +355,14 @@ fn heal(cluster: &Cluster, show: &Show, node: Option<usize>) -> Result<Healed, F
             bar.set_length(total as u64);
             bar.set_position(status.number(port, "items_copied") as u64);
             bar.set_message(status.state(port).to_owned());
+            if !told && status.number(port, "items_copied") > MIDDLE * total && total > 0.0 {
+                let text = processes::status(&cluster.program, cluster.port)?;
+                // Its bar is there from when the source has listed its keys.
+                told = text.contains("[#");
+                if told {
+                    bar.suspend(|| cluster.shown(show, &text));
+                }
+            }
         }
         if begun && status.mirrored() {
             bar.finish_and_clear();
@@ -381,7 +430,8 @@ fn stay(cluster: &mut Cluster, show: &Show) -> Result<(), Failure> {
     show.act("Now you: the backup is back and refilled, everything runs until Ctrl-C");
     let port = cluster.port;
     show.say(&format!("telnet 127.0.0.1 {port}                                 set, get, incr …; quit leaves"));
-    show.say(&format!("printf 'resync status\\r\\nquit\\r\\n' | nc 127.0.0.1 {port}    how the servers are"));
+    show.say(&format!("{} status --watch --proxy 127.0.0.1:{port}", cluster.program.display()));
+    show.say(&format!("http://127.0.0.1:{}/                                    the page, in a browser", cluster.admin));
     show.say(&format!("tail -f {}", cluster.log.display()));
     for (name, (node, port)) in
         ["primary", "primary", "backup"].iter().zip(cluster.nodes.iter().zip(&cluster.node_ports))

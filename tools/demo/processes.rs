@@ -124,6 +124,17 @@ pub(crate) fn resilver(
     server(command.arg("--log-file").arg(log), &program.display().to_string(), port)
 }
 
+/// What `resilver status` says of the proxy.
+pub(crate) fn status(program: &Path, port: u16) -> io::Result<String> {
+    let output = Command::new(program).args(["status", "--proxy", &format!("127.0.0.1:{port}")]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Below 3 the exit code says how the proxy is.
+    match output.status.code() {
+        Some(0..=2) => Ok(text),
+        _ => Err(io::Error::other(format!("resilver status: {}", String::from_utf8_lossy(&output.stderr).trim_end()))),
+    }
+}
+
 /// The proxy's command line.
 pub(crate) fn resilver_command(program: &Path, port: u16, primaries: &[u16], backups: &[u16]) -> Command {
     let mut command = Command::new(program);

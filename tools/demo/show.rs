@@ -32,14 +32,34 @@ pub(crate) fn number(number: u64) -> String {
     text
 }
 
+/// So long people are given to read a screen.
+const READ: Duration = Duration::from_secs(2);
+
+/// The word that `resilver status` begins with, in the colour that it has there.
+const WORDS: [(&str, u8); 5] =
+    [("MIRRORED", 32), ("INCOMPLETE", 33), ("RECOVERING", 33), ("DEGRADED", 33), ("DARK", 31)];
+
+/// A line of `resilver status` with its word or sign in colour, as on a terminal.
+fn tinted(line: &str) -> String {
+    let word = line.split(' ').next().unwrap_or_default();
+    let signs = [("!", 33), ("X", 31)];
+    match WORDS.iter().chain(&signs).find(|(known, _)| *known == word) {
+        Some((_, colour)) => format!("\x1b[1;{colour}m{word}\x1b[0m{}", &line[word.len()..]),
+        None => line.to_owned(),
+    }
+}
+
 /// The screen, or the file that it goes to.
 pub(crate) struct Show {
     terminal: bool,
+    colours: bool,
 }
 
 impl Show {
     pub(crate) fn new() -> Show {
-        Show { terminal: std::io::stdout().is_terminal() }
+        let terminal = std::io::stdout().is_terminal();
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+        Show { terminal, colours: terminal && !unwanted }
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
@@ -48,7 +68,7 @@ impl Show {
 
     /// A headline.
     pub(crate) fn act(&self, headline: &str) {
-        if self.terminal {
+        if self.colours {
             println!("\n\x1b[1m{headline}\x1b[0m");
         } else {
             println!("\n{headline}");
@@ -58,6 +78,21 @@ impl Show {
     /// A line under it.
     pub(crate) fn say(&self, line: &str) {
         println!("  {line}");
+    }
+
+    /// A command, and what it printed.
+    pub(crate) fn typed(&self, command: &str, printed: &str) {
+        println!("  $ {command}");
+        for line in printed.lines() {
+            if self.colours { println!("  {}", tinted(line)) } else { println!("  {line}") }
+        }
+    }
+
+    /// Time to read what was printed; none where there is no terminal.
+    pub(crate) fn pause(&self) {
+        if self.terminal {
+            std::thread::sleep(READ);
+        }
     }
 
     /// A progress bar; nothing where there is no terminal.
