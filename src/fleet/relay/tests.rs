@@ -350,16 +350,17 @@ async fn answers_of_this_proxy_are_held_up_to_a_bound_and_all_are_told_in_the_en
     let answer = (shared.show)();
     assert!(relay.to_client.len() < HELD + answer.len(), "{} bytes are held", relay.to_client.len());
 
-    let (client, _shows, _shared) = client(Target::default(), LONG).await;
-    let (mut reads, mut writes) = client.into_split();
-    let questions = question.repeat(many);
-    let asks = async {
-        writes.write_all(&questions).await.unwrap();
-        drop(writes);
-    };
+    // More than all sockets hold, and read when all is asked.
+    let answer = vec![b'x'; 8 << 10];
+    let (_shows, target) = watch::channel(Target::default());
+    let mut shared = self::shared(target, LONG, LONG);
+    let shown = Bytes::from(answer.clone());
+    shared.show = Box::new(move || shown.clone());
+    let mut client = served(&Arc::new(shared)).await;
+    client.write_all(&question.repeat(many)).await.unwrap();
+    client.shutdown().await.unwrap();
     let mut told = Vec::new();
-    let (read, ()) = timeout(LONG, async { tokio::join!(reads.read_to_end(&mut told), asks) }).await.expect("all");
-    read.unwrap();
+    timeout(LONG, client.read_to_end(&mut told)).await.expect("all is told").unwrap();
     assert_eq!(told.len(), many * answer.len());
 }
 
