@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 
+use crate::ids::{Incarnation, NodeId, Place, Term};
 use crate::pair::State;
 
 use super::super::*;
@@ -234,6 +235,38 @@ fn what_was_written_for_a_few_seconds_is_not_hidden() {
         story.say("add k 0 0 1\r\n8\r\nget k\r\n");
         assert_eq!(story.hear(), "NOT_STORED\r\nVALUE k 0 1\r\n7\r\nEND\r\n", "{write}");
     }
+}
+
+/// A counter begins anew where it was gone, and is made equal by a repair. The follower is lost in
+/// the midst of that, and the client is answered when the loss is recorded. It comes back, is
+/// filled, and leads before the time for looks is over.
+#[test]
+fn a_write_that_was_held_for_a_record_is_not_hidden() {
+    let mut story = story("");
+    story.after(500_000);
+    story.say("ma k N2 J7\r\n");
+    for _ in 0..2 {
+        // The command, and the marker behind it.
+        story.world.step(&Choice::Execute { worker: 0, node: 0 });
+        story.world.step(&Choice::Deliver { worker: 0, node: 0 });
+    }
+    assert!(story.on_the_way(0).iter().any(|read| read.starts_with("mg k ")), "it is repaired");
+    story.world.fault = Some(Fault::Reset(1));
+    story.world.step(&Choice::Fault);
+    assert_eq!(story.hear(), "HD\r\n");
+    assert_eq!(story.world.pair.state(), State::Degraded { leader: Place::Primary });
+    story.world.nodes[1].execute(b"set k 0 2 1\r\n7\r\n");
+    let Route::Open(flow) = story.world.cores[0].pairs[PAIR].route.clone() else { panic!("no leader") };
+    let flow = Flow { leader: NodeId(1), term: flow.term.map(Term::next), ..flow };
+    let (core, now) = (&mut story.world.cores[0], story.world.now);
+    let back = Command::Allow { node: NodeId(1), incarnation: Some(Incarnation(0xa1)), life: 2 };
+    let close = Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 };
+    for command in [back, close, Command::Open { pair: PAIR, route: Route::Open(flow) }] {
+        core.handle_command(now, command);
+    }
+    story.world.settle(0);
+    story.say("add k 0 0 1\r\n8\r\nget k\r\n");
+    assert_eq!(story.hear(), "NOT_STORED\r\nVALUE k 0 1\r\n7\r\nEND\r\n");
 }
 
 /// The `add` comes behind a `get` at another worker, and is answered first: the miss that is told
