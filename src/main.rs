@@ -148,14 +148,14 @@ fn run_alone(
 fn give_way(plan: &mut Plan) -> Result<(), LimitError> {
     let limit = daemon::raise_file_limit(plan)?;
     if limit.clients < limit.asked {
+        let (asked, clients, needed, allowed) = (limit.asked, limit.clients, limit.needed, limit.allowed);
+        let (of, give) = match plan.pools.as_slice() {
+            [_] => (format!("-n {asked}"), format!("give -n {clients}")),
+            _ => (format!("-n, {asked} in all pools together,"), "give pools a lower max-clients".to_owned()),
+        };
         tracing::warn!(
-            "-n {} needs {} open files, but the system allows {}: taking {} clients at most; raise the hard limit \
-             (ulimit -Hn, or LimitNOFILE= in a systemd unit) or give -n {}",
-            limit.asked,
-            limit.needed,
-            limit.allowed,
-            limit.clients,
-            limit.clients
+            "{of} needs {needed} open files, but the system allows {allowed}: taking {clients} clients at most; raise \
+             the hard limit (ulimit -Hn, or LimitNOFILE= in a systemd unit) or {give}"
         );
         for settings in &mut plan.pools {
             settings.max_clients = limit.share(settings.max_clients);

@@ -10,7 +10,7 @@
 //! The proxy is asked first and the servers after it: a restart between the two is then seen, never
 //! hidden.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,8 @@ pub struct WaitArgs {
 enum Pointless {
     #[error("{0} is no resilver: it answered {1:?}")]
     NoProxy(String, String),
+    #[error("{0} refuses to say it: {1}")]
+    Refused(String, String),
     #[error("{0} has no backups (-b): nothing is held twice")]
     NoBackups(String),
     #[error("{0} runs with --resync=off: a server that came back is never refilled")]
@@ -162,7 +164,7 @@ fn look(args: &WaitArgs, deadline: Instant) -> Look {
     let proxy = args.at.name();
     let mut connection = match args.at.connect() {
         Ok(connection) => connection,
-        Err(error) => return Look::Missing(vec![format!("proxy {proxy}: {error}")]),
+        Err(error) => return unanswered(&proxy, &error),
     };
     let mut ask = |what| answered(&proxy, stats(&mut connection, what));
     // (Not `resync status`, which `--operator-commands off` refuses to clients. Who says no closes
@@ -209,12 +211,23 @@ fn look(args: &WaitArgs, deadline: Instant) -> Look {
 fn answered(proxy: &str, asked: std::io::Result<Answer>) -> Result<Stats, Look> {
     match asked {
         Ok(Answer::Stats(said)) => Ok(said),
+        Ok(Answer::Other(line)) if line.starts_with("CLIENT_ERROR ") => {
+            Err(Look::Pointless(Pointless::Refused(proxy.to_owned(), line)))
+        }
         // `ERROR Too many open connections`: that passes.
         Ok(Answer::Other(line)) if line.contains("ERROR ") => {
             Err(Look::Missing(vec![format!("proxy {proxy}: {line}")]))
         }
         Ok(Answer::Other(line)) => Err(Look::Pointless(Pointless::NoProxy(proxy.to_owned(), line))),
-        Err(error) => Err(Look::Missing(vec![format!("proxy {proxy}: {error}")])),
+        Err(error) => Err(unanswered(proxy, &error)),
+    }
+}
+
+fn unanswered(proxy: &str, error: &std::io::Error) -> Look {
+    match error.kind() {
+        // No such pool.
+        ErrorKind::InvalidInput => Look::Pointless(Pointless::Refused(proxy.to_owned(), error.to_string())),
+        _ => Look::Missing(vec![format!("proxy {proxy}: {error}")]),
     }
 }
 

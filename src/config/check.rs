@@ -21,7 +21,7 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::accounts::Account;
 use super::args::Args;
-use super::sources::{Found, Origin, Origins, Sources};
+use super::sources::{Found, Origin, Origins, Sources, misplaced};
 use super::units::{parse_size, parse_time, show_size, show_time};
 use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Plan, PoolName, ProcessSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
@@ -244,7 +244,7 @@ impl Check<'_> {
         self.accounts(args);
         if args.daemon && args.foreground {
             let daemon = self.flag("daemon");
-            self.fault(format!("{daemon} contradicts -D/--foreground; give one of them"));
+            self.fault_of("daemon", format!("{daemon} contradicts -D/--foreground; give one of them"));
         }
         let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
         let log = self.log(args);
@@ -319,6 +319,14 @@ impl Check<'_> {
         });
     }
 
+    /// What is the process's is found in each pool, and told once, of none.
+    fn fault_of(&mut self, id: &str, sentence: String) {
+        match self.arg(id).get_long().and_then(|long| misplaced(long, true)) {
+            Some(_) => self.faults.push(sentence),
+            None => self.fault(sentence),
+        }
+    }
+
     /// Reports a value that cannot be right: `-p/--port 99999: why`.
     fn bad(&mut self, id: &str, value: &str, why: impl Display) {
         let flag = self.flag_with(id, Some(value));
@@ -371,7 +379,7 @@ impl Check<'_> {
         let last = values.last()?;
         if let Some(other) = values.iter().find(|value| *value != last) {
             let sentence = format!("{} was given twice, as {other} and as {last}; give one", self.flag(id));
-            self.fault(sentence);
+            self.fault_of(id, sentence);
         }
         Some(last)
     }

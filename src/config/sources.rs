@@ -129,16 +129,18 @@ impl Sources {
         given: &BTreeSet<String>,
     ) -> Sources {
         let mut sources = Sources::default();
-        let answered = |id: &str, given: &BTreeSet<String>| {
-            given.contains(id) || OPPOSITES.iter().any(|(one, other)| *one == id && given.contains(*other))
+        // (A switch that is off says nothing of its opposite.)
+        let answered = |id: &str, said: &BTreeSet<String>, on: &BTreeSet<String>| {
+            said.contains(id) || OPPOSITES.iter().any(|(one, other)| *one == id && on.contains(*other))
         };
         sources.variables(command, variables);
-        sources.found.retain(|found| !answered(&found.id, given));
+        sources.found.retain(|found| !answered(&found.id, given, given));
         let above: BTreeSet<String> = given.union(&sources.said).cloned().collect();
+        let on: BTreeSet<String> = given.iter().chain(sources.found.iter().map(|found| &found.id)).cloned().collect();
         if let Some(path) = file {
             let mut of_file = Sources { path: Some(path.to_owned()), ..Sources::default() };
             of_file.file(command, path);
-            of_file.found.retain(|found| !answered(&found.id, &above));
+            of_file.found.retain(|found| !answered(&found.id, &above, &on));
             of_file.found.splice(..0, sources.found);
             of_file.faults.splice(..0, sources.faults);
             return of_file;

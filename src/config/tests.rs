@@ -498,6 +498,11 @@ fn the_command_line_wins_over_variables_and_these_over_the_file() {
     // A switch that is off is said, too.
     let off = file(text, "", &[("KETAMA", "no"), ("VERBOSE", "0")]).expect("good variables");
     assert!(off.distribution == Distribution::Modula && off.process.log.filter == "warn,resilver=info");
+    // … and says nothing of its opposite.
+    for variable in ["FOREGROUND", "KETAMA"] {
+        assert!(file(text, "", &[(variable, "no")]).expect("good variables").process.daemonize, "{variable}");
+    }
+    assert!(!file(text, "", &[("FOREGROUND", "yes")]).expect("good variables").process.daemonize);
     // Without a file.
     let host = Host { variables: vec![variable("KETAMA", "yes")], ..host() };
     assert_eq!(run_on("-s a:1", &host).distribution, Distribution::Ketama);

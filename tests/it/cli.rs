@@ -742,5 +742,10 @@ fn wait_does_not_wait_for_what_never_comes() {
         let (code, stderr) = wait(&["--mirrored", "--proxy", &socket_text]);
         assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(words), "{stderr}");
+        for ready in ["--mirrored", "--ready"] {
+            let (code, stderr) = wait(&[ready, "--proxy", &socket_text, "--pool", "nosuch"]);
+            assert_eq!(code, Some(2), "{stderr}");
+            assert!(stderr.contains("pool nosuch refuses to say it: "), "{stderr}");
+        }
     }
 }

@@ -143,6 +143,15 @@ fn what_can_mean_nothing_beside_pools_is_refused_by_name() {
     assert_eq!(faults.len(), 5, "{faults:#?}");
 }
 
+#[test]
+fn what_is_wrong_with_the_process_is_told_once_and_of_no_pool() {
+    let faults = pools_on(GOOD, "-d -D -u root -u nobody", host()).expect_err("it is a contradiction");
+    for fault in ["-d/--daemon contradicts -D/--foreground", "-u/--user was given twice"] {
+        let told: Vec<_> = faults.iter().filter(|told| told.contains(fault)).collect();
+        assert!(matches!(told.as_slice(), [told] if told.starts_with(fault)), "{faults:#?}");
+    }
+}
+
 /// It is what docs/reference.md points to.
 #[test]
 fn the_example_with_pools_is_good() {
