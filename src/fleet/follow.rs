@@ -121,8 +121,10 @@ impl Follower {
         if self.active != generation {
             (self.active, self.heard, self.refused) = (generation, Instant::now(), None);
         }
-        // The record may go on where the network to its holder is cut.
-        let cut = known.role == Role::Standby && active.is_some() && self.heard.elapsed() > self.shared.me.lease;
+        // The record may go on where the network to its holder is cut. (It may be paused for its
+        // own lease, and act all the same.)
+        let lease = self.shared.me.lease.max(known.lease);
+        let cut = known.role == Role::Standby && active.is_some() && self.heard.elapsed() > lease;
         if cut {
             self.control = None;
         }
@@ -273,6 +275,20 @@ mod tests {
         // (With the questions that nobody answered.)
         let left = async { while silent.read_u8().await.is_ok() {} };
         timeout(LONG, left).await.expect("the first one is given up");
+    }
+
+    /// Its lease is longer: it acts on while it is paused for as long.
+    #[tokio::test]
+    async fn an_active_proxy_with_a_longer_lease_may_be_silent_for_longer() {
+        let one = Active::new(1).await;
+        let (known, mut target, _) = follow(&one, Duration::from_millis(20));
+        known.send_replace(Known { lease: LONG, ..one.known() });
+        let mut silent = one.welcome("control").await;
+        // It is asked six times in the shorter one.
+        for _ in 0..30 {
+            timeout(LONG, silent.read_u8()).await.expect("it is asked").unwrap();
+        }
+        assert!(!target.borrow_and_update().silent);
     }
 
     #[tokio::test]

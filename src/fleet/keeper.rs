@@ -57,6 +57,8 @@ pub(super) struct Known {
     pub(super) generation: Generation,
     /// The proxy that serves by it.
     pub(super) active: Option<String>,
+    /// What it calls a lease.
+    pub(super) lease: Duration,
     /// Its list of servers is another one than this proxy's.
     pub(super) other_list: bool,
     /// Why the register could not be asked when that was tried last.
@@ -429,6 +431,7 @@ impl Work {
             role: Role::Standby,
             generation: record.generation,
             active: serving.then(|| record.address.clone()),
+            lease: Duration::from_micros(record.lease),
             other_list: serving && record.fingerprint != self.me.fingerprint,
             trouble: None,
             silent: serving && silent,

@@ -195,7 +195,7 @@ impl Fleet {
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
-                self.keeper.tell(Event::Leave);
+                stand_by_no_more(&self.keeper, &self.orders, self.own.lease);
                 self.shared.over.cancel();
                 let grace = self.settings.shutdown_grace;
                 // (Whoever is left then is cut off.)
@@ -251,22 +251,31 @@ impl Fleet {
         });
         // Nothing is sent to servers any more.
         self.serves.send_replace(None);
-        self.free_record();
+        free_record(&self.keeper, &self.orders, self.own.lease);
         ended
     }
+}
 
-    fn free_record(&self) {
-        self.keeper.tell(Event::Stopped);
-        let deadline = Instant::now() + self.own.lease;
-        loop {
-            match self.orders.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Order::Over) => return,
-                Ok(_) => {}
-                Err(_) => {
-                    return tracing::warn!(
-                        "the record cannot be freed: the next active proxy waits for the end of the lease"
-                    );
-                }
+/// A standby ends. Where it has claimed the record in the same moment, nobody else would act until
+/// the lease is over, and then wait for one that never acted: the record is freed.
+fn stand_by_no_more(keeper: &Keeper, orders: &Receiver<Order>, patience: Duration) {
+    keeper.tell(Event::Leave);
+    if let Ok(Order::Begin { .. }) = orders.recv_timeout(patience) {
+        free_record(keeper, orders, patience);
+    }
+}
+
+fn free_record(keeper: &Keeper, orders: &Receiver<Order>, patience: Duration) {
+    keeper.tell(Event::Stopped);
+    let deadline = Instant::now() + patience;
+    loop {
+        match orders.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Order::Over) => return,
+            Ok(_) => {}
+            Err(_) => {
+                return tracing::warn!(
+                    "the record cannot be freed: the next active proxy waits for the end of the lease"
+                );
             }
         }
     }
@@ -371,6 +380,26 @@ mod tests {
 
     fn sharing() -> Arc<Shared> {
         Arc::new(shared(watch::channel(Target::default()).1, LONG, LONG))
+    }
+
+    /// SIGTERM comes as the record is claimed; or before.
+    #[test]
+    fn a_record_that_is_claimed_while_its_standby_ends_is_freed() {
+        let begin = || Order::Begin { generation: Generation(2), predecessor: Burden::default(), before: None };
+        for (first, told) in [(begin(), vec!["Leave", "Stopped"]), (Order::Over, vec!["Leave"])] {
+            let (keeper, tells) = Keeper::for_tests(Role::Standby);
+            let (order, orders) = channel();
+            order.send(first).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(move || stand_by_no_more(&keeper, &orders, LONG));
+                for event in told {
+                    let said = tells.recv_timeout(LONG).expect("the keeper is told");
+                    assert!(format!("{said:?}").contains(event), "{said:?}");
+                }
+                let _ = order.send(Order::Over);
+            });
+            assert!(tells.try_recv().is_err(), "no more");
+        }
     }
 
     /// Else a request of a client elsewhere would come when nobody takes it any more.

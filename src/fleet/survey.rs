@@ -61,14 +61,18 @@ impl Surveyor {
     pub(super) fn survey(&self, deadline: Instant) -> Survey {
         let said = self.ask(deadline);
         let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
+        let highest = marks().map(|mark| mark.generation).max().unwrap_or_default();
+        // Whoever claimed the highest has waited for those before: a server that was away since may
+        // bear the mark of one with a longer lease.
+        let latest = marks().filter(|mark| mark.generation == highest);
         Survey {
             answered: match said.len() {
                 0 => Answered::None,
                 count if count == self.servers.len() => Answered::All,
                 _ => Answered::Some,
             },
-            highest: marks().map(|mark| mark.generation).max().unwrap_or_default(),
-            lease: marks().map(|mark| mark.lease.as_micros() as u64).max().unwrap_or_default(),
+            highest,
+            lease: latest.map(|mark| mark.lease.as_micros() as u64).max().unwrap_or_default(),
             open: is_open(&said),
         }
     }
@@ -218,12 +222,15 @@ mod tests {
             (["", ""], false, (Answered::All, false)),
         ] {
             let session = |end: &str| if end.is_empty() { String::new() } else { format!("{ONE}{end}") };
-            let mut servers =
-                vec![server(&session(sessions[0]), "7 a b:1 9000000"), server(&session(sessions[1]), "9 a b:2")];
+            let mut servers = vec![
+                server(&session(sessions[0]), "7 a b:1 9000000"),
+                server(&session(sessions[1]), "9 a b:2 3000000"),
+            ];
             servers.extend(away.then(absent));
             let survey = Surveyor::new(servers.into_iter()).survey(soon());
             assert_eq!((survey.answered, survey.open), expected, "{sessions:?}");
-            assert_eq!((survey.highest, survey.lease), (Generation(9), 9_000_000));
+            // The earlier one's longer lease was waited for by the later one.
+            assert_eq!((survey.highest, survey.lease), (Generation(9), 3_000_000));
         }
         assert_eq!(Surveyor::new([absent()].into_iter()).survey(soon()).answered, Answered::None);
         let other =
