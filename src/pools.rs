@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Panel};
 use crate::config::{Plan, PoolName};
-use crate::daemon::{Bound, Listeners, OperatorListeners, span_of};
+use crate::daemon::{Bound, Listeners, OperatorListeners, span_of, thread_of};
 use crate::reload::Reload;
 use crate::server;
 
@@ -73,14 +73,15 @@ fn begin(
         let (go, gone) = channel();
         let name = settings.pool.as_deref().unwrap_or_default().to_owned();
         let (tells, shutdown, shared) = (tells.clone(), shutdown.clone(), (panels.clone(), reload.clone()));
-        let thread = Builder::new().name("pool".to_owned()).spawn(move || {
+        let thread = Builder::new().name(thread_of(settings.pool.as_ref(), "pool")).spawn(move || {
             let _of_pool = span_of(settings.pool.as_ref()).entered();
             let is_ready = tells.clone();
             let ready = move || {
                 let _ = is_ready.send(Told::Ready);
                 gone.recv().map_err(|_| Error::other("another pool cannot begin"))
             };
-            // (A pool that says nothing at all would be waited for.)
+            // (A pool that says nothing at all would be waited for. Of builds whose panics unwind,
+            // as in tests: a panic of the released program ends the process.)
             let serves = || server::run_beside(settings, listeners, shutdown, shared, ready);
             let ended = catch_unwind(AssertUnwindSafe(serves));
             let ended = ended.unwrap_or_else(|_| Err(Error::other("its control plane panicked")));
@@ -128,8 +129,8 @@ impl Running {
     }
 
     /// All begin, unless something kept one of them from it; returns when all have ended. (One that
-    /// ends with an error found when it began that its servers are a fleet's: then all end. What is
-    /// over by itself is so because of `shutdown`.)
+    /// ends with an error has a server that was silent before, and is a fleet's: then all end. What
+    /// is over by itself is so because of `shutdown`.)
     fn until_the_end(self, begun: Result<()>) -> Result<()> {
         let Running { threads, told, go, shutdown } = self;
         let mut outcome = begun;

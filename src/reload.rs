@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio::sync::Mutex as FairMutex;
 
 use crate::cluster::{Desk, Losses};
@@ -50,6 +51,20 @@ pub(crate) struct Pool {
     name: Option<PoolName>,
     /// The proxy, while it is the one that serves.
     serving: Mutex<Option<(Serving, Doors)>>,
+}
+
+/// Why the settings were not changed as they should.
+enum Failed {
+    /// All stays as it was.
+    Whole(String),
+    /// Some pools have changed, and these are the words of all.
+    InPart(String),
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed::Whole(why)
+    }
 }
 
 /// What came of a change, in words.
@@ -94,13 +109,19 @@ impl Reload {
     ///
     /// # Errors
     ///
-    /// All that is wrong, in one sentence.
+    /// All that is wrong, in one sentence; or which pools alone have changed.
     pub async fn reload(&self) -> Result<String, String> {
         let mut current = self.current.lock().await;
-        let outcome = self.replace(&mut current).await;
-        let Err(why) = &outcome else {
-            tracing::info!("reloaded: {}", outcome.as_deref().unwrap_or_default());
-            return outcome;
+        let why = match self.replace(&mut current).await {
+            Ok(said) => {
+                tracing::info!("reloaded: {said}");
+                return Ok(said);
+            }
+            Err(Failed::InPart(said)) => {
+                tracing::error!("reloaded in part: {said}");
+                return Err(format!("not all of it: {said}"));
+            }
+            Err(Failed::Whole(why)) => why,
         };
         let log = match open_log(&current.process.log).await {
             Ok(log) => {
@@ -110,7 +131,7 @@ impl Reload {
             Err(error) => format!("({error}) all"),
         };
         tracing::error!("not reloaded: {log} stays as it was: {why}");
-        outcome
+        Err(why)
     }
 
     /// The same, as an operator is told of it.
@@ -121,12 +142,13 @@ impl Reload {
         })
     }
 
-    async fn replace(&self, current: &mut Plan) -> Result<String, String> {
+    async fn replace(&self, current: &mut Plan) -> Result<String, Failed> {
         // Files are read, and names looked up.
         let read = self.read.clone();
         let new = tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())?;
         let mut plan = new.map_err(|errors| errors.0.join("; "))?;
-        let limit = daemon::raise_file_limit(&plan).map_err(|error| error.to_string())?;
+        let runs = Plan { process: plan.process.clone(), pools: running(&current.pools, &plan.pools) };
+        let limit = daemon::raise_file_limit(&runs).map_err(|error| error.to_string())?;
         for new in &mut plan.pools {
             new.max_clients = limit.share(new.max_clients);
         }
@@ -138,26 +160,42 @@ impl Reload {
                        next start on"
                 .to_owned());
         }
+        self.all_answer(&plan.pools).await?;
         let opened = open_all(&current.pools, &plan.pools)?;
         let mut of_process = changed(&current.process, &plan);
         of_process.fewer = (limit.clients < limit.asked).then_some(limit.clients);
         let mut told = Vec::new();
         for ((pool, settings), opened) in self.pools.iter().zip(&mut current.pools).zip(opened) {
-            let name = settings.pool.clone();
-            match plan.pools.iter().find(|new| new.pool == name) {
-                Some(new) => told.push((name, pool.replace(settings, new, opened).await)),
-                None => of_process.fixed.push(gone(name.as_ref())),
+            match pool.among(&plan.pools) {
+                Some(new) => told.push(pool.take(settings, new, opened)),
+                None => of_process.fixed.push(gone(pool.name())),
             }
         }
+        let mut told = join_all(told).await;
         of_process.fixed.extend(come(&current.pools, &plan.pools));
-        if told.iter().all(|(_, outcome)| outcome.is_err())
+        let failed = told.iter().filter(|(_, outcome)| outcome.is_err()).count();
+        if failed == told.len()
             && let Some((_, Err(why))) = told.pop()
         {
-            return Err(why);
+            return Err(Failed::Whole(why));
         }
         log.put_in_place();
         current.process.take_live(&plan.process);
-        Ok(in_words(of_process, told))
+        let words = in_words(of_process, told);
+        if failed > 0 { Err(Failed::InPart(words)) } else { Ok(words) }
+    }
+
+    /// No pool changes where one of them could not.
+    async fn all_answer(&self, new: &[Settings]) -> Result<(), String> {
+        let asked = self.pools.iter().filter(|pool| pool.among(new).is_some());
+        let asked = asked.map(|pool| async move {
+            match pool.serving() {
+                Some(Serving { desk, .. }) if desk.state().await.is_some() => None,
+                _ => Some(pool.of_pool(&silent())),
+            }
+        });
+        let silent: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+        if silent.is_empty() { Ok(()) } else { Err(silent.join("; ")) }
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
@@ -175,6 +213,26 @@ impl Pool {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(serving, _)| serving.clone())
     }
 
+    /// What a file says of it.
+    fn among<'s>(&self, settings: &'s [Settings]) -> Option<&'s Settings> {
+        settings.iter().find(|settings| settings.pool == self.name)
+    }
+
+    /// Words about it, with its name where it has one.
+    fn of_pool(&self, words: &str) -> String {
+        self.name.as_ref().map_or_else(|| words.to_owned(), |name| format!("pool {name}: {words}"))
+    }
+
+    /// See [`Pool::replace`].
+    async fn take(
+        &self,
+        settings: &mut Settings,
+        new: &Settings,
+        opened: Opened,
+    ) -> (Option<PoolName>, Result<Told, String>) {
+        (self.name.clone(), self.replace(settings, new, opened).await)
+    }
+
     /// What can change of `settings` does. An error: nothing has.
     async fn replace(&self, settings: &mut Settings, new: &Settings, opened: Opened) -> Result<Told, String> {
         let answered = match self.serving() {
@@ -182,10 +240,7 @@ impl Pool {
             None => false,
         };
         if !answered {
-            return Err(match lease::own().holds(Boot::now()) {
-                true => "the control plane does not answer: it is starting, or ending".to_owned(),
-                false => format!("this proxy is suspended: {}", lease::OVER),
-            });
+            return Err(silent());
         }
         let changes = changes(settings, new);
         let fixed = changes.fixed.iter().map(|name| (*name).to_owned()).collect();
@@ -206,6 +261,29 @@ impl Pool {
             doors(sockets);
         }
     }
+}
+
+/// Why a control plane does not answer.
+fn silent() -> String {
+    match lease::own().holds(Boot::now()) {
+        true => "the control plane does not answer: it is starting, or ending".to_owned(),
+        false => format!("this proxy is suspended: {}", lease::OVER),
+    }
+}
+
+/// What will be in force of `new` in the pools that run: those that are gone from the file run on,
+/// and those that it has now do not run yet.
+fn running(current: &[Settings], new: &[Settings]) -> Vec<Settings> {
+    let of = |settings: &Settings| {
+        let mut settings = settings.clone();
+        if let Some(new) = new.iter().find(|new| new.pool == settings.pool) {
+            let added = added(&settings, new);
+            settings.take_live(new);
+            settings.listen.extend(added);
+        }
+        settings
+    };
+    current.iter().map(of).collect()
 }
 
 /// An address, and the sockets that listen there.
@@ -297,4 +375,26 @@ async fn open_log(log: &LogSettings) -> Result<OpenedLog, String> {
 
 fn added(current: &Settings, new: &Settings) -> Vec<SocketAddr> {
     new.listen.iter().filter(|address| !current.listen.contains(address)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CommandLine, Host};
+
+    #[test]
+    fn files_are_needed_by_the_pools_that_run_with_their_new_values() {
+        let host = Host { variables: Vec::new(), ..Host::this() };
+        let pool = |name: &str, line: &str| {
+            let parsed = CommandLine::parse(format!("resilver -s a:1 {line}").split_whitespace(), &host);
+            let Ok(CommandLine::Run(mut plan)) = parsed else { panic!("{line}: {parsed:?}") };
+            Settings { pool: Some(PoolName::from(name)), ..plan.pools.remove(0) }
+        };
+        let current = [pool("stays", "-n 5 -p 3 --threads 2"), pool("gone", "-n 7")];
+        let new = [pool("come", "-n 1000"), pool("stays", "-n 50 -p 4 --threads 4")];
+        let runs = running(&current, &new);
+        let shown: Vec<_> = runs.iter().map(|s| (s.pool.as_deref().unwrap_or_default(), s.max_clients)).collect();
+        assert_eq!(shown, [("stays", 50), ("gone", 7)]);
+        assert_eq!((runs[0].threads, runs[0].listen.len()), (2, 2), "its threads stay, and so do its clients");
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -143,9 +144,10 @@ impl Operators {
             let names = self.names();
             // (What the commands ask whom they do not know, and what is true of all pools.)
             if matches!(&question, Question::Stats(part) if part == "proxy") {
-                let said =
-                    format!("STAT proxy:role active\r\nSTAT proxy:ready 1\r\nSTAT proxy:pools {names}\r\nEND\r\n");
-                return Some(Bytes::from(said));
+                let ready = u8::from(self.all_answer().await);
+                return Some(Bytes::from(format!(
+                    "STAT proxy:role active\r\nSTAT proxy:ready {ready}\r\nSTAT proxy:pools {names}\r\nEND\r\n"
+                )));
             }
             return Some(client_error(format_args!(
                 "{command}: of which pool? There are {names}: say pool NAME first (--pool NAME of the commands)"
@@ -159,6 +161,11 @@ impl Operators {
             tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
         }
         Some(said)
+    }
+
+    /// Whether the control plane of each pool does.
+    async fn all_answer(&self) -> bool {
+        join_all(self.pools.iter().map(|pool| pool.desk.state())).await.iter().all(Option::is_some)
     }
 
     async fn reload(&self) -> Bytes {

@@ -72,19 +72,39 @@ impl Cluster {
     pub(super) fn judge_fleet(&self) -> Result<(), Refused> {
         for (node, run) in self.topology.nodes().zip(&self.nodes) {
             let Some(found) = run.view.as_ref().and_then(|view| view.fleet.clone()) else { continue };
-            let (server, FleetMark { name, address, .. }) = (self.topology.addr(node).to_string(), found.clone());
-            match &self.turn {
-                None => return Err(Refused::NoFleet { server, name, address }),
-                Some(turn) if turn.mark.name != name => {
-                    return Err(Refused::OtherFleet { server, name, address, own: turn.mark.name.clone() });
-                }
-                Some(turn) if turn.mark.generation <= found.generation && found != turn.mark => {
-                    self.losses.marked_by_other(&found);
-                }
-                Some(_) => {}
+            self.may_be_marked(node, &found)?;
+            if let Some(turn) = &self.turn
+                && turn.mark.generation <= found.generation
+                && found != turn.mark
+            {
+                self.losses.marked_by_other(&found);
             }
         }
         Ok(())
+    }
+
+    fn may_be_marked(&self, node: NodeId, found: &FleetMark) -> Result<(), Refused> {
+        let (server, FleetMark { name, address, .. }) = (self.topology.addr(node).to_string(), found.clone());
+        match &self.turn {
+            None => Err(Refused::NoFleet { server, name, address }),
+            Some(turn) if turn.mark.name != name => {
+                Err(Refused::OtherFleet { server, name, address, own: turn.mark.name.clone() })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Before the start: the same of those servers that answer within `patience`. Nothing else
+    /// comes of it.
+    pub async fn survey(&mut self, patience: Duration) -> Result<(), Refused> {
+        // (In vain: those that have no address yet say nothing.)
+        let _ = tokio::time::timeout(patience, self.look_up_all()).await;
+        let looks = self.topology.nodes().map(|node| {
+            let look = tokio::time::timeout(patience, self.controls[node.index()].view(0));
+            async move { Some((node, look.await.ok()?.ok()?.fleet?)) }
+        });
+        let found = futures::future::join_all(looks).await;
+        found.into_iter().flatten().try_for_each(|(node, mark)| self.may_be_marked(node, &mark))
     }
 
     /// At every good probe of a node in use.

@@ -251,6 +251,8 @@ fn one_fault_at_a_time() {
         ("-s a:1 -b b:1 -b B:1", "-b/--backup B:1: stands twice"),
         ("-s a:1 -b a:1", "-b/--backup a:1: is a primary too"),
         ("-s [::1]:1 -b [0:0::1]:1", "is a primary too"),
+        ("-s localhost:1 -b 127.0.0.1:1", "is a primary too"),
+        ("-s [::ffff:10.0.0.1]:1 -s 10.0.0.1:1", "stands twice"),
         ("-s 127.0.0.1:11211", "talk to itself"),
         ("-s localhost:7 -p 7 -l 0.0.0.0", "talk to itself"),
         ("-s a:1 -p 0", "leaves nowhere to listen"),

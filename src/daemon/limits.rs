@@ -12,6 +12,9 @@ const RESERVE: u64 = 128;
 const OPERATORS: u64 = 40;
 /// Per worker thread: its runtime, its handles of the listening sockets, its ring.
 const PER_THREAD: u64 = 12;
+/// Per pool beside the first: the runtimes of its control plane and its timekeeper, temporary
+/// files.
+const PER_POOL: u64 = 16;
 /// Per node, beside the connections that `-i` keeps: probe, control, and those of a resync.
 const CONTROL_PER_NODE: u64 = 16;
 
@@ -63,7 +66,8 @@ pub struct FileLimit {
 fn files_needed(plan: &Plan) -> u64 {
     let process = &plan.process;
     let operators = OPERATORS * (u64::from(process.admin.is_some()) + u64::from(process.admin_socket.is_some()));
-    plan.pools.iter().map(files_of_pool).sum::<u64>() + operators + RESERVE
+    let more_pools = PER_POOL * (plan.pools.len() as u64).saturating_sub(1);
+    plan.pools.iter().map(files_of_pool).sum::<u64>() + more_pools + operators + RESERVE
 }
 
 fn files_of_pool(settings: &Settings) -> u64 {
@@ -138,6 +142,17 @@ pub fn give_memory_back() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{CommandLine, Host};
+
+    #[test]
+    fn each_pool_needs_files_of_its_own() {
+        let host = Host { variables: Vec::new(), ..Host::this() };
+        let parsed = CommandLine::parse(["resilver", "-s", "a:1", "-n", "100"], &host);
+        let Ok(CommandLine::Run(mut plan)) = parsed else { panic!("{parsed:?}") };
+        let (alone, pool) = (files_needed(&plan), plan.pools[0].clone());
+        plan.pools.push(pool.clone());
+        assert_eq!(files_needed(&plan) - alone, files_of_pool(&pool) + PER_POOL);
+    }
 
     #[test]
     fn where_files_are_few_each_pool_gives_way_alike() {

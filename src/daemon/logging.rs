@@ -34,6 +34,9 @@ pub enum LogError {
 /// Lines that may wait for a slow disk or a pipe that nobody reads; more are lost.
 const MAX_WAITING_LINES: usize = 16 * 1024;
 
+/// Bytes of a thread's name that the system keeps.
+const THREAD_NAME_MAX: usize = 15;
+
 type Writer = Box<dyn io::Write + Send>;
 
 /// Where lines go from the next one on, if that has changed.
@@ -158,8 +161,34 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
     Ok(guard)
 }
 
+/// A thread's name on the system's lists, which show [`THREAD_NAME_MAX`] bytes: with the first
+/// letters of the pool's in front, where it has a name.
+pub(crate) fn thread_of(pool: Option<&PoolName>, thread: &str) -> String {
+    // (A pool's name is ASCII.)
+    let room = THREAD_NAME_MAX.saturating_sub(thread.len() + 1);
+    match pool.map(|name| name.chars().take(room).collect::<String>()) {
+        Some(first) if !first.is_empty() => format!("{first}:{thread}"),
+        _ => thread.to_owned(),
+    }
+}
+
 /// What names a pool in the log, where it has a name.
 pub fn span_of(pool: Option<&PoolName>) -> Span {
     // (An error's level: no filter takes the name away.)
     pool.map_or_else(Span::none, |name| tracing::error_span!("pool", pool = %name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_named_after_its_pool_as_far_as_there_is_room() {
+        let of = |pool: &str, thread| thread_of(Some(&PoolName::from(pool)), thread);
+        assert_eq!(of("sessions", "worker-0"), "sessio:worker-0");
+        assert_eq!(of("near", "timekeeper"), "near:timekeeper");
+        assert_eq!(of("a", "worker-17"), "a:worker-17");
+        assert_eq!(of("near", "exactly-14-byt"), "exactly-14-byt");
+        assert_eq!(thread_of(None, "worker-0"), "worker-0");
+    }
 }

@@ -98,6 +98,7 @@ impl Signals {
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let _ = started.send(());
             runtime.block_on(async move {
+                let mut heard = false;
                 loop {
                     let (name, code) = tokio::select! {
                         stop = next(&mut stopping) => stop,
@@ -112,16 +113,39 @@ impl Signals {
                             continue;
                         }
                     };
-                    if shutdown.is_cancelled() {
+                    if insists(&mut heard, &shutdown) {
                         tracing::warn!(signal = name, "stopping at once");
                         at_once();
                         std::process::exit(code);
                     }
                     tracing::info!(signal = name, "stopping: no new clients, finishing what is in flight");
-                    shutdown.cancel();
                 }
             });
         })?;
         running.recv().map_err(io::Error::other)
+    }
+}
+
+/// Whether a signal that stops is not the first that was `heard`; that one cancels `shutdown`,
+/// which may be cancelled already: a pool that ends by itself, and a hand-over, stop the proxy too.
+fn insists(heard: &mut bool, shutdown: &CancellationToken) -> bool {
+    shutdown.cancel();
+    std::mem::replace(heard, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_signal_insists_whatever_else_has_stopped_the_proxy() {
+        for stopped in [false, true] {
+            let (mut heard, shutdown) = (false, CancellationToken::new());
+            if stopped {
+                shutdown.cancel();
+            }
+            assert!(!insists(&mut heard, &shutdown) && shutdown.is_cancelled(), "{stopped}");
+            assert!(insists(&mut heard, &shutdown), "{stopped}");
+        }
     }
 }

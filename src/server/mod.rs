@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Panel};
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Losses, Names, NoStandby};
-use crate::config::{IoUringMode, Settings};
-use crate::daemon::Listeners;
+use crate::config::{IoUringMode, PoolName, Settings};
+use crate::daemon::{Listeners, thread_of};
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
@@ -41,6 +41,10 @@ const EVENTS_PER_TURN: usize = 256;
 /// Where others stand by, so long a client that takes nothing of its answers keeps their clients
 /// waiting for the end of this proxy.
 const READER_PATIENCE: Duration = Duration::from_millis(100);
+
+/// So long servers are asked whose they are before any of several pools serves. One that says
+/// nothing by then is judged when it is first looked at.
+const SURVEY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// So often in a lease each thread says that it turns. (One that has not for half of it hangs.)
 const BEATS: u32 = 8;
@@ -104,8 +108,11 @@ pub(crate) fn run_agreed(
     let urings = urings(settings.io_uring, settings.threads)?;
     let beat = beat_of(&settings);
     let pool = settings.pool.clone();
-    let assembly = Assembly::new(settings, topology, (dialer, names, losses.clone()));
-    let timekeeper = if urings.is_empty() { None } else { Some(Timekeeper::start().map_err(cannot_start)?) };
+    let mut assembly = Assembly::new(settings, topology, (dialer, names, losses.clone()));
+    let timekeeper = match urings.is_empty() {
+        true => None,
+        false => Some(Timekeeper::start(thread_of(pool.as_ref(), "timekeeper")).map_err(cannot_start)?),
+    };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let handle = timekeeper.as_ref().map(|t| &t.handle);
     let operators = std::mem::take(&mut listeners.operators);
@@ -118,7 +125,8 @@ pub(crate) fn run_agreed(
         let serving = Serving { desk: desk.clone(), losses: losses.clone() };
         reload.serves(pool.as_ref(), serving, doors(assembly.doors));
     }
-    let panel = Panel { pool, desk, losses, stats: assembly.stats, memory: assembly.memory };
+    let panel = Panel { pool: pool.clone(), desk, losses, stats: assembly.stats, memory: assembly.memory };
+    let is_one_of_several = matches!(operated, Operated::Together { .. });
     match operated {
         Operated::Here { aside, reload } => {
             admin::serve(aside.unwrap_or(runtime.handle()), operators, vec![panel], reload, shutdown.clone())?;
@@ -126,8 +134,16 @@ pub(crate) fn run_agreed(
         // (Nobody takes it where another pool cannot be started, which ends this one too.)
         Operated::Together { panels, .. } => drop(panels.send(panel)),
     }
-    let threads = prepare(assembly.workers, &mut listeners, urings, handle, &shutdown).map_err(cannot_start)?;
-    ready()?;
+    let own = (pool.as_ref(), handle, &shutdown);
+    let threads = prepare(assembly.workers, &mut listeners, urings, own).map_err(cannot_start)?;
+    let surveyed = match is_one_of_several {
+        true => runtime.block_on(assembly.cluster.survey(SURVEY_PATIENCE)).map_err(std::io::Error::other),
+        false => Ok(()),
+    };
+    if let Err(error) = surveyed.and_then(|()| ready()) {
+        runtime.shutdown_background();
+        return Err(error);
+    }
     for (_, go) in &threads {
         // (An error: it has panicked, which joining it says.)
         let _ = go.send(());
@@ -171,8 +187,7 @@ fn prepare(
     workers: Vec<WorkerParts>,
     listeners: &mut Listeners,
     urings: Vec<Uring>,
-    timekeeper: Option<&Handle>,
-    shutdown: &CancellationToken,
+    (pool, timekeeper, shutdown): (Option<&PoolName>, Option<&Handle>, &CancellationToken),
 ) -> std::io::Result<Vec<Prepared>> {
     let mut urings = urings.into_iter();
     let (settled, settlements) = channel();
@@ -191,7 +206,8 @@ fn prepare(
         let uring = urings.next().zip(timekeeper.cloned());
         let (go, gone) = channel();
         let of_pool = tracing::Span::current();
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let name = thread_of(pool, &format!("worker-{index}"));
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _of_pool = of_pool.entered();
             let driver = match Driver::new(own, uring) {
                 Ok(driver) => driver,
@@ -260,12 +276,12 @@ struct Timekeeper {
 }
 
 impl Timekeeper {
-    fn start() -> std::io::Result<Timekeeper> {
+    fn start(name: String) -> std::io::Result<Timekeeper> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (handle, over) = (runtime.handle().clone(), CancellationToken::new());
         let until = over.clone();
         let of_pool = tracing::Span::current();
-        let thread = std::thread::Builder::new().name("timekeeper".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _of_pool = of_pool.entered();
             runtime.block_on(until.cancelled());
         })?;

@@ -1,5 +1,7 @@
 //! Several pools in one process, over real servers.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use serde_json::Value;
@@ -164,6 +166,13 @@ fn metrics_name_the_pool_and_are_each_told_once() {
     }
     assert_eq!(text.matches("resilver_build_info{version").count(), 1);
     check_metrics(&text);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", two.proxy.pid())).expect("threads");
+    let names: Vec<String> = tasks
+        .map(|task| std::fs::read_to_string(task.expect("a thread").path().join("comm")).expect("a name"))
+        .collect();
+    for name in ["near:pool\n", "near:worker-0\n", "far:pool\n", "far:worker-0\n"] {
+        assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
+    }
     let far = get(&two.admin, "/metrics?pool=far");
     assert!(far.contains(r#"mirrored{pool="far"} 1"#) && !far.contains("near"), "{far}");
 }
@@ -275,8 +284,12 @@ fn a_pool_that_cannot_begin_is_named_and_nothing_is_served() {
     let (admin, far, near) = (Port::reserve(), Port::reserve(), Port::reserve());
     let port = format!("port = {}", near.number);
     let file = write(&dir, &nodes, (&admin, &far), ["", &port, ""]);
+    let notify = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
+    manager.set_nonblocking(true).expect("set");
     let start = || {
-        let output = Command::new(Proxy::binary()).args(["--config", &file]).output().expect("run resilver");
+        let mut command = Command::new(Proxy::binary());
+        let output = command.args(["--config", &file]).env("NOTIFY_SOCKET", &notify).output().expect("run resilver");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let taken = std::net::TcpListener::bind(far.addr()).expect("a port");
@@ -292,6 +305,46 @@ fn a_pool_that_cannot_begin_is_named_and_nothing_is_served() {
     assert!(fleet.stop().success());
     let (code, said) = start();
     assert!(code == Some(71) && said.contains("resilver: pool far: the servers belong to the fleet"), "{said}");
+    // Nobody was told that it serves, and no server of the other pool is marked.
+    assert!(manager.recv(&mut [0; 4096]).is_err() && !said.contains(" started "), "{said}");
+    let marker = nodes[0].client().get("__resilver__:session").expect("an answer");
+    assert!(marker.is_none());
+}
+
+#[test]
+fn where_one_pool_does_not_answer_the_process_is_not_ready_and_no_pool_takes_new_settings() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let nodes = [(); 4].map(|()| Memcached::start(&[]));
+    let (admin, far) = (Port::reserve(), Port::reserve());
+    // Its servers take connections and say nothing: its control plane looks at them.
+    let slow = "timeout = \"300s\"";
+    nodes[2].pause();
+    let file = write(&dir, &nodes, (&admin, &far), ["", "", slow]);
+    let proxy = Proxy::start(&["--config".to_owned(), file]);
+    let two = Two { proxy, far, admin, dir, nodes };
+    let socket = two.socket();
+    let stats_proxy = || {
+        let mut stream = UnixStream::connect(&socket).expect("the socket");
+        stream.write_all(b"stats proxy\r\nquit\r\n").expect("asked");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).expect("an answer");
+        said
+    };
+    let most = || {
+        let settings = two.proxy.client().stats("settings").expect("stats settings");
+        settings.into_iter().find(|(name, _)| name == "maxconns").expect("a setting").1
+    };
+    two.proxy.client().set("k", b"v").expect("the other pool serves");
+    assert!(stats_proxy().contains("proxy:ready 0\r\n"), "{}", stats_proxy());
+    two.write(["", "max-clients = 55", slow]);
+    let (code, said, complaint) = run(&["reload", "--proxy", &socket]);
+    assert!(code == Some(1) && complaint.contains("pool far: the control plane does not answer"), "{said}{complaint}");
+    assert_eq!(most(), "4096");
+
+    two.nodes[2].resume();
+    wait_until("both pools to answer", DEADLINE, || stats_proxy().contains("proxy:ready 1\r\n"));
+    let (code, _, complaint) = run(&["reload", "--proxy", &socket]);
+    assert_eq!((code, complaint.as_str(), most()), (Some(0), "", "55".to_owned()));
 }
 
 #[test]
@@ -366,8 +419,11 @@ fn check_config_judges_all_pools() {
     assert!(lines[1].starts_with(&format!("{text}:6: pool b: listens on 127.0.0.1:1")), "{complaint}");
     assert!(lines[2].starts_with(&format!("{text}:7: user: belongs to the process")), "{complaint}");
     assert_eq!(lines[3], format!("{text}: 3 faults"));
-    std::fs::write(&path, "[pool.a]\nserver = \"a:1\"\nport = 1\n[pool.b]\nserver = \"b:1\"\nport = 2\n")
-        .expect("written");
+    std::fs::write(
+        &path,
+        "[pool.a]\nserver = \"127.0.0.1:7\"\nport = 1\n[pool.b]\nserver = \"127.0.0.1:8\"\nport = 2\n",
+    )
+    .expect("written");
     let (code, said, _) = run(&["check-config", text]);
     let (a, b) =
         ("a 1 primaries, 0 backups, clients on 127.0.0.1:1", "b 1 primaries, 0 backups, clients on 127.0.0.1:2");

@@ -106,23 +106,31 @@ pub(super) fn itself<'s>(
     servers: impl Iterator<Item = &'s ServerSpec>,
 ) -> Vec<(&'s ServerSpec, SocketAddr)> {
     let own = |server: &'s ServerSpec| {
-        let ip = match server.addr.host.as_str() {
-            host if host.eq_ignore_ascii_case("localhost") => Some(IpAddr::from([127, 0, 0, 1])),
-            host => host.parse::<IpAddr>().ok(),
-        }?;
+        let ip = literal(&server.addr)?;
         let own = listen.iter().find(|own| {
-            own.port() == server.addr.port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
+            let ours = own.ip().to_canonical();
+            own.port() == server.addr.port && (ours == ip || (ours.is_unspecified() && ip.is_loopback()))
         })?;
         Some((server, *own))
     };
     servers.filter_map(own).collect()
 }
 
-/// What makes two addresses the same node: `LOCALHOST` and `localhost`, `::1` and `0:0::1`.
+/// Without a look-up. (`localhost` is what it is everywhere.)
+fn literal(addr: &NodeAddr) -> Option<IpAddr> {
+    match spelled(addr).as_str() {
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        host => host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()),
+    }
+}
+
+/// As names are compared.
+pub(super) fn spelled(addr: &NodeAddr) -> String {
+    addr.host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// What makes two addresses the same node: `LOCALHOST` and `127.0.0.1`, `::1` and `0:0::1`,
+/// `::ffff:10.0.0.1` and `10.0.0.1`.
 pub(super) fn same_node(addr: &NodeAddr) -> (String, u16) {
-    let host = match addr.host.parse::<IpAddr>() {
-        Ok(ip) => ip.to_string(),
-        Err(_) => addr.host.trim_end_matches('.').to_ascii_lowercase(),
-    };
-    (host, addr.port)
+    (literal(addr).map_or_else(|| spelled(addr), |ip| ip.to_string()), addr.port)
 }

@@ -3,18 +3,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::listeners::{itself, same_node};
+use super::listeners::{itself, same_node, spelled};
 use super::{Judged, Part, judge};
 use crate::config::sources::{Found, PoolTable, Sources, misplaced};
 use crate::config::{Host, Plan, PoolName, Settings};
-use crate::ring::ServerSpec;
+use crate::ring::{NodeAddr, ServerSpec};
 
 /// Each has threads of its own.
 const POOLS_MAX: usize = 64;
+/// Servers' names that are looked up at once, and how long another one is begun with.
+const LOOK_UPS: usize = 16;
+const LOOK_UPS_END: Duration = Duration::from_secs(2);
 /// Of a pool's name: it stands in the log, in metrics and in commands.
 const NAME_MAX: usize = 64;
 
@@ -81,7 +86,7 @@ impl Outside<'_> {
                 members.push(Member { table, settings });
             }
         }
-        clashes(&members, faults);
+        clashes(&members, &addresses_of(&members, host.resolve), faults);
         let pools = members.into_iter().map(|member| member.settings).collect();
         faults.is_empty().then_some(process.map(|process| Plan { process, pools })?)
     }
@@ -143,20 +148,56 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(fits)
 }
 
-/// What two pools cannot both have.
-fn clashes(members: &[Member<'_>], faults: &mut Vec<String>) {
-    let mut servers: HashMap<(String, u16), (usize, String)> = HashMap::new();
+/// Where the servers' names lead. One that leads nowhere yet, or takes too long, is left out: it
+/// is no fault, and the proxy waits for it.
+fn addresses_of(
+    members: &[Member<'_>],
+    resolve: fn(&str) -> std::io::Result<Vec<IpAddr>>,
+) -> HashMap<String, Vec<IpAddr>> {
+    let hosts = members.iter().flat_map(Member::servers).map(|(server, _)| spelled(&server.addr));
+    let names: BTreeSet<String> = hosts.filter(|host| host.parse::<IpAddr>().is_err()).collect();
+    let (workers, until) = (names.len().min(LOOK_UPS), Instant::now() + LOOK_UPS_END);
+    let (names, found) = (Mutex::new(names.into_iter()), Mutex::new(HashMap::new()));
+    let next = || names.lock().ok().and_then(|mut names| names.next()).filter(|_| Instant::now() < until);
+    let look = || {
+        while let Some(name) = next() {
+            let addresses = resolve(&name);
+            if let (Ok(addresses), Ok(mut found)) = (addresses, found.lock()) {
+                found.insert(name, addresses);
+            }
+        }
+    };
+    // (All have ended when this process becomes what it is to be: user, limits, memory.)
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            // (Where no thread can be had, fewer look.)
+            let _ = std::thread::Builder::new().name("look-up".to_owned()).spawn_scoped(scope, look);
+        }
+        look();
+    });
+    found.into_inner().unwrap_or_default()
+}
+
+/// What two pools cannot both have. `addresses`: of servers' names.
+fn clashes(members: &[Member<'_>], addresses: &HashMap<String, Vec<IpAddr>>, faults: &mut Vec<String>) {
+    let mut servers: HashMap<(String, u16), (usize, NodeAddr, String)> = HashMap::new();
     for (at, member) in members.iter().enumerate() {
         let name = &member.table.name;
-        for (server, origin) in member.servers() {
-            let (first, there) = servers.entry(same_node(&server.addr)).or_insert((at, origin.clone()));
-            if *first != at {
+        for (ServerSpec { addr, .. }, origin) in member.servers() {
+            let found = addresses.get(&spelled(&addr)).into_iter().flatten();
+            let mut keys = vec![same_node(&addr)];
+            keys.extend(found.map(|ip| (ip.to_canonical().to_string(), addr.port)));
+            if let Some((first, known, there)) = keys.iter().filter_map(|key| servers.get(key)).find(|it| it.0 != at) {
                 let other = &members[*first].table.name;
+                let alike = spelled(known) == spelled(&addr);
+                let known_as = if alike { String::new() } else { format!(" as {known}") };
                 faults.push(format!(
-                    "{origin}: pool {name}: server {} is the pool {other}'s too ({there}); each would take the \
-                     other's items and marks for its own; a server belongs to one pool",
-                    server.addr
+                    "{origin}: pool {name}: server {addr} is the pool {other}'s too{known_as} ({there}); each would \
+                     take the other's items and marks for its own; a server belongs to one pool"
                 ));
+            }
+            for key in keys {
+                servers.entry(key).or_insert_with(|| (at, addr.clone(), origin.clone()));
             }
         }
         for other in &members[..at] {

@@ -117,6 +117,26 @@ fn no_two_pools_have_a_server_or_a_listener_alike() {
         let faults = pools(&file(a, second)).expect_err(second);
         assert!(faults.len() == 1 && faults[0].starts_with(fault), "{second}: {faults:#?}");
     }
+    for (first, second, known_as) in [
+        ("localhost:7", "127.0.0.1:7", " as localhost:7"),
+        ("127.0.0.1:7", "LocalHost.:7", " as 127.0.0.1:7"),
+        ("[::ffff:10.0.0.1]:7", "10.0.0.1:7", " as [::ffff:10.0.0.1]:7"),
+        // By what a name leads to.
+        ("six:7", "[::1]:7", " as six:7"),
+        ("[::1]:7", "six:7", " as [::1]:7"),
+        ("six:7", "localhost:7", " as six:7"),
+        ("x:8\", \"six:7", "[::1]:7", " as six:7"),
+        ("nowhere:7", "nowhere:7", ""),
+    ] {
+        let of = |server: &str, port: u16| format!("port = {port}\nserver = [\"{server}\"]");
+        let faults = pools(&file(&of(first, 5), &of(second, 6))).expect_err(second);
+        let told = format!("is the pool a's too{known_as} (r.toml:3); each would take");
+        assert!(faults.len() == 1 && faults[0].contains(&told), "{first} {second}: {faults:#?}");
+    }
+    for (first, second) in [("six:7", "[::1]:8"), ("six:7", "127.0.0.1:7"), ("nowhere:7", "elsewhere:7")] {
+        let of = |server: &str, port: u16| format!("port = {port}\nserver = [\"{server}\"]");
+        assert!(pools(&file(&of(first, 5), &of(second, 6))).is_ok(), "{first} {second}");
+    }
     // One address each of the same port, and one that takes no IPv4.
     assert!(pools(&file(a, "listen = \"127.0.0.2\"\nport = 5\nserver = \"c:1\"")).is_ok());
     assert!(pools(&file(a, "listen = [\"::\", \"127.0.0.2\"]\nport = 5\nserver = \"c:1\"")).is_ok());

@@ -190,7 +190,7 @@ impl UringWorld {
         let front = clients.local_addr().expect("an address");
         let (core, setup, commands, events) = parts(Arc::new(TcpDialer(node.local_addr().expect("an address"))));
         let shutdown = CancellationToken::new();
-        let (until, timekeeper) = (shutdown.clone(), Timekeeper::start().expect("a thread"));
+        let (until, timekeeper) = (shutdown.clone(), Timekeeper::start("timekeeper".to_owned()).expect("a thread"));
         let runtime = timekeeper.handle.clone();
         let worker = std::thread::spawn(move || {
             let _entered = runtime.enter();
@@ -346,7 +346,7 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
 #[test]
 fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
     let Some(uring) = Uring::for_test() else { return };
-    let timekeeper = Timekeeper::start().expect("a thread");
+    let timekeeper = Timekeeper::start("timekeeper".to_owned()).expect("a thread");
     let _entered = timekeeper.handle.enter();
     let tasks = LocalSet::new();
     let _local = tasks.enter();
