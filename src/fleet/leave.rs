@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// the default one, and with shorter ones.
 const TAKEOVER: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(200);
+/// An active proxy reads its marks with each probe, and writes again what is gone.
+const MARKED_AGAIN: Duration = Duration::from_secs(3);
 
 /// Takes a fleet's marks from the servers.
 ///
@@ -35,7 +37,31 @@ pub fn leave(settings: &Settings) -> io::Result<()> {
 }
 
 pub(super) fn take_leave(surveyor: &Surveyor) -> io::Result<()> {
-    is_gone(surveyor).and_then(|()| surveyor.take_marks(PATIENCE).map_err(silent)).map_err(io::Error::other)
+    let leave = || {
+        let crashed = is_gone(surveyor)?;
+        surveyor.take_marks(PATIENCE).map_err(silent)?;
+        match crashed {
+            true => stays_away(surveyor, MARKED_AGAIN),
+            false => Ok(()),
+        }
+    };
+    leave().map_err(io::Error::other)
+}
+
+/// That a host refuses connections is no proof where a firewall says so, or where its address is
+/// another one's as well (a bridge's, a virtual one).
+fn stays_away(surveyor: &Surveyor, patience: Duration) -> Result<(), String> {
+    let until = Instant::now() + patience;
+    while Instant::now() < until {
+        std::thread::sleep(PAUSE);
+        if let Some(FleetMark { name, address, .. }) = latest(&surveyor.all_said(PATIENCE).map_err(silent)?) {
+            return Err(format!(
+                "--leave-fleet: the fleet {name} lives: a server bears its mark again, which was taken away; the \
+                 proxy on {address} refuses connections from here, and works; {STOP}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn silent(why: String) -> String {
@@ -45,10 +71,11 @@ fn silent(why: String) -> String {
     )
 }
 
-fn is_gone(surveyor: &Surveyor) -> Result<(), String> {
+/// Whether it has crashed, and not stopped.
+fn is_gone(surveyor: &Surveyor) -> Result<bool, String> {
     let look = || surveyor.all_said(PATIENCE).map_err(silent);
     let mut said = look()?;
-    let Some(mark) = latest(&said).filter(|_| is_open(&said)) else { return Ok(()) };
+    let Some(mark) = latest(&said).filter(|_| is_open(&said)) else { return Ok(false) };
     judge(&mark, ask(&mark))?;
     // It has crashed: a standby may be about to take its place.
     let until = Instant::now() + takeover(&mark);
@@ -62,7 +89,7 @@ fn is_gone(surveyor: &Surveyor) -> Result<(), String> {
             ));
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// How long a standby may take, with some time to spare.
@@ -271,6 +298,27 @@ mod tests {
         let why = judge(&mark, ask(&mark)).unwrap_err();
         there.join().unwrap();
         assert!(why.contains("may live") && why.contains("says nothing"), "{why}");
+    }
+
+    /// Its proxy refuses connections from this host alone.
+    #[test]
+    fn a_fleet_whose_mark_comes_back_is_not_left() {
+        for (answer, lives) in [("VALUE __resilver__:fleet 0 8\r\n7 ours a\r\nEND\r\n", true), ("END\r\n", false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let server = listener.local_addr().unwrap().to_string().parse().unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    stream.write_all(answer.as_bytes()).unwrap();
+                    let _ = stream.read(&mut [0; 200]);
+                }
+            });
+            let judged = stays_away(&Surveyor::new(std::iter::once(server)), 2 * PAUSE);
+            match lives {
+                true => assert!(judged.is_err_and(|why| why.contains("the fleet ours lives")), "its mark is back"),
+                false => assert_eq!(judged, Ok(())),
+            }
+        }
     }
 
     /// Every host has its own `127.0.0.1`.
