@@ -1,6 +1,10 @@
 //! Commands gathered to be written together.
 
+use bytes::Bytes;
+
+use crate::protocol::key::Key;
 pub use crate::protocol::node::Effect;
+use crate::protocol::node::{self, Ask};
 use crate::protocol::out::OutQueue;
 
 /// Commands to be sent in one go.
@@ -25,6 +29,15 @@ impl Batch {
     /// An empty batch, with room for so many commands of so many bytes.
     pub fn with_room(bytes: usize, commands: usize) -> Batch {
         Batch { out: OutQueue::with_room(bytes), ends: Vec::with_capacity(commands), ..Batch::default() }
+    }
+
+    /// An `mg` for each of these keys, of which it is told whether they are written in base64.
+    pub fn of_looks(keys: &[(Bytes, bool)], ask: Ask) -> Batch {
+        let mut batch = Batch::new();
+        for (key, binary) in keys {
+            batch.add(|out| node::mg(out, Key::new(key, *binary), ask));
+        }
+        batch
     }
 
     /// Bytes that lie together at the end: all, but where large values lie between.

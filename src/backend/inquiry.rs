@@ -12,7 +12,7 @@ use crate::ids::NodeId;
 use crate::protocol::whole::Whole;
 
 use super::allowance::Allowance;
-use super::{Dial, NodeError, Pipe};
+use super::{Dial, NodeError, Pipe, give_back};
 
 /// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -63,6 +63,13 @@ impl Inquirer {
     pub async fn tell(&self, command: &str, bytes_max: usize) -> Result<Bytes, InquiryError> {
         let result = self.ask_anew(command, bytes_max, Instant::now() + self.timeout.get()).await;
         result.map(|(answer, _)| answer)
+    }
+
+    /// An answer to `mg` has won the right to recompute this item, which is a client's.
+    pub async fn give_back(&self, key: Bytes, binary: bool, cas: Option<u64>) -> Result<(), NodeError> {
+        let patience = self.timeout.get();
+        let mut pipe = Pipe::connect(&*self.dialer, self.node, Instant::now() + patience).await?;
+        give_back(&mut pipe, &[(key, binary)], vec![(0, cas)], patience).await
     }
 
     fn keep(

@@ -13,6 +13,7 @@ mod inquiry;
 pub mod marker;
 mod memories;
 mod pipe;
+mod recompute;
 pub mod sight;
 mod witness;
 
@@ -27,3 +28,4 @@ pub use drain::{Drain, DrainEnd};
 pub use inquiry::{Inquirer, InquiryError};
 pub use memories::Memories;
 pub use pipe::{NodeError, Pipe, stat};
+pub use recompute::give_back;

@@ -1,25 +1,28 @@
 //! `node HOST:PORT COMMAND…`: the operator sends one server one command, over a connection of its
 //! own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::ids::NodeId;
 use crate::pair::State;
 use crate::protocol::answer::{self, client_error};
+use crate::protocol::item::Answer;
+use crate::protocol::key::from_base64;
 use crate::protocol::outcome::Outcome;
+use crate::protocol::reply::{Frame, parse_reply};
 
 use super::Cluster;
 use super::ask::Asker;
 use super::events::Internal;
-use crate::backend::{Inquirer, InquiryError, NodeError};
+use crate::backend::{InquiryError, NodeError};
 
 /// The longest answer that is passed on, in bytes: a value of a usual `-I`, and a listing of
 /// statistics.
 const ANSWER_MAX: usize = 3 << 20;
 /// Commands on their way at a time.
 const AT_ONCE: usize = 8;
-/// The right to recompute an item is given back so often, where clients store over it meanwhile.
-const GIVE_BACK_TRIES: usize = 4;
 
 /// What a command does to the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,9 +120,9 @@ impl Cluster {
         self.spawn(async move {
             let answer = match inquirer.tell(&command, ANSWER_MAX).await {
                 Ok(answer) => {
-                    if let Some(key) = Looked::key(&command)
-                        && Looked::of(&answer).won
-                        && let Err(error) = give_back(&inquirer, &key, Looked::of(&answer)).await
+                    // (It is a client's.)
+                    if let Some((key, binary, cas)) = won(&command, &answer)
+                        && let Err(error) = inquirer.give_back(key, binary, cas).await
                     {
                         tracing::warn!(node = %name, %error, "an operator's mg has taken the right to recompute a stale item, and could not give it back");
                     }
@@ -141,49 +144,17 @@ impl Cluster {
     }
 }
 
-/// What `mg` shows of an item beside what it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Looked {
-    /// Whoever has asked is to recompute it.
-    won: bool,
-    /// A client has said that it is out of date.
-    invalid: bool,
-    cas: Option<u64>,
-}
-
-impl Looked {
-    /// The key with its flag, where the command is one.
-    fn key(command: &str) -> Option<String> {
-        let mut words = command.split_ascii_whitespace();
-        let key = words.next().filter(|verb| *verb == "mg").and_then(|_| words.next())?;
-        Some(if words.any(|flag| flag == "b") { format!("{key} b") } else { key.to_owned() })
-    }
-
-    fn of(answer: &[u8]) -> Looked {
-        let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        let text = String::from_utf8_lossy(line);
-        let flags = || text.split(' ').skip(1);
-        let has = |wanted: &str| flags().any(|flag| flag == wanted);
-        let cas = flags().find_map(|flag| flag.strip_prefix('c')?.parse().ok());
-        Looked { won: has("W"), invalid: has("X"), cas }
-    }
-}
-
-/// The right to recompute a stale item is a client's. Where a client has stored what is stale as
-/// well over it meanwhile, memcached goes on to keep in mind that somebody recomputes it.
-async fn give_back(inquirer: &Inquirer, key: &str, mut looked: Looked) -> Result<(), InquiryError> {
-    for _ in 0..GIVE_BACK_TRIES {
-        if looked.cas.is_none() {
-            looked = Looked::of(&inquirer.tell(&format!("mg {key} c"), ANSWER_MAX).await?);
-        }
-        // (Without cas ids it could hit the fresh item that a client has just stored.)
-        let Some(cas) = looked.cas.filter(|cas| looked.invalid && *cas != 0) else { break };
-        if !inquirer.tell(&format!("md {key} I C{cas}"), ANSWER_MAX).await?.starts_with(b"EX") {
-            break;
-        }
-        looked.cas = None;
-    }
-    Ok(())
+/// The key of a stale item that this answer gives the right to recompute, whether it is written in
+/// base64, and the item's cas id, if the command has asked for it.
+fn won(command: &str, answer: &Bytes) -> Option<(Bytes, bool, Option<u64>)> {
+    let mut words = command.split_ascii_whitespace();
+    let key = words.next().filter(|verb| *verb == "mg").and_then(|_| words.next())?;
+    let flags: Vec<&str> = words.collect();
+    let binary = flags.contains(&"b");
+    let reply = parse_reply(answer).ok()??;
+    let answer = Answer::to_unechoed(&Frame::first(answer, &reply, Duration::ZERO)).ok()?;
+    let key = if binary { from_base64(key.as_bytes())? } else { Bytes::copy_from_slice(key.as_bytes()) };
+    answer.won.then(|| (key, binary, flags.contains(&"c").then_some(answer.cas)))
 }
 
 #[cfg(test)]
@@ -192,15 +163,23 @@ mod tests {
 
     #[test]
     fn what_a_look_has_won_is_told_from_what_it_shows() {
-        let looked = |won, invalid, cas| Looked { won, invalid, cas };
-        assert_eq!(Looked::of(b"VA 1 f0 t-1 c7 X W\r\nW\r\n"), looked(true, true, Some(7)));
-        assert_eq!(Looked::of(b"HD kW c7 Z X\r\n"), looked(false, true, Some(7)));
-        assert_eq!(Looked::of(b"VA 3\r\n X W\r\n"), looked(false, false, None));
-        assert_eq!(Looked::of(b"EN\r\n"), looked(false, false, None));
-        assert_eq!(Looked::key("mg a v c"), Some("a".to_owned()));
-        assert_eq!(Looked::key("mg YQ== v b c"), Some("YQ== b".to_owned()));
-        assert_eq!(Looked::key("me a"), None);
-        assert_eq!(Looked::key("mg"), None);
+        let told = |command: &str, answer: &'static str| {
+            let told = won(command, &Bytes::from_static(answer.as_bytes()));
+            told.map(|(key, binary, cas)| (String::from_utf8_lossy(&key).into_owned(), binary, cas))
+        };
+        let a = |cas| Some(("a".to_owned(), false, cas));
+        assert_eq!(told("mg a v f t c", "VA 1 f0 t-1 c7 X W\r\nW\r\n"), a(Some(7)));
+        assert_eq!(told("mg a", "HD X W\r\n"), a(None));
+        assert_eq!(told("mg YQ== v b c", "VA 1 b c7 X W\r\nx\r\n"), Some(("a".to_owned(), true, Some(7))));
+        for (command, answer) in [
+            ("mg W k c", "HD kW c7 Z X\r\n"),
+            ("mg a v", "VA 3\r\n X W\r\n"),
+            ("mg a", "EN\r\n"),
+            ("me a", "ME a exp=-1 X W\r\n"),
+            ("mg", "CLIENT_ERROR bad command line format\r\n"),
+        ] {
+            assert_eq!(told(command, answer), None, "{command}");
+        }
     }
 
     #[test]

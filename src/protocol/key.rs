@@ -1,5 +1,7 @@
 //! How a key is written to a node: as it is, or in base64. Chosen here and nowhere else.
 
+use bytes::Bytes;
+
 use super::KEY_LEN_MAX;
 use super::out::OutQueue;
 
@@ -130,6 +132,13 @@ pub(super) fn decode_base64(text: &[u8], out: &mut [u8; KEY_LEN_MAX]) -> Option<
         }
     }
     (count > 0 && count % 4 == 0).then_some(len)
+}
+
+/// The same of a key that stands by itself.
+pub fn from_base64(text: &[u8]) -> Option<Bytes> {
+    let mut out = [0; KEY_LEN_MAX];
+    let len = decode_base64(text, &mut out)?;
+    Some(Bytes::copy_from_slice(&out[..len]))
 }
 
 fn sextet(byte: u8) -> Option<u8> {

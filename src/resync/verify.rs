@@ -23,11 +23,11 @@ use super::job::node_stats;
 use super::spool::Spool;
 use super::{Context, JobError, RateLimiter, Settlement};
 use crate::ambient;
-use crate::backend::{Batch, NodeError, Pipe};
+use crate::backend::{Batch, NodeError, Pipe, give_back};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::item::{Answer, Asked, Code, Item, are_equal};
-use crate::protocol::key::{Key, wire_form};
-use crate::protocol::node::{self, Ask};
+use crate::protocol::key::wire_form;
+use crate::protocol::node::Ask;
 
 /// Keys whose copies differed once and that wait to be looked at again. More, and the reading
 /// pauses.
@@ -40,8 +40,6 @@ const BATCH_BYTES: usize = 1 << 20;
 /// An order that failed is given again so often, after this pause.
 const MEND_TRIES: u8 = 3;
 const MEND_PAUSE: Duration = Duration::from_millis(200);
-/// What a look has won is given back so often, where clients store over it meanwhile.
-const GIVE_BACK_TRIES: u8 = 4;
 /// Differences named in the log.
 const MAX_NAMED: u64 = 10;
 
@@ -337,12 +335,12 @@ impl Held {
 async fn read(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Result<Vec<Held>, NodeError> {
     let (mut held, mut won) = (Vec::with_capacity(keys.len()), Vec::new());
     let asked = Asked { at: ambient::date(Instant::now()), ..Asked::default() };
-    let answers = pipe.transfer(ask_for(keys, Ask::KeyAndItem), patience, |i, frame| {
+    let answers = pipe.transfer(Batch::of_looks(keys, Ask::KeyAndItem), patience, |i, frame| {
         let (key, _) = keys.get(i).ok_or("an answer too many")?;
         let answer = Answer::to(key, &frame)?;
         let counts = answer.code == Code::Value && answer.ttl != 0 && !answer.stale;
         held.push(Held { item: counts.then(|| answer.item(&frame, asked)), stale: answer.stale });
-        won.extend(answer.won.then_some((i, answer.cas)));
+        won.extend(answer.won.then_some((i, Some(answer.cas))));
         Ok(())
     });
     answers.await?;
@@ -353,64 +351,16 @@ async fn read(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Re
 /// Under which keys it holds anything.
 async fn find(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Result<Vec<bool>, NodeError> {
     let (mut there, mut won) = (Vec::with_capacity(keys.len()), Vec::new());
-    let answers = pipe.transfer(ask_for(keys, Ask::KeyAndState), patience, |i, frame| {
+    let answers = pipe.transfer(Batch::of_looks(keys, Ask::KeyAndState), patience, |i, frame| {
         let (key, _) = keys.get(i).ok_or("an answer too many")?;
         let answer = Answer::to(key, &frame)?;
         there.push(answer.code != Code::Missing);
-        won.extend(answer.won.then_some((i, answer.cas)));
+        won.extend(answer.won.then_some((i, Some(answer.cas))));
         Ok(())
     });
     answers.await?;
     give_back(pipe, keys, won, patience).await?;
     Ok(there)
-}
-
-/// To look at a stale item wins the right to recompute it, which a client must get. (Where items
-/// have no cas ids, giving it back could hit the fresh one that a client has just stored.)
-async fn give_back(
-    pipe: &mut Pipe,
-    keys: &[(Bytes, bool)],
-    mut won: Vec<(usize, u64)>,
-    patience: Duration,
-) -> Result<(), NodeError> {
-    for _ in 0..GIVE_BACK_TRIES {
-        won.retain(|&(_, cas)| cas != 0);
-        if won.is_empty() {
-            break;
-        }
-        let mut batch = Batch::new();
-        for &(i, cas) in &won {
-            let (key, binary) = &keys[i];
-            batch.add(|out| node::md_stale(out, Key::new(key, *binary), cas));
-        }
-        let mut changed = Vec::new();
-        let answers = pipe.transfer(batch, patience, |at, frame| {
-            let &(i, _) = won.get(at).ok_or("an answer too many")?;
-            changed.extend((Answer::to(&keys[i].0, &frame)?.code == Code::Exists).then_some(i));
-            Ok(())
-        });
-        answers.await?;
-        // A client may have stored there what is stale as well, and memcached keeps in mind that
-        // somebody recomputes it.
-        let looked: Vec<_> = changed.iter().map(|&i| keys[i].clone()).collect();
-        won.clear();
-        let answers = pipe.transfer(ask_for(&looked, Ask::KeyAndState), patience, |at, frame| {
-            let (&i, (key, _)) = changed.get(at).zip(looked.get(at)).ok_or("an answer too many")?;
-            let answer = Answer::to(key, &frame)?;
-            won.extend(answer.invalid.then_some((i, answer.cas)));
-            Ok(())
-        });
-        answers.await?;
-    }
-    Ok(())
-}
-
-fn ask_for(keys: &[(Bytes, bool)], ask: Ask) -> Batch {
-    let mut batch = Batch::new();
-    for (key, binary) in keys {
-        batch.add(|out| node::mg(out, Key::new(key, *binary), ask));
-    }
-    batch
 }
 
 #[cfg(test)]
