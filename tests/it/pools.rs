@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::admin::{check_metrics, get, series};
 use crate::status::run;
+use crate::supervised::Manager;
 use crate::support::cluster::{count_filled, fill};
 use crate::support::memcached::signal;
 use crate::support::port::Port;
@@ -42,6 +43,27 @@ fn write(dir: &tempfile::TempDir, nodes: &[Memcached; 4], (admin, far): (&Port, 
     );
     std::fs::write(&path, text).expect("written");
     path
+}
+
+/// To be started without the harness: `near` has a port of its own.
+struct ByHand {
+    dir: tempfile::TempDir,
+    nodes: [Memcached; 4],
+    far: Port,
+    /// Kept free until it is dropped.
+    _others: [Port; 2],
+    file: String,
+}
+
+impl ByHand {
+    fn new() -> ByHand {
+        let dir = tempfile::tempdir().expect("a folder");
+        let nodes = [(); 4].map(|()| Memcached::start(&[]));
+        let (admin, far, near) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let port = format!("port = {}", near.number);
+        let file = write(&dir, &nodes, (&admin, &far), ["", &port, ""]);
+        ByHand { dir, nodes, far, _others: [admin, near], file }
+    }
 }
 
 impl Two {
@@ -279,17 +301,11 @@ fn a_file_is_read_again_as_a_whole_and_each_pool_takes_its_part() {
 
 #[test]
 fn a_pool_that_cannot_begin_is_named_and_nothing_is_served() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let nodes = [(); 4].map(|()| Memcached::start(&[]));
-    let (admin, far, near) = (Port::reserve(), Port::reserve(), Port::reserve());
-    let port = format!("port = {}", near.number);
-    let file = write(&dir, &nodes, (&admin, &far), ["", &port, ""]);
-    let notify = dir.path().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
-    manager.set_nonblocking(true).expect("set");
+    let (ByHand { dir, nodes, far, file, .. }, manager) = (ByHand::new(), Manager::new());
     let start = || {
         let mut command = Command::new(Proxy::binary());
-        let output = command.args(["--config", &file]).env("NOTIFY_SOCKET", &notify).output().expect("run resilver");
+        manager.watches(command.args(["--config", &file]));
+        let output = command.output().expect("run resilver");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let taken = std::net::TcpListener::bind(far.addr()).expect("a port");
@@ -306,7 +322,7 @@ fn a_pool_that_cannot_begin_is_named_and_nothing_is_served() {
     let (code, said) = start();
     assert!(code == Some(71) && said.contains("resilver: pool far: the servers belong to the fleet"), "{said}");
     // Nobody was told that it serves, and no server of the other pool is marked.
-    assert!(manager.recv(&mut [0; 4096]).is_err() && !said.contains(" started "), "{said}");
+    assert!(manager.heard_nothing() && !said.contains(" started "), "{said}");
     let marker = nodes[0].client().get("__resilver__:session").expect("an answer");
     assert!(marker.is_none());
 }
@@ -349,32 +365,18 @@ fn where_one_pool_does_not_answer_the_process_is_not_ready_and_no_pool_takes_new
 
 #[test]
 fn a_service_manager_hears_of_all_pools() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let nodes = [(); 4].map(|()| Memcached::start(&[]));
-    let (admin, far, near) = (Port::reserve(), Port::reserve(), Port::reserve());
-    let port = format!("port = {}", near.number);
-    let file = write(&dir, &nodes, (&admin, &far), ["", &port, ""]);
-    let notify = dir.path().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
-    manager.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    let (by_hand, manager) = (ByHand::new(), Manager::new());
     let mut command = Command::new(Proxy::binary());
-    command.args(["--config", &file]).env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "2000000");
+    manager.watches(command.args(["--config", &by_hand.file]));
     let mut proxy = command.spawn().expect("started");
-    let hears = |words: &[&str]| {
-        let mut block = [0; 4096];
-        loop {
-            let read = manager.recv(&mut block).expect("a word");
-            let said = String::from_utf8_lossy(&block[..read]).into_owned();
-            if words.iter().all(|word| said.contains(word)) {
-                return said;
-            }
-        }
-    };
-    hears(&["READY=1"]);
-    let said = hears(&["STATUS=near MIRRORED: ", "; far MIRRORED: "]);
+    manager.hears("READY=1");
+    let mut said = manager.hears("STATUS=near MIRRORED: ");
+    while !said.contains("; far MIRRORED: ") {
+        said = manager.hears("STATUS=near MIRRORED: ");
+    }
     assert!(said.contains("WATCHDOG=1"), "{said}");
     signal(proxy.id(), "TERM");
-    hears(&["STOPPING=1"]);
+    manager.hears("STOPPING=1");
     assert!(proxy.wait().expect("ended").success());
 }
 

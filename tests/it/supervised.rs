@@ -30,6 +30,12 @@ impl Manager {
         command.env("NOTIFY_SOCKET", &self.path).env("WATCHDOG_USEC", "2000000");
     }
 
+    /// Whether it was told nothing, so far.
+    pub fn heard_nothing(&self) -> bool {
+        self.socket.set_nonblocking(true).expect("set");
+        self.socket.recv(&mut [0; 4096]).is_err()
+    }
+
     /// The next word that says this.
     pub fn hears(&self, wanted: &str) -> String {
         let (mut block, mut last, begun) = ([0; 4096], String::new(), Instant::now());
