@@ -19,14 +19,14 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
-    if let Some(ended) = resilver::manual::run_command(std::env::args_os().collect()) {
+    if let Some(ended) = resilver::commands::run(std::env::args_os().collect()) {
         return ended;
     }
     let host = Host::this();
     let plan = match CommandLine::parse(std::env::args_os(), &host) {
         Ok(CommandLine::Run(plan)) => *plan,
         Ok(CommandLine::Print(text)) => {
-            return match resilver::manual::print_text(&text) {
+            return match resilver::commands::print_text(&text) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(why) => {
                     let _ = writeln!(std::io::stderr(), "resilver: {why}");

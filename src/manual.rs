@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Command, CommandFactory as _, Parser, ValueEnum};
+use clap::{Command, Parser, ValueEnum};
 use clap_complete::aot;
 use clap_mangen::Man;
 
+use crate::config;
 use crate::console::command::{EXIT_USAGE, failed, print, run};
-use crate::{ask, check_config, config, key, status, top, wait};
 
 /// It could not be written.
 const EXIT_FAILED: u8 = 1;
@@ -55,22 +55,23 @@ pub struct ManualArgs {
     folder: PathBuf,
 }
 
-/// Runs `resilver completions`; `arguments` begins with the program's name as shown in messages.
-fn completions(arguments: Arguments) -> ExitCode {
+/// Runs `resilver completions`; `arguments` begins with the program's name as shown in messages,
+/// `commands` are all that have a word of their own.
+pub(crate) fn completions(arguments: Vec<OsString>, commands: Vec<Command>) -> ExitCode {
     run(arguments, EXIT_USAGE, |CompletionsArgs { shell }| {
-        let mut text = Vec::new();
+        let (mut text, mut whole) = (Vec::new(), whole(commands));
         match shell {
-            Shell::Bash => aot::generate(aot::Bash, &mut whole(), "resilver", &mut text),
-            Shell::Zsh => aot::generate(aot::Zsh, &mut whole(), "resilver", &mut text),
-            Shell::Fish => aot::generate(aot::Fish, &mut whole(), "resilver", &mut text),
+            Shell::Bash => aot::generate(aot::Bash, &mut whole, "resilver", &mut text),
+            Shell::Zsh => aot::generate(aot::Zsh, &mut whole, "resilver", &mut text),
+            Shell::Fish => aot::generate(aot::Fish, &mut whole, "resilver", &mut text),
         }
         ended("completions", print(&String::from_utf8_lossy(&text)).map(drop))
     })
 }
 
 /// Runs `resilver manual`, likewise.
-fn manual(arguments: Arguments) -> ExitCode {
-    run(arguments, EXIT_USAGE, |ManualArgs { folder }| ended("manual", write(&folder)))
+pub(crate) fn manual(arguments: Vec<OsString>, commands: Vec<Command>) -> ExitCode {
+    run(arguments, EXIT_USAGE, |ManualArgs { folder }| ended("manual", write(&folder, commands)))
 }
 
 fn ended(command: &str, outcome: Result<(), String>) -> ExitCode {
@@ -80,62 +81,14 @@ fn ended(command: &str, outcome: Result<(), String>) -> ExitCode {
     }
 }
 
-/// A command with a word of its own: how clap knows it, and how it is run, by arguments of which
-/// the first is its name.
-struct Alone {
-    word: &'static str,
-    command: fn() -> Command,
-    run: fn(Arguments) -> ExitCode,
-}
-
-type Arguments = Vec<OsString>;
-
-/// All but those of [`ask`].
-const ALONE: [Alone; 7] = [
-    Alone { word: "status", command: status::StatusArgs::command, run: status::main },
-    Alone { word: "top", command: top::TopArgs::command, run: top::main },
-    Alone { word: "key", command: key::KeyArgs::command, run: key::main },
-    Alone { word: "wait", command: wait::WaitArgs::command, run: wait::main },
-    Alone { word: "check-config", command: check_config::CheckArgs::command, run: check_config::main },
-    Alone { word: "completions", command: CompletionsArgs::command, run: completions },
-    Alone { word: "manual", command: ManualArgs::command, run: manual },
-];
-
-/// Runs the command whose word stands behind the program's name, if one does: none of magent's
-/// flags is a bare word, so they are read as ever.
-pub fn run_command(mut arguments: Vec<OsString>) -> Option<ExitCode> {
-    let word = arguments.get(1)?.to_str()?;
-    if ask::WORDS.contains(&word) {
-        return Some(ask::main(arguments));
-    }
-    let alone = ALONE.iter().find(|alone| alone.word == word)?;
-    arguments.remove(0);
-    Some((alone.run)(arguments))
-}
-
-/// What the daemon is asked to print in place of running: its help, or its version.
-///
-/// # Errors
-///
-/// It cannot be written, in words; a reader that has gone is none.
-pub fn print_text(text: &str) -> Result<(), String> {
-    print(text).map(drop)
-}
-
-/// Each command with a word of its own, by that.
-fn commands() -> Vec<Command> {
-    let named = |alone: &Alone| (alone.command)().name(alone.word).bin_name(format!("resilver {}", alone.word));
-    ALONE.iter().map(named).chain(ask::commands()).collect()
-}
-
 /// The daemon, with the commands as its own.
-fn whole() -> Command {
-    config::command().disable_help_subcommand(true).subcommands(commands())
+fn whole(commands: Vec<Command>) -> Command {
+    config::command().disable_help_subcommand(true).subcommands(commands)
 }
 
-fn write(folder: &Path) -> Result<(), String> {
-    page(folder, "resilver", whole())?;
-    for command in commands() {
+fn write(folder: &Path, commands: Vec<Command>) -> Result<(), String> {
+    page(folder, "resilver", whole(commands.clone()))?;
+    for command in commands {
         let name = format!("resilver-{}", command.get_name());
         // (A page is called by one word, and shows how the command is typed.)
         let shown = command.get_bin_name().unwrap_or_default().to_owned();
@@ -157,24 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_is_there_once() {
-        let mut names: Vec<String> = commands().iter().map(|command| command.get_name().to_owned()).collect();
-        names.sort_unstable();
-        let mut words: Vec<&str> = ask::WORDS.to_vec();
-        words.extend(ALONE.iter().map(|alone| alone.word));
-        words.sort_unstable();
-        assert_eq!(names, words);
-    }
-
-    #[test]
-    fn what_is_no_word_of_a_command_is_left_to_the_daemon() {
-        for line in ["resilver", "resilver -s a:1", "resilver --config status", "resilver statuses"] {
-            assert!(run_command(line.split(' ').map(OsString::from).collect()).is_none(), "{line}");
-        }
-    }
-
-    #[test]
     fn what_clap_finds_wrong_with_the_whole_is_found_here() {
-        whole().debug_assert();
+        whole(crate::commands::all()).debug_assert();
     }
 }
