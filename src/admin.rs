@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Desk, Losses};
 use crate::config::PoolName;
 use crate::daemon::OperatorListeners;
-use crate::lease::{self, Boot};
+use crate::lease;
 use crate::proxy::Memory;
 use crate::reload::Reload;
 use crate::report::metrics::{Around, Standing};
@@ -81,7 +81,7 @@ impl Admin {
     fn around(&self) -> Around {
         // (Of several pools none is one of a fleet's.)
         let role = self.pools.first().map_or(Standing::SINGLE.role, |shown| shown.losses.role());
-        let lease_held = role != Standing::SINGLE.role && lease::own().holds(Boot::now());
+        let lease_held = role != Standing::SINGLE.role && !lease::is_over();
         Around { standing: Standing { role, lease_held }, visits: self.visits.told(), process: process::look() }
     }
 }

@@ -15,6 +15,9 @@ pub use pulse::{BEAT, beat_forever, turned};
 /// What is said of a proxy whose lease does not hold, behind its name or that it is suspended.
 pub const OVER: &str = "its lease is over, and nothing is sent to servers before it goes on";
 
+/// No longer one is believed, of what others have written: `--lease` is a minute at most.
+pub const MOST_BELIEVED_US: u64 = 3_600_000_000;
+
 /// A moment of this machine's `CLOCK_BOOTTIME`, in microseconds: it goes on while the machine is
 /// suspended, and is never set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -88,6 +91,11 @@ static OWN: Lease = Lease::unbounded();
 /// This process's own: it ends with [`Lease::end`] where a fleet is kept, before anything is sent.
 pub fn own() -> &'static Lease {
     &OWN
+}
+
+/// Whether this process is suspended: its lease does not hold.
+pub fn is_over() -> bool {
+    !OWN.holds(Boot::now())
 }
 
 /// To be called before anything is sent to a server, and between reading what one says and acting

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::sync::Mutex as FairMutex;
 
-use crate::cluster::{Desk, Losses};
+use crate::cluster::{Desk, Losses, SILENT};
 use crate::config::{
     Changes, LogSettings, Plan, PoolName, ProcessSettings, Settings, UsageErrors, changes, process_changes,
 };
 use crate::daemon::{self, OpenedLog};
-use crate::lease::{self, Boot};
+use crate::lease;
 
 /// Reads the settings from where they stood at the start.
 pub type Read = Arc<dyn Fn() -> Result<Plan, UsageErrors> + Send + Sync>;
@@ -265,9 +265,9 @@ impl Pool {
 
 /// Why a control plane does not answer.
 fn silent() -> String {
-    match lease::own().holds(Boot::now()) {
-        true => "the control plane does not answer: it is starting, or ending".to_owned(),
-        false => format!("this proxy is suspended: {}", lease::OVER),
+    match lease::is_over() {
+        false => SILENT.to_owned(),
+        true => format!("this proxy is suspended: {}", lease::OVER),
     }
 }
 

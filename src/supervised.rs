@@ -104,7 +104,7 @@ impl Watch {
 
     /// The thread stands still then.
     fn suspended(&self, serving: &Serving) -> Option<Word> {
-        if lease::own().holds(Boot::now()) {
+        if !lease::is_over() {
             return None;
         }
         let trouble = serving.losses.trouble().map_or(String::new(), |why| format!("; {why}"));

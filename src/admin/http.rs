@@ -24,8 +24,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
+use crate::cluster::SILENT;
 use crate::daemon::cannot_accept;
-use crate::lease::{self, Boot};
+use crate::lease;
 use crate::report::metrics::of_one_that_waits;
 
 use super::Admin;
@@ -45,8 +46,6 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce of an answer belongs.
 const NONCE: &str = "NONCE-OF-THIS-ANSWER";
-
-const SILENT: &str = "the control plane does not answer: it is starting, or ending";
 
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -188,7 +187,7 @@ impl Admin {
                     admin.metrics.of(pools, views, || admin.around())
                 };
                 let answer = self.render(METRICS, pools, make).await;
-                match answer.status().is_success() || !is_suspended() {
+                match answer.status().is_success() || !lease::is_over() {
                     true => answer,
                     false => whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false))),
                 }
@@ -228,7 +227,7 @@ impl Admin {
         pools: Range<usize>,
         make: impl FnOnce(&Admin, &[Shown], &[Option<Arc<View>>]) -> Bytes + Send + 'static,
     ) -> Response<Whole> {
-        if is_suspended() {
+        if lease::is_over() {
             return suspended();
         }
         let views = self.views(&pools).await;
@@ -248,7 +247,7 @@ impl Admin {
         if self.shutdown.is_cancelled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
-        if is_suspended() {
+        if lease::is_over() {
             return suspended();
         }
         let views = self.views(&pools).await;
@@ -273,17 +272,12 @@ fn status(by_itself: bool, pools: &[Shown], views: &[Option<Arc<View>>]) -> Byte
     }
 }
 
-/// The control plane stands still then.
-fn is_suspended() -> bool {
-    !lease::own().holds(Boot::now())
-}
-
 fn suspended() -> Response<Whole> {
     whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("suspended: {}\n", lease::OVER)))
 }
 
 fn silent() -> Response<Whole> {
-    if is_suspended() {
+    if lease::is_over() {
         return suspended();
     }
     whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("{SILENT}\n")))

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::cluster::{Desk, Losses};
 use crate::config::PoolName;
 use crate::daemon::{cannot_accept, span_of};
-use crate::lease::{self, Boot};
+use crate::lease;
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
 use crate::reload::Reload;
@@ -201,18 +201,14 @@ impl Pool {
         let of_proxy = matches!(&question, Question::Stats(part) if part == "proxy");
         match self.losses.shown() {
             Some(shown) if of_proxy => shown,
-            Some(_) if is_suspended() => suspended(),
+            Some(_) if lease::is_over() => suspended(),
             _ => match self.desk.command(question).await {
                 Some(said) => said,
-                None if is_suspended() => suspended(),
+                None if lease::is_over() => suspended(),
                 None => SILENT,
             },
         }
     }
-}
-
-fn is_suspended() -> bool {
-    !lease::own().holds(Boot::now())
 }
 
 fn suspended() -> Bytes {

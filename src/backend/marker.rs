@@ -32,6 +32,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term};
+use crate::lease;
 
 pub use crate::ids::UNSURE;
 
@@ -313,17 +314,15 @@ impl fmt::Display for FleetMark {
     }
 }
 
-/// No longer one is believed: `--lease` is a minute at most.
-const LEASE_US_MAX: u64 = 3_600_000_000;
-
 impl FleetMark {
     /// Reads a fleet marker.
     pub fn parse(bytes: &[u8]) -> Option<FleetMark> {
         let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
         let generation = Generation::believed(number(words.next()?)?)?;
         let (name, address) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let lease =
-            Duration::from_micros(words.next().and_then(number).filter(|&us| us <= LEASE_US_MAX).unwrap_or_default());
+        let lease = Duration::from_micros(
+            words.next().and_then(number).filter(|&us| us <= lease::MOST_BELIEVED_US).unwrap_or_default(),
+        );
         Some(FleetMark { name, generation, address, lease })
     }
 }

@@ -31,6 +31,9 @@ pub(super) enum Request {
     Settings(Box<Settings>, oneshot::Sender<()>),
 }
 
+/// What is said of a control plane that does not answer, where its lease holds.
+pub const SILENT: &str = "the control plane does not answer: it is starting, or ending";
+
 /// Who wants a report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Looker {

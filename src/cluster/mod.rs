@@ -131,7 +131,7 @@ use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 use crate::suspicion::Suspicions;
 
-pub use desk::Desk;
+pub use desk::{Desk, SILENT};
 use events::Internal;
 pub use losses::{Losses, Lost, NoStandby};
 pub use names::Names;

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::{Generation, PairId, Place, Term};
+use crate::lease;
 use crate::protocol::number::parse_u64;
 
 /// A run of a proxy: random, another one each time it starts.
@@ -140,9 +141,6 @@ pub struct Record {
 const AWAITS: &str = "awaits";
 const LEASE: &str = "lease_us=";
 
-/// No longer one is believed: `--lease` is a minute at most.
-const LEASE_MAX: u64 = 3_600_000_000;
-
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Record { generation, holder, address, heartbeat, tenure, fingerprint, lost, term, awaits, lease } = self;
@@ -179,7 +177,7 @@ impl Record {
         for word in words {
             record.awaits |= word == AWAITS;
             if let Some(lease) = word.strip_prefix(LEASE) {
-                record.lease = number(lease).filter(|&us| us <= LEASE_MAX)?;
+                record.lease = number(lease).filter(|&us| us <= lease::MOST_BELIEVED_US)?;
             }
         }
         Some(record)

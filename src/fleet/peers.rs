@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{FleetSettings, RegisterSettings, Settings};
 use crate::daemon::cannot_accept;
 use crate::ids::Generation;
-use crate::lease::{self, Boot};
+use crate::lease;
 use crate::ring::NodeAddr;
 
 /// Of what is said here, and the earliest that is understood.
@@ -264,7 +264,7 @@ async fn welcome(
     let line = first_line(&mut stream).await?;
     let words: Vec<&str> = line.split(' ').collect();
     let serving = serves.borrow().clone();
-    match judge(&words, name, serving, lease::own().holds(Boot::now())) {
+    match judge(&words, name, serving, !lease::is_over()) {
         Ok((serving, purpose)) => {
             stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);

@@ -13,7 +13,7 @@ pub struct Survey {
     pub answered: Answered,
     /// The highest generation that is marked on one.
     pub highest: Generation,
-    /// The longest lease that is marked on one; 0: none is.
+    /// The longest lease that is marked on one beside the highest generation; 0: none is.
     pub lease: u64,
     /// Some session is open.
     pub open: bool,
