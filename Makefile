@@ -67,8 +67,9 @@ bench: ## Measure resilver, other proxies and memcached side by side (10 minutes
 deb: build ## A Debian package: target/resilver_VERSION_ARCHITECTURE.deb
 	@scripts/deb target/release/resilver target
 
-test-deb: deb ## Install, use, remove and purge it on a root that is thrown away (for root)
+test-deb: deb ## Install, use, boot, remove and purge it on a root that is thrown away (for root)
 	@scripts/need-memcached
+	@scripts/need-systemd
 	@scripts/test-deb target/resilver_*.deb
 
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
