@@ -96,6 +96,8 @@ pub struct Probe {
     pub pending: Option<Pending>,
     /// The session of a proxy that says that it works beside another one, likewise.
     pub rival: Option<u64>,
+    /// The session of a proxy that asks whether somebody works here, likewise.
+    pub knock: Option<u64>,
     /// The fleet marker, if it was asked for.
     pub fleet: Option<FleetMark>,
 }
@@ -234,9 +236,13 @@ impl NodeControl {
             let mut keys = vec![marker::INCARNATION_KEY];
             keys.extend(others.iter().map(String::as_str));
             if !others.is_empty() {
-                keys.extend([marker::FLUSH_KEY, marker::RIVAL_KEY]);
+                keys.extend([marker::FLUSH_KEY, marker::RIVAL_KEY, marker::KNOCK_KEY]);
             }
             let mut found = connection.read(deadline, &keys).await?;
+            let session = |value: Option<(Bytes, u64)>| {
+                value.and_then(|(v, _)| u64::from_str_radix(std::str::from_utf8(&v).ok()?, 16).ok())
+            };
+            let knock = if others.is_empty() { None } else { found.pop().flatten() };
             let rival = if others.is_empty() { None } else { found.pop().flatten() };
             let pending = if others.is_empty() { None } else { found.pop().flatten() };
             let at = |key: &str| keys.iter().position(|k| *k == key).and_then(|at| found[at].as_ref()).map(|(v, _)| v);
@@ -245,7 +251,8 @@ impl NodeControl {
                 missing: found[1..].iter().any(Option::is_none),
                 session: if others.is_empty() { None } else { at(marker::SESSION_KEY).and_then(|v| Session::parse(v)) },
                 pending: pending.and_then(|(v, _)| Pending::parse(&v)),
-                rival: rival.and_then(|(v, _)| u64::from_str_radix(std::str::from_utf8(&v).ok()?, 16).ok()),
+                rival: session(rival),
+                knock: session(knock),
                 fleet: if others.is_empty() { None } else { at(marker::FLEET_KEY).and_then(|v| FleetMark::parse(v)) },
             })
         })
@@ -498,11 +505,25 @@ impl NodeControl {
     /// Says that the proxy of this session works beside another one; for so many seconds. Blindly:
     /// it certifies nothing.
     pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
+        // A full node may refuse it: the next probe tries again.
+        self.say(marker::RIVAL_KEY, session, seconds).await
+    }
+
+    /// Asks whoever works on the node to say so, and waits for that. Returns the session of one who
+    /// did.
+    pub async fn knock(&self, session: u64, wait: Duration) -> Result<Option<u64>, NodeError> {
+        // (A full node may refuse it: then nobody is heard, as before there were knocks.)
+        self.say(marker::KNOCK_KEY, session, wait.as_secs() + 2).await?;
+        tokio::time::sleep(wait).await;
+        let found = self.probe(&[marker::RING_KEY.to_owned()]).await?;
+        Ok(found.rival.filter(|id| *id != session))
+    }
+
+    async fn say(&self, key: &str, session: u64, seconds: u64) -> Result<(), NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
             let (value, seconds) = (format!("{session:016x}"), seconds as i64);
-            let rival = |out: &mut _| node::ms_own(out, marker::RIVAL_KEY, value.as_bytes(), seconds, Condition::None);
-            // A full node may refuse it: the next probe tries again.
-            pipe.ask_with(rival, deadline).await?;
+            let said = |out: &mut _| node::ms_own(out, key, value.as_bytes(), seconds, Condition::None);
+            pipe.ask_with(said, deadline).await?;
             Ok(())
         })
         .await

@@ -14,6 +14,8 @@
 //!   first of them.
 //! - *rival*: written by a proxy that found another one's session marker in place of its own, and
 //!   that still works, so that the other proxy notices. It expires.
+//! - *knock*: written by a proxy with another list of servers, which asks whoever works here to say
+//!   so as a rival does. It expires.
 //! - *fleet*: of which fleet of proxies this is a server, and the generation and the address of the
 //!   active one; there only with `--coordinate`.
 //! - *pair N*: epoch, what is so since then (in sync, one place alone, one place being filled),
@@ -25,7 +27,7 @@
 //! nodes owned meanwhile were changed there.
 //!
 //! Every change is conditional (`cas`, or `add` if there was none): an unconditional `set` would
-//! certify a node that has just restarted. (Except the rival marker, which certifies nothing.)
+//! certify a node that has just restarted. (Except *rival* and *knock*, which certify nothing.)
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -48,6 +50,9 @@ pub const FLUSH_KEY: &str = "__resilver__:flush";
 
 /// The key under which a proxy says that it works beside another one: the number of its session.
 pub const RIVAL_KEY: &str = "__resilver__:rival";
+
+/// The key under which a proxy asks whoever works on the node to say so: the number of its session.
+pub const KNOCK_KEY: &str = "__resilver__:knock";
 
 /// The key under which a fleet of proxies says that these are its servers, and which of it is
 /// active.

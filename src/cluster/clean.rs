@@ -30,11 +30,22 @@ pub(super) struct Cleaning {
     warned: bool,
 }
 
+#[cfg(test)]
+impl Cleaning {
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+}
+
 impl Cluster {
     /// At every good probe of a node in use: is there something to be cleaned, and nothing in the
     /// way?
     pub(super) fn clean(&mut self, node: NodeId) {
         let run = &self.nodes[node.index()];
+        // Another proxy may serve what this one owns nowhere.
+        if run.foreign.may_be_shared() {
+            return;
+        }
         let waits = run.cleaning.not_before.is_some_and(|at| Instant::now() < at);
         if run.leftovers == Leftovers::Clean || run.cleaning.under_way || waits || !run.is_drained() {
             return;

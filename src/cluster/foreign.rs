@@ -9,16 +9,32 @@
 //! mirrored, and compares the copies when that word has expired. Nor does it call anything mirrored
 //! before the earlier one has had the time to leave it: whether the session that stood open there
 //! was a dead proxy's is not known until then, unless nobody else is connected to the node.
+//!
+//! That is so for two proxies with the same list of servers. One with another list would give the
+//! memory of each server another name, and the proxy that is at work would take all that they hold
+//! for lost, and delete it. So it asks before it marks anything
+//! ([`KNOCK_KEY`](crate::backend::marker::KNOCK_KEY)): where somebody answers, it does not start,
+//! nor take a server back.
+//!
+//! While two work on a node, neither deletes there what it takes to be nobody's: the other one may
+//! serve it.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backend::NodeView;
 use crate::backend::marker::Session;
 use crate::ids::{NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Reason, State};
 
 use super::probes::JITTER;
+use super::turn::Refused;
 use super::{Cluster, Internal};
+
+/// Nobody is served meanwhile: a proxy that probes less often than this is not heard.
+const KNOCK_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of another proxy on one node.
 #[derive(Default)]
@@ -32,6 +48,8 @@ pub(super) struct Foreign {
     rival: Option<u64>,
     /// An earlier proxy, if it still works, has left word by then.
     word_due: Option<Instant>,
+    /// The last session of a proxy that was told that this one works: the log names it once.
+    knocked: Option<u64>,
     /// How many such sessions there were.
     pub(super) count: u64,
 }
@@ -51,16 +69,68 @@ impl Foreign {
     fn awaits_word(&self) -> bool {
         self.word_due.is_some()
     }
+
+    /// Whether what seems to be nobody's on the node may be another proxy's.
+    pub(super) fn may_be_shared(&self) -> bool {
+        self.is_contested() || self.awaits_word()
+    }
 }
 
 impl Cluster {
     /// This proxy's session stands where another one's was open.
     pub(super) fn await_word(&mut self, node: NodeId) {
-        // It finds this one's at its next probe, and then writes. (Its interval is taken to be this
-        // one's.)
-        let wait = self.settings.probe_interval.mul_f64(JITTER.end) + self.settings.probe_timeout;
+        let wait = self.word_time();
         self.nodes[node.index()].foreign.word_due = Some(Instant::now() + wait);
         self.after(wait, Internal::WordDue { node });
+    }
+
+    /// Another proxy finds what this one has written at its next probe, and has written in its turn
+    /// by then. (Its interval is taken to be this one's.)
+    pub(super) fn word_time(&self) -> Duration {
+        self.settings.probe_interval.mul_f64(JITTER.end) + self.settings.probe_timeout
+    }
+
+    /// So long a proxy with another list is waited for.
+    pub(super) fn knock_time(&self) -> Duration {
+        self.word_time().min(KNOCK_MAX)
+    }
+
+    /// Before anything is marked: whether a proxy with another list of servers works on one of
+    /// them.
+    pub(super) async fn must_be_alone(&self) -> Result<(), Refused> {
+        let mut doubtful = Vec::new();
+        for node in self.topology.nodes() {
+            let Some(view) = &self.nodes[node.index()].view else { continue };
+            if self.is_others(node, view) && !self.is_alone_on(node).await {
+                doubtful.push(node);
+            }
+        }
+        let (session, wait) = (self.session.id, self.knock_time());
+        let knocks = doubtful.iter().map(|node| self.controls[node.index()].knock(session, wait));
+        let answers = futures::future::join_all(knocks).await;
+        // (Of a node that breaks off nothing is known, as of one that was never reached.)
+        match doubtful.iter().zip(answers).find(|(_, answer)| matches!(answer, Ok(Some(_)))) {
+            Some((&node, _)) => Err(Refused::OtherList { server: self.topology.addr(node).to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the memory was last used under another list of servers, by a proxy that has not said
+    /// goodbye.
+    pub(super) fn is_others(&self, node: NodeId, view: &NodeView) -> bool {
+        let open = view.session.is_some_and(|session| session.open && session.id != self.session.id);
+        open && view.incarnation.is_some() && !self.is_ours(node, view)
+    }
+
+    /// At every good probe of a node in use: does a proxy with another list ask whether somebody
+    /// works on it?
+    pub(super) fn answer_knock(&mut self, node: NodeId, found: Option<u64>) {
+        let Some(id) = found.filter(|id| *id != self.session.id) else { return };
+        self.leave_word(node);
+        if self.nodes[node.index()].foreign.knocked.replace(id) != Some(id) {
+            tracing::error!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"),
+                "another proxy with another list of servers was started over this node: it is told that this one works, and keeps away");
+        }
     }
 
     /// It is looked for at once.
@@ -194,5 +264,73 @@ impl Cluster {
     fn any_foreign(&self, pair: PairId, holds: impl Fn(&Foreign) -> bool) -> bool {
         let (primary, backup) = self.topology.nodes_of(pair);
         std::iter::once(primary).chain(backup).any(|node| holds(&self.nodes[node.index()].foreign))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::marker::Leftovers;
+    use crate::cluster::alone::alone;
+    use crate::cluster::refills::Due;
+    use crate::ids::Incarnation;
+
+    const ONE: NodeId = NodeId(0);
+
+    /// Of another proxy, later or earlier than this one, is heard on the first node; or nothing
+    /// more.
+    fn contest(cluster: &mut Cluster, earlier: bool, works: bool) {
+        match earlier {
+            true => cluster.judge_rival(ONE, works.then_some(9), Instant::now()),
+            false => cluster.judge_session(ONE, works.then_some(Session { id: 9, open: true })),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_proxy_may_lead_with_is_not_deleted() {
+        for earlier in [true, false] {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+            let now = cluster.now();
+            cluster.nodes.iter_mut().for_each(|node| node.health.back(now));
+            let dark = State::Dark { in_sync: None, fallback: None };
+            for event in [pair::Event::Start(dark, Reason::MarkerStale), pair::Event::Closed] {
+                cluster.apply(PairId(0), event);
+            }
+            cluster.pairs[0].undecided = false;
+            let purges = |cluster: &Cluster| matches!(cluster.refill_due(ONE), Some(Due::Purge { .. }));
+            assert!(purges(&cluster));
+            contest(&mut cluster, earlier, true);
+            assert!(!purges(&cluster), "earlier: {earlier}");
+            contest(&mut cluster, earlier, false);
+            assert!(purges(&cluster), "it has gone, earlier: {earlier}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_proxy_may_own_there_is_not_cleaned_away() {
+        let cleans = |cluster: &mut Cluster| {
+            cluster.clean(ONE);
+            cluster.nodes[ONE.index()].cleaning.is_under_way()
+        };
+        let new = || {
+            let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+            cluster.begin_open(State::Mirrored);
+            cluster.nodes[ONE.index()].leftovers = Leftovers::Dirty;
+            cluster.nodes[ONE.index()].incarnation = Some(Incarnation(1));
+            cluster
+        };
+        for earlier in [true, false] {
+            let mut cluster = new();
+            contest(&mut cluster, earlier, true);
+            assert!(!cleans(&mut cluster), "earlier: {earlier}");
+            contest(&mut cluster, earlier, false);
+            assert!(cleans(&mut cluster), "it has gone, earlier: {earlier}");
+        }
+        let mut cluster = new();
+        cluster.await_word(ONE);
+        assert!(!cleans(&mut cluster), "whether one works there is not known yet");
+        tokio::time::advance(2 * cluster.word_time()).await;
+        cluster.judge_rival(ONE, None, Instant::now());
+        assert!(cleans(&mut cluster), "none has said so in time");
     }
 }

@@ -136,7 +136,15 @@ mod tests {
     }
 
     fn answered() -> Result<Probe, NodeError> {
-        Ok(Probe { incarnation: None, missing: false, session: None, pending: None, rival: None, fleet: None })
+        Ok(Probe {
+            incarnation: None,
+            missing: false,
+            session: None,
+            pending: None,
+            rival: None,
+            knock: None,
+            fleet: None,
+        })
     }
 
     fn is_up(cluster: &Cluster, node: NodeId) -> bool {

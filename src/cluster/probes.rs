@@ -139,6 +139,7 @@ impl Cluster {
                             self.judge_fleet_mark(node, found.fleet);
                             self.judge_session(node, found.session);
                             self.judge_rival(node, found.rival, begun);
+                            self.answer_knock(node, found.knock);
                             let pending = &self.delayed.pending();
                             if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
                                 self.record_pending();

@@ -77,7 +77,18 @@ impl Cluster {
         let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id)
             || self.nodes[node.index()].abandoned;
         self.ask_node(node, move |control| async move {
+        let others = (!same && self.is_others(node, &view)).then(|| (self.session.id, self.knock_time()));
             if unquiet && holds(Rule::QuietPeriodAfterCrash) {
+            if let Some((session, wait)) = others
+                && let Ok(Some(other)) = control.knock(session, wait).await
+            {
+                return Internal::Marked {
+                    node,
+                    view: Box::new(view),
+                    incarnation,
+                    result: Err(MarkError::Foreign(other)),
+                };
+            }
                 tokio::time::sleep(QUIET_PERIOD).await;
             }
             let result = control.mark(&view, incarnation, ring, session).await;

@@ -65,6 +65,11 @@ pub enum Refused {
              and this proxy to {own}: give the same --coordinate to all"
     )]
     OtherFleet { server: String, name: String, address: String, own: String },
+    #[error(
+        "another proxy works on server {server}, with other servers, or the same in another order or with other \
+             weights: it would take all that they hold for lost; stop it first, or give this one servers of its own"
+    )]
+    OtherList { server: String },
 }
 
 impl Cluster {

@@ -4,6 +4,7 @@
 use resilver::internals::ring::{Distribution, Topology};
 
 use crate::support::client::storage;
+use crate::support::port::Port;
 use crate::support::start::{over, record, set, start, value};
 use crate::support::{Client, Cluster, Failure, Memcached, Proxy, Shape, Stored, wait_until};
 
@@ -299,13 +300,19 @@ fn a_token_of_the_list_before_never_wins() {
     let oldest = tokens[0] & ((1 << 48) - 1);
     let mut beside = b.client();
     set(&mut client, &moved, "two");
-    while token_of(&mut beside, &moved) < oldest {
-        set(&mut beside, "beside", "");
+    // (The proxy's own small items take ids too: some have no token.)
+    let with = |own: u64| tokens.iter().find(|&&t| t & ((1 << 48) - 1) == own);
+    let old = loop {
+        let own = token_of(&mut beside, &moved);
+        match with(own) {
+            Some(old) => break *old,
+            None => assert!(own < oldest + 400, "the server's ids went past all that tokens name: {own}"),
+        }
+        if own < oldest {
+            set(&mut beside, "beside", "");
+        }
         set(&mut client, &moved, "two");
-    }
-    let own = token_of(&mut beside, &moved);
-    let old = tokens.iter().find(|&&t| t & ((1 << 48) - 1) == own);
-    let old = *old.unwrap_or_else(|| panic!("the server's ids went past all that tokens name: {own}"));
+    };
     assert_eq!(client.cas(&moved, 0, 0, b"an old token won", old), Ok(Stored::Exists));
     assert_eq!(value(&mut client, &moved).as_deref(), Some("two"));
 }
@@ -432,4 +439,57 @@ fn a_refill_does_not_outlive_another_proxys_writes() {
     cluster.kill_primaries();
     let mut client = cluster.client();
     (0..KEYS).for_each(|i| assert_eq!(value(&mut client, &format!("k{i}")).as_deref(), Some("two"), "k{i}"));
+}
+
+/// It would give the servers' memory other names, and the first one would take all for lost.
+#[test]
+fn a_proxy_with_another_list_does_not_start_over_servers_that_are_in_use() {
+    let [a, b, c, m] = nodes();
+    let first = over(&[&a, &b], &[&m], &[]);
+    write_all(&first, "one");
+    first.wait_mirrored(crate::support::DEADLINE);
+    for (primaries, backup) in [(vec![&a, &b, &c], &m), (vec![&b, &a], &m), (vec![&c], &a)] {
+        let port = Port::reserve().number.to_string();
+        let mut arguments = ["-l", "127.0.0.1", "-p", &port].map(str::to_owned).to_vec();
+        primaries.iter().for_each(|node| arguments.extend(["-s".to_owned(), node.addr()]));
+        arguments.extend(["-b".to_owned(), backup.addr()]);
+        let output = std::process::Command::new(Proxy::binary()).args(arguments).output().expect("run resilver");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(71), "{said}");
+        assert!(said.contains("another proxy works on server ") && said.contains("stop it first"), "{said}");
+    }
+    wait_until("the first to tell of it", crate::support::DEADLINE, || {
+        first.log_so_far().matches("another proxy with another list of servers").count() >= 3
+    });
+    assert!(first.status().mirrored(), "it was disturbed: {}", first.log());
+    assert_eq!(only(&first, "one"), KEYS);
+    // A dead one keeps nobody away.
+    let mut first = first;
+    first.kill();
+    let second = over(&[&a, &b, &c], &[&m], &[]);
+    assert!(only(&second, "one") > KEYS / 2);
+}
+
+/// The server hung while the second one started.
+#[test]
+fn a_proxy_with_another_list_takes_no_server_back_that_is_in_use() {
+    let [a, b, c, _] = nodes();
+    let first = over(&[&a], &[&b], &[]);
+    write_all(&first, "one");
+    first.wait_mirrored(crate::support::DEADLINE);
+    a.pause();
+    first.wait_node(&a.addr(), "lost");
+    let second = over(&[&c], &[&a], &[]);
+    wait_until("the second to start without it", crate::support::DEADLINE, || {
+        second.log_so_far().contains("node does not answer at the start")
+    });
+    a.resume();
+    wait_until("the second to be told", crate::support::DEADLINE, || {
+        second.log_so_far().contains("cannot mark a node that came back node=")
+            && second.log_so_far().contains(") works on it")
+    });
+    assert_eq!(only(&first, "one"), KEYS);
+    assert_eq!(second.status().node(&a.addr()), "lost");
+    drop(first);
+    second.wait_mirrored(crate::support::DEADLINE);
 }

@@ -138,7 +138,8 @@ impl Cluster {
         let is_orphan = |p: &PairId| {
             let run = &self.pairs[p.index()];
             let no_copy = run.pair.state() == State::Dark { in_sync: None, fallback: None };
-            no_copy && !run.undecided && !run.pair.is_foreign()
+            // (What this proxy knows no copy of, another one may lead with.)
+            no_copy && !run.undecided && !run.pair.is_foreign() && !self.is_contested(*p)
         };
         self.topology.pairs_of(node).filter(is_orphan)
     }

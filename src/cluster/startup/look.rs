@@ -79,7 +79,7 @@ impl Cluster {
 
     /// Whether nobody else is connected, also no other proxy: workers are not yet. (One that lives
     /// has a connection for its probes, as long as it uses the node.)
-    async fn is_alone_on(&self, node: NodeId) -> bool {
+    pub(in crate::cluster) async fn is_alone_on(&self, node: NodeId) -> bool {
         let sight = self.controls[node.index()].connections().await;
         sight.is_ok_and(|sight| sight.others().is_some_and(|others| others.is_empty()))
     }

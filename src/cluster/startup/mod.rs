@@ -53,6 +53,7 @@ impl Cluster {
                 self.judge_sessions();
             }
             self.begin_period();
+            self.must_be_alone().await?;
             self.begin_turn();
             self.seed_epochs();
             self.begin_terms();
