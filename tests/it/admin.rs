@@ -78,9 +78,15 @@ pub fn series(text: &str, name: &str) -> f64 {
     value.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
-fn with_admin(primaries: usize, backups: usize) -> (Port, Cluster) {
+pub fn with_admin(primaries: usize, backups: usize) -> (Port, Cluster) {
+    with_admin_and(primaries, backups, &[])
+}
+
+pub fn with_admin_and(primaries: usize, backups: usize, more: &[&str]) -> (Port, Cluster) {
     let admin = Port::reserve();
-    let cluster = Cluster::start(&Shape::new(primaries, backups).proxy(&["--admin", &admin.addr()]));
+    let address = admin.addr();
+    let arguments = [&["--admin", address.as_str()], more].concat();
+    let cluster = Cluster::start(&Shape::new(primaries, backups).proxy(&arguments));
     (admin, cluster)
 }
 
@@ -381,65 +387,4 @@ fn a_socket_file_is_removed_at_the_end_and_a_port_in_use_is_named() {
     assert!(why.contains(&format!("cannot listen on {} for --admin", admin.addr())), "{why}");
     assert!(cluster.proxy.stop().success());
     assert!(!socket.exists());
-}
-
-/// A Prometheus over a folder of its own, ended with it.
-struct Prometheus {
-    child: std::process::Child,
-    port: Port,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn a_real_prometheus_scrapes_it_and_its_rules_fire() {
-    let (admin, mut cluster) = with_admin(1, 1);
-    let folder = tempfile::tempdir().expect("a folder");
-    let port = Port::reserve();
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring/alerts.yml");
-    let config = format!(
-        "global:\n  scrape_interval: 200ms\n  evaluation_interval: 200ms\nrule_files: [{rules:?}]\nscrape_configs:\n\
-         - job_name: resilver\n  static_configs: [{{targets: ['{}']}}]\n",
-        admin.addr()
-    );
-    let file = folder.path().join("prometheus.yml");
-    std::fs::write(&file, config).expect("written");
-    let spawned = Command::new("prometheus")
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
-        .arg(format!("--web.listen-address={}", port.addr()))
-        .args(["--log.level=error", "--storage.tsdb.retention.time=1h"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn();
-    let prometheus = match spawned {
-        Ok(child) => Prometheus { child, port, _folder: folder },
-        Err(error) => {
-            return eprintln!("SKIPPED: a scrape by Prometheus: {error} (scripts/need-prometheus installs it)");
-        }
-    };
-    let query = |expression: &str| -> Option<f64> {
-        let mut stream = TcpStream::connect(prometheus.port.addr()).ok()?;
-        stream.set_read_timeout(Some(DEADLINE)).ok()?;
-        let request = format!("GET /api/v1/query?query={expression} HTTP/1.0\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
-        let answer = Answer::of(&rest(&mut stream));
-        let json: Value = serde_json::from_str(&answer.body).ok()?;
-        json["data"]["result"][0]["value"][1].as_str()?.parse().ok()
-    };
-    wait_until("Prometheus to know that it is mirrored", DEADLINE, || query("resilver_mirrored") == Some(1.0));
-    let scraped = query("scrape_samples_scraped").expect("a number");
-    assert!(scraped > 100.0, "{scraped} samples");
-    cluster.primaries[0].kill();
-    cluster.backups[0].kill();
-    // The alert that wakes somebody at once.
-    let alert = "ALERTS%7Balertname=%22ResilverDark%22%7D";
-    wait_until("the alert that keys are refused", DEADLINE, || query(alert) == Some(1.0));
-    assert_eq!(query("resilver_ready"), Some(0.0));
 }

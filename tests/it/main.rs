@@ -29,6 +29,7 @@ mod operator;
 mod page;
 mod parser_differential;
 mod pools;
+mod prometheus;
 mod protocol;
 mod records;
 mod resync;
