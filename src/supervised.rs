@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::runtime::Builder;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::Supervisor;
 use crate::lease::{self, Boot};
 use crate::reload::{Pool, Reload, Serving};
 
-/// Between two words.
+/// Between two words at most, and at least.
 const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// So many times what a word takes is between two of them: of thousands of pairs it takes long, and
+/// the control plane has better to do.
+const SHARE: u32 = 20;
 /// So many in the time that it may be silent for.
 const WORDS: u32 = 4;
 
@@ -33,16 +37,23 @@ pub fn tell(supervisor: Arc<Supervisor>, reload: Arc<Reload>, shutdown: Cancella
     let words = async move {
         let mut watches: Vec<_> = reload.pools().map(|_| Watch { pause, has_begun: false }).collect();
         loop {
+            let asked = Instant::now();
             supervisor.tell(&word_of_all(&reload, &mut watches).await.lines());
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(until_next(asked.elapsed(), pause)) => {}
             }
         }
         supervisor.tell("STOPPING=1\nSTATUS=finishing what is in flight");
     };
     std::thread::Builder::new().name("supervisor".to_owned()).spawn(move || runtime.block_on(words))?;
     Ok(())
+}
+
+/// Whoever looks at a proxy that has just started, or lost a server, is not told what was so
+/// before. `most`: what the service manager allows.
+fn until_next(taken: Duration, most: Duration) -> Duration {
+    taken.saturating_mul(SHARE).max(PAUSE_MIN).min(most)
 }
 
 /// It works if each pool does.
@@ -119,4 +130,16 @@ impl Watch {
 
 fn hangs() -> Word {
     Word { lives: false, status: "the control plane does not answer".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_often_where_that_is_cheap_and_as_often_as_the_watchdog_asks() {
+        let of_ms = |taken: u64, most: u64| until_next(Duration::from_millis(taken), Duration::from_millis(most));
+        let pauses = [(0, 5000), (100, 5000), (900, 5000), (0, 500), (900, 500)].map(|(t, m)| of_ms(t, m).as_millis());
+        assert_eq!(pauses, [1000, 2000, 5000, 500, 500]);
+    }
 }
