@@ -4,17 +4,22 @@
 //! It asks for the statistics that anybody may ask for (`stats resync`, `stats`, `stats servers`)
 //! and adds nothing that they do not say.
 
+use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use serde_json::Value;
 
 use crate::console::command::{Reader, complain, failed, print, run};
-use crate::console::proxy::{Proxy, ProxyArg};
+use crate::console::proxy::{Looked, ProxyArg};
 use crate::console::table::{Terminal, Tone};
 use crate::report::traffic::Traffic;
+use crate::report::verdict::Word;
 
 mod check;
+mod pools;
 mod screen;
 
 use screen::{Look, Screen};
@@ -29,7 +34,8 @@ const EXIT_UNKNOWN: u8 = 3;
     name = "resilver status",
     bin_name = "resilver status",
     about = "Shows whether every item has two copies, and if not, why and what to do.",
-    after_help = "For example:\n  resilver status\n  resilver status --watch --proxy /run/resilver.sock\n  \
+    after_help = "Of a proxy with several pools, asked on its admin socket, all are shown; the worst decides the exit code.\n\n\
+                  For example:\n  resilver status\n  resilver status --watch --proxy /run/resilver.sock\n  \
                   resilver status --json | jq .word\n  resilver status --check\n\n\
                   Exit codes, as in Nagios: 0 mirrored; 1 some items have one copy, or may have; 2 some keys are \
                   refused; 3 the proxy does not answer, or wrong arguments.",
@@ -65,23 +71,17 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 }
 
 fn show(args: StatusArgs) -> ExitCode {
-    let ask = || Proxy::open(&args.at)?.look(true);
     if args.check {
-        return check::main(ask().map(|(seen, _)| seen), &args.at.again());
+        return check::main(args.at.look(true));
     }
     let terminal = Terminal::stdout();
     let look = Look { colours: terminal.colours, all: args.all };
-    let mut before: Option<Traffic> = None;
+    let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
-        let asked = ask();
-        let text = match &asked {
-            Ok((seen, _)) if args.json => format!("{:#}\n", seen.json()),
-            Ok((seen, traffic)) => {
-                let since = before.as_ref().map(|before| traffic.since(before));
-                let proxy = args.at.name();
-                let again = args.at.again();
-                Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, again: &again, look }.to_string()
-            }
+        let asked = args.at.look(true);
+        let text = match asked.as_deref() {
+            Ok(all) if args.json => format!("{:#}\n", json(all)),
+            Ok(all) => screens(&args, all, &before, look),
             // What was shown before is not left standing as if it were still so.
             Err(why) if args.watch.is_some() => {
                 format!("{}  what was shown last is out of date\n! {why}\n", Tone::Bad.paint("UNKNOWN", look.colours))
@@ -95,12 +95,35 @@ fn show(args: StatusArgs) -> ExitCode {
             Some(_) => (terminal.begin(), terminal.fitted(&text)),
             None => ("", text),
         };
-        let code = asked.as_ref().map_or(EXIT_UNKNOWN, |(seen, _)| seen.word().exit_code());
+        let code = asked.as_deref().ok().and_then(pools::word).map_or(EXIT_UNKNOWN, Word::exit_code);
         match (print(&format!("{begin}{text}")), args.watch) {
             (Ok(Reader::There), Some(pause)) => std::thread::sleep(pause),
             (Ok(_), _) => return ExitCode::from(code),
             (Err(why), _) => return failed("status", why, EXIT_UNKNOWN),
         }
-        before = asked.ok().map(|(_, traffic)| traffic).or(before);
+        for Looked { at, said } in asked.into_iter().flatten() {
+            before.extend(said.ok().map(|(_, traffic)| (at.name(), traffic)));
+        }
     }
+}
+
+fn json(all: &[Looked]) -> Value {
+    match all {
+        [Looked { said: Ok((seen, _)), .. }] => seen.json(),
+        all => pools::json(all),
+    }
+}
+
+/// Of several pools a line each comes first.
+fn screens(args: &StatusArgs, all: &[Looked], before: &HashMap<String, Traffic>, look: Look) -> String {
+    let mut text = if all.len() == 1 { String::new() } else { pools::lines(all, &args.at.name(), look) };
+    for looked in all.iter().filter(|looked| pools::is_told(looked, all, look)) {
+        let Looked { at, said: Ok((seen, traffic)) } = looked else { continue };
+        let (proxy, again) = (at.name(), at.again());
+        let since = before.get(&proxy).map(|before| traffic.since(before));
+        let gap = if text.is_empty() { "" } else { "\n" };
+        let screen = Screen { seen, traffic, since: since.as_ref(), proxy: &proxy, again: &again, look };
+        let _ = write!(text, "{gap}{screen}");
+    }
+    text
 }

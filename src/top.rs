@@ -4,13 +4,15 @@
 //! It asks for the statistics that anybody may ask for, again and again: what was counted between
 //! two looks is a rate.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 
 use crate::console::command::{EXIT_USAGE, Reader, complain, failed, print, run};
-use crate::console::proxy::{Proxy, ProxyArg};
+use crate::console::proxy::{Looked, ProxyArg};
+use crate::console::signs;
 use crate::console::table::Terminal;
 use crate::report::traffic::Traffic;
 
@@ -55,18 +57,17 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 
 fn look_again_and_again(args: TopArgs) -> ExitCode {
     let terminal = Terminal::stdout();
-    let mut before: Option<Traffic> = None;
+    let colours = terminal.colours && !args.batch;
+    let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
-        let asked = Proxy::open(&args.at).and_then(|mut proxy| proxy.look(false));
+        let asked = args.at.look(false);
         let text = match &asked {
-            Ok((seen, now)) => before.as_ref().map(|before| {
-                let (since, proxy) = (now.since(before), args.at.name());
-                Screen { seen, since: &since, proxy: &proxy, colours: terminal.colours && !args.batch }.to_string()
-            }),
+            // (At the first look there is nothing to compare with.)
+            Ok(all) => (!before.is_empty()).then(|| screens(all, &before, colours)),
             Err(why) => {
                 complain("top", why);
                 // Whoever looks on waits for it to come back, but for its first answer.
-                if args.once || before.is_none() {
+                if args.once || before.is_empty() {
                     return ExitCode::from(EXIT_FAILED);
                 }
                 None
@@ -83,7 +84,24 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
                 Err(why) => return failed("top", why, EXIT_FAILED),
             }
         }
-        before = asked.ok().map(|(_, now)| now).or(before);
+        for Looked { at, said } in asked.into_iter().flatten() {
+            before.extend(said.ok().map(|(_, now)| (at.name(), now)));
+        }
         std::thread::sleep(args.every);
     }
+}
+
+/// One for each pool, below each other.
+fn screens(all: &[Looked], before: &HashMap<String, Traffic>, colours: bool) -> String {
+    let of = |Looked { at, said }: &Looked| {
+        let proxy = at.name();
+        match said {
+            Ok((seen, now)) => {
+                let since = now.since(before.get(&proxy)?);
+                Some(Screen { seen, since: &since, proxy: &proxy, colours }.to_string())
+            }
+            Err(why) => Some(format!("resilver {proxy}  {}\n! {why}\n", signs::of_all(None).paint("UNKNOWN", colours))),
+        }
+    };
+    all.iter().filter_map(of).collect::<Vec<_>>().join("\n")
 }

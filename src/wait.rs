@@ -105,8 +105,22 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
     let deadline = Instant::now() + args.timeout;
     let (mut good, mut told) = (0, String::new());
     let (what, looks) = if args.ready { ("ready", 1) } else { ("mirrored", LOOKS) };
+    // (Which pools a process has it keeps.)
+    let mut pools: Option<Vec<ProxyArg>> = None;
     loop {
-        let looked = if args.ready { look_ready(&args) } else { look(&args, deadline) };
+        let looked = match &pools {
+            _ if args.ready => look_ready(&args),
+            Some(pools) => look_at_all(pools, args.proxy_only, deadline),
+            None => look(&args.at, args.proxy_only, deadline),
+        };
+        // One that has several says nothing of all at once.
+        if let (Look::Pointless(Pointless::Refused(..)), None) = (&looked, &pools)
+            && let Ok(each) = args.at.each()
+            && each.len() > 1
+        {
+            pools = Some(each);
+            continue;
+        }
         let missing = match looked {
             Look::Pointless(why) => {
                 say(&why.to_string());
@@ -158,11 +172,24 @@ fn look_ready(args: &WaitArgs) -> Look {
     }
 }
 
+/// What is missing of each, by its name.
+fn look_at_all(pools: &[ProxyArg], proxy_only: bool, deadline: Instant) -> Look {
+    let mut all = Vec::new();
+    for at in pools {
+        let name = at.pool.as_ref().map_or(String::new(), |pool| format!("pool {pool}: "));
+        match look(at, proxy_only, deadline) {
+            Look::Missing(missing) => all.extend(missing.into_iter().map(|why| format!("{name}{why}"))),
+            pointless => return pointless,
+        }
+    }
+    Look::Missing(all)
+}
+
 /// Asks the proxy, and then every server. Past the deadline what is missing already is enough: 256
 /// servers that hang would be waited for, one after the other, for minutes more.
-fn look(args: &WaitArgs, deadline: Instant) -> Look {
-    let proxy = args.at.name();
-    let mut connection = match args.at.connect() {
+fn look(at: &ProxyArg, proxy_only: bool, deadline: Instant) -> Look {
+    let proxy = at.name();
+    let mut connection = match at.connect() {
         Ok(connection) => connection,
         Err(error) => return unanswered(&proxy, &error),
     };
@@ -193,7 +220,7 @@ fn look(args: &WaitArgs, deadline: Instant) -> Look {
     if missing.is_empty() && found(&status, lines::MIRRORED) != "1" {
         missing.push("the proxy says that it is not mirrored".to_owned());
     }
-    for node in nodes.iter().filter(|_| !args.proxy_only) {
+    for node in nodes.iter().filter(|_| !proxy_only) {
         if !missing.is_empty() && Instant::now() >= deadline {
             break;
         }

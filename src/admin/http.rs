@@ -194,8 +194,10 @@ impl Admin {
             }
             "/status.json" => {
                 let by_itself = by_name || self.pools.iter().all(|shown| shown.pool.is_none());
-                let make =
-                    move |_: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| status(by_itself, pools, views);
+                let whole = self.whole(request.uri().query());
+                let make = move |_: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| {
+                    status(by_itself, pools, views, whole)
+                };
                 self.render("application/json", pools, make).await
             }
             _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json, /livez and /readyz\n"),
@@ -204,7 +206,7 @@ impl Admin {
 
     /// Of which pools: one that is named (`?pool=NAME`, then true), or all.
     fn asked(&self, query: Option<&str>) -> Result<(Range<usize>, bool), String> {
-        let Some(name) = query.and_then(|query| query.split('&').find_map(|part| part.strip_prefix("pool="))) else {
+        let Some(name) = value(query, "pool=") else {
             return Ok((0..self.pools.len(), false));
         };
         let names: Vec<&str> = self.pools.iter().filter_map(|shown| shown.pool.as_deref()).collect();
@@ -213,6 +215,13 @@ impl Admin {
             None if names.is_empty() => Err("there are no pools by name here\n".to_owned()),
             None => Err(format!("there is no such pool; there are {}\n", names.join(", "))),
         }
+    }
+
+    /// Of several pools the one of which all is to be told (`?whole=NAME`), by its place: the page
+    /// shows one, and knows no names before the first answer.
+    fn whole(&self, query: Option<&str>) -> Option<usize> {
+        let name = value(query, "whole=")?;
+        Some(self.pools.iter().position(|shown| shown.pool.as_deref() == Some(name)).unwrap_or(0))
     }
 
     async fn views(&self, pools: &Range<usize>) -> Vec<Option<Arc<View>>> {
@@ -265,11 +274,16 @@ impl Admin {
 }
 
 /// One pool by itself, or a list of all.
-fn status(by_itself: bool, pools: &[Shown], views: &[Option<Arc<View>>]) -> Bytes {
+fn status(by_itself: bool, pools: &[Shown], views: &[Option<Arc<View>>], whole: Option<usize>) -> Bytes {
     match (pools, views) {
         ([one], [Some(view)]) if by_itself => one.status(view),
-        _ => status_of_all(pools, views),
+        _ => status_of_all(pools, views, whole),
     }
+}
+
+/// What a query says behind `name`, which ends with `=`.
+fn value<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
+    query?.split('&').find_map(|part| part.strip_prefix(name))
 }
 
 fn suspended() -> Response<Whole> {

@@ -13,7 +13,8 @@ use crate::config::PoolName;
 use crate::proxy::Memory;
 use crate::report::Report;
 use crate::report::metrics::{self, Around};
-use crate::report::seen::{JSON_VERSION, Seen};
+use crate::report::seen::{JSON_VERSION, silent_json};
+use crate::report::verdict::{Word, small, worst};
 
 use super::history::History;
 
@@ -36,6 +37,29 @@ pub(super) struct Shown {
 pub(super) struct View {
     pub(super) report: Box<Report>,
     status: OnceLock<Bytes>,
+    gist: OnceLock<Option<Gist>>,
+}
+
+/// What is told of a pool beside others.
+#[derive(Debug)]
+struct Gist {
+    word: Word,
+    why: String,
+    mirrored: bool,
+}
+
+impl View {
+    fn new(report: Box<Report>) -> View {
+        View { report, status: OnceLock::new(), gist: OnceLock::new() }
+    }
+
+    fn gist(&self) -> Option<&Gist> {
+        let made = || {
+            let seen = self.report.seen()?;
+            Some(Gist { word: seen.word(), why: seen.why(), mirrored: seen.mirrored })
+        };
+        self.gist.get_or_init(made).as_ref()
+    }
 }
 
 impl Shown {
@@ -53,7 +77,7 @@ impl Shown {
         if let Some(view) = self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(fresh) {
             return Some(view);
         }
-        let view = Arc::new(View { report: self.desk.report().await?, status: OnceLock::new() });
+        let view = Arc::new(View::new(self.desk.report().await?));
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), view.clone()));
         Some(view)
     }
@@ -109,28 +133,26 @@ impl Metrics {
     }
 }
 
-/// `/status.json` of several pools: how it is on the whole, and each of them.
-pub(super) fn status_of_all(pools: &[Shown], views: &[Option<Arc<View>>]) -> Bytes {
-    let seen: Vec<_> = views.iter().map(|view| view.as_ref().and_then(|view| view.report.seen())).collect();
-    let worst = seen.iter().flatten().map(Seen::word).min();
-    let silent = seen.iter().any(Option::is_none);
-    let word = worst.filter(|_| !silent).map_or("unknown".to_owned(), |word| word.text().to_lowercase());
-    let mirrored = !silent && seen.iter().flatten().all(|seen| seen.mirrored);
-    let each: Vec<String> = pools
-        .iter()
-        .zip(views)
-        .map(|(shown, view)| match view {
-            Some(view) => String::from_utf8_lossy(shown.status(view).trim_ascii_end()).into_owned(),
-            None => json!({
-                "version": JSON_VERSION,
-                "pool": shown.pool.as_deref(),
-                "word": "unknown",
-                "why": "its control plane does not answer: it is starting, or ending",
-                "mirrored": false,
-            })
-            .to_string(),
+/// `/status.json` of several pools: how it is on the whole, and each of them. `whole`: one of them,
+/// by its place, and of the others only how they are.
+pub(super) fn status_of_all(pools: &[Shown], views: &[Option<Arc<View>>], whole: Option<usize>) -> Bytes {
+    let gists: Vec<Option<&Gist>> = views.iter().map(|view| view.as_ref().and_then(|view| view.gist())).collect();
+    let word = small(worst(gists.iter().map(|gist| gist.map(|gist| gist.word))));
+    let mirrored = gists.iter().all(|gist| gist.is_some_and(|gist| gist.mirrored));
+    let of = |(at, (shown, view)): (usize, (&Shown, &Option<Arc<View>>))| match (view, gists[at]) {
+        (Some(_), Some(gist)) if whole.is_some_and(|whole| whole != at) => json!({
+            "version": JSON_VERSION,
+            "pool": shown.pool.as_deref(),
+            "word": small(Some(gist.word)),
+            "why": gist.why,
+            "mirrored": gist.mirrored,
         })
-        .collect();
+        .to_string(),
+        (Some(view), _) => String::from_utf8_lossy(shown.status(view).trim_ascii_end()).into_owned(),
+        (None, _) => silent_json(shown.pool.as_deref(), "its control plane does not answer: it is starting, or ending")
+            .to_string(),
+    };
+    let each: Vec<String> = pools.iter().zip(views).enumerate().map(of).collect();
     // (Each was made already, and may be long.)
     let version = JSON_VERSION;
     Bytes::from(format!(

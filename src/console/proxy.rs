@@ -10,13 +10,14 @@ use crate::report::seen::{Fields, Seen, Stats};
 use crate::report::traffic::Traffic;
 
 /// The proxy, in a command's arguments.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ProxyArg {
     /// The proxy: its address, or the path of its unix socket or admin socket
     #[arg(long, value_name = "HOST:PORT|PATH", default_value = DEFAULT)]
     pub(crate) proxy: Endpoint,
 
-    /// Of several pools this one, where the proxy is asked on its admin socket
+    /// Of several pools this one, where the proxy is asked on its admin socket; status, top and
+    /// wait without it are about all of them
     #[arg(long, value_name = "NAME", value_parser = pool_name)]
     pub(crate) pool: Option<String>,
 }
@@ -46,6 +47,39 @@ impl ProxyArg {
         format!("{}{pool}", self.proxy)
     }
 
+    /// Each of its pools by itself, where it has several and none is named.
+    pub(crate) fn each(&self) -> Result<Vec<ProxyArg>, String> {
+        let names = Proxy::open(self)?.pools()?;
+        Ok(if names.is_empty() { vec![self.clone()] } else { names.into_iter().map(|name| self.of(name)).collect() })
+    }
+
+    fn of(&self, pool: String) -> ProxyArg {
+        ProxyArg { proxy: self.proxy.clone(), pool: Some(pool) }
+    }
+
+    /// Looks at it; at each of its pools by itself, where it has several and none is named. An
+    /// error says why nothing is known of any.
+    pub(crate) fn look(&self, counters: bool) -> Result<Vec<Looked>, String> {
+        let mut proxy = Proxy::open(self)?;
+        let names = proxy.pools()?;
+        if names.is_empty() {
+            let said = proxy.look(counters)?;
+            return Ok(vec![Looked { at: self.clone(), said: Ok(said) }]);
+        }
+        drop(proxy);
+        // (What one of them answers late would be taken for the next one's answer.)
+        let look = |name| {
+            let at = self.of(name);
+            let said = Proxy::open(&at).and_then(|mut proxy| proxy.look(counters));
+            Looked { at, said }
+        };
+        let all: Vec<Looked> = names.into_iter().map(look).collect();
+        match all.iter().map(|looked| looked.said.as_ref().err()).collect::<Option<Vec<_>>>() {
+            Some(silent) => Err(silent.into_iter().cloned().collect::<Vec<_>>().join("; ")),
+            None => Ok(all),
+        }
+    }
+
     /// A connection on which its pool is asked.
     pub(crate) fn connect(&self) -> std::io::Result<Connection> {
         let mut connection = Connection::open(&self.proxy, ANSWER_TIMEOUT)?;
@@ -57,6 +91,12 @@ impl ProxyArg {
         }
         Ok(connection)
     }
+}
+
+/// What a pool says of itself, or a proxy that has none by name; or why it says nothing.
+pub(crate) struct Looked {
+    pub(crate) at: ProxyArg,
+    pub(crate) said: Result<(Seen, Traffic), String>,
 }
 
 /// How long an answer's beginning may take, and the rest of it.
@@ -118,11 +158,29 @@ impl<'a> Proxy<'a> {
         }
     }
 
+    /// The names of those of which one is to be chosen.
+    fn pools(&mut self) -> Result<Vec<String>, String> {
+        let said = self.must_be_ours()?;
+        let names = said.text("proxy:pools").split(", ").filter(|name| !name.is_empty());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// What it says of itself, and of what it is asked. `counters`: also what `stats` says, for
     /// which it asks its servers.
-    pub(crate) fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
+    fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
+        let (at, said) = (self.at, self.must_act()?);
+        // (What a standby is asked the active proxy answers.)
+        self.look_on(counters).map_err(|why| match said.text("proxy:role") {
+            "standby" => {
+                let active = said.text("proxy:active");
+                format!("{at}: is a standby, and the active proxy, {active}, does not answer{}", trouble(&said))
+            }
+            _ => why,
+        })
+    }
+
+    fn look_on(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
         let at = self.at;
-        self.must_act()?;
         // (Not `resync status`, which `--operator-commands off` refuses to clients.)
         let status = self.stats("stats resync")?;
         let counters = if counters { self.stats("stats")? } else { Vec::new() };
@@ -140,17 +198,19 @@ impl<'a> Proxy<'a> {
 
     /// An error also where it can answer nothing else: what it is asked is answered when that is
     /// over, or never.
-    fn must_act(&mut self) -> Result<(), String> {
+    fn must_act(&mut self) -> Result<Fields, String> {
         let said = self.must_be_ours()?;
-        if said.text("proxy:role") != "suspended" {
-            return Ok(());
+        let (at, why) = (self.at, trouble(&said));
+        match (said.text("proxy:role"), said.text("proxy:ready"), said.text("proxy:active")) {
+            ("suspended", ..) => Err(format!("{at}: is suspended: {}{why}", lease::OVER)),
+            ("standby", "0", "none") => {
+                Err(format!("{at}: is a standby, and no proxy of the fleet is active: clients wait{why}"))
+            }
+            ("standby", "0", active) => {
+                Err(format!("{at}: is a standby that does not reach the active proxy, {active}: clients wait{why}"))
+            }
+            _ => Ok(said),
         }
-        let why = match said.text("proxy:trouble") {
-            "" => String::new(),
-            trouble => format!("; {trouble}"),
-        };
-        let at = self.at;
-        Err(format!("{at}: is suspended: {}{why}", lease::OVER))
     }
 
     /// The first part of an answer in another form.
@@ -166,6 +226,14 @@ impl<'a> Proxy<'a> {
     /// The rest of the answer, and the next ones, have so long.
     pub(crate) fn be_patient(&mut self, patience: Duration) {
         self.connection.be_patient(patience);
+    }
+}
+
+/// What keeps it from acting, behind a sentence.
+fn trouble(said: &Fields) -> String {
+    match said.text("proxy:trouble") {
+        "" => String::new(),
+        trouble => format!("; {trouble}"),
     }
 }
 

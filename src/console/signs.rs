@@ -14,6 +14,11 @@ pub(crate) fn of_whole(word: Word) -> Tone {
     }
 }
 
+/// Of several pools; `None`: one of them does not answer.
+pub(crate) fn of_all(word: Option<Word>) -> Tone {
+    word.map_or(Tone::Bad, of_whole)
+}
+
 /// A server's state behind its sign.
 pub(crate) fn of_server(server: &Fields) -> (String, Tone) {
     let state = server.text(STATE);

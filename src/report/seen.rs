@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::lines::{INCARNATION, MIRRORED, MODE, OBSTACLE, PLACE, STATE};
+use super::verdict::small;
 
 /// Of the JSON: goes up when a name changes its meaning or goes; new names may come at any time.
 pub const JSON_VERSION: u32 = 1;
@@ -164,7 +165,7 @@ impl Seen {
     pub fn json(&self) -> Value {
         json!({
             "version": JSON_VERSION,
-            "word": self.word().text().to_lowercase(),
+            "word": small(Some(self.word())),
             "why": self.why(),
             "next": self.next(""),
             "mirrored": self.mirrored,
@@ -179,6 +180,11 @@ impl Seen {
             "counters": self.counters.json(),
         })
     }
+}
+
+/// In place of it, where one of several pools does not answer.
+pub fn silent_json(pool: Option<&str>, why: &str) -> Value {
+    json!({ "version": JSON_VERSION, "pool": pool, "word": small(None), "why": why, "mirrored": false })
 }
 
 /// For tests: what is asked for as lines of a name and a value.

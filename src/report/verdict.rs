@@ -58,6 +58,17 @@ impl Word {
     }
 }
 
+/// Of several pools the worst; `None`: one of them says nothing, and none is known to refuse keys.
+pub fn worst(words: impl IntoIterator<Item = Option<Word>>) -> Option<Word> {
+    let (known, unknown): (Vec<_>, Vec<_>) = words.into_iter().partition(Option::is_some);
+    known.into_iter().flatten().min().filter(|word| unknown.is_empty() || *word == Word::Dark)
+}
+
+/// As in a list of pools.
+pub fn small(word: Option<Word>) -> String {
+    word.map_or("unknown", Word::text).to_lowercase()
+}
+
 impl Report {
     /// How it is, for whoever has one line for it.
     pub fn in_one_line(&self) -> String {

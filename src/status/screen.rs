@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::console::signs;
 use crate::console::table::{Table, Tone, wrapped};
-use crate::report::figures::{rate, short, some_of, time, wait};
+use crate::report::figures::{counted, rate, short, some_of, time, wait};
 use crate::report::lines::{PLACE, STATE};
 use crate::report::seen::{Fields, Named, Seen};
 use crate::report::traffic::Traffic;
@@ -244,6 +244,7 @@ impl Screen<'_> {
         write!(f, "fullest: {} {percent} %", server.name)?;
         match evicting {
             0 => writeln!(f),
+            1 => writeln!(f, "; 1 has evicted items: those copies are gone"),
             servers => writeln!(f, "; {servers} have evicted items: those copies are gone"),
         }
     }
@@ -280,7 +281,8 @@ impl Screen<'_> {
             write!(f, ", {} more are not (--all)", wanted.len() - told)?;
         }
         if self.seen.unused > 0 {
-            write!(f, "; {} can hold no key and are left out", self.seen.unused)?;
+            let unused = counted(self.seen.unused, "can hold no key and is", "can hold no key and are");
+            write!(f, "; {unused} left out")?;
         }
         writeln!(f)
     }
@@ -395,7 +397,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         assert_eq!(seen.word(), Word::Degraded);
         let shown = shown(&seen, false);
         assert!(
-            shown.contains("DEGRADED  1 of 2 pairs have one copy (8s)\n! server cache1:1 is lost, reason refused\n")
+            shown.contains("DEGRADED  1 of 2 pairs has one copy (8s)\n! server cache1:1 is lost, reason refused\n")
         );
         assert!(shown.contains("\n! cache3:1 leads one pair alone: do not touch it\nsafe to restart one server: NO\n"));
         assert!(shown.contains("next: start memcached on cache1:1; it is refilled by itself\n"), "{shown}");

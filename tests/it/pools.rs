@@ -255,6 +255,70 @@ fn the_admin_socket_and_the_commands_are_told_which_pool_is_meant() {
     assert!(code == Some(1) && complaint.contains("unknown node or word"), "{complaint}");
 }
 
+/// Nobody has to know the names.
+#[test]
+fn where_no_pool_is_named_all_are_shown_and_the_worst_decides() {
+    let mut two = Two::start(["", "", ""]);
+    let socket = two.socket();
+    let (code, text, complaint) = run(&["status", "--proxy", &socket]);
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{text}");
+    for part in [
+        &format!(
+            "resilver {socket}  2 pools: MIRRORED\nPOOL  STATE     WHY\nnear  MIRRORED  every item has two copies\n"
+        ),
+        &format!(" {socket} pool near  clients "),
+        &format!(" {socket} pool far  clients "),
+        &two.nodes[0].addr(),
+        &two.nodes[2].addr(),
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (code, text, complaint) = run(&["wait", "--mirrored", "--proxy", &socket]);
+    assert_eq!((code, text.as_str()), (Some(0), "mirrored\n"), "{complaint}");
+    let (code, text, complaint) = run(&["top", "--once", "--every", "100ms", "--proxy", &socket]);
+    assert_eq!(code, Some(0), "{complaint}");
+    assert!(["near", "far"].iter().all(|pool| text.contains(&format!("{socket} pool {pool}  MIRRORED"))), "{text}");
+
+    two.nodes[2].kill();
+    let degraded = || run(&["status", "--proxy", &socket]).0 == Some(1);
+    wait_until("the far pool to be degraded", DEADLINE, degraded);
+    let (_, text, _) = run(&["status", "--proxy", &socket]);
+    assert!(text.starts_with(&format!("resilver {socket}  2 pools: DEGRADED\n")), "{text}");
+    assert!(text.contains(&format!("next: start memcached on {}", two.nodes[2].addr())), "{text}");
+    let (code, text, _) = run(&["status", "--json", "--proxy", &socket]);
+    let json: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, &json["word"], &json["mirrored"]), (Some(1), &"degraded".into(), &false.into()));
+    let pools = json["pools"].as_array().expect("a list");
+    let words: Vec<_> = pools.iter().map(|pool| (&pool["pool"], &pool["word"])).collect();
+    assert_eq!(words, [(&"near".into(), &"mirrored".into()), (&"far".into(), &"degraded".into())]);
+    assert!(pools.iter().all(|pool| pool["servers"].is_array()));
+    let (code, line, _) = run(&["status", "--check", "--proxy", &socket]);
+    assert!(code == Some(1) && line.starts_with("RESILVER WARNING: pool far DEGRADED, "), "{line}");
+    let (code, _, complaint) = run(&["wait", "--mirrored", "--timeout", "100ms", "--proxy", &socket]);
+    assert!(code == Some(1) && complaint.contains("resilver wait: pool far: "), "{complaint}");
+
+    two.nodes[3].kill();
+    let refused = || run(&["status", "--proxy", &socket]).0 == Some(2);
+    wait_until("the far pool to refuse its keys", DEADLINE, refused);
+}
+
+#[test]
+fn the_page_fetches_one_pool_whole_and_of_the_others_how_they_are() {
+    let two = Two::start(["", "", ""]);
+    for (path, whole) in
+        [("far", [false, true]), ("near", [true, false]), ("", [true, false]), ("unheard-of", [true, false])]
+    {
+        let json = two.status(&format!("/status.json?whole={path}"));
+        assert_eq!((&json["word"], &json["mirrored"]), (&"mirrored".into(), &true.into()));
+        let pools = json["pools"].as_array().expect("a list");
+        assert_eq!([0, 1].map(|at| pools[at]["servers"].is_array()), whole, "{path}: {json}");
+        let short = &pools[whole.iter().position(|whole| !whole).expect("one")];
+        let names: Vec<&String> = short.as_object().expect("an object").keys().collect();
+        assert_eq!(names, ["mirrored", "pool", "version", "why", "word"]);
+        assert_eq!((&short["word"], &short["why"]), (&"mirrored".into(), &"every item has two copies".into()));
+    }
+}
+
 #[test]
 fn a_file_is_read_again_as_a_whole_and_each_pool_takes_its_part() {
     let two = Two::start(["resync-rate = 10", "", ""]);
@@ -427,7 +491,6 @@ fn check_config_judges_all_pools() {
     )
     .expect("written");
     let (code, said, _) = run(&["check-config", text]);
-    let (a, b) =
-        ("a 1 primaries, 0 backups, clients on 127.0.0.1:1", "b 1 primaries, 0 backups, clients on 127.0.0.1:2");
+    let (a, b) = ("a 1 primary, 0 backups, clients on 127.0.0.1:1", "b 1 primary, 0 backups, clients on 127.0.0.1:2");
     assert_eq!((code, said), (Some(0), format!("{text}: good: 2 pools: {a}; {b}\n")));
 }

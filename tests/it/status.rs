@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::cluster::fill;
 use crate::support::memcached::signal;
-use crate::support::{Cluster, Proxy, Shape, wait_until};
+use crate::support::port::Port;
+use crate::support::{Cluster, Memcached, Proxy, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -48,7 +49,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     let (code, text, _) = status(&cluster, &[]);
     assert_eq!(code, Some(1), "{text}");
     for part in [
-        "\nDEGRADED  1 of 2 pairs have one copy (".to_owned(),
+        "\nDEGRADED  1 of 2 pairs has one copy (".to_owned(),
         format!("\n! server {dead} is lost, reason "),
         format!("\n! {backup} leads one pair alone: do not touch it\nsafe to restart one server: NO\n"),
         format!("\nnext: start memcached on {dead}; it is refilled by itself\n"),
@@ -64,7 +65,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     assert_eq!(server.map(|server| &server["state"]), Some(&"lost".into()), "{text}");
     let (code, line, _) = status(&cluster, &["--check"]);
     assert!(
-        code == Some(1) && line.starts_with("RESILVER WARNING: DEGRADED, 1 of 2 pairs have one copy; next: "),
+        code == Some(1) && line.starts_with("RESILVER WARNING: DEGRADED, 1 of 2 pairs has one copy; next: "),
         "{line}"
     );
 
@@ -77,7 +78,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
         recovering.contains("(full)  [") || recovering.contains("\nMIRRORED")
     });
     for part in [
-        "\nRECOVERING  1 of 2 pairs have one copy, and their second is being filled (".to_owned(),
+        "\nRECOVERING  1 of 2 pairs has one copy, and its second is being filled (".to_owned(),
         format!("\n! {backup} leads one pair alone: do not touch it\nsafe to restart one server: NO\n"),
         format!("\nresync {dead} <- {backup} (full)  ["),
         format!("\n{dead}  primary  ~ copying  "),
@@ -93,7 +94,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     let (code, text, _) = status(&cluster, &["--all"]);
     assert_eq!(code, Some(2), "{text}");
     for part in [
-        "\nDARK  1 of 2 pairs refuse their keys: no copy is reachable (".to_owned(),
+        "\nDARK  1 of 2 pairs refuses its keys: no copy is reachable (".to_owned(),
         format!("\nX pair {dead}|{backup} is dark, "),
         format!("\nnext: bring back {dead}, {backup}: resume it, or mend the way to it, where its process still lives"),
     ] {
@@ -102,7 +103,7 @@ fn status_says_in_one_word_how_it_is_and_what_to_do() {
     let row = text.lines().find(|line| line.starts_with(&format!("{dead}|{backup}"))).unwrap_or_default();
     assert_eq!(row.split_whitespace().skip(1).take(3).collect::<Vec<_>>(), ["X", "dark", "nobody"], "{text}");
     let (code, line, _) = status(&cluster, &["--check"]);
-    assert!(code == Some(2) && line.starts_with("RESILVER CRITICAL: DARK, 1 of 2 pairs refuse their keys"), "{line}");
+    assert!(code == Some(2) && line.starts_with("RESILVER CRITICAL: DARK, 1 of 2 pairs refuses its keys"), "{line}");
 
     // All is well again, but for what is lost.
     cluster.primaries[1].restart();
@@ -189,4 +190,26 @@ fn watched_it_is_shown_again_and_again() {
     assert_eq!(words.take(3).count(), 3);
     signal(child.id(), "INT");
     child.wait().expect("it ends");
+}
+
+/// It answers nothing else then, and nobody is told that its process hangs.
+#[test]
+fn a_standby_without_an_active_proxy_says_so() {
+    let nodes = [(); 2].map(|()| Memcached::start(&[]));
+    let (port, nobody) = (Port::reserve(), Port::reserve());
+    let mut standby = Command::new(Proxy::binary())
+        .args(["-p", &port.number.to_string(), "-s", &nodes[0].addr(), "-b", &nodes[1].addr()])
+        .args(["--coordinate", &format!("etcd://{}/x", nobody.addr())])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    let mut told = String::new();
+    wait_until("it to be told", DEADLINE, || {
+        let (code, _, complaint) = run(&["status", "--proxy", &port.addr()]);
+        assert_eq!(code, Some(3), "{complaint}");
+        told = complaint;
+        told.contains("is a standby, and no proxy of the fleet is active: clients wait; etcd on ")
+    });
+    let _ = standby.kill();
+    let _ = standby.wait();
 }
