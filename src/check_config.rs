@@ -8,6 +8,7 @@ use clap::Parser;
 
 use crate::config::{self, CommandLine, Host, Plan, Settings};
 use crate::console::command::{EXIT_UNWRITTEN, EXIT_USAGE, failed, print, run};
+use crate::report::figures::counted;
 
 /// The file is wrong; the same number as of a daemon that is started with it.
 const EXIT_WRONG: u8 = 64;
@@ -84,9 +85,9 @@ fn of_pool(settings: &Settings) -> String {
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
     let name = settings.pool.as_ref().map_or(String::new(), |pool| format!("{pool} "));
     format!(
-        "{name}{} primaries, {} backups, clients on {}",
-        settings.primaries.len(),
-        settings.backups.len(),
+        "{name}{}, {}, clients on {}",
+        counted(settings.primaries.len() as u64, "primary", "primaries"),
+        counted(settings.backups.len() as u64, "backup", "backups"),
         if listen.is_empty() { "a unix socket".to_owned() } else { listen.join(", ") }
     )
 }

@@ -154,7 +154,7 @@ fn give_way(plan: &mut Plan) -> Result<(), LimitError> {
             _ => (format!("-n, {asked} in all pools together,"), "give pools a lower max-clients".to_owned()),
         };
         tracing::warn!(
-            "{of} needs {needed} open files, but the system allows {allowed}: taking {clients} clients at most; raise \
+            "{of} needs {needed} open files, but the system allows {allowed}: taking at most {clients}; raise \
              the hard limit (ulimit -Hn, or LimitNOFILE= in a systemd unit) or {give}"
         );
         for settings in &mut plan.pools {

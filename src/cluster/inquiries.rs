@@ -17,6 +17,7 @@ use crate::backend::{Inquirer, InquiryError};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::answer;
 use crate::protocol::outcome::Outcome;
+use crate::report::figures::counted;
 use crate::report::gathered::{Form, Gathered};
 use crate::report::items::Items;
 use crate::report::lines::Lines;
@@ -363,7 +364,10 @@ impl Cluster {
             Found::Items(items) => ended(items.into_lines(), asked, &silent),
             Found::Switched(first) => match silent.first() {
                 // One that is away loses the switch, as by a restart.
-                Some((name, why)) => server_error(format_args!("{asked} servers did so, but {name} {why}")),
+                Some((name, why)) => {
+                    let did = counted(asked as u64, "server did so", "servers did so");
+                    server_error(format_args!("{did}, but {name} {why}"))
+                }
                 None => first.unwrap_or_else(|| server_error("no server is in use")),
             },
             Found::Counted(Ok(_)) => Bytes::from_static(answer::RESET),
@@ -464,8 +468,9 @@ fn ended(mut lines: Vec<u8>, asked: usize, silent: &[(String, String)]) -> Bytes
     match silent.first() {
         None => lines.extend_from_slice(answer::END),
         Some((name, why)) => {
-            let all = asked + silent.len();
-            lines.extend_from_slice(&server_error(format_args!("{asked} of {all} servers are shown: {name} {why}")));
+            let all = counted((asked + silent.len()) as u64, "server", "servers");
+            let are = if asked == 1 { "is" } else { "are" };
+            lines.extend_from_slice(&server_error(format_args!("{asked} of {all} {are} shown: {name} {why}")));
         }
     }
     Bytes::from(lines)

@@ -14,6 +14,7 @@ use crate::keys::Recopy;
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
+use crate::report::figures::counted;
 use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Tuning, Verdict};
 
 use super::nodes::reason_of;
@@ -450,7 +451,11 @@ impl Cluster {
                 let elapsed = Duration::from_millis(progress.elapsed().as_millis() as u64);
                 tracing::info!(node = %addr, copied, skipped, failed, bytes = progress.sum(|p| &p.bytes), elapsed = %humantime::format_duration(elapsed),
                     "resync done");
-                let what = format!("resync done: {copied} items in {}", humantime::format_duration(elapsed));
+                let what = format!(
+                    "resync done: {} in {}",
+                    counted(copied, "item", "items"),
+                    humantime::format_duration(elapsed)
+                );
                 self.changes.note(self.server_name(node), what, Reason::None);
                 if failed > 0 {
                     tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
@@ -469,7 +474,7 @@ impl Cluster {
                     _ => None,
                 };
                 tracing::warn!(node = %addr, source = source.map(tracing::field::display), %error, copied, "resync ended early");
-                let what = format!("resync ended early after {copied} items: {}", error.reason());
+                let what = format!("resync ended early after {}: {}", counted(copied, "item", "items"), error.reason());
                 self.changes.note(self.server_name(node), what, reason);
                 (reason, error.reason())
             }

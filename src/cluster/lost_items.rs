@@ -155,7 +155,7 @@ impl Cluster {
             }
             let (pairs, name, keys) = (partial.len(), self.pair_name(first), summary::missing(known, unknown));
             tracing::warn!(pairs, first = %name, keys, "of some keys no copy is left: the pairs go on without them");
-            self.note_lost(first, pairs, format!("went on without {keys} keys, of which no copy is left"));
+            self.note_lost(first, pairs, format!("went on without keys of which no copy is left: {keys}"));
         }
     }
 

@@ -9,6 +9,7 @@ use crate::backend::{DrainEnd, MarkError, NodeError, NodeView};
 use crate::ids::{Incarnation, NodeId, PairId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Loss, Reason, State};
+use crate::report::figures::counted;
 use crate::rules::{Rule, holds};
 
 use super::{Cluster, Internal, QUIET_PERIOD};
@@ -76,9 +77,8 @@ impl Cluster {
         // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
         let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id)
             || self.nodes[node.index()].abandoned;
-        self.ask_node(node, move |control| async move {
         let others = (!same && self.is_others(node, &view)).then(|| (self.session.id, self.knock_time()));
-            if unquiet && holds(Rule::QuietPeriodAfterCrash) {
+        self.ask_node(node, move |control| async move {
             if let Some((session, wait)) = others
                 && let Ok(Some(other)) = control.knock(session, wait).await
             {
@@ -89,6 +89,7 @@ impl Cluster {
                     result: Err(MarkError::Foreign(other)),
                 };
             }
+            if unquiet && holds(Rule::QuietPeriodAfterCrash) {
                 tokio::time::sleep(QUIET_PERIOD).await;
             }
             let result = control.mark(&view, incarnation, ring, session).await;
@@ -158,7 +159,7 @@ impl Cluster {
         let empty = run.empty;
         let memory = if same { "same" } else { "new" };
         tracing::info!(node = %self.topology.addr(node), memory, items = view.curr_items, "node is back");
-        let what = format!("back with {memory} memory, {} items", view.curr_items);
+        let what = format!("back with {memory} memory, {}", counted(view.curr_items, "item", "items"));
         self.changes.note(self.server_name(node), what, Reason::None);
         if first {
             self.judge_resumption(node, &view);

@@ -26,7 +26,7 @@ const FEWEST_CLIENTS: u64 = 16;
 pub enum LimitError {
     /// The servers alone take everything that the hard limit allows.
     #[error(
-        "{servers} servers and {clients} clients need {needed} open files, but the hard limit of this process is {hard}, \
+        "for -n {clients} and the servers ({servers}) it takes {needed} open files, but the hard limit of this process is {hard}, \
          which leaves nothing for clients; raise it (ulimit -Hn, or LimitNOFILE= in a systemd unit) or use fewer servers"
     )]
     TooLow {

@@ -9,6 +9,11 @@ pub fn short(number: u64) -> String {
     }
 }
 
+/// A number, and what it counts: one of them, or many.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// A second.
 pub fn rate(number: f64) -> String {
     match number {
@@ -56,6 +61,11 @@ mod tests {
         assert_eq!([59, 61, 3_660, 90_000].map(time), ["59s", "1m 1s", "1h 1m", "1d 1h"]);
         assert_eq!([0.0, 0.25, 12.3, 12_345.0].map(rate), ["0", "0.2", "12", "12k"]);
         assert_eq!([None, Some(80), Some(12_345), Some(16_000_000)].map(wait), ["-", "0.1ms", "12ms", "16s"]);
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "primary", "primaries")), ["0 primaries", "1 primary", "2 primaries"]);
     }
 
     #[test]

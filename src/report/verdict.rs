@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Report;
-use super::figures::{short, some_of, time};
+use super::figures::{counted, short, some_of, time};
 use super::lines::{LOST_ITEMS, STATE};
 use super::seen::{Named, Seen};
 
@@ -74,7 +74,7 @@ impl Report {
     pub fn in_one_line(&self) -> String {
         self.seen().map_or(String::new(), |seen| {
             let clients = seen.counters.number("curr_connections");
-            format!("{}: {}; {clients} clients", seen.word().text(), seen.why())
+            format!("{}: {}; {}", seen.word().text(), seen.why(), counted(clients, "client", "clients"))
         })
     }
 }
@@ -88,17 +88,30 @@ impl Seen {
 
     /// A sentence.
     pub fn why(&self) -> String {
-        let pairs = self.pairs.len();
+        // The subject and the verb of a sentence about so many of them.
+        let all = counted(self.pairs.len() as u64, "pair", "pairs");
+        let pairs =
+            |some: usize, has: &str, have: &str| format!("{some} of {all} {}", if some == 1 { has } else { have });
         let of = |state: &str| self.pairs.iter().filter(|pair| pair.fields.text(STATE) == state).count();
         match self.word() {
             Word::Mirrored => "every item has two copies".to_owned(),
-            Word::Dark => format!("{} of {pairs} pairs refuse their keys: no copy is reachable", of("dark")),
-            Word::Degraded => format!("{} of {pairs} pairs have one copy", of("degraded")),
+            Word::Dark => {
+                format!("{}: no copy is reachable", pairs(of("dark"), "refuses its keys", "refuse their keys"))
+            }
+            Word::Degraded => pairs(of("degraded"), "has one copy", "have one copy"),
             Word::Recovering => {
                 let recovering = || self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "recovering");
                 match recovering().filter(|pair| pair.fields.text("reason") != "recording").count() {
-                    0 => format!("{} of {pairs} pairs are being recorded on their servers", of("recovering")),
-                    filled => format!("{filled} of {pairs} pairs have one copy, and their second is being filled"),
+                    0 => pairs(
+                        of("recovering"),
+                        "is being recorded on its servers",
+                        "are being recorded on their servers",
+                    ),
+                    filled => pairs(
+                        filled,
+                        "has one copy, and its second is being filled",
+                        "have one copy, and their second is being filled",
+                    ),
                 }
             }
             Word::Incomplete => "it is not known that every item has two copies".to_owned(),
@@ -123,15 +136,15 @@ impl Seen {
     /// What was lost of late with both copies. Its pairs are well again by now, perhaps.
     pub fn lost_items(&self) -> Option<String> {
         let lost = self.rest().behind(LOST_ITEMS);
-        let pairs = |count: u64| if count == 1 { "1 pair".to_owned() } else { format!("{count} pairs") };
+        let pairs = |count: u64| counted(count, "pair", "pairs");
         let empty = match lost.number("pairs_empty") {
             0 => None,
             count => Some(format!("{} began empty: what they held is lost", pairs(count))),
         };
         let keys = match (lost.number("keys"), lost.number("keys_unknown")) {
             (0, _) => "keys that nobody knows".to_owned(),
-            (keys, 0) => format!("{keys} keys"),
-            (keys, _) => format!("{keys} keys and more that nobody knows"),
+            (keys, 0) => counted(keys, "key", "keys"),
+            (keys, _) => format!("{} and more that nobody knows", counted(keys, "key", "keys")),
         };
         let partial = match lost.number("pairs_partial") {
             0 => None,
@@ -150,8 +163,9 @@ impl Seen {
             "running" => "running".to_owned(),
             ended => format!("{ended}, {} ago", time(count("ended_seconds_ago"))),
         };
-        let (checked, different) = (short(count("checked")), count("different"));
-        said += &format!(": {checked} keys compared, {different} differed");
+        let (checked, different) = (count("checked"), count("different"));
+        let keys = if checked == 1 { "key" } else { "keys" };
+        said += &format!(": {} {keys} compared, {different} differed", short(checked));
         if different > 0 {
             said += &format!(": {} mended, {} not", count("repaired"), count("failed"));
         }
@@ -159,7 +173,7 @@ impl Seen {
             said += " (a server that is full refuses or evicts them: more memory, -m)";
         }
         if count("pairs_left") > 0 {
-            said += &format!("; {} pairs left out", count("pairs_left"));
+            said += &format!("; {} left out", counted(count("pairs_left"), "pair", "pairs"));
         }
         Some(said)
     }

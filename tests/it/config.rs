@@ -31,7 +31,7 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
     assert!(started.status.code() == Some(64) && why.contains(&format!("resilver: {text}:3: timeouts: ")), "{why}");
     std::fs::write(&path, "server = [\"127.0.0.1:1\"]\nport = 23\n").expect("written");
     let (code, printed, _) = run(&["check-config", text]);
-    assert_eq!((code, printed), (Some(0), format!("{text}: good: 1 primaries, 0 backups, clients on 127.0.0.1:23\n")));
+    assert_eq!((code, printed), (Some(0), format!("{text}: good: 1 primary, 0 backups, clients on 127.0.0.1:23\n")));
     for (line, code) in
         [(&["check-config", "--defaults"][..], 1), (&["check-config", "--help"], 1), (&["--help"], 71), (&["-V"], 71)]
     {

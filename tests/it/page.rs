@@ -113,7 +113,7 @@ fn the_page_shows_a_kill_and_a_refill_in_a_real_browser() {
     picture(&url, "degraded", "1200,860", false);
     for part in [
         "data-word=\"degraded\"",
-        "1 of 2 pairs have one copy",
+        "1 of 2 pairs has one copy",
         &format!("start memcached on {dead}; it is refilled by itself"),
         &format!("server {dead} is lost, reason "),
         "class=\"degraded",
@@ -131,7 +131,7 @@ fn the_page_shows_a_kill_and_a_refill_in_a_real_browser() {
     let backup = cluster.backups[0].addr();
     for part in [
         "data-word=\"recovering\"",
-        "their second is being filled",
+        "its second is being filled",
         "<progress max=\"1\"",
         &format!("<b>{dead}</b> ← {backup} (full)"),
         " left",

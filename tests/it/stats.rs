@@ -473,7 +473,7 @@ fn stats_end_although_a_server_hangs() {
     assert_eq!((values(&told)["servers_asked"], values(&told)["servers_not_asked"]), ("1", "1"), "{told}");
     assert_eq!(values(&slabs)["servers_not_asked"], "1", "{slabs}");
     assert!(
-        dump.ends_with(&format!("SERVER_ERROR 1 of 2 servers are shown: {} did not answer in time\n", hung.addr())),
+        dump.ends_with(&format!("SERVER_ERROR 1 of 2 servers is shown: {} did not answer in time\n", hung.addr())),
         "{dump}"
     );
     assert_eq!(node, format!("SERVER_ERROR node: {} did not answer in time\n", hung.addr()));
