@@ -28,7 +28,7 @@ use crate::reload::Reload;
 use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
 
-pub(crate) use busy::{BUSY, Refusals, refuse};
+pub(crate) use busy::{BUSY, Closings, Refusals, refuse};
 use history::Recorder;
 use shown::{Metrics, Shown};
 use socket::Operators;
@@ -44,6 +44,8 @@ struct Visits {
     late: AtomicU64,
     /// Connections ended because they spoke no HTTP, or too much of it, or broke.
     broken: AtomicU64,
+    /// Those two, for the log.
+    closings: Closings,
 }
 
 /// A pool, as operators see it.

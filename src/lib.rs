@@ -40,6 +40,7 @@ mod suspicion;
 #[cfg(test)]
 mod testing {
     pub(crate) mod digest;
+    pub(crate) mod log;
     pub(crate) mod memcached;
 }
 mod top;

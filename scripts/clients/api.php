@@ -54,6 +54,33 @@ foreach (['text' => false, 'binary' => true] as $dialect => $binary) {
         }
         return true;
     });
+    check("Memcached $dialect: a session's lock", function () use ($port, $binary) {
+        ini_set('memcached.sess_lock_wait_min', '10');
+        ini_set('memcached.sess_lock_wait_max', '100');
+        ini_set('memcached.sess_lock_retries', '200');
+        session_id('phpl' . ($binary ? 'b' : 't') . getmypid());
+        session_start();
+        $_SESSION['by'] = 'the first';
+        $inis = ['session.save_handler' => 'memcached', 'session.save_path' => "127.0.0.1:$port",
+            'session.use_cookies' => '0', 'session.cache_limiter' => '', 'memcached.sess_locking' => '1',
+            'memcached.sess_lock_wait_min' => '10', 'memcached.sess_lock_wait_max' => '100',
+            'memcached.sess_lock_retries' => '200', 'memcached.sess_binary_protocol' => $binary ? '1' : '0'];
+        $command = [PHP_BINARY];
+        foreach ($inis as $name => $value) {
+            array_push($command, '-d', "$name=$value");
+        }
+        $id = session_id();
+        array_push($command, '-r', "session_id('$id'); echo 'waits '; session_start(); echo \$_SESSION['by'];");
+        $other = proc_open($command, [1 => ['pipe', 'w']], $pipes);
+        $waits = fread($pipes[1], 6);
+        // Whoever does not wait for the lock reads what was there before.
+        usleep(300_000);
+        session_write_close();
+        $_SESSION = [];
+        $said = stream_get_contents($pipes[1]);
+        proc_close($other);
+        return $waits . $said === 'waits the first';
+    });
 }
 if (class_exists('Memcache')) {
     $old = new Memcache();
@@ -61,5 +88,23 @@ if (class_exists('Memcache')) {
     check('Memcache: set and get', fn () => $old->set('php:old', 'v', 0, 60) && $old->get('php:old') === 'v');
     check('Memcache: counters', fn () => $old->set('php:on', 5) && $old->increment('php:on', 2) === 7);
     check('Memcache: getExtendedStats', fn () => count(current($old->getExtendedStats('slabs'))) > 0);
+    foreach (['ascii', 'binary'] as $dialect) {
+        check("Memcache $dialect: sessions", function () use ($port, $dialect) {
+            ini_set('session.save_handler', 'memcache');
+            ini_set('session.save_path', "tcp://127.0.0.1:$port");
+            ini_set('memcache.session_redundancy', '1');
+            ini_set('memcache.protocol', $dialect);
+            session_id("old$dialect" . getmypid());
+            for ($visit = 1; $visit <= 3; $visit++) {
+                if (!session_start() || ($_SESSION['visits'] ?? 0) !== $visit - 1) {
+                    return false;
+                }
+                $_SESSION['visits'] = $visit;
+                session_write_close();
+                $_SESSION = [];
+            }
+            return true;
+        });
+    }
     check('Memcache: version', fn () => preg_match('/^[\d.]+$/', $old->getVersion()) === 1);
 }

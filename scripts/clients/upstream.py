@@ -13,9 +13,11 @@ from suites import HERE, api, run
 GOMEMCACHE = "/usr/share/gocode/src/github.com/bradfitz/gomemcache"
 # The files of memcached's t/ that take a server which runs already and ask it for what a proxy has:
 # no restart, no options of one server, no slab of one server, at most some seconds.
-T_FILES = """binary-get bogus-commands cas expirations flags flush-all getandtouch incrdecr issue_104 issue_108 issue_152
-issue_192 issue_29 issue_3 issue_42 issue_68 issue_70 line-lengths malicious-commands metaget
-multiversioning noreply stats-detail strtol-testing touch""".split()
+T_FILES = """binary-get bogus-commands cas expirations flags flush-all getandtouch getset incrdecr issue_104 issue_108
+issue_14 issue_152 issue_163 issue_192 issue_29 issue_3 issue_41 issue_42 issue_61 issue_68 issue_70 item_size_max
+line-lengths malicious-commands metaget multiversioning noreply quit shutdown stats-detail strtol-testing touch""".split()
+# Those that take longer than any other that hangs in the end, where it starts a server of its own.
+T_LONG = ("getset", "issue_41")
 
 
 def flush(port):
@@ -37,7 +39,8 @@ def memcached_t(port, dir):
     env, passed = {**os.environ, "T_MEMD_USE_DAEMON": f"127.0.0.1:{port}"}, []
     for name in T_FILES:
         flush(port)
-        said = run(["perl", "-I", "t/lib", f"t/{name}.t"], timeout=10, cwd=folder, env=env)
+        timeout = 60 if name in T_LONG else 10
+        said = run(["perl", "-I", "t/lib", f"t/{name}.t"], timeout=timeout, cwd=folder, env=env)
         passed += [re.sub(r"\b\d{6,}\b|: \d+( \d+)?$", "", check) for check in tap(name, said)]
     return passed
 
@@ -87,6 +90,10 @@ def memcache(port, dir):
     return re.findall(r"^PASSED (?:\S*/)?(\S+::\S+)", said, re.M)
 
 
+# With another key an encoded value is no value, but once in some hundred times.
+RANDOM = ("set_encoding_key.phpt",)
+
+
 def phpt(port, dir):
     """php-memcached's own tests. They compare what a script prints with what is expected, in which
     `%d` and the like stand for anything (--EXPECTF--)."""
@@ -104,9 +111,13 @@ def phpt(port, dir):
                 writing.write(script)
             return run(["php", *settings, path], timeout=30, cwd=here)
 
-        if "FILE" not in parts or "SKIPIF" in parts and "skip" in php(parts["SKIPIF"]).lower()[:200]:
+        if "FILE" not in parts or os.path.basename(file) in RANDOM:
+            continue
+        if "SKIPIF" in parts and "skip" in php(parts["SKIPIF"]).lower()[:200]:
             continue
         said = re.sub(r"\r\n", "\n", php(parts["FILE"])).strip()
+        if "CLEAN" in parts:
+            php(parts["CLEAN"])
         if "EXPECT" in parts:
             holds = said == parts["EXPECT"].replace("\r\n", "\n").strip()
         else:

@@ -1,6 +1,9 @@
-//! Visitors of an HTTP listener that are one too many: this proxy's, or that of a standby.
+//! Visitors of an HTTP listener that are not answered, this proxy's or that of a standby: one too
+//! many, too late, or wrong.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -20,16 +23,41 @@ pub(crate) fn refuse(stream: TcpStream, why: &[u8]) {
     }
 }
 
-/// When it was last logged that some are refused.
-#[derive(Default)]
-pub(crate) struct Refusals(Option<Instant>);
+/// When it was last logged that some are refused, and by what.
+pub(crate) struct Refusals {
+    by: &'static str,
+    told: Option<Instant>,
+}
 
 impl Refusals {
+    pub(crate) fn of(by: &'static str) -> Refusals {
+        Refusals { by, told: None }
+    }
+
     /// One is, while so many are open.
     pub(crate) fn tell(&mut self, open: usize) {
-        if self.0.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
-            tracing::warn!(open, "the admin listener refuses connections: too many are open");
-            self.0 = Some(Instant::now());
+        if self.told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            tracing::warn!(open, "{} refuses connections: too many are open", self.by);
+            self.told = Some(Instant::now());
+        }
+    }
+}
+
+/// Connections to an HTTP listener that were closed before they were answered in full, and are in
+/// no line of the log yet; when the last line was written.
+#[derive(Default, Debug)]
+pub(crate) struct Closings(Mutex<(u64, Option<Instant>)>);
+
+impl Closings {
+    /// One more, from `peer`.
+    pub(crate) fn tell(&self, peer: Option<SocketAddr>, why: &str) {
+        // (Nothing waits while it is held.)
+        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.0 += 1;
+        if untold.1.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            let peer = peer.map_or_else(String::new, |peer| peer.to_string());
+            tracing::warn!(peer, why, closed = untold.0, "a connection to the admin listener is closed");
+            *untold = (0, Some(Instant::now()));
         }
     }
 }

@@ -43,6 +43,8 @@ const WHOLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever is asked has answered by then, and whoever asked has read it: an older connection gives
 /// way to a new one, where there are too many.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
+const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 41\r\n\
+    Connection: close\r\n\r\na request has to come within five seconds";
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce of an answer belongs.
 const NONCE: &str = "NONCE-OF-THIS-ANSWER";
@@ -95,7 +97,7 @@ enum Room {
 
 pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
     let mut visitors = Visitors::default();
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals::of("the admin listener");
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -133,7 +135,7 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
 }
 
 async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, leave: CancellationToken) {
-    let visits = admin.clone();
+    let (visits, peer) = (admin.clone(), stream.peer_addr().ok());
     let asks = asked.clone();
     let service = service_fn(move |request| {
         asks.store(true, Relaxed);
@@ -155,13 +157,17 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, lea
             return;
         }
     };
-    let ended = match ended {
+    let (count, why) = match ended {
         Ok(Ok(())) => return,
-        Ok(Err(error)) if error.is_timeout() => &visits.visits.late,
-        Ok(Err(_)) => &visits.visits.broken,
-        Err(_) => &visits.visits.late,
+        Ok(Err(error)) if !error.is_timeout() => (&visits.visits.broken, "it broke, or spoke no HTTP"),
+        _ if asked.load(Relaxed) => (&visits.visits.late, "its answer was not taken in time"),
+        _ => {
+            refuse(connection.into_parts().io.into_inner(), LATE);
+            (&visits.visits.late, "no request came in time")
+        }
     };
-    ended.fetch_add(1, Relaxed);
+    count.fetch_add(1, Relaxed);
+    visits.visits.closings.tell(peer, why);
 }
 
 impl Admin {
@@ -348,5 +354,63 @@ impl Body for Whole {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpSocket;
+
+    use super::*;
+    use crate::testing::log::Log;
+
+    /// A visitor, and what it visits.
+    async fn visiting() -> (TcpStream, Arc<Admin>) {
+        let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // So that the page does not fit.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1024).unwrap();
+        let visitor = socket.connect(door.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = door.accept().await.unwrap();
+        SockRef::from(&stream).set_send_buffer_size(1024).unwrap();
+        let (visits, shutdown) = (Default::default(), CancellationToken::new());
+        let admin = Arc::new(Admin { pools: Vec::new(), metrics: Default::default(), visits, shutdown });
+        let serving = admin.clone();
+        tokio::spawn(async move { serve(stream, serving, Arc::default(), CancellationToken::new()).await });
+        (visitor, admin)
+    }
+
+    async fn all(visitor: &mut TcpStream) -> String {
+        let mut said = Vec::new();
+        // (A reset is an end too.)
+        let _ = visitor.read_to_end(&mut said).await;
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    fn ended(admin: &Admin) -> (u64, u64) {
+        (admin.visits.late.load(Relaxed), admin.visits.broken.load(Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visitor_that_is_closed_is_told_why_or_told_of() {
+        let log = Log::listen();
+        let (mut silent, admin) = visiting().await;
+        assert_eq!(all(&mut silent).await.as_bytes(), LATE);
+        assert_eq!(ended(&admin), (1, 0));
+        assert_eq!(log.count(&["admin listener is closed", "peer=\"127.0.0.1:", "no request came in time"]), 1);
+
+        let (mut slow, admin) = visiting().await;
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        tokio::time::sleep(WHOLE_TIMEOUT + Duration::from_secs(1)).await;
+        assert_eq!(ended(&admin), (1, 0));
+        assert!(!all(&mut slow).await.contains("408"), "its answer has begun");
+        assert_eq!((ended(&admin), log.count(&["its answer was not taken in time"])), ((1, 0), 1));
+
+        let (mut wrong, admin) = visiting().await;
+        wrong.write_all(b"get k\r\n\r\n").await.unwrap();
+        assert!(all(&mut wrong).await.starts_with("HTTP/1.1 400 "));
+        assert_eq!((ended(&admin), log.count(&["spoke no HTTP"])), ((0, 1), 1));
     }
 }

@@ -20,6 +20,7 @@ use crate::proxy::Question;
 use crate::reload::Reload;
 
 use super::Panel;
+use super::busy::Refusals;
 
 /// Operators at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -58,6 +59,7 @@ struct Pool {
 
 pub(super) async fn accept_forever(listener: UnixListener, operators: Operators) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut refusals = Refusals::of("the admin socket");
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -67,14 +69,14 @@ pub(super) async fn accept_forever(listener: UnixListener, operators: Operators)
             }
         };
         let place = places.clone().try_acquire_owned();
+        if place.is_err() {
+            refusals.tell(CONNECTIONS_MAX);
+        }
         let operators = operators.clone();
         tokio::spawn(async move {
             match place {
                 Ok(_place) => serve(stream, operators).await,
-                Err(_) => {
-                    tracing::warn!(open = CONNECTIONS_MAX, "the admin socket refuses a connection: too many are open");
-                    drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await);
-                }
+                Err(_) => drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await),
             }
         });
     }
@@ -102,6 +104,9 @@ async fn serve(stream: UnixStream, mut operators: Operators) {
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
         let said = if too_long { Some(client_error(TOO_LONG)) } else { operators.obey(&line).await };
         let Some(said) = said else { return };
+        if too_long {
+            tracing::warn!("a connection to the admin socket is closed: {TOO_LONG}");
+        }
         let written = timeout(WRITE_TIMEOUT, stream.write_all(&said)).await;
         if written.is_err() {
             tracing::warn!("a connection to the admin socket is closed: it takes no answer for 10 s");
@@ -229,6 +234,68 @@ fn only_looks(question: &Question) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::log::Log;
+
+    /// An operator's connection, whose proxy has no pool.
+    fn connected() -> UnixStream {
+        let (here, there) = UnixStream::pair().unwrap();
+        let operators = Operators { pools: Arc::new([]), reload: None, chosen: None };
+        tokio::spawn(serve(here, operators));
+        there
+    }
+
+    async fn all(operator: &mut UnixStream) -> String {
+        let mut said = String::new();
+        operator.read_to_string(&mut said).await.unwrap();
+        said
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_or_too_much_or_reads_nothing_is_closed_and_told_of() {
+        let log = Log::listen();
+        let mut silent = connected();
+        assert_eq!(all(&mut silent).await.as_bytes(), NOTHING_SAID);
+        assert_eq!(log.count(&["admin socket is closed", "nothing was said"]), 1);
+
+        let mut long = connected();
+        long.write_all(&[b'x'; LINE_MAX as usize]).await.unwrap();
+        assert_eq!(all(&mut long).await, format!("CLIENT_ERROR {TOO_LONG}\r\n"));
+        assert_eq!(log.count(&["admin socket is closed", TOO_LONG]), 1);
+
+        // More than all sockets hold.
+        let mut reads_nothing = connected();
+        let ask = async { while reads_nothing.write_all(&b"version\r\n".repeat(1000)).await.is_ok() {} };
+        ask.await;
+        assert_eq!(log.count(&["admin socket is closed", "takes no answer"]), 1);
+
+        let mut quits = connected();
+        quits.write_all(b"version\r\nquit\r\nversion\r\n").await.unwrap();
+        let mut said = Vec::new();
+        // (The last line is not read: the end may be a reset.)
+        let _ = quits.read_to_end(&mut said).await;
+        assert!(said.starts_with(b"VERSION ") && said.iter().filter(|&&byte| byte == b'\n').count() == 1);
+    }
+
+    #[tokio::test]
+    async fn one_operator_too_many_is_told_so() {
+        let log = Log::listen();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let operators = Operators { pools: Arc::new([]), reload: None, chosen: None };
+        tokio::spawn(accept_forever(UnixListener::bind(&path).unwrap(), operators));
+        let mut all_places = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let mut one = UnixStream::connect(&path).await.unwrap();
+            one.write_all(b"version\r\n").await.unwrap();
+            one.read_u8().await.unwrap();
+            all_places.push(one);
+        }
+        for _ in 0..2 {
+            let mut one_more = UnixStream::connect(&path).await.unwrap();
+            assert_eq!(all(&mut one_more).await.as_bytes(), BUSY);
+        }
+        assert_eq!(log.count(&["the admin socket refuses connections", "open=16"]), 1, "once in a while");
+    }
 
     #[test]
     fn what_changes_nothing_is_not_logged() {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::{Inquirer, InquiryError};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::answer;
+use crate::protocol::number::client_u32;
 use crate::protocol::outcome::Outcome;
 use crate::report::figures::counted;
 use crate::report::gathered::{Form, Gathered};
@@ -117,7 +118,7 @@ fn shows_names(part: &str) -> bool {
 fn cachedump(class: Option<&str>, limit: Option<&str>) -> Result<Inquiry, Bytes> {
     const CLASSES: u32 = 64;
     let (Some(class), Some(limit)) = (class, limit) else { return Err(answer::client_error("bad command line")) };
-    let (Ok(class), Ok(limit)) = (class.parse(), limit.parse()) else {
+    let (Some(class), Some(limit)) = (client_u32(class.as_bytes()), client_u32(limit.as_bytes())) else {
         return Err(Bytes::from_static(answer::BAD_FORMAT));
     };
     if class < CLASSES { Ok(Inquiry::Items { class, limit }) } else { Err(answer::client_error("Illegal slab id")) }

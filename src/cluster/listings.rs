@@ -60,6 +60,9 @@ impl Cluster {
         let Some(classes) = Classes::parse(classes) else {
             return self.answer(asker, Outcome::Own(b"BADCLASS invalid class id\r\n"));
         };
+        if classes.is_empty() {
+            return self.answer(asker, Outcome::Own(b"NOTSTARTED no items to crawl\r\n"));
+        }
         // A resync has the servers' crawlers for itself.
         if self.listings.0.len() >= AT_ONCE || self.nodes.iter().any(|run| run.refills.job.is_some()) {
             return self.answer(asker, Outcome::Own(b"BUSY currently processing crawler request\r\n"));

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{BUSY, Refusals, refuse};
+use crate::admin::{BUSY, Closings, Refusals, refuse};
 
 use super::doors;
 use crate::report::metrics::of_one_that_waits;
@@ -38,17 +38,19 @@ pub(super) async fn serve(
 ) {
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let what = "a connection to the admin listener";
-    let mut refusals = Refusals::default();
-    while let Some((stream, _)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
+    let mut refusals = Refusals::of("the admin listener");
+    let closings = Arc::new(Closings::default());
+    while let Some((stream, peer)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
         let Ok(place) = places.clone().try_acquire_owned() else {
             refusals.tell(CONNECTIONS);
             refuse(stream, BUSY);
             continue;
         };
-        let standby = standby.clone();
+        let (standby, closings) = (standby.clone(), closings.clone());
         tokio::spawn(async move {
             let mut stream = stream;
             if tokio::time::timeout(PATIENCE, answer(&mut stream, standby)).await.is_err() {
+                closings.tell(Some(peer), "no request came in time, or its answer was not taken");
                 refuse(stream, LATE);
             }
             drop(place);
@@ -91,6 +93,21 @@ fn response(path: &str, Standby { ready, active }: &Standby) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::log::Log;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_nothing_in_time_is_told_so() {
+        let log = Log::listen();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let standby = || Standby { ready: true, active: None };
+        tokio::spawn(serve(listener, standby, CancellationToken::new()));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut said = Vec::new();
+        silent.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, LATE);
+        assert_eq!(log.count(&["admin listener is closed", "peer=\"127.0.0.1:", "no request came"]), 1);
+    }
 
     #[test]
     fn a_standby_lives_is_ready_or_not_and_says_who_has_the_rest() {

@@ -217,15 +217,13 @@ pub(super) async fn listen(
                 let (name, serves, next) = (name.clone(), serves.clone(), next.clone());
                 tokio::spawn(async move {
                     // (Whoever is refused, or breaks off, has heard of it.)
-                    let _ = tokio::time::timeout(PATIENCE, welcome(stream, &name, &serves)).await.map(|welcomed| {
-                        if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcomed {
-                            let _ = watched(&stream, purpose, lease);
-                            match purpose {
-                                Purpose::Data => hand_on(stream, &serving, &next),
-                                Purpose::Control => drop(tokio::spawn(keep(stream, serving, peer))),
-                            }
+                    if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcome(stream, &name, &serves).await {
+                        let _ = watched(&stream, purpose, lease);
+                        match purpose {
+                            Purpose::Data => hand_on(stream, &serving, &next),
+                            Purpose::Control => drop(tokio::spawn(keep(stream, serving, peer))),
                         }
-                    });
+                    }
                 });
             }
             Err(error) => cannot_accept("another proxy", &error).await,
@@ -261,10 +259,18 @@ async fn welcome(
     serves: &watch::Receiver<Option<Serving>>,
 ) -> io::Result<Option<Guest>> {
     stream.set_nodelay(true)?;
-    let line = first_line(&mut stream).await?;
-    let words: Vec<&str> = line.split(' ').collect();
+    // (The answer is short, and the first thing that is sent: it waits for nobody.)
+    let line = match tokio::time::timeout(PATIENCE, first_line(&mut stream)).await {
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+        said => said.map(Result::unwrap_or_default),
+    };
+    let words: Vec<&str> = line.as_deref().unwrap_or_default().split(' ').collect();
     let serving = serves.borrow().clone();
-    match judge(&words, name, serving, !lease::is_over()) {
+    let judged = match line {
+        Ok(_) => judge(&words, name, serving, !lease::is_over()),
+        Err(_) => Err("the line between proxies has to come within one second".to_owned()),
+    };
+    match judged {
         Ok((serving, purpose)) => {
             stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);
@@ -484,6 +490,15 @@ mod tests {
         let words: Vec<&str> = "proxy 1 7 data a".split(' ').collect();
         let suspended = judge(&words, "a", Some(serving()), false).map(|(_, purpose)| purpose);
         assert_eq!(suspended, Err("this proxy is suspended".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn who_says_too_much_or_nothing_is_told_what_is_to_be_said() {
+        let address = listening(Some(serving())).await;
+        let long = says(&address, &"x".repeat(LINE_MAX)).await;
+        assert_eq!(long, "REFUSED this is the line between proxies, and no client's");
+        let silent = says(&address, "proxy 1 7").await;
+        assert_eq!(silent, "REFUSED the line between proxies has to come within one second");
     }
 
     #[tokio::test]

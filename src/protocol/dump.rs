@@ -25,6 +25,11 @@ impl Classes {
         Some(Classes::Some(classes))
     }
 
+    /// Whether none is named.
+    pub fn is_empty(&self) -> bool {
+        *self == Classes::Some(0)
+    }
+
     /// Whether a line is of one of them.
     pub fn has(&self, line: &[u8]) -> bool {
         let Classes::Some(classes) = self else { return true };

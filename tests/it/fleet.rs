@@ -545,6 +545,8 @@ fn the_operator_hands_over_and_no_slow_client_keeps_the_others_waiting() {
     });
     eprintln!("the slowest of {count} requests took {slowest:?}");
     assert_eq!(fleet.proxies[active].wait_exit().code(), Some(FENCED));
+    let told = fleet.proxies[active].log();
+    assert!(told.contains("clients are closed that do not take their answers"), "{told}");
     let log = fleet.proxies[next].log();
     assert!(!log.contains("resync begins") && fleet.proxies[next].status().mirrored(), "{log}");
     let alone = said(&fleet.proxies[next], &["handover"]);

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use crate::admin::{get, series};
 use crate::support::forwarder::Hold;
+use crate::support::port::Port;
 use crate::support::{Cluster, DEADLINE, Shape, wait_until};
 
 /// The lines that hold all of these.
@@ -95,6 +97,29 @@ fn a_client_that_is_not_answered_before_the_end_is_told_so() {
         assert!(!lines(&log, &["clients are closed: the proxy ends", "clients=3"]).is_empty(), "{log}");
         let told = ["--shutdown-grace is over", "requests=4", "clients=2"];
         assert!(!lines(&log, &told).is_empty(), "{log}");
+    }
+}
+
+/// Who waits for nothing is closed at once, and counted, while others are still answered.
+#[test]
+fn clients_that_are_closed_at_the_end_are_counted() {
+    for io_uring in ["auto", "off"] {
+        let admin = Port::reserve();
+        let args = ["--threads", "1", "--shutdown-grace", "20s", "--timeout", "20s", "--leader-timeout", "20s"];
+        let more = ["--probe-timeout", "20s", "--admin", &admin.addr(), "--io-uring", io_uring];
+        let cluster = Cluster::start(&Shape::new(1, 1).forwarded().proxy(&args).proxy(&more));
+        let (mut waits, mut rests) = (cluster.client(), cluster.client());
+        waits.set("k", b"v").expect("stored");
+        rests.version().expect("an answer");
+        cluster.primaries[0].network().hold(Hold::ToProxy);
+        waits.send(b"get k\r\n").expect("sent");
+        cluster.proxy.terminate();
+        assert_eq!(rests.at_end(), Ok(true));
+        let closed = r#"resilver_clients_closed_total{reason="shutdown"}"#;
+        assert_eq!(series(&get(&admin, "/metrics"), closed), 1.0);
+        cluster.primaries[0].network().hold(Hold::Nothing);
+        assert_eq!(waits.values().expect("an answer").len(), 1);
+        assert_eq!(waits.at_end(), Ok(true));
     }
 }
 

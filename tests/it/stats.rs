@@ -37,7 +37,7 @@ fn values(list: &str) -> BTreeMap<&str, &str> {
 }
 
 /// Where one thing is asked and the answer is always the same.
-const FIXED: [&str; 39] = [
+const FIXED: [&str; 49] = [
     "stats sizes",
     "stats sizes_enable",
     "stats sizes",
@@ -54,6 +54,8 @@ const FIXED: [&str; 39] = [
     "stats cachedump 300 1",
     "stats cachedump 0 1",
     "stats cachedump 63 0",
+    "stats cachedump 4294967297 1",
+    "stats cachedump 1 4294967297",
     "stats extstore",
     "stats nosuch",
     "stats malloc",
@@ -64,6 +66,7 @@ const FIXED: [&str; 39] = [
     "lru_crawler metadump",
     "lru_crawler metadump x",
     "lru_crawler metadump 300",
+    "lru_crawler metadump ,",
     "lru_crawler metadump all x",
     "lru_crawler sleep x",
     "lru_crawler mgdump all",
@@ -72,6 +75,13 @@ const FIXED: [&str; 39] = [
     "cache_memlimit 1",
     "slabs",
     "slabs automove x",
+    "slabs automove 3",
+    "slabs automove ratio",
+    "slabs automove ratio x",
+    "lru",
+    "lru x",
+    "extstore",
+    "extstore x",
     "shutdown",
     "shutdown x",
     "refresh_certs",
@@ -99,7 +109,8 @@ fn whatever_a_monitor_asks_is_answered_as_by_memcached() {
     ] {
         assert_eq!(whole(&mut ours, command), answer, "{command}");
     }
-    ours.send(b"cache_memlimit 64 noreply\r\nwatch noreply\r\nslabs automove 1 noreply\r\nversion\r\n").expect("sent");
+    ours.send(b"cache_memlimit 64 noreply\r\nwatch noreply\r\nslabs automove 1 noreply\r\n").expect("sent");
+    ours.send(b"lru mode flat noreply\r\nextstore item_size 1 noreply\r\nversion\r\n").expect("sent");
     assert!(ours.text().expect("an answer").starts_with("VERSION "));
 
     for client in [&mut real, &mut ours] {
@@ -297,6 +308,16 @@ fn statistics_in_the_binary_protocol() {
         "cachedump 1 0",
         "conns",
         "nosuch",
+        " settings",
+        "settingsx",
+        "settings x",
+        "slabs x",
+        "items x",
+        "sizes x",
+        "detail onx",
+        "detail offx",
+        "detailx",
+        "resetx",
         "reset",
     ] {
         let (stock, told) = (names(&mut real, key), names(&mut ours, key));
@@ -307,7 +328,9 @@ fn statistics_in_the_binary_protocol() {
     for connection in [&mut real, &mut ours] {
         names(connection, "detail on");
         connection.ask(&packet(0x00, &[], b"k:1", &[]));
-        assert_eq!(names(connection, "detail dump").1, ["", "detailed"].map(str::to_owned).into());
+        for key in ["detail dump", "detail dumpx"] {
+            assert_eq!(names(connection, key).1, ["", "detailed"].map(str::to_owned).into());
+        }
     }
 }
 

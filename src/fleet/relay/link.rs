@@ -63,7 +63,7 @@ impl Ending {
 }
 
 /// Why none is active, as far as this proxy knows.
-fn none(target: &Target) -> String {
+pub(super) fn none(target: &Target) -> String {
     match &target.active {
         _ if !target.why.is_empty() => target.why.clone(),
         Some((_, address)) if target.leaving => format!("that on {address} hands over, or has ended"),

@@ -36,7 +36,7 @@ use crate::reload::Reload;
 use super::peers::Caller;
 use super::shown::Shown;
 use answers::{Answers, End};
-use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended};
+use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended, none};
 pub(super) use over::Ends;
 use over::Over;
 use requests::{Head, Owed, head};
@@ -281,7 +281,9 @@ impl Relay {
             return Ok(());
         }
         if self.link.is_none() && self.dialling.is_none() {
-            // It may be gone altogether: what waits for a later proxy is not made for it.
+            // It may be gone altogether: what waits for a later proxy is not made for it, but told.
+            let why = none(&self.target.borrow());
+            self.refuse(&format!("no proxy is active: {why}"))?;
             return Err(Over::Left);
         }
         let all_sent =

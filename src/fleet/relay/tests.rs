@@ -5,6 +5,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::{CommandLine, Host, UsageErrors};
 use crate::fleet::testing::{Active, LONG, ends, shared};
+use crate::testing::log::Log;
 
 /// Exactly that comes next.
 async fn hear(stream: &mut (impl tokio::io::AsyncRead + Unpin), wanted: &str) {
@@ -411,4 +412,71 @@ async fn clients_are_told_which_proxy_does_not_answer() {
         client.write_all(b"get a\r\n").await.unwrap();
         hear(&mut client, &format!("SERVER_ERROR no proxy is active: {why}\r\n")).await;
     }
+}
+
+/// Nobody has to be told: it went, was told, or asked to be closed.
+#[tokio::test]
+async fn clients_that_end_for_no_fault_are_counted_by_their_reason() {
+    let one = Active::new(1).await;
+    let (gone, _shows, shared) = client(one.target(), LONG).await;
+    until(|| !shared.clients.is_empty()).await;
+    drop(gone);
+    until(|| shared.shown.ends.of(Over::Left) == 1).await;
+
+    let (mut quits, _shows, shared) = client(one.target(), LONG).await;
+    quits.write_all(b"quit\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "quit\r\n").await;
+    drop(link);
+    ends(&mut quits).await;
+    assert_eq!(shared.shown.ends.of(Over::ByActive), 1);
+
+    let (mut rests, _shows, shared) = client(one.target(), LONG).await;
+    until(|| !shared.clients.is_empty()).await;
+    shared.over.cancel();
+    ends(&mut rests).await;
+    assert_eq!(shared.shown.ends.of(Over::Shutdown), 1);
+}
+
+/// What it is owed is told before the end of this proxy.
+#[tokio::test]
+async fn a_client_that_waits_for_an_answer_is_closed_behind_it() {
+    let one = Active::new(1).await;
+    let (mut waits, _shows, shared) = client(one.target(), LONG).await;
+    waits.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
+    shared.over.cancel();
+    link.write_all(b"STORED\r\n").await.unwrap();
+    hear(&mut waits, "STORED\r\n").await;
+    ends(&mut waits).await;
+    assert_eq!(shared.shown.ends.of(Over::Shutdown), 1);
+}
+
+/// It sends no more, and whether anything is owed to it nobody knows.
+#[tokio::test]
+async fn a_client_whose_answers_do_not_come_is_told_so() {
+    let log = Log::listen();
+    let one = Active::new(1).await;
+    let (mut client, _shows, shared) = client(one.target(), Duration::from_millis(50)).await;
+    client.write_all(b"mg a v q\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "mg a v q\r\n").await;
+    ends(&mut link).await;
+    told_why(&mut client, &shared, Over::Unanswered).await;
+    let line = ["a client of this standby is closed", "127.0.0.1:", "the active proxy did not answer"];
+    assert_eq!(log.count(&line), 1);
+}
+
+/// `printf 'get a' | nc -N`: nothing is waited for, and it is told.
+#[tokio::test]
+async fn a_client_that_sends_no_more_is_told_that_no_proxy_is_active() {
+    let nobody = Target { why: "etcd is away".to_owned(), ..Target::default() };
+    let (mut client, _shows, _shared) = client(nobody, LONG).await;
+    client.write_all(b"get a\r\nset b 0 0 1\r\n1\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let refused = "SERVER_ERROR no proxy is active: etcd is away\r\n";
+    hear(&mut client, &format!("{refused}{refused}")).await;
+    ends(&mut client).await;
 }

@@ -15,8 +15,12 @@ const KEY_TOO_LONG: &[u8] = b"\x00\x04a key with blanks or control bytes has at 
 /// An `incr` or `decr` with this expiry creates nothing.
 const NO_INITIAL: u32 = u32::MAX;
 
-/// Parts of `stats` that this protocol does not know.
-const TEXT_ONLY: [&[u8]; 3] = [b"cachedump", b"conns", b"extstore"];
+/// How parts of `stats` begin that this protocol does not know; of `detail` all but those below.
+const TEXT_ONLY: [&[u8]; 5] = [b"cachedump", b"conns", b"extstore", b"detail", b" "];
+/// Parts that are told by what a key begins with, as by memcached.
+const BY_BEGINNING: [&[u8]; 5] = [b"reset", b"settings", b"detail dump", b"detail on", b"detail off"];
+/// Parts that nothing may stand behind.
+const ALONE: [&[u8]; 5] = [b"items ", b"slabs ", b"sizes ", b"sizes_enable ", b"sizes_disable "];
 
 /// Parses the request that `buf` begins with.
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
@@ -77,8 +81,7 @@ impl Command<'_> {
             Verb::Quit => self.administer(Admin::Quit),
             Verb::Flush if extras_len == 4 => self.administer(Admin::FlushAll { delay: self.exptime(0) }),
             Verb::Flush => self.administer(Admin::FlushAll { delay: 0 }),
-            Verb::Stat if TEXT_ONLY.iter().any(|part| self.key().starts_with(part)) => self.reject(NOT_FOUND, 0, false),
-            Verb::Stat => self.administer(Admin::Stats(HEADER_LEN..self.len)),
+            Verb::Stat => self.stat(),
             Verb::SaslList | Verb::SaslAuth => self.reject(UNKNOWN, self.value_len(), false),
             _ if wire_form(self.key()).is_none() => self.reject(KEY_TOO_LONG, self.value_len(), false),
             Verb::Get => self.accept(Keyed { cas: 0, ..self.keyed(Kind::Gets) }),
@@ -136,6 +139,15 @@ impl Command<'_> {
 
     fn administer(&self, admin: Admin) -> Parsed {
         Parsed::Request { request: Request::Admin(admin), style: self.style(), len: self.len }
+    }
+
+    fn stat(&self) -> Parsed {
+        let begins = |parts: &[&'static [u8]]| parts.iter().find(|part| self.key().starts_with(part)).copied();
+        match begins(&BY_BEGINNING) {
+            Some(part) => self.administer(Admin::Stats(HEADER_LEN..HEADER_LEN + part.len())),
+            None if begins(&TEXT_ONLY).or(begins(&ALONE)).is_some() => self.reject(NOT_FOUND, 0, false),
+            None => self.administer(Admin::Stats(HEADER_LEN..self.len)),
+        }
     }
 
     fn reject(&self, reply: &'static [u8], swallow: usize, close: bool) -> Parsed {

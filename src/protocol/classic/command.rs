@@ -52,6 +52,7 @@ impl Command<'_> {
             b"lru_crawler" => self.lru_crawler(words),
             b"cache_memlimit" => self.cache_memlimit(words),
             b"slabs" => self.slabs(words),
+            b"lru" | b"extstore" => self.unadjusted(words),
             b"watch" => self.watch(words),
             b"shutdown" => self.shutdown(),
             b"refresh_certs" => self.refresh_certs(),

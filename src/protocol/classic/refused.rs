@@ -52,12 +52,22 @@ impl Command<'_> {
         let args = Args::collect(self.buf, words);
         match (args.count, args.word(0)) {
             (3, b"reassign") => self.reject(DISABLED, false),
-            (2.., b"automove") if args.word(1) == b"ratio" || client_u32(args.word(1)).is_some() => {
-                self.reject(DISABLED, args.noreply())
+            (2.., b"automove") => {
+                let said = match (args.word(1), client_u32(args.word(1))) {
+                    (b"ratio", _) if args.count > 2 && is_ratio(args.word(2)) => DISABLED,
+                    (_, Some(0..=2)) => DISABLED,
+                    (b"ratio", _) | (_, Some(_)) => answer::ERROR,
+                    _ => answer::BAD_FORMAT,
+                };
+                self.reject(said, args.noreply())
             }
-            (2.., b"automove") => self.reject(answer::BAD_FORMAT, args.noreply()),
             _ => self.reject(answer::ERROR, false),
         }
+    }
+
+    /// `lru` and `extstore`: memcached's one word where it adjusts nothing.
+    pub(super) fn unadjusted(&self, words: Words<'_>) -> Parsed {
+        self.reject(answer::ERROR, Args::collect(self.buf, words).noreply())
     }
 
     pub(super) fn watch(&self, words: Words<'_>) -> Parsed {
@@ -72,4 +82,8 @@ impl Command<'_> {
     pub(super) fn refresh_certs(&self) -> Parsed {
         self.reject(b"Error TLS not enabled\r\n", false)
     }
+}
+
+fn is_ratio(word: &[u8]) -> bool {
+    str::from_utf8(word).is_ok_and(|word| word.parse::<f64>().is_ok())
 }

@@ -326,6 +326,13 @@ impl Core {
     /// From now on no turn ends before the client's input: there will be no other.
     pub fn begin_last_turn(&mut self) {
         self.last_turn = true;
+        // Whoever is closed from now on is closed because of it, also amid its input.
+        for id in self.client_ids() {
+            let client = &mut self.clients[id];
+            if !client.closing {
+                client.ended = Ended::Shutdown;
+            }
+        }
     }
 
     /// The process ends, and nothing that is unanswered will be answered any more: clients are told

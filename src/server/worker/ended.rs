@@ -64,7 +64,7 @@ impl Shell {
         }
     }
 
-    fn peer(&self, io: Option<&ClientIo>) -> String {
+    pub(super) fn peer(&self, io: Option<&ClientIo>) -> String {
         match (io, &self.uring) {
             (Some(ClientIo::Stream { stream, .. }), _) => stream.peer(),
             (Some(ClientIo::Uring(io)), Some(uring)) => uring.peer(io.slot),

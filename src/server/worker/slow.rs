@@ -39,12 +39,19 @@ impl Worker {
     pub(super) fn let_slow_go(&self, slow: &mut Slow) {
         let now = Instant::now();
         self.work(|shell| {
+            let (mut closed, mut peer) = (0, String::new());
             for id in shell.core.client_ids() {
-                if slow.is_over(id, shell.unsent_to_client(id), now)
+                let unsent = shell.unsent_to_client(id);
+                if slow.is_over(id, unsent, now)
                     && let Some(key) = shell.core.client_key(id)
                 {
+                    peer = shell.peer(shell.clients[id.index()].as_ref());
+                    closed += 1;
                     self.part(shell, key);
                 }
+            }
+            if closed > 0 {
+                tracing::warn!(peer, closed, "clients are closed that do not take their answers: the proxy ends");
             }
         });
     }

@@ -4,6 +4,7 @@
 use super::super::*;
 use super::large::Alone;
 use super::shell::client_says;
+use crate::proxy::client::Ended;
 use crate::proxy::handles::ClientId;
 
 const LIMIT: usize = 4 << 20;
@@ -156,4 +157,16 @@ fn a_line_of_very_many_keys_goes_no_further_than_a_window_beyond_what_is_unanswe
     (0..1000).for_each(|_| world.resume());
     assert_eq!(world.told(client), b"END\r\nEND\r\n");
     assert_eq!(world.core.memory.used(), 0);
+}
+
+/// What it was amid is no matter.
+#[test]
+fn who_is_parted_with_amid_its_input_at_the_end_is_closed_because_of_that() {
+    let mut world = world();
+    let _first = [begin(&mut world, "a"), begin(&mut world, "b")];
+    let waiting = begin(&mut world, "c");
+    world.core.begin_last_turn();
+    world.core.handle_finished(world.now, waiting);
+    assert!(waits(&mut world, waiting));
+    assert_eq!(world.core.handle_gone(waiting), Some(Ended::Shutdown));
 }
