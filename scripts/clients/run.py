@@ -52,8 +52,9 @@ class Cluster:
     """Two primaries and a backup behind a proxy."""
 
     def __init__(self, binary):
-        self.binary, self.port = binary, free_port()
         self.primaries, self.backup = [Memcached(), Memcached()], Memcached()
+        # (After theirs, or one of them might be given the same.)
+        self.binary, self.port = binary, free_port()
         servers = [part for node in self.primaries for part in ("-s", f"127.0.0.1:{node.port}")]
         self.process = subprocess.Popen(
             [binary, "-p", str(self.port), *servers, "-b", f"127.0.0.1:{self.backup.port}", "--log-file", os.devnull]
