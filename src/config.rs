@@ -208,6 +208,8 @@ pub struct FleetSettings {
     pub takeover_wait: Duration,
     /// `--former-grace`.
     pub former_grace: Duration,
+    /// `--prove-writes`.
+    pub prove_writes: bool,
 }
 
 /// Where the proxies of a fleet agree on which of them is active.

@@ -62,7 +62,7 @@ pub mod internals {
         }
     }
     pub mod ids {
-        pub use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term, WorkerId};
+        pub use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term, WorkerId};
     }
     pub mod keys {
         pub use crate::keys::{Lone, Missed, MissedBudget, Recopy};
@@ -71,7 +71,7 @@ pub mod internals {
         pub use crate::pair::Reason;
     }
     pub mod protocol {
-        pub use crate::protocol::{answer, binary, classic, out, outcome, reply, request};
+        pub use crate::protocol::{answer, binary, classic, mark, out, outcome, reply, request};
     }
     pub mod proxy {
         pub use crate::proxy::{

@@ -229,6 +229,10 @@ impl NodeControl {
         (!allowed).then_some(found)
     }
 
+    fn is_ended_by(&self, found: &FleetMark) -> bool {
+        self.fleet.as_ref().is_some_and(|own| own.is_ended_by(found))
+    }
+
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
     /// thing a node under pressure evicts.
     pub async fn probe(&self, others: &[String]) -> Result<Probe, NodeError> {
@@ -629,13 +633,23 @@ impl NodeControl {
             self.memories.flushes(self.node, from, to);
         }
         let mut batch = Batch::new();
+        // In front of it: a proxy that was replaced takes the marks away with all else.
+        let ahead = usize::from(self.fleet.is_some());
+        if self.fleet.is_some() {
+            batch.command(node::FLEET_READ, Effect::Read);
+        }
         batch.command(node::FLUSH_ALL, Effect::Mutation);
         for (key, value) in markers.iter().filter(|_| holds(Rule::FlushWithMarkers)) {
             batch.add(|out| node::ms_own(out, key, value.as_bytes(), 0, Condition::None));
         }
-        let (mut refused, mut unnamed) = (None, None);
+        let (mut refused, mut unnamed, mut replaced) = (None, None, None);
         let exchange = connection.pipe.exchange(batch, deadline, |index, frame| {
             let said = || Some(String::from_utf8_lossy(frame.line()).into_owned());
+            let Some(index) = index.checked_sub(ahead) else {
+                replaced =
+                    frame.data().and_then(|mark| FleetMark::parse(&mark)).filter(|found| self.is_ended_by(found));
+                return Ok(());
+            };
             match index {
                 0 if *frame.kind() != ReplyKind::Ok => refused = said(),
                 1 if memory.is_some() && *frame.kind() != ReplyKind::MetaHd => unnamed = said(),
@@ -657,6 +671,9 @@ impl NodeControl {
             connection.shown = memory.map(|name| name.to).or(connection.shown);
         }
         connections.present = Some(connection);
+        if let Some(mark) = replaced {
+            return Err((MarkError::OfFleet(mark), None));
+        }
         match (refused, unnamed) {
             (Some(said), unnamed) => Ok(Flushed::Refused { said, renamed: unnamed.is_none() }),
             (None, None) => Ok(Flushed::Done),

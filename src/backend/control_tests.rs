@@ -112,30 +112,54 @@ async fn a_flush_at_any_moment_of_a_restore_is_seen() {
     assert!(outcomes[asked..].iter().all(Result::is_ok), "{outcomes:?}");
 }
 
+fn fleet_mark(generation: u64, name: &str, address: &str) -> FleetMark {
+    let (name, address) = (name.to_owned(), address.to_owned());
+    FleetMark { name, generation: Generation(generation), address, lease: Duration::ZERO }
+}
+
+/// What may stand on a server of generation 7 of the fleet `a`, and whether that one may work
+/// there.
+fn fleet_marks() -> [(Option<FleetMark>, bool); 4] {
+    [
+        (None, true),
+        (Some(fleet_mark(6, "a", "there:1")), true),
+        (Some(fleet_mark(8, "a", "there:1")), false),
+        (Some(fleet_mark(6, "b", "there:1")), false),
+    ]
+}
+
+/// A server with that mark.
+fn marked(incarnation: Incarnation, mark: Option<&FleetMark>) -> Node {
+    let mut node = Node::default();
+    let markers = [(marker::INCARNATION_KEY, Some(incarnation.to_string()))];
+    let markers = markers.into_iter().chain([(marker::FLEET_KEY, mark.map(FleetMark::to_string))]);
+    for (key, value) in markers.filter_map(|(key, value)| Some((key, value?))) {
+        node.execute(format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()).as_bytes());
+    }
+    node
+}
+
+/// It was executed, and took the marks away with all else: nobody else would tell.
+#[tokio::test(start_paused = true)]
+async fn a_flush_of_a_proxy_that_was_replaced_is_told_apart() {
+    for (there, allowed) in fleet_marks() {
+        let node = marked(Incarnation(7), there.as_ref());
+        let control = control(node).of_fleet(Some(fleet_mark(7, "a", "here:1")));
+        let flushed = control.flush(None, &[], Duration::from_secs(1), std::future::pending()).await;
+        match flushed {
+            Ok(flushed) => assert!(allowed && matches!(flushed, Flushed::Done), "{there:?}: {flushed:?}"),
+            Err((error, _)) => assert_eq!((Some(error), allowed), (there.map(MarkError::OfFleet), false)),
+        }
+    }
+}
+
 /// A later generation's mark, or another fleet's, may have come after the node was looked at.
 #[tokio::test(start_paused = true)]
 async fn a_mark_of_a_later_generation_or_of_another_fleet_is_not_written_over() {
-    let mark = |generation: u64, name: &str, address: &str| FleetMark {
-        name: name.to_owned(),
-        generation: Generation(generation),
-        address: address.to_owned(),
-        lease: Duration::ZERO,
-    };
-    let own = mark(7, "a", "here:1");
-    for (there, allowed) in [
-        (None, true),
-        (Some(mark(6, "a", "there:1")), true),
-        (Some(mark(8, "a", "there:1")), false),
-        (Some(mark(6, "b", "there:1")), false),
-    ] {
-        let mut node = Node::default();
+    let own = fleet_mark(7, "a", "here:1");
+    for (there, allowed) in fleet_marks() {
         let incarnation = Incarnation(7);
-        let markers = [(marker::INCARNATION_KEY, Some(incarnation.to_string()))];
-        let markers = markers.into_iter().chain([(marker::FLEET_KEY, there.as_ref().map(FleetMark::to_string))]);
-        for (key, value) in markers.filter_map(|(key, value)| Some((key, value?))) {
-            node.execute(format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()).as_bytes());
-        }
-        let control = control(node).of_fleet(Some(own.clone()));
+        let control = control(marked(incarnation, there.as_ref())).of_fleet(Some(own.clone()));
         let written = control.fleet_again(incarnation).await;
         let expected = if allowed { Ok(()) } else { Err(MarkError::OfFleet(there.clone().expect("a mark"))) };
         assert_eq!(written, expected, "{there:?}");

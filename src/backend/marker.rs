@@ -31,12 +31,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::time::Duration;
 
-use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term};
-use crate::lease;
+use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
 
 pub use crate::ids::UNSURE;
+pub use crate::protocol::mark::FleetMark;
 
 /// The key of the incarnation marker.
 pub const INCARNATION_KEY: &str = "__resilver__:incarnation";
@@ -300,38 +299,6 @@ impl Session {
     }
 }
 
-/// The fleet marker.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FleetMark {
-    /// The fleet's name, without blanks.
-    pub name: String,
-    pub generation: Generation,
-    /// Where other proxies reach the active one.
-    pub address: String,
-    /// Its lease; nothing where it has not told that.
-    pub lease: Duration,
-}
-
-impl fmt::Display for FleetMark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.generation, self.name, self.address)?;
-        if self.lease.is_zero() { Ok(()) } else { write!(f, " {}", self.lease.as_micros()) }
-    }
-}
-
-impl FleetMark {
-    /// Reads a fleet marker.
-    pub fn parse(bytes: &[u8]) -> Option<FleetMark> {
-        let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
-        let generation = Generation::believed(number(words.next()?)?)?;
-        let (name, address) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let lease = Duration::from_micros(
-            words.next().and_then(number).filter(|&us| us <= lease::MOST_BELIEVED_US).unwrap_or_default(),
-        );
-        Some(FleetMark { name, generation, address, lease })
-    }
-}
-
 /// Delayed flushes, in unix seconds.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Pending {
@@ -434,19 +401,6 @@ mod tests {
         let session = Session { id: 7, open: true };
         assert_eq!(Session::parse(session.to_string().as_bytes()), Some(session));
         assert_eq!(Session::parse(b"7 ajar"), None);
-        let (name, address) = ("prod".to_owned(), "10.0.0.5:12000".to_owned());
-        for lease in [Duration::ZERO, Duration::from_millis(300)] {
-            let (name, address) = (name.clone(), address.clone());
-            let mark = FleetMark { name, generation: Generation(17), address, lease };
-            assert_eq!(FleetMark::parse(mark.to_string().as_bytes()), Some(mark));
-        }
-        for bad in ["long", "3600000001"] {
-            let mark = FleetMark::parse(format!("17 prod 10.0.0.5:12000 {bad}").as_bytes());
-            assert_eq!(mark.map(|mark| mark.lease), Some(Duration::ZERO), "{bad}");
-        }
-        for bad in ["", "x prod a", "17", "17 prod", "99999999999 prod a"] {
-            assert_eq!(FleetMark::parse(bad.as_bytes()), None, "{bad}");
-        }
         assert_eq!(parse_incarnation(Incarnation(255).to_string().as_bytes()), Some(Incarnation(255)));
         assert_eq!(parse_incarnation(b"ff"), None);
     }

@@ -150,6 +150,7 @@ impl Cluster {
             Event::Left { worker, node, address, owing } => self.left(worker, node, address, owing),
             Event::Abandoned { node } => self.abandoned(node),
             Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
+            Event::Marked { node, found } => self.judge_fleet_mark(node, Some(found)),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
             Event::Connected { worker, round, told, more } => self.connected(worker, round, told, more),
             Event::Unwanted { worker, client } => self.unwanted(worker, client),

@@ -79,8 +79,7 @@ impl Cluster {
             let Some(found) = run.view.as_ref().and_then(|view| view.fleet.clone()) else { continue };
             self.may_be_marked(node, &found)?;
             if let Some(turn) = &self.turn
-                && turn.mark.generation <= found.generation
-                && found != turn.mark
+                && turn.mark.is_ended_by(&found)
             {
                 self.losses.marked_by_other(&found);
             }
@@ -118,8 +117,7 @@ impl Cluster {
         if found == turn.mark {
             return;
         }
-        // (The same generation at another address: see `Authority`.)
-        if found.name != turn.mark.name || found.generation >= turn.mark.generation {
+        if turn.mark.is_ended_by(&found) {
             return self.losses.marked_by_other(&found);
         }
         tracing::warn!(node = %self.topology.addr(node), found = %found, "a former active proxy has marked the server late: it is marked again");

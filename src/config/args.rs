@@ -167,6 +167,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "10m", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) former_grace: Vec<String>,
 
+    /// Read the fleet's mark on a server behind each turn's writes, before clients are told: a
+    /// proxy whose machine's clock stopped acknowledges nothing once it was replaced
+    #[arg(long, help_heading = "Fleet")]
+    pub(super) prove_writes: bool,
+
     /// Start without --coordinate over servers that were used with it, and delete that fleet's
     /// marks on them. Refused unless all servers answer and no proxy of the fleet can still be
     /// running

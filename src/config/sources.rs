@@ -79,7 +79,7 @@ pub(super) fn misplaced(long: &str, in_pool: bool) -> Option<&'static str> {
         "log-file",
     ];
     const OF_POOLS: [&str; 3] = ["server", "backup", "unix-socket"];
-    const OF_FLEETS: [&str; 8] = [
+    const OF_FLEETS: [&str; 9] = [
         "coordinate",
         "coordinate-login",
         "advertise",
@@ -87,6 +87,7 @@ pub(super) fn misplaced(long: &str, in_pool: bool) -> Option<&'static str> {
         "candidate",
         "takeover-wait",
         "former-grace",
+        "prove-writes",
         "leave-fleet",
     ];
     match long {

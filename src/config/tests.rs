@@ -455,6 +455,7 @@ fn several_proxies() {
         ("-s a:1 -b b:2 --coordinate file:/run/fleet --advertise [::1]", "the port is missing"),
         ("-s a:1 -b b:2 --coordinate file:/run/fleet -p 0 -f /run/socket", "--advertise HOST:PORT"),
         ("-s a:1 -b b:2 --lease 1s", "--lease without --coordinate"),
+        ("-s a:1 -b b:2 --prove-writes", "--prove-writes without --coordinate"),
     ] {
         let faults = faults_on(line, &host());
         assert!(faults.len() == 1 && faults[0].contains(words), "{line}: {faults:?}");
@@ -566,7 +567,7 @@ fn the_file_of_defaults_has_every_option_and_changes_nothing() {
     let stated: Vec<&str> = stated.copied().collect();
     // (Limits of resyncs are refused without backups, be they the defaults.)
     // (So are those of a fleet without one.)
-    let fleet = ["lease", "candidate", "former-grace"];
+    let fleet = ["lease", "candidate", "former-grace", "prove-writes"];
     let stated: Vec<&str> =
         stated.into_iter().filter(|line| !fleet.contains(&line.split(' ').next().unwrap_or_default())).collect();
     let text = format!("server = [\"a:1\"]\nbackup = [\"b:1\"]\n{}", stated.join("\n"));

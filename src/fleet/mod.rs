@@ -405,7 +405,7 @@ mod tests {
     /// Else a request of a client elsewhere would come when nobody takes it any more.
     #[tokio::test(start_paused = true)]
     async fn an_active_proxy_stops_when_the_others_have_been_answered_or_have_had_their_time() {
-        for answered in [true, false] {
+        for (answered, links_first) in [(true, false), (true, true), (false, false)] {
             let (keeper, _told) = Keeper::for_tests(Role::Active);
             let (serving, shared, stop) = (serving(), sharing(), CancellationToken::new());
             // Another proxy, and a client of its own that it had as a standby.
@@ -415,10 +415,11 @@ mod tests {
             assert!(serving.leaving.is_cancelled() && !stop.is_cancelled());
             let begun = tokio::time::Instant::now();
             if answered {
-                drop(other);
+                let (first, second) = if links_first { (link, other) } else { (other, link) };
+                drop(first);
                 tokio::time::sleep(LEAVING / 8).await;
                 assert!(!stop.is_cancelled());
-                drop(link);
+                drop(second);
                 stop.cancelled().await;
                 assert!(begun.elapsed() < LEAVING / 4);
             } else {

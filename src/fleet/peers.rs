@@ -425,6 +425,7 @@ mod tests {
             candidate,
             takeover_wait: LONG,
             former_grace: LONG,
+            prove_writes: false,
         };
         assert!(may_be_elsewhere(&at(&["127.0.0.1:2379", "e2:2379"], true)));
         assert!(!may_be_elsewhere(&at(&["e2:2379"], false)), "nobody is to reach it");

@@ -21,6 +21,7 @@ mod fuzz;
 pub mod item;
 pub mod key;
 mod line;
+pub mod mark;
 pub mod meta;
 pub mod node;
 pub mod number;

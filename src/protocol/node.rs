@@ -22,6 +22,9 @@ pub enum Effect {
 /// Reads the marker that names the life of a node's memory.
 pub const MARKER_READ: &[u8] = b"mg __resilver__:incarnation v\r\n";
 
+/// Reads the mark that names the fleet's active proxy.
+pub const FLEET_READ: &[u8] = b"mg __resilver__:fleet v\r\n";
+
 /// Answered when everything before it was handled.
 pub const NOOP: &[u8] = b"mn\r\n";
 

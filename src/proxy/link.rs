@@ -62,6 +62,8 @@ pub enum Flight {
     /// The marker, read before anything else on a connection, or behind an answer that needs it; in
     /// which round of [`Link::round`].
     Marker(u32),
+    /// The fleet's mark, read behind writes.
+    Mark,
 }
 
 /// The commands of a repair.
@@ -188,6 +190,18 @@ pub(super) struct Unproven {
     pub(super) gone_us: Option<u64>,
 }
 
+/// A write that is done, and told of only once the fleet's mark was read behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unmarked {
+    /// Whose.
+    pub(super) op: OpId,
+    /// The mark must be asked for behind as many commands: what it proves has happened on another
+    /// connection. 0: on this one, so any mark that is yet to come was.
+    pub(super) behind: u64,
+    /// Since when it waits, microseconds of the worker's clock.
+    pub(super) at_us: u64,
+}
+
 /// Whether a connection may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinkState {
@@ -267,6 +281,14 @@ pub struct Conn {
     pub(super) markers: u32,
     /// The marker is to be read behind what is in `out` at the end of the turn.
     pub(super) marker_due: bool,
+    /// Writes that wait for the fleet's mark, in the order in which they were done.
+    pub(super) unmarked: VecDeque<Unmarked>,
+    /// Such marks among `flights`.
+    pub(super) marks: u32,
+    /// The fleet's mark is to be read behind what is in `out` at the end of the turn.
+    pub(super) mark_due: bool,
+    /// Since when it has not been this proxy's own.
+    pub(super) mark_missing_us: Option<u64>,
 }
 
 impl Conn {
@@ -299,6 +321,10 @@ impl Conn {
             unproven_writes: 0,
             markers: 0,
             marker_due: false,
+            unmarked: VecDeque::new(),
+            marks: 0,
+            mark_due: false,
+            mark_missing_us: None,
         }
     }
 }
@@ -466,6 +492,24 @@ impl Conn {
         self.markers = 0;
         self.marker_due = false;
         std::mem::take(&mut self.unproven)
+    }
+
+    /// The writes that wait for the fleet's mark, likewise.
+    pub(super) fn take_unmarked(&mut self) -> VecDeque<Unmarked> {
+        self.marks = 0;
+        self.mark_due = false;
+        self.mark_missing_us = None;
+        std::mem::take(&mut self.unmarked)
+    }
+
+    /// Since when writes wait for the fleet's mark on a node that does not have it.
+    pub(super) fn mark_missed_since(&self) -> Option<u64> {
+        self.mark_missing_us.filter(|_| !self.unmarked.is_empty())
+    }
+
+    /// The number of the command that was answered last.
+    pub(super) fn answered_number(&self) -> u64 {
+        self.pushed - self.flights.len() as u64
     }
 }
 

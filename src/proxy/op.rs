@@ -371,6 +371,8 @@ pub enum Stage {
     Follower(NodeId),
     /// The two differ; being repaired.
     Repair,
+    /// Done; the client is told once the fleet's mark was read on this node.
+    Mark(NodeId),
     /// Waits for its pair's gate: to be begun.
     Parked,
     /// Waits for its pair's gate: the leader executed it, the follower is lost, and the client may
@@ -388,7 +390,8 @@ impl Stage {
     /// Begun and unanswered: its pair's gate waits for it.
     pub fn is_in_flight(self) -> bool {
         let looks = matches!(self, Stage::Look(_) | Stage::GiveBack { .. });
-        looks || matches!(self, Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_) | Stage::Repair)
+        let done = matches!(self, Stage::Repair | Stage::Mark(_));
+        looks || done || matches!(self, Stage::Leader(_) | Stage::Proof(_) | Stage::Follower(_))
     }
 }
 

@@ -380,6 +380,8 @@ impl Assembly {
         let gone = Arc::new(Gone::new());
         let memory = Arc::new(Memory::new(settings.client_memory));
         let live = settings.live();
+        let proves = settings.fleet.as_ref().is_some_and(|fleet| fleet.prove_writes);
+        let mark = losses.turn().filter(|_| proves).map(|turn| turn.mark);
         let (mut commands, mut doors) = (Vec::new(), Vec::new());
         let mut parts = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -392,6 +394,9 @@ impl Assembly {
             let mut core = Core::new(own, topology.clone(), stats[index].clone(), adds.clone());
             core.share(memory.clone());
             core.remember(gone.clone());
+            if let Some(mark) = mark.clone() {
+                core.prove_writes(mark);
+            }
             let setup = WorkerSetup {
                 dialer: dialer.clone(),
                 commands: commands_from,

@@ -5,12 +5,14 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
-use resilver::internals::ids::{Incarnation, NodeId, Term, WorkerId};
+use resilver::internals::ids::{Generation, Incarnation, NodeId, Term, WorkerId};
 use resilver::internals::keys::{Lone, Missed, MissedBudget};
 use resilver::internals::pair::Reason;
+use resilver::internals::protocol::mark::FleetMark;
 use resilver::internals::protocol::out::{MAX_SLICES, OutQueue};
 use resilver::internals::proxy::{
     ClientId, Command, ConnId, Core, CoreSettings, Event, Flow, Follower, Now, Reading, Room, Route,
@@ -44,6 +46,8 @@ pub struct Workload {
     pub name: &'static str,
     /// Two primaries and two backups, or two primaries alone.
     pub mirrored: bool,
+    /// With `--prove-writes`.
+    pub proved: bool,
     /// In lock step: all ask, all are answered.
     pub clients: usize,
     /// Requests in one burst of each client.
@@ -85,6 +89,12 @@ pub struct Drive {
     value: Vec<u8>,
     pipeline: usize,
     turns: usize,
+}
+
+/// The proxy's own, on every node.
+fn mark() -> FleetMark {
+    let (name, address) = ("prod".to_owned(), "10.0.0.5:12000".to_owned());
+    FleetMark { name, generation: Generation(7), address, lease: Duration::from_secs(3) }
 }
 
 impl Workload {
@@ -150,6 +160,9 @@ impl Drive {
         let value: &'static [u8] = "v".repeat(workload.value).leak().as_bytes();
         let models = (0..nodes).map(|node| Model::new(node, workload, value)).collect();
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(nodes)), Arc::default());
+        if workload.proved {
+            core.prove_writes(mark());
+        }
         let missed = Arc::new(Missed::new(Arc::new(MissedBudget::new(1 << 20))));
         let lone = Arc::new(Lone::new(Arc::new(MissedBudget::new(1 << 20))));
         for pair in topology.pairs() {
@@ -369,6 +382,9 @@ impl Model {
         let elsewhere = Item { value: value.to_vec(), flags: 0, exptime: 0, cas: 9, mark: Mark::default() };
         let mut memory = Memcached { elsewhere: Some(elsewhere), ..Memcached::default() };
         memory.put(b"__resilver__:incarnation", b"00000000000000a1", 0, 0);
+        if workload.proved {
+            memory.put(b"__resilver__:fleet", mark().to_string().as_bytes(), 0, 0);
+        }
         if matches!(workload.request, Request::Set | Request::MetaSet) {
             for (client, burst) in
                 (0..workload.clients).flat_map(|client| (0..BURSTS).map(move |burst| (client, burst)))

@@ -386,6 +386,9 @@ impl Cluster {
                 }
             }
             Err(error) => {
+                if let MarkError::OfFleet(found) = &error {
+                    self.judge_fleet_mark(node, Some(found.clone()));
+                }
                 tracing::warn!(node = %self.topology.addr(node), %error, "flush_all failed on a node");
                 // It is purged when it comes back, whether it was flushed or not.
                 self.lost(node, reason_of_mark(&error), Loss::Suspected, true);

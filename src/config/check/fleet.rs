@@ -10,7 +10,8 @@ use crate::config::{FleetSettings, RegisterSettings, ResyncMode};
 use crate::ring::NodeAddr;
 
 /// What says nothing without it.
-const ONLY_WITH: [&str; 6] = ["coordinate_login", "advertise", "lease", "candidate", "takeover_wait", "former_grace"];
+const ONLY_WITH: [&str; 7] =
+    ["coordinate_login", "advertise", "lease", "candidate", "takeover_wait", "former_grace", "prove_writes"];
 
 /// Of a fleet's name: it stands in a key of etcd's, and in a marker on each server.
 const NAME_MAX: usize = 64;
@@ -67,6 +68,7 @@ impl Check<'_> {
             candidate,
             takeover_wait: wait.unwrap_or(2 * lease),
             former_grace: former.unwrap_or(second),
+            prove_writes: args.prove_writes,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::pair::Reason;
 use crate::protocol::outcome::Refusal;
 use crate::protocol::reply::{Reply, ReplyKind};
 use crate::proxy::handles::{ConnId, OpId};
-use crate::proxy::link::{Flight, LinkState, Sent, Unproven};
+use crate::proxy::link::{Flight, LinkState, Sent, Unmarked, Unproven};
 use crate::proxy::op::Op;
 use crate::proxy::route::Route;
 use crate::rules::{Rule, holds};
@@ -65,6 +65,9 @@ impl Core {
         let conn = &mut self.links[at];
         for id in conn.waiting.take() {
             self.send_op(id, at.node);
+        }
+        if !self.links[at].unmarked.is_empty() {
+            self.want_mark(at);
         }
     }
 
@@ -130,10 +133,11 @@ impl Core {
 
     fn give_up_conn(&mut self, at: ConnId, reason: Reason) {
         let was = self.links[at].state;
-        let (flights, unproven) = self.reset_conn(at);
+        let (flights, unproven, unmarked) = self.reset_conn(at);
         let asked = |s: &Sent| matches!(s.flight, Flight::Op(_) | Flight::Get(_) | Flight::Repair(..));
         let life = self.links[at.node].life;
-        if self.links[at].life != life && !flights.iter().any(asked) && unproven.is_empty() {
+        let awaited = flights.iter().any(asked) || !unproven.is_empty() || !unmarked.is_empty();
+        if self.links[at].life != life && !awaited {
             // Dialled before the node came back: that it fails says nothing about the node now, and
             // what waits for it goes on waiting.
             self.dial(at);
@@ -142,13 +146,13 @@ impl Core {
         let waiting: Vec<OpId> = self.links[at].waiting.take().collect();
         // Told first: a gate that closes because of what is stranded here must not be taken for one
         // that closed in peace.
-        let awaited = !waiting.is_empty() || !unproven.is_empty() || flights.iter().any(asked);
-        if was == LinkState::Dialing || was == LinkState::Checking || awaited {
+        if was == LinkState::Dialing || was == LinkState::Checking || awaited || !waiting.is_empty() {
             self.fault(at.node, reason);
         } else {
             self.outbox.events.push_back(Event::Hint { node: at.node });
         }
         self.void_answers(at.node, unproven);
+        self.park_unmarked(at.node, unmarked);
         self.strand_all(at.node, flights, waiting);
         self.tell_undrained(at.node);
     }
@@ -165,9 +169,10 @@ impl Core {
             }
             owing |= conn.owes_effects();
             self.outbox.hangups.push_back(at);
-            let (flights, unproven) = self.reset_conn(at);
+            let (flights, unproven, unmarked) = self.reset_conn(at);
             let waiting = self.links[at].waiting.take().collect();
             self.void_answers(node, unproven);
+            self.park_unmarked(node, unmarked);
             self.strand_all(node, flights, waiting);
         }
         self.tell_undrained(node);
@@ -176,7 +181,7 @@ impl Core {
     }
 
     /// Forgets all that a connection had to do with.
-    fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>) {
+    fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>, VecDeque<Unmarked>) {
         let conn = &mut self.links[at];
         conn.state = LinkState::Idle;
         conn.generation = conn.generation.wrapping_add(1);
@@ -187,7 +192,7 @@ impl Core {
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
-        (conn.take_flights(), conn.take_answers())
+        (conn.take_flights(), conn.take_answers(), conn.take_unmarked())
     }
 
     /// What was sent and unanswered on a connection that is given up, and what waited for it.
@@ -221,10 +226,11 @@ impl Core {
         conn.seen = 0;
         let flights = conn.take_flights();
         let waiting = conn.waiting.take().collect();
-        let unproven = conn.take_answers();
+        let (unproven, unmarked) = (conn.take_answers(), conn.take_unmarked());
         conn.voids = 1;
         self.fault(at.node, Reason::Protocol);
         self.void_answers(at.node, unproven);
+        self.park_unmarked(at.node, unmarked);
         self.strand_all(at.node, flights, waiting);
         // The shell sees the state, closes its half, and reads until the node closes the other. At
         // once, also where what was to be written waits for room.
@@ -257,6 +263,7 @@ impl Core {
     /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::handle_tick`]
     /// has nothing to do.
     pub fn is_quiet(&self) -> bool {
+        // (What waits for a marker, or a mark, is among the operations.)
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
         self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }
@@ -270,6 +277,7 @@ impl Core {
             self.tell_lateness(node);
         }
         self.ask_markers_again();
+        self.ask_marks_again();
         self.retry_repairs();
         self.relax();
         self.feed_starved();
@@ -292,11 +300,15 @@ impl Core {
             // An answer that waits for a marker that nobody writes again waits no longer than one
             // that does not come.
             let held = conn.unproven.front().map(|u| u.at_us);
-            let oldest = held.into_iter().chain(sent).chain(conn.waited_for_since()).min()?;
+            let unmarked = conn.unmarked.front().map(|u| u.at_us);
+            let held = held.into_iter().chain(unmarked);
+            let oldest = held.chain(sent).chain(conn.waited_for_since()).min();
             // A node answers in order: what is small waits behind what is large, and is not late
-            // while that flows. (Where the marker is missing, answers that say so again and again
-            // are no progress.)
-            let since = if conn.state == LinkState::Ready { conn.progress.owed_since(oldest) } else { oldest };
+            // while that flows. (Where the marker is missing, or the fleet's mark, answers that say
+            // so again and again are no progress.)
+            let flows = conn.state == LinkState::Ready;
+            let since = oldest.map(|oldest| if flows { conn.progress.owed_since(oldest) } else { oldest });
+            let since = since.into_iter().chain(conn.mark_missed_since()).min()?;
             Some(now_us.saturating_sub(since))
         });
         let longest = self.settings.leader_timeout_us.max(self.settings.timeout_us) + 1;

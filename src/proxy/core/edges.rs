@@ -125,6 +125,8 @@ impl Core {
             // They were answered before what is in flight: parked first, they keep their place.
             let unproven = self.take_unproven(pair, at);
             self.void_answers(node, unproven);
+            let unmarked = self.take_unmarked(pair, at);
+            self.park_unmarked(node, unmarked);
         }
         let mut stranded = Vec::new();
         for conn in &mut self.links[node].conns {

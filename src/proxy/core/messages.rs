@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
 use crate::pair::Reason;
 use crate::protocol::expiry::Offset;
+use crate::protocol::mark::FleetMark;
 use crate::protocol::outcome::Outcome;
 use crate::proxy::core::Connected;
 use crate::proxy::handles::{ClientKey, Ticket};
@@ -204,8 +205,10 @@ pub enum Event {
     /// A connection ended with commands unanswered that may still take effect, for it was not the
     /// node that ended it. Told before its fault.
     Abandoned { node: NodeId },
-    /// A node closed an idle connection: worth a probe.
+    /// Worth a probe: a node closed an idle connection, or lacks its fleet's mark.
     Hint { node: NodeId },
+    /// A node's mark says that the turn of this proxy is over.
+    Marked { node: NodeId, found: FleetMark },
     /// What became of a key that its owner was asked to see to: to adopt an item that only the
     /// follower held ([`Command::Adopt`]), or to mend one whose copies differ ([`Command::Mend`]).
     Settled {

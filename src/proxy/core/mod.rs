@@ -33,6 +33,7 @@ mod conns;
 mod edges;
 mod fences;
 mod looks;
+mod marks;
 mod messages;
 mod operators;
 mod ops;
@@ -148,6 +149,8 @@ pub struct Core {
     wary_until_us: u64,
     /// In order, as `fences`.
     looks: BTreeMap<KeyId, looks::Look>,
+    /// `None`: writes need no mark.
+    mark: Option<Box<marks::OwnMark>>,
 }
 
 impl Core {
@@ -180,6 +183,7 @@ impl Core {
             wary: false,
             wary_until_us: 0,
             looks: BTreeMap::new(),
+            mark: None,
         }
     }
 }

@@ -174,6 +174,9 @@ impl Core {
         }
         conn.push(Flight::Op(id), self.now.us, bytes);
         self.outbox.mark_conn(conn, at);
+        if self.mark.is_some() {
+            self.ask_mark_behind(id, at);
+        }
     }
 
     /// Sends what has waited for room in the connection.
@@ -277,6 +280,14 @@ impl Core {
     }
 
     pub(super) fn finish(&mut self, id: OpId, answer: Outcome) {
+        if self.mark.is_some() {
+            return self.finish_behind_mark(id, answer);
+        }
+        self.end(id, answer);
+    }
+
+    /// Whoever waits for it is told.
+    pub(super) fn end(&mut self, id: OpId, answer: Outcome) {
         // While a gate closes, the counting in `leave_flight` is only for what was in flight.
         if self.ops[id].stage.is_in_flight() {
             self.leave_flight(id);

@@ -67,6 +67,11 @@ impl Core {
             self.put_marker(at);
         }
         let conn = &mut self.links[at];
+        if conn.mark_due && conn.state == LinkState::Ready {
+            self.now = now;
+            self.put_mark(at);
+        }
+        let conn = &mut self.links[at];
         (conn.dirty, conn.urgent, conn.blocked) = (false, false, false);
         if conn.state == LinkState::Discarding { None } else { Some(conn.out(now.us)) }
     }

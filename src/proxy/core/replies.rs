@@ -161,6 +161,7 @@ impl Core {
                 Flight::Op(id) => self.op_answered(id, at, &reply, unit),
                 Flight::Repair(id, step) => self.repair_answered(id, at.node, step, &reply, &unit),
                 Flight::Marker(round) => self.marker_answered(at, round, &reply, &unit),
+                Flight::Mark => self.mark_answered(at, &reply, &unit),
                 Flight::Void => {
                     conn.voids -= 1;
                     self.tell_undrained(at.node);

@@ -26,7 +26,8 @@
 //! | one client's turn ends | `feed_requests`: `turn_is_over`; `flush_all` resumes once |
 //! | what a client was told to be gone stays gone under the next leader | `begin`: `looks_first`; `proved`, `leader_answered`: `tell_gone`; `looked`: `forget` |
 //! | … and nothing that was written since is hidden by that | `note_brief_write`, `may_outlast` |
-//! | nobody waits for ever | `ask_markers_again`, `retry_parked`, `expire_parked` |
+//! | a proved write is told of behind its own mark, or of none | `finish_behind_mark`; `mark_answered` |
+//! | nobody waits for ever | `ask_markers_again`, `ask_marks_again`, `retry_parked`, `expire_parked` |
 
 mod binary;
 mod control;
@@ -35,6 +36,7 @@ mod explore;
 mod gone;
 mod history;
 mod large;
+mod marks;
 mod meta;
 mod node;
 mod orders;

@@ -1,7 +1,7 @@
 //! The control plane of the model: what `src/cluster` does with events and effects, one pair, nodes
 //! that never come back into use.
 
-use crate::backend::marker::INCARNATION_KEY;
+use crate::backend::marker::{FLEET_KEY, INCARNATION_KEY};
 use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::{self, Loss, State};
@@ -41,7 +41,12 @@ impl World {
             Event::Drained { worker, node } => assert!(self.undrained.remove(&(worker, node.0))),
             Event::Hint { node } => {
                 // A probe.
-                let empty = !self.nodes[node.index()].items.contains_key(INCARNATION_KEY.as_bytes());
+                let items = &self.nodes[node.index()].items;
+                let empty = !items.contains_key(INCARNATION_KEY.as_bytes());
+                if let Some(mark) = self.mark.as_ref().filter(|_| !empty && !items.contains_key(FLEET_KEY.as_bytes())) {
+                    let again = mark.to_string();
+                    self.nodes[node.index()].put(FLEET_KEY, &again);
+                }
                 if self.process[node.index()] == Process::Dead {
                     self.lost(node, Reason::Refused, Loss::Suspected, true);
                 } else if empty {
@@ -49,6 +54,8 @@ impl World {
                 }
             }
             Event::Settled { settlement, .. } => self.settled(settlement),
+            // (The process ends.)
+            Event::Marked { .. } => {}
             Event::Connected { .. } => panic!("no script asks who is connected"),
             Event::Ask { .. } => panic!("no script asks"),
         }

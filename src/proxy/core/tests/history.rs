@@ -125,6 +125,14 @@ impl History {
         adoption.told = Some((self.clock, "STORED".to_owned()));
     }
 
+    /// A client of another proxy reads the key, all at once.
+    pub(super) fn reads_elsewhere(&mut self, value: Option<&str>) {
+        let words = value.map_or("END".to_owned(), |v| format!("VALUE {KEY} 0 {}\r\n{v}\r\nEND", v.len()));
+        let (asked, told) = (self.clock + 1, Some((self.clock + 2, words)));
+        self.clock += 2;
+        self.entries.push(Entry { client: ADOPTION - 1, req: Req::Get, token: 0, asked, told, given: 0 });
+    }
+
     /// Clients that may send.
     pub(super) fn ready(&self) -> impl Iterator<Item = usize> + '_ {
         let may = |c: &Client| c.sent < c.program.len() && (self.pipelined || c.sent == c.answered);

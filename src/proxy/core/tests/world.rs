@@ -11,10 +11,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
 
-use crate::backend::marker::INCARNATION_KEY;
+use crate::backend::marker::{FLEET_KEY, INCARNATION_KEY};
 use crate::ids::{Epoch, Place, Term};
 use crate::keys::Recopy;
 use crate::pair::{self, Gate, Loss, Pair, State};
+use crate::protocol::mark::FleetMark;
 use crate::ring::Distribution;
 use crate::testing::digest::Digest;
 
@@ -59,6 +60,10 @@ pub(super) enum Fault {
     Unsure(usize),
     /// A stranger says `flush_all`: the memory is gone, connections and the count of cas ids stay.
     Flush(usize),
+    /// The fleet's mark is evicted, the memory stays.
+    EvictMark(usize),
+    /// Another proxy takes this one's place, marks both nodes, and serves the key from the second.
+    Replace,
     /// The target's resync is cancelled, then it hangs.
     CancelThenHang(usize),
 }
@@ -169,6 +174,8 @@ pub(super) struct World {
     pub(super) diverged: bool,
     /// The copies differed from the start, and nobody knows until a write notices.
     pub(super) unequal: bool,
+    /// Of the fleet that this proxy is one of.
+    pub(super) mark: Option<FleetMark>,
     /// What each client was told, by worker and place.
     pub(super) told: std::collections::BTreeMap<(usize, ClientId), String>,
 }
@@ -227,6 +234,7 @@ impl World {
             barrier: true,
             diverged: false,
             unequal: false,
+            mark: None,
             told: std::collections::BTreeMap::new(),
         };
         for (at, node) in world.nodes.iter_mut().enumerate() {
@@ -261,6 +269,17 @@ impl World {
         world.run();
         assert_eq!((world.pair.state(), world.pair.gate()), (state, Gate::Open));
         world
+    }
+
+    /// Its writes are told of behind the fleet's mark, which both nodes have.
+    pub(super) fn prove_writes(&mut self, mark: FleetMark) {
+        for node in &mut self.nodes {
+            node.put(FLEET_KEY, &mark.to_string());
+        }
+        for core in &mut self.cores {
+            core.prove_writes(mark.clone());
+        }
+        self.mark = Some(mark);
     }
 
     /// Takes the first choice until only clients, copies and faults are left.
@@ -491,6 +510,18 @@ impl World {
             }
             Fault::Unsure(node) => self.nodes[node].put(INCARNATION_KEY, UNSURE),
             Fault::Flush(node) => self.nodes[node].items.clear(),
+            Fault::EvictMark(node) => {
+                self.nodes[node].items.remove(FLEET_KEY.as_bytes());
+            }
+            Fault::Replace => {
+                for node in &mut self.nodes {
+                    node.put(FLEET_KEY, &super::marks::mark(8).to_string());
+                }
+                let there = self.nodes[1].items.get(KEY.as_bytes());
+                let there = there.map(|item| String::from_utf8(item.value.clone()).unwrap());
+                self.history.reads_elsewhere(there.as_deref());
+                self.nodes[0].items.remove(KEY.as_bytes());
+            }
             Fault::CancelThenHang(node) => {
                 self.copier = None;
                 self.apply(pair::Event::ResyncEnded(Reason::Cancelled));
