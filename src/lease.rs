@@ -5,8 +5,11 @@
 //! ends. Commands sent before may have been executed; their answers are in the socket, and count if
 //! no other proxy was active meanwhile.
 
+#[cfg(debug_assertions)]
+mod hook;
 mod pulse;
 
+use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -27,7 +30,10 @@ impl Boot {
     /// This moment.
     pub fn now() -> Boot {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Boot(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
+        let now = Boot(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000);
+        #[cfg(debug_assertions)]
+        let now = hook::clock(now);
+        now
     }
 
     /// So many microseconds later.
@@ -104,6 +110,14 @@ pub fn is_over() -> bool {
 #[inline]
 pub(crate) fn pass() {
     OWN.pass();
+}
+
+/// Between [`pass`] and the sending: here a test can stop the process.
+#[inline]
+pub(crate) fn about_to_send(slices: &[IoSlice<'_>]) {
+    #[cfg(debug_assertions)]
+    hook::before_sending(slices);
+    let _ = slices;
 }
 
 #[cfg(test)]

@@ -508,7 +508,9 @@ pub(super) fn poll_write(stream: &mut NodeStream, out: &mut OutQueue, cx: &mut C
     lease::pass();
     let stream = Pin::new(stream);
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let n = match out.slices(&mut slices) {
+    let count = out.slices(&mut slices);
+    lease::about_to_send(&slices[..count]);
+    let n = match count {
         0 => return Poll::Ready(Ok(0)),
         count if count > 1 && stream.is_write_vectored() => ready!(stream.poll_write_vectored(cx, &slices[..count]))?,
         _ => ready!(stream.poll_write(cx, &slices[0]))?,

@@ -7,118 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::fleet::{FENCED, LEASE, args, get, shown};
 use crate::support::port::Port;
-use crate::support::{
-    Client, DEADLINE, Etcd, Failure, Memcached, Proxy, Rng, Stored, compare_rings, duration_or, read_ring, seed,
-    wait_until,
-};
-
-/// Ends so whoever was replaced: to be started again.
-const FENCED: i32 = 75;
-
-/// Long enough for a machine that has too much to do.
-const LEASE: &str = "2s";
-
-/// The fields' order is the order of dropping: proxies go first.
-struct Fleet {
-    proxies: Vec<Proxy>,
-    primaries: Vec<Memcached>,
-    backups: Vec<Memcached>,
-    _dir: Option<tempfile::TempDir>,
-}
-
-fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &[&str]) -> Vec<String> {
-    let mut args: Vec<String> = ["--timeout", "250ms", "--probe-interval", "50ms", "--threads", "1"]
-        .into_iter()
-        .chain(["--coordinate", fleet])
-        .chain(if more.contains(&"--lease") { [].as_slice() } else { &["--lease", LEASE] }.iter().copied())
-        .chain(more.iter().copied())
-        .map(str::to_owned)
-        .collect();
-    for (flag, nodes) in [("-s", primaries), ("-b", backups)] {
-        args.extend(nodes.iter().flat_map(|node| [flag.to_owned(), node.known_as()]));
-    }
-    args
-}
-
-impl Fleet {
-    /// So many proxies that agree there, over one pair; one of them is active, and all are ready.
-    fn start(proxies: usize, fleet: &str) -> Fleet {
-        Fleet::start_with(proxies, fleet, &[])
-    }
-
-    fn start_with(proxies: usize, fleet: &str, more: &[&str]) -> Fleet {
-        Fleet::start_each(fleet, &vec![more; proxies])
-    }
-
-    /// Each with arguments of its own.
-    fn start_each(fleet: &str, each: &[&[&str]]) -> Fleet {
-        let (primaries, backups) = (vec![Memcached::start(&[])], vec![Memcached::start(&[])]);
-        let start = |more: &&[&str]| Proxy::start(&args(fleet, &primaries, &backups, more));
-        let proxies = each.iter().map(start).collect();
-        let fleet = Fleet { proxies, primaries, backups, _dir: None };
-        fleet.all_ready();
-        fleet
-    }
-
-    /// By a file.
-    fn by_file(proxies: usize) -> Fleet {
-        Fleet::by_file_with(proxies, &[])
-    }
-
-    fn by_file_with(proxies: usize, more: &[&str]) -> Fleet {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let fleet = Fleet::start_with(proxies, &format!("file:{}", dir.path().join("fleet").display()), more);
-        Fleet { _dir: Some(dir), ..fleet }
-    }
-
-    fn all_ready(&self) {
-        for proxy in &self.proxies {
-            wait_until("a proxy is ready", DEADLINE, || shown(proxy, "ready") == "1");
-        }
-    }
-
-    fn find_active(&self) -> Option<usize> {
-        (0..self.proxies.len()).find(|&i| shown(&self.proxies[i], "role") == "active")
-    }
-
-    fn active(&self) -> usize {
-        let mut found = None;
-        wait_until("a proxy is active", DEADLINE, || {
-            found = self.find_active();
-            found.is_some()
-        });
-        found.expect("waited for")
-    }
-
-    /// One that is not.
-    fn standby(&self) -> &Proxy {
-        let active = self.active();
-        &self.proxies[(active + 1) % self.proxies.len()]
-    }
-
-    fn mirrored(&self) {
-        self.proxies[self.active()].wait_mirrored(DEADLINE);
-    }
-
-    fn copies_are_equal(&self) {
-        let different = compare_rings(&read_ring(&self.primaries), &read_ring(&self.backups));
-        assert!(different.is_empty(), "the copies differ: {different:#?}");
-    }
-}
-
-/// A line of `stats proxy`; empty where the proxy does not answer.
-fn shown(proxy: &Proxy, name: &str) -> String {
-    let Ok(mut client) = Client::try_connect(&proxy.addr()) else { return String::new() };
-    client.set_deadline(Duration::from_millis(500));
-    let lines = client.stats("proxy").unwrap_or_default();
-    let name = format!("proxy:{name}");
-    lines.into_iter().find(|(n, _)| *n == name).map_or(String::new(), |(_, value)| value)
-}
-
-fn get(client: &mut Client, key: &str) -> Option<String> {
-    client.get(key).expect("get").map(|item| String::from_utf8(item.value).expect("a text"))
-}
+use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Proxy, Rng, Stored, duration_or, seed, wait_until};
 
 #[test]
 fn every_command_goes_through_every_door_in_the_order_of_its_client() {
@@ -192,6 +83,48 @@ fn the_next_proxy_takes_the_place_of_one_that_is_killed_and_its_clients_stay() {
     assert_eq!(shown(&fleet.proxies[active], "role"), "standby");
 }
 
+/// A counter, a lock and a value behind cas tokens, which clients of all doors have in common.
+struct Shared {
+    counter: String,
+    lock: String,
+    value: String,
+    counted: AtomicU64,
+    changed: AtomicU64,
+    held: AtomicBool,
+}
+
+impl Shared {
+    fn new(round: u32, client: &mut Client) -> Shared {
+        let [counter, lock, value] = ["counter", "lock", "value"].map(|name| format!("{name}:{round}"));
+        for key in [&counter, &value] {
+            assert_eq!(client.set(key, b"0"), Ok(Stored::Stored));
+        }
+        let (counted, changed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Shared { counter, lock, value, counted, changed, held: AtomicBool::new(false) }
+    }
+
+    fn turn(&self, client: &mut Client) {
+        assert!(matches!(client.incr(&self.counter, 1), Ok(Some(_))));
+        self.counted.fetch_add(1, Ordering::SeqCst);
+        if client.store("add", &self.lock, 0, 0, b"1") == Ok(Stored::Stored) {
+            assert!(!self.held.swap(true, Ordering::SeqCst), "two clients have the lock");
+            self.held.store(false, Ordering::SeqCst);
+            assert_eq!(client.delete(&self.lock), Ok(true));
+        }
+        let item = client.gets(&self.value).expect("gets").expect("it is there");
+        let next = String::from_utf8(item.value).expect("a text").parse::<u64>().expect("a number") + 1;
+        match client.cas(&self.value, 0, 0, next.to_string().as_bytes(), item.cas.expect("a token")) {
+            Ok(Stored::Stored) => drop(self.changed.fetch_add(1, Ordering::SeqCst)),
+            other => assert_eq!(other, Ok(Stored::Exists)),
+        }
+    }
+
+    fn adds_up(&self, client: &mut Client) {
+        let all = [&self.counted, &self.changed].map(|count| Some(count.load(Ordering::SeqCst).to_string()));
+        assert_eq!([&self.counter, &self.value].map(|key| get(client, key)), all);
+    }
+}
+
 #[test]
 fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
     let etcd = Etcd::start();
@@ -202,9 +135,10 @@ fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
         let others: Vec<String> = (0..3).filter(|&i| i != active).map(|i| fleet.proxies[i].addr()).collect();
         let over = AtomicBool::new(false);
         let done = AtomicU64::new(0);
+        let shared = Shared::new(round, &mut fleet.proxies[active].client());
         std::thread::scope(|scope| {
             for (n, addr) in others.iter().cycle().take(6).enumerate() {
-                let (over, done) = (&over, &done);
+                let (over, done, shared) = (&over, &done, &shared);
                 scope.spawn(move || {
                     let mut client = Client::connect(addr);
                     let key = format!("planned:{round}:{n}");
@@ -213,6 +147,7 @@ fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
                     while !over.load(Ordering::SeqCst) {
                         count += 1;
                         assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key} on {addr}");
+                        shared.turn(&mut client);
                         done.fetch_add(1, Ordering::SeqCst);
                     }
                 });
@@ -228,6 +163,7 @@ fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
             over.store(true, Ordering::SeqCst);
         });
         let next = fleet.active();
+        shared.adds_up(&mut fleet.proxies[next].client());
         fleet.mirrored();
         let log = fleet.proxies[next].log();
         assert!(!log.contains("resync begins"), "round {round}: copies were compared:\n{log}");

@@ -18,6 +18,7 @@ mod expiry;
 mod failover;
 mod faults;
 mod fleet;
+mod fleet_faults;
 mod judge_selftest;
 mod log;
 #[path = "../../src/testing/memcached/mod.rs"]

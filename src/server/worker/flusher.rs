@@ -300,7 +300,11 @@ impl Shell {
         // A broken connection is found by its reader.
         match (&mut io.stream, &mut self.uring) {
             (NodeSocket::Stream(stream), _) => {
-                if write_out(out, |slices| Pin::new(&mut *stream).poll_write_vectored(cx, slices)).is_pending() {
+                let write = |slices: &[IoSlice<'_>]| {
+                    lease::about_to_send(slices);
+                    Pin::new(&mut *stream).poll_write_vectored(cx, slices)
+                };
+                if write_out(out, write).is_pending() {
                     self.core.handle_conn_blocked(at);
                     self.blocked_conns.push(at);
                 }

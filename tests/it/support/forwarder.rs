@@ -58,7 +58,11 @@ pub struct Forwarder {
 
 impl Forwarder {
     pub fn start(node: String) -> Forwarder {
-        let port = Port::reserve();
+        Forwarder::start_at([127, 0, 0, 1], Port::reserve(), node)
+    }
+
+    /// On an address of this machine's own.
+    pub fn start_at(host: [u8; 4], port: Port, node: String) -> Forwarder {
         let state = State {
             hold: Hold::Nothing,
             held_below: u64::MAX,
@@ -68,7 +72,7 @@ impl Forwarder {
             connections: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let own = SocketAddr::from(([127, 0, 0, 1], port.number));
+        let own = SocketAddr::from((host, port.number));
         let mut listener = Some(listen(own));
         let moved = shared.clone();
         std::thread::spawn(move || {

@@ -77,6 +77,11 @@ impl Memcached {
         self.port.number
     }
 
+    /// The same, kept also by whoever listens on it at another address.
+    pub fn reserved(&self) -> Port {
+        self.port.clone()
+    }
+
     /// From now on [`Self::known_as`] is a forwarder's address.
     pub fn forwarded(mut self) -> Memcached {
         self.forwarder = Some(Forwarder::start(self.addr()));

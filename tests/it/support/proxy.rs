@@ -20,6 +20,8 @@ pub struct Proxy {
     pub args: Vec<String>,
     /// What `/etc/hosts` is for it.
     hosts: Option<PathBuf>,
+    /// Of its environment.
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 /// What `resync status` said.
@@ -97,26 +99,36 @@ impl Proxy {
     /// As [`Self::start`]; with `hosts` in the place of its `/etc/hosts`, which takes a mount
     /// namespace of its own.
     pub fn start_with(args: &[String], hosts: Option<PathBuf>) -> Proxy {
-        let mut proxy = Proxy::spawned(args, hosts);
+        let mut proxy = Proxy::absent(args, hosts);
+        proxy.spawn();
         proxy.wait_listening(Duration::from_secs(20));
         proxy
     }
 
-    fn spawned(args: &[String], hosts: Option<PathBuf>) -> Proxy {
-        let mut proxy = Proxy {
+    /// As [`Self::start`]; with these variables in its environment.
+    pub fn start_where(args: &[String], variables: Vec<(&'static str, PathBuf)>) -> Proxy {
+        let mut proxy = Proxy::absent(args, None);
+        proxy.variables = variables;
+        proxy.spawn();
+        proxy.wait_listening(Duration::from_secs(20));
+        proxy
+    }
+
+    fn absent(args: &[String], hosts: Option<PathBuf>) -> Proxy {
+        Proxy {
             port: Port::reserve(),
             child: None,
             log: tempfile::NamedTempFile::new().expect("temporary file"),
             args: args.to_vec(),
             hosts,
-        };
-        proxy.spawn();
-        proxy
+            variables: Vec::new(),
+        }
     }
 
     /// As [`Self::start`] of one that will serve nobody: waits until it takes connections.
     pub fn start_unready(args: &[String]) -> Proxy {
-        let proxy = Proxy::spawned(args, None);
+        let mut proxy = Proxy::absent(args, None);
+        proxy.spawn();
         wait_until("resilver takes connections", super::DEADLINE, || Client::try_connect(&proxy.addr()).is_ok());
         proxy
     }
@@ -139,6 +151,7 @@ impl Proxy {
         };
         // Tests read the log as it is by default.
         command.env_remove("RUST_LOG");
+        command.envs(self.variables.iter().cloned());
         command.args(["-l", "127.0.0.1", "-p", &self.port.number.to_string()]);
         if let Some(mode) = std::env::var_os("RESILVER_TEST_IO_URING") {
             command.arg("--io-uring").arg(mode);
