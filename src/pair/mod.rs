@@ -26,168 +26,14 @@
 
 mod fill;
 mod rest;
-
-use std::fmt;
+mod state;
 
 use crate::ids::{Epoch, Place, Term};
 use crate::rules::{Rule, holds};
 
 pub use fill::{CutOff, Fill, FillEffect, FillEvent, Plan, Word};
 pub use rest::Kept;
-
-/// Why a node or pair is where it is. One word for log, metrics and `stats`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Reason {
-    /// Nothing is wrong.
-    None,
-    /// The proxy has just started. Of a node: it has not been heard of yet. Of a pair: what its
-    /// nodes held then did not show that both copies are equal.
-    Starting,
-    /// The node's process refuses connections.
-    Refused,
-    /// A connection broke with requests unanswered.
-    Reset,
-    /// The node did not answer in time.
-    Timeout,
-    /// Its name never resolved: nobody knows where it is.
-    Unresolved,
-    /// Its name leads to another address now, so to another server.
-    Moved,
-    /// The node answered something that is not memcached's protocol, or not the answer to the
-    /// question.
-    Protocol,
-    /// The marker is gone from a live node: so is its memory.
-    MarkerLost,
-    /// The node holds the marker of an earlier time: it missed writes.
-    MarkerStale,
-    /// The node came back without anything in it.
-    Empty,
-    /// The operator asked for it.
-    Operator,
-    /// A resync stopped before its end.
-    ResyncFailed,
-    /// A resync was cancelled by the operator.
-    Cancelled,
-    /// A node cannot list its keys. The leader: its follower is filled from the reads that pass
-    /// through, and stays a follower. The follower: what it may hold cannot be purged, so it is not
-    /// refilled.
-    CannotEnumerate,
-    /// Another proxy works on the same node: nobody is promoted before its session ends.
-    ForeignSession,
-    /// The former active proxy of the fleet is not known to be gone. No pair's own reason.
-    FormerActive,
-    /// The node is recorded as having missed writes, and the one that has them does not answer.
-    StaleAlone,
-    /// Items are known to have one copy: the other server refused them, or evicted some while it
-    /// was filled. No pair's own reason.
-    CopiesMissing,
-    /// What the pair is now is being recorded on its nodes. No pair's own reason.
-    Recording,
-    /// `--resync=off`: servers are taken at their word, so nothing is known of what they hold. No
-    /// pair's own reason.
-    ResyncOff,
-    /// The pair has one node. No pair's own reason.
-    NoBackup,
-}
-
-impl Reason {
-    /// The word shown in log, metrics and `stats`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Reason::None => "none",
-            Reason::Starting => "starting",
-            Reason::Refused => "refused",
-            Reason::Reset => "reset",
-            Reason::Timeout => "timeout",
-            Reason::Unresolved => "unresolved",
-            Reason::Moved => "moved",
-            Reason::Protocol => "protocol",
-            Reason::MarkerLost => "marker_lost",
-            Reason::MarkerStale => "marker_stale",
-            Reason::Empty => "empty",
-            Reason::Operator => "operator",
-            Reason::ResyncFailed => "resync_failed",
-            Reason::Cancelled => "cancelled",
-            Reason::CannotEnumerate => "cannot_enumerate",
-            Reason::ForeignSession => "foreign_session",
-            Reason::FormerActive => "former_active",
-            Reason::StaleAlone => "stale_alone",
-            Reason::CopiesMissing => "copies_missing",
-            Reason::Recording => "recording",
-            Reason::ResyncOff => "resync_off",
-            Reason::NoBackup => "no_backup",
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-/// Where a pair is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum State {
-    /// Leader (the primary) and follower hold the same items.
-    Mirrored,
-    /// One node leads alone; the other is lost, or not trusted yet.
-    Degraded {
-        /// Who leads.
-        leader: Place,
-    },
-    /// One node leads, the other is being filled from it.
-    Recovering {
-        /// Who leads.
-        leader: Place,
-    },
-    /// Nobody leads: requests are refused at once, with the cause.
-    Dark {
-        /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is
-        /// known to be in sync.
-        in_sync: Option<Place>,
-        /// A follower that was being filled when its leader was lost: a verified part of the items,
-        /// nothing unverified. It leads if the leader's memory proves gone; while another proxy
-        /// works on the nodes, not before that one has stopped.
-        fallback: Option<Place>,
-    },
-}
-
-impl State {
-    /// The word shown in log, metrics and `stats`.
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Mirrored => "mirrored",
-            State::Degraded { .. } => "degraded",
-            State::Recovering { .. } => "recovering",
-            State::Dark { .. } => "dark",
-        }
-    }
-
-    /// Whether the keys that are known to differ between the two nodes stay all that differ, when
-    /// this state is followed by `next`.
-    ///
-    /// Not where a pair ends its darkness with another leader: whoever leads now was emptied, or
-    /// holds a part, and the node whose memory counted as gone may yet come back with it.
-    pub fn keeps_difference(self, next: State) -> bool {
-        match (self, next) {
-            (State::Dark { in_sync: last, .. }, State::Degraded { leader }) => last == Some(leader),
-            // The same in two steps, while another proxy works on the nodes: a follower that holds
-            // a part is to lead.
-            (State::Dark { in_sync: last, .. }, State::Dark { in_sync: next @ Some(_), .. }) => last == next,
-            _ => true,
-        }
-    }
-
-    /// Who leads, if anyone does.
-    pub fn leader(self) -> Option<Place> {
-        match self {
-            State::Mirrored => Some(Place::Primary),
-            State::Degraded { leader } | State::Recovering { leader } => Some(leader),
-            State::Dark { .. } => None,
-        }
-    }
-}
+pub use state::{Reason, State, legal};
 
 /// Whether requests of the pair flow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -400,73 +246,14 @@ impl Pair {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         assert!(self.can_come(event), "{event:?} cannot come: {self:?}");
         match event {
-            Event::Start(state, reason) => {
-                self.edge(state, if state == State::Mirrored { Reason::None } else { reason }, None)
-            }
+            Event::Start(State::Mirrored, _) => self.edge(State::Mirrored, Reason::None, None),
+            Event::Start(state, reason) => self.edge(state, reason, None),
             Event::Lost(place, loss, reason) => self.lost(place, loss, reason),
-            Event::BackSame(place) => match self.state {
-                State::Dark { in_sync: Some(p), .. } if p == place => {
-                    self.edge(State::Degraded { leader: place }, self.reason, None)
-                }
-                // It missed writes, or nothing: the other one is in sync, or both are, or a refill
-                // is at work.
-                State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => {
-                    self.ignored()
-                }
-            },
-            Event::Purged(place) => match self.state {
-                State::Dark { in_sync: None, .. } if !self.foreign => {
-                    self.edge(State::Degraded { leader: place }, self.reason, None)
-                }
-                // A full copy is awaited, or leads; or nobody is promoted.
-                State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => {
-                    self.ignored()
-                }
-            },
-            Event::BeginRecovery => match (self.state, self.gate) {
-                (State::Degraded { leader }, Gate::Open) => {
-                    // This try may find what the last one did not.
-                    let stale = self.reason == Reason::CannotEnumerate;
-                    let reason = if stale { Reason::ResyncFailed } else { self.reason };
-                    self.edge(State::Recovering { leader }, reason, None)
-                }
-                // It adopts, and was never alone.
-                (State::Recovering { .. }, _) => self.ignored(),
-                // An edge has overtaken the purge: the job is told by the state that it finds.
-                (State::Degraded { .. }, Gate::Closing | Gate::Recording | Gate::Draining)
-                | (State::Mirrored | State::Dark { .. }, _) => self.ignored(),
-            },
-            Event::HandBack => match (self.state, self.gate) {
-                (State::Recovering { .. }, Gate::Open) if !self.foreign && !holds(Rule::GateClosedAtHandBack) => {
-                    self.gate = Gate::Draining;
-                    vec![Effect::FinishCopies]
-                }
-                (State::Recovering { .. }, Gate::Open) if !self.foreign => {
-                    self.gate = Gate::Closing;
-                    self.handing_back = true;
-                    vec![Effect::Close { void: None }]
-                }
-                // Not now: the job asks again, or its pair has an edge that ends it.
-                (State::Recovering { .. } | State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => {
-                    self.ignored()
-                }
-            },
-            Event::Drained(clean) => match (self.state, self.gate) {
-                (State::Recovering { leader }, Gate::Draining) => {
-                    self.handing_back = false;
-                    if clean && !self.foreign {
-                        self.advance(State::Mirrored, Reason::None);
-                        self.gate = Gate::Recording;
-                        vec![Effect::RecordSync { follower: leader.other() }]
-                    } else {
-                        self.gate = Gate::Open;
-                        vec![Effect::Open]
-                    }
-                }
-                // An edge, or a flush, has taken the gate meanwhile.
-                (State::Recovering { .. }, Gate::Open | Gate::Closing | Gate::Recording)
-                | (State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => self.ignored(),
-            },
+            Event::BackSame(place) => self.back_same(place),
+            Event::Purged(place) => self.purged(place),
+            Event::BeginRecovery => self.begin_recovery(),
+            Event::HandBack => self.hand_back(),
+            Event::Drained(clean) => self.drained(clean),
             Event::CannotEnumerate => {
                 if matches!(self.state, State::Degraded { .. } | State::Recovering { .. }) {
                     self.reason = Reason::CannotEnumerate;
@@ -491,49 +278,11 @@ impl Pair {
                 self.gate = Gate::Open;
                 vec![Effect::Open]
             }
-            Event::Flushed => {
-                if let State::Dark { .. } = self.state {
-                    // Whoever is away holds items that the flush has ended: nobody is in sync any
-                    // more, and a record that says so is later than the one on that node.
-                    self.state = State::Dark { in_sync: None, fallback: None };
-                    self.epoch = Epoch(self.epoch.0 + 1);
-                }
-                vec![]
-            }
-            Event::TakenBack(place) => match self.state {
-                State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
-                State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
-                // It leads, and was lost for less than its return took; or it follows; or it was
-                // waited for as the source of a refill that the operator ordered.
-                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
-            },
-            Event::Foreign(foreign) => {
-                let ended = self.foreign && !foreign;
-                self.foreign = foreign;
-                match self.state {
-                    // Two proxies wrote the same keys in an order of their own each: the copies may
-                    // differ.
-                    State::Mirrored if ended => {
-                        self.edge(State::Degraded { leader: Place::Primary }, Reason::ForeignSession, None)
-                    }
-                    State::Mirrored if foreign => {
-                        self.reason = Reason::ForeignSession;
-                        vec![]
-                    }
-                    // The flag alone counts.
-                    State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => vec![],
-                }
-            }
+            Event::Flushed => self.flushed(),
+            Event::TakenBack(place) => self.taken_back(place),
+            Event::Foreign(foreign) => self.set_foreign(foreign),
             Event::Promote(place) => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
-            Event::Distrust(place) => match self.state {
-                State::Mirrored if !self.foreign => {
-                    self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
-                }
-                // It is to be filled already, or is all that is left; or nobody is promoted.
-                State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => {
-                    self.ignored()
-                }
-            },
+            Event::Distrust(place) => self.distrust(place),
         }
     }
 
@@ -559,6 +308,127 @@ impl Pair {
     /// The event is late, or asks for what is not to be done: nothing changes, and nobody is told.
     fn ignored(&self) -> Vec<Effect> {
         vec![]
+    }
+
+    fn back_same(&mut self, place: Place) -> Vec<Effect> {
+        match self.state {
+            State::Dark { in_sync: Some(p), .. } if p == place => {
+                self.edge(State::Degraded { leader: place }, self.reason, None)
+            }
+            // It missed writes, or nothing: the other one is in sync, or both are, or a refill is
+            // at work.
+            State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
+        }
+    }
+
+    fn purged(&mut self, place: Place) -> Vec<Effect> {
+        match self.state {
+            State::Dark { in_sync: None, .. } if !self.foreign => {
+                self.edge(State::Degraded { leader: place }, self.reason, None)
+            }
+            // A full copy is awaited, or leads; or nobody is promoted.
+            State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
+        }
+    }
+
+    fn begin_recovery(&mut self) -> Vec<Effect> {
+        match (self.state, self.gate) {
+            (State::Degraded { leader }, Gate::Open) => {
+                // This try may find what the last one did not.
+                let stale = self.reason == Reason::CannotEnumerate;
+                let reason = if stale { Reason::ResyncFailed } else { self.reason };
+                self.edge(State::Recovering { leader }, reason, None)
+            }
+            // It adopts, and was never alone.
+            (State::Recovering { .. }, _) => self.ignored(),
+            // An edge has overtaken the purge: the job is told by the state that it finds.
+            (State::Degraded { .. }, Gate::Closing | Gate::Recording | Gate::Draining)
+            | (State::Mirrored | State::Dark { .. }, _) => self.ignored(),
+        }
+    }
+
+    fn hand_back(&mut self) -> Vec<Effect> {
+        match (self.state, self.gate) {
+            (State::Recovering { .. }, Gate::Open) if !self.foreign && !holds(Rule::GateClosedAtHandBack) => {
+                self.gate = Gate::Draining;
+                vec![Effect::FinishCopies]
+            }
+            (State::Recovering { .. }, Gate::Open) if !self.foreign => {
+                self.gate = Gate::Closing;
+                self.handing_back = true;
+                vec![Effect::Close { void: None }]
+            }
+            // Not now: the job asks again, or its pair has an edge that ends it.
+            (State::Recovering { .. } | State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => {
+                self.ignored()
+            }
+        }
+    }
+
+    fn drained(&mut self, clean: bool) -> Vec<Effect> {
+        match (self.state, self.gate) {
+            (State::Recovering { leader }, Gate::Draining) => {
+                self.handing_back = false;
+                if clean && !self.foreign {
+                    self.advance(State::Mirrored, Reason::None);
+                    self.gate = Gate::Recording;
+                    vec![Effect::RecordSync { follower: leader.other() }]
+                } else {
+                    self.gate = Gate::Open;
+                    vec![Effect::Open]
+                }
+            }
+            // An edge, or a flush, has taken the gate meanwhile.
+            (State::Recovering { .. }, Gate::Open | Gate::Closing | Gate::Recording)
+            | (State::Mirrored | State::Degraded { .. } | State::Dark { .. }, _) => self.ignored(),
+        }
+    }
+
+    fn flushed(&mut self) -> Vec<Effect> {
+        if let State::Dark { .. } = self.state {
+            // Whoever is away holds items that the flush has ended: nobody is in sync any more, and
+            // a record that says so is later than the one on that node.
+            self.state = State::Dark { in_sync: None, fallback: None };
+            self.epoch = Epoch(self.epoch.0 + 1);
+        }
+        vec![]
+    }
+
+    fn taken_back(&mut self, place: Place) -> Vec<Effect> {
+        match self.state {
+            State::Degraded { leader } if leader != place => self.edge(State::Mirrored, Reason::None, None),
+            State::Dark { .. } => self.edge(State::Degraded { leader: place }, self.reason, None),
+            // It leads, and was lost for less than its return took; or it follows; or it was waited
+            // for as the source of a refill that the operator ordered.
+            State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
+        }
+    }
+
+    fn set_foreign(&mut self, foreign: bool) -> Vec<Effect> {
+        let ended = self.foreign && !foreign;
+        self.foreign = foreign;
+        match self.state {
+            // Two proxies wrote the same keys in an order of their own each: the copies may differ.
+            State::Mirrored if ended => {
+                self.edge(State::Degraded { leader: Place::Primary }, Reason::ForeignSession, None)
+            }
+            State::Mirrored if foreign => {
+                self.reason = Reason::ForeignSession;
+                vec![]
+            }
+            // The flag alone counts.
+            State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => vec![],
+        }
+    }
+
+    fn distrust(&mut self, place: Place) -> Vec<Effect> {
+        match self.state {
+            State::Mirrored if !self.foreign => {
+                self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
+            }
+            // It is to be filled already, or is all that is left; or nobody is promoted.
+            State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => self.ignored(),
+        }
     }
 
     fn lost(&mut self, place: Place, loss: Loss, reason: Reason) -> Vec<Effect> {
@@ -676,27 +546,6 @@ impl Pair {
                 vec![Effect::Open]
             }
         }
-    }
-}
-
-/// The arrows of the diagram at the head of this file.
-pub fn legal(from: State, to: State) -> bool {
-    use State::{Dark, Degraded, Mirrored, Recovering};
-    match (from, to) {
-        (Mirrored, Degraded { .. }) => true,
-        // Only while another proxy works on the nodes.
-        (Mirrored, Dark { in_sync: Some(_), .. }) => true,
-        (Degraded { leader: a }, Recovering { leader: b }) => a == b,
-        (Degraded { leader }, Dark { in_sync, .. }) => in_sync.is_none_or(|p| p == leader),
-        (Recovering { leader: a }, Degraded { leader: b }) => a == b,
-        (Recovering { leader }, Dark { in_sync, .. }) => in_sync == Some(leader),
-        (Recovering { .. }, Mirrored) => true,
-        // Only with `--resync=off`.
-        (Degraded { .. }, Mirrored) => true,
-        // From the start every state may follow, by the start-up table; later on Dark ends with one
-        // node alone.
-        (Dark { .. }, _) => true,
-        _ => false,
     }
 }
 

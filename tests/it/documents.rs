@@ -410,13 +410,13 @@ fn operating_explains_every_state_and_reason() {
     let explained = |heading: &str| -> BTreeSet<String> {
         first_cells(&section(&text, heading)).into_iter().flat_map(code_spans).map(str::to_owned).collect()
     };
-    let reasons = arm_words("src/pair/mod.rs", "Reason::");
+    let reasons = arm_words("src/pair/state.rs", "Reason::");
     assert!(reasons.len() > 10, "{reasons:?}");
     assert_eq!(reasons, explained("## Reasons"), "reasons: left in the code, right in docs/operating.md");
     let summary = read("src/cluster/summary.rs");
     let quoted = |body: &str| -> BTreeSet<String> { body.split('"').skip(1).step_by(2).map(str::to_owned).collect() };
     let states = quoted(summary.split("PAIR_WORDS: [&str; 5] = [").nth(1).unwrap().split(']').next().unwrap());
-    assert!(states.is_superset(&arm_words("src/pair/mod.rs", "State::")), "{states:?}");
+    assert!(states.is_superset(&arm_words("src/pair/state.rs", "State::")), "{states:?}");
     assert_eq!(states, explained("## States of a pair"), "states of a pair");
 
     let nodes = summary.split("impl NodeFacts").nth(1).unwrap();

@@ -289,11 +289,9 @@ fn both_copies_are_equal_or_the_followers_is_gone() {
 /// Without the remaining seconds, which pass.
 fn untimed(answer: &str) -> String {
     let is_time = |word: &&str| word.strip_prefix('t').is_some_and(|digits| digits.parse::<u64>().is_ok());
-    answer
-        .split(' ')
-        .map(|word| if is_time(&word.trim_end_matches("\r\n")) { "t" } else { word })
-        .collect::<Vec<_>>()
-        .join(" ")
+    let (line, value) = answer.split_once("\r\n").unwrap_or((answer, ""));
+    let words: Vec<&str> = line.split(' ').map(|word| if is_time(&word) { "t" } else { word }).collect();
+    format!("{}\r\n{value}", words.join(" "))
 }
 
 fn say(client: &mut Client, line: &str) -> String {

@@ -1,5 +1,7 @@
 //! The pair, and a shadow of what its two nodes hold, as an all-seeing observer would say.
 
+use std::fmt;
+
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 

@@ -43,15 +43,17 @@ mod pairs;
 mod proofs;
 mod repairs;
 mod replies;
+mod requests;
 mod starved;
 mod traces;
 
 pub use census::Connected;
-pub use clients::{Reading, Room, ToWrite, owner_of};
+pub use clients::{Reading, Room, ToWrite};
 use fences::Fences;
 pub use messages::{Adopted, Command, Event, LiveSettings, PeerMessage, Question, Settlement};
 use outbox::Outbox;
 use pairs::Pairs;
+pub use requests::owner_of;
 
 use crate::proxy::adds::Adds;
 use crate::proxy::clients::Clients;

@@ -1,0 +1,550 @@
+//! Requests: read from what clients send, and begun.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::ids::{WorkerId, is_reserved};
+use crate::protocol::key::may_be_named;
+use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Piece, Request, Style};
+use crate::proxy::client::{Access, Ended};
+use crate::proxy::handles::{ClientId, ClientKey};
+use crate::proxy::in_flight::{Begun, Held, Hold, Rest};
+use crate::proxy::memory::FREE;
+use crate::proxy::op::{self, Asker, Op, Origin, Wire};
+use crate::ring::Topology;
+use crate::stats::add;
+use crate::stats::requests::Asked;
+
+use super::messages::{Event, PeerMessage, Question};
+use super::{Core, Now};
+
+/// Up to this size the beginning of a request is copied out of the shared read block.
+const SMALL_PARTIAL: usize = 4096;
+
+const UNSHOWN: Refusal = Refusal::Client("this key has a line end in it, and me would show it as it is");
+
+const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
+
+const OPERATORS_ONLY: Refusal = Refusal::Client(
+    "operator commands (resync, node) are not taken here (--operator-commands off); say it on --admin-socket: resilver ask --proxy PATH …",
+);
+
+/// The worker through which all writes of a key go, of so many: whom the control plane tells to
+/// mend or adopt it.
+pub fn owner_of(key: &[u8], workers: u16) -> WorkerId {
+    owner_of_hash(Topology::key_hash(key), workers)
+}
+
+fn owner_of_hash(hash: u32, workers: u16) -> WorkerId {
+    WorkerId(((hash >> 16) % u32::from(workers)) as u16)
+}
+
+#[inline(always)]
+pub(super) fn begun(asked: Asked, now: Now) -> Begun {
+    Begun { asked, at_us: now.us as u32 }
+}
+
+/// Takes a request's bytes. All there are is the rule without pipelining; then nobody shares them.
+fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
+    if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
+}
+
+/// Keys of one get that are looked at, for what they conflict with, before others have their turn.
+const LOOKED_AT_PER_TURN: u32 = 4096;
+
+/// A key of a request.
+#[derive(Clone, Copy)]
+struct KeyAt {
+    /// Where it stands in the request's bytes.
+    place: (u32, u32),
+    hash: u32,
+}
+
+impl KeyAt {
+    /// `input`: what the request begins.
+    #[inline(always)]
+    fn new(input: &[u8], key: Range<usize>) -> KeyAt {
+        KeyAt { place: (key.start as u32, key.end as u32), hash: Topology::key_hash(&input[key]) }
+    }
+
+    /// `input`: what the request begins.
+    #[inline(always)]
+    fn of(input: &[u8], request: &Keyed) -> KeyAt {
+        let span = request.keys.span.clone();
+        if is_encoded(request.kind) { KeyAt::encoded(input, span) } else { KeyAt::new(input, span) }
+    }
+
+    /// One that stands there in base64, as it will stand in the place of that.
+    #[cold]
+    #[inline(never)]
+    fn encoded(input: &[u8], key: Range<usize>) -> KeyAt {
+        let Some(decoded) = Decoded::of(&input[key.clone()]) else { return KeyAt::new(input, key) };
+        let bytes = decoded.bytes();
+        let place = (key.start as u32, (key.start + bytes.len()) as u32);
+        KeyAt { place, hash: Topology::key_hash(bytes) }
+    }
+}
+
+/// Puts a key in the place of its base64.
+#[cold]
+#[inline(never)]
+fn decode_in_place(input: &mut [u8], key: Range<usize>) {
+    if let Some(decoded) = Decoded::of(&input[key.clone()]) {
+        let bytes = decoded.bytes();
+        input[key.start..key.start + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[inline(always)]
+fn is_encoded(kind: Kind) -> bool {
+    matches!(kind, Kind::Meta(meta) if meta.has(Flag::Binary))
+}
+
+impl Core {
+    pub(super) fn feed(&mut self, id: ClientId, chunk: BytesMut) {
+        match self.clients.get(id) {
+            Some(client) if client.access != Access::Full => self.feed_operator(id, chunk),
+            _ => self.feed_requests(id, chunk),
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.count_requests(&self.memory);
+            if client.finished && !client.stalled {
+                self.close_client(id, if self.last_turn { Ended::Shutdown } else { Ended::Left });
+            } else if (1..SMALL_PARTIAL).contains(&client.partial.len()) {
+                // The beginning of a request must not keep the whole shared read block alive.
+                client.partial = BytesMut::from(&client.partial[..]);
+            }
+        }
+    }
+
+    pub(super) fn feed_requests(&mut self, id: ClientId, mut chunk: BytesMut) {
+        loop {
+            let Some(client) = self.clients.get_mut(id) else { return };
+            if client.closing {
+                return;
+            }
+            if client.swallow > 0 {
+                let cut = client.swallow.min(chunk.len());
+                client.swallow -= cut;
+                bytes::Buf::advance(&mut chunk, cut);
+            }
+            if chunk.is_empty() {
+                // What waits for room is not forgotten because nothing waits behind it.
+                client.stalled = client.has_rest();
+                return;
+            }
+            if !client.has_room(&self.memory) {
+                client.stalled = true;
+                client.partial = chunk;
+                return;
+            }
+            if client.turn_is_over() && !self.last_turn {
+                client.stalled = true;
+                client.partial = chunk;
+                return self.outbox.resume(client, id);
+            }
+            if let Some(held) = client.take_held() {
+                if !self.begin_get(id, *held, &mut chunk) {
+                    return self.stall(id, chunk);
+                }
+                continue;
+            }
+            let parsed = match client.line() {
+                None => client.dialect.next(&chunk, &self.limits),
+                Some(line) => line.next(&chunk),
+            };
+            match parsed {
+                Parsed::Incomplete { need } => {
+                    // Of a line nobody knows how long it will be: room for it is asked for in
+                    // steps.
+                    let line = need == 0 && chunk.len() > FREE;
+                    let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
+                    (client.need, client.searched) = (need, chunk.len() as u32);
+                    if wanted > FREE {
+                        // A value has its own bound.
+                        let too_long = line && wanted > self.memory.receiving_max();
+                        if client.take_refusal() || too_long {
+                            match self.refuse_starved(id, &mut chunk) {
+                                true => continue,
+                                false => return self.stall(id, chunk),
+                            }
+                        }
+                        client.need = wanted;
+                        if !self.may_receive(id, wanted) {
+                            return self.stall(id, chunk);
+                        }
+                    }
+                    let client = &mut self.clients[id];
+                    client.need = need;
+                    if need > chunk.len() + SMALL_PARTIAL {
+                        // A large item: give it room of its own at once, so that its bytes are
+                        // copied no second time.
+                        let mut own = BytesMut::with_capacity(need);
+                        own.extend_from_slice(&chunk);
+                        chunk = own;
+                    }
+                    client.partial = chunk;
+                    return;
+                }
+                Parsed::Request { request, style, len } => {
+                    if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
+                        let client = client.generation;
+                        self.trace_request(client, &request, style, len);
+                    }
+                    let begun = match request {
+                        Request::Keyed(request) => self.begin_request(id, request, style, &mut chunk, len),
+                        Request::Admin(admin) => self.begin_keyless(id, admin, style, &mut chunk, len),
+                    };
+                    if !begun {
+                        return self.stall(id, chunk);
+                    }
+                }
+                Parsed::Piece(piece) => {
+                    let style = client.dialect.unasked();
+                    if !self.begin_piece(id, *piece, style, &mut chunk) {
+                        return self.stall(id, chunk);
+                    }
+                }
+                Parsed::TooLarge { request, style, len, swallow } => {
+                    if !self.begin_too_large(id, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
+                        return self.stall(id, chunk);
+                    }
+                    self.clients[id].swallow = swallow;
+                }
+                Parsed::Reject { reply, style, len, swallow, close } => {
+                    let said = reply.trim_ascii_end();
+                    tracing::debug!(client = client.generation, said = %String::from_utf8_lossy(said), "a request is refused");
+                    bytes::Buf::advance(&mut chunk, len);
+                    client.swallow = swallow;
+                    client.end_receiving();
+                    add(&self.stats.client_errors, 1);
+                    let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
+                    self.answer_at_once(id, style, len, Outcome::Own(words));
+                    if let Some(close) = close {
+                        self.close_client(id, Ended::Refused(close));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The request at the front of the input waits.
+    pub(super) fn stall(&mut self, id: ClientId, chunk: BytesMut) {
+        let client = &mut self.clients[id];
+        client.stalled = true;
+        client.partial = chunk;
+    }
+
+    /// Begins a request; `false` = it must wait for answers to earlier ones, and nothing was
+    /// consumed.
+    #[inline(always)]
+    fn begin_request(&mut self, id: ClientId, request: Keyed, style: Style, chunk: &mut BytesMut, len: usize) -> bool {
+        if request.keys.count > 1 {
+            let next = request.keys.span.start;
+            return self.begin_get(id, Held { request, style, len, next, piece: false, rest: None }, chunk);
+        }
+        let client = &mut self.clients[id];
+        let write = request.kind.is_write();
+        let key = KeyAt::of(chunk, &request);
+        if client.may_conflict(write) && client.conflicts(key.hash, write, &mut self.spare) {
+            client.hold(Hold::Key { hash: key.hash, write }, None);
+            return false;
+        }
+        if is_encoded(request.kind) {
+            decode_in_place(chunk, request.keys.span.clone());
+        }
+        let raw = take_front(chunk, len);
+        let slot = client.open_slot(1, false, (style, begun(Asked::of(request.kind), self.now)), len, &mut self.spare);
+        self.begin_key(id, &request, (slot, 0), raw, key);
+        true
+    }
+
+    /// The same for a get of several keys.
+    fn begin_get(&mut self, id: ClientId, mut get: Held, chunk: &mut BytesMut) -> bool {
+        let client = &mut self.clients[id];
+        let write = get.request.kind.is_write();
+        if client.may_conflict(write) {
+            let mut looked = 0;
+            for key in get.request.keys.from(chunk, get.next) {
+                let hash = Topology::key_hash(&chunk[key.clone()]);
+                if client.conflicts(hash, write, &mut self.spare) {
+                    get.next = key.start;
+                    client.hold(Hold::Key { hash, write }, Some(Box::new(get)));
+                    return false;
+                }
+                looked += 1;
+                if looked == LOOKED_AT_PER_TURN {
+                    get.next = key.end;
+                    client.hold(Hold::Turn, Some(Box::new(get)));
+                    self.outbox.resume(client, id);
+                    return false;
+                }
+            }
+        }
+        let raw = take_front(chunk, get.len);
+        let slot = client.open_slot(
+            get.request.keys.count,
+            true,
+            (get.style, begun(Asked::of(get.request.kind), self.now)),
+            get.len,
+            &mut self.spare,
+        );
+        if get.piece {
+            client.begin_piece(get.rest);
+        }
+        let room = client.rest_room(&self.memory).max(1);
+        self.begin_keys(id, Rest { request: get.request, raw, slot, part: 0 }, room);
+        true
+    }
+
+    /// Begins a piece of a get that is too long for one turn.
+    #[cold]
+    #[inline(never)]
+    fn begin_piece(&mut self, id: ClientId, piece: Piece, style: Style, chunk: &mut BytesMut) -> bool {
+        let Piece { request, refused, len, rest } = piece;
+        if request.keys.count > 0 {
+            let next = request.keys.span.start;
+            return self.begin_get(id, Held { request, style, len, next, piece: true, rest }, chunk);
+        }
+        let client = &mut self.clients[id];
+        bytes::Buf::advance(chunk, len);
+        // (It asks for no key.)
+        let asked = begun(Asked::Other, self.now);
+        let slot = client.open_slot(0, false, (style, asked), len, &mut self.spare);
+        client.begin_piece(rest);
+        if let Some(said) = refused {
+            add(&self.stats.client_errors, 1);
+            let said = String::from_utf8_lossy(said.trim_ascii_end());
+            tracing::debug!(client = client.generation, %said, "a request is refused");
+        }
+        self.answer_client(id, slot, 0, false, refused.map_or(Outcome::Miss, Outcome::Own));
+        true
+    }
+
+    /// Begins as many keys of a request as there is room for; the others wait in the client.
+    fn begin_keys(&mut self, id: ClientId, mut rest: Rest, room: u32) {
+        let raw = rest.raw.clone();
+        let mut keys = rest.request.keys.iter(&raw);
+        for _ in 0..room {
+            let Some(key) = keys.next() else { return };
+            let key = KeyAt::new(&raw, key);
+            self.begin_key(id, &rest.request, (rest.slot, rest.part), raw.clone(), key);
+            rest.part += 1;
+            rest.request.keys.span.start = key.place.1 as usize;
+        }
+        if keys.next().is_some()
+            && let Some(client) = self.clients.get_mut(id)
+        {
+            client.put_rest(rest);
+            client.stalled = true;
+            // Where every key was answered at once (a dark pair, the proxy's own keys) no answer
+            // will come that goes on with the others.
+            if client.may_resume(&self.memory) {
+                self.outbox.resume(client, id);
+            }
+        }
+    }
+
+    /// Begins what a request (its slot, and which of its keys) asks of this key in `raw`.
+    fn begin_key(
+        &mut self,
+        id: ClientId,
+        request: &Keyed,
+        (slot, part): (u64, u32),
+        raw: Bytes,
+        KeyAt { place, hash }: KeyAt,
+    ) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let kind = request.kind;
+        if kind.reads() {
+            client.begin_read(slot);
+        }
+        let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
+        let client = ClientKey { id, generation: client.generation };
+        let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
+        let key = &raw[place.0 as usize..place.1 as usize];
+        let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
+        let op = Op {
+            data: (request.data.start as u32, request.data.end as u32),
+            flags: request.flags,
+            exptime: request.exptime,
+            cas: request.cas,
+            delta: request.delta,
+            initial: request.initial,
+            tells_cas: request.tells_cas,
+            wire,
+            bytes,
+            ..Op::new(Origin::Client(asker), kind, pair, hash, raw, place)
+        };
+        self.admit(op, asker);
+    }
+
+    /// Goes on with a get of very many keys.
+    pub(super) fn begin_rest(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let room = client.rest_room(&self.memory);
+        if room > 0
+            && let Some(rest) = client.take_rest()
+        {
+            self.begin_keys(id, rest, room);
+        }
+    }
+
+    /// A value is not taken, for which there is this `error`. memcached removes the old item when a
+    /// `set` is too large, or finds no memory; so does the pair.
+    pub(super) fn begin_too_large(
+        &mut self,
+        id: ClientId,
+        request: &Keyed,
+        style: Style,
+        chunk: &mut BytesMut,
+        (len, refusal): (usize, Refusal),
+    ) -> bool {
+        let KeyAt { place, hash } = KeyAt::of(chunk, request);
+        let client = &mut self.clients[id];
+        if client.conflicts(hash, true, &mut self.spare) {
+            client.hold(Hold::Key { hash, write: true }, None);
+            return false;
+        }
+        if is_encoded(request.kind) {
+            decode_in_place(chunk, request.keys.span.clone());
+        }
+        let key = &chunk[place.0 as usize..place.1 as usize];
+        let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
+        let raw = chunk.split_to(len).freeze();
+        client.end_receiving();
+        let slot = client.open_slot(1, false, (style, begun(Asked::of(request.kind), self.now)), len, &mut self.spare);
+        let generation = client.generation;
+        let said = refusal.words();
+        tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
+        let refused =
+            if refusal == Refusal::TooLarge { &self.stats.store_too_large } else { &self.stats.store_no_memory };
+        add(refused, 1);
+        let error = Outcome::Refused(refusal);
+        if !matches!(request.kind, Kind::Set | Kind::Meta(_)) {
+            self.answer_client(id, slot, 0, false, error);
+            return true;
+        }
+        let client = ClientKey { id, generation };
+        let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
+        let op = Op {
+            answer: Some(error),
+            decided: true,
+            wire,
+            // (Nothing behind the key: the flags are not those of a deletion.)
+            ..Op::new(Origin::Client(asker), removal(request.kind), pair, hash, raw.slice(..place.1 as usize), place)
+        };
+        self.admit(op, asker);
+        true
+    }
+
+    /// Sends an operation to its key's owner, or begins it here.
+    #[inline(always)]
+    pub(super) fn admit(&mut self, op: Op, asker: Asker) {
+        let id = asker.client.id;
+        let write = op.kind.is_write();
+        op::count(op.kind, &self.stats);
+        if let Some(client) = self.clients.get_mut(id) {
+            client.note_key(asker.slot, op.hash, write);
+        }
+        if is_reserved(op.key()) {
+            // The proxy's own items do not exist for clients.
+            let answer = match op.kind {
+                Kind::Meta(meta) if meta.reads() => {
+                    Outcome::Raw(meta::answer::own(b"EN", meta, op.key(), op.words(meta)))
+                }
+                kind if kind.reads() => op.miss(),
+                _ => {
+                    add(&self.stats.client_errors, 1);
+                    Outcome::Refused(RESERVED)
+                }
+            };
+            return self.answer_client(id, asker.slot, asker.part, asker.read, answer);
+        }
+        if matches!(op.kind, Kind::Meta(Meta { verb: Verb::Debug, .. })) && !may_be_named(op.key()) {
+            add(&self.stats.client_errors, 1);
+            return self.answer_client(id, asker.slot, asker.part, asker.read, Outcome::Refused(UNSHOWN));
+        }
+        let owner = self.owner(op.hash);
+        if write && owner != self.settings.worker {
+            self.outbox.peers.push_back((owner, PeerMessage::Op(Box::new(op))));
+            return;
+        }
+        let id = self.take_in(op);
+        self.begin(id);
+    }
+
+    /// The worker through which all writes of a key go.
+    pub(super) fn owner(&self, hash: u32) -> WorkerId {
+        owner_of_hash(hash, self.settings.workers)
+    }
+
+    pub(super) fn begin_keyless(
+        &mut self,
+        id: ClientId,
+        admin: Admin,
+        style: Style,
+        chunk: &mut BytesMut,
+        len: usize,
+    ) -> bool {
+        let client = &mut self.clients[id];
+        let asks = matches!(
+            admin,
+            Admin::FlushAll { .. } | Admin::Stats(_) | Admin::Resync(_) | Admin::Node(_) | Admin::List(_)
+        );
+        if asks && !client.is_idle() {
+            return false;
+        }
+        let words = |range: Range<usize>| String::from_utf8_lossy(&chunk[range]).into_owned();
+        let question = match admin {
+            Admin::FlushAll { delay } => {
+                add(&self.stats.cmd_flush, 1);
+                Ok(Question::FlushAll { delay })
+            }
+            Admin::Stats(args) => Ok(Question::Stats(words(args))),
+            Admin::Resync(_) | Admin::Node(_) if !self.settings.operator_commands => {
+                Err(Outcome::Refused(OPERATORS_ONLY))
+            }
+            Admin::Resync(args) => Ok(Question::Resync(words(args))),
+            Admin::Node(args) => Ok(Question::Node(words(args))),
+            Admin::List(classes) => Ok(Question::List(words(classes))),
+            Admin::Version => Err(Outcome::Version(crate::proxy::VERSION)),
+            Admin::Noop => Err(Outcome::Done),
+            Admin::Quit => Err(Outcome::Quit),
+            Admin::Verbosity { level } => {
+                // It is the node's affair elsewhere; the proxy's log level is set at its start.
+                tracing::debug!(client = client.generation, level, "verbosity is not changed by clients");
+                Err(Outcome::Done)
+            }
+        };
+        bytes::Buf::advance(chunk, len);
+        let question = match question {
+            Ok(question) => question,
+            Err(outcome) => {
+                let quits = outcome == Outcome::Quit;
+                self.answer_at_once(id, style, len, outcome);
+                if quits {
+                    self.close_client(id, Ended::Quit);
+                }
+                return true;
+            }
+        };
+        let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
+        client.exclusive = true;
+        let client = ClientKey { id, generation: client.generation };
+        self.outbox.events.push_back(Event::Ask { worker: self.settings.worker, client, slot, question });
+        true
+    }
+}
+
+/// What removes an item that a command of this kind has failed to replace.
+fn removal(kind: Kind) -> Kind {
+    match is_encoded(kind) {
+        true => Kind::Meta(Meta::new(Verb::Delete).with(Flag::Binary)),
+        false => Kind::Delete,
+    }
+}
