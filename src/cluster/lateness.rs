@@ -84,11 +84,12 @@ impl Cluster {
         }
     }
 
-    /// The node holds the pair's only full copy.
+    /// The node holds the pair's only full copy, or the only one with what clients may have read.
     fn is_only_copy(&self, pair: PairId, node: NodeId) -> bool {
-        let place = self.topology.place(node);
-        matches!(self.pairs[pair.index()].pair.state(),
-            State::Degraded { leader } | State::Recovering { leader } if leader == place)
+        let (place, run) = (self.topology.place(node), &self.pairs[pair.index()]);
+        run.plan.awaits(place)
+            || matches!(run.pair.state(),
+                State::Degraded { leader } | State::Recovering { leader } if leader == place)
     }
 
     fn tell_who_is_waited_for(&mut self) {

@@ -450,7 +450,9 @@ impl Cluster {
     async fn stop(&mut self) {
         // A flush without a client that waits for it (a delayed one) may have reached one node of a
         // pair only.
-        let settled = !self.flush.is_active() && self.pairs.iter().all(|run| run.pair.gate() == Gate::Open);
+        // Of copies that were never compared nobody else would know.
+        let is_settled = |run: &PairRun| run.pair.gate() == Gate::Open && !run.plan.is_uncompared();
+        let settled = !self.flush.is_active() && self.pairs.iter().all(is_settled);
         if !self.marked() {
             return;
         }

@@ -215,7 +215,9 @@ impl Cluster {
             .topology
             .pairs_of(node)
             .filter(|pair| {
-                !(reason == Reason::Timeout && !patience_over && waited_for(self.pairs[pair.index()].pair.state()))
+                let run = &self.pairs[pair.index()];
+                let waits = waited_for(run.pair.state()) || run.plan.awaits(place);
+                !(reason == Reason::Timeout && !patience_over && waits)
             })
             .collect();
         if affected.is_empty() {
@@ -243,6 +245,10 @@ impl Cluster {
                     // known whether that one may lead.
                     continue;
                 }
+                let loss = match loss {
+                    Loss::Suspected if cluster.pairs[pair.index()].plan.awaits(place) => Loss::SuspectedUncompared,
+                    loss => loss,
+                };
                 cluster.apply(pair, pair::Event::Lost(place, loss, reason));
             }
         });

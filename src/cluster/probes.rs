@@ -11,7 +11,7 @@ use crate::ambient;
 use crate::backend::marker;
 use crate::backend::{NodeError, Probe};
 use crate::ids::NodeId;
-use crate::pair::{Loss, Reason, State};
+use crate::pair::{self, Loss, Reason, State};
 
 use super::nodes::reason_of;
 use super::settings::ProbeTimes;
@@ -181,10 +181,31 @@ impl Cluster {
                     self.probe_if_waited_for(node);
                 }
                 self.try_next_address(node);
+                if error == NodeError::Refused {
+                    self.follow_uncompared(node);
+                }
                 if gone {
                     tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
                     self.lost(node, Reason::Refused, Loss::MemoryGone, true);
                 }
+            }
+        }
+    }
+
+    /// Its process is gone. Where both copies held all that was acknowledged, and only the
+    /// comparing was missing, nothing is waited for.
+    fn follow_uncompared(&mut self, node: NodeId) {
+        let place = self.topology.place(node);
+        for pair in self.topology.pairs_of(node) {
+            let run = &self.pairs[pair.index()];
+            let awaited = matches!(run.pair.state(), State::Dark { in_sync: Some(p), fallback: Some(_) } if p == place);
+            // (A part that was copied has gone without writes that were acknowledged.)
+            if awaited
+                && run.fallback_is_full
+                && !run.pair.is_foreign()
+                && run.plan.may_follow(place, !run.missed.overflowed())
+            {
+                self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::Refused));
             }
         }
     }

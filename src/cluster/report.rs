@@ -180,7 +180,7 @@ impl Cluster {
             reason: run.pair.reason(),
             undecided: run.undecided,
             foreign: run.pair.is_foreign() || self.is_contested(id),
-            unproved: self.awaits_word_of(id),
+            unproved: self.awaits_word_of(id) || run.plan.is_uncompared(),
             former: self.awaits_former_of(id),
             missing: run.lone.len(),
             more: run.lone.has_more(),

@@ -197,8 +197,12 @@ impl Cluster {
                 continue;
             }
             // What the former one wrote late is on no list of what a node has missed.
+            let uncompared = run.plan.is_uncompared();
             self.plan(pair, FillEvent::FormerGone(run.pair.state()));
-            self.end_foreign(pair);
+            match uncompared {
+                true => self.apply(pair, pair::Event::FormerGone),
+                false => self.end_foreign(pair),
+            }
         }
         if !self.awaits_former() {
             tracing::info!(how, "the former active proxy is gone");

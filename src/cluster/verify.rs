@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, Internal};
 use crate::ambient;
-use crate::ids::{NodeId, PairId};
-use crate::pair::{Gate, State};
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, FillEvent, Gate, State};
 use crate::proxy::{Command, owner_of};
 use crate::report::VerifyReport;
 use crate::resync::{JobError, Progress, RateLimiter, Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
@@ -33,7 +33,8 @@ struct Running {
     leave: BTreeMap<PairId, CancellationToken>,
     progress: Arc<VerifyProgress>,
     limiter: Arc<RateLimiter>,
-    /// Per pair: how often it was known before that more keys have one copy.
+    /// Per pair: how often it was known before that more keys have one copy. Not of one on which
+    /// another proxy worked: that one may have written behind the comparing.
     more: BTreeMap<PairId, u64>,
 }
 
@@ -60,15 +61,15 @@ impl Cluster {
             Some(node) => self.topology.pairs_of(node).collect(),
             None => self.topology.pairs().collect(),
         };
-        self.begin_verify_of(&pairs)
+        self.begin_verify_of(&pairs, self.settings.verify_rate)
     }
 
     pub(super) fn is_verifying(&self) -> bool {
         self.scrubs.running.is_some()
     }
 
-    /// Compares those of the pairs that are mirrored. An error says why not.
-    pub(super) fn begin_verify_of(&mut self, wanted: &[PairId]) -> Result<(), &'static str> {
+    /// Compares those of the pairs that are mirrored, so many keys a second. An error says why not.
+    pub(super) fn begin_verify_of(&mut self, wanted: &[PairId], rate: Option<u64>) -> Result<(), &'static str> {
         if self.scrubs.running.is_some() {
             return Err("one is under way; see resync status, or say resync cancel");
         }
@@ -86,15 +87,19 @@ impl Cluster {
         let progress = Arc::new(VerifyProgress::default());
         let cancel = CancellationToken::new();
         let (coordinator, questions) = mpsc::channel(16);
-        let limiter = Arc::new(RateLimiter::new(self.settings.verify_rate));
+        let limiter = Arc::new(RateLimiter::new(rate));
         let running = Running {
             cancel: cancel.clone(),
             leave: pairs.iter().map(|p| (p.pair, p.leave.clone())).collect(),
             progress: progress.clone(),
             limiter: limiter.clone(),
-            more: pairs.iter().map(|p| (p.pair, self.pairs[p.pair.index()].lone.more())).collect(),
+            more: pairs
+                .iter()
+                .filter(|p| !self.is_contested(p.pair))
+                .map(|p| (p.pair, self.pairs[p.pair.index()].lone.more()))
+                .collect(),
         };
-        tracing::info!(pairs = pairs.len(), rate = self.settings.verify_rate.unwrap_or(0), "verify begins");
+        tracing::info!(pairs = pairs.len(), rate = rate.unwrap_or(0), "verify begins");
         let work = Verify {
             pairs,
             limiter,
@@ -123,6 +128,7 @@ impl Cluster {
                 let _ = self.workers[owner.index()].send(Command::Mend { ticket, pair, key });
             }
             VerifyEvent::Compared { pair } => {
+                self.plan(pair, FillEvent::Compared);
                 let more = self.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());
                 if let Some(more) = more {
                     self.copies_compared(pair, more);
@@ -143,11 +149,24 @@ impl Cluster {
         };
         let (checked, different) = (count(&progress.checked), count(&progress.different));
         let (repaired, failed) = (count(&progress.repaired), count(&progress.failed));
+        if let Err(JobError::CannotEnumerate { .. }) = &result {
+            self.fill_uncompared();
+        }
         match &result {
             Ok(()) => tracing::info!(checked, different, repaired, failed, left, "verify {end}"),
             Err(error) => tracing::warn!(checked, different, repaired, failed, left, %error, "verify ended early"),
         }
         self.scrubs.last = Some(Last { progress, end, at: Instant::now() });
+    }
+
+    /// A node does not list its keys: what cannot be compared after a crash is filled anew, by the
+    /// primary's word.
+    fn fill_uncompared(&mut self) {
+        for pair in self.topology.pairs() {
+            if self.pairs[pair.index()].plan.is_uncompared() {
+                self.apply(pair, pair::Event::Distrust(Place::Backup));
+            }
+        }
     }
 
     /// `false` if none is under way.

@@ -106,6 +106,8 @@ pub enum FillEvent {
     OtherMemory { place: Place, first: bool, listed: bool },
     /// What a node says that is first seen.
     FirstWord(Place, Word),
+    /// The copies of a mirrored pair were compared to the end, and differ nowhere any more.
+    Compared,
     /// `flush_all` is about to be sent.
     FlushSent,
     /// It took effect somewhere.
@@ -158,6 +160,9 @@ pub struct Plan {
     /// then: no client was told of that. So the follower may lead where the leader is gone, and is
     /// compared where it is there.
     after_crash: bool,
+    /// The pair has been mirrored since the start after that crash, and its copies were not
+    /// compared yet.
+    uncompared: bool,
     notes_writes: bool,
     kept: Kept,
 }
@@ -166,6 +171,25 @@ impl Plan {
     /// Whether its record says that an adoption can be taken up again.
     pub fn is_adopting(&self) -> bool {
         self.adopting
+    }
+
+    /// Whether a mirrored pair's copies may differ by what was in flight when a proxy died, and are
+    /// to be compared.
+    pub fn is_uncompared(&self) -> bool {
+        self.uncompared
+    }
+
+    /// Whether the node at `place` leads copies that were not compared since a crash. What clients
+    /// have read of it the other one may lack, so one that is only late is waited for.
+    pub fn awaits(&self, place: Place) -> bool {
+        self.uncompared && place == Place::Primary
+    }
+
+    /// Whether the follower holds all that was acknowledged by the leader at `place`, which is
+    /// awaited, and all that it lacks is what was in flight when a proxy died. `whole`: no key is
+    /// missing in the list.
+    pub fn may_follow(&self, place: Place, whole: bool) -> bool {
+        self.after_crash && self.knows_missed(place.other(), whole)
     }
 
     /// The adoption that was taken up again.
@@ -285,6 +309,12 @@ impl Plan {
                 }
                 vec![]
             }
+            FillEvent::Compared => {
+                if std::mem::take(&mut self.uncompared) {
+                    self.after_crash = false;
+                }
+                vec![]
+            }
             FillEvent::FlushSent => {
                 // What survives on the follower (memcached from 1.6.25 on), or is on one that is
                 // not reached, must not be adopted.
@@ -318,8 +348,9 @@ impl Plan {
         let mut effects = Vec::new();
         let adopted = self.adopting;
         let distrusted = matches!(event, Event::Distrust(_));
+        let crashed = matches!((event, self.first), (Event::Start(..), Some(Fill::Compare)));
         if before != after {
-            self.was_mirrored = false;
+            (self.was_mirrored, self.uncompared) = (false, false);
             // From the next open gate on a write may miss the follower, or a copy may stand there.
             self.adopting &= matches!(after, State::Recovering { .. });
             if !before.keeps_difference(after) || distrusted {
@@ -329,10 +360,10 @@ impl Plan {
                 self.first = None;
             }
         }
-        if let (Event::Start(..), Some(Fill::Compare)) = (event, self.first) {
+        if crashed {
             // Both are there with what was acknowledged, and no route is open yet.
             self.kept.mirrored();
-            self.after_crash = true;
+            (self.after_crash, self.uncompared) = (true, after == State::Mirrored);
             effects.push(FillEffect::ListBegins);
         }
         if let Event::Lost(place, loss, _) = event {
@@ -369,7 +400,7 @@ impl Plan {
         }
         if state == State::Mirrored && !self.was_mirrored {
             self.kept.mirrored();
-            (self.was_mirrored, self.after_crash) = (true, false);
+            (self.was_mirrored, self.after_crash) = (true, self.uncompared);
             effects.push(FillEffect::ListBegins);
         }
         effects
@@ -399,6 +430,27 @@ mod tests {
     use super::*;
     use crate::pair::Reason;
     use Place::{Backup, Primary};
+
+    /// Until then a follower that was away is compared, and the primary that is late is awaited.
+    #[test]
+    fn after_a_crash_a_mirrored_pair_is_uncompared_until_it_was_compared() {
+        let mut plan = Plan::default();
+        plan.apply(FillEvent::Decided { state: State::Mirrored, fill: Some(Fill::Compare), cut_off: None });
+        assert!(!plan.is_uncompared());
+        let start = Event::Start(State::Mirrored, Reason::Starting);
+        let dark = State::Dark { in_sync: None, fallback: None };
+        assert_eq!(plan.apply(edge(start, dark, State::Mirrored)), [FillEffect::ListBegins]);
+        plan.apply(FillEvent::Opened(State::Mirrored));
+        assert!(plan.awaits(Primary) && !plan.awaits(Backup) && plan.may_follow(Primary, true));
+        let lost = |place| Event::Lost(place, Loss::Suspected, Reason::Reset);
+        let mut lacks = plan;
+        lacks.apply(edge(lost(Backup), State::Mirrored, ALONE));
+        assert_eq!((lacks.is_uncompared(), lacks.fill(ALONE, Backup, false, true)), (false, Fill::CompareRest));
+        plan.apply(FillEvent::Compared);
+        assert!(!plan.is_uncompared() && !plan.awaits(Primary) && !plan.may_follow(Primary, true));
+        plan.apply(edge(lost(Backup), State::Mirrored, ALONE));
+        assert_eq!(plan.fill(ALONE, Backup, false, true), Fill::Missed);
+    }
 
     #[test]
     fn the_smallest_fill_is_begun_first_and_a_compared_target_is_not_purged() {

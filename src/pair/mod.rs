@@ -53,6 +53,9 @@ pub enum Gate {
 pub enum Loss {
     /// Late or broken: its memory may still be there.
     Suspected,
+    /// The same of the primary of a pair whose copies were not compared since a crash: what clients
+    /// have read of it the other one may lack, so it is waited for until its process is gone.
+    SuspectedUncompared,
     /// Its marker is gone from a live connection, or its process has refused connections beyond the
     /// grace: the memory is gone.
     MemoryGone,
@@ -94,6 +97,9 @@ pub enum Event {
     Flushed,
     /// Another proxy's open session was found on a node of the pair; or it is there no more.
     Foreign(bool),
+    /// The former active proxy of the fleet is gone, beside which the pair has been mirrored, and
+    /// its copies are still to be compared.
+    FormerGone,
     /// The operator's word: this node of a dark pair leads with what it holds, whatever that is.
     Promote(Place),
     /// The operator wants a node refilled although it seems fine.
@@ -281,6 +287,13 @@ impl Pair {
             Event::Flushed => self.flushed(),
             Event::TakenBack(place) => self.taken_back(place),
             Event::Foreign(foreign) => self.set_foreign(foreign),
+            Event::FormerGone => {
+                self.foreign = false;
+                if self.state == State::Mirrored {
+                    self.reason = Reason::None;
+                }
+                vec![]
+            }
             Event::Promote(place) => self.edge(State::Degraded { leader: place }, Reason::Operator, None),
             Event::Distrust(place) => self.distrust(place),
         }
@@ -297,9 +310,13 @@ impl Pair {
             // or written of an earlier one is not told.
             Event::Closed => self.gate == Gate::Closing,
             Event::Recorded => self.gate == Gate::Recording,
+            Event::Lost(place, Loss::SuspectedUncompared, _) => {
+                self.state == State::Mirrored && place == Place::Primary
+            }
             // A node's events are told to all its pairs, jobs and operators do not know what has
             // happened meanwhile.
             Event::Lost(..) | Event::BackSame(_) | Event::Purged(_) | Event::Foreign(_) | Event::Flushed => true,
+            Event::FormerGone => true,
             Event::BeginRecovery | Event::HandBack | Event::Drained(_) | Event::ResyncEnded(_) => true,
             Event::CannotEnumerate | Event::Distrust(_) | Event::TakenBack(_) => true,
         }
@@ -439,16 +456,21 @@ impl Pair {
             // proxy is.
             State::Mirrored if self.foreign && place == Place::Primary => {
                 let state = match loss {
-                    Loss::Suspected => State::Dark { in_sync: Some(place), fallback: Some(place.other()) },
+                    Loss::Suspected | Loss::SuspectedUncompared => {
+                        State::Dark { in_sync: Some(place), fallback: Some(place.other()) }
+                    }
                     Loss::MemoryGone => State::Dark { in_sync: Some(place.other()), fallback: None },
                 };
                 self.edge(state, Reason::ForeignSession, Some(place))
+            }
+            State::Mirrored if loss == Loss::SuspectedUncompared && place == Place::Primary => {
+                self.edge(State::Dark { in_sync: Some(place), fallback: Some(place.other()) }, reason, Some(place))
             }
             // Also while a hand-back is being recorded: whichever is lost, the other one holds
             // everything.
             State::Mirrored => self.edge(State::Degraded { leader: place.other() }, reason, Some(place)),
             State::Degraded { leader } if leader == place => {
-                let in_sync = (loss == Loss::Suspected).then_some(leader);
+                let in_sync = (loss != Loss::MemoryGone).then_some(leader);
                 self.edge(State::Dark { in_sync, fallback: None }, reason, Some(place))
             }
             State::Degraded { .. } => self.void_while_closing(place),

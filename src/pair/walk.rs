@@ -59,9 +59,12 @@ fn starts() -> Vec<World> {
         World::start(dark(Some(Backup)), [Stale, Full], [true, false]).known(),
         World::start(dark(None), [Stale, Empty], [true, false]).known(),
         // After a crash.
+        World::start(State::Mirrored, [Full, Full], [true, true]).decided(Some(Fill::Compare), None),
+        // The same, and the proxy before may only be paused.
+        World::start(State::Mirrored, [Full, Full], [true, true]).decided(Some(Fill::Compare), None).awaiting_former(),
+        // After a crash, with `--resync=manual`.
         World::start(State::Degraded { leader: Primary }, [Full, Stale], [true, true])
             .decided(Some(Fill::Compare), None),
-        // The same, and the proxy before may only be paused.
         World::start(State::Degraded { leader: Primary }, [Full, Stale], [true, true])
             .decided(Some(Fill::Compare), None)
             .awaiting_former(),
@@ -118,7 +121,8 @@ fn no_event_in_any_state_does_what_the_gate_forbids() {
     for place in PLACES {
         events.extend([Event::BackSame(place), Event::Purged(place), Event::Undone(place), Event::Distrust(place)]);
         events.extend([Event::Promote(place), Event::Foreign(true), Event::Foreign(false)]);
-        events.extend([Loss::Suspected, Loss::MemoryGone].map(|loss| Event::Lost(place, loss, Reason::Reset)));
+        let losses = [Loss::Suspected, Loss::SuspectedUncompared, Loss::MemoryGone];
+        events.extend(losses.map(|loss| Event::Lost(place, loss, Reason::Reset)));
     }
     let pairs: HashSet<Pair, Quick> = REACHED.iter().map(|w| w.key().pair).collect();
     // One pair of each kind for each event: a panic is slow.

@@ -1,6 +1,7 @@
 //! The proxy starts: what it finds on real nodes after clean stops, crashes and node restarts, with
 //! delayed flushes pending. Changed lists of servers: `startup_ring.rs`.
 
+use crate::faults::Truth;
 use crate::support::cluster::{count_filled, fill};
 use crate::support::start::{crash_and_start, last_run, record, set, start, value};
 use crate::support::{Client, Cluster, DEADLINE, Failure, Memcached, Proxy, Shape, Status, Stored, wait_until};
@@ -47,7 +48,7 @@ fn row_both_in_sync_after_a_crash_under_load_loses_nothing_and_heals() {
         );
         assert!(last_run(&cluster).contains("did not stop cleanly"));
         cluster.mirrored();
-        assert!(last_run(&cluster).contains("fill=Compare"), "{}", last_run(&cluster));
+        assert!(last_run(&cluster).contains("verify done"), "{}", last_run(&cluster));
         let again: u64 = value(&mut cluster.client(), "counter").and_then(|v| v.parse().ok()).unwrap_or(0);
         assert_eq!(again, read, "round {round}");
         cluster.assert_rings_equal();
@@ -325,40 +326,112 @@ fn a_crash_in_mid_resync_lets_no_half_filled_node_lead() {
 }
 
 /// The proxy dies, and before the copies are compared the primary does: the backup holds what
-/// clients were told of, and leads with all of it that was not changed since.
+/// clients were told of before and since, and leads.
 #[test]
-fn a_primary_that_dies_before_the_copies_were_compared_takes_little_with_it() {
-    // Nothing is compared unasked; it is at work; and the same with the primary gone for good.
-    for (args, begun, comes_back) in [
-        (&["--resync=manual"][..], false, true),
-        (&["--resync-rate", "400"], true, true),
-        (&["--resync-rate", "400"], true, false),
-    ] {
-        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(args).proxy(&["--leader-grace", "300ms"]));
-        fill(&mut cluster.client(), "a", 1900, 50);
-        fill(&mut cluster.client(), "changed", 100, 50);
-        crash_and_start(&mut cluster);
-        let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
-        let pair = |status: &Status, what: &str| status.pair(&primary, &backup, what).to_owned();
-        let state = if begun { "recovering" } else { "degraded" };
-        cluster.proxy.wait_status("decided", DEADLINE, |s| pair(s, "state") == state);
+fn g1_a_primary_that_dies_before_the_copies_were_compared_takes_nothing_with_it() {
+    // The comparing takes 10 s. The primary comes back empty, or is gone for good.
+    for comes_back in [true, false] {
+        let args = ["--resync-rate", "400", "--leader-grace", "60s"];
+        let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&args));
         let mut client = cluster.client();
-        for i in 0..100 {
-            set(&mut client, &format!("changed:{i}"), "new");
-        }
+        let rest = Truth::fill_as("rest", &mut client, 1900);
+        let mut changed = Truth::fill_as("changed", &mut client, 100);
+        crash_and_start(&mut cluster);
+        let pair = cluster.proxy.wait_status("incomplete", DEADLINE, |s| shown(&cluster, s) == "incomplete starting");
+        assert!(!pair.mirrored());
+        let mut client = cluster.client();
+        (0..3).for_each(|round| changed.change(&mut client, round));
         if comes_back {
             cluster.primaries[0].restart();
         } else {
             cluster.primaries[0].kill();
         }
-        cluster.proxy.wait_status("the backup leads", DEADLINE, |s| pair(s, "leader") == backup);
-        let mut client = cluster.client();
-        for i in 0..100 {
-            let now = value(&mut client, &format!("changed:{i}"));
-            assert_eq!(now.as_deref(), begun.then_some("new"), "{args:?}: changed:{i}");
-        }
-        assert_eq!(count_filled(&mut client, "a", 1900, 50), 1900, "{args:?}");
+        wait_until("the backup leads", DEADLINE, || client.get("rest:0").is_ok());
+        let when = format!("the primary comes back: {comes_back}");
+        rest.check(&mut client, &when);
+        changed.check(&mut client, &when);
+        changed.change(&mut client, 3);
+        cluster.primaries[0].restart();
+        cluster.mirrored();
+        rest.check(&mut client, "mirrored again");
+        changed.check(&mut client, "mirrored again");
+        cluster.assert_rings_equal();
+        assert!(!cluster.proxy.log().contains("no copy is left"), "{}", cluster.proxy.log());
     }
+}
+
+/// One that is only late is waited for: what clients have read of it the backup may lack.
+#[test]
+fn g3_a_primary_that_hangs_before_the_copies_were_compared_is_waited_for() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "50"]));
+    let mut client = cluster.client();
+    let mut truth = Truth::fill(&mut client, 200);
+    cluster.proxy.kill();
+    // As a write that was under way when the proxy died.
+    set(&mut cluster.primaries[0].client(), "on-one", "read by clients");
+    start(&mut cluster);
+    let mut client = cluster.client();
+    assert_eq!(value(&mut client, "on-one").as_deref(), Some("read by clients"));
+    cluster.primaries[0].pause();
+    let addr = cluster.proxy.addr();
+    let waits = std::thread::spawn(move || value(&mut Client::connect(&addr), "on-one"));
+    // Four times as long as one of two equal copies is waited for.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    cluster.primaries[0].resume();
+    assert_eq!(waits.join().expect("a reader").as_deref(), Some("read by clients"));
+    truth.change(&mut client, 0);
+    assert_eq!(
+        cluster.proxy.status().pair(&cluster.primaries[0].addr(), &cluster.backups[0].addr(), "leader"),
+        cluster.primaries[0].addr()
+    );
+    cluster.mirrored();
+    truth.check(&mut client, "mirrored");
+    cluster.assert_rings_equal();
+}
+
+/// Nobody else would know that they may differ.
+#[test]
+fn a_stop_before_the_copies_were_compared_is_no_clean_one() {
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--resync-rate", "10"]));
+    fill(&mut cluster.client(), "a", 300, 50);
+    crash_and_start(&mut cluster);
+    for _ in 0..2 {
+        cluster.proxy.wait_status("decided", DEADLINE, |s| shown(&cluster, s) == "incomplete starting");
+        assert!(cluster.proxy.stop().success());
+        assert!(last_run(&cluster).contains("stopping with work unfinished"), "{}", last_run(&cluster));
+        start(&mut cluster);
+    }
+    assert_eq!(count_filled(&mut cluster.client(), "a", 300, 50), 300);
+}
+
+/// With `--resync=manual` the primary leads alone until somebody has the copies compared: what was
+/// written since goes with it, and nothing else.
+#[test]
+fn a_primary_that_dies_before_anybody_had_the_copies_compared_takes_little_with_it() {
+    let args = ["--resync=manual", "--leader-grace", "300ms"];
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&args));
+    fill(&mut cluster.client(), "a", 1900, 50);
+    fill(&mut cluster.client(), "changed", 100, 50);
+    crash_and_start(&mut cluster);
+    cluster.proxy.wait_status("decided", DEADLINE, |s| shown(&cluster, s) == "degraded starting");
+    let mut client = cluster.client();
+    for i in 0..100 {
+        set(&mut client, &format!("changed:{i}"), "new");
+    }
+    cluster.primaries[0].restart();
+    let (primary, backup) = (cluster.primaries[0].addr(), cluster.backups[0].addr());
+    cluster.proxy.wait_status("the backup leads", DEADLINE, |s| s.pair(&primary, &backup, "leader") == backup);
+    let mut client = cluster.client();
+    for i in 0..100 {
+        assert_eq!(value(&mut client, &format!("changed:{i}")), None, "changed:{i}");
+    }
+    assert_eq!(count_filled(&mut client, "a", 1900, 50), 1900);
+}
+
+/// State and reason of the first pair.
+fn shown(cluster: &Cluster, status: &Status) -> String {
+    let pair = |what| status.pair(&cluster.primaries[0].addr(), &cluster.backups[0].addr(), what);
+    format!("{} {}", pair("state"), pair("reason"))
 }
 
 /// A clean stop cannot close the session on a node that is away. That is no crash.

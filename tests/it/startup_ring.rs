@@ -365,7 +365,8 @@ fn a_second_proxy_is_noticed_and_nobody_is_promoted_under_it() {
     });
     // Neither calls itself mirrored; the second one uses both copies all the same.
     let both_used = |s: &crate::support::proxy::Status| {
-        !s.mirrored() && s.pair(&primary, &backup, "state") == "incomplete" && s.node(&primary) == "up"
+        let used = s.pair(&primary, &backup, "state") == "incomplete" && s.node(&primary) == "up";
+        !s.mirrored() && used && s.verify("state") == "done"
     };
     second.wait_status("the second to use both", crate::support::DEADLINE, both_used);
     assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("one"), "what is led goes on being led");

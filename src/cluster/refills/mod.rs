@@ -9,6 +9,7 @@ use crate::pair::{self, Reason, State};
 use crate::resync::Fill;
 
 use super::Cluster;
+use super::jobs::JobRun;
 
 pub(super) use state::{Failed, Refills};
 
@@ -27,12 +28,11 @@ pub(super) enum Due {
 
 impl Cluster {
     /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it
-    /// did not miss, and soon.
+    /// did not miss.
     pub(super) fn may_lead_with_rest(&self, pair: PairId, place: Place) -> bool {
         let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
-        let holder = &self.nodes[node.index()];
-        let soon = holder.is_drained() && holder.refills.job.as_ref().is_none_or(|job| job.fills(pair));
-        holder.health.is_up() && soon && run.plan.may_lead(run.pair.state(), place, !run.missed.overflowed())
+        let up = self.nodes[node.index()].health.is_up();
+        up && run.plan.may_lead(run.pair.state(), place, !run.missed.overflowed())
     }
 
     /// The node holds nothing of the pair. If no copy is left it leads, unless the other one has
@@ -61,16 +61,18 @@ impl Cluster {
         if mirrored {
             return (run.reason != Reason::None || run.refills.is_asked_for()).then_some(Due::Well);
         }
-        if run.refills.job.as_ref().is_some_and(|job| !job.progress.lingers())
-            || !run.is_drained()
-            || !self.topology.has_backups()
-        {
+        if !run.is_drained() || !self.topology.has_backups() {
+            return None;
+        }
+        let rest = self.led_with_rest(node);
+        // What the node holds of them is all that is left, and nobody can read it meanwhile.
+        let stands_in_way = |job: &JobRun| !rest.iter().all(|p| job.fills(*p));
+        if run.refills.job.as_ref().is_some_and(|job| !job.progress.lingers() && !stands_in_way(job)) {
             return None;
         }
         // A trickle: its own pairs are Recovering, and it never ends by itself. All begin again
         // together.
         let ending = run.refills.job.as_ref().map(|job| (!job.is_told_to_end()).then_some(Due::Yield));
-        let rest = self.led_with_rest(node);
         if !rest.is_empty() {
             return ending.unwrap_or(Some(Due::Purge { pairs: rest, fill: Fill::Missed }));
         }

@@ -153,6 +153,10 @@ impl Cluster {
             // start will purge the other.
             state = State::Degraded { leader };
         }
+        if (state, fill, self.settings.resync == ResyncMode::Auto) == (State::Mirrored, Some(Fill::Compare), false) {
+            // Nor when they will be compared.
+            state = State::Degraded { leader: Place::Primary };
+        }
         let run = &mut self.pairs[pair.index()];
         run.undecided = waits;
         let cut_off = newest.filter(|_| fill == Some(Fill::Adopt)).and_then(|record| match record.fact {

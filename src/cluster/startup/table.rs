@@ -6,7 +6,7 @@
 //! | primary | backup | then |
 //! |---|---|---|
 //! | same record "in sync", sessions closed | same | Mirrored |
-//! | same record "in sync", a session open (crash) | same | the primary leads; a compare pass |
+//! | same record "in sync", a session open (crash) | same | Mirrored; the copies are compared |
 //! | no marker | in sync | the backup leads, the primary is refilled; and the other way round |
 //! | older record | newer record | who is full by the newer one leads; the other is purged and refilled |
 //! | items, no record | items, no record | the primary leads; adoption |
@@ -129,8 +129,11 @@ pub(super) fn decide(known: &Knowledge) -> Decision {
             let full = |place| matches!(seen(place), Seen::Marked { record } if record == known.newest);
             match (full(Primary), full(Backup)) {
                 (true, true) if known.clean => Decision::of(State::Mirrored),
-                // After a crash a write may have reached one node only: the primary's word counts.
-                (true, true) => Decision::alone(Primary).filled_by(Fill::Compare),
+                // After a crash a write may have reached one node only, of which no client was
+                // told. Both serve: with the primary alone, one that dies before the compare pass
+                // is over would take along what was acknowledged since (1,238 of 2,629 sets in a
+                // test).
+                (true, true) => Decision::of(State::Mirrored).filled_by(Fill::Compare),
                 (true, false) => Decision::alone(Primary),
                 (false, true) => Decision::alone(Backup),
                 // Whoever is away may have it.
@@ -226,7 +229,7 @@ mod tests {
         let await_adopting = |leader: Place, fallback| {
             Decision::of(State::Dark { in_sync: Some(leader), fallback }).filled_by(Fill::Adopt)
         };
-        let compare = Decision::alone(Primary).filled_by(Fill::Compare);
+        let compare = mirrored.filled_by(Fill::Compare);
         let being_filled = marked(record(7, Fact::Filling(Backup)));
         let nobody = marked(record(7, Fact::Nobody));
         let cases = [

@@ -11,7 +11,7 @@ pub(super) fn arrow(from: State, to: State, event: Event) -> bool {
         (
             Mirrored,
             Dark { in_sync: Some(Primary), fallback: Some(Backup) },
-            Event::Lost(Primary, Loss::Suspected, _),
+            Event::Lost(Primary, Loss::Suspected | Loss::SuspectedUncompared, _),
         ) => true,
         (Mirrored, Dark { in_sync: Some(Backup), fallback: None }, Event::Lost(Primary, Loss::MemoryGone, _)) => true,
         (

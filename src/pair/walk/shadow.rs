@@ -178,7 +178,8 @@ impl World {
                 FillEffect::ListBegins => {
                     // With the refused keys, where that is not the same time of being mirrored.
                     // After a crash more differs than is listed from then on.
-                    self.list_is_true = !self.refused && self.pair.state == State::Mirrored;
+                    let equal = self.pair.state == State::Mirrored && !self.plan.is_uncompared();
+                    self.list_is_true = !self.refused && equal;
                     self.listed = true;
                 }
                 FillEffect::NoteWrites => self.noted = true,

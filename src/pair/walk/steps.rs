@@ -17,7 +17,8 @@ impl World {
         let (state, gate) = (self.pair.state, self.pair.gate);
         for place in PLACES {
             // Suspicion and proof may also come for a node that is lost already.
-            add(format!("lose {place}"), &|w| w.lose(place, Loss::Suspected));
+            let suspected = if self.plan.awaits(place) { Loss::SuspectedUncompared } else { Loss::Suspected };
+            add(format!("lose {place}"), &|w| w.lose(place, suspected));
             add(format!("{place}'s memory gone"), &|w| w.lose(place, Loss::MemoryGone));
             if !at(&self.up, place) && !at(&self.seen, place) {
                 self.add_first_looks(place, &mut add);
@@ -136,8 +137,12 @@ impl World {
         });
         add("the former proxy is gone".into(), &|w| {
             if std::mem::take(&mut w.former) && !w.stranger {
+                let uncompared = w.plan.is_uncompared();
                 w.plan(FillEvent::FormerGone(w.pair.state));
-                w.end_foreign();
+                match uncompared {
+                    true => w.apply(Event::FormerGone),
+                    false => w.end_foreign(),
+                }
             }
         });
         add("the other proxy is gone".into(), &|w| {
@@ -162,6 +167,13 @@ impl World {
                     w.miss(follower);
                 }),
                 State::Mirrored | State::Recovering { .. } | State::Dark { .. } => {}
+            }
+            if state == State::Mirrored && self.plan.is_uncompared() && !self.pair.foreign {
+                add("compared, and equal".into(), &|w| {
+                    w.plan(FillEvent::Compared);
+                    // Since the start: what its follower refused.
+                    w.list_is_true = true;
+                });
             }
             if state == State::Mirrored && !self.refused {
                 add("an item is refused".into(), &|w| w.refused = true);

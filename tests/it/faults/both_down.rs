@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Truth, read};
 use crate::support::cluster::fill;
 use crate::support::forwarder::Hold;
-use crate::support::{Client, Cluster, DEADLINE, Memcached, Shape, Stored, read_node, wait_until};
+use crate::support::{Client, Cluster, DEADLINE, Memcached, Shape, Status, Stored, read_node, wait_until};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Gone {
@@ -305,6 +305,34 @@ fn g8_an_empty_primary_does_not_lead_where_the_backup_has_the_rest() {
     lone.cluster.mirrored();
     lone.check("mirrored");
     lone.cluster.assert_rings_equal();
+}
+
+/// The same while the backup is being filled from another primary, which has missed writes too.
+#[test]
+fn g8_an_empty_primary_does_not_lead_where_the_backup_is_filled_from_another() {
+    let args = ["--leader-grace", "60s", "--resync-rate", "50"];
+    let mut cluster = Cluster::start(&Shape::new(2, 1).proxy(&args));
+    let mut client = cluster.client();
+    let rest = Truth::fill_as("rest", &mut client, 600);
+    let mut missed = Truth::fill_as("missed", &mut client, 600);
+    let backup = cluster.backups[0].addr();
+    cluster.backups[0].pause();
+    cluster.wait_lost(&backup);
+    missed.change(&mut client, 0);
+    cluster.backups[0].resume();
+    cluster.wait_copying(&backup);
+    let (first, second) = (cluster.primaries[0].addr(), cluster.primaries[1].addr());
+    cluster.primaries[0].kill();
+    // Some three hundred keys at fifty a second.
+    let filled = |s: &Status| s.pair(&second, &backup, "state") == "recovering";
+    let dark = |s: &Status| s.pair(&first, &backup, "state") == "dark";
+    cluster.proxy.wait_status("the other pair is filled", DEADLINE, |s| filled(s) && dark(s));
+    cluster.primaries[0].restart();
+    wait_until("somebody to lead", DEADLINE, || rest.keys().take(20).all(|key| client.get(key).is_ok()));
+    rest.check(&mut client, "an empty primary");
+    cluster.mirrored();
+    rest.check(&mut client, "mirrored");
+    cluster.assert_rings_equal();
 }
 
 /// More was missed than is remembered: nothing tells what the backup may keep from what is old.
