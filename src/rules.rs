@@ -60,6 +60,20 @@ pub(crate) enum Rule {
     /// What clients were told to be gone under one leader is looked for, and deleted, before the
     /// next one is asked for more.
     SeenGoneStaysGone,
+    /// What a look of the proxy's own has won, the right to recompute a stale item, goes back.
+    WonIsGivenBack,
+    /// The follower holds nothing that is stale on the leader, or that somebody was told to
+    /// recompute.
+    MarkedIsWithheld,
+    /// What is stale on one node, and so a miss under the next leader, stays one when the first one
+    /// leads again.
+    MarkedStaysGone,
+    /// An `mg` that may change its item goes the way of a write.
+    ChangingGetIsAWrite,
+    /// Where an answer does not say what the item is, it is read.
+    UnclearIsRead,
+    /// Clients choose no cas ids.
+    NoChosenCasIds,
     /// A flush gives the memory another name.
     FlushIsANewMemory,
     /// Nobody acknowledges alone before whoever may come next is sure to learn that the other copy

@@ -205,7 +205,8 @@ fn meta_effect(meta: Meta, reply: &ReplyKind) -> Option<Effect> {
         (Verb::Get, R::MetaHd | R::MetaVa { .. } | R::MetaEn) => Effect::Nothing,
         (Verb::Debug, R::MetaMe | R::MetaEn) => Effect::Nothing,
         (Verb::Set | Verb::Delete, R::MetaHd) | (Verb::Arithmetic, R::MetaVa { .. }) => match meta.change() {
-            Change::Unclear => Effect::Unknown,
+            Change::Unclear if holds(Rule::UnclearIsRead) => Effect::Unknown,
+            Change::Stale if !holds(Rule::MarkedIsWithheld) => Effect::Nothing,
             _ => Effect::Done,
         },
         // Sent to the follower whatever the leader found, as with `delete`.
@@ -249,6 +250,7 @@ pub(super) fn mirror(kind: Kind) -> Mirror {
             Change::Deleted => Mirror::Delete,
             Change::Touched => Mirror::Touch,
             Change::Counted => Mirror::Arithmetic,
+            Change::Unclear if !holds(Rule::UnclearIsRead) => Mirror::Set,
             // (What is unclear is read, unless there was nothing.)
             Change::Stale | Change::Unclear => Mirror::Withhold,
         },

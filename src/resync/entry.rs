@@ -100,6 +100,12 @@ pub(super) enum Stage {
         cas: u64,
         then: Box<Stage>,
     },
+    /// The target is to lead, and what the source alone knows of is to go: whether it still stands
+    /// there.
+    WithdrawLook,
+    Withdraw {
+        cas: u64,
+    },
     /// What we won has another cas id by now: a client has stored over it what is stale as well
     /// (`ms` with `I` and an older `C`), and memcached keeps in mind that somebody recomputes it.
     LookBack {
@@ -150,6 +156,8 @@ pub(super) struct Entry {
     turned: u8,
     /// So often what was won had changed before it was given back.
     lost_hold: u8,
+    /// The source has it marked stale, or remembers that somebody recomputes it.
+    pub(super) marked: bool,
 }
 
 impl Entry {
@@ -169,6 +177,7 @@ impl Entry {
             undated: false,
             turned: 0,
             lost_hold: 0,
+            marked: false,
         }
     }
 
@@ -189,6 +198,11 @@ impl Entry {
         Entry { stage, adopts, ..self }
     }
 
+    /// An entry of a key that is marked on the source alone, which is to lead no more.
+    pub(super) fn withdrawn(self) -> Entry {
+        Entry { stage: Stage::WithdrawLook, ..self }
+    }
+
     /// The same key from the beginning.
     pub(super) fn again(self) -> Entry {
         Entry { by_content: self.by_content, ..Entry::new(self.key, self.binary, self.slot, self.booked, self.recopy) }
@@ -200,6 +214,7 @@ impl Entry {
             Stage::Read | Stage::Verify { .. } | Stage::VerifyRefused(_) => Some(Side::Source),
             Stage::Exists | Stage::SourceLook(_) => Some(Side::Source),
             Stage::GiveBack { .. } | Stage::LookBack { .. } => Some(Side::Source),
+            Stage::WithdrawLook | Stage::Withdraw { .. } => Some(Side::Source),
             Stage::Add(_) | Stage::Undo { .. } | Stage::TargetLook(_) | Stage::Drop { .. } => Some(Side::Target),
             Stage::Done(_) => None,
         }
@@ -215,6 +230,17 @@ impl Entry {
             Stage::Verify { copy, .. } | Stage::Undo { copy } => Some(copy),
             _ => None,
         }
+    }
+
+    /// The right to recompute the item, won and not given back yet: its key, and the cas id where
+    /// that is known.
+    pub(super) fn held(&self) -> Option<((Bytes, bool), Option<u64>)> {
+        let cas = match self.stage {
+            Stage::GiveBack { cas, .. } => Some(cas),
+            Stage::LookBack { .. } => None,
+            _ => Some(self.won?),
+        };
+        Some(((self.key.clone(), self.binary), cas))
     }
 
     /// Whether what is read now is what a copy is made of.
@@ -265,10 +291,16 @@ impl Entry {
             Stage::Verify { item, .. } | Stage::VerifyRefused(item) if item.cas == 0 => {
                 batch.add(|out| node::mg(out, key, Ask::KeyAndItem));
             }
-            Stage::Verify { .. } | Stage::VerifyRefused(_) | Stage::Exists | Stage::LookBack { .. } => {
+            Stage::Verify { .. }
+            | Stage::VerifyRefused(_)
+            | Stage::Exists
+            | Stage::LookBack { .. }
+            | Stage::WithdrawLook => {
                 batch.add(|out| node::mg(out, key, Ask::KeyAndState));
             }
-            &Stage::Undo { copy: cas } | &Stage::Drop { cas } => batch.add(|out| node::md(out, key, Some(cas))),
+            &Stage::Undo { copy: cas } | &Stage::Drop { cas } | &Stage::Withdraw { cas } => {
+                batch.add(|out| node::md(out, key, Some(cas)))
+            }
             &Stage::GiveBack { cas, .. } => batch.add(|out| node::md_stale(out, key, cas)),
             Stage::Done(_) => return false,
         }
@@ -284,8 +316,13 @@ impl Entry {
         }
         // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a
         // client has just stored.
-        if answer.won && answer.cas != 0 && self.side() == Some(Side::Source) {
+        let is_won = answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack);
+        if is_won && self.side() == Some(Side::Source) {
             self.won = Some(answer.cas);
+        }
+        let tells = !matches!(self.stage, Stage::GiveBack { .. });
+        if tells && self.side() == Some(Side::Source) {
+            self.marked = answer.stale;
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
         let mut next = self.next(stage, &answer, frame, asked)?;
@@ -401,6 +438,20 @@ impl Entry {
                 *then
             }
             Stage::LookBack { then } => *then,
+            Stage::WithdrawLook if answer.stale && answer.cas != 0 => Stage::Withdraw { cas: answer.cas },
+            Stage::WithdrawLook => {
+                // Written anew, or nothing that could be deleted without hitting a later one.
+                self.marked = false;
+                Stage::Done(End::Skipped)
+            }
+            Stage::Withdraw { .. } => match answer.code {
+                Code::Done | Code::Missing => {
+                    self.won = None;
+                    Stage::Done(End::Skipped)
+                }
+                Code::Exists => self.retry(),
+                _ => return unexpected(),
+            },
             Stage::Done(_) => return unexpected(),
         })
     }
@@ -417,7 +468,7 @@ impl Entry {
     /// must be undone first.
     fn give_back_first(&mut self, next: Stage) -> Stage {
         match (self.won, next) {
-            (None, next) | (_, next @ Stage::Undo { .. }) => next,
+            (None, next) | (_, next @ (Stage::Undo { .. } | Stage::Withdraw { .. })) => next,
             (Some(cas), next) => {
                 self.won = None;
                 Stage::GiveBack { cas, then: Box::new(next) }
@@ -432,159 +483,5 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::ambient;
-    use crate::protocol::expiry::Offset;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::Instant;
-
-    use super::*;
-    use crate::backend::{NodeStream, Pipe};
-    use crate::ids::NodeId;
-
-    /// Plays a dialogue of (side, command, answer) with an entry and returns how it ended.
-    async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)]) -> End {
-        play_by(Entry::new(Bytes::from_static(key), binary, 0, 0, false), dialogue).await
-    }
-
-    async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
-        // What the target is told is then what the source said is left.
-        let date = ambient::date(Instant::now());
-        let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, date), target: Offset::seen(0, date) };
-        let (near, mut far) = duplex(4096);
-        let mut pipe = Pipe::over(NodeId(0), NodeStream::from(near));
-        for &(side, command, answer) in dialogue {
-            assert_eq!(entry.side(), Some(side), "before {command}");
-            let mut batch = Batch::new();
-            let now = Instant::now();
-            let asked = Asked { at: ambient::date(now), timed: true, shown: Some(date.as_secs() as i64) };
-            assert!(entry.command(&mut batch, offsets, ambient::date(now)));
-            far.write_all(answer.as_bytes()).await.unwrap();
-            let deadline = now + Duration::from_secs(1);
-            let sent =
-                pipe.exchange(batch, deadline, |_, frame| entry.answer(&frame, asked).map_err(|t| format!("{t:?}")));
-            sent.await.unwrap();
-            let mut got = vec![0; command.len()];
-            far.read_exact(&mut got).await.unwrap();
-            assert_eq!(String::from_utf8_lossy(&got), command);
-        }
-        match entry.stage {
-            Stage::Done(end) => end,
-            stage => panic!("it goes on: {stage:?}"),
-        }
-    }
-
-    use Side::{Source, Target};
-
-    #[tokio::test(start_paused = true)]
-    async fn a_binary_key_is_copied_with_flags_and_ttl() {
-        let end = play(
-            b"a b",
-            true,
-            &[
-                (Source, "mg YSBi b k v f t c\r\n", "VA 1 kYSBi b f7 t100 c9\r\nx\r\n"),
-                (Target, "ms YSBi 1 b ME k c T100 F7\r\nx\r\n", "HD kYSBi b c1\r\n"),
-                (Source, "mg YSBi b k t c\r\n", "HD kYSBi b t99 c9\r\n"),
-            ],
-        );
-        assert_eq!(end.await, End::Copied(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stale_item_is_given_back_and_not_copied() {
-        let end = play(
-            b"k",
-            false,
-            &[
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4 X W\r\nx\r\n"),
-                (Source, "md k k I C4\r\n", "HD kk\r\n"),
-                (Target, "mg k k v f t c\r\n", "EN kk\r\n"),
-            ],
-        );
-        assert_eq!(end.await, End::Skipped);
-    }
-
-    /// A client stores over what we won with an older `C` and `I`: that is stale as well, and
-    /// memcached takes it for being recomputed, by us.
-    #[tokio::test(start_paused = true)]
-    async fn what_a_client_stores_over_a_won_item_is_given_back() {
-        let begin = [
-            (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4 X W\r\nx\r\n"),
-            (Source, "md k k I C4\r\n", "EX kk\r\n"),
-        ];
-        let end = (Target, "mg k k v f t c\r\n", "EN kk\r\n");
-        let stale = [
-            (Source, "mg k k t c\r\n", "HD kk t-1 c6 Z X\r\n"),
-            (Source, "md k k I C6\r\n", "EX kk\r\n"),
-            (Source, "mg k k t c\r\n", "HD kk t-1 c7 X W\r\n"),
-            (Source, "md k k I C7\r\n", "HD kk\r\n"),
-        ];
-        // Recomputed; deleted; a fresh one, which a client recomputes before its time.
-        let others = ["HD kk t-1 c6\r\n", "EN\r\n", "HD kk t9 c6 Z\r\n"].map(|is| [(Source, "mg k k t c\r\n", is)]);
-        for middle in [stale.as_slice()].into_iter().chain(others.iter().map(|one| one.as_slice())) {
-            assert_eq!(play(b"k", false, &[&begin, middle, &[end]].concat()).await, End::Skipped);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_touch_is_noticed_and_the_copy_made_again() {
-        let end = play(
-            b"k",
-            false,
-            &[
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c4\r\nx\r\n"),
-                (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
-                (Source, "mg k k t c\r\n", "HD kk t70 c4\r\n"),
-                (Target, "md k k C8\r\n", "HD kk\r\n"),
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
-                (Target, "ms k 1 ME k c T70 F0\r\nx\r\n", "NS kk c0\r\n"),
-                (Target, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c9\r\nx\r\n"),
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
-            ],
-        );
-        assert_eq!(end.await, End::Equal);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_item_leaves_nothing_and_ends() {
-        let end = play(
-            b"k",
-            false,
-            &[
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4\r\nx\r\n"),
-                (Target, "ms k 1 ME k c T0 F0\r\nx\r\n", "SERVER_ERROR out of memory storing object\r\n"),
-                (Source, "mg k k t c\r\n", "HD kk t-1 c4\r\n"),
-                (Target, "mg k k v f t c\r\n", "EN\r\n"),
-            ],
-        );
-        assert_eq!(end.await, End::Refused);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_cas_ids_the_content_is_verified() {
-        let entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true).by_content();
-        let end = play_by(
-            entry,
-            &[
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\nx\r\n"),
-                (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
-                (Target, "md k k C8\r\n", "HD kk\r\n"),
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
-                (Target, "ms k 1 ME k c T50 F0\r\ny\r\n", "HD kk c9\r\n"),
-                (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
-            ],
-        );
-        assert_eq!(end.await, End::Copied(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn remaining_ttl_zero_is_never_stored() {
-        let end = play(
-            b"k",
-            false,
-            &[(Source, "mg k k v f t c\r\n", "VA 1 kk f0 t0 c4\r\nx\r\n"), (Target, "mg k k v f t c\r\n", "EN kk\r\n")],
-        );
-        assert_eq!(end.await, End::Skipped);
-    }
-}
+#[path = "entry_tests.rs"]
+mod tests;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{End, Entry, Side, Stage, Trouble};
 use super::{Clocks, Context, JobError, Tuning};
 use crate::ambient;
-use crate::backend::{Batch, Drain, Effect, Pipe};
+use crate::backend::{Batch, Drain, Effect, Pipe, give_back};
 use crate::ids::NodeId;
 use crate::protocol::clock;
 use crate::protocol::item::{Asked, Offsets};
@@ -248,6 +248,13 @@ impl Lane {
     pub(super) async fn unwind(mut self, tuning: &Tuning) -> LaneEnd {
         let mut drains = Vec::new();
         let mut undone = !self.lost_copies;
+        let held = self.at_source.iter().chain(&self.at_target).filter_map(Entry::held);
+        let (keys, cas): (Vec<_>, Vec<_>) = held.unzip();
+        if !keys.is_empty() {
+            // Nobody else would. (Where the source owes other answers it cannot be asked.)
+            let held = cas.into_iter().enumerate().collect();
+            let _ = give_back(&mut self.source, &keys, held, tuning.target_timeout).await;
+        }
         // Not answered: the lane's step failed on the target.
         if self.target.owes_mutations() {
             undone = false;

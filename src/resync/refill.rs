@@ -47,8 +47,10 @@ const LEAKY_SWEEPS: usize = 3;
 
 mod adopt;
 mod feed;
+mod marked;
 
 use adopt::Adopting;
+use marked::Marked;
 
 /// One pair of the source.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ struct Slot {
     recopy: Arc<Recopy>,
     /// The keys of items that the target refused.
     lone: Option<Arc<Lone>>,
+    /// Those of items that the source alone holds.
+    marked: Marked,
     /// When they are tried again, where the target is to lead.
     refused_at: Instant,
     refused_pause: Duration,
@@ -160,6 +164,7 @@ impl Refill {
                 pair,
                 recopy,
                 lone: ctx.lone.get(&pair).cloned(),
+                marked: Marked::default(),
                 refused_at: now,
                 refused_pause: REFUSED_PAUSE.0,
                 tried_at: None,
@@ -448,9 +453,12 @@ impl Refill {
     async fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
+            if self.leads {
+                self.slots[slot].marked.withdraw();
+            }
             let s = &self.slots[slot];
             let refused = self.leads && s.is_refused();
-            let empty = s.in_flight == 0 && s.recopy.is_empty();
+            let empty = s.in_flight == 0 && s.recopy.is_empty() && s.marked.is_withdrawn();
             if empty || now >= until || self.trickle {
                 // (Refused again behind the gate: it leads only with all.)
                 self.drained(slot, empty && !refused && !s.recopy.overflowed() && !self.trickle);
@@ -492,11 +500,15 @@ impl Refill {
             self.ctx.progress.set_phase(Phase::HandingBack);
         }
         self.retry_refused(now);
+        if self.leads {
+            self.slots.iter_mut().filter(|slot| !slot.done).for_each(|slot| slot.marked.withdraw());
+        }
         // What is tried again and not refused yet is waited for a while, so that the gate is not
         // closed in vain.
         let tried = |s: &Slot| s.tried_at.is_some_and(|at| now < at + REFUSED_PAUSE.0) && s.in_flight > 0;
         let refused = |s: &Slot| self.leads && (s.is_refused() || tried(s));
         let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS && !refused(s);
+        let ready = |s: &Slot| ready(s) && s.marked.is_withdrawn();
         if let Some(slot) = self.slots.iter().position(ready) {
             let pair = self.slots[slot].pair;
             let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
@@ -549,7 +561,7 @@ impl Refill {
                 }
             }
             (Hand::Judging { slot, clean, .. }, Answered::Drained(verdict)) => match verdict? {
-                Verdict::Mirrored if clean => self.slots[slot].done = true,
+                Verdict::Mirrored if clean => self.is_mirrored(slot),
                 Verdict::Again => self.slots[slot].later(now),
                 // Mirrored without having been clean would leave copies in flight: never trusted.
                 Verdict::Mirrored | Verdict::Abort => return Err(JobError::Aborted),

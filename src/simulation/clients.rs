@@ -1,5 +1,7 @@
 //! Clients: few keys, many hands. Every value is written once, so that a read names its write.
 
+mod meta;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,9 +15,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::history::History;
+use super::history::{History, is_meta};
+use super::item::Shown;
 use super::judge::{Call, Outcome};
 use super::trace::note;
+
+use meta::Spoken;
 
 /// An answer that takes longer is a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -69,20 +74,28 @@ enum NoAnswer {
 }
 
 /// A request on the wire, and the operations that it is.
+#[derive(Default)]
 struct Request {
     wire: String,
     /// With their keys; `None` = on all keys.
     ops: Vec<(usize, Option<String>)>,
     answer: Expect,
+    /// Of each operation, how its answer in the meta protocol is understood.
+    spoken: Vec<Spoken>,
     /// Set when it is acknowledged that an item was stored that expires.
     stored: Rc<Cell<Option<Instant>>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Expect {
+    #[default]
     Line,
     Values,
     Nothing,
+    /// One in the meta protocol.
+    Meta,
+    /// Any number of these, then `MN`.
+    Quiet,
 }
 
 /// Whether what is stored there lasts for seconds only.
@@ -162,8 +175,12 @@ impl Client {
     pub(super) async fn read_all(&mut self) {
         self.connect().await;
         let keys = self.habits.keys.clone();
-        let gets = keys.iter().map(|key| self.get(std::slice::from_ref(key), "get")).collect();
-        self.exchange(gets).await;
+        let looks = keys.iter().map(|key| match is_meta(key) {
+            true => self.settled(key),
+            false => self.get(std::slice::from_ref(key), "get"),
+        });
+        let looks = looks.collect();
+        self.exchange(looks).await;
     }
 
     /// Touches every key.
@@ -222,7 +239,7 @@ impl Client {
     fn value(&mut self, key: &str) -> String {
         self.written += 1;
         let unique = self.id as u64 * 10_000 + self.written;
-        if key.starts_with('n') { (unique * 1_000).to_string() } else { format!("<{unique}>") }
+        if key.starts_with(['n', 'a']) { (unique * 1_000).to_string() } else { format!("<{unique}>") }
     }
 
     fn request(&mut self) -> Request {
@@ -231,9 +248,24 @@ impl Client {
         if self.habits.flushes && self.rng.random_ratio(1, 250) {
             let op = self.history.call(self.id, None, Call::Flush);
             let (wire, ops) = ("flush_all\r\n".into(), vec![(op, None)]);
-            return Request { wire, ops, answer: Expect::Line, stored: Rc::default() };
+            return Request { wire, ops, ..Request::default() };
         }
         let number = key.starts_with('n');
+        if is_meta(&key) {
+            return match self.rng.random_range(0..100) {
+                0..5 => self.get(&[key], "get"),
+                5..8 => self.get(&[key], "gets"),
+                8..10 => self.get(&self.habits.keys.clone(), "get"),
+                10..11 => self.store(&key, "set", noreply),
+                11..12 => self.store(&key, "add", noreply),
+                12..13 => self.store(&key, "replace", noreply),
+                13..15 if key.starts_with('a') => self.line(&key, Call::Incr(3), &format!("incr {key} 3"), noreply),
+                13..14 => self.store(&key, "append", noreply),
+                14..15 => self.store(&key, "prepend", noreply),
+                15..17 => self.line(&key, Call::Delete, &format!("delete {key}"), noreply),
+                _ => self.meta(&key),
+            };
+        }
         if expires(&key) {
             let verb = match self.rng.random_range(0..100) {
                 0..50 => return self.get(&[key], "get"),
@@ -284,14 +316,14 @@ impl Client {
         let ops = keys.iter().map(|key| (self.history.call(self.id, Some(key), Call::Get), Some(key.clone())));
         let ops = ops.collect();
         let wire = format!("{verb} {}\r\n", keys.join(" "));
-        Request { wire, ops, answer: Expect::Values, stored: Rc::default() }
+        Request { wire, ops, answer: Expect::Values, ..Request::default() }
     }
 
     fn line(&mut self, key: &str, call: Call, command: &str, noreply: bool) -> Request {
         let op = self.history.call(self.id, Some(key), call);
         let (tail, answer) = if noreply { (" noreply", Expect::Nothing) } else { ("", Expect::Line) };
         let ops = vec![(op, Some(key.to_owned()))];
-        Request { wire: format!("{command}{tail}\r\n"), ops, answer, stored: Rc::default() }
+        Request { wire: format!("{command}{tail}\r\n"), ops, answer, ..Request::default() }
     }
 
     fn store(&mut self, key: &str, verb: &str, noreply: bool) -> Request {
@@ -303,8 +335,9 @@ impl Client {
             "append" => Call::Append,
             _ => Call::Prepend,
         };
-        let flags = self.written % 3;
+        let flags = if is_meta(key) { 0 } else { self.written % 3 };
         let exptime = match self.written.is_multiple_of(4) {
+            _ if is_meta(key) => 0,
             _ if expires(key) => self.rng.random_range(1..15),
             true => 7_000,
             false => 0,
@@ -392,6 +425,8 @@ impl Client {
                     "EXISTS" => Outcome::Exists,
                     "NOT_FOUND" => Outcome::NotFound,
                     "DELETED" | "TOUCHED" | "OK" => Outcome::Done,
+                    // What somebody is to compute is no number yet.
+                    "CLIENT_ERROR cannot increment or decrement non-numeric value" => Outcome::Denied,
                     number if number.starts_with(|c: char| c.is_ascii_digit()) => {
                         Outcome::Number(number.parse().unwrap_or(u64::MAX))
                     }
@@ -403,6 +438,7 @@ impl Client {
                 self.history.answer(op, outcome);
             }
             Expect::Values => self.hear_values(link, request, deadline).await?,
+            Expect::Meta | Expect::Quiet => self.hear_meta(link, request).await?,
         }
         // Its own noreply writes of these keys are done by now.
         for (_, key) in &request.ops {
@@ -438,6 +474,7 @@ impl Client {
         }
         for (op, key) in &request.ops {
             let key = key.as_deref().unwrap_or_default();
+            let mut told = None;
             let outcome = match (&error, found.remove(key)) {
                 (Some(error), _) => error.clone(),
                 (None, None) => Outcome::Value(None),
@@ -445,10 +482,14 @@ impl Client {
                     if let Some(token) = token {
                         self.tokens.insert(key.to_owned(), (value.clone(), token));
                     }
-                    Outcome::Value(Some(value))
+                    told = token.filter(|_| is_meta(key));
+                    match told {
+                        Some(_) => Outcome::Shown(Some(Shown { value: Some(value), ..Shown::default() })),
+                        None => Outcome::Value(Some(value)),
+                    }
                 }
             };
-            self.history.answer(*op, outcome);
+            self.history.answer_with(*op, outcome, told);
         }
         if let Some((key, _)) = found.into_iter().next() {
             self.history.violation(format!("client {}: {key} was not asked for in {:?}", self.id, request.wire));

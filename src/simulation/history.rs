@@ -3,11 +3,21 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::item::{Meta, Shown};
 use super::judge::{Call, Op, Outcome, Verdict, judge, value_of};
-use super::trace::{at, note};
+use super::trace::{Seen, at, note};
+
+/// The gate of a pair that changes is open again within this.
+const EDGE_LASTS: Duration = Duration::from_secs(3);
+
+/// Whether what is done with a key is done in the meta protocol, mostly.
+pub(super) fn is_meta(key: &str) -> bool {
+    key.starts_with(['m', 'a'])
+}
 
 /// Of one world.
 #[derive(Clone)]
@@ -15,8 +25,8 @@ pub(super) struct History(Rc<RefCell<Inner>>);
 
 struct Inner {
     begun: Instant,
-    /// Calls and answers so far.
-    moment: u64,
+    /// When calls and answers were, in order: moments are counted by them.
+    moments: Vec<Duration>,
     ops: Vec<(Option<String>, Op)>,
     violations: Vec<String>,
     errors: u64,
@@ -25,34 +35,37 @@ struct Inner {
 
 impl History {
     pub(super) fn new() -> History {
-        let inner =
-            Inner { begun: Instant::now(), moment: 0, ops: Vec::new(), violations: Vec::new(), errors: 0, unjudged: 0 };
-        History(Rc::new(RefCell::new(inner)))
+        let (begun, moments, ops, violations) = (Instant::now(), Vec::new(), Vec::new(), Vec::new());
+        History(Rc::new(RefCell::new(Inner { begun, moments, ops, violations, errors: 0, unjudged: 0 })))
     }
 
     /// An operation begins. `key` = `None`: on every key.
     pub(super) fn call(&self, client: usize, key: Option<&str>, call: Call) -> usize {
         let inner = &mut *self.0.borrow_mut();
-        inner.moment += 1;
-        at(inner.moment);
+        let moment = inner.next_moment();
         let id = inner.ops.len();
         let who = format!("{:.3}s c{client} op{id}", inner.begun.elapsed().as_secs_f64());
         note(|| format!("client {client}: op{id} {} {call:?}", key.unwrap_or("*")));
-        let op = Op { who, call, outcome: Outcome::Unknown, begun: inner.moment, ended: None };
+        let op = Op { who, call, outcome: Outcome::Unknown, token: None, begun: moment, ended: None };
         inner.ops.push((key.map(str::to_owned), op));
         id
     }
 
     pub(super) fn answer(&self, id: usize, outcome: Outcome) {
+        self.answer_with(id, outcome, None);
+    }
+
+    /// `token`: that of the item behind it, if the client was told.
+    pub(super) fn answer_with(&self, id: usize, outcome: Outcome, token: Option<u64>) {
         let inner = &mut *self.0.borrow_mut();
-        inner.moment += 1;
-        at(inner.moment);
-        note(|| format!("client   : op{id} {:?} {:?}", inner.ops[id].0, outcome));
+        let moment = inner.next_moment();
+        let with = token.map_or_else(String::new, |token| format!(" with token {token:x}"));
+        note(|| format!("client   : op{id} {:?} {outcome:?}{with}", inner.ops[id].0));
         let op = &mut inner.ops[id].1;
         if outcome != Outcome::Unknown {
-            op.ended = Some(inner.moment);
+            op.ended = Some(moment);
         }
-        op.outcome = outcome;
+        (op.outcome, op.token) = (outcome, token);
     }
 
     /// It will not be answered, but takes effect; nothing tells when.
@@ -99,8 +112,8 @@ impl History {
         self.0.borrow_mut().ops.clear();
     }
 
-    /// Everything that is wrong. Judges every key. `losses`: when the proxy lost a node.
-    pub(super) fn verdict(&self, lenient: bool, losses: &[u64]) -> Vec<String> {
+    /// Everything that is wrong. Judges every key.
+    pub(super) fn verdict(&self, lenient: bool, seen: &Seen) -> Vec<String> {
         let inner = &mut *self.0.borrow_mut();
         let mut found = inner.violations.clone();
         let mut keys: BTreeMap<&str, Vec<Op>> = BTreeMap::new();
@@ -116,10 +129,22 @@ impl History {
                 None => keys.values_mut().for_each(|ops| ops.push(op.clone())),
             }
         }
-        for (key, ops) in keys {
+        let robbed = seen.looks.iter().filter(|(.., call)| *call == Call::Rob);
+        found
+            .extend(robbed.map(|(at, key, _)| {
+                format!("key {key}: the proxy has given away what it had not won, at moment {at}")
+            }));
+        for (key, mut ops) in keys {
+            if is_meta(key) {
+                found.extend(tokens_that_came_again(key, &ops));
+                add_what_was_seen(&mut ops, key, seen, |edge| {
+                    let until = (edge + EDGE_LASTS).duration_since(inner.begun);
+                    inner.moments.partition_point(|&at| at <= until) as u64
+                });
+            }
             let mut verdict = judge(&ops, lenient);
             if let Verdict::Wrong { .. } = verdict
-                && let Some(steady) = without_early_reads(&ops, losses)
+                && let Some(steady) = without_early_reads(&ops, &seen.losses)
                 && judge(&steady, lenient) == Verdict::Fine
             {
                 verdict = Verdict::Fine;
@@ -134,25 +159,82 @@ impl History {
     }
 }
 
+impl Inner {
+    fn next_moment(&mut self) -> u64 {
+        self.moments.push(self.begun.elapsed());
+        let moment = self.moments.len() as u64;
+        at(moment);
+        moment
+    }
+}
+
+/// Adds what the proxy was seen to do with a key, which took effect then or not at all; `until`: of
+/// an edge, by the moment of its beginning, the last one at which its gate may be closed.
+fn add_what_was_seen(ops: &mut Vec<Op>, key: &str, seen: &Seen, until: impl Fn(Instant) -> u64) {
+    let op = |who: &str, call, begun, ended| Op {
+        who: format!("moment {begun} {who}"),
+        call,
+        outcome: Outcome::Unknown,
+        token: None,
+        begun,
+        ended: Some(ended),
+    };
+    let looks = seen.looks.iter().filter(|(_, of, _)| of == key);
+    ops.extend(looks.map(|(at, _, call)| op("proxy", call.clone(), *at, *at)));
+    ops.extend(seen.edges.iter().map(|&(at, edge)| op("edge", Call::Leave, at, until(edge))));
+    ops.sort_by_key(|op| op.begun);
+}
+
+/// A token is told of one version: what came with it is always the same.
+fn tokens_that_came_again(key: &str, ops: &[Op]) -> Option<String> {
+    let mut values: BTreeMap<u64, &str> = BTreeMap::new();
+    ops.iter().find_map(|op| {
+        let value = match (&op.call, &op.outcome) {
+            (Call::Meta(Meta::Set { value, mode, .. }), Outcome::Stored) if !mode.joins() => value,
+            (_, Outcome::Shown(Some(Shown { value: Some(value), .. }))) => value,
+            _ => return None,
+        };
+        let before = values.insert(op.token?, value)?;
+        (before != value).then(|| format!("key {key}: token {:?} came with {before:?} and with {value:?}", op.token))
+    })
+}
+
 /// The history without what was read of a write before that was acknowledged, where a node was lost
 /// in between: the write may have been made on the node that was lost, where it was read, and be
 /// made again on the other one only after others have read what was there before.
 /// (docs/guarantees.md says so.) `None` if there is no such read.
 fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
     let is_early = |read: &Op| {
-        let Outcome::Value(Some(text)) = &read.outcome else { return false };
+        let (text, stale) = match &read.outcome {
+            Outcome::Value(Some(text)) => (text.as_str(), false),
+            Outcome::Shown(Some(shown)) => {
+                (shown.value.as_deref().unwrap_or_default(), shown.marks.is_some_and(|marks| marks.stale))
+            }
+            _ => return false,
+        };
         ops.iter().any(|write| {
             let shows = match (value_of(&write.call), &write.outcome) {
                 (Some(value), _) => text.contains(value),
                 (None, Outcome::Number(n)) => *text == n.to_string(),
-                _ => false,
+                // Counted where it was read, and answered by the next leader, which held nothing.
+                (None, Outcome::NotFound) if counts(&write.call) => text.bytes().all(|byte| byte.is_ascii_digit()),
+                (None, _) => stale && matches!(write.call, Call::Meta(Meta::Delete { invalidate: true, .. })),
             };
             let between = |loss: &u64, until| read.begun.max(write.begun) <= *loss && *loss <= until;
             shows && write.ended.is_some_and(|until| losses.iter().any(|loss| between(loss, until)))
         })
     };
-    let steady: Vec<Op> = ops.iter().filter(|op| !is_early(op)).cloned().collect();
-    (steady.len() < ops.len()).then_some(steady)
+    // (What it did where it was read is not known either.)
+    let mut steady = ops.to_vec();
+    for read in steady.iter_mut().filter(|op| is_early(op)) {
+        (read.outcome, read.token, read.ended) = (Outcome::Unknown, None, None);
+    }
+    steady.retain(|op| op.call != Call::Get || op.outcome != Outcome::Unknown);
+    (steady != ops).then_some(steady)
+}
+
+fn counts(call: &Call) -> bool {
+    matches!(call, Call::Incr(_) | Call::Meta(Meta::Count { .. }))
 }
 
 /// The end of the longest order that fits, and what fits no more.
@@ -193,15 +275,16 @@ mod tests {
         // later.
         let (lost, write) = history();
         lost.answer(write, Outcome::Stored);
-        assert_eq!(lost.verdict(false, &[6]), Vec::<String>::new());
+        let at = |losses: &[u64]| Seen { losses: losses.to_vec(), ..Seen::default() };
+        assert_eq!(lost.verdict(false, &at(&[6])), Vec::<String>::new());
         for losses in [&[][..], &[3], &[9]] {
-            assert_eq!(lost.verdict(false, losses).len(), 1, "{losses:?}");
+            assert_eq!(lost.verdict(false, &at(losses)).len(), 1, "{losses:?}");
         }
         // Acknowledged before the late read it must stay.
         let (kept, write) = history();
         kept.answer(write, Outcome::Stored);
         let again = kept.call(0, Some("k"), Call::Get);
         kept.answer(again, Outcome::Value(Some("a".into())));
-        assert_eq!(kept.verdict(false, &[6]).len(), 1);
+        assert_eq!(kept.verdict(false, &at(&[6])).len(), 1);
     }
 }

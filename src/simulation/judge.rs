@@ -10,6 +10,8 @@ use std::hash::{Hash, Hasher};
 
 use crate::testing::digest::{Digest, Quick};
 
+use super::item::{Item, Meta, Shown, Step, step};
+
 /// What a client asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Call {
@@ -31,6 +33,15 @@ pub(super) enum Call {
     Expire(String),
     /// What only a follower held is added, once: not after anybody has deleted or flushed it.
     Arrive(String),
+    Meta(Meta),
+    /// A look of the proxy's own has won the right to recompute the item,
+    Look,
+    /// … and gives it back;
+    GiveBack,
+    /// … or what a client has won.
+    Rob,
+    /// Another node comes to lead: what is kept on the leader alone may go.
+    Leave,
 }
 
 /// What came of it.
@@ -47,16 +58,35 @@ pub(super) enum Outcome {
     Done,
     Number(u64),
     Value(Option<String>),
+    Shown(Option<Shown>),
+    /// `CLIENT_ERROR`: it did nothing.
+    Denied,
+}
+
+impl Outcome {
+    /// Whether nothing is known of what was said.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Outcome::Unknown | Outcome::Silent)
+    }
+
+    /// Whether it says that nothing was changed. (An `mg` may have won.)
+    fn changes_nothing(&self) -> bool {
+        use Outcome::{Denied, Exists, NotFound, NotStored, Shown, Value};
+        matches!(self, NotStored | Exists | NotFound | Value(_) | Shown(_) | Denied)
+    }
 }
 
 /// One operation on one key.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Op {
     /// Who and when, for people.
     pub(super) who: String,
     pub(super) call: Call,
     pub(super) outcome: Outcome,
-    /// Moments, counted over all clients' calls and answers.
+    /// The token of the item behind it that the client was told.
+    pub(super) token: Option<u64>,
+    /// Moments, counted over all clients' calls and answers. One of unknown outcome that has an end
+    /// takes effect before it, or never.
     pub(super) begun: u64,
     pub(super) ended: Option<u64>,
 }
@@ -95,8 +125,9 @@ struct Search<'a> {
     ops: &'a [Op],
     /// Of each operation, what a step looks at.
     spans: Vec<Span>,
-    words: HashMap<String, u32, Quick>,
-    texts: Vec<String>,
+    words: HashMap<Item, u32, Quick>,
+    /// What the numbers of states stand for, but the first.
+    items: Vec<Item>,
     /// A bit for each operation that took effect.
     done: Vec<u64>,
     /// The writes of unknown outcome that took effect and may be undone: which, and the states
@@ -113,7 +144,7 @@ struct Search<'a> {
     steps: usize,
 }
 
-/// A state that holds nothing; other states are indexes into `texts`.
+/// A state that holds nothing; other states are indexes into `items`.
 const NOTHING: u32 = 0;
 
 /// Judges the history of one key, which held nothing at first. `ops` in the order of their calls.
@@ -125,7 +156,10 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     debug_assert!(ops.is_sorted_by_key(|op| op.begun));
     // Most writes that nobody answered never happened. Only where no order is found without those
     // that nobody saw are they reckoned with.
-    let unseen = |op: &&Op| op.outcome == Outcome::Unknown && value_of(&op.call).is_some_and(|v| !is_seen(ops, v));
+    let unseen = |op: &&Op| {
+        let seen = value_of(&op.call).map_or(!is_look(&op.call), |value| is_seen(ops, value));
+        op.outcome == Outcome::Unknown && !seen
+    };
     if ops.iter().any(|op| unseen(&op)) {
         let likely: Vec<Op> = ops.iter().filter(|op| !unseen(op)).cloned().collect();
         if judge(&likely, lenient) == Verdict::Fine {
@@ -137,7 +171,7 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
         ops,
         spans: ops.iter().map(Span::of).collect(),
         words: HashMap::default(),
-        texts: vec![String::new()],
+        items: vec![Item::default()],
         done: vec![0; ops.len().div_ceil(64)],
         around: Vec::new(),
         lenient,
@@ -172,12 +206,19 @@ impl Search<'_> {
         let mut candidates = self.candidates(first);
         let mut stuck = Vec::new();
         // What fits and changes nothing may as well come at once: put later, it could only fit no
-        // more.
+        // more. (But for what had to come before it, if it did.)
+        let bounded = candidates.iter().map(|&i| &self.spans[i]).filter(|span| span.unknown);
+        let due = bounded.map(|span| span.ended).min().unwrap_or(u64::MAX);
         let quiet = |search: &mut Self, &i: &usize| {
             let op = &search.ops[i];
-            // A delete that finds nothing ends what may yet arrive.
-            let ends = search.arrives && op.call == Call::Delete;
-            !ends && changes_nothing(&op.outcome) && search.apply(state, i) == Some(state)
+            if op.begun > due {
+                return false;
+            }
+            // A delete that finds nothing ends what may yet arrive; and what lasts as long as it is
+            // to last now may last longer by then.
+            let renews = matches!(op.call, Call::Meta(Meta::Get { ends: Some(_), .. }));
+            let ends = renews || search.arrives && op.call == Call::Delete;
+            !ends && op.outcome.changes_nothing() && search.apply(state, i) == Some(state)
         };
         if let Some(at) = candidates.iter().position(|i| quiet(self, i)) {
             candidates = vec![candidates[at]];
@@ -193,9 +234,11 @@ impl Search<'_> {
                 continue;
             }
             self.done[i / 64] |= 1 << (i % 64);
-            // A write that is acknowledged on top of others makes them stay.
+            // A write that is acknowledged on top of others makes them stay. (Not a look: the
+            // leader alone knows of it.)
             let around = self.around.clone();
-            match (unknown, self.ops[i].call == Call::Flush) {
+            let looks = !self.around.is_empty() && is_look(&self.ops[i].call);
+            match (unknown || looks, self.ops[i].call == Call::Flush) {
                 (true, false) if self.lenient => self.around.push((i as u32, state, next)),
                 _ if next != state => self.around.clear(),
                 _ => {}
@@ -246,8 +289,16 @@ impl Search<'_> {
             i += 1;
         }
         known.append(&mut unknown);
-        known.retain(|&i| self.spans[i].begun <= fence);
+        known.retain(|&i| self.spans[i].begun <= fence && !(self.spans[i].unknown && self.is_too_late(i)));
         known
+    }
+
+    /// Whether something was done that began when it was over.
+    fn is_too_late(&self, i: usize) -> bool {
+        let until = self.spans[i].ended;
+        let next = if until == u64::MAX { self.spans.len() } else { self.spans.partition_point(|s| s.begun <= until) };
+        let (word, bit) = (next / 64, next % 64);
+        next < self.spans.len() && (self.done[word] >> bit != 0 || self.done[word + 1..].iter().any(|done| *done != 0))
     }
 
     fn fingerprint(&self, state: u32, which: u8) -> u64 {
@@ -260,58 +311,37 @@ impl Search<'_> {
         i < self.ops.len() && self.done[i / 64] & (1 << (i % 64)) != 0
     }
 
-    fn word(&mut self, text: String) -> u32 {
-        if let Some(&word) = self.words.get(&text) {
+    fn word(&mut self, item: Item) -> u32 {
+        if let Some(&word) = self.words.get(&item) {
             return word;
         }
-        self.texts.push(text.clone());
-        let word = self.texts.len() as u32 - 1;
-        self.words.insert(text, word);
+        self.items.push(item.clone());
+        let word = self.items.len() as u32 - 1;
+        self.words.insert(item, word);
         word
     }
 
     /// The state after the operation, if its answer fits the state before.
     fn apply(&mut self, state: u32, i: usize) -> Option<u32> {
-        let Op { call, outcome, .. } = &self.ops[i];
+        let Op { call, outcome, token, .. } = &self.ops[i];
         if let Call::Arrive(value) = call {
             let ends = |j: usize| self.is_done(j) && matches!(self.ops[j].call, Call::Delete | Call::Flush);
             let fits = state == NOTHING && !(0..self.ops.len()).any(ends);
-            return fits.then(|| self.word(value.clone()));
+            return fits.then(|| self.word(Item::new(value.clone())));
         }
-        let there = state != NOTHING;
-        let text = self.texts[state as usize].clone();
-        // What memcached would do and say.
-        let (after, said) = match call {
-            Call::Set(v) => (Some(v.clone()), Outcome::Stored),
-            Call::Add(v) if !there => (Some(v.clone()), Outcome::Stored),
-            Call::Replace(v) if there => (Some(v.clone()), Outcome::Stored),
-            Call::Append(v) if there => (Some(text + v), Outcome::Stored),
-            Call::Prepend(v) if there => (Some(v.clone() + &text), Outcome::Stored),
-            Call::Add(_) | Call::Replace(_) | Call::Append(_) | Call::Prepend(_) => (None, Outcome::NotStored),
-            Call::Cas(..) if !there => (None, Outcome::NotFound),
-            // A token that does not win although nothing was written is all right: leadership has
-            // changed.
-            Call::Cas(..) if *outcome == Outcome::Exists => (None, Outcome::Exists),
-            Call::Cas(expected, v) if *expected == text => (Some(v.clone()), Outcome::Stored),
-            Call::Cas(..) => (None, Outcome::Exists),
-            Call::Incr(_) | Call::Delete | Call::Touch if !there => (None, Outcome::NotFound),
-            Call::Incr(d) => {
-                let new = text.parse::<u64>().ok()? + d;
-                (Some(new.to_string()), Outcome::Number(new))
-            }
-            Call::Delete => return (*outcome == Outcome::Done || is_open(outcome)).then_some(NOTHING),
-            Call::Touch => (None, Outcome::Done),
-            Call::Get => (None, Outcome::Value(there.then_some(text))),
-            Call::Flush => return Some(NOTHING),
-            // None is written twice, so one that is not there any more never is again.
-            Call::Expire(v) => return Some(if text == *v { NOTHING } else { state }),
-            Call::Arrive(_) => return None,
-        };
-        if said != *outcome && !is_open(outcome) {
-            return None;
+        let item = (state != NOTHING).then(|| &self.items[state as usize]);
+        match step(item, call, outcome, *token) {
+            Step::Misfit => None,
+            Step::Same => Some(state),
+            Step::Gone => Some(NOTHING),
+            Step::Becomes(item) => Some(self.word(item)),
         }
-        Some(after.map_or(state, |text| self.word(text)))
     }
+}
+
+/// Whether it changes no more than who is to recompute an item.
+fn is_look(call: &Call) -> bool {
+    matches!(call, Call::Meta(Meta::Get { make: None, ends: None, .. }))
 }
 
 /// What a write leaves behind in the value, if it names the write.
@@ -323,8 +353,10 @@ pub(super) fn value_of(call: &Call) -> Option<&str> {
         | Call::Append(v)
         | Call::Prepend(v)
         | Call::Cas(_, v)
-        | Call::Arrive(v) => Some(v),
+        | Call::Arrive(v)
+        | Call::Meta(Meta::Set { value: v, .. }) => Some(v),
         Call::Incr(_) | Call::Delete | Call::Touch | Call::Get | Call::Flush | Call::Expire(_) => None,
+        Call::Meta(_) | Call::Look | Call::GiveBack | Call::Rob | Call::Leave => None,
     }
 }
 
@@ -336,19 +368,10 @@ fn is_seen(ops: &[Op], value: &str) -> bool {
         _ => text.contains(value),
     };
     ops.iter().any(|op| match &op.outcome {
-        Outcome::Value(Some(text)) => within(text),
+        Outcome::Value(Some(text)) | Outcome::Shown(Some(Shown { value: Some(text), .. })) => within(text),
         Outcome::Number(n) => within(&n.to_string()),
         _ => false,
     })
-}
-
-/// Whether the answer says that nothing was changed.
-fn changes_nothing(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::NotStored | Outcome::Exists | Outcome::NotFound | Outcome::Value(_))
-}
-
-fn is_open(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Unknown | Outcome::Silent)
 }
 
 #[cfg(test)]
@@ -357,7 +380,7 @@ mod tests {
 
     fn op(call: Call, outcome: Outcome, begun: u64, ended: u64) -> Op {
         let ended = (outcome != Outcome::Unknown).then_some(ended);
-        Op { who: String::new(), call, outcome, begun, ended }
+        Op { who: String::new(), call, outcome, token: None, begun, ended }
     }
 
     fn set(v: &str, begun: u64, ended: u64) -> Op {

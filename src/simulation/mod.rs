@@ -13,6 +13,7 @@
 
 mod clients;
 mod history;
+mod item;
 mod judge;
 mod late;
 mod losses;

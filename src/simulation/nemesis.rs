@@ -69,6 +69,12 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
         Profile::Names => names(world).await,
         Profile::Expiry => expiry(world).await,
         Profile::Isolated => isolated(world).await,
+        Profile::Meta => one_at_a_time(world).await,
+        Profile::MetaAnything => match world.rng.random_range(0..3) {
+            0 => anything(world).await,
+            1 if world.topology.node_count() == 2 => both_down(world).await,
+            _ => restarts(world).await,
+        },
     }
 }
 

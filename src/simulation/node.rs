@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::testing::memcached::{Memcached, command_len};
+use crate::testing::memcached::{Mark, Memcached, command_len};
+
+use super::history::is_meta;
+use super::judge::Call;
+use super::trace;
 
 /// The date at which the world begins, by a node's clock that is right.
 const EPOCH: i64 = 1_800_000_000;
@@ -42,6 +46,8 @@ pub(super) struct Node {
     begun: Instant,
     started: Instant,
     clock: Clock,
+    /// How often the proxy has won the right to recompute an item by looks of its own, and kept it.
+    won: BTreeMap<Vec<u8>, u32>,
     /// A `metadump` runs: a second one is answered BUSY.
     pub(super) dumping: bool,
 }
@@ -50,17 +56,25 @@ impl Node {
     /// An empty process in a world that began at `begun`; this is its clock.
     pub(super) fn new(begun: Instant, clock: Clock) -> Node {
         let started = Instant::now();
-        let mut node = Node { memory: Memcached::default(), begun, started, clock, dumping: false };
+        let mut node =
+            Node { memory: Memcached::default(), begun, started, clock, won: BTreeMap::new(), dumping: false };
         node.memory.started = node.now();
         node
     }
 
-    /// What it holds.
+    /// What it holds, but for what belongs to the leader alone.
     pub(super) fn contents(&mut self) -> BTreeMap<Vec<u8>, Shown> {
         let skew_ms = self.clock.skew_ms;
         let ends = |date: i64| (date != 0).then(|| (date - EPOCH) * 1000 - skew_ms);
-        let alive = self.at_present().alive();
+        let alive = self.at_present().alive().filter(|(_, item)| item.mark == Mark::default());
         alive.map(|(key, item)| (key.clone(), (item.value.clone(), item.flags, ends(item.exptime)))).collect()
+    }
+
+    /// What it holds that belongs to the leader alone: it is stale, or somebody was told to
+    /// recompute it.
+    pub(super) fn marked(&mut self) -> Vec<Vec<u8>> {
+        let alive = self.at_present().alive().filter(|(_, item)| item.mark != Mark::default());
+        alive.map(|(key, _)| key.clone()).collect()
     }
 
     /// Somebody else empties it, or evicts one item.
@@ -113,8 +127,38 @@ impl Node {
             return b"BUSY currently processing crawler request\r\n".to_vec();
         }
         let mut answer = Vec::new();
-        self.at_present().execute(command, &mut answer);
+        let key = command.split(|byte| matches!(byte, b' ' | b'\r')).nth(1).unwrap_or_default();
+        let marked = self.at_present().items.get(key).is_some_and(|item| item.mark != Mark::default());
+        self.memory.execute(command, &mut answer);
+        self.overhear(command, &answer, marked);
         answer
+    }
+
+    /// What the proxy does of itself with items that are stale, or won. (A client's meta commands
+    /// all carry an opaque token.)
+    fn overhear(&mut self, command: &[u8], answer: &[u8], marked: bool) {
+        let line =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|b| *b == b'\r').next().unwrap_or(bytes)).into_owned();
+        if !command.starts_with(b"mg ") && !command.starts_with(b"md ") {
+            return;
+        }
+        let (command, answer) = (line(command), line(answer));
+        let words: Vec<&str> = command.split(' ').collect();
+        let key = words[1];
+        if !is_meta(key) || words.iter().any(|word| word.starts_with('O')) {
+            return;
+        }
+        if words[0] == "mg" && answer.split(' ').any(|word| word == "W") {
+            *self.won.entry(key.into()).or_default() += 1;
+            trace::looked(key.as_bytes(), Call::Look);
+        } else if words[0] == "md" && marked && !words.contains(&"I") && answer.starts_with("HD") {
+            trace::looked(key.as_bytes(), Call::Leave);
+        } else if words[0] == "md" && words.contains(&"I") && answer.starts_with("HD") {
+            // What it has not won is not its to give.
+            let won = self.won.entry(key.into()).or_default();
+            trace::looked(key.as_bytes(), if *won > 0 { Call::GiveBack } else { Call::Rob });
+            *won = won.saturating_sub(1);
+        }
     }
 }
 

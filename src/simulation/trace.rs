@@ -1,5 +1,5 @@
 //! What happened, in lines that one can read: virtual time, then the event. Kept only for a seed
-//! that is looked at. And for every seed: when the proxy lost a node.
+//! that is looked at. And for every seed what the judge has to know of the proxy ([`Seen`]).
 
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
@@ -10,14 +10,27 @@ use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::subscriber::Interest;
 
+use super::judge::Call;
+
+/// What the proxy was seen to do, by the history's moments.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Seen {
+    /// It lost a node.
+    pub(super) losses: Vec<u64>,
+    /// A pair changed.
+    pub(super) edges: Vec<(u64, Instant)>,
+    /// What a look of its own did to the right to recompute an item.
+    pub(super) looks: Vec<(u64, String, Call)>,
+}
+
 thread_local! {
     static TRACE: RefCell<Option<(Instant, Vec<String>)>> = const { RefCell::new(None) };
-    static LOSSES: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
+    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
     static MOMENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// From now on the thread's events are kept, the proxy's log among them; or only the losses of
-/// nodes.
+/// From now on the thread's events are kept, the proxy's log among them; or only what the judge
+/// has to know.
 pub(super) fn begin(traced: bool) {
     static FIRST: Once = Once::new();
     // For the whole process: of a subscriber for one thread alone, other threads' first events
@@ -25,7 +38,7 @@ pub(super) fn begin(traced: bool) {
     FIRST.call_once(|| {
         let _ = tracing::subscriber::set_global_default(Log);
     });
-    LOSSES.set(Some(Vec::new()));
+    SEEN.set(Some(Seen::default()));
     TRACE.set(traced.then(|| (Instant::now(), Vec::new())));
 }
 
@@ -36,12 +49,19 @@ pub(super) fn at(moment: u64) {
 
 /// How many nodes the proxy has lost so far.
 pub(super) fn losses() -> usize {
-    LOSSES.with_borrow(|losses| losses.as_ref().map_or(0, Vec::len))
+    SEEN.with_borrow(|seen| seen.as_ref().map_or(0, |seen| seen.losses.len()))
 }
 
-/// The moments at which the proxy lost a node; no more are kept.
-pub(super) fn take_losses() -> Vec<u64> {
-    LOSSES.take().unwrap_or_default()
+/// A look of the proxy's own did this to the right to recompute an item.
+pub(super) fn looked(key: &[u8], call: Call) {
+    note(|| format!("proxy  {call:?} of {}", show(key)));
+    let key = String::from_utf8_lossy(key).into_owned();
+    SEEN.with_borrow_mut(|seen| seen.iter_mut().for_each(|s| s.looks.push((MOMENT.get(), key.clone(), call.clone()))));
+}
+
+/// What was seen; no more is kept.
+pub(super) fn take_seen() -> Seen {
+    SEEN.take().unwrap_or_default()
 }
 
 /// What was kept.
@@ -74,7 +94,7 @@ impl tracing::Subscriber for Log {
 
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
         let wanted =
-            TRACE.with_borrow(Option::is_some) || tells_losses(metadata) && LOSSES.with_borrow(Option::is_some);
+            TRACE.with_borrow(Option::is_some) || tells_something(metadata) && SEEN.with_borrow(Option::is_some);
         wanted && metadata.target().starts_with("resilver")
     }
 
@@ -92,9 +112,16 @@ impl tracing::Subscriber for Log {
             event.record(&mut words);
             words.0
         };
-        if tells_losses(event.metadata()) && words(String::new()).starts_with(" node lost") {
-            LOSSES.with_borrow_mut(|losses| losses.iter_mut().for_each(|losses| losses.push(MOMENT.get())));
-        }
+        SEEN.with_borrow_mut(|seen| {
+            let Some(seen) = seen else { return };
+            match event.metadata().target() {
+                NODES if tells_something(event.metadata()) && words(String::new()).starts_with(" node lost") => {
+                    seen.losses.push(MOMENT.get());
+                }
+                EDGES => seen.edges.push((MOMENT.get(), Instant::now())),
+                _ => {}
+            }
+        });
         note(|| words(format!("proxy  {}:", event.metadata().level())));
     }
 
@@ -103,9 +130,17 @@ impl tracing::Subscriber for Log {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// Whether it may be the line that says so.
-fn tells_losses(metadata: &tracing::Metadata<'_>) -> bool {
-    *metadata.level() == tracing::Level::WARN && metadata.target() == "resilver::cluster::nodes"
+/// Who says that a node is lost, and that a pair has changed.
+const NODES: &str = "resilver::cluster::nodes";
+const EDGES: &str = "resilver::cluster::edges";
+
+/// Whether it may be a line that says so.
+fn tells_something(metadata: &tracing::Metadata<'_>) -> bool {
+    match metadata.target() {
+        NODES => *metadata.level() == tracing::Level::WARN,
+        EDGES => *metadata.level() <= tracing::Level::INFO,
+        _ => false,
+    }
 }
 
 struct Words(String);

@@ -76,11 +76,16 @@ pub(super) enum Profile {
     /// A cut puts the proxy and one node on one side; then another proxy takes its place on the
     /// other side.
     Isolated,
+    /// As [`Profile::Single`], with clients of the meta protocol: what is stale, or is to be
+    /// recomputed, is what it was, or a miss.
+    Meta,
+    /// As [`Profile::Anything`], [`Profile::Restarts`] or [`Profile::BothDown`] with them.
+    MetaAnything,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 15] = [
+    pub(super) const ALL: [Profile; 17] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -96,7 +101,14 @@ impl Profile {
         Profile::Names,
         Profile::Expiry,
         Profile::Isolated,
+        Profile::Meta,
+        Profile::MetaAnything,
     ];
+
+    /// Whether clients speak the meta protocol.
+    pub(super) fn is_meta(self) -> bool {
+        matches!(self, Profile::Meta | Profile::MetaAnything)
+    }
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
     fn allows_errors(self) -> bool {
@@ -108,6 +120,7 @@ impl Profile {
                 | Profile::Names
                 | Profile::Overload
                 | Profile::Expiry
+                | Profile::Meta
         )
     }
 }
@@ -192,7 +205,7 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         let mut world = World::new(seed, profile);
         world.live(profile).await;
         ambient::simulated::end();
-        let violations = world.history.verdict(profile.allows_errors(), &trace::take_losses());
+        let violations = world.history.verdict(profile.allows_errors(), &trace::take_seen());
         let (operations, errors) = (world.history.op_count(), world.history.error_count());
         let unjudged = world.history.unjudged_count();
         Report { violations, trace: trace::take(), operations, errors, unjudged, lasted: begun.elapsed() }
@@ -239,9 +252,18 @@ impl World {
             keys = (0..rng.random_range(8..16)).map(|i| format!("e{i}")).collect();
             net.let_clocks_drift(&mut rng);
         }
+        if profile.is_meta() {
+            keys = (0..rng.random_range(1..4)).map(|i| format!("m{i}")).collect();
+            keys.extend((0..rng.random_range(0..3)).map(|i| format!("a{i}")));
+        }
         let habits = Habits {
             keys,
-            think_ms: if crowded { 8 } else { rng.random_range(20..150) },
+            think_ms: match profile {
+                _ if crowded => 8,
+                // Of each key there are more states than of others.
+                Profile::MetaAnything => rng.random_range(150..400),
+                _ => rng.random_range(20..150),
+            },
             flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders | Profile::BothDown)
                 && !crowded
                 && profile != Profile::Expiry
@@ -453,6 +475,12 @@ impl World {
     /// What two nodes hold of a pair that is mirrored must be the same.
     pub(super) fn compare_copies(&self) {
         let inner = &mut *self.net.lock();
+        for node in self.topology.nodes().filter(|node| self.topology.place(*node) == Place::Backup) {
+            for key in inner.host(node.index()).node.marked() {
+                let key = trace::show(&key);
+                self.history.violation(format!("a backup that does not lead holds {key}, which is stale or won"));
+            }
+        }
         let copies: Vec<_> = (0..self.topology.node_count()).map(|node| inner.host(node).node.contents()).collect();
         for pair in self.topology.pairs() {
             let of = |place| {

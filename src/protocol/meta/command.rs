@@ -1,5 +1,7 @@
 //! A meta command, and those of its flags that decide what it does.
 
+use crate::rules::{Rule, holds};
+
 /// Which command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verb {
@@ -123,6 +125,7 @@ impl Meta {
     /// (That, a plain `mg` decides too. Only the leader holds stale items.)
     pub fn is_write(self) -> bool {
         match self.verb {
+            Verb::Get if !holds(Rule::ChangingGetIsAWrite) => false,
             Verb::Get => self.has(Flag::Ttl) || self.has(Flag::Vivify) || self.has(Flag::Recache),
             Verb::Debug => false,
             Verb::Set | Verb::Delete | Verb::Arithmetic => true,

@@ -8,6 +8,7 @@ use super::super::request::{Keyed, Keys, Kind, Limits, Parsed, Request, Style, i
 use super::super::{KEY_LEN_MAX, answer};
 use super::command::{Flag, Meta, Mode, Verb};
 use super::{Decoded, Hidden, OPAQUE_LEN_MAX};
+use crate::rules::{Rule, holds};
 
 /// Words of a line, its end counted as one, that memcached takes.
 const WORDS_MAX: usize = 20;
@@ -258,6 +259,7 @@ impl Flags {
                 return Ok(());
             }
             b'f' | b'h' | b'k' | b'l' | b's' | b't' | b'u' | b'P' | b'L' => return Ok(()),
+            b'E' if !holds(Rule::NoChosenCasIds) => return Ok(()),
             _ => return Err(Some(INVALID)),
         };
         self.meta = self.meta.with(flag);

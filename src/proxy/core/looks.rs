@@ -138,7 +138,7 @@ impl Core {
             self.leave_flight(id);
             self.ops[id].stage = Stage::New;
             self.begin(id);
-        } else if answer.won && answer.cas != 0 {
+        } else if answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack) {
             // (Nobody changes the item meanwhile: all that is asked of the key waits here.)
             self.ops[id].stage = Stage::GiveBack { node, cas: answer.cas };
             self.send_op(id, node);

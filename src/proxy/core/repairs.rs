@@ -13,6 +13,7 @@ use crate::protocol::reply::{Frame, Reply, ReplyKind};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState, RepairStep};
 use crate::proxy::op::{Decisive, Kind, Repair, Stage};
+use crate::rules::{Rule, holds};
 
 use super::{Core, OUTCOME_UNKNOWN};
 
@@ -203,7 +204,10 @@ impl Core {
                     // A stale item must not become a fresh one, and a remaining time of 0 stored
                     // back would mean for ever.
                     fence.item = Some(item.filter(|item| !answer.stale && item.seen.ttl != 0));
-                    if answer.won && answer.cas != 0 {
+                    if answer.stale && holds(Rule::MarkedStaysGone) {
+                        self.miss(id);
+                    }
+                    if answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack) {
                         self.give_back(id, node, &key, answer.cas);
                         return true;
                     }

@@ -393,7 +393,7 @@ impl Core {
         }
         let op = &mut self.ops[id];
         op.sent = match (&follower, effect) {
-            (Follower::InSync(_), Effect::HeldBack) => Mirror::Withhold,
+            (Follower::InSync(_), Effect::HeldBack) if holds(Rule::MarkedIsWithheld) => Mirror::Withhold,
             (Follower::Filling(..), Effect::Unknown | Effect::HeldBack) => Mirror::Drop,
             (Follower::Filling(..), _) => op::mirror_filling(kind),
             _ => op::mirror(kind),
@@ -451,6 +451,10 @@ impl Core {
             return true;
         }
         if agreement == Agreement::Agree {
+            if op.sent == Mirror::Withhold && holds(Rule::MarkedStaysGone) {
+                // A miss under the next leader, it is none on this node when it comes back.
+                self.miss(id);
+            }
             // (What appends or touches agrees whatever the two hold.)
             if let (Some(flow), Mirror::Set | Mirror::Delete | Mirror::Withhold) = (flow, op.sent) {
                 flow.lone.remove(op.key());

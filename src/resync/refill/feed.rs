@@ -87,6 +87,7 @@ impl Refill {
         let room = batch.min((3 * batch).saturating_sub(lane.len()));
         if let Hand::Draining { slot, .. } = self.hand {
             // Clients wait at the gate: nothing else.
+            let room = room - self.admit_withdrawals(lane, slot, room);
             let taken = self.admit_recopies(lane, slot, room, self.lane_bytes);
             self.ctx.limiter.book(taken);
             return Ok(());
@@ -122,6 +123,9 @@ impl Refill {
             let taken = self.admit_recopies(lane, slot, wanted, bytes);
             self.ctx.limiter.book(taken);
             left -= taken;
+        }
+        for slot in 0..self.slots.len() {
+            left -= self.admit_withdrawals(lane, slot, left);
         }
         left -= self.admit_adoptions(lane, left);
         self.turn = self.turn.wrapping_add(1) % self.slots.len().max(1);
@@ -220,6 +224,7 @@ impl Refill {
             if end != End::Adopt {
                 self.adoption_over(&entry);
             }
+            self.slots[slot].marked.note(&entry, end);
             let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
             let again = entry.recopy && !self.trickle;
             let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if again { recopied } else { enumerated };

@@ -110,7 +110,10 @@ impl Memcached {
     /// Executes one command, with its data block; the answer is written behind what `out` has.
     pub fn execute(&mut self, command: &[u8], out: &mut Vec<u8>) {
         let (line, data) = Line::split(command);
-        let (verb, key) = (line.word(0), line.word(1));
+        let (verb, named) = (line.word(0), line.word(1));
+        // (Which items were stored under a key in base64 is not kept: `k` names all plainly.)
+        let decoded = (verb.len() == 2 && line.flags(2).has(b"b")).then(|| line::from_base64(named));
+        let key = decoded.as_deref().unwrap_or(named);
         match verb {
             b"get" | b"gets" | b"gat" | b"gats" => self.retrieve(line, out),
             b"set" | b"add" | b"replace" | b"append" | b"prepend" | b"cas" => {
