@@ -7,11 +7,15 @@
 
 #[cfg(debug_assertions)]
 mod hook;
+#[cfg(test)]
+pub(crate) mod process;
 mod pulse;
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::task::JoinHandle;
 
 pub use pulse::{BEAT, beat_forever, turned};
 
@@ -29,6 +33,10 @@ pub struct Boot(pub u64);
 impl Boot {
     /// This moment.
     pub fn now() -> Boot {
+        #[cfg(test)]
+        if let Some(now) = process::now() {
+            return now;
+        }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let now = Boot(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000);
         #[cfg(debug_assertions)]
@@ -94,14 +102,36 @@ impl Lease {
 /// This process's own.
 static OWN: Lease = Lease::unbounded();
 
-/// This process's own: it ends with [`Lease::end`] where a fleet is kept, before anything is sent.
-pub fn own() -> &'static Lease {
-    &OWN
+/// The same. (In a simulated world there are several processes on a thread.)
+fn own<T>(look: impl FnOnce(&Lease) -> T) -> T {
+    #[cfg(test)]
+    if let Some(process) = process::present() {
+        return look(&process.lease);
+    }
+    look(&OWN)
+}
+
+/// This process does nothing before its lease is extended: where a fleet is kept, before anything
+/// is sent.
+pub fn end() {
+    own(Lease::end);
+}
+
+/// Nobody else acts before then.
+pub fn extend(until: Boot) {
+    own(|lease| lease.extend(until));
+    #[cfg(test)]
+    process::wake();
+}
+
+/// How long this process may act yet.
+pub fn left() -> Duration {
+    own(|lease| lease.left(Boot::now()))
 }
 
 /// Whether this process is suspended: its lease does not hold.
 pub fn is_over() -> bool {
-    !OWN.holds(Boot::now())
+    own(|lease| !lease.holds(Boot::now()))
 }
 
 /// To be called before anything is sent to a server, and between reading what one says and acting
@@ -109,6 +139,11 @@ pub fn is_over() -> bool {
 /// former active proxy is waited for.
 #[inline]
 pub(crate) fn pass() {
+    // (A simulated process without a lease does not come here: see `process`.)
+    #[cfg(test)]
+    if process::present().is_some() {
+        return;
+    }
     OWN.pass();
 }
 
@@ -118,6 +153,13 @@ pub(crate) fn about_to_send(slices: &[IoSlice<'_>]) {
     #[cfg(debug_assertions)]
     hook::before_sending(slices);
     let _ = slices;
+}
+
+/// Begins a task that acts for this process, beside the one that begins it.
+pub(crate) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    #[cfg(test)]
+    let work = process::as_present(work);
+    tokio::spawn(work)
 }
 
 #[cfg(test)]

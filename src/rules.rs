@@ -77,8 +77,7 @@ pub(crate) enum Rule {
     /// A flush gives the memory another name.
     FlushIsANewMemory,
     /// Nobody acknowledges alone before whoever may come next is sure to learn that the other copy
-    /// is lost. Without it the simulation says so at once, and agrees on it later.
-    #[cfg(test)]
+    /// is lost.
     LossCommittedBeforeAck,
     /// Whoever comes next lets no copy lead that is known to be lost.
     ListedCopiesDoNotLead,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Incarnation, PairId};
+use crate::lease;
 
 use super::marker::Record;
 use super::{MarkError, NodeControl};
@@ -71,7 +72,7 @@ impl NodeControl {
             return;
         }
         let control = self.clone();
-        tokio::spawn(async move {
+        lease::spawn(async move {
             while let Some((incarnation, records)) = control.witnesses.take() {
                 control.record_where_possible(incarnation, &records).await;
             }

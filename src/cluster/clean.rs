@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::MarkError;
 use crate::backend::marker::Leftovers;
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::lease;
 use crate::pair::{Gate, State};
 use crate::resync::{self, JobError, Outcome, Progress};
 
@@ -75,7 +76,7 @@ impl Cluster {
             };
             // A late delete of a key that the node does not own does no harm; its connection is
             // kept until it is answered all the same.
-            tokio::spawn(futures::future::join_all(drains));
+            lease::spawn(futures::future::join_all(drains));
             Internal::Cleaned { node, incarnation, deleted: progress.purged.load(Relaxed), result }
         });
     }

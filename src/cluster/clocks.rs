@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Cluster, Internal};
 use crate::ambient;
 use crate::ids::NodeId;
+use crate::lease;
 use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
 
@@ -32,7 +33,7 @@ impl Cluster {
         let (stop, time) = (run.measuring.clone(), run.view.as_ref().map_or(0, |view| view.time as i64));
         self.clocks.set(node, run.offset);
         let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
+        lease::spawn(stop.run_until_cancelled_owned(async move {
             // The item that tells the clock is made first.
             let mut sharp = control.clock(incarnation, time).await.is_ok_and(|o| o.is_some_and(|o| o.sharp));
             loop {

@@ -13,6 +13,7 @@ use super::{Cluster, Internal, PairRun, summary};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
 use crate::keys::Lone;
+use crate::lease;
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
 use crate::resync::{Progress, Settlement};
@@ -84,7 +85,7 @@ impl PairRun {
 impl Cluster {
     pub(super) fn spawn_copies_ticker(&self) {
         let (internal, shutdown) = (self.internal.clone(), self.shutdown.clone());
-        tokio::spawn(async move {
+        lease::spawn(async move {
             loop {
                 tokio::select! {
                     biased;

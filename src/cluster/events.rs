@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
 use crate::ids::{Epoch, Incarnation, NodeId, PairId};
+use crate::lease;
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Event;
@@ -211,7 +212,7 @@ impl Cluster {
     /// Runs `work` beside the loop, on the same thread; what it comes to is an event.
     pub(super) fn spawn(&self, work: impl Future<Output = Internal> + Send + 'static) {
         let internal = self.internal.clone();
-        tokio::spawn(async move {
+        lease::spawn(async move {
             // Nobody hears it once the loop has ended.
             let _ = internal.send(work.await);
         });
@@ -230,7 +231,7 @@ impl Cluster {
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(tell(self.controls[node.index()].clone()));
+        lease::spawn(tell(self.controls[node.index()].clone()));
     }
 
     /// `event` comes after so long.
@@ -248,7 +249,7 @@ impl Cluster {
         event: impl Fn(Q) -> Internal + Send + 'static,
     ) {
         let internal = self.internal.clone();
-        tokio::spawn(async move {
+        lease::spawn(async move {
             while let Some(question) = questions.recv().await {
                 if internal.send(event(question)).is_err() {
                     return;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Drain, NodeError, Probe};
 use crate::ids::{NodeId, PairId, Place};
 use crate::keys::Recopy;
+use crate::lease;
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
@@ -144,7 +145,7 @@ impl Cluster {
         });
         self.changed(node);
         self.forward(questions, move |event| Internal::Job { node, serial, event });
-        let job = tokio::spawn(resync::run(spec, context));
+        let job = lease::spawn(resync::run(spec, context));
         self.spawn(async move {
             let outcome = job.await.unwrap_or_else(|error| {
                 // A bug. The pairs must not wait for its end for ever; what it left on the node is

@@ -108,7 +108,8 @@ impl Cluster {
         let (losses, epoch) = (self.losses.clone(), record.epoch);
         let lost = lost_by(record.fact);
         if lost != Lost::Nothing {
-            return losses.commit(pair, epoch, lost);
+            let counts = losses.commit(pair, epoch, lost);
+            return if holds(Rule::LossCommittedBeforeAck) { counts } else { ready(()).boxed() };
         }
         async move {
             let counts = losses.commit(pair, epoch, lost);

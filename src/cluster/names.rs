@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::ambient;
 use crate::backend::{Addresses, NodeError, NodeView, Resolve};
 use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
+use crate::lease;
 use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
@@ -170,7 +171,7 @@ impl Cluster {
             let away: Vec<_> = nodes.iter().map(|node| self.nodes[node.index()].away.clone()).collect();
             let (resolver, internal) = (self.names.resolver.clone(), self.internal.clone());
             let (times, shutdown) = (self.probe_times.subscribe(), self.shutdown.clone());
-            tokio::spawn(async move {
+            lease::spawn(async move {
                 loop {
                     let interval = times.borrow().interval;
                     let lost = away.iter().any(|away| away.load(Ordering::Relaxed));

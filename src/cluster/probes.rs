@@ -11,6 +11,7 @@ use crate::ambient;
 use crate::backend::marker;
 use crate::backend::{NodeError, Probe};
 use crate::ids::NodeId;
+use crate::lease;
 use crate::pair::{self, Loss, Reason, State};
 
 use super::nodes::reason_of;
@@ -65,7 +66,7 @@ impl Cluster {
             others.extend(self.turn.iter().map(|_| marker::FLEET_KEY.to_owned()));
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
-        tokio::spawn(async move {
+        lease::spawn(async move {
             let (mut failed, mut refused) = (false, false);
             loop {
                 // Also one that answers, but was lost for another reason: it waits for several good

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use crate::backend::marker::{Fact, Record};
 use crate::backend::{MarkError, NodeError};
 use crate::ids::{Epoch, NodeId, PairId, Place};
+use crate::lease;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::proxy::{Command, Route};
 use crate::rules::{Rule, holds};
@@ -47,7 +48,7 @@ impl Cluster {
             .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
             .map(with)
             .collect();
-        tokio::spawn(async move {
+        lease::spawn(async move {
             let mut result = Ok(());
             for (node, control, incarnation) in must {
                 let Some(incarnation) = incarnation else {
@@ -109,7 +110,7 @@ impl Cluster {
         let others = self.topology.nodes().filter(|&n| n != node && self.nodes[n.index()].health.is_up());
         let witnesses: Vec<_> = others.filter_map(known).collect();
         let name = self.topology.addr(node).to_string();
-        tokio::spawn(async move {
+        lease::spawn(async move {
             let Some((control, incarnation)) = target else { return };
             for &(pair, record) in &records {
                 match control.record(incarnation, pair, record).await {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Cluster, Internal};
 use crate::ambient;
 use crate::ids::{NodeId, PairId, Place};
+use crate::lease;
 use crate::pair::{self, FillEvent, Gate, State};
 use crate::proxy::{Command, owner_of};
 use crate::report::VerifyReport;
@@ -112,7 +113,7 @@ impl Cluster {
         let context = self.context(cancel, Arc::new(Progress::new([])), mpsc::channel(1).0);
         self.scrubs.running = Some(running);
         self.forward(questions, |event| Internal::Verify { event });
-        let scrub = tokio::spawn(verify(work, context));
+        let scrub = lease::spawn(verify(work, context));
         self.spawn(async move {
             let result = scrub.await.unwrap_or(Err(JobError::Aborted));
             Internal::VerifyEnded { result }

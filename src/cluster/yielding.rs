@@ -4,6 +4,7 @@
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
+use crate::lease;
 use crate::resync::{Governor, TICK};
 use crate::stats::LATENCY_BUCKETS;
 
@@ -13,7 +14,7 @@ impl Cluster {
         self.governor = self.shutdown.child_token();
         let Some(budget) = self.settings.resync_latency.filter(|_| self.marked()) else { return };
         let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.governor.clone());
-        tokio::spawn(async move {
+        lease::spawn(async move {
             let (mut governor, started) = (Governor::new(budget), Instant::now());
             loop {
                 let at_work = pace.at_work();

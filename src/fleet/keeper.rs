@@ -1,24 +1,30 @@
 //! Keeps the lease: one thread, which alone asks the register, and does nothing else.
 //!
 //! It does what [`Authority`] says, one request at a time, each for the pause between two
-//! heartbeats at most.
+//! heartbeats at most. `Work` says what is to be asked, and takes the answers; who asks is beside
+//! it: the thread, or the simulation in virtual time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::backend::marker::FleetMark;
 use crate::coord::{
-    Action, Authority, Burden, Event, Holder, Me, Record, Register, Seen, Swapped, Tenure, Times, Unread, Value, Why,
+    Action, Authority, Burden, Event, Holder, Me, Record, Seen, Swapped, Tenure, Times, Unread, Value, Why,
 };
 use crate::ids::Generation;
 use crate::lease::{self, Boot};
 
-use super::survey::Surveyor;
+use super::asked::{Answer, Ask, Asked};
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;
 
 /// Between two looks at the register that others ask for: who waits for a new active proxy asks as
 /// soon as it can.
@@ -93,10 +99,13 @@ pub(super) enum Order {
     Stop,
 }
 
+/// How the keeper is told something. (It ends with the process.)
+type Tells = Arc<dyn Fn(Told) + Send + Sync>;
+
 /// Handle of the keeper's thread.
 #[derive(Clone)]
 pub(super) struct Keeper {
-    told: Sender<Told>,
+    tells: Tells,
     /// It is told of that already.
     hurried: Arc<AtomicBool>,
     committed: Commits,
@@ -106,13 +115,12 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn tell(&self, event: Event) {
-        // (It ends with the process.)
-        let _ = self.told.send(Told::Event(event));
+        (self.tells)(Told::Event(event));
     }
 
     pub(super) fn hurry(&self) {
         if !self.hurried.swap(true, Ordering::SeqCst) {
-            let _ = self.told.send(Told::Hurry);
+            (self.tells)(Told::Hurry);
         }
     }
 
@@ -122,12 +130,12 @@ impl Keeper {
         } else {
             Told::OtherFleet(mark.clone())
         };
-        let _ = self.told.send(told);
+        (self.tells)(told);
     }
 
     /// The process ends at once, whatever it was doing.
     pub(super) fn quit(&self) {
-        let _ = self.told.send(Told::Quit);
+        (self.tells)(Told::Quit);
     }
 
     /// From now on this hears what the record is known to carry.
@@ -138,16 +146,19 @@ impl Keeper {
 
     #[cfg(test)]
     pub(super) fn for_tests(role: Role) -> (Keeper, Receiver<Told>) {
-        let (told, hears) = channel();
+        let (tells, hears) = tells();
         let (_, known) = watch::channel(Known { role, ..Known::default() });
-        (Keeper { told, hurried: Arc::default(), committed: Arc::default(), known, name: "a".to_owned() }, hears)
+        (Keeper { tells, hurried: Arc::default(), committed: Arc::default(), known, name: "a".to_owned() }, hears)
     }
+}
+
+fn tells() -> (Tells, Receiver<Told>) {
+    let (told, hears) = channel();
+    (Arc::new(move |tell| drop(told.send(tell))), hears)
 }
 
 /// What it works with.
 pub(super) struct Tools {
-    pub(super) register: Box<dyn Register>,
-    pub(super) surveyor: Surveyor,
     /// The fleet's name, as it stands on servers.
     pub(super) name: String,
     /// Where the record stands, for people.
@@ -158,16 +169,39 @@ pub(super) struct Tools {
 }
 
 /// Starts the thread. What others are to do comes out of `orders`.
-pub(super) fn start(me: Me, tools: Tools, orders: Sender<Order>) -> std::io::Result<Keeper> {
-    let (told, hears) = channel();
-    let (shows, known) = watch::channel(Known::default());
-    let committed = Commits::default();
-    let hurried = Arc::new(AtomicBool::new(false));
-    let keeper =
-        Keeper { told, hurried: hurried.clone(), committed: committed.clone(), known, name: tools.name.clone() };
-    let work = Work::new(me, tools, orders, (hurried, committed, shows));
-    std::thread::Builder::new().name("lease".to_owned()).spawn(move || work.run(&hears))?;
+pub(super) fn start(me: Me, tools: Tools, asked: Asked, orders: Sender<Order>) -> std::io::Result<Keeper> {
+    let (tells, hears) = tells();
+    let (keeper, work) = prepare(me, tools, orders, tells);
+    std::thread::Builder::new().name("lease".to_owned()).spawn(move || run(work, asked, &hears))?;
     Ok(keeper)
+}
+
+/// The handle, and the work to be done by whoever is told.
+pub(super) fn prepare(me: Me, tools: Tools, orders: Sender<Order>, tells: Tells) -> (Keeper, Work) {
+    let (shows, known) = watch::channel(Known::default());
+    let (committed, hurried) = (Commits::default(), Arc::new(AtomicBool::new(false)));
+    let name = tools.name.clone();
+    let keeper = Keeper { tells, hurried: hurried.clone(), committed: committed.clone(), known, name };
+    (keeper, Work::new(me, tools, orders, (hurried, committed, shows)))
+}
+
+fn run(mut work: Work, mut asked: Asked, hears: &Receiver<Told>) {
+    loop {
+        let mut ask = work.tick_if_due();
+        while let Some(what) = ask {
+            ask = work.heard(asked.answer(what, work.pause));
+        }
+        match hears.recv_timeout(work.tick.saturating_duration_since(Instant::now())) {
+            Ok(told) => {
+                let mut ask = work.told(told);
+                while let Some(what) = ask {
+                    ask = work.heard(asked.answer(what, work.pause));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
 }
 
 /// A heartbeat that was seen.
@@ -205,16 +239,24 @@ impl Sight {
     }
 }
 
-struct Work {
+pub(super) struct Work {
     me: Me,
     authority: Authority,
     /// Between two heartbeats.
-    pause: Duration,
+    pub(super) pause: Duration,
+    /// When it looks at the register next, unasked.
+    pub(super) tick: Instant,
+    /// When it last did for others that asked for it.
+    looked: Instant,
     tools: Tools,
     orders: Sender<Order>,
     hurried: Arc<AtomicBool>,
     committed: Commits,
     shows: watch::Sender<Known>,
+    /// What has happened that nothing was done about yet.
+    events: VecDeque<Event>,
+    /// What was read last, while its holder is asked for.
+    seen: Option<Seen>,
     sight: Option<Sight>,
     /// The record that was claimed.
     before: Option<Record>,
@@ -236,11 +278,15 @@ impl Work {
             authority: Authority::new(me.clone(), times),
             me,
             pause: Duration::from_micros(times.heartbeat),
+            tick: Instant::now(),
+            looked: Instant::now(),
             tools,
             orders,
             hurried,
             committed,
             shows,
+            events: VecDeque::new(),
+            seen: None,
             sight: None,
             before: None,
             told_trouble: None,
@@ -249,73 +295,113 @@ impl Work {
         }
     }
 
-    fn run(mut self, hears: &Receiver<Told>) {
-        let (mut tick, mut hurried) = (Instant::now(), Instant::now());
-        loop {
-            let now = Instant::now();
-            if now >= tick {
-                self.handle(Event::Tick { turned: lease::turned() });
-                // (From now on: two that follow each other closely extend nothing.)
-                (tick, hurried) = (now + self.pause, now);
-            }
-            match hears.recv_timeout(tick.saturating_duration_since(Instant::now())) {
-                Ok(Told::Event(event)) => self.handle(event),
-                Ok(Told::Hurry) => {
-                    self.hurried.store(false, Ordering::SeqCst);
-                    let is_standby = self.shows.borrow().role == Role::Standby;
-                    if is_standby && hurried.elapsed() >= HURRY {
-                        tick = Instant::now();
-                    }
-                }
-                Ok(Told::OtherFleet(mark)) => {
-                    tracing::error!(found = %mark.name, own = %self.tools.name, active = %mark.address,
-                        "a server belongs to another fleet: this proxy ends");
-                    (self.tools.fence)();
-                }
-                Ok(Told::Quit) => (self.tools.fence)(),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
+    /// Whatever it was told meanwhile. Returns what is to be asked, and [heard](Work::heard).
+    pub(super) fn tick_if_due(&mut self) -> Option<Ask> {
+        let now = Instant::now();
+        if now < self.tick {
+            return None;
         }
+        // (Two looks that follow each other closely extend nothing.)
+        (self.tick, self.looked) = (now + self.pause, now);
+        self.handle(Event::Tick { turned: lease::turned() })
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn told(&mut self, told: Told) -> Option<Ask> {
+        match told {
+            Told::Event(event) => return self.handle(event),
+            Told::Hurry => {
+                self.hurried.store(false, Ordering::SeqCst);
+                let is_standby = self.shows.borrow().role == Role::Standby;
+                if is_standby && self.looked.elapsed() >= HURRY {
+                    self.tick = Instant::now();
+                }
+            }
+            Told::OtherFleet(mark) => {
+                tracing::error!(found = %mark.name, own = %self.tools.name, active = %mark.address,
+                    "a server belongs to another fleet: this proxy ends");
+                (self.tools.fence)();
+            }
+            Told::Quit => (self.tools.fence)(),
+        }
+        None
+    }
+
+    fn handle(&mut self, event: Event) -> Option<Ask> {
         self.stopped |= event == Event::Stopped;
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
+        self.events.push_back(event);
+        self.go_on()
+    }
+
+    /// The answer to what was to be asked. Returns what is to be asked next.
+    pub(super) fn heard(&mut self, answer: Answer) -> Option<Ask> {
+        match answer {
+            Answer::Read(read) => {
+                let ask = self.read(read);
+                if ask.is_some() {
+                    return ask;
+                }
+            }
+            Answer::Holder { dead, ended } => {
+                let holder = self.sight.as_ref().map(|sight| sight.holder);
+                if let Some(what) = ended {
+                    self.tried_to_end = holder;
+                    tracing::warn!(what, "the active proxy of this host has said nothing for longer than its lease");
+                }
+                self.events.push_back(Event::Read(self.seen.take()));
+                self.events.extend(holder.filter(|_| dead).map(Event::IsDead));
+            }
+            Answer::Swapped(swapped) => {
+                self.tell_trouble(swapped.as_ref().err());
+                self.events.push_back(Event::Swapped(swapped.unwrap_or(Swapped::Unknown)));
+            }
+            Answer::Surveyed(survey) => self.events.push_back(Event::Surveyed(survey)),
+            Answer::MarksAreOwn(own) => self.events.push_back(Event::MarksAreOwn(own)),
+        }
+        self.go_on()
+    }
+
+    /// Until something is to be asked, or all is done.
+    fn go_on(&mut self) -> Option<Ask> {
+        while let Some(event) = self.events.pop_front() {
+            let mut ask = None;
             for action in self.authority.handle(Boot::now(), event) {
-                events.extend(self.act(action));
+                // (It asks for one thing at a time.)
+                ask = self.act(action).or(ask);
+            }
+            if ask.is_some() {
+                return ask;
             }
         }
+        None
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.pause
-    }
-
-    /// What comes of an action.
-    fn act(&mut self, action: Action) -> Vec<Event> {
+    /// Does it, or says what is to be asked for it.
+    fn act(&mut self, action: Action) -> Option<Ask> {
         match action {
-            Action::Read => return self.read(),
-            Action::Swap { seen, new } => return vec![self.swap(&seen, &new)],
-            Action::Survey => return vec![Event::Surveyed(self.tools.surveyor.survey(self.deadline()))],
+            Action::Read => return Some(Ask::Read),
+            Action::Swap { seen, new } => {
+                if self.shows.borrow().role == Role::Standby {
+                    self.before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
+                }
+                return Some(Ask::Swap { seen, new });
+            }
+            Action::Survey => return Some(Ask::Survey),
             Action::ReadMarks => {
                 let generation = self.shows.borrow().generation;
                 let (name, address) = (self.tools.name.clone(), self.me.address.clone());
-                let own = FleetMark { name, generation, address, lease: self.tools.lease };
-                return vec![Event::MarksAreOwn(self.tools.surveyor.marks_are_own(&own, self.deadline()))];
+                return Some(Ask::Marks(FleetMark { name, generation, address, lease: self.tools.lease }));
             }
             Action::Begin { generation, predecessor } => self.begin(generation, predecessor),
             Action::Extend(until) => {
-                lease::own().extend(until);
+                lease::extend(until);
                 if self.shows.borrow().role == Role::Suspended {
                     tracing::warn!("the lease goes on, and so does this proxy: nobody else was active meanwhile");
                     self.shows.send_modify(|known| known.role = Role::Active);
                 }
             }
-            Action::Suspend if self.stopped => lease::own().end(),
+            Action::Suspend if self.stopped => lease::end(),
             Action::Suspend => {
-                lease::own().end();
+                lease::end();
                 let trouble = self.shows.borrow().trouble.clone().unwrap_or_default();
                 tracing::error!(trouble, "the lease is over: nothing is sent to servers before it goes on");
                 self.shows.send_modify(|known| known.role = Role::Suspended);
@@ -327,16 +413,14 @@ impl Work {
             }
             Action::Fence(why) => self.fence(why),
             Action::End => {
-                lease::own().end();
+                lease::end();
                 let _ = self.orders.send(Order::Over);
             }
         }
-        vec![]
+        None
     }
 
-    fn read(&mut self) -> Vec<Event> {
-        let deadline = self.deadline();
-        let read = self.tools.register.read(deadline);
+    fn read(&mut self, read: Result<Seen, Unread>) -> Option<Ask> {
         let unreadable = read.as_ref().is_ok_and(|seen| seen.value == Value::Unreadable);
         let unreadable = unreadable.then(|| {
             Unread(format!(
@@ -347,22 +431,19 @@ impl Work {
         });
         self.tell_trouble(read.as_ref().err().or(unreadable.as_ref()));
         let seen = read.ok();
-        if seen.is_none() {
-            self.note_silence();
+        let ask = match &seen {
+            Some(seen) => self.saw(seen),
+            None => {
+                self.note_silence();
+                None
+            }
+        };
+        if ask.is_some() {
+            self.seen = seen;
+        } else {
+            self.events.push_back(Event::Read(seen));
         }
-        let mut events = vec![Event::Read(seen.clone())];
-        events.extend(seen.and_then(|seen| self.saw(&seen)));
-        events
-    }
-
-    fn swap(&mut self, seen: &Seen, new: &Record) -> Event {
-        let deadline = self.deadline();
-        if self.shows.borrow().role == Role::Standby {
-            self.before = seen.value.record().filter(|record| record.holder != new.holder).cloned();
-        }
-        let swapped = self.tools.register.swap(seen, new, deadline);
-        self.tell_trouble(swapped.as_ref().err());
-        Event::Swapped(swapped.unwrap_or(Swapped::Unknown))
+        ask
     }
 
     fn begin(&mut self, generation: Generation, predecessor: Burden) {
@@ -377,7 +458,7 @@ impl Work {
     }
 
     fn fence(&self, why: Why) {
-        lease::own().end();
+        lease::end();
         let why = match why {
             Why::Replaced => "another proxy has taken its place",
             Why::Absent => "the record is gone",
@@ -388,8 +469,8 @@ impl Work {
         (self.tools.fence)();
     }
 
-    /// A standby, or a suspended proxy, has read the record.
-    fn saw(&mut self, seen: &Seen) -> Option<Event> {
+    /// A standby, or a suspended proxy, has read the record. Returns what is to be asked about it.
+    fn saw(&mut self, seen: &Seen) -> Option<Ask> {
         let Value::Record(record) = &seen.value else {
             // Nothing that was said of the holder is true of nobody.
             self.sight = None;
@@ -414,14 +495,8 @@ impl Work {
         if record.tenure != Tenure::Serving || !self.me.candidate || record.fingerprint != self.me.fingerprint {
             return None;
         }
-        if steadily
-            && self.tried_to_end != Some(record.holder)
-            && let Some(what) = self.tools.register.end(record.holder)
-        {
-            self.tried_to_end = Some(record.holder);
-            tracing::warn!(what, "the active proxy of this host has said nothing for longer than its lease");
-        }
-        self.tools.register.is_dead(record.holder).then_some(Event::IsDead(record.holder))
+        let silent = steadily && self.tried_to_end != Some(record.holder);
+        Some(Ask::Holder { holder: record.holder, silent })
     }
 
     /// To whoever looks, and in the log, what a standby has read.
@@ -482,81 +557,5 @@ impl Work {
             known.trouble = text;
             changed
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-
-    const LEASE: Duration = Duration::from_secs(3);
-
-    /// A register of a host on which processes can be ended.
-    #[derive(Clone, Default)]
-    struct Ends(Arc<Mutex<Vec<Holder>>>);
-
-    impl Register for Ends {
-        fn read(&mut self, _: Instant) -> Result<Seen, Unread> {
-            Err(Unread("nobody reads this".to_owned()))
-        }
-
-        fn swap(&mut self, _: &Seen, _: &Record, _: Instant) -> Result<Swapped, Unread> {
-            Ok(Swapped::Refused)
-        }
-
-        fn end(&mut self, holder: Holder) -> Option<String> {
-            self.0.lock().unwrap().push(holder);
-            Some("it is ended".to_owned())
-        }
-    }
-
-    fn standby() -> (Work, watch::Receiver<Known>, Ends) {
-        let ends = Ends::default();
-        let me = Me { holder: Holder(1), address: "a:1".to_owned(), fingerprint: 1, candidate: true };
-        let tools = Tools {
-            register: Box::new(ends.clone()),
-            surveyor: Surveyor::new(std::iter::empty()),
-            name: "a".to_owned(),
-            place: "of a test".to_owned(),
-            lease: LEASE,
-            fence: Box::new(|| {}),
-        };
-        let (shows, known) = watch::channel(Known::default());
-        (Work::new(me, tools, channel().0, (Arc::default(), Commits::default(), shows)), known, ends)
-    }
-
-    fn seen(record: &Record) -> Seen {
-        Seen { revision: 1, value: Value::Record(record.clone()) }
-    }
-
-    #[test]
-    fn a_silent_holder_is_ended_after_its_lease_and_none_that_has_another_list() {
-        for (fingerprint, lease, is_ended) in [(1, LEASE, true), (2, LEASE, false), (1, 3 * LEASE, false)] {
-            let (mut work, known, ends) = standby();
-            let record = Record { fingerprint, lease: lease.as_micros() as u64, ..Record::of(Holder(2)) };
-            let before = Instant::now().checked_sub(2 * LEASE).expect("the machine has run for longer");
-            let (holder, heartbeat) = (record.holder, record.heartbeat);
-            let polled = Instant::now();
-            work.sight = Some(Sight { holder, heartbeat, since: before, steady: before, polled, lease });
-            assert_eq!(work.saw(&seen(&record)), None);
-            assert_eq!(!ends.0.lock().unwrap().is_empty(), is_ended, "list {fingerprint}, lease {lease:?}");
-            assert_eq!(known.borrow().silent, lease == LEASE);
-        }
-    }
-
-    #[test]
-    fn what_was_said_of_a_holder_is_not_said_where_there_is_none() {
-        for none in [Value::Absent, Value::Unreadable] {
-            let (mut work, known, _) = standby();
-            work.saw(&seen(&Record { fingerprint: 2, ..Record::of(Holder(2)) }));
-            assert!(known.borrow().other_list && known.borrow().active.is_some());
-            work.shows.send_modify(|known| known.silent = true);
-            work.saw(&Seen { revision: 2, value: none });
-            let Known { active, other_list, silent, .. } = known.borrow().clone();
-            assert_eq!((active, other_list, silent), (None, false, false));
-            assert!(work.sight.is_none(), "nobody's heartbeat stands still");
-        }
     }
 }

@@ -6,7 +6,8 @@
 //! that it forwarded before, it forwards to itself from then on. Once it is replaced, the process
 //! ends.
 //!
-//! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own.
+//! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own, which
+//!   asks by `asked`.
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
@@ -15,6 +16,7 @@
 
 mod admin;
 mod agreement;
+mod asked;
 mod doors;
 mod follow;
 mod keeper;
@@ -23,6 +25,8 @@ mod peers;
 mod register;
 mod relay;
 mod shown;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod survey;
 #[cfg(test)]
 mod testing;
@@ -52,6 +56,7 @@ use crate::ring::Topology;
 use crate::server;
 
 use agreement::Agreement;
+use asked::Asked;
 use doors::Doors;
 use follow::Follower;
 use keeper::{Keeper, Order, Role, Tools};
@@ -112,7 +117,7 @@ pub fn run(
     ready: impl FnOnce() -> std::io::Result<()>,
     at_end: impl Fn() + Send + 'static,
 ) -> std::io::Result<u8> {
-    lease::own().end();
+    lease::end();
     let holder = Holder(ambient::random_u64().max(1));
     let opened = register::open(&own, holder)?;
     let peers = peers::bind(&settings, &own)?;
@@ -190,8 +195,7 @@ impl Fleet {
     fn stand_by(&self, doors: (Listeners, Doors), reload: Arc<Reload>) -> std::io::Result<()> {
         match self.orders.recv() {
             Ok(Order::Begin { generation, predecessor, before }) => {
-                let former = predecessor.awaits.then(|| in_words(before));
-                self.act((generation, predecessor, former), doors, reload)
+                self.act((generation, predecessor, before), doors, reload)
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
@@ -210,7 +214,7 @@ impl Fleet {
     /// The active proxy's life.
     fn act(
         &self,
-        (generation, predecessor, former): (Generation, Burden, Option<String>),
+        (generation, predecessor, before): (Generation, Burden, Option<Record>),
         (mut listeners, doors): (Listeners, Doors),
         reload: Arc<Reload>,
     ) -> std::io::Result<()> {
@@ -220,7 +224,7 @@ impl Fleet {
         listeners.handed = handed;
         let (name, address) = (self.shared.me.name.to_string(), self.address.clone());
         let mark = FleetMark { name, generation, address, lease: self.own.lease };
-        let turn = Turn { mark, term: predecessor.term, former, grace: self.own.former_grace };
+        let turn = turn(mark, (&predecessor, before), self.own.former_grace);
         let agreement = {
             let shared = self.shared.clone();
             let (former, peers) = (shared.shown.former.clone(), shared.shown.peers.clone());
@@ -300,7 +304,7 @@ fn keep(
     });
     let Opened { register, name, place } = opened;
     let (surveyor, name) = (surveyor(settings), name.to_string());
-    keeper::start(me, Tools { register, surveyor, name, place, lease: own.lease, fence }, orders)
+    keeper::start(me, Tools { name, place, lease: own.lease, fence }, Asked { register, surveyor }, orders)
 }
 
 fn share(
@@ -324,6 +328,10 @@ fn share(
         show: Box::new(move || shown.lines(&known.borrow(), &address)),
         over: CancellationToken::new(),
     })
+}
+
+fn turn(mark: FleetMark, (predecessor, before): (&Burden, Option<Record>), grace: Duration) -> Turn {
+    Turn { mark, term: predecessor.term, former: predecessor.awaits.then(|| in_words(before)), grace }
 }
 
 /// The former active proxy, which is not known to be gone, by its record.

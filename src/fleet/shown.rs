@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::lease::{self, Boot};
+use crate::lease;
 
 use super::keeper::{Known, Role};
 use super::peers::Peers;
@@ -32,7 +32,7 @@ impl Shown {
         let reached = self.reached.load(Ordering::Relaxed);
         let ready = known.role == Role::Active || known.role == Role::Standby && reached;
         let lease_ms = match known.role {
-            Role::Active => lease::own().left(Boot::now()).as_millis(),
+            Role::Active => lease::left().as_millis(),
             Role::Standby | Role::Suspended => 0,
         };
         let mut out = String::new();

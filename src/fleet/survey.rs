@@ -30,6 +30,32 @@ pub(super) fn is_open(said: &[Said]) -> bool {
     sessions().any(|session| session.open && !closed(&session))
 }
 
+/// What follows from what those of so many servers say that answer.
+pub(super) fn judge(said: &[Said], servers: usize) -> Survey {
+    let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
+    let highest = marks().map(|mark| mark.generation).max().unwrap_or_default();
+    // Whoever claimed the highest has waited for those before: a server that was away since may
+    // bear the mark of one with a longer lease.
+    let latest = marks().filter(|mark| mark.generation == highest);
+    Survey {
+        answered: match said.len() {
+            0 => Answered::None,
+            count if count == servers => Answered::All,
+            _ => Answered::Some,
+        },
+        highest,
+        lease: latest.map(|mark| mark.lease.as_micros() as u64).max().unwrap_or_default(),
+        open: is_open(said),
+    }
+}
+
+/// Whether none of them is marked by anybody else than this generation of the fleet, which is
+/// active at that address.
+pub(super) fn are_own(said: &[Said], own: &FleetMark) -> bool {
+    let own = |mark: &FleetMark| *mark == *own || mark.name == own.name && mark.generation < own.generation;
+    said.iter().all(|(_, mark)| mark.as_ref().is_none_or(own))
+}
+
 impl Surveyor {
     pub(super) fn new(servers: impl Iterator<Item = NodeAddr>) -> Surveyor {
         let mut servers: Vec<_> = servers.collect();
@@ -59,29 +85,13 @@ impl Surveyor {
     }
 
     pub(super) fn survey(&self, deadline: Instant) -> Survey {
-        let said = self.ask(deadline);
-        let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
-        let highest = marks().map(|mark| mark.generation).max().unwrap_or_default();
-        // Whoever claimed the highest has waited for those before: a server that was away since may
-        // bear the mark of one with a longer lease.
-        let latest = marks().filter(|mark| mark.generation == highest);
-        Survey {
-            answered: match said.len() {
-                0 => Answered::None,
-                count if count == self.servers.len() => Answered::All,
-                _ => Answered::Some,
-            },
-            highest,
-            lease: latest.map(|mark| mark.lease.as_micros() as u64).max().unwrap_or_default(),
-            open: is_open(&said),
-        }
+        judge(&self.ask(deadline), self.servers.len())
     }
 
     /// Whether no server that answers is marked by anybody else than this generation of the fleet,
     /// which is active at that address.
     pub(super) fn marks_are_own(&self, own: &FleetMark, deadline: Instant) -> bool {
-        let own = |mark: &FleetMark| *mark == *own || mark.name == own.name && mark.generation < own.generation;
-        self.ask(deadline).iter().all(|(_, mark)| mark.as_ref().is_none_or(own))
+        are_own(&self.ask(deadline), own)
     }
 
     /// What all servers say, one after the other: more than once at the start of a process this is
@@ -121,7 +131,7 @@ impl Surveyor {
 
 fn ask(server: &NodeAddr, deadline: Instant) -> io::Result<Said> {
     // Whatever stands there: an answer that cannot be read is none.
-    converse(server, deadline, &format!("get {SESSION_KEY} {FLEET_KEY}\r\n"), read)
+    converse(server, deadline, &question(), read)
 }
 
 fn converse<T>(
@@ -151,8 +161,13 @@ fn converse<T>(
     }
 }
 
+/// For both markers.
+pub(super) fn question() -> String {
+    format!("get {SESSION_KEY} {FLEET_KEY}\r\n")
+}
+
 /// Once it is whole.
-fn read(answer: &[u8]) -> Option<Said> {
+pub(super) fn read(answer: &[u8]) -> Option<Said> {
     let text = answer.strip_suffix(b"END\r\n")?;
     let text = std::str::from_utf8(text).ok()?;
     let mut lines = text.split("\r\n");

@@ -70,6 +70,10 @@ pub(super) fn stands_still() {
 
 /// Since when all threads that are needed have turned.
 pub fn turned() -> Boot {
+    #[cfg(test)]
+    if let Some(process) = super::process::present() {
+        return process.turned();
+    }
     PULSES.turned(Boot::now())
 }
 

@@ -31,8 +31,8 @@ const EARLY: Duration = Duration::from_secs(4);
 /// How much longer it may last, for what servers' timers are late.
 const LATE: Duration = Duration::from_millis(1_100);
 
-/// The proxy's door: a listener for each worker. `None` while there is no proxy.
-pub(super) type Door = Rc<RefCell<Option<(u32, Vec<UnboundedSender<DuplexStream>>)>>>;
+/// The doors of all proxies that take clients: a listener for each worker.
+pub(super) type Doors = Rc<RefCell<BTreeMap<u32, Vec<UnboundedSender<DuplexStream>>>>>;
 
 /// What a client does, and what it takes for wrong.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub(super) struct Habits {
     pub(super) flushes: bool,
     /// `SERVER_ERROR` is not a violation.
     pub(super) errors_allowed: bool,
+    /// After so long without an answer it goes to another proxy. `None`: that is a violation.
+    pub(super) gives_up: Option<Duration>,
 }
 
 pub(super) struct Client {
@@ -50,7 +52,7 @@ pub(super) struct Client {
     rng: SmallRng,
     habits: Habits,
     history: History,
-    door: Door,
+    doors: Doors,
     link: Option<Link>,
     written: u64,
     /// The last turn met an error.
@@ -137,9 +139,9 @@ impl Link {
 }
 
 impl Client {
-    pub(super) fn new(id: usize, rng: SmallRng, habits: Habits, history: History, door: Door) -> Client {
+    pub(super) fn new(id: usize, rng: SmallRng, habits: Habits, history: History, doors: Doors) -> Client {
         let (tokens, silent) = (BTreeMap::new(), Vec::new());
-        Client { id, rng, habits, history, door, link: None, written: 0, refused: false, tokens, silent }
+        Client { id, rng, habits, history, doors, link: None, written: 0, refused: false, tokens, silent }
     }
 
     /// Goes on until `stop` says so.
@@ -199,8 +201,8 @@ impl Client {
     /// What the proxy says of itself.
     pub(super) async fn ask(&mut self, question: &str) -> Option<Vec<String>> {
         self.connect().await;
+        let deadline = Instant::now() + self.patience();
         let link = self.link.as_mut()?;
-        let deadline = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
         let asked = async {
             link.stream.write_all(question.as_bytes()).await.map_err(|_| NoAnswer::Broken)?;
@@ -220,11 +222,18 @@ impl Client {
         Some(lines)
     }
 
+    fn patience(&self) -> Duration {
+        self.habits.gives_up.unwrap_or(PATIENCE)
+    }
+
     async fn connect(&mut self) {
-        let alive = self.door.borrow().as_ref().map(|(proxy, _)| *proxy);
-        self.link.take_if(|link| alive != Some(link.proxy));
+        self.link.take_if(|link| !self.doors.borrow().contains_key(&link.proxy));
         while self.link.is_none() {
-            let door = self.door.borrow().clone();
+            let door = {
+                let doors = self.doors.borrow();
+                let which = if doors.len() > 1 { self.rng.random_range(0..doors.len()) } else { 0 };
+                doors.iter().nth(which).map(|(proxy, workers)| (*proxy, workers.clone()))
+            };
             if let Some((proxy, workers)) = door {
                 let (near, far) = duplex(64 * 1024);
                 if workers[self.rng.random_range(0..workers.len())].send(far).is_ok() {
@@ -383,8 +392,12 @@ impl Client {
             None => self.link = Some(link),
             Some(why) => {
                 self.forget_silent();
-                let alive = self.door.borrow().as_ref().is_some_and(|(proxy, _)| *proxy == link.proxy);
+                let alive = self.doors.borrow().contains_key(&link.proxy);
                 match why {
+                    NoAnswer::Late if self.habits.gives_up.is_some() => {
+                        note(|| format!("client {}: gives proxy {} up", self.id, link.proxy));
+                        self.refused = true;
+                    }
                     NoAnswer::Late => {
                         self.history.violation(format!("client {}: no answer within {PATIENCE:?} to {wire:?}", self.id))
                     }
@@ -405,7 +418,7 @@ impl Client {
     }
 
     async fn hear(&mut self, link: &mut Link, request: &Request) -> Result<(), NoAnswer> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience();
         match request.answer {
             Expect::Nothing => {
                 // Where errors are allowed it may have met one, and nobody hears of it.

@@ -14,7 +14,6 @@ use tokio::time::sleep;
 
 use crate::cluster::{Losses, Lost};
 use crate::ids::{Epoch, PairId};
-use crate::rules::{Rule, holds};
 
 use super::trace::note;
 
@@ -78,7 +77,7 @@ impl Losses for SimLosses {
             }
         });
         async move {
-            if holds(Rule::LossCommittedBeforeAck) && is_in.await.is_err() {
+            if is_in.await.is_err() {
                 pending::<()>().await;
             }
         }

@@ -12,6 +12,8 @@
 //! [`world`] puts one run together.
 
 mod clients;
+mod fleet;
+mod fleet_nemesis;
 mod history;
 mod item;
 mod judge;
@@ -20,6 +22,7 @@ mod losses;
 mod nemesis;
 mod net;
 mod node;
+mod register;
 mod tests;
 mod trace;
 mod world;

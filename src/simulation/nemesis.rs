@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::ids::{NodeId, Place};
 
+use super::fleet_nemesis;
 use super::judge::Call;
 use super::late::Scheduled;
 use super::net::{Lag, Unheard, Whither};
@@ -75,6 +76,9 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
             1 if world.topology.node_count() == 2 => both_down(world).await,
             _ => restarts(world).await,
         },
+        Profile::FleetKills | Profile::FleetPauses | Profile::FleetCuts | Profile::FleetRegister => {
+            fleet_nemesis::play(world, profile).await;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! node's tasks stand still, while bytes still go into the streams; what a proxy wrote before it
 //! gave a connection up, or died, is executed all the same, sooner or later.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,8 +106,13 @@ struct Conn {
     way: u8,
     life: u32,
     proxy: u32,
+    machine: usize,
     broken: Broken,
     open: bool,
+    /// Its proxy's kernel has given it up, unheard by the node.
+    lost: bool,
+    /// Answers that wait in the host's kernel for their way to be open.
+    backlog: Vec<u8>,
     /// A worker's, and not the control plane's.
     of_worker: bool,
 }
@@ -117,6 +123,17 @@ pub(super) enum Unheard {
     Nothing,
     All,
     Control,
+}
+
+/// What does not come through between a proxy's machine and a host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Way {
+    /// What the proxy sends.
+    There,
+    /// What the host answers.
+    Back,
+    /// What the proxy was about to send when it was stopped.
+    Unsent,
 }
 
 /// All hosts and connections.
@@ -136,8 +153,13 @@ pub(super) struct Inner {
     unheard: Unheard,
     rng: SmallRng,
     begun: Instant,
-    /// Proxies up to this one are dead.
-    dead_proxies: u32,
+    dead_proxies: BTreeSet<u32>,
+    /// Between which machine and which host.
+    closed: BTreeSet<(usize, usize, Way)>,
+    /// So long a machine's kernel waits for a host's, where proxies have one each.
+    undelivered: Option<Duration>,
+    /// The highest generation that a host was marked with.
+    marked: u64,
 }
 
 impl Net {
@@ -158,7 +180,10 @@ impl Net {
             unheard: Unheard::Nothing,
             rng,
             begun,
-            dead_proxies: 0,
+            dead_proxies: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            undelivered: None,
+            marked: 0,
         };
         Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
     }
@@ -275,10 +300,36 @@ impl Net {
     pub(super) fn kill_proxy(&self, proxy: u32) {
         {
             let mut inner = self.lock();
-            inner.dead_proxies = proxy;
-            for conn in inner.conns.iter_mut().filter(|c| c.proxy == proxy && c.broken == Broken::No) {
+            inner.dead_proxies.insert(proxy);
+            let Inner { conns, closed, .. } = &mut *inner;
+            for conn in conns.iter_mut().filter(|c| c.proxy == proxy && c.broken == Broken::No) {
                 conn.broken = Broken::ByProxy;
+                // What the host has not taken never comes.
+                let ways = [Way::There, Way::Unsent];
+                conn.lost |= ways.iter().any(|way| closed.contains(&(conn.machine, conn.host, *way)));
             }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// There are several proxies, each on a machine of its own. What a host has not taken after so
+    /// long is dropped.
+    pub(super) fn have_machines(&self, undelivered: Duration) {
+        self.lock().undelivered = Some(undelivered);
+    }
+
+    /// The highest generation that a host was marked with.
+    pub(super) fn highest_mark(&self) -> u64 {
+        self.lock().marked
+    }
+
+    /// From now on this way is closed, or open again.
+    pub(super) fn close(&self, machine: usize, host: usize, way: Way, closed: bool) {
+        let between = (machine, host, way);
+        let inner = &mut *self.lock();
+        let changed = if closed { inner.closed.insert(between) } else { inner.closed.remove(&between) };
+        if changed {
+            note(|| format!("FAULT  machine {machine} and host {host}: {way:?} closed: {closed}"));
         }
         self.changed.notify_waiters();
     }
@@ -329,6 +380,35 @@ impl Inner {
         if conn.life == self.hosts[conn.host].life {
             self.hosts[conn.host].node.dumping = false;
         }
+    }
+
+    fn is_closed(&self, id: usize, way: Way) -> bool {
+        let conn = &self.conns[id];
+        self.closed.contains(&(conn.machine, conn.host, way))
+    }
+
+    /// Answers of earlier may come now.
+    fn has_backlog(&self, id: usize) -> bool {
+        !self.conns[id].backlog.is_empty() && !self.is_closed(id, Way::Back)
+    }
+
+    /// Nothing is executed of it for now.
+    fn is_stopped(&self, id: usize) -> bool {
+        let conn = &self.conns[id];
+        let stands = self.hosts[conn.host].hung || self.is_cut_off(conn.host, conn.way);
+        stands || self.is_closed(id, Way::There) || self.is_closed(id, Way::Unsent)
+    }
+
+    /// `stats conns`.
+    fn list_conns(&self, asks: usize) -> Vec<u8> {
+        let host = self.conns[asks].host;
+        let life = self.hosts[host].life;
+        let there = self.conns.iter().enumerate().filter(|(_, c)| c.open && c.host == host && c.life == life);
+        let lines = there.map(|(id, conn)| {
+            let state = if id == asks { "conn_parse_cmd" } else { "conn_read" };
+            format!("STAT {id}:addr tcp:10.1.0.{}:{id}\r\nSTAT {id}:state {state}\r\n", conn.machine)
+        });
+        (lines.collect::<String>() + "END\r\n").into_bytes()
     }
 
     fn is_unheard(&self, id: usize) -> bool {
@@ -397,23 +477,24 @@ impl Resolve for SimResolver {
 pub(super) struct SimDialer {
     pub(super) net: Arc<Net>,
     pub(super) proxy: u32,
+    pub(super) machine: usize,
     pub(super) timeout: Duration,
     pub(super) addresses: Arc<Addresses>,
 }
 
 impl Dial for SimDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (net, proxy, limit, addresses) = (self.net.clone(), self.proxy, self.timeout, self.addresses.clone());
-        let of_worker = late::is_worker();
+        let (net, limit, addresses) = (self.net.clone(), self.timeout, self.addresses.clone());
+        let from = (self.proxy, self.machine, late::is_worker());
         async move {
-            let dial = at_present_address(&addresses, node, |at| net.dial(proxy, of_worker, at));
+            let dial = at_present_address(&addresses, node, |at| net.dial(from, at));
             timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         }
         .boxed()
     }
 
     fn dial_at(&self, _: NodeId, at: SocketAddr) -> BoxFuture<'static, io::Result<NodeStream>> {
-        let (connect, limit) = (self.net.dial(self.proxy, late::is_worker(), at), self.timeout);
+        let (connect, limit) = (self.net.dial((self.proxy, self.machine, late::is_worker()), at), self.timeout);
         async move { timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? }.boxed()
     }
 
@@ -423,10 +504,10 @@ impl Dial for SimDialer {
 }
 
 impl Net {
-    fn dial(
+    /// From a proxy on a machine, for a worker or not.
+    pub(super) fn dial(
         self: &Arc<Net>,
-        proxy: u32,
-        of_worker: bool,
+        (proxy, machine, of_worker): (u32, usize, bool),
         at: SocketAddr,
     ) -> impl Future<Output = io::Result<NodeStream>> + use<> {
         let (net, (host, way)) = (self.clone(), host_and_way(at));
@@ -434,10 +515,11 @@ impl Net {
             net.pause(host).await;
             let connect = net.until(|inner| {
                 let there = &inner.hosts[host];
-                if inner.dead_proxies >= proxy {
+                if inner.dead_proxies.contains(&proxy) {
                     return Some(Err(io::Error::from(io::ErrorKind::NetworkDown)));
                 }
-                if inner.is_cut_off(host, way) {
+                let closed = [Way::There, Way::Back].iter().any(|way| inner.closed.contains(&(machine, host, *way)));
+                if inner.is_cut_off(host, way) || closed {
                     return None;
                 }
                 if !there.up {
@@ -448,8 +530,11 @@ impl Net {
                     way,
                     life: there.life,
                     proxy,
+                    machine,
                     broken: Broken::No,
                     open: true,
+                    lost: false,
+                    backlog: Vec::new(),
                     of_worker,
                 });
                 Some(Ok(inner.conns.len() - 1))
@@ -460,6 +545,12 @@ impl Net {
             tokio::spawn(async move {
                 let mut far = Some(far);
                 serve(&net, id, host, &mut far).await;
+                let lost = net.lock().conns[id].lost;
+                if lost {
+                    drop(far.take());
+                    // The host hears of it when it is reached again.
+                    net.until(|inner| (!inner.is_closed(id, Way::There) || inner.is_over(id)).then_some(())).await;
+                }
                 // The news travels over each connection in its own time.
                 let ms = {
                     let inner = &mut *net.lock();
@@ -480,6 +571,13 @@ fn is_record_of_one_alone(command: &[u8]) -> bool {
     alone && command.starts_with(format!("ms {}", marker::pair_key(PairId(0)).trim_end_matches('0')).as_bytes())
 }
 
+/// With which generation this marks a host.
+fn generation_in(command: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(command.strip_prefix(b"ms ")?).ok()?;
+    let (head, mark) = text.strip_prefix(marker::FLEET_KEY)?.split_once("\r\n")?;
+    head.starts_with(' ').then(|| mark.split(' ').next()?.parse().ok())?
+}
+
 impl Net {
     /// For a proxy without [`Rule::RecordBeforeAck`]: what it takes for recorded is written a while
     /// later, if it lives until then.
@@ -488,7 +586,8 @@ impl Net {
         tokio::spawn(async move {
             sleep(RECORD_LATE).await;
             let inner = &mut *net.lock();
-            let alive = inner.dead_proxies < inner.conns[id].proxy && inner.conns[id].life == inner.hosts[host].life;
+            let alive =
+                !inner.dead_proxies.contains(&inner.conns[id].proxy) && inner.conns[id].life == inner.hosts[host].life;
             if alive && inner.hosts[host].up {
                 let answer = inner.hosts[host].node.execute(&command);
                 note(|| format!("host {host} #{id:<3} {} late -> {}", show(&command), show(&answer)));
@@ -521,6 +620,11 @@ async fn serve(net: &Arc<Net>, id: usize, host: usize, far: &mut Option<DuplexSt
                 let ms = net.lock().rng.random_range(0..LATE_MS);
                 sleep(Duration::from_millis(ms)).await;
             }
+            () = net.until(|inner| inner.has_backlog(id).then_some(())) => {
+                if matches!(reply(net, id, host, b"", far).await, Reply::Over) {
+                    return;
+                }
+            }
             read = stream.read_buf(&mut input) => match read {
                 Ok(1..) => net.pause(host).await,
                 _ => *far = None,
@@ -539,7 +643,7 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
     let dump = command.starts_with(b"lru_crawler metadump hash");
     let mut cursor = None;
     loop {
-        let stopped = |inner: &Inner| inner.hosts[host].hung || inner.is_cut_off(host, inner.conns[id].way);
+        let stopped = |inner: &Inner| inner.is_stopped(id);
         if stopped(&net.lock()) {
             // What waited for an address that is back comes at once: the proxy waits for it, but
             // not for ever.
@@ -553,7 +657,22 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
                     inner.hosts[host].owes_since.get_or_insert_with(Instant::now);
                 }
             }
-            net.until(|inner| (inner.is_over(id) || !stopped(inner)).then_some(())).await;
+            let gone_on =
+                net.until(|inner| (inner.is_over(id) || !stopped(inner) || inner.conns[id].lost).then_some(()));
+            let patience = {
+                let inner = net.lock();
+                inner.undelivered.filter(|_| inner.is_closed(id, Way::There))
+            };
+            match patience {
+                None => gone_on.await,
+                Some(patience) => {
+                    if timeout(patience, gone_on).await.is_err() {
+                        note(|| format!("net    connection {id} is given up by its proxy's kernel"));
+                        net.lock().conns[id].lost = true;
+                        return false;
+                    }
+                }
+            }
             // A node that wakes does not come to all its connections at once.
             let ms = {
                 let inner = &mut *net.lock();
@@ -566,12 +685,16 @@ async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &m
             let _ = timeout(Duration::from_millis(ms), orphaned).await;
         }
         let done = net.until(|inner| {
-            if inner.is_over(id) {
+            if inner.is_over(id) || inner.conns[id].lost {
                 return Some(None);
             }
             if stopped(inner) {
                 return None;
             }
+            if inner.undelivered.is_some() && command.starts_with(b"stats conns") {
+                return Some(Some((inner.list_conns(id), true)));
+            }
+            inner.marked = inner.marked.max(generation_in(command).unwrap_or(0));
             let there = &mut inner.hosts[host];
             let begun = cursor.is_some();
             if !dump || (!begun && there.node.dumping) {
@@ -628,10 +751,18 @@ async fn reply(net: &Net, id: usize, host: usize, answer: &[u8], far: &mut Optio
         return Reply::Over;
     }
     let Some(stream) = far else { return Reply::Unheard };
+    let answer = {
+        let inner = &mut *net.lock();
+        inner.conns[id].backlog.extend_from_slice(answer);
+        if inner.is_closed(id, Way::Back) {
+            return Reply::Heard;
+        }
+        std::mem::take(&mut inner.conns[id].backlog)
+    };
     let broken = net.until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then_some(()));
     tokio::select! {
         biased;
-        written = stream.write_all(answer) => if written.is_ok() { Reply::Heard } else { Reply::Unheard },
+        written = stream.write_all(&answer) => if written.is_ok() { Reply::Heard } else { Reply::Unheard },
         () = broken => Reply::Unheard,
     }
 }

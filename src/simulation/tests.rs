@@ -14,6 +14,8 @@ use super::world::{Profile, Report, run};
 /// whose histories take longest to judge.
 const SEEDS: u64 = 300;
 const LONG_SEEDS: u64 = 100;
+/// Of those with several proxies, which take longer.
+const FLEET_SEEDS: u64 = 75;
 /// Lines of the trace that are shown of a failed seed.
 const SHOWN: usize = 400;
 
@@ -77,14 +79,19 @@ struct Sum {
 
 #[test]
 fn seeds() {
+    let named_count = from_environment("RESILVER_SIM_SEEDS");
     let first = from_environment("RESILVER_SIM_FIRST").unwrap_or(1);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut failures = Vec::new();
     let named = std::env::var("RESILVER_SIM_PROFILE").ok();
     for profile in Profile::ALL.into_iter().filter(|p| named.as_ref().is_none_or(|n| *n == format!("{p:?}"))) {
         let begun = Instant::now();
-        let usual = if profile.is_meta() { LONG_SEEDS } else { SEEDS };
-        let count = from_environment("RESILVER_SIM_SEEDS").unwrap_or(usual);
+        let usual = match profile {
+            _ if profile.is_meta() => LONG_SEEDS,
+            _ if profile.has_fleet() => FLEET_SEEDS,
+            _ => SEEDS,
+        };
+        let count = named_count.unwrap_or(usual);
         let (next, sum, failed) = (AtomicU64::new(first), Mutex::new(Sum::default()), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for _ in 0..threads {
@@ -130,7 +137,8 @@ fn seeds() {
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 1..20 {
-        for profile in Profile::ALL.into_iter().filter(|profile| seed < 5 || !profile.is_meta()) {
+        let is_long = |profile: &Profile| profile.is_meta() || profile.has_fleet();
+        for profile in Profile::ALL.into_iter().filter(|profile| seed < 5 || !is_long(profile)) {
             let (once, again) = (live(seed, profile, None, true), live(seed, profile, None, true));
             assert!(once.trace.len() > 100, "seed {seed}, {profile:?}: a trace of {} lines", once.trace.len());
             for (a, b) in once.trace.iter().zip(&again.trace) {
@@ -202,4 +210,17 @@ missed! {
     with_unclear_answers: UnclearIsRead, Meta, 300, 7;
     with_chosen_cas_ids: NoChosenCasIds, Meta, 300, 1;
     without_terms_of_meta_tokens: CasTermInTokens, Meta, 1_000, 58;
+    without_waiting_for_the_former: FormerIsWaitedFor, FleetPauses, 3_000, 74;
+    with_reads_that_extend: ReadExtendsNothing, FleetRegister, 2_000, 40;
+    with_the_candidates_lease_alone: LongerLeaseWaits, FleetCuts, 1_000, 22;
+    without_comparing_swaps: SwapCompares, FleetRegister, 1_000, 1;
+    with_time_between_unanswered_polls: AnsweredPollsCount, FleetRegister, 2_000, 1;
+    with_free_records_at_once: FreeIsChecked, FleetRegister, 1_000, 50;
+    with_absent_records_at_once: AbsentIsChecked, FleetRegister, 1_000, 7;
+    without_the_fence_of_the_record: FencedByRecord, FleetRegister, 1_000, 74;
+    with_generations_below_marks: GenerationAboveMarks, FleetRegister, 1_000, 1;
+    with_resuming_unread: MarksBeforeResuming, FleetRegister, 2_000, 1;
+    with_leases_that_end_unnoticed: SuspendedAtItsEnd, FleetRegister, 2_000, 1;
+    without_losses_in_the_record: LossCommittedBeforeAck, FleetCuts, 2_000, 2;
+    with_listed_copies_that_lead_in_a_fleet: ListedCopiesDoNotLead, FleetCuts, 2_000, 5;
 }

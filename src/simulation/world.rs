@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::{FutureExt, LocalBoxFuture};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::unbounded_channel;
@@ -18,10 +19,12 @@ use crate::backend::Addresses;
 use crate::cluster::{Losses, Names, NoStandby};
 use crate::config::{IoUringMode, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
+use crate::lease::process::{Needs, Process};
 use crate::ring::{Distribution, ServerSpec, Topology};
 use crate::server::{Assembly, Listener};
 
-use super::clients::{Client, Door, Habits, expires};
+use super::clients::{Client, Doors, Habits, expires};
+use super::fleet::Fleet;
 use super::history::History;
 use super::judge::{Call, Outcome};
 use super::late::Scheduled;
@@ -81,11 +84,20 @@ pub(super) enum Profile {
     Meta,
     /// As [`Profile::Anything`], [`Profile::Restarts`] or [`Profile::BothDown`] with them.
     MetaAnything,
+    /// Of several proxies one after the other dies or hands over, perhaps with a node.
+    FleetKills,
+    /// Proxies stand still, for shorter and longer than a lease, also between a look at the lease
+    /// and a send.
+    FleetPauses,
+    /// Cuts between proxies, nodes and where they agree.
+    FleetCuts,
+    /// Where they agree answers late or never, is away, is emptied, or is restored from a backup.
+    FleetRegister,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 17] = [
+    pub(super) const ALL: [Profile; 21] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -103,11 +115,21 @@ impl Profile {
         Profile::Isolated,
         Profile::Meta,
         Profile::MetaAnything,
+        Profile::FleetKills,
+        Profile::FleetPauses,
+        Profile::FleetCuts,
+        Profile::FleetRegister,
     ];
 
     /// Whether clients speak the meta protocol.
     pub(super) fn is_meta(self) -> bool {
         matches!(self, Profile::Meta | Profile::MetaAnything)
+    }
+
+    /// Whether there are several proxies at once.
+    pub(super) fn has_fleet(self) -> bool {
+        use Profile::{FleetCuts, FleetKills, FleetPauses, FleetRegister};
+        matches!(self, FleetKills | FleetPauses | FleetCuts | FleetRegister)
     }
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
@@ -160,13 +182,22 @@ pub(super) struct Report {
     pub(super) lasted: Duration,
 }
 
+/// What proxies stand on.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) net: Arc<Net>,
+    pub(super) settings: Settings,
+    pub(super) topology: Arc<Topology>,
+    pub(super) doors: Doors,
+}
+
 /// A proxy that runs.
-struct Proxy {
+pub(super) struct Proxy {
     id: u32,
     tasks: Vec<JoinHandle<()>>,
     /// The workers, and last the control plane.
     parts: Vec<Scheduled>,
-    shutdown: CancellationToken,
+    pub(super) shutdown: CancellationToken,
     probes: CancellationToken,
 }
 
@@ -179,7 +210,9 @@ pub(super) struct World {
     pub(super) history: History,
     /// Where proxies agree on losses; empty where one proxy is all there is.
     agreed: Option<Arc<Mutex<Agreed>>>,
-    door: Door,
+    doors: Doors,
+    /// Where there are several proxies.
+    pub(super) fleet: Option<Fleet>,
     proxy: Option<Proxy>,
     proxies: u32,
     pub(super) operator: Client,
@@ -238,7 +271,7 @@ impl World {
             )
         });
         let history = History::new();
-        let door = Door::default();
+        let doors = Doors::default();
         let cut_off = (profile == Profile::Adoption).then(|| CutOff::ALL[rng.random_range(0..CutOff::ALL.len())]);
         let hot = rng.random_range(1..5);
         let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
@@ -269,6 +302,7 @@ impl World {
                 && profile != Profile::Expiry
                 && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
+            gives_up: profile.has_fleet().then(|| Duration::from_millis(rng.random_range(200..1_500))),
         };
         let operator = Client::new(
             0,
@@ -278,10 +312,13 @@ impl World {
                 ..habits.clone()
             },
             history.clone(),
-            door.clone(),
+            doors.clone(),
         );
         let (orphans, twice) = (Vec::new(), Vec::new());
         let agreed = (profile == Profile::Isolated).then(|| Agreed::new(&mut rng));
+        let ground =
+            Ground { net: net.clone(), settings: settings.clone(), topology: topology.clone(), doors: doors.clone() };
+        let fleet = profile.has_fleet().then(|| Fleet::new(ground, history.clone(), &mut rng));
         World {
             rng,
             net,
@@ -289,7 +326,8 @@ impl World {
             topology,
             history,
             agreed,
-            door,
+            doors,
+            fleet,
             proxy: None,
             proxies: 0,
             operator,
@@ -388,7 +426,10 @@ impl World {
         if profile == Profile::Adoption {
             self.prefill();
         }
-        self.start_proxy();
+        match &self.fleet {
+            Some(fleet) => fleet.start(),
+            None => self.start_proxy(),
+        }
         if profile != Profile::Adoption {
             self.mirrored("at the start").await;
             self.operator.fill().await;
@@ -399,7 +440,7 @@ impl World {
             .map(|id| {
                 let rng = SmallRng::seed_from_u64(self.rng.random());
                 let habits = self.habits.clone();
-                let client = Client::new(id + 1, rng, habits, self.history.clone(), self.door.clone());
+                let client = Client::new(id + 1, rng, habits, self.history.clone(), self.doors.clone());
                 spawn_local(client.run(stop.clone()))
             })
             .collect();
@@ -420,7 +461,10 @@ impl World {
         sleep(Duration::from_millis(100)).await;
         self.compare_copies();
         self.check_orphans();
-        self.stop_proxy().await;
+        match &self.fleet {
+            Some(fleet) => fleet.end().await,
+            None => self.stop_proxy().await,
+        }
     }
 
     /// What clients are busy with.
@@ -520,42 +564,17 @@ impl World {
 
     // ---- the proxy ------------------------------------------------------------------------------
 
-    /// The very code of the daemon, on this thread.
     pub(super) fn start_proxy(&mut self) {
         self.proxies += 1;
         let id = self.proxies;
         note(|| format!("world  proxy {id} starts"));
-        let timeout = self.settings.timeout.max(self.settings.probe_timeout);
-        let addresses = Arc::new(Addresses::new(self.topology.nodes().map(|node| self.topology.addr(node))));
-        let names = Names { addresses: addresses.clone(), resolver: Arc::new(SimResolver(self.net.clone())) };
-        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, timeout, addresses });
         let losses: Arc<dyn Losses> = match &self.agreed {
             Some(agreed) => Arc::new(SimLosses::of(agreed, id)),
             None => Arc::new(NoStandby),
         };
-        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names, losses));
-        let shutdown = CancellationToken::new();
-        let mut tasks = Vec::new();
-        let (mut doors, mut scheduled) = (Vec::new(), Vec::new());
-        let mut part = || {
-            scheduled.push(Scheduled::default());
-            scheduled[scheduled.len() - 1].clone()
-        };
-        for parts in assembly.workers {
-            let (door, streams) = unbounded_channel();
-            doors.push(door);
-            let shutdown = shutdown.clone();
-            tasks.push(spawn_local(part().run(true, async move {
-                // As in the daemon, whatever a worker leaves behind ends with it.
-                let local = LocalSet::new();
-                local.run_until(parts.run(vec![Listener::Memory(streams)], shutdown)).await;
-            })));
-        }
-        tasks.push(spawn_local(
-            part().run(false, async move { assembly.cluster.run(assembly.events).await.expect("no fleet") }),
-        ));
-        *self.door.borrow_mut() = Some((id, doors));
-        self.proxy = Some(Proxy { id, tasks, parts: scheduled, shutdown, probes: assembly.probes });
+        let (net, settings, topology) = (self.net.clone(), self.settings.clone(), self.topology.clone());
+        let ground = Ground { net, settings, topology, doors: self.doors.clone() };
+        self.proxy = Some(ground.start((id, 0), losses, None));
     }
 
     /// The parts of the proxy that may be scheduled late: its workers, and last its control plane.
@@ -566,28 +585,85 @@ impl World {
     pub(super) async fn kill_proxy(&mut self) {
         let Some(proxy) = self.proxy.take() else { return };
         note(|| format!("FAULT  proxy {} is killed", proxy.id));
-        *self.door.borrow_mut() = None;
+        self.doors.borrow_mut().clear();
         self.net.kill_proxy(proxy.id);
-        proxy.probes.cancel();
-        proxy.tasks.iter().for_each(JoinHandle::abort);
-        for task in proxy.tasks {
-            let _ = task.await;
-        }
+        // (Whoever has panicked is found by what clients are not told.)
+        proxy.end().await;
     }
 
     /// SIGTERM.
     pub(super) async fn stop_proxy(&mut self) {
-        let Some(proxy) = self.proxy.take() else { return };
+        let Some(mut proxy) = self.proxy.take() else { return };
         note(|| format!("world  proxy {} is stopped", proxy.id));
-        *self.door.borrow_mut() = None;
+        self.doors.borrow_mut().clear();
         proxy.shutdown.cancel();
-        for task in proxy.tasks {
-            if task.await.is_err() {
-                self.history.violation("a part of the proxy panicked".into());
-            }
+        if proxy.have_stopped().await {
+            self.history.violation("a part of the proxy panicked".into());
         }
         proxy.probes.cancel();
         self.net.kill_proxy(proxy.id);
+    }
+}
+
+impl Ground {
+    /// The very code of the daemon, on this thread: by its number, and on which machine.
+    pub(super) fn start(
+        &self,
+        (id, machine): (u32, usize),
+        losses: Arc<dyn Losses>,
+        process: Option<&Arc<Process>>,
+    ) -> Proxy {
+        let timeout = self.settings.timeout.max(self.settings.probe_timeout);
+        let addresses = Arc::new(Addresses::new(self.topology.nodes().map(|node| self.topology.addr(node))));
+        let names = Names { addresses: addresses.clone(), resolver: Arc::new(SimResolver(self.net.clone())) };
+        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, machine, timeout, addresses });
+        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names, losses));
+        let shutdown = CancellationToken::new();
+        let (mut tasks, mut doors, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut run = |worker: bool, work: LocalBoxFuture<'static, ()>| {
+            parts.push(Scheduled::default());
+            let work = parts[parts.len() - 1].clone().run(worker, work);
+            tasks.push(match process {
+                Some(process) => spawn_local(process.clone().run(Needs::Lease, work)),
+                None => spawn_local(work),
+            });
+        };
+        for worker in assembly.workers {
+            let (door, streams) = unbounded_channel();
+            doors.push(door);
+            let shutdown = shutdown.clone();
+            let work = async move {
+                // As in the daemon, whatever a worker leaves behind ends with it.
+                let local = LocalSet::new();
+                local.run_until(worker.run(vec![Listener::Memory(streams)], shutdown)).await;
+            };
+            run(true, work.boxed_local());
+        }
+        let control =
+            async move { assembly.cluster.run(assembly.events).await.expect("it is of this fleet, or of none") };
+        run(false, control.boxed_local());
+        self.doors.borrow_mut().insert(id, doors);
+        Proxy { id, tasks, parts, shutdown, probes: assembly.probes }
+    }
+}
+
+impl Proxy {
+    /// Its tasks have ended. Returns whether one has panicked.
+    pub(super) async fn have_stopped(&mut self) -> bool {
+        let mut panicked = false;
+        // (Whoever waits may be cut off, and wait again.)
+        while let Some(task) = self.tasks.last_mut() {
+            panicked |= task.await.is_err_and(|error| error.is_panic());
+            self.tasks.pop();
+        }
+        panicked
+    }
+
+    /// All of it ends at once.
+    pub(super) async fn end(mut self) -> bool {
+        self.probes.cancel();
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.have_stopped().await
     }
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, Flushed, MarkError, NewName};
 use crate::ids::{Incarnation, NodeId, PairId};
+use crate::lease;
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
 use crate::protocol::expiry;
@@ -255,7 +256,7 @@ impl Cluster {
         let markers = self.markers(node, name);
         let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
         let (timeout, patience) = (self.settings.timeout, self.settings.leader_timeout.max(self.settings.timeout));
-        tokio::spawn(async move {
+        lease::spawn(async move {
             // The probes wait behind it, so it tells itself that the node is late.
             let flush = control.flush(named, &markers, patience, given_up.cancelled());
             let flushed = told_while_awaited(flush, timeout / AWAITED_REPORTS, |age| {

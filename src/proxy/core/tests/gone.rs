@@ -99,7 +99,7 @@ fn a_key_that_text_cannot_carry_is_looked_at_too() {
     world.history.spoken = Spoken::Binary;
     let client = world.cores[0].handle_connect(world.now).id;
     world.nodes[1].execute(format!("ms {CODED} 1 b T1\r\n5\r\n").as_bytes());
-    assert!(world.nodes[1].items.contains_key(&NASTY[..]));
+    assert!(world.nodes[1].items.contains_key(NASTY));
     let get = packet(0x00, b"", NASTY, b"", 0);
     let is_told_so = |world: &mut World| {
         world.input(0, client, &get);
@@ -111,7 +111,7 @@ fn a_key_that_text_cannot_carry_is_looked_at_too() {
     world.step(&Choice::Fault);
     world.run();
     assert!(is_told_so(&mut world));
-    assert!(!world.nodes[1].items.contains_key(&NASTY[..]));
+    assert!(!world.nodes[1].items.contains_key(NASTY));
 }
 
 /// The first `get` and what follows it are at either worker, of which one owns the key. While one

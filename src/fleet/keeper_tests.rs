@@ -1,0 +1,74 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::coord::Register;
+use crate::fleet::survey::Surveyor;
+
+const LEASE: Duration = Duration::from_secs(3);
+
+/// A register of a host on which processes can be ended.
+#[derive(Clone, Default)]
+struct Ends(Arc<Mutex<Vec<Holder>>>);
+
+impl Register for Ends {
+    fn read(&mut self, _: std::time::Instant) -> Result<Seen, Unread> {
+        Err(Unread("nobody reads this".to_owned()))
+    }
+
+    fn swap(&mut self, _: &Seen, _: &Record, _: std::time::Instant) -> Result<Swapped, Unread> {
+        Ok(Swapped::Refused)
+    }
+
+    fn end(&mut self, holder: Holder) -> Option<String> {
+        self.0.lock().unwrap().push(holder);
+        Some("it is ended".to_owned())
+    }
+}
+
+fn standby() -> (Work, watch::Receiver<Known>) {
+    let me = Me { holder: Holder(1), address: "a:1".to_owned(), fingerprint: 1, candidate: true };
+    let (name, place) = ("a".to_owned(), "of a test".to_owned());
+    let tools = Tools { name, place, lease: LEASE, fence: Box::new(|| {}) };
+    let (shows, known) = watch::channel(Known::default());
+    (Work::new(me, tools, channel().0, (Arc::default(), Commits::default(), shows)), known)
+}
+
+fn seen(record: &Record) -> Seen {
+    Seen { revision: 1, value: Value::Record(record.clone()) }
+}
+
+#[test]
+fn a_silent_holder_is_ended_after_its_lease_and_none_that_has_another_list() {
+    for (fingerprint, lease, is_ended) in [(1, LEASE, true), (2, LEASE, false), (1, 3 * LEASE, false)] {
+        let ((mut work, known), ends) = (standby(), Ends::default());
+        let mut asked = Asked { register: Box::new(ends.clone()), surveyor: Surveyor::new(std::iter::empty()) };
+        let record = Record { fingerprint, lease: lease.as_micros() as u64, ..Record::of(Holder(2)) };
+        let before = Instant::now().checked_sub(2 * LEASE).expect("the machine has run for longer");
+        let (holder, heartbeat) = (record.holder, record.heartbeat);
+        let polled = Instant::now();
+        work.sight = Some(Sight { holder, heartbeat, since: before, steady: before, polled, lease });
+        for _ in 0..2 {
+            // Once is enough.
+            let mut ask = work.heard(Answer::Read(Ok(seen(&record))));
+            while let Some(what) = ask {
+                ask = work.heard(asked.answer(what, LEASE));
+            }
+        }
+        assert_eq!(ends.0.lock().unwrap().len(), usize::from(is_ended), "list {fingerprint}, lease {lease:?}");
+        assert_eq!(known.borrow().silent, lease == LEASE);
+    }
+}
+
+#[test]
+fn what_was_said_of_a_holder_is_not_said_where_there_is_none() {
+    for none in [Value::Absent, Value::Unreadable] {
+        let (mut work, known) = standby();
+        work.saw(&seen(&Record { fingerprint: 2, ..Record::of(Holder(2)) }));
+        assert!(known.borrow().other_list && known.borrow().active.is_some());
+        work.shows.send_modify(|known| known.silent = true);
+        work.saw(&Seen { revision: 2, value: none });
+        let Known { active, other_list, silent, .. } = known.borrow().clone();
+        assert_eq!((active, other_list, silent), (None, false, false));
+        assert!(work.sight.is_none(), "nobody's heartbeat stands still");
+    }
+}

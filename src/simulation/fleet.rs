@@ -1,0 +1,387 @@
+//! Several proxies over the same nodes, each on a machine of its own: with its own clock, network,
+//! and way to the register. Whoever becomes active runs the whole proxy; a process that ends is
+//! started again as a standby.
+//!
+//! What is real: the authority and all that the keeper of a lease does, the agreement on losses,
+//! the proxy. Clients go to whoever believes that it is active. Not here: standbys that pass
+//! requests on, threads.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::ambient;
+use crate::coord::{Holder, Me, Record, Seen, Swapped, Unread};
+use crate::fleet::simulated::{Becomes, Kept, Own, Reaches};
+use crate::lease::process::{Clock, Needs, Process};
+
+use super::history::History;
+use super::net::Way;
+use super::register::{Faults, SimRegister};
+use super::trace::note;
+use super::world::{Ground, Proxy};
+
+/// No pause between a look at the lease and a send outlasts this.
+const GRACE: Duration = Duration::from_secs(20);
+/// A clock that is right goes so far in a thousandth.
+const RIGHT: u64 = 1_000;
+/// None is quicker than another one by more than an eighth.
+const QUICKEST: u64 = 1_120;
+
+pub(super) struct Fleet(Rc<Inner>);
+
+struct Inner {
+    ground: Ground,
+    register: SimRegister,
+    history: History,
+    machines: RefCell<Vec<Machine>>,
+    /// Processes so far.
+    count: Cell<u32>,
+    over: Cell<bool>,
+    /// The last generation.
+    begun: Cell<u64>,
+    rng: RefCell<SmallRng>,
+}
+
+struct Machine {
+    clock: Clock,
+    lease: Duration,
+    /// Nothing is started on it.
+    down: bool,
+    present: Option<Present>,
+}
+
+/// The process on a machine.
+#[derive(Clone)]
+struct Present {
+    id: u32,
+    process: Arc<Process>,
+    /// It has ended, by itself or not.
+    ended: CancellationToken,
+    /// SIGTERM.
+    stops: CancellationToken,
+    /// Under which it is active; 0: it is not.
+    generation: Rc<Cell<u64>>,
+}
+
+impl Present {
+    /// Whether it may.
+    fn acts(&self) -> bool {
+        !self.process.has_ended() && self.process.has_lease()
+    }
+}
+
+impl Fleet {
+    pub(super) fn new(ground: Ground, history: History, rng: &mut SmallRng) -> Fleet {
+        let lease = Duration::from_millis(rng.random_range(600..1_000));
+        let machines: Vec<Machine> = (0..rng.random_range(2..4))
+            .map(|_| {
+                let per_thousand = rng.random_range(RIGHT..=QUICKEST);
+                let other = rng.random_ratio(1, 4);
+                let lease = if other { lease * rng.random_range(5..20) / 10 } else { lease };
+                let clock = Clock::new(rng.random_range(1..1_000_000_000), per_thousand);
+                Machine { clock, lease, down: false, present: None }
+            })
+            .collect();
+        for (i, machine) in machines.iter().enumerate() {
+            note(|| format!("world  machine {i}: lease {:?}, speed {}", machine.lease, machine.clock.per_thousand));
+        }
+        let longest = machines.iter().map(|machine| machine.lease).max().unwrap_or(lease);
+        let shortest = machines.iter().map(|machine| machine.lease).min().unwrap_or(lease);
+        ground.net.have_machines(longest);
+        // Later than a heartbeat may be it is never heard.
+        let late_ms = rng.random_range(0..shortest.as_millis() as u64 / 6);
+        let usual = Faults { lost_one_in: 0, late_one_in: [0, 1, 3][rng.random_range(0..3)], late_ms };
+        let register = SimRegister::new(usual, rng);
+        let (machines, rng) = (RefCell::new(machines), RefCell::new(SmallRng::seed_from_u64(rng.random())));
+        let (count, over, begun) = (Cell::new(0), Cell::new(false), Cell::new(0));
+        Fleet(Rc::new(Inner { ground, register, history, machines, count, over, begun, rng }))
+    }
+
+    pub(super) fn start(&self) {
+        for machine in self.machines() {
+            spawn_local(self.0.clone().start_again_and_again(machine));
+        }
+    }
+
+    pub(super) fn machines(&self) -> std::ops::Range<usize> {
+        0..self.0.machines.borrow().len()
+    }
+
+    pub(super) fn register(&self) -> &SimRegister {
+        &self.0.register
+    }
+
+    /// None of them waits for longer.
+    pub(super) fn longest_lease(&self) -> Duration {
+        self.0.machines.borrow().iter().map(|machine| machine.lease).max().unwrap_or_default()
+    }
+
+    fn present(&self, machine: usize) -> Option<Present> {
+        self.0.machines.borrow()[machine].present.clone()
+    }
+
+    /// The machine whose proxy has a lease.
+    pub(super) fn active(&self) -> Option<usize> {
+        self.machines().find(|&machine| self.present(machine).is_some_and(|present| present.acts()))
+    }
+
+    /// Which process is on a machine, counted over all.
+    pub(super) fn process_on(&self, machine: usize) -> Option<u32> {
+        self.present(machine).map(|present| present.id)
+    }
+
+    /// SIGKILL. It is started again if the machine is not down.
+    pub(super) fn kill(&self, machine: usize) {
+        if let Some(present) = self.present(machine) {
+            note(|| format!("FAULT  machine {machine}: proxy {} is killed", present.id));
+            present.process.end();
+            present.ended.cancel();
+        }
+    }
+
+    /// Nothing is started on it from now on, or is again.
+    pub(super) fn down(&self, machine: usize, down: bool) {
+        self.0.machines.borrow_mut()[machine].down = down;
+    }
+
+    /// SIGTERM.
+    pub(super) fn stop(&self, machine: usize) {
+        if let Some(present) = self.present(machine) {
+            note(|| format!("FAULT  machine {machine}: proxy {} is to stop", present.id));
+            present.stops.cancel();
+        }
+    }
+
+    /// SIGSTOP. `unsent`: what it has written just now to these hosts is not sent before it goes
+    /// on.
+    pub(super) fn pause(&self, machine: usize, unsent: bool) {
+        let Some(present) = self.present(machine) else { return };
+        note(|| format!("FAULT  machine {machine}: proxy {} is paused", present.id));
+        present.process.stop();
+        self.hold(machine, unsent);
+    }
+
+    /// What it writes from now on is not sent yet.
+    pub(super) fn hold(&self, machine: usize, holds: bool) {
+        for host in 0..self.0.ground.topology.node_count() {
+            self.0.ground.net.close(machine, host, Way::Unsent, holds);
+        }
+    }
+
+    /// SIGCONT, of whoever is there.
+    pub(super) fn go_on(&self, machine: usize) {
+        note(|| format!("FAULT  machine {machine}: its proxy goes on"));
+        if let Some(present) = self.present(machine) {
+            present.process.go_on();
+        }
+    }
+
+    /// One of its threads hangs, or does not any more.
+    pub(super) fn hang(&self, machine: usize, hangs: bool) {
+        note(|| format!("FAULT  machine {machine}: a thread hangs: {hangs}"));
+        if let Some(present) = self.present(machine) {
+            present.process.hangs(hangs);
+        }
+    }
+
+    /// All machines, networks and the register are well.
+    pub(super) fn heal(&self) {
+        self.0.register.heal();
+        for machine in self.machines() {
+            self.down(machine, false);
+            for host in 0..self.0.ground.topology.node_count() {
+                [Way::There, Way::Back, Way::Unsent]
+                    .into_iter()
+                    .for_each(|way| self.0.ground.net.close(machine, host, way, false));
+            }
+            self.hang(machine, false);
+            self.go_on(machine);
+        }
+    }
+
+    /// It is over for all.
+    pub(super) async fn end(&self) {
+        self.0.over.set(true);
+        self.machines().for_each(|machine| self.kill(machine));
+        while self.machines().any(|machine| self.present(machine).is_some()) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Inner {
+    async fn start_again_and_again(self: Rc<Inner>, machine: usize) {
+        while !self.over.get() {
+            self.clone().live(machine).await;
+            self.machines.borrow_mut()[machine].present = None;
+            let ms = self.rng.borrow_mut().random_range(1..400);
+            sleep(Duration::from_millis(ms)).await;
+            while !self.over.get() && self.machines.borrow()[machine].down {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// One process's life.
+    async fn live(self: Rc<Inner>, machine: usize) {
+        self.count.set(self.count.get() + 1);
+        let id = self.count.get();
+        let (clock, lease) = {
+            let machine = &self.machines.borrow()[machine];
+            (machine.clock, machine.lease)
+        };
+        let (ended, stops) = (CancellationToken::new(), CancellationToken::new());
+        let (process, generation_of) = (Process::new(clock), Rc::new(Cell::new(0)));
+        let present = Present {
+            id,
+            process: process.clone(),
+            ended: ended.clone(),
+            stops: stops.clone(),
+            generation: generation_of.clone(),
+        };
+        self.machines.borrow_mut()[machine].present = Some(present);
+        note(|| format!("world  machine {machine}: proxy {id} starts"));
+        let me = Me {
+            holder: Holder(ambient::random_u64().max(1)),
+            address: format!("machine{machine}:1"),
+            fingerprint: self.ground.topology.fingerprint(),
+            candidate: true,
+        };
+        let own = Own { name: "sim".to_owned(), lease, grace: GRACE };
+        let fence = {
+            let (process, ended) = (process.clone(), ended.clone());
+            Box::new(move || {
+                process.end();
+                ended.cancel();
+            })
+        };
+        let kept = Kept::new(me, own, fence);
+        let ends = kept.ends();
+        let (tells, mut becomes) = unbounded_channel();
+        let reach = Reach { fleet: self.clone(), machine, id };
+        let keeper = spawn_local(process.clone().run(Needs::Turns, kept.run(reach, tells)));
+        let mut proxy: Option<Proxy> = None;
+        let mut until = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => break,
+                next = becomes.recv() => match next {
+                    Some(Becomes::Active(generation, losses)) => {
+                        note(|| format!("world  machine {machine}: proxy {id} is active, generation {generation}"));
+                        generation_of.set(generation.0);
+                        let before = self.begun.replace(generation.0);
+                        if before >= generation.0 {
+                            self.history.violation(format!("generation {generation} begins after {before}"));
+                        }
+                        if stops.is_cancelled() {
+                            ends.stopped();
+                        } else {
+                            proxy = Some(self.ground.start((id, machine), losses, Some(&process)));
+                        }
+                    }
+                    // (The keeper panicked: that is told of below.)
+                    Some(Becomes::Over) | None => break,
+                },
+                () = stops.cancelled(), if until.is_none() => {
+                    match &mut proxy {
+                        None => ends.leave(),
+                        Some(proxy) => {
+                            self.ground.doors.borrow_mut().remove(&id);
+                            proxy.shutdown.cancel();
+                            tokio::select! {
+                                biased;
+                                () = ended.cancelled() => break,
+                                panicked = proxy.have_stopped() => if panicked {
+                                    self.history.violation("a part of a proxy panicked".into());
+                                },
+                            }
+                            ends.stopped();
+                        }
+                    }
+                    until = Some(Instant::now() + lease);
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
+            }
+        }
+        process.end();
+        self.ground.doors.borrow_mut().remove(&id);
+        self.ground.net.kill_proxy(id);
+        keeper.abort();
+        let mut panicked = keeper.await.is_err_and(|error| error.is_panic());
+        if let Some(proxy) = proxy {
+            panicked |= proxy.end().await;
+        }
+        if panicked {
+            self.history.violation("a part of a proxy panicked".into());
+        }
+        note(|| format!("world  machine {machine}: proxy {id} has ended"));
+    }
+
+    /// One proxy acts at a time, and none after a later generation has.
+    fn check(&self) {
+        let machines = self.machines.borrow();
+        let present = machines.iter().filter_map(|machine| machine.present.as_ref());
+        let acting: Vec<(u32, u64)> =
+            present.filter(|p| p.acts()).map(|present| (present.id, present.generation.get())).collect();
+        if acting.len() > 1 {
+            self.history.violation(format!("proxies {acting:?} have a lease at the same time"));
+        }
+        let marked = self.ground.net.highest_mark();
+        if let Some((id, generation)) = acting.iter().find(|(_, generation)| (1..marked).contains(generation)) {
+            self.history.violation(format!("proxy {id} acts in generation {generation} after {marked} has acted"));
+        }
+    }
+}
+
+/// What a process reaches.
+struct Reach {
+    fleet: Rc<Inner>,
+    machine: usize,
+    id: u32,
+}
+
+impl Reaches for Reach {
+    async fn read(&self, patience: Duration) -> Result<Seen, Unread> {
+        self.fleet.register.read(self.machine, patience).await
+    }
+
+    async fn swap(&self, seen: Seen, new: Record, patience: Duration) -> Result<Swapped, Unread> {
+        self.fleet.register.swap(self.machine, (seen, new), patience).await
+    }
+
+    async fn ask_servers(&self, question: &str, patience: Duration) -> (Vec<Vec<u8>>, usize) {
+        let net = &self.fleet.ground.net;
+        let servers = self.fleet.ground.topology.node_count();
+        let asks = (0..servers).map(|node| {
+            timeout(patience, async move {
+                let mut stream = net.dial((self.id, self.machine, false), net.address(node)).await.ok()?;
+                stream.write_all(question.as_bytes()).await.ok()?;
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"END\r\n") {
+                    if stream.read_buf(&mut answer).await.ok()? == 0 {
+                        return None;
+                    }
+                }
+                Some(answer)
+            })
+        });
+        let answers = join_all(asks).await;
+        (answers.into_iter().filter_map(|answer| answer.ok().flatten()).collect(), servers)
+    }
+
+    fn has_acted(&self) {
+        self.fleet.check();
+    }
+}

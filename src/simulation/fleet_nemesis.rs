@@ -1,0 +1,247 @@
+//! What goes wrong where there are several proxies, and when. One failure at a time: of a proxy, a
+//! node, a host with one of each, a network, or where they agree.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::{Instant, sleep};
+
+use super::fleet::Fleet;
+use super::net::Way;
+use super::register::Faults;
+use super::world::{Profile, World};
+
+/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
+/// noticed, also by whoever takes the place of another one.
+const NOTICED: Duration = Duration::from_millis(800);
+/// Somebody is active after so long.
+const FOUND: Duration = Duration::from_secs(20);
+
+pub(super) async fn play(world: &mut World, profile: Profile) {
+    for _ in 0..world.rng.random_range(1..4) {
+        pause(world, 0..400).await;
+        let active = active(world).await;
+        match profile {
+            Profile::FleetKills => kills(world, active).await,
+            Profile::FleetPauses => pauses(world, active).await,
+            Profile::FleetCuts => cuts(world, active).await,
+            _ => register(world, active).await,
+        }
+        fleet(world).heal();
+        sleep(NOTICED).await;
+        world.mirrored("after a failure").await;
+    }
+}
+
+fn fleet(world: &World) -> &Fleet {
+    world.fleet.as_ref().expect("there are several proxies")
+}
+
+async fn pause(world: &mut World, ms: Range<u64>) {
+    let ms = world.rng.random_range(ms);
+    sleep(Duration::from_millis(ms)).await;
+}
+
+/// The machine of the active proxy.
+async fn active(world: &mut World) -> usize {
+    let deadline = Instant::now() + FOUND;
+    loop {
+        if let Some(active) = fleet(world).active() {
+            return active;
+        }
+        if Instant::now() > deadline {
+            world.history.violation(format!("no proxy is active within {FOUND:?}"));
+            return 0;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The active one, or another one.
+fn one(world: &mut World, active: usize) -> usize {
+    let machines = fleet(world).machines().len();
+    if world.rng.random_ratio(3, 4) { active } else { world.rng.random_range(0..machines) }
+}
+
+/// A node of which the memory is gone, as one failure of a host or beside another one's end.
+fn restart(world: &mut World, node: usize) {
+    world.net.kill(node);
+    world.net.start(node);
+}
+
+async fn kills(world: &mut World, active: usize) {
+    let machine = one(world, active);
+    let node = world.rng.random_range(0..world.topology.node_count());
+    match world.rng.random_range(0..5) {
+        0 => fleet(world).stop(machine),
+        1 => {
+            // A host with both.
+            fleet(world).down(machine, true);
+            fleet(world).kill(machine);
+            world.net.kill(node);
+            pause(world, 0..3_000).await;
+            world.net.start(node);
+        }
+        2 => {
+            // In the midst of a refill.
+            restart(world, node);
+            pause(world, 0..900).await;
+            fleet(world).kill(machine);
+        }
+        3 => {
+            fleet(world).stop(machine);
+            pause(world, 0..150).await;
+            fleet(world).kill(machine);
+        }
+        _ => fleet(world).kill(machine),
+    }
+    pause(world, 0..2_500).await;
+}
+
+async fn pauses(world: &mut World, active: usize) {
+    let machine = one(world, active);
+    let node = world.rng.random_range(0..world.topology.node_count());
+    match world.rng.random_range(0..4) {
+        // In the midst of a refill, or of what comes before it.
+        0 | 1 => {
+            restart(world, node);
+            pause(world, 0..900).await;
+        }
+        2 => {
+            world.net.change(node, "hangs", |host| host.hung = true);
+            pause(world, 0..600).await;
+            world.net.change(node, "goes on", |host| host.hung = false);
+            pause(world, 0..600).await;
+        }
+        _ => {}
+    }
+    if world.rng.random_ratio(1, 5) {
+        fleet(world).hang(machine, true);
+        pause(world, 100..3_000).await;
+        fleet(world).hang(machine, false);
+        return;
+    }
+    let unsent = world.rng.random();
+    if unsent {
+        fleet(world).hold(machine, true);
+        pause(world, 0..4).await;
+    }
+    fleet(world).pause(machine, unsent);
+    let long = world.rng.random_ratio(2, 3);
+    pause(world, if long { 800..4_000 } else { 10..800 }).await;
+    if world.rng.random_ratio(1, 4) {
+        fleet(world).kill(machine);
+    }
+    fleet(world).go_on(machine);
+    pause(world, 0..30).await;
+    fleet(world).hold(machine, false);
+    pause(world, 0..600).await;
+}
+
+async fn cuts(world: &mut World, active: usize) {
+    let (nodes, machines) = (world.topology.node_count(), fleet(world).machines());
+    let machine = one(world, active);
+    let node = world.rng.random_range(0..nodes);
+    let net = world.net.clone();
+    let ways: &[Way] = match world.rng.random_range(0..4) {
+        0 => &[Way::There],
+        1 => &[Way::Back],
+        _ => &[Way::There, Way::Back],
+    };
+    let cut = |machine: usize, node: usize| ways.iter().for_each(|way| net.close(machine, node, *way, true));
+    match world.rng.random_range(0..6) {
+        // It and a node are on one side, all else on the other.
+        0..3 => {
+            (0..nodes).filter(|other| *other != node).for_each(|other| cut(machine, other));
+            machines.clone().filter(|other| *other != machine).for_each(|other| cut(other, node));
+            let later = world.rng.random_ratio(1, 3);
+            if later {
+                pause(world, 0..700).await;
+            }
+            fleet(world).register().cut_off(machine, true);
+        }
+        3 => fleet(world).register().cut_off(machine, true),
+        4 => cut(machine, node),
+        // It alone.
+        _ => {
+            (0..nodes).for_each(|node| cut(machine, node));
+            if world.rng.random() {
+                fleet(world).register().cut_off(machine, true);
+            }
+        }
+    }
+    pause(world, 50..4_000).await;
+    if world.rng.random_ratio(1, 4) {
+        // The networks are whole again at different moments.
+        fleet(world).register().cut_off(machine, false);
+        pause(world, 0..700).await;
+    }
+}
+
+async fn register(world: &mut World, active: usize) {
+    let machine = one(world, active);
+    let faults = Faults {
+        lost_one_in: [0, 2, 4, 10][world.rng.random_range(0..4)],
+        late_one_in: [0, 1, 3][world.rng.random_range(0..3)],
+        late_ms: world.rng.random_range(20..400),
+    };
+    let longest = fleet(world).longest_lease();
+    match world.rng.random_range(0..6) {
+        0 => away(world).await,
+        1 => {
+            fleet(world).register().empty();
+            pause(world, 0..3_000).await;
+        }
+        2 => restored(world, active, longest).await,
+        _ => {
+            fleet(world).register().answer_with(faults);
+            pause(world, 0..3_000).await;
+            match world.rng.random_range(0..4) {
+                0 => fleet(world).kill(machine),
+                1 => fleet(world).register().cut_off(machine, true),
+                2 => fleet(world).pause(machine, false),
+                _ => {}
+            }
+            pause(world, 0..3_000).await;
+            fleet(world).go_on(machine);
+        }
+    }
+}
+
+/// It becomes what it was before others were active, or while nobody was. What is under way to it
+/// is not made by what is restored.
+async fn restored(world: &mut World, active: usize, longest: Duration) {
+    fleet(world).register().back_up();
+    let down = if world.rng.random() {
+        fleet(world).stop(active);
+        pause(world, 0..60).await;
+        fleet(world).register().back_up();
+        // Its holder is no more. Longer than polls may be apart: a heartbeat leaves its trace.
+        longest * 2 / 3
+    } else {
+        // Its holder is there: longer than the lease of whoever took its place.
+        fleet(world).register().cut_off(active, true);
+        longest * 5 / 4
+    };
+    pause(world, 1_000..3_000).await;
+    fleet(world).register().is_away(true);
+    sleep(down).await;
+    fleet(world).register().restore();
+    fleet(world).register().heal();
+    pause(world, 0..3_000).await;
+}
+
+/// Nobody is replaced because the register does not answer, if all else is well.
+async fn away(world: &mut World) {
+    let active = active(world).await;
+    let before = fleet(world).process_on(active);
+    fleet(world).register().is_away(true);
+    pause(world, 50..4_000).await;
+    fleet(world).register().is_away(false);
+    sleep(fleet(world).longest_lease() * 2).await;
+    let now = fleet(world).active().and_then(|machine| fleet(world).process_on(machine));
+    if now != before {
+        world.history.violation(format!("proxy {now:?} took the place of {before:?}, because the register was away"));
+    }
+}
