@@ -192,17 +192,28 @@ fn watched_it_is_shown_again_and_again() {
     child.wait().expect("it ends");
 }
 
+/// Killed when dropped.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// It answers nothing else then, and nobody is told that its process hangs.
 #[test]
 fn a_standby_without_an_active_proxy_says_so() {
     let nodes = [(); 2].map(|()| Memcached::start(&[]));
     let (port, nobody) = (Port::reserve(), Port::reserve());
-    let mut standby = Command::new(Proxy::binary())
+    let standby = Command::new(Proxy::binary())
         .args(["-p", &port.number.to_string(), "-s", &nodes[0].addr(), "-b", &nodes[1].addr()])
         .args(["--coordinate", &format!("etcd://{}/x", nobody.addr())])
         .stderr(Stdio::null())
         .spawn()
         .expect("started");
+    let _standby = Killed(standby);
     let mut told = String::new();
     wait_until("it to be told", DEADLINE, || {
         let (code, _, complaint) = run(&["status", "--proxy", &port.addr()]);
@@ -210,6 +221,4 @@ fn a_standby_without_an_active_proxy_says_so() {
         told = complaint;
         told.contains("is a standby, and no proxy of the fleet is active: clients wait; etcd on ")
     });
-    let _ = standby.kill();
-    let _ = standby.wait();
 }
