@@ -454,7 +454,11 @@ fn a_proxy_with_another_list_does_not_start_over_servers_that_are_in_use() {
         let mut arguments = ["-l", "127.0.0.1", "-p", &port].map(str::to_owned).to_vec();
         primaries.iter().for_each(|node| arguments.extend(["-s".to_owned(), node.addr()]));
         arguments.extend(["-b".to_owned(), backup.addr()]);
-        let output = std::process::Command::new(Proxy::binary()).args(arguments).output().expect("run resilver");
+        // (One that does start ends as well, after a while.)
+        let limit = crate::support::DEADLINE.as_secs().to_string();
+        let mut command = std::process::Command::new("timeout");
+        command.arg(limit).arg(Proxy::binary()).args(arguments);
+        let output = command.output().expect("run resilver");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(71), "{said}");
         assert!(said.contains("another proxy works on server ") && said.contains("stop it first"), "{said}");
