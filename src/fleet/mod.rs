@@ -6,8 +6,8 @@
 //! that it forwarded before, it forwards to itself from then on. Once it is replaced, the process
 //! ends.
 //!
-//! - `register`: where the proxies agree, opened; `keeper`: the lease, by a thread of its own, which
-//!   asks by `asked`.
+//! - `register`: where the proxies agree, opened.
+//! - `keeper`: the lease, by a thread of its own; `asked`: whom it asks.
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.

@@ -322,8 +322,11 @@ fn g8_an_empty_primary_does_not_lead_where_the_backup_is_filled_from_another() {
     cluster.backups[0].resume();
     cluster.wait_copying(&backup);
     let (first, second) = (cluster.primaries[0].addr(), cluster.primaries[1].addr());
+    let begun = || cluster.proxy.log_so_far().matches("resync begins").count();
+    let before = begun();
     cluster.primaries[0].kill();
     // Some three hundred keys at fifty a second.
+    wait_until("the other pair's own refill", DEADLINE, || begun() > before);
     let filled = |s: &Status| s.pair(&second, &backup, "state") == "recovering";
     let dark = |s: &Status| s.pair(&first, &backup, "state") == "dark";
     cluster.proxy.wait_status("the other pair is filled", DEADLINE, |s| filled(s) && dark(s));
