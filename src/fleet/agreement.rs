@@ -189,6 +189,14 @@ impl Losses for Agreement {
                         until its proxy:ready is 1"
                 .to_owned());
         }
+        // Nobody could take over before the lease is over, and clients would wait for that in vain
+        // (an etcd that had just been restarted: 706 errors in two seconds).
+        if let Some(trouble) = self.trouble() {
+            return Err(format!(
+                "the record cannot be freed for another proxy now: {trouble}; try again when stats proxy \
+                                says no proxy:trouble"
+            ));
+        }
         tracing::info!("the operator wants another proxy to be active: this one hands over");
         self.hands_over.cancel();
         Ok(())
@@ -201,7 +209,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::keeper::{Role, Told};
+    use crate::fleet::keeper::{Known, Role, Told};
     use crate::fleet::peers::Peer;
     use crate::ids::{Generation, Term};
 
@@ -289,12 +297,18 @@ mod tests {
 
     #[test]
     fn it_is_handed_over_to_a_candidate_alone() {
-        let (agreement, _told, _) = agreement(Burden::default());
+        let (mut agreement, _told, _) = agreement(Burden::default());
         assert!(agreement.hand_over().unwrap_err().contains("no other candidate"));
         let peers = agreement.shown.peers.clone();
         let witness = peers.enter(Peer::of(&["10.0.0.6:1", "no", "1.0.0"]));
         assert!(agreement.hand_over().is_err() && !agreement.hands_over.is_cancelled());
         let candidate = peers.enter(Peer::of(&["10.0.0.7:1", "yes", "1.0.0", "what a later one says"]));
+        let knows =
+            tokio::sync::watch::Sender::new(Known { trouble: Some("it is away".to_owned()), ..Known::default() });
+        agreement.keeper.known = knows.subscribe();
+        let refused = agreement.hand_over().unwrap_err();
+        assert!(refused.contains("it is away") && !agreement.hands_over.is_cancelled(), "{refused}");
+        knows.send_modify(|known| known.trouble = None);
         assert!(agreement.hand_over().is_ok() && agreement.hands_over.is_cancelled());
         drop((candidate, witness));
         assert!(agreement.hand_over().is_err());
