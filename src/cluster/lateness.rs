@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     /// The node holds the pair's only full copy, or the only one with what clients may have read.
-    fn is_only_copy(&self, pair: PairId, node: NodeId) -> bool {
+    pub(super) fn is_only_copy(&self, pair: PairId, node: NodeId) -> bool {
         let (place, run) = (self.topology.place(node), &self.pairs[pair.index()]);
         run.plan.awaits(place)
             || matches!(run.pair.state(),

@@ -12,7 +12,7 @@ use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::health::{Health, began_since};
 use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
-use crate::pair::{self, Loss, Reason, State};
+use crate::pair::{self, Loss, Reason};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
 use crate::rules::{Rule, holds};
@@ -210,16 +210,8 @@ impl Cluster {
     /// longer when it is only late.
     pub(super) fn lost(&mut self, node: NodeId, reason: Reason, loss: Loss, patience_over: bool) {
         let place = self.topology.place(node);
-        let waited_for = |state: State| matches!(state, State::Degraded { leader } | State::Recovering { leader } if leader == place);
-        let affected: Vec<PairId> = self
-            .topology
-            .pairs_of(node)
-            .filter(|pair| {
-                let run = &self.pairs[pair.index()];
-                let waits = waited_for(run.pair.state()) || run.plan.awaits(place);
-                !(reason == Reason::Timeout && !patience_over && waits)
-            })
-            .collect();
+        let waits = |pair: PairId| reason == Reason::Timeout && !patience_over && self.is_only_copy(pair, node);
+        let affected: Vec<PairId> = self.topology.pairs_of(node).filter(|&pair| !waits(pair)).collect();
         if affected.is_empty() {
             return;
         }

@@ -61,21 +61,6 @@ impl<'a> Flags<'a> {
     }
 
     /// The number behind a flag.
-    /// The key that base64 stands for.
-    pub(super) fn from_base64(text: &[u8]) -> Vec<u8> {
-        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let sextets = text.iter().map_while(|byte| ALPHABET.iter().position(|letter| letter == byte));
-        let (mut bits, mut held, mut key) = (0_u32, 0, Vec::new());
-        for sextet in sextets {
-            (bits, held) = (bits << 6 | sextet as u32, held + 6);
-            if held >= 8 {
-                held -= 8;
-                key.push((bits >> held) as u8);
-            }
-        }
-        key
-    }
-
     pub(super) fn number<T: FromStr>(self, flag: u8) -> Option<T> {
         self.words().find(|word| word[0] == flag).and_then(|word| number(&word[1..]))
     }
