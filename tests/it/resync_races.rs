@@ -153,7 +153,9 @@ struct Run<'a> {
     /// What the leader's answer was: nothing to do on the target.
     void: Vec<bool>,
     value: Vec<Option<String>>,
-    log: Vec<String>,
+    /// Actions taken; and what they were, where a run is told again.
+    steps: usize,
+    log: Option<Vec<String>>,
 }
 
 impl Run<'_> {
@@ -239,12 +241,14 @@ impl Run<'_> {
 
     fn take(&mut self, action: Action) {
         let mut world = self.world.lock().unwrap();
-        let text = match action {
-            Action::Execute(connection) => world.describe(connection),
-            Action::Step(i) => format!("op {i} {:?}, step {}", self.scenario.ops[i], self.progress[i]),
-            other => format!("{other:?} {:?}", self.scenario.failure),
-        };
-        self.log.push(text);
+        self.steps += 1;
+        if let Some(log) = &mut self.log {
+            log.push(match action {
+                Action::Execute(connection) => world.describe(connection),
+                Action::Step(i) => format!("op {i} {:?}, step {}", self.scenario.ops[i], self.progress[i]),
+                other => format!("{other:?} {:?}", self.scenario.failure),
+            });
+        }
         match action {
             Action::Execute(connection) => world.execute(connection),
             Action::Adopt => {
@@ -388,8 +392,9 @@ impl Run<'_> {
         }
     }
 
-    fn fingerprint(&self) -> u64 {
+    fn fingerprint(&self, jobs: usize, finished: bool) -> u64 {
         let mut hasher = Digest::default();
+        (jobs, finished, self.crashed).hash(&mut hasher);
         self.world.lock().unwrap().hash(&mut hasher);
         (&self.progress, &self.void, &self.value, self.ready.is_some(), self.gate_closed).hash(&mut hasher);
         (self.mirrored, self.failed, self.recopy.len(), self.trickles, &self.taken_up).hash(&mut hasher);
@@ -475,6 +480,10 @@ struct Explored {
     states: usize,
 }
 
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
 /// Walks all orders of a scenario until one is wrong.
 fn explore(scenario: &Scenario) -> Explored {
     let mut seen = HashSet::new();
@@ -483,10 +492,13 @@ fn explore(scenario: &Scenario) -> Explored {
     while let Some(prefix) = stack.pop() {
         runs += 1;
         assert!(runs <= MAX_RUNS, "{scenario:?}: more orders than the bound");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let violation = runtime.block_on(one(scenario, &prefix, &mut seen, &mut stack));
+        let runtime = paused();
+        let mut path = prefix;
+        let violation = runtime.block_on(one(scenario, &mut path, Some((&mut seen, &mut stack))));
         if violation.is_some() {
-            return Explored { violation, runs, states: seen.len() };
+            drop(runtime);
+            let told = paused().block_on(one(scenario, &mut path, None));
+            return Explored { violation: told.or(violation), runs, states: seen.len() };
         }
     }
     Explored { violation: None, runs, states: seen.len() }
@@ -549,7 +561,8 @@ fn begin(scenario: &Scenario) -> (Run<'_>, JoinHandle<Outcome>) {
         progress: vec![0; count],
         void: vec![false; count],
         value: vec![None; count],
-        log: Vec::new(),
+        steps: 0,
+        log: None,
     };
     let job = run.begin_job();
     (run, job)
@@ -609,16 +622,18 @@ impl Run<'_> {
     }
 }
 
+/// One run along the path, and on into what nobody has seen. Without what was seen it ends with the
+/// path, and its story is told: a million runs that end well need none.
 async fn one(
     scenario: &Scenario,
-    prefix: &[usize],
-    seen: &mut HashSet<u64>,
-    stack: &mut Vec<Vec<usize>>,
+    path: &mut Vec<usize>,
+    mut unseen: Option<(&mut HashSet<u64>, &mut Vec<Vec<usize>>)>,
 ) -> Option<String> {
     let (mut run, mut job) = begin(scenario);
+    run.log = unseen.is_none().then(Vec::new);
+    let given = path.len();
     let mut jobs = 1;
     let most = if scenario.again { scenario.failure.jobs() } else { 1 };
-    let mut path: Vec<usize> = prefix.to_vec();
     let mut idle = 0;
     loop {
         run.settle(1).await;
@@ -636,7 +651,8 @@ async fn one(
             if job.is_finished() {
                 if jobs < most && !run.mirrored {
                     jobs += 1;
-                    run.log.push("another job".to_owned());
+                    run.world.lock().unwrap().forget_the_job();
+                    run.log.iter_mut().for_each(|log| log.push("another job".to_owned()));
                     let end = std::mem::replace(&mut job, run.begin_job()).await;
                     if run.crashed {
                         continue;
@@ -669,14 +685,14 @@ async fn one(
             continue;
         }
         idle = 0;
-        let depth = run.log.iter().filter(|line| *line != "another job").count();
-        if depth >= MAX_STEPS {
+        if run.steps >= MAX_STEPS {
             return Some(format!("does not end: {:#?}", run.log));
         }
-        let choice = if let Some(&choice) = prefix.get(depth) {
-            choice
+        let choice = if run.steps < given {
+            path[run.steps]
         } else {
-            if !seen.insert(run.fingerprint() ^ u64::from(job.is_finished())) {
+            let (seen, stack) = unseen.as_mut()?;
+            if !seen.insert(run.fingerprint(jobs, job.is_finished())) {
                 return None;
             }
             for alternative in 1..actions.len() {

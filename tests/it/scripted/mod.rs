@@ -108,6 +108,8 @@ struct Connection {
     /// Everything that went over it: with the nodes' contents it determines what the job knows.
     transcript: Digest,
     last_read: BTreeMap<String, Item>,
+    /// Of a job that has ended: what it knew is gone with it, and what it sent may still be run.
+    of_the_past: bool,
 }
 
 pub(crate) struct World {
@@ -169,13 +171,20 @@ impl World {
         self.nodes[node].refuses = true;
     }
 
+    /// The job has ended, and another one begins.
+    pub(crate) fn forget_the_job(&mut self) {
+        for c in &mut self.connections {
+            (c.of_the_past, c.transcript) = (true, Digest::default());
+        }
+    }
+
     pub(crate) fn hash(&self, hasher: &mut impl Hasher) {
         for node in &self.nodes {
             node.memory.items.hash(hasher);
             node.memory.cas.hash(hasher);
         }
-        for c in &self.connections {
-            (c.pending.iter().collect::<Vec<_>>(), c.transcript.finish(), c.replies.is_some()).hash(hasher);
+        for c in self.connections.iter().filter(|c| !c.of_the_past || !c.pending.is_empty()) {
+            (c.node, c.pending.iter().collect::<Vec<_>>(), c.transcript.finish(), c.replies.is_some()).hash(hasher);
         }
     }
 
@@ -231,6 +240,7 @@ impl Dial for ScriptedDialer {
                     replies: Some(replies),
                     transcript: Digest::default(),
                     last_read: BTreeMap::new(),
+                    of_the_past: false,
                 });
                 w.connections.len() - 1
             };
