@@ -1,5 +1,8 @@
 //! What a client has asked for and was not answered, and answers that are not written yet.
 
+mod many;
+mod spare;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -13,9 +16,12 @@ use crate::protocol::request::{Keyed, Style};
 use super::client::{MAX_READS, MAX_UNSENT};
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
-use super::pending::{PendingKeys, SpareTables};
+use super::pending::PendingKeys;
 use crate::stats::WorkerStats;
 use crate::stats::requests::Asked;
+
+use many::{Many, Part};
+pub(super) use spare::Spare;
 
 /// Requests of one client that may be unanswered at once; more stay unread in its socket.
 pub(super) const MAX_PIPELINE: usize = 2048;
@@ -101,30 +107,6 @@ enum Reply {
     None,
     One(Outcome),
     Many(Many),
-}
-
-/// The values of a get of several keys, in request order; then `END`.
-#[derive(Debug, Default)]
-struct Many {
-    /// Of the keys begun and not moved to the socket's queue yet.
-    parts: Parts,
-    /// Number of the first of them.
-    first: u32,
-    /// Values leave as they come: there are too many, or too large ones, to be held until the last
-    /// one. Then an error stands behind the values that left before it, not in the place of all.
-    streamed: bool,
-    /// What is said instead: an error of one key's node.
-    failed: Option<Outcome>,
-}
-
-/// The keys of a get, in order.
-type Parts = VecDeque<Part>;
-
-#[derive(Debug)]
-enum Part {
-    Waiting,
-    Miss,
-    Hit(Bytes),
 }
 
 /// The keys of a get that are not begun yet.
@@ -577,72 +559,5 @@ impl Reply {
     fn many(keys: u32, spare: &mut Spare) -> Reply {
         let parts = spare.parts.pop().unwrap_or_default();
         Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() })
-    }
-}
-
-impl Many {
-    /// What it holds does not leave. Returns its bytes.
-    fn forget_values(&mut self) -> usize {
-        let mut bytes = 0;
-        for part in &mut self.parts {
-            if let Part::Hit(value) = part {
-                bytes += value.len();
-                *part = Part::Miss;
-            }
-        }
-        bytes
-    }
-}
-
-/// Room that clients gave back, for the next ones.
-#[derive(Debug, Default)]
-pub(super) struct Spare {
-    #[expect(clippy::vec_box, reason = "the boxes go to the clients and come back")]
-    in_flight: Vec<Box<InFlight>>,
-    /// Of gets of several keys.
-    parts: Vec<Parts>,
-    tables: SpareTables,
-}
-
-/// Answered gets of several keys whose room is kept: at most 16 KiB each.
-const SPARE_PARTS: usize = 64;
-
-/// Clients' room that is kept: some 150 KiB each at most, 1 KiB by the rule.
-const SPARE_IN_FLIGHT: usize = 256;
-
-/// What a longer pipeline, or a get of more keys, has taken is not kept: one line of 1 MiB may name
-/// 500,000.
-const SPARE_LEN: usize = 2 * MAX_READS as usize;
-
-impl Spare {
-    /// For a client that begins to ask.
-    #[inline(always)]
-    pub(super) fn in_flight(&mut self) -> Box<InFlight> {
-        self.in_flight.pop().unwrap_or_default()
-    }
-
-    pub(super) fn give(&mut self, mut over: Box<InFlight>) {
-        debug_assert!(over.keys.is_empty() && over.reads == 0 && over.bytes == 0 && over.held == 0);
-        debug_assert!(over.receiving.bytes() == 0 && !over.refused);
-        debug_assert!(over.lines.is_empty() && over.line.is_none() && !over.spoilt);
-        if over.share.bytes() > 0 {
-            over.share = Share::default();
-        }
-        let longest = over.slots.capacity().max(over.keys.capacity());
-        if self.in_flight.len() < SPARE_IN_FLIGHT && longest <= SPARE_LEN {
-            self.in_flight.push(over);
-        }
-    }
-
-    /// What is kept: of clients, and of gets.
-    #[cfg(test)]
-    pub(super) fn kept(&self) -> (usize, usize) {
-        (self.in_flight.len(), self.parts.len())
-    }
-
-    fn give_parts(&mut self, parts: Parts) {
-        if self.parts.len() < SPARE_PARTS && parts.capacity() <= SPARE_LEN {
-            self.parts.push(parts);
-        }
     }
 }

@@ -1,122 +1,29 @@
 //! One client command on one key, on its way through the pair: the rules of "leader first, then the
 //! follower", without I/O.
 
+mod counted;
+mod tables;
+
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use crate::ids::{Incarnation, KeyId, NodeId, PairId, Term, WorkerId};
 use crate::protocol::key::wire_form;
-use crate::protocol::meta::{self, Change, Flag, Meta, Mode, Verb};
+use crate::protocol::meta::{self, Flag, Meta};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
-use crate::protocol::reply::{Reply, ReplyKind};
+use crate::protocol::reply::ReplyKind;
 pub use crate::protocol::request::Kind;
 use crate::protocol::request::{Family, Keyed};
 use crate::protocol::told::Told;
 use crate::rules::{Rule, holds};
-use crate::stats::{WorkerStats, add};
 
 use super::handles::{ClientKey, ConnId, Ticket};
-
-/// Counts a command, under memcached's names. (Classic ones are counted with their answers.)
-#[inline(always)]
-pub(super) fn count(kind: Kind, stats: &WorkerStats) {
-    if let Kind::Meta(meta) = kind {
-        count_meta(meta, stats);
-    }
-}
-
-fn count_meta(meta: Meta, stats: &WorkerStats) {
-    add(&stats.cmd_meta, 1);
-    match meta.verb {
-        Verb::Get => {
-            add(&stats.cmd_get, 1);
-            add(&stats.cmd_touch, meta.has(Flag::Ttl).into());
-        }
-        Verb::Set => add(&stats.cmd_set, 1),
-        Verb::Delete => add(&stats.cmd_delete, 1),
-        Verb::Arithmetic => add(&stats.cmd_arithmetic, 1),
-        Verb::Debug => {}
-    }
-}
-
-/// Counts what came of a client's write.
-pub(super) fn count_end(kind: Kind, outcome: &Outcome, stats: &WorkerStats) {
-    let (hits, misses) = match kind {
-        // Mostly: there is nothing to be counted.
-        Kind::Set if matches!(outcome, Outcome::Stored) => return,
-        Kind::Delete => (&stats.delete_hits, &stats.delete_misses),
-        Kind::Incr => (&stats.incr_hits, &stats.incr_misses),
-        Kind::Decr => (&stats.decr_hits, &stats.decr_misses),
-        Kind::Touch => (&stats.touch_hits, &stats.touch_misses),
-        Kind::Cas => (&stats.cas_hits, &stats.cas_misses),
-        _ => return count_other_end(kind, outcome, stats),
-    };
-    match outcome {
-        Outcome::NotFound | Outcome::Miss => add(misses, 1),
-        Outcome::Exists => add(&stats.cas_badval, 1),
-        Outcome::Raw(_) | Outcome::Refused(_) | Outcome::Own(_) => count_other_end(kind, outcome, stats),
-        _ => add(hits, 1),
-    }
-}
-
-#[inline(never)]
-fn count_other_end(kind: Kind, outcome: &Outcome, stats: &WorkerStats) {
-    let Outcome::Raw(said) = outcome else { return };
-    if said.starts_with(b"SERVER_ERROR out of memory") {
-        return add(&stats.store_no_memory, 1);
-    }
-    let Kind::Meta(meta) = kind else { return };
-    let (hits, misses) = match meta.verb {
-        Verb::Delete => (&stats.delete_hits, &stats.delete_misses),
-        Verb::Arithmetic if meta.mode == Mode::Decrement => (&stats.decr_hits, &stats.decr_misses),
-        Verb::Arithmetic => (&stats.incr_hits, &stats.incr_misses),
-        Verb::Set if meta.has(Flag::Cas) => (&stats.cas_hits, &stats.cas_misses),
-        Verb::Set | Verb::Get | Verb::Debug => return,
-    };
-    match said.get(..2) {
-        Some(b"HD" | b"VA") => add(hits, 1),
-        Some(b"NF") => add(misses, 1),
-        Some(b"EX") => add(&stats.cas_badval, 1),
-        _ => {}
-    }
-}
-
-/// What the leader's answer says about its copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Effect {
-    /// The item is as it was.
-    Nothing,
-    /// The command took effect.
-    Done,
-    /// The leader failed, or does not tell; what its copy is now must be read from it.
-    Unknown,
-    /// The leader has the item marked stale, or remembers that somebody recomputes it.
-    HeldBack,
-}
-
-/// What the follower is sent to be made equal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mirror {
-    /// The same value, flags and exptime, unconditionally.
-    Set,
-    /// Removal, as on the leader.
-    Delete,
-    /// Removal of what cannot be repeated on a follower that is being filled; the key is copied
-    /// again.
-    Drop,
-    /// The same arithmetic; the numbers must agree.
-    Arithmetic,
-    /// The same append or prepend.
-    Concat,
-    /// The same expiry.
-    Touch,
-    /// Removal of what the leader has marked stale, or told somebody to recompute: that state is
-    /// the leader's alone, and after a fail-over such an item is a miss, not a fresh one.
-    Withhold,
-}
+pub(super) use counted::{count, count_end};
+pub use tables::Mirror;
+pub(super) use tables::{Agreement, Effect, agreement, effect, meta_agreement, mirror, mirror_filling, shows_absence};
 
 /// How a node is spoken to about an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,174 +51,6 @@ impl Wire {
     pub(super) fn of_key(key: &[u8]) -> Wire {
         if wire_form(key) == Some(true) { Wire::Meta { binary: true } } else { Wire::Classic }
     }
-}
-
-impl Mirror {
-    /// As which command of a client's it is answered; `of`: the one that it mirrors.
-    pub(super) fn kind(self, of: Kind) -> Kind {
-        match self {
-            Mirror::Set => Kind::Set,
-            Mirror::Delete | Mirror::Drop | Mirror::Withhold => Kind::Delete,
-            Mirror::Arithmetic | Mirror::Concat => of,
-            Mirror::Touch => Kind::Touch,
-        }
-    }
-}
-
-/// Judges the leader's answer. `None`: that is no answer to this command, so the connection cannot
-/// be trusted any more.
-pub(super) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> {
-    use ReplyKind as R;
-    if let Kind::Meta(meta) = kind {
-        return meta_effect(meta, reply);
-    }
-    Some(match (kind, reply) {
-        (_, R::ServerError) => {
-            if kind.is_write() {
-                Effect::Unknown
-            } else {
-                Effect::Nothing
-            }
-        }
-        (_, R::ClientError | R::Error) => Effect::Nothing,
-        (Kind::Get | Kind::Gets, R::Value { .. } | R::End) => Effect::Nothing,
-        (Kind::Gat | Kind::Gats, R::Value { .. }) => Effect::Done,
-        (Kind::Gat | Kind::Gats, R::End) => Effect::Nothing,
-        (Kind::Set, R::Stored) => Effect::Done,
-        // memcached answers so when it cannot store for want of memory under -M in some versions.
-        (Kind::Set, R::NotStored) => Effect::Unknown,
-        (Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend, R::Stored) => Effect::Done,
-        (Kind::Add | Kind::Replace | Kind::Append | Kind::Prepend, R::NotStored) => Effect::Nothing,
-        (Kind::Cas, R::Stored) => Effect::Done,
-        (Kind::Cas, R::Exists | R::NotFound | R::NotStored) => Effect::Nothing,
-        (Kind::Incr | Kind::Decr, R::Number(_)) => Effect::Done,
-        (Kind::Incr | Kind::Decr, R::NotFound) => Effect::Nothing,
-        // Sent to the follower whatever the leader found: a copy that only the follower holds must
-        // go too.
-        (Kind::Delete, R::Deleted | R::NotFound) => Effect::Done,
-        (Kind::Touch, R::Touched) => Effect::Done,
-        (Kind::Touch, R::NotFound) => Effect::Nothing,
-        _ => return None,
-    })
-}
-
-/// (Whether an `mg` has won is not in the kind of its answer.)
-fn meta_effect(meta: Meta, reply: &ReplyKind) -> Option<Effect> {
-    use ReplyKind as R;
-    Some(match (meta.verb, reply) {
-        (_, R::ServerError) if meta.is_write() => Effect::Unknown,
-        (_, R::ServerError | R::ClientError | R::Error) => Effect::Nothing,
-        (Verb::Get, R::MetaHd | R::MetaVa { .. }) if meta.has(Flag::Ttl) => Effect::Done,
-        (Verb::Get, R::MetaHd | R::MetaVa { .. } | R::MetaEn) => Effect::Nothing,
-        (Verb::Debug, R::MetaMe | R::MetaEn) => Effect::Nothing,
-        (Verb::Set | Verb::Delete, R::MetaHd) | (Verb::Arithmetic, R::MetaVa { .. }) => match meta.change() {
-            Change::Unclear if holds(Rule::UnclearIsRead) => Effect::Unknown,
-            Change::Stale if !holds(Rule::MarkedIsWithheld) => Effect::Nothing,
-            _ => Effect::Done,
-        },
-        // Sent to the follower whatever the leader found, as with `delete`.
-        (Verb::Delete, R::MetaNf) => Effect::Done,
-        // Memory is short.
-        (Verb::Delete, R::MetaNs) => Effect::Unknown,
-        (Verb::Set, R::MetaNs) if meta.mode == Mode::Set => Effect::Unknown,
-        (Verb::Set | Verb::Arithmetic, R::MetaNs | R::MetaNf | R::MetaEx) => Effect::Nothing,
-        (Verb::Delete, R::MetaEx) => Effect::Nothing,
-        _ => return None,
-    })
-}
-
-/// Whether the leader's answer says that the key was not there.
-pub(super) fn shows_absence(kind: Kind, reply: &ReplyKind) -> bool {
-    match reply {
-        ReplyKind::MetaEn | ReplyKind::MetaNf => true,
-        ReplyKind::MetaHd => matches!(kind, Kind::Meta(Meta { verb: Verb::Set, .. })) && kind.adds(),
-        ReplyKind::MetaNs => {
-            matches!(kind, Kind::Meta(Meta { mode: Mode::Replace | Mode::Append | Mode::Prepend, .. }))
-        }
-        ReplyKind::NotFound | ReplyKind::End => true,
-        ReplyKind::Stored => kind == Kind::Add,
-        // To a set it says that memory is short.
-        ReplyKind::NotStored => !matches!(kind, Kind::Add | Kind::Set),
-        _ => false,
-    }
-}
-
-/// How a command that took effect is repeated on a follower that is in sync.
-pub(super) fn mirror(kind: Kind) -> Mirror {
-    match kind {
-        Kind::Set | Kind::Add | Kind::Replace | Kind::Cas => Mirror::Set,
-        Kind::Delete => Mirror::Delete,
-        Kind::Incr | Kind::Decr => Mirror::Arithmetic,
-        Kind::Append | Kind::Prepend => Mirror::Concat,
-        Kind::Touch | Kind::Gat | Kind::Gats => Mirror::Touch,
-        Kind::Meta(meta) => match meta.change() {
-            Change::Stored => Mirror::Set,
-            Change::Joined => Mirror::Concat,
-            Change::Deleted => Mirror::Delete,
-            Change::Touched => Mirror::Touch,
-            Change::Counted => Mirror::Arithmetic,
-            Change::Unclear if !holds(Rule::UnclearIsRead) => Mirror::Set,
-            // (What is unclear is read, unless there was nothing.)
-            Change::Stale | Change::Unclear => Mirror::Withhold,
-        },
-        Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),
-        Kind::Mend => unreachable!("a mend is nothing but a repair"),
-    }
-}
-
-/// The same on a follower that is being filled: what would be re-executed there is dropped instead,
-/// and copied again. A re-executed `incr` meets a copy that may or may not have it already
-/// (`resync_model.py reexec`).
-pub(super) fn mirror_filling(kind: Kind) -> Mirror {
-    match mirror(kind) {
-        plain @ (Mirror::Set | Mirror::Delete) => plain,
-        _ if holds(Rule::NoReexecutionOnFilling) => Mirror::Drop,
-        other => other,
-    }
-}
-
-/// What the follower's answer means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Agreement {
-    /// The two copies are equal.
-    Agree,
-    /// They may differ: the key is repaired before the client is answered.
-    Differ,
-}
-
-/// Judges the follower's answer. `number`: what the leader counted. `None`: no answer to this
-/// command.
-pub(super) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) -> Option<Agreement> {
-    use ReplyKind as R;
-    let agree = match (sent, reply) {
-        (_, R::ServerError | R::ClientError | R::Error) => false,
-        (Mirror::Set | Mirror::Concat, R::Stored) => true,
-        (Mirror::Set | Mirror::Concat, R::NotStored) => false,
-        (Mirror::Delete | Mirror::Drop, R::Deleted | R::NotFound) => true,
-        (Mirror::Arithmetic, R::Number(n)) => *n == number,
-        (Mirror::Arithmetic, R::NotFound) => false,
-        (Mirror::Touch, R::Touched) => true,
-        (Mirror::Touch, R::NotFound) => false,
-        _ => return None,
-    };
-    Some(if agree { Agreement::Agree } else { Agreement::Differ })
-}
-
-/// The same of the answer to a meta command; `unit`: the whole of it.
-pub(super) fn meta_agreement(sent: Mirror, number: u64, reply: &Reply, unit: &[u8]) -> Option<Agreement> {
-    use ReplyKind as R;
-    let agree = match (sent, &reply.kind) {
-        (_, R::ServerError | R::ClientError | R::Error) => false,
-        (Mirror::Set | Mirror::Concat, R::MetaHd) => true,
-        (Mirror::Set | Mirror::Concat, R::MetaNs) => false,
-        (Mirror::Delete | Mirror::Drop | Mirror::Withhold, R::MetaHd | R::MetaNf) => true,
-        (Mirror::Arithmetic, R::MetaVa { .. }) => meta::answer::number(reply, unit) == Some(number),
-        (Mirror::Arithmetic, R::MetaNf) => false,
-        (Mirror::Touch, R::MetaHd) => true,
-        (Mirror::Touch, R::MetaEn) => false,
-        _ => return None,
-    };
-    Some(if agree { Agreement::Agree } else { Agreement::Differ })
 }
 
 /// Both copies of a counter that may be new expire within so many seconds: each node counts them by

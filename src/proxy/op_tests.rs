@@ -1,4 +1,5 @@
 use crate::protocol::dialect::Dialect;
+use crate::protocol::reply::Reply;
 use crate::protocol::request::{Limits, Parsed, Request};
 use crate::ring::Topology;
 

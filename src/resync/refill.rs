@@ -1,26 +1,25 @@
 //! Filling the target from one source: gives keys to the lanes, and hands the pairs back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
-use super::enumerate::{Coverage, DumpError, enumerate};
+use super::enumerate::{Coverage, DumpError};
 use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
 use super::spool::Spool;
-use super::{Context, Fill, JobError, JobEvent, NO_CAS, Verdict};
+use super::{Context, Fill, JobError, JobEvent, NO_CAS};
 use crate::backend::NodeError;
-use crate::ids::{NodeId, PairId, is_reserved};
-use crate::keys::{Lone, Recopy};
+use crate::ids::{NodeId, PairId};
 use crate::protocol::expiry::Offset;
 use crate::protocol::item::Offsets;
 
@@ -31,55 +30,23 @@ const LANE_BYTES: usize = 2 << 20;
 /// A pair is ready to be handed back when no more keys than this wait: they fit into the gate's
 /// budget many times over.
 const READY_KEYS: usize = 512;
-/// First and longest pause before a pair that could not be handed back is tried again.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// First and longest pause before a target that is to lead is given again what it has refused, and
-/// how many keys at once.
-const REFUSED_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-const REFUSED_KEYS: usize = 64;
 /// Pause before a source is enumerated again for a pair whose re-copy queue overflowed.
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(100);
 /// Passes over a source whose enumeration misses items; they end early with one that finds nothing
 /// new.
 const MAX_LEAKY_PASSES: usize = 5;
-/// Passes over a target that is compared, where a pass may miss items.
-const LEAKY_SWEEPS: usize = 3;
 
 mod adopt;
 mod feed;
+mod hand;
 mod marked;
+mod passes;
+mod slot;
 
 use adopt::Adopting;
+use hand::{Hand, ask};
 use marked::Marked;
-
-/// One pair of the source.
-#[derive(Debug)]
-struct Slot {
-    pair: PairId,
-    recopy: Arc<Recopy>,
-    /// The keys of items that the target refused.
-    lone: Option<Arc<Lone>>,
-    /// Those of items that the source alone holds.
-    marked: Marked,
-    /// When they are tried again, where the target is to lead.
-    refused_at: Instant,
-    refused_pause: Duration,
-    tried_at: Option<Instant>,
-    /// Entries under way.
-    in_flight: usize,
-    /// Handed back: nothing of it may be copied any more.
-    done: bool,
-    retry_at: Instant,
-    pause: Duration,
-}
-
-/// How far the hand-back of one pair is; one at a time per source.
-enum Hand {
-    Idle,
-    Asking { slot: usize, reply: BoxFuture<'static, Result<bool, JobError>> },
-    Draining { slot: usize, until: Instant },
-    Judging { slot: usize, clean: bool, reply: BoxFuture<'static, Result<Verdict, JobError>> },
-}
+use slot::{REFUSED_PAUSE, RETRY_PAUSE, Slot};
 
 type Step = BoxFuture<'static, (Lane, Result<(), JobError>)>;
 
@@ -295,160 +262,6 @@ impl Refill {
         }
     }
 
-    async fn begin_pass(&mut self) -> Result<(), JobError> {
-        for slot in &self.slots {
-            // Before it begins: what overflows during the pass needs another one.
-            slot.recopy.clear_overflow();
-        }
-        if self.fill == Fill::Missed && self.list_missed().await? {
-            return Ok(());
-        }
-        self.sweeping = false;
-        self.passes += 1;
-        self.new_in_pass = 0;
-        self.begin_enumeration(self.source);
-        Ok(())
-    }
-
-    /// The other way round: what the target holds that was not purged.
-    fn begin_sweep(&mut self) {
-        self.sweeping = true;
-        self.sweeps -= 1;
-        self.begin_enumeration(self.target);
-    }
-
-    fn begin_enumeration(&mut self, node: NodeId) {
-        let sweeping = self.sweeping;
-        let (ctx, spool, work) = (self.ctx.clone(), self.spool.clone(), self.work.clone());
-        let open = self.slots.iter().enumerate().filter(|(_, slot)| !slot.done);
-        let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
-        self.pass = Some(
-            async move {
-                let disk = spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
-                let walk = enumerate(&ctx, node, &disk, |line| {
-                    let pair = (ctx.owner)(line.key);
-                    let Some(&slot) = slots.get(&pair) else { return Ok(()) };
-                    if is_reserved(line.key) {
-                        return Ok(());
-                    }
-                    count(&ctx, pair, |p| &p.enumerated, u64::from(!sweeping));
-                    let mut spool = spool.lock().unwrap_or_else(PoisonError::into_inner);
-                    spool.push(slot, line.size, line.key)?;
-                    if spool.len() == 1 {
-                        work.notify_one();
-                    }
-                    ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
-                    Ok(())
-                });
-                walk.await
-            }
-            .boxed(),
-        );
-    }
-
-    /// Instead of an enumeration: the keys that the target missed, all of which were deleted there.
-    /// `false`: the list was given up, but what it named is deleted, so that an enumeration will
-    /// do.
-    async fn list_missed(&mut self) -> Result<bool, JobError> {
-        let mut lists = Vec::new();
-        for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
-            let Some(missed) = self.ctx.missed.get(&slot.pair) else { return Ok(false) };
-            match missed.list().await {
-                Some(keys) => lists.push((i as u32, slot.pair, keys)),
-                None => return Ok(false),
-            }
-        }
-        let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.ctx.progress.listed(lists.iter().map(|(_, _, keys)| keys.len() as u64).sum());
-        for (slot, pair, keys) in lists {
-            count(&self.ctx, pair, |p| &p.enumerated, keys.len() as u64);
-            for key in keys {
-                spool.push(slot, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
-            }
-        }
-        self.ctx.progress.spooled_max.fetch_max(spool.len() as u64, Relaxed);
-        drop(spool);
-        self.pass_ended = Instant::now();
-        Ok(true)
-    }
-
-    async fn end_pass(&mut self, coverage: Result<Coverage, DumpError>) -> Result<(), JobError> {
-        self.pass = None;
-        self.pass_ended = Instant::now();
-        let coverage = match coverage {
-            Ok(coverage) if self.sweeping => {
-                // What may have been missed by one may be seen by another.
-                if coverage == Coverage::Leaky && self.swept < LEAKY_SWEEPS {
-                    self.sweeps += 1;
-                }
-                self.swept += 1;
-                return Ok(());
-            }
-            Err(error) if self.sweeping => return Err(JobError::of_dump(self.target, None, error)),
-            Ok(coverage) => coverage,
-            Err(DumpError::Cannot(why)) if self.fill.compares() => {
-                return Err(JobError::CannotEnumerate { node: self.source, why });
-            }
-            Err(DumpError::Cannot(why)) if self.passes == 1 => return self.begin_trickle(why).await,
-            Err(DumpError::StandsStill) if self.passes == 1 && !self.fill.compares() && !self.trickle => {
-                return self.wait_for_crawler().await;
-            }
-            Err(error) => return Err(JobError::of_dump(self.source, Some(self.source), error)),
-        };
-        tracing::debug!(source = self.source.0, pass = self.passes, waiting = self.spool_len(), "enumerated");
-        if coverage == Coverage::Leaky && self.coverage == Coverage::Whole {
-            tracing::warn!(
-                node = self.source.0,
-                "the node knows only `metadump all`, which misses items: several passes"
-            );
-        }
-        self.coverage = coverage;
-        if self.passes == 1 {
-            let found: u64 = self
-                .slots
-                .iter()
-                .filter_map(|s| self.ctx.progress.pair(s.pair))
-                .map(|p| p.enumerated.load(Relaxed))
-                .sum();
-            self.ctx.progress.listed(found);
-        }
-        Ok(())
-    }
-
-    /// From here on the keys come from the workers: those that clients read, and those to be copied
-    /// again. Each is read, added and verified like any other, so what is there is right; but what
-    /// nobody reads never comes, so no pair is handed back. Ends when cancelled, or with a node.
-    async fn begin_trickle(&mut self, why: String) -> Result<(), JobError> {
-        self.trickle = true;
-        self.pass = None;
-        self.ctx.progress.set_trickles();
-        self.ctx.progress.listed(0);
-        let open = self.slots.iter().filter(|slot| !slot.done);
-        let pairs = open.map(|slot| slot.pair).collect();
-        let event = JobEvent::CannotEnumerate { source: self.source, pairs, why };
-        let told = self.stop.run_until_cancelled(self.ctx.coordinator.send(event)).await;
-        told.ok_or(JobError::Cancelled)?.map_err(|_| JobError::Aborted)?;
-        for slot in &self.slots {
-            slot.recopy.want_reads();
-        }
-        Ok(())
-    }
-
-    /// The same, until the crawler of the source has come to the end of the dump that it stands
-    /// still in: then the job ends, and the next one enumerates.
-    async fn wait_for_crawler(&mut self) -> Result<(), JobError> {
-        self.begin_trickle("its crawler stands still in a dump".to_owned()).await?;
-        let (crawls, source) = (self.ctx.crawls.clone(), self.source);
-        self.pass = Some(
-            async move {
-                crawls.is_free(source).await;
-                Err(DumpError::Busy)
-            }
-            .boxed(),
-        );
-        Ok(())
-    }
-
     /// Starts what can be started: another pass, the hand-back of a pair, its next step.
     async fn decide(&mut self) -> Result<(), JobError> {
         let now = Instant::now();
@@ -517,60 +330,6 @@ impl Refill {
         Ok(())
     }
 
-    /// A pair of which the target refused items is not handed back to it: the items are on the
-    /// other node alone, which goes on leading, and their keys are tried again.
-    fn retry_refused(&mut self, now: Instant) {
-        let blocked = |s: &Slot| !s.done && s.is_refused();
-        let open = self.slots.iter().filter(|s| !s.done);
-        self.ctx.progress.set_waits_for_room(self.leads && open.clone().count() > 0 && open.clone().all(blocked));
-        if !self.leads {
-            return;
-        }
-        for slot in self.slots.iter_mut().filter(|s| blocked(s)) {
-            if slot.in_flight > 0 || !slot.recopy.is_empty() || slot.refused_at > now {
-                continue;
-            }
-            let Some(lone) = &slot.lone else { continue };
-            let keys = lone.take(REFUSED_KEYS);
-            // Counted again where they are refused again.
-            let failed = |p: &PairProgress| p.failed.fetch_sub(keys.len() as u64, Relaxed);
-            self.ctx.progress.pair(slot.pair).map(failed);
-            slot.tried_at = Some(now);
-            slot.refused_at = now + slot.refused_pause;
-            slot.refused_pause = (slot.refused_pause * 2).min(REFUSED_PAUSE.1);
-            for key in keys {
-                slot.recopy.push(key);
-            }
-        }
-    }
-
-    fn drained(&mut self, slot: usize, clean: bool) {
-        let pair = self.slots[slot].pair;
-        let reply = ask(self.ctx.clone(), move |reply| JobEvent::Drained { pair, clean, reply });
-        self.hand = Hand::Judging { slot, clean, reply };
-    }
-
-    fn answered(&mut self, answer: Answered) -> Result<(), JobError> {
-        let now = Instant::now();
-        match (std::mem::replace(&mut self.hand, Hand::Idle), answer) {
-            (Hand::Asking { slot, .. }, Answered::Ready(closed)) => {
-                if closed? {
-                    self.hand = Hand::Draining { slot, until: now + self.ctx.tuning.gate_budget };
-                } else {
-                    self.slots[slot].later(now);
-                }
-            }
-            (Hand::Judging { slot, clean, .. }, Answered::Drained(verdict)) => match verdict? {
-                Verdict::Mirrored if clean => self.is_mirrored(slot),
-                Verdict::Again => self.slots[slot].later(now),
-                // Mirrored without having been clean would leave copies in flight: never trusted.
-                Verdict::Mirrored | Verdict::Abort => return Err(JobError::Aborted),
-            },
-            _ => {}
-        }
-        Ok(())
-    }
-
     fn next_timer(&self) -> Option<Instant> {
         let now = Instant::now();
         let hand = match self.hand {
@@ -609,33 +368,6 @@ impl Refill {
     }
 }
 
-impl Slot {
-    fn is_refused(&self) -> bool {
-        self.lone.as_ref().is_some_and(|lone| !lone.is_empty())
-    }
-
-    fn later(&mut self, now: Instant) {
-        self.retry_at = now + self.pause;
-        self.pause = (self.pause * 2).min(RETRY_PAUSE.1);
-    }
-}
-
-enum Answered {
-    Ready(Result<bool, JobError>),
-    Drained(Result<Verdict, JobError>),
-}
-
-impl Hand {
-    /// The control plane's next answer. Safe to drop and call again.
-    async fn answer(&mut self) -> Answered {
-        match self {
-            Hand::Asking { reply, .. } => Answered::Ready(reply.await),
-            Hand::Judging { reply, .. } => Answered::Drained(reply.await),
-            Hand::Idle | Hand::Draining { .. } => std::future::pending().await,
-        }
-    }
-}
-
 async fn source_offset(ctx: &Context, source: NodeId) -> Result<Offset, NodeError> {
     let mut pipe = ctx.connect(source).await?;
     Ok(node_stats(&mut pipe, ctx).await?.offset)
@@ -647,18 +379,6 @@ async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
-}
-
-fn ask<T: Send + 'static>(
-    ctx: Arc<Context>,
-    event: impl FnOnce(oneshot::Sender<T>) -> JobEvent + Send + 'static,
-) -> BoxFuture<'static, Result<T, JobError>> {
-    async move {
-        let (reply, answer) = oneshot::channel();
-        ctx.coordinator.send(event(reply)).await.map_err(|_| JobError::Aborted)?;
-        answer.await.map_err(|_| JobError::Aborted)
-    }
-    .boxed()
 }
 
 fn count(ctx: &Context, pair: PairId, counter: impl Fn(&PairProgress) -> &AtomicU64, n: u64) {

@@ -14,27 +14,29 @@
 
 mod alarm;
 mod buffers;
+mod completions;
+mod socket;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use io_uring::types::Fd;
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
 use slab::Slab;
 use socket2::{SockAddr, SockRef};
 
-use crate::backend::{gives_up, is_from_node};
-use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::protocol::out::OutQueue;
 use crate::proxy::{ClientId, ConnId, Share};
 pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers, FEW_BUFFERS};
+use socket::{Message, Slot};
 
 /// Operations handed over in one system call; more wait for the next.
 const SUBMISSIONS: u32 = 1024;
@@ -123,69 +125,6 @@ pub(crate) struct Uring {
     flags: u32,
     /// Ends a sleep.
     alarm: Arc<Alarm>,
-}
-
-/// One socket.
-struct Slot {
-    fd: OwnedFd,
-    owner: Owner,
-    /// Operations whose last completion was not taken yet. Until there are none the socket stays
-    /// open and everything where it is.
-    ops: u32,
-    out: OutQueue,
-    /// The pieces of `out` as the kernel wants them, where there are several.
-    message: Option<Box<Message>>,
-    /// What `out` takes of the clients' account.
-    share: Option<Box<Share>>,
-    sending: bool,
-    /// Whether somebody waits for the send to be done.
-    waits: bool,
-    broken: bool,
-    /// The first error was not of the node's making.
-    unproven: bool,
-    receiving: bool,
-    /// Where a node's bytes go, while it is received from.
-    room: BytesMut,
-    /// Whether to receive again when the receive ends (a client's).
-    wanted: bool,
-    /// It waits for buffers.
-    unbuffered: bool,
-    /// The client sends no more.
-    ended: bool,
-    cancelling: bool,
-    /// Its owner has given it up.
-    closed: bool,
-}
-
-/// The argument of a send of several pieces.
-struct Message {
-    header: libc::msghdr,
-    slices: [libc::iovec; MAX_SLICES],
-}
-
-impl Message {
-    fn new() -> Box<Message> {
-        // SAFETY: both are plain C data, for which zeroes are a valid value.
-        Box::new(unsafe { std::mem::zeroed() })
-    }
-
-    /// Points to the front of `out`, which must neither change nor go away while this is in use.
-    fn fill(&mut self, out: &OutQueue) -> *const libc::msghdr {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let count = out.slices(&mut slices);
-        let (mut left, mut used) = (SEND_MOST, 0);
-        for (to, from) in self.slices.iter_mut().zip(&slices[..count]) {
-            let len = from.len().min(left);
-            *to = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: len };
-            (left, used) = (left - len, used + 1);
-            if left == 0 {
-                break;
-            }
-        }
-        self.header.msg_iov = self.slices.as_mut_ptr();
-        self.header.msg_iovlen = used as _;
-        &raw const self.header
-    }
 }
 
 // SAFETY: the pointers in it are its own memory's, and to no thread's in particular. (The kernel
@@ -477,154 +416,6 @@ impl Uring {
         }
     }
 
-    /// The next news of [`Uring::turn`].
-    pub(super) fn next(&mut self) -> Option<News> {
-        loop {
-            let entry = self.uring.completion().next()?;
-            let slot = entry.user_data() as u32 as usize;
-            let news = match entry.user_data() >> 32 {
-                RECEIVE => self.received(slot, &entry),
-                SEND => self.has_sent(slot, entry.result()),
-                ALARM => {
-                    if !cqueue::more(entry.flags()) {
-                        self.watch_alarm();
-                    }
-                    None
-                }
-                _ => {
-                    self.has_cancelled(slot, entry.result());
-                    None
-                }
-            };
-            if news.is_some() {
-                return news;
-            }
-        }
-    }
-
-    fn received(&mut self, slot: usize, entry: &cqueue::Entry) -> Option<News> {
-        match self.slots[slot].owner {
-            Owner::Client(client) => self.client_received(slot, client, entry),
-            Owner::Node(at) => self.node_received(slot, at, entry.result()),
-        }
-    }
-
-    fn client_received(&mut self, slot: usize, client: ClientId, entry: &cqueue::Entry) -> Option<News> {
-        let result = entry.result();
-        let s = &mut self.slots[slot];
-        let goes_on = cqueue::more(entry.flags());
-        if !goes_on {
-            s.receiving = false;
-            s.ops -= 1;
-        }
-        let mut news = None;
-        if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
-            self.buffers.is_used();
-            if result > 0 && !s.closed {
-                news = Some(News::Input(client, Input { buffer, len: result as usize }));
-            } else {
-                self.buffers.give(buffer);
-            }
-        }
-        if goes_on {
-            return news;
-        }
-        // (Out of buffers, cancelled, or the kernel lets others have their turn: it may go on.)
-        let s = &mut self.slots[slot];
-        if s.closed {
-            self.release(slot);
-        } else if result > 0 || has_to_wait(result) {
-            if s.wanted && result == -libc::ENOBUFS {
-                if !std::mem::replace(&mut s.unbuffered, true) {
-                    self.unbuffered.push_back(slot);
-                }
-            } else if s.wanted {
-                self.receive(slot);
-            }
-        } else {
-            s.ended = true;
-            news = Some(News::End(client));
-        }
-        news
-    }
-
-    fn node_received(&mut self, slot: usize, at: ConnId, result: i32) -> Option<News> {
-        let s = &mut self.slots[slot];
-        s.receiving = false;
-        s.ops -= 1;
-        if s.closed {
-            self.release(slot);
-            return None;
-        }
-        if has_to_wait(result) {
-            s.receiving = true;
-            self.push_receive(slot, true);
-            return None;
-        }
-        let mut room = std::mem::take(&mut s.room);
-        if result <= 0 {
-            s.unproven |= !is_end_by_node(result);
-            return Some(News::NodeEnd { at, by_node: !s.unproven });
-        }
-        // SAFETY: the kernel has written so many bytes behind those that it held.
-        unsafe { room.advance_mut(result as usize) };
-        Some(News::Filled(at, room))
-    }
-
-    fn has_sent(&mut self, slot: usize, result: i32) -> Option<News> {
-        let s = &mut self.slots[slot];
-        s.ops -= 1;
-        if result > 0 {
-            s.out.advance(result as usize);
-            if let Owner::Client(_) = s.owner {
-                self.sent += result as usize;
-            }
-        }
-        let again = result > 0 && !s.out.is_empty() || [-libc::EINTR, -libc::EAGAIN].contains(&result);
-        if again && !s.closed {
-            self.push_send(slot);
-            return None;
-        }
-        if result <= 0 && matches!(s.owner, Owner::Node(_)) {
-            // Kept: the kernel tells an error once, and receiving then finds an end.
-            s.unproven |= result < 0 && gives_up(&io::Error::from_raw_os_error(-result));
-            // Whatever the reason, the node is to see the end, and to end the connection itself:
-            // that is what receiving finds. (To receive no more would look like that end, and the
-            // node may still carry out what it has not read yet.)
-            self.shut(slot);
-        }
-        let s = &mut self.slots[slot];
-        s.sending = false;
-        s.share = None;
-        s.broken = result <= 0;
-        let out = std::mem::take(&mut s.out);
-        if out.is_empty() && out.is_small() && self.spare_queues.len() < SPARE {
-            self.spare_queues.push(out);
-        }
-        if let Some(message) = s.message.take()
-            && self.spare_messages.len() < SPARE
-        {
-            self.spare_messages.push(message);
-        }
-        if s.closed {
-            self.release(slot);
-            return None;
-        }
-        (std::mem::take(&mut s.waits) || s.broken).then_some(News::Sent(s.owner))
-    }
-
-    fn has_cancelled(&mut self, slot: usize, result: i32) {
-        let s = &mut self.slots[slot];
-        s.ops -= 1;
-        // (Of a receive, or of the send of a socket that was given up.)
-        s.cancelling = false;
-        if result < 0 && s.receiving && !s.wanted {
-            // It was just busy with it. (Where it had ended, its last completion came before.)
-            self.stop_receiving(slot);
-        }
-        self.release(slot);
-    }
-
     fn watch_alarm(&mut self) {
         let fd = Fd(self.alarm.event().as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
@@ -704,16 +495,6 @@ impl Drop for Uring {
             self.buffers.leaked = true;
         }
     }
-}
-
-/// Whether an operation's result shows that the node has ended the connection (see `is_from_node`).
-fn is_end_by_node(result: i32) -> bool {
-    result == 0 || is_from_node(&io::Error::from_raw_os_error(-result))
-}
-
-/// Whether it can be tried again: cancelled, interrupted, or short of something.
-fn has_to_wait(result: i32) -> bool {
-    [-libc::ENOBUFS, -libc::ECANCELED, -libc::EINTR, -libc::EAGAIN].contains(&result)
 }
 
 fn user_data(slot: usize, operation: u64) -> u64 {

@@ -2,18 +2,23 @@
 //!
 //! No test needs a memcached: the servers named here do not exist, and a proxy starts without them.
 
+mod background;
+mod waiting;
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use background::Daemon;
 
 /// Longer than anything here takes on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -424,122 +429,6 @@ fn a_file_that_is_no_socket_is_left_alone() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
 }
 
-/// A resilver in the background, ended at the end of the test whatever happens.
-struct Daemon {
-    pid: i32,
-}
-
-impl Daemon {
-    /// Runs `resilver -d`; the process is the one that the pid file names.
-    fn start(arguments: &[&str], pid_file: &Path) -> Daemon {
-        let output = resilver().args(SERVER).arg("-d").args(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        // No waiting: when the parent ends, everything is ready.
-        Daemon { pid: std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap() }
-    }
-
-    fn end(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid), signal).unwrap();
-        until("the daemon ends", || !is_alive(self.pid));
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if is_alive(self.pid) {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        }
-    }
-}
-
-#[test]
-fn goes_to_the_background_with_a_pid_file() {
-    let dir = TempDir::new().unwrap();
-    let ((_, log_text), (pid_file, pid_text)) = (path(&dir, "log"), path(&dir, "pid"));
-    let port = free_port();
-    let arguments = ["-p", &port.to_string(), "--pid-file", &pid_text, "--log-file", &log_text];
-    let daemon = Daemon::start(&arguments, &pid_file);
-    let pid = daemon.pid;
-    assert!(is_alive(pid));
-    std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens when the parent has ended");
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let session = stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap().to_owned();
-    assert_eq!(session, pid.to_string(), "it leads a session of its own");
-    for stream in 0..=2 {
-        assert_eq!(std::fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap(), Path::new("/dev/null"));
-    }
-
-    // A second one refuses, and says so where it was started.
-    let other_port = free_port().to_string();
-    let second = resilver().args(SERVER).args(["-d", "-p", &other_port, "--pid-file", &pid_text]).output().unwrap();
-    assert_eq!(second.status.code(), Some(EXIT_OS));
-    let message = format!("already running as process {pid}");
-    assert!(text(&second.stderr).contains(&message), "{}", text(&second.stderr));
-    assert!(pid_file.exists() && is_alive(pid));
-
-    daemon.end(Signal::SIGTERM);
-    assert!(!pid_file.exists());
-    assert!(std::fs::read_to_string(dir.path().join("log")).unwrap().contains("stopped"));
-}
-
-/// Also what goes wrong last, where threads are started: here the address space has no room for so
-/// many stacks.
-#[test]
-fn what_keeps_a_daemon_from_serving_is_said_where_it_was_started() {
-    let dir = TempDir::new().unwrap();
-    let (pid_file, pid_text) = path(&dir, "pid");
-    let port = free_port().to_string();
-    // Large stacks, so that what else needs memory finds some where one more does not.
-    let output = limited("ulimit -v 1048576")
-        .env("RUST_MIN_STACK", (64 << 20).to_string())
-        .env("MALLOC_ARENA_MAX", "1")
-        .args(SERVER)
-        .args(["-d", "-p", &port, "--pid-file", &pid_text, "--threads", "64", "--io-uring", "off"])
-        .output()
-        .unwrap();
-    let _daemon = std::fs::read_to_string(&pid_file).ok().map(|pid| Daemon { pid: pid.trim().parse().unwrap() });
-    assert_eq!(output.status.code(), Some(EXIT_OS), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("cannot start the worker threads"), "{}", text(&output.stderr));
-    assert!(!pid_file.exists());
-}
-
-#[test]
-fn a_pid_file_of_a_killed_daemon_is_taken_over() {
-    let dir = TempDir::new().unwrap();
-    let (pid_file, pid_text) = path(&dir, "pid");
-    let arguments = || vec!["-p".to_owned(), free_port().to_string(), "--pid-file".to_owned(), pid_text.clone()];
-    let start = || {
-        let arguments = arguments();
-        Daemon::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &pid_file)
-    };
-    let first = start();
-    first.end(Signal::SIGKILL);
-    assert!(pid_file.exists());
-    let second = start();
-    assert_ne!(first.pid, second.pid);
-    second.end(Signal::SIGTERM);
-    assert!(!pid_file.exists());
-}
-
-#[test]
-fn what_stops_the_background_process_is_told_in_the_foreground() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let dir = TempDir::new().unwrap();
-    let (pid_file, pid_text) = path(&dir, "pid");
-    let output = resilver().args(SERVER).args(["-d", "-p", &port, "--pid-file", &pid_text]).output().unwrap();
-    assert_eq!(output.status.code(), Some(EXIT_OS));
-    assert!(text(&output.stderr).contains("cannot listen on"), "{}", text(&output.stderr));
-    assert!(!pid_file.exists());
-}
-
-#[test]
-fn a_pid_file_that_cannot_be_written_is_named() {
-    let output = resilver().args(SERVER).args(["--pid-file", "/nonexistent/dir/pid"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(EXIT_OS));
-    assert!(text(&output.stderr).contains("cannot write pid file /nonexistent/dir/pid"), "{}", text(&output.stderr));
-}
-
 /// Starts one that may open `soft` files now and `hard` at most; its `Max open files` and its log
 /// once it serves.
 fn with_files(clients: u64, soft: u64, hard: u64) -> (u64, String) {
@@ -671,81 +560,4 @@ fn a_log_that_nobody_reads_stops_nothing() {
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(0));
     drop(reader);
-}
-
-/// `resilver wait`: exit code and stderr.
-fn wait(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = resilver().arg("wait").args(arguments).output().unwrap();
-    (output.status.code(), text(&output.stderr))
-}
-
-#[test]
-fn wait_says_what_is_wrong_with_its_arguments() {
-    for (arguments, word) in [
-        (&[][..], "--mirrored"),
-        (&["--mirrored", "--timeout", "5"], "needs its unit"),
-        (&["--mirrored", "--proxy", "a:b"], "port"),
-        (&["--mirrored", "--bogus"], "--bogus"),
-        (&["--mirrored", "extra"], "extra"),
-    ] {
-        let (code, stderr) = wait(arguments);
-        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
-        assert!(stderr.contains(word), "{arguments:?}: {stderr}");
-    }
-    let help = output(&["wait", "--help"]);
-    assert_eq!(help.status.code(), Some(0));
-    assert!(text(&help.stdout).contains("Usage: resilver wait"), "{}", text(&help.stdout));
-    // It is a word of its own only in first place: everywhere else it is what it was.
-    assert_eq!(output(&["-p", "0", "wait"]).status.code(), Some(EXIT_USAGE));
-}
-
-#[test]
-fn wait_names_a_proxy_that_does_not_answer() {
-    let dir = TempDir::new().unwrap();
-    let (_, socket) = path(&dir, "nobody");
-    for proxy in [SERVER[1], &socket] {
-        let (code, stderr) = wait(&["--mirrored", "--proxy", proxy, "--timeout", "1ms"]);
-        assert_eq!(code, Some(1), "{stderr}");
-        assert!(stderr.contains(&format!("proxy {proxy}: ")) && stderr.contains("within 1ms"), "{stderr}");
-    }
-}
-
-/// One that hangs and one that is something else.
-#[test]
-fn wait_never_hangs_and_tells_a_proxy_from_a_memcached() {
-    let (hung, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let (code, stderr) = wait(&["--mirrored", "--timeout", "1ms", "--proxy", &hung.local_addr().unwrap().to_string()]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("no answer within"), "{stderr}");
-    let addr = other.local_addr().unwrap().to_string();
-    let answers = std::thread::spawn(move || {
-        let (mut client, _) = other.accept().unwrap();
-        let mut request = *b"stats resync\r\n";
-        client.read_exact(&mut request).unwrap();
-        // memcached's answer to a command that it does not know; to the second one too.
-        let _ = client.write_all(b"ERROR\r\nERROR\r\n");
-        let _ = client.read_to_end(&mut Vec::new());
-    });
-    let (code, stderr) = wait(&["--mirrored", "--proxy", &addr]);
-    assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains(&format!("{addr} is no resilver")), "{stderr}");
-    answers.join().unwrap();
-}
-
-#[test]
-fn wait_does_not_wait_for_what_never_comes() {
-    for (more, words) in [(&[][..], "no backups"), (&["-b", "127.0.0.1:2", "--resync=off"], "--resync=off")] {
-        let dir = TempDir::new().unwrap();
-        let (socket, socket_text) = path(&dir, "s");
-        let answered = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
-        let _running = Running::start(&[&["-p", "0", "-f", &socket_text], more].concat(), answered);
-        let (code, stderr) = wait(&["--mirrored", "--proxy", &socket_text]);
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains(words), "{stderr}");
-        for ready in ["--mirrored", "--ready"] {
-            let (code, stderr) = wait(&[ready, "--proxy", &socket_text, "--pool", "nosuch"]);
-            assert_eq!(code, Some(2), "{stderr}");
-            assert!(stderr.contains("pool nosuch refuses to say it: "), "{stderr}");
-        }
-    }
 }

@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::completions::is_end_by_node;
 use super::*;
+use crate::backend::gives_up;
 use crate::ids::NodeId;
+use crate::protocol::out::MAX_SLICES;
 use crate::proxy::Lane;
 
 const CONN: ConnId = ConnId { node: NodeId(3), lane: Lane(1) };
