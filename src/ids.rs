@@ -1,5 +1,5 @@
 //! The small names everything else speaks in: nodes, pairs, workers, places, incarnations, terms,
-//! epochs, generations.
+//! epochs, sessions, generations.
 
 use std::fmt;
 
@@ -38,7 +38,7 @@ impl WorkerId {
         self.0 as usize
     }
 
-    /// All of so many workers.
+    /// All of this many workers.
     pub fn all(workers: usize) -> impl Iterator<Item = WorkerId> {
         (0..workers as u16).map(WorkerId)
     }
@@ -159,6 +159,23 @@ impl Term {
 /// `2^52 + generation * 2^32` is the first. (2^52 microseconds are the year 2112.)
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Epoch(pub u64);
+
+/// One run of a proxy, by the random number in the session marker that it keeps on its servers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl SessionId {
+    /// From its digits.
+    pub fn parse(digits: &str) -> Option<SessionId> {
+        u64::from_str_radix(digits, 16).ok().map(SessionId)
+    }
+}
 
 /// A turn of a proxy over the servers; counts the active proxies of a fleet, from 1 on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

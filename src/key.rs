@@ -12,6 +12,7 @@ use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone};
 use crate::ids::Place;
 use crate::protocol::KEY_LEN_MAX;
+use crate::protocol::item::{Answer, Code};
 use crate::report::figures::time;
 use crate::report::lines::STATE;
 use crate::report::seen::Fields;
@@ -70,20 +71,16 @@ impl Held {
     /// From the answer to `mg KEY v f t c`.
     fn of(said: &Said) -> Held {
         let strange = || Held::Unknown(said.line());
-        let Some((line, value)) = said.meta() else { return strange() };
-        let Some(value) = value else { return if line == "EN" { Held::Nothing } else { strange() } };
-        let flag = |letter: char| line.split(' ').skip(2).find_map(|flag| flag.strip_prefix(letter));
-        let ttl = match flag('t') {
-            Some("-1") => Some(None),
-            other => other.and_then(|ttl| ttl.parse().ok()).map(Some),
-        };
-        let flags = flag('f').and_then(|flags| flags.parse().ok());
-        let cas = flag('c').and_then(|cas| cas.parse().ok());
-        match (flags, ttl, cas) {
-            (Some(flags), Some(ttl), Some(cas)) => {
-                let stale = line.split(' ').skip(2).any(|flag| matches!(flag, "X" | "Z" | "W"));
-                Held::Item { value: value.to_vec(), flags, ttl, cas, stale }
-            }
+        let Some(frame) = said.frame() else { return strange() };
+        match Answer::to_unechoed(&frame) {
+            Ok(Answer { code: Code::Value, flags, ttl, cas, stale, .. }) => Held::Item {
+                value: frame.data().unwrap_or_default().to_vec(),
+                flags,
+                ttl: (ttl >= 0).then_some(ttl),
+                cas,
+                stale,
+            },
+            Ok(Answer { code: Code::Missing, .. }) => Held::Nothing,
             _ => strange(),
         }
     }
@@ -264,7 +261,10 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::protocol::reply::parse_reply;
 
     fn item(value: &str, ttl: Option<i64>) -> Held {
         Held::Item { value: value.into(), flags: 5, ttl, cas: 7, stale: false }
@@ -282,6 +282,28 @@ mod tests {
         assert_eq!(one.is_the_same_as(&other_cas), Some(true));
         assert_eq!(one.is_the_same_as(&Held::Unknown("late".to_owned())), None);
         assert_eq!(Held::Nothing.is_the_same_as(&Held::Nothing), Some(true));
+    }
+
+    /// As the connection reads it.
+    fn held(said: &str) -> Held {
+        let bytes = Bytes::copy_from_slice(said.as_bytes());
+        let reply = parse_reply(&bytes).unwrap().unwrap();
+        Held::of(&Said::Reply(bytes, reply))
+    }
+
+    #[test]
+    fn what_a_server_holds_is_read_from_its_answer() {
+        assert_eq!(held("VA 1 f5 t60 c7\r\nv\r\n"), item("v", Some(60)));
+        assert_eq!(held("VA 1 f5 t-1 c7\r\nv\r\n"), item("v", None));
+        // It has expired this second.
+        assert_eq!(held("VA 1 f5 t-2 c7\r\nv\r\n"), item("v", Some(0)));
+        for mark in ["X", "Z", "W"] {
+            assert!(held(&format!("VA 1 f5 t-1 c7 {mark}\r\nv\r\n")).is_stale(), "{mark}");
+        }
+        assert_eq!(held("EN\r\n"), Held::Nothing);
+        for strange in ["HD\r\n", "ERROR\r\n", "VA 1 f5 t60 cx\r\nv\r\n"] {
+            assert_eq!(held(strange), Held::Unknown(strange.lines().next().unwrap().to_owned()));
+        }
     }
 
     #[test]

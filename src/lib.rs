@@ -62,7 +62,7 @@ pub mod internals {
         }
     }
     pub mod ids {
-        pub use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, Term, WorkerId};
+        pub use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, SessionId, Term, WorkerId};
     }
     pub mod keys {
         pub use crate::keys::{Lone, Missed, MissedBudget, Recopy};

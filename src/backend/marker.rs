@@ -32,7 +32,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use crate::ids::{Epoch, Incarnation, NodeId, PairId, Place, SessionId, Term};
 
 pub use crate::ids::UNSURE;
 pub use crate::protocol::mark::FleetMark;
@@ -274,14 +274,14 @@ pub fn parse_incarnation(bytes: &[u8]) -> Option<Incarnation> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
     /// Random, one for each run of a proxy.
-    pub id: u64,
+    pub id: SessionId,
     /// Not stopped cleanly (yet).
     pub open: bool,
 }
 
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x} {}", self.id, if self.open { "open" } else { "closed" })
+        write!(f, "{} {}", self.id, if self.open { "open" } else { "closed" })
     }
 }
 
@@ -295,7 +295,7 @@ impl Session {
             "closed" => false,
             _ => return None,
         };
-        Some(Session { id: u64::from_str_radix(id, 16).ok()?, open })
+        Some(Session { id: SessionId::parse(id)?, open })
     }
 }
 
@@ -398,7 +398,7 @@ mod tests {
             assert_eq!(Record::parse(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(Record::parse(&[0xff, 0xfe]), None);
-        let session = Session { id: 7, open: true };
+        let session = Session { id: SessionId(7), open: true };
         assert_eq!(Session::parse(session.to_string().as_bytes()), Some(session));
         assert_eq!(Session::parse(b"7 ajar"), None);
         assert_eq!(parse_incarnation(Incarnation(255).to_string().as_bytes()), Some(Incarnation(255)));

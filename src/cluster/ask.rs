@@ -9,7 +9,7 @@ use crate::pair::{self, State};
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
-use crate::proxy::{ClientId, ClientKey, Command, Question};
+use crate::proxy::{ClientId, ClientKey, Command, Occupant, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
@@ -38,7 +38,7 @@ impl Asker {
     }
 }
 
-const NOBODY: ClientKey = ClientKey { id: ClientId(0), generation: 0 };
+const NOBODY: ClientKey = ClientKey { id: ClientId(0), occupant: Occupant(0) };
 const OK: Bytes = Bytes::from_static(answer::OK);
 
 /// What `stats proxy` says without `--coordinate`.
@@ -87,12 +87,12 @@ impl Cluster {
     }
 
     pub(super) fn asked_at_the_desk(&mut self, request: Request) {
-        // (It has waited, where the lease was over.)
+        // While the lease was over the request waited: its sender may have given up.
         if request.is_given_up() {
             return;
         }
         match request {
-            // (Whoever asked may go meanwhile.)
+            // The receiver of the reply may be gone.
             Request::Report(looker, reply) => {
                 if looker == Looker::Person {
                     self.ask_what_is_held();

@@ -29,7 +29,7 @@ const COMPARE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_se
 /// Keys a second that are compared after a crash, unless `--resync-rate` is lower: half of them on
 /// each server. (50,000 items a second, copied, left p99 as it was.)
 const AFTER_CRASH: u64 = 100_000;
-/// A pair is told of so often at most, and so many of its keys are named.
+/// A pair is told of so often at most, and this many of its keys are named.
 const TELL: Duration = Duration::from_secs(10);
 const NAMED: usize = 5;
 
@@ -282,6 +282,7 @@ impl Cluster {
 mod tests {
     use super::*;
     use crate::cluster::alone::alone;
+    use crate::ids::SessionId;
     use crate::pair::{Event, Reason};
 
     /// The pair has lost its primary since, which will come back with its memory.
@@ -311,7 +312,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         cluster.look_for_copies();
         assert_eq!(shown(&cluster), ("mirrored", 60));
-        cluster.judge_rival(NodeId(0), Some(9), Instant::now());
+        cluster.judge_rival(NodeId(0), Some(SessionId(9)), Instant::now());
         assert_eq!(shown(&cluster), ("incomplete", 0), "before the next tick");
         cluster.look_for_copies();
         tokio::time::advance(Duration::from_secs(2)).await;

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 use tokio::time::Instant;
 
 use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
-use crate::ids::{Epoch, Incarnation, NodeId, PairId};
+use crate::ids::{Epoch, Incarnation, NodeId, PairId, SessionId};
 use crate::lease;
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
@@ -31,14 +31,14 @@ pub(super) enum Internal {
     WordDue { node: NodeId },
     /// How much it holds, if it has said so; when it was asked.
     Held { node: NodeId, at: Instant, found: Option<HeldReport> },
-    /// A probe is unanswered for so long, and goes on.
+    /// A probe is unanswered for this long, and goes on.
     ProbeAwaited { node: NodeId, age: Duration },
     /// The node was asked because others are late.
     Alibi { node: NodeId, result: Result<Probe, NodeError> },
     /// A lost node that answers again was looked at.
     Viewed { node: NodeId, result: Result<NodeView, NodeError> },
     /// It carries this proxy's markers now, or refused them.
-    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<Option<u64>, MarkError> },
+    Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<Option<SessionId>, MarkError> },
     /// A node in use lacked a marker and was looked at. `told`: connections wait for a word.
     EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
     /// What was evicted was written again, or not.
@@ -52,7 +52,7 @@ pub(super) enum Internal {
     LookedUp { nodes: Vec<NodeId>, found: std::io::Result<Vec<SocketAddr>> },
     /// Which memory there is at an address that a name leads to.
     Peeked { node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError> },
-    /// Keys that the node does not own were deleted, so many, or not all.
+    /// Keys that the node does not own were deleted, this many, or not all.
     Cleaned { node: NodeId, incarnation: Incarnation, deleted: u64, result: Result<(), CleanError> },
 
     /// The former active proxy is gone, from this node or from all.
@@ -89,7 +89,7 @@ pub(super) enum Internal {
     // ---- flush_all ------------------------------------------------------------------------------
     /// No copy is in flight, and none begins while `guard` is held.
     Quiesced { guard: OwnedRwLockWriteGuard<()> },
-    /// A node has not answered its flush for so long, which goes on.
+    /// A node has not answered its flush for this long, which goes on.
     FlushAwaited { node: NodeId, age: Duration },
     /// A node answered its flush, which gave its memory that name. `drain`: it may still take
     /// effect, over a connection to that one of the node's addresses, whose end is a
@@ -234,7 +234,7 @@ impl Cluster {
         lease::spawn(tell(self.controls[node.index()].clone()));
     }
 
-    /// `event` comes after so long.
+    /// `event` comes after this long.
     pub(super) fn after(&self, wait: Duration, event: Internal) {
         self.spawn(async move {
             tokio::time::sleep(wait).await;

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::backend::NodeView;
 use crate::backend::marker::Session;
-use crate::ids::{NodeId, PairId};
+use crate::ids::{NodeId, PairId, SessionId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Reason, State};
 
@@ -40,16 +40,16 @@ const KNOCK_MAX: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Foreign {
     /// Its session.
-    live: Option<u64>,
+    live: Option<SessionId>,
     /// The session that stood there before this proxy marked the node, since the first probe that
     /// found it: that one may have been under way.
-    suspected: Option<u64>,
+    suspected: Option<SessionId>,
     /// The session of an earlier proxy that still works.
-    rival: Option<u64>,
+    rival: Option<SessionId>,
     /// An earlier proxy, if it still works, has left word by then.
     word_due: Option<Instant>,
     /// The last session of a proxy that was told that this one works: the log names it once.
-    knocked: Option<u64>,
+    knocked: Option<SessionId>,
     /// How many such sessions there were.
     pub(super) count: u64,
 }
@@ -108,7 +108,7 @@ impl Cluster {
         let (session, wait) = (self.session.id, self.knock_time());
         let knocks = doubtful.iter().map(|node| self.controls[node.index()].knock(session, wait));
         let answers = futures::future::join_all(knocks).await;
-        // (Of a node that breaks off nothing is known, as of one that was never reached.)
+        // An error says nothing about the node, like a node that was never reached.
         match doubtful.iter().zip(answers).find(|(_, answer)| matches!(answer, Ok(Some(_)))) {
             Some((&node, _)) => Err(Refused::OtherList { server: self.topology.addr(node).to_string() }),
             None => Ok(()),
@@ -124,11 +124,11 @@ impl Cluster {
 
     /// At every good probe of a node in use: does a proxy with another list ask whether somebody
     /// works on it?
-    pub(super) fn answer_knock(&mut self, node: NodeId, found: Option<u64>) {
+    pub(super) fn answer_knock(&mut self, node: NodeId, found: Option<SessionId>) {
         let Some(id) = found.filter(|id| *id != self.session.id) else { return };
         self.leave_word(node);
         if self.nodes[node.index()].foreign.knocked.replace(id) != Some(id) {
-            tracing::error!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"),
+            tracing::error!(node = %self.topology.addr(node), session = %id,
                 "another proxy with another list of servers was started over this node: it is told that this one works, and keeps away");
         }
     }
@@ -156,7 +156,7 @@ impl Cluster {
                 foreign.live = Some(other.id);
                 foreign.count += 1;
                 self.leave_word(node);
-                tracing::error!(node = %self.topology.addr(node), session = %format_args!("{:016x}", other.id), reason = %Reason::ForeignSession,
+                tracing::error!(node = %self.topology.addr(node), session = %other.id, reason = %Reason::ForeignSession,
                     "another proxy works on this node: nobody is promoted before it stops. Stop one of the two");
                 for pair in self.topology.pairs_of(node) {
                     self.apply(pair, pair::Event::Foreign(true));
@@ -175,7 +175,7 @@ impl Cluster {
                     });
                 }
                 if let Some(id) = ended {
-                    tracing::warn!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"), "the other proxy is gone: what both wrote is compared");
+                    tracing::warn!(node = %self.topology.addr(node), session = %id, "the other proxy is gone: what both wrote is compared");
                     self.foreign_ended(node);
                 }
             }
@@ -193,7 +193,7 @@ impl Cluster {
 
     /// At every good probe of a node in use, when that began: does an earlier proxy say that it
     /// works too?
-    pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<u64>, begun: Instant) {
+    pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<SessionId>, begun: Instant) {
         let found = found.filter(|&id| id != self.session.id);
         let foreign = &mut self.nodes[node.index()].foreign;
         foreign.word_due = foreign.word_due.filter(|due| begun < *due);
@@ -201,11 +201,11 @@ impl Cluster {
         match (known, found) {
             (None, Some(id)) => {
                 foreign.count += 1;
-                tracing::error!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"), reason = %Reason::ForeignSession,
+                tracing::error!(node = %self.topology.addr(node), session = %id, reason = %Reason::ForeignSession,
                     "an earlier proxy still works on this node: what both write may differ between the copies. Stop one of the two");
             }
             (Some(id), None) => {
-                tracing::warn!(node = %self.topology.addr(node), session = %format_args!("{id:016x}"), "the earlier proxy is gone: what both wrote is compared");
+                tracing::warn!(node = %self.topology.addr(node), session = %id, "the earlier proxy is gone: what both wrote is compared");
             }
             _ => {}
         }
@@ -281,8 +281,8 @@ mod tests {
     /// more.
     fn contest(cluster: &mut Cluster, earlier: bool, works: bool) {
         match earlier {
-            true => cluster.judge_rival(ONE, works.then_some(9), Instant::now()),
-            false => cluster.judge_session(ONE, works.then_some(Session { id: 9, open: true })),
+            true => cluster.judge_rival(ONE, works.then_some(SessionId(9)), Instant::now()),
+            false => cluster.judge_session(ONE, works.then_some(Session { id: SessionId(9), open: true })),
         }
     }
 

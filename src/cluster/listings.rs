@@ -2,7 +2,7 @@
 //! pieces.
 //!
 //! A piece is handed to the client's worker as bytes that know when they are dropped: written, or
-//! not going to be. So many of them as [`WINDOW`] are on their way; the others wait in the listing
+//! not going to be. As many as [`WINDOW`] of them are on their way; the others wait in the listing
 //! (memory up to a bound, then a file), whether the client is slow or stopped. One that takes
 //! nothing for [`STALLED`] is told so.
 
@@ -140,7 +140,7 @@ mod tests {
     use crate::cluster::alone::alone;
     use crate::ids::Place;
     use crate::pair::{Fill, State};
-    use crate::proxy::ClientId;
+    use crate::proxy::{ClientId, Occupant};
 
     /// A client that asks for all keys again and again, and reads slowly, keeps no node from being
     /// filled.
@@ -148,7 +148,7 @@ mod tests {
     async fn a_list_of_all_keys_gives_way_to_a_resync() {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
         cluster.begin_open(State::Degraded { leader: Place::Primary });
-        let client = ClientKey { id: ClientId(0), generation: 0 };
+        let client = ClientKey { id: ClientId(0), occupant: Occupant(0) };
         let asker = |slot| Asker { worker: WorkerId(0), client, slot };
         cluster.list(asker(1), "all");
         assert_eq!(cluster.listings.0.len(), 1);

@@ -121,7 +121,7 @@ use crate::ambient;
 use crate::backend::marker::{Period, Session};
 use crate::backend::{Dial, Inquirer, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
-use crate::ids::{Epoch, NodeId, PairId, Place, Term, WorkerId};
+use crate::ids::{Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Gate, Pair, Plan, State};
 use crate::proxy::{Command, Event, Ticket};
@@ -350,7 +350,7 @@ impl Cluster {
             pairs,
             internal,
             inbox: Some(inbox),
-            session: Session { id: ambient::random_u64(), open: true },
+            session: Session { id: SessionId(ambient::random_u64()), open: true },
             period: Period(unix_us),
             period_found: Period::default(),
             term,
@@ -412,7 +412,7 @@ impl Cluster {
             }
             self.settle();
         }
-        // (Nobody is answered any more.)
+        // From here on requests get no answer.
         drop(requests);
         self.stop().await;
         Ok(())
@@ -483,7 +483,7 @@ enum Heard {
 async fn either(events: &mut UnboundedReceiver<Event>, requests: &mut mpsc::Receiver<desk::Request>) -> Heard {
     tokio::select! {
         event = events.recv() => Heard::Worker(event),
-        // (It never closes: the control plane has a handle of its own.)
+        // It never closes: the control plane has a handle of its own.
         Some(request) = requests.recv() => Heard::Desk(request),
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::{DrainEnd, MarkError, NodeError, NodeView};
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::ids::{Incarnation, NodeId, PairId, SessionId};
 use crate::pair::FillEvent;
 use crate::pair::{self, Loss, Reason, State};
 use crate::report::figures::counted;
@@ -102,7 +102,7 @@ impl Cluster {
         node: NodeId,
         view: NodeView,
         incarnation: Incarnation,
-        result: Result<Option<u64>, MarkError>,
+        result: Result<Option<SessionId>, MarkError>,
     ) {
         self.nodes[node.index()].looking = false;
         if view.life != self.address_life(node) && holds(Rule::OneAddressAConnection) {

@@ -192,12 +192,10 @@ impl Check<'_> {
         let unix_socket = self.path("unix_socket", &args.unix_socket);
         let unix_socket_mode = self.unix_socket_mode(args);
         if port == 0 && unix_socket.is_none() {
-            let port = self.flag("port");
-            self.fault(format!("{port} 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port"));
+            self.fault_about("port", " 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
         }
         if port == 0 && self.asked("listen") {
-            let listen = self.flag("listen");
-            self.fault(format!("{listen} contradicts -p/--port 0, which means no TCP; give a port or drop -l"));
+            self.fault_about("listen", " contradicts -p/--port 0, which means no TCP; give a port or drop -l");
         }
         let operators = self.operators(args, &listen, unix_socket.as_deref());
         let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
@@ -243,8 +241,7 @@ impl Check<'_> {
 
         self.accounts(args);
         if args.daemon && args.foreground {
-            let daemon = self.flag("daemon");
-            self.fault_of("daemon", format!("{daemon} contradicts -D/--foreground; give one of them"));
+            self.fault_of("daemon", " contradicts -D/--foreground; give one of them");
         }
         let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
         let log = self.log(args);
@@ -309,21 +306,31 @@ impl Check<'_> {
 
     // ---- values ---------------------------------------------------------------------------------
 
-    /// A sentence that tells where something stands is told as it is, and of a pool otherwise.
+    /// Reports a sentence that names no place in a file: with the pool, if there are several.
     fn fault(&mut self, sentence: impl Into<String>) {
         let sentence = sentence.into();
-        let of_file = self.config.as_ref().is_some_and(|path| sentence.starts_with(&format!("{}:", path.display())));
         self.faults.push(match (&self.part.at, &self.part.pool) {
-            (Some(at), Some(pool)) if !of_file => format!("{at}: pool {pool}: {sentence}"),
+            (Some(at), Some(pool)) => format!("{at}: pool {pool}: {sentence}"),
             _ => sentence,
         });
     }
 
-    /// What is the process's is found in each pool, and told once, of none.
-    fn fault_of(&mut self, id: &str, sentence: String) {
+    /// Reports a sentence that begins with an option, as [`Check::flag`] names it: an option in the
+    /// file is named with its line, and so needs no pool in front.
+    fn fault_about(&mut self, id: &str, rest: impl Display) {
+        let sentence = format!("{}{rest}", self.flag(id));
+        match self.origins.find(id, None) {
+            Some(Origin::File { .. }) => self.faults.push(sentence),
+            _ => self.fault(sentence),
+        }
+    }
+
+    /// The same of an option that may be the whole process's: each pool finds it, so it is reported
+    /// without one.
+    fn fault_of(&mut self, id: &str, rest: impl Display) {
         match self.arg(id).get_long().and_then(|long| misplaced(long, true)) {
-            Some(_) => self.faults.push(sentence),
-            None => self.fault(sentence),
+            Some(_) => self.faults.push(format!("{}{rest}", self.flag(id))),
+            None => self.fault_about(id, rest),
         }
     }
 
@@ -378,8 +385,7 @@ impl Check<'_> {
     fn single<'v>(&mut self, id: &str, values: &'v [String]) -> Option<&'v str> {
         let last = values.last()?;
         if let Some(other) = values.iter().find(|value| *value != last) {
-            let sentence = format!("{} was given twice, as {other} and as {last}; give one", self.flag(id));
-            self.fault_of(id, sentence);
+            self.fault_of(id, format_args!(" was given twice, as {other} and as {last}; give one"));
         }
         Some(last)
     }
@@ -445,8 +451,7 @@ impl Check<'_> {
     fn unix_socket_mode(&mut self, args: &Args) -> u32 {
         let Some(text) = self.single("unix_socket_mode", &args.unix_socket_mode) else { return SOCKET_MODE };
         if args.unix_socket.is_empty() && self.asked("unix_socket_mode") {
-            let mode = self.flag("unix_socket_mode");
-            self.fault(format!("{mode} without -f/--unix-socket changes nothing; give -f PATH or drop -a"));
+            self.fault_about("unix_socket_mode", " without -f/--unix-socket changes nothing; give -f PATH or drop -a");
         }
         let octal = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
         match u32::from_str_radix(text, 8) {

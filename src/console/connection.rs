@@ -45,7 +45,7 @@ impl std::fmt::Display for Endpoint {
 }
 
 trait Stream: Read + Write {
-    /// A call ends after so long.
+    /// A call ends after this long.
     fn limit(&self, left: Duration) -> Result<()>;
 }
 
@@ -102,14 +102,11 @@ impl Said {
         }
     }
 
-    /// The line and the value of an answer of the meta protocol.
-    pub(crate) fn meta(&self) -> Option<(String, Option<&[u8]>)> {
+    /// As the wire layer reads it; when it came does not matter to people.
+    pub(crate) fn frame(&self) -> Option<Frame<'_>> {
         match self {
-            Said::Reply(bytes, Reply { kind: ReplyKind::MetaVa { data }, .. }) => {
-                Some((self.line(), Some(&bytes[data.clone()])))
-            }
-            Said::Reply(_, Reply { kind: ReplyKind::MetaEn | ReplyKind::MetaHd, .. }) => Some((self.line(), None)),
-            _ => None,
+            Said::Reply(bytes, reply) => Some(Frame::first(bytes, reply, Duration::ZERO)),
+            Said::Strange(_) => None,
         }
     }
 
@@ -154,7 +151,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// It stands within `patience`, and so long has each answer.
+    /// It stands within `patience`, and this long has each answer.
     pub(crate) fn open(to: &Endpoint, patience: Duration) -> Result<Connection> {
         let stream: Box<dyn Stream> = match to {
             Endpoint::Tcp(addr) => Box::new(dial(addr, patience)?),
@@ -174,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// The rest of the answer has so long.
+    /// The rest of the answer has this long.
     pub(crate) fn be_patient(&mut self, patience: Duration) {
         self.patience = patience;
         self.deadline = Instant::now() + patience;

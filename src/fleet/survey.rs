@@ -185,14 +185,14 @@ pub(super) fn read(answer: &[u8]) -> Option<Said> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Generation;
+    use crate::ids::{Generation, SessionId};
 
     #[test]
     fn markers_are_read_from_what_memcached_answers() {
         let whole = "VALUE __resilver__:session 0 21\r\n00000000000000ff open\r\n\
                      VALUE __resilver__:fleet 0 8\r\n7 prod a\r\nEND\r\n";
         let (session, mark) = read(whole.as_bytes()).unwrap();
-        assert_eq!(session, Some(Session { id: 255, open: true }));
+        assert_eq!(session, Some(Session { id: SessionId(255), open: true }));
         let mark = mark.unwrap();
         assert_eq!((mark.generation, mark.name.as_str(), mark.address.as_str()), (Generation(7), "prod", "a"));
         assert_eq!(read(b"END\r\n"), Some((None, None)));

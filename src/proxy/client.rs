@@ -11,6 +11,7 @@ use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Close, Style};
 
+use super::handles::Occupant;
 use super::in_flight::{Begun, Held, Hold, InFlight, Meter, Rest, Spare};
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
@@ -94,8 +95,8 @@ impl Ended {
 /// hold none of it.
 #[derive(Debug)]
 pub struct Client {
-    /// The occupant count of this place in the worker's table.
-    pub generation: u32,
+    /// Which of those that sat in its place in the worker's table.
+    pub occupant: Occupant,
     /// A request that has not arrived whole.
     pub partial: BytesMut,
     /// How long the request in `partial` will be, once known, or may be.
@@ -139,9 +140,9 @@ pub struct Client {
 
 impl Client {
     /// A client that has just connected.
-    pub fn new(generation: u32, now_us: u64) -> Client {
+    pub fn new(occupant: Occupant, now_us: u64) -> Client {
         Client {
-            generation,
+            occupant,
             partial: BytesMut::new(),
             need: 0,
             searched: 0,
@@ -255,7 +256,7 @@ impl Client {
         self.read_room(memory).min(WINDOW.saturating_sub(pending) as u32)
     }
 
-    /// A value of so many bytes was read for it, or a miss.
+    /// A value of this many bytes was read for it, or a miss.
     fn learn(&mut self, bytes: usize) {
         self.largest = (self.largest - self.largest / 16).max(bytes as u32);
         self.reads_max = (self.reads_max + 1).min(MAX_READS);
@@ -285,7 +286,7 @@ impl Client {
         self.in_flight_or_new(spare).receive(share);
     }
 
-    /// Whether there is memory for a value of so many bytes, request and all.
+    /// Whether there is memory for a value of this many bytes, request and all.
     pub(super) fn has_received(&self, bytes: usize) -> bool {
         self.in_flight.as_ref().is_some_and(|f| f.has_received(bytes))
     }

@@ -27,7 +27,7 @@ fn sent(client: &mut Client) -> String {
 
 #[test]
 fn answers_leave_in_the_order_of_the_requests() {
-    let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+    let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
     let a = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
     let b = client.open_slot(1, false, (NOREPLY, BEGUN), 10, &mut spare);
     let c = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
@@ -44,7 +44,7 @@ fn answers_leave_in_the_order_of_the_requests() {
 
 #[test]
 fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() {
-    let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+    let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
     let a = client.open_slot(3, true, (CLASSIC, BEGUN), 0, &mut spare);
     (0..3).for_each(|_| client.begin_read(a));
     client.answer(
@@ -78,7 +78,7 @@ fn values_of_several_keys_leave_in_request_order_and_one_error_stands_for_all() 
 
 #[test]
 fn pieces_of_a_line_have_one_end_and_an_error_ends_it() {
-    let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+    let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
     let value = |name: &str| Outcome::Hit(Bytes::from(format!("VALUE {name} 0 1\r\n1\r\n")));
     let text = [b"get".as_slice(), &b" k".repeat(1 << 16), b"\r\n"].concat();
     let Parsed::Piece(piece) = classic::parse(&text, &Limits::default()) else { panic!("it is no long line") };
@@ -112,7 +112,7 @@ fn pieces_of_a_line_have_one_end_and_an_error_ends_it() {
 
 #[test]
 fn what_is_known_of_a_waiting_get_stays_with_its_client() {
-    let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+    let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
     let a = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
     client.note_key(a, 7, true);
     assert!(client.conflicts(7, false, &mut spare));
@@ -135,7 +135,7 @@ fn what_is_known_of_a_waiting_get_stays_with_its_client() {
 #[test]
 fn what_very_many_keys_took_is_not_kept() {
     for (keys, kept) in [(10, 1), (20 * MAX_READS, 0)] {
-        let (mut client, mut spare) = (Client::new(0, 0), Spare::default());
+        let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
         let slot = client.open_slot(keys, true, (CLASSIC, BEGUN), 0, &mut spare);
         for _ in 0..keys {
             client.begin_read(slot);
@@ -156,7 +156,7 @@ fn what_very_many_keys_took_is_not_kept() {
 
 #[test]
 fn a_get_of_very_many_keys_holds_a_window_of_them() {
-    let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
+    let (mut client, mut spare, memory) = (Client::new(Occupant(0), 0), Spare::default(), Arc::default());
     client.reads_max = MAX_READS;
     let total = MAX_READS + 10;
     let slot = client.open_slot(total, true, (CLASSIC, BEGUN), 0, &mut spare);
@@ -183,7 +183,8 @@ fn a_get_of_very_many_keys_holds_a_window_of_them() {
 /// A client that asks for large values: what is expected counts like what is there.
 #[test]
 fn no_more_is_asked_for_than_a_client_may_leave_unread() {
-    let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
+    let (mut client, mut spare, memory) =
+        (Client::new(Occupant(0), 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     assert_eq!(client.read_room(&memory), FIRST_READS, "nobody knows yet what its values are like");
     let ask = |client: &mut Client, spare: &mut Spare| {
         let slot = client.open_slot(1, false, (CLASSIC, BEGUN), 0, spare);
@@ -222,7 +223,8 @@ fn no_more_is_asked_for_than_a_client_may_leave_unread() {
 /// account, for no value of theirs is large.
 #[test]
 fn small_answers_that_are_not_taken_count() {
-    let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
+    let (mut client, mut spare, memory) =
+        (Client::new(Occupant(0), 0), Spare::default(), Arc::new(Memory::new(100 << 20)));
     for _ in 0..100 {
         let slot = client.open_slot(1, false, (CLASSIC, BEGUN), 10, &mut spare);
         client.begin_read(slot);
@@ -238,7 +240,8 @@ fn small_answers_that_are_not_taken_count() {
 
 #[test]
 fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
-    let (mut large, mut small, mut spare) = (Client::new(0, 0), Client::new(1, 0), Spare::default());
+    let (mut large, mut small, mut spare) =
+        (Client::new(Occupant(0), 0), Client::new(Occupant(1), 0), Spare::default());
     large.largest = 1 << 20;
     let memory = Arc::new(Memory::new(2 << 20));
     let others = |bytes| {
@@ -283,7 +286,7 @@ fn short_of_memory_large_values_come_one_by_one_and_small_ones_as_ever() {
 /// all; but not without bound.
 #[test]
 fn a_get_of_large_values_lets_them_go_as_they_come() {
-    let (mut client, mut spare, memory) = (Client::new(0, 0), Spare::default(), Arc::default());
+    let (mut client, mut spare, memory) = (Client::new(Occupant(0), 0), Spare::default(), Arc::default());
     for failed in [false, true] {
         let slot = client.open_slot(4, true, (CLASSIC, BEGUN), 0, &mut spare);
         (0..4).for_each(|_| client.begin_read(slot));

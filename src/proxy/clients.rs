@@ -35,7 +35,7 @@ impl Clients {
     /// Nobody, where a successor sits in its place.
     #[inline(always)]
     pub(super) fn of(&mut self, key: ClientKey) -> Option<&mut Client> {
-        self.get_mut(key.id).filter(|client| client.generation == key.generation)
+        self.get_mut(key.id).filter(|client| client.occupant == key.occupant)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -32,12 +32,35 @@ impl ClientId {
     }
 }
 
-/// A client connection of a worker; the generation tells a successor in the same place apart.
+/// A worker's clients, counted: tells those apart that sit in one place after each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Occupant(pub u32);
+
+impl Occupant {
+    /// The next client of the worker.
+    #[must_use]
+    pub fn next(self) -> Occupant {
+        Occupant(self.0.wrapping_add(1))
+    }
+}
+
+/// A client connection of a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientKey {
     pub id: ClientId,
-    /// Which occupant of that place.
-    pub generation: u32,
+    pub occupant: Occupant,
+}
+
+/// A connection's dials, counted: what an earlier one answers is ignored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DialNumber(pub u32);
+
+impl DialNumber {
+    /// The next dial of the connection.
+    #[must_use]
+    pub fn next(self) -> DialNumber {
+        DialNumber(self.0.wrapping_add(1))
+    }
 }
 
 /// An unfinished operation of a worker, by its place in the worker's table.

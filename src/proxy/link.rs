@@ -11,7 +11,7 @@ use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::reply::ReplyLimits;
 
-use super::handles::OpId;
+use super::handles::{DialNumber, OpId};
 use super::op::{Effect, Kind};
 use super::room;
 
@@ -145,8 +145,8 @@ impl Waiting {
     }
 
     fn forget(&mut self, hash: u32) {
-        // (One that has counted to its end stays: a write waits behind others then, which is always
-        // right.)
+        // One that has counted to its end stays: a write waits behind others then, which is always
+        // right.
         if let Some(place) = self.places.get_mut(hash as usize % WAIT_PLACES)
             && *place < u16::MAX
         {
@@ -232,7 +232,7 @@ pub struct Conn {
     /// Whether it may be used.
     pub state: LinkState,
     /// Which connection in this place; answers to an earlier dial are ignored.
-    pub generation: u32,
+    pub dial: DialNumber,
     /// The node's life when it was dialled, or when it was last found to be in order.
     pub life: u32,
     /// To be written, except for the end of `get_line`.
@@ -296,7 +296,7 @@ impl Conn {
     pub fn new(of: usize) -> Conn {
         Conn {
             state: LinkState::Idle,
-            generation: 0,
+            dial: DialNumber(0),
             life: 0,
             out: OutQueue::default(),
             get_line: None,
@@ -350,8 +350,8 @@ impl Conn {
         std::mem::take(&mut self.flights)
     }
 
-    /// Whether another operation of so many bytes can be sent now. One that is larger than all room
-    /// goes alone.
+    /// Whether another operation of this many bytes can be sent now. One that is larger than all
+    /// room goes alone.
     #[inline(always)]
     pub(super) fn has_room(&self, bytes: u32) -> bool {
         bytes < WAITS_FROM || self.asked == 0 || self.asked + bytes as usize <= self.asked_max
@@ -386,9 +386,9 @@ impl Conn {
         self.progress.answered();
     }
 
-    /// The socket is full, with so many bytes still to be taken (0: it is not). That it takes some
-    /// of them shows that the node reads: a stopped one lets the kernel take what its buffers hold,
-    /// at once, and nothing after that.
+    /// The socket is full, with this many bytes still to be taken (0: it is not). That it takes
+    /// some of them shows that the node reads: a stopped one lets the kernel take what its buffers
+    /// hold, at once, and nothing after that.
     pub fn is_stuck_with(&mut self, bytes: usize, now_us: u64) {
         let before = std::mem::replace(&mut self.stuck, bytes);
         self.progress.add(before.saturating_sub(bytes), now_us);

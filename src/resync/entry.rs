@@ -30,6 +30,8 @@ use crate::protocol::node::{self, Ask};
 use crate::protocol::reply::Frame;
 use crate::rules::{Rule, holds};
 
+use super::spool::SlotId;
+
 /// How often a key is begun again before it goes to the end of the re-copy queue, where its next
 /// turn comes later.
 const MAX_TRIES: u8 = 4;
@@ -133,8 +135,7 @@ impl From<String> for Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: Bytes,
-    /// Index into the job's pairs of this source.
-    pub(super) slot: u32,
+    pub(super) slot: SlotId,
     /// Bytes booked in the lane's memory budget.
     pub(super) booked: usize,
     /// It came from the re-copy queue, not from the enumeration.
@@ -161,7 +162,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(key: Bytes, binary: bool, slot: u32, booked: usize, recopy: bool) -> Entry {
+    pub(super) fn new(key: Bytes, binary: bool, slot: SlotId, booked: usize, recopy: bool) -> Entry {
         Entry {
             key,
             slot,
@@ -425,7 +426,7 @@ impl Entry {
                     _ => return unexpected(),
                 }
             }
-            // (An end to it, should a client write without a pause.)
+            // An end to it, should a client write without a pause.
             Stage::GiveBack { then, .. } if answer.code == Code::Exists && self.lost_hold < MAX_TRIES => {
                 self.lost_hold += 1;
                 Stage::LookBack { then }

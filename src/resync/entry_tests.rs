@@ -11,7 +11,7 @@ use crate::ids::NodeId;
 
 /// Plays a dialogue of (side, command, answer) with an entry and returns how it ended.
 async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)]) -> End {
-    play_by(Entry::new(Bytes::from_static(key), binary, 0, 0, false), dialogue).await
+    play_by(Entry::new(Bytes::from_static(key), binary, SlotId::ONLY, 0, false), dialogue).await
 }
 
 async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
@@ -126,7 +126,7 @@ async fn a_refused_item_leaves_nothing_and_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn without_cas_ids_the_content_is_verified() {
-    let entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true).by_content();
+    let entry = Entry::new(Bytes::from_static(b"k"), false, SlotId::ONLY, 0, true).by_content();
     let end = play_by(
         entry,
         &[
@@ -160,7 +160,7 @@ async fn what_the_source_alone_holds_is_withdrawn() {
     let overtaken = [
         look,
         (Source, "md k k C4\r\n", "EX kk\r\n"),
-        // (What the look has won is another one's by now.)
+        // The right that the look won has passed to another client.
         (Source, "md k k I C4\r\n", "EX kk\r\n"),
         (Source, "mg k k t c\r\n", "HD kk t-1 c5\r\n"),
         (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c5\r\nx\r\n"),
@@ -168,7 +168,7 @@ async fn what_the_source_alone_holds_is_withdrawn() {
         (Source, "mg k k t c\r\n", "HD kk t-1 c5\r\n"),
     ];
     let fresh = [(Source, "mg k k t c\r\n", "HD kk t-1 c5\r\n")];
-    let withdrawn = || Entry::new(Bytes::from_static(b"k"), false, 0, 0, true).withdrawn();
+    let withdrawn = || Entry::new(Bytes::from_static(b"k"), false, SlotId::ONLY, 0, true).withdrawn();
     assert_eq!(play_by(withdrawn(), &gone).await, End::Skipped);
     assert_eq!(play_by(withdrawn(), &overtaken).await, End::Copied(1));
     assert_eq!(play_by(withdrawn(), &fresh).await, End::Skipped);

@@ -345,11 +345,12 @@ mod tests {
 
     use super::*;
     use crate::protocol::item::{Item, Seen};
+    use crate::resync::spool::SlotId;
 
     fn read(bytes: usize) -> Entry {
         let seen = Seen { ttl: -1, asked: Duration::ZERO, answered: Duration::ZERO, shown: None };
         let value = Bytes::from(vec![b'x'; bytes - ENTRY_BYTES]);
-        let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, false);
+        let mut entry = Entry::new(Bytes::from_static(b"k"), false, SlotId::ONLY, 0, false);
         entry.stage = Stage::Add(Item { value, flags: 0, cas: 1, seen, binary: false });
         entry
     }

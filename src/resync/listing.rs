@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use super::enumerate::enumerate;
-use super::spool::Spool;
+use super::spool::{SlotId, Spool};
 use super::{Context, JobError};
 use crate::ids::NodeId;
 
@@ -26,7 +26,7 @@ const MEMORY_BYTES: usize = 1 << 20;
 const LEFT_MAX: usize = 10_000;
 /// How often it is looked whether so few are left.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Lines are handed on in pieces of so many bytes; only the last one is smaller.
+/// Lines are handed on in pieces of this many bytes; only the last one is smaller.
 const PART_BYTES: usize = 32 * 1024;
 
 /// Why a listing ended before its end.
@@ -92,7 +92,7 @@ impl Waiting {
             }
             let listed = enumerate(ctx, node, &disk, |line| {
                 if wanted(node, line.key, line.line) {
-                    self.lock().push(0, 0, line.line)?;
+                    self.lock().push(SlotId::ONLY, 0, line.line)?;
                     self.changed.notify_one();
                 }
                 Ok(())

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::enumerate::{Coverage, enumerate};
-use super::spool::Spool;
+use super::spool::{SlotId, Spool};
 use super::{Context, Fill, JobError, JobSpec, Outcome};
 use crate::backend::{Batch, Pipe};
 use crate::ids::{NodeId, PairId, is_reserved};
@@ -43,7 +43,7 @@ pub(super) async fn purge(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) -> Res
             if stays || is_reserved(line.key) {
                 return Ok(());
             }
-            spool.push(0, line.size, line.key)
+            spool.push(SlotId::ONLY, line.size, line.key)
         });
         let walked = ctx.cancel.run_until_cancelled(walk).await.ok_or(JobError::Cancelled)?;
         let coverage = walked.map_err(|e| JobError::of_dump(spec.target, None, e))?;
@@ -83,7 +83,7 @@ pub(super) async fn purge_missed(
                 tokio::task::yield_now().await;
             }
             if !known.contains(&key) {
-                spool.push(0, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
+                spool.push(SlotId::ONLY, 0, &key).map_err(|e| JobError::Spool(e.to_string()))?;
             }
             all.insert(key);
         }

@@ -16,14 +16,14 @@ use super::enumerate::{Coverage, DumpError};
 use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
 use super::progress::{PairProgress, Phase};
-use super::spool::Spool;
+use super::spool::{SlotId, Spool};
 use super::{Context, Fill, JobError, JobEvent, NO_CAS};
 use crate::backend::NodeError;
 use crate::ids::{NodeId, PairId};
 use crate::protocol::expiry::Offset;
 use crate::protocol::item::Offsets;
 
-/// A lane holds so many bytes of items at most: more would pass through slower memory than the
+/// A lane holds this many bytes of items at most: more would pass through slower memory than the
 /// processor's caches, and is no faster (seen with items of 10 KiB: 4 lanes of 4 and of 1 MiB take
 /// 6 and 7 % less time than 2 of 4 MiB, at 29 and 15 MiB of memory in place of 19).
 const LANE_BYTES: usize = 2 << 20;
@@ -78,7 +78,7 @@ pub(super) struct Refill {
     pass: Option<BoxFuture<'static, Result<Coverage, DumpError>>>,
     passes: usize,
     /// The enumeration under way, or the last one, is the target's. Of a target that is compared,
-    /// so many are still to come.
+    /// this many are still to come.
     sweeping: bool,
     sweeps: usize,
     swept: usize,
@@ -267,13 +267,14 @@ impl Refill {
         let now = Instant::now();
         if let Hand::Draining { slot, until } = self.hand {
             if self.leads {
-                self.slots[slot].marked.withdraw();
+                self.slots[slot.index()].marked.withdraw();
             }
-            let s = &self.slots[slot];
+            let s = &self.slots[slot.index()];
             let refused = self.leads && s.is_refused();
             let empty = s.in_flight == 0 && s.recopy.is_empty() && s.marked.is_withdrawn();
             if empty || now >= until || self.trickle {
-                // (Refused again behind the gate: it leads only with all.)
+                // The target refused items again behind the gate: it may lead only with all of
+                // them.
                 self.drained(slot, empty && !refused && !s.recopy.overflowed() && !self.trickle);
             }
             return Ok(());
@@ -322,8 +323,8 @@ impl Refill {
         let refused = |s: &Slot| self.leads && (s.is_refused() || tried(s));
         let ready = |s: &Slot| !s.done && s.retry_at <= now && s.recopy.len() <= READY_KEYS && !refused(s);
         let ready = |s: &Slot| ready(s) && s.marked.is_withdrawn();
-        if let Some(slot) = self.slots.iter().position(ready) {
-            let pair = self.slots[slot].pair;
+        if let Some(slot) = self.slots.iter().position(ready).map(SlotId::at) {
+            let pair = self.slots[slot.index()].pair;
             let reply = ask(self.ctx.clone(), move |reply| JobEvent::Ready { pair, reply });
             self.hand = Hand::Asking { slot, reply };
         }
@@ -357,6 +358,10 @@ impl Refill {
         let behind = |slot: &Slot| !slot.done && slot.recopy.len() > READY_KEYS;
         let streamed = self.pass.is_none() && self.streaming == 0 && self.spool_len() == 0;
         !self.trickle && (streamed || self.slots.iter().any(behind))
+    }
+
+    fn slot_ids(&self) -> impl Iterator<Item = SlotId> + use<> {
+        (0..self.slots.len()).map(SlotId::at)
     }
 
     fn overflowed(&self) -> bool {

@@ -28,11 +28,27 @@ const READ_AHEAD: usize = 2;
 /// Before each key: pair (4 bytes), item size (4), key length (2).
 const HEADER_BYTES: usize = 10;
 
+/// One of a job's pairs of one source, by its place in their list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SlotId(u32);
+
+impl SlotId {
+    /// Of a job that keeps no list of its pairs.
+    pub(super) const ONLY: SlotId = SlotId(0);
+
+    pub(super) fn at(index: usize) -> SlotId {
+        SlotId(index as u32)
+    }
+
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A key found by enumeration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Found {
-    /// What the finder put with it: an index into the job's pairs.
-    pub(super) slot: u32,
+    pub(super) slot: SlotId,
     /// `size` of the dump line: bytes of the whole item.
     pub(super) size: u32,
     pub(super) key: Bytes,
@@ -87,9 +103,9 @@ impl Spool {
 
     /// Appends a key; to be called within a runtime. That the file cannot be written is found when
     /// the keys are taken.
-    pub(super) fn push(&mut self, slot: u32, size: u32, key: &[u8]) -> io::Result<()> {
+    pub(super) fn push(&mut self, slot: SlotId, size: u32, key: &[u8]) -> io::Result<()> {
         let length = u16::try_from(key.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.tail.extend_from_slice(&slot.to_le_bytes());
+        self.tail.extend_from_slice(&slot.0.to_le_bytes());
         self.tail.extend_from_slice(&size.to_le_bytes());
         self.tail.extend_from_slice(&length.to_le_bytes());
         self.tail.extend_from_slice(key);
@@ -121,7 +137,7 @@ impl Spool {
         if self.head.len() < HEADER_BYTES {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let (slot, size, length) = (self.head.get_u32_le(), self.head.get_u32_le(), self.head.get_u16_le());
+        let (slot, size, length) = (SlotId(self.head.get_u32_le()), self.head.get_u32_le(), self.head.get_u16_le());
         if self.head.len() < usize::from(length) {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -306,7 +322,7 @@ mod tests {
         let mut used_file = false;
         for &(push, pop) in chunks {
             for _ in 0..push {
-                spool.push(pushed, pushed + 1, &key(pushed)).unwrap();
+                spool.push(SlotId(pushed), pushed + 1, &key(pushed)).unwrap();
                 pushed += 1;
             }
             used_file |= !spool.in_file.is_empty();
@@ -314,7 +330,7 @@ mod tests {
             for _ in 0..pop.min(pushed - popped) {
                 spool.ready().await;
                 let found = spool.pop().unwrap().unwrap();
-                assert_eq!((found.slot, found.size, &found.key[..]), (popped, popped + 1, &key(popped)[..]));
+                assert_eq!((found.slot, found.size, &found.key[..]), (SlotId(popped), popped + 1, &key(popped)[..]));
                 popped += 1;
             }
             assert_eq!(spool.len() as u32, pushed - popped);
@@ -347,19 +363,19 @@ mod tests {
         let mut pushed = 0;
         while tokio::time::timeout(std::time::Duration::from_millis(20), spool.disk().room()).await.is_ok() {
             for _ in 0..100 {
-                spool.push(pushed, 1, &key(pushed)).unwrap();
+                spool.push(SlotId(pushed), 1, &key(pushed)).unwrap();
                 pushed += 1;
             }
         }
         assert_eq!(spool.disk.lock().writes, MAX_WRITES);
         // What is not written yet can be taken all the same.
         spool.ready().await;
-        assert_eq!(spool.pop().unwrap().unwrap().slot, 0);
+        assert_eq!(spool.pop().unwrap().unwrap().slot, SlotId(0));
         drop(release);
         spool.disk().room().await;
         for i in 1..pushed {
             spool.ready().await;
-            assert_eq!(spool.pop().unwrap().unwrap().slot, i);
+            assert_eq!(spool.pop().unwrap().unwrap().slot, SlotId(i));
         }
     }
 
@@ -367,7 +383,7 @@ mod tests {
     async fn a_file_that_cannot_be_written_is_told_when_its_keys_are_taken() {
         let mut spool = Spool::new(0);
         spool.disk.lock().file = Some(File::open("/dev/null").unwrap());
-        (0..5_000).for_each(|i| spool.push(i, 1, &key(i)).unwrap());
+        (0..5_000).for_each(|i| spool.push(SlotId(i), 1, &key(i)).unwrap());
         while spool.disk.lock().writes > 0 {
             tokio::task::yield_now().await;
         }

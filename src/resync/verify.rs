@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::enumerate::{Coverage, enumerate};
 use super::job::node_stats;
-use super::spool::Spool;
+use super::spool::{SlotId, Spool};
 use super::{Context, JobError, RateLimiter, Settlement};
 use crate::ambient;
 use crate::backend::{Batch, NodeError, Pipe, give_back};
@@ -192,7 +192,7 @@ impl<'a> Scrub<'a> {
             if (self.ctx.owner)(line.key) != self.pair.pair || is_reserved(line.key) {
                 return Ok(());
             }
-            spool.push(0, line.size, line.key)
+            spool.push(SlotId::ONLY, line.size, line.key)
         });
         let coverage = walk.await.map_err(|e| JobError::of_dump(node, Some(node), e))?;
         self.whole &= coverage == Coverage::Whole;

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::Dial;
 use crate::lease;
 use crate::pair::Reason;
-use crate::proxy::{ClientId, Command, ConnId, Core, Event, LiveSettings, Now, PeerMessage};
+use crate::proxy::{ClientId, Command, ConnId, Core, DialNumber, Event, LiveSettings, Now, PeerMessage};
 use crate::stats::WorkerStats;
 
 use super::stream::ClientStream;
@@ -190,12 +190,12 @@ impl Shell {
 
     fn turn(&mut self) {
         let unseen = self.clock.look();
-        // Whoever waits for an answer has a tick, far more often than that. What missed so many did
-        // not run: what a node was asked just before is sent now, and what it answered meanwhile is
-        // not read yet. No node is to blame for that.
+        // Whoever waits for an answer has a tick, far more often than that. What missed this many
+        // did not run: what a node was asked just before is sent now, and what it answered
+        // meanwhile is not read yet. No node is to blame for that.
         if unseen > STALL_TICKS * self.tick && !self.core.is_quiet() {
-            // (Except for one tick: a worker that is always late finds a hung node late, and not
-            // never.)
+            // Except for one tick: a worker that is always late finds a hung node late, and not
+            // never.
             self.clock.stood_still(unseen - self.tick);
         }
     }
@@ -373,11 +373,11 @@ impl Worker {
         result
     }
 
-    async fn run_conn(self, at: ConnId, generation: u32) {
+    async fn run_conn(self, at: ConnId, dial: DialNumber) {
         let dialled = self.dialer.dial(at.node).await;
         self.work(|shell| {
             let now = shell.now();
-            debug_assert!(shell.core.is_current(at, generation));
+            debug_assert!(shell.core.is_current(at, dial));
             match dialled.and_then(|stream| shell.take_on(at, stream)) {
                 Ok(stream) => {
                     let reader = match &stream {
@@ -480,7 +480,7 @@ impl Worker {
     /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether all
     /// was finished.
     async fn drain(&self, grace: Duration, patience: Option<Duration>) -> bool {
-        // (On epoll:) The system tells of so many sockets at once; of the others nobody knows yet
+        // On epoll the system reports this many sockets at once; of the others nobody knows yet
         // that something has come.
         let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
         for _ in 0..turns {

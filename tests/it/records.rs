@@ -14,7 +14,7 @@ use resilver::internals::backend::marker::{
 use resilver::internals::backend::{
     Addresses, Flushed, MarkError, Memories, NewName, NodeControl, NodeError, NodeView, Pipe, TcpDialer,
 };
-use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, Term};
+use resilver::internals::ids::{Epoch, Incarnation, NodeId, PairId, Place, SessionId, Term};
 use resilver::internals::ring::NodeAddr;
 
 const MEMORY: Incarnation = Incarnation(7);
@@ -42,7 +42,7 @@ async fn mark(control: &NodeControl, seen: &NodeView) -> Result<(), MarkError> {
         term: Term(1),
         leftovers: Leftovers::Clean,
     };
-    control.mark(seen, MEMORY, ring, Session { id: 1, open: true }).await.map(drop)
+    control.mark(seen, MEMORY, ring, Session { id: SessionId(1), open: true }).await.map(drop)
 }
 
 async fn marked(node: &Memcached) -> Arc<NodeControl> {
@@ -137,6 +137,7 @@ async fn a_connection_waits_while_nobody_is_sure_of_the_memory() {
     node.client().set(INCARNATION_KEY, UNSURE.as_bytes()).expect("stored");
     assert_eq!(connect(Duration::from_millis(100)).await.err(), Some(NodeError::MarkerLost));
     let writing = async {
+        // The connection has looked for the marker in vain by then, at least once.
         tokio::time::sleep(Duration::from_millis(100)).await;
         node.client().set(INCARNATION_KEY, MEMORY.to_string().as_bytes()).expect("stored");
     };

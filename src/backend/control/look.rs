@@ -11,7 +11,7 @@ use crate::backend::deadline::by;
 use crate::backend::marker::{self, FleetMark, Pending, Record, RingMark, Session};
 use crate::backend::sight::Sight;
 use crate::backend::{Batch, Effect, NodeError, Pipe};
-use crate::ids::{Incarnation, PairId};
+use crate::ids::{Incarnation, PairId, SessionId};
 use crate::protocol::clock;
 use crate::protocol::expiry::Offset;
 use crate::protocol::node;
@@ -75,9 +75,9 @@ pub struct Probe {
     /// Delayed flushes that it remembers, if other markers were asked for.
     pub pending: Option<Pending>,
     /// The session of a proxy that says that it works beside another one, likewise.
-    pub rival: Option<u64>,
+    pub rival: Option<SessionId>,
     /// The session of a proxy that asks whether somebody works here, likewise.
-    pub knock: Option<u64>,
+    pub knock: Option<SessionId>,
     /// The fleet marker, if it was asked for.
     pub fleet: Option<FleetMark>,
 }
@@ -93,9 +93,8 @@ impl NodeControl {
                 keys.extend([marker::FLUSH_KEY, marker::RIVAL_KEY, marker::KNOCK_KEY]);
             }
             let mut found = connection.read(deadline, &keys).await?;
-            let session = |value: Option<(Bytes, u64)>| {
-                value.and_then(|(v, _)| u64::from_str_radix(std::str::from_utf8(&v).ok()?, 16).ok())
-            };
+            let session =
+                |value: Option<(Bytes, u64)>| value.and_then(|(v, _)| SessionId::parse(std::str::from_utf8(&v).ok()?));
             let knock = if others.is_empty() { None } else { found.pop().flatten() };
             let rival = if others.is_empty() { None } else { found.pop().flatten() };
             let pending = if others.is_empty() { None } else { found.pop().flatten() };

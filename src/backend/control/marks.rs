@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::backend::deadline::Limit;
 use crate::backend::marker::{self, FleetMark, Leftovers, Pending, Record, RingMark, Session};
 use crate::backend::{Batch, NodeError, Pipe};
-use crate::ids::{Incarnation, PairId};
+use crate::ids::{Incarnation, PairId, SessionId};
 use crate::protocol::node::{self, Condition};
 use crate::protocol::reply::ReplyKind;
 use crate::rules::{Rule, holds};
@@ -31,8 +31,8 @@ pub enum MarkError {
     #[error("it holds a later record")]
     Newer(Record),
     /// Another proxy has its open session there.
-    #[error("another proxy (session {0:016x}) works on it")]
-    Foreign(u64),
+    #[error("another proxy (session {0}) works on it")]
+    Foreign(SessionId),
     /// It is a fleet's of proxies: another one's, or that of a proxy that belongs to none, or this
     /// one's in a later generation.
     #[error("it belongs to fleet {} (generation {})", .0.name, .0.generation)]
@@ -52,7 +52,7 @@ impl NodeControl {
         incarnation: Incarnation,
         ring: RingMark,
         session: Session,
-    ) -> Result<Option<u64>, MarkError> {
+    ) -> Result<Option<SessionId>, MarkError> {
         self.connected_as(Some(seen.connection), async |connection, deadline| {
             let keys = [marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLEET_KEY];
             let found = connection.read(deadline, &keys).await?;
@@ -175,26 +175,27 @@ impl NodeControl {
         }
     }
 
-    /// Says that the proxy of this session works beside another one; for so many seconds. Blindly:
-    /// it certifies nothing.
-    pub async fn rival(&self, session: u64, seconds: u64) -> Result<(), NodeError> {
+    /// Says that the proxy of this session works beside another one; for this many seconds.
+    /// Blindly: it certifies nothing.
+    pub async fn rival(&self, session: SessionId, seconds: u64) -> Result<(), NodeError> {
         // A full node may refuse it: the next probe tries again.
         self.say(marker::RIVAL_KEY, session, seconds).await
     }
 
     /// Asks whoever works on the node to say so, and waits for that. Returns the session of one who
     /// did.
-    pub async fn knock(&self, session: u64, wait: Duration) -> Result<Option<u64>, NodeError> {
-        // (A full node may refuse it: then nobody is heard, as before there were knocks.)
+    pub async fn knock(&self, session: SessionId, wait: Duration) -> Result<Option<SessionId>, NodeError> {
+        // A full node may refuse the marker: the knock then goes unanswered, as with an older
+        // release.
         self.say(marker::KNOCK_KEY, session, wait.as_secs() + 2).await?;
         tokio::time::sleep(wait).await;
         let found = self.probe(&[marker::RING_KEY.to_owned()]).await?;
         Ok(found.rival.filter(|id| *id != session))
     }
 
-    async fn say(&self, key: &str, session: u64, seconds: u64) -> Result<(), NodeError> {
+    async fn say(&self, key: &str, session: SessionId, seconds: u64) -> Result<(), NodeError> {
         self.connected(async |Connection { pipe, .. }, deadline| {
-            let (value, seconds) = (format!("{session:016x}"), seconds as i64);
+            let (value, seconds) = (session.to_string(), seconds as i64);
             let said = |out: &mut _| node::ms_own(out, key, value.as_bytes(), seconds, Condition::None);
             pipe.ask_with(said, deadline).await?;
             Ok(())

@@ -105,12 +105,12 @@ impl Delayed {
 mod tests {
     use super::*;
     use crate::ids::WorkerId;
-    use crate::proxy::{ClientId, ClientKey};
+    use crate::proxy::{ClientId, ClientKey, Occupant};
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot }
+        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot }
     }
 
     /// A client's `OK` comes of a write that has its flush in it.

@@ -280,13 +280,13 @@ mod tests {
 
     use super::*;
     use crate::ids::WorkerId;
-    use crate::proxy::{ClientId, ClientKey};
+    use crate::proxy::{ClientId, ClientKey, Occupant};
 
     const PAIRS: [PairId; 2] = [PairId(0), PairId(1)];
     const NODES: [NodeId; 2] = [NodeId(0), NodeId(1)];
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), generation: 0 }, slot }
+        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot }
     }
 
     fn guard() -> OwnedRwLockWriteGuard<()> {

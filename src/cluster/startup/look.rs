@@ -10,7 +10,7 @@ use crate::backend::{MarkError, NodeControl, NodeError, NodeView};
 use crate::cluster::Cluster;
 use crate::cluster::names::look_for;
 use crate::cluster::nodes::reason_of;
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, SessionId};
 use crate::pair::Reason;
 
 /// Looks at a node that refuses or breaks connections before it counts as away, and the pause
@@ -47,7 +47,7 @@ impl Cluster {
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
                     let run = &mut self.nodes[node.index()];
-                    // What it said before it broke off is not unsaid.
+                    // Keep what it said before the connection broke.
                     run.unmarked = run.view.take();
                     run.reason = reason_of(&error);
                     run.silent_since = Some(Instant::now());
@@ -72,7 +72,7 @@ impl Cluster {
     }
 
     /// Whether the proxy of this session has closed it on some node.
-    fn was_closed(&self, id: u64) -> bool {
+    fn was_closed(&self, id: SessionId) -> bool {
         let closed = Some(Session { id, open: false });
         self.nodes.iter().filter_map(|run| run.view.as_ref()).any(|view| view.session == closed)
     }

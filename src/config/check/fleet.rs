@@ -21,9 +21,7 @@ impl Check<'_> {
         let Some(text) = self.single("coordinate", &args.coordinate).map(str::to_owned) else {
             for id in ONLY_WITH {
                 if self.given(id) {
-                    let sentence =
-                        format!("{} without --coordinate changes nothing; give both or drop it", self.flag(id));
-                    self.fault(sentence);
+                    self.fault_about(id, " without --coordinate changes nothing; give both or drop it");
                 }
             }
             return None;
@@ -113,7 +111,8 @@ impl Check<'_> {
     fn advertise(&mut self, values: &[String]) -> Option<NodeAddr> {
         let text = self.single("advertise", values)?.to_owned();
         match text.parse::<NodeAddr>() {
-            // (Where none is given a server's is meant, on which memcached or this proxy listens.)
+            // Without a port the parser takes memcached's, where memcached or this proxy may
+            // listen.
             Ok(_) if !has_port(&text) => {
                 self.bad("advertise", &text, "the port is missing; give HOST:PORT, for example 10.0.0.5:11300");
                 None

@@ -84,19 +84,11 @@ impl Check<'_> {
                 self.fault(sentence);
             }
             for id in limits {
-                let sentence = format!(
-                    "{} without -b/--backup: there is nothing to refill from; give backups or drop it",
-                    self.flag(id)
-                );
-                self.fault(sentence);
+                self.fault_about(id, " without -b/--backup: there is nothing to refill from; give backups or drop it");
             }
         } else if mode == ResyncMode::Off {
             for id in limits {
-                let sentence = format!(
-                    "{} contradicts --resync=off, under which nothing is refilled; drop one of them",
-                    self.flag(id)
-                );
-                self.fault(sentence);
+                self.fault_about(id, " contradicts --resync=off, under which nothing is refilled; drop one of them");
             }
         }
         mode

@@ -83,11 +83,11 @@ impl Core {
     /// A client has connected.
     pub fn handle_connect(&mut self, now: Now) -> ClientKey {
         self.now = now;
-        self.generation = self.generation.wrapping_add(1);
-        let mut client = Client::new(self.generation, self.now.us);
+        self.occupant = self.occupant.next();
+        let mut client = Client::new(self.occupant, self.now.us);
         client.largest = self.largest;
         let id = self.clients.insert(client);
-        ClientKey { id, generation: self.generation }
+        ClientKey { id, occupant: self.occupant }
     }
 
     /// A client is gone; what it asked for is still carried through.
@@ -119,7 +119,7 @@ impl Core {
     /// Whether that client still sits in its place.
     #[inline]
     pub fn is_connected(&self, key: ClientKey) -> bool {
-        self.clients.get(key.id).is_some_and(|client| client.generation == key.generation)
+        self.clients.get(key.id).is_some_and(|client| client.occupant == key.occupant)
     }
 
     /// Room for what a client sends.
@@ -142,8 +142,8 @@ impl Core {
     pub fn client_to_write(&mut self, id: ClientId) -> Option<ToWrite<'_>> {
         let client = self.clients.get_mut(id)?;
         client.dirty = false;
-        let (generation, closes) = (client.generation, client.closing && client.is_idle());
-        Some(ToWrite { key: ClientKey { id, generation }, closes, unsent: client.unsent() })
+        let (occupant, closes) = (client.occupant, client.closing && client.is_idle());
+        Some(ToWrite { key: ClientKey { id, occupant }, closes, unsent: client.unsent() })
     }
 
     /// Its answers were handed to somebody who holds them until they are written: so is their
@@ -184,7 +184,7 @@ impl Core {
 
     /// Who sits in that place.
     pub fn client_key(&self, id: ClientId) -> Option<ClientKey> {
-        self.clients.get(id).map(|client| ClientKey { id, generation: client.generation })
+        self.clients.get(id).map(|client| ClientKey { id, occupant: client.occupant })
     }
 
     /// Bytes that a client was answered and has not taken.
@@ -305,7 +305,7 @@ impl Core {
         }
     }
 
-    /// Closes the clients that have sent nothing for so long and wait for nothing.
+    /// Closes the clients that have sent nothing for this long and wait for nothing.
     pub fn close_silent(&mut self, now: Now, timeout: Duration) {
         self.now = now;
         for id in self.client_ids() {
@@ -351,7 +351,7 @@ impl Core {
 
     /// A piece of the answer to what the client alone waits for.
     pub(super) fn tell_part(&mut self, key: ClientKey, bytes: Bytes) {
-        // (One that has closed its half takes its answer to the end.)
+        // A client that has closed its half still takes the whole answer.
         let Some(client) = self.clients.of(key) else {
             return self.outbox.events.push_back(Event::Unwanted { worker: self.settings.worker, client: key });
         };

@@ -33,8 +33,8 @@ impl Core {
         let conn = &mut self.links[at];
         conn.life = life;
         conn.state = LinkState::Dialing;
-        conn.generation = conn.generation.wrapping_add(1);
-        self.outbox.dials.push_back((at, conn.generation));
+        conn.dial = conn.dial.next();
+        self.outbox.dials.push_back((at, conn.dial));
     }
 
     /// A dialled connection stands.
@@ -184,7 +184,7 @@ impl Core {
     fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>, VecDeque<Unmarked>) {
         let conn = &mut self.links[at];
         conn.state = LinkState::Idle;
-        conn.generation = conn.generation.wrapping_add(1);
+        conn.dial = conn.dial.next();
         conn.clear_out();
         // Whether its socket was full says nothing of the next one: what was to be written is gone,
         // and over io_uring nobody tells how a send ended whose socket was closed.
@@ -263,7 +263,7 @@ impl Core {
     /// Nothing is begun and nothing awaited, so nothing can become late and [`Core::handle_tick`]
     /// has nothing to do.
     pub fn is_quiet(&self) -> bool {
-        // (What waits for a marker, or a mark, is among the operations.)
+        // An operation that waits for a marker or a mark is in `ops`.
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
         self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }

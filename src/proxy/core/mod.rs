@@ -58,6 +58,7 @@ pub use requests::owner_of;
 use crate::proxy::adds::Adds;
 use crate::proxy::clients::Clients;
 use crate::proxy::gone::{Gone, WrittenBriefly};
+use crate::proxy::handles::Occupant;
 use crate::proxy::in_flight::Spare;
 use crate::proxy::links::Links;
 use crate::proxy::memory::Memory;
@@ -94,7 +95,7 @@ pub struct CoreSettings {
 }
 
 impl CoreSettings {
-    /// Of this worker, one of so many, each with so many connections to each node.
+    /// Of this worker, one of this many, each with this many connections to each node.
     pub(crate) fn new(
         worker: WorkerId,
         (workers, lanes): (u16, u16),
@@ -125,7 +126,8 @@ pub struct Core {
     /// Of the call under way.
     now: Now,
     clients: Clients,
-    generation: u32,
+    /// Of the last client.
+    occupant: Occupant,
     /// Counts the turns in which clients begin requests.
     turn: u32,
     /// The end is near: clients are read from once more, whatever it takes.
@@ -166,7 +168,7 @@ impl Core {
             topology,
             now: Now::default(),
             clients: Clients::default(),
-            generation: 0,
+            occupant: Occupant(0),
             turn: 0,
             last_turn: false,
             refusals: operators::Refusals::default(),

@@ -145,7 +145,7 @@ impl Core {
     fn send_now(&mut self, id: OpId, at: ConnId) {
         let op = &self.ops[id];
         let bytes = op.bytes;
-        // (They have one stage.)
+        // Classic gets are only ever sent to the leader.
         if matches!(op.kind, Kind::Get | Kind::Gets) && op.wire == Wire::Classic {
             let conn = &mut self.links[at];
             conn.put_get(op.kind, op.key(), id, self.now.us, bytes);
@@ -219,7 +219,7 @@ impl Core {
                 self.park(id, Stage::Unknown(node));
             }
             Stage::Follower(n) if n == node => {
-                // (Somebody leads: it has answered.)
+                // There is a leader, and it has answered.
                 let stage = self.pairs.leader_of(op.pair).map_or(Stage::Unknown(node), Stage::Held);
                 self.leave_flight(id);
                 self.park(id, stage);
@@ -272,7 +272,7 @@ impl Core {
     pub(super) fn fail(&mut self, id: OpId, refusal: Refusal) {
         let op = &self.ops[id];
         if let Origin::Client(asker) = op.origin {
-            let (client, key) = (asker.client.generation, String::from_utf8_lossy(op.key()));
+            let (client, key) = (asker.client.occupant.0, String::from_utf8_lossy(op.key()));
             let said = refusal.words();
             tracing::debug!(client, worker = asker.worker.0, %key, kind = ?op.kind, said, "a request is refused");
         }

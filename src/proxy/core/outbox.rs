@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::ids::WorkerId;
 use crate::proxy::client::Client;
-use crate::proxy::handles::{ClientId, ConnId};
+use crate::proxy::handles::{ClientId, ConnId, DialNumber};
 use crate::proxy::link::Conn;
 
 use super::Core;
@@ -15,7 +15,7 @@ use super::messages::{Event, PeerMessage};
 pub(super) struct Outbox {
     pub(super) events: VecDeque<Event>,
     pub(super) peers: VecDeque<(WorkerId, PeerMessage)>,
-    pub(super) dials: VecDeque<(ConnId, u32)>,
+    pub(super) dials: VecDeque<(ConnId, DialNumber)>,
     pub(super) hangups: VecDeque<ConnId>,
     urgent_conns: Queue<ConnId>,
     dirty_conns: Queue<ConnId>,
@@ -28,7 +28,7 @@ pub(super) struct Outbox {
 #[derive(Debug)]
 struct Queue<T> {
     items: Vec<T>,
-    /// So many of them were taken.
+    /// This many of them were taken.
     taken: usize,
 }
 
@@ -41,7 +41,7 @@ impl<T> Default for Queue<T> {
 impl<T: Copy> Queue<T> {
     #[inline(always)]
     fn push(&mut self, item: T) {
-        // (Half of them at least: what is moved up costs no more than what was pushed.)
+        // Once half are taken: moving the rest costs no more than pushing it did.
         if self.items.len() == self.items.capacity() && self.taken * 2 >= self.items.len() {
             self.items.drain(..std::mem::take(&mut self.taken));
         }
@@ -66,7 +66,7 @@ impl<T: Copy> Queue<T> {
 
     #[inline(always)]
     fn is_empty(&self) -> bool {
-        // (What is all taken is cleared.)
+        // When all are taken, `items` is cleared.
         self.items.is_empty()
     }
 }
@@ -75,7 +75,7 @@ impl Outbox {
     /// The connection has something to write.
     #[inline(always)]
     pub(super) fn mark_conn(&mut self, conn: &mut Conn, at: ConnId) {
-        // (What is urgent is dirty, too.)
+        // An urgent connection is also dirty.
         if !conn.dirty {
             conn.dirty = true;
             self.dirty_conns.push(at);
@@ -141,9 +141,9 @@ impl Core {
         self.outbox.peers.pop_front()
     }
 
-    /// A connection to open, and its generation.
+    /// A connection to open, and which dial of it this is.
     #[inline]
-    pub fn poll_dial(&mut self) -> Option<(ConnId, u32)> {
+    pub fn poll_dial(&mut self) -> Option<(ConnId, DialNumber)> {
         self.outbox.dials.pop_front()
     }
 
@@ -172,7 +172,7 @@ impl Core {
         }
         loop {
             let at = self.outbox.dirty_conns.pop()?;
-            // (Written meanwhile, for it was urgent.)
+            // One that was urgent is written by now, and clean.
             if self.links[at].dirty {
                 return Some(at);
             }

@@ -7,7 +7,7 @@ use crate::protocol::meta::{self, Meta, Verb};
 use crate::protocol::outcome::{Fields, Outcome};
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
 use crate::protocol::told::{self, Told};
-use crate::proxy::handles::{ConnId, OpId};
+use crate::proxy::handles::{ConnId, DialNumber, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
 use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stage, Wire};
 use crate::proxy::route::{Flow, Follower};
@@ -58,8 +58,8 @@ impl Core {
     }
 
     /// Whether the connection is the one that was asked for by [`Core::poll_dial`].
-    pub fn is_current(&self, at: ConnId, generation: u32) -> bool {
-        self.links[at].generation == generation
+    pub fn is_current(&self, at: ConnId, dial: DialNumber) -> bool {
+        self.links[at].dial == dial
     }
 
     /// Bytes that are to be written to a node.
@@ -78,7 +78,7 @@ impl Core {
         self.outbox.mark_conn_anyway(&mut self.links[at], at);
     }
 
-    /// So many bytes its socket has not taken (0: it is not full).
+    /// This many bytes its socket has not taken (0: it is not full).
     pub fn handle_stuck(&mut self, now: Now, at: ConnId, bytes: usize) {
         self.links[at].is_stuck_with(bytes, now.us);
     }
@@ -455,7 +455,7 @@ impl Core {
                 // A miss under the next leader, it is none on this node when it comes back.
                 self.miss(id);
             }
-            // (What appends or touches agrees whatever the two hold.)
+            // An append or a touch agrees whatever the copies hold.
             if let (Some(flow), Mirror::Set | Mirror::Delete | Mirror::Withhold) = (flow, op.sent) {
                 flow.lone.remove(op.key());
             }

@@ -32,7 +32,7 @@ const OPERATORS_ONLY: Refusal = Refusal::Client(
     "operator commands (resync, node) are not taken here (--operator-commands off); say it on --admin-socket: resilver ask --proxy PATH …",
 );
 
-/// The worker through which all writes of a key go, of so many: whom the control plane tells to
+/// The worker through which all writes of a key go, of this many: whom the control plane tells to
 /// mend or adopt it.
 pub fn owner_of(key: &[u8], workers: u16) -> WorkerId {
     owner_of_hash(Topology::key_hash(key), workers)
@@ -191,7 +191,7 @@ impl Core {
                 }
                 Parsed::Request { request, style, len } => {
                     if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
-                        let client = client.generation;
+                        let client = client.occupant;
                         self.trace_request(client, &request, style, len);
                     }
                     let begun = match request {
@@ -216,7 +216,7 @@ impl Core {
                 }
                 Parsed::Reject { reply, style, len, swallow, close } => {
                     let said = reply.trim_ascii_end();
-                    tracing::debug!(client = client.generation, said = %String::from_utf8_lossy(said), "a request is refused");
+                    tracing::debug!(client = client.occupant.0, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow;
                     client.end_receiving();
@@ -312,14 +312,14 @@ impl Core {
         }
         let client = &mut self.clients[id];
         bytes::Buf::advance(chunk, len);
-        // (It asks for no key.)
+        // A request without a key.
         let asked = begun(Asked::Other, self.now);
         let slot = client.open_slot(0, false, (style, asked), len, &mut self.spare);
         client.begin_piece(rest);
         if let Some(said) = refused {
             add(&self.stats.client_errors, 1);
             let said = String::from_utf8_lossy(said.trim_ascii_end());
-            tracing::debug!(client = client.generation, %said, "a request is refused");
+            tracing::debug!(client = client.occupant.0, %said, "a request is refused");
         }
         self.answer_client(id, slot, 0, false, refused.map_or(Outcome::Miss, Outcome::Own));
         true
@@ -364,7 +364,7 @@ impl Core {
             client.begin_read(slot);
         }
         let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
-        let client = ClientKey { id, generation: client.generation };
+        let client = ClientKey { id, occupant: client.occupant };
         let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
         let key = &raw[place.0 as usize..place.1 as usize];
         let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
@@ -418,9 +418,9 @@ impl Core {
         let raw = chunk.split_to(len).freeze();
         client.end_receiving();
         let slot = client.open_slot(1, false, (style, begun(Asked::of(request.kind), self.now)), len, &mut self.spare);
-        let generation = client.generation;
+        let occupant = client.occupant;
         let said = refusal.words();
-        tracing::debug!(client = generation, limit = self.limits.item_size_max, said, "a request is refused");
+        tracing::debug!(client = occupant.0, limit = self.limits.item_size_max, said, "a request is refused");
         let refused =
             if refusal == Refusal::TooLarge { &self.stats.store_too_large } else { &self.stats.store_no_memory };
         add(refused, 1);
@@ -429,13 +429,13 @@ impl Core {
             self.answer_client(id, slot, 0, false, error);
             return true;
         }
-        let client = ClientKey { id, generation };
+        let client = ClientKey { id, occupant };
         let asker = Asker { worker: self.settings.worker, client, slot, part: 0, read: false };
         let op = Op {
             answer: Some(error),
             decided: true,
             wire,
-            // (Nothing behind the key: the flags are not those of a deletion.)
+            // `raw` ends behind the key: the flags of a store are no flags of a deletion.
             ..Op::new(Origin::Client(asker), removal(request.kind), pair, hash, raw.slice(..place.1 as usize), place)
         };
         self.admit(op, asker);
@@ -517,7 +517,7 @@ impl Core {
             Admin::Quit => Err(Outcome::Quit),
             Admin::Verbosity { level } => {
                 // It is the node's affair elsewhere; the proxy's log level is set at its start.
-                tracing::debug!(client = client.generation, level, "verbosity is not changed by clients");
+                tracing::debug!(client = client.occupant.0, level, "verbosity is not changed by clients");
                 Err(Outcome::Done)
             }
         };
@@ -535,7 +535,7 @@ impl Core {
         };
         let slot = client.open_slot(0, false, (style, begun(Asked::Other, self.now)), len, &mut self.spare);
         client.exclusive = true;
-        let client = ClientKey { id, generation: client.generation };
+        let client = ClientKey { id, occupant: client.occupant };
         self.outbox.events.push_back(Event::Ask { worker: self.settings.worker, client, slot, question });
         true
     }

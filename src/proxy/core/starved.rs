@@ -37,7 +37,7 @@ impl Starved {
 }
 
 impl Core {
-    /// Whether so many bytes may be received for the request at the front of a client's input.
+    /// Whether this many bytes may be received for the request at the front of a client's input.
     /// `false`: it has to wait.
     pub(super) fn may_receive(&mut self, id: ClientId, bytes: usize) -> bool {
         let Some(client) = self.clients.get_mut(id) else { return false };
@@ -52,7 +52,7 @@ impl Core {
             return true;
         }
         if !client.is_starved() {
-            let key = ClientKey { id, generation: client.generation };
+            let key = ClientKey { id, occupant: client.occupant };
             self.starved.queue.push_back((key, self.now.us));
         }
         client.starve(&mut self.spare);

@@ -1,8 +1,10 @@
 //! `-vv`: a line for each request, as memcached's own `-vv` has one: which command, of which
 //! client. Keys and values are never in it. A busy proxy answers more than any log takes, so there
-//! are so many lines a second and one for those that are left out.
+//! are this many lines a second and one for those that are left out.
 
 use crate::protocol::request::{Request, Style};
+
+use crate::proxy::handles::Occupant;
 
 use super::Core;
 
@@ -26,9 +28,9 @@ impl Traces {
 }
 
 impl Core {
-    /// A request of so many bytes begins.
+    /// A request of this many bytes begins.
     #[cold]
-    pub(super) fn trace_request(&mut self, client: u32, request: &Request, style: Style, bytes: usize) {
+    pub(super) fn trace_request(&mut self, client: Occupant, request: &Request, style: Style, bytes: usize) {
         let (worker, now_us) = (self.settings.worker.0, self.now.us);
         let traces = &mut self.traces;
         if now_us.saturating_sub(traces.since_us) >= 1_000_000 {
@@ -46,6 +48,13 @@ impl Core {
             return;
         }
         traces.lines += 1;
-        tracing::trace!(client, worker, command = request.name(), noreply = style.is_silent(), bytes, "a request");
+        tracing::trace!(
+            client = client.0,
+            worker,
+            command = request.name(),
+            noreply = style.is_silent(),
+            bytes,
+            "a request"
+        );
     }
 }

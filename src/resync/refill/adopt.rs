@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::super::entry::Entry;
 use super::super::lane::Lane;
+use super::super::spool::SlotId;
 use super::super::{JobError, JobEvent, Settlement};
 use super::feed::MAX_NAMED_FAILURES;
 use super::{Refill, ask, count};
@@ -22,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How often it is tried from then on. The target's is the only copy: it is kept until the leader
 /// takes it, or clients end it.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
-/// So many are tried: 300 bytes each, some 5 MB.
+/// This many are tried: 300 bytes each, some 5 MB.
 const MAX_REFUSED: usize = 16 * 1024;
 
 /// An item that was sent to its owner, and what became of it.
@@ -40,12 +41,12 @@ impl Refill {
 
     /// Sends what `entry` found to the key's owner.
     pub(super) fn adopt(&mut self, mut entry: Entry, lane: &Lane) {
-        let slot = entry.slot as usize;
+        let slot = entry.slot;
         let Some(item) = entry.found.take() else { return self.settled(slot) };
         let Some(exptime) = lane.offsets().to_source(&item.seen, ambient::date(Instant::now())) else {
             return self.settled(slot);
         };
-        let (pair, key, bytes) = (self.slots[slot].pair, entry.key.clone(), item.value.len());
+        let (pair, key, bytes) = (self.slots[slot.index()].pair, entry.key.clone(), item.value.len());
         self.adopting_bytes += bytes;
         let asked = ask(self.ctx.clone(), move |reply| JobEvent::Adopt {
             pair,
@@ -70,7 +71,7 @@ impl Refill {
     /// What became of it.
     pub(super) fn adopted(&mut self, adopted: Adopting) -> Result<(), JobError> {
         let Adopting { mut entry, bytes, end } = adopted;
-        let slot = entry.slot as usize;
+        let slot = entry.slot;
         self.adopting_bytes -= bytes;
         let end = end?;
         if end == Settlement::Failed {
@@ -92,17 +93,17 @@ impl Refill {
         }
         self.adoption_over(&entry);
         match end {
-            Settlement::Done => count(&self.ctx, self.slots[slot].pair, |p| &p.adopted, 1),
+            Settlement::Done => count(&self.ctx, self.slots[slot.index()].pair, |p| &p.adopted, 1),
             // Compared like any key that clients write: if they deleted it, it goes.
-            _ => self.slots[slot].recopy.push(entry.key),
+            _ => self.slots[slot.index()].recopy.push(entry.key),
         }
         self.settled(slot);
         Ok(())
     }
 
     /// The key has one copy, and stays so until the leader takes it.
-    fn refused_by_leader(&mut self, slot: usize, key: &[u8]) {
-        if let Some(lone) = &self.slots[slot].lone {
+    fn refused_by_leader(&mut self, slot: SlotId, key: &[u8]) {
+        if let Some(lone) = &self.slots[slot.index()].lone {
             lone.insert(key);
         }
         self.named_failures += 1;
@@ -119,7 +120,7 @@ impl Refill {
     /// Adopted, or ended by a client: what was said of it before is over.
     pub(super) fn adoption_over(&self, entry: &Entry) {
         if entry.adopts == Some(TRIES)
-            && let Some(lone) = &self.slots[entry.slot as usize].lone
+            && let Some(lone) = &self.slots[entry.slot.index()].lone
         {
             lone.remove(&entry.key);
         }
@@ -139,8 +140,8 @@ impl Refill {
         limit
     }
 
-    fn settled(&mut self, slot: usize) {
-        self.slots[slot].in_flight -= 1;
+    fn settled(&mut self, slot: SlotId) {
+        self.slots[slot.index()].in_flight -= 1;
         self.streaming -= 1;
     }
 }
@@ -158,7 +159,7 @@ mod tests {
 
     /// Of a key that was tried so often before.
     fn tried(key: usize, tries: u8, end: Settlement) -> Adopting {
-        let entry = Entry::new(Bytes::from(format!("key:{key}")), false, 0, 0, true);
+        let entry = Entry::new(Bytes::from(format!("key:{key}")), false, SlotId::ONLY, 0, true);
         Adopting { entry: entry.swept(true, Some(tries)), bytes: 0, end: Ok(end) }
     }
 

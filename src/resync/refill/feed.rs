@@ -10,12 +10,13 @@ use super::super::entry::{End, Entry};
 use super::super::enumerate::Coverage;
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
+use super::super::spool::SlotId;
 use super::super::{Fill, JobError};
 use super::{Hand, REFUSED_PAUSE, Refill, count};
 use crate::keys::MAX_RECOPY_KEYS;
 use crate::protocol::key::wire_form;
 
-/// While both wait, re-copies get one part of so many of a batch, and enumerated keys the rest; the
+/// While both wait, re-copies get a batch divided by this, and enumerated keys the rest; the
 /// other way round once a queue of re-copies is half full, since one that overflows costs another
 /// pass.
 const RECOPY_SHARE: usize = 4;
@@ -24,7 +25,7 @@ pub(super) const MAX_NAMED_FAILURES: usize = 10;
 /// Booked for a key whose item's size is not known as long as the lane has not seen any, in bytes:
 /// memcached's largest by default.
 const UNSEEN_BYTES: usize = 1 << 20;
-/// A lane that yields to clients may still hold so many bytes of items.
+/// A lane that yields to clients may still hold this many bytes of items.
 const MIN_LOT_BYTES: usize = 64 << 10;
 
 impl Refill {
@@ -99,8 +100,10 @@ impl Refill {
         let lot = share.min((3 * share).saturating_sub(lane.len()));
         let waiting = if rests { 0 } else { self.spool_len().min(lot) };
         let room = if self.trickle { lot } else { room };
-        let queued: Vec<usize> =
-            (0..self.slots.len()).map(|i| if self.may_recopy(i) { self.slots[i].recopy.len() } else { 0 }).collect();
+        let queued: Vec<usize> = self
+            .slot_ids()
+            .map(|id| if self.may_recopy(id) { self.slots[id.index()].recopy.len() } else { 0 })
+            .collect();
         let crowded = queued.iter().any(|&keys| keys > MAX_RECOPY_KEYS / 2);
         let part = room.div_ceil(RECOPY_SHARE);
         let share = if crowded { room - part } else { part }.min(queued.iter().sum());
@@ -110,8 +113,8 @@ impl Refill {
         let enumerated = if full { 0 } else { self.granted((room - share).min(waiting)) };
         let mut left = room - enumerated;
         for i in 0..self.slots.len() {
-            let slot = (self.turn + i) % self.slots.len();
-            let wanted = left.min(queued[slot]);
+            let slot = SlotId::at((self.turn + i) % self.slots.len());
+            let wanted = left.min(queued[slot.index()]);
             if self.trickle {
                 // Nothing waits for them: an overflow costs no pass.
                 let granted = self.granted(wanted);
@@ -124,7 +127,7 @@ impl Refill {
             self.ctx.limiter.book(taken);
             left -= taken;
         }
-        for slot in 0..self.slots.len() {
+        for slot in self.slot_ids() {
             left -= self.admit_withdrawals(lane, slot, left);
         }
         left -= self.admit_adoptions(lane, left);
@@ -137,10 +140,10 @@ impl Refill {
         self.coverage == Coverage::Whole
     }
 
-    fn may_recopy(&self, slot: usize) -> bool {
+    fn may_recopy(&self, slot: SlotId) -> bool {
         let judged = matches!(self.hand, Hand::Judging { slot: judged, clean: true, .. } if judged == slot);
         // While the target's own items count, it gets no copies.
-        self.fill != Fill::Adopt && !judged && !self.slots[slot].done
+        self.fill != Fill::Adopt && !judged && !self.slots[slot.index()].done
     }
 
     fn granted(&mut self, wanted: usize) -> usize {
@@ -155,18 +158,18 @@ impl Refill {
     }
 
     /// Up to `limit` keys, and up to `bytes` on the lane; returns how many.
-    fn admit_recopies(&mut self, lane: &mut Lane, slot: usize, limit: usize, bytes: usize) -> usize {
+    fn admit_recopies(&mut self, lane: &mut Lane, slot: SlotId, limit: usize, bytes: usize) -> usize {
         let booked = unknown_size(lane);
         let free = bytes.saturating_sub(lane.booked) / booked;
         let limit = limit.min(free.max(usize::from(lane.len() == 0)));
         // Out of the queue before the copy starts: a push during the copy is then kept.
-        let keys = self.slots[slot].recopy.take_batch(limit);
+        let keys = self.slots[slot.index()].recopy.take_batch(limit);
         let count = keys.len();
         for key in keys {
             match wire_form(&key) {
                 Some(binary) => {
-                    self.slots[slot].in_flight += 1;
-                    let entry = Entry::new(key, binary, slot as u32, booked, true);
+                    self.slots[slot.index()].in_flight += 1;
+                    let entry = Entry::new(key, binary, slot, booked, true);
                     lane.admit(if self.trickle || self.fill == Fill::Missed { entry.by_content() } else { entry });
                 }
                 None => self.failed(slot, &key, "the key cannot be written on the wire"),
@@ -183,13 +186,13 @@ impl Refill {
                 break;
             }
             let Some(found) = spool.pop().map_err(|e| JobError::Spool(e.to_string()))? else { break };
-            let slot = found.slot as usize;
-            if self.slots[slot].done {
+            let slot = found.slot;
+            if self.slots[slot.index()].done {
                 continue;
             }
             match wire_form(&found.key) {
                 Some(binary) => {
-                    self.slots[slot].in_flight += 1;
+                    self.slots[slot.index()].in_flight += 1;
                     self.streaming += 1;
                     // A key that was not enumerated has no size yet.
                     let booked = if found.size == 0 { unknown_size(lane) } else { found.size as usize + ENTRY_BYTES };
@@ -219,12 +222,12 @@ impl Refill {
 
     fn take_ended(&mut self, lane: &mut Lane) {
         for (entry, end) in std::mem::take(&mut lane.ended) {
-            let slot = entry.slot as usize;
-            let pair = self.slots[slot].pair;
+            let slot = entry.slot;
+            let pair = self.slots[slot.index()].pair;
             if end != End::Adopt {
                 self.adoption_over(&entry);
             }
-            self.slots[slot].marked.note(&entry, end);
+            self.slots[slot.index()].marked.note(&entry, end);
             let recopied: fn(&PairProgress) -> &AtomicU64 = |p| &p.recopied;
             let again = entry.recopy && !self.trickle;
             let mine = |enumerated: fn(&PairProgress) -> &AtomicU64| if again { recopied } else { enumerated };
@@ -232,10 +235,10 @@ impl Refill {
                 End::Copied(bytes) => {
                     count(&self.ctx, pair, mine(|p| &p.copied), 1);
                     count(&self.ctx, pair, |p| &p.bytes, bytes);
-                    if self.leads && self.slots[slot].is_refused() {
+                    if self.leads && self.slots[slot.index()].is_refused() {
                         // It takes items again.
-                        self.slots[slot].refused_pause = REFUSED_PAUSE.0;
-                        self.slots[slot].refused_at = Instant::now();
+                        self.slots[slot.index()].refused_pause = REFUSED_PAUSE.0;
+                        self.slots[slot.index()].refused_at = Instant::now();
                     }
                     self.new_in_pass += u64::from(!entry.recopy);
                 }
@@ -248,23 +251,23 @@ impl Refill {
                 }
                 End::Refused => {
                     self.failed(slot, &entry.key, "the target takes no such item");
-                    if let Some(lone) = &self.slots[slot].lone {
+                    if let Some(lone) = &self.slots[slot.index()].lone {
                         lone.insert(&entry.key);
                     }
                 }
-                End::Requeue => self.slots[slot].recopy.push(entry.key),
+                End::Requeue => self.slots[slot.index()].recopy.push(entry.key),
                 End::NoCas => {
                     self.no_cas = true;
-                    self.slots[slot].recopy.push(entry.key);
+                    self.slots[slot.index()].recopy.push(entry.key);
                 }
             }
-            self.slots[slot].in_flight -= 1;
+            self.slots[slot.index()].in_flight -= 1;
             self.streaming -= usize::from(!entry.recopy);
         }
     }
 
-    pub(super) fn failed(&mut self, slot: usize, key: &[u8], why: &str) {
-        count(&self.ctx, self.slots[slot].pair, |p| &p.failed, 1);
+    pub(super) fn failed(&mut self, slot: SlotId, key: &[u8], why: &str) {
+        count(&self.ctx, self.slots[slot.index()].pair, |p| &p.failed, 1);
         self.named_failures += 1;
         if self.named_failures <= MAX_NAMED_FAILURES {
             let key = String::from_utf8_lossy(key).into_owned();
@@ -352,7 +355,7 @@ pub(super) mod tests {
     async fn a_spool_that_fails_loses_no_lane() {
         let mut refill = refill().await;
         for lane in &mut refill.idle {
-            let mut entry = Entry::new(Bytes::from_static(b"k"), false, 0, 0, true);
+            let mut entry = Entry::new(Bytes::from_static(b"k"), false, SlotId::ONLY, 0, true);
             let seen = Seen { ttl: -1, asked: Duration::ZERO, answered: Duration::ZERO, shown: None };
             let item = Item { value: Bytes::new(), flags: 0, cas: 7, seen, binary: false };
             entry.stage = Stage::Verify { item, bytes: 0, copy: 3 };
@@ -367,7 +370,7 @@ pub(super) mod tests {
     async fn with_keys(count: usize, size: u32) -> Refill {
         let mut refill = refill().await;
         let mut spool = Spool::new(1 << 20);
-        (0..count).for_each(|i| spool.push(0, size, format!("key:{i}").as_bytes()).unwrap());
+        (0..count).for_each(|i| spool.push(SlotId::ONLY, size, format!("key:{i}").as_bytes()).unwrap());
         refill.spool = Arc::new(Mutex::new(spool));
         refill
     }

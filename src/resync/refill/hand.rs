@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::resync::progress::PairProgress;
+use crate::resync::spool::SlotId;
 use crate::resync::{Context, JobError, JobEvent, Verdict};
 
 use super::Refill;
@@ -18,9 +19,9 @@ const REFUSED_KEYS: usize = 64;
 /// How far the hand-back of one pair is; one at a time per source.
 pub(super) enum Hand {
     Idle,
-    Asking { slot: usize, reply: BoxFuture<'static, Result<bool, JobError>> },
-    Draining { slot: usize, until: Instant },
-    Judging { slot: usize, clean: bool, reply: BoxFuture<'static, Result<Verdict, JobError>> },
+    Asking { slot: SlotId, reply: BoxFuture<'static, Result<bool, JobError>> },
+    Draining { slot: SlotId, until: Instant },
+    Judging { slot: SlotId, clean: bool, reply: BoxFuture<'static, Result<Verdict, JobError>> },
 }
 
 pub(super) enum Answered {
@@ -67,8 +68,8 @@ impl Refill {
         }
     }
 
-    pub(super) fn drained(&mut self, slot: usize, clean: bool) {
-        let pair = self.slots[slot].pair;
+    pub(super) fn drained(&mut self, slot: SlotId, clean: bool) {
+        let pair = self.slots[slot.index()].pair;
         let reply = ask(self.ctx.clone(), move |reply| JobEvent::Drained { pair, clean, reply });
         self.hand = Hand::Judging { slot, clean, reply };
     }
@@ -80,12 +81,12 @@ impl Refill {
                 if closed? {
                     self.hand = Hand::Draining { slot, until: now + self.ctx.tuning.gate_budget };
                 } else {
-                    self.slots[slot].later(now);
+                    self.slots[slot.index()].later(now);
                 }
             }
             (Hand::Judging { slot, clean, .. }, Answered::Drained(verdict)) => match verdict? {
                 Verdict::Mirrored if clean => self.is_mirrored(slot),
-                Verdict::Again => self.slots[slot].later(now),
+                Verdict::Again => self.slots[slot.index()].later(now),
                 // Mirrored without having been clean would leave copies in flight: never trusted.
                 Verdict::Mirrored | Verdict::Abort => return Err(JobError::Aborted),
             },

@@ -11,12 +11,13 @@ use bytes::Bytes;
 
 use super::super::entry::{End, Entry};
 use super::super::lane::{ENTRY_BYTES, Lane};
+use super::super::spool::SlotId;
 use super::Refill;
 use crate::protocol::key::wire_form;
 use crate::rules::{Rule, holds};
 
-/// So many keys of a pair are remembered at most. (An item more may be seen again, as what it was,
-/// when its node leads again.)
+/// This many keys of a pair are remembered at most. (An item more may be seen again, as what it
+/// was, when its node leads again.)
 const MARKED_KEYS: usize = 1 << 16;
 
 /// Of one pair.
@@ -57,22 +58,22 @@ impl Marked {
 
 impl Refill {
     /// Puts up to `limit` keys on the lane whose items are to be deleted; returns how many.
-    pub(super) fn admit_withdrawals(&mut self, lane: &mut Lane, slot: usize, limit: usize) -> usize {
+    pub(super) fn admit_withdrawals(&mut self, lane: &mut Lane, slot: SlotId, limit: usize) -> usize {
         let mut admitted = 0;
         while admitted < limit
-            && let Some(key) = self.slots[slot].marked.to_withdraw.pop_first()
+            && let Some(key) = self.slots[slot.index()].marked.to_withdraw.pop_first()
         {
             let Some(binary) = wire_form(&key) else { continue };
-            self.slots[slot].in_flight += 1;
-            lane.admit(Entry::new(key, binary, slot as u32, ENTRY_BYTES, true).withdrawn());
+            self.slots[slot.index()].in_flight += 1;
+            lane.admit(Entry::new(key, binary, slot, ENTRY_BYTES, true).withdrawn());
             admitted += 1;
         }
         admitted
     }
 
     /// The pair is mirrored.
-    pub(super) fn is_mirrored(&mut self, slot: usize) {
-        let slot = &mut self.slots[slot];
+    pub(super) fn is_mirrored(&mut self, slot: SlotId) {
+        let slot = &mut self.slots[slot.index()];
         slot.done = true;
         if let Some(missed) = self.ctx.missed.get(&slot.pair)
             && !self.leads

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::resync::enumerate::{Coverage, DumpError, enumerate};
+use crate::resync::spool::SlotId;
 use crate::resync::{Fill, JobError, JobEvent};
 
 use super::{Refill, count};
@@ -44,7 +45,7 @@ impl Refill {
         let sweeping = self.sweeping;
         let (ctx, spool, work) = (self.ctx.clone(), self.spool.clone(), self.work.clone());
         let open = self.slots.iter().enumerate().filter(|(_, slot)| !slot.done);
-        let slots: BTreeMap<PairId, u32> = open.map(|(i, slot)| (slot.pair, i as u32)).collect();
+        let slots: BTreeMap<PairId, SlotId> = open.map(|(i, slot)| (slot.pair, SlotId::at(i))).collect();
         self.pass = Some(
             async move {
                 let disk = spool.lock().unwrap_or_else(PoisonError::into_inner).disk();
@@ -77,7 +78,7 @@ impl Refill {
         for (i, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.done) {
             let Some(missed) = self.ctx.missed.get(&slot.pair) else { return Ok(false) };
             match missed.list().await {
-                Some(keys) => lists.push((i as u32, slot.pair, keys)),
+                Some(keys) => lists.push((SlotId::at(i), slot.pair, keys)),
                 None => return Ok(false),
             }
         }

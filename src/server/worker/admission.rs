@@ -78,7 +78,7 @@ impl Worker {
     pub(super) async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
         loop {
             let mut accepting = pin!(listener.accept());
-            // (Whoever comes while there is no lease is told so elsewhere.)
+            // Connections that arrive while there is no lease are answered elsewhere.
             let accepting = poll_fn(|cx| {
                 lease::pass();
                 accepting.as_mut().poll(cx)
@@ -105,8 +105,8 @@ impl Worker {
         let connected = self.count.fetch_add(1, Ordering::Relaxed);
         let most = self.shell.borrow().live.max_clients;
         let is_one_too_many = connected >= most;
-        // (Who takes a place among them and says nothing gives way to the next: an operator's
-        // command comes at once.)
+        // Who takes a place among them and says nothing gives way to the next: an operator's
+        // command comes at once.
         if connected >= most + OPERATORS
             && (connected >= most + OPERATORS_MAX || !self.work(|shell| self.turn_one_away(shell)))
         {
@@ -143,7 +143,7 @@ impl Worker {
             shell.stats.connected();
             if let Some(peer) = peer {
                 tracing::debug!(
-                    client = key.generation,
+                    client = key.occupant.0,
                     worker = shell.core.worker().0,
                     peer,
                     "a client has connected"
@@ -183,7 +183,7 @@ impl Worker {
         let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((worker, key)) = beyond.pop_front() {
             if worker != shell.core.worker() {
-                // (Whether it is silent still, that worker knows.)
+                // Only that worker knows whether the client is still silent.
                 shell.send_to(worker, PeerMessage::TurnAway(key));
                 return true;
             }

@@ -30,7 +30,7 @@ pub(super) const GATHER_ENOUGH: usize = 64;
 /// that brings nothing costs one in vain.
 const WORTH_A_LOOK: u32 = UNIT / 4;
 
-/// While looks are not worth it, one of so many is made all the same.
+/// While looks are not worth it, one look in this many is made all the same.
 const TRIED_ANYWAY: u32 = 32;
 
 /// One socket.
@@ -67,8 +67,8 @@ impl Worker {
         let mut looks = Looks::default();
         loop {
             self.woken().await;
-            // (With many answers to write, the nodes would idle meanwhile: then theirs comes
-            // first.)
+            // With many answers to write, the nodes would idle meanwhile: then theirs comes
+            // first.
             let waiting = self.shell.borrow().core.dirty_clients();
             let mut answered = if waiting >= GATHER_ENOUGH { waiting } else { 0 };
             for round in 0..GATHER_ROUNDS {
@@ -138,8 +138,8 @@ impl Worker {
         while let Some((worker, message)) = shell.core.poll_peer() {
             shell.send_to(worker, message);
         }
-        while let Some((at, generation)) = shell.core.poll_dial() {
-            tokio::task::spawn_local(self.clone().run_conn(at, generation));
+        while let Some((at, dial)) = shell.core.poll_dial() {
+            tokio::task::spawn_local(self.clone().run_conn(at, dial));
         }
     }
 
@@ -156,7 +156,7 @@ impl Worker {
         }
         shell.flushed_conns = conns;
         for key in shell.writable.take() {
-            // (A successor may sit in its place.)
+            // Another client may have taken the place since.
             if shell.core.is_connected(key) {
                 shell.core.handle_client_writable(key.id);
             }
@@ -248,10 +248,10 @@ impl Worker {
         if let Some(why) = why {
             shell.count_ended(why, gone.as_ref());
         }
-        // (Named in vain where the log was less talkative when it came.)
+        // `named` is empty if the log level was lower when the client came.
         if let (Some(peer), Some(why)) = (shell.named.remove(&id), why) {
             let worker = shell.core.worker().0;
-            tracing::debug!(client = key.generation, worker, peer, why = why.word(), "a client is closed");
+            tracing::debug!(client = key.occupant.0, worker, peer, why = why.word(), "a client is closed");
         }
         shell.stats.disconnected();
         self.count.fetch_sub(1, Ordering::Relaxed);

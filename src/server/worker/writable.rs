@@ -65,7 +65,7 @@ mod tests {
     use std::sync::atomic::AtomicU32;
 
     use super::*;
-    use crate::proxy::ClientId;
+    use crate::proxy::{ClientId, Occupant};
 
     #[derive(Default)]
     struct Counting(AtomicU32);
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn those_that_are_told_of_are_taken_once_and_the_flusher_is_woken() {
         let (writable, flusher) = (Arc::new(Writable::default()), Arc::new(Counting::default()));
-        let keys = [1, 2].map(|index| ClientKey { id: ClientId(index), generation: 7 });
+        let keys = [1, 2].map(|index| ClientKey { id: ClientId(index), occupant: Occupant(7) });
         let wakers = keys.map(|key| writable.waker(key));
         writable.wakes(&flusher.clone().into());
         assert!(writable.is_empty() && writable.take().is_empty());

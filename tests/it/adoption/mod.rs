@@ -62,7 +62,7 @@ impl World {
         self.cluster.proxy.status().node_number(&self.cluster.backups[0].addr(), name)
     }
 
-    /// Waits until the job at work has adopted so many items, and not all.
+    /// Waits until the job at work has adopted this many items, and not all.
     fn adopted(&self, count: u64) {
         let addr = self.cluster.backups[0].known_as();
         let status = self.cluster.proxy.wait_status("some adopted", crate::support::DEADLINE, |s| {
@@ -343,9 +343,6 @@ fn a_flush_in_the_middle_of_an_adoption_ends_what_waits_to_be_adopted() {
             }
             world.set_rate(None);
             start(&mut world.cluster);
-        }
-        if let Some(delay) = delay {
-            std::thread::sleep(Duration::from_millis(delay * 1000 + 1500));
         }
         let mut client = world.cluster.client();
         wait_until("its end", crate::support::DEADLINE, || client.get("own:1").is_ok_and(|item| item.is_none()));

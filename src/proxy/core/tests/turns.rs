@@ -53,7 +53,7 @@ fn a_get_of_very_many_keys_is_begun_in_turns() {
         (long.as_str(), "CLIENT_ERROR bad command line format", 10),
     ] {
         let line = format!("get{bad}{keys}\r\nversion\r\n");
-        // (As it comes: nothing begins before its end.)
+        // In pieces: nothing begins before the end of the line.
         for piece in line.as_bytes().chunks(100_000) {
             client_says(&mut world.core, world.now, client, piece);
         }
@@ -107,7 +107,7 @@ fn vv_logs_so_many_requests_a_second() {
     let (request, style) = (Request::Admin(Admin::Version), Style::Classic { noreply: false });
     for second in [1_000_000, 2_000_000] {
         world.core.now.us = second;
-        (0..5_000).for_each(|_| world.core.trace_request(1, &request, style, 9));
+        (0..5_000).for_each(|_| world.core.trace_request(Occupant(1), &request, style, 9));
         assert_eq!(world.core.traces.counts(), (1_000, 4_000));
     }
 }
