@@ -46,7 +46,7 @@ fn judge(args: CheckArgs) -> ExitCode {
     let host = Host { variables: Vec::new(), ..Host::this() };
     match CommandLine::parse(["resilver".into(), "--config".into(), file.clone()], &host) {
         Ok(CommandLine::Run(plan)) => told(&format!("{}: {}\n", file.display(), summary(&plan))),
-        // (Nothing in a file asks for help.)
+        // Only `--help` and `--version` print, and a file holds neither.
         Ok(CommandLine::Print(_)) => ExitCode::from(EXIT_USAGE),
         Err(errors) => {
             let mut errors = errors.0;

@@ -183,7 +183,7 @@ pub struct Settings {
     pub client_memory: usize,
     /// `--shutdown-grace`: how long requests in flight may take after SIGTERM.
     pub shutdown_grace: Duration,
-    /// `--idle-timeout`: clients silent for so long are closed; `None` = never.
+    /// `--idle-timeout`: clients silent for this long are closed; `None` = never.
     pub idle_timeout: Option<Duration>,
     /// `--coordinate` and what belongs to it.
     pub fleet: Option<FleetSettings>,
@@ -230,12 +230,12 @@ const SOURCE_PATIENCE: u32 = 5;
 
 impl Settings {
     /// Nothing in the proxy waits longer for a node that makes no progress: the source of a resync
-    /// has so long.
+    /// has this long.
     pub fn longest_wait(&self) -> Duration {
         self.leader_timeout.max(self.timeout) * SOURCE_PATIENCE
     }
 
-    /// After so long our own kernel drops what a node's has not taken. What it holds must not
+    /// After this long our own kernel drops what a node's has not taken. What it holds must not
     /// arrive when another proxy is active.
     pub fn undelivered(&self) -> Duration {
         let longest = self.longest_wait();

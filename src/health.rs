@@ -77,7 +77,7 @@ impl Health {
         !self.up && self.good >= needed && (awaited || now >= self.hold_until)
     }
 
-    /// Whether so many good probes in a row were seen.
+    /// Whether this many good probes in a row were seen.
     pub fn is_tried(&self, needed: u32) -> bool {
         self.good >= needed
     }

@@ -44,7 +44,7 @@ impl Boot {
         now
     }
 
-    /// So many microseconds later.
+    /// This many microseconds later.
     #[must_use]
     pub fn after(self, us: u64) -> Boot {
         Boot(self.0.saturating_add(us))
@@ -91,7 +91,7 @@ impl Lease {
 
     /// Returns at a moment at which this process may act. Blocks the thread until then.
     fn pass(&self) {
-        // (Without coordination the clock is not asked.)
+        // `u64::MAX`: no coordination, and no look at the clock.
         while self.0.load(Ordering::Acquire) != u64::MAX && !self.holds(Boot::now()) {
             pulse::stands_still();
             std::thread::sleep(LOOK);
@@ -139,7 +139,7 @@ pub fn is_over() -> bool {
 /// former active proxy is waited for.
 #[inline]
 pub(crate) fn pass() {
-    // (A simulated process without a lease does not come here: see `process`.)
+    // A simulated process without a lease does not come here: see `process`.
     #[cfg(test)]
     if process::present().is_some() {
         return;

@@ -77,7 +77,7 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
     let pid_file = plan.process.pid_file.as_deref().map(PidFile::create).transpose()?;
     let bound = daemon::bind(&plan)?;
     let of_pools = plan.pools.iter().filter_map(|settings| settings.unix_socket.as_ref());
-    // (What systemd has bound it keeps.)
+    // Sockets that systemd has bound stay when this process ends.
     let own = of_pools.chain(&plan.process.admin_socket).filter(|path| !bound.kept.contains(path));
     let socket_files = own.map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(identity) = &identity {
@@ -93,12 +93,12 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
         let files = Arc::clone(&files);
         move || drop(files.lock().ok().and_then(|mut files| files.take()))
     };
-    // (What it was allowed at the start counts, and not what it is after it has given up root.)
+    // Judged with the rights of the start, before root is given up.
     let reload = Arc::new(Reload::new(Arc::new(move || read_again(&host)), plan.clone()));
     let asked = reload.clone();
     let reload_once = move || {
         let reload = asked.clone();
-        // (What comes of it is in the log.)
+        // Its result is logged.
         async move { drop(reload.reload().await) }
     };
     Signals::catch()?.watch(shutdown.clone(), reload_once, remove_files.clone())?;

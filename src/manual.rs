@@ -90,7 +90,7 @@ fn write(folder: &Path, commands: Vec<Command>) -> Result<(), String> {
     page(folder, "resilver", whole(commands.clone()))?;
     for command in commands {
         let name = format!("resilver-{}", command.get_name());
-        // (A page is called by one word, and shows how the command is typed.)
+        // A page has a name of one word (`resilver-wait`), and shows the command as it is typed.
         let shown = command.get_bin_name().unwrap_or_default().to_owned();
         page(folder, &name, command.name(name.clone()).bin_name(shown))?;
     }
@@ -99,7 +99,7 @@ fn write(folder: &Path, commands: Vec<Command>) -> Result<(), String> {
 
 fn page(folder: &Path, name: &str, command: Command) -> Result<(), String> {
     let mut text = Vec::new();
-    // (Writing to memory does not fail.)
+    // Writing to memory does not fail.
     Man::new(command).render(&mut text).map_err(|error| error.to_string())?;
     let path = folder.join(format!("{name}.1"));
     std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))

@@ -80,8 +80,8 @@ fn begin(
                 let _ = is_ready.send(Told::Ready);
                 gone.recv().map_err(|_| Error::other("another pool cannot begin"))
             };
-            // (A pool that says nothing at all would be waited for. Of builds whose panics unwind,
-            // as in tests: a panic of the released program ends the process.)
+            // A pool that says nothing at all would be waited for. Of builds whose panics unwind,
+            // as in tests: a panic of the released program ends the process.
             let serves = || server::run_beside(settings, listeners, shutdown, shared, ready);
             let ended = catch_unwind(AssertUnwindSafe(serves));
             let ended = ended.unwrap_or_else(|_| Err(Error::other("its control plane panicked")));
@@ -136,14 +136,14 @@ impl Running {
         let mut outcome = begun;
         if outcome.is_ok() {
             for pool in &go {
-                // (An error: it has panicked, which joining it says.)
+                // An error means that the thread has panicked; joining it reports that.
                 let _ = pool.send(());
             }
         } else {
             shutdown.cancel();
         }
         drop(go);
-        // (The last of them ends with the last thread.)
+        // The channel closes with the last thread.
         for word in told {
             let Told::Ended(name, ended) = word else { continue };
             shutdown.cancel();
@@ -152,7 +152,7 @@ impl Running {
             }
         }
         for thread in threads {
-            // (Its panic was caught, and told.)
+            // Its panic was caught and reported.
             let _ = thread.join();
         }
         outcome

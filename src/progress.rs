@@ -30,7 +30,7 @@ impl<T: Copy + PartialOrd> Progress<T> {
         self.moved += ANSWER;
     }
 
-    /// So many bytes have moved.
+    /// This many bytes have moved.
     #[inline(always)]
     pub(crate) fn add(&mut self, bytes: usize, now: T) {
         self.moved += bytes;

@@ -72,7 +72,7 @@ impl From<String> for Failed {
 struct Told {
     live: Vec<&'static str>,
     opened: Vec<SocketAddr>,
-    /// Open files are allowed for so many clients.
+    /// Open files are allowed for this many clients.
     fewer: Option<usize>,
     /// What counts from the next start on.
     fixed: Vec<String>,
@@ -96,7 +96,7 @@ impl Reload {
 
     /// What is said until it does.
     pub(crate) fn stands_by(&self, says: impl Fn() -> String + Send + Sync + 'static) {
-        // (Once in a process.)
+        // Set once in a process.
         let _ = self.in_place.set(Box::new(says));
     }
 
@@ -292,7 +292,7 @@ type Opened = Vec<(SocketAddr, Vec<TcpListener>)>;
 /// What has to be opened is, for all pools, before anything is changed.
 fn open_all(current: &[Settings], new: &[Settings]) -> Result<Vec<Opened>, String> {
     let of = |settings: &Settings| match new.iter().find(|new| new.pool == settings.pool) {
-        // (The number of workers does not change.)
+        // A reload keeps the number of workers.
         Some(new) => daemon::bind_also(new, &added(settings, new), settings.threads).map_err(|error| error.to_string()),
         None => Ok(Vec::new()),
     };

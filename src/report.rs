@@ -70,7 +70,7 @@ pub struct LostItemsReport {
     pub pairs_empty: usize,
     /// Of late: pairs that went on without some keys.
     pub pairs_partial: usize,
-    /// So many of these keys are known.
+    /// This many of these keys are known.
     pub keys: usize,
     /// There were more.
     pub more: bool,
@@ -275,8 +275,8 @@ impl LatencyReport {
         sum
     }
 
-    /// In microseconds, the bucket's upper end: within this time so many of a hundred answers came.
-    /// 0: none came.
+    /// In microseconds, the bucket's upper end: within this time this many of a hundred answers
+    /// came. 0: none came.
     pub fn percentile_us(&self, percent: u64) -> u64 {
         let all: u64 = self.buckets.iter().map(|(_, count)| count).sum();
         let wanted = (all * percent).div_ceil(100);

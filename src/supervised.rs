@@ -20,10 +20,10 @@ use crate::reload::{Pool, Reload, Serving};
 /// Between two words at most, and at least.
 const PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// So many times what a word takes is between two of them: of thousands of pairs it takes long, and
-/// the control plane has better to do.
+/// This many times what a word takes is between two of them: of thousands of pairs it takes long,
+/// and the control plane has better to do.
 const SHARE: u32 = 20;
-/// So many in the time that it may be silent for.
+/// This many in the time that it may be silent for.
 const WORDS: u32 = 4;
 
 /// Tells it from a thread of its own. `reload` knows the proxy.
@@ -76,7 +76,7 @@ struct Word {
 
 impl Word {
     fn lines(&self) -> String {
-        // (Others have a part in it, and it is one line.)
+        // The status holds text from outside, and must be one line.
         let status = self.status.replace(char::is_control, " ");
         format!("{}STATUS={status}", if self.lives { "WATCHDOG=1\n" } else { "" })
     }
@@ -99,7 +99,7 @@ impl Watch {
         if let Some(word) = self.suspended(&serving) {
             return word;
         }
-        // (What is asked late is told late.)
+        // A report that takes longer is left out until the next round.
         if let Ok(Some(report)) = timeout(self.pause, serving.desk.state()).await {
             self.has_begun = true;
             return Word { lives: true, status: report.in_one_line() };

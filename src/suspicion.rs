@@ -15,7 +15,7 @@
 //!   may take since the late one fell silent. Only time between answers in close succession counts
 //!   as running. (If all stood still together, the first to continue would otherwise convict the
 //!   others; and its answers from before the standstill prove nothing about now.)
-//! - *No server that could replace it ran for so long*: dropping it would help nobody. It gets as
+//! - *No server that could replace it ran for this long*: dropping it would help nobody. It gets as
 //!   long as a last full copy.
 //!
 //! A server that holds the only copy of some pair is not lost by the others' answers before it is
@@ -40,12 +40,12 @@ pub enum Lateness {
     Late,
     /// It has had twice its time.
     Overdue,
-    /// Not even a last full copy is waited for so long.
+    /// So long not even a last full copy is waited for.
     Hopeless,
 }
 
 impl Lateness {
-    /// Of an answer that is awaited for so long, where it may take `timeout`, and that of a last
+    /// Of an answer that is awaited for this long, where it may take `timeout`, and that of a last
     /// full copy `patience`.
     pub fn of(age: Duration, timeout: Duration, patience: Duration) -> Option<Lateness> {
         if age >= patience.max(timeout) {
@@ -138,12 +138,12 @@ pub struct Suspicions {
 }
 
 impl Suspicions {
-    /// Of so many servers.
+    /// Of this many servers.
     pub fn new(servers: usize, timeout: Duration, patience: Duration) -> Suspicions {
         Suspicions { timeout, patience, servers: vec![Server::default(); servers], held: 0, given_up: 0 }
     }
 
-    /// From now on an answer may take so long, and that of a last full copy.
+    /// From now on an answer may take this long, and that of a last full copy.
     pub fn allow(&mut self, timeout: Duration, patience: Duration) {
         (self.timeout, self.patience) = (timeout, patience);
     }
@@ -153,13 +153,13 @@ impl Suspicions {
         self.timeout / 8
     }
 
-    /// Servers late within so long of each other are late together.
+    /// Servers late within this long of each other are late together.
     fn window(&self) -> Duration {
         4 * self.timeout
     }
 
-    /// An answer of a server in use is awaited for so long, and still is. To be repeated as long as
-    /// that is so.
+    /// An answer of a server in use is awaited for this long, and still is. To be repeated as long
+    /// as that is so.
     pub fn report(&mut self, node: NodeId, age: Duration, now: Duration, others: &Others) -> Verdict {
         let Some(lateness) = Lateness::of(age, self.timeout, self.patience) else { return Verdict::Wait(Vec::new()) };
         let since = now.saturating_sub(age);

@@ -62,7 +62,7 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
     loop {
         let asked = args.at.look(false);
         let text = match &asked {
-            // (At the first look there is nothing to compare with.)
+            // The first look has nothing to compare with.
             Ok(all) => (!before.is_empty()).then(|| screens(all, &before, colours)),
             Err(why) => {
                 complain("top", why);

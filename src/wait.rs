@@ -33,7 +33,7 @@ const EXIT_POINTLESS: u8 = EXIT_USAGE;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// So many looks in a row must find nothing. A server that kept its memory over a restart carries
+/// This many looks in a row must find nothing. A server that kept its memory over a restart carries
 /// the right marker at once; what tells is that its connections broke, and the proxy may still be
 /// about to read that.
 const LOOKS: u32 = 2;
@@ -105,7 +105,7 @@ fn look_again_and_again(args: WaitArgs) -> ExitCode {
     let deadline = Instant::now() + args.timeout;
     let (mut good, mut told) = (0, String::new());
     let (what, looks) = if args.ready { ("ready", 1) } else { ("mirrored", LOOKS) };
-    // (Which pools a process has it keeps.)
+    // A process keeps its pools: ask once.
     let mut pools: Option<Vec<ProxyArg>> = None;
     loop {
         let looked = match &pools {
@@ -194,8 +194,8 @@ fn look(at: &ProxyArg, proxy_only: bool, deadline: Instant) -> Look {
         Err(error) => return unanswered(&proxy, &error),
     };
     let mut ask = |what| answered(&proxy, stats(&mut connection, what));
-    // (Not `resync status`, which `--operator-commands off` refuses to clients. Who says no closes
-    // the connection: to ask on would hide the sentence behind "Connection reset".)
+    // Not `resync status`, which `--operator-commands off` refuses to clients. Who says no closes
+    // the connection: to ask on would hide the sentence behind "Connection reset".
     let both = ask("stats resync").and_then(|status| Ok((status, ask("stats servers")?)));
     let (status, servers) = match both {
         Ok(both) => both,

@@ -26,7 +26,7 @@ impl Batch {
         Batch::default()
     }
 
-    /// An empty batch, with room for so many commands of so many bytes.
+    /// An empty batch, with room for this many commands of this many bytes.
     pub fn with_room(bytes: usize, commands: usize) -> Batch {
         Batch { out: OutQueue::with_room(bytes), ends: Vec::with_capacity(commands), ..Batch::default() }
     }

@@ -9,8 +9,8 @@ use bytes::BytesMut;
 
 /// Size of a block, in bytes. Large, because every system call costs as much as several items.
 pub(super) const BLOCK_BYTES: usize = 256 * 1024;
-/// Full blocks are kept up to so many bytes: the values that a connection's owner has under way lie
-/// in them. Beyond it the oldest is freed by the last who holds any of it.
+/// Full blocks are kept up to this many bytes: the values that a connection's owner has under way
+/// lie in them. Beyond it the oldest is freed by the last who holds any of it.
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The blocks of one connection beside the one that is read into.

@@ -103,8 +103,8 @@ impl Connection {
 
 impl NodeControl {
     /// How long the node may take to be connected to, and then make no progress with what it is
-    /// asked. (Eight answers are progress, so one that answers few questions has so long for all of
-    /// them.)
+    /// asked. (Eight answers are progress, so one that answers few questions has this long for all
+    /// of them.)
     pub fn new(node: NodeId, dialer: Arc<dyn Dial>, memories: Arc<Memories>, timeout: Duration) -> NodeControl {
         NodeControl {
             node,
@@ -118,7 +118,7 @@ impl NodeControl {
         }
     }
 
-    /// From now on it may take so long.
+    /// From now on it may take this long.
     pub fn allow(&self, timeout: Duration) {
         self.timeout.set(timeout);
     }

@@ -31,7 +31,7 @@ pub(super) async fn by<F: Future>(deadline: Instant, work: F) -> Option<F::Outpu
 pub enum Limit {
     /// Until then, whatever it does.
     Until(Instant),
-    /// For as long as it makes progress, and so long without.
+    /// For as long as it makes progress, and this long without.
     Progress(Duration),
 }
 
@@ -54,7 +54,7 @@ impl Patience {
         Patience { timeout, timer: Box::pin(sleep_until(since + timeout)), graced: false }
     }
 
-    /// Ready once there was none for so long (see also [`by`]). `since`: when the node made
+    /// Ready once there was none for this long (see also [`by`]). `since`: when the node made
     /// progress last.
     pub(super) fn poll_over(&mut self, since: Instant, cx: &mut Context<'_>) -> Poll<()> {
         loop {

@@ -38,7 +38,7 @@ pub trait Dial: Send + Sync + 'static {
         0
     }
 
-    /// From now on a dial may take so long, and what a node's kernel has not taken after
+    /// From now on a dial may take this long, and what a node's kernel has not taken after
     /// `undelivered` is dropped, of connections that are made from then on.
     fn allow(&self, _timeout: Duration, _undelivered: Duration) {}
 }

@@ -39,7 +39,7 @@ impl Inquirer {
         Inquirer { node, dialer, timeout: Allowance::new(timeout), kept: Mutex::default() }
     }
 
-    /// From now on a question may take so long.
+    /// From now on a question may take this long.
     pub fn allow(&self, timeout: Duration) {
         self.timeout.set(timeout);
     }

@@ -31,7 +31,7 @@ use super::marker::{is_unsure, parse_incarnation};
 use super::memories::Memories;
 use super::{Dial, NodeError, NodeStream};
 
-/// A marker that is missing is looked for again after so long.
+/// A marker that is missing is looked for again after this long.
 const MARKER_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection to one node. After any error it is of no more use than to be dropped or
@@ -128,8 +128,8 @@ impl Pipe {
         }
     }
 
-    /// The same pipe, for values of up to so many bytes. What a node announces beyond that is taken
-    /// for lost framing, and no memory is asked for it.
+    /// The same pipe, for values of up to this many bytes. What a node announces beyond that is
+    /// taken for lost framing, and no memory is asked for it.
     ///
     /// That holds where markers alone are read too: whoever writes to the node past the proxy may
     /// store an item of any size in a marker's place. (A bound of 64 KiB there lost a node for ever

@@ -16,7 +16,7 @@ const TRIES: u8 = 4;
 /// Gives back what was won of these `keys` (with whether each is written in base64): which of them,
 /// and the cas id that the look has shown, if it did.
 ///
-/// (Where items have no cas ids, this could hit the fresh one that a client has just stored.)
+/// Where items have no cas ids, this could hit the fresh one that a client has just stored.
 pub async fn give_back(
     pipe: &mut Pipe,
     keys: &[(Bytes, bool)],

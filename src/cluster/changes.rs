@@ -6,7 +6,7 @@ use crate::ambient;
 use crate::pair::Reason;
 use crate::report::ChangeReport;
 
-/// So many are kept. What several pairs do at once is one.
+/// This many are kept. What several pairs do at once is one.
 const KEPT: usize = 64;
 
 /// See the module's words.

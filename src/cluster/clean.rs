@@ -20,7 +20,7 @@ use crate::resync::{self, JobError, Outcome, Progress};
 
 use super::{Cluster, Internal};
 
-/// A cleaning that failed is tried again after so long.
+/// A cleaning that failed is tried again after this long.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The cleaning of one node.

@@ -100,7 +100,7 @@ impl Clerk {
             _ => Bytes::from_static(answer::OK),
         };
         if let Some(reply) = self.commands.remove(&command) {
-            // (Whoever asked may have gone.)
+            // The receiver of the reply may be gone.
             let _ = reply.send(said);
         }
     }

@@ -107,7 +107,7 @@ impl Cluster {
         }
     }
 
-    /// `pairs`: so many changed alike, this one among them.
+    /// `pairs`: this many changed alike, this one among them.
     fn log_edge(&mut self, id: PairId, before: State, pairs: usize) {
         let pair = &self.pairs[id.index()].pair;
         let leader =

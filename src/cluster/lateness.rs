@@ -17,7 +17,7 @@ use super::{Cluster, Internal};
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 impl Cluster {
-    /// An answer of the node is awaited for so long, and still is.
+    /// An answer of the node is awaited for this long, and still is.
     pub(super) fn late(&mut self, node: NodeId, age: Duration) {
         let lateness = Lateness::of(age, self.settings.timeout, self.settings.leader_timeout);
         let hopeless = lateness == Some(Lateness::Hopeless);

@@ -172,7 +172,7 @@ mod tests {
             (Fact::Filling(Place::Primary), None, Lost::Copy(Place::Primary), true),
             (Fact::Nobody, None, Lost::Both, true),
             (Fact::Sync, Some(Place::Primary), Lost::Nothing, true),
-            // (Nobody leads who did not before.)
+            // The same node leads as before.
             (Fact::Sync, Some(Place::Backup), Lost::Nothing, false),
             (Fact::Sync, None, Lost::Nothing, false),
         ] {

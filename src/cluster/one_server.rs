@@ -120,7 +120,7 @@ impl Cluster {
         self.spawn(async move {
             let answer = match inquirer.tell(&command, ANSWER_MAX).await {
                 Ok(answer) => {
-                    // (It is a client's.)
+                    // The right to recompute belongs to clients: give it back.
                     if let Some((key, binary, cas)) = won(&command, &answer)
                         && let Err(error) = inquirer.give_back(key, binary, cas).await
                     {

@@ -200,7 +200,7 @@ impl Cluster {
         for pair in self.topology.pairs_of(node) {
             let run = &self.pairs[pair.index()];
             let awaited = matches!(run.pair.state(), State::Dark { in_sync: Some(p), fallback: Some(_) } if p == place);
-            // (A part that was copied has gone without writes that were acknowledged.)
+            // A partial copy lacks writes that were acknowledged.
             if awaited
                 && run.fallback_is_full
                 && !run.pair.is_foreign()
@@ -211,7 +211,7 @@ impl Cluster {
         }
     }
 
-    /// So many good probes in a row bring a node back.
+    /// This many good probes in a row bring a node back.
     pub(super) fn probes_needed(&self, node: NodeId) -> u32 {
         if self.is_awaited(node) { 1 } else { self.settings.probe_successes }
     }

@@ -13,9 +13,9 @@ use crate::resync::Phase;
 /// The obstacles that are told one by one; of more, the number.
 const TOLD: usize = 32;
 
-/// So many alike are told in a line each; of more, one line for all.
+/// This many alike are told in a line each; of more, one line for all.
 const ALIKE: usize = 4;
-/// So many servers are named in it.
+/// This many servers are named in it.
 const NAMED: usize = 3;
 
 /// What is known of one pair.
@@ -214,7 +214,7 @@ impl Summary {
             return;
         }
         let keys = keys(pairs.iter().map(|(_, f)| f.missing).sum(), pairs.iter().any(|(_, f)| f.more));
-        // (Their names are those of two servers each.)
+        // A pair's name is long (two server names): show one.
         let some = some_of(&pairs.iter().map(|(name, _)| *name).collect::<Vec<_>>(), 1);
         self.tell(format!("{} of {all} pairs are {state}, reason {reason}: {some}{keys}", pairs.len()));
     }

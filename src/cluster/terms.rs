@@ -69,7 +69,7 @@ mod tests {
     }
 
     impl Node {
-        /// As `NodeControl::view` reads it for a list of so many pairs.
+        /// As `NodeControl::view` reads it for a list of this many pairs.
         fn view(&self, pairs: u16) -> NodeView {
             let most = self.mark.map_or(0, |(pairs, _)| pairs).max(pairs);
             let record = |term| Record { epoch: Epoch(1), fact: Fact::Sync, term, period: Period(1) };

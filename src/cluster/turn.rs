@@ -38,7 +38,7 @@ pub struct Turn {
     pub term: Term,
     /// The former active proxy, in words, if it may still be at work.
     pub former: Option<String>,
-    /// After so long it counts as gone.
+    /// After this long it counts as gone.
     pub grace: Duration,
 }
 
@@ -101,7 +101,7 @@ impl Cluster {
     /// Before the start: the same of those servers that answer within `patience`. Nothing else
     /// comes of it.
     pub async fn survey(&mut self, patience: Duration) -> Result<(), Refused> {
-        // (In vain: those that have no address yet say nothing.)
+        // A timeout is fine: servers without an address are left out.
         let _ = tokio::time::timeout(patience, self.look_up_all()).await;
         let looks = self.topology.nodes().map(|node| {
             let look = tokio::time::timeout(patience, self.controls[node.index()].view(0));
@@ -183,8 +183,8 @@ impl Cluster {
 
     /// At one server, or at all.
     pub(super) fn former_gone(&mut self, node: Option<NodeId>, how: &str) {
-        // (At the end of this proxy nobody waits any more: that says nothing of the former one, and
-        // the record must not say so.)
+        // At the end of this proxy nobody waits any more: that says nothing of the former one, and
+        // the record must not say so.
         if self.shutdown.is_cancelled() || !self.awaits_former() {
             return;
         }
@@ -252,9 +252,10 @@ impl There {
         match &mut self.first {
             // Both times by one clock: this proxy's may show any other time.
             Some((_, started)) if sight.started > *started + CLOCK => return true,
-            // (With the one that asks: it was told apart at the first look.)
+            // The connection that asks is among `sight.all`; the first look has left it out.
             Some((there, _)) => there.retain(|connection| sight.all.contains(connection)),
-            // (With this proxy's own, where they were quicker: then it takes longer.)
+            // This may include connections of this proxy, if they came first; the wait is longer
+            // then.
             None => self.first = sight.others().map(|others| (others, sight.started)),
         }
         self.first.as_ref().is_some_and(|(there, _)| there.is_empty())
@@ -390,7 +391,7 @@ mod tests {
                 cluster.shutdown.cancel();
             }
             cluster.former_gone(None, "of a test");
-            // (At the end of this proxy nobody waits any more, and that is no proof.)
+            // When this proxy stops, waiting ends without proof.
             assert_eq!(cluster.awaits_former(), stops);
             assert_eq!(told.awaits.lock().unwrap().contains(&false), !stops);
             assert_eq!(cluster.pairs[0].pair.is_foreign(), stops);

@@ -69,7 +69,8 @@ impl Cluster {
         self.scrubs.running.is_some()
     }
 
-    /// Compares those of the pairs that are mirrored, so many keys a second. An error says why not.
+    /// Compares those of the pairs that are mirrored, this many keys a second. An error says why
+    /// not.
     pub(super) fn begin_verify_of(&mut self, wanted: &[PairId], rate: Option<u64>) -> Result<(), &'static str> {
         if self.scrubs.running.is_some() {
             return Err("one is under way; see resync status, or say resync cancel");

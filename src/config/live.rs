@@ -22,7 +22,7 @@ macro_rules! settings {
     ) => {
         /// What `new` would change of these by itself.
         fn $changes(old: &$type, new: &$type) -> Changes {
-            // (Whoever adds a setting says here what it is.)
+            // A new setting fails to compile until it is listed here.
             let $type { $($live,)* $($fixed,)* $($apart: _,)* } = old;
             let mut changes = Changes::default();
             $(if *$live != new.$live { changes.live.push($live_name); })*
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn what_cannot_change_is_named_and_stays() {
         let (old, new) = (settings(""), settings("-n 5 --timeout 1s -s c:1 -v --resync-rate 3 --threads 7"));
-        // (Rates of resyncs go with resyncs alone.)
+        // Without resyncs their rates mean nothing.
         let new = Settings { resync: ResyncMode::Off, ..new };
         let changes = super::changes(&old, &new);
         assert_eq!(changes.live, ["max-clients", "timeout", "resync-rate"]);

@@ -130,7 +130,7 @@ impl Sources {
         given: &BTreeSet<String>,
     ) -> Sources {
         let mut sources = Sources::default();
-        // (A switch that is off says nothing of its opposite.)
+        // A switch that is set to false leaves its opposite open.
         let answered = |id: &str, said: &BTreeSet<String>, on: &BTreeSet<String>| {
             said.contains(id) || OPPOSITES.iter().any(|(one, other)| *one == id && on.contains(*other))
         };
@@ -403,7 +403,7 @@ pub(crate) fn defaults() -> String {
     out
 }
 
-/// (A blank behind the comment signs: these are no options with their defaults.)
+/// A blank behind the comment signs: these are no options with their defaults.
 const POOLS: &str = "
 # ---- Pools ----
 

@@ -565,8 +565,8 @@ fn the_file_of_defaults_has_every_option_and_changes_nothing() {
         !(value.starts_with('[') || word)
     });
     let stated: Vec<&str> = stated.copied().collect();
-    // (Limits of resyncs are refused without backups, be they the defaults.)
-    // (So are those of a fleet without one.)
+    // Limits of resyncs are refused without backups, also when they are the defaults,
+    // and settings of a fleet without `--coordinate`.
     let fleet = ["lease", "candidate", "former-grace", "prove-writes"];
     let stated: Vec<&str> =
         stated.into_iter().filter(|line| !fleet.contains(&line.split(' ').next().unwrap_or_default())).collect();

@@ -21,7 +21,7 @@ pub(crate) fn run<A: Parser>(
 ) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let typed = arguments.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-    // (Several commands in one definition are told apart by what was typed.)
+    // One definition may serve several commands: the typed word tells which.
     let named = A::command().get_bin_name().and_then(|name| name.strip_prefix("resilver ")).map(str::to_owned);
     let command = named.unwrap_or(typed);
     match A::try_parse_from(arguments) {

@@ -67,7 +67,7 @@ impl ProxyArg {
             return Ok(vec![Looked { at: self.clone(), said: Ok(said) }]);
         }
         drop(proxy);
-        // (What one of them answers late would be taken for the next one's answer.)
+        // A connection for each pool: a late answer of one would be taken for the next one's.
         let look = |name| {
             let at = self.of(name);
             let said = Proxy::open(&at).and_then(|mut proxy| proxy.look(counters));
@@ -169,7 +169,7 @@ impl<'a> Proxy<'a> {
     /// which it asks its servers.
     fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
         let (at, said) = (self.at, self.must_act()?);
-        // (What a standby is asked the active proxy answers.)
+        // A standby passes the question on to the active proxy.
         self.look_on(counters).map_err(|why| match said.text("proxy:role") {
             "standby" => {
                 let active = said.text("proxy:active");
@@ -181,7 +181,7 @@ impl<'a> Proxy<'a> {
 
     fn look_on(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
         let at = self.at;
-        // (Not `resync status`, which `--operator-commands off` refuses to clients.)
+        // Not `resync status`, which `--operator-commands off` refuses to clients.
         let status = self.stats("stats resync")?;
         let counters = if counters { self.stats("stats")? } else { Vec::new() };
         let seen = Seen::of([status, counters, self.stats("stats servers")?]).ok_or_else(|| stranger(at))?;
@@ -190,7 +190,7 @@ impl<'a> Proxy<'a> {
     }
 
     /// An error where it is none of ours: a memcached answers `stats` too, and lists its keys.
-    /// (Each proxy of a fleet answers this itself, whichever is active.)
+    /// Each proxy of a fleet answers this itself, whichever is active.
     pub(crate) fn must_be_ours(&mut self) -> Result<Fields, String> {
         let said = Fields::of(self.stats("stats proxy")?);
         if said.text("proxy:role").is_empty() { Err(stranger(self.at)) } else { Ok(said) }
@@ -223,7 +223,7 @@ impl<'a> Proxy<'a> {
         self.connection.reply().map_err(|error| failed(self.at, &error))
     }
 
-    /// The rest of the answer, and the next ones, have so long.
+    /// The rest of the answer, and the next ones, have this long.
     pub(crate) fn be_patient(&mut self, patience: Duration) {
         self.connection.be_patient(patience);
     }

@@ -112,12 +112,12 @@ pub fn raise_file_limit(plan: &Plan) -> Result<FileLimit, LimitError> {
 }
 
 impl FileLimit {
-    /// Of so many clients that a pool asked for: as many as are allowed, or its part of them.
+    /// Of this many clients that a pool asked for: as many as are allowed, or its part of them.
     pub fn share(&self, max_clients: usize) -> usize {
         if self.clients >= self.asked {
             return max_clients;
         }
-        // (No pool is left without any: the reserve has room for one.)
+        // At least one for each pool; the reserve has room for it.
         ((max_clients as u128 * self.clients as u128 / self.asked as u128) as usize).max(1)
     }
 }

@@ -180,7 +180,7 @@ fn unix(path: &Path, mode: u32, handed: &mut Handed, kept: &mut Vec<PathBuf>) ->
 }
 
 /// Binds addresses that clients may connect to while the proxy runs: a socket of each for each of
-/// so many workers.
+/// this many workers.
 ///
 /// # Errors
 ///

@@ -53,7 +53,7 @@ impl Target {
     fn present(&mut self) -> &mut Writer {
         let next = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(next) = next {
-            // (What closing the old one comes to nobody could be told.)
+            // An error in closing the old file has no log to go to.
             self.writer = next;
         }
         &mut self.writer
@@ -147,7 +147,7 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
         LogFormat::Text => {
             let subscriber = subscriber.compact().with_filter_reloading();
             let handle = subscriber.reload_handle();
-            // (It fails where the log is gone: at the end.)
+            // `reload` fails only after the log is gone, at the end of the process.
             (subscriber.try_init(), Box::new(move |filter| drop(handle.reload(filter))))
         }
         LogFormat::Json => {
@@ -164,7 +164,7 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
 /// A thread's name on the system's lists, which show [`THREAD_NAME_MAX`] bytes: with the first
 /// letters of the pool's in front, where it has a name.
 pub(crate) fn thread_of(pool: Option<&PoolName>, thread: &str) -> String {
-    // (A pool's name is ASCII.)
+    // A pool's name is ASCII, so characters are bytes.
     let room = THREAD_NAME_MAX.saturating_sub(thread.len() + 1);
     match pool.map(|name| name.chars().take(room).collect::<String>()) {
         Some(first) if !first.is_empty() => format!("{first}:{thread}"),
@@ -174,7 +174,7 @@ pub(crate) fn thread_of(pool: Option<&PoolName>, thread: &str) -> String {
 
 /// What names a pool in the log, where it has a name.
 pub fn span_of(pool: Option<&PoolName>) -> Span {
-    // (An error's level: no filter takes the name away.)
+    // At the level of errors, so that no filter removes the name.
     pool.map_or_else(Span::none, |name| tracing::error_span!("pool", pool = %name))
 }
 

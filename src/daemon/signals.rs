@@ -104,7 +104,7 @@ impl Signals {
                         stop = next(&mut stopping) => stop,
                         _ = reloading.recv() => {
                             tracing::info!("SIGHUP: the settings are read again");
-                            // (Not awaited: what stops is heard meanwhile.)
+                            // In a task, so that a stop is heard while it runs.
                             tokio::spawn(reload());
                             continue;
                         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct Supervisor {
     socket: UnixDatagram,
     to: SocketAddr,
-    /// The process is ended if it says nothing for so long.
+    /// The process is ended if it says nothing for this long.
     pub watchdog: Option<Duration>,
 }
 
@@ -27,7 +27,7 @@ impl Supervisor {
             [b'@', abstracted @ ..] => SocketAddr::from_abstract_name(abstracted)?,
             _ => SocketAddr::from_pathname(&name)?,
         };
-        // (Where it names a process, that is this one.)
+        // The watchdog's setting counts only if it names this process.
         let ours = std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok());
         let watchdog = microseconds.filter(|us| ours && *us > 0).map(Duration::from_micros);

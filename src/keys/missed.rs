@@ -25,7 +25,7 @@ pub struct MissedBudget {
 }
 
 impl MissedBudget {
-    /// So many bytes.
+    /// This many bytes.
     pub fn new(limit: usize) -> MissedBudget {
         MissedBudget { limit, used: AtomicUsize::new(0) }
     }

@@ -47,7 +47,7 @@ pub(super) fn before_sending(slices: &[IoSlice<'_>]) {
     let Ok(text) = fs::read(file) else { return };
     let sends: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
     if !text.is_empty() && memchr::memmem::find(&sends, &text).is_some() && fs::remove_file(file).is_ok() {
-        // (It fails for no signal that there is.)
+        // Raising a valid signal does not fail.
         let _ = raise(Signal::SIGSTOP);
     }
 }

@@ -42,7 +42,7 @@ impl Pulses {
 
     fn turned(&self, now: Boot) -> Boot {
         let mut pulses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // (The other one is the thread's own.)
+        // The other one is the thread's own.
         pulses.retain(|pulse| Arc::strong_count(pulse) > 1);
         pulses.iter().map(|pulse| Boot(pulse.0.load(Ordering::Acquire))).min().unwrap_or(now)
     }

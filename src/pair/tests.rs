@@ -13,7 +13,7 @@ fn at(state: State, reason: Reason) -> Pair {
 
 fn open(pair: &mut Pair) {
     pair.apply(Event::Closed);
-    // (Of a dark pair nothing is recorded.)
+    // A dark pair has no record to write.
     if pair.gate() == Gate::Recording {
         pair.apply(Event::Recorded);
     }

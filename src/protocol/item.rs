@@ -9,11 +9,12 @@ use super::key::{base64, may_be_named};
 use super::number::parse_u64;
 use super::reply::{Frame, ReplyKind};
 
-/// Two nodes hold the same if their items expire within so many seconds: both clocks tick in
+/// Two nodes hold the same if their items expire within this many seconds: both clocks tick in
 /// seconds, and so do the answers.
 const TWO_NODES_SLACK_SECS: i64 = 2;
 
-/// One node, asked again, shows the same expiry within so many seconds: its clock ticks in seconds.
+/// One node, asked again, shows the same expiry within this many seconds: its clock ticks in
+/// seconds.
 pub const ONE_NODE_SLACK_SECS: i64 = 1;
 
 /// An item as it was read.

@@ -122,7 +122,7 @@ pub(super) fn decode_base64(text: &[u8], out: &mut [u8; KEY_LEN_MAX]) -> Option<
         padding += usize::from(pad);
         group = group << 6 | u32::from(bits);
         if count % 4 == 0 {
-            // (Of more padding memcached makes nothing.)
+            // memcached decodes a group with more padding to nothing.
             let bytes = 3usize.checked_sub(padding).filter(|&bytes| bytes > 0)?;
             let three = group.to_be_bytes();
             out.get_mut(len..len + bytes)?.copy_from_slice(&three[1..1 + bytes]);

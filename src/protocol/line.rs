@@ -8,7 +8,7 @@ use memchr::{memchr, memchr2};
 /// when more than so much has come without one; it may take more that comes in one piece, which no
 /// client should count on.
 pub(super) const LINE_LEN_MAX: usize = 2048;
-/// A get of more bytes is taken in pieces of so many: a line of 1 MiB takes 0.8 to 7 ms to be
+/// A get of more bytes is taken in pieces of this many: a line of 1 MiB takes 0.8 to 7 ms to be
 /// parsed, in which nobody else is served.
 pub(super) const LONG_FROM: usize = 32 * 1024;
 /// Longest get of many keys that offsets are made for. memcached has no bound here, and long before
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_first_blank_is_found_wherever_it_is() {
-        // (A blank, and what borrowing could take for one.)
+        // Bytes that a borrow in the word-wise search could take for a blank.
         for other in [b'!', 0x1f, b'x', 0, 0xff, 0xa0, 0xa1] {
             for len in 0..40 {
                 let mut text = vec![other; len];

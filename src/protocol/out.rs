@@ -26,7 +26,7 @@ pub struct OutQueue {
 }
 
 impl OutQueue {
-    /// An empty one, with room for so many bytes.
+    /// An empty one, with room for this many bytes.
     pub fn with_room(bytes: usize) -> OutQueue {
         OutQueue { tail: Vec::with_capacity(bytes), ..OutQueue::default() }
     }

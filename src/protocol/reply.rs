@@ -147,7 +147,7 @@ pub struct ReplyLimits {
 const ITEM_SLACK: usize = 4096;
 
 impl ReplyLimits {
-    /// For a node that stores items of at most so many bytes, by its `-I`.
+    /// For a node that stores items of at most this many bytes, by its `-I`.
     pub fn of_node(item_size_max: usize) -> ReplyLimits {
         ReplyLimits { value_len_max: item_size_max.saturating_add(ITEM_SLACK), ..ReplyLimits::default() }
     }

@@ -21,7 +21,7 @@ pub struct Whole {
 enum Next {
     /// Another line.
     Line,
-    /// A value of so many bytes, and then another line if there is one.
+    /// A value of this many bytes, and then another line if there is one.
     Value {
         len: usize,
         last: bool,

@@ -13,7 +13,7 @@ const PIECE: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Backlog {
     bytes: Vec<u8>,
-    /// So many of them were passed on.
+    /// This many of them were passed on.
     passed: usize,
     counted: usize,
     memory: Arc<Memory>,

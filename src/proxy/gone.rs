@@ -20,11 +20,11 @@ use crate::ids::{KeyId, Term};
 /// between the two writes of an item that each server counts for itself.
 pub(super) const LASTS: Duration = Duration::from_secs(4);
 
-/// What a server shows as an item's remaining seconds may be so many more than are left: its clock
-/// is up to a second late, and seconds begun count.
+/// What a server shows as an item's remaining seconds may be this many more than are left: its
+/// clock is up to a second late, and seconds begun count.
 const SHOWN_MORE_SECS: u64 = 2;
 
-/// So many keys have a place each.
+/// This many keys have a place each.
 const PLACES: usize = 1 << 16;
 
 /// Times are kept in 64ths of a second.
@@ -108,7 +108,7 @@ fn time(date: Duration) -> u64 {
     (date.as_millis() as u64 * PER_SEC / 1_000) & ((1 << TIME_BITS) - 1)
 }
 
-/// Whether an item that has so many seconds left at `now` may be a copy of one that was gone when
+/// Whether an item that has this many seconds left at `now` may be a copy of one that was gone when
 /// its node was asked. (Below 0: it never ends.)
 pub(super) fn may_outlast(ttl_secs: i64, asked: Duration, now: Duration) -> bool {
     let left = LASTS.saturating_sub(now.saturating_sub(asked));

@@ -555,7 +555,7 @@ impl InFlight {
 }
 
 impl Reply {
-    /// To a get of so many keys.
+    /// To a get of this many keys.
     fn many(keys: u32, spare: &mut Spare) -> Reply {
         let parts = spare.parts.pop().unwrap_or_default();
         Reply::Many(Many { parts, streamed: keys > MAX_READS, ..Many::default() })

@@ -17,8 +17,8 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// To so many nodes, with `lanes` connections to each of them, none open; so have `workers` in
-    /// all.
+    /// To this many nodes, with `lanes` connections to each of them, none open; so have `workers`
+    /// in all.
     pub(super) fn new(nodes: usize, lanes: u16, workers: u16) -> Links {
         Links { links: (0..nodes).map(|_| Link::new(lanes, workers)).collect(), lanes }
     }

@@ -20,7 +20,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For so many bytes.
+    /// For this many bytes.
     pub fn new(limit: usize) -> Memory {
         Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), held_back: AtomicUsize::new(0), limit }
     }

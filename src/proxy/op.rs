@@ -53,8 +53,8 @@ impl Wire {
     }
 }
 
-/// Both copies of a counter that may be new expire within so many seconds: each node counts them by
-/// a clock of its own.
+/// Both copies of a counter that may be new expire within this many seconds: each node counts them
+/// by a clock of its own.
 const COUNTER_SLACK_SECS: u64 = 2;
 
 impl Op {

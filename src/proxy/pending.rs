@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// So many keys are walked; of more there is a table. A pipeline of 16 costs no more than it did
+/// This many keys are walked; of more there is a table. A pipeline of 16 costs no more than it did
 /// without.
 const WALKED_MAX: usize = 32;
 

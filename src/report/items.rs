@@ -13,7 +13,7 @@ pub struct Items {
 }
 
 impl Items {
-    /// At most so many lines; 0: as many as there are.
+    /// At most this many lines; 0: as many as there are.
     pub fn new(limit: u32) -> Items {
         Items { lines: Vec::new(), wanted: if limit == 0 { usize::MAX } else { limit as usize } }
     }

@@ -174,7 +174,7 @@ impl PairReport {
         out.put(format_args!("pair:{name}:leader"), self.leader.as_deref().unwrap_or("none"));
         out.put(format_args!("pair:{name}:reason"), self.reason);
         out.put(format_args!("pair:{name}:for_seconds"), self.for_seconds);
-        // (None known is no promise that there are none.)
+        // "0 known" would read as a promise that there are none.
         if let Some(missed) = self.missed.filter(|missed| *missed != Some(0)) {
             out.put(format_args!("pair:{name}:missed"), missed.map_or("all".to_owned(), |keys| keys.to_string()));
         }

@@ -390,8 +390,8 @@ impl Report {
         out.gauge("verify_repaired_keys", "Of these, keys made equal again.", verify.repaired);
         out.gauge("verify_failed_keys", "Of these, keys that could not be.", verify.failed);
         out.gauge("verify_left_pairs", "Pairs not compared to the end.", verify.pairs_left);
-        // (By pairs, for a verify may be of one server, or be cancelled, or leave a pair that
-        // broke.)
+        // By pairs, for a verify may be of one server, or be cancelled, or leave a pair that
+        // broke.
         out.gauge(
             "verify_last_done_timestamp_seconds",
             "Since then the copies of every pair were compared and found, or made, equal; 0 if those of one never were.",

@@ -59,7 +59,7 @@ impl Line {
         self.counts.get(result).copied().unwrap_or(0)
     }
 
-    /// Within this time so many of a hundred answers came; `None`: none came.
+    /// Within this time this many of a hundred answers came; `None`: none came.
     pub fn percentile_us(&self, percent: u64) -> Option<u64> {
         let mut latency = LatencyReport::of(std::iter::empty());
         self.waits.iter().for_each(|(least, count)| latency.buckets[Latencies::bucket(*least)].1 += count);
@@ -139,7 +139,7 @@ impl Traffic {
         }
     }
 
-    /// So many of them a second.
+    /// This many of them a second.
     pub fn rate(&self, count: u64) -> f64 {
         count as f64 * 1000.0 / self.span_ms.max(1) as f64
     }

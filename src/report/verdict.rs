@@ -8,7 +8,7 @@ use super::figures::{counted, short, some_of, time};
 use super::lines::{LOST_ITEMS, STATE};
 use super::seen::{Named, Seen};
 
-/// So many servers are named in one sentence.
+/// This many servers are named in one sentence.
 const NAMED: usize = 4;
 
 /// The whole in one word, from the worst to the best.
@@ -88,7 +88,7 @@ impl Seen {
 
     /// A sentence.
     pub fn why(&self) -> String {
-        // The subject and the verb of a sentence about so many of them.
+        // The subject and the verb of a sentence about this many of them.
         let all = counted(self.pairs.len() as u64, "pair", "pairs");
         let pairs =
             |some: usize, has: &str, have: &str| format!("{some} of {all} {}", if some == 1 { has } else { have });
@@ -197,7 +197,7 @@ impl Seen {
     fn of_dark(&self) -> (Vec<&str>, Vec<&str>) {
         let dark = self.pairs.iter().filter(|pair| pair.fields.text(STATE) == "dark");
         let names: BTreeSet<&str> = dark.flat_map(|pair| pair.name.split('|')).collect();
-        // (One that was told of without a state is neither.)
+        // One that was told of without a state is neither.
         let of = self.servers.iter().filter(|server| names.contains(server.name.as_str()) && !state(server).is_empty());
         let (lost, up): (Vec<&Named>, Vec<&Named>) = of.partition(|server| is_lost(server));
         (names_of(&lost), names_of(&up))

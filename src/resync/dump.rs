@@ -74,7 +74,7 @@ impl Dump {
         let mut since = Instant::now();
         loop {
             let Some(by) = &mut self.by else { return Err(DumpError::StandsStill) };
-            // (After a deadline of its own the pipe would be of no more use.)
+            // After a deadline of its own the pipe would be of no more use.
             let chunk = by.pipe.read_chunk(Instant::now() + ENDLESS);
             let Ok(chunk) = timeout_at(since + timeout, chunk).await else { return Err(DumpError::StandsStill) };
             let chunk = chunk.inspect_err(|_| drop(self.by.take()))?;

@@ -31,8 +31,8 @@ const WORK: Duration = Duration::from_millis(940);
 const REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(60));
 /// The part of the answers at rest that are as late as any.
 const LATEST: f64 = 0.010;
-/// So many of all answers may be later than that by the budget for the resyncs to work harder, and
-/// beyond the second they work less.
+/// This many of all answers may be later than that by the budget for the resyncs to work harder,
+/// and beyond the second they work less.
 const TOLERATED: (f64, f64) = (0.006, 0.010);
 /// The part of the budget by which a node's answers may be later. The gauge sees a client's wait at
 /// the node alone, and not that for its turn at the proxy and at the processors: with the whole
@@ -42,7 +42,7 @@ const TOLERATED: (f64, f64) = (0.006, 0.010);
 const AT_THE_NODE: f64 = 0.4;
 /// Where nearly as many are so late at rest, so much more than then.
 const MORE_THAN_USUAL: (f64, f64) = (1.1, 0.004);
-/// The answer in the middle may be later by one of so many parts of the budget; so many of all may
+/// The median answer may be later by the budget divided by this; this many of all may
 /// be later than that for the resyncs to work harder, and beyond the second they work less.
 const MIDDLE: u32 = 16;
 const TOLERATED_LATER: (f64, f64) = (0.50, 0.55);
@@ -333,7 +333,7 @@ mod tests {
             }
         }
 
-        /// How hard it works on the average of so many seconds.
+        /// How hard it works on the average of this many seconds.
         fn average(&mut self, seconds: u64) -> f64 {
             self.worked = 0.0;
             self.run(seconds, true, false);

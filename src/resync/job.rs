@@ -76,7 +76,8 @@ async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mu
             // Before, it held what it had missed writes of: nothing that may ever lead.
             outcome.undone = true;
         }
-        // (The second purge, behind the barrier, is one of a node that is filled.)
+        // This first purge is the only protection: the second one, behind the barrier, is of a node
+        // being filled.
         Fill::Missed | Fill::CompareRest if !holds(Rule::MissedPurgedBeforeLead) => {}
         Fill::Missed => {
             ctx.progress.set_phase(Phase::Purging);

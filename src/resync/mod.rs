@@ -301,7 +301,7 @@ impl fmt::Debug for Context {
 
 #[cfg(test)]
 impl Context {
-    /// Of pair 0, on so many nodes whose memory nobody knows; nobody hears what the job asks.
+    /// Of pair 0, on this many nodes whose memory nobody knows; nobody hears what the job asks.
     pub(crate) fn alone(dialer: Arc<dyn Dial>, nodes: usize) -> Context {
         Context {
             dialer,

@@ -120,7 +120,7 @@ impl Pace {
         self.rest_end().filter(|&until| until > now)
     }
 
-    /// Something was done that took so long: a rest follows, in proportion.
+    /// Something was done that took this long: a rest follows, in proportion.
     pub(super) fn worked(&self, time: Duration) {
         let share = self.share.load(Relaxed).max(1);
         if share == WHOLE {

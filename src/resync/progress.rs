@@ -98,12 +98,12 @@ impl Progress {
         self.phase.store(phase as u8, Relaxed);
     }
 
-    /// So many sources begin to list their keys.
+    /// This many sources begin to list their keys.
     pub(super) fn begin_listing(&self, sources: usize) {
         self.unlisted.store(sources, Relaxed);
     }
 
-    /// One has listed all of its keys, so many.
+    /// One has listed all of its keys, this many.
     pub(super) fn listed(&self, keys: u64) {
         self.total.fetch_add(keys, Relaxed);
         let _ = self.unlisted.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));

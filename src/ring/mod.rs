@@ -86,7 +86,7 @@ impl Topology {
         let columns = self.columns();
         let (primary, column) = match &self.rings {
             Rings::Modula => {
-                // (Divided as the 32 bits that it is: 64 take some processors twice as long.)
+                // A 32-bit division: 64 bits take some processors twice as long.
                 let hash = modula::hash(key);
                 ((hash % self.primaries as u32) as usize, (hash % columns as u32) as usize)
             }

@@ -38,7 +38,7 @@ use worker::{Beyond, Work, WorkerSetup};
 /// the processor's caches is still there when its answer is written.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Where others stand by, so long a client that takes nothing of its answers keeps their clients
+/// Where others stand by, a client that takes none of its answers may keep their clients this long
 /// waiting for the end of this proxy.
 const READER_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -131,7 +131,7 @@ pub(crate) fn run_agreed(
         Operated::Here { aside, reload } => {
             admin::serve(aside.unwrap_or(runtime.handle()), operators, vec![panel], reload, shutdown.clone())?;
         }
-        // (Nobody takes it where another pool cannot be started, which ends this one too.)
+        // The receiver is gone if another pool failed to start, which ends this one too.
         Operated::Together { panels, .. } => drop(panels.send(panel)),
     }
     let own = (pool.as_ref(), handle, &shutdown);
@@ -145,7 +145,7 @@ pub(crate) fn run_agreed(
         return Err(error);
     }
     for (_, go) in &threads {
-        // (An error: it has panicked, which joining it says.)
+        // An error means that the thread has panicked; joining it reports that.
         let _ = go.send(());
     }
     runtime.spawn(lease::beat_forever(beat.map_or(lease::BEAT, |every| every.min(lease::BEAT))));
@@ -172,7 +172,7 @@ fn beat_of(settings: &Settings) -> Option<Duration> {
 fn doors(workers: Vec<UnboundedSender<std::net::TcpListener>>) -> Doors {
     Box::new(move |sockets| {
         for (worker, socket) in workers.iter().zip(sockets) {
-            // (A worker that has ended takes none.)
+            // A send fails if the worker has ended.
             let _ = worker.send(socket);
         }
     })
@@ -293,7 +293,7 @@ impl Drop for Timekeeper {
     fn drop(&mut self) {
         self.over.cancel();
         if let Some(thread) = self.thread.take() {
-            // (It only waits, so it has not panicked.)
+            // That thread only waits: it does not panic.
             let _ = thread.join();
         }
     }

@@ -76,7 +76,7 @@ impl ClientStream {
     /// as another read, for less.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            // (An error is what the next read says.)
+            // The next read returns the error.
             ClientStream::Tcp(s) => s.poll_read_ready(cx).map(drop),
             ClientStream::Unix(s) => s.poll_read_ready(cx).map(drop),
             #[cfg(test)]

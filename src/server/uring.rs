@@ -47,7 +47,7 @@ const COMPLETIONS: u32 = 4096;
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
 
-/// Bytes of one send. The kernel waits for a slow reader so many times, and then gives the send a
+/// Bytes of one send. The kernel waits for a slow reader this many times, and then gives the send a
 /// thread of its own; nobody must be able to have one.
 const SEND_MOST: usize = 256 * 1024;
 

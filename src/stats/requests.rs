@@ -210,8 +210,8 @@ impl Requests {
         match name {
             "cmd_get" => all(&[Asked::Get, Asked::Gets, Asked::Gat, Asked::Gats]),
             "cmd_set" => {
-                // (memcached counts them once it has the value: not those that are too large. They
-                // are left out of the sum, not subtracted: more may have come since it was made.)
+                // memcached counts them once it has the value: not those that are too large. They
+                // are left out of the sum, not subtracted: more may have come since it was made.
                 let stores = [Asked::Set, Asked::Add, Asked::Replace, Asked::Append, Asked::Prepend, Asked::Cas];
                 let came = Came::ALL.iter().filter(|came| **came != Came::ServerError);
                 came.flat_map(|&came| stores.map(|asked| self.of(asked, came))).sum()
@@ -263,7 +263,7 @@ mod tests {
             (Asked::MetaSet, raw(b"EX\r\n"), Came::Exists),
             (Asked::Get, raw(b"SERVER_ERROR out of memory\r\n"), Came::ServerError),
             (Asked::Other, Outcome::Own(b"ERROR\r\n"), Came::ClientError),
-            // (The end of a list begins as memcached's word for a meta miss does.)
+            // `END` begins like the meta miss `EN`.
             (Asked::Other, raw(b"END\r\n"), Came::Ok),
             (Asked::Set, Outcome::Refused(Refusal::TooLarge), Came::ServerError),
             (Asked::Set, Outcome::Refused(Refusal::Client("no")), Came::ClientError),

@@ -82,7 +82,7 @@ fn one_that_is_late_while_the_others_answer_is_given_up_at_once() {
 }
 
 /// All stand still for a time, from a moment on. Server 0 was asked at 1000, and answers when
-/// it has run for so long. Whether it is given up before that; it answers nothing else
+/// it has run for this long. Whether it is given up before that; it answers nothing else
 /// meanwhile.
 fn is_convicted(needs: u64, (from, len): (u64, u64), phase: u64) -> bool {
     let stands = |at: u64| (from..from + len).contains(&at);

@@ -19,7 +19,7 @@ pub fn boundary() {
     black_box(0);
 }
 
-/// Runs the test of this name again. It calls [`boundary`] before and after each of so many
+/// Runs the test of this name again. It calls [`boundary`] before and after each of this many
 /// workloads; returns the instructions of each.
 ///
 /// # Errors
@@ -39,7 +39,7 @@ pub fn run(test: &str, workloads: usize) -> Result<Vec<u64>, String> {
         .output()
         .expect("run valgrind");
     let said = String::from_utf8_lossy(&output.stderr);
-    // (Too old for the processor, or for the system's libraries.)
+    // Too old for the processor, or for the system's libraries.
     if !output.status.success() && ["unhandled instruction", "Fatal error at startup"].iter().any(|w| said.contains(w))
     {
         return Err(format!("valgrind cannot run programs here: {said}"));

@@ -216,7 +216,7 @@ impl Drive {
         drive
     }
 
-    /// So many requests, or a few more to fill the last burst; every answer is compared.
+    /// This many requests, or a few more to fill the last burst; every answer is compared.
     pub fn run(&mut self, requests: usize) {
         for _ in 0..requests.div_ceil(self.pipeline * self.askers.len()) {
             self.turn();

@@ -34,7 +34,7 @@ enum Of {
     Keys,
     /// What is done between two boundaries of the shape's own, by key.
     Part,
-    /// The same of so many structures, each with as many keys, as make up for chance: how many
+    /// The same of this many structures, each with as many keys, as make up for chance: how many
     /// parts of a table have just grown at 1,000 keys is rolled anew in each process.
     KeysOfSeveral,
     /// A few ticks, whatever waits meanwhile; between two boundaries of the shape's own.
@@ -90,7 +90,7 @@ const REQUESTS: [Shape; 9] = [
         drive.exchange();
         drive.assert_answered(0);
     }),
-    // (What is done in one turn, before others have theirs.)
+    // What is done in one turn, before others have theirs.
     ("a line's parsing, and its first keys", Of::Part, |keys| {
         let mut drive = Drive::new(&Workload { value: 1, ..GET });
         let (mut text, mut answers) = (Vec::new(), Vec::new());
@@ -127,7 +127,7 @@ const STRUCTURES: [Shape; 9] = [
             assert!(missed.overflowed());
         }
     }),
-    // (What was missed so far is freed by another thread, and by this one where it is little.)
+    // What was missed so far is freed by another thread, and by this one where it is little.
     ("missed, and one too many", Of::Ticks, |keys| {
         let budget = Arc::new(MissedBudget::new(usize::MAX));
         let missed = Missed::new(budget.clone());
@@ -149,11 +149,11 @@ const STRUCTURES: [Shape; 9] = [
             (0..keys).for_each(|i| counted_missed(&missed, &key(i)));
         }
     }),
-    // (Once its table has grown: see `KeysOfSeveral`.)
+    // Once its table has grown: see `KeysOfSeveral`.
     ("recopy", Of::Part, |keys| {
         let recopy = Recopy::new();
         let round = || {
-            // (Past its bound it forgets them.)
+            // Past its bound it forgets them.
             for batch in (0..keys).step_by(50_000) {
                 (batch..keys.min(batch + 50_000)).for_each(|i| counted_recopy(&recopy, key(i).into()));
                 while !counted_take_batch(&recopy).is_empty() {}

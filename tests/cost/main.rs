@@ -35,7 +35,7 @@ const CALLGRIND_REQUESTS: usize = 1_000;
 const WARM_UP: usize = 2_000;
 
 /// Instructions vary a little with the compiler and the processor's vector units, and may grow by
-/// so many hundredths unnoticed.
+/// this many hundredths unnoticed.
 const INSTRUCTIONS_MARGIN: u64 = 10;
 
 /// What one worker's `Core` may cost, without any I/O: allocations are **exact bounds for 10,000

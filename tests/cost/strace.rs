@@ -113,7 +113,7 @@ fn count(io_uring: &str, ceiling: impl Fn((Workload, [f64; 2], [f64; 2])) -> (Wo
     println!("system calls of a request that move bytes, of all kinds, with --io-uring {io_uring}:");
     for (workload, measured) in CEILINGS.map(ceiling) {
         let backups = if workload.mirrored { 2 } else { 0 };
-        // (No probe in between, and nobody is late, however slow tracing is.)
+        // No probe in between, and nobody is late, however slow tracing is.
         let args = ["--threads", "1", "--probe-interval", "60s", "--timeout", "10s", "--leader-timeout", "20s"];
         let args = [&args[..], &["--io-uring", io_uring]].concat();
         let cluster = Cluster::start(&Shape::new(2, backups).proxy(&args));
@@ -174,7 +174,7 @@ fn system_calls_of_a_request_that_is_passed_on() {
     let _alone = alone();
     let dir = tempfile::tempdir().expect("temporary folder");
     let fleet = format!("file:{}", dir.path().join("fleet").display());
-    // (No look at the record in between.)
+    // No look at the record in between.
     let args = ["--threads", "1", "--probe-interval", "60s", "--timeout", "10s", "--leader-timeout", "20s"];
     let args = [&args[..], &["--coordinate", &fleet, "--lease", "60s"]].concat();
     let cluster = Cluster::start(&Shape::new(2, 2).proxy(&args));

@@ -65,7 +65,7 @@ impl Clients {
         Clients { streams, bursts, buffer: vec![0; longest], pipeline: workload.pipeline, turn: 0 }
     }
 
-    /// So many requests, or a few more to fill the last burst; every answer is compared.
+    /// This many requests, or a few more to fill the last burst; every answer is compared.
     pub fn run(&mut self, requests: usize) {
         for _ in 0..requests.div_ceil(self.pipeline * self.streams.len()) {
             self.turn += 1;

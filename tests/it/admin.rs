@@ -207,7 +207,7 @@ fn the_metrics_say_what_clients_did_and_pass_promtool() {
         (r#"requests_total{command="incr",result="not_found"}"#, 1.0),
         (r#"requests_total{command="mg",result="hit"}"#, 1.0),
         (r#"requests_total{command="other",result="client_error"}"#, 1.0),
-        // (Two gets, one of two keys, and two of meta's.)
+        // Two gets, one of two keys, and two of meta's.
         (r#"request_seconds_count{kind="read"}"#, 4.0),
         (r#"request_seconds_count{kind="write"}"#, 52.0),
         ("mirrored", 1.0),

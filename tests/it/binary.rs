@@ -158,7 +158,7 @@ fn strangers_are_closed_at_once_and_told_of() {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(&first).unwrap();
         let mut said = Vec::new();
-        // (It may be reset over what it did not read.)
+        // It may be reset over what it did not read.
         let _ = stream.read_to_end(&mut said);
         assert!(said.starts_with(answer), "{counter}: {}", said.escape_ascii());
         assert_eq!(cluster.proxy.stat(counter), 1, "{counter}");
@@ -167,7 +167,7 @@ fn strangers_are_closed_at_once_and_told_of() {
             wait_until("the log names it", Duration::from_secs(10), || cluster.proxy.log_so_far().contains(&line));
         }
     }
-    // (Of each thread.)
+    // Of each thread.
     assert!(cluster.proxy.log_so_far().matches("cannot be served").count() <= 2, "one line in ten seconds");
 }
 

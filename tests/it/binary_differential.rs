@@ -179,7 +179,7 @@ fn compare(input: &[u8], packets: &[Packet], closed: bool) -> Result<(), String>
     let said: Vec<u8> = packets.iter().flat_map(|packet| packet.bytes.iter().copied()).collect();
     let expected = match parse(input, &Limits::default()) {
         Parsed::Incomplete { .. } | Parsed::Piece { .. } => return Err("not whole".to_owned()),
-        // (Documented: memcached closes without a word.)
+        // Documented: memcached closes without a word.
         Parsed::Reject { close: Some(_), .. } if input[0] != 0x80 => (Vec::new(), true),
         Parsed::Reject { reply, style, close, .. } => (written(style, Outcome::Own(reply)), close.is_some()),
         Parsed::TooLarge { style, .. } => (written(style, Outcome::Refused(Refusal::TooLarge)), false),
@@ -235,14 +235,14 @@ pub fn random_request(below: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
         key = [&b""[..], b"settings", b"items", b"nothing", b"reset"][below(5)];
     }
     let known = matches!(opcode, 0x00..=0x1a | 0x1c..=0x1e | 0x20..=0x24);
-    // (Documented: of an unknown command memcached throws key and extras away twice.)
+    // Documented: of an unknown command memcached throws key and extras away twice.
     if !known {
         (key, extras) = (b"", Vec::new());
     }
     let mut value = value;
     if !right {
         match below(4) {
-            // (A flush at a date long past is one at once here, and none at all to memcached.)
+            // A flush at a date long past is one at once here, and none at all to memcached.
             0 if known => extras.resize(below(9), u8::from(!matches!(opcode, 0x08 | 0x18))),
             1 if known => key = b"",
             2 if !matches!(opcode, 0x10 | 0x1c..=0x1e | 0x23 | 0x24) => value.extend(b"behind"),

@@ -19,7 +19,7 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
     let of = |name: &str| settings.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
     assert_eq!((of("resync_rate"), of("maxconns")), (Some("77"), Some("55")), "{settings:?}");
 
-    // (It names no server: those of this proxy are on its command line.)
+    // It names no server: those of this proxy are on its command line.
     let (code, printed, complaint) = run(&["check-config", text]);
     assert_eq!((code, printed.as_str()), (Some(64), ""), "{complaint}");
     std::fs::write(&path, "server = [\"127.0.0.1:1\"]\nport = 23\ntimeouts = 3\nprot = 5\n").expect("written");

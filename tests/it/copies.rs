@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::support::cluster::{count_filled, fill, filled};
 use crate::support::{Cluster, Memcached, Proxy, Shape, Stored, wait_until};
 
-/// So many of the large items fit into the smallest server: with `-m 4` one page of them.
+/// This many of the large items fit into the smallest server: with `-m 4` one page of them.
 const KEPT: usize = 20;
 
 /// Exit code of `resilver wait`, and everything it said.

@@ -120,7 +120,7 @@ fn a_closed_connection_is_seen() {
 fn a_wrong_exptime_is_seen_on_the_ring() {
     let node = Memcached::start(&[]);
     let addr = faulty::start(&node.addr(), Fault::WrongTtl);
-    // So many keys that what was stored wrongly is hardly ever overwritten before the look.
+    // This many keys that what was stored wrongly is hardly ever overwritten before the look.
     let mix = Mix { keys_per_writer: 500, ..Mix::registers(crate::support::seed("WrongTtl"), 4, 1) };
     let load = Load::start(&addr, mix);
     load.wait_operations(2000);

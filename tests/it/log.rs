@@ -21,6 +21,7 @@ fn v_tells_who_was_refused_and_slow_and_closed_and_why() {
     slow.set("slow", b"secret").expect("stored");
     cluster.primaries[0].network().hold(Hold::ToProxy);
     slow.send(b"get slow\r\n").expect("sent");
+    // So long the answer takes: it is what makes the request a slow one.
     std::thread::sleep(Duration::from_millis(100));
     cluster.primaries[0].network().hold(Hold::Nothing);
     assert_eq!(slow.values().expect("an answer").len(), 1);
@@ -39,7 +40,7 @@ fn v_tells_who_was_refused_and_slow_and_closed_and_why() {
     silent.version().expect("an answer");
     silent.set_deadline(DEADLINE);
     assert_eq!(silent.at_end(), Ok(true));
-    // (Whoever is here, with the two that stay, one is too many.)
+    // Whoever is here, with the two that stay, one is too many.
     let mut many: Vec<_> = (0..3).map(|_| cluster.client()).collect();
     for client in &mut many {
         let _ = client.send(b"get nothing\r\n");
@@ -84,7 +85,7 @@ fn a_client_that_is_not_answered_before_the_end_is_told_so() {
         waits.send(b"get k\r\nget k other\r\nmg k v O1 q\r\n").expect("sent");
         let mut last = cluster.client();
         last.send(b"get k\r\n").expect("sent");
-        // (What has come by then is taken.)
+        // What has come by then is taken.
         cluster.proxy.terminate();
         let said = "SERVER_ERROR the proxy ends before this is answered; the command may or may not have taken effect";
         for _ in 0..3 {
@@ -137,6 +138,7 @@ fn vv_tells_each_requests_command_and_nothing_of_keys_and_values() {
     let told = || lines(&cluster.proxy.log(), &["not in the log", "left_out="]).len();
     wait_until("those left out to be told of", DEADLINE, || {
         client.version().expect("an answer");
+        // They are told of with the first request of the next second; few requests until then.
         std::thread::sleep(Duration::from_millis(100));
         told() > 0
     });

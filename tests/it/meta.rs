@@ -29,8 +29,8 @@ impl Side {
     }
 
     fn ask(&mut self, step: &Step) -> String {
-        // (Without one, nothing is asked of the cas id. Numbers that were never given are another
-        // matter: to the proxy they are no older ones of the same kind.)
+        // Without one, nothing is asked of the cas id. Numbers that were never given are another
+        // matter: to the proxy they are no older ones of the same kind.
         let token = self.tokens.get(&step.key).map_or(String::new(), |token| format!("C{token}"));
         let mut input = step.line.replace("C$", &token);
         input += "\r\n";
@@ -114,18 +114,18 @@ impl Generator {
         };
         for _ in 0..self.below(5) {
             if let Some(flag) = (!own.is_empty()).then(|| self.pick(own)) {
-                // (A key with a flag twice is refused; that is tried below.)
+                // A key with a flag twice is refused; that is tried below.
                 if flags.iter().all(|given| given[..1] != flag[..1]) {
                     flags.push(flag.to_owned());
                 }
             }
         }
-        // (A quiet `ma` that makes the item is answered by 1.6.18, and not by later versions.)
+        // A quiet `ma` that makes the item is answered by 1.6.18, and not by later versions.
         if verb == "ma" && flags.iter().any(|flag| flag.starts_with('N')) {
             flags.retain(|flag| flag != "q");
         }
-        // (The token that such a command tells of an item it has made stale does not outlast the
-        // proxy's own look at that item: docs/reference.md.)
+        // The token that such a command tells of an item it has made stale does not outlast the
+        // proxy's own look at that item: docs/reference.md.
         if verb == "ms" && flags.iter().any(|flag| flag == "I") && flags.iter().any(|flag| flag.starts_with('C')) {
             flags.retain(|flag| flag != "c");
         }
@@ -160,7 +160,7 @@ impl Generator {
         if self.below(4) == 0 {
             flags.reverse();
         }
-        // (No classic command can name a key with a blank.)
+        // No classic command can name a key with a blank.
         let name = if verb == "classic" && name.contains(' ') { "k" } else { name };
         let value = match name {
             "n" | "nnn" => self.pick(&["5", "10", "99"]),

@@ -136,7 +136,7 @@ fn what_is_no_resilver_is_said_no_operators_command() {
     let lines = repeats(b"STAT a b\r\nSTAT c d\r\n", Duration::from_millis(1));
     let rubbish = says(b"STAT a b\r\nEND\r\nSTAT a b\r\nEND\r\n");
     std::thread::scope(|scope| {
-        // (Those that go on for ever are waited for, two seconds.)
+        // Those that go on for ever are waited for, two seconds.
         for (proxy, why, commands) in [
             (&server, "is no resilver", 5),
             (&rubbish, "is no resilver, or of another version", 5),

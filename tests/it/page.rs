@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 fn browser(url: &str, arguments: &[&str]) -> Option<String> {
     let profile = tempfile::tempdir().expect("a folder");
     let child = Command::new("chromium")
-        // (Root may run it without a sandbox alone; what it is shown is ours.)
+        // Root may run it without a sandbox alone; what it is shown is ours.
         .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"])
         .args(["--no-first-run", "--disable-background-networking", "--virtual-time-budget=3000"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
@@ -99,7 +99,7 @@ fn the_page_shows_a_kill_and_a_refill_in_a_real_browser() {
     // Both servers, and a line for each pair with the dot of whoever leads.
     let count = |page: &str, part: &str| page.matches(part).count();
     let drawn = |page: &str| (count(page, "class=\"mirrored\" d=\"M"), count(page, "class=\"leads\" cx"));
-    // (One of each stands in the legend.)
+    // One of each stands in the legend.
     assert_eq!(drawn(&page), (3, 3), "{page}");
     for server in cluster.primaries.iter().chain(&cluster.backups) {
         assert!(page.contains(&server.addr()), "{}", server.addr());

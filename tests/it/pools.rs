@@ -72,7 +72,7 @@ impl Two {
         let nodes = [(); 4].map(|()| Memcached::start(&[]));
         let (admin, far) = (Port::reserve(), Port::reserve());
         let file = write(&dir, &nodes, (&admin, &far), lines);
-        // (`near` has the port of the harness, which stands on the command line for all.)
+        // `near` has the port of the harness, which stands on the command line for all.
         let proxy = Proxy::start(&["--config".to_owned(), file]);
         let two = Two { proxy, far, admin, dir, nodes };
         two.wait_mirrored();

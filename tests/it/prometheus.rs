@@ -143,7 +143,7 @@ fn every_query_of_the_dashboard_has_an_answer() {
         });
         let values = answer["data"]["result"].as_array().expect("a list").iter();
         for value in values.map(|series| series["value"][1].as_str().expect("a value").to_owned()) {
-            // (A latency of what nobody has done is NaN: Grafana draws nothing there.)
+            // A latency of what nobody has done is NaN: Grafana draws nothing there.
             assert!(value.parse::<f64>().is_ok(), "{title}: {query}: {value}");
         }
     }

@@ -286,6 +286,7 @@ fn a_client_that_says_all_at_once_and_quits_is_served_by_a_proxy_at_rest() {
     ];
     for (said, answer) in sessions {
         let mut client = cluster.client();
+        // The worker is at rest by then: nothing tells of that.
         std::thread::sleep(Duration::from_millis(300));
         client.send(said).expect("send");
         let text = String::from_utf8_lossy(&said[..said.len().min(30)]).into_owned();
@@ -324,7 +325,7 @@ fn clients_beyond_the_limit_are_refused_clearly() {
     let mut refusal = None;
     for _ in 0..20 {
         let mut client = cluster.client();
-        // (What operators ask is answered beyond the limit too.)
+        // What operators ask is answered beyond the limit too.
         match client.raw_command("get absent") {
             Ok(line) if line.starts_with("END") => held.push(client),
             other => {
@@ -464,7 +465,7 @@ fn memccapable_passes_as_against_memcached() {
     let node = Memcached::start(&[]);
     let port = node.addr().rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
     let (expected, _) = passed(port);
-    // (Both protocols.)
+    // Both protocols.
     assert!(expected.len() > 50, "memccapable against memcached: {expected:?}");
     let cluster = Cluster::start(&Shape::new(2, 1));
     let (ours, text) = passed(cluster.proxy.port());
@@ -521,6 +522,7 @@ fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
 fn a_short_request_behind_one_that_had_to_wait_is_answered_whatever_came_in_pieces_before() {
     let cluster = Cluster::start(&Shape::new(1, 0).proxy(&["--timeout", "10s", "--leader-timeout", "10s"]));
     let mut client = cluster.client();
+    // The proxy has read what was sent by then: nothing tells of that.
     let pause = || std::thread::sleep(Duration::from_millis(50));
     let large = storage("set", "a", 0, 0, &[b'x'; 1000], "");
     client.send(&large[..100]).unwrap();

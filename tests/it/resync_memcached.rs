@@ -42,6 +42,7 @@ async fn a_hundred_thousand_items_under_mutations() {
         // A small memory bound: the key list has to go through its file.
         let tuning = Tuning { memory_bytes: 600_000, ..Tuning::default() };
         let end = world.resync(Fill::Purge, tuning).await;
+        // Both nodes take mutations for a while once they are mirrored.
         sleep(Duration::from_millis(200)).await;
         stop.store(true, Ordering::SeqCst);
         end
@@ -250,8 +251,8 @@ async fn only_what_was_missed_is_touched() {
     // for.
     assert_eq!(progress.sum(|p| &p.copied), 667);
     assert_eq!(progress.sum(|p| &p.skipped), 333);
-    // (Those of the first batches that expire, at most 334, are read once more, with the leader's
-    // clock before and behind them.)
+    // Those of the first batches that expire, at most 334, are read once more, with the leader's
+    // clock before and behind them.
     assert!((667 + 1000..667 + 1000 + 334 + 16).contains(&done[1]), "{done:?}");
     assert_eq!((done[0], &done[2..]), (0, &[0, 0, 0, 0, 0, 333, 667, 667, 333, 0][..]));
     let mut keys = all_keys(COUNT);
@@ -308,6 +309,7 @@ async fn what_differs_is_found_by_comparing() {
         let stop = AtomicBool::new(false);
         let job = async {
             let end = world.resync(Fill::Compare, Tuning::default()).await;
+            // Both nodes take mutations for a while once they are mirrored.
             sleep(Duration::from_millis(100)).await;
             stop.store(true, Ordering::SeqCst);
             end
@@ -433,6 +435,7 @@ async fn a_flush_finds_no_copy_in_flight_and_an_overflow_is_made_up_for() {
         let mut target = world.pipe(TARGET).await;
         let mut waited = Duration::ZERO;
         for round in 0..10 {
+            // Copies are made between two flushes.
             sleep(Duration::from_millis(5)).await;
             let at = Instant::now();
             let _alone = quiesce.write().await;
@@ -482,6 +485,7 @@ async fn flood(world: &World, count: usize, stop: &AtomicBool) -> usize {
             }
         }
         done += keys.len();
+        // 25,000 keys a second: several times the rate that the job has.
         sleep(Duration::from_millis(4)).await;
     }
     done
@@ -497,6 +501,7 @@ async fn a_throttled_resync_ends_under_more_writes_than_its_rate() {
     let stop = AtomicBool::new(false);
     let job = async {
         let end = tokio::time::timeout(Duration::from_secs(120), world.resync(Fill::Empty, Tuning::default())).await;
+        // Both nodes take mutations for a while once they are mirrored.
         sleep(Duration::from_millis(100)).await;
         stop.store(true, Ordering::SeqCst);
         end

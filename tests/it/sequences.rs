@@ -95,7 +95,7 @@ impl Side {
         }
     }
 
-    /// (Without one nothing is asked of the cas id.)
+    /// Without one nothing is asked of the cas id.
     fn with_token(&self, line: &str) -> String {
         let Some((before, behind)) = line.split_once(TOKEN) else { return line.to_owned() };
         let (key, behind) = behind.split_at(1);
@@ -228,7 +228,7 @@ impl Generator {
             0 => "x".to_owned(),
             _ => value.len().to_string(),
         };
-        // (What is behind a length that is none is a line of its own.)
+        // What is behind a length that is none is a line of its own.
         let value = if length == "x" { "version".to_owned() } else { value };
         let exptime = [0, 0, 500, -1][self.rng.below(4)];
         match self.rng.below(16) {
@@ -291,7 +291,7 @@ impl Generator {
             if own.is_empty() || flags.iter().any(|given| given[..1] == flag[..1]) {
                 continue;
             }
-            // (A binary get of it would be told to recompute it, see docs/reference.md.)
+            // A binary get of it would be told to recompute it, see docs/reference.md.
             if !(flag == "I" && plain.is_empty() || flag == "C$" && self.marked[at]) {
                 flags.push(flag);
             }
@@ -306,7 +306,7 @@ impl Generator {
         if verb == "ma" && self.marked[at] {
             return format!("mg {key} v{b}\r\n");
         }
-        // (A counter of fewer digits than another one would be given blanks.)
+        // A counter of fewer digits than another one would be given blanks.
         if verb == "ma" && has(&flags, "N") && !has(&flags, "J") {
             flags.push("J5000013");
         }
@@ -342,7 +342,7 @@ impl Generator {
                 if matches!(opcode, 0x05 | 0x15) && self.marked[at] {
                     opcode = 0x00;
                 }
-                // (Alone it may have a token that does not win.)
+                // Alone it may have a token that does not win.
                 self.marked[at] &= count == 1 || !matches!(opcode, 0x01 | 0x11 | 0x04 | 0x14);
                 let delta = [&1_u64.to_be_bytes()[..], &5_000_100_u64.to_be_bytes(), &[0, 0, 1, 0][..]].concat();
                 let (extras, key, value): (&[u8], &[u8], String) = match opcode {

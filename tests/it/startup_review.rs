@@ -170,6 +170,7 @@ fn a_restart_of_the_proxy_over_full_nodes_loses_nothing() {
             }
         }
         assert!(refused > 0);
+        // Several probes look for the markers, and write again what is missing.
         std::thread::sleep(Duration::from_secs(1));
         if clean {
             assert!(cluster.proxy.stop().success());
@@ -201,6 +202,7 @@ fn garbage_in_a_marker_heals() {
         set(&mut cluster.client(), "k", "one");
         let marker = format!("__resilver__:{key}");
         assert_eq!(cluster.primaries[0].client().set(&marker, &bytes), Ok(Stored::Stored));
+        // Several probes read it, which may change nothing that shows.
         std::thread::sleep(Duration::from_millis(600));
         cluster.mirrored();
         assert_eq!(value(&mut cluster.client(), "k").as_deref(), Some("one"), "{key}");
@@ -241,6 +243,7 @@ fn a_dead_proxys_writes_do_not_land_after_the_next_ones_on_a_node_that_was_away_
             })
         })
         .collect();
+    // As much as goes in stands in the sockets of the stopped server by then.
     std::thread::sleep(Duration::from_secs(2));
     cluster.proxy.kill();
     for writer in writers {
@@ -254,6 +257,7 @@ fn a_dead_proxys_writes_do_not_land_after_the_next_ones_on_a_node_that_was_away_
     for c in 0..CLIENTS {
         set(&mut client, &format!("k{c}"), "newest");
     }
+    // What lands late lands now.
     std::thread::sleep(Duration::from_secs(1));
     for c in 0..CLIENTS {
         let found = value(&mut client, &format!("k{c}"));

@@ -300,7 +300,7 @@ fn a_token_of_the_list_before_never_wins() {
     let oldest = tokens[0] & ((1 << 48) - 1);
     let mut beside = b.client();
     set(&mut client, &moved, "two");
-    // (The proxy's own small items take ids too: some have no token.)
+    // The proxy's own small items take ids too: some have no token.
     let with = |own: u64| tokens.iter().find(|&&t| t & ((1 << 48) - 1) == own);
     let old = loop {
         let own = token_of(&mut beside, &moved);
@@ -454,7 +454,7 @@ fn a_proxy_with_another_list_does_not_start_over_servers_that_are_in_use() {
         let mut arguments = ["-l", "127.0.0.1", "-p", &port].map(str::to_owned).to_vec();
         primaries.iter().for_each(|node| arguments.extend(["-s".to_owned(), node.addr()]));
         arguments.extend(["-b".to_owned(), backup.addr()]);
-        // (One that does start ends as well, after a while.)
+        // One that does start ends as well, after a while.
         let limit = crate::support::DEADLINE.as_secs().to_string();
         let mut command = std::process::Command::new("timeout");
         command.arg(limit).arg(Proxy::binary()).args(arguments);

@@ -233,12 +233,12 @@ fn a_reset_clears_what_memcached_clears() {
     for name in stock.0.keys().filter(|name| !APART.contains(name)) {
         let (Some(was), Some(is)) = (number(&stock.0, name), number(&stock.1, name)) else { continue };
         let (Some(our), Some(now)) = (number(&proxy.0, name), number(&proxy.1, name)) else { continue };
-        // (What happened a few times only may happen again meanwhile.)
+        // What happened a few times only may happen again meanwhile.
         if was < 20 {
             continue;
         }
         if is * 4 < was {
-            // (The proxy's probes go on.)
+            // The proxy's probes go on.
             assert!(now * 4 < our || now < 20, "{name}: memcached {was} {is}, proxy {our} {now}");
             cleared.insert(name.rsplit(':').next().expect("a name"));
         } else {
@@ -485,7 +485,7 @@ fn stats_end_although_a_server_hangs() {
     let cluster = Cluster::start(&Shape::new(2, 0).proxy(&["--leader-timeout", "20s"]));
     let mut client = cluster.client();
     let hung = &cluster.primaries[0];
-    // (Of a server that the start has not seen yet nobody knows that it leads.)
+    // Of a server that the start has not seen yet nobody knows that it leads.
     wait_until("both servers to be in use", DEADLINE, || values(&whole(&mut client, "stats"))["servers_asked"] == "2");
     hung.pause();
     let told = whole(&mut client, "stats");

@@ -157,7 +157,7 @@ fn who_cannot_be_asked_is_unknown_to_a_monitor_and_named_with_what_to_do() {
     ] {
         for command in [&["status"][..], &["top", "--once"], &["key", "k"], &["verify"]] {
             let slow = [silent.as_str(), cut.as_str()].contains(&proxy);
-            // (Two seconds each; and these make no sense of one line of statistics.)
+            // Two seconds each; and these make no sense of one line of statistics.
             if (slow || proxy == lying) && command[0] != "status" {
                 continue;
             }
@@ -166,7 +166,7 @@ fn who_cannot_be_asked_is_unknown_to_a_monitor_and_named_with_what_to_do() {
             assert!(printed.is_empty() && !matches!(code, Some(0) | None), "{command:?}: {complaint}");
             assert_eq!(code == Some(3), command == ["status"], "{command:?}: {code:?} {complaint}");
             assert!(complaint.contains(proxy), "{command:?}: {complaint}");
-            // (A memcached answers an operator's command that it does not know with ERROR alone.)
+            // A memcached answers an operator's command that it does not know with ERROR alone.
             assert!(complaint.contains(why), "{command:?}: {complaint}");
             assert!(begun.elapsed() < DEADLINE, "{command:?}");
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::cluster::jobs::{JobRun, LastJob};
 use crate::resync::Fill;
 
-/// After a resync that failed the next try waits so long, doubling.
+/// After a resync that failed the next try waits this long, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-/// At most so long.
+/// At most this long.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Default)]

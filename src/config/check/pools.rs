@@ -167,10 +167,10 @@ fn addresses_of(
             }
         }
     };
-    // (All have ended when this process becomes what it is to be: user, limits, memory.)
+    // The threads end before the process changes its user, limits and memory.
     std::thread::scope(|scope| {
         for _ in 1..workers {
-            // (Where no thread can be had, fewer look.)
+            // Without this thread the others look up all names.
             let _ = std::thread::Builder::new().name("look-up".to_owned()).spawn_scoped(scope, look);
         }
         look();

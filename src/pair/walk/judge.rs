@@ -53,7 +53,7 @@ pub(super) fn arrow(from: State, to: State, event: Event) -> bool {
 
 /// Rules 4 to 7: what an event may ask for, by the state it met.
 pub(super) fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: &[Effect]) {
-    // (Written out only where something is wrong: it took half of the walk's time.)
+    // Formatted only on failure: it took half of the walk's time.
     let told = || format!("{event:?} on {before:?}: {effects:?} -> {after:?}");
     let closes = effects.iter().filter(|e| matches!(e, Effect::Close { .. })).count();
     let aborts = usize::from(effects.first() == Some(&Effect::AbortResync));

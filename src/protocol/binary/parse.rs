@@ -85,8 +85,8 @@ impl Command<'_> {
             Verb::SaslList | Verb::SaslAuth => self.reject(UNKNOWN, self.value_len(), false),
             _ if wire_form(self.key()).is_none() => self.reject(KEY_TOO_LONG, self.value_len(), false),
             Verb::Get => self.accept(Keyed { cas: 0, ..self.keyed(Kind::Gets) }),
-            // (A touch is told client flags and cas id. `mg` would tell them without the value, and
-            // take the right to recompute a stale item, which nobody would hear of.)
+            // A touch is told client flags and cas id. `mg` would tell them without the value, and
+            // take the right to recompute a stale item, which nobody would hear of.
             Verb::Gat | Verb::Touch => {
                 self.accept(Keyed { exptime: self.exptime(0), cas: 0, ..self.keyed(Kind::Gats) })
             }
@@ -171,7 +171,7 @@ impl Command<'_> {
 
     fn value(&self, request: Keyed) -> Parsed {
         let (value_len, style) = (self.value_len(), self.style());
-        // (Before the cas id makes another kind of it: what is too large for a `set` is removed.)
+        // Before the cas id makes another kind of it: what is too large for a `set` is removed.
         if item_size(self.header.key_len, request.flags, value_len) > self.limits.item_size_max {
             return Parsed::TooLarge { request, style, len: self.len, swallow: value_len };
         }

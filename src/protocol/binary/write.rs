@@ -93,7 +93,7 @@ impl Writer<'_> {
 
     /// A node's `VALUE` line and value.
     fn hit(&mut self, bytes: &Bytes) {
-        // (A whole reply, or it would be no outcome.)
+        // An outcome holds a whole reply.
         let Ok(Some(reply)) = parse_reply(bytes) else { return self.error(Status::Internal) };
         let ReplyKind::Value { key, flags, data, cas } = reply.kind else { return self.error(Status::Internal) };
         self.item(&Fields { key: bytes.slice(key), value: bytes.slice(data), flags, cas: cas.unwrap_or_default() });

@@ -29,7 +29,7 @@ impl Command<'_> {
             return self.reject(answer::ERROR, false);
         };
         match &self.buf[name] {
-            // (`bget` is as old as memcached, and still taken.)
+            // `bget` is an old name that memcached still accepts.
             b"get" | b"bget" => self.retrieval(Kind::Get, words),
             b"gets" => self.retrieval(Kind::Gets, words),
             b"gat" => self.retrieval(Kind::Gat, words),
@@ -119,7 +119,7 @@ impl Command<'_> {
         }
     }
 
-    /// A key and so many words with it, and perhaps `noreply`.
+    /// A key and this many words with it, and perhaps `noreply`.
     #[inline(always)]
     fn one_key(&self, words: Words<'_>, count: usize) -> Result<(Args<'_>, bool), Parsed> {
         let args = Args::collect(self.buf, words);

@@ -13,7 +13,7 @@ use super::command::{Flag, Meta, Verb};
 pub fn of_leader(meta: Meta, key: &[u8], reply: &Reply, unit: Bytes, token: impl Fn(u64) -> u64) -> Bytes {
     match (&reply.kind, meta.verb) {
         (ReplyKind::MetaVa { data }, Verb::Arithmetic) if !meta.has(Flag::Value) => {
-            // (The number was asked for by the proxy.)
+            // The client did not ask for the number: the proxy did.
             let line = &unit[reply.line.clone()];
             let behind = line.iter().skip(3).position(|&byte| byte == b' ').map_or(line.len(), |at| 3 + at);
             debug_assert!(data.start > behind);
@@ -38,7 +38,7 @@ pub fn with_key<'a>(told: Bytes, meta: Meta, key: &[u8], mut flags: impl Iterato
     let words = match &told[..] {
         [b'V', b'A', ..] => 2,
         [b'H', b'D', ..] | [b'N', b'S' | b'F', ..] | [b'E', b'X', ..] => 1,
-        // (`EN`, and errors, name nothing.)
+        // `EN` and errors carry no key.
         _ => return told,
     };
     let ends = told.iter().enumerate().filter(|(_, byte)| matches!(byte, b' ' | b'\r'));

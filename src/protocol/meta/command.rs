@@ -122,7 +122,7 @@ impl Meta {
 
     /// Whether it may change more than who is to recompute a stale item.
     ///
-    /// (That, a plain `mg` decides too. Only the leader holds stale items.)
+    /// That, a plain `mg` decides too. Only the leader holds stale items.
     pub fn is_write(self) -> bool {
         match self.verb {
             Verb::Get if !holds(Rule::ChangingGetIsAWrite) => false,

@@ -54,7 +54,7 @@ pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas:
                 out.put(b" ");
                 out.put(word);
             }
-            // (The answer is given it by `answer::with_key`.)
+            // `answer::with_key` puts the key into the answer.
             (b'k', _) if !may_be_named(of.key()) => {}
             (b'c' | b'k' | b'x', _)
             | (b'f' | b'h' | b'l' | b's' | b't' | b'u' | b'v', Verb::Get)
@@ -74,8 +74,8 @@ pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas:
 
 /// Counts as the command does, and answers with the number.
 ///
-/// (memcached 1.6.18 gives `T` to an item that it may just have replaced by a longer one, on both
-/// nodes alike.)
+/// memcached 1.6.18 gives `T` to an item that it may just have replaced by a longer one, on both
+/// nodes alike.
 pub fn put_count(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64) {
     meta_begin(out, b"ma ", of, meta.has(Flag::Binary), false);
     out.put(meta.mode.flag());

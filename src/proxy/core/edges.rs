@@ -50,7 +50,7 @@ impl Core {
                 }
             }
             Command::Settings(new) => self.settings.take(&new),
-            // (Not of what is known here.)
+            // The shell answers this: the core knows no addresses.
             Command::WhoIsConnected { .. } => {}
             Command::Part { client, bytes } => self.tell_part(client, bytes),
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
@@ -65,7 +65,7 @@ impl Core {
         self.date_of(self.now.us)
     }
 
-    /// The date when the worker had run for so long.
+    /// The date when the worker had run for this long.
     pub(super) fn date_of(&self, us: u64) -> Duration {
         Duration::from_micros((self.now.date_us + us).saturating_sub(self.now.us))
     }

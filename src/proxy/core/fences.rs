@@ -13,7 +13,7 @@ use crate::proxy::table::OpTable;
 /// A repair that waits for a marker or a connection tries again so often.
 const REPAIR_RETRY_US: u64 = 10_000;
 
-/// One that was not seen to wait for so long waits no more: ticks come every 25 ms at most.
+/// One that was not seen to wait for this long waits no more: ticks come every 25 ms at most.
 pub(super) const REPAIR_SEEN_US: u64 = 5 * REPAIR_RETRY_US;
 
 /// How long the count of writes in flight by key is kept up after it was last asked for.
@@ -160,7 +160,7 @@ impl Fences {
 
     /// The next repair that begins again now; `None` inside: it is over, or waits anew.
     pub(super) fn next_due(&mut self, now_us: u64) -> Option<Option<Bytes>> {
-        // (Those that begin to wait now are not due yet.)
+        // Retries added during this round are due later.
         self.retries.front().filter(|(at_us, _)| *at_us <= now_us)?;
         let (at_us, key) = self.retries.pop_front()?;
         let waits = self.by_key.get(&key).is_some_and(|fence| fence.retry_at_us == Some(at_us));

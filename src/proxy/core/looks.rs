@@ -69,7 +69,7 @@ impl Core {
     /// still unanswered. Then nobody can tell which came first, and it is taken for over.
     pub(super) fn note_brief_write(&mut self, id: OpId, unanswered: bool) {
         let op = &self.ops[id];
-        // (What a meta command makes of a key that is not there may have an end of its own.)
+        // A meta command that creates an item (vivify, N) sets an exptime of its own.
         if op.exptime > 0 && op.date.is_none() || matches!(op.kind, Kind::Meta(_)) {
             let hash = op.hash;
             match op.exptime {
@@ -139,7 +139,7 @@ impl Core {
             self.ops[id].stage = Stage::New;
             self.begin(id);
         } else if answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack) {
-            // (Nobody changes the item meanwhile: all that is asked of the key waits here.)
+            // The item stays as it is: all other requests for the key wait here.
             self.ops[id].stage = Stage::GiveBack { node, cas: answer.cas };
             self.send_op(id, node);
         } else {

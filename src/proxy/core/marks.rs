@@ -76,7 +76,7 @@ impl Core {
         };
         let at = self.links.of(node, op.hash);
         let is_here = matches!(op.stage, Stage::Leader(n) | Stage::Proof(n) | Stage::Follower(n) if n == node);
-        // (Counted as in flight until now, except for what was parked or repaired.)
+        // Operations in flight are counted already; parked and repaired ones are not.
         if self.fences.is_counting() && (!op.stage.is_in_flight() || op.stage == Stage::Repair) {
             self.fences.count(op);
         }
@@ -85,7 +85,7 @@ impl Core {
         let conn = &mut self.links[at];
         let behind = if is_here { 0 } else { conn.sent() };
         let waits = Unmarked { op: id, behind, at_us: self.now.us };
-        // (Where its framing is in doubt the fault is told, and the pair's next route decides.)
+        // If framing is in doubt, the fault is reported and the pair's next route decides.
         conn.unmarked.push_back(waits);
         if conn.state == LinkState::Idle {
             self.dial(at);

@@ -24,9 +24,9 @@ pub struct LiveSettings {
     pub operator_commands: bool,
     /// For whoever has the sockets: how many clients at once, over all workers.
     pub max_clients: usize,
-    /// Clients silent for so long are closed.
+    /// Clients silent for this long are closed.
     pub idle_timeout: Option<Duration>,
-    /// At the end clients' requests may take so long.
+    /// At the end clients' requests may take this long.
     pub shutdown_grace: Duration,
 }
 

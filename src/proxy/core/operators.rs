@@ -93,7 +93,7 @@ impl Core {
                 return self.stall(id, chunk);
             }
             match client.dialect.next(&chunk, &self.limits) {
-                // (A value is not waited for.)
+                // The line is incomplete: more input decides.
                 Parsed::Incomplete { need: 0 } => {
                     (client.need, client.searched) = (0, 0);
                     client.partial = chunk;

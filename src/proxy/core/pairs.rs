@@ -44,7 +44,7 @@ pub(super) struct Closing {
 }
 
 impl Pairs {
-    /// So many, without a route: everything waits.
+    /// This many, without a route: everything waits.
     pub(super) fn new(pairs: usize) -> Pairs {
         let slot = || PairSlot { route: Route::Closed, flow: None, closing: None, parked: Parked::default() };
         Pairs { slots: (0..pairs).map(|_| slot()).collect() }

@@ -28,7 +28,8 @@ impl Core {
     /// Whether this answer has to wait. `absent`: it says that the key was not there.
     pub(super) fn needs_proof(&mut self, id: OpId, at: ConnId, absent: bool) -> bool {
         let no_markers = self.links[at].markers == 0;
-        // (Without the check of new connections this one would still notice what that one is for.)
+        // This check would also notice what the check of new connections is for, so a test without
+        // that rule switches this off too.
         let checked = holds(Rule::MarkerCheckAfterMiss) && holds(Rule::MarkerCheckOnNewConnections);
         if self.links[at.node].incarnation.is_none() || !checked {
             return false;

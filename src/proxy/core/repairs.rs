@@ -70,7 +70,7 @@ impl Core {
         // The leader may have executed a parked operation, which is run again on the follower if
         // that one leads next: it must not get there by a repair meanwhile.
         if self.pairs[pair].parked.in_doubt > 0 {
-            // (Their time is bounded.)
+            // Parked operations end in bounded time.
             return self.repair_later(key, None);
         }
         if let Some(at) = [leader, follower].into_iter().find(|&at| !self.is_ready_for_repair(at)) {

@@ -88,7 +88,7 @@ pub(in crate::proxy) fn effect(kind: Kind, reply: &ReplyKind) -> Option<Effect> 
     })
 }
 
-/// (Whether an `mg` has won is not in the kind of its answer.)
+/// Whether an `mg` has won is not in the kind of its answer.
 fn meta_effect(meta: Meta, reply: &ReplyKind) -> Option<Effect> {
     use ReplyKind as R;
     Some(match (meta.verb, reply) {
@@ -144,7 +144,7 @@ pub(in crate::proxy) fn mirror(kind: Kind) -> Mirror {
             Change::Touched => Mirror::Touch,
             Change::Counted => Mirror::Arithmetic,
             Change::Unclear if !holds(Rule::UnclearIsRead) => Mirror::Set,
-            // (What is unclear is read, unless there was nothing.)
+            // An unclear change is read back from the leader, unless there was no item.
             Change::Stale | Change::Unclear => Mirror::Withhold,
         },
         Kind::Get | Kind::Gets => unreachable!("a read is never mirrored"),

@@ -10,8 +10,8 @@ use io_uring::types::BufRingEntry;
 /// all used, a client's receive ends and is begun again.
 pub(super) const BUFFERS: u16 = 128;
 
-/// So many of them are in the kernel's hands at a time where a client must not bring much before it
-/// is stopped. The kernel goes on with one client for 32 buffers.
+/// This many of them are in the kernel's hands at a time where a client must not bring much before
+/// it is stopped. The kernel goes on with one client for 32 buffers.
 pub(super) const FEW_BUFFERS: u16 = 4;
 
 /// Bytes of each.
@@ -47,7 +47,7 @@ impl Buffers {
             // SAFETY: neither is of size zero.
             NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
         }
-        // (Only pages that were used take memory.)
+        // Pages take memory once they are used.
         let (memory, entries) = (zeroed(Self::MEMORY), zeroed(Self::ENTRIES).cast());
         Buffers { memory, entries, tail: 0, published: 0, lent: 0, leaked: false }
     }
@@ -90,7 +90,7 @@ impl Buffers {
         self.lent
     }
 
-    /// Tells the kernel of what was given, as long as it has no more than so many.
+    /// Tells the kernel of what was given, as long as it has no more than this many.
     pub(super) fn publish(&mut self, most: u16) {
         let more = self.tail.wrapping_sub(self.published).min(most.saturating_sub(self.lent));
         if more == 0 {

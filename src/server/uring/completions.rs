@@ -64,7 +64,8 @@ impl Uring {
         if goes_on {
             return news;
         }
-        // (Out of buffers, cancelled, or the kernel lets others have their turn: it may go on.)
+        // Receiving ended because buffers ran out, it was cancelled, or the kernel wants it
+        // renewed.
         let s = &mut self.slots[slot];
         if s.closed {
             self.release(slot);
@@ -101,7 +102,7 @@ impl Uring {
             s.unproven |= !is_end_by_node(result);
             return Some(News::NodeEnd { at, by_node: !s.unproven });
         }
-        // SAFETY: the kernel has written so many bytes behind those that it held.
+        // SAFETY: the kernel has written this many bytes behind those that it held.
         unsafe { room.advance_mut(result as usize) };
         Some(News::Filled(at, room))
     }
@@ -151,7 +152,7 @@ impl Uring {
     fn has_cancelled(&mut self, slot: usize, result: i32) {
         let s = &mut self.slots[slot];
         s.ops -= 1;
-        // (Of a receive, or of the send of a socket that was given up.)
+        // What was cancelled is a receive, or the send of an abandoned socket.
         s.cancelling = false;
         if result < 0 && s.receiving && !s.wanted {
             // It was just busy with it. (Where it had ended, its last completion came before.)

@@ -77,7 +77,7 @@ impl World {
     /// Takes all there is now.
     fn take(&mut self) {
         let mut in_vain = 0;
-        // (The kernel does some twenty things in a turn, of which nothing may be told.)
+        // A turn completes about twenty operations, and none of them need be news.
         while in_vain < 2 + self.slots() / 10 {
             in_vain = if self.take_turn() { 0 } else { in_vain + 1 };
         }

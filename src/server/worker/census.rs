@@ -4,7 +4,7 @@ use crate::proxy::{Connected, Event};
 
 use super::{ClientIo, Shell};
 
-/// So many are told, each for two system calls: 2,048 in one turn, a millisecond that the others
+/// This many are told, each for two system calls: 2,048 in one turn, a millisecond that the others
 /// wait.
 const TOLD_MAX: usize = 1024;
 
@@ -21,7 +21,7 @@ impl Shell {
         });
         let told: Vec<Connected> = told.collect();
         let more = self.core.client_count() - told.len();
-        // (Nobody hears it once the control plane has ended.)
+        // The control plane may have ended.
         let _ = self.events.send(Event::Connected { worker: self.core.worker(), round, told, more });
     }
 }

@@ -10,7 +10,7 @@ use crate::stats::{WorkerStats, add};
 
 use super::{ClientIo, Shell};
 
-/// One line in so long of each worker: who is refused tries again, and many do.
+/// Each worker writes one line in this time: refused clients try again, and there may be many.
 const TOLD_EVERY_US: u64 = 10_000_000;
 
 /// Closings that are in no line of the log yet.
@@ -58,8 +58,8 @@ impl Shell {
                     tracing::info!(peer, why = why.word(), closed, "a client is closed that says nothing");
                 }
             }
-            // (Clients too many are told of where they are refused, and the end of the process
-            // once.)
+            // Clients too many are told of where they are refused, and the end of the process
+            // once.
             Ended::Left | Ended::Quit | Ended::TooMany | Ended::Shutdown => {}
         }
     }

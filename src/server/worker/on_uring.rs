@@ -72,11 +72,11 @@ impl Worker {
     /// Takes what has come, hands over what there is to be sent, and waits where nothing is left to
     /// be done.
     fn uring_cycle(&self, cx: &mut Context<'_>) {
-        // (The core hears of nothing before a look at the clock, see `uring_news`.)
+        // The clock is read before the core gets any event, see `uring_news`.
         let shell = &mut *self.shell.borrow_mut();
         shell.tell_uring_of_memory();
         shell.take_news();
-        // (With many answers to write, the nodes would idle meanwhile: then theirs comes first.)
+        // With many answers to write, the nodes would idle meanwhile: then theirs comes first.
         if shell.core.dirty_clients() < GATHER_ENOUGH {
             // Clients that were just answered ask again, so a node gets their requests in one piece
             // and not in many.
@@ -88,7 +88,7 @@ impl Worker {
         shell.receive_from_nodes();
         // Before the sleep: else nothing would become late in it.
         shell.wake();
-        // (Clients whose input goes on, after all others from which something has come.)
+        // Clients with more input go on after all others that have sent something.
         let is_left = shell.has_output();
         let Some(uring) = &mut shell.uring else { return };
         shell.stats.gave(uring.take_sent());

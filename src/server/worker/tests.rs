@@ -294,6 +294,7 @@ fn a_node_in_doubt_whose_connection_takes_no_more_sees_the_end_and_is_waited_for
         }
     }
     assert!(read < 11_000_000, "what was not sent by then is not sent any more, but {read} bytes came");
+    // Time for what must not happen.
     std::thread::sleep(TIMEOUT / 4);
     while let Ok(event) = world.events.try_recv() {
         assert!(!matches!(event, Event::Drained { .. }), "not closed yet");
@@ -330,7 +331,7 @@ fn a_worker_that_was_at_rest_notices_that_a_node_is_late_and_blames_it_for_no_ti
         let begun = std::time::Instant::now();
         client.write_all(ASK).expect("sent");
         answer(&mut client, &mut node);
-        // (Else it was this node that stood still.)
+        // If this took longer, the test itself stood still.
         if begun.elapsed() < TIMEOUT / 2 {
             assert!(world.events.try_recv().is_err(), "nothing is wrong");
         }

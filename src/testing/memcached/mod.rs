@@ -14,7 +14,7 @@ use std::ops::Bound;
 use line::Line;
 pub use line::command_len;
 
-/// Exptimes above so many seconds are dates.
+/// Exptimes above this many seconds are dates.
 const RELATIVE_MAX: i64 = 30 * 24 * 60 * 60;
 /// An exptime that has always passed.
 const PASSED: i64 = -1;
@@ -111,7 +111,7 @@ impl Memcached {
     pub fn execute(&mut self, command: &[u8], out: &mut Vec<u8>) {
         let (line, data) = Line::split(command);
         let (verb, named) = (line.word(0), line.word(1));
-        // (Which items were stored under a key in base64 is not kept: `k` names all plainly.)
+        // Items do not remember that their key came in base64: `k` shows plain keys.
         let decoded = (verb.len() == 2 && line.flags(2).has(b"b")).then(|| line::from_base64(named));
         let key = decoded.as_deref().unwrap_or(named);
         match verb {
@@ -252,7 +252,7 @@ impl Memcached {
 
     fn store(&mut self, line: Line<'_>, data: &[u8]) -> &'static [u8] {
         let (verb, key) = (line.word(0), line.word(1));
-        // (What a `set` finds there is all the same.)
+        // A `set` ignores what is there.
         let standing = if verb == b"set" { None } else { self.find(key).map(|item| item.cas) };
         match (verb, standing) {
             (b"add", Some(_)) | (b"replace" | b"append" | b"prepend", None) => return b"NOT_STORED\r\n",

@@ -229,7 +229,7 @@ struct Lone {
 }
 
 impl Lone {
-    /// So many keys are missed; `back` brings servers back.
+    /// This many keys are missed; `back` brings servers back.
     fn new(args: &[&str], missed: usize, back: impl FnOnce(&mut Cluster)) -> Lone {
         let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(args));
         let mut client = cluster.client();

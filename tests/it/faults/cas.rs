@@ -11,7 +11,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// A later write has made every token worthless. So many writes that a cas counter begun anew
+    /// A later write has made every token worthless. This many writes that a cas counter begun anew
     /// passes all their numbers.
     fn try_all(&mut self, client: &mut Client, when: &str) {
         for _ in 0..40 {

@@ -66,6 +66,7 @@ fn g4_a_node_that_hangs_is_noticed_by_the_first_request_after_a_rest() {
         let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--timeout", "250ms", "--probe-interval", "60s"]));
         let mut client = cluster.client();
         assert_eq!(client.set("k", b"x"), Ok(Stored::Stored));
+        // A rest that is longer than --timeout.
         std::thread::sleep(Duration::from_millis(300));
         cluster.primaries[0].pause();
         client.set_deadline(Duration::from_secs(20));

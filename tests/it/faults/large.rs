@@ -274,8 +274,8 @@ fn clients_that_end_no_value_hold_little_memory() {
         idle >> 20
     );
     assert!(served.iter().all(|&n| n >= 3), "{served:?}");
-    // (On io_uring 267 MB, before what the kernel has brought by the time that it hears that no
-    // more is wanted was counted and bounded.)
+    // On io_uring 267 MB, before what the kernel has brought by the time that it hears that no
+    // more is wanted was counted and bounded.
     assert!(held < idle + LIMIT + CLIENTS as u64 * FREE + CONNECTIONS, "{held}");
     assert!(refused >= CLIENTS - 2 * (LIMIT as usize / MB), "{refused} were told");
     // And afterwards there is room again.

@@ -67,6 +67,7 @@ fn g2_g3_flushes_among_writes_leave_both_rings_equal() {
             flushes.push((from, begun.elapsed()));
         }
         cluster.mirrored();
+        // Writes go on after the last flush.
         std::thread::sleep(Duration::from_millis(100));
     });
     cluster.mirrored();

@@ -207,7 +207,7 @@ impl Client {
         }
     }
 
-    /// So many bytes and the `\r\n` after them, which is checked and dropped.
+    /// This many bytes and the `\r\n` after them, which is checked and dropped.
     pub fn exactly(&mut self, len: usize) -> Outcome<Vec<u8>> {
         self.need(len + 2, Instant::now() + self.deadline)?;
         let bytes = self.buffer[self.start..self.start + len].to_vec();

@@ -42,7 +42,7 @@ pub fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &
 }
 
 impl Fleet {
-    /// So many proxies that agree there, over one pair; one of them is active, and all are ready.
+    /// This many proxies that agree there, over one pair; one of them is active, and all are ready.
     pub fn start(proxies: usize, fleet: &str) -> Fleet {
         Fleet::start_with(proxies, fleet, &[])
     }

@@ -22,7 +22,7 @@ pub enum Hold {
     Both,
     /// To the node: a `flush_all`, and what comes behind it.
     Flushes,
-    /// So many bytes of each chunk go on to the proxy, then one each second.
+    /// This many bytes of each chunk go on to the proxy, then one each second.
     Drip(usize),
 }
 

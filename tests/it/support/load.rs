@@ -267,7 +267,7 @@ impl Load {
         load
     }
 
-    /// Waits until so many more operations have been answered: the load is alive, and something
+    /// Waits until this many more operations have been answered: the load is alive, and something
     /// happened meanwhile.
     pub fn wait_operations(&self, more: u64) {
         let target = self.model.operations.load(Ordering::SeqCst) + more;

@@ -107,9 +107,9 @@ fn commands_during_a_resync_end_in_equal_copies() {
 
 #[test]
 fn a_difference_is_repaired_before_the_client_is_answered() {
-    // (An `add` does nothing where there is an item.)
+    // An `add` changes nothing if there is an item.
     for req in WRITES.into_iter().filter(|req| *req != Add("7")) {
-        // (What appends or touches agrees whatever the two hold.)
+        // An append or a touch agrees whatever the copies hold.
         let blind = matches!(req, Gat | Touch | Append(_) | Prepend(_));
         for follower in [None, Some("8"), Some("2")].into_iter().take(if blind { 1 } else { 3 }) {
             let programs: [&[Req]; 1] = [&[Gets, req, Get]];

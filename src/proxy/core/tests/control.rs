@@ -54,7 +54,7 @@ impl World {
                 }
             }
             Event::Settled { settlement, .. } => self.settled(settlement),
-            // (The process ends.)
+            // The real control plane ends the process.
             Event::Marked { .. } => {}
             Event::Connected { .. } => panic!("no script asks who is connected"),
             Event::Ask { .. } => panic!("no script asks"),

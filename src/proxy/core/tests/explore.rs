@@ -84,8 +84,8 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
         return Err(format!("G4: a client was told {error}"));
     }
     if world.fault == Some(Fault::Replace) {
-        // (What this proxy was about to send may change it later; nobody has promised that it does
-        // not.)
+        // What this proxy was about to send may change it later; nobody has promised that it does
+        // not.
         return match world.history.is_possible(None) {
             true => Ok(()),
             false => Err("no order of the commands explains what clients of both proxies were told".into()),
@@ -108,7 +108,7 @@ pub(super) fn judge(world: &World, errors: Errors) -> Result<(), String> {
     if !world.diverged && !world.history.is_possible(last) {
         return Err(format!("no order of the commands explains what clients were told (and {last:?} at the end)"));
     }
-    // (What the leader alone holds; and a follower that led may have kept it.)
+    // Marked items are on the leader alone; a follower that led may have kept one.
     let held_back = |i: &&Item| is_held_back(i.mark);
     let plain = |i: &Item| (i.value.clone(), i.flags, i.exptime);
     if state == State::Mirrored

@@ -30,7 +30,7 @@ fn world(workers: u16, programs: &[&[Req]], fault: Fault) -> World {
 fn world_of(spoken: Spoken, workers: u16, programs: &[&[Req]], fault: Fault) -> World {
     let mut world = World::new(workers, State::Mirrored, None, programs);
     world.history.spoken = spoken;
-    // (An item that one node marks is a miss on the next one.)
+    // An item marked stale on one node is a miss after a fail-over.
     world.history.marked_may_go = true;
     world.unequal = true;
     world.nodes[1].put_overdue(KEY, "5");
@@ -147,7 +147,7 @@ fn a_look_that_is_cut_off_keeps_nobody_waiting() {
     }
 }
 
-/// The leader has none, the follower an item of so many seconds; the leader was asked, and died.
+/// The leader has none, the follower an item of this many seconds; the leader was asked, and died.
 fn story(follower: &str) -> Story {
     let mut story = Story::new(State::Mirrored);
     story.world.nodes[0].items.remove(KEY.as_bytes());

@@ -181,7 +181,7 @@ impl Alone {
         resume(&mut self.core, self.now);
     }
 
-    /// So many bytes the node's socket has not taken then.
+    /// This many bytes the node's socket has not taken then.
     fn stuck_at(&mut self, us: u64, bytes: usize) {
         self.now.us = us;
         self.core.handle_stuck(self.now, ConnId::first(NODE), bytes);

@@ -298,7 +298,7 @@ fn a_repaired_write_that_waits_for_its_mark_counts_among_those_in_flight() {
     assert_eq!(hears(&mut core, B), format!("{incr}{incr}{MARK}"));
     says(&mut core, B, &shown(&mark(7)));
     assert_eq!(told(&mut core, client), "5\r\n");
-    // (Checked in `put_up`.)
+    // Number 99 was checked in `put_up`.
     says(&mut core, B, "99\r\n");
     assert_eq!(hears(&mut core, A), "", "the repair waits for the third");
     says(&mut core, B, &format!("7\r\n{}", shown(&mark(7))));

@@ -86,7 +86,7 @@ pub(super) fn client_says(core: &mut Core, now: Now, id: ClientId, bytes: &[u8])
             room.extend_from_slice(bytes);
             core.handle_input(now, id, block);
         }
-        // (No shell would.)
+        // A real shell stops reading here.
         Room::Waits => core.clients[id].partial.extend_from_slice(bytes),
         Room::Over => {}
     }

@@ -143,7 +143,7 @@ fn told_binary(req: Req, input: &[u8]) -> Option<(String, usize, u64)> {
         (6, _) => "CLIENT_ERROR cannot increment or decrement non-numeric value".to_owned(),
         (_, _) => format!("SERVER_ERROR {text}"),
     };
-    // (A number that the follower has decided has none.)
+    // A number that the follower decided comes without a cas id.
     let without = matches!(req, Req::Delete | Req::DeleteCas | Req::Incr | Req::Decr | Req::IncrFrom(_));
     assert!(status != 0 || cas != 0 || without, "{req:?} is told no cas id");
     Some((words, HEADER + body_len as usize, cas))

@@ -614,7 +614,7 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
         let offset = Some(Offset::seen(shown, Duration::from_millis(5_009_990)));
         core.handle_command(story.world.now, Command::Clock { node: NodeId(node), offset });
     }
-    // (A client's own date is the leader's, what lives for a few seconds is nobody's.)
+    // A client's own date is the leader's, what lives for a few seconds is nobody's.
     for (exptime, leader, follower) in
         [(60, 5_010_067, 5_010_050), (10, 10, 10), (0, 0, 0), (6_000_000, 6_000_000, 5_999_983)]
     {

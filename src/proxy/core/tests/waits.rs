@@ -83,7 +83,7 @@ fn found_late(core: &mut Core, mut answer: impl FnMut(&mut Core)) -> Vec<(u64, b
         for event in events(core) {
             let Event::Late { node: A, age, .. } = event else { continue };
             for (limit, patience_over) in [(TIMEOUT_US, false), (PATIENCE_US, true)] {
-                // (It is told again and again.)
+                // Lateness is reported repeatedly: take the first report.
                 if age > Duration::from_micros(limit) && !found.iter().any(|told| told.1 == patience_over) {
                     found.push((now.us, patience_over));
                 }

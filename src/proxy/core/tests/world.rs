@@ -565,7 +565,7 @@ impl World {
                 let _ = write!(sink, "{:?}", (&core.looks, &core.gone));
             }
         }
-        // (As bytes, not as text: of every node, all that its life changes.)
+        // Hash each node's changing fields as bytes.
         for node in &self.nodes {
             (&node.items, node.cas, node.flushes, node.ghosts).hash(&mut sink);
         }
