@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::client::Client;
 use super::forwarder::Forwarder;
 use super::network::Cable;
 use super::port::Port;
-use super::wait_until;
+use super::{wait_answering, wait_until};
 
 /// A node. Dropping it kills the process (by pid).
 #[derive(Debug)]
@@ -157,21 +157,9 @@ impl Memcached {
     }
 
     pub fn wait_answering(&mut self, deadline: Duration) {
-        let begun = Instant::now();
-        loop {
-            if let Ok(mut client) = Client::try_connect(&self.addr()) {
-                client.set_deadline(Duration::from_millis(500));
-                if client.version().is_ok() {
-                    return;
-                }
-            }
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().expect("wait")) {
-                let log = std::fs::read_to_string(self.log.path()).unwrap_or_default();
-                panic!("memcached {} ended at once ({status}): {log}", self.addr());
-            }
-            assert!(begun.elapsed() < deadline, "memcached {} does not answer after {deadline:?}", self.addr());
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let (addr, log) = (self.addr(), self.log.path());
+        let told = || format!("memcached's log: {}", std::fs::read_to_string(log).unwrap_or_default());
+        wait_answering(&addr, &mut self.child, deadline, told);
     }
 
     /// SIGSTOP: the kernel still accepts connections and bytes, nobody answers. Every thread has

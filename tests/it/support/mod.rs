@@ -18,6 +18,7 @@ pub mod rings;
 pub mod rng;
 pub mod start;
 
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Failure, Stored};
@@ -50,6 +51,25 @@ pub fn seed(test: &str) -> u64 {
 /// How long workloads of a soak run: `RESILVER_TEST_SECONDS`, else what the test asks for.
 pub fn duration_or(default: Duration) -> Duration {
     std::env::var("RESILVER_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).map_or(default, Duration::from_secs)
+}
+
+/// Polls until the process that was just started answers `version` at `addr`. Fails if the process
+/// ends, and after the deadline, with what `told` returns.
+pub fn wait_answering(addr: &str, child: &mut Option<Child>, deadline: Duration, told: impl Fn() -> String) {
+    let begun = Instant::now();
+    loop {
+        if let Ok(mut client) = Client::try_connect(addr) {
+            client.set_deadline(Duration::from_millis(500));
+            if client.version().is_ok() {
+                return;
+            }
+        }
+        if let Some(status) = child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
+            panic!("{addr} ended at once ({status}): {}", told());
+        }
+        assert!(begun.elapsed() < deadline, "{addr} does not answer after {deadline:?}: {}", told());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Polls until `what` holds. A deadline missed fails the test and says what was awaited.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::memcached::{is_in_state, pause, signal};
 use super::port::Port;
-use super::wait_until;
+use super::{wait_answering, wait_until};
 
 /// The proxy under test. Dropping it kills the process (by pid); the log's tail is printed when a
 /// test is failing.
@@ -162,20 +162,9 @@ impl Proxy {
     }
 
     pub fn wait_listening(&mut self, deadline: Duration) {
-        let begun = Instant::now();
-        loop {
-            if let Ok(mut client) = Client::try_connect(&self.addr()) {
-                client.set_deadline(Duration::from_millis(500));
-                if client.version().is_ok() {
-                    return;
-                }
-            }
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().expect("wait")) {
-                panic!("resilver {:?} ended at once ({status}):\n{}", self.args, self.log_tail(40));
-            }
-            assert!(begun.elapsed() < deadline, "resilver does not answer:\n{}", self.log_tail(40));
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let (addr, args, log) = (self.addr(), &self.args, self.log.path());
+        let told = || format!("resilver {args:?}, end of its log:\n{}", tail(&read_log(log), 40));
+        wait_answering(&addr, &mut self.child, deadline, told);
     }
 
     pub fn addr(&self) -> String {
@@ -309,14 +298,21 @@ impl Proxy {
 
     /// What is written of the log, for those that poll.
     pub fn log_so_far(&self) -> String {
-        std::fs::read(self.log.path()).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        read_log(self.log.path())
     }
 
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = self.log_so_far();
-        let all: Vec<&str> = log.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        tail(&self.log_so_far(), lines)
     }
+}
+
+fn read_log(path: &Path) -> String {
+    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
 }
 
 impl Drop for Proxy {

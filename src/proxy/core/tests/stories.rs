@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::super::*;
 use super::shell::{client_hears, client_says, events, node_hears, node_says};
-use super::world::{Choice, KEY, PAIR, World};
+use super::world::{Choice, KEY, PAIR, World, alone};
 use crate::ids::Incarnation;
 use crate::ids::PairId;
 use crate::keys::{Lone, Missed, MissedBudget};
@@ -347,15 +347,7 @@ fn a_fault_is_told_before_the_gate_it_closes() {
 fn a_get_of_many_keys_keeps_their_order() {
     let spec = |name: &str| name.parse().unwrap();
     let topology = Arc::new(Topology::new(&[spec("a:1"), spec("b:1"), spec("c:1")], &[], Distribution::Modula));
-    let settings = CoreSettings {
-        worker: WorkerId(0),
-        workers: 1,
-        lanes: 1,
-        timeout_us: 1,
-        leader_timeout_us: 1,
-        item_size_max: 1 << 20,
-        operator_commands: true,
-    };
+    let settings = alone((1, 1), 1 << 20);
     let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
     for pair in topology.pairs() {
         let flow = Flow {
@@ -408,15 +400,7 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
     let value = |key: &str| format!("VALUE {key} 0 {}\r\n{key}\r\n", key.len());
     // The deposed pair's keys are there or not, and so is one of the other's.
     for (voids_hit, missing) in [(true, None), (false, None), (true, Some(1)), (false, Some(2)), (true, Some(0))] {
-        let settings = CoreSettings {
-            worker: WorkerId(0),
-            workers: 1,
-            lanes: 1,
-            timeout_us: 1,
-            leader_timeout_us: 1,
-            item_size_max: 1 << 20,
-            operator_commands: true,
-        };
+        let settings = alone((1, 1), 1 << 20);
         let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(3)), Arc::default());
         for pair in topology.pairs() {
             let follower = Follower::InSync(topology.nodes_of(pair).1.unwrap());

@@ -12,6 +12,7 @@ use crate::ring::Distribution;
 
 use super::super::*;
 use super::shell::{client_says, events, node_hears, node_says};
+use super::world::alone;
 use crate::ids::{Incarnation, PairId};
 use crate::proxy::link::Flight;
 use crate::proxy::route::Follower;
@@ -25,15 +26,7 @@ pub(super) const PATIENCE_US: u64 = 2_000_000;
 pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
     let backups: Vec<_> = (0..backups).map(|i| format!("b{i}:1").parse().unwrap()).collect();
     let topology = Arc::new(Topology::new(&["a:1".parse().unwrap()], &backups, Distribution::Modula));
-    let settings = CoreSettings {
-        worker: WorkerId(0),
-        workers: 1,
-        lanes: 1,
-        timeout_us: TIMEOUT_US,
-        leader_timeout_us: PATIENCE_US,
-        item_size_max: 8 << 20,
-        operator_commands: true,
-    };
+    let settings = alone((TIMEOUT_US, PATIENCE_US), 8 << 20);
     let stats = Arc::new(WorkerStats::new(topology.node_count()));
     let mut core = Core::new(settings, topology.clone(), stats, Arc::default());
     for pair in topology.pairs() {

@@ -134,6 +134,19 @@ pub(super) enum Order {
     Adopt(&'static str),
 }
 
+/// Of the only worker; `times`: for an answer, and for that of a last full copy, microseconds.
+pub(super) fn alone(times: (u64, u64), item_size_max: usize) -> CoreSettings {
+    CoreSettings {
+        worker: WorkerId(0),
+        workers: 1,
+        lanes: 1,
+        timeout_us: times.0,
+        leader_timeout_us: times.1,
+        item_size_max,
+        operator_commands: true,
+    }
+}
+
 pub(super) struct World {
     pub(super) cores: Vec<Core>,
     pub(super) now: Now,
@@ -188,15 +201,8 @@ impl World {
         let topology = Arc::new(Topology::new(&spec("a:1"), &spec("b:1"), Distribution::Modula));
         let (adds, gone) = (Arc::new(Adds::new()), Arc::new(Gone::default()));
         let core = |worker| {
-            let settings = CoreSettings {
-                worker,
-                workers,
-                lanes: 1,
-                timeout_us: TIMEOUT_US,
-                leader_timeout_us: LEADER_TIMEOUT_US,
-                item_size_max: 1 << 20,
-                operator_commands: true,
-            };
+            let times = (TIMEOUT_US, LEADER_TIMEOUT_US);
+            let settings = CoreSettings { worker, workers, ..alone(times, 1 << 20) };
             let mut core = Core::new(settings, topology.clone(), Arc::new(WorkerStats::new(2)), adds.clone());
             core.remember(gone.clone());
             core
