@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::lost_items::Lacks;
+use super::verify::Why;
 use super::{Cluster, Internal, PairRun, summary};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
@@ -26,9 +27,6 @@ const WINDOW: usize = 8;
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// First and longest pause between two comparings of a pair that lacks copies of unknown keys.
 const COMPARE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// Keys a second that are compared after a crash, unless `--resync-rate` is lower: half of them on
-/// each server. (50,000 items a second, copied, left p99 as it was.)
-const AFTER_CRASH: u64 = 100_000;
 /// A pair is told of so often at most, and this many of its keys are named.
 const TELL: Duration = Duration::from_secs(10);
 const NAMED: usize = 5;
@@ -126,11 +124,8 @@ impl Cluster {
             }
         }
         let uncompared = compare.iter().any(|id| self.pairs[id.index()].plan.is_uncompared());
-        let rate = match uncompared {
-            true => Some(self.settings.resync_rate.unwrap_or(AFTER_CRASH).min(AFTER_CRASH)),
-            false => self.settings.verify_rate,
-        };
-        if !compare.is_empty() && self.begin_verify_of(&compare, rate).is_ok() {
+        let why = if uncompared { Why::Crash } else { Why::Order };
+        if !compare.is_empty() && self.begin_verify_of(&compare, why).is_ok() {
             for id in compare {
                 let copies = &mut self.pairs[id.index()].copies;
                 copies.compare_pause = (copies.compare_pause * 2).min(COMPARE.1);

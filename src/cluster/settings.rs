@@ -44,7 +44,7 @@ impl Cluster {
         self.nodes.iter().for_each(|run| run.hint.notify_one());
         self.nodes.iter().for_each(|run| run.look_up.notify_one());
         self.limiter.set(settings.resync_rate);
-        self.scrubs.limit(settings.verify_rate);
+        self.scrubs.take_settings(settings);
         if self.settings.resync_latency != latency {
             self.governor.cancel();
             // Until the next one has seen what clients feel.

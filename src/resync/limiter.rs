@@ -42,7 +42,8 @@ impl RateLimiter {
         self.items_per_s.store(items_per_s.map_or(0, |n| n.max(1)), Relaxed);
     }
 
-    fn rate(&self) -> Option<u64> {
+    /// Items a second; `None` = no limit.
+    pub fn rate(&self) -> Option<u64> {
         Some(self.items_per_s.load(Relaxed)).filter(|rate| *rate > 0)
     }
 
