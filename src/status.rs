@@ -75,7 +75,7 @@ fn show(args: StatusArgs) -> ExitCode {
         return check::main(args.at.look(true));
     }
     let terminal = Terminal::stdout();
-    let look = Look { colours: terminal.colours, all: args.all };
+    let look = Look { colours: terminal.colours, all: args.all, columns: terminal.columns() };
     let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
         let asked = args.at.look(true);

@@ -58,12 +58,13 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 fn look_again_and_again(args: TopArgs) -> ExitCode {
     let terminal = Terminal::stdout();
     let colours = terminal.colours && !args.batch;
+    let columns = terminal.columns().filter(|_| !args.batch);
     let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
         let asked = args.at.look(false);
         let text = match &asked {
             // The first look has nothing to compare with.
-            Ok(all) => (!before.is_empty()).then(|| screens(all, &before, colours)),
+            Ok(all) => (!before.is_empty()).then(|| screens(all, &before, (colours, columns))),
             Err(why) => {
                 complain("top", why);
                 // Whoever looks on waits for it to come back, but for its first answer.
@@ -92,13 +93,13 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
 }
 
 /// One for each pool, below each other.
-fn screens(all: &[Looked], before: &HashMap<String, Traffic>, colours: bool) -> String {
+fn screens(all: &[Looked], before: &HashMap<String, Traffic>, (colours, columns): (bool, Option<usize>)) -> String {
     let of = |Looked { at, said }: &Looked| {
         let proxy = at.name();
         match said {
             Ok((seen, now)) => {
                 let since = now.since(before.get(&proxy)?);
-                Some(Screen { seen, since: &since, proxy: &proxy, colours }.to_string())
+                Some(Screen { seen, since: &since, proxy: &proxy, colours, columns }.to_string())
             }
             Err(why) => Some(format!("resilver {proxy}  {}\n! {why}\n", signs::of_all(None).paint("UNKNOWN", colours))),
         }

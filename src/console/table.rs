@@ -23,6 +23,11 @@ impl Terminal {
         Terminal { clears, size, colours: clears && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) }
     }
 
+    /// How wide it is; `None`: it is none, or does not say.
+    pub(crate) fn columns(self) -> Option<usize> {
+        self.size.map(|(columns, _)| columns)
+    }
+
     /// As much of a screen as it shows at once: what stands first is not scrolled away.
     pub(crate) fn fitted(self, text: &str) -> String {
         self.size.map_or_else(|| text.to_owned(), |size| fitted(text, size))
@@ -49,7 +54,7 @@ fn fitted(text: &str, (columns, rows): (usize, usize)) -> String {
         out.push_str(line);
         out.push('\n');
     }
-    out + &format!("… {} more lines: a higher window shows them\n", lines.count())
+    out + &format!("... {} more lines: a higher window shows them\n", lines.count())
 }
 
 /// Characters without those that make colours.
@@ -86,32 +91,65 @@ impl Tone {
 pub(crate) struct Table {
     rows: Vec<(Vec<String>, Tone)>,
     colours: bool,
+    /// Heads of columns that are not shown.
+    left_out: Vec<&'static str>,
 }
 
 impl Table {
     pub(crate) fn new(head: &[&str], colours: bool) -> Table {
-        Table { rows: vec![(head.iter().map(|&name| name.to_owned()).collect(), Tone::Plain)], colours }
+        let head = head.iter().map(|&name| name.to_owned()).collect();
+        Table { rows: vec![(head, Tone::Plain)], colours, left_out: Vec::new() }
     }
 
     pub(crate) fn row(&mut self, cells: Vec<String>, tone: Tone) {
         self.rows.push((cells, tone));
     }
-}
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Without as many of the `spare` columns, the first ones first, as do not fit: rows that are
+    /// broken in two are hard to read.
+    pub(crate) fn within(mut self, columns: Option<usize>, spare: &[&'static str]) -> Table {
+        for &name in spare {
+            let widths = self.widths();
+            let width = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+            let head = self.rows.first().map(|(head, _)| head);
+            if let Some(at) = head.and_then(|head| head.iter().position(|cell| cell == name))
+                && columns.is_some_and(|columns| width > columns)
+            {
+                self.rows
+                    .iter_mut()
+                    .filter(|(cells, _)| at < cells.len())
+                    .for_each(|(cells, _)| drop(cells.remove(at)));
+                self.left_out.push(name);
+            }
+        }
+        self
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let columns = self.rows.first().map_or(0, |(head, _)| head.len());
         let width = |at: usize| {
             let cells = self.rows.iter().filter_map(|(cells, _)| cells.get(at));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        (0..columns).map(width).collect()
+    }
+}
+
+/// Blanks between two columns.
+const GAP: usize = 2;
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths = self.widths();
         for (cells, tone) in &self.rows {
             let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-            let line = padded.collect::<Vec<_>>().join("  ");
+            let line = padded.collect::<Vec<_>>().join(&" ".repeat(GAP));
             writeln!(f, "{}", tone.paint(line.trim_end(), self.colours))?;
         }
-        Ok(())
+        match self.left_out.as_slice() {
+            [] => Ok(()),
+            names => writeln!(f, "(left out: {}; a wider window shows it)", names.join(", ")),
+        }
     }
 }
 
@@ -147,6 +185,23 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_a_narrow_window_is_left_out_and_named() {
+        let table = || {
+            let mut table = Table::new(&["NAME", "STATE", "P50", "P99"], false);
+            table.row(["a:1", "up", "1ms", "22ms"].map(str::to_owned).into(), Tone::Plain);
+            table
+        };
+        let whole = "NAME  STATE  P50  P99\na:1   up     1ms  22ms\n";
+        for columns in [None, Some(22)] {
+            assert_eq!(table().within(columns, &["P50", "P99"]).to_string(), whole, "{columns:?}");
+        }
+        let text = table().within(Some(21), &["P50", "P99"]).to_string();
+        assert_eq!(text, "NAME  STATE  P99\na:1   up     22ms\n(left out: P50; a wider window shows it)\n");
+        let text = table().within(Some(3), &["P50", "P99"]).to_string();
+        assert_eq!(text, "NAME  STATE\na:1   up\n(left out: P50, P99; a wider window shows it)\n");
+    }
+
+    #[test]
     fn many_names_take_several_lines() {
         let names: Vec<String> = (1..5).map(|number| format!("c{number}")).collect();
         assert_eq!(wrapped("HEAD", &names, 12), "HEAD c1 c2\n     c3 c4\n");
@@ -157,8 +212,12 @@ mod tests {
         let text = "one\ntwo\n\x1b[1;31mthree\x1b[0m\nfour\nfive\n";
         assert_eq!(fitted(text, (80, 6)), text);
         let cut = fitted(text, (80, 5));
-        assert_eq!(cut, "one\ntwo\n\x1b[1;31mthree\x1b[0m\n… 2 more lines: a higher window shows them\n");
-        assert_eq!(fitted(text, (3, 5)), "one\ntwo\n… 3 more lines: a higher window shows them\n", "lines are broken");
+        assert_eq!(cut, "one\ntwo\n\x1b[1;31mthree\x1b[0m\n... 2 more lines: a higher window shows them\n");
+        assert_eq!(
+            fitted(text, (3, 5)),
+            "one\ntwo\n... 3 more lines: a higher window shows them\n",
+            "lines are broken"
+        );
         assert_eq!(seen_width("\x1b[1;31mthree\x1b[0m and"), 9);
     }
 }

@@ -78,7 +78,7 @@ mod tests {
         Looked { at, said }
     }
 
-    const PLAIN: Look = Look { colours: false, all: false };
+    const PLAIN: Look = Look { colours: false, all: false, columns: None };
 
     #[test]
     fn each_has_its_word_and_the_worst_stands_above_them() {

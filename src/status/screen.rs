@@ -17,6 +17,9 @@ const SERVERS_TOLD: usize = 8;
 const ALONE_TOLD: usize = 4;
 const BAR: usize = 20;
 const COLUMNS: usize = 100;
+/// What a narrow window does without, the first ones first.
+const SPARE_OF_SERVERS: [&str; 9] = ["IN FLIGHT", "P50", "LOST", "CMD/S", "ITEMS", "P99", "FULL", "PLACE", "FOR"];
+const SPARE_OF_PAIRS: [&str; 3] = ["MISSED", "FOR", "REASON"];
 
 /// How it is drawn.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,8 @@ pub(super) struct Look {
     pub(super) colours: bool,
     /// Also the pairs that are as they should be, and every server.
     pub(super) all: bool,
+    /// Of the terminal.
+    pub(super) columns: Option<usize>,
 }
 
 pub(super) struct Screen<'a> {
@@ -202,7 +207,7 @@ impl Screen<'_> {
             ];
             table.row(cells.into(), tone);
         }
-        write!(f, "{table}")
+        write!(f, "{}", table.within(self.look.columns, &SPARE_OF_SERVERS))
     }
 
     /// Many servers by their names alone; those that are not up have a sign.
@@ -222,7 +227,7 @@ impl Screen<'_> {
                 format!("{sign}{name}")
             };
             let names: Vec<String> = of_place.iter().map(shown).collect();
-            write!(f, "{}", wrapped(head, &names, COLUMNS))?;
+            write!(f, "{}", wrapped(head, &names, self.look.columns.unwrap_or(COLUMNS).min(COLUMNS)))?;
         }
         self.fullest(f)?;
         let names = self.seen.servers.iter().map(|server| server.name.as_str());
@@ -273,7 +278,7 @@ impl Screen<'_> {
             );
         }
         if told > 0 {
-            write!(f, "{table}")?;
+            write!(f, "{}", table.within(self.look.columns, &SPARE_OF_PAIRS))?;
         }
         let mirrored = self.seen.pairs.iter().filter(good).count();
         write!(f, "pairs: {mirrored} of {} mirrored", self.seen.pairs.len())?;
@@ -366,7 +371,7 @@ mod tests {
     }
 
     fn shown(seen: &Seen, all: bool) -> String {
-        screen(seen, None, Look { colours: false, all })
+        screen(seen, None, Look { colours: false, all, columns: None })
     }
 
     #[test]
@@ -513,7 +518,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     fn colours_are_beside_a_word_and_only_where_they_are_wanted() {
         let why = "obstacle:1 pair cache1:1|cache3:1 is dark, reason reset";
         let seen = seen(0, why, &pair("dark", "reset"), &server("lost", "reset"));
-        let painted = screen(&seen, None, Look { colours: true, all: false });
+        let painted = screen(&seen, None, Look { colours: true, all: false, columns: None });
         assert!(painted.contains("\x1b[1;31mDARK\x1b[0m") && painted.contains("\x1b[1;31mX\x1b[0m pair "), "{painted}");
         assert!(painted.contains("\x1b[1;31mcache1:1  primary  ! lost") && painted.contains("  X dark"), "{painted}");
         assert!(!shown(&seen, true).contains('\x1b'));
@@ -523,7 +528,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     fn rates_are_what_was_counted_between_two_looks() {
         let seen = seen(1, "", &pair("mirrored", "none"), &server("up", "none"));
         let since = Traffic { span_ms: 2000, ..traffic("command:get:hit 6000\nserver:cache2:1:sent 50") };
-        let text = screen(&seen, Some(&since), Look { colours: false, all: false });
+        let text = screen(&seen, Some(&since), Look { colours: false, all: false, columns: None });
         assert!(text.contains("  3000 req/s  hits 100.0 %"), "{text}");
         assert!(text.contains("\ncache2:1  primary  up     -       -      -     25 "), "{text}");
     }
@@ -546,7 +551,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         }
         let seen = Seen::of([stats(&status), stats("uptime 1"), stats(&servers)]).expect("an answer");
         let traffic = traffic("server:c11:1:us:4096 100\nserver:c12:1:us:512 100\nserver:b01:1:us:512 100");
-        let look = Look { colours: false, all: false };
+        let look = Look { colours: false, all: false, columns: None };
         let text = Screen { seen: &seen, traffic: &traffic, since: None, proxy: "p", again: "", look }.to_string();
         for part in [
             "\nPRIMARIES c01 c02 !c03 c04 c05 c06 c07 c08 c09 c10 c11 c12 c13 c14 c15 c16\nBACKUPS   b01 b02 ",

@@ -11,6 +11,8 @@ use crate::report::traffic::{Line, Traffic};
 
 /// Servers that are told one by one: those that are asked most.
 const SERVERS_TOLD: usize = 40;
+/// What a narrow window does without, the first ones first.
+const SPARE: [&str; 5] = ["CONNECTIONS", "IN FLIGHT", "REFUSED/S", "PLACE", "P50"];
 
 pub(super) struct Screen<'a> {
     pub(super) seen: &'a Seen,
@@ -18,6 +20,8 @@ pub(super) struct Screen<'a> {
     pub(super) since: &'a Traffic,
     pub(super) proxy: &'a str,
     pub(super) colours: bool,
+    /// Of the terminal.
+    pub(super) columns: Option<usize>,
 }
 
 impl Display for Screen<'_> {
@@ -61,7 +65,7 @@ impl Screen<'_> {
                 if errors > 0 { Tone::Bad } else { Tone::Plain },
             );
         }
-        write!(f, "{table}")
+        write!(f, "{}", table.within(self.columns, &SPARE))
     }
 
     fn servers(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -89,7 +93,7 @@ impl Screen<'_> {
                 tone,
             );
         }
-        write!(f, "{table}")?;
+        write!(f, "{}", table.within(self.columns, &SPARE))?;
         match all.len().saturating_sub(SERVERS_TOLD) {
             0 => Ok(()),
             more => writeln!(f, "{more} more servers are asked less than these"),
@@ -120,7 +124,7 @@ mod tests {
             server:b:1:us:512 9";
         let since = Traffic::of(&stats(traffic)).expect("an answer");
         assert_eq!(
-            Screen { seen: &seen, since: &since, proxy: "p:1", colours: false }.to_string(),
+            Screen { seen: &seen, since: &since, proxy: "p:1", colours: false, columns: None }.to_string(),
             "\
 resilver p:1  MIRRORED  clients 3/9  1005 req/s  hits 75.0 %  errors 1.0/s  in 2.0 s
 COMMAND  REQ/S  P50    P99    HITS    REFUSED/S  ERRORS/S
