@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Command, Parser, ValueEnum};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Command, Parser, ValueEnum, ValueHint};
 use clap_complete::aot;
 use clap_mangen::Man;
 
@@ -59,14 +60,59 @@ pub struct ManualArgs {
 /// `commands` are all that have a word of their own.
 pub(crate) fn completions(arguments: Vec<OsString>, commands: Vec<Command>) -> ExitCode {
     run(arguments, EXIT_USAGE, |CompletionsArgs { shell }| {
-        let (mut text, mut whole) = (Vec::new(), whole(commands));
+        let (mut text, mut whole) = (Vec::new(), completable(whole(commands)));
         match shell {
             Shell::Bash => aot::generate(aot::Bash, &mut whole, "resilver", &mut text),
             Shell::Zsh => aot::generate(aot::Zsh, &mut whole, "resilver", &mut text),
-            Shell::Fish => aot::generate(aot::Fish, &mut whole, "resilver", &mut text),
+            Shell::Fish => {
+                aot::generate(aot::Fish, &mut whole, "resilver", &mut text);
+                text = of_fish(&String::from_utf8_lossy(&text), &whole).into_bytes();
+            }
         }
         ended("completions", print(&String::from_utf8_lossy(&text)).map(drop))
     })
+}
+
+/// The parser takes every value as text, to report all that is wrong together. Here its name says
+/// what it may be: a file, a user, or one of the words of which the name consists. No file is
+/// suggested for anything else.
+fn completable(command: Command) -> Command {
+    command.mut_args(with_values).mut_subcommands(completable)
+}
+
+fn with_values(argument: Arg) -> Arg {
+    let name = argument.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+    let Some(name) = name.filter(|_| argument.get_action().takes_values()) else { return argument };
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    if !argument.get_possible_values().is_empty() {
+        return argument;
+    }
+    if name.contains('|') && name.split('|').all(is_word) {
+        return argument.value_parser(PossibleValuesParser::new(name.split('|').map(str::to_owned)));
+    }
+    argument.value_hint(match name.as_str() {
+        "FOLDER" => ValueHint::DirPath,
+        "USER" => ValueHint::Username,
+        _ if name.split('|').any(|part| matches!(part, "PATH" | "FILE")) => ValueHint::AnyPath,
+        _ => ValueHint::Other,
+    })
+}
+
+/// What fish's generator leaves out. A line that ends with an option whose value is still to come
+/// is no good one for it: it is read without that option. And the words that stand for themselves
+/// have no line (bash and zsh of `resilver completions`).
+fn of_fish(script: &str, whole: &Command) -> String {
+    let parsed = "argparse -s (__fish_resilver_global_optspecs) -- $cmd";
+    let judged = |words: &str| format!("    {words} 2>/dev/null\n");
+    let more = judged(parsed) + &judged(&format!("or {parsed}[1..-2]"));
+    let of = |command: &Command| {
+        let values = command.get_positionals().flat_map(Arg::get_possible_values);
+        let words: Vec<String> = values.map(|value| value.get_name().to_owned()).collect();
+        let (name, words) = (command.get_name(), words.join(" "));
+        let is = format!("__fish_resilver_using_subcommand {name}");
+        (!words.is_empty()).then(|| format!("complete -c resilver -n \"{is}\" -f -a \"{words}\"\n"))
+    };
+    script.replacen(&judged(parsed), &more, 1) + &whole.get_subcommands().filter_map(of).collect::<String>()
 }
 
 /// Runs `resilver manual`, likewise.

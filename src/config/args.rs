@@ -129,7 +129,7 @@ pub(super) struct Args {
 
     /// How a server that comes back is refilled: auto = at once; manual = on the operator's resync,
     /// until then the other copy leads; off = not at all, it is trusted as it is, like magent
-    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "auto",
+    #[arg(long, value_name = "auto|manual|off", num_args = 0..=1, require_equals = true, default_missing_value = "auto",
           default_value = "auto", action = ArgAction::Append, help_heading = "Healing")]
     pub(super) resync: Vec<String>,
 
@@ -265,7 +265,7 @@ pub(super) struct Args {
     pub(super) verbose: u8,
 
     /// Form of the log: text or json
-    #[arg(long, value_name = "FORM", default_value = "text", action = ArgAction::Append, help_heading = "Log")]
+    #[arg(long, value_name = "text|json", default_value = "text", action = ArgAction::Append, help_heading = "Log")]
     pub(super) log_format: Vec<String>,
 
     /// Append the log to this file instead of stderr, which -d closes

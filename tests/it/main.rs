@@ -9,6 +9,7 @@ mod binary;
 mod binary_differential;
 mod chaos;
 mod cli;
+mod completions;
 mod config;
 mod copies;
 #[path = "../../src/testing/digest.rs"]
