@@ -41,7 +41,7 @@ enum Said {
     Ask {
         #[command(flatten)]
         at: ProxyArg,
-        /// The operator command: resync …, stats …, node … or version
+        /// The operator command: resync ..., stats ..., node ... or version
         #[arg(value_name = "COMMAND", required = true)]
         command: Vec<String>,
     },
@@ -101,7 +101,7 @@ enum Said {
         #[command(flatten)]
         at: ProxyArg,
     },
-    /// Prints statistics: stats, stats servers, stats settings, …
+    /// Prints statistics: stats, stats servers, stats settings and others
     #[command(after_help = EXIT_CODES)]
     Stats {
         #[command(flatten)]
@@ -218,8 +218,23 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     })
 }
 
+/// The server that a command is about, if it names one.
+fn server_of(command: &str) -> Option<&str> {
+    let mut words = command.split_ascii_whitespace();
+    let named = match words.next() {
+        Some("node") => words.next(),
+        Some("resync") => words.next_back(),
+        _ => None,
+    };
+    named.filter(|word| word.contains(':'))
+}
+
 /// Prints the answer; an error is a sentence with what to do.
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
+    let at = &match server_of(command).filter(|_| at.pool.is_none()) {
+        Some(server) => at.of_server(server)?,
+        None => at.clone(),
+    };
     let mut proxy = Proxy::open(at)?;
     proxy.must_be_ours()?;
     // What a server is asked for may take as long as the proxy waits for servers. And who says that
@@ -263,4 +278,21 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
         said = proxy.reply()?;
     }
     out.flush().or_else(|error| unwritten(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_that_a_command_is_about_is_found() {
+        for command in
+            ["node a:1 stats items", "resync a:1", "resync verify a:1", "resync cancel a:1", "resync lead a:1"]
+        {
+            assert_eq!(server_of(command), Some("a:1"), "{command}");
+        }
+        for command in ["resync", "resync verify", "resync status all", "stats key a:1", "node", "version"] {
+            assert_eq!(server_of(command), None, "{command}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::console::command::{EXIT_USAGE, failed, print, run};
+use crate::console::command::{EXIT_USAGE, complain, failed, print, run};
 use crate::console::connection::Said;
 use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone};
@@ -144,27 +144,46 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
     run(arguments, EXIT_USAGE, show)
 }
 
+/// A key of one pool has nothing to do with the same key of another one: where none is named, each
+/// is asked.
 fn show(args: KeyArgs) -> ExitCode {
-    let shown = settled(&args).and_then(|found| {
-        print(&found.shown(&args.key, &args.at.again(), Terminal::stdout().colours))?;
-        Ok(found.same())
-    });
-    match shown {
-        Ok(same) => ExitCode::from(if same == Some(true) { 0 } else { EXIT_DIFFERENT }),
-        Err(why) => failed("key", why, EXIT_UNASKED),
+    let each = match judge(&args.key).and_then(|()| args.at.each()) {
+        Ok(each) => each,
+        Err(why) => return failed("key", why, EXIT_UNASKED),
+    };
+    let colours = Terminal::stdout().colours;
+    let mut code = 0;
+    for (number, at) in each.iter().enumerate() {
+        let gap = if number == 0 { "" } else { "\n" };
+        let head = match &at.pool {
+            Some(pool) if each.len() > 1 => format!("{gap}pool {pool}\n"),
+            _ => String::new(),
+        };
+        let shown = settled(at, &args.key).and_then(|found| {
+            print(&format!("{head}{}", found.shown(&args.key, &at.again(), colours)))?;
+            Ok(found.same())
+        });
+        code = code.max(match shown {
+            Ok(Some(true)) => 0,
+            Ok(_) => EXIT_DIFFERENT,
+            Err(why) => {
+                complain("key", why);
+                EXIT_UNASKED
+            }
+        });
     }
+    ExitCode::from(code)
 }
 
 /// What differs is looked at again.
-fn settled(args: &KeyArgs) -> Result<Found, String> {
-    judge(&args.key)?;
-    let mut found = look(args)?;
+fn settled(at: &ProxyArg, key: &str) -> Result<Found, String> {
+    let mut found = look(at, key)?;
     for _ in 1..LOOKS {
         if found.same() != Some(false) {
             break;
         }
         std::thread::sleep(PAUSE);
-        found = look(args)?;
+        found = look(at, key)?;
     }
     Ok(found)
 }
@@ -182,18 +201,18 @@ fn judge(key: &str) -> Result<(), String> {
     Err(format!("{key:?}: {why}"))
 }
 
-fn look(args: &KeyArgs) -> Result<Found, String> {
-    let mut proxy = Proxy::open(&args.at)?;
-    let said = Fields::of(proxy.stats(&format!("stats key {}", args.key))?);
+fn look(at: &ProxyArg, key: &str) -> Result<Found, String> {
+    let mut proxy = Proxy::open(at)?;
+    let said = Fields::of(proxy.stats(&format!("stats key {key}"))?);
     let name = said.text("pair").to_owned();
     if name.is_empty() {
-        return Err(stranger(&args.at.proxy));
+        return Err(stranger(&at.proxy));
     }
     let mut held = Vec::new();
     for server in name.split('|').filter(|server| !server.is_empty()) {
-        let answer = proxy.ask(&format!("node {server} mg {} v f t c", args.key))?;
+        let answer = proxy.ask(&format!("node {server} mg {key} v f t c"))?;
         if answer.line().starts_with("CLIENT_ERROR") {
-            return Err(refused(&args.at.proxy, &answer.line()));
+            return Err(refused(&at.proxy, &answer.line()));
         }
         held.push((server.to_owned(), Held::of(&answer)));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::connection::{Connection, Endpoint, Said};
 use crate::lease;
+use crate::report::lines::STATE;
 use crate::report::seen::{Fields, Seen, Stats};
 use crate::report::traffic::Traffic;
 
@@ -16,8 +17,8 @@ pub(crate) struct ProxyArg {
     #[arg(long, value_name = "HOST:PORT|PATH", default_value = DEFAULT)]
     pub(crate) proxy: Endpoint,
 
-    /// Of several pools this one, where the proxy is asked on its admin socket; status, top and
-    /// wait without it are about all of them
+    /// Of several pools this one, where the proxy is asked on its admin socket; status, top, key
+    /// and wait without it are about all of them, and a command that names a server finds its pool
     #[arg(long, value_name = "NAME", value_parser = pool_name)]
     pub(crate) pool: Option<String>,
 }
@@ -55,6 +56,28 @@ impl ProxyArg {
 
     fn of(&self, pool: String) -> ProxyArg {
         ProxyArg { proxy: self.proxy.clone(), pool: Some(pool) }
+    }
+
+    /// The pool that has this server, where the proxy has several and none is named: no two of them
+    /// share one.
+    pub(crate) fn of_server(&self, server: &str) -> Result<ProxyArg, String> {
+        let names = Proxy::open(self)?.pools()?;
+        if names.is_empty() {
+            return Ok(self.clone());
+        }
+        let state = format!("{server}:{STATE}");
+        // (One that does not answer hides no other one.)
+        let mut silent = String::new();
+        for name in &names {
+            let at = self.of(name.clone());
+            match Proxy::open(&at).and_then(|mut proxy| proxy.stats("stats servers")) {
+                Ok(stats) if stats.iter().any(|(stat, _)| *stat == state) => return Ok(at),
+                Ok(_) => {}
+                Err(why) => silent = format!("; pool {name}: {why}"),
+            }
+        }
+        let (proxy, names) = (&self.proxy, names.join(", "));
+        Err(format!("{proxy}: no pool has a server {server}; there are the pools {names}{silent}"))
     }
 
     /// Looks at it; at each of its pools by itself, where it has several and none is named. An

@@ -255,6 +255,41 @@ fn the_admin_socket_and_the_commands_are_told_which_pool_is_meant() {
     assert!(code == Some(1) && complaint.contains("unknown node or word"), "{complaint}");
 }
 
+/// A server is in one pool alone, and a key may be in each.
+#[test]
+fn a_command_that_names_a_server_finds_its_pool_and_a_key_is_looked_for_in_all() {
+    let two = Two::start(["", "", ""]);
+    let socket = two.socket();
+    let (near, far) = (two.nodes[0].addr(), two.nodes[3].addr());
+    assert_eq!(two.far().set("k", b"v"), Ok(Stored::Stored));
+    let value = |server: &str| {
+        let (code, text, complaint) = run(&["node", server, "mg", "k", "v", "--proxy", &socket]);
+        assert_eq!((code, complaint.as_str()), (Some(0), ""));
+        text
+    };
+    assert_eq!([value(&near), value(&far)], ["EN\n", "VA 1\r\nv\n"]);
+    let (code, _, complaint) = run(&["resync", "x:1", "--proxy", &socket]);
+    assert!(
+        code == Some(1) && complaint.contains("no pool has a server x:1; there are the pools near, far"),
+        "{complaint}"
+    );
+
+    let (code, text, complaint) = run(&["key", "k", "--proxy", &socket]);
+    assert_eq!((code, complaint.as_str()), (Some(0), ""));
+    let parts: Vec<&str> = text.split("\n\n").collect();
+    assert!(parts.len() == 2 && parts[0].starts_with("pool near\nkey k\n"), "{text}");
+    assert!(parts[0].contains("neither server holds it"), "{text}");
+    assert!(parts[1].starts_with("pool far\nkey k\n") && parts[1].contains("the same on both"), "{text}");
+    // Its copies differ in one of them.
+    two.nodes[3].client().set("k", b"w").expect("written past the proxy");
+    let (code, text, _) = run(&["key", "k", "--proxy", &socket]);
+    assert!(code == Some(1) && text.contains("DIFFERENT"), "{text}");
+    assert_eq!(run(&["key", "k", "--proxy", &socket, "--pool", "near"]).0, Some(0));
+    for word in ["verify", "resync"] {
+        assert_eq!(run(&[word, &far, "--proxy", &socket]), (Some(0), "OK\n".to_owned(), String::new()), "{word}");
+    }
+}
+
 /// Nobody has to know the names.
 #[test]
 fn where_no_pool_is_named_all_are_shown_and_the_worst_decides() {
