@@ -119,6 +119,24 @@ mod tests {
         }
     }
 
+    /// A second of the date's, one of the node's, one of the measurement's, as docs/guarantees.md
+    /// says.
+    #[test]
+    fn an_item_of_a_proxys_first_second_ends_three_seconds_early_at_most_and_its_copies_with_it() {
+        for (first, copied) in nodes().zip(nodes().skip(7)) {
+            for asked in [99.0, 99.3, 99.7, 99.94] {
+                let rough = Offset::seen(first.shows(asked), Duration::from_secs_f64(asked));
+                let stored = rough.there(date(60, Duration::from_secs_f64(asked)).unwrap());
+                let known = of_copy(first.offset().here(stored), Duration::from_secs_f64(asked + 2.0)).unwrap();
+                let copy = copied.gone(copied.offset().there(known));
+                for gone in [first.gone(stored), copy] {
+                    let (least, most) = (asked + 60.0 - 3.05, asked + 60.0);
+                    assert!((least..=most).contains(&gone), "phase {}, at {asked}: {gone}", first.phase);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_thousand_copies_of_copies_keep_the_date() {
         let (first, all): (Node, Vec<Node>) = (nodes().nth(3).unwrap(), nodes().collect());
