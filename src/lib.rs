@@ -18,6 +18,7 @@ mod health;
 mod ids;
 mod key;
 mod keys;
+mod later;
 mod lease;
 mod manual;
 mod pair;

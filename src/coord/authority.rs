@@ -188,6 +188,7 @@ impl Authority {
         let mut actions = self.expire(now);
         actions.extend(match event {
             Event::Tick { turned } => self.tick(now, turned),
+            Event::Wanted => self.wanted(now),
             Event::Read(seen) => self.read(now, seen),
             Event::Swapped(outcome) => self.swapped(now, outcome),
             Event::Surveyed(survey) => self.surveyed(now, survey),
@@ -226,6 +227,14 @@ impl Authority {
             }
             Role::Active(_) => self.ask_if_due(now),
             Role::Standby { .. } | Role::Over => vec![],
+        }
+    }
+
+    /// Clients wait: the record is read by whoever is no candidate too.
+    fn wanted(&mut self, now: Boot) -> Vec<Action> {
+        match &self.role {
+            Role::Standby { .. } if self.request.is_none() => self.ask_to_read(now),
+            _ => vec![],
         }
     }
 

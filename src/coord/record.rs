@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::{Generation, PairId, Place, Term};
+use crate::later;
 use crate::lease;
 use crate::protocol::number::parse_u64;
 
@@ -149,7 +150,10 @@ impl fmt::Display for Record {
         if *lease > 0 {
             write!(f, " {LEASE}{lease}")?;
         }
-        if *awaits { write!(f, " {AWAITS}") } else { Ok(()) }
+        if *awaits {
+            write!(f, " {AWAITS}")?;
+        }
+        f.write_str(later::word())
     }
 }
 

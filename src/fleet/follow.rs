@@ -51,6 +51,8 @@ struct Leaving {
 struct Control {
     generation: Generation,
     stream: TcpStream,
+    /// A line that has begun.
+    line: Vec<u8>,
 }
 
 impl Follower {
@@ -155,7 +157,7 @@ impl Follower {
         match dialled {
             Ok(stream) => {
                 self.heard = Instant::now();
-                self.control = Some(Control { generation, stream });
+                self.control = Some(Control { generation, stream, line: Vec::new() });
                 self.refused = None;
                 // It lives.
                 self.leaving = self.leaving.filter(|leaving| leaving.said);
@@ -194,7 +196,9 @@ impl Follower {
                 self.asked = Instant::now();
                 if let Some(Control { stream, .. }) = &self.control {
                     // (Full: it will be found silent.)
-                    let _ = stream.try_write(&[peers::PING]);
+                    let reaches_all = self.shared.shown.reaches_all.load(Ordering::Relaxed);
+                    let ping = if reaches_all { peers::PING_REACHES_ALL } else { peers::PING };
+                    let _ = stream.try_write(&[ping]);
                 }
             }
         }
@@ -204,8 +208,7 @@ impl Follower {
     /// Something has come on the control connection.
     fn hear(&mut self, said: io::Result<&[u8]>) {
         match said {
-            Ok([peers::PONG]) => self.heard = Instant::now(),
-            Ok([_, ..]) => self.leaves(true),
+            Ok([byte, ..]) => self.hear_byte(*byte),
             // Our own kernel has given it up: the other end may be there.
             Err(error) if !crate::backend::is_from_node(&error) => self.control = None,
             _ => {
@@ -215,6 +218,23 @@ impl Follower {
                 );
                 (self.shared.hurry)();
             }
+        }
+    }
+
+    /// Of a line, or an answer of one byte between two.
+    fn hear_byte(&mut self, byte: u8) {
+        let Some(Control { line, .. }) = &mut self.control else { return };
+        match byte {
+            peers::PONG if line.is_empty() => self.heard = Instant::now(),
+            b'\n' => {
+                let said = std::mem::take(line);
+                // (Whatever else a later release says, it does not say that it leaves.)
+                if said.strip_suffix(b"\r").unwrap_or(&said) == peers::LEAVING {
+                    self.leaves(true);
+                }
+            }
+            byte if line.len() < peers::LINE_MAX => line.push(byte),
+            _ => self.control = None,
         }
     }
 

@@ -29,6 +29,8 @@ mod tests;
 /// Between two looks at the register that others ask for: who waits for a new active proxy asks as
 /// soon as it can.
 const HURRY: Duration = Duration::from_millis(10);
+/// The same where it is no candidate: of those there may be a hundred.
+const HURRY_OF_OTHERS: Duration = Duration::from_millis(50);
 
 /// Said no more often than that while it lasts.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -164,6 +166,9 @@ pub(super) struct Tools {
     /// Where the record stands, for people.
     pub(super) place: String,
     pub(super) lease: Duration,
+    /// The former active proxy is not known to be gone: so before anybody sees that this one is
+    /// active.
+    pub(super) former: Arc<AtomicBool>,
     /// Ends the process: this proxy is fenced.
     pub(super) fence: Box<dyn Fn() + Send>,
 }
@@ -261,6 +266,8 @@ pub(super) struct Work {
     /// The record that was claimed.
     before: Option<Record>,
     told_trouble: Option<(String, Instant)>,
+    /// The last swap has failed: an etcd that is full answers reads all the same.
+    refused: bool,
     tried_to_end: Option<Holder>,
     /// It has stopped for good.
     stopped: bool,
@@ -290,6 +297,7 @@ impl Work {
             sight: None,
             before: None,
             told_trouble: None,
+            refused: false,
             tried_to_end: None,
             stopped: false,
         }
@@ -312,8 +320,10 @@ impl Work {
             Told::Hurry => {
                 self.hurried.store(false, Ordering::SeqCst);
                 let is_standby = self.shows.borrow().role == Role::Standby;
-                if is_standby && self.looked.elapsed() >= HURRY {
-                    self.tick = Instant::now();
+                let pause = if self.me.candidate { HURRY } else { HURRY_OF_OTHERS };
+                if is_standby && self.looked.elapsed() >= pause {
+                    self.looked = Instant::now();
+                    return self.handle(Event::Wanted);
                 }
             }
             Told::OtherFleet(mark) => {
@@ -351,6 +361,7 @@ impl Work {
                 self.events.extend(holder.filter(|_| dead).map(Event::IsDead));
             }
             Answer::Swapped(swapped) => {
+                self.refused = swapped.is_err();
                 self.tell_trouble(swapped.as_ref().err());
                 self.events.push_back(Event::Swapped(swapped.unwrap_or(Swapped::Unknown)));
             }
@@ -429,7 +440,11 @@ impl Work {
                 self.tools.place
             ))
         });
-        self.tell_trouble(read.as_ref().err().or(unreadable.as_ref()));
+        let trouble = read.as_ref().err().or(unreadable.as_ref());
+        // (Whoever is active would say by turns that all is well and that it is not.)
+        if trouble.is_some() || !self.refused || self.shows.borrow().role == Role::Standby {
+            self.tell_trouble(trouble);
+        }
         let seen = read.ok();
         let ask = match &seen {
             Some(seen) => self.saw(seen),
@@ -448,6 +463,7 @@ impl Work {
 
     fn begin(&mut self, generation: Generation, predecessor: Burden) {
         let address = self.me.address.clone();
+        self.tools.former.store(predecessor.awaits, Ordering::SeqCst);
         self.shows.send_modify(|known| {
             (known.role, known.generation, known.active) = (Role::Active, generation, Some(address));
             (known.other_list, known.silent) = (false, false);

@@ -28,7 +28,7 @@ impl Register for Ends {
 fn standby() -> (Work, watch::Receiver<Known>) {
     let me = Me { holder: Holder(1), address: "a:1".to_owned(), fingerprint: 1, candidate: true };
     let (name, place) = ("a".to_owned(), "of a test".to_owned());
-    let tools = Tools { name, place, lease: LEASE, fence: Box::new(|| {}) };
+    let tools = Tools { name, place, lease: LEASE, former: Arc::default(), fence: Box::new(|| {}) };
     let (shows, known) = watch::channel(Known::default());
     (Work::new(me, tools, channel().0, (Arc::default(), Commits::default(), shows)), known)
 }
@@ -70,5 +70,32 @@ fn what_was_said_of_a_holder_is_not_said_where_there_is_none() {
         let Known { active, other_list, silent, .. } = known.borrow().clone();
         assert_eq!((active, other_list, silent), (None, false, false));
         assert!(work.sight.is_none(), "nobody's heartbeat stands still");
+    }
+}
+
+/// Else `stats proxy` would say for a moment that nobody is awaited.
+#[test]
+fn who_has_become_active_says_from_the_first_moment_whether_the_former_is_awaited() {
+    for awaits in [true, false] {
+        let (mut work, known) = standby();
+        work.begin(Generation(2), Burden { awaits, ..Burden::default() });
+        assert_eq!((known.borrow().role, work.tools.former.load(Ordering::SeqCst)), (Role::Active, awaits));
+    }
+}
+
+/// An etcd that is full answers each read: twice a lease the log said that all was well.
+#[test]
+fn what_a_swap_failed_for_is_said_until_one_succeeds() {
+    for (role, said) in [(Role::Active, true), (Role::Suspended, true), (Role::Standby, false)] {
+        let (mut work, known) = standby();
+        work.shows.send_modify(|known| known.role = role);
+        let trouble = || known.borrow().trouble.is_some();
+        work.heard(Answer::Swapped(Err(Unread("it is full".to_owned()))));
+        assert!(trouble());
+        work.heard(Answer::Read(Ok(seen(&Record::of(Holder(2))))));
+        assert_eq!(trouble(), said, "{role:?}: a standby swaps nothing for as long as another one is active");
+        work.heard(Answer::Swapped(Ok(Swapped::Done(2))));
+        work.heard(Answer::Read(Ok(seen(&Record::of(Holder(2))))));
+        assert!(!trouble());
     }
 }

@@ -11,6 +11,7 @@
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
+//! - `reach`: what this proxy reaches of the servers.
 //! - `doors`: a standby's listening sockets; `relay`: its clients; `admin`: its HTTP listener.
 //! - `shown`: what `stats proxy` answers.
 
@@ -22,6 +23,7 @@ mod follow;
 mod keeper;
 mod leave;
 mod peers;
+mod reach;
 mod register;
 mod relay;
 mod shown;
@@ -33,7 +35,7 @@ mod testing;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -62,6 +64,7 @@ use follow::Follower;
 use keeper::{Keeper, Order, Role, Tools};
 pub use leave::leave;
 use peers::{Caller, Serves, Serving};
+use reach::Reach;
 use register::Opened;
 use relay::{Shared, Target};
 use shown::Shown;
@@ -152,12 +155,17 @@ impl Fleet {
         let runtime = driver.handle().clone();
         let name = opened.name.clone();
         let (send_order, orders) = channel();
-        let keeper = keep(&settings, &own, (holder, address.clone()), opened, at_end, send_order.clone())?;
+        let former = Arc::<AtomicBool>::default();
+        let me = (holder, address.clone(), former.clone());
+        let keeper = keep(&settings, &own, me, opened, at_end, send_order.clone())?;
         let (shows, target) = watch::channel(Target::default());
         let (serves, served) = watch::channel(None);
-        let shared = share(&settings, &own, name.clone(), (&keeper, address.clone()), target);
+        let shared = share(&settings, &own, name.clone(), (&keeper, address.clone(), former), target);
         runtime.spawn(peers::listen(peers, name, served.clone(), own.lease));
         runtime.spawn(Follower::new(keeper.known.clone(), served, shows, shared.clone()).run());
+        if own.candidate {
+            runtime.spawn(Reach::new(&settings, keeper.known.clone(), shared.clone(), hands_over.clone()).run());
+        }
         runtime.spawn(async move {
             shutdown.cancelled().await;
             let _ = send_order.send(Order::Stop);
@@ -289,7 +297,7 @@ fn free_record(keeper: &Keeper, orders: &Receiver<Order>, patience: Duration) {
 fn keep(
     settings: &Settings,
     own: &FleetSettings,
-    (holder, address): (Holder, String),
+    (holder, address, former): (Holder, String, Arc<AtomicBool>),
     opened: Opened,
     at_end: AtEnd,
     orders: Sender<Order>,
@@ -304,17 +312,18 @@ fn keep(
     });
     let Opened { register, name, place } = opened;
     let (surveyor, name) = (surveyor(settings), name.to_string());
-    keeper::start(me, Tools { name, place, lease: own.lease, fence }, Asked { register, surveyor }, orders)
+    keeper::start(me, Tools { name, place, lease: own.lease, former, fence }, Asked { register, surveyor }, orders)
 }
 
 fn share(
     settings: &Settings,
     own: &FleetSettings,
     name: Arc<str>,
-    (keeper, address): (&Keeper, String),
+    (keeper, address, former): (&Keeper, String, Arc<AtomicBool>),
     target: watch::Receiver<Target>,
 ) -> Arc<Shared> {
-    let (shown, known, hurries) = (Arc::new(Shown::default()), keeper.known.clone(), keeper.clone());
+    let shown = Shown { former, ..Shown::default() };
+    let (shown, known, hurries) = (Arc::new(shown), keeper.known.clone(), keeper.clone());
     let me = Caller { name, address: address.clone(), candidate: own.candidate, lease: own.lease };
     Arc::new(Shared {
         me,

@@ -6,16 +6,18 @@
 //! proxy 1 GENERATION data NAME       ->   PROXY 1 GENERATION     or   REFUSED why
 //! ```
 //!
-//! The number counts what this line means. Whoever is asked by a later one answers with its own,
-//! and the other one goes by that: so proxies of releases that follow each other work together.
-//! What a later one says behind these words is read over.
+//! The number counts what this line means. The answer names the later one that both know, and both
+//! go by that: so proxies of releases that follow each other work together. What a later one says
+//! behind these words is read over.
 //!
 //! With `control` in the place of `data` it carries no requests: it ends when the active proxy
 //! does, which the other one hears at once so, and `leaving` comes on it when the active one is
 //! about to hand over. Whatever the other one sends on it is answered with one byte: that the
-//! network between them is whole. At `leaving` nothing new is sent to it, and the control
-//! connection is closed when all that was sent is answered. Behind the name the other one says
-//! where it is reached itself, whether it is a candidate (`yes` or `no`), and its release.
+//! network between them is whole, and by the byte that it asks with it says whether it reaches all
+//! servers (see `reach`). (A line of the active one's that this release does not know is read
+//! over.) At `leaving` nothing new is sent to it, and the control connection is closed when all
+//! that was sent is answered. Behind the name the other one says where it is reached itself,
+//! whether it is a candidate (`yes` or `no`), and its release.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,6 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{FleetSettings, RegisterSettings, Settings};
 use crate::daemon::cannot_accept;
 use crate::ids::Generation;
+use crate::later;
 use crate::lease;
 use crate::ring::NodeAddr;
 
@@ -42,12 +45,23 @@ use crate::ring::NodeAddr;
 const VERSION: u32 = 1;
 const OLDEST: u32 = 1;
 
+/// The latest that this proxy speaks.
+fn latest() -> u32 {
+    VERSION + u32::from(later::is_played())
+}
+
 /// What is sent on a control connection to hear of the other end, and its answer.
 pub(super) const PING: u8 = b'?';
+
+/// The same, by a standby that has just reached all servers.
+pub(super) const PING_REACHES_ALL: u8 = b'+';
 pub(super) const PONG: u8 = b'!';
 
+/// What the active one says on it before it hands over.
+pub(super) const LEAVING: &[u8] = b"leaving";
+
 /// Longer than any first line.
-const LINE_MAX: usize = 512;
+pub(super) const LINE_MAX: usize = 512;
 
 /// How long the first line may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -103,15 +117,27 @@ impl Peer {
 
 /// The other proxies that have a control connection to this one.
 #[derive(Default, Debug)]
-pub(super) struct Peers(Mutex<(u64, BTreeMap<u64, Peer>)>);
+pub(super) struct Peers(Mutex<(u64, BTreeMap<u64, KnownPeer>)>);
+
+/// One of them, and whether it reached all servers when it last asked.
+#[derive(Debug)]
+struct KnownPeer {
+    peer: Peer,
+    reaches_all: bool,
+}
 
 impl Peers {
-    fn held(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Peer>)> {
+    fn held(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, KnownPeer>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn all(&self) -> Vec<Peer> {
-        self.held().1.values().cloned().collect()
+        self.held().1.values().map(|known| known.peer.clone()).collect()
+    }
+
+    /// Whether a candidate among them reaches all servers.
+    pub(super) fn one_reaches_all(&self) -> bool {
+        self.held().1.values().any(|known| known.peer.candidate && known.reaches_all)
     }
 
     /// From now on it is one of them, until that is dropped.
@@ -120,7 +146,7 @@ impl Peers {
         held.0 += 1;
         let number = held.0;
         if let Some(peer) = peer {
-            held.1.insert(number, peer);
+            held.1.insert(number, KnownPeer { peer, reaches_all: false });
         }
         drop(held);
         Entry { peers: self.clone(), number }
@@ -130,6 +156,15 @@ impl Peers {
 pub(super) struct Entry {
     peers: Arc<Peers>,
     number: u64,
+}
+
+impl Entry {
+    /// It has asked.
+    fn asked(&self, reaches_all: bool) {
+        if let Some(known) = self.peers.held().1.get_mut(&self.number) {
+            known.reaches_all = reaches_all;
+        }
+    }
 }
 
 impl Drop for Entry {
@@ -271,8 +306,9 @@ async fn welcome(
         Err(_) => Err("the line between proxies has to come within one second".to_owned()),
     };
     match judged {
-        Ok((serving, purpose)) => {
-            stream.write_all(format!("PROXY {VERSION} {}\r\n", serving.generation).as_bytes()).await?;
+        Ok((serving, purpose, version)) => {
+            let answer = format!("PROXY {version} {}{}\r\n", serving.generation, later::word());
+            stream.write_all(answer.as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);
             Ok(Some(Guest { stream, serving, purpose, peer }))
         }
@@ -284,13 +320,16 @@ async fn welcome(
 }
 
 /// Whether the first line is welcome, and why not.
-fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Result<(Serving, Purpose), String> {
+fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Result<(Serving, Purpose, u32), String> {
     let ["proxy", version, generation, purpose, theirs, ..] = words else {
         return Err("this is the line between proxies, and no client's".to_owned());
     };
-    if version.parse::<u32>().ok().is_none_or(|version| version < OLDEST) {
-        return Err(format!("this proxy speaks versions {OLDEST} to {VERSION} of this line, and not {version}"));
-    }
+    let Some(asked) = version.parse::<u32>().ok().filter(|&version| version >= OLDEST) else {
+        let latest = latest();
+        return Err(format!("this proxy speaks versions {OLDEST} to {latest} of this line, and not {version}"));
+    };
+    // (An earlier release knows nothing of a later one's: both go by the earlier.)
+    let version = asked.min(latest());
     if *theirs != name {
         return Err(format!("this proxy is of the fleet {name}"));
     }
@@ -305,8 +344,8 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Re
         return Err("this proxy is leaving".to_owned());
     }
     match *purpose {
-        "data" => Ok((serving, Purpose::Data)),
-        "control" => Ok((serving, Purpose::Control)),
+        "data" => Ok((serving, Purpose::Data, version)),
+        "control" => Ok((serving, Purpose::Control, version)),
         other => Err(format!("{other} is no purpose of a connection between proxies that this one knows")),
     }
 }
@@ -338,18 +377,26 @@ fn hand_on(stream: TcpStream, serving: &Serving, next: &AtomicUsize) {
 /// A control connection, until the other end closes it.
 async fn keep(mut stream: TcpStream, serving: Serving, peer: Option<Peer>) {
     let _counted = serving.others.token();
-    let _entry = serving.peers.enter(peer);
+    let entry = serving.peers.enter(peer);
+    if later::is_played() && stream.write_all(later::LINE).await.is_err() {
+        return;
+    }
     let mut told = false;
     loop {
         tokio::select! {
             () = serving.leaving.cancelled(), if !told => {
                 told = true;
-                if stream.write_all(b"leaving\r\n").await.is_err() {
+                if stream.write_all(&[LEAVING, b"\r\n"].concat()).await.is_err() {
                     return;
                 }
             }
             read = stream.read_u8() => {
-                if read.is_err() || stream.write_all(&[PONG]).await.is_err() {
+                let Ok(byte) = read else { return };
+                // (Whatever else a later release says is answered all the same.)
+                if [PING, PING_REACHES_ALL].contains(&byte) {
+                    entry.asked(byte == PING_REACHES_ALL);
+                }
+                if stream.write_all(&[PONG]).await.is_err() {
                     return;
                 }
             }
@@ -383,19 +430,24 @@ pub(super) async fn dial(
         let mut stream = TcpStream::connect(address).await?;
         watched(&stream, purpose, me.lease)?;
         stream.set_nodelay(true)?;
-        let mut line = format!("proxy {VERSION} {generation} {} {}", purpose.word(), me.name);
+        let latest = latest();
+        let mut line = format!("proxy {latest} {generation} {} {}", purpose.word(), me.name);
         if purpose == Purpose::Control {
             let candidate = if me.candidate { "yes" } else { "no" };
             line += &format!(" {} {candidate} {}", me.address, env!("CARGO_PKG_VERSION"));
         }
+        line += later::word();
         stream.write_all((line + "\r\n").as_bytes()).await?;
+        if later::is_played() && purpose == Purpose::Control {
+            stream.write_all(later::LINE).await?;
+        }
         let answer = first_line(&mut stream).await?;
         let words: Vec<&str> = answer.split(' ').collect();
         match words[..] {
             ["PROXY", version, theirs, ..] if theirs.parse() == Ok(generation.0) => match version.parse::<u32>() {
-                Ok(OLDEST..=VERSION) => Ok(stream),
+                Ok(version) if (OLDEST..=latest).contains(&version) => Ok(stream),
                 _ => Err(Unreached::Refused(format!(
-                    "it speaks version {version} of the line between proxies, and this one {OLDEST} to {VERSION}"
+                    "it speaks version {version} of the line between proxies, and this one {OLDEST} to {latest}"
                 ))),
             },
             ["REFUSED", ..] => Err(Unreached::Refused(answer["REFUSED".len()..].trim_start().to_owned())),
@@ -489,7 +541,7 @@ mod tests {
         let leaves = listening(Some(leaves)).await;
         assert_eq!(says(&leaves, "proxy 1 7 data a\r\n").await, "REFUSED this proxy is leaving");
         let words: Vec<&str> = "proxy 1 7 data a".split(' ').collect();
-        let suspended = judge(&words, "a", Some(serving()), false).map(|(_, purpose)| purpose);
+        let suspended = judge(&words, "a", Some(serving()), false).map(|(_, purpose, _)| purpose);
         assert_eq!(suspended, Err("this proxy is suspended".to_owned()));
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Shown {
     pub(super) ends: Ends,
     /// A control connection to the active proxy is open.
     pub(super) reached: AtomicBool,
+    /// This proxy's last look reached all servers.
+    pub(super) reaches_all: AtomicBool,
     /// The active proxy, where this is it, waits for the former one to be gone.
     pub(super) former: Arc<AtomicBool>,
     /// The standbys that have called the active proxy, where this is it.

@@ -78,7 +78,7 @@ impl Kept {
         let (tells, told) = unbounded_channel();
         let (order, orders) = channel();
         let (name, place) = (own.name.clone(), "the simulated register".to_owned());
-        let tools = Tools { name, place, lease: own.lease, fence };
+        let tools = Tools { name, place, lease: own.lease, former: Arc::default(), fence };
         let tells = Arc::new(move |tell| drop(tells.send(tell)));
         let (keeper, work) = keeper::prepare(me.clone(), tools, order, tells);
         Kept { work, keeper, told, orders, me, own }

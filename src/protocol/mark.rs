@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::ids::Generation;
+use crate::later;
 use crate::lease;
 
 use super::number::parse_u64;
@@ -23,7 +24,10 @@ pub struct FleetMark {
 impl fmt::Display for FleetMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.generation, self.name, self.address)?;
-        if self.lease.is_zero() { Ok(()) } else { write!(f, " {}", self.lease.as_micros()) }
+        if !self.lease.is_zero() {
+            write!(f, " {}{}", self.lease.as_micros(), later::word())?;
+        }
+        Ok(())
     }
 }
 

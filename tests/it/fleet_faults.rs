@@ -372,3 +372,46 @@ fn what_is_acknowledged_on_either_side_of_a_cut_is_kept() {
     assert!((told..=asked).contains(&kept), "{kept}");
     fleet.copies_are_equal();
 }
+
+/// The way from the active proxy to the backup is cut, and no other one.
+#[test]
+fn a_proxy_that_is_cut_off_from_a_ring_hands_over_to_one_that_is_not() {
+    let Some(names) = Names::new("a_proxy_that_is_cut_off_from_a_ring_hands_over_to_one_that_is_not") else { return };
+    let Some(others) = Names::new("the other proxy") else { return };
+    let etcd = Etcd::start();
+    let place = etcd.fleet("reach");
+    let (near, far) = (Memcached::start(&[]).named("near"), Memcached::start(&[]).named("far"));
+    let to_far = Forwarder::start_at([127, 0, 0, 2], far.reserved(), far.addr());
+    names.lead(&[("near", "127.0.0.1"), ("far", "127.0.0.2")]);
+    others.lead(&[("near", "127.0.0.1"), ("far", "127.0.0.1")]);
+    let (primaries, backups) = (vec![near], vec![far]);
+    let start = |names: &Names| {
+        let args = args(&place, &primaries, &backups, &["--lease", SHORT]);
+        Proxy::start_with(&args, Some(names.file()))
+    };
+    let mut proxies = vec![start(&names)];
+    wait_until("the first is active", DEADLINE, || shown(&proxies[0], "role") == "active");
+    proxies.push(start(&others));
+    let mut fleet = Fleet { proxies, primaries, backups, _dir: None };
+    fleet.all_ready();
+    fleet.mirrored();
+    let mut there = fleet.proxies[1].client();
+    assert_eq!(there.set("k", b"0"), Ok(Stored::Stored));
+    to_far.hold(Hold::Both);
+    let mut count = 0;
+    wait_until("the other one is active", DEADLINE, || {
+        count += 1;
+        assert_eq!(there.incr("k", 1), Ok(Some(count)), "no client of another door sees an error");
+        shown(&fleet.proxies[1], "role") == "active"
+    });
+    assert_eq!(fleet.proxies[0].wait_exit().code(), Some(FENCED));
+    let log = fleet.proxies[0].log_so_far();
+    assert!(log.contains("a standby reaches all servers"), "{log}");
+    to_far.hold(Hold::Nothing);
+    fleet.proxies[1].wait_mirrored(DEADLINE);
+    assert_eq!(there.incr("k", 1), Ok(Some(count + 1)));
+    fleet.copies_are_equal();
+    fleet.proxies[0].spawn();
+    fleet.all_ready();
+    assert_eq!(fleet.active(), 1);
+}

@@ -20,6 +20,7 @@ mod failover;
 mod faults;
 mod fleet;
 mod fleet_faults;
+mod fleet_releases;
 mod judge_selftest;
 mod log;
 #[path = "../../src/testing/memcached/mod.rs"]

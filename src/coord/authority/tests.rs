@@ -274,3 +274,16 @@ fn a_claim_counts_from_its_own_asking() {
         });
     }
 }
+
+/// Else its clients would wait for a lease after each planned change.
+#[test]
+fn whoever_is_no_candidate_reads_the_record_when_somebody_waits() {
+    let mut proxy = proxy(1);
+    proxy.me.candidate = false;
+    let seen = || Event::Read(Some(seen(Value::Record(record(2, Tenure::Serving)))));
+    assert_eq!(proxy.handle(Boot(10), Event::Tick { turned: Boot(10) }), [Action::Read]);
+    assert_eq!(proxy.handle(Boot(11), Event::Wanted), [], "it is reading");
+    assert_eq!(proxy.handle(Boot(12), seen()), []);
+    assert_eq!(proxy.handle(Boot(20), Event::Tick { turned: Boot(20) }), [], "it knows where the active one is");
+    assert_eq!(proxy.handle(Boot(21), Event::Wanted), [Action::Read]);
+}

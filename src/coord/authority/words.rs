@@ -32,6 +32,8 @@ pub enum Event {
     /// Comes every [`Times::heartbeat`](super::Times::heartbeat). Every thread has turned since
     /// then.
     Tick { turned: Boot },
+    /// Somebody waits for a new active proxy.
+    Wanted,
     /// The answer to [`Action::Read`]; nothing: it could not be read.
     Read(Option<Seen>),
     /// What came of [`Action::Swap`].

@@ -133,6 +133,11 @@ impl Proxy {
         proxy
     }
 
+    /// From its next start on.
+    pub fn set_variables(&mut self, variables: Vec<(&'static str, PathBuf)>) {
+        self.variables = variables;
+    }
+
     /// Starts it again if it has ended by itself.
     pub fn spawn_if_ended(&mut self) {
         let runs = self.child.as_mut().is_some_and(|child| child.try_wait().expect("wait").is_none());
