@@ -19,8 +19,8 @@ use crate::proxy::{Command, owner_of};
 use crate::report::VerifyReport;
 use crate::resync::{JobError, Progress, RateLimiter, Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
-/// Keys a second that are compared after a crash, unless `--resync-rate` is lower: half of them on
-/// each server. (50,000 items a second, copied, left p99 as it was.)
+/// Keys a second that are compared after a crash, unless `--resync-rate` is lower, or clients feel
+/// it: half of them on each server.
 const AFTER_CRASH: u64 = 100_000;
 
 /// Why copies are compared: that says how fast.
@@ -131,6 +131,7 @@ impl Cluster {
         let work = Verify {
             pairs,
             limiter,
+            yields: why == Why::Crash,
             // A write waits for a follower for `--timeout`, and for its pair's next route as long
             // as a leader may take.
             settle: self.settings.timeout + self.settings.leader_timeout,

@@ -95,6 +95,8 @@ pub struct Verify {
     pub pairs: Vec<VerifyPair>,
     /// Keys a second.
     pub limiter: Arc<RateLimiter>,
+    /// It gives way to clients as a resync does: nobody has asked for it.
+    pub yields: bool,
     /// How long a write may take to reach both nodes: the pause between two looks at one key.
     pub settle: Duration,
     /// What was found.
@@ -106,6 +108,7 @@ pub struct Verify {
 /// Compares the pairs; returns how it ended. To stop it, cancel the context's token.
 pub async fn verify(verify: Verify, ctx: Context) -> Result<(), JobError> {
     let mut result = Ok(());
+    let _at_work = verify.yields.then(|| ctx.pace.job());
     for pair in &verify.pairs {
         let scrub = async {
             let mut scrub = Scrub::connect(&verify, &ctx, pair).await?;
@@ -209,10 +212,11 @@ impl<'a> Scrub<'a> {
             }
             self.look_again().await?;
         }
-        let mut granted = self.verify.limiter.take(self.ctx.tuning.batch);
+        let lot = self.lot().await;
+        let mut granted = self.verify.limiter.take(lot);
         while granted == 0 {
             sleep_until(self.verify.limiter.next()).await;
-            granted = self.verify.limiter.take(self.ctx.tuning.batch);
+            granted = self.verify.limiter.take(lot);
         }
         let (mut keys, mut bytes) = (Vec::new(), 0);
         spool.ready().await;
@@ -229,17 +233,32 @@ impl<'a> Scrub<'a> {
             return Ok(spool.len() > 0);
         }
         self.verify.progress.checked.fetch_add(keys.len() as u64, Relaxed);
+        let begun = Instant::now();
         if found_on_follower {
             let there = self.on_leader(&keys).await?;
             keys = keys.into_iter().zip(there).filter(|(_, there)| !there).map(|(key, _)| key).collect();
         }
         let looks = self.look(&keys).await?;
+        if self.verify.yields {
+            self.ctx.pace.worked(begun.elapsed());
+        }
         for ((key, binary), (leader, follower)) in keys.into_iter().zip(looks) {
             if !leader.is_matched_by(&follower) {
                 self.suspect(key, binary, &leader.item, 1);
             }
         }
         Ok(true)
+    }
+
+    /// How many keys are compared next, once that may be: each rest has an end, and no lot is
+    /// empty.
+    async fn lot(&self) -> usize {
+        let (pace, full) = (&self.ctx.pace, self.ctx.tuning.batch);
+        if !self.verify.yields {
+            return full;
+        }
+        pace.rest().await;
+        pace.batch(full)
     }
 
     fn suspect(&mut self, key: Bytes, binary: bool, leader: &Option<Item>, looks: u8) {
@@ -367,8 +386,87 @@ async fn find(pipe: &mut Pipe, keys: &[(Bytes, bool)], patience: Duration) -> Re
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
     use super::*;
-    use crate::backend::NodeStream;
+    use crate::backend::{Dial, NodeStream};
+    use crate::resync::governor::Leave;
+
+    /// Nodes that hold nothing, and take a millisecond for each lot of keys.
+    #[derive(Default)]
+    struct Empty(Arc<AtomicUsize>);
+
+    impl Dial for Empty {
+        fn dial(&self, _: NodeId) -> BoxFuture<'static, std::io::Result<NodeStream>> {
+            let (near, mut far) = duplex(1 << 20);
+            let asked = self.0.clone();
+            tokio::spawn(async move {
+                let mut block = vec![0; 1 << 20];
+                while let Ok(read @ 1..) = far.read(&mut block).await {
+                    let keys = memchr::memchr_iter(b'\n', &block[..read]).count();
+                    asked.fetch_add(keys, Relaxed);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    if far.write_all("EN\r\n".repeat(keys).as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            async move { Ok(NodeStream::from(near)) }.boxed()
+        }
+
+        fn life(&self, _: NodeId) -> u64 {
+            0
+        }
+    }
+
+    /// A comparing that nobody has asked for, after a crash, and one by hand.
+    #[tokio::test(start_paused = true)]
+    async fn what_yields_compares_small_lots_and_rests_after_each_and_never_for_ever() {
+        for (yields, lot) in [(true, 32), (false, 512)] {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let ctx = Context::alone(Arc::new(Empty(asked.clone())), 2);
+            let (leader, follower) = (NodeId(0), NodeId(1));
+            let pair = VerifyPair { pair: PairId(0), leader, follower, leave: CancellationToken::new() };
+            let verify = Verify {
+                pairs: vec![pair.clone()],
+                limiter: Arc::new(RateLimiter::new(None)),
+                yields,
+                settle: Duration::ZERO,
+                progress: Arc::default(),
+                coordinator: mpsc::channel(1).0,
+            };
+            let mut spool = Spool::new(1 << 20);
+            (0..5_000).for_each(|i| spool.push(0, 100, format!("key:{i}").as_bytes()).unwrap());
+            let mut scrub = Scrub::connect(&verify, &ctx, &pair).await.unwrap();
+            ctx.pace.set(Leave::Share(0.0));
+            let (begun, lots) = (Instant::now(), 100);
+            for _ in 0..if yields { lots } else { 1 } {
+                asked.store(0, Relaxed);
+                assert!(scrub.batch(&mut spool, false).await.unwrap());
+                assert_eq!(asked.load(Relaxed), 2 * lot, "on both nodes");
+            }
+            // A millisecond of work, and ten of rest.
+            assert!(!yields || begun.elapsed() >= Duration::from_millis(11 * (lots - 1)), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() <= Duration::from_millis(13 * lots), "{:?}", begun.elapsed());
+            // While clients are listened to.
+            ctx.pace.set(Leave::Rest);
+            let listens = tokio::time::timeout(Duration::from_millis(60), scrub.batch(&mut spool, false)).await;
+            assert_eq!(listens.is_err(), yields);
+            ctx.pace.set(Leave::Full);
+            asked.store(0, Relaxed);
+            assert!(scrub.batch(&mut spool, false).await.unwrap());
+            assert_eq!(asked.load(Relaxed), 2 * 512);
+            // The governor is told.
+            let (pace, mut all) = (ctx.pace.clone(), Box::pin(super::verify(verify.clone(), ctx.clone())));
+            assert!(all.as_mut().now_or_never().is_none());
+            assert_eq!(pace.at_work(), yields);
+            drop(all);
+            assert!(!pace.at_work());
+        }
+    }
 
     /// Clients store what is stale as well over what was won, twice; another's item was recomputed
     /// by then, and one has no cas id.

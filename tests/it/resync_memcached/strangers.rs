@@ -56,6 +56,7 @@ impl World {
         let scrub = Verify {
             pairs: vec![pair],
             limiter: Arc::new(RateLimiter::new(None)),
+            yields: false,
             settle: Duration::from_millis(1),
             progress: Arc::default(),
             coordinator,
