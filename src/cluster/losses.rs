@@ -8,9 +8,10 @@
 //! the other copy is lost. That copy is *listed*: it does not lead before the leader answers, or
 //! its memory is proved gone, as if a third server were a witness.
 //!
-//! A refilled copy is removed from the list once its record says that it is in sync. If the lead
-//! moves to it, the gate stays closed until the removal is confirmed: no write may go to one copy
-//! first while a successor would let the other one lead.
+//! A refilled copy is removed from the list once its record says that it is in sync. Before that is
+//! confirmed the pair is not called mirrored: a host with this proxy and the other copy may fail.
+//! If the lead moves to it, the gate stays closed until the removal is confirmed: no write may go
+//! to one copy first while a successor would let the other one lead.
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -41,6 +42,11 @@ pub trait Losses: Send + Sync + 'static {
     /// not anybody awaits it; completes when it is agreed on, and never if another proxy is active
     /// by then. Of several for one pair the latest epoch's counts, in whatever order they come.
     fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()>;
+
+    /// Whether a copy of the pair may be listed yet: whoever takes over would let it lead nothing.
+    fn is_listed(&self, _: PairId) -> bool {
+        false
+    }
 
     /// This proxy's turn, where it is one of several.
     fn turn(&self) -> Option<Turn> {

@@ -182,6 +182,7 @@ impl Cluster {
             foreign: run.pair.is_foreign() || self.is_contested(id),
             unproved: self.awaits_word_of(id) || run.plan.is_uncompared(),
             former: self.awaits_former_of(id),
+            listed: self.losses.is_listed(id),
             missing: run.lone.len(),
             more: run.lone.has_more(),
             backup: self.topology.has_backups(),

@@ -33,6 +33,8 @@ pub(super) struct PairFacts {
     pub(super) unproved: bool,
     /// The former active proxy may still be at work on them.
     pub(super) former: bool,
+    /// Whoever takes this proxy's place may yet take one copy for lost.
+    pub(super) listed: bool,
     /// Keys known to have one copy.
     pub(super) missing: usize,
     /// There are more of them, of which nothing more is known.
@@ -92,7 +94,7 @@ impl PairFacts {
             (State::Mirrored, _) if self.undecided => Shown { state: INCOMPLETE, reason: Reason::Starting },
             (State::Mirrored, Some(reason)) => Shown { state: INCOMPLETE, reason },
             (State::Mirrored, None) if self.unproved => Shown { state: INCOMPLETE, reason: Reason::Starting },
-            (State::Mirrored, None) if self.gate != Gate::Open => {
+            (State::Mirrored, None) if self.gate != Gate::Open || self.listed => {
                 Shown { state: "recovering", reason: own.unwrap_or(Reason::Recording) }
             }
             // What kept the pair from being mirrored before is no reason any more.
@@ -297,8 +299,8 @@ mod tests {
         let mut all = Vec::new();
         for state in states() {
             for (gate, reason) in GATES.into_iter().flat_map(|gate| REASONS.map(|reason| (gate, reason))) {
-                for bits in 0..=u8::MAX {
-                    let bit = |i: u8| bits >> i & 1 == 1;
+                for bits in 0..512_u16 {
+                    let bit = |i: u16| bits >> i & 1 == 1;
                     all.push(PairFacts {
                         state,
                         gate,
@@ -311,6 +313,7 @@ mod tests {
                         backup: bit(5),
                         former: bit(6),
                         unproved: bit(7),
+                        listed: bit(8),
                     });
                 }
             }
@@ -343,6 +346,7 @@ mod tests {
         recorded: true,
         backup: true,
         former: false,
+        listed: false,
     };
     const WELL: NodeFacts =
         NodeFacts { up: true, reason: Reason::None, foreign: false, job: None, drained: true, needy: None };
@@ -364,6 +368,7 @@ mod tests {
             let equal = pair.state == State::Mirrored && pair.gate == Gate::Open && pair.recorded && pair.backup;
             let contradicted =
                 pair.undecided || pair.foreign || pair.unproved || pair.former || pair.missing > 0 || pair.more;
+            let contradicted = contradicted || pair.listed;
             let expected = equal && !contradicted;
             let Shown { state, reason } = pair.shown();
             assert_eq!(state == MIRRORED, expected, "{pair:?}");

@@ -48,6 +48,8 @@ struct Wanted {
     /// What the keeper was told last, as of so many changes; whether the record carries it.
     told: (u64, Burden),
     is_known: bool,
+    /// What it was known to carry last.
+    carried: Burden,
     /// Of each pair's last loss.
     epochs: BTreeMap<PairId, Epoch>,
     /// For what was wanted after so many changes, or something later.
@@ -67,7 +69,8 @@ impl Agreement {
             *lost = if *lost == Lost::Nothing { Lost::Copy(place) } else { Lost::Both };
         }
         let told = (0, predecessor.clone());
-        let wanted = Wanted { burden: predecessor, told, is_known: true, ..Wanted::default() };
+        let carried = predecessor.clone();
+        let wanted = Wanted { burden: predecessor, told, is_known: true, carried, ..Wanted::default() };
         let (listed, wanted) = (listed.into_iter().collect(), Arc::new(Mutex::new(wanted)));
         Agreement { keeper, turn, listed, wanted, shown, hands_over }
     }
@@ -90,6 +93,7 @@ impl Wanted {
             return;
         }
         self.is_known = true;
+        self.carried = burden.clone();
         let known = self.told.0;
         // (Dropped, they complete.)
         self.waiting.retain(|(change, _)| *change > known);
@@ -151,6 +155,11 @@ impl Losses for Agreement {
             let _ = hears.await;
         }
         .boxed()
+    }
+
+    fn is_listed(&self, pair: PairId) -> bool {
+        let wanted = held(&self.wanted);
+        [&wanted.carried, &wanted.told.1].iter().any(|burden| burden.lost.iter().any(|(listed, _)| listed == pair))
     }
 
     fn turn(&self) -> Option<Turn> {
@@ -281,6 +290,22 @@ mod tests {
         assert!(is_done(&mut back) && !is_done(&mut anew));
         hears(&carried(&told));
         assert!(is_done(&mut anew));
+    }
+
+    /// Whoever takes over in between lets no listed copy lead, and the other one may be gone.
+    #[test]
+    fn a_copy_may_be_listed_until_the_record_is_known_not_to_list_it() {
+        let mut burden = Burden::default();
+        burden.lost.set(PairId(0), &[Place::Backup]);
+        let (agreement, told, hears) = agreement(burden);
+        assert!(agreement.is_listed(PairId(0)) && !agreement.is_listed(PairId(1)));
+        let mut back = agreement.commit(PairId(0), Epoch(5), Lost::Nothing);
+        let none = carried(&told);
+        assert!(agreement.is_listed(PairId(0)), "it is asked for, and no more");
+        hears(&none);
+        assert!(is_done(&mut back) && !agreement.is_listed(PairId(0)));
+        let _lost = agreement.commit(PairId(1), Epoch(6), Lost::Copy(Place::Primary));
+        assert!(agreement.is_listed(PairId(1)), "the record may carry it");
     }
 
     #[test]
