@@ -16,7 +16,8 @@ use crate::reload::Reload;
 
 use super::admin::{self, Standby};
 use super::keeper::{Known, Role};
-use super::relay::{self, Shared, Stream};
+use super::relay::{self, Shared};
+use super::stream::Stream;
 
 /// Where clients come.
 pub(super) struct Doors {

@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::Generation;
@@ -15,6 +15,7 @@ use crate::ids::Generation;
 use super::keeper::{Known, Role};
 use super::peers::{self, Purpose, Serving, Unreached};
 use super::relay::{Shared, Target};
+use super::stream::Stream;
 
 /// So often in a lease the other end of a control connection is asked whether it is there.
 const PINGS: u32 = 6;
@@ -50,7 +51,7 @@ struct Leaving {
 
 struct Control {
     generation: Generation,
-    stream: TcpStream,
+    stream: Stream,
     /// A line that has begun.
     line: Vec<u8>,
 }
@@ -150,6 +151,7 @@ impl Follower {
     /// Until it answers, or something else is known. Nothing: the process ends.
     async fn dial(&mut self, generation: Generation, address: &str) -> Option<()> {
         let dialled = tokio::select! {
+            biased;
             changed = self.known.changed() => return changed.ok(),
             changed = self.served.changed() => return changed.ok(),
             dialled = peers::dial(&self.shared.me, address, generation, Purpose::Control) => dialled,
@@ -187,12 +189,13 @@ impl Follower {
         let mut byte = [0];
         let ask = self.asked + self.shared.me.lease / PINGS;
         tokio::select! {
+            biased;
             changed = self.known.changed() => changed.ok()?,
             changed = self.served.changed() => changed.ok()?,
             () = own_leaves => {}
             read = read(&mut self.control, &mut byte) => self.hear(read.map(|n| &byte[..n])),
             () = tokio::time::sleep(PAUSE), if waits => (self.shared.hurry)(),
-            () = tokio::time::sleep_until(ask.into()), if self.control.is_some() && !waits => {
+            () = tokio::time::sleep_until(ask), if self.control.is_some() && !waits => {
                 self.asked = Instant::now();
                 if let Some(Control { stream, .. }) = &self.control {
                     // (Full: it will be found silent.)

@@ -13,7 +13,7 @@
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
 //! - `reach`: what this proxy reaches of the servers.
 //! - `doors`: a standby's listening sockets; `relay`: its clients; `admin`: its HTTP listener.
-//! - `shown`: what `stats proxy` answers.
+//! - `stream`: a connection that is passed on; `shown`: what `stats proxy` answers.
 
 mod admin;
 mod agreement;
@@ -29,6 +29,7 @@ mod relay;
 mod shown;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod stream;
 mod survey;
 #[cfg(test)]
 mod testing;
@@ -63,7 +64,7 @@ use doors::Doors;
 use follow::Follower;
 use keeper::{Keeper, Order, Role, Tools};
 pub use leave::leave;
-use peers::{Caller, Serves, Serving};
+use peers::{Caller, Host, Serves, Serving};
 use reach::Reach;
 use register::Opened;
 use relay::{Shared, Target};
@@ -161,7 +162,7 @@ impl Fleet {
         let (shows, target) = watch::channel(Target::default());
         let (serves, served) = watch::channel(None);
         let shared = share(&settings, &own, name.clone(), (&keeper, address.clone(), former), target);
-        runtime.spawn(peers::listen(peers, name, served.clone(), own.lease));
+        runtime.spawn(peers::listen(peers, Host { name, serves: served.clone(), lease: own.lease }));
         runtime.spawn(Follower::new(keeper.known.clone(), served, shows, shared.clone()).run());
         if own.candidate {
             runtime.spawn(Reach::new(&settings, keeper.known.clone(), shared.clone(), hands_over.clone()).run());
@@ -243,7 +244,7 @@ impl Fleet {
         let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
         let serving = Serving {
             generation,
-            workers,
+            hands_on: peers::to_workers(workers),
             leaving: leaving.clone(),
             others: TaskTracker::new(),
             peers: self.shared.shown.peers.clone(),
@@ -324,7 +325,8 @@ fn share(
 ) -> Arc<Shared> {
     let shown = Shown { former, ..Shown::default() };
     let (shown, known, hurries) = (Arc::new(shown), keeper.known.clone(), keeper.clone());
-    let me = Caller { name, address: address.clone(), candidate: own.candidate, lease: own.lease };
+    let connects = peers::over_tcp();
+    let me = Caller { name, address: address.clone(), candidate: own.candidate, lease: own.lease, connects };
     Arc::new(Shared {
         me,
         target,
@@ -388,7 +390,7 @@ mod tests {
     fn serving() -> Serving {
         Serving {
             generation: Generation(1),
-            workers: Vec::new(),
+            hands_on: peers::to_workers(Vec::new()),
             leaving: CancellationToken::new(),
             others: TaskTracker::new(),
             peers: Arc::default(),

@@ -27,8 +27,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ use crate::ids::Generation;
 use crate::later;
 use crate::lease;
 use crate::ring::NodeAddr;
+
+use super::stream::Stream;
 
 /// Of what is said here, and the earliest that is understood.
 const VERSION: u32 = 1;
@@ -66,12 +69,19 @@ pub(super) const LINE_MAX: usize = 512;
 /// How long the first line may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is done with a connection that carries requests.
+pub(super) type HandsOn = Arc<dyn Fn(Stream) + Send + Sync>;
+
+/// How another proxy is connected to, by its address.
+pub(super) type Connects =
+    Arc<dyn Fn(String, Purpose, Duration) -> BoxFuture<'static, io::Result<Stream>> + Send + Sync>;
+
 /// What an active proxy serves others with.
 #[derive(Clone)]
 pub(super) struct Serving {
     pub(super) generation: Generation,
-    /// To the workers, by turns.
-    pub(super) workers: Vec<UnboundedSender<std::net::TcpStream>>,
+    /// To the workers.
+    pub(super) hands_on: HandsOn,
     /// It is about to hand over.
     pub(super) leaving: CancellationToken,
     /// Control connections of other proxies.
@@ -81,7 +91,7 @@ pub(super) struct Serving {
 }
 
 /// Who calls: this proxy, as it tells others of itself.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Caller {
     /// The fleet's name.
     pub(super) name: Arc<str>,
@@ -89,6 +99,7 @@ pub(super) struct Caller {
     pub(super) address: String,
     pub(super) candidate: bool,
     pub(super) lease: Duration,
+    pub(super) connects: Connects,
 }
 
 /// Another proxy, as it tells of itself.
@@ -235,33 +246,40 @@ pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdL
 }
 
 /// Takes connections of other proxies for as long as the runtime lives.
-pub(super) async fn listen(
-    listener: StdListener,
-    name: Arc<str>,
-    serves: watch::Receiver<Option<Serving>>,
-    lease: Duration,
-) {
+pub(super) async fn listen(listener: StdListener, host: Host) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen for other proxies"),
     };
-    let next = Arc::new(AtomicUsize::new(0));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (name, serves, next) = (name.clone(), serves.clone(), next.clone());
-                tokio::spawn(async move {
-                    // (Whoever is refused, or breaks off, has heard of it.)
-                    if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcome(stream, &name, &serves).await {
-                        let _ = watched(&stream, purpose, lease);
-                        match purpose {
-                            Purpose::Data => hand_on(stream, &serving, &next),
-                            Purpose::Control => drop(tokio::spawn(keep(stream, serving, peer))),
-                        }
-                    }
-                });
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(host.clone().take(Stream::Tcp(stream)));
             }
             Err(error) => cannot_accept("another proxy", &error).await,
+        }
+    }
+}
+
+/// Who takes connections of other proxies.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub(super) name: Arc<str>,
+    pub(super) serves: watch::Receiver<Option<Serving>>,
+    pub(super) lease: Duration,
+}
+
+impl Host {
+    /// One of them: until it is handed on, or ends.
+    pub(super) async fn take(self, stream: Stream) {
+        // (Whoever is refused, or breaks off, has heard of it.)
+        if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcome(stream, &self.name, &self.serves).await {
+            let _ = watched(&stream, purpose, self.lease);
+            match purpose {
+                Purpose::Data => (serving.hands_on)(stream),
+                Purpose::Control => keep(stream, serving, peer).await,
+            }
         }
     }
 }
@@ -269,8 +287,9 @@ pub(super) async fn listen(
 /// Its end is noticed within some leases also where a network is cut. What is not taken within a
 /// lease ends a control connection alone: on one that carries requests a client that reads nothing
 /// for a while would be cut off.
-fn watched(stream: &TcpStream, purpose: Purpose, lease: Duration) -> io::Result<()> {
+fn watched(stream: &Stream, purpose: Purpose, lease: Duration) -> io::Result<()> {
     const RETRIES: u32 = 3;
+    let Stream::Tcp(stream) = stream else { return Ok(()) };
     let every = (lease / RETRIES).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(every).with_interval(every).with_retries(RETRIES))?;
@@ -282,19 +301,17 @@ fn watched(stream: &TcpStream, purpose: Purpose, lease: Duration) -> io::Result<
 
 /// A connection that is welcome.
 struct Guest {
-    stream: TcpStream,
+    stream: Stream,
     serving: Serving,
     purpose: Purpose,
     peer: Option<Peer>,
 }
 
 async fn welcome(
-    mut stream: TcpStream,
+    mut stream: Stream,
     name: &str,
     serves: &watch::Receiver<Option<Serving>>,
 ) -> io::Result<Option<Guest>> {
-    stream.set_nodelay(true)?;
-    // (The answer is short, and the first thing that is sent: it waits for nobody.)
     let line = match tokio::time::timeout(PATIENCE, first_line(&mut stream)).await {
         Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
         said => said.map(Result::unwrap_or_default),
@@ -351,7 +368,7 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Re
 }
 
 /// Byte by byte: what follows is others' to read. It comes once for each connection.
-async fn first_line(stream: &mut TcpStream) -> io::Result<String> {
+async fn first_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut line = Vec::new();
     while line.len() < LINE_MAX {
         match stream.read_u8().await? {
@@ -365,17 +382,35 @@ async fn first_line(stream: &mut TcpStream) -> io::Result<String> {
     Err(io::ErrorKind::InvalidData.into())
 }
 
-fn hand_on(stream: TcpStream, serving: &Serving, next: &AtomicUsize) {
-    let Ok(stream) = stream.into_std() else { return };
-    let at = next.fetch_add(1, Ordering::Relaxed) % serving.workers.len().max(1);
-    if let Some(worker) = serving.workers.get(at) {
-        // (An error: it has ended, and the connection with it.)
-        let _ = worker.send(stream);
-    }
+/// To these workers, by turns.
+pub(super) fn to_workers(workers: Vec<UnboundedSender<std::net::TcpStream>>) -> HandsOn {
+    let next = AtomicUsize::new(0);
+    Arc::new(move |stream| {
+        let Stream::Tcp(stream) = stream else { return };
+        let Ok(stream) = stream.into_std() else { return };
+        let at = next.fetch_add(1, Ordering::Relaxed) % workers.len().max(1);
+        if let Some(worker) = workers.get(at) {
+            // (An error: it has ended, and the connection with it.)
+            let _ = worker.send(stream);
+        }
+    })
+}
+
+/// By TCP.
+pub(super) fn over_tcp() -> Connects {
+    Arc::new(|address, purpose, lease| {
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let stream = Stream::Tcp(stream);
+            watched(&stream, purpose, lease)?;
+            Ok(stream)
+        })
+    })
 }
 
 /// A control connection, until the other end closes it.
-async fn keep(mut stream: TcpStream, serving: Serving, peer: Option<Peer>) {
+async fn keep(mut stream: Stream, serving: Serving, peer: Option<Peer>) {
     let _counted = serving.others.token();
     let entry = serving.peers.enter(peer);
     if later::is_played() && stream.write_all(later::LINE).await.is_err() {
@@ -384,6 +419,7 @@ async fn keep(mut stream: TcpStream, serving: Serving, peer: Option<Peer>) {
     let mut told = false;
     loop {
         tokio::select! {
+            biased;
             () = serving.leaving.cancelled(), if !told => {
                 told = true;
                 if stream.write_all(&[LEAVING, b"\r\n"].concat()).await.is_err() {
@@ -425,11 +461,9 @@ pub(super) async fn dial(
     address: &str,
     generation: Generation,
     purpose: Purpose,
-) -> Result<TcpStream, Unreached> {
+) -> Result<Stream, Unreached> {
     let dialled = async {
-        let mut stream = TcpStream::connect(address).await?;
-        watched(&stream, purpose, me.lease)?;
-        stream.set_nodelay(true)?;
+        let mut stream = (me.connects)(address.to_owned(), purpose, me.lease).await?;
         let latest = latest();
         let mut line = format!("proxy {latest} {generation} {} {}", purpose.word(), me.name);
         if purpose == Purpose::Control {
@@ -485,14 +519,15 @@ mod tests {
     }
 
     fn caller() -> Caller {
-        Caller { name: "a".into(), address: "10.0.0.6:1".to_owned(), candidate: true, lease: LONG }
+        let (address, connects) = ("10.0.0.6:1".to_owned(), over_tcp());
+        Caller { name: "a".into(), address, candidate: true, lease: LONG, connects }
     }
 
     fn serving() -> Serving {
         let (worker, _) = tokio::sync::mpsc::unbounded_channel();
         Serving {
             generation: Generation(7),
-            workers: vec![worker],
+            hands_on: to_workers(vec![worker]),
             leaving: CancellationToken::new(),
             others: TaskTracker::new(),
             peers: Arc::default(),
@@ -506,7 +541,7 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let (tells, serves) = watch::channel(serves);
         tokio::spawn(async move {
-            listen(listener, "a".into(), serves, LONG).await;
+            listen(listener, Host { name: "a".into(), serves, lease: LONG }).await;
             drop(tells);
         });
         address

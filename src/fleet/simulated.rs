@@ -1,6 +1,8 @@
 //! Test: what a proxy of a fleet is beside its assembly, in a simulated world: who keeps its lease,
 //! in virtual time, and where it agrees on losses.
 
+mod passing;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
@@ -20,6 +22,8 @@ use super::agreement::{Agreement, Shown};
 use super::asked::{Answer, Ask};
 use super::keeper::{self, Keeper, Order, Told, Tools, Work};
 use super::{survey, turn};
+
+pub(crate) use passing::{Connecting, Passing};
 
 /// Whom it asks, and for how long at most.
 pub(crate) trait Reaches {

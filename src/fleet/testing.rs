@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::ids::Generation;
 
 use super::keeper::Known;
-use super::peers::Caller;
+use super::peers::{self, Caller};
 use super::relay::{Shared, Target};
 
 pub(super) const LONG: Duration = Duration::from_secs(20);
@@ -71,7 +71,8 @@ impl Active {
 
 /// What a standby of one client at a time shares.
 pub(super) fn shared(target: watch::Receiver<Target>, takeover_wait: Duration, lease: Duration) -> Shared {
-    let me = Caller { name: "fleet".into(), address: "10.0.0.6:1".to_owned(), candidate: true, lease };
+    let (address, connects) = ("10.0.0.6:1".to_owned(), peers::over_tcp());
+    let me = Caller { name: "fleet".into(), address, candidate: true, lease, connects };
     Shared {
         me,
         target,

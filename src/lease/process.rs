@@ -45,6 +45,9 @@ pub(crate) struct Process {
 #[derive(Default)]
 struct State {
     stopped: bool,
+    /// The clock stands still with it since then; and so many microseconds it did before.
+    frozen: Option<Boot>,
+    behind_us: u64,
     ended: bool,
     /// Since when one of its threads hangs.
     hangs: Option<Boot>,
@@ -70,7 +73,7 @@ pub(super) fn present() -> Option<Arc<Process>> {
 }
 
 pub(super) fn now() -> Option<Boot> {
-    PRESENT.with_borrow(|present| present.as_ref().map(|process| process.clock.now()))
+    PRESENT.with_borrow(|present| present.as_ref().map(|process| process.now()))
 }
 
 /// The present process may have got a lease.
@@ -108,14 +111,34 @@ impl Process {
         waiting.into_iter().for_each(Waker::wake);
     }
 
+    /// What the clock shows.
+    fn now(&self) -> Boot {
+        let State { frozen, behind_us, .. } = *self.lock();
+        frozen.unwrap_or(Boot(self.clock.now().0 - behind_us))
+    }
+
     /// SIGSTOP.
     pub(crate) fn stop(&self) {
         self.lock().stopped = true;
     }
 
+    /// Its machine stands still, and the clock with it: a snapshot, say.
+    pub(crate) fn freeze(&self) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.stopped = true;
+        state.frozen.get_or_insert(now);
+    }
+
     /// SIGCONT.
     pub(crate) fn go_on(&self) {
-        self.lock().stopped = false;
+        {
+            let mut state = self.lock();
+            state.stopped = false;
+            if let Some(since) = state.frozen.take() {
+                state.behind_us = self.clock.now().0 - since.0;
+            }
+        }
         self.wake();
     }
 
@@ -124,23 +147,28 @@ impl Process {
         self.lock().ended = true;
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.lock().ended
     }
 
     /// One of its threads hangs from now on, or does not any more.
     pub(crate) fn hangs(&self, hangs: bool) {
-        let since = hangs.then(|| self.clock.now());
+        let since = hangs.then(|| self.now());
         self.lock().hangs = since;
     }
 
     pub(super) fn turned(&self) -> Boot {
-        self.lock().hangs.unwrap_or_else(|| self.clock.now())
+        let hangs = self.lock().hangs;
+        hangs.unwrap_or_else(|| self.now())
     }
 
     /// Whether it may act, by its own clock.
     pub(crate) fn has_lease(&self) -> bool {
-        self.lease.holds(self.clock.now())
+        self.lease.holds(self.now())
     }
 
     fn goes_on(&self, needs: Needs) -> bool {

@@ -439,7 +439,7 @@ mod tests {
                 coordinator: mpsc::channel(1).0,
             };
             let mut spool = Spool::new(1 << 20);
-            (0..5_000).for_each(|i| spool.push(0, 100, format!("key:{i}").as_bytes()).unwrap());
+            (0..5_000).for_each(|i| spool.push(SlotId::ONLY, 100, format!("key:{i}").as_bytes()).unwrap());
             let mut scrub = Scrub::connect(&verify, &ctx, &pair).await.unwrap();
             ctx.pace.set(Leave::Share(0.0));
             let (begun, lots) = (Instant::now(), 100);

@@ -45,6 +45,8 @@ pub(super) struct Habits {
     pub(super) errors_allowed: bool,
     /// After so long without an answer it goes to another proxy. `None`: that is a violation.
     pub(super) gives_up: Option<Duration>,
+    /// A proxy that lives may close it: one that passes its requests on.
+    pub(super) is_passed_on: bool,
 }
 
 pub(super) struct Client {
@@ -401,7 +403,7 @@ impl Client {
                     NoAnswer::Late => {
                         self.history.violation(format!("client {}: no answer within {PATIENCE:?} to {wire:?}", self.id))
                     }
-                    NoAnswer::Broken if alive => {
+                    NoAnswer::Broken if alive && !self.habits.is_passed_on => {
                         self.history
                             .violation(format!("client {}: the proxy broke the connection on {wire:?}", self.id));
                     }

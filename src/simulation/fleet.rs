@@ -3,33 +3,36 @@
 //! started again as a standby.
 //!
 //! What is real: the authority and all that the keeper of a lease does, the agreement on losses,
-//! the proxy. Clients go to whoever believes that it is active. Not here: standbys that pass
-//! requests on, threads.
+//! the proxy. Clients go to whoever believes that it is active; or, over [`Wires`], to any of them,
+//! which passes their requests on as in the daemon. Not here: threads.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{FutureExt, join_all};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::coord::{Holder, Me, Record, Seen, Swapped, Unread};
-use crate::fleet::simulated::{Becomes, Kept, Own, Reaches};
+use crate::fleet::simulated::{Becomes, Connecting, Kept, Own, Passing, Reaches};
+use crate::ids::Generation;
 use crate::lease::process::{Clock, Needs, Process};
 
 use super::history::History;
 use super::net::Way;
 use super::register::{Faults, SimRegister};
 use super::trace::note;
-use super::world::{Ground, Proxy};
+use super::wires::{self, Wires};
+use super::world::{Ground, Profile, Proxy};
 
 /// No pause between a look at the lease and a send outlasts this.
 const GRACE: Duration = Duration::from_secs(20);
@@ -37,12 +40,17 @@ const GRACE: Duration = Duration::from_secs(20);
 const RIGHT: u64 = 1_000;
 /// None is quicker than another one by more than an eighth.
 const QUICKEST: u64 = 1_120;
+/// After its clock stood still a proxy takes itself for active for so long at most: probes find the
+/// mark of a later one.
+const FENCED: Duration = Duration::from_millis(500);
 
 pub(super) struct Fleet(Rc<Inner>);
 
 struct Inner {
     ground: Ground,
     register: SimRegister,
+    /// Where clients go to any proxy.
+    wires: Option<Arc<Wires>>,
     history: History,
     machines: RefCell<Vec<Machine>>,
     /// Processes so far.
@@ -72,6 +80,8 @@ struct Present {
     stops: CancellationToken,
     /// Under which it is active; 0: it is not.
     generation: Rc<Cell<u64>>,
+    /// When it went on after its clock had stood still.
+    thawed: Rc<Cell<Option<Instant>>>,
 }
 
 impl Present {
@@ -82,12 +92,15 @@ impl Present {
 }
 
 impl Fleet {
-    pub(super) fn new(ground: Ground, history: History, rng: &mut SmallRng) -> Fleet {
+    pub(super) fn new(ground: Ground, history: History, profile: Profile, rng: &mut SmallRng) -> Fleet {
         let lease = Duration::from_millis(rng.random_range(600..1_000));
         let machines: Vec<Machine> = (0..rng.random_range(2..4))
             .map(|_| {
-                let per_thousand = rng.random_range(RIGHT..=QUICKEST);
-                let other = rng.random_ratio(1, 4);
+                let (per_thousand, other) = match profile {
+                    // Where all depends on what clocks show they differ most.
+                    Profile::FleetLate => ([RIGHT, QUICKEST][rng.random_range(0..2)], false),
+                    _ => (rng.random_range(RIGHT..=QUICKEST), rng.random_ratio(1, 4)),
+                };
                 let lease = if other { lease * rng.random_range(5..20) / 10 } else { lease };
                 let clock = Clock::new(rng.random_range(1..1_000_000_000), per_thousand);
                 Machine { clock, lease, down: false, present: None }
@@ -103,9 +116,10 @@ impl Fleet {
         let late_ms = rng.random_range(0..shortest.as_millis() as u64 / 6);
         let usual = Faults { lost_one_in: 0, late_one_in: [0, 1, 3][rng.random_range(0..3)], late_ms };
         let register = SimRegister::new(usual, rng);
+        let wires = profile.passes_on().then(|| Wires::new(rng));
         let (machines, rng) = (RefCell::new(machines), RefCell::new(SmallRng::seed_from_u64(rng.random())));
         let (count, over, begun) = (Cell::new(0), Cell::new(false), Cell::new(0));
-        Fleet(Rc::new(Inner { ground, register, history, machines, count, over, begun, rng }))
+        Fleet(Rc::new(Inner { ground, register, wires, history, machines, count, over, begun, rng }))
     }
 
     pub(super) fn start(&self) {
@@ -120,6 +134,20 @@ impl Fleet {
 
     pub(super) fn register(&self) -> &SimRegister {
         &self.0.register
+    }
+
+    /// The network between them, where there is one.
+    pub(super) fn wires(&self) -> Option<&Arc<Wires>> {
+        self.0.wires.as_ref()
+    }
+
+    /// Nothing gets from a machine to another one, or back; or it does again.
+    pub(super) fn part(&self, machine: usize, there: bool, back: bool, closed: bool) {
+        let Some(wires) = self.wires() else { return };
+        for other in self.machines() {
+            let ways = [(there, machine, other), (back, other, machine)];
+            ways.iter().filter(|(is, ..)| *is).for_each(|(_, from, to)| wires.close(*from, *to, closed));
+        }
     }
 
     /// None of them waits for longer.
@@ -172,6 +200,25 @@ impl Fleet {
         self.hold(machine, unsent);
     }
 
+    /// All of the machine stands still, and its clock: clients have left its proxy when it goes on.
+    pub(super) fn freeze(&self, machine: usize) {
+        let Some(present) = self.present(machine) else { return };
+        note(|| format!("FAULT  machine {machine} and its clock stand still with proxy {}", present.id));
+        present.process.freeze();
+        present.thawed.set(Some(Instant::now()));
+        self.0.ground.doors.borrow_mut().remove(&present.id);
+        self.hold(machine, true);
+    }
+
+    /// It goes on.
+    pub(super) fn thaw(&self, machine: usize) {
+        if let Some(present) = self.present(machine) {
+            present.thawed.set(Some(Instant::now()));
+        }
+        self.hold(machine, false);
+        self.go_on(machine);
+    }
+
     /// What it writes from now on is not sent yet.
     pub(super) fn hold(&self, machine: usize, holds: bool) {
         for host in 0..self.0.ground.topology.node_count() {
@@ -198,6 +245,7 @@ impl Fleet {
     /// All machines, networks and the register are well.
     pub(super) fn heal(&self) {
         self.0.register.heal();
+        self.wires().iter().for_each(|wires| wires.heal());
         for machine in self.machines() {
             self.down(machine, false);
             for host in 0..self.0.ground.topology.node_count() {
@@ -249,12 +297,13 @@ impl Inner {
             ended: ended.clone(),
             stops: stops.clone(),
             generation: generation_of.clone(),
+            thawed: Rc::default(),
         };
         self.machines.borrow_mut()[machine].present = Some(present);
         note(|| format!("world  machine {machine}: proxy {id} starts"));
         let me = Me {
             holder: Holder(ambient::random_u64().max(1)),
-            address: format!("machine{machine}:1"),
+            address: wires::address(machine),
             fingerprint: self.ground.topology.fingerprint(),
             candidate: true,
         };
@@ -268,6 +317,7 @@ impl Inner {
         };
         let kept = Kept::new(me, own, fence);
         let ends = kept.ends();
+        let passing = self.pass_on(&kept, (id, machine), &process);
         let (tells, mut becomes) = unbounded_channel();
         let reach = Reach { fleet: self.clone(), machine, id };
         let keeper = spawn_local(process.clone().run(Needs::Turns, kept.run(reach, tells)));
@@ -289,16 +339,30 @@ impl Inner {
                             ends.stopped();
                         } else {
                             proxy = Some(self.ground.start((id, machine), losses, Some(&process)));
+                            if let Some((passing, _)) = &passing {
+                                self.take_from_others(id, generation, passing);
+                            }
                         }
                     }
                     // (The keeper panicked: that is told of below.)
                     Some(Becomes::Over) | None => break,
                 },
                 () = stops.cancelled(), if until.is_none() => {
+                    self.ground.doors.borrow_mut().remove(&id);
                     match &mut proxy {
-                        None => ends.leave(),
+                        None => {
+                            ends.leave();
+                            passing.iter().for_each(|(passing, _)| passing.end());
+                        }
                         Some(proxy) => {
-                            self.ground.doors.borrow_mut().remove(&id);
+                            if let Some((passing, _)) = &passing {
+                                let answered = process.clone().run(Needs::Turns, passing.hand_over());
+                                tokio::select! {
+                                    biased;
+                                    () = ended.cancelled() => break,
+                                    () = answered => {}
+                                }
+                            }
                             proxy.shutdown.cancel();
                             tokio::select! {
                                 biased;
@@ -307,6 +371,7 @@ impl Inner {
                                     self.history.violation("a part of a proxy panicked".into());
                                 },
                             }
+                            passing.iter().for_each(|(passing, _)| passing.serve_no_more());
                             ends.stopped();
                         }
                     }
@@ -318,8 +383,11 @@ impl Inner {
         process.end();
         self.ground.doors.borrow_mut().remove(&id);
         self.ground.net.kill_proxy(id);
-        keeper.abort();
-        let mut panicked = keeper.await.is_err_and(|error| error.is_panic());
+        let mut panicked = false;
+        for task in [Some(keeper), passing.map(|(_, task)| task)].into_iter().flatten() {
+            task.abort();
+            panicked |= task.await.is_err_and(|error| error.is_panic());
+        }
         if let Some(proxy) = proxy {
             panicked |= proxy.end().await;
         }
@@ -329,18 +397,54 @@ impl Inner {
         note(|| format!("world  machine {machine}: proxy {id} has ended"));
     }
 
+    /// A process takes clients before it is active, and passes their requests on.
+    fn pass_on(
+        &self,
+        kept: &Kept,
+        (id, machine): (u32, usize),
+        process: &Arc<Process>,
+    ) -> Option<(Passing, JoinHandle<()>)> {
+        let wires = self.wires.clone()?;
+        let (door, clients) = unbounded_channel();
+        self.ground.doors.borrow_mut().insert(id, vec![door]);
+        let longest = self.machines.borrow().iter().map(|machine| machine.lease).max().unwrap_or_default();
+        let come = (clients, wires.listen(machine));
+        let connects = Box::new(move |address| -> Connecting { wires.clone().connect(machine, address).boxed() });
+        let (passing, work) = kept.passes_on(longest * 2, connects, come);
+        Some((passing, spawn_local(process.clone().run(Needs::Turns, work))))
+    }
+
+    /// The active proxy's workers take what others pass on, too.
+    fn take_from_others(&self, id: u32, generation: Generation, passing: &Passing) {
+        let workers = self.ground.doors.borrow().get(&id).cloned().unwrap_or_default();
+        let next = AtomicUsize::new(0);
+        passing.serve(generation, move |stream| {
+            let at = next.fetch_add(1, Ordering::Relaxed) % workers.len().max(1);
+            // (An error: it has ended, and the connection with it.)
+            if let Some(worker) = workers.get(at) {
+                let _ = worker.send(stream);
+            }
+        });
+    }
+
     /// One proxy acts at a time, and none after a later generation has.
     fn check(&self) {
         let machines = self.machines.borrow();
-        let present = machines.iter().filter_map(|machine| machine.present.as_ref());
-        let acting: Vec<(u32, u64)> =
-            present.filter(|p| p.acts()).map(|present| (present.id, present.generation.get())).collect();
+        let acting = machines.iter().filter_map(|machine| machine.present.as_ref()).filter(|p| p.acts());
+        let (thawed, acting): (Vec<_>, Vec<_>) = acting.partition(|present| present.thawed.get().is_some());
+        let acting: Vec<_> = acting.iter().map(|present| (present.id, present.generation.get())).collect();
         if acting.len() > 1 {
             self.history.violation(format!("proxies {acting:?} have a lease at the same time"));
         }
         let marked = self.ground.net.highest_mark();
         if let Some((id, generation)) = acting.iter().find(|(_, generation)| (1..marked).contains(generation)) {
             self.history.violation(format!("proxy {id} acts in generation {generation} after {marked} has acted"));
+        }
+        // (By its clock it has a lease. Nobody asks it anything.)
+        let late = |present: &&&Present| present.thawed.get().is_some_and(|at| at.elapsed() > FENCED);
+        let later = |present: &&&Present| (1..marked).contains(&present.generation.get());
+        for present in thawed.iter().filter(later).filter(late).filter(|present| !present.process.is_stopped()) {
+            self.history.violation(format!("proxy {} acts on after its clock stood still", present.id));
         }
     }
 }

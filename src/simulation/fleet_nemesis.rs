@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::fleet::Fleet;
 use super::net::Way;
-use super::register::Faults;
+use super::register::{Course, Faults, Lost};
 use super::world::{Profile, World};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
@@ -26,6 +26,10 @@ pub(super) async fn play(world: &mut World, profile: Profile) {
             Profile::FleetKills => kills(world, active).await,
             Profile::FleetPauses => pauses(world, active).await,
             Profile::FleetCuts => cuts(world, active).await,
+            Profile::FleetLate => late(world, active).await,
+            Profile::FleetFrozen => frozen(world, active).await,
+            Profile::Doors => doors(world, active).await,
+            Profile::DoorsCut => doors_cut(world, active).await,
             _ => register(world, active).await,
         }
         fleet(world).heal();
@@ -206,6 +210,116 @@ async fn register(world: &mut World, active: usize) {
             pause(world, 0..3_000).await;
             fleet(world).go_on(machine);
         }
+    }
+}
+
+/// As elsewhere, or one after the other hands over.
+async fn doors(world: &mut World, active: usize) {
+    match world.rng.random_range(0..3) {
+        0 => {
+            for machine in fleet(world).machines() {
+                fleet(world).stop(machine);
+                pause(world, 0..1_500).await;
+            }
+        }
+        1 => pauses(world, active).await,
+        _ => kills(world, active).await,
+    }
+}
+
+async fn doors_cut(world: &mut World, active: usize) {
+    let machine = one(world, active);
+    let (there, back) = [(true, true), (true, false), (false, true)][world.rng.random_range(0..3)];
+    match world.rng.random_range(0..5) {
+        0 => fleet(world).part(machine, there, back, true),
+        // Later, again and again.
+        1 => {
+            for _ in 0..world.rng.random_range(1..6) {
+                fleet(world).part(machine, there, back, true);
+                pause(world, 0..900).await;
+                fleet(world).part(machine, there, back, false);
+                pause(world, 0..300).await;
+            }
+        }
+        2 => {
+            let late_ms = world.rng.random_range(20..600);
+            fleet(world).wires().iter().for_each(|wires| wires.are_late(late_ms));
+        }
+        // With a network to nodes or to where they agree.
+        3 => {
+            fleet(world).part(machine, there, back, true);
+            cuts(world, active).await;
+        }
+        // Who is cut off is replaced, or asked to hand over.
+        _ => {
+            fleet(world).part(machine, there, back, true);
+            pause(world, 0..600).await;
+            match world.rng.random_range(0..4) {
+                0 => fleet(world).stop(active),
+                1 => fleet(world).kill(active),
+                2 => {
+                    fleet(world).pause(active, false);
+                    pause(world, 200..3_000).await;
+                    fleet(world).go_on(active);
+                }
+                _ => fleet(world).register().cut_off(active, true),
+            }
+        }
+    }
+    pause(world, 50..3_000).await;
+}
+
+/// Schedules that chance seldom has: each is a rule's counter-example, but for the rule.
+async fn late(world: &mut World, active: usize) {
+    let longest = fleet(world).longest_lease();
+    let ms = longest.as_millis() as u64;
+    match world.rng.random_range(0..4) {
+        // The last heartbeat that is made is answered late.
+        0 | 1 => {
+            fleet(world).register().take(Course { answers_ms: 0..ms / 6, ..Course::default() });
+            pause(world, 300..1_000).await;
+            fleet(world).register().lose(active, Lost::All);
+        }
+        // None is made any more, and what stands there is read.
+        2 => fleet(world).register().lose(active, Lost::Swaps),
+        // A claim is made so late that its proxy asks for it again, because a survey takes all its
+        // time, and hears of that one only when the first one is worth nothing any more.
+        _ => {
+            let node = world.rng.random_range(0..world.topology.node_count());
+            fleet(world).kill(active);
+            world.net.change(node, "hangs", |host| host.hung = true);
+            let course = Course { swaps_ms: ms / 6..ms / 3, deafens_ms: ms * 2 / 3..ms, ..Course::default() };
+            fleet(world).register().take(course);
+            let (before, deadline) = (fleet(world).register().holder(), Instant::now() + longest * 4);
+            while fleet(world).register().holder() == before && Instant::now() < deadline {
+                sleep(Duration::from_millis(1)).await;
+            }
+            world.net.change(node, "goes on", |host| host.hung = false);
+        }
+    }
+    sleep(longest * 2).await;
+    pause(world, 0..1_000).await;
+}
+
+async fn frozen(world: &mut World, active: usize) {
+    if world.rng.random() {
+        let node = world.rng.random_range(0..world.topology.node_count());
+        restart(world, node);
+        pause(world, 0..900).await;
+    }
+    let frozen = fleet(world).process_on(active);
+    fleet(world).freeze(active);
+    // Whoever takes its place may not reach where they agree for long.
+    sleep(fleet(world).longest_lease()).await;
+    pause(world, 1_500..4_000).await;
+    if world.rng.random_ratio(3, 4) {
+        fleet(world).register().cut_off(active, true);
+    }
+    fleet(world).thaw(active);
+    sleep(fleet(world).longest_lease()).await;
+    if fleet(world).process_on(active) == frozen {
+        // Nobody has taken its place; no client is let in to it any more.
+        fleet(world).kill(active);
     }
 }
 

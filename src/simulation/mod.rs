@@ -25,4 +25,5 @@ mod node;
 mod register;
 mod tests;
 mod trace;
+mod wires;
 mod world;

@@ -76,9 +76,14 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
             1 if world.topology.node_count() == 2 => both_down(world).await,
             _ => restarts(world).await,
         },
-        Profile::FleetKills | Profile::FleetPauses | Profile::FleetCuts | Profile::FleetRegister => {
-            fleet_nemesis::play(world, profile).await;
-        }
+        Profile::FleetKills
+        | Profile::FleetPauses
+        | Profile::FleetCuts
+        | Profile::FleetRegister
+        | Profile::FleetLate
+        | Profile::FleetFrozen
+        | Profile::Doors
+        | Profile::DoorsCut => fleet_nemesis::play(world, profile).await,
     }
 }
 

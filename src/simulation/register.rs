@@ -2,7 +2,8 @@
 //! swaps of which nobody hears, is out of reach, loses its memory, or is restored from a backup.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::coord::{Record, Seen, Swapped, Unread, Value};
+use crate::coord::{Holder, Record, Seen, Swapped, Unread, Value};
 use crate::rules::{Rule, holds};
 
 use super::trace::note;
@@ -30,6 +31,25 @@ pub(super) struct Faults {
     pub(super) late_ms: u64,
 }
 
+/// How it answers where chance alone would seldom have it so. In milliseconds; an empty range: not
+/// at all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Course {
+    /// Swaps are made so much later, until one makes another proxy the holder.
+    pub(super) swaps_ms: Range<u64>,
+    /// So long the new holder does not reach it then.
+    pub(super) deafens_ms: Range<u64>,
+    /// Answers come so much later.
+    pub(super) answers_ms: Range<u64>,
+}
+
+/// What of a machine's requests does not arrive, while answers reach it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lost {
+    Swaps,
+    All,
+}
+
 #[derive(Clone)]
 pub(super) struct SimRegister(Rc<RefCell<Inner>>);
 
@@ -41,6 +61,10 @@ struct Inner {
     away: bool,
     /// Machines that do not reach it.
     cut_off: BTreeSet<usize>,
+    /// And until when.
+    deaf: BTreeMap<usize, Instant>,
+    lost: BTreeMap<usize, Lost>,
+    course: Course,
     faults: Faults,
     /// How it answers when it is well.
     usual: Faults,
@@ -50,8 +74,19 @@ struct Inner {
 impl SimRegister {
     pub(super) fn new(usual: Faults, rng: &mut SmallRng) -> SimRegister {
         let rng = SmallRng::seed_from_u64(rng.random());
-        let cut_off = BTreeSet::new();
-        let inner = Inner { seen: EMPTY, backup: None, life: 0, away: false, cut_off, faults: usual, usual, rng };
+        let inner = Inner {
+            seen: EMPTY,
+            backup: None,
+            life: 0,
+            away: false,
+            cut_off: BTreeSet::new(),
+            deaf: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            course: Course::default(),
+            faults: usual,
+            usual,
+            rng,
+        };
         SimRegister(Rc::new(RefCell::new(inner)))
     }
 
@@ -73,12 +108,29 @@ impl SimRegister {
         }
     }
 
+    pub(super) fn take(&self, course: Course) {
+        note(|| format!("FAULT  register: {course:?}"));
+        self.0.borrow_mut().course = course;
+    }
+
+    pub(super) fn lose(&self, machine: usize, lost: Lost) {
+        note(|| format!("FAULT  register and machine {machine}: lost on the way there: {lost:?}"));
+        self.0.borrow_mut().lost.insert(machine, lost);
+    }
+
     /// All reach it, and it answers well.
     pub(super) fn heal(&self) {
         note(|| "FAULT  register is well".to_owned());
         let inner = &mut *self.0.borrow_mut();
-        (inner.away, inner.faults) = (false, inner.usual);
+        (inner.away, inner.faults, inner.course) = (false, inner.usual, Course::default());
         inner.cut_off.clear();
+        inner.deaf.clear();
+        inner.lost.clear();
+    }
+
+    /// Whose record stands there.
+    pub(super) fn holder(&self) -> Option<Holder> {
+        self.0.borrow().seen.value.record().map(|record| record.holder)
     }
 
     /// It has lost its memory.
@@ -104,7 +156,7 @@ impl SimRegister {
     }
 
     pub(super) async fn read(&self, machine: usize, patience: Duration) -> Result<Seen, Unread> {
-        self.ask(machine, patience, |inner| inner.seen.clone()).await
+        self.ask((machine, false), patience, |inner| inner.seen.clone()).await
     }
 
     pub(super) async fn swap(
@@ -113,12 +165,15 @@ impl SimRegister {
         (seen, new): (Seen, Record),
         patience: Duration,
     ) -> Result<Swapped, Unread> {
-        self.ask(machine, patience, move |inner| {
+        self.ask((machine, true), patience, move |inner| {
             if seen != inner.seen && holds(Rule::SwapCompares) {
                 note(|| format!("register refuses machine {machine}: {new}"));
                 return Swapped::Refused;
             }
             note(|| format!("register: {new}"));
+            if inner.seen.value.record().is_none_or(|before| before.holder != new.holder) {
+                inner.deafen(machine);
+            }
             inner.seen = Seen { revision: inner.seen.revision + 1, value: Value::Record(new) };
             Swapped::Done(inner.seen.revision)
         })
@@ -127,14 +182,17 @@ impl SimRegister {
 
     async fn ask<T: 'static>(
         &self,
-        machine: usize,
+        (machine, swaps): (usize, bool),
         patience: Duration,
         deal: impl FnOnce(&mut Inner) -> T + 'static,
     ) -> Result<T, Unread> {
         let deadline = Instant::now() + patience;
         let ((there, back), life) = {
             let inner = &mut *self.0.borrow_mut();
-            ((inner.way(), inner.way()), inner.life)
+            let ((there, back), (later, longer)) = ((inner.way(), inner.way()), inner.by_course(swaps));
+            let lost = inner.lost.get(&machine).is_some_and(|lost| swaps || *lost == Lost::All);
+            let there = there.filter(|_| !lost).map(|there| there + later);
+            ((there, back.map(|back| back + longer)), inner.life)
         };
         let (told, hears) = oneshot::channel();
         let register = self.clone();
@@ -164,7 +222,27 @@ impl SimRegister {
 
 impl Inner {
     fn is_reached_by(&self, machine: usize) -> bool {
-        !self.away && !self.cut_off.contains(&machine)
+        let deaf = self.deaf.get(&machine).is_some_and(|until| Instant::now() < *until);
+        !self.away && !deaf && !self.cut_off.contains(&machine)
+    }
+
+    /// A machine's claim is made.
+    fn deafen(&mut self, machine: usize) {
+        let Course { deafens_ms, answers_ms, .. } = std::mem::take(&mut self.course);
+        self.course.answers_ms = answers_ms;
+        if !deafens_ms.is_empty() {
+            let ms = self.rng.random_range(deafens_ms);
+            note(|| format!("FAULT  register and machine {machine}: cut off for {ms} ms"));
+            self.deaf.insert(machine, Instant::now() + Duration::from_millis(ms));
+        }
+    }
+
+    /// How much later it is there, and back.
+    fn by_course(&mut self, swaps: bool) -> (Duration, Duration) {
+        let Course { swaps_ms, answers_ms, .. } = self.course.clone();
+        let mut within = |ms: Range<u64>| if ms.is_empty() { 0 } else { self.rng.random_range(ms) };
+        let there = if swaps { within(swaps_ms) } else { 0 };
+        (Duration::from_millis(there), Duration::from_millis(within(answers_ms)))
     }
 
     /// How long something is on its way; nothing: for ever.

@@ -14,8 +14,9 @@ use super::world::{Profile, Report, run};
 /// whose histories take longest to judge.
 const SEEDS: u64 = 300;
 const LONG_SEEDS: u64 = 100;
-/// Of those with several proxies, which take longer.
+/// Of those with several proxies, which take longer, and where a machine stands still for seconds.
 const FLEET_SEEDS: u64 = 75;
+const FROZEN_SEEDS: u64 = 20;
 /// Lines of the trace that are shown of a failed seed.
 const SHOWN: usize = 400;
 
@@ -88,6 +89,7 @@ fn seeds() {
         let begun = Instant::now();
         let usual = match profile {
             _ if profile.is_meta() => LONG_SEEDS,
+            Profile::FleetFrozen => FROZEN_SEEDS,
             _ if profile.has_fleet() => FLEET_SEEDS,
             _ => SEEDS,
         };
@@ -135,10 +137,19 @@ fn seeds() {
 }
 
 #[test]
+fn seeds_that_failed_once() {
+    // A host with the active proxy and the only leader failed, after all was called mirrored and
+    // before the record no longer listed the other copy.
+    let (profile, seed) = (Profile::FleetKills, 147);
+    let report = live(seed, profile, None, false);
+    assert!(report.violations.is_empty(), "{}", tell(seed, profile, None));
+}
+
+#[test]
 fn a_seed_replays_exactly() {
-    for seed in 1..20 {
+    for seed in 1..6 {
         let is_long = |profile: &Profile| profile.is_meta() || profile.has_fleet();
-        for profile in Profile::ALL.into_iter().filter(|profile| seed < 5 || !is_long(profile)) {
+        for profile in Profile::ALL.into_iter().filter(|profile| seed < 3 || !is_long(profile)) {
             let (once, again) = (live(seed, profile, None, true), live(seed, profile, None, true));
             assert!(once.trace.len() > 100, "seed {seed}, {profile:?}: a trace of {} lines", once.trace.len());
             for (a, b) in once.trace.iter().zip(&again.trace) {
@@ -223,4 +234,7 @@ missed! {
     with_leases_that_end_unnoticed: SuspendedAtItsEnd, FleetRegister, 2_000, 1;
     without_losses_in_the_record: LossCommittedBeforeAck, FleetCuts, 2_000, 4;
     with_listed_copies_that_lead_in_a_fleet: ListedCopiesDoNotLead, FleetCuts, 2_000, 46;
+    with_leases_from_the_answer: LeaseFromAsking, FleetLate, 3_000, 710;
+    with_unknown_swaps_taken_for_made: UnknownIsNotMade, FleetLate, 2_000, 2;
+    without_the_fence_of_marks: FencedByMark, FleetFrozen, 1_000, 1;
 }

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
@@ -36,6 +36,8 @@ use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
 const HEALING: Duration = Duration::from_secs(60);
+/// No run takes longer.
+const LIFE: Duration = Duration::from_secs(1_200);
 /// The two copies of an item end within so many milliseconds: a second, for nodes turn to theirs at
 /// different moments, and another one for what was written in the first second after a node's
 /// return, before its clock was measured.
@@ -93,11 +95,19 @@ pub(super) enum Profile {
     FleetCuts,
     /// Where they agree answers late or never, is away, is emptied, or is restored from a backup.
     FleetRegister,
+    /// What they ask is answered at the worst moments.
+    FleetLate,
+    /// A machine stands still, and its clock with it.
+    FleetFrozen,
+    /// Clients use all proxies, which pass requests on; what fails is as before.
+    Doors,
+    /// ... and the lines between proxies are cut, late, or both.
+    DoorsCut,
 }
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 21] = [
+    pub(super) const ALL: [Profile; 25] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -119,6 +129,10 @@ impl Profile {
         Profile::FleetPauses,
         Profile::FleetCuts,
         Profile::FleetRegister,
+        Profile::FleetLate,
+        Profile::FleetFrozen,
+        Profile::Doors,
+        Profile::DoorsCut,
     ];
 
     /// Whether clients speak the meta protocol.
@@ -128,8 +142,14 @@ impl Profile {
 
     /// Whether there are several proxies at once.
     pub(super) fn has_fleet(self) -> bool {
-        use Profile::{FleetCuts, FleetKills, FleetPauses, FleetRegister};
-        matches!(self, FleetKills | FleetPauses | FleetCuts | FleetRegister)
+        use Profile::{FleetCuts, FleetFrozen, FleetKills, FleetLate, FleetPauses, FleetRegister};
+        self.passes_on()
+            || matches!(self, FleetKills | FleetPauses | FleetCuts | FleetRegister | FleetLate | FleetFrozen)
+    }
+
+    /// Whether clients use all of them.
+    pub(super) fn passes_on(self) -> bool {
+        matches!(self, Profile::Doors | Profile::DoorsCut)
     }
 
     /// Whether `SERVER_ERROR` is an answer that a client may get.
@@ -236,7 +256,9 @@ pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
         let begun = Instant::now();
         ambient::simulated::begin(seed);
         let mut world = World::new(seed, profile);
-        world.live(profile).await;
+        if timeout(LIFE, world.live(profile)).await.is_err() {
+            world.history.violation(format!("it has no end within {LIFE:?}"));
+        }
         ambient::simulated::end();
         let violations = world.history.verdict(profile.allows_errors(), &trace::take_seen());
         let (operations, errors) = (world.history.op_count(), world.history.error_count());
@@ -303,6 +325,7 @@ impl World {
                 && rng.random_ratio(1, 3),
             errors_allowed: profile.allows_errors(),
             gives_up: profile.has_fleet().then(|| Duration::from_millis(rng.random_range(200..1_500))),
+            is_passed_on: profile.passes_on(),
         };
         let operator = Client::new(
             0,
@@ -318,7 +341,7 @@ impl World {
         let agreed = (profile == Profile::Isolated).then(|| Agreed::new(&mut rng));
         let ground =
             Ground { net: net.clone(), settings: settings.clone(), topology: topology.clone(), doors: doors.clone() };
-        let fleet = profile.has_fleet().then(|| Fleet::new(ground, history.clone(), &mut rng));
+        let fleet = profile.has_fleet().then(|| Fleet::new(ground, history.clone(), profile, &mut rng));
         World {
             rng,
             net,

@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::Ready;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::fleet::peers::{self, Purpose, Unreached};
+use crate::fleet::stream::{self, Stream};
 use crate::ids::Generation;
 
 use super::answers::Answers;
 use super::requests::Owed;
-use super::stream::{self, Stream};
 use super::{Over, Relay, Target};
 
 /// At a planned change a connection is given up once nothing has moved on it for so long, if its
@@ -72,7 +71,7 @@ pub(super) fn none(target: &Target) -> String {
     }
 }
 
-pub(super) type Dialling = Pin<Box<dyn Future<Output = Result<TcpStream, Unreached>> + Send>>;
+pub(super) type Dialling = Pin<Box<dyn Future<Output = Result<Stream, Unreached>> + Send>>;
 
 /// Of the active proxy, and not waited for any more: before it has ended, what was sent on it may
 /// be done after what is sent on a new one. Until then, at most.
@@ -123,11 +122,11 @@ impl Relay {
         Ok(())
     }
 
-    pub(super) fn dialled(&mut self, generation: Generation, dialled: Result<TcpStream, Unreached>) {
+    pub(super) fn dialled(&mut self, generation: Generation, dialled: Result<Stream, Unreached>) {
         match dialled {
             Ok(stream) => {
                 let _counted = self.shared.links.token();
-                self.link = Some(Link { generation, stream: Stream::Tcp(stream), _counted });
+                self.link = Some(Link { generation, stream, _counted });
                 (self.answers, self.waits, self.asked) = (Answers::default(), None, Instant::now());
                 (self.moved, self.half_closed) = (Instant::now(), false);
                 for owed in &self.owed {
@@ -251,9 +250,7 @@ pub(super) async fn ended(former: Option<&Former>) -> bool {
     }
 }
 
-pub(super) async fn dialled(
-    dialling: &mut Option<(Generation, Dialling)>,
-) -> (Generation, Result<TcpStream, Unreached>) {
+pub(super) async fn dialled(dialling: &mut Option<(Generation, Dialling)>) -> (Generation, Result<Stream, Unreached>) {
     match dialling {
         Some((generation, dialling)) => (*generation, dialling.await),
         None => std::future::pending().await,

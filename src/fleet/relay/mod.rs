@@ -10,7 +10,6 @@ mod answers;
 mod link;
 mod over;
 mod requests;
-mod stream;
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,13 +34,12 @@ use crate::reload::Reload;
 
 use super::peers::Caller;
 use super::shown::Shown;
+use super::stream::{Stream, interest, is_ended_there, ready};
 use answers::{Answers, End};
 use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended, none};
 pub(super) use over::Ends;
 use over::Over;
 use requests::{Head, Owed, head};
-pub(super) use stream::Stream;
-use stream::{interest, is_ended_there, ready};
 
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
@@ -223,6 +221,8 @@ impl Relay {
         let wakes = self.wakes();
         let over = self.shared.over.clone();
         tokio::select! {
+            // (A seed of the simulation has one course. Each has a bound.)
+            biased;
             changed = self.target.changed() => changed.map_err(|_| Over::Shutdown)?,
             () = over.cancelled(), if !over.is_cancelled() => {}
             ready = ready(Some(&self.client), client) => {

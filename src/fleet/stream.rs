@@ -2,17 +2,28 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest, Ready};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
-/// A client's connection.
-pub(crate) enum Stream {
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+pub(super) use memory::Memory;
+
+/// A client's connection, or one between proxies.
+#[derive(Debug)]
+pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// In a simulated world.
+    #[cfg(test)]
+    Memory(Memory),
 }
 
 impl Stream {
@@ -20,6 +31,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.ready(interest).await,
             Stream::Unix(stream) => stream.ready(interest).await,
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.ready(interest).await,
         }
     }
 
@@ -27,6 +40,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.try_read_buf(into),
             Stream::Unix(stream) => stream.try_read_buf(into),
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.try_read_buf(into),
         }
     }
 
@@ -34,6 +49,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.try_write(from),
             Stream::Unix(stream) => stream.try_write(from),
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.try_write(from),
         }
     }
 
@@ -42,15 +59,14 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.peer_addr().map_or_else(|error| error.to_string(), |peer| peer.to_string()),
             Stream::Unix(_) => "a unix socket".to_owned(),
+            #[cfg(test)]
+            Stream::Memory(_) => "memory".to_owned(),
         }
     }
 
     /// Says why it is not served; an end meanwhile is no matter.
     pub(super) async fn refuse(&mut self, why: &[u8]) {
-        let _ = match self {
-            Stream::Tcp(stream) => stream.write_all(why).await,
-            Stream::Unix(stream) => stream.write_all(why).await,
-        };
+        let _ = self.write_all(why).await;
     }
 
     /// Nothing more is written to it.
@@ -58,7 +74,40 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
             Stream::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.close_half(),
         }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.polled().poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            #[cfg(test)]
+            Stream::Memory(stream) => stream.polled().poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // (Nothing is held back here.)
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.close_half())
     }
 }
 

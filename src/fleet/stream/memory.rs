@@ -1,0 +1,106 @@
+//! Test: a connection in memory, used as a socket is: asked whether it is ready, and tried.
+
+use std::future::{pending, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncWrite, DuplexStream, Interest, Ready};
+use tokio_util::io::poll_read_buf;
+
+/// Where there was no room, it is looked for again.
+const FULL: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(in crate::fleet) struct Memory(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: DuplexStream,
+    /// What has come, and was not taken.
+    input: BytesMut,
+    ended: bool,
+    full: bool,
+}
+
+impl Inner {
+    /// Until there is something, or its end.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.input.is_empty() && !self.ended {
+            self.ended = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input))? == 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Memory {
+    pub(in crate::fleet) fn new(stream: DuplexStream) -> Memory {
+        Memory(Mutex::new(Inner { stream, input: BytesMut::new(), ended: false, full: false }))
+    }
+
+    /// To be read from as a stream, from now on or before [`ready`](Memory::ready) was asked.
+    pub(in crate::fleet) fn into_inner(self) -> DuplexStream {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).stream
+    }
+
+    pub(super) fn polled(&mut self) -> Pin<&mut DuplexStream> {
+        Pin::new(&mut self.0.get_mut().unwrap_or_else(PoisonError::into_inner).stream)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        let reads = async {
+            match interest.is_readable() {
+                true => poll_fn(|cx| self.lock().poll_input(cx)).await,
+                false => pending().await,
+            }
+        };
+        let writes = async {
+            if !interest.is_writable() {
+                return pending().await;
+            }
+            let full = std::mem::take(&mut self.lock().full);
+            if full {
+                tokio::time::sleep(FULL).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            read = reads => read.map(|()| Ready::READABLE),
+            () = writes => Ok(Ready::WRITABLE),
+        }
+    }
+
+    pub(super) fn try_read_buf(&self, into: &mut BytesMut) -> io::Result<usize> {
+        let mut inner = self.lock();
+        tried(inner.poll_input(&mut Context::from_waker(Waker::noop())))?;
+        let input = std::mem::take(&mut inner.input);
+        into.extend_from_slice(&input);
+        Ok(input.len())
+    }
+
+    pub(super) fn try_write(&self, from: &[u8]) -> io::Result<usize> {
+        let mut inner = self.lock();
+        let polled = Pin::new(&mut inner.stream).poll_write(&mut Context::from_waker(Waker::noop()), from);
+        inner.full = polled.is_pending();
+        tried(polled)
+    }
+
+    pub(super) fn close_half(&self) -> io::Result<()> {
+        let mut cx = Context::from_waker(Waker::noop());
+        tried(Pin::new(&mut self.lock().stream).poll_shutdown(&mut cx))
+    }
+}
+
+fn tried<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
+    match polled {
+        Poll::Ready(done) => done,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
