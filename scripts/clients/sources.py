@@ -1,4 +1,5 @@
-"""Sources of others' tests (Debian's source archives, PyPI's sdists), aimed at a given port."""
+"""Sources of others' tests (Debian's source archives, PyPI's sdists, a gem, a Go module), aimed at a
+given port."""
 
 import glob
 import os
@@ -8,12 +9,19 @@ import subprocess
 import tarfile
 import tempfile
 
-DEBIAN = ["memcached", "libcache-memcached-perl", "libcache-memcached-fast-perl", "symfony"]
+DEBIAN = ["memcached", "libcache-memcached-perl", "libcache-memcached-fast-perl", "symfony",
+          "php-memcached"]
 PYPI = ["Django==5.2.1", "memcache==0.14.0"]
+DALLI = "5.0.6"
+EXPORTER = "github.com/prometheus/memcached_exporter/cmd/memcached_exporter@v0.11.0"
 
 
 def quiet(arguments, **more):
-    done = subprocess.run(arguments, capture_output=True, text=True, **more)
+    """`None`, or what is wrong."""
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, **more)
+    except subprocess.TimeoutExpired as late:
+        return [str(late)]
     return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-1:]
 
 
@@ -41,6 +49,20 @@ def fetch(dir):
             said = quiet(pip)
             if said is not None:
                 print(f"test-clients: no source of {name}: {' '.join(said)}", flush=True)
+    # (A `git clone` in its place does as well.)
+    if not os.path.isdir(f"{at}/dalli") and shutil.which("gem"):
+        said = quiet(["gem", "unpack", "dalli", "--version", DALLI, "--target", at], cwd=at, timeout=120)
+        # (Without its registry it fails, and exits with 0.)
+        if os.path.isdir(f"{at}/dalli-{DALLI}"):
+            os.rename(f"{at}/dalli-{DALLI}", f"{at}/dalli")
+        else:
+            print(f"test-clients: no gem dalli {DALLI}: {' '.join(said or ['gem found none'])}", flush=True)
+    bin = f"{at}/memcached_exporter"
+    if not shutil.which("prometheus-memcached-exporter") and shutil.which("go") and not os.path.isdir(bin):
+        go = {**os.environ, "GOBIN": bin, "GOPATH": f"{at}/go", "GOFLAGS": "-modcacherw"}
+        said = quiet(["go", "install", EXPORTER], cwd=at, timeout=600, env=go)
+        if said is not None:
+            print(f"test-clients: no {EXPORTER}: {' '.join(said)}", flush=True)
 
 
 def archive(dir, pattern):
@@ -57,6 +79,19 @@ def unpacked(dir, pattern, part):
             inside = [one for one in whole.getmembers() if one.name.partition("/")[2].startswith(part)]
             whole.extractall(to, members=inside)
     return next(iter(glob.glob(f"{to}/*/{part}")))
+
+
+def php_memcached(dir):
+    """The folder of php-memcached's tests; Debian's archive has one of each of two versions."""
+    clone, file = os.path.abspath(f"{dir}/sources/php-memcached/tests"), archive(dir, "php-memcached_*.orig.tar.*")
+    if os.path.isdir(clone) or file is None:
+        return clone if os.path.isdir(clone) else None
+    to = f"{file}.all"
+    if not os.path.isdir(to):
+        with tarfile.open(file) as whole:
+            whole.extractall(to)
+    found = [at for at, _, files in os.walk(to) if os.path.basename(at) == "tests" and "get.phpt" in files]
+    return max(found, default=None)
 
 
 def aimed(folder, port):

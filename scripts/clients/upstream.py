@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 
-from sources import aimed, archive, unpacked
+from sources import aimed, archive, php_memcached, unpacked
 from suites import HERE, api, run
 
 GOMEMCACHE = "/usr/share/gocode/src/github.com/bradfitz/gomemcache"
@@ -97,7 +97,7 @@ RANDOM = ("set_encoding_key.phpt",)
 def phpt(port, dir):
     """php-memcached's own tests. They compare what a script prints with what is expected, in which
     `%d` and the like stand for anything (--EXPECTF--)."""
-    folder, passed = aimed(f"{dir}/sources/php-memcached/tests", port), []
+    folder, passed = aimed(php_memcached(dir), port), []
     for file in sorted(glob.glob(f"{folder}/*.phpt") + glob.glob(f"{folder}/experimental/**/*.phpt", recursive=True)):
         with open(file, errors="surrogateescape") as reading:
             parts = re.split(r"^--([A-Z_]+)--[ \t]*\r?\n", reading.read(), flags=re.M)[1:]
@@ -198,10 +198,9 @@ UPSTREAM = {
     "Django": (django, of("django-5.2.1.tar.gz")),
     "PyPI's memcache": (memcache, of("memcache-0.14.0.tar.gz")),
     "Symfony": (symfony, of("symfony_*.orig.tar.*", "phpunit", "php")),
-    # (No registry at hand has these two: a `git clone` of each stands in the folder of sources.)
     "Dalli 5": (api("api.rb", "sources/dalli/lib"), lambda dir: there(f"{dir}/sources/dalli/lib")(dir) or (
         None if shutil.which("ruby") else "no ruby")),
-    "php-memcached's .phpt": (phpt, lambda dir: there(f"{dir}/sources/php-memcached/tests")(dir) or (
+    "php-memcached's .phpt": (phpt, lambda dir: "no sources of php-memcached" if php_memcached(dir) is None else (
         None if shutil.which("php") else "no php")),
     "gomemcache": (gomemcache, lambda dir: there(GOMEMCACHE)(dir) or (None if shutil.which("go") else "no go")),
     "spymemcached": (java, there("/usr/share/java/spymemcached.jar", "/usr/bin/java")),
