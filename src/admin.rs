@@ -27,6 +27,7 @@ use crate::proxy::Memory;
 use crate::reload::Reload;
 use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
+use crate::stats::closings::closed;
 
 pub(crate) use busy::{BUSY, Closings, Refusals, refuse};
 use history::Recorder;
@@ -84,7 +85,12 @@ impl Admin {
         // (Of several pools none is one of a fleet's.)
         let role = self.pools.first().map_or(Standing::SINGLE.role, |shown| shown.losses.role());
         let lease_held = role != Standing::SINGLE.role && !lease::is_over();
-        Around { standing: Standing { role, lease_held }, visits: self.visits.told(), process: process::look() }
+        Around {
+            standing: Standing { role, lease_held },
+            visits: self.visits.told(),
+            closed: closed(),
+            process: process::look(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use crate::ids::{Incarnation, Place};
 use crate::pair::Reason;
+use crate::stats::closings::Closed;
 use crate::stats::requests::{Asked, Came};
 use crate::stats::{LATENCY_BUCKETS, Latencies};
 
@@ -58,6 +59,8 @@ pub struct Report {
     /// `stats reset`.
     pub late_together: u64,
     pub late_given_up: u64,
+    /// Connections that ended at listeners that are not clients', since the process began.
+    pub closed: Vec<Closed>,
     /// The last changes, the newest first.
     pub changes: Vec<ChangeReport>,
     pub lost_items: LostItemsReport,

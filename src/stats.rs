@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+pub mod closings;
 pub mod requests;
 
 use requests::Requests;

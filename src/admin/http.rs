@@ -28,6 +28,7 @@ use crate::cluster::SILENT;
 use crate::daemon::cannot_accept;
 use crate::lease;
 use crate::report::metrics::of_one_that_waits;
+use crate::stats::closings::{Closing, closed};
 
 use super::Admin;
 use super::busy::{BUSY, Refusals, refuse};
@@ -113,6 +114,7 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
             refusals.tell(CONNECTIONS_MAX);
         }
         if room == Room::None {
+            Closing::AdminTooMany.count();
             refuse(stream, BUSY);
             continue;
         }
@@ -154,18 +156,23 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, lea
             if !asked.load(Relaxed) {
                 refuse(connection.into_parts().io.into_inner(), BUSY);
             }
+            Closing::AdminTooMany.count();
             return;
         }
     };
-    let (count, why) = match ended {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) if !error.is_timeout() => (&visits.visits.broken, "it broke, or spoke no HTTP"),
-        _ if asked.load(Relaxed) => (&visits.visits.late, "its answer was not taken in time"),
+    let (count, closing, why) = match ended {
+        Ok(Ok(())) if asked.load(Relaxed) => return Closing::AdminAnswered.count(),
+        Ok(Ok(())) => return Closing::AdminLeft.count(),
+        Ok(Err(error)) if !error.is_timeout() => {
+            (&visits.visits.broken, Closing::AdminBroken, "it broke, or spoke no HTTP")
+        }
+        _ if asked.load(Relaxed) => (&visits.visits.late, Closing::AdminLate, "its answer was not taken in time"),
         _ => {
             refuse(connection.into_parts().io.into_inner(), LATE);
-            (&visits.visits.late, "no request came in time")
+            (&visits.visits.late, Closing::AdminLate, "no request came in time")
         }
     };
+    closing.count();
     count.fetch_add(1, Relaxed);
     visits.visits.closings.tell(peer, why);
 }
@@ -195,7 +202,9 @@ impl Admin {
                 let answer = self.render(METRICS, pools, make).await;
                 match answer.status().is_success() || !lease::is_over() {
                     true => answer,
-                    false => whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false))),
+                    false => {
+                        whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false, &closed())))
+                    }
                 }
             }
             "/status.json" => {
@@ -364,6 +373,7 @@ mod tests {
     use tokio::net::TcpSocket;
 
     use super::*;
+    use crate::stats::closings::count_of;
     use crate::testing::log::Log;
 
     /// A visitor, and what it visits.
@@ -396,6 +406,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_visitor_that_is_closed_is_told_why_or_told_of() {
         let log = Log::listen();
+        let counts = || [Closing::AdminLate, Closing::AdminBroken].map(count_of);
+        let before = counts();
         let (mut silent, admin) = visiting().await;
         assert_eq!(all(&mut silent).await.as_bytes(), LATE);
         assert_eq!(ended(&admin), (1, 0));
@@ -412,5 +424,6 @@ mod tests {
         wrong.write_all(b"get k\r\n\r\n").await.unwrap();
         assert!(all(&mut wrong).await.starts_with("HTTP/1.1 400 "));
         assert_eq!((ended(&admin), log.count(&["spoke no HTTP"])), ((0, 1), 1));
+        assert_eq!(counts(), [before[0] + 2, before[1] + 1]);
     }
 }

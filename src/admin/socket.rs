@@ -18,6 +18,7 @@ use crate::lease;
 use crate::protocol::answer::client_error;
 use crate::proxy::Question;
 use crate::reload::Reload;
+use crate::stats::closings::Closing;
 
 use super::Panel;
 use super::busy::Refusals;
@@ -71,11 +72,12 @@ pub(super) async fn accept_forever(listener: UnixListener, operators: Operators)
         let place = places.clone().try_acquire_owned();
         if place.is_err() {
             refusals.tell(CONNECTIONS_MAX);
+            Closing::SocketTooMany.count();
         }
         let operators = operators.clone();
         tokio::spawn(async move {
             match place {
-                Ok(_place) => serve(stream, operators).await,
+                Ok(_place) => serve(stream, operators).await.count(),
                 Err(_) => drop(timeout(WRITE_TIMEOUT, write(stream, BUSY)).await),
             }
         });
@@ -86,24 +88,25 @@ async fn write(mut stream: UnixStream, said: &[u8]) -> std::io::Result<()> {
     stream.write_all(said).await
 }
 
-async fn serve(stream: UnixStream, mut operators: Operators) {
+/// Returns why it ends.
+async fn serve(stream: UnixStream, mut operators: Operators) -> Closing {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
         let mut bounded = (&mut stream).take(LINE_MAX);
         match timeout(SILENCE_MAX, bounded.read_until(b'\n', &mut line)).await {
             Ok(Ok(1..)) => {}
-            Ok(_) => return,
+            Ok(_) => return Closing::SocketLeft,
             Err(_) => {
                 tracing::info!("a connection to the admin socket is closed: nothing was said there for 300 s");
                 drop(timeout(WRITE_TIMEOUT, stream.write_all(NOTHING_SAID)).await);
-                return;
+                return Closing::SocketIdle;
             }
         }
         // (Without its end it is the last line of somebody who says no more: `printf … | nc -U`.)
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
         let said = if too_long { Some(client_error(TOO_LONG)) } else { operators.obey(&line).await };
-        let Some(said) = said else { return };
+        let Some(said) = said else { return Closing::SocketQuit };
         if too_long {
             tracing::warn!("a connection to the admin socket is closed: {TOO_LONG}");
         }
@@ -111,8 +114,11 @@ async fn serve(stream: UnixStream, mut operators: Operators) {
         if written.is_err() {
             tracing::warn!("a connection to the admin socket is closed: it takes no answer for 10 s");
         }
-        if too_long || !matches!(written, Ok(Ok(()))) {
-            return;
+        match written {
+            Err(_) => return Closing::SocketLate,
+            _ if too_long => return Closing::SocketLongLine,
+            Ok(Err(_)) => return Closing::SocketLeft,
+            Ok(Ok(())) => {}
         }
     }
 }
@@ -234,13 +240,14 @@ fn only_looks(question: &Question) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::closings::count_of;
     use crate::testing::log::Log;
 
     /// An operator's connection, whose proxy has no pool.
     fn connected() -> UnixStream {
         let (here, there) = UnixStream::pair().unwrap();
         let operators = Operators { pools: Arc::new([]), reload: None, chosen: None };
-        tokio::spawn(serve(here, operators));
+        tokio::spawn(async { serve(here, operators).await.count() });
         there
     }
 
@@ -253,6 +260,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_or_too_much_or_reads_nothing_is_closed_and_told_of() {
         let log = Log::listen();
+        let counts =
+            || [Closing::SocketIdle, Closing::SocketLongLine, Closing::SocketLate, Closing::SocketQuit].map(count_of);
+        let before = counts();
         let mut silent = connected();
         assert_eq!(all(&mut silent).await.as_bytes(), NOTHING_SAID);
         assert_eq!(log.count(&["admin socket is closed", "nothing was said"]), 1);
@@ -274,6 +284,7 @@ mod tests {
         // (The last line is not read: the end may be a reset.)
         let _ = quits.read_to_end(&mut said).await;
         assert!(said.starts_with(b"VERSION ") && said.iter().filter(|&&byte| byte == b'\n').count() == 1);
+        assert_eq!(counts(), before.map(|count| count + 1));
     }
 
     #[tokio::test]
@@ -283,7 +294,7 @@ mod tests {
         let path = folder.path().join("socket");
         let operators = Operators { pools: Arc::new([]), reload: None, chosen: None };
         tokio::spawn(accept_forever(UnixListener::bind(&path).unwrap(), operators));
-        let mut all_places = Vec::new();
+        let (mut all_places, before) = (Vec::new(), count_of(Closing::SocketTooMany));
         for _ in 0..CONNECTIONS_MAX {
             let mut one = UnixStream::connect(&path).await.unwrap();
             one.write_all(b"version\r\n").await.unwrap();
@@ -295,6 +306,12 @@ mod tests {
             assert_eq!(all(&mut one_more).await.as_bytes(), BUSY);
         }
         assert_eq!(log.count(&["the admin socket refuses connections", "open=16"]), 1, "once in a while");
+        assert_eq!(count_of(Closing::SocketTooMany), before + 2);
+        let left = count_of(Closing::SocketLeft);
+        drop(all_places);
+        while count_of(Closing::SocketLeft) < left + CONNECTIONS_MAX as u64 {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::report::{
 };
 use crate::resync::{Fill, Progress};
 use crate::stats::NodeStats;
+use crate::stats::closings;
 use crate::stats::requests::{Asked, Came};
 
 use super::Cluster;
@@ -65,6 +66,7 @@ impl Cluster {
             delayed_flushes: self.delayed.pending().len(),
             late_together: self.suspicions.held,
             late_given_up: self.suspicions.given_up,
+            closed: closings::closed(),
             changes: self.changes.newest_first(),
             lost_items: self.lost_items.report(),
         }

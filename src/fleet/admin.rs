@@ -12,6 +12,7 @@ use crate::admin::{BUSY, Closings, Refusals, refuse};
 
 use super::doors;
 use crate::report::metrics::of_one_that_waits;
+use crate::stats::closings::{Closing, closed};
 
 /// How long a request may take, and how long it may be.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,38 +45,48 @@ pub(super) async fn serve(
         let Ok(place) = places.clone().try_acquire_owned() else {
             refusals.tell(CONNECTIONS);
             refuse(stream, BUSY);
+            Closing::AdminTooMany.count();
             continue;
         };
         let (standby, closings) = (standby.clone(), closings.clone());
         tokio::spawn(async move {
             let mut stream = stream;
-            if tokio::time::timeout(PATIENCE, answer(&mut stream, standby)).await.is_err() {
-                closings.tell(Some(peer), "no request came in time, or its answer was not taken");
-                refuse(stream, LATE);
-            }
+            let closing = match tokio::time::timeout(PATIENCE, answer(&mut stream, standby)).await {
+                Ok(Ok(true)) => Closing::AdminAnswered,
+                Ok(Ok(false)) => Closing::AdminLeft,
+                Ok(Err(_)) => Closing::AdminBroken,
+                Err(_) => {
+                    closings.tell(Some(peer), "no request came in time, or its answer was not taken");
+                    refuse(stream, LATE);
+                    Closing::AdminLate
+                }
+            };
+            closing.count();
             drop(place);
         });
     }
 }
 
-async fn answer(stream: &mut TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<()> {
+/// Returns whether there was a request.
+async fn answer(stream: &mut TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<bool> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_MAX {
         if stream.read_buf(&mut request).await? == 0 {
-            return Ok(());
+            return Ok(false);
         }
     }
     let text = String::from_utf8_lossy(&request);
     let path = text.split(' ').nth(1).unwrap_or_default();
     stream.write_all(response(path, &standby()).as_bytes()).await?;
-    stream.shutdown().await
+    stream.shutdown().await?;
+    Ok(true)
 }
 
 fn response(path: &str, Standby { ready, active }: &Standby) -> String {
     let active = active.as_deref().unwrap_or("not known");
     let (status, body) = match path {
         "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/metrics" => ("200 OK", of_one_that_waits("standby", *ready)),
+        "/metrics" => ("200 OK", of_one_that_waits("standby", *ready, &closed())),
         "/readyz" if *ready => ("200 OK", "ok\n".to_owned()),
         "/readyz" => ("503 Service Unavailable", "this proxy is a standby, and reaches no active one\n".to_owned()),
         _ => (
@@ -93,11 +104,12 @@ fn response(path: &str, Standby { ready, active }: &Standby) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::closings::count_of;
     use crate::testing::log::Log;
 
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_nothing_in_time_is_told_so() {
-        let log = Log::listen();
+        let (log, before) = (Log::listen(), count_of(Closing::AdminLate));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let standby = || Standby { ready: true, active: None };
@@ -107,6 +119,13 @@ mod tests {
         silent.read_to_end(&mut said).await.unwrap();
         assert_eq!(said, LATE);
         assert_eq!(log.count(&["admin listener is closed", "peer=\"127.0.0.1:", "no request came"]), 1);
+        tokio::task::yield_now().await;
+        assert_eq!(count_of(Closing::AdminLate), before + 1);
+        let metrics = response("/metrics", &standby());
+        assert!(
+            metrics.contains(r#"resilver_listener_closed_total{listener="admin_http",reason="late"} "#),
+            "{metrics}"
+        );
     }
 
     #[test]
@@ -118,9 +137,9 @@ mod tests {
         assert!(response("/readyz", &lost).starts_with("HTTP/1.1 503"));
         let status = response("/status.json", &ready);
         assert!(status.starts_with("HTTP/1.1 503") && status.contains("10.0.0.5:7"), "{status}");
-        for (standby, says) in [(&ready, "resilver_ready 1\n"), (&lost, "resilver_ready 0\n")] {
+        for (standby, says) in [(&ready, "\nresilver_ready 1\n"), (&lost, "\nresilver_ready 0\n")] {
             let metrics = response("/metrics", standby);
-            assert!(metrics.starts_with("HTTP/1.1 200") && metrics.ends_with(says), "{metrics}");
+            assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains(says), "{metrics}");
             assert!(metrics.contains("\nresilver_role{role=\"standby\"} 1\n"), "{metrics}");
         }
     }

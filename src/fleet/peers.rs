@@ -41,6 +41,7 @@ use crate::ids::Generation;
 use crate::later;
 use crate::lease;
 use crate::ring::NodeAddr;
+use crate::stats::closings::Closing;
 
 use super::stream::Stream;
 
@@ -273,12 +274,17 @@ pub(super) struct Host {
 impl Host {
     /// One of them: until it is handed on, or ends.
     pub(super) async fn take(self, stream: Stream) {
-        // (Whoever is refused, or breaks off, has heard of it.)
-        if let Ok(Some(Guest { stream, serving, purpose, peer })) = welcome(stream, &self.name, &self.serves).await {
-            let _ = watched(&stream, purpose, self.lease);
-            match purpose {
-                Purpose::Data => (serving.hands_on)(stream),
-                Purpose::Control => keep(stream, serving, peer).await,
+        let Guest { stream, serving, purpose, peer } = match welcome(stream, &self.name, &self.serves).await {
+            Ok(Ok(guest)) => guest,
+            Ok(Err(closing)) => return closing.count(),
+            Err(_) => return Closing::PeerBroken.count(),
+        };
+        let _ = watched(&stream, purpose, self.lease);
+        match purpose {
+            Purpose::Data => (serving.hands_on)(stream),
+            Purpose::Control => {
+                keep(stream, serving, peer).await;
+                Closing::PeerLeft.count();
             }
         }
     }
@@ -307,17 +313,19 @@ struct Guest {
     peer: Option<Peer>,
 }
 
+/// Whoever is not welcome has been told why.
 async fn welcome(
     mut stream: Stream,
     name: &str,
     serves: &watch::Receiver<Option<Serving>>,
-) -> io::Result<Option<Guest>> {
+) -> io::Result<Result<Guest, Closing>> {
     let line = match tokio::time::timeout(PATIENCE, first_line(&mut stream)).await {
         Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
         said => said.map(Result::unwrap_or_default),
     };
     let words: Vec<&str> = line.as_deref().unwrap_or_default().split(' ').collect();
     let serving = serves.borrow().clone();
+    let closing = if line.is_ok() { Closing::PeerRefused } else { Closing::PeerSilent };
     let judged = match line {
         Ok(_) => judge(&words, name, serving, !lease::is_over()),
         Err(_) => Err("the line between proxies has to come within one second".to_owned()),
@@ -327,11 +335,11 @@ async fn welcome(
             let answer = format!("PROXY {version} {}{}\r\n", serving.generation, later::word());
             stream.write_all(answer.as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);
-            Ok(Some(Guest { stream, serving, purpose, peer }))
+            Ok(Ok(Guest { stream, serving, purpose, peer }))
         }
         Err(why) => {
             stream.write_all(format!("REFUSED {why}\r\n").as_bytes()).await?;
-            Ok(None)
+            Ok(Err(closing))
         }
     }
 }
@@ -495,6 +503,7 @@ pub(super) async fn dial(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::closings::count_of;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -583,10 +592,18 @@ mod tests {
     #[tokio::test]
     async fn who_says_too_much_or_nothing_is_told_what_is_to_be_said() {
         let address = listening(Some(serving())).await;
+        let counts = || [Closing::PeerRefused, Closing::PeerSilent].map(count_of);
+        let before = counts();
         let long = says(&address, &"x".repeat(LINE_MAX)).await;
         assert_eq!(long, "REFUSED this is the line between proxies, and no client's");
         let silent = says(&address, "proxy 1 7").await;
         assert_eq!(silent, "REFUSED the line between proxies has to come within one second");
+        let counted = async {
+            while counts() != before.map(|count| count + 1) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, counted).await.expect("one of each");
     }
 
     #[tokio::test]

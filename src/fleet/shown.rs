@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::lease;
+use crate::stats::closings::{Closed, closed};
 
 use super::keeper::{Known, Role};
 use super::peers::Peers;
@@ -52,6 +53,9 @@ impl Shown {
         put("ready", &u8::from(ready));
         put("forwarded", &self.forwarded.load(Ordering::Relaxed));
         self.ends.all().for_each(|(why, count)| put(why, &count));
+        for Closed { listener, reason, count } in closed() {
+            put(&format!("{listener}_closed_{reason}"), &count);
+        }
         if let Some(trouble) = &known.trouble {
             put("trouble", &trouble.replace(char::is_control, " "));
         }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::seen::Seen;
 use super::{NodeReport, PairReport, Report};
+use crate::stats::closings::Closed;
 
 pub const MODE: &str = "mode";
 pub const MIRRORED: &str = "mirrored";
@@ -115,6 +116,9 @@ impl Report {
         out.put("auth_errors", 0);
         for (name, value) in &self.counters {
             out.put(name, value);
+        }
+        for Closed { listener, reason, count } in &self.closed {
+            out.put(format_args!("{listener}_closed_{reason}"), count);
         }
         out.put("node_latency_p50_us", self.latency.percentile_us(50));
         out.put("node_latency_p99_us", self.latency.percentile_us(99));

@@ -7,6 +7,7 @@
 use std::fmt::{Display, Write};
 
 use crate::ids::Place;
+use crate::stats::closings::Closed;
 use crate::stats::requests::Family;
 
 use super::{HeldReport, LatencyReport, NodeReport, Report};
@@ -35,6 +36,7 @@ impl Standing {
 pub struct Around {
     pub standing: Standing,
     pub visits: Vec<(&'static str, u64)>,
+    pub closed: Vec<Closed>,
     pub process: Process,
 }
 
@@ -146,10 +148,11 @@ fn escaped(value: &str) -> String {
 
 /// What `/metrics` shows of a proxy of a fleet that does not serve by itself now. (Were it an
 /// error, it would look as if the process were down.) `ready`: its clients are served all the same.
-pub fn of_one_that_waits(role: &'static str, ready: bool) -> String {
+pub fn of_one_that_waits(role: &'static str, ready: bool, closed: &[Closed]) -> String {
     let mut out = Text::default();
     put_standing(&mut out, Standing { role, lease_held: false });
     put_ready(&mut out, ready);
+    put_closed(&mut out, closed);
     out.text()
 }
 
@@ -158,6 +161,14 @@ fn put_standing(out: &mut Text, standing: Standing) {
     out.sample("", &[("role", standing.role)], 1);
     let help = "1 while it leads a fleet of proxies; a single one needs no lease.";
     out.gauge("lease_held", help, u8::from(standing.lease_held));
+}
+
+fn put_closed(out: &mut Text, closed: &[Closed]) {
+    let help = "Connections closed at the admin listener, the admin socket, the peer listener, by reason.";
+    out.begin("listener_closed_total", "counter", help);
+    for Closed { listener, reason, count } in closed {
+        out.sample("", &[("listener", listener), ("reason", reason)], count);
+    }
 }
 
 fn put_ready(out: &mut Text, ready: bool) {
@@ -405,6 +416,7 @@ impl Report {
         for (result, count) in &around.visits {
             out.sample("", &[("result", result)], count);
         }
+        put_closed(out, &around.closed);
         let process = &around.process;
         let used = seconds(self.process.user_us + self.process.system_us);
         out.counter("process_cpu_seconds_total", "Processor time of all threads.", used);

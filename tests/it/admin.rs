@@ -287,7 +287,13 @@ fn whoever_comes_in_lots_or_says_too_much_or_nothing_holds_up_nobody() {
     for stream in &mut idle[1000 - 30..] {
         assert_ne!(Answer::of(&rest(stream)).code(), "200");
     }
-    assert!(ended(&get(&admin, "/metrics"), "late") >= 30.0);
+    let text = get(&admin, "/metrics");
+    assert!(ended(&text, "late") >= 30.0);
+    let closed = |reason: &str| {
+        series(&text, &format!("resilver_listener_closed_total{{listener=\"admin_http\",reason=\"{reason}\"}}"))
+    };
+    assert!(closed("too_many") >= 969.0 && closed("late") >= 30.0 && closed("broken") >= 1.0, "{text}");
+    assert_eq!(cluster.proxy.stat("admin_http_closed_late") as f64, closed("late"));
     assert!(cluster.proxy.log().contains("the admin listener refuses connections"), "the log says so");
 }
 
