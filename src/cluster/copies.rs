@@ -17,7 +17,7 @@ use crate::keys::Lone;
 use crate::lease;
 use crate::pair::{Gate, State};
 use crate::proxy::{Command, owner_of};
-use crate::resync::{Progress, Settlement};
+use crate::resync::Settlement;
 
 /// How often the pairs are looked over.
 const TICK: Duration = Duration::from_millis(500);
@@ -103,12 +103,13 @@ impl Cluster {
         // time change by themselves is looked at now.
         for node in self.topology.nodes() {
             self.unsettled.node(node);
+            self.ask_of_evictions(node);
         }
         let mut compare = Vec::new();
         for id in self.topology.pairs() {
             self.note_word(id);
             let run = &self.pairs[id.index()];
-            if run.lone.is_empty() && !run.lacks_unknown() {
+            if run.lone.is_empty() && !run.lacks_unknown() && !self.is_in_doubt(id) {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
                     tracing::info!(pair = %self.pair_name(id), "every key has two copies again");
                 }
@@ -219,7 +220,8 @@ impl Cluster {
         // After a crash also beside another proxy: until then the primary is waited for.
         let uncompared = self.pairs[id.index()].plan.is_uncompared();
         let may = if uncompared { self.is_settled(id) } else { self.may_mend(id) };
-        let may = may && self.settings.resync == ResyncMode::Auto && !self.is_verifying();
+        // Where the leader may lack items itself, its word is not gone by yet.
+        let may = may && self.settings.resync == ResyncMode::Auto && !self.is_verifying() && !self.is_in_doubt(id);
         let run = &mut self.pairs[id.index()];
         // While it refuses what is known, it would refuse the others too.
         if !run.lacks_unknown() || !run.lone.is_empty() || run.copies.by_leader || !may {
@@ -231,10 +233,8 @@ impl Cluster {
         *run.copies.compare_at.get_or_insert(now + pause) <= now
     }
 
-    /// A node evicted items while it was filled, or may have: nobody knows which, nor of which
-    /// pair.
-    pub(super) fn evicted_during_fill(&mut self, node: NodeId, progress: &Progress) {
-        let evicted = progress.incomplete();
+    /// A node evicted items while it was filled: nobody knows which, nor of which pair.
+    pub(super) fn evicted_during_fill(&mut self, node: NodeId, evicted: u64) {
         let mut concerned = 0;
         for id in self.topology.pairs_of(node) {
             let leads = self.topology.place(node) == Place::Primary;
@@ -245,10 +245,8 @@ impl Cluster {
             run.copies.by_leader |= leads;
             concerned += usize::from(run.pair.state() == State::Mirrored);
         }
-        if evicted > 0 && concerned > 0 {
+        if concerned > 0 {
             tracing::warn!(node = %self.topology.addr(node), evicted, "the node evicted items while it was filled: its copy is incomplete");
-        } else if concerned > 0 {
-            tracing::warn!(node = %self.topology.addr(node), "the node could not be asked whether it evicted items while it was filled: its copy may be incomplete");
         }
     }
 
@@ -263,12 +261,13 @@ impl Cluster {
     /// The primary is lost, and with it what only it held.
     pub(super) fn lose_only_copies(&mut self, id: PairId) {
         let lone: Arc<Lone> = self.pairs[id.index()].lone.clone();
-        if lone.is_empty() && !lone.has_more() {
+        let more = lone.has_more() || self.is_in_doubt(id);
+        if lone.is_empty() && !more {
             return;
         }
-        let missing = summary::missing(lone.len(), lone.has_more());
+        let missing = summary::missing(lone.len(), more);
         tracing::error!(pair = %self.pair_name(id), missing, "the node that is lost held the only copy of some keys: they are misses from now on");
-        self.items_lost(id, Lacks::Keys { known: lone.len(), more: lone.has_more() });
+        self.items_lost(id, Lacks::Keys { known: lone.len(), more });
         lone.forget_known();
     }
 }
@@ -286,7 +285,7 @@ mod tests {
         for (node, by_leader) in [(NodeId(0), true), (NodeId(1), false)] {
             let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
             cluster.begin_open(State::Degraded { leader: Place::Backup });
-            cluster.evicted_during_fill(node, &Progress::new(std::iter::empty()));
+            cluster.evicted_during_fill(node, 1);
             assert!(cluster.pairs[0].lone.has_more());
             assert_eq!(cluster.pairs[0].copies.by_leader, by_leader, "who lacks them");
         }
@@ -325,7 +324,7 @@ mod tests {
                 cluster.apply(pair, event);
             }
             assert!(cluster.may_mend(pair), "{:?}", cluster.pairs[0].pair);
-            cluster.evicted_during_fill(evicted, &Progress::new(std::iter::empty()));
+            cluster.evicted_during_fill(evicted, 1);
             for _ in 0..20 {
                 tokio::time::advance(TICK).await;
                 cluster.look_for_copies();

@@ -41,6 +41,8 @@ pub(super) enum Internal {
     Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<Option<SessionId>, MarkError> },
     /// A node in use lacked a marker and was looked at. `told`: connections wait for a word.
     EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
+    /// How many evictions it counts now, by which its last refill is judged.
+    EvictionsRead { node: NodeId, result: Result<NodeView, NodeError> },
     /// What was evicted was written again, or not.
     Restored { node: NodeId, incarnation: Incarnation, result: Result<(), MarkError> },
     /// A connection that was given up with commands unanswered has ended. `life`: of the address
@@ -168,6 +170,7 @@ impl Cluster {
             Internal::Viewed { node, result } => self.viewed(node, result),
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
             Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
+            Internal::EvictionsRead { node, result } => self.evictions_read(node, result),
             Internal::Clock { node, offset } => self.clock_measured(node, offset),
             Internal::FormerGone { node, how } => self.former_gone(node, how),
             Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),

@@ -120,6 +120,13 @@ impl Cluster {
             self.leave_verify_of(*source);
         }
         let run = &mut self.nodes[node.index()];
+        // One that fills all of the node from the beginning makes up for what went before.
+        if fill != Fill::Missed && pairs.len() == self.topology.pairs_of(node).count() {
+            run.refills.unread.forget();
+        }
+        if let Some(count) = run.refills.unread.count() {
+            progress.carry_evictions(count);
+        }
         let spec =
             JobSpec { target: node, pairs: pairs.clone(), fill, leads: self.topology.place(node) == Place::Primary };
         let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
@@ -422,9 +429,7 @@ impl Cluster {
         for drain in drains {
             self.await_drain(drain);
         }
-        if job.progress.incomplete() > 0 || !job.progress.evictions_known() {
-            self.evicted_during_fill(node, &job.progress);
-        }
+        self.judge_evictions(node, &job.progress);
         let (reason, end) = self.tell_end(node, &job, &result);
         for &(pair, _) in job.pairs.iter().filter(|_| copies_left) {
             self.plan(pair, FillEvent::CopiesLeft(job.fill));

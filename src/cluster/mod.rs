@@ -104,6 +104,7 @@ mod startup;
 mod summary;
 mod terms;
 mod turn;
+mod unread;
 mod verify;
 mod yielding;
 

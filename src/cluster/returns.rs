@@ -136,6 +136,7 @@ impl Cluster {
         let first = self.nodes[node.index()].view.is_none();
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
         if !same {
+            self.nodes[node.index()].refills.unread.forget();
             for pair in self.topology.pairs_of(node) {
                 // The list of what the other one missed still tells what is true there.
                 let listed = self.may_lead_with_rest(pair, place.other());

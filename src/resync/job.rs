@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
@@ -53,16 +52,15 @@ async fn count_evictions(spec: &JobSpec, ctx: &Context, pipe: &mut Pipe) {
             stats = node_stats(&mut pipe, ctx).await;
         }
     }
-    match stats {
-        Ok(stats) => ctx.progress.evictions_after.store(stats.evictions, Relaxed),
-        Err(_) => ctx.progress.forget_evictions(),
+    // If it does not answer, the control plane asks when it does.
+    if let Ok(stats) = stats {
+        ctx.progress.end_evictions(stats.evictions);
     }
 }
 
 async fn steps(spec: &JobSpec, ctx: &Arc<Context>, pipe: &mut Pipe, outcome: &mut Outcome) -> Result<(), JobError> {
     let stats = node_stats(pipe, ctx).await.map_err(JobError::Target)?;
-    ctx.progress.evictions_before.store(stats.evictions, Relaxed);
-    ctx.progress.evictions_after.store(stats.evictions, Relaxed);
+    ctx.progress.begin_evictions(stats.evictions);
     if !stats.has_cas {
         return Err(JobError::blind(spec.target));
     }

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use crate::ids::PairId;
 
+/// In place of a number of evictions that the target has not told.
+const NOT_READ: u64 = u64::MAX;
+
 /// What a job is doing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
@@ -51,7 +54,6 @@ pub struct Progress {
     phase: AtomicU8,
     trickles: AtomicBool,
     waits_for_room: AtomicBool,
-    evictions_known: AtomicBool,
     started_at: Instant,
     /// Keys deleted on the target before the copying.
     pub purged: AtomicU64,
@@ -61,10 +63,10 @@ pub struct Progress {
     unlisted: AtomicUsize,
     /// Most keys that were lying between enumeration and copying at once.
     pub spooled_max: AtomicU64,
-    /// The target's `evictions` when the copying began and, once it has ended, then.
-    pub evictions_before: AtomicU64,
-    /// See `evictions_before`.
-    pub evictions_after: AtomicU64,
+    /// The target's `evictions` when the copying began and, once it has ended, then; or
+    /// [`NOT_READ`].
+    evictions_before: AtomicU64,
+    evictions_after: AtomicU64,
     pairs: BTreeMap<PairId, PairProgress>,
 }
 
@@ -75,14 +77,13 @@ impl Progress {
             phase: AtomicU8::new(Phase::Preparing as u8),
             trickles: AtomicBool::new(false),
             waits_for_room: AtomicBool::new(false),
-            evictions_known: AtomicBool::new(true),
             started_at: Instant::now(),
             purged: AtomicU64::new(0),
             total: AtomicU64::new(0),
             unlisted: AtomicUsize::new(0),
             spooled_max: AtomicU64::new(0),
-            evictions_before: AtomicU64::new(0),
-            evictions_after: AtomicU64::new(0),
+            evictions_before: AtomicU64::new(NOT_READ),
+            evictions_after: AtomicU64::new(NOT_READ),
             pairs: pairs.into_iter().map(|pair| (pair, PairProgress::default())).collect(),
         }
     }
@@ -135,13 +136,25 @@ impl Progress {
         self.waits_for_room.store(waits, Relaxed);
     }
 
-    /// Whether [`Progress::incomplete`] tells of the whole job.
-    pub fn evictions_known(&self) -> bool {
-        self.evictions_known.load(Relaxed)
+    /// The target's evictions count from `count` on: an earlier job began then, over the same
+    /// memory, whose end was not read.
+    pub fn carry_evictions(&self, count: u64) {
+        self.evictions_before.store(count, Relaxed);
     }
 
-    pub(super) fn forget_evictions(&self) {
-        self.evictions_known.store(false, Relaxed);
+    pub(super) fn begin_evictions(&self, count: u64) {
+        let _ = self.evictions_before.compare_exchange(NOT_READ, count, Relaxed, Relaxed);
+    }
+
+    pub(super) fn end_evictions(&self, count: u64) {
+        self.evictions_after.store(count, Relaxed);
+    }
+
+    /// What the target had counted when the job began, where nobody has read what it counted at the
+    /// end: [`Progress::incomplete`] does not tell of it.
+    pub fn unread_evictions(&self) -> Option<u64> {
+        let before = self.evictions_before.load(Relaxed);
+        (before != NOT_READ && self.evictions_after.load(Relaxed) == NOT_READ).then_some(before)
     }
 
     /// The counters of one pair; `None` if the job does not fill it.
@@ -156,7 +169,10 @@ impl Progress {
 
     /// Items that the target evicted while it was filled: the copy is incomplete by about as many.
     pub fn incomplete(&self) -> u64 {
-        self.evictions_after.load(Relaxed).saturating_sub(self.evictions_before.load(Relaxed))
+        match self.evictions_after.load(Relaxed) {
+            NOT_READ => 0,
+            after => after.saturating_sub(self.evictions_before.load(Relaxed)),
+        }
     }
 
     /// Time since the job began.
@@ -188,6 +204,23 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn evictions_are_unread_from_the_beginning_that_was_read_to_the_end_that_was() {
+        let progress = Progress::new([]);
+        assert_eq!((progress.unread_evictions(), progress.incomplete()), (None, 0), "nothing was done yet");
+        progress.begin_evictions(5);
+        assert_eq!((progress.unread_evictions(), progress.incomplete()), (Some(5), 0));
+        let next = Progress::new([]);
+        next.carry_evictions(5);
+        next.begin_evictions(7);
+        assert_eq!(next.unread_evictions(), Some(5));
+        next.end_evictions(8);
+        assert_eq!((next.unread_evictions(), next.incomplete()), (None, 3));
+        let cut_off = Progress::new([]);
+        cut_off.end_evictions(8);
+        assert_eq!((cut_off.unread_evictions(), cut_off.incomplete()), (None, 0));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn rate_and_eta() {

@@ -55,6 +55,8 @@ pub struct NodeView {
     pub started: u64,
     /// Flushes since then.
     pub cmd_flush: u64,
+    /// Items evicted since then.
+    pub evictions: u64,
     /// `-I`, bytes.
     pub item_size_max: Option<usize>,
     /// Whether items have cas ids (no `-C`).
@@ -132,6 +134,7 @@ impl NodeControl {
                     "time" => view.time = number(),
                     "uptime" => view.started = number(),
                     "cmd_flush" => view.cmd_flush = number(),
+                    "evictions" => view.evictions = number(),
                     "version" => view.version = value,
                     _ => {}
                 }

@@ -454,6 +454,7 @@ impl Cluster {
         if flushed {
             // Whoever holds anything yet is lost, and purged.
             self.pairs.iter().for_each(|run| run.lone.forget());
+            self.nodes.iter_mut().for_each(|run| run.refills.unread.forget());
         }
         for pair in self.topology.pairs() {
             let run = &self.pairs[pair.index()];

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::cluster::jobs::{JobRun, LastJob};
+use crate::cluster::unread::Unread;
 use crate::resync::Fill;
 
 /// After a resync that failed the next try waits this long, doubling.
@@ -17,6 +18,8 @@ pub(in crate::cluster) struct Refills {
     pub(in crate::cluster) job: Option<JobRun>,
     /// The last one's progress and end.
     pub(in crate::cluster) last: Option<LastJob>,
+    /// What the node evicted while it was filled, as long as it has not told.
+    pub(in crate::cluster) unread: Unread,
     /// The operator asked for one, whatever the mode.
     asked: bool,
     /// The operator cancelled one: none begins by itself before the node is lost again or a refill
