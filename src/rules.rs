@@ -65,6 +65,8 @@ pub(crate) enum Rule {
     /// The follower holds nothing that is stale on the leader, or that somebody was told to
     /// recompute.
     MarkedIsWithheld,
+    /// A stale item is not copied, where it would be a fresh one.
+    StaleIsNotCopied,
     /// What is stale on one node, and so a miss under the next leader, stays one when the first one
     /// leads again.
     MarkedStaysGone,

@@ -312,7 +312,7 @@ impl Entry {
     pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Asked) -> Result<(), Trouble> {
         let answer = Answer::to(&self.key, frame)?;
         self.undated = answer.ttl > 0 && answer.code == Code::Value && !asked.timed && self.is_to_be_dated();
-        if self.undated && !answer.stale {
+        if self.undated && (!answer.stale || !holds(Rule::StaleIsNotCopied)) {
             return Ok(());
         }
         // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a
@@ -338,6 +338,7 @@ impl Entry {
 
     fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Asked) -> Result<Stage, Trouble> {
         let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
+        let stale = answer.stale && holds(Rule::StaleIsNotCopied);
         let unchanged = |item: &Item| match (answer.code, item.cas) {
             (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), ONE_NODE_SLACK_SECS),
             (Code::Value | Code::Done, cas) => {
@@ -351,7 +352,7 @@ impl Entry {
                 Code::Value if answer.cas == 0 && !self.by_content => Stage::Done(End::NoCas),
                 // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh
                 // one.
-                Code::Value if answer.stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
+                Code::Value if stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
                 Code::Value => {
                     let item = answer.item(frame, asked);
                     // The key is kept as binary where the leader keeps it so, and only if it can be
@@ -381,7 +382,7 @@ impl Entry {
                 _ => return unexpected(),
             },
             Stage::Verify { item, bytes, copy } => {
-                if !holds(Rule::Verify) || unchanged(&item) && !answer.stale {
+                if !holds(Rule::Verify) || unchanged(&item) && !stale {
                     Stage::Done(End::Copied(bytes))
                 } else {
                     Stage::Undo { copy }

@@ -205,16 +205,17 @@ fn tokens_that_came_again(key: &str, ops: &[Op]) -> Option<String> {
 /// (docs/guarantees.md says so.) `None` if there is no such read.
 fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
     let is_early = |read: &Op| {
-        let (text, stale) = match &read.outcome {
-            Outcome::Value(Some(text)) => (text.as_str(), false),
+        let (text, stale, untold) = match &read.outcome {
+            Outcome::Value(Some(text)) => (text.as_str(), false, None),
             Outcome::Shown(Some(shown)) => {
-                (shown.value.as_deref().unwrap_or_default(), shown.marks.is_some_and(|marks| marks.stale))
+                let untold = shown.value.is_none().then_some(shown);
+                (shown.value.as_deref().unwrap_or_default(), shown.marks.is_some_and(|marks| marks.stale), untold)
             }
             _ => return false,
         };
         ops.iter().any(|write| {
             let shows = match (value_of(&write.call), &write.outcome) {
-                (Some(value), _) => text.contains(value),
+                (Some(value), _) => text.contains(value) || untold.is_some_and(|shown| may_be_of(shown, &write.call)),
                 (None, Outcome::Number(n)) => *text == n.to_string(),
                 // Counted where it was read, and answered by the next leader, which held nothing.
                 (None, Outcome::NotFound) if counts(&write.call) => text.bytes().all(|byte| byte.is_ascii_digit()),
@@ -224,13 +225,32 @@ fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
             shows && write.ended.is_some_and(|until| losses.iter().any(|loss| between(loss, until)))
         })
     };
-    // (What it did where it was read is not known either.)
-    let mut steady = ops.to_vec();
+    // (What it did where it was read is not known either, where it may have done anything.)
+    let mut steady: Vec<Op> = ops.iter().filter(|op| !only_looks(op) || !is_early(op)).cloned().collect();
     for read in steady.iter_mut().filter(|op| is_early(op)) {
         (read.outcome, read.token, read.ended) = (Outcome::Unknown, None, None);
     }
-    steady.retain(|op| op.call != Call::Get || op.outcome != Outcome::Unknown);
     (steady != ops).then_some(steady)
+}
+
+/// Whether it has changed nothing, whatever it was shown.
+fn only_looks(op: &Op) -> bool {
+    match (&op.call, &op.outcome) {
+        (Call::Get, _) => true,
+        (Call::Meta(Meta::Get { make: None, renew: None, ends: None, .. }), Outcome::Shown(Some(shown))) => {
+            shown.marks.is_none_or(|marks| !marks.won)
+        }
+        _ => false,
+    }
+}
+
+/// Whether what was shown without its value may be what this call has stored.
+fn may_be_of(shown: &Shown, call: &Call) -> bool {
+    let (flags, ends) = match call {
+        Call::Meta(Meta::Set { flags, ends, .. }) => (*flags, *ends),
+        _ => (0, 0),
+    };
+    shown.flags.is_none_or(|shown| shown == flags) && shown.ends.is_none_or(|shown| shown == ends)
 }
 
 fn counts(call: &Call) -> bool {
@@ -279,6 +299,20 @@ mod tests {
         assert_eq!(lost.verdict(false, &at(&[6])), Vec::<String>::new());
         for losses in [&[][..], &[3], &[9]] {
             assert_eq!(lost.verdict(false, &at(losses)).len(), 1, "{losses:?}");
+        }
+        // Of the early read only the flags are told.
+        for (flags, wrong) in [(7, 0), (8, 1)] {
+            let history = History::new();
+            let call = |call| history.call(0, Some("k"), call);
+            let first = call(Call::Set("a".into()));
+            history.answer(first, Outcome::Stored);
+            let mode = crate::simulation::item::Mode::Set;
+            let made = Meta::Set { mode, value: "b".into(), flags: 7, ends: 0, token: Some(1), older: false };
+            let write = call(Call::Meta(made));
+            let early = call(Call::Get);
+            history.answer(early, Outcome::Shown(Some(Shown { flags: Some(flags), ..Shown::default() })));
+            history.answer(write, Outcome::Exists);
+            assert_eq!(history.verdict(false, &at(&[5])).len(), wrong, "{flags}");
         }
         // Acknowledged before the late read it must stay.
         let (kept, write) = history();

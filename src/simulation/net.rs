@@ -39,6 +39,8 @@ const LATE_MS: u64 = 150;
 const WAKING_MS: u64 = 600;
 /// How long a proxy may not notice that a connection broke, in milliseconds.
 const NEWS_MS: u64 = 12;
+/// Commands that all hosts execute without any time going by.
+const AT_ONCE: u64 = 10_000;
 /// So late is what a proxy records that does not wait for its record.
 const RECORD_LATE: Duration = Duration::from_millis(300);
 /// Keys that a dump lists before others get their turn.
@@ -160,6 +162,10 @@ pub(super) struct Inner {
     undelivered: Option<Duration>,
     /// The highest generation that a host was marked with.
     marked: u64,
+    /// Commands that hosts have executed for those that wait for their answers.
+    executed: u64,
+    /// How many of them at this moment.
+    at_once: (Instant, u64),
 }
 
 impl Net {
@@ -184,6 +190,8 @@ impl Net {
             closed: BTreeSet::new(),
             undelivered: None,
             marked: 0,
+            executed: 0,
+            at_once: (begun, 0),
         };
         Arc::new(Net { inner: Mutex::new(inner), changed: Notify::new() })
     }
@@ -199,6 +207,11 @@ impl Net {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many commands hosts have executed so far.
+    pub(super) fn executed(&self) -> u64 {
+        self.lock().executed
     }
 
     /// Changes a host, and tells its connections.
@@ -358,6 +371,22 @@ impl Net {
         };
         if ms > 0 {
             sleep(Duration::from_millis(ms)).await;
+        }
+    }
+
+    /// Commands take time, if there are many: or who goes round in circles would keep the world's
+    /// clock from going on, and nobody would see it.
+    async fn take_time(&self) {
+        let now = Instant::now();
+        let crowded = {
+            let inner = &mut *self.lock();
+            inner.executed += 1;
+            let (at, count) = &mut inner.at_once;
+            (*at, *count) = if *at == now { (now, *count + 1) } else { (now, 1) };
+            *count > AT_ONCE
+        };
+        if crowded {
+            sleep(Duration::from_millis(1)).await;
         }
     }
 }
@@ -636,6 +665,7 @@ async fn serve(net: &Arc<Net>, id: usize, host: usize, far: &mut Option<DuplexSt
 /// `false` = the connection is over.
 async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &mut Option<DuplexStream>) -> bool {
     net.pause(host).await;
+    net.take_time().await;
     if is_record_of_one_alone(command) && !holds(Rule::RecordBeforeAck) {
         net.execute_late(id, host, command);
         return !matches!(reply(net, id, host, b"HD\r\n", far).await, Reply::Over);
