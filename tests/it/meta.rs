@@ -251,13 +251,15 @@ fn both_copies_are_equal_or_the_followers_is_gone() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
     let mut client = cluster.client();
     let mut generator = Generator { rng: Rng::new(seed("meta copies"), 0), marked: BTreeSet::new() };
-    let keys = ["k", "foo", "n", "YSBi b", "bm5u b"];
+    let keys = ["k", "foo", "n", "YSBi b", "bm5u b", "at_last"];
     for _ in 0..2_000 {
         let step = generator.step();
         let value = step.value.map_or(String::new(), |value| format!("{value}\r\n"));
         client.send(format!("{}\r\n{value}mn\r\n", step.line.replace("C$", "C999999")).as_bytes()).unwrap();
         client.raw_until(b"MN\r\n").unwrap();
     }
+    // (Of the others none may be left that is fresh.)
+    assert_eq!(say(&mut client, "ms at_last 2 F5 T300\r\nab"), "HD\r\n");
     cluster.mirrored();
     let show = |client: &mut Client| -> Vec<String> {
         let ask = |key: &&str| {

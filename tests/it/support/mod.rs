@@ -37,10 +37,15 @@ pub use rng::Rng;
 /// Generous: only a hang reaches it, however loaded the machine is.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// By the environment.
+pub fn given_seed() -> Option<u64> {
+    std::env::var("RESILVER_TEST_SEED").ok().and_then(|s| s.parse().ok())
+}
+
 /// The seed of this run: `RESILVER_TEST_SEED`, else from the clock. Printed, so that a failure
 /// shows it.
 pub fn seed(test: &str) -> u64 {
-    let seed = std::env::var("RESILVER_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+    let seed = given_seed().unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock after 1970");
         now.as_nanos() as u64 % 1_000_000_007
     });
