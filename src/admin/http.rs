@@ -424,6 +424,7 @@ mod tests {
         wrong.write_all(b"get k\r\n\r\n").await.unwrap();
         assert!(all(&mut wrong).await.starts_with("HTTP/1.1 400 "));
         assert_eq!((ended(&admin), log.count(&["spoke no HTTP"])), ((0, 1), 1));
-        assert_eq!(counts(), [before[0] + 2, before[1] + 1]);
+        // (Other tests of the process count as well.)
+        assert!(counts()[0] >= before[0] + 2 && counts()[1] > before[1]);
     }
 }

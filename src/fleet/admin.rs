@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(said, LATE);
         assert_eq!(log.count(&["admin listener is closed", "peer=\"127.0.0.1:", "no request came"]), 1);
         tokio::task::yield_now().await;
-        assert_eq!(count_of(Closing::AdminLate), before + 1);
+        assert!(count_of(Closing::AdminLate) > before);
         let metrics = response("/metrics", &standby());
         assert!(
             metrics.contains(r#"resilver_listener_closed_total{listener="admin_http",reason="late"} "#),

@@ -38,7 +38,7 @@ use super::trace::{self, note};
 const HEALING: Duration = Duration::from_secs(60);
 /// Nor does it take more of the nodes' answers. (A refill that goes round in circles would take
 /// hours to come to the end of that minute.)
-const HEALING_COMMANDS: u64 = 2_000_000;
+const HEALING_COMMANDS: u64 = 500_000;
 /// No run takes longer.
 const LIFE: Duration = Duration::from_secs(1_200);
 /// The two copies of an item end within so many milliseconds: a second, for nodes turn to theirs at
