@@ -231,12 +231,19 @@ fn server_of(command: &str) -> Option<&str> {
 
 /// Prints the answer; an error is a sentence with what to do.
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
-    let at = &match server_of(command).filter(|_| at.pool.is_none()) {
-        Some(server) => at.of_server(server)?,
-        None => at.clone(),
-    };
     let mut proxy = Proxy::open(at)?;
-    proxy.must_be_ours()?;
+    let pools = proxy.pools()?;
+    let found;
+    let mut at = at;
+    if let Some(server) = server_of(command)
+        && at.pool.is_none()
+        && !pools.is_empty()
+    {
+        found = at.of_server(server, &pools)?;
+        at = &found;
+        proxy = Proxy::open(at)?;
+        proxy.must_be_ours()?;
+    }
     // What a server is asked for may take as long as the proxy waits for servers. And who says that
     // something is to be done hears whether it is, also from a proxy that has a lot to do.
     if !command.starts_with("stats") || command == "stats reset" {

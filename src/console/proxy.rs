@@ -58,17 +58,12 @@ impl ProxyArg {
         ProxyArg { proxy: self.proxy.clone(), pool: Some(pool) }
     }
 
-    /// The pool that has this server, where the proxy has several and none is named: no two of them
-    /// share one.
-    pub(crate) fn of_server(&self, server: &str) -> Result<ProxyArg, String> {
-        let names = Proxy::open(self)?.pools()?;
-        if names.is_empty() {
-            return Ok(self.clone());
-        }
+    /// Which of these pools has this server: no two of them share one.
+    pub(crate) fn of_server(&self, server: &str, names: &[String]) -> Result<ProxyArg, String> {
         let state = format!("{server}:{STATE}");
         // (One that does not answer hides no other one.)
         let mut silent = String::new();
-        for name in &names {
+        for name in names {
             let at = self.of(name.clone());
             match Proxy::open(&at).and_then(|mut proxy| proxy.stats("stats servers")) {
                 Ok(stats) if stats.iter().any(|(stat, _)| *stat == state) => return Ok(at),
@@ -182,7 +177,7 @@ impl<'a> Proxy<'a> {
     }
 
     /// The names of those of which one is to be chosen.
-    fn pools(&mut self) -> Result<Vec<String>, String> {
+    pub(crate) fn pools(&mut self) -> Result<Vec<String>, String> {
         let said = self.must_be_ours()?;
         let names = said.text("proxy:pools").split(", ").filter(|name| !name.is_empty());
         Ok(names.map(str::to_owned).collect())
