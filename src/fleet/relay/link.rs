@@ -88,12 +88,12 @@ impl Relay {
         if let Some(Link { generation, .. }) = &self.link {
             let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
             let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
-            if present && target.leaving {
-                self.drain_link()?;
-            } else if !present || in_vain {
-                // (Of the one before: what it has not answered by now it never will, or nobody
-                // knows.)
+            if !present || in_vain {
+                // Of the one before: what it has not answered by now it never will, or nobody
+                // knows. One that hands over may fall silent too.
                 self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
+            } else if target.leaving {
+                self.drain_link()?;
             }
         }
         let open = target.active.as_ref().filter(|_| !target.leaving);

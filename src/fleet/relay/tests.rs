@@ -232,6 +232,19 @@ async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_l
     }
 }
 
+/// Else the relay looks at it again and again without a pause, and its client hears nothing before
+/// the lease is over.
+#[tokio::test]
+async fn a_proxy_that_falls_silent_while_it_hands_over_is_waited_for_like_any_other() {
+    let one = Active::new(1).await;
+    let (mut client, shows, _shared) = client(one.target(), Duration::from_millis(300)).await;
+    client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
+    let mut link = one.welcome("data").await;
+    hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
+    shows.send_replace(Target { leaving: true, silent: true, ..one.target() });
+    hear(&mut client, "SERVER_ERROR the active proxy does not answer: nobody knows whether this was done\r\n").await;
+}
+
 #[tokio::test]
 async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_waiting() {
     let one = Active::new(1).await;
