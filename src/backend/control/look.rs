@@ -25,7 +25,7 @@ const MAX_PAIRS: usize = 128 * 128;
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
-    /// At which of the node's addresses it was seen ([`Dial::life`]).
+    /// At which of the node's addresses it was seen ([`life`](crate::backend::Dial::life)).
     pub life: u64,
     /// The connection that it was read on, and so the process.
     pub connection: ConnectionId,
