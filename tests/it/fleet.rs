@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::fleet::{FENCED, LEASE, args, get, shown};
+use crate::support::fleet::{FENCED, LEASE, args, get, shown, while_clients_count};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Proxy, Rng, Stored, duration_or, seed, wait_until};
 
@@ -133,34 +133,11 @@ fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
     for round in 0..3 {
         let active = fleet.active();
         let others: Vec<String> = (0..3).filter(|&i| i != active).map(|i| fleet.proxies[i].addr()).collect();
-        let over = AtomicBool::new(false);
-        let done = AtomicU64::new(0);
         let shared = Shared::new(round, &mut fleet.proxies[active].client());
-        std::thread::scope(|scope| {
-            for (n, addr) in others.iter().cycle().take(6).enumerate() {
-                let (over, done, shared) = (&over, &done, &shared);
-                scope.spawn(move || {
-                    let mut client = Client::connect(addr);
-                    let key = format!("planned:{round}:{n}");
-                    assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
-                    let mut count = 0;
-                    while !over.load(Ordering::SeqCst) {
-                        count += 1;
-                        assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key} on {addr}");
-                        shared.turn(&mut client);
-                        done.fetch_add(1, Ordering::SeqCst);
-                    }
-                });
-            }
-            let goes_on = |what: &str| {
-                let before = done.load(Ordering::SeqCst);
-                wait_until(what, DEADLINE, || done.load(Ordering::SeqCst) > before + 50);
-            };
-            goes_on("clients are at work");
-            let status = fleet.proxies[active].stop();
-            assert_eq!(status.code(), Some(0));
-            goes_on("clients are at work after the change");
-            over.store(true, Ordering::SeqCst);
+        let doors: Vec<&str> = others.iter().map(String::as_str).cycle().take(6).collect();
+        let also = |client: &mut Client, _: &str, _: u64| shared.turn(client);
+        while_clients_count(&doors, &format!("planned:{round}"), also, || {
+            assert_eq!(fleet.proxies[active].stop().code(), Some(0));
         });
         let next = fleet.active();
         shared.adds_up(&mut fleet.proxies[next].client());

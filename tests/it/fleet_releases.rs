@@ -2,45 +2,14 @@
 //! next.)
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::support::fleet::{args, get, shown};
+use crate::support::fleet::{args, get, shown, while_clients_count};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Fleet, Proxy, Stored, wait_until};
 
 fn play_later(proxy: &mut Proxy, later: bool) {
     let variables = if later { vec![("RESILVER_TEST_LATER", "1".into())] } else { vec![] };
     proxy.set_variables(variables);
-}
-
-/// Clients of that door count, and read what they have counted, while this is done.
-fn while_clients_count(door: &str, round: usize, act: impl FnOnce()) {
-    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        for n in 0..2 {
-            let (over, done) = (&over, &done);
-            scope.spawn(move || {
-                let mut client = Client::connect(door);
-                let key = format!("count:{round}:{n}");
-                assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
-                let mut count = 0;
-                while !over.load(Ordering::SeqCst) {
-                    count += 1;
-                    assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key}");
-                    assert_eq!(get(&mut client, &key), Some(count.to_string()));
-                    done.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-        }
-        let goes_on = || {
-            let before = done.load(Ordering::SeqCst);
-            wait_until("clients are at work", DEADLINE, || done.load(Ordering::SeqCst) > before + 20);
-        };
-        goes_on();
-        act();
-        goes_on();
-        over.store(true, Ordering::SeqCst);
-    });
 }
 
 /// A proxy without `--coordinate`, which asks a living one of them to leave: what it hears.
@@ -81,7 +50,10 @@ fn releases_that_follow_each_other_make_one_fleet() {
         assert!(living.contains("lives: a proxy answers"), "{living}");
         let door = fleet.proxies[other].addr();
         let leaves = &mut fleet.proxies[active];
-        while_clients_count(&door, round, || assert_eq!(leaves.stop().code(), Some(0)));
+        let reads = |client: &mut Client, key: &str, count: u64| assert_eq!(get(client, key), Some(count.to_string()));
+        while_clients_count(&[&door, &door], &format!("count:{round}"), reads, || {
+            assert_eq!(leaves.stop().code(), Some(0));
+        });
         fleet.proxies[active].spawn();
         fleet.all_ready();
         fleet.mirrored();

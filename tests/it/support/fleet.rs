@@ -1,9 +1,10 @@
 //! Several proxies over one pair of servers.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Client, DEADLINE, Memcached, Proxy, compare_rings, read_ring, wait_until};
+use super::{Client, DEADLINE, Memcached, Proxy, Stored, compare_rings, read_ring, wait_until};
 
 /// Ends so whoever was replaced: to be started again.
 pub const FENCED: i32 = 75;
@@ -39,6 +40,43 @@ pub fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &
         args.extend(nodes.iter().flat_map(|node| [flag.to_owned(), node.known_as()]));
     }
     args
+}
+
+/// A client at each of these doors counts on a key of its own while this is done, and before and
+/// after it: nothing that it asks fails or is done twice. `also`: what it does after each step,
+/// with its key and count.
+pub fn while_clients_count(
+    doors: &[&str],
+    keys: &str,
+    also: impl Fn(&mut Client, &str, u64) + Sync,
+    act: impl FnOnce(),
+) {
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for (n, door) in doors.iter().enumerate() {
+            let (over, done, also) = (&over, &done, &also);
+            scope.spawn(move || {
+                let mut client = Client::connect(door);
+                let key = format!("{keys}:{n}");
+                assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
+                let mut count = 0;
+                while !over.load(Ordering::SeqCst) {
+                    count += 1;
+                    assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key} on {door}");
+                    also(&mut client, &key, count);
+                    done.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let goes_on = |what: &str| {
+            let before = done.load(Ordering::SeqCst);
+            wait_until(what, DEADLINE, || done.load(Ordering::SeqCst) > before + 50);
+        };
+        goes_on("clients are at work");
+        act();
+        goes_on("clients are at work afterwards");
+        over.store(true, Ordering::SeqCst);
+    });
 }
 
 impl Fleet {
