@@ -13,6 +13,7 @@ mod process;
 mod shown;
 mod socket;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,7 +28,7 @@ use crate::proxy::Memory;
 use crate::reload::Reload;
 use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
-use crate::stats::closings::closed;
+use crate::stats::closings::{Closing, closed};
 
 pub(crate) use busy::{BUSY, Closings, Refusals, refuse};
 use history::Recorder;
@@ -73,6 +74,14 @@ struct Admin {
 }
 
 impl Visits {
+    /// One ended that was late, or broke: counted here and among all closings, and told of.
+    fn closed(&self, closing: Closing, peer: Option<SocketAddr>, why: &str) {
+        closing.count();
+        let count = if closing == Closing::AdminBroken { &self.broken } else { &self.late };
+        count.fetch_add(1, Relaxed);
+        self.closings.tell(peer, why);
+    }
+
     fn told(&self) -> Vec<(&'static str, u64)> {
         let all =
             [("served", &self.served), ("refused", &self.refused), ("late", &self.late), ("broken", &self.broken)];

@@ -2,6 +2,28 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+/// Why connections end: reasons with two texts each, in the order of the definition.
+macro_rules! reasons {
+    ($(#[$of:meta])* $seen:vis enum $name:ident { $($(#[$doc:meta])* $why:ident = $first:literal, $second:literal;)* }) => {
+        $(#[$of])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        $seen enum $name {
+            $($(#[$doc])* $why,)*
+        }
+
+        impl $name {
+            const ALL: &'static [$name] = &[$($name::$why,)*];
+
+            const fn texts(self) -> (&'static str, &'static str) {
+                match self {
+                    $($name::$why => ($first, $second),)*
+                }
+            }
+        }
+    };
+}
+pub(crate) use reasons;
+
 pub mod closings;
 pub mod requests;
 

@@ -160,21 +160,17 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, lea
             return;
         }
     };
-    let (count, closing, why) = match ended {
+    let (closing, why) = match ended {
         Ok(Ok(())) if asked.load(Relaxed) => return Closing::AdminAnswered.count(),
         Ok(Ok(())) => return Closing::AdminLeft.count(),
-        Ok(Err(error)) if !error.is_timeout() => {
-            (&visits.visits.broken, Closing::AdminBroken, "it broke, or spoke no HTTP")
-        }
-        _ if asked.load(Relaxed) => (&visits.visits.late, Closing::AdminLate, "its answer was not taken in time"),
+        Ok(Err(error)) if !error.is_timeout() => (Closing::AdminBroken, "it broke, or spoke no HTTP"),
+        _ if asked.load(Relaxed) => (Closing::AdminLate, "its answer was not taken in time"),
         _ => {
             refuse(connection.into_parts().io.into_inner(), LATE);
-            (&visits.visits.late, Closing::AdminLate, "no request came in time")
+            (Closing::AdminLate, "no request came in time")
         }
     };
-    closing.count();
-    count.fetch_add(1, Relaxed);
-    visits.visits.closings.tell(peer, why);
+    visits.visits.closed(closing, peer, why);
 }
 
 impl Admin {

@@ -137,6 +137,7 @@ impl Cluster {
     }
 
     fn tell_of_copies(&mut self, id: PairId) {
+        let more = self.lacks_more(id);
         let run = &mut self.pairs[id.index()];
         let now = (run.lone.inserted(), run.lone.more());
         let state = run.pair.state();
@@ -147,7 +148,7 @@ impl Cluster {
         }
         run.copies.told = now;
         run.copies.told_at = Some(Instant::now());
-        let missing = summary::missing(run.lone.len(), run.lone.has_more());
+        let missing = summary::missing(run.lone.len(), more);
         let names: Vec<String> = run.lone.after(None, NAMED).iter().map(|key| key.escape_ascii().to_string()).collect();
         let (names, by_leader) = (names.join(" "), run.copies.by_leader);
         let adopting = run.plan.is_adopting();
@@ -261,7 +262,7 @@ impl Cluster {
     /// The primary is lost, and with it what only it held.
     pub(super) fn lose_only_copies(&mut self, id: PairId) {
         let lone: Arc<Lone> = self.pairs[id.index()].lone.clone();
-        let more = lone.has_more() || self.is_in_doubt(id);
+        let more = self.lacks_more(id);
         if lone.is_empty() && !more {
             return;
         }

@@ -87,7 +87,7 @@ impl Cluster {
             reason: shown.reason,
             for_seconds: since.map_or(0, seconds),
             copies_missing: run.lone.len(),
-            missing_unknown: run.lone.has_more() || self.is_in_doubt(id),
+            missing_unknown: self.lacks_more(id),
             missed: matches!(
                 run.pair.state(),
                 State::Degraded { .. } | State::Recovering { .. } | State::Dark { in_sync: Some(_), .. }
@@ -186,7 +186,7 @@ impl Cluster {
             former: self.awaits_former_of(id),
             listed: self.losses.is_listed(id),
             missing: run.lone.len(),
-            more: run.lone.has_more() || self.is_in_doubt(id),
+            more: self.lacks_more(id),
             backup: self.topology.has_backups(),
             recorded: self.marked(),
         }

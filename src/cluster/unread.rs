@@ -32,6 +32,11 @@ impl Cluster {
         [Some(primary), backup].into_iter().flatten().any(|n| self.nodes[n.index()].refills.unread.since.is_some())
     }
 
+    /// Whether the pair lacks, or may lack, copies of keys that nobody can name.
+    pub(super) fn lacks_more(&self, id: PairId) -> bool {
+        self.pairs[id.index()].lone.has_more() || self.is_in_doubt(id)
+    }
+
     /// A resync of the node is over.
     pub(super) fn judge_evictions(&mut self, node: NodeId, progress: &Progress) {
         self.nodes[node.index()].refills.unread.since = progress.unread_evictions();

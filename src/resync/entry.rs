@@ -312,7 +312,7 @@ impl Entry {
     pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Asked) -> Result<(), Trouble> {
         let answer = Answer::to(&self.key, frame)?;
         self.undated = answer.ttl > 0 && answer.code == Code::Value && !asked.timed && self.is_to_be_dated();
-        if self.undated && (!answer.stale || !holds(Rule::StaleIsNotCopied)) {
+        if self.undated && !is_stale(&answer) {
             return Ok(());
         }
         // Without cas ids the giving back cannot be guarded, and would hit the fresh item that a
@@ -338,7 +338,7 @@ impl Entry {
 
     fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Asked) -> Result<Stage, Trouble> {
         let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
-        let stale = answer.stale && holds(Rule::StaleIsNotCopied);
+        let stale = is_stale(answer);
         let unchanged = |item: &Item| match (answer.code, item.cas) {
             (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), ONE_NODE_SLACK_SECS),
             (Code::Value | Code::Done, cas) => {
@@ -482,6 +482,11 @@ impl Entry {
         self.tries += 1;
         if self.tries < MAX_TRIES { Stage::Read } else { Stage::Done(End::Requeue) }
     }
+}
+
+/// Whether a client is to make the item anew, so that no copy of it is made.
+fn is_stale(answer: &Answer) -> bool {
+    answer.stale && holds(Rule::StaleIsNotCopied)
 }
 
 #[cfg(test)]

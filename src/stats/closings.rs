@@ -3,57 +3,40 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-macro_rules! closings {
-    ($($(#[$doc:meta])* $why:ident = $listener:literal, $reason:literal;)*) => {
-        /// See the module's words.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum Closing {
-            $($(#[$doc])* $why,)*
-        }
-
-        const ALL: &[Closing] = &[$(Closing::$why,)*];
-
-        impl Closing {
-            const fn names(self) -> (&'static str, &'static str) {
-                match self {
-                    $(Closing::$why => ($listener, $reason),)*
-                }
-            }
-        }
-    };
+reasons! {
+    /// See the module's words. Listener, and reason.
+    pub enum Closing {
+        /// A visitor of the admin listener, also of a standby's, has its answer.
+        AdminAnswered = "admin_http", "answered";
+        /// It has asked nothing, and left.
+        AdminLeft = "admin_http", "left";
+        /// There was no room for it, or it made room for another one.
+        AdminTooMany = "admin_http", "too_many";
+        /// It asked too late, or did not take its answer.
+        AdminLate = "admin_http", "late";
+        /// It spoke no HTTP, or broke.
+        AdminBroken = "admin_http", "broken";
+        /// An operator has closed the connection to the admin socket, or broken it.
+        SocketLeft = "admin_socket", "left";
+        SocketQuit = "admin_socket", "quit";
+        /// Nothing was said for too long.
+        SocketIdle = "admin_socket", "idle";
+        SocketLongLine = "admin_socket", "long_line";
+        /// The answer was not taken.
+        SocketLate = "admin_socket", "late";
+        SocketTooMany = "admin_socket", "too_many";
+        /// Another proxy was told why it is not welcome at the peer listener.
+        PeerRefused = "peers", "refused";
+        /// It said nothing in time, and was told so.
+        PeerSilent = "peers", "silent";
+        /// It broke off before it was answered.
+        PeerBroken = "peers", "broken";
+        /// Its control connection has ended. One for requests is handed on, as a client's.
+        PeerLeft = "peers", "left";
+    }
 }
 
-closings! {
-    /// A visitor of the admin listener, also of a standby's, has its answer.
-    AdminAnswered = "admin_http", "answered";
-    /// It has asked nothing, and left.
-    AdminLeft = "admin_http", "left";
-    /// There was no room for it, or it made room for another one.
-    AdminTooMany = "admin_http", "too_many";
-    /// It asked too late, or did not take its answer.
-    AdminLate = "admin_http", "late";
-    /// It spoke no HTTP, or broke.
-    AdminBroken = "admin_http", "broken";
-    /// An operator has closed the connection to the admin socket, or broken it.
-    SocketLeft = "admin_socket", "left";
-    SocketQuit = "admin_socket", "quit";
-    /// Nothing was said for too long.
-    SocketIdle = "admin_socket", "idle";
-    SocketLongLine = "admin_socket", "long_line";
-    /// The answer was not taken.
-    SocketLate = "admin_socket", "late";
-    SocketTooMany = "admin_socket", "too_many";
-    /// Another proxy was told why it is not welcome at the peer listener.
-    PeerRefused = "peers", "refused";
-    /// It said nothing in time, and was told so.
-    PeerSilent = "peers", "silent";
-    /// It broke off before it was answered.
-    PeerBroken = "peers", "broken";
-    /// Its control connection has ended. (One that carries requests is a client's from then on.)
-    PeerLeft = "peers", "left";
-}
-
-static COUNTS: [AtomicU64; ALL.len()] = [const { AtomicU64::new(0) }; ALL.len()];
+static COUNTS: [AtomicU64; Closing::ALL.len()] = [const { AtomicU64::new(0) }; Closing::ALL.len()];
 
 impl Closing {
     /// One more.
@@ -73,10 +56,10 @@ pub struct Closed {
 /// Since the process began.
 pub fn closed() -> Vec<Closed> {
     let of = |why: &Closing| {
-        let ((listener, reason), count) = (why.names(), COUNTS[*why as usize].load(Relaxed));
+        let ((listener, reason), count) = (why.texts(), COUNTS[*why as usize].load(Relaxed));
         Closed { listener, reason, count }
     };
-    ALL.iter().map(of).collect()
+    Closing::ALL.iter().map(of).collect()
 }
 
 /// For tests: how often since something began, whatever other tests of the process do.

@@ -6,37 +6,21 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::stats::reasons;
+
 /// How often it is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $reason:ident = $name:literal, $words:literal;)*) => {
-        /// See the module's words.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub(super) enum Over {
-            $($(#[$doc])* $reason,)*
-        }
-
-        impl Over {
-            const ALL: &'static [Over] = &[$(Over::$reason,)*];
-
-            /// In `stats proxy`.
-            fn name(self) -> &'static str {
-                match self {
-                    $(Over::$reason => $name,)*
-                }
-            }
-
-            fn words(self) -> &'static str {
-                match self {
-                    $(Over::$reason => $words,)*
-                }
-            }
-        }
-    };
-}
-
 impl Over {
+    /// In `stats proxy`.
+    fn name(self) -> &'static str {
+        self.texts().0
+    }
+
+    fn words(self) -> &'static str {
+        self.texts().1
+    }
+
     /// What the client is told, if it is there to hear it and does not know.
     pub(super) fn last_words(self) -> Option<&'static str> {
         match self {
@@ -47,25 +31,28 @@ impl Over {
 }
 
 reasons! {
-    /// It has closed or broken it, or half of it and has its answers.
-    Left = "closed_by_client", "it closed the connection";
-    /// By the active proxy, which knows why: it said `quit`, say.
-    ByActive = "closed_by_active", "the active proxy closed it";
-    /// `-n`. It was told.
-    TooMany = "closed_too_many", "-n/--max-clients are connected";
-    /// This proxy ends, or becomes the active one, which has its clients anew.
-    Shutdown = "closed_shutdown", "this proxy ends";
-    /// The active proxy hands over, and nobody knows what this client is owed.
-    Planned = "closed_hand_over", "the active proxy hands over, and what it owes this client is not known";
-    /// The active proxy is replaced or its connection broke, with that unanswered which cannot be
-    /// answered by an error: quiet commands, the binary protocol, half an answer.
-    Replaced = "closed_replaced", "the active proxy was replaced, or does not answer, amid what no error can answer";
-    /// No proxy is active, and what it asks cannot be answered by an error either.
-    NoneActive = "closed_none_active", "no proxy is active, and what it asks no error can answer";
-    /// What it asked of the active proxy may be done later than what it asks now.
-    Former = "closed_former", "an earlier connection to the active proxy did not end";
-    /// It has closed its half, and its answers did not come.
-    Unanswered = "closed_unanswered", "it sends no more, and the active proxy did not answer";
+    /// See the module's words. Name, and words.
+    pub(super) enum Over {
+        /// It has closed or broken it, or half of it and has its answers.
+        Left = "closed_by_client", "it closed the connection";
+        /// By the active proxy, which knows why: it said `quit`, say.
+        ByActive = "closed_by_active", "the active proxy closed it";
+        /// `-n`. It was told.
+        TooMany = "closed_too_many", "-n/--max-clients are connected";
+        /// This proxy ends, or becomes the active one, which has its clients anew.
+        Shutdown = "closed_shutdown", "this proxy ends";
+        /// The active proxy hands over, and nobody knows what this client is owed.
+        Planned = "closed_hand_over", "the active proxy hands over, and what it owes this client is not known";
+        /// The active proxy is replaced or its connection broke, with that unanswered which cannot
+        /// be answered by an error: quiet commands, the binary protocol, half an answer.
+        Replaced = "closed_replaced", "the active proxy was replaced, or does not answer, amid what no error can answer";
+        /// No proxy is active, and what it asks cannot be answered by an error either.
+        NoneActive = "closed_none_active", "no proxy is active, and what it asks no error can answer";
+        /// What it asked of the active proxy may be done later than what it asks now.
+        Former = "closed_former", "an earlier connection to the active proxy did not end";
+        /// It has closed its half, and its answers did not come.
+        Unanswered = "closed_unanswered", "it sends no more, and the active proxy did not answer";
+    }
 }
 
 /// Of all clients of this proxy.
