@@ -250,7 +250,9 @@ fn copy(
     for round in 0..args.rounds {
         let [read, write, both] = if args.resync_only { [f64::NAN; 3] } else { limit(&stand, &missing, value_len)? };
         let resync = stand.resync()?;
-        stand.lose_target()?;
+        if round + 1 < args.rounds {
+            stand.lose_target()?;
+        }
         let items_per_s = resync.items / resync.seconds;
         figures.add(
             row,

@@ -18,6 +18,9 @@ use crate::wire::put_key;
 
 /// How often the proxy is asked how far it is.
 const POLL: Duration = Duration::from_millis(5);
+/// A server that is lost again within ten seconds of its return flaps, and is held off: with five
+/// quick rounds that hold, up to 2.7 s, passed for the time a resync takes.
+const STEADY: Duration = Duration::from_secs(11);
 /// Nothing here takes longer.
 const TIMEOUT: Duration = Duration::from_secs(80);
 /// Ports are looked for from this one on.
@@ -74,6 +77,8 @@ pub(super) struct Stand {
     /// Free for a server that only the bare client writes to.
     pub(super) spare: u16,
     target: Option<Process>,
+    /// When the target came back.
+    returned: Option<Instant>,
     proxy: Process,
     pub(super) proxy_port: u16,
     operator: RefCell<Client>,
@@ -177,6 +182,7 @@ impl Stand {
             target_port: nodes[target_node.index()],
             spare: *spare,
             target,
+            returned: None,
             proxy,
             proxy_port: *proxy_port,
             operator,
@@ -218,6 +224,9 @@ impl Stand {
     }
 
     pub(super) fn lose_target(&mut self) -> io::Result<()> {
+        if let Some(returned) = self.returned {
+            thread::sleep((returned + STEADY).saturating_duration_since(Instant::now()));
+        }
         self.target = None;
         self.wait("the proxy has seen that the target is gone", |stand| stand.node("state").map(|word| word == "lost"))
     }
@@ -226,6 +235,7 @@ impl Stand {
     pub(super) fn return_target(&mut self) -> io::Result<()> {
         // Its answers are not waited for: that is the proxy's part.
         self.target = Some(Process::start(&mut command(self.target_port))?);
+        self.returned = Some(Instant::now());
         self.wait("the resync has begun", |stand| Ok(stand.node("resync")? == "running" || stand.is_done()?))
     }
 
