@@ -31,6 +31,15 @@ impl Dial for Nobody {
     }
 }
 
+/// Of nodes that take connections and say nothing.
+struct Silent;
+
+impl Dial for Silent {
+    fn dial(&self, _: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
+        std::future::pending().boxed()
+    }
+}
+
 /// Of a proxy with these arguments.
 pub(super) fn alone(arguments: &str) -> Cluster {
     agreeing(arguments, Arc::new(NoStandby))
@@ -38,6 +47,15 @@ pub(super) fn alone(arguments: &str) -> Cluster {
 
 /// The same of one that agrees on losses there.
 pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
+    over(arguments, Arc::new(Nobody), losses)
+}
+
+/// Of nodes that hang.
+pub(super) fn unanswered(arguments: &str) -> Cluster {
+    over(arguments, Arc::new(Silent), Arc::new(NoStandby))
+}
+
+fn over(arguments: &str, dialer: Arc<dyn Dial>, losses: Arc<dyn Losses>) -> Cluster {
     let line = format!("resilver {arguments}");
     let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split(' '), &Host::this()) else { panic!("{line}") };
     let settings = plan.pools[0].clone();
@@ -48,7 +66,7 @@ pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
     let commands = (0..settings.threads).map(|_| unbounded_channel().0).collect();
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
     let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-    Cluster::new(settings, topology, (Arc::new(Nobody), names, losses), commands, stats, unclean, probes)
+    Cluster::new(settings, topology, (dialer, names, losses), commands, stats, unclean, probes)
 }
 
 impl Cluster {

@@ -464,14 +464,14 @@ impl Cluster {
             return;
         }
         let closed = Session { id: self.session.id, open: false };
-        for node in self.topology.nodes() {
+        let mark = async |node: NodeId| {
             let run = &self.nodes[node.index()];
-            if let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation)
-                && let Err(error) = self.controls[node.index()].session(incarnation, closed).await
-            {
+            let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation) else { return };
+            if let Err(error) = self.controls[node.index()].session(incarnation, closed).await {
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
             }
-        }
+        };
+        futures::future::join_all(self.topology.nodes().map(mark)).await;
     }
 }
 
@@ -486,5 +486,27 @@ async fn either(events: &mut UnboundedReceiver<Event>, requests: &mut mpsc::Rece
         event = events.recv() => Heard::Worker(event),
         // It never closes: the control plane has a handle of its own.
         Some(request) = requests.recv() => Heard::Desk(request),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alone::unanswered;
+    use super::*;
+    use crate::ids::Incarnation;
+
+    /// One after the other, servers that hang would add up to more than a service manager waits
+    /// for.
+    #[tokio::test(start_paused = true)]
+    async fn servers_that_hang_hold_up_the_end_once() {
+        let servers = |flag: &str, first: u16| {
+            (first..first + 16).map(|port| format!(" {flag} 127.0.0.1:{port}")).collect::<String>()
+        };
+        let mut cluster = unanswered(&format!("--probe-timeout 1s{}{}", servers("-s", 1), servers("-b", 101)));
+        cluster.begin_open(State::Mirrored);
+        cluster.nodes.iter_mut().for_each(|node| node.incarnation = Some(Incarnation(1)));
+        let begun = Instant::now();
+        cluster.stop().await;
+        assert!((1..=3).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     }
 }

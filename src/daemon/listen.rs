@@ -17,7 +17,7 @@ use crate::config::{Plan, Settings};
 
 /// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
 /// deployment; the kernel cuts this down to its own limit (`net.core.somaxconn`).
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// All that the process listens on.
 #[derive(Debug, Default)]
@@ -38,15 +38,23 @@ pub struct OperatorListeners {
     pub socket: Option<UnixListener>,
 }
 
+/// What clients come to.
+#[derive(Debug)]
+pub struct Listening<S> {
+    pub socket: S,
+    /// A service manager holds it too: clients that are not accepted wait there for the next start.
+    pub kept: bool,
+}
+
 /// Bound, listening, non-blocking sockets of a pool.
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// For each of [`Settings::listen`] as many as there are worker threads: each has a queue of
     /// its own, so that a connection wakes one thread and not all. (One for all of them where the
     /// system cannot do that.)
-    pub tcp: Vec<Vec<TcpListener>>,
+    pub tcp: Vec<Listening<Vec<TcpListener>>>,
     /// For [`Settings::unix_socket`].
-    pub unix: Option<UnixListener>,
+    pub unix: Option<Listening<UnixListener>>,
     /// Of a pool that is alone in its process: what operators reach that by.
     pub operators: OperatorListeners,
     /// Where clients of other proxies come from that were accepted already, one for each worker
@@ -157,14 +165,15 @@ fn bind_pool(settings: &Settings, handed: &mut Handed, kept: &mut Vec<PathBuf>) 
     let mut listeners = Listeners::default();
     for &address in &settings.listen {
         if let Some(listener) = handed.tcp(address) {
-            listeners.tcp.push(vec![listener]);
+            listeners.tcp.push(Listening { socket: vec![listener], kept: true });
             continue;
         }
         let queues = bind_tcp(address, only_v6, settings.threads).map_err(|cause| BindError::Tcp { address, cause })?;
-        listeners.tcp.push(queues);
+        listeners.tcp.push(Listening { socket: queues, kept: false });
     }
     if let Some(path) = &settings.unix_socket {
-        listeners.unix = Some(unix(path, settings.unix_socket_mode, handed, kept)?);
+        let socket = unix(path, settings.unix_socket_mode, handed, kept)?;
+        listeners.unix = Some(Listening { socket, kept: kept.contains(path) });
     }
     Ok(listeners)
 }

@@ -32,8 +32,8 @@ impl Doors {
     ///
     /// What the system refused.
     pub(super) fn of(listeners: &Listeners) -> io::Result<Doors> {
-        let tcp = listeners.tcp.iter().flatten().map(TcpListener::try_clone).collect::<Result<_, _>>()?;
-        let unix = listeners.unix.iter().map(UnixListener::try_clone).collect::<Result<_, _>>()?;
+        let tcp = listeners.tcp.iter().flat_map(|l| &l.socket).map(TcpListener::try_clone).collect::<Result<_, _>>()?;
+        let unix = listeners.unix.iter().map(|l| l.socket.try_clone()).collect::<Result<_, _>>()?;
         Ok(Doors { tcp, unix })
     }
 

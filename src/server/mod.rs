@@ -20,7 +20,7 @@ use crate::admin::{self, Panel};
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
 use crate::cluster::{Cluster, Losses, Names, NoStandby};
 use crate::config::{IoUringMode, PoolName, Settings};
-use crate::daemon::{Listeners, thread_of};
+use crate::daemon::{Listeners, Listening, thread_of};
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::proxy::{Adds, Core, CoreSettings, Event, Gone, Memory};
@@ -193,15 +193,7 @@ fn prepare(
     let (settled, settlements) = channel();
     let mut threads = Vec::new();
     for (index, parts) in workers.into_iter().enumerate() {
-        let own = Own {
-            tcp: listeners
-                .tcp
-                .iter()
-                .map(|queues| queues[index % queues.len()].try_clone())
-                .collect::<Result<_, _>>()?,
-            unix: listeners.unix.as_ref().map(|l| l.try_clone()).transpose()?,
-            handed: listeners.handed.pop(),
-        };
+        let own = Own::of(listeners, index)?;
         let (shutdown, settled) = (shutdown.clone(), settled.clone());
         let uring = urings.next().zip(timekeeper.cloned());
         let (go, gone) = channel();
@@ -425,22 +417,34 @@ impl Assembly {
 
 /// A worker's own handles of the listening sockets.
 struct Own {
-    tcp: Vec<std::net::TcpListener>,
-    unix: Option<std::os::unix::net::UnixListener>,
+    tcp: Vec<Listening<std::net::TcpListener>>,
+    unix: Option<Listening<std::os::unix::net::UnixListener>>,
     handed: Option<UnboundedReceiver<std::net::TcpStream>>,
 }
 
 impl Own {
+    /// Those of the worker with this index.
+    fn of(listeners: &mut Listeners, index: usize) -> std::io::Result<Own> {
+        let mut own = Own { tcp: Vec::new(), unix: None, handed: listeners.handed.pop() };
+        for Listening { socket: queues, kept } in &listeners.tcp {
+            own.tcp.push(Listening { socket: queues[index % queues.len()].try_clone()?, kept: *kept });
+        }
+        if let Some(Listening { socket, kept }) = &listeners.unix {
+            own.unix = Some(Listening { socket: socket.try_clone()?, kept: *kept });
+        }
+        Ok(own)
+    }
+
     fn into_listeners(self, runtime: &Handle) -> std::io::Result<Vec<Listener>> {
         let _entered = runtime.enter();
         let mut listeners = Vec::new();
-        for listener in self.tcp {
-            listener.set_nonblocking(true)?;
-            listeners.push(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?));
+        for Listening { socket, kept } in self.tcp {
+            socket.set_nonblocking(true)?;
+            listeners.push(Listener::Tcp(Listening { socket: tokio::net::TcpListener::from_std(socket)?, kept }));
         }
-        if let Some(listener) = self.unix {
-            listener.set_nonblocking(true)?;
-            listeners.push(Listener::Unix(tokio::net::UnixListener::from_std(listener)?));
+        if let Some(Listening { socket, kept }) = self.unix {
+            socket.set_nonblocking(true)?;
+            listeners.push(Listener::Unix(Listening { socket: tokio::net::UnixListener::from_std(socket)?, kept }));
         }
         listeners.extend(self.handed.map(Listener::Handed));
         Ok(listeners)

@@ -10,6 +10,7 @@ mod census;
 mod clock;
 mod ended;
 mod flusher;
+mod listener;
 mod node_ios;
 mod on_epoll;
 mod on_uring;
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Dial;
+use crate::daemon::Listening;
 use crate::lease;
 use crate::pair::Reason;
 use crate::proxy::{ClientId, Command, ConnId, Core, DialNumber, Event, LiveSettings, Now, PeerMessage};
@@ -41,8 +43,8 @@ use crate::stats::WorkerStats;
 use super::stream::ClientStream;
 use super::uring::Uring;
 pub(super) use admission::Beyond;
-pub(crate) use admission::Listener;
 use clock::Clock;
+pub(crate) use listener::Listener;
 use node_ios::{NodeIo, NodeIos, NodeSocket};
 use on_uring::UringClient;
 pub(super) use on_uring::run_on_uring;
@@ -336,21 +338,21 @@ impl Worker {
             tokio::task::spawn_local(lease::beat_forever(every));
         }
         tokio::task::spawn_local(self.clone().close_silent_forever());
-        for listener in listeners {
-            tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
-        }
+        let accept = |listener| tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
+        let mut accepting: Vec<_> = listeners.into_iter().map(accept).collect();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(listener) = beginning.later.recv() => match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => {
-                        let listener = Listener::Tcp(listener);
-                        tokio::task::spawn_local(self.clone().accept_forever(listener, shutdown.clone()));
-                    }
+                    Ok(socket) => accepting.push(accept(Listener::Tcp(Listening { socket, kept: false }))),
                     Err(error) => tracing::error!(%error, "this worker takes no clients at a new address"),
                 },
             }
+        }
+        for last in accepting {
+            // It fails if it has panicked, and then this thread has as well.
+            let _ = last.await;
         }
         let grace = self.shell.borrow().live.shutdown_grace;
         if !self.drain(grace, beginning.patience).await {

@@ -1,6 +1,8 @@
 //! What `-v` and `-vv` say: who came and went and why, what was refused and what was slow; each
 //! request's command.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::admin::{get, series};
@@ -116,6 +118,8 @@ fn clients_that_are_closed_at_the_end_are_counted() {
         waits.send(b"get k\r\n").expect("sent");
         cluster.proxy.terminate();
         assert_eq!(rests.at_end(), Ok(true));
+        let late = TcpStream::connect(cluster.proxy.addr()).map_err(|error| error.kind());
+        assert_eq!(late.map(drop), Err(ErrorKind::ConnectionRefused), "it is not kept waiting");
         let closed = r#"resilver_clients_closed_total{reason="shutdown"}"#;
         assert_eq!(series(&get(&admin, "/metrics"), closed), 1.0);
         cluster.primaries[0].network().hold(Hold::Nothing);

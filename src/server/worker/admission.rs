@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,7 @@ use crate::proxy::{ClientKey, PeerMessage};
 use crate::server::stream::ClientStream;
 use crate::server::uring::Owner;
 
+use super::listener::Listener;
 use super::on_uring::UringClient;
 use super::{ClientIo, Shell, Worker};
 
@@ -36,45 +37,8 @@ const OPERATOR_SILENCE: Duration = Duration::from_secs(2);
 /// or shown that they are operators. (The lock is taken for such clients only.)
 pub(in crate::server) type Beyond = Arc<Mutex<VecDeque<(WorkerId, ClientKey)>>>;
 
-/// Where clients come from.
-pub(crate) enum Listener {
-    Tcp(tokio::net::TcpListener),
-    /// The unix socket.
-    Unix(tokio::net::UnixListener),
-    /// Clients of other proxies, that were accepted elsewhere.
-    Handed(tokio::sync::mpsc::UnboundedReceiver<std::net::TcpStream>),
-    /// Simulated clients.
-    #[cfg(test)]
-    Memory(tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>),
-}
-
-impl Listener {
-    async fn accept(&mut self) -> io::Result<ClientStream> {
-        match self {
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(ClientStream::Tcp(stream))
-            }
-            Listener::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
-            Listener::Handed(streams) => match streams.recv().await {
-                Some(stream) => {
-                    stream.set_nonblocking(true)?;
-                    stream.set_nodelay(true)?;
-                    Ok(ClientStream::Tcp(tokio::net::TcpStream::from_std(stream)?))
-                }
-                None => std::future::pending().await,
-            },
-            #[cfg(test)]
-            Listener::Memory(streams) => match streams.recv().await {
-                Some(stream) => Ok(ClientStream::Memory(stream)),
-                None => std::future::pending().await,
-            },
-        }
-    }
-}
-
 impl Worker {
+    /// Until `shutdown`, and then once more for those who wait.
     pub(super) async fn accept_forever(self, mut listener: Listener, shutdown: CancellationToken) {
         loop {
             let mut accepting = pin!(listener.accept());
@@ -85,7 +49,7 @@ impl Worker {
             });
             let accepted = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
                 accepted = accepting => accepted,
             };
             match accepted {
@@ -95,8 +59,15 @@ impl Worker {
                         tokio::task::yield_now().await;
                     }
                 }
-                Err(error) => cannot_accept("a client", &error).await,
+                Err(error) => tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => break,
+                    () = cannot_accept("a client", &error) => {}
+                },
             }
+        }
+        for stream in listener.end() {
+            self.admit(stream);
         }
     }
 

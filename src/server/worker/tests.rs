@@ -175,6 +175,12 @@ struct UringWorld {
     _commands: UnboundedSender<Command>,
 }
 
+fn listening(socket: &TcpListener, kept: bool) -> Listener {
+    let socket = socket.try_clone().expect("a handle");
+    socket.set_nonblocking(true).expect("set");
+    Listener::Tcp(Listening { socket: tokio::net::TcpListener::from_std(socket).expect("registered"), kept })
+}
+
 impl UringWorld {
     /// `None` where the system has no io_uring.
     fn start() -> Option<UringWorld> {
@@ -194,7 +200,7 @@ impl UringWorld {
         let runtime = timekeeper.handle.clone();
         let worker = std::thread::spawn(move || {
             let _entered = runtime.enter();
-            let listener = Listener::Tcp(tokio::net::TcpListener::from_std(clients).expect("registered"));
+            let listener = listening(&clients, false);
             run_on_uring(core, setup, (uring.start().expect("started"), vec![listener]), (1, 1), until);
         });
         Some(UringWorld { node, front, events, timekeeper, shutdown, worker: Some(worker), _commands: commands })
@@ -369,4 +375,42 @@ fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
         assert!(shell.now().date_us - before.date_us >= (TIMEOUT / 100).as_micros() as u64);
         assert_eq!(shell.now().us, before.us, "afterwards");
     });
+}
+
+/// To who has connected the system has said that somebody is there, be it accepted yet or not; and
+/// as long as anybody listens it says so to others, who would wait for the end of the process.
+#[test]
+fn who_has_connected_by_the_end_is_answered_and_nobody_can_after_it() {
+    let timekeeper = Timekeeper::start("timekeeper".to_owned()).expect("a thread");
+    for (uring, kept) in [(None, false), (None, true), (Uring::for_test(), false), (Uring::for_test(), true)] {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let at = socket.local_addr().expect("an address");
+        let mut waits = patient(TcpStream::connect(at).expect("connected"));
+        waits.write_all(b"version\r\n").expect("sent");
+        let (core, setup, _commands, _events) = parts(Arc::new(TcpDialer(at)));
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        match uring {
+            Some(uring) => {
+                let _entered = timekeeper.handle.enter();
+                let listeners = vec![listening(&socket, kept)];
+                run_on_uring(core, setup, (uring.start().expect("started"), listeners), (1, 1), shutdown);
+            }
+            None => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                LocalSet::new().block_on(&runtime, async {
+                    run(core, setup, vec![listening(&socket, kept)], (1, 1), shutdown).await;
+                });
+            }
+        }
+        if kept {
+            // Whoever listens next takes it.
+            let (mut later, _) = socket.accept().expect("it waits");
+            later.write_all(b"VERSION").expect("sent");
+        }
+        let mut answer = [0; 7];
+        waits.read_exact(&mut answer).expect("answered");
+        assert_eq!(&answer, b"VERSION");
+        assert_eq!(TcpStream::connect(at).is_ok(), kept);
+    }
 }
