@@ -1,6 +1,8 @@
 # Two commands on a fresh machine with Rust: `make demo` shows it, `make test` tests it.
 
 CARGO ?= cargo
+# Where cargo builds.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 # memcached is in sbin on some systems.
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
@@ -36,12 +38,12 @@ build: ## Build the daemon: target/release/resilver
 demo: ## Watch a cluster lose a node and heal, with live figures
 	@scripts/need-memcached
 	$(CARGO) build --release --locked --bin resilver --example demo
-	@$(CARGO) run --quiet --release --locked --example demo -- --port $(PORT) target/release/resilver
+	@$(CARGO) run --quiet --release --locked --example demo -- --port $(PORT) $(TARGET)/release/resilver
 
 picture: ## Record the demo anew: docs/demo.svg, the picture in README.md
 	@scripts/need-memcached
 	$(CARGO) build --release --locked --bin resilver --example demo
-	@scripts/record 'make demo' docs/demo.svg target/release/examples/demo --port $(PORT) target/release/resilver
+	@scripts/record 'make demo' docs/demo.svg $(TARGET)/release/examples/demo --port $(PORT) $(TARGET)/release/resilver
 
 test: ## Run every test, on real memcached servers too
 	@scripts/need-memcached
@@ -62,15 +64,15 @@ bench: ## Measure resilver, other proxies and memcached side by side (10 minutes
 	@scripts/need-memcached
 	@scripts/need-bench
 	$(CARGO) build --release --locked --bin resilver --example bench
-	@target/release/examples/bench $(if $(MEMCACHED_PROXY),--memcached-proxy $(MEMCACHED_PROXY)) $(BENCH)
+	@$(TARGET)/release/examples/bench $(if $(CARGO_TARGET_DIR),--resilver $(TARGET)/release/resilver) $(if $(MEMCACHED_PROXY),--memcached-proxy $(MEMCACHED_PROXY)) $(BENCH)
 
 deb: build ## A Debian package: target/resilver_VERSION_ARCHITECTURE.deb
-	@scripts/deb target/release/resilver target
+	@scripts/deb $(TARGET)/release/resilver $(TARGET)
 
 test-deb: deb ## Install, use, boot, remove and purge it on a root that is thrown away (for root)
 	@scripts/need-memcached
 	@scripts/need-systemd
-	@scripts/test-deb target/resilver_*.deb
+	@scripts/test-deb $(TARGET)/resilver_*.deb
 
 soak: ## SEEDS seeds of the simulation (100000), then random faults on real servers for MINUTES (60)
 	@scripts/need-memcached

@@ -5,19 +5,14 @@
 use std::ffi::OsString;
 use std::io::{BufWriter, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 
 use crate::console::command::{EXIT_USAGE, failed, run, unwritten};
-use crate::console::proxy::{Proxy, ProxyArg, refused};
+use crate::console::proxy::{Proxy, ProxyArg, WHOLE_TIMEOUT, refused};
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
-
-/// How long the whole of an answer may take; a list of keys, as long as something comes. Longer
-/// than the proxy lets a command wait: what is given up here is not done afterwards.
-const WHOLE_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What may be asked. Other commands take data, or answer in other forms; they are for clients.
 const COMMANDS: [&str; 5] = ["resync", "stats", "node", "version", "reload"];

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use crate::console::command::{EXIT_USAGE, complain, failed, print, run};
 use crate::console::connection::Said;
-use crate::console::proxy::{Proxy, ProxyArg, refused, stranger};
+use crate::console::proxy::{Proxy, ProxyArg, WHOLE_TIMEOUT, refused, stranger};
 use crate::console::table::{Table, Terminal, Tone};
 use crate::ids::Place;
 use crate::protocol::KEY_LEN_MAX;
@@ -208,6 +208,8 @@ fn look(at: &ProxyArg, key: &str) -> Result<Found, String> {
     if name.is_empty() {
         return Err(stranger(&at.proxy));
     }
+    // From here on it is the servers that are asked, and one of them may hang.
+    proxy.be_patient(WHOLE_TIMEOUT);
     let mut held = Vec::new();
     for server in name.split('|').filter(|server| !server.is_empty()) {
         let answer = proxy.ask(&format!("node {server} mg {key} v f t c"))?;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::backend::{Inquirer, InquiryError};
+use crate::backend::{Inquirer, InquiryError, NodeError};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::answer;
 use crate::protocol::number::client_u32;
@@ -31,6 +31,10 @@ use super::{Cluster, Duration};
 
 /// How long all servers together are waited for, in timeouts of one.
 const PATIENCE: u32 = 2;
+/// How long one server is waited for at most where the proxy's own counters are what is asked for:
+/// monitors and `resilver status` wait two seconds for them, and are to have them also while a
+/// server hangs that `--timeout` leaves more time.
+const OWN_PATIENCE: Duration = Duration::from_millis(500);
 /// Servers that are asked at a time.
 const AT_ONCE: usize = 4;
 /// The longest answer of one server, in bytes: that of `cachedump`, which has 2 MiB.
@@ -308,9 +312,11 @@ impl Cluster {
                 _ => {}
             }
         }
-        let by = Instant::now() + PATIENCE * self.node_timeout();
+        let own = matches!(answers.inquiry, Inquiry::General | Inquiry::Settings);
+        let most = if own { OWN_PATIENCE } else { Duration::MAX };
+        let by = Instant::now() + PATIENCE * self.node_timeout().min(most);
         self.spawn(async move {
-            ask_all(asked, &leaders, &mut answers, by).await;
+            ask_all(asked, &leaders, &mut answers, (most, by)).await;
             Internal::Gathered(Box::new(answers))
         });
     }
@@ -429,12 +435,15 @@ async fn ask_all(
     asked: Vec<(NodeId, String, Option<usize>, Arc<Inquirer>)>,
     leaders: &Leaders,
     answers: &mut Answers,
-    by: Instant,
+    (most, by): (Duration, Instant),
 ) {
     let mut awaited: VecDeque<String> = asked.iter().map(|(_, name, ..)| name.clone()).collect();
     let asks = asked.into_iter().map(|(node, _, markers, inquirer)| {
         let parts = answers.inquiry.parts(markers);
-        async move { (node, ask_one(parts, &inquirer).await) }
+        async move {
+            let told = timeout(most, ask_one(parts, &inquirer)).await;
+            (node, told.unwrap_or_else(|_| vec![(String::new(), Err(NodeError::Timeout.into()))]))
+        }
     });
     // In order, so that the first one's settings are always the same one's.
     let mut asks = futures::stream::iter(asks.collect::<Vec<_>>()).buffered(AT_ONCE);

@@ -119,6 +119,10 @@ pub(crate) struct Looked {
 
 /// How long an answer's beginning may take, and the rest of it.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the whole of an answer may take for which servers are asked; a list of keys, as long as
+/// something comes. Longer than the proxy lets a command wait: what is given up here is not done
+/// afterwards.
+pub(crate) const WHOLE_TIMEOUT: Duration = Duration::from_secs(25);
 /// Lines of the longest answer: `stats servers` has some ten for each of at most 256 servers, and
 /// `resync status` one for each pair.
 const STATS_MAX: usize = 256 << 10;

@@ -26,6 +26,24 @@ fn status(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String, String
     run(&[&["status", "--proxy", &cluster.proxy.addr()], arguments].concat())
 }
 
+/// Its counters are the proxy's; the servers' part of them is left out. What only the server knows
+/// is said to be unknown.
+#[test]
+fn a_server_that_hangs_keeps_the_status_from_nobody() {
+    let patient = ["--timeout", "3s", "--leader-timeout", "3s", "--probe-timeout", "3s"];
+    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&patient));
+    let hung = cluster.primaries[0].addr();
+    cluster.primaries[0].pause();
+    let told = [status(&cluster, &[]), status(&cluster, &["--check"])];
+    let (code, text, complaint) = run(&["key", "k", "--proxy", &cluster.proxy.addr()]);
+    signal(cluster.primaries[0].pid(), "CONT");
+    assert_eq!((code, complaint.as_str()), (Some(1), ""), "{text}");
+    assert!(text.contains(&hung) && text.contains("did not answer in time"), "{text}");
+    for (code, text, complaint) in told {
+        assert_eq!((code, complaint.as_str()), (Some(0), ""), "{text}");
+    }
+}
+
 /// A primary is killed, comes back and is filled; then it is killed again, and the backup with it.
 #[test]
 fn status_says_in_one_word_how_it_is_and_what_to_do() {
