@@ -46,7 +46,7 @@ impl History {
         let id = inner.ops.len();
         let who = format!("{:.3}s c{client} op{id}", inner.begun.elapsed().as_secs_f64());
         note(|| format!("client {client}: op{id} {} {call:?}", key.unwrap_or("*")));
-        let op = Op { who, call, outcome: Outcome::Unknown, token: None, begun: moment, ended: None };
+        let op = Op { who, call, outcome: Outcome::Unknown, token: None, begun: moment, ended: None, early: false };
         inner.ops.push((key.map(str::to_owned), op));
         id
     }
@@ -144,7 +144,7 @@ impl History {
             }
             let mut verdict = judge(&ops, lenient);
             if let Verdict::Wrong { .. } = verdict
-                && let Some(steady) = without_early_reads(&ops, &seen.losses)
+                && let Some(steady) = with_early_reads(&ops, &seen.losses)
                 && judge(&steady, lenient) == Verdict::Fine
             {
                 verdict = Verdict::Fine;
@@ -178,6 +178,7 @@ fn add_what_was_seen(ops: &mut Vec<Op>, key: &str, seen: &Seen, until: impl Fn(I
         token: None,
         begun,
         ended: Some(ended),
+        early: false,
     };
     let looks = seen.looks.iter().filter(|(_, of, _)| of == key);
     ops.extend(looks.map(|(at, _, call)| op("proxy", call.clone(), *at, *at)));
@@ -199,11 +200,12 @@ fn tokens_that_came_again(key: &str, ops: &[Op]) -> Option<String> {
     })
 }
 
-/// The history without what was read of a write before that was acknowledged, where a node was lost
-/// in between: the write may have been made on the node that was lost, where it was read, and be
-/// made again on the other one only after others have read what was there before.
-/// (docs/guarantees.md says so.) `None` if there is no such read.
-fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
+/// The history where what was read of a write before that was acknowledged need not fit, if a node
+/// was lost in between: the write may have been made on the node that was lost, where it was read,
+/// and be made again on the other one only after others have read what was there before.
+/// (docs/guarantees.md says so.) It may fit, too, for it may have been read of the next leader:
+/// then its client knows the token of what is there. `None` if there is no such read.
+fn with_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
     let is_early = |read: &Op| {
         let (text, stale, untold) = match &read.outcome {
             Outcome::Value(Some(text)) => (text.as_str(), false, None),
@@ -225,23 +227,8 @@ fn without_early_reads(ops: &[Op], losses: &[u64]) -> Option<Vec<Op>> {
             shows && write.ended.is_some_and(|until| losses.iter().any(|loss| between(loss, until)))
         })
     };
-    // (What it did where it was read is not known either, where it may have done anything.)
-    let mut steady: Vec<Op> = ops.iter().filter(|op| !only_looks(op) || !is_early(op)).cloned().collect();
-    for read in steady.iter_mut().filter(|op| is_early(op)) {
-        (read.outcome, read.token, read.ended) = (Outcome::Unknown, None, None);
-    }
+    let steady: Vec<Op> = ops.iter().map(|op| Op { early: is_early(op), ..op.clone() }).collect();
     (steady != ops).then_some(steady)
-}
-
-/// Whether it has changed nothing, whatever it was shown.
-fn only_looks(op: &Op) -> bool {
-    match (&op.call, &op.outcome) {
-        (Call::Get, _) => true,
-        (Call::Meta(Meta::Get { make: None, renew: None, ends: None, .. }), Outcome::Shown(Some(shown))) => {
-            shown.marks.is_none_or(|marks| !marks.won)
-        }
-        _ => false,
-    }
 }
 
 /// Whether what was shown without its value may be what this call has stored.
@@ -275,6 +262,7 @@ fn explain(key: &str, ops: &[Op], order: &[usize], stuck: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulation::item::Marks;
 
     #[test]
     fn what_was_read_of_a_write_that_a_loss_overtook_is_no_violation() {
@@ -313,6 +301,22 @@ mod tests {
             history.answer(early, Outcome::Shown(Some(Shown { flags: Some(flags), ..Shown::default() })));
             history.answer(write, Outcome::Exists);
             assert_eq!(history.verdict(false, &at(&[5])).len(), wrong, "{flags}");
+        }
+        // What was told of the next leader is a token all the same: with it nothing is stale.
+        for (stale, wrong) in [(false, 0), (true, 1)] {
+            let (history, write) = history();
+            let call = |call| history.call(0, Some("k"), call);
+            let told = call(Call::Get);
+            history.answer(write, Outcome::Stored);
+            let shown = Shown { value: Some("b".into()), ..Shown::default() };
+            history.answer_with(told, Outcome::Shown(Some(shown)), Some(5));
+            let (mode, value) = (crate::simulation::item::Mode::Set, "c".into());
+            let with = call(Call::Meta(Meta::Set { mode, value, flags: 0, ends: 3_000, token: Some(5), older: true }));
+            history.answer(with, Outcome::Stored);
+            let look = call(Call::Meta(Meta::Get { make: None, renew: None, ends: None, settled: false }));
+            let marks = Some(Marks { won: stale, taken: false, stale });
+            history.answer(look, Outcome::Shown(Some(Shown { ends: Some(3_000), marks, ..Shown::default() })));
+            assert_eq!(history.verdict(false, &at(&[8])).len(), wrong, "{stale}");
         }
         // Acknowledged before the late read it must stay.
         let (kept, write) = history();

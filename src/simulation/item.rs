@@ -323,7 +323,7 @@ mod tests {
     fn op(at: usize, call: Call, outcome: Outcome, token: Option<u64>) -> Op {
         let begun = 2 * at as u64;
         let ended = (outcome != Outcome::Unknown).then_some(begun + 1);
-        Op { who: String::new(), call, outcome, token, begun, ended }
+        Op { who: String::new(), call, outcome, token, begun, ended, early: false }
     }
 
     fn set(value: &str, token: Option<u64>, older: bool) -> Call {

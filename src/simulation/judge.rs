@@ -89,6 +89,21 @@ pub(super) struct Op {
     /// takes effect before it, or never.
     pub(super) begun: u64,
     pub(super) ended: Option<u64>,
+    /// It was answered, and need not fit: it may have been read of a node that was lost.
+    pub(super) early: bool,
+}
+
+impl Op {
+    /// Whether it has changed nothing, whatever it was shown.
+    fn only_looks(&self) -> bool {
+        match (&self.call, &self.outcome) {
+            (Call::Get, _) => true,
+            (Call::Meta(Meta::Get { make: None, renew: None, ends: None, .. }), Outcome::Shown(Some(shown))) => {
+                shown.marks.is_none_or(|marks| !marks.won)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Steps of one search; a history that takes more is not judged (and counted).
@@ -107,8 +122,9 @@ pub(super) enum Verdict {
     TooLong,
 }
 
-/// When an operation was under way, and whether its outcome is unknown. (Most of a search's time
-/// goes into looking for what may come next, so this lies close together.)
+/// When an operation was under way, and whether it may have had no effect: its outcome is unknown,
+/// or it need not fit. (Most of a search's time goes into looking for what may come next, so this
+/// lies close together.)
 struct Span {
     begun: u64,
     ended: u64,
@@ -117,7 +133,8 @@ struct Span {
 
 impl Span {
     fn of(op: &Op) -> Span {
-        Span { begun: op.begun, ended: op.ended.unwrap_or(u64::MAX), unknown: op.outcome == Outcome::Unknown }
+        let unknown = op.early || op.outcome == Outcome::Unknown;
+        Span { begun: op.begun, ended: op.ended.unwrap_or(u64::MAX), unknown }
     }
 }
 
@@ -166,10 +183,11 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
             return Verdict::Fine;
         }
     }
-    let mandatory_left = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
+    let spans: Vec<Span> = ops.iter().map(Span::of).collect();
+    let mandatory_left = spans.iter().filter(|span| !span.unknown).count();
     let mut search = Search {
         ops,
-        spans: ops.iter().map(Span::of).collect(),
+        spans,
         words: HashMap::default(),
         items: vec![Item::default()],
         done: vec![0; ops.len().div_ceil(64)],
@@ -211,7 +229,7 @@ impl Search<'_> {
         let due = bounded.map(|span| span.ended).min().unwrap_or(u64::MAX);
         let quiet = |search: &mut Self, &i: &usize| {
             let op = &search.ops[i];
-            if op.begun > due {
+            if op.begun > due || search.spans[i].unknown {
                 return false;
             }
             // A delete that finds nothing ends what may yet arrive; and what lasts as long as it is
@@ -228,7 +246,7 @@ impl Search<'_> {
                 stuck.push(i);
                 continue;
             };
-            let unknown = self.ops[i].outcome == Outcome::Unknown;
+            let unknown = self.spans[i].unknown;
             if unknown && next == state {
                 // It changes nothing here: as if it had never happened.
                 continue;
@@ -323,14 +341,19 @@ impl Search<'_> {
 
     /// The state after the operation, if its answer fits the state before.
     fn apply(&mut self, state: u32, i: usize) -> Option<u32> {
-        let Op { call, outcome, token, .. } = &self.ops[i];
+        let op @ Op { call, outcome, token, .. } = &self.ops[i];
         if let Call::Arrive(value) = call {
             let ends = |j: usize| self.is_done(j) && matches!(self.ops[j].call, Call::Delete | Call::Flush);
             let fits = state == NOTHING && !(0..self.ops.len()).any(ends);
             return fits.then(|| self.word(Item::new(value.clone())));
         }
         let item = (state != NOTHING).then(|| &self.items[state as usize]);
-        match step(item, call, outcome, *token) {
+        let fits = match step(item, call, outcome, *token) {
+            // What it did where it was read is not known either, where it may have done anything.
+            Step::Misfit if op.early && !op.only_looks() => step(item, call, &Outcome::Unknown, None),
+            fits => fits,
+        };
+        match fits {
             Step::Misfit => None,
             Step::Same => Some(state),
             Step::Gone => Some(NOTHING),
@@ -380,7 +403,7 @@ mod tests {
 
     fn op(call: Call, outcome: Outcome, begun: u64, ended: u64) -> Op {
         let ended = (outcome != Outcome::Unknown).then_some(ended);
-        Op { who: String::new(), call, outcome, token: None, begun, ended }
+        Op { who: String::new(), call, outcome, token: None, begun, ended, early: false }
     }
 
     fn set(v: &str, begun: u64, ended: u64) -> Op {
