@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::binary_differential::{Connection, Packet, random_request};
-use crate::support::{Cluster, Memcached, Shape, wait_until};
+use crate::support::{Cluster, Memcached, Shape, given_seed, wait_until};
 
 pub fn packet(opcode: u8, extras: &[u8], key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x80, opcode];
@@ -38,14 +38,14 @@ fn random_requests_are_answered_as_by_memcached() {
     let cluster = Cluster::start(&Shape::new(1, 1));
     let mut real = Connection::open(&node.addr());
     let mut ours = Connection::open(&cluster.proxy.addr());
-    let mut state = 0xb2_u64;
+    let mut state = given_seed().unwrap_or(0xb2);
     let mut below = |bound: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % bound
     };
     let mut answers = 0;
     for at in 0..REQUESTS {
-        let mut request = random_request(&mut below);
+        let mut request = random_request(&mut below, false);
         // Statistics are each one's own; of a token nobody has, `1` may be one here; what is no
         // request at all is told so (documented).
         if request[1] == 0x10 || request[0] != 0x80 {
@@ -64,6 +64,33 @@ fn random_requests_are_answered_as_by_memcached() {
     }
     assert!(answers > REQUESTS / 3, "{answers} answers");
     cluster.assert_rings_equal();
+}
+
+/// The first byte of a connection says for good what it speaks: a header of this protocol behind
+/// another one is a line of text, which both wait for to end.
+#[test]
+fn a_connection_that_begins_otherwise_speaks_text() {
+    let node = Memcached::start(&[]);
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    let header = packet(0x0b, b"", b"", b"");
+    let said = |addr: &str, first: u8| {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        stream.write_all(&[&[first], &header[1..], b"\r\nmn\r\n"].concat()).unwrap();
+        let mut said = Vec::new();
+        let mut piece = [0; 1024];
+        while !said.ends_with(b"MN\r\n") {
+            let count = stream.read(&mut piece).unwrap();
+            assert!(count > 0, "{first:#x}: closed behind {}", said.escape_ascii());
+            said.extend_from_slice(&piece[..count]);
+        }
+        said.escape_ascii().to_string()
+    };
+    for first in (0..=0xff).filter(|first| *first != 0x80) {
+        let expected = said(&node.addr(), first);
+        assert!(expected.starts_with("ERROR"), "{first:#x}: {expected}");
+        assert_eq!(said(&cluster.proxy.addr(), first), expected, "{first:#x}");
+    }
 }
 
 fn nasty_keys() -> Vec<Vec<u8>> {
