@@ -77,6 +77,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::cluster::alone::alone;
     use crate::ids::Incarnation;
@@ -100,6 +102,15 @@ mod tests {
     fn read(cluster: &mut Cluster, incarnation: Option<Incarnation>, evictions: u64) {
         let view = NodeView { incarnation, evictions, ..NodeView::default() };
         cluster.evictions_read(NODE, Ok(view));
+    }
+
+    /// Whether its copies are compared by themselves in the next minute.
+    async fn is_compared(cluster: &mut Cluster) -> bool {
+        for _ in 0..60 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            cluster.look_for_copies();
+        }
+        cluster.is_verifying()
     }
 
     fn shown(cluster: &Cluster) -> (&'static str, bool) {
@@ -127,6 +138,19 @@ mod tests {
             read(&mut cluster, HIS, found);
             assert!(!cluster.is_in_doubt(PAIR));
             assert_eq!(shown(&cluster), ("incomplete", true), "{found}");
+        }
+    }
+
+    /// By the word of a leader that may lack items itself the other node's copies would go.
+    #[tokio::test(start_paused = true)]
+    async fn the_pair_is_not_compared_before_it_has_told() {
+        for (found, compared) in [(5, true), (6, false)] {
+            let mut cluster = in_doubt();
+            // What the other node evicted while it was filled a comparing would put back.
+            cluster.evicted_during_fill(NodeId(1), 1);
+            assert!(!is_compared(&mut cluster).await, "in doubt");
+            read(&mut cluster, HIS, found);
+            assert_eq!(is_compared(&mut cluster).await, compared, "{found}");
         }
     }
 
