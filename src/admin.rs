@@ -13,9 +13,7 @@ mod process;
 mod shown;
 mod socket;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
@@ -28,27 +26,12 @@ use crate::proxy::Memory;
 use crate::reload::Reload;
 use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
-use crate::stats::closings::{Closing, closed};
+use crate::stats::closings::closed;
 
 pub(crate) use busy::{BUSY, Closings, Refusals, refuse};
 use history::Recorder;
 use shown::{Metrics, Shown};
 use socket::Operators;
-
-/// What is known of those who came.
-#[derive(Default, Debug)]
-struct Visits {
-    /// HTTP requests answered.
-    served: AtomicU64,
-    /// Connections refused, because too many are open.
-    refused: AtomicU64,
-    /// Connections ended because they were too slow.
-    late: AtomicU64,
-    /// Connections ended because they spoke no HTTP, or too much of it, or broke.
-    broken: AtomicU64,
-    /// Those two, for the log.
-    closings: Closings,
-}
 
 /// A pool, as operators see it.
 pub(crate) struct Panel {
@@ -68,25 +51,10 @@ struct Admin {
     /// At least one, which has no name where the file has no pools.
     pools: Vec<Shown>,
     metrics: Metrics,
-    visits: Visits,
+    /// Visitors that were late, or broke, for the log.
+    closings: Closings,
     /// The proxy is told to stop.
     shutdown: CancellationToken,
-}
-
-impl Visits {
-    /// One ended that was late, or broke: counted here and among all closings, and told of.
-    fn closed(&self, closing: Closing, peer: Option<SocketAddr>, why: &str) {
-        closing.count();
-        let count = if closing == Closing::AdminBroken { &self.broken } else { &self.late };
-        count.fetch_add(1, Relaxed);
-        self.closings.tell(peer, why);
-    }
-
-    fn told(&self) -> Vec<(&'static str, u64)> {
-        let all =
-            [("served", &self.served), ("refused", &self.refused), ("late", &self.late), ("broken", &self.broken)];
-        all.into_iter().map(|(result, count)| (result, count.load(Relaxed))).collect()
-    }
 }
 
 impl Admin {
@@ -94,12 +62,7 @@ impl Admin {
         // (Of several pools none is one of a fleet's.)
         let role = self.pools.first().map_or(Standing::SINGLE.role, |shown| shown.losses.role());
         let lease_held = role != Standing::SINGLE.role && !lease::is_over();
-        Around {
-            standing: Standing { role, lease_held },
-            visits: self.visits.told(),
-            closed: closed(),
-            process: process::look(),
-        }
+        Around { standing: Standing { role, lease_held }, closed: closed(), process: process::look() }
     }
 }
 
@@ -128,7 +91,7 @@ pub(crate) fn serve(
             pools.push(Shown::new(panel.pool, (panel.desk, panel.losses, panel.memory), recorder.history()));
             runtime.spawn(recorder.record_forever());
         }
-        let admin = Admin { pools, metrics: Metrics::default(), visits: Visits::default(), shutdown };
+        let admin = Admin { pools, metrics: Metrics::default(), closings: Closings::default(), shutdown };
         runtime.spawn(http::accept_forever(listener, Arc::new(admin)));
     }
     Ok(())

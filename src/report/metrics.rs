@@ -35,7 +35,6 @@ impl Standing {
 #[derive(Clone, Debug)]
 pub struct Around {
     pub standing: Standing,
-    pub visits: Vec<(&'static str, u64)>,
     pub closed: Vec<Closed>,
     pub process: Process,
 }
@@ -412,10 +411,6 @@ impl Report {
     }
 
     fn put_process(&self, out: &mut Text, around: &Around) {
-        out.begin("admin_connections_total", "counter", "Connections to the admin listener, by what became of them.");
-        for (result, count) in &around.visits {
-            out.sample("", &[("result", result)], count);
-        }
         put_closed(out, &around.closed);
         let process = &around.process;
         let used = seconds(self.process.user_us + self.process.system_us);
