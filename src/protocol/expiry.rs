@@ -27,7 +27,7 @@ const SHARP: Duration = Duration::from_millis(50);
 pub struct Offset {
     secs: i64,
     /// Measured at the end of one of the proxy's seconds; otherwise it may be one too small, and
-    /// what is stored by it a second short.
+    /// what is stored or copied by it a second short.
     pub sharp: bool,
 }
 
@@ -43,9 +43,11 @@ impl Offset {
         date.saturating_add(self.secs)
     }
 
-    /// A node's date as the proxy's.
+    /// A node's date as the proxy's; never a later one. (By a measurement that is not sharp the
+    /// same difference would be a second too late: what expires by it is one that was stored by a
+    /// sharp one, perhaps by an earlier proxy, and a copy of it would outlast it.)
     pub fn here(self, date: i64) -> i64 {
-        date.saturating_sub(self.secs)
+        date.saturating_sub(self.secs).saturating_sub(i64::from(!self.sharp))
     }
 
     /// Takes a later measurement of the same life of a node. The moment at which a node turns to
@@ -132,6 +134,24 @@ mod tests {
                 for gone in [first.gone(stored), copy] {
                     let (least, most) = (asked + 60.0 - 3.05, asked + 60.0);
                     assert!((least..=most).contains(&gone), "phase {}, at {asked}: {gone}", first.phase);
+                }
+            }
+        }
+    }
+
+    /// An item that an earlier proxy stored, or a refill, is copied when the next one has just
+    /// begun: its repair waits for no measurement.
+    #[test]
+    fn a_copy_that_is_made_in_a_proxys_first_second_ends_at_its_date_or_at_most_two_seconds_before() {
+        for (first, copied) in nodes().zip(nodes().skip(7)) {
+            for now in [99.0, 99.3, 99.7, 99.94, 99.97] {
+                let seen = |node: &Node| Offset::seen(node.shows(now), Duration::from_secs_f64(now));
+                let stored = first.offset().there(160);
+                let date = of_copy(seen(&first).here(stored), Duration::from_secs_f64(now)).unwrap();
+                assert!((159..=160).contains(&date), "phase {}, at {now}: {date}", first.phase);
+                for to in [seen(&copied), copied.offset()] {
+                    let gone = copied.gone(to.there(date));
+                    assert!((157.0 - 0.05..=160.0).contains(&gone), "phase {}, at {now}: {gone}", copied.phase);
                 }
             }
         }

@@ -598,6 +598,8 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
         let offset = Some(Offset::seen(shown, Duration::from_millis(5_009_990)));
         core.handle_command(story.world.now, Command::Clock { node: NodeId(node), offset });
     }
+    let told =
+        |story: &Story| -> Vec<i64> { story.world.nodes.iter().map(|node| node.items[&b"k"[..]].exptime).collect() };
     // A client's own date is the leader's, what lives for a few seconds is nobody's.
     for (exptime, leader, follower) in
         [(60, 5_010_067, 5_010_050), (10, 10, 10), (0, 0, 0), (6_000_000, 6_000_000, 5_999_983)]
@@ -609,10 +611,14 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
         ] {
             story.say(&command);
             assert_eq!(story.hear(), answer, "{command}");
-            let found: Vec<i64> = story.world.nodes.iter().map(|node| node.items[&b"k"[..]].exptime).collect();
-            assert_eq!(found, [leader, follower], "{command}");
+            assert_eq!(told(&story), [leader, follower], "{command}");
         }
     }
+    // The leader's is not known to a second yet: the follower's copy is no later for it.
+    let rough = Some(Offset::seen(5_010_006, Duration::from_millis(5_009_500)));
+    story.world.cores[0].handle_command(story.world.now, Command::Clock { node: NodeId(0), offset: rough });
+    story.say("set k 0 6000000 1\r\nx\r\n");
+    assert_eq!((story.hear().as_str(), told(&story)), ("STORED\r\n", vec![6_000_000, 5_999_983]));
 }
 
 /// A connection that our own kernel gave up leaves it open what the node will execute; one that the
