@@ -282,18 +282,21 @@ async fn late(world: &mut World, active: usize) {
         }
         // None is made any more, and what stands there is read.
         2 => fleet(world).register().lose(active, Lost::Swaps),
-        // A claim is made so late that its proxy asks for it again, because a survey takes all its
-        // time, and hears of that one only when the first one is worth nothing any more.
+        // A claim is made so late that its proxy asks for it again, after a survey that takes all
+        // its time (the one before it does not: polls would be too far apart), and hears of that
+        // one only when the first one is worth nothing any more. Who takes it for the second one
+        // acts until another one does, whom no heartbeat stops.
         _ => {
             let node = world.rng.random_range(0..world.topology.node_count());
             fleet(world).kill(active);
-            world.net.change(node, "hangs", |host| host.hung = true);
-            let course = Course { swaps_ms: ms / 6..ms / 3, deafens_ms: ms * 2 / 3..ms, ..Course::default() };
+            let course = Course { swaps_ms: ms / 6..ms / 3, deafens_ms: ms * 3 / 4..ms, ..Course::default() };
             fleet(world).register().take(course);
-            let (before, deadline) = (fleet(world).register().holder(), Instant::now() + longest * 4);
-            while fleet(world).register().holder() == before && Instant::now() < deadline {
+            let deadline = Instant::now() + longest * 4;
+            while !fleet(world).register().was_asked() && Instant::now() < deadline {
                 sleep(Duration::from_millis(1)).await;
             }
+            world.net.change(node, "hangs", |host| host.hung = true);
+            sleep(longest / 2).await;
             world.net.change(node, "goes on", |host| host.hung = false);
         }
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::coord::{Holder, Record, Seen, Swapped, Unread, Value};
+use crate::coord::{Record, Seen, Swapped, Unread, Value};
 use crate::rules::{Rule, holds};
 
 use super::trace::note;
@@ -37,7 +37,7 @@ pub(super) struct Faults {
 pub(super) struct Course {
     /// Swaps are made so much later, until one makes another proxy the holder.
     pub(super) swaps_ms: Range<u64>,
-    /// So long the new holder does not reach it then.
+    /// So long the new holder does not reach it then, and none of its swaps does after that.
     pub(super) deafens_ms: Range<u64>,
     /// Answers come so much later.
     pub(super) answers_ms: Range<u64>,
@@ -65,6 +65,8 @@ struct Inner {
     deaf: BTreeMap<usize, Instant>,
     lost: BTreeMap<usize, Lost>,
     course: Course,
+    /// A swap was asked for since that began.
+    asked: bool,
     faults: Faults,
     /// How it answers when it is well.
     usual: Faults,
@@ -83,6 +85,7 @@ impl SimRegister {
             deaf: BTreeMap::new(),
             lost: BTreeMap::new(),
             course: Course::default(),
+            asked: false,
             faults: usual,
             usual,
             rng,
@@ -110,7 +113,13 @@ impl SimRegister {
 
     pub(super) fn take(&self, course: Course) {
         note(|| format!("FAULT  register: {course:?}"));
-        self.0.borrow_mut().course = course;
+        let inner = &mut *self.0.borrow_mut();
+        (inner.course, inner.asked) = (course, false);
+    }
+
+    /// Whether a swap was asked for since its [`Course`] began.
+    pub(super) fn was_asked(&self) -> bool {
+        self.0.borrow().asked
     }
 
     pub(super) fn lose(&self, machine: usize, lost: Lost) {
@@ -126,11 +135,6 @@ impl SimRegister {
         inner.cut_off.clear();
         inner.deaf.clear();
         inner.lost.clear();
-    }
-
-    /// Whose record stands there.
-    pub(super) fn holder(&self) -> Option<Holder> {
-        self.0.borrow().seen.value.record().map(|record| record.holder)
     }
 
     /// It has lost its memory.
@@ -189,6 +193,7 @@ impl SimRegister {
         let deadline = Instant::now() + patience;
         let ((there, back), life) = {
             let inner = &mut *self.0.borrow_mut();
+            inner.asked |= swaps;
             let ((there, back), (later, longer)) = ((inner.way(), inner.way()), inner.by_course(swaps));
             let lost = inner.lost.get(&machine).is_some_and(|lost| swaps || *lost == Lost::All);
             let there = there.filter(|_| !lost).map(|there| there + later);
@@ -234,6 +239,7 @@ impl Inner {
             let ms = self.rng.random_range(deafens_ms);
             note(|| format!("FAULT  register and machine {machine}: cut off for {ms} ms"));
             self.deaf.insert(machine, Instant::now() + Duration::from_millis(ms));
+            self.lost.insert(machine, Lost::Swaps);
         }
     }
 

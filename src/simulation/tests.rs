@@ -242,5 +242,6 @@ missed! {
     with_listed_copies_that_lead_in_a_fleet: ListedCopiesDoNotLead, FleetCuts, 2_000, 46;
     with_leases_from_the_answer: LeaseFromAsking, FleetLate, 3_000, 710;
     with_unknown_swaps_taken_for_made: UnknownIsNotMade, FleetLate, 2_000, 2;
+    with_heartbeats_that_are_asked_for_twice: HeartbeatsAreUnique, FleetLate, 2_000, 17;
     without_the_fence_of_marks: FencedByMark, FleetFrozen, 1_000, 1;
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::fleet::{FENCED, LEASE, args, get, shown, while_clients_count};
+use crate::support::fleet::{FENCED, LEASE, args, get, shown};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Proxy, Rng, Stored, duration_or, seed, wait_until};
 
@@ -81,73 +81,6 @@ fn the_next_proxy_takes_the_place_of_one_that_is_killed_and_its_clients_stay() {
     fleet.proxies[active].spawn();
     fleet.all_ready();
     assert_eq!(shown(&fleet.proxies[active], "role"), "standby");
-}
-
-/// A counter, a lock and a value behind cas tokens, which clients of all doors have in common.
-struct Shared {
-    counter: String,
-    lock: String,
-    value: String,
-    counted: AtomicU64,
-    changed: AtomicU64,
-    held: AtomicBool,
-}
-
-impl Shared {
-    fn new(round: u32, client: &mut Client) -> Shared {
-        let [counter, lock, value] = ["counter", "lock", "value"].map(|name| format!("{name}:{round}"));
-        for key in [&counter, &value] {
-            assert_eq!(client.set(key, b"0"), Ok(Stored::Stored));
-        }
-        let (counted, changed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Shared { counter, lock, value, counted, changed, held: AtomicBool::new(false) }
-    }
-
-    fn turn(&self, client: &mut Client) {
-        assert!(matches!(client.incr(&self.counter, 1), Ok(Some(_))));
-        self.counted.fetch_add(1, Ordering::SeqCst);
-        if client.store("add", &self.lock, 0, 0, b"1") == Ok(Stored::Stored) {
-            assert!(!self.held.swap(true, Ordering::SeqCst), "two clients have the lock");
-            self.held.store(false, Ordering::SeqCst);
-            assert_eq!(client.delete(&self.lock), Ok(true));
-        }
-        let item = client.gets(&self.value).expect("gets").expect("it is there");
-        let next = String::from_utf8(item.value).expect("a text").parse::<u64>().expect("a number") + 1;
-        match client.cas(&self.value, 0, 0, next.to_string().as_bytes(), item.cas.expect("a token")) {
-            Ok(Stored::Stored) => drop(self.changed.fetch_add(1, Ordering::SeqCst)),
-            other => assert_eq!(other, Ok(Stored::Exists)),
-        }
-    }
-
-    fn adds_up(&self, client: &mut Client) {
-        let all = [&self.counted, &self.changed].map(|count| Some(count.load(Ordering::SeqCst).to_string()));
-        assert_eq!([&self.counter, &self.value].map(|key| get(client, key)), all);
-    }
-}
-
-#[test]
-fn a_planned_change_costs_no_client_of_another_door_an_error_and_no_compare() {
-    let etcd = Etcd::start();
-    let mut fleet = Fleet::start(3, &etcd.fleet("planned"));
-    fleet.mirrored();
-    for round in 0..3 {
-        let active = fleet.active();
-        let others: Vec<String> = (0..3).filter(|&i| i != active).map(|i| fleet.proxies[i].addr()).collect();
-        let shared = Shared::new(round, &mut fleet.proxies[active].client());
-        let doors: Vec<&str> = others.iter().map(String::as_str).cycle().take(6).collect();
-        let also = |client: &mut Client, _: &str, _: u64| shared.turn(client);
-        while_clients_count(&doors, &format!("planned:{round}"), also, || {
-            assert_eq!(fleet.proxies[active].stop().code(), Some(0));
-        });
-        let next = fleet.active();
-        shared.adds_up(&mut fleet.proxies[next].client());
-        fleet.mirrored();
-        let log = fleet.proxies[next].log();
-        assert!(!log.contains("resync begins"), "round {round}: copies were compared:\n{log}");
-        fleet.proxies[active].spawn();
-        fleet.all_ready();
-    }
-    fleet.copies_are_equal();
 }
 
 /// It wakes with requests of its clients before it: none of them may be made, or answered.

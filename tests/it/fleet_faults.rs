@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::support::client::storage;
 use crate::support::fleet::{FENCED, args, get, shown};
 use crate::support::memcached::is_in_state;
 use crate::support::port::Port;
@@ -192,6 +193,76 @@ fn a_proxy_that_dies_as_it_wakes_leaves_equal_copies() {
     gap.fleet.proxies[1 - former].wait_mirrored(DEADLINE);
     gap.fleet.copies_are_equal();
     assert_eq!(get(&mut there, "b").as_deref(), Some("after"));
+}
+
+/// A server takes nothing, and the kernel of the active proxy is full of writes to it. Returns
+/// their keys.
+fn fill_kernel(fleet: &Fleet) -> Vec<String> {
+    assert_eq!(fleet.active(), 0);
+    fleet.mirrored();
+    let keys: Vec<String> = (0..30).map(|i| format!("late:{i}")).collect();
+    fleet.primaries[0].pause();
+    let mut client = fleet.proxies[0].client();
+    for key in &keys {
+        client.send(&storage("set", key, 0, 0, &[b'x'; 100_000], "")).expect("sent");
+    }
+    wait_until("the kernel is full", DEADLINE, || fleet.primaries[0].undelivered() > 100_000);
+    keys
+}
+
+/// The server reads again: what its own kernel had taken is all that comes, before the next proxy
+/// tells anybody of anything.
+fn nothing_is_delivered_late(fleet: &Fleet, keys: &[String]) {
+    fleet.primaries[0].resume();
+    let mut there = fleet.proxies[1].client();
+    for key in keys {
+        // (The next one may not have found the server yet.)
+        wait_until("it is stored", DEADLINE, || there.set(key, b"after") == Ok(Stored::Stored));
+    }
+    wait_until("it has read all", DEADLINE, || fleet.primaries[0].unread() == 0);
+    for key in keys {
+        assert_eq!(get(&mut there, key).as_deref(), Some("after"), "{key}");
+    }
+}
+
+/// Waits longer for a server than it is full of writes to it; and closes its sockets as it ends.
+const PATIENT: &[&str] = &["--timeout", "15s", "--leader-timeout", "15s", "--io-uring", "off"];
+
+/// Whatever it does itself: it is paused.
+#[test]
+fn what_the_kernel_of_a_paused_proxy_holds_is_dropped() {
+    let etcd = Etcd::start();
+    let mut fleet = Fleet::start_each(&etcd.fleet("full"), &[PATIENT, &[]]);
+    let keys = fill_kernel(&fleet);
+    fleet.proxies[0].pause();
+    let (begun, mut dropped) = (Instant::now(), None);
+    wait_until("the kernel drops it, and another one is active", DEADLINE, || {
+        if dropped.is_none() && fleet.primaries[0].undelivered() == 0 {
+            dropped = Some(begun.elapsed());
+        }
+        dropped.is_some() && shown(&fleet.proxies[1], "role") == "active"
+    });
+    eprintln!("dropped after {:?}; another one was active by {:?}", dropped.expect("it is"), begun.elapsed());
+    nothing_is_delivered_late(&fleet, &keys);
+    fleet.proxies[0].resume();
+    assert_eq!(fleet.proxies[0].wait_exit().code(), Some(FENCED));
+    fleet.proxies[1].wait_mirrored(DEADLINE);
+    fleet.copies_are_equal();
+}
+
+/// At once: the next one does not wait for the end of its lease.
+#[test]
+fn what_the_kernel_of_a_killed_proxy_holds_is_dropped() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let place = format!("file:{}", dir.path().join("fleet").display());
+    let mut fleet = Fleet::start_each(&place, &[PATIENT, &[]]);
+    let keys = fill_kernel(&fleet);
+    fleet.proxies[0].kill();
+    assert_eq!(fleet.primaries[0].undelivered(), 0);
+    fleet.active_but(0);
+    nothing_is_delivered_late(&fleet, &keys);
+    fleet.proxies[1].wait_mirrored(DEADLINE);
+    fleet.copies_are_equal();
 }
 
 /// What it knew of who is active is lost, or an old one is back: whoever acts ends, and the next

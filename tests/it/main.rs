@@ -19,6 +19,8 @@ mod expiry;
 mod failover;
 mod faults;
 mod fleet;
+mod fleet_changes;
+mod fleet_cuts;
 mod fleet_faults;
 mod fleet_releases;
 mod judge_selftest;

@@ -42,29 +42,16 @@ pub fn args(fleet: &str, primaries: &[Memcached], backups: &[Memcached], more: &
     args
 }
 
-/// A client at each of these doors counts on a key of its own while this is done, and before and
-/// after it: nothing that it asks fails or is done twice. `also`: what it does after each step,
-/// with its key and count.
-pub fn while_clients_count(
-    doors: &[&str],
-    keys: &str,
-    also: impl Fn(&mut Client, &str, u64) + Sync,
-    act: impl FnOnce(),
-) {
+/// These work while this is done, and before and after it; a step says whether it came to its end.
+pub fn while_at_work<S: Send>(workers: Vec<S>, step: impl Fn(&mut S) -> bool + Sync, act: impl FnOnce()) {
     let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for (n, door) in doors.iter().enumerate() {
-            let (over, done, also) = (&over, &done, &also);
+        let _ends = Ends(&over);
+        for mut worker in workers {
+            let (over, done, step) = (&over, &done, &step);
             scope.spawn(move || {
-                let mut client = Client::connect(door);
-                let key = format!("{keys}:{n}");
-                assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
-                let mut count = 0;
                 while !over.load(Ordering::SeqCst) {
-                    count += 1;
-                    assert_eq!(client.incr(&key, 1), Ok(Some(count)), "{key} on {door}");
-                    also(&mut client, &key, count);
-                    done.fetch_add(1, Ordering::SeqCst);
+                    done.fetch_add(u64::from(step(&mut worker)), Ordering::SeqCst);
                 }
             });
         }
@@ -75,8 +62,39 @@ pub fn while_clients_count(
         goes_on("clients are at work");
         act();
         goes_on("clients are at work afterwards");
-        over.store(true, Ordering::SeqCst);
     });
+}
+
+/// When dropped: also where something fails in between, which a scope would wait for for ever.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A client at each of these doors counts on a key of its own while this is done, and before and
+/// after it: nothing that it asks fails or is done twice. `also`: what it does after each step,
+/// with its key and count.
+pub fn while_clients_count(
+    doors: &[&str],
+    keys: &str,
+    also: impl Fn(&mut Client, &str, u64) + Sync,
+    act: impl FnOnce(),
+) {
+    let counts = |(n, door): (usize, &&str)| {
+        let (mut client, key) = (Client::connect(door), format!("{keys}:{n}"));
+        assert_eq!(client.set(&key, b"0"), Ok(Stored::Stored));
+        (client, key, 0)
+    };
+    let step = |(client, key, count): &mut (Client, String, u64)| {
+        *count += 1;
+        assert_eq!(client.incr(key, 1), Ok(Some(*count)), "{key}");
+        also(client, key, *count);
+        true
+    };
+    while_at_work(doors.iter().enumerate().map(counts).collect(), step, act);
 }
 
 impl Fleet {

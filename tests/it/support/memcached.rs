@@ -170,15 +170,26 @@ impl Memcached {
 
     /// Bytes that wait in its sockets and were not read by it.
     pub fn unread(&self) -> u64 {
+        self.waiting(|[local, _]| local, |queues| queues.split(':').nth(1))
+    }
+
+    /// Bytes that other kernels' sockets hold for it, of processes that live or not, and its own
+    /// has not taken.
+    pub fn undelivered(&self) -> u64 {
+        self.waiting(|[_, remote]| remote, |queues| queues.split(':').next())
+    }
+
+    /// In the sockets of which this end is its own.
+    fn waiting(&self, end: fn([&str; 2]) -> &str, queue: fn(&str) -> Option<&str>) -> u64 {
         let sockets = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.pid())).expect("its sockets");
         let own = format!(":{:04X}", self.port());
-        let unread = |line: &str| {
+        let bytes = |line: &str| {
             let mut words = line.split_whitespace().skip(1);
-            let (local, _, _, queues) = (words.next()?, words.next()?, words.next()?, words.next()?);
-            let unread = u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()?;
-            local.ends_with(&own).then_some(unread)
+            let (local, remote, _, queues) = (words.next()?, words.next()?, words.next()?, words.next()?);
+            let bytes = u64::from_str_radix(queue(queues)?, 16).ok()?;
+            end([local, remote]).ends_with(&own).then_some(bytes)
         };
-        sockets.lines().skip(1).filter_map(unread).sum()
+        sockets.lines().skip(1).filter_map(bytes).sum()
     }
 
     pub fn pid(&self) -> u32 {
