@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{count_filled, fill};
-use crate::support::{Cluster, DEADLINE, Hold, Load, Memcached, Mix, Proxy, Rng, Shape, duration_or, seed};
+use crate::support::{Cluster, DEADLINE, Hold, Load, Memcached, Mix, Proxy, Rng, Shape, duration_or, seed, soaks};
 
 const FILLER: usize = 5000;
 
@@ -171,7 +171,12 @@ fn chaos(shape: &Shape, seconds: u64, seed: u64) {
     let mut rng = Rng::new(seed, 99);
     let mut cluster = Cluster::start(&shape.clone().forwarded());
     fill(&mut cluster.client(), "filler", FILLER, 100);
-    let load = Load::start(&cluster.proxy.addr(), Mix::full(seed));
+    let mut mix = Mix::full(seed);
+    if soaks() {
+        // Nothing runs beside it.
+        mix.pace /= 4;
+    }
+    let load = Load::start(&cluster.proxy.addr(), mix);
     let begun = Instant::now();
     let mut rounds = 0;
     while begun.elapsed() < duration_or(Duration::from_secs(seconds)) {

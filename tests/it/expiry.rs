@@ -184,6 +184,7 @@ fn g7_what_was_seen_expired_stays_so_when_leadership_is_handed_back() {
                         written.push(key);
                     }
                 }
+                std::thread::sleep(Duration::from_millis(2));
                 for keys in written.chunks(90) {
                     for (key, item) in keys.iter().zip(client.get_many("get", keys).expect("get")) {
                         if item.is_none() {

@@ -161,12 +161,8 @@ fn g5_increments_through_four_workers_are_exact_across_every_edge() {
     let shape = Shape::new(1, 1).proxy(&["--threads", "4", "--resync-rate", "3000"]);
     let mut cluster = Cluster::start(&shape);
     crate::support::cluster::fill(&mut cluster.client(), "bulk", 3000, 50);
-    let mix = Mix {
-        counting: 24,
-        counters: 6,
-        pace: Duration::from_micros(500),
-        ..Mix::registers(seed("four workers"), 0, 0)
-    };
+    let mix =
+        Mix { counting: 24, counters: 6, pace: Duration::from_millis(4), ..Mix::registers(seed("four workers"), 0, 0) };
     let load = Load::start(&cluster.proxy.addr(), mix);
     for round in 0..4 {
         load.wait_operations(2000);

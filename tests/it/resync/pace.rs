@@ -31,7 +31,8 @@ fn g6_the_rate_setting_throttles() {
 fn g6_a_resync_yields_to_clients_and_ends() {
     let mut cluster = Cluster::start(&Shape::new(1, 1));
     fill(&mut cluster.client(), "bulk", 50_000, 100);
-    let load = Load::start(&cluster.proxy.addr(), Mix::full(seed("yielding")));
+    let mix = Mix { pace: Duration::from_millis(2), ..Mix::full(seed("yielding")) };
+    let load = Load::start(&cluster.proxy.addr(), mix);
     load.wait_operations(5000);
     load.mark("kill the primary");
     cluster.primaries[0].kill();

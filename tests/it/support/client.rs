@@ -1,12 +1,18 @@
 //! A strict text-protocol client: blocking, with a deadline on every read, that takes no reply it
 //! cannot account for.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+thread_local! {
+    /// What one read takes at most: filled with zeros once, not before each.
+    static CHUNK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Why an operation has no answer that it may have.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +72,8 @@ pub struct Client {
     buffer: Vec<u8>,
     start: usize,
     deadline: Duration,
+    /// What the socket was told last: for a read, for a write.
+    told: [Option<Duration>; 2],
 }
 
 impl Client {
@@ -84,7 +92,7 @@ impl Client {
     }
 
     fn over(stream: Stream) -> Client {
-        Client { stream, buffer: Vec::new(), start: 0, deadline: Duration::from_secs(15) }
+        Client { stream, buffer: Vec::new(), start: 0, deadline: Duration::from_secs(15), told: [None; 2] }
     }
 
     /// How long one answer may take, all of it.
@@ -93,15 +101,16 @@ impl Client {
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
+        if self.told[1] != Some(self.deadline) {
+            let _ = match &self.stream {
+                Stream::Tcp(s) => s.set_write_timeout(Some(self.deadline)),
+                Stream::Unix(s) => s.set_write_timeout(Some(self.deadline)),
+            };
+            self.told[1] = Some(self.deadline);
+        }
         let result = match &mut self.stream {
-            Stream::Tcp(s) => {
-                let _ = s.set_write_timeout(Some(self.deadline));
-                s.write_all(bytes)
-            }
-            Stream::Unix(s) => {
-                let _ = s.set_write_timeout(Some(self.deadline));
-                s.write_all(bytes)
-            }
+            Stream::Tcp(s) => s.write_all(bytes),
+            Stream::Unix(s) => s.write_all(bytes),
         };
         result.map_err(|e| self.failure(&e))
     }
@@ -131,14 +140,34 @@ impl Client {
         if left.is_zero() {
             return Err(Failure::Hang(self.deadline));
         }
-        let mut chunk = [0u8; 65536];
-        let result = match &mut self.stream {
-            Stream::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(&mut chunk)),
-            Stream::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(&mut chunk)),
-        };
-        let n = result.map_err(|e| self.failure(&e))?;
-        self.buffer.extend_from_slice(&chunk[..n]);
-        Ok(n)
+        self.wait_at_most(left).map_err(|e| self.failure(&e))?;
+        let (stream, buffer) = (&mut self.stream, &mut self.buffer);
+        let result = CHUNK.with_borrow_mut(|chunk| {
+            chunk.resize(65536, 0);
+            let n = match stream {
+                Stream::Tcp(s) => s.read(chunk),
+                Stream::Unix(s) => s.read(chunk),
+            }?;
+            buffer.extend_from_slice(&chunk[..n]);
+            Ok(n)
+        });
+        result.map_err(|e| self.failure(&e))
+    }
+
+    /// How long the next read waits. The socket is told where that is more than before, or less by a
+    /// tenth: told each time, it was a third of what a load of these clients asked of the system.
+    fn wait_at_most(&mut self, left: Duration) -> io::Result<()> {
+        if self.told[0].is_some_and(|told| left <= told && told <= left + left / 10) {
+            return Ok(());
+        }
+        // Not what is left, which is less the next time: what answers have from the beginning on.
+        let told = if self.deadline <= left + left / 10 { self.deadline.max(left) } else { left };
+        match &self.stream {
+            Stream::Tcp(s) => s.set_read_timeout(Some(told))?,
+            Stream::Unix(s) => s.set_read_timeout(Some(told))?,
+        }
+        self.told[0] = Some(told);
+        Ok(())
     }
 
     fn need(&mut self, len: usize, until: Instant) -> Outcome<()> {

@@ -5,6 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use super::client::Client;
 use super::forwarder::Forwarder;
 use super::network::Cable;
@@ -244,7 +247,7 @@ impl Drop for Memcached {
     }
 }
 
-/// SIGSTOP; every thread has stopped when this returns, and kill(1) itself returns earlier.
+/// SIGSTOP; every thread has stopped when this returns, and kill(2) itself returns earlier.
 pub fn pause(pid: u32) {
     signal(pid, "STOP");
     let tasks = format!("/proc/{pid}/task");
@@ -263,6 +266,7 @@ pub fn is_in_state(task: &Path, state: char) -> bool {
 
 /// Sends a signal to a child of ours that has not been reaped, so the pid cannot be anyone else's.
 pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().expect("run kill(1)");
-    assert!(status.success(), "kill -{name} {pid}: {status}");
+    let signal: Signal = format!("SIG{name}").parse().expect("a signal's name");
+    let child = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    nix::sys::signal::kill(child, signal).unwrap_or_else(|error| panic!("SIG{name} to {pid}: {error}"));
 }

@@ -55,7 +55,16 @@ pub fn seed(test: &str) -> u64 {
 
 /// How long workloads of a soak run: `RESILVER_TEST_SECONDS`, else what the test asks for.
 pub fn duration_or(default: Duration) -> Duration {
-    std::env::var("RESILVER_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).map_or(default, Duration::from_secs)
+    named_duration().unwrap_or(default)
+}
+
+/// Whether this is a soak.
+pub fn soaks() -> bool {
+    named_duration().is_some()
+}
+
+fn named_duration() -> Option<Duration> {
+    std::env::var("RESILVER_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).map(Duration::from_secs)
 }
 
 /// Polls until the process that was just started answers `version` at `addr`. Fails if the process
