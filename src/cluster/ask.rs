@@ -9,7 +9,7 @@ use crate::pair::{self, State};
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
-use crate::proxy::{ClientId, ClientKey, Command, Occupant, Question};
+use crate::proxy::{ClientId, ClientKey, Command, Occupant, Question, SlotNumber};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
@@ -22,14 +22,14 @@ use super::inquiries::Inquiry;
 pub(super) struct Asker {
     pub(super) worker: WorkerId,
     pub(super) client: ClientKey,
-    pub(super) slot: u64,
+    pub(super) slot: SlotNumber,
 }
 
 impl Asker {
     /// No worker's number: there are 64 at most.
     pub(super) const AT_THE_DESK: WorkerId = WorkerId(u16::MAX);
 
-    pub(super) fn at_the_desk(slot: u64) -> Asker {
+    pub(super) fn at_the_desk(slot: SlotNumber) -> Asker {
         Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }
     }
 

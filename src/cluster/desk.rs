@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Settings;
 use crate::protocol::answer;
 use crate::protocol::outcome::Outcome;
-use crate::proxy::Question;
+use crate::proxy::{Question, SlotNumber};
 use crate::report::Report;
 
 /// Requests that may wait. Whoever finds no place waits at the desk, with its deadline.
@@ -65,14 +65,14 @@ pub struct Desk {
 pub(super) struct Clerk {
     desk: Desk,
     /// Commands unanswered, by number.
-    commands: BTreeMap<u64, oneshot::Sender<Bytes>>,
-    last: u64,
+    commands: BTreeMap<SlotNumber, oneshot::Sender<Bytes>>,
+    last: SlotNumber,
 }
 
 impl Clerk {
     pub(super) fn open() -> (Clerk, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(WAITING_MAX);
-        (Clerk { desk: Desk { requests }, commands: BTreeMap::new(), last: 0 }, receiver)
+        (Clerk { desk: Desk { requests }, commands: BTreeMap::new(), last: SlotNumber(0) }, receiver)
     }
 
     pub(super) fn desk(&self) -> Desk {
@@ -80,19 +80,19 @@ impl Clerk {
     }
 
     /// Whether whoever gave a command waits for its answer.
-    pub(super) fn is_awaited(&self, command: u64) -> bool {
+    pub(super) fn is_awaited(&self, command: SlotNumber) -> bool {
         self.commands.get(&command).is_some_and(|reply| !reply.is_closed())
     }
 
     /// Returns the number of a command.
-    pub(super) fn wait_for(&mut self, reply: oneshot::Sender<Bytes>) -> u64 {
+    pub(super) fn wait_for(&mut self, reply: oneshot::Sender<Bytes>) -> SlotNumber {
         self.commands.retain(|_, reply| !reply.is_closed());
-        self.last += 1;
+        self.last = self.last.next();
         self.commands.insert(self.last, reply);
         self.last
     }
 
-    pub(super) fn answer(&mut self, command: u64, outcome: Outcome) {
+    pub(super) fn answer(&mut self, command: SlotNumber, outcome: Outcome) {
         let said = match outcome {
             Outcome::Raw(bytes) => bytes,
             Outcome::Own(bytes) => Bytes::from_static(bytes),

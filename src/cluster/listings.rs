@@ -140,7 +140,7 @@ mod tests {
     use crate::cluster::alone::alone;
     use crate::ids::Place;
     use crate::pair::{Fill, State};
-    use crate::proxy::{ClientId, Occupant};
+    use crate::proxy::{ClientId, Occupant, SlotNumber};
 
     /// A client that asks for all keys again and again, and reads slowly, keeps no node from being
     /// filled.
@@ -149,7 +149,7 @@ mod tests {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
         cluster.begin_open(State::Degraded { leader: Place::Primary });
         let client = ClientKey { id: ClientId(0), occupant: Occupant(0) };
-        let asker = |slot| Asker { worker: WorkerId(0), client, slot };
+        let asker = |slot| Asker { worker: WorkerId(0), client, slot: SlotNumber(slot) };
         cluster.list(asker(1), "all");
         assert_eq!(cluster.listings.0.len(), 1);
         let target = cluster.node_at(crate::ids::PairId(0), Place::Backup);

@@ -11,7 +11,7 @@ use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Close, Style};
 
-use super::handles::Occupant;
+use super::handles::{Occupant, SlotNumber};
 use super::in_flight::{Begun, Held, Hold, InFlight, Meter, Rest, Spare};
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
@@ -134,7 +134,7 @@ pub struct Client {
     /// Keys that it may have read at once, as far as that is known.
     reads_max: u32,
     /// Number of the first slot.
-    first: u64,
+    first: SlotNumber,
     in_flight: Option<Box<InFlight>>,
 }
 
@@ -161,7 +161,7 @@ impl Client {
             received_us: now_us,
             largest: 0,
             reads_max: FIRST_READS,
-            first: 0,
+            first: SlotNumber(0),
             in_flight: None,
         }
     }
@@ -412,10 +412,10 @@ impl Client {
         (style, begun): (Style, Begun),
         bytes: usize,
         spare: &mut Spare,
-    ) -> u64 {
+    ) -> SlotNumber {
         self.begun += 1 + (bytes >> 10) as u32;
         let f = self.in_flight.get_or_insert_with(|| spare.in_flight());
-        self.first + f.open(keys, shared, (style, begun), bytes, spare)
+        self.first.after(f.open(keys, shared, (style, begun), bytes, spare))
     }
 
     /// The get at the front of its input, if some pieces of it were taken.
@@ -432,15 +432,15 @@ impl Client {
 
     /// A key of a get is begun.
     #[inline(always)]
-    pub(super) fn begin_read(&mut self, slot: u64) {
+    pub(super) fn begin_read(&mut self, slot: SlotNumber) {
         self.begun += 1;
-        let Some(f) = &mut self.in_flight else { return };
-        f.begin_read((slot - self.first) as usize);
+        let (Some(f), Some(place)) = (&mut self.in_flight, slot.place_from(self.first)) else { return };
+        f.begin_read(place);
     }
 
     /// Notes that the slot's request is about a key. Of a get's keys each is noted, in order.
     #[inline(always)]
-    pub fn note_key(&mut self, slot: u64, hash: u32, write: bool) {
+    pub fn note_key(&mut self, slot: SlotNumber, hash: u32, write: bool) {
         let Some(f) = &mut self.in_flight else { return };
         f.note_key(slot, hash, write);
     }
@@ -477,7 +477,7 @@ impl Client {
     /// counted by [`Client::begin_read`]. Returns whether anything was moved.
     pub(super) fn answer(
         &mut self,
-        (slot, part, read): (u64, u32, bool),
+        (slot, part, read): (SlotNumber, u32, bool),
         answer: Outcome,
         spare: &mut Spare,
         memory: &Arc<Memory>,

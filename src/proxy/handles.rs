@@ -51,6 +51,32 @@ pub struct ClientKey {
     pub occupant: Occupant,
 }
 
+/// A client's requests, counted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct SlotNumber(pub u64);
+
+impl SlotNumber {
+    /// The client's next request.
+    #[inline(always)]
+    #[must_use]
+    pub fn next(self) -> SlotNumber {
+        self.after(1)
+    }
+
+    /// The request that comes this many after it.
+    #[inline(always)]
+    #[must_use]
+    pub fn after(self, count: u64) -> SlotNumber {
+        SlotNumber(self.0 + count)
+    }
+
+    /// How many requests came from `first` on before it; `None`: it came before `first`.
+    #[inline(always)]
+    pub fn place_from(self, first: SlotNumber) -> Option<usize> {
+        self.0.checked_sub(first.0).map(|place| place as usize)
+    }
+}
+
 /// A connection's dials, counted: what an earlier one answers is ignored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DialNumber(pub u32);

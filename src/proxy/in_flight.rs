@@ -14,6 +14,7 @@ use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Keyed, Style};
 
 use super::client::{MAX_READS, MAX_UNSENT};
+use super::handles::SlotNumber;
 use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
 use super::pending::PendingKeys;
@@ -115,7 +116,7 @@ pub(super) struct Rest {
     /// The request; its `keys` begin with the next one.
     pub(super) request: Keyed,
     pub(super) raw: Bytes,
-    pub(super) slot: u64,
+    pub(super) slot: SlotNumber,
     /// Number of the next key.
     pub(super) part: u32,
 }
@@ -196,12 +197,12 @@ impl InFlight {
 
     /// The first request is answered. `first`: its slot's number.
     #[inline(always)]
-    fn close_first(&mut self, first: &mut u64, spare: &mut Spare, meter: Meter<'_>) -> Option<Slot> {
+    fn close_first(&mut self, first: &mut SlotNumber, spare: &mut Spare, meter: Meter<'_>) -> Option<Slot> {
         let slot = self.slots.pop_front()?;
         self.bytes -= slot.bytes as usize;
         meter.answered(slot.begun);
         while self.keys.pop(*first, &mut spare.tables) {}
-        *first += 1;
+        *first = first.next();
         Some(slot)
     }
 
@@ -373,7 +374,7 @@ impl InFlight {
     }
 
     #[inline(always)]
-    pub(super) fn note_key(&mut self, slot: u64, hash: u32, write: bool) {
+    pub(super) fn note_key(&mut self, slot: SlotNumber, hash: u32, write: bool) {
         self.keys.push(slot, hash, write);
     }
 
@@ -392,8 +393,8 @@ impl InFlight {
     #[inline(always)]
     pub(super) fn answer(
         &mut self,
-        first: &mut u64,
-        (slot, part, read, len): (u64, u32, bool, usize),
+        first: &mut SlotNumber,
+        (slot, part, read, len): (SlotNumber, u32, bool, usize),
         mut answer: Outcome,
         spare: &mut Spare,
         memory: &Arc<Memory>,
@@ -404,8 +405,8 @@ impl InFlight {
             // It has other values to take, and nobody knows when it will.
             answer = Outcome::Refused(MEMORY_FULL);
         }
-        let Some(at) = slot.checked_sub(*first) else { return false };
-        let Some(entry) = self.slots.get_mut(at as usize) else { return false };
+        let Some(at) = slot.place_from(*first) else { return false };
+        let Some(entry) = self.slots.get_mut(at) else { return false };
         meter.stats.requests.count(entry.begun.asked, &answer);
         match (&mut entry.reply, answer) {
             (Reply::Many(many), answer) => {
@@ -477,7 +478,7 @@ impl InFlight {
     pub(super) fn give_up(
         &mut self,
         said: Refusal,
-        first: &mut u64,
+        first: &mut SlotNumber,
         spare: &mut Spare,
         memory: &Arc<Memory>,
         meter: Meter<'_>,
@@ -510,7 +511,7 @@ impl InFlight {
     }
 
     /// `first`: number of the first slot.
-    fn flush_slots(&mut self, first: &mut u64, spare: &mut Spare, meter: Meter<'_>) -> bool {
+    fn flush_slots(&mut self, first: &mut SlotNumber, spare: &mut Spare, meter: Meter<'_>) -> bool {
         let mut moved = false;
         while let Some(slot) = self.slots.front_mut() {
             let done = slot.pending == 0;

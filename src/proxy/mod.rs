@@ -26,7 +26,7 @@ pub use core::{
     Settlement, ToWrite, owner_of,
 };
 pub use gone::Gone;
-pub use handles::{ClientId, ClientKey, ConnId, DialNumber, Lane, Occupant, Ticket};
+pub use handles::{ClientId, ClientKey, ConnId, DialNumber, Lane, Occupant, SlotNumber, Ticket};
 pub use memory::{Memory, Share};
 pub use route::{Flow, Follower, Route};
 

@@ -20,7 +20,7 @@ use crate::protocol::request::{Family, Keyed};
 use crate::protocol::told::Told;
 use crate::rules::{Rule, holds};
 
-use super::handles::{ClientKey, ConnId, Ticket};
+use super::handles::{ClientKey, ConnId, SlotNumber, Ticket};
 pub(super) use counted::{count, count_end};
 pub use tables::Mirror;
 pub(super) use tables::{Agreement, Effect, agreement, effect, meta_agreement, mirror, mirror_filling, shows_absence};
@@ -88,7 +88,7 @@ pub struct Asker {
     pub worker: WorkerId,
     /// Which client there.
     pub client: ClientKey,
-    pub slot: u64,
+    pub slot: SlotNumber,
     /// Which key of the request.
     pub part: u32,
     /// It counts among the client's keys being read.

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::handles::SlotNumber;
+
 /// This many keys are walked; of more there is a table. A pipeline of 16 costs no more than it did
 /// without.
 const WALKED_MAX: usize = 32;
@@ -12,7 +14,7 @@ const SPARE_TABLES: usize = 16;
 /// A key of an unanswered request.
 #[derive(Clone, Copy, Debug)]
 struct PendingKey {
-    slot: u64,
+    slot: SlotNumber,
     hash: u32,
     write: bool,
 }
@@ -40,7 +42,7 @@ pub(super) struct SpareTables {
 impl PendingKeys {
     /// Adds a key of the last request.
     #[inline(always)]
-    pub(super) fn push(&mut self, slot: u64, hash: u32, write: bool) {
+    pub(super) fn push(&mut self, slot: SlotNumber, hash: u32, write: bool) {
         self.keys.push_back(PendingKey { slot, hash, write });
         self.writes += usize::from(write);
         if let Some(table) = &mut self.table {
@@ -50,7 +52,7 @@ impl PendingKeys {
 
     /// Takes the oldest key off, if it is one of this request.
     #[inline(always)]
-    pub(super) fn pop(&mut self, slot: u64, spare: &mut SpareTables) -> bool {
+    pub(super) fn pop(&mut self, slot: SlotNumber, spare: &mut SpareTables) -> bool {
         let Some(key) = self.keys.front().filter(|key| key.slot == slot) else { return false };
         let (hash, write) = (key.hash, usize::from(key.write));
         self.keys.pop_front();
@@ -144,17 +146,17 @@ mod tests {
     #[test]
     fn answers_as_a_walk_over_all_keys_would() {
         let (mut keys, mut spare) = (PendingKeys::default(), SpareTables::default());
-        let mut model: VecDeque<(u64, u32, bool)> = VecDeque::new();
+        let mut model: VecDeque<(SlotNumber, u32, bool)> = VecDeque::new();
         let mut state = 16u64;
         let mut below = |bound: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % bound
         };
-        let (mut first, mut slot, mut tables) = (0, 0, 0);
+        let (mut first, mut slot, mut tables) = (SlotNumber(0), SlotNumber(0), 0);
         for step in 0..200_000 {
             // By turns mostly more, mostly fewer, down to none.
             if below(100) < if step % 2_000 < 1_000 { 70 } else { 20 } {
-                slot += u64::from(below(3) == 0);
+                slot = slot.after(u64::from(below(3) == 0));
                 let (hash, write) = (below(200) as u32, below(2) == 0);
                 keys.push(slot, hash, write);
                 model.push_back((slot, hash, write));
@@ -163,7 +165,7 @@ mod tests {
                     assert_eq!(model.pop_front().map(|key| key.0), Some(first));
                 }
                 assert!(model.front().is_none_or(|key| key.0 > first));
-                first += 1;
+                first = first.next();
                 slot = slot.max(first);
             }
             let (hash, write) = (below(200) as u32, below(2) == 0);

@@ -70,6 +70,10 @@ const SEND: u64 = 1;
 const CANCEL: u64 = 2;
 const ALARM: u64 = 3;
 
+/// A socket's place in the instance's table; another one comes to stand there after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SocketId(usize);
+
 /// Whose a socket is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Owner {
@@ -109,7 +113,7 @@ pub(crate) struct Uring {
     /// Buffers that the kernel may have.
     most_buffers: u16,
     /// Clients' sockets that found none, in order.
-    unbuffered: VecDeque<usize>,
+    unbuffered: VecDeque<SocketId>,
     /// Leaked where the kernel may still use what is in it.
     slots: ManuallyDrop<Slab<Slot>>,
     /// Operations in the submission queue.
@@ -192,9 +196,9 @@ impl Uring {
         &self.alarm
     }
 
-    /// Takes on a socket (in blocking mode: the kernel waits for it, not we). Returns its slot.
-    pub(super) fn add(&mut self, fd: OwnedFd, owner: Owner) -> usize {
-        self.slots.insert(Slot {
+    /// Takes on a socket (in blocking mode: the kernel waits for it, not we).
+    pub(super) fn add(&mut self, fd: OwnedFd, owner: Owner) -> SocketId {
+        SocketId(self.slots.insert(Slot {
             fd,
             owner,
             ops: 0,
@@ -212,18 +216,18 @@ impl Uring {
             ended: false,
             cancelling: false,
             closed: false,
-        })
+        }))
     }
 
     /// Where it comes from, for the log.
-    pub(super) fn peer(&self, slot: usize) -> String {
-        let peer = SockRef::from(&self.slots[slot].fd).peer_addr().ok().and_then(|addr| addr.as_socket());
+    pub(super) fn peer(&self, slot: SocketId) -> String {
+        let peer = SockRef::from(&self.slots[slot.0].fd).peer_addr().ok().and_then(|addr| addr.as_socket());
         peer.map_or_else(|| "the unix socket".to_owned(), |addr| addr.to_string())
     }
 
     /// Its two ends, as memcached writes them: the client's, and the proxy's.
-    pub(super) fn ends(&self, slot: usize) -> (String, String) {
-        let socket = SockRef::from(&self.slots[slot].fd);
+    pub(super) fn ends(&self, slot: SocketId) -> (String, String) {
+        let socket = SockRef::from(&self.slots[slot.0].fd);
         let tcp = |addr: io::Result<SockAddr>| Some(format!("tcp:{}", addr.ok()?.as_socket()?));
         let local = socket.local_addr();
         let path = local.as_ref().ok().and_then(SockAddr::as_pathname).map(|path| format!("unix:{}", path.display()));
@@ -235,8 +239,8 @@ impl Uring {
 
     /// Takes what is in `out` to be sent, if nothing of this socket is being sent; else it says
     /// [`News::Sent`] when that is done.
-    pub(super) fn send(&mut self, slot: usize, out: &mut OutQueue) -> bool {
-        let s = &mut self.slots[slot];
+    pub(super) fn send(&mut self, slot: SocketId, out: &mut OutQueue) -> bool {
+        let s = &mut self.slots[slot.0];
         if s.sending {
             s.waits = true;
             return false;
@@ -249,33 +253,33 @@ impl Uring {
     }
 
     /// What is being sent takes so much of the clients' account, until that is done.
-    pub(super) fn keep(&mut self, slot: usize, share: Share) {
-        let s = &mut self.slots[slot];
+    pub(super) fn keep(&mut self, slot: SocketId, share: Share) {
+        let s = &mut self.slots[slot.0];
         if s.sending && s.share.is_none() {
             s.share = Some(Box::new(share));
         }
     }
 
     /// Whether something is being sent. If so it says [`News::Sent`] when that is done.
-    pub(super) fn waits_for_send(&mut self, slot: usize) -> bool {
-        let s = &mut self.slots[slot];
+    pub(super) fn waits_for_send(&mut self, slot: SocketId) -> bool {
+        let s = &mut self.slots[slot.0];
         s.waits = s.sending;
         s.sending
     }
 
     /// Bytes being sent.
-    pub(super) fn unsent(&self, slot: usize) -> usize {
-        self.slots[slot].out.len()
+    pub(super) fn unsent(&self, slot: SocketId) -> usize {
+        self.slots[slot.0].out.len()
     }
 
     /// Whether a send has failed.
-    pub(super) fn is_broken(&self, slot: usize) -> bool {
-        self.slots[slot].broken
+    pub(super) fn is_broken(&self, slot: SocketId) -> bool {
+        self.slots[slot.0].broken
     }
 
     /// Receives nothing more for now. What was received until this takes effect still comes.
-    pub(super) fn stop_receiving(&mut self, slot: usize) {
-        let s = &mut self.slots[slot];
+    pub(super) fn stop_receiving(&mut self, slot: SocketId) {
+        let s = &mut self.slots[slot.0];
         s.wanted = false;
         if s.receiving && !s.cancelling {
             s.cancelling = true;
@@ -284,16 +288,16 @@ impl Uring {
     }
 
     /// Receives once, into what `room` has left. `more`: there is something to be received already.
-    pub(super) fn receive_into(&mut self, slot: usize, room: BytesMut, more: bool) {
-        let s = &mut self.slots[slot];
+    pub(super) fn receive_into(&mut self, slot: SocketId, room: BytesMut, more: bool) {
+        let s = &mut self.slots[slot.0];
         debug_assert!(!s.receiving && !s.closed && room.capacity() > room.len());
         s.room = room;
         s.receiving = true;
         self.push_receive(slot, more);
     }
 
-    fn push_receive(&mut self, slot: usize, more: bool) {
-        let s = &mut self.slots[slot];
+    fn push_receive(&mut self, slot: SocketId, more: bool) {
+        let s = &mut self.slots[slot.0];
         let spare = s.room.spare_capacity_mut();
         let len = spare.len().min(i32::MAX as usize) as u32;
         let flags = if more { 0 } else { POLL_FIRST };
@@ -302,8 +306,8 @@ impl Uring {
     }
 
     /// A client is received from, or goes on to be.
-    pub(super) fn receive(&mut self, slot: usize) {
-        let s = &mut self.slots[slot];
+    pub(super) fn receive(&mut self, slot: SocketId) {
+        let s = &mut self.slots[slot.0];
         s.wanted = true;
         if !s.receiving && !s.ended {
             s.receiving = true;
@@ -313,15 +317,15 @@ impl Uring {
     }
 
     /// Sends nothing more: the other side sees the end.
-    pub(super) fn shut(&mut self, slot: usize) {
+    pub(super) fn shut(&mut self, slot: SocketId) {
         // An error means that it is closed already, which receiving finds out.
-        let _ = SockRef::from(&self.slots[slot].fd).shutdown(Shutdown::Write);
+        let _ = SockRef::from(&self.slots[slot.0].fd).shutdown(Shutdown::Write);
     }
 
     /// Its owner gives it up: nothing more is told of it.
-    pub(super) fn close(&mut self, slot: usize) {
+    pub(super) fn close(&mut self, slot: SocketId) {
         self.stop_receiving(slot);
-        let s = &mut self.slots[slot];
+        let s = &mut self.slots[slot.0];
         s.closed = true;
         if s.sending {
             self.cancel(slot, SEND);
@@ -407,7 +411,7 @@ impl Uring {
     fn receive_unbuffered(&mut self) {
         for _ in 0..self.buffers.lent() {
             let Some(slot) = self.unbuffered.pop_front() else { return };
-            if let Some(s) = self.slots.get_mut(slot)
+            if let Some(s) = self.slots.get_mut(slot.0)
                 && std::mem::take(&mut s.unbuffered)
                 && s.wanted
             {
@@ -419,18 +423,18 @@ impl Uring {
     fn watch_alarm(&mut self) {
         let fd = Fd(self.alarm.event().as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
-        self.put(entry.user_data(user_data(0, ALARM)));
+        self.put(entry.user_data(user_data(SocketId(0), ALARM)));
     }
 
-    fn cancel(&mut self, slot: usize, operation: u64) {
+    fn cancel(&mut self, slot: SocketId, operation: u64) {
         self.push(slot, CANCEL, opcode::AsyncCancel::new(user_data(slot, operation)).build());
     }
 
-    fn push_send(&mut self, slot: usize) {
+    fn push_send(&mut self, slot: SocketId) {
         // All or nothing, as far as it goes: else a large answer would come back once for every
         // socket buffer.
         const FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        let s = &mut self.slots[slot];
+        let s = &mut self.slots[slot.0];
         let fd = Fd(s.fd.as_raw_fd());
         let entry = match s.out.one_piece() {
             Some(piece) => {
@@ -444,8 +448,8 @@ impl Uring {
         self.push(slot, SEND, entry);
     }
 
-    fn push(&mut self, slot: usize, operation: u64, entry: squeue::Entry) {
-        self.slots[slot].ops += 1;
+    fn push(&mut self, slot: SocketId, operation: u64, entry: squeue::Entry) {
+        self.slots[slot.0].ops += 1;
         self.put(entry.user_data(user_data(slot, operation)));
     }
 
@@ -464,18 +468,18 @@ impl Uring {
     }
 
     /// Forgets a socket that was given up, once nothing of it is under way.
-    fn release(&mut self, slot: usize) {
-        let s = &self.slots[slot];
+    fn release(&mut self, slot: SocketId) {
+        let s = &self.slots[slot.0];
         if s.closed && s.ops == 0 {
-            self.slots.remove(slot);
+            self.slots.remove(slot.0);
         }
     }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        let slots: Vec<usize> = self.slots.iter().filter(|(_, s)| !s.closed).map(|(slot, _)| slot).collect();
-        for slot in slots {
+        let open: Vec<_> = self.slots.iter().filter(|(_, s)| !s.closed).map(|(slot, _)| SocketId(slot)).collect();
+        for slot in open {
             self.close(slot);
         }
         // Everything is cancelled: this ends in a few turns. (In vain on another thread, which only
@@ -497,8 +501,8 @@ impl Drop for Uring {
     }
 }
 
-fn user_data(slot: usize, operation: u64) -> u64 {
-    operation << 32 | slot as u64
+fn user_data(slot: SocketId, operation: u64) -> u64 {
+    operation << 32 | slot.0 as u64
 }
 
 #[cfg(test)]

@@ -105,12 +105,16 @@ impl Delayed {
 mod tests {
     use super::*;
     use crate::ids::WorkerId;
-    use crate::proxy::{ClientId, ClientKey, Occupant};
+    use crate::proxy::{ClientId, ClientKey, Occupant, SlotNumber};
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot }
+        Asker {
+            worker: WorkerId(0),
+            client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+            slot: SlotNumber(slot),
+        }
     }
 
     /// A client's `OK` comes of a write that has its flush in it.
@@ -126,7 +130,7 @@ mod tests {
         let Written::Over { askers, again: true } = delayed.written(askers, (true, false), now, PATIENCE) else {
             panic!("the second one is not written")
         };
-        assert_eq!(askers.iter().map(|a| a.slot).collect::<Vec<_>>(), [1]);
+        assert_eq!(askers.iter().map(|a| a.slot.0).collect::<Vec<_>>(), [1]);
         let (askers, second) = delayed.begin_write().expect("none is under way");
         assert!(second.contains(100) && second.contains(200) && askers.len() == 1);
         let over = delayed.written(askers, (true, false), now, PATIENCE);

@@ -280,13 +280,17 @@ mod tests {
 
     use super::*;
     use crate::ids::WorkerId;
-    use crate::proxy::{ClientId, ClientKey, Occupant};
+    use crate::proxy::{ClientId, ClientKey, Occupant, SlotNumber};
 
     const PAIRS: [PairId; 2] = [PairId(0), PairId(1)];
     const NODES: [NodeId; 2] = [NodeId(0), NodeId(1)];
 
     fn asker(slot: u64) -> Asker {
-        Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot }
+        Asker {
+            worker: WorkerId(0),
+            client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+            slot: SlotNumber(slot),
+        }
     }
 
     fn guard() -> OwnedRwLockWriteGuard<()> {
@@ -294,7 +298,7 @@ mod tests {
     }
 
     fn slots(askers: &[Asker]) -> Vec<u64> {
-        askers.iter().map(|asker| asker.slot).collect()
+        askers.iter().map(|asker| asker.slot.0).collect()
     }
 
     /// Up to the point where both nodes are asked.

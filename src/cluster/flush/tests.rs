@@ -5,7 +5,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::cluster::alone::alone;
 use crate::ids::WorkerId;
-use crate::proxy::{ClientId, ClientKey, Command, Event, Occupant};
+use crate::proxy::{ClientId, ClientKey, Command, Event, Occupant, SlotNumber};
 
 const NODE: NodeId = NodeId(0);
 
@@ -18,7 +18,11 @@ async fn the_name_that_a_flush_gives_is_no_other_memory() {
     cluster.begin_open(State::Mirrored);
     let before = Incarnation(7 << 32);
     cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(before));
-    let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot: 1 };
+    let asker = Asker {
+        worker: WorkerId(0),
+        client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+        slot: SlotNumber(1),
+    };
     cluster.flush_all(asker, 0);
     cluster.settle();
     let (pair, round) = (PairId(0), cluster.pairs[0].round);
@@ -44,7 +48,11 @@ async fn flush_that_one_missed(is_full: bool) -> String {
     cluster.begin_open(State::Mirrored);
     let mut told = heard(&mut cluster);
     cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
-    let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot: 1 };
+    let asker = Asker {
+        worker: WorkerId(0),
+        client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+        slot: SlotNumber(1),
+    };
     let pair = PairId(0);
     let closed = |cluster: &mut Cluster| {
         let round = cluster.pairs[pair.index()].round;
@@ -110,7 +118,11 @@ async fn a_record_that_was_refused_before_a_flush_is_tried_again_after_it() {
     let epoch = cluster.pairs[pair.index()].pair.epoch();
     tokio::time::advance(cluster.settings.leader_timeout).await;
     cluster.recorded(pair, epoch, Err((NODE, MarkError::Refused("SERVER_ERROR out of memory".to_owned()))));
-    let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot: 1 };
+    let asker = Asker {
+        worker: WorkerId(0),
+        client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+        slot: SlotNumber(1),
+    };
     cluster.flush_all(asker, 0);
     cluster.settle();
     for node in [NODE, NodeId(1)].into_iter().filter(|&node| cluster.flush.awaits(node)).collect::<Vec<_>>() {
@@ -130,7 +142,11 @@ async fn a_flush_that_may_have_reached_nobody_is_not_called_done() {
     cluster.begin_open(State::Mirrored);
     let mut told = heard(&mut cluster);
     cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
-    let asker = Asker { worker: WorkerId(0), client: ClientKey { id: ClientId(0), occupant: Occupant(0) }, slot: 1 };
+    let asker = Asker {
+        worker: WorkerId(0),
+        client: ClientKey { id: ClientId(0), occupant: Occupant(0) },
+        slot: SlotNumber(1),
+    };
     cluster.flush_all(asker, 0);
     cluster.settle();
     for _ in 0..3 {

@@ -12,7 +12,7 @@ use crate::protocol::request::Style;
 use crate::proxy::backlog::Backlog;
 use crate::proxy::client::{Client, Ended};
 use crate::proxy::gone::Gone;
-use crate::proxy::handles::{ClientId, ClientKey};
+use crate::proxy::handles::{ClientId, ClientKey, SlotNumber};
 use crate::proxy::in_flight::Meter;
 use crate::proxy::memory::{Memory, Share};
 use crate::proxy::op::Asker;
@@ -334,7 +334,7 @@ impl Core {
         self.answer_client(id, slot, 0, false, answer);
     }
 
-    pub(super) fn answer_client(&mut self, id: ClientId, slot: u64, part: u32, read: bool, answer: Outcome) {
+    pub(super) fn answer_client(&mut self, id: ClientId, slot: SlotNumber, part: u32, read: bool, answer: Outcome) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if read && client.is_new() {
             self.largest = (self.largest - self.largest / 64).max(answer.weight() as u32);

@@ -10,7 +10,7 @@ use crate::protocol::expiry::Offset;
 use crate::protocol::mark::FleetMark;
 use crate::protocol::outcome::Outcome;
 use crate::proxy::core::Connected;
-use crate::proxy::handles::{ClientKey, Ticket};
+use crate::proxy::handles::{ClientKey, SlotNumber, Ticket};
 use crate::proxy::op::{Asker, Op};
 use crate::proxy::route::Route;
 
@@ -89,7 +89,7 @@ pub enum Command {
         /// Who asked.
         client: ClientKey,
         /// In which request.
-        slot: u64,
+        slot: SlotNumber,
         /// What came of it.
         outcome: Outcome,
     },
@@ -231,7 +231,7 @@ pub enum Event {
         /// Who asks.
         client: ClientKey,
         /// In which request.
-        slot: u64,
+        slot: SlotNumber,
         /// What.
         question: Question,
     },

@@ -10,7 +10,7 @@ use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Piece, Request, Style};
 use crate::proxy::client::{Access, Ended};
-use crate::proxy::handles::{ClientId, ClientKey};
+use crate::proxy::handles::{ClientId, ClientKey, SlotNumber};
 use crate::proxy::in_flight::{Begun, Held, Hold, Rest};
 use crate::proxy::memory::FREE;
 use crate::proxy::op::{self, Asker, Op, Origin, Wire};
@@ -354,7 +354,7 @@ impl Core {
         &mut self,
         id: ClientId,
         request: &Keyed,
-        (slot, part): (u64, u32),
+        (slot, part): (SlotNumber, u32),
         raw: Bytes,
         KeyAt { place, hash }: KeyAt,
     ) {

@@ -9,14 +9,14 @@ use nix::libc;
 use crate::backend::{gives_up, is_from_node};
 use crate::proxy::{ClientId, ConnId};
 
-use super::{ALARM, Input, News, Owner, RECEIVE, SEND, SPARE, Uring};
+use super::{ALARM, Input, News, Owner, RECEIVE, SEND, SPARE, SocketId, Uring};
 
 impl Uring {
     /// The next news of [`Uring::turn`].
     pub(in crate::server) fn next(&mut self) -> Option<News> {
         loop {
             let entry = self.uring.completion().next()?;
-            let slot = entry.user_data() as u32 as usize;
+            let slot = SocketId(entry.user_data() as u32 as usize);
             let news = match entry.user_data() >> 32 {
                 RECEIVE => self.received(slot, &entry),
                 SEND => self.has_sent(slot, entry.result()),
@@ -37,16 +37,16 @@ impl Uring {
         }
     }
 
-    fn received(&mut self, slot: usize, entry: &cqueue::Entry) -> Option<News> {
-        match self.slots[slot].owner {
+    fn received(&mut self, slot: SocketId, entry: &cqueue::Entry) -> Option<News> {
+        match self.slots[slot.0].owner {
             Owner::Client(client) => self.client_received(slot, client, entry),
             Owner::Node(at) => self.node_received(slot, at, entry.result()),
         }
     }
 
-    fn client_received(&mut self, slot: usize, client: ClientId, entry: &cqueue::Entry) -> Option<News> {
+    fn client_received(&mut self, slot: SocketId, client: ClientId, entry: &cqueue::Entry) -> Option<News> {
         let result = entry.result();
-        let s = &mut self.slots[slot];
+        let s = &mut self.slots[slot.0];
         let goes_on = cqueue::more(entry.flags());
         if !goes_on {
             s.receiving = false;
@@ -66,7 +66,7 @@ impl Uring {
         }
         // Receiving ended because buffers ran out, it was cancelled, or the kernel wants it
         // renewed.
-        let s = &mut self.slots[slot];
+        let s = &mut self.slots[slot.0];
         if s.closed {
             self.release(slot);
         } else if result > 0 || has_to_wait(result) {
@@ -84,8 +84,8 @@ impl Uring {
         news
     }
 
-    fn node_received(&mut self, slot: usize, at: ConnId, result: i32) -> Option<News> {
-        let s = &mut self.slots[slot];
+    fn node_received(&mut self, slot: SocketId, at: ConnId, result: i32) -> Option<News> {
+        let s = &mut self.slots[slot.0];
         s.receiving = false;
         s.ops -= 1;
         if s.closed {
@@ -107,8 +107,8 @@ impl Uring {
         Some(News::Filled(at, room))
     }
 
-    pub(super) fn has_sent(&mut self, slot: usize, result: i32) -> Option<News> {
-        let s = &mut self.slots[slot];
+    pub(super) fn has_sent(&mut self, slot: SocketId, result: i32) -> Option<News> {
+        let s = &mut self.slots[slot.0];
         s.ops -= 1;
         if result > 0 {
             s.out.advance(result as usize);
@@ -129,7 +129,7 @@ impl Uring {
             // node may still carry out what it has not read yet.)
             self.shut(slot);
         }
-        let s = &mut self.slots[slot];
+        let s = &mut self.slots[slot.0];
         s.sending = false;
         s.share = None;
         s.broken = result <= 0;
@@ -149,8 +149,8 @@ impl Uring {
         (std::mem::take(&mut s.waits) || s.broken).then_some(News::Sent(s.owner))
     }
 
-    fn has_cancelled(&mut self, slot: usize, result: i32) {
-        let s = &mut self.slots[slot];
+    fn has_cancelled(&mut self, slot: SocketId, result: i32) {
+        let s = &mut self.slots[slot.0];
         s.ops -= 1;
         // What was cancelled is a receive, or the send of an abandoned socket.
         s.cancelling = false;

@@ -57,18 +57,18 @@ impl World {
     }
 
     /// A client and its slot.
-    fn connect(&mut self, owner: u32) -> (UnixStream, usize) {
+    fn connect(&mut self, owner: u32) -> (UnixStream, SocketId) {
         let (far, slot) = self.add(Owner::Client(ClientId(owner)));
         self.uring.receive(slot);
         (far, slot)
     }
 
     /// The node and its slot.
-    fn dial(&mut self) -> (UnixStream, usize) {
+    fn dial(&mut self) -> (UnixStream, SocketId) {
         self.add(Owner::Node(CONN))
     }
 
-    fn add(&mut self, owner: Owner) -> (UnixStream, usize) {
+    fn add(&mut self, owner: Owner) -> (UnixStream, SocketId) {
         let (far, near) = UnixStream::pair().expect("a pair");
         far.set_nonblocking(true).expect("set");
         (far, self.uring.add(near.into(), owner))
@@ -531,7 +531,7 @@ fn a_node_to_which_a_send_fails_for_want_of_memory_sees_that_nothing_more_comes(
     world.uring.receive_into(slot, BytesMut::with_capacity(100), false);
     world.take();
     // As if one had been under way.
-    (world.uring.slots[slot].ops, world.uring.slots[slot].sending) = (2, true);
+    (world.uring.slots[slot.0].ops, world.uring.slots[slot.0].sending) = (2, true);
     assert!(matches!(world.uring.has_sent(slot, -libc::ENOMEM), Some(News::Sent(_))));
     assert!(world.uring.is_broken(slot));
     assert_eq!(node.read(&mut [0; 1]).ok(), Some(0), "its end");

@@ -7,6 +7,7 @@ use tokio::task::AbortHandle;
 use crate::backend::NodeStream;
 use crate::ids::NodeId;
 use crate::proxy::{ConnId, Lane};
+use crate::server::uring::SocketId;
 
 pub(super) struct NodeIo {
     pub(super) stream: NodeSocket,
@@ -20,7 +21,7 @@ pub(super) enum NodeSocket {
     /// With a task that reads.
     Stream(NodeStream),
     /// On the worker's io_uring, in this place.
-    Uring(usize),
+    Uring(SocketId),
 }
 
 /// See the module's words. `None`: not connected.

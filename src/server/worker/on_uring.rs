@@ -14,7 +14,7 @@ use crate::backend::NodeStream;
 use crate::lease;
 use crate::proxy::{Backlog, ClientId, ConnId, Core, Now, Reading, Room};
 use crate::server::stream::into_blocking;
-use crate::server::uring::{News, Owner, Uring};
+use crate::server::uring::{News, Owner, SocketId, Uring};
 
 use super::flusher::GATHER_ENOUGH;
 use super::node_ios::{NodeIo, NodeSocket};
@@ -28,7 +28,7 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 
 pub(super) struct UringClient {
     /// Its place there.
-    pub(super) slot: usize,
+    pub(super) slot: SocketId,
     /// Its input has to wait.
     pub(super) held: bool,
     /// What came nevertheless, until io_uring stopped receiving.
@@ -38,7 +38,7 @@ pub(super) struct UringClient {
 }
 
 impl UringClient {
-    pub(super) fn new(slot: usize) -> UringClient {
+    pub(super) fn new(slot: SocketId) -> UringClient {
         UringClient { slot, held: false, backlog: None, ended: false }
     }
 }

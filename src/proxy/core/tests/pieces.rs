@@ -8,7 +8,7 @@ use super::super::*;
 use super::large::Alone;
 use super::shell::events;
 use crate::protocol::outcome::Outcome;
-use crate::proxy::handles::ClientKey;
+use crate::proxy::handles::{ClientKey, SlotNumber};
 
 /// Bytes that tell when they are dropped.
 struct Held(Vec<u8>, #[expect(dead_code, reason = "counts")] Arc<()>);
@@ -24,7 +24,7 @@ fn piece(count: &Arc<()>) -> Bytes {
 }
 
 /// Who asks for all keys, and in which request.
-fn asker(world: &mut Alone) -> (ClientKey, u64) {
+fn asker(world: &mut Alone) -> (ClientKey, SlotNumber) {
     match events(&mut world.core).pop() {
         Some(Event::Ask { client, slot, question: Question::List(classes), .. }) => {
             assert_eq!(classes, "all");
