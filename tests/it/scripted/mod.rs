@@ -227,7 +227,7 @@ impl Dial for ScriptedDialer {
     fn dial(&self, node: NodeId) -> BoxFuture<'static, io::Result<NodeStream>> {
         let world = self.0.clone();
         async move {
-            let (near, far) = duplex(1 << 16);
+            let (near, far) = duplex(1 << 12);
             let (replies, mut answers) = mpsc::unbounded_channel();
             let id = {
                 let mut w = world.lock().unwrap();
