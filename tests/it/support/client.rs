@@ -154,8 +154,8 @@ impl Client {
         result.map_err(|e| self.failure(&e))
     }
 
-    /// How long the next read waits. The socket is told where that is more than before, or less by a
-    /// tenth: told each time, it was a third of what a load of these clients asked of the system.
+    /// How long the next read waits. The socket is told where that is more than before, or less by
+    /// a tenth: told each time, it was a third of what a load of these clients asked of the system.
     fn wait_at_most(&mut self, left: Duration) -> io::Result<()> {
         if self.told[0].is_some_and(|told| left <= told && told <= left + left / 10) {
             return Ok(());

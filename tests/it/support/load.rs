@@ -31,8 +31,8 @@ pub struct Mix {
     pub locks: usize,
     pub casing: usize,
     pub cas_cells: usize,
-    /// Pause between two operations of one client. It leaves the machine time: at 1 ms a few of these
-    /// clients took both of two cores, and each other test beside them so much longer.
+    /// Pause between two operations of one client. It leaves the machine time: at 1 ms a few of
+    /// these clients took both of two cores, and each other test beside them so much longer.
     pub pace: Duration,
 }
 
