@@ -264,9 +264,20 @@ mod tests {
     use super::*;
     use crate::simulation::item::Marks;
 
+    /// Stores by token 5 what is stale if that is an older one, and looks at it.
+    fn store_with_token(history: &History, stale: bool) {
+        let call = |call| history.call(0, Some("k"), call);
+        let (mode, value) = (crate::simulation::item::Mode::Set, "c".into());
+        let stored = call(Call::Meta(Meta::Set { mode, value, flags: 0, ends: 3_000, token: Some(5), older: true }));
+        history.answer(stored, Outcome::Stored);
+        let look = call(Call::Meta(Meta::Get { make: None, renew: None, ends: None, settled: false }));
+        let marks = Some(Marks { won: stale, taken: false, stale });
+        history.answer(look, Outcome::Shown(Some(Shown { ends: Some(3_000), marks, ..Shown::default() })));
+    }
+
     #[test]
     fn what_was_read_of_a_write_that_a_loss_overtook_is_no_violation() {
-        let history = || {
+        let history = |token| {
             let history = History::new();
             let call = |call| history.call(0, Some("k"), call);
             let value = |v: &str| Outcome::Value(Some(v.into()));
@@ -274,14 +285,14 @@ mod tests {
             history.answer(first, Outcome::Stored);
             let write = call(Call::Set("b".into()));
             let early = call(Call::Get);
-            history.answer(early, value("b"));
+            history.answer_with(early, value("b"), token);
             let late = call(Call::Get);
             history.answer(late, value("a"));
             (history, write)
         };
         // Moments: the early read is called at the fourth, the write answered at the eighth, or
         // later.
-        let (lost, write) = history();
+        let (lost, write) = history(None);
         lost.answer(write, Outcome::Stored);
         let at = |losses: &[u64]| Seen { losses: losses.to_vec(), ..Seen::default() };
         assert_eq!(lost.verdict(false, &at(&[6])), Vec::<String>::new());
@@ -304,22 +315,22 @@ mod tests {
         }
         // What was told of the next leader is a token all the same: with it nothing is stale.
         for (stale, wrong) in [(false, 0), (true, 1)] {
-            let (history, write) = history();
+            let (history, write) = history(None);
             let call = |call| history.call(0, Some("k"), call);
             let told = call(Call::Get);
             history.answer(write, Outcome::Stored);
             let shown = Shown { value: Some("b".into()), ..Shown::default() };
             history.answer_with(told, Outcome::Shown(Some(shown)), Some(5));
-            let (mode, value) = (crate::simulation::item::Mode::Set, "c".into());
-            let with = call(Call::Meta(Meta::Set { mode, value, flags: 0, ends: 3_000, token: Some(5), older: true }));
-            history.answer(with, Outcome::Stored);
-            let look = call(Call::Meta(Meta::Get { make: None, renew: None, ends: None, settled: false }));
-            let marks = Some(Marks { won: stale, taken: false, stale });
-            history.answer(look, Outcome::Shown(Some(Shown { ends: Some(3_000), marks, ..Shown::default() })));
+            store_with_token(&history, stale);
             assert_eq!(history.verdict(false, &at(&[8])).len(), wrong, "{stale}");
         }
+        // What was told of the lost one, before the write was made again, is no token any more.
+        let (former, write) = history(Some(5));
+        former.answer(write, Outcome::Stored);
+        store_with_token(&former, false);
+        assert_eq!(former.verdict(false, &at(&[6])).len(), 1);
         // Acknowledged before the late read it must stay.
-        let (kept, write) = history();
+        let (kept, write) = history(None);
         kept.answer(write, Outcome::Stored);
         let again = kept.call(0, Some("k"), Call::Get);
         kept.answer(again, Outcome::Value(Some("a".into())));

@@ -89,21 +89,9 @@ pub(super) struct Op {
     /// takes effect before it, or never.
     pub(super) begun: u64,
     pub(super) ended: Option<u64>,
-    /// It was answered, and need not fit: it may have been read of a node that was lost.
+    /// It was answered, and need not fit: it may have been read of a node that was lost, and what
+    /// it has done there alone is lost as well.
     pub(super) early: bool,
-}
-
-impl Op {
-    /// Whether it has changed nothing, whatever it was shown.
-    fn only_looks(&self) -> bool {
-        match (&self.call, &self.outcome) {
-            (Call::Get, _) => true,
-            (Call::Meta(Meta::Get { make: None, renew: None, ends: None, .. }), Outcome::Shown(Some(shown))) => {
-                shown.marks.is_none_or(|marks| !marks.won)
-            }
-            _ => false,
-        }
-    }
 }
 
 /// Steps of one search; a history that takes more is not judged (and counted).
@@ -341,19 +329,14 @@ impl Search<'_> {
 
     /// The state after the operation, if its answer fits the state before.
     fn apply(&mut self, state: u32, i: usize) -> Option<u32> {
-        let op @ Op { call, outcome, token, .. } = &self.ops[i];
+        let Op { call, outcome, token, .. } = &self.ops[i];
         if let Call::Arrive(value) = call {
             let ends = |j: usize| self.is_done(j) && matches!(self.ops[j].call, Call::Delete | Call::Flush);
             let fits = state == NOTHING && !(0..self.ops.len()).any(ends);
             return fits.then(|| self.word(Item::new(value.clone())));
         }
         let item = (state != NOTHING).then(|| &self.items[state as usize]);
-        let fits = match step(item, call, outcome, *token) {
-            // What it did where it was read is not known either, where it may have done anything.
-            Step::Misfit if op.early && !op.only_looks() => step(item, call, &Outcome::Unknown, None),
-            fits => fits,
-        };
-        match fits {
+        match step(item, call, outcome, *token) {
             Step::Misfit => None,
             Step::Same => Some(state),
             Step::Gone => Some(NOTHING),
