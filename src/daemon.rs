@@ -17,8 +17,8 @@ mod supervisor;
 
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
 pub use limits::{FileLimit, LimitError, give_memory_back, raise_file_limit};
-pub(crate) use listen::{BACKLOG, bind_also, cannot_accept};
 pub use listen::{BindError, Bound, Listeners, Listening, OperatorListeners, SocketFile, bind};
+pub(crate) use listen::{bind_also, cannot_accept};
 pub(crate) use logging::OpenedLog;
 pub use logging::{LogError, span_of, start_logging};
 pub(crate) use logging::{open_log, thread_of};

@@ -2,13 +2,14 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -17,7 +18,7 @@ use crate::config::{Plan, Settings};
 
 /// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
 /// deployment; the kernel cuts this down to its own limit (`net.core.somaxconn`).
-pub(crate) const BACKLOG: i32 = 4096;
+const BACKLOG: i32 = 4096;
 
 /// All that the process listens on.
 #[derive(Debug, Default)]
@@ -44,6 +45,40 @@ pub struct Listening<S> {
     pub socket: S,
     /// A service manager holds it too: clients that are not accepted wait there for the next start.
     pub kept: bool,
+}
+
+impl<S: AsFd> Listening<S> {
+    /// Those who have connected and were not accepted yet: to them the system has said already that
+    /// the proxy is there. Nobody can connect after that. (Where it is kept they wait for the next
+    /// start.)
+    pub(crate) fn end<C>(&self, accept: impl Fn(&S) -> io::Result<C>) -> Vec<C> {
+        if self.kept {
+            return Vec::new();
+        }
+        let found = waiting(|| accept(&self.socket));
+        // For all handles of the socket, this thread's and others': as long as one of them listens,
+        // the system lets clients in, who would wait for the end of the process and then be reset
+        // (seen: four seconds with a `--shutdown-grace` of four).
+        if let Err(error) = SockRef::from(&self.socket).shutdown(Shutdown::Both) {
+            tracing::debug!(%error, "a listening socket could not be shut down; it is closed with the process");
+        }
+        found
+    }
+}
+
+/// All that can be accepted at once. Some may have left by now; if the system refuses (no files are
+/// left), the others are closed with the socket.
+fn waiting<C>(mut accept: impl FnMut() -> io::Result<C>) -> Vec<C> {
+    let mut found = Vec::new();
+    // (The system lets no more wait.)
+    while found.len() < BACKLOG as usize {
+        match accept() {
+            Ok(client) => found.push(client),
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(_) => break,
+        }
+    }
+    found
 }
 
 /// Bound, listening, non-blocking sockets of a pool.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::daemon::{Listeners, cannot_accept};
+use crate::daemon::{Listeners, Listening, cannot_accept};
 use crate::reload::Reload;
 
 use super::admin::{self, Standby};
@@ -21,8 +21,8 @@ use super::stream::Stream;
 
 /// Where clients come.
 pub(super) struct Doors {
-    tcp: Vec<TcpListener>,
-    unix: Vec<UnixListener>,
+    tcp: Vec<Listening<TcpListener>>,
+    unix: Vec<Listening<UnixListener>>,
 }
 
 impl Doors {
@@ -32,8 +32,17 @@ impl Doors {
     ///
     /// What the system refused.
     pub(super) fn of(listeners: &Listeners) -> io::Result<Doors> {
-        let tcp = listeners.tcp.iter().flat_map(|l| &l.socket).map(TcpListener::try_clone).collect::<Result<_, _>>()?;
-        let unix = listeners.unix.iter().map(|l| l.socket.try_clone()).collect::<Result<_, _>>()?;
+        let mut tcp = Vec::new();
+        for Listening { socket: queues, kept } in &listeners.tcp {
+            for queue in queues {
+                tcp.push(Listening { socket: queue.try_clone()?, kept: *kept });
+            }
+        }
+        let unix = listeners
+            .unix
+            .iter()
+            .map(|Listening { socket, kept }| io::Result::Ok(Listening { socket: socket.try_clone()?, kept: *kept }));
+        let unix = unix.collect::<Result<_, _>>()?;
         Ok(Doors { tcp, unix })
     }
 
@@ -45,7 +54,7 @@ impl Doors {
     /// What the system refused.
     pub(super) fn open(&self, shared: &Arc<Shared>, over: &CancellationToken) -> io::Result<()> {
         for listener in &self.tcp {
-            let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+            let listener = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
             let (shared, over) = (shared.clone(), over.clone());
             tokio::spawn(async move {
                 while let Some((stream, _)) = accept("a client", &over, |cx| listener.poll_accept(cx)).await {
@@ -54,7 +63,30 @@ impl Doors {
                 }
             });
         }
-        self.unix.iter().try_for_each(|listener| take_local(listener, (shared, None), over))
+        self.unix.iter().try_for_each(|listener| take_local(&listener.socket, (shared, None), over))
+    }
+
+    /// This proxy ends, and has never been active: those who have connected are served, and nobody
+    /// can connect any more. To be called inside the same runtime.
+    pub(super) fn end(&self, shared: &Arc<Shared>) {
+        let tcp = self.tcp.iter().flat_map(|listening| {
+            listening.end(|socket| {
+                let stream = socket.accept()?.0;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(tokio::net::TcpStream::from_std(stream)?))
+            })
+        });
+        let unix = self.unix.iter().flat_map(|listening| {
+            listening.end(|socket| {
+                let stream = socket.accept()?.0;
+                stream.set_nonblocking(true)?;
+                Ok(Stream::Unix(tokio::net::UnixStream::from_std(stream)?))
+            })
+        });
+        for stream in tcp.chain(unix) {
+            tokio::spawn(relay::serve(stream, shared.clone(), None));
+        }
     }
 }
 
@@ -129,5 +161,87 @@ pub(super) async fn accept<S>(
             Ok(stream) => return Some(stream),
             Err(error) => cannot_accept(what, &error).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::fleet::relay::Target;
+    use crate::fleet::testing::{Active, LONG, shared};
+
+    /// To them the system has said that it is there, and what they have sent is answered.
+    #[tokio::test]
+    async fn whoever_waits_to_be_let_in_when_a_standby_ends_is_served_and_nobody_else_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clients");
+        for kept in [false, true] {
+            let _ = std::fs::remove_file(&path);
+            let (tcp, unix) = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(&path).unwrap());
+            let at = tcp.local_addr().unwrap();
+            tcp.set_nonblocking(true).unwrap();
+            unix.set_nonblocking(true).unwrap();
+            let listeners = Listeners {
+                tcp: vec![Listening { socket: vec![tcp], kept }],
+                unix: Some(Listening { socket: unix, kept }),
+                ..Listeners::default()
+            };
+            let active = Active::new(1).await;
+            let (_shows, target) = watch::channel(active.target());
+            let shared = Arc::new(Shared { max_clients: 2, ..shared(target, LONG, LONG) });
+            let doors = Doors::of(&listeners).unwrap();
+            let mut local = tokio::net::UnixStream::connect(&path).await.unwrap();
+            let mut client = tokio::net::TcpStream::connect(at).await.unwrap();
+            local.write_all(b"version\r\n").await.unwrap();
+            client.write_all(b"version\r\n").await.unwrap();
+            doors.end(&shared);
+            shared.over.cancel();
+            if kept {
+                assert!(shared.clients.is_empty(), "they wait for the next start");
+                assert!(std::net::TcpStream::connect(at).is_ok(), "and so does who comes now");
+                continue;
+            }
+            assert_eq!(shared.clients.len(), 2, "they are waited for");
+            for _ in 0..2 {
+                let mut link = active.welcome("data").await;
+                timeout(LONG, link.read_exact(&mut [0; 9])).await.expect("the request").unwrap();
+                link.write_all(b"VERSION 1\r\n").await.unwrap();
+                tokio::spawn(async move { link.read(&mut [0; 100]).await });
+            }
+            let mut said = String::new();
+            timeout(LONG, client.read_to_string(&mut said)).await.expect("an end").unwrap();
+            timeout(LONG, local.read_to_string(&mut said)).await.expect("an end").unwrap();
+            assert_eq!(said, "VERSION 1\r\nVERSION 1\r\n");
+            for refused in
+                [std::net::TcpStream::connect(at).map(drop), std::os::unix::net::UnixStream::connect(&path).map(drop)]
+            {
+                assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused));
+            }
+        }
+    }
+
+    /// No proxy is active: whoever has asked is told so, and the end waits for none to come.
+    #[tokio::test]
+    async fn whoever_waits_to_be_let_in_at_the_end_is_told_if_nobody_serves_it() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = tcp.local_addr().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let tcp = vec![Listening { socket: vec![tcp], kept: false }];
+        let doors = Doors::of(&Listeners { tcp, ..Listeners::default() }).unwrap();
+        let nobody = Target { why: "etcd is away".to_owned(), ..Target::default() };
+        let (_shows, target) = watch::channel(nobody);
+        let shared = Arc::new(shared(target, LONG * 100, LONG));
+        let mut client = tokio::net::TcpStream::connect(at).await.unwrap();
+        client.write_all(b"get k\r\n").await.unwrap();
+        doors.end(&shared);
+        shared.over.cancel();
+        let mut said = String::new();
+        timeout(LONG, client.read_to_string(&mut said)).await.expect("an end").unwrap();
+        assert_eq!(said, "SERVER_ERROR no proxy is active: etcd is away\r\n");
     }
 }

@@ -208,6 +208,10 @@ impl Fleet {
             }
             Ok(Order::Stop) => {
                 self.taking.cancel();
+                {
+                    let _inside = self.runtime.enter();
+                    doors.1.end(&self.shared);
+                }
                 stand_by_no_more(&self.keeper, &self.orders, self.own.lease);
                 self.shared.over.cancel();
                 let grace = self.settings.shutdown_grace;

@@ -44,6 +44,8 @@ use requests::{Head, Owed, head};
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
 const OWED_MAX: usize = 2048;
+/// How long it is looked for what a client has sent before the end: more than no time.
+const LOOK: Duration = Duration::from_millis(2);
 /// Reads that are kept to be asked again stand among so many.
 const KEPT_AMONG: usize = 32;
 
@@ -82,13 +84,18 @@ pub(super) struct Shared {
 
 /// Serves a client until it goes, or has to; an operator, where it is given what that one may have
 /// read again.
-pub(super) async fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) {
-    let _counted = shared.clients.token();
-    if shared.clients.len() > shared.max_clients {
-        shared.shown.ends.count(Over::TooMany, || client.peer());
-        return client.refuse(TOO_MANY).await;
+pub(super) fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) -> impl Future<Output = ()> {
+    // (Now: who waits for all clients to be served waits for this one.)
+    let counted = shared.clients.token();
+    let is_one_too_many = shared.clients.len() > shared.max_clients;
+    async move {
+        let _counted = counted;
+        if is_one_too_many {
+            shared.shown.ends.count(Over::TooMany, || client.peer());
+            return client.refuse(TOO_MANY).await;
+        }
+        Relay { reload, ..Relay::new(client, shared) }.run().await;
     }
-    Relay { reload, ..Relay::new(client, shared) }.run().await;
 }
 
 /// One client.
@@ -114,8 +121,10 @@ struct Relay {
     /// Nobody knows what it is owed.
     opaque: bool,
     dialect: Dialect,
-    /// The client sends nothing more.
+    /// The client sends nothing more, or nothing more that it sends is read.
     finished: bool,
+    /// The latter: this proxy ends.
+    ends: bool,
     /// Since when requests wait for an active proxy.
     waits: Option<Instant>,
     /// Since when the front is owed an answer.
@@ -151,6 +160,7 @@ impl Relay {
             opaque: false,
             dialect: Dialect::default(),
             finished: false,
+            ends: false,
             waits: None,
             asked: Instant::now(),
             moved: Instant::now(),
@@ -205,14 +215,14 @@ impl Relay {
     }
 
     async fn turn(&mut self) -> Result<(), Over> {
+        if self.shared.over.is_cancelled() && !self.finished && !self.opaque && self.left == 0 {
+            self.read_last().await?;
+        }
         self.follow_target()?;
         self.pass_on();
         self.tell_front();
         if self.finished {
-            self.finish()?;
-        }
-        if self.shared.over.is_cancelled() && self.is_quiet() {
-            return Err(Over::Shutdown);
+            self.finish().map_err(|over| if self.ends && over == Over::Left { Over::Shutdown } else { over })?;
         }
         let room = self.to_client.len() < HELD;
         let reads = !self.finished && self.input.len() < HELD && room;
@@ -453,6 +463,20 @@ impl Relay {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Over::Left),
         }
+    }
+
+    /// This proxy ends: what the client has sent by now is answered yet, as by an active one.
+    async fn read_last(&mut self) -> Result<(), Over> {
+        // (What a socket that was just accepted holds is known after the runtime's next look.)
+        let ready = tokio::time::timeout(LOOK, self.client.ready(Interest::READABLE)).await;
+        let mut goes_on = ready.is_ok();
+        while goes_on && self.input.len() < HELD {
+            let before = self.input.len();
+            self.read_from_client()?;
+            goes_on = self.input.len() > before;
+        }
+        (self.finished, self.ends) = (true, true);
+        Ok(())
     }
 
     fn write_to_client(&mut self) -> io::Result<()> {

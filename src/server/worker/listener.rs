@@ -1,16 +1,9 @@
 //! Where a worker's clients come from.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::AsFd;
 
-use socket2::SockRef;
-
-use crate::daemon::{BACKLOG, Listening};
+use crate::daemon::Listening;
 use crate::server::stream::ClientStream;
-
-/// This many are accepted at the end at most: the system lets no more wait for that.
-const LAST_MAX: usize = BACKLOG as usize;
 
 /// Where clients come from.
 pub(crate) enum Listener {
@@ -45,30 +38,21 @@ impl Listener {
         }
     }
 
-    /// Those who have connected and were not accepted yet: to them the system has said already that
-    /// the proxy is there. Nobody can connect after that.
+    /// Those who have connected and were not accepted yet; nobody can connect after that.
     pub(super) fn end(self) -> Vec<ClientStream> {
         match self {
-            // They wait for the next start.
-            Listener::Tcp(Listening { kept: true, .. }) | Listener::Unix(Listening { kept: true, .. }) => Vec::new(),
-            Listener::Tcp(listener) => listener.socket.into_std().map_or_else(
+            Listener::Tcp(Listening { socket, kept }) => socket.into_std().map_or_else(
                 |_| Vec::new(),
-                |socket| {
-                    let left = waiting(|| of_tcp(socket.accept()?.0));
-                    end_listening(&socket);
-                    left
-                },
+                |socket| Listening { socket, kept }.end(|socket| of_tcp(socket.accept()?.0)),
             ),
-            Listener::Unix(listener) => listener.socket.into_std().map_or_else(
+            Listener::Unix(Listening { socket, kept }) => socket.into_std().map_or_else(
                 |_| Vec::new(),
                 |socket| {
-                    let left = waiting(|| {
+                    Listening { socket, kept }.end(|socket| {
                         let stream = socket.accept()?.0;
                         stream.set_nonblocking(true)?;
                         Ok(ClientStream::Unix(tokio::net::UnixStream::from_std(stream)?))
-                    });
-                    end_listening(&socket);
-                    left
+                    })
                 },
             ),
             Listener::Handed(mut streams) => {
@@ -87,27 +71,4 @@ fn of_tcp(stream: std::net::TcpStream) -> io::Result<ClientStream> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
     Ok(ClientStream::Tcp(tokio::net::TcpStream::from_std(stream)?))
-}
-
-/// All that can be accepted at once. Some may have left by now; if the system refuses (no files are
-/// left), the others are closed with the socket.
-fn waiting(mut accept: impl FnMut() -> io::Result<ClientStream>) -> Vec<ClientStream> {
-    let mut found = Vec::new();
-    while found.len() < LAST_MAX {
-        match accept() {
-            Ok(stream) => found.push(stream),
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(_) => break,
-        }
-    }
-    found
-}
-
-/// For all handles of the socket, this thread's and others': as long as one of them listens, the
-/// system lets clients in, who would wait for the end of the process and then be reset (seen: four
-/// seconds with a `--shutdown-grace` of four).
-fn end_listening(socket: &impl AsFd) {
-    if let Err(error) = SockRef::from(socket).shutdown(Shutdown::Both) {
-        tracing::debug!(%error, "a listening socket could not be shut down; it is closed with the process");
-    }
 }
