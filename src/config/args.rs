@@ -59,8 +59,8 @@ pub(super) struct Args {
     #[arg(short = 'k', long, help_heading = "Servers")]
     pub(super) ketama: bool,
 
-    /// Connections to each server, over all threads; at least one for each thread, which is also
-    /// what 0 and auto mean
+    /// Connections to each server, over all threads, each of which has equally many: rounded down,
+    /// but at least one for each, which is also what 0 and auto mean
     #[arg(short = 'i', long, value_name = "N", default_value = "auto", action = ArgAction::Append,
           allow_negative_numbers = true, help_heading = "Servers")]
     pub(super) node_connections: Vec<String>,

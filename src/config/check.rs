@@ -269,7 +269,8 @@ impl Check<'_> {
             unix_socket_mode,
             operator_commands: operators.commands,
             max_clients: max_clients as usize,
-            node_connections: (node_connections as usize).max(threads),
+            // Rounded down: servers are sized by what was asked for (memcached's `-c`).
+            node_connections: (node_connections as usize / threads).max(1) * threads,
             threads,
             io_uring,
             resync,

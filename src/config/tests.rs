@@ -214,6 +214,8 @@ fn neighbours_of_a_given_value_give_way() {
     assert_eq!(run("-s a:1 --probe-interval 100ms").probe_timeout, ms(250));
     assert_eq!(run("-s a:1 -b b:2 --item-size-max 128m").resync_memory, 128 << 20);
     assert_eq!(run("-s a:1 -i 2 --threads 4").node_connections, 4);
+    assert_eq!(run("-s a:1 -i 5 --threads 4").node_connections, 4);
+    assert_eq!(run("-s a:1 -i 8 --threads 4").node_connections, 8);
 }
 
 #[test]

@@ -360,6 +360,7 @@ impl Assembly {
         (dialer, names, losses): (Arc<dyn Dial>, Names, Arc<dyn Losses>),
     ) -> Assembly {
         let workers = settings.threads.max(1);
+        // A command line gives a multiple.
         let lanes = settings.node_connections.div_ceil(workers).max(1);
         let clients = Arc::new(AtomicUsize::new(0));
         let work = Arc::new(Work::new(workers));
