@@ -9,7 +9,7 @@ use crate::backend::marker::Session;
 use crate::backend::{MarkError, NodeControl, NodeError, NodeView};
 use crate::cluster::Cluster;
 use crate::cluster::names::look_for;
-use crate::cluster::nodes::reason_of;
+use crate::cluster::nodes::{NodeRun, reason_of};
 use crate::ids::{Incarnation, NodeId, SessionId};
 use crate::pair::Reason;
 
@@ -32,14 +32,18 @@ async fn first_look(control: &NodeControl, pairs: usize) -> Result<NodeView, Nod
 }
 
 impl Cluster {
+    /// A node that was silent for all its time is not looked at again: clients wait meanwhile, and
+    /// not long enough for that a second time. The probes see it when it wakes.
     pub(super) async fn look_at_all(&mut self, pairs: usize) {
         let patience = 2 * self.settings.timeout.max(self.settings.probe_timeout);
-        let looks = self.topology.nodes().map(|node| {
+        let silent = |run: &NodeRun| run.silent_since.is_some() && run.reason == Reason::Timeout;
+        let due: Vec<NodeId> = self.topology.nodes().filter(|node| !silent(&self.nodes[node.index()])).collect();
+        let looks = due.iter().map(|&node| {
             let (control, name) = (&self.controls[node.index()], &self.nodes[node.index()].name);
             look_for(&self.names, name, node, patience, move || first_look(control, pairs))
         });
         let views = futures::future::join_all(looks).await;
-        for (node, view) in self.topology.nodes().zip(views) {
+        for (node, view) in due.into_iter().zip(views) {
             match view {
                 Ok(view) => {
                     self.nodes[node.index()].view = Some(view);
@@ -113,5 +117,36 @@ impl Cluster {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::{alone, unanswered};
+
+    const PATIENT: &str = "-s 127.0.0.1:1 -b 127.0.0.1:2 --timeout 5s";
+
+    /// With the session of a proxy that crashed on one server and the other hung, clients were
+    /// refused at a start: there were two looks, of the whole time each.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_waited_for_once_at_a_start() {
+        let mut cluster = unanswered(PATIENT);
+        let begun = Instant::now();
+        cluster.look_at_all(1).await;
+        let first = begun.elapsed();
+        assert!(first >= Duration::from_secs(5), "{first:?}");
+        cluster.look_at_all(1).await;
+        assert_eq!(begun.elapsed(), first);
+        assert!(cluster.nodes.iter().all(|run| run.view.is_none() && run.reason == Reason::Timeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_is_looked_at_again() {
+        let mut cluster = alone(PATIENT);
+        cluster.look_at_all(1).await;
+        let first = Instant::now();
+        cluster.look_at_all(1).await;
+        assert!(first.elapsed() > Duration::ZERO, "it may have been started meanwhile");
     }
 }
