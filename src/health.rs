@@ -5,6 +5,10 @@
 //! node does not move leadership back and forth. (A new, empty process needs only one probe: that
 //! the old one ended proves that this is not the same process in a good moment. After flapping it
 //! waits like any other.)
+//!
+//! One that somebody's only copy is on waits less, but waits: a server may answer probes and refuse
+//! all else (memcached at its limit of connections, `-c`). Taken back at once, it was lost 400
+//! times a second.
 
 use std::time::Duration;
 
@@ -15,6 +19,9 @@ const HOLD_MIN: Duration = Duration::from_millis(250);
 /// What it waits at most. Not longer: its pairs have one copy meanwhile, and leadership returns
 /// only after a whole resync anyway.
 const HOLD_MAX: Duration = Duration::from_secs(4);
+/// The same of one that is awaited. At most: so often a pair changes back and forth, and tells so.
+const AWAITED_HOLD_MIN: Duration = Duration::from_millis(50);
+const AWAITED_HOLD_MAX: Duration = Duration::from_secs(1);
 
 /// What `uptime` shows of a memcached that has just begun, in seconds (1.6.18: its clock has a head
 /// start, so that no item is ever of second 0).
@@ -31,8 +38,9 @@ pub fn began_since(uptime: u64, away: Duration) -> bool {
 pub struct Health {
     up: bool,
     good: u32,
-    hold: Duration,
-    hold_until: Duration,
+    /// How often in a row it was lost again soon after its return.
+    flaps: u32,
+    lost_at: Duration,
     back_at: Option<Duration>,
     /// How often it was lost.
     losses: u64,
@@ -41,7 +49,7 @@ pub struct Health {
 impl Health {
     /// A node that nothing is known of.
     pub fn new() -> Health {
-        Health { up: false, good: 0, hold: Duration::ZERO, hold_until: Duration::ZERO, back_at: None, losses: 0 }
+        Health { up: false, good: 0, flaps: 0, lost_at: Duration::ZERO, back_at: None, losses: 0 }
     }
 
     /// Whether it is in use.
@@ -62,19 +70,29 @@ impl Health {
         }
         self.up = false;
         self.losses += 1;
-        self.hold = match self.back_at {
-            Some(at) if now.saturating_sub(at) < FLAP_WINDOW => (self.hold * 2).clamp(HOLD_MIN, HOLD_MAX),
-            _ => Duration::ZERO,
+        self.flaps = match self.back_at {
+            Some(at) if now.saturating_sub(at) < FLAP_WINDOW => self.flaps.saturating_add(1),
+            _ => 0,
         };
-        self.hold_until = now + self.hold;
+        self.lost_at = now;
         true
     }
 
+    /// Whether it has waited long enough for how often it was lost.
+    fn is_free(&self, now: Duration, awaited: bool) -> bool {
+        let (least, most) = if awaited { (AWAITED_HOLD_MIN, AWAITED_HOLD_MAX) } else { (HOLD_MIN, HOLD_MAX) };
+        let hold = match self.flaps {
+            0 => Duration::ZERO,
+            flaps => least.saturating_mul(2_u32.saturating_pow(flaps - 1)).min(most),
+        };
+        now >= self.lost_at + hold
+    }
+
     /// A probe was answered. `needed`: good probes in a row that make it worth taking back.
-    /// `awaited`: somebody's only copy is on it, so that nothing is gained by holding it off.
+    /// `awaited`: somebody's only copy is on it, so that little is gained by holding it off.
     pub fn good_probe(&mut self, now: Duration, needed: u32, awaited: bool) -> bool {
         self.good = self.good.saturating_add(1);
-        !self.up && self.good >= needed && (awaited || now >= self.hold_until)
+        !self.up && self.good >= needed && self.is_free(now, awaited)
     }
 
     /// Whether this many good probes in a row were seen.
@@ -153,14 +171,33 @@ mod tests {
         }
         assert_eq!(waits, [300, 500, 1000, 2000, 4000, 4000, 4000, 4000, 4000]);
         health.back(now);
-        health.lost(now + S);
-        assert!(
-            !health.good_probe(now + S, 1, false) && health.good_probe(now + S, 1, true),
-            "an awaited node is not held off"
-        );
-        health.back(now);
         health.lost(now + 60 * S);
         assert!(health.good_probe(now + 60 * S, 1, false), "a node that had been up for long is taken back at once");
+    }
+
+    /// memcached at its `-c`: probes are answered, a worker's connection is refused at once.
+    #[test]
+    fn an_awaited_node_that_flaps_waits_too_and_a_steady_one_not_at_all() {
+        let mut health = Health::new();
+        health.back(S);
+        health.lost(100 * S);
+        let mut now = 100 * S;
+        assert!(health.good_probe(now, 1, true), "a steady one is taken back at once");
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            health.back(now);
+            health.lost(now);
+            let lost = now;
+            while !health.good_probe(now, 1, true) {
+                now += Duration::from_millis(10);
+            }
+            waits.push((now - lost).as_millis());
+        }
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1000, 1000, 1000]);
+        assert!(!health.good_probe(now, 1, false), "one that nobody waits for waits longer");
+        health.back(now);
+        health.lost(now + 10 * S);
+        assert!(health.good_probe(now + 10 * S, 1, true), "ten seconds in use, and it is steady again");
     }
 
     /// Good probes from before the loss, which came while the node was in use or held off, do not

@@ -20,6 +20,9 @@ pub enum NodeError {
     /// connection.
     #[error("broke the protocol: {0}")]
     Protocol(String),
+    /// It has as many connections as it may have; this one gets nothing else.
+    #[error("takes no more connections (its -c): {0}")]
+    Full(String),
     /// Its name never resolved, so nobody knows where it is.
     #[error("has no address: {0}")]
     Unresolved(String),
@@ -42,6 +45,7 @@ impl NodeError {
             NodeError::Reset => "reset",
             NodeError::Timeout => "timeout",
             NodeError::Protocol(_) => "protocol",
+            NodeError::Full(_) => "connection_limit",
             NodeError::Unresolved(_) => "unresolved",
             NodeError::OtherMemory => "marker_stale",
             NodeError::MarkerLost => "marker_lost",

@@ -378,7 +378,11 @@ impl Pipe {
         for found in &self.found {
             self.owed -= 1;
             self.progress.answered();
-            on_reply(*index, Frame::new(&bytes, found, read_at)).map_err(NodeError::Protocol)?;
+            let frame = Frame::new(&bytes, found, read_at);
+            if matches!(frame.kind(), ReplyKind::Error) && reply::is_full(frame.line()) {
+                return Err(NodeError::Full(String::from_utf8_lossy(frame.line()).into_owned()));
+            }
+            on_reply(*index, frame).map_err(NodeError::Protocol)?;
             *index += 1;
         }
         Ok(())
@@ -405,11 +409,12 @@ impl Pipe {
 
     /// Moves bytes both ways. Ready once anything was read or written.
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NodeError>> {
-        let mut moved = false;
+        let (mut moved, mut broken) = (false, None);
         if !self.out.is_empty() {
             match poll_write(&mut self.stream, &mut self.out, cx) {
-                Poll::Ready(n) => {
-                    let n = n?;
+                // It may have said why: what came is read first.
+                Poll::Ready(Err(error)) => broken = Some(error),
+                Poll::Ready(Ok(n)) => {
                     self.written += n as u64;
                     moved = true;
                     if self.stuck {
@@ -420,13 +425,18 @@ impl Pipe {
                 Poll::Pending => self.stuck = true,
             }
         }
-        if let Poll::Ready(n) = poll_read(&mut self.stream, &mut self.input, &mut self.blocks, self.need, cx) {
-            let n = n?;
-            if n == 0 {
-                return Poll::Ready(Err(NodeError::Reset));
+        match poll_read(&mut self.stream, &mut self.input, &mut self.blocks, self.need, cx) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(NodeError::Reset)),
+            Poll::Ready(Ok(n)) => {
+                self.progress.add(n, Instant::now());
+                moved = true;
             }
-            self.progress.add(n, Instant::now());
-            moved = true;
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(broken.unwrap_or(error).into())),
+            Poll::Pending => {
+                if let Some(error) = broken {
+                    return Poll::Ready(Err(error.into()));
+                }
+            }
         }
         if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
     }

@@ -363,7 +363,9 @@ impl Cluster {
     }
 
     pub(super) fn job_ended(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
-        if let Err(JobError::Source(source, NodeError::Refused | NodeError::Reset)) = &outcome.result {
+        if let Err(JobError::Source(source, NodeError::Refused | NodeError::Reset | NodeError::Full(_))) =
+            &outcome.result
+        {
             // Only the job's own connection broke. If the source is dead, its pairs must learn of
             // that before they learn that the job is over: as `Recovering` they remember that the
             // follower holds a verified part, which leads if the source's memory proves gone. If it
@@ -475,11 +477,8 @@ impl Cluster {
                     JobError::CannotEnumerate { .. } => Reason::CannotEnumerate,
                     _ => Reason::ResyncFailed,
                 };
-                let source = match error {
-                    JobError::Source(source, _) => Some(self.topology.addr(*source)),
-                    _ => None,
-                };
-                tracing::warn!(node = %addr, source = source.map(tracing::field::display), %error, copied, "resync ended early");
+                let at = error.node().map(|at| tracing::field::display(self.topology.addr(at)));
+                tracing::warn!(node = %addr, at, %error, copied, "resync ended early");
                 let what = format!("resync ended early after {}: {}", counted(copied, "item", "items"), error.reason());
                 self.changes.note(self.server_name(node), what, reason);
                 (reason, error.reason())

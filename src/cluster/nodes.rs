@@ -159,6 +159,7 @@ pub(super) fn reason_of(error: &NodeError) -> Reason {
         NodeError::MarkerLost => Reason::MarkerLost,
         NodeError::Unresolved(_) => Reason::Unresolved,
         NodeError::Protocol(_) => Reason::Protocol,
+        NodeError::Full(_) => Reason::ConnectionLimit,
     }
 }
 

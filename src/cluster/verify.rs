@@ -183,7 +183,10 @@ impl Cluster {
         }
         match &result {
             Ok(()) => tracing::info!(checked, different, repaired, failed, left, "verify {end}"),
-            Err(error) => tracing::warn!(checked, different, repaired, failed, left, %error, "verify ended early"),
+            Err(error) => {
+                let at = error.node().map(|at| tracing::field::display(self.topology.addr(at)));
+                tracing::warn!(checked, different, repaired, failed, left, at, %error, "verify ended early");
+            }
         }
         self.scrubs.last = Some(Last { progress, end, at: Instant::now() });
     }

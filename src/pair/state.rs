@@ -25,6 +25,8 @@ pub enum Reason {
     /// The node answered something that is not memcached's protocol, or not the answer to the
     /// question.
     Protocol,
+    /// The node has as many connections as it may have (memcached's `-c`), and refused one more.
+    ConnectionLimit,
     /// The marker is gone from a live node: so is its memory.
     MarkerLost,
     /// The node holds the marker of an earlier time: it missed writes.
@@ -71,6 +73,7 @@ impl Reason {
             Reason::Unresolved => "unresolved",
             Reason::Moved => "moved",
             Reason::Protocol => "protocol",
+            Reason::ConnectionLimit => "connection_limit",
             Reason::MarkerLost => "marker_lost",
             Reason::MarkerStale => "marker_stale",
             Reason::Empty => "empty",

@@ -309,6 +309,12 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// Whether this line is what a memcached with as many connections as it may have says to one more,
+/// before it closes it unread.
+pub fn is_full(line: &[u8]) -> bool {
+    line.starts_with(b"ERROR Too many open connections")
+}
+
 /// Parses the reply that `buf` begins with, within the default [`ReplyLimits`]. `None`: more bytes
 /// are needed.
 pub fn parse_reply(buf: &[u8]) -> Result<Option<Reply>, ReplyError> {

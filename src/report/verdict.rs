@@ -231,8 +231,15 @@ impl Seen {
         };
         let lost: Vec<&Named> = self.servers.iter().filter(|server| is_lost(server)).collect();
         // Its process may live.
+        let full: Vec<&Named> =
+            lost.iter().copied().filter(|server| server.fields.text("reason") == "connection_limit").collect();
         let hangs = lost.iter().find(|server| server.fields.text("reason") == "timeout");
         match self.word() {
+            _ if !full.is_empty() => format!(
+                "{} takes no more connections (memcached's -c): close others to it, or start the proxy with a lower -i; \
+                 {refilled}",
+                some_of(&names_of(&full), NAMED)
+            ),
             Word::Mirrored => {
                 format!("nothing; before and after a server is restarted: resilver wait --mirrored{again}")
             }

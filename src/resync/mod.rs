@@ -468,11 +468,11 @@ pub enum JobError {
     #[error("the target {0}")]
     Target(NodeError),
     /// A leader failed.
-    #[error("the source, node {n}, {1}", n = .0.0)]
+    #[error("the source {1}")]
     Source(NodeId, NodeError),
     /// The target cannot be enumerated, so that what it may hold cannot be purged, or has no cas
     /// ids. (Of a source that cannot be, [`JobEvent::CannotEnumerate`] tells, and the job goes on.)
-    #[error("node {n} cannot be enumerated: {why}", n = node.0)]
+    #[error("its keys cannot be enumerated: {why}")]
     CannotEnumerate {
         /// Source or target.
         node: NodeId,
@@ -480,10 +480,10 @@ pub enum JobError {
         why: String,
     },
     /// Somebody else's crawls kept a node's crawler busy.
-    #[error("the crawler of node {n} stayed busy", n = .0.0)]
+    #[error("its crawler stayed busy")]
     CrawlerBusy(NodeId),
     /// It answers, but a list of its keys that was begun does not go on.
-    #[error("the crawler of node {n} stands still in a list of keys", n = .0.0)]
+    #[error("its crawler stands still in a list of keys")]
     CrawlerStandsStill(NodeId),
     /// The purge found keys again and again: somebody writes to the target past the proxy.
     #[error("the target still held keys after {passes} passes")]
@@ -496,7 +496,7 @@ pub enum JobError {
     MissedTooMany,
     /// The leader refuses more of the items that only the target holds than are tried again one by
     /// one.
-    #[error("the leader, node {n}, refuses what only the target holds: has it the memory, and the -I, of the other one?", n = .0.0)]
+    #[error("the leader refuses what only the target holds: has it the memory, and the -I, of the other one?")]
     AdoptionRefused(NodeId),
     /// The temporary file for the keys failed.
     #[error("the key list's temporary file: {0}")]
@@ -519,6 +519,19 @@ impl JobError {
             JobError::MissedTooMany => "missed_too_many",
             JobError::AdoptionRefused(_) => "adoption_refused",
             JobError::Spool(_) => "spool",
+        }
+    }
+
+    /// Which node it is about, where that is not the target alone. The text does not name it: its
+    /// address is told beside it.
+    pub fn node(&self) -> Option<NodeId> {
+        match self {
+            JobError::Source(node, _)
+            | JobError::CannotEnumerate { node, .. }
+            | JobError::CrawlerBusy(node)
+            | JobError::CrawlerStandsStill(node)
+            | JobError::AdoptionRefused(node) => Some(*node),
+            _ => None,
         }
     }
 

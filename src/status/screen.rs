@@ -514,6 +514,17 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
         assert_eq!([Word::Mirrored, Word::Degraded, Word::Dark].map(Word::exit_code), [0, 1, 2]);
     }
 
+    /// To restart it would lose what it holds, and there is nothing wrong with the way to it.
+    #[test]
+    fn a_server_at_its_limit_of_connections_is_named_with_what_helps() {
+        for state in ["dark", "degraded"] {
+            let seen = seen(0, "", &pair(state, "connection_limit"), &server("lost", "connection_limit"));
+            let next = "next: cache1:1 takes no more connections (memcached's -c): close others to it, or start the proxy \
+                        with a lower -i; it is refilled by itself";
+            assert!(shown(&seen, true).contains(next), "{state}: {}", shown(&seen, true));
+        }
+    }
+
     #[test]
     fn colours_are_beside_a_word_and_only_where_they_are_wanted() {
         let why = "obstacle:1 pair cache1:1|cache3:1 is dark, reason reset";

@@ -11,6 +11,7 @@ mod chaos;
 mod cli;
 mod completions;
 mod config;
+mod connection_limit;
 mod copies;
 #[path = "../../src/testing/digest.rs"]
 mod digest;

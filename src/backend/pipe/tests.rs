@@ -63,6 +63,29 @@ async fn errors_have_their_word() {
     assert_eq!(pipe.ask(b"mn\r\n", Effect::Read, soon()).await.unwrap_err().reason(), "protocol");
 }
 
+/// memcached at its limit says so, closes, and has read nothing: writing fails then.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_says_before_it_closes_is_kept() {
+    for written in [false, true] {
+        let (mut pipe, mut far) = pair(64);
+        far.write_all(b"ERROR Too many open connections\r\n").await.unwrap();
+        let asked = if written {
+            let mut batch = Batch::new();
+            batch.command(b"mg marker v\r\n", Effect::Read);
+            let answer = pipe.exchange(batch, soon(), |_, _| Ok(()));
+            let (answer, ()) = tokio::join!(answer, async { drop(far) });
+            answer
+        } else {
+            drop(far);
+            pipe.ask(b"mg marker v\r\n", Effect::Read, soon()).await.map(drop)
+        };
+        assert_eq!(asked, Err(NodeError::Full("ERROR Too many open connections".to_owned())), "{written}");
+    }
+    let (mut pipe, mut far) = pair(64);
+    far.write_all(b"ERROR\r\n").await.unwrap();
+    assert_eq!(pipe.ask(b"mg marker v\r\n", Effect::Read, soon()).await, Ok("ERROR".to_owned()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_the_command_that_was_begun_and_waits_for_its_answer() {
     let (mut pipe, mut far) = pair(8);

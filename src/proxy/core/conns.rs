@@ -216,6 +216,10 @@ impl Core {
     /// The framing of a connection is in doubt: nothing more is sent on it, and what it still
     /// executes is over when the node closes it.
     pub(super) fn doubt(&mut self, at: ConnId) {
+        self.doubt_for(at, Reason::Protocol);
+    }
+
+    pub(super) fn doubt_for(&mut self, at: ConnId, reason: Reason) {
         let conn = &mut self.links[at];
         if conn.state == LinkState::Discarding {
             return;
@@ -228,7 +232,7 @@ impl Core {
         let waiting = conn.waiting.take().collect();
         let (unproven, unmarked) = (conn.take_answers(), conn.take_unmarked());
         conn.voids = 1;
-        self.fault(at.node, Reason::Protocol);
+        self.fault(at.node, reason);
         self.void_answers(at.node, unproven);
         self.park_unmarked(at.node, unmarked);
         self.strand_all(at.node, flights, waiting);

@@ -317,6 +317,7 @@ fn dark_line(reason: Reason) -> Refusal {
         Reason::Reset => "no copy of this key is reachable: its last node broke the connection",
         Reason::Timeout => "no copy of this key is reachable: its last node does not answer in time",
         Reason::Protocol => "no copy of this key is reachable: its last node does not speak memcached's protocol",
+        Reason::ConnectionLimit => "no copy of this key is reachable: its last node takes no more connections (its -c)",
         Reason::StaleAlone => {
             "the reachable copy of this key is recorded as out of date and the current one does not answer"
         }

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::{NodeId, Term};
+use crate::pair::Reason;
 use crate::protocol::meta::{self, Meta, Verb};
 use crate::protocol::outcome::{Fields, Outcome};
 use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
@@ -121,6 +122,9 @@ impl Core {
                     return self.doubt(at);
                 }
             };
+            if matches!(reply.kind, ReplyKind::Error) && reply::is_full(&conn.input[..reply.len]) {
+                return self.doubt_for(at, Reason::ConnectionLimit);
+            }
             let Some(sent) = conn.flights.front() else {
                 tracing::warn!(node = %self.topology.addr(at.node), said = %String::from_utf8_lossy(&conn.input[..reply.len.min(80)]).trim_end(),
                     "a node answered what it was not asked");

@@ -231,6 +231,25 @@ fn what_a_connection_has_outstanding_is_bounded_in_bytes() {
     assert_eq!(world.core.ops.iter().filter(|op| op.stage == Stage::Parked).count(), 12);
 }
 
+/// memcached at its `-c` answers whatever it is asked with one line, also where nothing was asked.
+#[test]
+fn a_node_that_takes_no_more_connections_is_told_as_such() {
+    for asked in [false, true] {
+        let mut world = Alone::new();
+        let client = world.client();
+        world.say(client, &set("k", 5));
+        world.sent();
+        if !asked {
+            world.node_says(b"STORED\r\n");
+        }
+        assert!(events(&mut world.core).iter().all(|event| !matches!(event, Event::Fault { .. })));
+        world.node_says(b"ERROR Too many open connections\r\n");
+        let faults = events(&mut world.core);
+        let full = |event: &Event| matches!(event, Event::Fault { reason: Reason::ConnectionLimit, .. });
+        assert!(faults.iter().any(full), "{asked}: {faults:?}");
+    }
+}
+
 /// Two writes of a key keep their order, whichever of them is small.
 #[test]
 fn a_small_write_does_not_overtake_one_of_its_key() {
