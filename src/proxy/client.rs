@@ -129,6 +129,10 @@ pub struct Client {
     turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
     pub received_us: u64,
+    /// Until when it waited for the proxy: for an answer, for that to be written, or for memory.
+    pub(super) waited_us: u64,
+    /// Bytes of answers that somebody else holds until they are written, if that is many.
+    handed: usize,
     /// What its values are like, in bytes: the largest of late.
     pub(super) largest: u32,
     /// Keys that it may have read at once, as far as that is known.
@@ -159,6 +163,8 @@ impl Client {
             begun: 0,
             turn: 0,
             received_us: now_us,
+            waited_us: now_us,
+            handed: 0,
             largest: 0,
             reads_max: FIRST_READS,
             first: SlotNumber(0),
@@ -228,6 +234,7 @@ impl Client {
     #[inline(always)]
     pub(super) fn read_room(&self, memory: &Memory) -> u32 {
         let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads(), f.unsent()));
+        let unsent = unsent + self.handed;
         if unsent < FREE && (self.largest <= TINY || self.largest < LARGE && !memory.is_short()) {
             return self.reads_max.saturating_sub(reads);
         }
@@ -236,18 +243,25 @@ impl Client {
 
     fn read_room_of_large(&self, reads: u32, unsent: usize, memory: &Memory) -> u32 {
         let keys = self.reads_max.saturating_sub(reads);
-        // One at least, however large, for whoever waits for none.
-        let first = u32::from(reads == 0 && unsent == 0);
+        // One at least, however large, for whoever waits for none. What a get holds back until its
+        // last key was answered nobody can take before: neither an answer nor a free socket would
+        // ever go on with it.
+        let first = u32::from(reads == 0 && (unsent == 0 || self.only_its_rest_goes_on()));
         let most = match memory.is_short() {
             true if self.largest >= LARGE => return first,
             true => FREE,
             false => MAX_UNSENT,
         };
         if unsent >= most {
-            return 0;
+            return first;
         }
         let fit = (most - unsent) as u32 / self.largest.max(1);
         keys.min(fit.saturating_sub(reads)).max(first)
+    }
+
+    /// Nothing is awaited for it, nor is there anything that it could take.
+    fn only_its_rest_goes_on(&self) -> bool {
+        self.handed == 0 && self.in_flight.as_ref().is_some_and(|f| f.has_nothing_to_take() && f.rest_is_next())
     }
 
     /// How many more keys of its line may be begun.
@@ -336,10 +350,17 @@ impl Client {
         }
     }
 
-    /// Its answers were handed to somebody who holds them until they are written: so is their
-    /// share.
-    pub fn handed_on(&mut self) -> Option<Share> {
-        self.in_flight.as_mut()?.handed_on()
+    /// Its answers were handed to somebody who holds them until they are written, and now so many
+    /// bytes: so is their share.
+    pub fn handed_on(&mut self, bytes: usize) -> Option<Share> {
+        let share = self.in_flight.as_mut()?.handed_on()?;
+        self.handed = bytes;
+        Some(share)
+    }
+
+    /// All that was handed on is written.
+    pub(super) fn has_taken(&mut self) {
+        self.handed = 0;
     }
 
     /// Keys of requests that are unanswered.
@@ -371,7 +392,13 @@ impl Client {
 
     /// Whether there are answers to be written.
     pub(super) fn has_unsent(&self) -> bool {
-        self.in_flight.as_ref().is_some_and(|f| f.has_unsent())
+        self.handed > 0 || self.in_flight.as_ref().is_some_and(|f| !f.has_nothing_to_take())
+    }
+
+    /// Since when it has been silent and has waited for nothing, if so.
+    pub(super) fn idle_since_us(&self) -> Option<u64> {
+        let waits = !self.is_idle() || self.has_unsent() || self.is_starved();
+        (!waits).then_some(self.received_us.max(self.waited_us))
     }
 
     /// Answers to be written.
@@ -487,8 +514,9 @@ impl Client {
         if read {
             self.learn(len);
         }
+        self.waited_us = meter.now_us;
         let Some(f) = &mut self.in_flight else { return false };
-        f.answer(&mut self.first, (slot, part, read, len), answer, spare, memory, meter)
+        f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed), meter)
     }
 }
 

@@ -308,8 +308,23 @@ impl InFlight {
     }
 
     #[inline(always)]
-    pub(super) fn has_unsent(&self) -> bool {
-        !self.out.is_empty()
+    pub(super) fn has_nothing_to_take(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// All is answered that was begun, and the last get goes on with its next key.
+    pub(super) fn rest_is_next(&self) -> bool {
+        let Some(rest) = &self.rest else { return false };
+        let left = rest.request.keys.count - rest.part;
+        self.slots.len() == 1 && self.slots.front().is_some_and(|slot| slot.pending == left)
+    }
+
+    /// What the get at the front holds back leaves as it comes from now on.
+    #[cold]
+    fn stream_first(&mut self) {
+        if let Some(Slot { reply: Reply::Many(many), .. }) = self.slots.front_mut() {
+            many.streamed |= many.failed.is_none();
+        }
     }
 
     /// A piece of the answer to the one request that is unanswered.
@@ -389,7 +404,8 @@ impl InFlight {
     }
 
     /// See [`Client::answer`](super::client::Client::answer). `first`: number of the first slot;
-    /// `len`: the answer's weight.
+    /// `len`: the answer's weight; `handed`: what the client was answered before, and somebody else
+    /// holds until it is written.
     #[inline(always)]
     pub(super) fn answer(
         &mut self,
@@ -397,12 +413,13 @@ impl InFlight {
         (slot, part, read, len): (SlotNumber, u32, bool, usize),
         mut answer: Outcome,
         spare: &mut Spare,
-        memory: &Arc<Memory>,
+        (memory, handed): (&Arc<Memory>, usize),
         meter: Meter<'_>,
     ) -> bool {
         self.reads -= u32::from(read);
-        if len >= LARGE as usize && memory.is_full() && self.unsent() > 0 {
-            // It has other values to take, and nobody knows when it will.
+        if len >= LARGE as usize && memory.is_full() && (self.out.len() + handed > 0 || self.held > HELD_MAX) {
+            // It has other values to take, and nobody knows when it will. (Those that are held back
+            // it cannot take.)
             answer = Outcome::Refused(MEMORY_FULL);
         }
         let Some(at) = slot.place_from(*first) else { return false };
@@ -445,6 +462,10 @@ impl InFlight {
             }
         }
         entry.pending -= 1;
+        if self.held >= LARGE as usize && memory.is_full() && self.rest_is_next() {
+            // The next value comes when it has taken these.
+            self.stream_first();
+        }
         let moved = at == 0 && self.flush_slots(first, spare, meter);
         self.count(memory);
         moved

@@ -252,9 +252,11 @@ impl Uring {
         true
     }
 
-    /// What is being sent takes so much of the clients' account, until that is done.
+    /// What is being sent takes so much of the clients' account, until that is done and it says
+    /// [`News::Sent`].
     pub(super) fn keep(&mut self, slot: SocketId, share: Share) {
         let s = &mut self.slots[slot.0];
+        s.waits |= s.sending;
         if s.sending && s.share.is_none() {
             s.share = Some(Box::new(share));
         }

@@ -146,10 +146,11 @@ impl Core {
         Some(ToWrite { key: ClientKey { id, occupant }, closes, unsent: client.unsent() })
     }
 
-    /// Its answers were handed to somebody who holds them until they are written: so is their
-    /// share.
-    pub fn handed_on(&mut self, id: ClientId) -> Option<Share> {
-        self.clients.get_mut(id)?.handed_on()
+    /// Its answers were handed to somebody who holds them until they are written, and now so many
+    /// bytes: so is their share. If it is `Some`, [`Core::handle_client_writable`] has to follow
+    /// when they are.
+    pub fn handed_on(&mut self, id: ClientId, bytes: usize) -> Option<Share> {
+        self.clients.get_mut(id)?.handed_on(bytes)
     }
 
     /// A client's socket takes no more: nothing is told of it before that is over.
@@ -159,9 +160,10 @@ impl Core {
         }
     }
 
-    /// It takes more.
+    /// It takes more, and has taken all that was handed on.
     pub fn handle_client_writable(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(id) {
+            client.has_taken();
             self.outbox.mark_client_anyway(client, id);
         }
     }
@@ -170,6 +172,7 @@ impl Core {
     /// it waits and need not wait any longer.
     pub fn handle_written(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(id) {
+            client.waited_us = self.now.us;
             if client.stalled && client.may_resume(&self.memory) {
                 self.outbox.resume(client, id);
             }
@@ -277,6 +280,7 @@ impl Core {
         self.now = now;
         if let Some(client) = self.clients.get_mut(id) {
             client.take_another_turn();
+            client.waited_us = now.us;
             self.go_on(id);
         }
     }
@@ -305,13 +309,12 @@ impl Core {
         }
     }
 
-    /// Closes the clients that have sent nothing for this long and wait for nothing.
+    /// Closes the clients that have sent nothing for this long, and waited for nothing meanwhile.
     pub fn close_silent(&mut self, now: Now, timeout: Duration) {
         self.now = now;
         for id in self.client_ids() {
-            let client = &self.clients[id];
-            let silent = Duration::from_micros(now.us.saturating_sub(client.received_us));
-            if client.is_idle() && silent > timeout {
+            let since_us = self.clients[id].idle_since_us();
+            if since_us.is_some_and(|since_us| Duration::from_micros(now.us.saturating_sub(since_us)) > timeout) {
                 self.close_client(id, Ended::Silent);
             }
         }

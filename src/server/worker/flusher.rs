@@ -229,7 +229,7 @@ impl Worker {
             Poll::Pending => shell.core.handle_client_blocked(id),
             Poll::Ready(Ok(())) if !closes => {
                 if let (ClientIo::Uring(io), Some(uring)) = (io, &mut shell.uring)
-                    && let Some(share) = shell.core.handed_on(id)
+                    && let Some(share) = shell.core.handed_on(id, uring.unsent(io.slot))
                 {
                     uring.keep(io.slot, share);
                 }
