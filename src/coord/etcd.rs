@@ -1,13 +1,14 @@
 //! The record in etcd (3.4 and later), through its JSON gateway: two requests, one key.
 //!
 //! A request whose answer is missing may be executed later, so every error of a swap leaves its
-//! outcome unknown. Of several members one is used until it stops answering.
+//! outcome unknown. Of several members one is used until it answers with an error, or not at all.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use super::http::{Http, HttpError, NO_HTTP};
+use super::http::{Answer, Http, HttpError, NO_HTTP};
+use super::lookup::share;
 use super::record::Record;
 use super::register::{Register, Seen, Swapped, Unread, Value};
 
@@ -38,9 +39,6 @@ pub struct Etcd {
     read: Option<(u64, String)>,
 }
 
-/// How many parts of the time that is left a member may take, while there are others.
-const SHARE: u32 = 2;
-
 impl Etcd {
     pub fn new(members: &[String], name: &str, access: Option<Access>) -> Etcd {
         Etcd {
@@ -53,55 +51,93 @@ impl Etcd {
         }
     }
 
-    /// Whether this is an etcd that will do.
+    /// Whether this is an etcd that will do: one member that does is enough.
     ///
     /// # Errors
     ///
     /// `Ok`: why it will never; `Err`: why that is not known.
     pub fn judge(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
+        let (mut never, mut unknown) = (None, None);
+        for others in (0..self.members.len()).rev() {
+            match self.judge_one(share(deadline, others)) {
+                Ok(None) => return Ok(None),
+                Ok(why) => never = never.or(why),
+                Err(why) => unknown = unknown.or(Some(why)),
+            }
+        }
+        unknown.map_or(Ok(never), Err)
+    }
+
+    /// The present member, or the first one that can be reached.
+    fn judge_one(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
         let answer = match self.each(deadline, |member, _, until| member.ask("/version", None, None, until)) {
             Err(Unread(why)) if why.contains(NO_HTTP) => return Ok(Some(why)),
             answer => answer?,
         };
-        let whose = self.members[self.present].authority().to_owned();
+        let whose = self.whose();
         let version = serde_json::from_str::<Json>(&answer.body).ok();
         let version = version.as_ref().and_then(|v| v["etcdserver"].as_str()).unwrap_or_default();
         let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
         let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+            self.pass_on();
+            // (What stands before it may have lost it for a while.)
+            if answer.status >= 500 {
+                return Err(Unread(format!("etcd on {whose} answers with HTTP status {}", answer.status)));
+            }
             return Ok(Some(format!("what listens on {whose} is no etcd: it does not tell its version")));
         };
         if (major, minor) < (3, 4) {
+            self.pass_on();
             return Ok(Some(format!("etcd {version} on {whose} is too old: 3.4 or later is needed")));
         }
         match self.call("/v3/kv/range", &json!({ "key": self.key }), deadline) {
             Ok(_) => Ok(None),
             Err(Failed::Denied(why)) => Ok(Some(format!("etcd on {whose} refuses access: {why}"))),
-            Err(Failed::NoGateway) => Ok(Some(format!(
+            Err(Failed::NoGateway(_)) => Ok(Some(format!(
                 "etcd {version} on {whose} has no JSON gateway: start it with --enable-grpc-gateway=true"
             ))),
-            Err(Failed::Other(why)) => Err(Unread(why)),
+            Err(Failed::Unanswered(why) | Failed::Said(why)) => Err(Unread(why)),
         }
     }
 
+    /// The present member.
+    fn whose(&self) -> String {
+        self.members[self.present].authority().to_owned()
+    }
+
+    /// It has answered, and what it says helps nobody: the next one is asked next time. (Not at
+    /// once: what was asked of this one may have been done.)
+    fn pass_on(&mut self) {
+        self.present = (self.present + 1) % self.members.len();
+    }
+
+    /// Who is asked, in this order: from the present one on, and last those whose names are still
+    /// being looked up.
+    fn order(&mut self) -> Vec<usize> {
+        let count = self.members.len();
+        let mut order: Vec<_> = (0..count).map(|at| (self.present + at) % count).collect();
+        let known: Vec<_> = self.members.iter_mut().map(Http::is_known).collect();
+        order.sort_by_key(|&at| !known[at]);
+        order
+    }
+
     /// Asks the present member; the next ones, where nothing was sent.
-    fn each<T>(
+    fn each(
         &mut self,
         deadline: Instant,
-        mut ask: impl FnMut(&mut Http, Option<&str>, Instant) -> Result<T, HttpError>,
-    ) -> Result<T, Unread> {
-        let count = self.members.len();
+        mut ask: impl FnMut(&mut Http, Option<&str>, Instant) -> Result<Answer, HttpError>,
+    ) -> Result<Answer, Unread> {
         let mut said = Vec::new();
-        for left in (0..count).rev() {
-            let now = Instant::now();
-            let share = if left == 0 { 1 } else { SHARE };
-            let until = now + deadline.saturating_duration_since(now) / share;
-            let member = &mut self.members[self.present];
-            let error = match ask(member, self.token.as_deref(), until) {
+        let order = self.order();
+        for (others, at) in (0..order.len()).rev().zip(order) {
+            self.present = at;
+            let member = &mut self.members[at];
+            let error = match ask(member, self.token.as_deref(), share(deadline, others)) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             said.push(format!("etcd on {} {error}", member.authority()));
-            self.present = (self.present + 1) % count;
+            self.pass_on();
             if matches!(error, HttpError::Unanswered(_)) {
                 break;
             }
@@ -110,31 +146,41 @@ impl Etcd {
     }
 
     fn call(&mut self, path: &str, body: &Json, deadline: Instant) -> Result<Json, Failed> {
-        let body = body.to_string();
+        let called = self.call_present(path, &body.to_string(), deadline);
+        if matches!(called, Err(Failed::NoGateway(_) | Failed::Said(_))) {
+            self.pass_on();
+        }
+        called
+    }
+
+    fn call_present(&mut self, path: &str, body: &str, deadline: Instant) -> Result<Json, Failed> {
         for _ in 0..2 {
             if self.token.is_none() && self.access.is_some() {
                 self.log_in(deadline)?;
             }
-            let answer = self.each(deadline, |member, token, until| member.ask(path, Some(&body), token, until));
-            let answer = answer.map_err(|Unread(why)| Failed::Other(why))?;
+            let answer = self.each(deadline, |member, token, until| member.ask(path, Some(body), token, until));
+            let answer = answer.map_err(|Unread(why)| Failed::Unanswered(why))?;
             let said: Json = serde_json::from_str(&answer.body).unwrap_or(Json::Null);
+            let whose = self.whose();
             match (answer.status, said["error"].as_str()) {
                 (200, None) if said.is_object() => return Ok(said),
-                (404, _) => return Err(Failed::NoGateway),
+                (404, _) => return Err(Failed::NoGateway(whose)),
                 // Its time is over, or the password has changed.
                 (401, _) if self.token.take().is_some() => {}
                 (_, Some(why)) if why.contains("invalid auth token") && self.token.take().is_some() => {}
                 (_, Some(why)) if is_denial(why) => return Err(Failed::Denied(why.to_owned())),
                 (_, Some(why)) if why.contains("database space exceeded") => {
-                    return Err(Failed::Other(format!(
-                        "etcd is full ({why}): compact and defragment it, and disarm its alarm"
+                    return Err(Failed::Said(format!(
+                        "etcd on {whose} is full ({why}): compact and defragment it, and disarm its alarm"
                     )));
                 }
-                (_, Some(why)) => return Err(Failed::Other(format!("etcd says: {why}"))),
-                (status, None) => return Err(Failed::Other(format!("etcd answers with HTTP status {status}"))),
+                (_, Some(why)) => return Err(Failed::Said(format!("etcd on {whose} says: {why}"))),
+                (status, None) => {
+                    return Err(Failed::Said(format!("etcd on {whose} answers with HTTP status {status}")));
+                }
             }
         }
-        Err(Failed::Other("etcd takes no token that it has just given".to_owned()))
+        Err(Failed::Said(format!("etcd on {} takes no token that it has just given", self.whose())))
     }
 
     fn log_in(&mut self, deadline: Instant) -> Result<(), Failed> {
@@ -142,14 +188,15 @@ impl Etcd {
         let body = json!({ "name": user, "password": password }).to_string();
         let answer =
             self.each(deadline, |member, _, until| member.ask("/v3/auth/authenticate", Some(&body), None, until));
-        let answer = answer.map_err(|Unread(why)| Failed::Other(why))?;
+        let answer = answer.map_err(|Unread(why)| Failed::Unanswered(why))?;
         let said: Json = serde_json::from_str(&answer.body).unwrap_or(Json::Null);
         match said["token"].as_str() {
             Some(token) => self.token = Some(token.to_owned()),
             None => {
                 let why = said["error"].as_str().unwrap_or("no token").to_owned();
                 let known = is_denial(&why) || why.contains("authentication is not enabled");
-                return Err(if known { Failed::Denied(why) } else { Failed::Other(format!("etcd says: {why}")) });
+                let said = format!("etcd on {} says: {why}", self.whose());
+                return Err(if known { Failed::Denied(why) } else { Failed::Said(said) });
             }
         }
         Ok(())
@@ -160,18 +207,23 @@ fn is_denial(why: &str) -> bool {
     ["permission denied", "user name is empty", "authentication failed", "invalid user"].iter().any(|w| why.contains(w))
 }
 
+/// What came of a call.
 enum Failed {
     Denied(String),
-    NoGateway,
-    Other(String),
+    /// Of that member.
+    NoGateway(String),
+    /// The present member says so.
+    Said(String),
+    /// Nobody has said anything: the present member is the next one already.
+    Unanswered(String),
 }
 
 impl From<Failed> for Unread {
     fn from(failed: Failed) -> Unread {
         Unread(match failed {
             Failed::Denied(why) => format!("etcd refuses access: {why}"),
-            Failed::NoGateway => "etcd has no JSON gateway".to_owned(),
-            Failed::Other(why) => why,
+            Failed::NoGateway(whose) => format!("etcd on {whose} has no JSON gateway"),
+            Failed::Said(why) | Failed::Unanswered(why) => why,
         })
     }
 }

@@ -5,11 +5,17 @@
 //! - `PATH.HOLDER` is there for each proxy, and locked as long as its process lives. So a proxy
 //!   that gets that lock knows that the process has ended, and need not wait for its lease: the
 //!   kernel releases the locks of a process when it ends, in whatever way. The file names the
-//!   process, so that a stopped or hanging one can be ended.
+//!   process, so that a stopped or hanging one can be ended. Those of processes that have ended are
+//!   removed by whoever starts or becomes active, but for that of the record's holder.
+//!
+//! A host that loses power may leave a file without its content: that is no record. On disk before
+//! it takes the old one's place, the new content is what is found then. (That the old one may be
+//! found again is like a restored backup, which all are prepared for.)
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,11 +30,19 @@ use super::register::{Register, Seen, Swapped, Unread, Value};
 /// soon.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long a start waits for that lock, to remove what others left.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Only proxies of one user, or root's, share a record.
 const MODE: u32 = 0o600;
 
 /// More than any record.
 const MOST: u64 = 1 << 20;
+
+/// A disk that took more than one part in so many of a swap's time to write a record keeps no
+/// heartbeat waiting: each is replaced by the next one, and they must not take the lease's time.
+/// (Measured: 4 ms, at most 77 ms beside a writer of gigabytes, of 500 with the default lease.)
+const QUICK: u32 = 4;
 
 #[derive(Debug)]
 pub struct FileRegister {
@@ -36,6 +50,10 @@ pub struct FileRegister {
     /// Locked as long as this process lives.
     life: File,
     life_path: PathBuf,
+    /// The disk was last asked to write a record, and was not [quick](QUICK).
+    is_slow: bool,
+    /// Asks it to.
+    sync: fn(&File) -> io::Result<()>,
 }
 
 /// Why a file will not do.
@@ -71,7 +89,36 @@ impl FileRegister {
         // (Nobody else knows of it yet.)
         flock(&life, FlockOperation::NonBlockingLockExclusive).map_err(|error| unfit(error.into()))?;
         life.write_all(Process::own().map_err(unfit)?.to_string().as_bytes()).map_err(unfit)?;
-        Ok(FileRegister { path: path.to_owned(), life, life_path })
+        let register = FileRegister { path: path.to_owned(), life, life_path, is_slow: false, sync: File::sync_data };
+        // (What they left is in nobody's way.)
+        let deadline = Instant::now() + PATIENCE;
+        let _ = register.lock(deadline).and_then(|_locked| register.sweep(register.seen()?.value.record()));
+        Ok(register)
+    }
+
+    /// Removes what processes left that are no more: with the lock held, so that nobody becomes the
+    /// record's holder meanwhile. The holder's own file is the proof that it has ended.
+    fn sweep(&self, record: Option<&Record>) -> io::Result<()> {
+        let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
+        let kept = record.map(|record| record.holder.to_string());
+        for entry in directory.read_dir()? {
+            let path = entry?.path();
+            let Some(end) = path.file_name().and_then(|own| holder_of(name.as_bytes(), own.as_bytes())) else {
+                continue;
+            };
+            if Some(end) == kept.as_deref() {
+                continue;
+            }
+            let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
+            // (One that begins locks its file before it writes its name.)
+            if names_a_process(&mut file)
+                && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && is_at(&file, &path)
+            {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        Ok(())
     }
 
     fn life_of(&self, holder: Holder) -> Option<File> {
@@ -87,6 +134,10 @@ impl FileRegister {
             }
             Err(error) => return Err(error),
         };
+        // (A file whose length alone was written reads as zeros.)
+        if text.trim_matches('\0').is_empty() {
+            return Ok(Seen { revision: 0, value: Value::Absent });
+        }
         let (revision, record) = text.trim_end().split_once(' ').unwrap_or_default();
         Ok(match (revision.parse(), Record::parse(record)) {
             (Ok(revision), Some(record)) => Seen { revision, value: Value::Record(record) },
@@ -113,7 +164,7 @@ impl FileRegister {
         }
     }
 
-    fn replace(&self, seen: &Seen, new: &Record, deadline: Instant) -> io::Result<Swapped> {
+    fn replace(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> io::Result<Swapped> {
         let _locked = self.lock(deadline)?;
         if self.seen()? != *seen {
             return Ok(Swapped::Refused);
@@ -122,7 +173,15 @@ impl FileRegister {
         let next = beside(&self.path, "new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&next)?;
         writeln!(file, "{revision} {new}")?;
+        if !self.is_slow || !seen.value.record().is_some_and(|before| is_heartbeat(before, new)) {
+            let begun = Instant::now();
+            (self.sync)(&file)?;
+            self.is_slow = begun.elapsed() >= deadline.saturating_duration_since(begun) / QUICK;
+        }
         std::fs::rename(&next, &self.path)?;
+        if seen.value.record().is_none_or(|before| before.holder != new.holder) {
+            let _ = self.sweep(Some(new));
+        }
         Ok(Swapped::Done(revision))
     }
 
@@ -227,6 +286,22 @@ fn made(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path)
 }
 
+/// Whether nothing else changes.
+fn is_heartbeat(before: &Record, new: &Record) -> bool {
+    *new == Record { heartbeat: new.heartbeat, ..before.clone() }
+}
+
+/// Of `PATH.HOLDER`, by the names of both.
+fn holder_of<'a>(path: &[u8], name: &'a [u8]) -> Option<&'a str> {
+    let end = std::str::from_utf8(name.strip_prefix(path)?.strip_prefix(b".")?).ok()?;
+    (end.len() == 16 && end.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(end)
+}
+
+fn names_a_process(file: &mut File) -> bool {
+    let mut text = String::new();
+    file.take(MOST).read_to_string(&mut text).is_ok() && Process::parse(&text).is_some()
+}
+
 /// Whether this file is what that path leads to.
 fn is_at(file: &File, path: &Path) -> bool {
     let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
@@ -281,6 +356,81 @@ mod tests {
         assert_eq!(one.swap(&seen, &record(Holder(1), 2), soon()), Ok(Swapped::Refused));
         std::fs::write(&path, "something else").unwrap();
         assert_eq!(one.read(soon()).unwrap().value, Value::Unreadable);
+    }
+
+    #[test]
+    fn a_file_without_its_content_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mut register = FileRegister::open(&path, Holder(1)).unwrap();
+        for left in ["", "\0\0\0\0"] {
+            std::fs::write(&path, left).unwrap();
+            let absent = register.read(soon()).unwrap();
+            assert_eq!(absent, Seen { revision: 0, value: Value::Absent });
+            assert_eq!(register.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
+        }
+    }
+
+    #[test]
+    fn a_record_is_on_disk_before_it_takes_the_old_ones_place_and_a_slow_disk_delays_no_heartbeat() {
+        thread_local! { static SYNCED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) } }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mut register = FileRegister::open(&path, Holder(1)).unwrap();
+        register.sync = |_| {
+            SYNCED.set(SYNCED.get() + 1);
+            Ok(())
+        };
+        let swap = |register: &mut FileRegister, new: Record| {
+            let seen = register.read(soon()).unwrap();
+            assert!(matches!(register.swap(&seen, &new, soon()), Ok(Swapped::Done(_))));
+            SYNCED.get()
+        };
+        assert_eq!(swap(&mut register, record(Holder(1), 1)), 1);
+        assert_eq!(swap(&mut register, record(Holder(1), 2)), 2);
+        register.is_slow = true;
+        assert_eq!(swap(&mut register, record(Holder(1), 3)), 2);
+        let changed = Record { tenure: crate::coord::Tenure::Free, ..record(Holder(1), 4) };
+        assert_eq!(swap(&mut register, changed), 3);
+        assert!(!register.is_slow, "it was quick this time");
+        let seen = register.read(soon()).unwrap();
+        assert!(register.swap(&seen, &record(Holder(1), 5), Instant::now()).is_ok());
+        assert!(register.is_slow, "it took more than its time");
+        register.sync = |file| {
+            let length = file.metadata()?.len();
+            Err(io::Error::other(format!("{length} bytes cannot be written")))
+        };
+        let seen = register.read(soon()).unwrap();
+        let changed = Record { tenure: crate::coord::Tenure::Free, ..record(Holder(1), 6) };
+        assert!(register.swap(&seen, &changed, soon()).is_err());
+        assert_eq!(register.read(soon()).unwrap(), seen, "what is not on disk takes no place");
+    }
+
+    #[test]
+    fn what_ended_processes_left_is_removed_but_for_the_proof_that_the_holder_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let kept = |holder: u64| beside(&path, &Holder(holder).to_string());
+        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
+        let absent = one.read(soon()).unwrap();
+        assert_eq!(one.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
+        // Killed: one and a standby. Another standby lives, and a file is none of theirs.
+        let text = std::fs::read(&one.life_path).unwrap();
+        drop(one);
+        let living = FileRegister::open(&path, Holder(3)).unwrap();
+        for holder in [1, 2] {
+            std::fs::write(kept(holder), &text).unwrap();
+        }
+        std::fs::write(kept(4), "somebody else's").unwrap();
+        std::fs::write(beside(&path, "more"), &text).unwrap();
+        let mut other = FileRegister::open(&path, Holder(5)).unwrap();
+        let there = || (1..6).filter(|&holder| kept(holder).exists()).collect::<Vec<_>>();
+        assert_eq!(there(), [1, 3, 4, 5]);
+        assert!(other.is_dead(Holder(1)));
+        let seen = other.read(soon()).unwrap();
+        assert_eq!(other.swap(&seen, &record(Holder(5), 1), soon()), Ok(Swapped::Done(2)));
+        assert_eq!(there(), [3, 4, 5]);
+        assert!(beside(&path, "more").exists() && is_at(&living.life, &living.life_path));
     }
 
     #[test]

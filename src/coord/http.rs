@@ -2,8 +2,10 @@
 //! connection that is kept, each under a deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use super::lookup::{LookUp, left, try_each};
 
 /// With which an answer begins.
 const HTTP: &[u8] = b"HTTP/1.";
@@ -37,14 +39,18 @@ pub enum HttpError {
 pub struct Http {
     /// `HOST:PORT`, as it was given.
     authority: String,
-    /// Where that was last.
-    found: Vec<SocketAddr>,
+    name: LookUp,
     kept: Option<TcpStream>,
 }
 
 impl Http {
     pub fn new(authority: String) -> Http {
-        Http { authority, found: Vec::new(), kept: None }
+        Http { name: LookUp::of_authority(authority.clone()), authority, kept: None }
+    }
+
+    #[cfg(test)]
+    pub fn with_name(authority: String, name: LookUp) -> Http {
+        Http { authority, name, kept: None }
     }
 
     pub fn authority(&self) -> &str {
@@ -77,32 +83,32 @@ impl Http {
         Ok(answer)
     }
 
-    fn connect(&mut self, deadline: Instant) -> io::Result<TcpStream> {
-        // A name is looked up when what it led to does not answer, and not each time: a name server
-        // that is slow must not take the lease's time.
-        let known = !self.found.is_empty();
-        match self.connect_to_found(deadline) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if known && left(deadline).is_err() => return Err(error),
-            Err(_) => {}
-        }
-        self.found = self.authority.to_socket_addrs()?.collect();
-        self.connect_to_found(deadline)
+    /// Whether it is known where it is. What is not known yet is looked up meanwhile.
+    pub fn is_known(&mut self) -> bool {
+        self.name.is_known()
     }
 
-    fn connect_to_found(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(ErrorKind::NotFound, "its name leads nowhere");
-        for address in &self.found {
-            match left(deadline).and_then(|left| TcpStream::connect_timeout(address, left)) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
+    fn connect(&mut self, deadline: Instant) -> io::Result<TcpStream> {
+        // A name is looked up when what it led to does not answer, and not each time.
+        let known = self.name.known().to_vec();
+        let refused = match dial(&known, deadline) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        match self.name.look(deadline) {
+            Ok(()) if self.name.known() != known => dial(self.name.known(), deadline),
+            Err(error) if known.is_empty() => Err(error),
+            Ok(()) | Err(_) => Err(refused),
         }
-        Err(last)
     }
+}
+
+fn dial(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+    try_each(addresses, deadline, |address, until| {
+        let stream = TcpStream::connect_timeout(&address, left(until)?)?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    })
 }
 
 fn in_words(error: &io::Error) -> String {
@@ -118,12 +124,6 @@ fn is_quiet(stream: &TcpStream) -> bool {
     let quiet = stream.set_nonblocking(true).is_ok()
         && stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
     quiet && stream.set_nonblocking(false).is_ok()
-}
-
-/// How long until then; an error when it is over.
-pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 fn send(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
@@ -215,6 +215,7 @@ fn answer(stream: &mut TcpStream, deadline: Instant) -> io::Result<(Answer, bool
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::time::Duration;
 
     use super::*;
 

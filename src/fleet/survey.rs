@@ -2,21 +2,48 @@
 //! that are closed at once, and read only.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
-use crate::coord::{Answered, Survey, left};
+use crate::coord::{Answered, LookUp, Survey, left, share, try_each};
 use crate::ring::NodeAddr;
 
 /// More than two markers take.
 const MOST: usize = 4096;
 
+/// That no server answers is said no more often than that.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
 /// Asks all servers.
 #[derive(Clone, Debug)]
 pub(super) struct Surveyor {
-    servers: Vec<NodeAddr>,
+    servers: Vec<Server>,
+    /// When it was last said that none answers.
+    told: Arc<Mutex<Option<Instant>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Server {
+    name: NodeAddr,
+    at: Arc<Mutex<LookUp>>,
+}
+
+impl Server {
+    fn new(name: NodeAddr) -> Server {
+        let at = LookUp::of_host(name.host.clone(), name.port);
+        Server { name, at: Arc::new(Mutex::new(at)) }
+    }
+
+    /// Where its name leads now; where it led before, if that does not come soon enough to ask.
+    fn addresses(&self, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let looked = at.look(share(deadline, 1));
+        let known = at.known().to_vec();
+        if known.is_empty() { looked.map(|()| known) } else { Ok(known) }
+    }
 }
 
 /// What one says.
@@ -61,37 +88,51 @@ impl Surveyor {
         let mut servers: Vec<_> = servers.collect();
         servers.sort_by_key(ToString::to_string);
         servers.dedup();
-        Surveyor { servers }
+        Surveyor { servers: servers.into_iter().map(Server::new).collect(), told: Arc::default() }
     }
 
-    /// All at once, until the deadline; without a word, who has not answered by then.
-    fn ask(&self, deadline: Instant) -> Vec<Said> {
+    /// All at once, until the deadline; and why one has not answered, where that is known by then.
+    /// (A thread ends with the deadline, however long a look-up takes.)
+    fn ask(&self, deadline: Instant) -> (Vec<Said>, Option<String>) {
         let (said, hears) = channel();
         for server in &self.servers {
             let (server, said) = (server.clone(), said.clone());
             // (Where no thread can be had, that server has not answered.)
             let _ = std::thread::Builder::new().name("survey".to_owned()).spawn(move || {
-                if let Ok(answer) = ask(&server, deadline) {
-                    let _ = said.send(answer);
-                }
+                let _ = said.send(ask(&server, deadline).map_err(|error| format!("server {}: {error}", server.name)));
             });
         }
         drop(said);
-        let mut all = Vec::new();
+        let (mut all, mut silent) = (Vec::new(), None);
         while let Ok(answer) = hears.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            all.push(answer);
+            match answer {
+                Ok(answer) => all.push(answer),
+                Err(why) => silent = Some(why),
+            }
         }
-        all
+        (all, silent)
+    }
+
+    fn tell(&self, why: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(why, "no server answers: this proxy does not become active before one does");
+        }
     }
 
     pub(super) fn survey(&self, deadline: Instant) -> Survey {
-        judge(&self.ask(deadline), self.servers.len())
+        let (said, silent) = self.ask(deadline);
+        if said.is_empty() {
+            self.tell(silent.as_deref().unwrap_or("none has said anything in time"));
+        }
+        judge(&said, self.servers.len())
     }
 
     /// Whether no server that answers is marked by anybody else than this generation of the fleet,
     /// which is active at that address.
     pub(super) fn marks_are_own(&self, own: &FleetMark, deadline: Instant) -> bool {
-        are_own(&self.ask(deadline), own)
+        are_own(&self.ask(deadline).0, own)
     }
 
     /// What all servers say, one after the other: more than once at the start of a process this is
@@ -101,9 +142,10 @@ impl Surveyor {
     ///
     /// Which server has not answered.
     pub(super) fn all_said(&self, patience: Duration) -> Result<Vec<Said>, String> {
-        let say = |server: &NodeAddr| {
+        let say = |server: &Server| {
             let said = ask(server, Instant::now() + patience);
-            said.map_err(|error| format!("server {server} does not answer ({error}), and no mark was taken away"))
+            let name = &server.name;
+            said.map_err(|error| format!("server {name} does not answer ({error}), and no mark was taken away"))
         };
         self.servers.iter().map(say).collect()
     }
@@ -116,31 +158,37 @@ impl Surveyor {
     /// Which server has not answered.
     pub(super) fn take_marks(&self, patience: Duration) -> Result<(), String> {
         for server in &self.servers {
+            let name = &server.name;
             let taken = converse(server, Instant::now() + patience, &format!("delete {FLEET_KEY}\r\n"), |answer| {
                 answer.ends_with(b"\r\n").then(|| answer.starts_with(b"DELETED") || answer.starts_with(b"NOT_FOUND"))
             });
             match taken {
                 Ok(true) => {}
-                Ok(false) => return Err(format!("server {server} refuses to delete the fleet's mark")),
-                Err(error) => return Err(format!("server {server} does not answer ({error})")),
+                Ok(false) => return Err(format!("server {name} refuses to delete the fleet's mark")),
+                Err(error) => return Err(format!("server {name} does not answer ({error})")),
             }
         }
         Ok(())
     }
 }
 
-fn ask(server: &NodeAddr, deadline: Instant) -> io::Result<Said> {
+fn ask(server: &Server, deadline: Instant) -> io::Result<Said> {
     // Whatever stands there: an answer that cannot be read is none.
     converse(server, deadline, &question(), read)
 }
 
-fn converse<T>(
-    server: &NodeAddr,
+/// With the first of its addresses that answers: a name may have one on which nobody listens.
+fn converse<T>(server: &Server, deadline: Instant, question: &str, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<T> {
+    let addresses = server.addresses(deadline)?;
+    try_each(&addresses, deadline, |address, until| converse_with(address, until, question, &read))
+}
+
+fn converse_with<T>(
+    address: SocketAddr,
     deadline: Instant,
     question: &str,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<T> {
-    let address = (server.host.as_str(), server.port).to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
     let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
     stream.write_all(question.as_bytes())?;
@@ -185,6 +233,7 @@ pub(super) fn read(answer: &[u8]) -> Option<Said> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coord::NameServer;
     use crate::ids::{Generation, SessionId};
 
     #[test]
@@ -274,8 +323,8 @@ mod tests {
     fn a_fleet_is_left_on_all_servers_or_on_none() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let absent = absent();
-        let servers = vec![listener.local_addr().unwrap().to_string().parse().unwrap(), absent.clone()];
-        let surveyor = Surveyor { servers };
+        let servers = [listener.local_addr().unwrap().to_string().parse().unwrap(), absent.clone()];
+        let surveyor = Surveyor { servers: servers.map(Server::new).to_vec(), told: Arc::default() };
         let there = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut block = [0; 200];
@@ -289,5 +338,32 @@ mod tests {
         let (asked, listener) = there.join().unwrap();
         assert!(asked.starts_with("get "), "{asked}");
         assert!(listener.accept().is_err(), "it was asked for nothing more");
+    }
+
+    #[test]
+    fn each_address_of_a_name_is_asked_and_a_slow_name_server_is_asked_once() {
+        let (names, at) = NameServer::new();
+        let name = NodeAddr { host: "name".to_owned(), port: 1 };
+        let servers = vec![Server { name, at: Arc::new(Mutex::new(at)) }];
+        let surveyor = Surveyor { servers, told: Arc::default() };
+        for _ in 0..3 {
+            let survey = surveyor.survey(Instant::now() + Duration::from_millis(20));
+            assert_eq!(survey.answered, Answered::None);
+        }
+        // A server listens on one of two addresses; then nobody says where any more.
+        let listener = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.read(&mut [0; 200]);
+                let _ = stream.write_all(b"END\r\n");
+            }
+        });
+        names.answer(&[&format!("127.0.0.1:{}", there.port()), &there.to_string()]);
+        for _ in 0..2 {
+            let survey = surveyor.survey(Instant::now() + Duration::from_secs(5));
+            assert_eq!(survey.answered, Answered::All);
+        }
+        assert_eq!(names.asked(), 2, "one at a time");
     }
 }

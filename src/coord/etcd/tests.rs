@@ -2,8 +2,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::coord::NameServer;
 use crate::coord::record::Holder;
 
 fn soon() -> Instant {
@@ -167,6 +170,94 @@ fn a_full_etcd_says_so() {
     let said = register.swap(&absent, &record(1), soon()).unwrap_err().to_string();
     assert!(said.contains("full") && said.contains("compact"), "{said}");
     assert!(register.read(soon()).is_ok(), "it can be read");
+}
+
+/// Answers every request with that; how many there were.
+fn door(status: u16, body: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = asked.clone();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let counts = counts.clone();
+            std::thread::spawn(move || {
+                while stream.read(&mut [0; 8192]).is_ok_and(|n| n > 0) {
+                    counts.fetch_add(1, Ordering::SeqCst);
+                    let length = body.len();
+                    write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+                }
+            });
+        }
+    });
+    (address, asked)
+}
+
+/// What a member without a record says to all that is asked here.
+const HEALTHY: &str = r#"{"etcdserver":"3.5.0","header":{"revision":"1"},"succeeded":true}"#;
+
+#[test]
+fn a_member_that_answers_with_an_error_is_left_and_what_it_was_asked_is_not_asked_again() {
+    for (status, body) in [
+        (503, "<html>no backend</html>"),
+        (404, "404 page not found"),
+        (429, r#"{"error":"etcdserver: too many requests"}"#),
+        (501, r#"{"error":"etcdserver: rpc not supported for learner"}"#),
+        (200, "hello"),
+    ] {
+        let ((bad, _), (good, asked)) = (door(status, body), door(200, HEALTHY));
+        let mut etcd = Etcd::new(&[bad.clone(), good], "test", None);
+        let seen = Seen { revision: 0, value: Value::Absent };
+        let said = etcd.swap(&seen, &record(1), soon()).unwrap_err().to_string();
+        assert!(said.contains(&bad), "{said}");
+        assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody knows whether it was done");
+        assert_eq!(etcd.read(soon()), Ok(seen.clone()), "{status}");
+        assert_eq!(etcd.swap(&seen, &record(2), soon()), Ok(Swapped::Done(1)));
+    }
+    // A denial is the word of all.
+    let ((bad, _), (good, asked)) = (door(403, r#"{"error":"etcdserver: permission denied"}"#), door(200, HEALTHY));
+    let mut etcd = Etcd::new(&[bad, good], "test", None);
+    for _ in 0..2 {
+        assert!(etcd.read(soon()).is_err());
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn one_member_that_will_do_is_enough_for_a_start() {
+    for (status, body) in [
+        (503, "no backend"),
+        (404, "not found"),
+        (200, "hello"),
+        (200, r#"{"etcdserver":"3.3.25","etcdcluster":"3.3.0"}"#),
+    ] {
+        let ((bad, _), (good, _)) = (door(status, body), door(200, HEALTHY));
+        assert_eq!(Etcd::new(&[bad, good], "test", None).judge(soon()), Ok(None), "{status} {body}");
+    }
+    let (away, _) = door(503, "no backend");
+    let said = Etcd::new(std::slice::from_ref(&away), "test", None).judge(soon()).unwrap_err().to_string();
+    assert!(said.contains(&away) && said.contains("503"), "{said}");
+}
+
+#[test]
+fn a_name_server_that_is_slow_takes_no_others_time() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (good, _) = door(200, HEALTHY);
+    let absent = Seen { revision: 0, value: Value::Absent };
+    let ((slow, name), mut etcd) = (NameServer::new(), Etcd::new(&[nobody.clone(), good.clone()], "test", None));
+    etcd.members[0] = Http::with_name("slow".to_owned(), name);
+    // What is not known is asked last, and once it is, in its turn.
+    assert_eq!(etcd.order(), [1, 0]);
+    slow.answer(&[&nobody]);
+    while etcd.order() != [0, 1] {
+        std::thread::yield_now();
+    }
+    // It refuses, and is looked up for as long as this test runs.
+    for _ in 0..3 {
+        etcd.present = 0;
+        assert_eq!(etcd.read(Instant::now() + Duration::from_secs(2)), Ok(absent.clone()));
+    }
+    assert_eq!(slow.asked(), 2, "one look-up at a time");
 }
 
 #[test]
