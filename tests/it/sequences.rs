@@ -5,11 +5,11 @@
 //!
 //! What is left out, for two memcacheds would not agree on it, or for a difference that
 //! docs/reference.md names: statistics and lists; the numbers of cas ids (whether one is told, and
-//! whether it wins, is compared); what is counted in seconds; numbers that get shorter, and
-//! counting on marked items (both depend on memcached's own housekeeping); `ms` with `I`, `C` and
-//! `c`; a quiet `ma` that makes its item; a get that is refused behind others (memcached forgets
-//! their answers); keys and extras of unknown binary commands; a key with a line end; tokens of
-//! items that may be stale; stale items whose key text cannot carry.
+//! whether it wins, is compared); what is counted in seconds; numbers that get shorter, counting on
+//! marked items, and `T` of `ma` (they depend on memcached's own housekeeping); `ms` with `I`, `C`
+//! and `c`; a quiet `ma` that makes its item; a get that is refused behind others (memcached
+//! forgets their answers); keys and extras of unknown binary commands; a key with a line end;
+//! tokens of items that may be stale; stale items whose key text cannot carry.
 
 use std::collections::BTreeMap;
 
@@ -282,7 +282,7 @@ impl Generator {
                 "N30",
             ],
             "md" => &["k", "O3", "q", "I", "I", "T300", "C$", "C999999999"],
-            "ma" => &["v", "c", "t", "k", "O4", "q", "N300", "J5000013", "D5", "MI", "M+", "T400", "C$"],
+            "ma" => &["v", "c", "t", "k", "O4", "q", "N300", "J5000013", "D5", "MI", "M+", "C$"],
             _ => &[],
         };
         let mut flags: Vec<&str> = Vec::new();
