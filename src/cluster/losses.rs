@@ -35,8 +35,9 @@ pub enum Lost {
 
 /// Where it is agreed which copies are lost.
 pub trait Losses: Send + Sync + 'static {
-    /// What was agreed on last when this proxy took the place of another one.
-    fn listed(&self) -> Vec<(PairId, Lost)>;
+    /// What was agreed on last when this proxy took the place of another one, and from which epoch
+    /// of each pair on.
+    fn listed(&self) -> Vec<(PairId, Lost, Epoch)>;
 
     /// From this epoch of the pair on that is lost. Asked for at once, whether or
     /// not anybody awaits it; completes when it is agreed on, and never if another proxy is active
@@ -88,7 +89,7 @@ pub trait Losses: Send + Sync + 'static {
 pub struct NoStandby;
 
 impl Losses for NoStandby {
-    fn listed(&self) -> Vec<(PairId, Lost)> {
+    fn listed(&self) -> Vec<(PairId, Lost, Epoch)> {
         Vec::new()
     }
 
@@ -126,19 +127,28 @@ impl Cluster {
         .boxed()
     }
 
-    /// The word of whoever was active before: later than any record, if it lists a copy.
+    /// The word of whoever was active before, if it lists a copy, and no record on the servers is of
+    /// a later epoch. `newest`: the latest of these.
+    ///
+    /// A record may be written before the list says the same. That does no harm: what it says was
+    /// true, and nobody was told of anything that came after it. The list may be an old one: of a
+    /// register that was restored, or was left for a while. (Seen with each: who led alone since was
+    /// purged, or who had been lost since led.)
     pub(super) fn agreed(&self, pair: PairId, newest: Option<Record>) -> Option<Record> {
         if !holds(Rule::ListedCopiesDoNotLead) {
             return None;
         }
-        let fact = match self.listed.iter().find(|(listed, _)| *listed == pair)?.1 {
+        let &(_, lost, since) = self.listed.iter().find(|(listed, ..)| *listed == pair)?;
+        if newest.is_some_and(|record| record.epoch > since) {
+            return None;
+        }
+        let fact = match lost {
             Lost::Nothing => return None,
             Lost::Copy(place) => Fact::Alone(place.other()),
             Lost::Both => Fact::Nobody,
         };
-        let epoch = newest.map_or(Epoch::default(), |record| record.epoch);
         let term = newest.map_or(self.term, |record| record.term);
-        Some(Record { epoch, fact, term, period: self.period })
+        Some(Record { epoch: since, fact, term, period: self.period })
     }
 }
 
@@ -157,7 +167,7 @@ mod tests {
     struct Slow(Mutex<Vec<(Lost, oneshot::Sender<()>)>>);
 
     impl Losses for Slow {
-        fn listed(&self) -> Vec<(PairId, Lost)> {
+        fn listed(&self) -> Vec<(PairId, Lost, Epoch)> {
             Vec::new()
         }
 
@@ -166,6 +176,21 @@ mod tests {
             self.0.lock().unwrap().push((lost, agrees));
             async { agreed.await.unwrap_or_default() }.boxed()
         }
+    }
+
+    /// The list may be that of a register that was restored: who it says is lost has come back since,
+    /// and leads alone.
+    #[tokio::test]
+    async fn the_list_counts_as_long_as_no_record_is_of_a_later_epoch() {
+        let mut cluster = agreeing("-s 127.0.0.1:1 -b 127.0.0.1:2", std::sync::Arc::new(Slow::default()));
+        cluster.listed = vec![(PairId(0), Lost::Copy(Place::Primary), Epoch(9))];
+        let record = |epoch| Record { epoch: Epoch(epoch), fact: Fact::Sync, term: Term(1), period: cluster.period };
+        for (newest, counts) in [(None, true), (Some(8), true), (Some(9), true), (Some(10), false)] {
+            let agreed = cluster.agreed(PairId(0), newest.map(record));
+            let expected = counts.then_some((Fact::Alone(Place::Backup), Epoch(9)));
+            assert_eq!(agreed.map(|record| (record.fact, record.epoch)), expected, "{newest:?}");
+        }
+        assert!(cluster.agreed(PairId(1), None).is_none());
     }
 
     /// Whoever takes this proxy's place in between would let the other copy lead.

@@ -200,7 +200,7 @@ pub struct Cluster {
     turn: Option<Turn>,
     /// The names that nodes' memories have had, since before flushes.
     memories: Arc<Memories>,
-    listed: Vec<(PairId, Lost)>,
+    listed: Vec<(PairId, Lost, Epoch)>,
     controls: Vec<Arc<NodeControl>>,
     /// For operators and monitors.
     inquirers: Vec<Arc<Inquirer>>,

@@ -303,7 +303,7 @@ mod tests {
     }
 
     impl Losses for Told {
-        fn listed(&self) -> Vec<(PairId, Lost)> {
+        fn listed(&self) -> Vec<(PairId, Lost, Epoch)> {
             Vec::new()
         }
 

@@ -36,6 +36,10 @@
 //!   an earlier holder may find itself there again. It was suspended for a long time, and reads the
 //!   servers' marks before it continues.
 //! - A generation is above all generations marked on the servers, whatever the record says.
+//! - Whoever sees that a proxy with another list of servers serves claims nothing, also when that
+//!   one leaves: all items would be in the wrong place. Where such a record is found free, at a start
+//!   with a new list, it is claimed after the wait, so that one with the list that it was left with
+//!   comes first. The list of lost copies is not taken over: it numbers the pairs of another list.
 //! - A proxy that reaches no server claims nothing.
 
 mod words;
@@ -109,6 +113,9 @@ pub struct Authority {
     /// Every thread has turned since then.
     turned: Boot,
     burden: Burden,
+    /// The proxy that serves, or served last, has another list of servers: its place is not to be
+    /// taken, also when it has left it.
+    other_list: bool,
     role: Role,
     /// What is unanswered.
     request: Option<Request>,
@@ -174,7 +181,16 @@ struct Active {
 impl Authority {
     pub fn new(me: Me, times: Times) -> Authority {
         let role = Role::Standby { sight: None, claims: Vec::new() };
-        Authority { me, times, asked: 0, turned: Boot::default(), burden: Burden::default(), role, request: None }
+        Authority {
+            me,
+            times,
+            asked: 0,
+            turned: Boot::default(),
+            burden: Burden::default(),
+            other_list: false,
+            role,
+            request: None,
+        }
     }
 
     /// Whether this proxy may act at a moment that is now.
@@ -274,6 +290,9 @@ impl Authority {
         if !me.candidate {
             return vec![];
         }
+        if let Some(record) = sight.seen.value.record().filter(|record| record.tenure == Tenure::Serving) {
+            self.other_list = record.fingerprint != me.fingerprint;
+        }
         let due = match &sight.seen.value {
             Value::Unreadable => false,
             Value::Record(record) if record.tenure == Tenure::Serving => {
@@ -281,7 +300,7 @@ impl Authority {
             }
             Value::Record(_) | Value::Absent => true,
         };
-        if !due {
+        if !due || self.other_list {
             return vec![];
         }
         self.request = Some(Request::Survey);
@@ -310,7 +329,11 @@ impl Authority {
         let interrupted = !sight.dead && now.since(sight.answered) > self.times.gap && holds(Rule::AnsweredPollsCount);
         let closed = |rule: Rule, enough: bool| !survey.open && enough || !holds(rule);
         let at_once = match &sight.seen.value {
-            Value::Record(record) if record.tenure == Tenure::Free => closed(Rule::FreeIsChecked, true),
+            Value::Record(record) if record.tenure == Tenure::Free => {
+                // Whoever has the list that it was left with comes first.
+                let same_list = record.fingerprint == self.me.fingerprint;
+                same_list && closed(Rule::FreeIsChecked, true)
+            }
             Value::Absent => closed(Rule::AbsentIsChecked, survey.answered == Answered::All),
             Value::Record(_) | Value::Unreadable => false,
         };
@@ -325,6 +348,12 @@ impl Authority {
         // this file. And that the last one is gone says nothing of one that it waited for itself.
         let free = before.is_none_or(|record| record.tenure == Tenure::Free);
         let awaits = !(sight.dead || free && !survey.open) || before.is_some_and(|record| record.awaits);
+        let lost = before.filter(|record| {
+            // Pairs of another list are other pairs; and a record from before a claim that has been
+            // made since is an old one, that was restored.
+            record.fingerprint == fingerprint && record.generation >= highest
+        });
+        let lost = lost.map_or_else(Lost::default, |record| record.lost.clone());
         let claim = Record {
             generation,
             holder,
@@ -332,7 +361,7 @@ impl Authority {
             heartbeat: 0,
             tenure: Tenure::Serving,
             fingerprint,
-            lost: before.map_or_else(Lost::default, |record| record.lost.clone()),
+            lost,
             term: before.map_or_else(Term::default, |record| record.term),
             awaits,
             lease: self.times.lease,

@@ -3,18 +3,18 @@
 //! One line of text, words apart by one blank:
 //!
 //! ```text
-//! generation holder           address        heartbeat state   fingerprint      lost    term
-//! 17         9f31c0de77aa0b52 10.0.0.5:12000 88213     serving 0123456789abcdef p0-2,b5 40012
+//! generation holder           address        heartbeat state   fingerprint      lost        term
+//! 17         9f31c0de77aa0b52 10.0.0.5:12000 88213     serving 0123456789abcdef p0-2@9,b5@7 40012
 //! ```
 //!
 //! Behind these stands the holder's lease in microseconds, as `lease_us=3000000`, and `awaits` if
 //! the holder does not know that who was active before it is gone. Whatever else stands there, of a
 //! later release, this one reads over.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::ids::{Generation, PairId, Place, Term};
+use crate::ids::{Epoch, Generation, PairId, Place, Term};
 use crate::later;
 use crate::lease;
 use crate::protocol::number::parse_u64;
@@ -37,19 +37,23 @@ pub enum Tenure {
     Free,
 }
 
-/// Copies that are lost: whoever takes over lets none of them lead. Not servers: a server that is
-/// filled leads its pairs again one after the other, and each of them must leave the list when its
-/// lead moves.
+/// Copies that are lost, each since an epoch of its pair: whoever takes over lets none of them lead.
+/// Not servers: a server that is filled leads its pairs again one after the other, and each of them
+/// must leave the list when its lead moves.
+///
+/// A record on a server of a *later* epoch of the pair knows better, and the list counts no more: it
+/// may be that of a register that was restored, or was left for a while (`--leave-fleet`). (Seen: a
+/// copy that had been refilled since, and led alone, was purged.)
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Lost(BTreeSet<(Place, PairId)>);
+pub struct Lost(BTreeMap<(Place, PairId), Epoch>);
 
 impl Lost {
-    /// The copies of a pair that are lost from now on: one, none, or both where a flush has ended
-    /// what they held while they were away.
-    pub fn set(&mut self, pair: PairId, lost: &[Place]) {
+    /// The copies of a pair that are lost from this epoch on: one, none, or both where a flush has
+    /// ended what they held while they were away.
+    pub fn set(&mut self, pair: PairId, epoch: Epoch, lost: &[Place]) {
         for place in [Place::Primary, Place::Backup] {
             if lost.contains(&place) {
-                self.0.insert((place, pair));
+                self.0.insert((place, pair), epoch);
             } else {
                 self.0.remove(&(place, pair));
             }
@@ -58,11 +62,11 @@ impl Lost {
 
     #[cfg(test)]
     pub fn contains(&self, pair: PairId, place: Place) -> bool {
-        self.0.contains(&(place, pair))
+        self.0.contains_key(&(place, pair))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (PairId, Place)> {
-        self.0.iter().map(|&(place, pair)| (pair, place))
+    pub fn iter(&self) -> impl Iterator<Item = (PairId, Place, Epoch)> {
+        self.0.iter().map(|(&(place, pair), &epoch)| (pair, place, epoch))
     }
 
     #[cfg(test)]
@@ -82,12 +86,13 @@ impl Lost {
                 b'b' => Place::Backup,
                 _ => return None,
             };
-            let (first, last) = run[1..].split_once('-').unwrap_or((&run[1..], &run[1..]));
-            let (first, last) = (number(first)?, number(last)?);
+            let (pairs, epoch) = run[1..].split_once('@')?;
+            let (first, last) = pairs.split_once('-').unwrap_or((pairs, pairs));
+            let (first, last, epoch) = (number(first)?, number(last)?, Epoch(number(epoch)?));
             if first > last || last - first > MAX_PAIRS || last > u64::from(u32::MAX) {
                 return None;
             }
-            lost.0.extend((first..=last).map(|pair| (place, PairId(pair as u32))));
+            lost.0.extend((first..=last).map(|pair| ((place, PairId(pair as u32)), epoch)));
         }
         Some(lost)
     }
@@ -98,11 +103,11 @@ const MAX_PAIRS: u64 = 128 * 128;
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut copies = self.0.iter().copied().peekable();
+        let mut copies = self.iter().peekable();
         let mut between = "";
-        while let Some((place, PairId(first))) = copies.next() {
+        while let Some((PairId(first), place, epoch)) = copies.next() {
             let mut last = first;
-            while copies.next_if_eq(&(place, PairId(last + 1))).is_some() {
+            while copies.next_if_eq(&(PairId(last + 1), place, epoch)).is_some() {
                 last += 1;
             }
             let letter = if place == Place::Primary { 'p' } else { 'b' };
@@ -110,6 +115,7 @@ impl fmt::Display for Lost {
             if last > first {
                 write!(f, "-{last}")?;
             }
+            write!(f, "@{}", epoch.0)?;
             between = ",";
         }
         f.write_str(if between.is_empty() { "-" } else { "" })
@@ -234,7 +240,7 @@ mod tests {
     }
 
     fn lost(copies: &[(Place, u32)]) -> Lost {
-        Lost(copies.iter().map(|&(place, pair)| (place, PairId(pair))).collect())
+        Lost(copies.iter().map(|&(place, pair)| ((place, PairId(pair)), Epoch(9))).collect())
     }
 
     #[test]
@@ -242,8 +248,8 @@ mod tests {
         use Place::{Backup, Primary};
         let sets = [
             (lost(&[]), "-"),
-            (lost(&[(Primary, 0), (Primary, 1), (Primary, 2), (Backup, 5)]), "p0-2,b5"),
-            (lost(&[(Backup, 1), (Backup, 3), (Backup, 4)]), "b1,b3-4"),
+            (lost(&[(Primary, 0), (Primary, 1), (Primary, 2), (Backup, 5)]), "p0-2@9,b5@9"),
+            (lost(&[(Backup, 1), (Backup, 3), (Backup, 4)]), "b1@9,b3-4@9"),
         ];
         for (set, shown) in sets {
             for (tenure, awaits, lease) in
@@ -269,10 +275,13 @@ mod tests {
             (4, "gone"),
             (5, "list"),
             (6, "p"),
-            (6, "p2-1"),
-            (6, "p0-99999"),
-            (6, "q1"),
-            (6, "p1,"),
+            (6, "p2-1@9"),
+            (6, "p0-99999@9"),
+            (6, "q1@9"),
+            (6, "p1@9,"),
+            (6, "p1"),
+            (6, "p1@"),
+            (6, "p1@x"),
             (6, ""),
             (7, "1.5"),
         ] {
@@ -288,15 +297,25 @@ mod tests {
     }
 
     #[test]
+    fn copies_that_were_lost_at_one_epoch_share_a_run() {
+        let mut lost = Lost::default();
+        for (pair, epoch) in [(0, 7), (1, 7), (2, 8), (4, 8)] {
+            lost.set(PairId(pair), Epoch(epoch), &[Place::Primary]);
+        }
+        assert_eq!(lost.to_string(), "p0-1@7,p2@8,p4@8");
+        assert_eq!(Lost::parse("p0-1@7,p2@8,p4@8"), Some(lost));
+    }
+
+    #[test]
     fn a_pair_has_lost_one_copy_or_none_or_both() {
         let mut lost = Lost::default();
-        lost.set(PairId(3), &[Place::Primary, Place::Backup]);
+        lost.set(PairId(3), Epoch(1), &[Place::Primary, Place::Backup]);
         assert!(lost.contains(PairId(3), Place::Backup) && lost.contains(PairId(3), Place::Primary));
-        lost.set(PairId(3), &[Place::Primary]);
-        lost.set(PairId(3), &[Place::Backup]);
+        lost.set(PairId(3), Epoch(2), &[Place::Primary]);
+        lost.set(PairId(3), Epoch(3), &[Place::Backup]);
         assert!(lost.contains(PairId(3), Place::Backup) && !lost.contains(PairId(3), Place::Primary));
-        assert_eq!(lost.iter().collect::<Vec<_>>(), [(PairId(3), Place::Backup)]);
-        lost.set(PairId(3), &[]);
+        assert_eq!(lost.iter().collect::<Vec<_>>(), [(PairId(3), Place::Backup, Epoch(3))]);
+        lost.set(PairId(3), Epoch(4), &[]);
         assert!(lost.is_empty());
     }
 }

@@ -21,7 +21,7 @@ use super::peers::Peers;
 pub(super) struct Agreement {
     keeper: Keeper,
     turn: Turn,
-    listed: Vec<(PairId, Lost)>,
+    listed: Vec<(PairId, Lost, Epoch)>,
     wanted: Arc<Mutex<Wanted>>,
     shown: Shown,
     /// To be cancelled where the operator wants another proxy to be active.
@@ -63,15 +63,17 @@ impl Agreement {
         predecessor: Burden,
         (shown, hands_over): (Shown, CancellationToken),
     ) -> Agreement {
-        let mut listed: BTreeMap<PairId, Lost> = BTreeMap::new();
-        for (pair, place) in predecessor.lost.iter() {
-            let lost = listed.entry(pair).or_default();
+        let mut listed: BTreeMap<PairId, (Lost, Epoch)> = BTreeMap::new();
+        for (pair, place, epoch) in predecessor.lost.iter() {
+            let (lost, since) = listed.entry(pair).or_default();
             *lost = if *lost == Lost::Nothing { Lost::Copy(place) } else { Lost::Both };
+            *since = epoch.max(*since);
         }
         let told = (0, predecessor.clone());
         let carried = predecessor.clone();
         let wanted = Wanted { burden: predecessor, told, is_known: true, carried, ..Wanted::default() };
-        let (listed, wanted) = (listed.into_iter().collect(), Arc::new(Mutex::new(wanted)));
+        let listed = listed.into_iter().map(|(pair, (lost, since))| (pair, lost, since)).collect();
+        let wanted = Arc::new(Mutex::new(wanted));
         Agreement { keeper, turn, listed, wanted, shown, hands_over }
     }
 
@@ -126,7 +128,7 @@ fn listed(lost: Lost) -> &'static [Place] {
 }
 
 impl Losses for Agreement {
-    fn listed(&self) -> Vec<(PairId, Lost)> {
+    fn listed(&self) -> Vec<(PairId, Lost, Epoch)> {
         self.listed.clone()
     }
 
@@ -136,7 +138,9 @@ impl Losses for Agreement {
         if epoch >= *known {
             *known = epoch;
             let mut set: coord::Lost = wanted.burden.lost.clone();
-            set.set(pair, listed(lost));
+            // Its epoch too, if the same copy was listed before: a record of an epoch in between may
+            // say that it is in sync.
+            set.set(pair, epoch, listed(lost));
             if set != wanted.burden.lost {
                 wanted.burden.lost = set;
                 wanted.changes += 1;
@@ -159,7 +163,7 @@ impl Losses for Agreement {
 
     fn is_listed(&self, pair: PairId) -> bool {
         let wanted = held(&self.wanted);
-        [&wanted.carried, &wanted.told.1].iter().any(|burden| burden.lost.iter().any(|(listed, _)| listed == pair))
+        [&wanted.carried, &wanted.told.1].iter().any(|burden| burden.lost.iter().any(|(listed, ..)| listed == pair))
     }
 
     fn turn(&self) -> Option<Turn> {
@@ -277,14 +281,15 @@ mod tests {
         let mut anew = agreement.commit(PairId(0), Epoch(10), Lost::Copy(Place::Primary));
         let first = carried(&told);
         hears(&first);
-        assert!(
-            is_done(&mut lost) && is_done(&mut back) && is_done(&mut anew),
-            "the record lists the copy all the time"
-        );
+        assert!(is_done(&mut lost), "the record lists the copy");
+        let again = carried(&told);
+        assert!(!is_done(&mut back) && !is_done(&mut anew), "as of epoch 8: a server's record of 9 would outdo that");
+        hears(&again);
+        assert!(is_done(&mut back) && is_done(&mut anew));
         let mut back = agreement.commit(PairId(0), Epoch(11), Lost::Nothing);
         let mut anew = agreement.commit(PairId(0), Epoch(12), Lost::Copy(Place::Primary));
         let none = carried(&told);
-        hears(&first);
+        hears(&again);
         assert!(!is_done(&mut anew), "what the record was before does not count");
         hears(&none);
         assert!(is_done(&mut back) && !is_done(&mut anew));
@@ -296,7 +301,7 @@ mod tests {
     #[test]
     fn a_copy_may_be_listed_until_the_record_is_known_not_to_list_it() {
         let mut burden = Burden::default();
-        burden.lost.set(PairId(0), &[Place::Backup]);
+        burden.lost.set(PairId(0), Epoch(4), &[Place::Backup]);
         let (agreement, told, hears) = agreement(burden);
         assert!(agreement.is_listed(PairId(0)) && !agreement.is_listed(PairId(1)));
         let mut back = agreement.commit(PairId(0), Epoch(5), Lost::Nothing);
@@ -342,9 +347,10 @@ mod tests {
     #[test]
     fn what_the_predecessor_lost_is_listed() {
         let mut burden = Burden::default();
-        burden.lost.set(PairId(1), &[Place::Primary]);
-        burden.lost.set(PairId(2), &[Place::Primary, Place::Backup]);
+        burden.lost.set(PairId(1), Epoch(4), &[Place::Primary]);
+        burden.lost.set(PairId(2), Epoch(6), &[Place::Primary, Place::Backup]);
         let (agreement, _told, _) = agreement(burden);
-        assert_eq!(agreement.listed(), [(PairId(1), Lost::Copy(Place::Primary)), (PairId(2), Lost::Both)]);
+        let expected = [(PairId(1), Lost::Copy(Place::Primary), Epoch(4)), (PairId(2), Lost::Both, Epoch(6))];
+        assert_eq!(agreement.listed(), expected);
     }
 }

@@ -372,10 +372,14 @@ async fn hand_over(
     (keeper, shared): (Keeper, Arc<Shared>),
 ) {
     leaves.await;
-    if keeper.known.borrow().role == Role::Suspended {
-        // Nobody can be answered, and nothing is to be said to servers.
-        keeper.quit();
-    }
+    let mut known = keeper.known.clone();
+    tokio::spawn(async move {
+        // Nobody can be answered, and nothing is to be said to servers; and workers stand still, so
+        // that no grace would ever be over. It may come at any moment of the stop.
+        if known.wait_for(|known| known.role == Role::Suspended).await.is_ok() {
+            keeper.quit();
+        }
+    });
     serving.leaving.cancel();
     let answered = async {
         none_left(&serving.others).await;
@@ -454,9 +458,20 @@ mod tests {
 
     /// It can say nothing to servers, and so not that it has stopped.
     #[tokio::test(start_paused = true)]
-    async fn a_suspended_proxy_that_is_to_stop_ends_at_once() {
-        let (keeper, told) = Keeper::for_tests(Role::Suspended);
-        hand_over((async {}, CancellationToken::new()), serving(), (keeper, sharing())).await;
-        assert!(matches!(told.try_recv(), Ok(keeper::Told::Quit)));
+    async fn a_proxy_that_is_to_stop_and_is_suspended_ends_at_once() {
+        for before in [true, false] {
+            let (mut keeper, told) = Keeper::for_tests(Role::Active);
+            let (shows, known) = watch::channel(keeper::Known { role: Role::Active, ..keeper::Known::default() });
+            keeper.known = known;
+            let suspend = || shows.send_modify(|known| known.role = Role::Suspended);
+            if before {
+                suspend();
+            }
+            hand_over((async {}, CancellationToken::new()), serving(), (keeper, sharing())).await;
+            assert!(before || told.try_recv().is_err());
+            suspend();
+            tokio::time::sleep(LEAVING).await;
+            assert!(matches!(told.try_recv(), Ok(keeper::Told::Quit)), "suspended before: {before}");
+        }
     }
 }

@@ -55,8 +55,8 @@ fn lock(agreed: &Mutex<Agreed>) -> MutexGuard<'_, Agreed> {
 }
 
 impl Losses for SimLosses {
-    fn listed(&self) -> Vec<(PairId, Lost)> {
-        lock(&self.agreed).of.iter().map(|(pair, (_, lost))| (*pair, *lost)).collect()
+    fn listed(&self) -> Vec<(PairId, Lost, Epoch)> {
+        lock(&self.agreed).of.iter().map(|(pair, (epoch, lost))| (*pair, *lost, *epoch)).collect()
     }
 
     fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()> {

@@ -23,6 +23,7 @@ mod fleet;
 mod fleet_changes;
 mod fleet_cuts;
 mod fleet_faults;
+mod fleet_lists;
 mod fleet_releases;
 mod judge_selftest;
 mod log;
