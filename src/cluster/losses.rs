@@ -127,13 +127,13 @@ impl Cluster {
         .boxed()
     }
 
-    /// The word of whoever was active before, if it lists a copy, and no record on the servers is of
-    /// a later epoch. `newest`: the latest of these.
+    /// The word of whoever was active before, if it lists a copy, and no record on the servers is
+    /// of a later epoch. `newest`: the latest of these.
     ///
     /// A record may be written before the list says the same. That does no harm: what it says was
     /// true, and nobody was told of anything that came after it. The list may be an old one: of a
-    /// register that was restored, or was left for a while. (Seen with each: who led alone since was
-    /// purged, or who had been lost since led.)
+    /// register that was restored, or was left for a while. (Seen with each: who led alone since
+    /// was purged, or who had been lost since led.)
     pub(super) fn agreed(&self, pair: PairId, newest: Option<Record>) -> Option<Record> {
         if !holds(Rule::ListedCopiesDoNotLead) {
             return None;
@@ -178,8 +178,8 @@ mod tests {
         }
     }
 
-    /// The list may be that of a register that was restored: who it says is lost has come back since,
-    /// and leads alone.
+    /// The list may be that of a register that was restored: who it says is lost has come back
+    /// since, and leads alone.
     #[tokio::test]
     async fn the_list_counts_as_long_as_no_record_is_of_a_later_epoch() {
         let mut cluster = agreeing("-s 127.0.0.1:1 -b 127.0.0.1:2", std::sync::Arc::new(Slow::default()));

@@ -37,13 +37,13 @@ pub enum Tenure {
     Free,
 }
 
-/// Copies that are lost, each since an epoch of its pair: whoever takes over lets none of them lead.
-/// Not servers: a server that is filled leads its pairs again one after the other, and each of them
-/// must leave the list when its lead moves.
+/// Copies that are lost, each since an epoch of its pair: whoever takes over lets none of them
+/// lead. Not servers: a server that is filled leads its pairs again one after the other, and each
+/// of them must leave the list when its lead moves.
 ///
-/// A record on a server of a *later* epoch of the pair knows better, and the list counts no more: it
-/// may be that of a register that was restored, or was left for a while (`--leave-fleet`). (Seen: a
-/// copy that had been refilled since, and led alone, was purged.)
+/// A record on a server of a *later* epoch of the pair knows better, and the list counts no more:
+/// it may be that of a register that was restored, or was left for a while (`--leave-fleet`).
+/// (Seen: a copy that had been refilled since, and led alone, was purged.)
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Lost(BTreeMap<(Place, PairId), Epoch>);
 
