@@ -119,7 +119,8 @@ pub struct Client {
     pub stalled: bool,
     /// Already on the worker's list of clients whose input goes on.
     pub(super) resuming: bool,
-    /// A command that is answered by the control plane is unanswered: nothing behind it begins.
+    /// A command that is answered by the control plane is unanswered: nothing behind it begins, but
+    /// for flushes behind a flush.
     pub exclusive: bool,
     /// Already on the worker's list of clients to be written to.
     pub dirty: bool,
@@ -383,6 +384,11 @@ impl Client {
     /// The request at the front of the input is looked at again.
     pub(super) fn take_held(&mut self) -> Option<Box<Held>> {
         self.in_flight.as_mut()?.take_held()
+    }
+
+    /// Requests that are not answered, or stand behind one that is not.
+    pub(super) fn unanswered(&self) -> usize {
+        self.in_flight.as_ref().map_or(0, |f| f.unanswered())
     }
 
     /// Whether every request is answered.

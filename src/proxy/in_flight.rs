@@ -218,6 +218,11 @@ impl InFlight {
         self.keys.len()
     }
 
+    /// Requests that are not answered, or stand behind one that is not.
+    pub(super) fn unanswered(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Whether every request is answered.
     #[inline(always)]
     pub(super) fn is_answered(&self) -> bool {

@@ -362,6 +362,17 @@ impl Core {
         self.outbox.mark_client(client, key.id);
     }
 
+    /// The control plane's answer to what nothing else is begun behind: what is in flight beside it
+    /// are flushes that were done with it (`join_flushes`).
+    pub(super) fn answer_exclusive(&mut self, client: ClientKey, mut slot: SlotNumber, outcome: &Outcome) {
+        let Some(c) = self.clients.of(client) else { return };
+        c.exclusive = false;
+        for _ in 0..c.unanswered() {
+            self.answer_client(client.id, slot, 0, false, outcome.clone());
+            slot = slot.next();
+        }
+    }
+
     pub(super) fn deliver(&mut self, asker: Asker, answer: Outcome) {
         if asker.worker != self.settings.worker {
             self.outbox.peers.push_back((asker.worker, PeerMessage::Answer(asker, answer)));

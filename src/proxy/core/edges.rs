@@ -43,12 +43,7 @@ impl Core {
             }
             Command::Moved { node, address } => self.leave(node, address),
             Command::Clock { node, offset } => self.links[node].offset = offset,
-            Command::Answer { client, slot, outcome } => {
-                if let Some(c) = self.clients.of(client) {
-                    c.exclusive = false;
-                    self.answer_client(client.id, slot, 0, false, outcome);
-                }
-            }
+            Command::Answer { client, slot, outcome } => self.answer_exclusive(client, slot, &outcome),
             Command::Settings(new) => self.settings.take(&new),
             // The shell answers this: the core knows no addresses.
             Command::WhoIsConnected { .. } => {}

@@ -33,6 +33,7 @@ mod binary;
 mod control;
 mod copier;
 mod explore;
+mod flushes;
 mod gone;
 mod history;
 mod large;
