@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use crate::admin::{get, series};
 use crate::support::client::storage;
 use crate::support::forwarder::Hold;
+use crate::support::port::Port;
 use crate::support::{Client, Cluster, Shape, Stored};
 
 const MB: usize = 1_000_000;
@@ -281,4 +283,61 @@ fn clients_that_end_no_value_hold_little_memory() {
     // And afterwards there is room again.
     store_large(&mut cluster.client(), 2, MB);
     assert!(!cluster.proxy.log().contains("node lost"));
+}
+
+/// A client that reads is not to wait for those that do not, whatever they hold; nor are these,
+/// once they begin to read.
+#[test]
+fn who_reads_is_served_beside_clients_that_read_nothing() {
+    const LIMIT: f64 = (16 << 20) as f64;
+    const SILENT: usize = 40;
+    const ASKED: usize = 8;
+    for io_uring in ["auto", "off"] {
+        let admin = Port::reserve();
+        let args = ["--threads", "2", "--client-memory", "16m", "--io-uring", io_uring, "--admin", &admin.addr()];
+        let cluster = Cluster::start(&Shape::new(2, 1).proxy(&args));
+        let mut client = cluster.client();
+        store_large(&mut client, 2, MB);
+        let names: Vec<String> = (0..100).map(|i| format!("k{i}")).collect();
+        names.iter().for_each(|name| assert_eq!(client.set(name, &[b'k'; 1000]), Ok(Stored::Stored)));
+        let held = || series(&get(&admin, "/metrics"), "resilver_client_memory_bytes");
+        let mut silent = Vec::new();
+        for (clients, least) in [(12, LIMIT / 2.0), (SILENT, LIMIT)] {
+            while silent.len() < clients {
+                let mut client = cluster.client();
+                client.send("get large:0\r\n".repeat(ASKED).as_bytes()).expect("sent");
+                silent.push(client);
+            }
+            crate::support::wait_until("their values", crate::support::DEADLINE, || held() > least);
+            for verb in ["get", "gets", "gat 0"] {
+                for count in [2, 100] {
+                    let found = cluster.client().get_many(verb, &names[..count]);
+                    let found = found.unwrap_or_else(|e| panic!("{io_uring}, {clients}: {verb} of {count}: {e}"));
+                    assert!(found.iter().all(Option::is_some), "{verb} of {count}");
+                }
+                let large = ["large:0", "large:1"].map(str::to_owned);
+                let found = cluster.client().get_many(verb, &large);
+                assert!(found.is_ok_and(|found| found.iter().all(Option::is_some)), "{io_uring}, {clients}: {verb}");
+            }
+        }
+        let (held, most) = (held(), LIMIT + (SILENT * MB) as f64);
+        assert!(held < most, "{io_uring}: {SILENT} that read nothing hold {held} bytes");
+        for client in &mut silent {
+            client.set_deadline(Duration::from_secs(60));
+            for _ in 0..ASKED {
+                let line = client.line().expect("an answer");
+                if line.starts_with(b"VALUE ") {
+                    client.exactly(MB).expect("the value");
+                    assert_eq!(client.line().expect("its end"), b"END");
+                } else {
+                    let said = b"SERVER_ERROR answers that clients have not read take all of --client-memory";
+                    assert_eq!(line, said);
+                }
+            }
+        }
+        drop(silent);
+        crate::support::wait_until("the memory to go back", crate::support::DEADLINE, || {
+            series(&get(&admin, "/metrics"), "resilver_client_memory_bytes") == 0.0
+        });
+    }
 }
