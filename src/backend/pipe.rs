@@ -262,6 +262,7 @@ impl Pipe {
         loop {
             let (bytes, found) = ready!(self.poll_reply(cx))?;
             let frame = Frame::new(&bytes, &found, Duration::ZERO);
+            is_taken(&frame)?;
             let text = |range| String::from_utf8_lossy(frame.text(range)).into_owned();
             match frame.kind() {
                 ReplyKind::Stat { name, value } if lines.len() < MAX_STATS => lines.push((text(name), text(value))),
@@ -379,9 +380,7 @@ impl Pipe {
             self.owed -= 1;
             self.progress.answered();
             let frame = Frame::new(&bytes, found, read_at);
-            if matches!(frame.kind(), ReplyKind::Error) && reply::is_full(frame.line()) {
-                return Err(NodeError::Full(String::from_utf8_lossy(frame.line()).into_owned()));
-            }
+            is_taken(&frame)?;
             on_reply(*index, frame).map_err(NodeError::Protocol)?;
             *index += 1;
         }
@@ -440,6 +439,14 @@ impl Pipe {
         }
         if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
+}
+
+/// Whether the node takes the connection at all.
+fn is_taken(frame: &Frame<'_>) -> Result<(), NodeError> {
+    if matches!(frame.kind(), ReplyKind::Error) && reply::is_full(frame.line()) {
+        return Err(NodeError::Full(String::from_utf8_lossy(frame.line()).into_owned()));
+    }
+    Ok(())
 }
 
 /// Most lines taken from one `stats` answer.

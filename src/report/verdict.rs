@@ -236,9 +236,9 @@ impl Seen {
         let hangs = lost.iter().find(|server| server.fields.text("reason") == "timeout");
         match self.word() {
             _ if !full.is_empty() => format!(
-                "{} takes no more connections (memcached's -c): close others to it, or start the proxy with a lower -i; \
-                 {refilled}",
-                some_of(&names_of(&full), NAMED)
+                "{} {} no more connections (memcached's -c): close others, or start the proxy with a lower -i; {refilled}",
+                some_of(&names_of(&full), NAMED),
+                if full.len() == 1 { "takes" } else { "take" }
             ),
             Word::Mirrored => {
                 format!("nothing; before and after a server is restarted: resilver wait --mirrored{again}")

@@ -519,7 +519,7 @@ pairs: 2 of 2 mirrored; 3 can hold no key and are left out
     fn a_server_at_its_limit_of_connections_is_named_with_what_helps() {
         for state in ["dark", "degraded"] {
             let seen = seen(0, "", &pair(state, "connection_limit"), &server("lost", "connection_limit"));
-            let next = "next: cache1:1 takes no more connections (memcached's -c): close others to it, or start the proxy \
+            let next = "next: cache1:1 takes no more connections (memcached's -c): close others, or start the proxy \
                         with a lower -i; it is refilled by itself";
             assert!(shown(&seen, true).contains(next), "{state}: {}", shown(&seen, true));
         }

@@ -82,6 +82,9 @@ async fn what_a_node_says_before_it_closes_is_kept() {
         assert_eq!(asked, Err(NodeError::Full("ERROR Too many open connections".to_owned())), "{written}");
     }
     let (mut pipe, mut far) = pair(64);
+    far.write_all(b"ERROR Too many open connections\r\n").await.unwrap();
+    assert!(matches!(pipe.stats("", soon()).await, Err(NodeError::Full(_))));
+    let (mut pipe, mut far) = pair(64);
     far.write_all(b"ERROR\r\n").await.unwrap();
     assert_eq!(pipe.ask(b"mg marker v\r\n", Effect::Read, soon()).await, Ok("ERROR".to_owned()));
 }
