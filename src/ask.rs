@@ -124,7 +124,8 @@ enum Said {
         #[command(flatten)]
         at: ProxyArg,
     },
-    /// Lists all keys, a line each, with their expiry and size
+    /// Lists all keys, a line each, with their expiry and size; only where clients connect, and not
+    /// through --admin-socket
     #[command(after_help = EXIT_CODES)]
     Keys {
         #[command(flatten)]

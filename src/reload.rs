@@ -3,14 +3,17 @@
 //! All settings are read and checked first, as at the start, and new sockets and files are opened;
 //! if anything is wrong, everything stays as it was. Settings that can change without closing a
 //! client change; the others are named, and stay. The log file is opened again in any case: it may
-//! have been moved away, whatever is wrong with the settings.
+//! have been moved away, whatever is wrong with the settings. A file that hangs is given up after
+//! some seconds, so that the next reload begins.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use tokio::sync::Mutex as FairMutex;
+use tokio::sync::{Mutex as FairMutex, Semaphore};
+use tokio::time::timeout;
 
 use crate::cluster::{Desk, Losses, SILENT};
 use crate::config::{
@@ -36,6 +39,13 @@ pub(crate) struct Serving {
 /// What is said of a proxy that does not serve by itself.
 type InPlace = Box<dyn Fn() -> String + Send + Sync>;
 
+/// How long the settings may take to be read, and a log file to be opened; together less than
+/// `resilver reload` waits for its answer, though the log's may pass twice.
+const READ_MAX: Duration = Duration::from_secs(14);
+const LOG_MAX: Duration = Duration::from_secs(5);
+/// Attempts that never ended: each keeps a thread.
+const STUCK_MAX: usize = 8;
+
 /// See the module's words.
 pub struct Reload {
     read: Read,
@@ -44,6 +54,8 @@ pub struct Reload {
     /// In the order of the plan.
     pools: Vec<Pool>,
     in_place: OnceLock<InPlace>,
+    /// For what may hang.
+    places: Arc<Semaphore>,
 }
 
 /// See [`Plan`].
@@ -84,7 +96,13 @@ impl Reload {
     pub fn new(read: Read, current: Plan) -> Reload {
         let pool = |settings: &Settings| Pool { name: settings.pool.clone(), serving: Mutex::new(None) };
         let pools = current.pools.iter().map(pool).collect();
-        Reload { read, current: FairMutex::new(current), pools, in_place: OnceLock::new() }
+        Reload {
+            read,
+            current: FairMutex::new(current),
+            pools,
+            in_place: OnceLock::new(),
+            places: Arc::new(Semaphore::new(STUCK_MAX)),
+        }
     }
 
     /// A pool serves by itself, and can be told of other settings.
@@ -123,7 +141,7 @@ impl Reload {
             }
             Err(Failed::Whole(why)) => why,
         };
-        let log = match open_log(&current.process.log).await {
+        let log = match self.open_log(&current.process.log).await {
             Ok(log) => {
                 log.put_in_place();
                 "the log is opened anew, and all else".to_owned()
@@ -145,14 +163,14 @@ impl Reload {
     async fn replace(&self, current: &mut Plan) -> Result<String, Failed> {
         // Files are read, and names looked up.
         let read = self.read.clone();
-        let new = tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())?;
+        let new = self.apart("reading the settings", READ_MAX, move || read()).await?;
         let mut plan = new.map_err(|errors| errors.0.join("; "))?;
         let runs = Plan { process: plan.process.clone(), pools: running(&current.pools, &plan.pools) };
         let limit = daemon::raise_file_limit(&runs).map_err(|error| error.to_string())?;
         for new in &mut plan.pools {
             new.max_clients = limit.share(new.max_clients);
         }
-        let log = open_log(&plan.process.log).await?;
+        let log = self.open_log(&plan.process.log).await?;
         if self.pools.iter().all(|pool| pool.serving().is_none()) {
             log.put_in_place();
             current.process.log.clone_from(&plan.process.log);
@@ -196,6 +214,33 @@ impl Reload {
         });
         let silent: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
         if silent.is_empty() { Ok(()) } else { Err(silent.join("; ")) }
+    }
+
+    async fn open_log(&self, log: &LogSettings) -> Result<OpenedLog, String> {
+        let log = log.clone();
+        let opened = self.apart("opening the log", LOG_MAX, move || daemon::open_log(&log)).await?;
+        opened.map_err(|error| error.to_string())
+    }
+
+    /// On a thread of its own: a file may keep whoever opens or reads it waiting (a pipe without
+    /// another end, a disk that hangs), and those who ask run where the control plane does. What
+    /// takes longer than `most` is left to itself: whoever asks next waits for it no more.
+    async fn apart<T: Send + 'static>(
+        &self,
+        what: &str,
+        most: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| format!("{what}: {STUCK_MAX} earlier attempts have not ended: a file hangs"))?;
+        let work = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        match timeout(most, work).await {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("{what} did not end within {} s: a file hangs, or a name server", most.as_secs())),
+        }
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
@@ -365,14 +410,6 @@ impl Told {
     }
 }
 
-/// On a thread of its own: a file may keep whoever opens it waiting (a pipe without a reader, a
-/// disk of the network), and those who ask run where the control plane does.
-async fn open_log(log: &LogSettings) -> Result<OpenedLog, String> {
-    let log = log.clone();
-    let opened = tokio::task::spawn_blocking(move || daemon::open_log(&log)).await;
-    opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
-}
-
 fn added(current: &Settings, new: &Settings) -> Vec<SocketAddr> {
     new.listen.iter().filter(|address| !current.listen.contains(address)).copied().collect()
 }
@@ -381,6 +418,44 @@ fn added(current: &Settings, new: &Settings) -> Vec<SocketAddr> {
 mod tests {
     use super::*;
     use crate::config::{CommandLine, Host};
+
+    /// A pipe without a writer, or a disk that hangs, in the place of the settings: the log file is
+    /// opened anew all the same, whoever asked is told, and the next one is served.
+    #[tokio::test(start_paused = true)]
+    async fn settings_that_cannot_be_read_to_their_end_are_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log");
+        let line = format!("resilver -s a:1 --log-file {}", file.display());
+        let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split_whitespace(), &Host::this()) else { panic!() };
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = Mutex::new(Some(hangs));
+        let read = move || {
+            begun.send(()).unwrap();
+            let first = hangs.lock().unwrap().take();
+            // (It ends when the test does.)
+            let _ = first.map(|hangs| hangs.recv());
+            Err(UsageErrors(vec!["wrong".to_owned()]))
+        };
+        let reload = Arc::new(Reload::new(Arc::new(read), *plan));
+        let (one, next) = (reload.clone(), reload);
+        let one = tokio::spawn(async move { one.reload().await });
+        begins.recv().await.unwrap();
+        let next = tokio::spawn(async move { next.reload().await });
+        tokio::task::yield_now().await;
+        // (While something blocks, time stands still.)
+        tokio::time::advance(Duration::from_secs(20)).await;
+        let begun = std::time::Instant::now();
+        while !one.is_finished() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it waits");
+            tokio::task::yield_now().await;
+        }
+        let said = one.await.unwrap().unwrap_err();
+        assert!(said.contains("within"), "{said}");
+        assert!(file.exists(), "the log is opened all the same");
+        assert_eq!(next.await.unwrap(), Err("wrong".to_owned()));
+        drop(release);
+    }
 
     #[test]
     fn files_are_needed_by_the_pools_that_run_with_their_new_values() {

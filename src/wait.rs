@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::backend::marker;
 use crate::console::command::{EXIT_USAGE, complain, run};
 use crate::console::connection::{Connection, Endpoint};
-use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, stats};
+use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, patience, stats};
 use crate::ids::Place;
 use crate::report::lines;
 use crate::report::seen::{Fields, Stats};
@@ -66,7 +66,7 @@ pub struct WaitArgs {
     at: ProxyArg,
 
     /// How long to wait at most
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::config::parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = patience)]
     timeout: Duration,
 
     /// Ask only the proxy, if the servers cannot be reached from here; it may not have noticed the
@@ -157,6 +157,7 @@ fn look_ready(args: &WaitArgs) -> Look {
     };
     match (said.text("proxy:ready"), said.text("proxy:role")) {
         ("1", _) => Look::Missing(Vec::new()),
+        (_, "starting") => Look::Missing(vec![format!("proxy {proxy} is starting: its servers are looked at")]),
         (_, "") => Look::Pointless(Pointless::NoProxy(proxy, "a word of another proxy's".to_owned())),
         (_, role) => {
             let active = match said.text("proxy:active") {

@@ -32,6 +32,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// An answer is taken within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A pool says within this time whether it serves: less than the commands wait for an answer.
+const WORD_MAX: Duration = Duration::from_secs(1);
+const READY: &str = "proxy:ready 1";
+
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
 const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version, pool and quit";
@@ -174,9 +178,14 @@ impl Operators {
         Some(said)
     }
 
-    /// Whether the control plane of each pool does.
+    /// Whether the control plane of each pool does, and none is starting.
     async fn all_answer(&self) -> bool {
-        join_all(self.pools.iter().map(|pool| pool.desk.state())).await.iter().all(Option::is_some)
+        let ask = |pool: &Pool| {
+            let desk = pool.desk.clone();
+            async move { timeout(WORD_MAX, desk.command(Question::Stats("proxy".to_owned()))).await.ok().flatten() }
+        };
+        let said = join_all(self.pools.iter().map(ask)).await;
+        said.iter().all(|said| said.as_ref().is_some_and(|said| String::from_utf8_lossy(said).contains(READY)))
     }
 
     async fn reload(&self) -> Bytes {

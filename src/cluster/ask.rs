@@ -313,11 +313,38 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc::unbounded_channel;
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::cluster::alone::alone;
+    use crate::cluster::alone::{alone, unanswered};
     use crate::config::Settings;
+
+    /// Its servers hang: what it is it says all the same, to clients and operators, and what else
+    /// it is asked waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_says_that_it_is_starting() {
+        let mut cluster = unanswered("--timeout 1h -s 127.0.0.1:1 -b 127.0.0.1:2");
+        let patience = Duration::from_secs(2);
+        let (worker, mut told) = unbounded_channel();
+        cluster.workers = vec![worker];
+        let (desk, (event, events)) = (cluster.desk(), unbounded_channel());
+        tokio::spawn(cluster.run(events));
+        let ask = |words: &str| Question::Stats(words.to_owned());
+        let said = tokio::time::timeout(patience, desk.command(ask("proxy"))).await.expect("at once").unwrap();
+        assert_eq!(said, "STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n");
+        assert_eq!(desk.command(ask("resync")).await, None, "there is nothing to tell");
+        for question in [ask("resync"), ask("proxy")] {
+            let (worker, client, slot) = (WorkerId(0), NOBODY, SlotNumber(3));
+            event.send(crate::proxy::Event::Ask { worker, client, slot, question }).unwrap();
+        }
+        let Ok(Some(Command::Answer { outcome, .. })) = tokio::time::timeout(patience, told.recv()).await else {
+            panic!("no answer")
+        };
+        assert_eq!(outcome, Outcome::Raw(said));
+    }
 
     /// Whoever was told that there is no answer finds everything as it was.
     #[tokio::test(start_paused = true)]

@@ -39,7 +39,7 @@
 //!
 //! - `events`: the loop's input, from workers and from its own tasks.
 //! - `edges`: a pair learns something; what follows reaches workers and nodes.
-//! - `startup`: the first states.
+//! - `startup`: the first states; `early`: what is heard before them.
 //! - `precedence`, `terms`: periods, epochs and terms found on nodes, and how this proxy's become
 //!   later than all of them.
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
@@ -76,6 +76,7 @@ mod clocks;
 mod conns;
 mod copies;
 mod desk;
+mod early;
 mod edges;
 mod events;
 mod evictions;
@@ -115,7 +116,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{RwLock, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
@@ -146,6 +147,10 @@ const QUIET_PERIOD: Duration = Duration::from_millis(200);
 /// A record that a live node refused to store is tried again so soon; meanwhile the pair's gate
 /// stays closed.
 const RECORD_RETRY: Duration = Duration::from_millis(50);
+
+/// How long a server may take at the end to mark the session closed, however long requests may wait
+/// for it: service managers kill what does not end.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// A pair and what surrounds its present edge.
 struct PairRun {
@@ -387,7 +392,22 @@ impl Cluster {
         let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.requests.take()) else { return Ok(()) };
         self.spawn_governor();
         self.spawn_copies_ticker();
-        self.start().await?;
+        let mut early = early::Early::new(self.workers.clone(), self.losses.clone());
+        {
+            let mut start = std::pin::pin!(self.start());
+            loop {
+                tokio::select! {
+                    biased;
+                    started = &mut start => break started?,
+                    heard = either(&mut events, &mut requests) => if early.hear(heard).is_break() {
+                        // Servers that hang are not waited for. The session stays open on those
+                        // that carry it by now.
+                        tracing::warn!("stopped in the start: servers that are marked already make the next one careful");
+                        return Ok(());
+                    },
+                }
+            }
+        }
         self.settle();
         self.spawn_resolvers();
         for node in self.topology.nodes() {
@@ -404,7 +424,7 @@ impl Cluster {
                 },
                 // By turns, so that neither clients nor who looks at the page keep the other
                 // waiting.
-                heard = either(&mut events, &mut requests) => match heard {
+                heard = early.next(&mut events, &mut requests) => match heard {
                     Heard::Worker(Some(event)) => self.worker_said(event),
                     Heard::Desk(request) => self.asked_at_the_desk(request),
                     // Every worker has drained its clients and ended.
@@ -467,9 +487,13 @@ impl Cluster {
         let mark = async |node: NodeId| {
             let run = &self.nodes[node.index()];
             let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation) else { return };
-            if let Err(error) = self.controls[node.index()].session(incarnation, closed).await {
-                tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
-            }
+            let marked = timeout(CLOSE_MAX, self.controls[node.index()].session(incarnation, closed));
+            let error = match marked.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", CLOSE_MAX.as_secs()),
+            };
+            tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
         };
         futures::future::join_all(self.topology.nodes().map(mark)).await;
     }
@@ -494,19 +518,38 @@ mod tests {
     use super::alone::unanswered;
     use super::*;
     use crate::ids::Incarnation;
+    use crate::testing::log::Log;
 
-    /// One after the other, servers that hang would add up to more than a service manager waits
-    /// for.
+    /// One after the other, or for as long as requests may wait for them, servers that hang would
+    /// hold up the end for longer than a service manager waits.
     #[tokio::test(start_paused = true)]
-    async fn servers_that_hang_hold_up_the_end_once() {
+    async fn servers_that_hang_hold_up_the_end_once_and_not_for_long() {
         let servers = |flag: &str, first: u16| {
             (first..first + 16).map(|port| format!(" {flag} 127.0.0.1:{port}")).collect::<String>()
         };
-        let mut cluster = unanswered(&format!("--probe-timeout 1s{}{}", servers("-s", 1), servers("-b", 101)));
-        cluster.begin_open(State::Mirrored);
-        cluster.nodes.iter_mut().for_each(|node| node.incarnation = Some(Incarnation(1)));
+        for patience in ["--probe-timeout 1s", "--probe-timeout 20s", "--timeout 1h"] {
+            let log = Log::listen();
+            let mut cluster = unanswered(&format!("{patience}{}{}", servers("-s", 1), servers("-b", 101)));
+            cluster.begin_open(State::Mirrored);
+            cluster.nodes.iter_mut().for_each(|node| node.incarnation = Some(Incarnation(1)));
+            let begun = Instant::now();
+            cluster.stop().await;
+            assert!((1..=3).contains(&begun.elapsed().as_secs()), "{patience}: {:?}", begun.elapsed());
+            assert_eq!(log.count(&["cannot mark the session closed"]), 32, "{patience}");
+        }
+    }
+
+    /// Its servers hang, and may take an hour: who stops it waits for none of them.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_stopped_in_the_start_ends_with_its_workers() {
+        let cluster = unanswered("--timeout 1h -s 127.0.0.1:1 -b 127.0.0.1:2");
         let begun = Instant::now();
-        cluster.stop().await;
-        assert!((1..=3).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        let (worker, events) = unbounded_channel();
+        let running = tokio::spawn(cluster.run(events));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!running.is_finished(), "it looks at its servers");
+        drop(worker);
+        running.await.unwrap().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
 use crate::ids::NodeId;
 use crate::pair::State;
@@ -23,6 +24,10 @@ use crate::backend::{InquiryError, NodeError};
 const ANSWER_MAX: usize = 3 << 20;
 /// Commands on their way at a time.
 const AT_ONCE: usize = 8;
+
+/// How long a server is waited for at most, with the dial: less than the desk waits, and
+/// `resilver key`, which asks two servers of which one may hang.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a command does to the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,11 +123,16 @@ impl Cluster {
         let told = command.split(' ').next().unwrap_or_default();
         tracing::info!(node = %name, command = told, "an operator sends a server a command");
         self.spawn(async move {
-            let answer = match inquirer.tell(&command, ANSWER_MAX).await {
+            let until = Instant::now() + PATIENCE;
+            let told = timeout_at(until, inquirer.tell(&command, ANSWER_MAX)).await;
+            let told = told.unwrap_or(Err(InquiryError::Node(NodeError::Timeout)));
+            let answer = match told {
                 Ok(answer) => {
                     // The right to recompute belongs to clients: give it back.
                     if let Some((key, binary, cas)) = won(&command, &answer)
-                        && let Err(error) = inquirer.give_back(key, binary, cas).await
+                        && let Err(error) = timeout_at(until, inquirer.give_back(key, binary, cas))
+                            .await
+                            .unwrap_or(Err(NodeError::Timeout))
                     {
                         tracing::warn!(node = %name, %error, "an operator's mg has taken the right to recompute a stale item, and could not give it back");
                     }
@@ -159,7 +169,27 @@ fn won(command: &str, answer: &Bytes) -> Option<(Bytes, bool, Option<u64>)> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::cluster::alone::unanswered;
+    use crate::cluster::desk::Request;
+    use crate::proxy::Question;
+
+    /// However long requests may wait for it: who asks gives up before that.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_is_waited_for_no_longer_than_whoever_asks_waits() {
+        let mut cluster = unanswered("--timeout 1h -s 127.0.0.1:1 -b 127.0.0.1:2");
+        cluster.begin_open(State::Mirrored);
+        let mut inbox = cluster.inbox.take().unwrap();
+        let (reply, mut answer) = oneshot::channel();
+        let begun = Instant::now();
+        cluster.asked_at_the_desk(Request::Command(Question::Node("127.0.0.1:1 version".to_owned()), reply));
+        while answer.try_recv().is_err() {
+            cluster.own_task_said(inbox.recv().await.unwrap());
+            assert!(begun.elapsed() < Duration::from_secs(20), "the desk has given up");
+        }
+    }
 
     #[test]
     fn what_a_look_has_won_is_told_from_what_it_shows() {

@@ -1,6 +1,7 @@
 //! From text to [`Settings`]: every value is read, then all are held against each other, and every
 //! fault is kept.
 
+mod files;
 mod fleet;
 mod healing;
 mod listeners;
@@ -189,7 +190,7 @@ impl Check<'_> {
 
         let port = self.number("port", &args.port, 0..=65_535, "0 = no TCP").unwrap_or(1) as u16;
         let listen = self.listen(&args.listen, port);
-        let unix_socket = self.path("unix_socket", &args.unix_socket);
+        let unix_socket = self.socket_path("unix_socket", &args.unix_socket);
         let unix_socket_mode = self.unix_socket_mode(args);
         if port == 0 && unix_socket.is_none() {
             self.fault_about("port", " 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
@@ -197,7 +198,7 @@ impl Check<'_> {
         if port == 0 && self.asked("listen") {
             self.fault_about("listen", " contradicts -p/--port 0, which means no TCP; give a port or drop -l");
         }
-        let operators = self.operators(args, &listen, unix_socket.as_deref());
+        let operators = self.operators(args, &listen);
         let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
         self.not_itself(&own, primaries.iter().chain(&backups));
 
@@ -245,6 +246,12 @@ impl Check<'_> {
         }
         let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
         let log = self.log(args);
+        self.files_apart(&[
+            ("unix_socket", unix_socket.as_deref()),
+            ("admin_socket", operators.admin_socket.as_deref()),
+            ("pid_file", pid_file.as_deref()),
+            ("log_file", log.file.as_deref()),
+        ]);
         let fleet = self.fleet(args, &listen, resync);
 
         let process = ProcessSettings {
@@ -431,22 +438,6 @@ impl Check<'_> {
             Err(why) => self.bad(id, text, why),
         }
         None
-    }
-
-    fn path(&mut self, id: &str, values: &[String]) -> Option<PathBuf> {
-        let text = self.single(id, values)?;
-        // Absolute, because a daemon leaves the directory it was started in.
-        match std::path::absolute(text).and_then(|_| std::path::absolute(self.host.directory.join(text))) {
-            Ok(path) if path.file_name().is_some() && !text.ends_with('/') => Some(path),
-            Ok(_) => {
-                self.bad(id, text, "must be the path of a file");
-                None
-            }
-            Err(why) => {
-                self.bad(id, text, format_args!("is no path ({why}); give the path of a file"));
-                None
-            }
-        }
     }
 
     fn unix_socket_mode(&mut self, args: &Args) -> u32 {

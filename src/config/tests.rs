@@ -311,6 +311,13 @@ fn one_fault_at_a_time() {
         ("-s a:1 --probe-timeout 0s", "--probe-timeout 0s: cannot be zero"),
         ("-s a:1 --probe-successes 0", "--probe-successes 0: "),
         ("-s a:1 --idle-timeout never", "--idle-timeout never: not a time"),
+        ("-s a:1 --idle-timeout 1ns", "--idle-timeout 1ns: must be from 1ms to "),
+        ("-s a:1 -f /s --log-file /s", "--log-file /s: is the path of -f/--unix-socket too"),
+        ("-s a:1 --admin-socket /s --pid-file /s", "--pid-file /s: is the path of --admin-socket too"),
+        ("-s a:1 --log-file /s --pid-file /s", "--log-file /s: is the path of --pid-file too"),
+        ("-s a:1 -f /s --pid-file /./s", "--pid-file /s: is the path of -f/--unix-socket too"),
+        (&format!("-s a:1 -f /{}", "x".repeat(107)), ": a socket's path has at most 107 bytes"),
+        (&format!("-s a:1 --admin-socket /{}", "x".repeat(107)), ": a socket's path has at most 107 bytes"),
         ("-s a:1 -d -D", "-d/--daemon contradicts -D/--foreground"),
         ("-s a:1 -u ghost", "-u/--user ghost: there is no such user"),
         ("-s a:1 -u nobody", "only root can become another user, and this is user 1000"),
@@ -419,7 +426,10 @@ fn what_operators_reach_it_by() {
         ("--admin 127.0.0.1:9150 -s 127.0.0.1:9150", own),
         ("--admin a:1 --admin b:2", "was given twice"),
         ("--operator-commands maybe", "must be on or off"),
-        ("-f /run/x.sock --admin-socket /run/x.sock", "is the clients' unix socket"),
+        (
+            "-f /run/x.sock --admin-socket /run/x.sock",
+            "--admin-socket /run/x.sock: is the path of -f/--unix-socket too",
+        ),
         ("--admin-socket /run/", "must be the path of a file"),
     ] {
         let faults = faults_on(&format!("-s a:1 {line}"), &host());

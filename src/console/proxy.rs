@@ -130,9 +130,19 @@ const STATS_MAX: usize = 256 << 10;
 /// Between two looks at a proxy, which has better to do than to be looked at.
 pub(crate) fn pause(text: &str) -> Result<Duration, String> {
     const LEAST: Duration = Duration::from_millis(50);
-    match crate::config::parse_time(text)? {
+    match patience(text)? {
         pause if pause < LEAST => Err("must be 50ms at least".to_owned()),
         pause => Ok(pause),
+    }
+}
+
+/// How long may be waited for at most. The end of a longer time may be beyond what the clock can
+/// say.
+pub(crate) fn patience(text: &str) -> Result<Duration, String> {
+    const MOST: Duration = Duration::from_secs(365 * 86_400);
+    match crate::config::parse_time(text)? {
+        time if time > MOST => Err("must be 365days at most".to_owned()),
+        time => Ok(time),
     }
 }
 
@@ -224,6 +234,9 @@ impl<'a> Proxy<'a> {
         let said = self.must_be_ours()?;
         let (at, why) = (self.at, trouble(&said));
         match (said.text("proxy:role"), said.text("proxy:ready"), said.text("proxy:active")) {
+            ("starting", ..) => {
+                Err(format!("{at}: is starting: its servers are looked at; the log names one that hangs"))
+            }
             ("suspended", ..) => Err(format!("{at}: is suspended: {}{why}", lease::OVER)),
             ("standby", "0", "none") => {
                 Err(format!("{at}: is a standby, and no proxy of the fleet is active: clients wait{why}"))
@@ -303,4 +316,21 @@ pub(crate) fn refused(proxy: &Endpoint, line: &str) -> String {
     };
     let shown: String = line.chars().take(80).collect();
     format!("{proxy}: {what}: it answered {shown:?}; {advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a longer one is beyond what the clock can say.
+    #[test]
+    fn a_time_that_somebody_waits_has_a_bound() {
+        assert_eq!(patience("365days"), Ok(Duration::from_secs(365 * 86_400)));
+        assert_eq!(pause("50ms"), Ok(Duration::from_millis(50)));
+        for text in ["366days", "500000000000y"] {
+            assert_eq!(patience(text), Err("must be 365days at most".to_owned()), "{text}");
+            assert_eq!(pause(text), Err("must be 365days at most".to_owned()), "{text}");
+        }
+        assert!(pause("49ms").is_err());
+    }
 }

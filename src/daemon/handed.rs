@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 
+/// What is said of a socket of UDP, a FIFO, or a stream that does not listen.
+const NO_STREAM: &str = "one of them is no listening stream, and the proxy serves nothing else: give the socket unit \
+                         ListenStream= alone, and Accept=no";
+
 /// Those that nobody has asked for yet.
 #[derive(Default, Debug)]
 pub(super) struct Handed {
@@ -27,7 +31,8 @@ impl Handed {
                 handed.tcp.push((listener.local_addr()?, listener));
                 continue;
             }
-            let Some(listener) = found.take_unix_listener(at)? else { continue };
+            let unix = found.take_unix_listener(at).map_err(|_| io::Error::other(NO_STREAM))?;
+            let Some(listener) = unix else { continue };
             listener.set_nonblocking(true)?;
             let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
             let path = path.ok_or_else(|| io::Error::other("a unix socket without a path"))?;
@@ -41,9 +46,20 @@ impl Handed {
         Some(self.tcp.swap_remove(at).1)
     }
 
+    /// One of this port, whatever its address.
+    pub(super) fn at_port(&self, port: u16) -> Option<SocketAddr> {
+        self.tcp.iter().map(|(address, _)| *address).find(|address| address.port() == port)
+    }
+
     pub(super) fn unix(&mut self, path: &Path) -> Option<UnixListener> {
         let at = self.unix.iter().position(|(known, _)| known == path)?;
         Some(self.unix.swap_remove(at).1)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(listener: TcpListener) -> Handed {
+        let address = listener.local_addr().expect("it has one");
+        Handed { tcp: vec![(address, listener)], unix: Vec::new() }
     }
 
     /// One that nobody wants.

@@ -185,7 +185,8 @@ pub fn bind(plan: &Plan) -> Result<Bound, BindError> {
         bound.operators.http = match handed.tcp(address) {
             Some(listener) => Some(listener),
             None => {
-                let queues = bind_tcp(address, false, 1).map_err(|cause| BindError::Admin { address, cause })?;
+                let queues = bind_tcp(address, false, 1)
+                    .map_err(|cause| taken(&handed, address, &cause).unwrap_or(BindError::Admin { address, cause }))?;
                 queues.into_iter().next()
             }
         };
@@ -203,7 +204,8 @@ fn bind_pool(settings: &Settings, handed: &mut Handed, kept: &mut Vec<PathBuf>) 
             listeners.tcp.push(Listening { socket: vec![listener], kept: true });
             continue;
         }
-        let queues = bind_tcp(address, only_v6, settings.threads).map_err(|cause| BindError::Tcp { address, cause })?;
+        let queues = bind_tcp(address, only_v6, settings.threads)
+            .map_err(|cause| taken(handed, address, &cause).unwrap_or(BindError::Tcp { address, cause }))?;
         listeners.tcp.push(Listening { socket: queues, kept: false });
     }
     if let Some(path) = &settings.unix_socket {
@@ -211,6 +213,13 @@ fn bind_pool(settings: &Settings, handed: &mut Handed, kept: &mut Vec<PathBuf>) 
         listeners.unix = Some(Listening { socket, kept: kept.contains(path) });
     }
     Ok(listeners)
+}
+
+/// What has taken an address in use may be a socket of the service manager's under another name:
+/// `ListenStream=11211` is `[::]:11211`, and takes `0.0.0.0:11211` too.
+fn taken(handed: &Handed, address: SocketAddr, cause: &io::Error) -> Option<BindError> {
+    let taken = handed.at_port(address.port()).filter(|_| cause.kind() == io::ErrorKind::AddrInUse);
+    taken.map(|taken| BindError::Unasked(taken.to_string()))
 }
 
 fn unix(path: &Path, mode: u32, handed: &mut Handed, kept: &mut Vec<PathBuf>) -> Result<UnixListener, BindError> {
@@ -357,5 +366,37 @@ impl Drop for SocketFile {
         if same && let Err(cause) = std::fs::remove_file(&self.path) {
             tracing::info!(path = %self.path.display(), %cause, "unix socket left behind; the next start removes it");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CommandLine, Host};
+
+    /// `ListenStream=PORT` of a unit is `[::]:PORT`, which takes all of `0.0.0.0:PORT` too: who is
+    /// told to stop what listens there looks for a process that does not exist.
+    #[test]
+    fn an_address_that_systemd_has_taken_is_named_as_the_unit_has_it() {
+        // (Not every machine has IPv6.)
+        let Ok(everywhere) = TcpListener::bind("[::]:0") else { return };
+        let taken = everywhere.local_addr().unwrap();
+        let bound = |line: &str, handed: &mut Handed| {
+            let line = format!("resilver -s a:1 -p {} {line}", taken.port());
+            let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split_whitespace(), &Host::this()) else {
+                panic!("{line}")
+            };
+            bind_pool(&plan.pools[0], handed, &mut Vec::new())
+        };
+        for line in ["-l 0.0.0.0", "-l 127.0.0.1"] {
+            let mut handed = Handed::of(everywhere.try_clone().unwrap());
+            match bound(line, &mut handed) {
+                Err(BindError::Unasked(left)) => assert_eq!(left, taken.to_string()),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        let foreign = bound("-l 0.0.0.0", &mut Handed::default());
+        assert!(matches!(foreign, Err(BindError::Tcp { .. })), "{foreign:?}");
+        assert!(bound("-l ::", &mut Handed::of(everywhere)).is_ok());
     }
 }

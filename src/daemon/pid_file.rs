@@ -1,6 +1,6 @@
 //! The pid file: says where the daemon is, and that there is only one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -74,9 +74,7 @@ impl PidFile {
             // Its owner may have removed it between our opening and our locking it; then the lock
             // is on nothing.
             let ours = file.metadata().map_err(system)?;
-            if !std::fs::symlink_metadata(path)
-                .is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
-            {
+            if !is_at(path, &ours) {
                 continue;
             }
             let pid = read_pid(&mut file);
@@ -97,11 +95,18 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if std::fs::remove_file(&self.path).is_err() {
+        // Somebody may have removed it, and started another proxy with a file of its own.
+        let same = self.file.metadata().is_ok_and(|ours| is_at(&self.path, &ours));
+        if same && std::fs::remove_file(&self.path).is_err() {
             // The directory is root's, and the privileges are gone: an empty file names nobody.
             let _ = self.file.set_len(0);
         }
     }
+}
+
+/// Whether this file is the one at `path`.
+fn is_at(path: &Path, file: &Metadata) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (file.dev(), file.ino()))
 }
 
 fn read_pid(file: &mut File) -> String {
@@ -154,6 +159,20 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(first);
+        assert!(!path.exists());
+    }
+
+    /// Somebody has removed it meanwhile, and started another proxy.
+    #[test]
+    fn another_ones_file_is_left_alone_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resilver.pid");
+        let first = PidFile::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = PidFile::create(&path).unwrap();
+        drop(first);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        drop(second);
         assert!(!path.exists());
     }
 

@@ -186,6 +186,11 @@ impl Shell {
         self.work.live[self.core.worker().index()].store(live, Ordering::SeqCst);
     }
 
+    /// (Those of other workers' keys are counted there, or are on their way.)
+    fn has_no_operations(&self) -> bool {
+        self.core.op_count() == 0 && self.work.transit.load(Ordering::SeqCst) == 0
+    }
+
     fn now(&self) -> Now {
         self.clock.now()
     }
@@ -479,8 +484,8 @@ impl Worker {
     }
 
     /// No new requests; what is in flight is answered and brought to both nodes, for at most
-    /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether all
-    /// was finished.
+    /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether
+    /// every operation was finished.
     async fn drain(&self, grace: Duration, patience: Option<Duration>) -> bool {
         // On epoll the system reports this many sockets at once; of the others nobody knows yet
         // that something has come.
@@ -509,8 +514,10 @@ impl Worker {
                 return true;
             }
             if Instant::now() >= deadline {
+                // Who only asks (`node`, `stats`) leaves nothing on the servers.
+                let finished = self.shell.borrow().has_no_operations();
                 self.give_clients_up().await;
-                return false;
+                return finished;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

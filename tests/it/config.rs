@@ -270,3 +270,21 @@ fn sockets_of_systemd_outlive_a_restart_and_others_are_named() {
     assert_eq!(output.status.code(), Some(71), "{said}");
     assert!(said.contains(&format!("systemd listens on 127.0.0.1:{port}, and no setting says so")), "{said}");
 }
+
+/// `ListenDatagram=` in the unit, for example.
+#[test]
+fn what_systemd_hands_over_and_is_no_stream_is_named() {
+    let own = Port::reserve();
+    let line = format!(
+        "LISTEN_PID=$$ LISTEN_FDS=1 exec {} -p {} -s 127.0.0.1:1 3<&0 0</dev/null",
+        Proxy::binary().display(),
+        own.number
+    );
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]).stdin(std::os::fd::OwnedFd::from(datagrams)).stderr(Stdio::piped());
+    let output = command.output().expect("ended");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(71), "{said}");
+    assert!(said.contains("no listening stream") && said.contains("ListenStream="), "{said}");
+}

@@ -60,8 +60,19 @@ impl Check<'_> {
             probe_interval: probe_interval.unwrap_or(fallback),
             probe_timeout: probe_timeout.unwrap_or(fallback),
             shutdown_grace: self.time("shutdown_grace", &args.shutdown_grace, zero..=MAX_TIME).unwrap_or(fallback),
-            idle_timeout: self.time("idle_timeout", &args.idle_timeout, zero..=MAX_IDLE).unwrap_or(zero),
+            idle_timeout: self.idle_timeout(args, least),
         }
+    }
+
+    /// Below this least nobody could ask anything between being accepted and being closed.
+    fn idle_timeout(&mut self, args: &Args, least: Duration) -> Duration {
+        let zero = Duration::ZERO;
+        let time = self.time("idle_timeout", &args.idle_timeout, zero..=MAX_IDLE).unwrap_or(zero);
+        if !time.is_zero() && time < least {
+            let (least, most) = (show_time(least), show_time(MAX_IDLE));
+            self.bad("idle_timeout", &show_time(time), format_args!("must be from {least} to {most}, or 0 for never"));
+        }
+        time
     }
 
     pub(super) fn resync(&mut self, args: &Args, backups: &[ServerSpec]) -> ResyncMode {

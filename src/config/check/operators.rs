@@ -1,7 +1,7 @@
 //! What operators reach the proxy by.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Check;
 use crate::config::args::Args;
@@ -15,15 +15,9 @@ pub(super) struct Operators {
 }
 
 impl Check<'_> {
-    pub(super) fn operators(&mut self, args: &Args, listen: &[SocketAddr], clients: Option<&Path>) -> Operators {
+    pub(super) fn operators(&mut self, args: &Args, listen: &[SocketAddr]) -> Operators {
         let admin = self.admin(&args.admin, listen);
-        let admin_socket = self.path("admin_socket", &args.admin_socket);
-        if let Some(path) = &admin_socket
-            && clients == Some(path)
-        {
-            let path = path.display().to_string();
-            self.bad("admin_socket", &path, "is the clients' unix socket (-f) too; give another path");
-        }
+        let admin_socket = self.socket_path("admin_socket", &args.admin_socket);
         let commands = match self.single("operator_commands", &args.operator_commands) {
             None | Some("on") => true,
             Some("off") => false,

@@ -414,3 +414,29 @@ fn who_has_connected_by_the_end_is_answered_and_nobody_can_after_it() {
         assert_eq!(TcpStream::connect(at).is_ok(), kept);
     }
 }
+
+/// Of `node` and `stats` nothing is left behind that the next start would have to compare; of a
+/// write that no server has answered there is.
+#[tokio::test(start_paused = true)]
+async fn who_only_asks_leaves_nothing_unfinished() {
+    for (said, unfinished) in [("node n:1 version\r\n", false), ("stats\r\n", false), ("set k 0 0 1\r\nv\r\n", true)] {
+        let ended = async {
+            let ((dial, _dialled), (clients, accepted)) = (unbounded_channel(), unbounded_channel());
+            let (core, setup, _command, _events) = parts(Arc::new(Dialer(dial)));
+            let (unclean, shutdown) = (setup.unclean.clone(), CancellationToken::new());
+            let stopping = shutdown.clone();
+            let worker = spawn_local(run(core, setup, vec![Listener::Memory(accepted)], (1, 1), stopping));
+            let (mut client, near) = duplex(1 << 16);
+            clients.send(near).expect("accepted");
+            client.write_all(said.as_bytes()).await.expect("sent");
+            tokio::time::sleep(TIMEOUT / 8).await;
+            shutdown.cancel();
+            worker.await.expect("it ends");
+            let mut told = String::new();
+            client.read_to_string(&mut told).await.expect("closed");
+            assert!(told.starts_with("SERVER_ERROR"), "{said}: {told}");
+            unclean.load(Ordering::Relaxed)
+        };
+        assert_eq!(LocalSet::new().run_until(ended).await, unfinished, "{said}");
+    }
+}
