@@ -15,9 +15,11 @@ async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)])
 }
 
 async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
-    // What the target is told is then what the source said is left.
+    // What the target is told is then what the source said is left. (Both are measured at the end of
+    // a second, whenever the test runs.)
     let date = ambient::date(Instant::now());
-    let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, date), target: Offset::seen(0, date) };
+    let sharp = Duration::new(date.as_secs(), 999_999_999);
+    let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, sharp), target: Offset::seen(0, sharp) };
     let (near, mut far) = duplex(4096);
     let mut pipe = Pipe::over(NodeId(0), NodeStream::from(near));
     for &(side, command, answer) in dialogue {
