@@ -37,9 +37,10 @@
 //!   servers' marks before it continues.
 //! - A generation is above all generations marked on the servers, whatever the record says.
 //! - Whoever sees that a proxy with another list of servers serves claims nothing, also when that
-//!   one leaves: all items would be in the wrong place. Where such a record is found free, at a start
-//!   with a new list, it is claimed after the wait, so that one with the list that it was left with
-//!   comes first. The list of lost copies is not taken over: it numbers the pairs of another list.
+//!   one leaves: all items would be in the wrong place. Where such a record is found free, at a
+//!   start with a new list, it is claimed after the wait, so that one with the list that it was
+//!   left with comes first. The list of lost copies is not taken over: it numbers the pairs of
+//!   another list of servers.
 //! - A proxy that reaches no server claims nothing.
 
 mod words;

@@ -138,8 +138,8 @@ impl Losses for Agreement {
         if epoch >= *known {
             *known = epoch;
             let mut set: coord::Lost = wanted.burden.lost.clone();
-            // Its epoch too, if the same copy was listed before: a record of an epoch in between may
-            // say that it is in sync.
+            // Its epoch too, if the same copy was listed before: a record of an epoch in between
+            // may say that it is in sync.
             set.set(pair, epoch, listed(lost));
             if set != wanted.burden.lost {
                 wanted.burden.lost = set;

@@ -100,11 +100,11 @@ pub struct Client {
     /// A request that has not arrived whole.
     pub partial: BytesMut,
     /// How long the request in `partial` will be, once known, or may be.
-    pub need: usize,
+    pub need: u32,
     /// So much of `partial` is known to hold no end of a line.
     pub(super) searched: u32,
     /// Data of a refused item still to be thrown away.
-    pub swallow: usize,
+    pub swallow: u32,
     /// Nothing more is read from it; it is closed when every request is answered and nothing is
     /// unsent.
     pub closing: bool,
@@ -130,10 +130,11 @@ pub struct Client {
     turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
     pub received_us: u64,
-    /// Until when it waited for the proxy: for an answer, for that to be written, or for memory.
-    pub(super) waited_us: u64,
+    /// So long after that it still waited for the proxy, in milliseconds: for an answer, for that
+    /// to be written, or for memory.
+    waited_ms: u32,
     /// Bytes of answers that somebody else holds until they are written, if that is many.
-    handed: usize,
+    handed: u32,
     /// What its values are like, in bytes: the largest of late.
     pub(super) largest: u32,
     /// Keys that it may have read at once, as far as that is known.
@@ -164,7 +165,7 @@ impl Client {
             begun: 0,
             turn: 0,
             received_us: now_us,
-            waited_us: now_us,
+            waited_ms: 0,
             handed: 0,
             largest: 0,
             reads_max: FIRST_READS,
@@ -207,7 +208,7 @@ impl Client {
             return (block, false);
         }
         // No more than it takes, for there may be many such clients.
-        self.partial.reserve(room::missing(&self.partial, self.need));
+        self.partial.reserve(room::missing(&self.partial, self.need as usize));
         (&mut self.partial, true)
     }
 
@@ -235,7 +236,7 @@ impl Client {
     #[inline(always)]
     pub(super) fn read_room(&self, memory: &Memory) -> u32 {
         let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads(), f.unsent()));
-        let unsent = unsent + self.handed;
+        let unsent = unsent + self.handed as usize;
         if unsent < FREE && (self.largest <= TINY || self.largest < LARGE && !memory.is_short()) {
             return self.reads_max.saturating_sub(reads);
         }
@@ -355,7 +356,7 @@ impl Client {
     /// bytes: so is their share.
     pub fn handed_on(&mut self, bytes: usize) -> Option<Share> {
         let share = self.in_flight.as_mut()?.handed_on()?;
-        self.handed = bytes;
+        self.handed = u32::try_from(bytes).unwrap_or(u32::MAX);
         Some(share)
     }
 
@@ -401,10 +402,21 @@ impl Client {
         self.handed > 0 || self.in_flight.as_ref().is_some_and(|f| !f.has_nothing_to_take())
     }
 
+    /// It has sent something.
+    pub(super) fn receives(&mut self, now_us: u64) {
+        (self.received_us, self.waited_ms) = (now_us, 0);
+    }
+
+    /// It has waited for the proxy until now.
+    pub(super) fn waits_until(&mut self, now_us: u64) {
+        let waited = now_us.saturating_sub(self.received_us).div_ceil(1_000);
+        self.waited_ms = u32::try_from(waited).unwrap_or(u32::MAX);
+    }
+
     /// Since when it has been silent and has waited for nothing, if so.
     pub(super) fn idle_since_us(&self) -> Option<u64> {
         let waits = !self.is_idle() || self.has_unsent() || self.is_starved();
-        (!waits).then_some(self.received_us.max(self.waited_us))
+        (!waits).then_some(self.received_us + 1_000 * u64::from(self.waited_ms))
     }
 
     /// Answers to be written.
@@ -520,9 +532,9 @@ impl Client {
         if read {
             self.learn(len);
         }
-        self.waited_us = meter.now_us;
+        self.waits_until(meter.now_us);
         let Some(f) = &mut self.in_flight else { return false };
-        f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed), meter)
+        f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed as usize), meter)
     }
 }
 

@@ -15,8 +15,8 @@ async fn play(key: &'static [u8], binary: bool, dialogue: &[(Side, &str, &str)])
 }
 
 async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
-    // What the target is told is then what the source said is left. (Both are measured at the end of
-    // a second, whenever the test runs.)
+    // What the target is told is then what the source said is left. (Both are measured at the end
+    // of a second, whenever the test runs.)
     let date = ambient::date(Instant::now());
     let sharp = Duration::new(date.as_secs(), 999_999_999);
     let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, sharp), target: Offset::seen(0, sharp) };

@@ -172,7 +172,7 @@ impl Core {
     /// it waits and need not wait any longer.
     pub fn handle_written(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(id) {
-            client.waited_us = self.now.us;
+            client.waits_until(self.now.us);
             if client.stalled && client.may_resume(&self.memory) {
                 self.outbox.resume(client, id);
             }
@@ -216,7 +216,7 @@ impl Core {
         self.now = now;
         let Some(client) = self.clients.get_mut(id) else { return };
         debug_assert!(client.partial.is_empty());
-        client.received_us = self.now.us;
+        client.receives(self.now.us);
         client.take_turn(self.turn);
         client.hear(&chunk);
         self.feed(id, chunk);
@@ -226,8 +226,8 @@ impl Core {
     pub fn handle_more(&mut self, now: Now, id: ClientId) {
         self.now = now;
         let Some(client) = self.clients.get_mut(id) else { return };
-        client.received_us = self.now.us;
-        if client.partial.len() >= client.need && !client.line_goes_on() {
+        client.receives(self.now.us);
+        if client.partial.len() >= client.need as usize && !client.line_goes_on() {
             client.take_turn(self.turn);
             self.go_on(id);
         }
@@ -280,7 +280,7 @@ impl Core {
         self.now = now;
         if let Some(client) = self.clients.get_mut(id) {
             client.take_another_turn();
-            client.waited_us = now.us;
+            client.waits_until(now.us);
             self.go_on(id);
         }
     }

@@ -127,8 +127,8 @@ impl Core {
                 return;
             }
             if client.swallow > 0 {
-                let cut = client.swallow.min(chunk.len());
-                client.swallow -= cut;
+                let cut = chunk.len().min(client.swallow as usize);
+                client.swallow -= cut as u32;
                 bytes::Buf::advance(&mut chunk, cut);
             }
             if chunk.is_empty() {
@@ -162,7 +162,7 @@ impl Core {
                     // steps.
                     let line = need == 0 && chunk.len() > FREE;
                     let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
-                    (client.need, client.searched) = (need, chunk.len() as u32);
+                    (client.need, client.searched) = (need as u32, chunk.len() as u32);
                     if wanted > FREE {
                         // A value has its own bound.
                         let too_long = line && wanted > self.memory.receiving_max();
@@ -172,13 +172,13 @@ impl Core {
                                 false => return self.stall(id, chunk),
                             }
                         }
-                        client.need = wanted;
+                        client.need = wanted as u32;
                         if !self.may_receive(id, wanted) {
                             return self.stall(id, chunk);
                         }
                     }
                     let client = &mut self.clients[id];
-                    client.need = need;
+                    client.need = need as u32;
                     if need > chunk.len() + SMALL_PARTIAL {
                         // A large item: give it room of its own at once, so that its bytes are
                         // copied no second time.
@@ -212,13 +212,13 @@ impl Core {
                     if !self.begin_too_large(id, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
                         return self.stall(id, chunk);
                     }
-                    self.clients[id].swallow = swallow;
+                    self.clients[id].swallow = swallow as u32;
                 }
                 Parsed::Reject { reply, style, len, swallow, close } => {
                     let said = reply.trim_ascii_end();
                     tracing::debug!(client = client.occupant.0, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
-                    client.swallow = swallow;
+                    client.swallow = swallow as u32;
                     client.end_receiving();
                     add(&self.stats.client_errors, 1);
                     let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);

@@ -65,7 +65,7 @@ impl Core {
         let patience = self.parking_patience();
         while let Some(&(key, since_us)) = self.starved.queue.front() {
             if let Some(client) = self.clients.of(key).filter(|c| c.is_starved() && !c.closing) {
-                if let Some(share) = self.memory.receive(client.need) {
+                if let Some(share) = self.memory.receive(client.need as usize) {
                     client.may_receive(share, &mut self.spare);
                 } else if self.now.us.saturating_sub(since_us) > patience {
                     client.refuse_value();
@@ -89,7 +89,7 @@ impl Core {
                     self.clients[id].refuse_value();
                     return false;
                 }
-                self.clients[id].swallow = swallow;
+                self.clients[id].swallow = swallow as u32;
             }
             _ => {
                 self.answer_at_once(id, dialect.unasked(), 0, Outcome::Refused(NO_MEMORY_FOR_LINE));
