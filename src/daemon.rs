@@ -6,6 +6,7 @@
 //! dropped, then readiness is reported.
 
 mod background;
+mod file_id;
 mod handed;
 mod limits;
 mod listen;
@@ -18,7 +19,7 @@ mod supervisor;
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
 pub use limits::{FileLimit, LimitError, give_memory_back, raise_file_limit};
 pub use listen::{BindError, Bound, Listeners, Listening, OperatorListeners, SocketFile, bind};
-pub(crate) use listen::{bind_also, cannot_accept};
+pub(crate) use listen::{bind_also, cannot_accept, into_tokio};
 pub(crate) use logging::OpenedLog;
 pub use logging::{LogError, span_of, start_logging};
 pub(crate) use logging::{open_log, thread_of};

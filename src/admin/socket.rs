@@ -32,9 +32,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// An answer is taken within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A pool says within this time whether it serves: less than the commands wait for an answer.
+/// A pool that serves says within this time how it is, and one that is starting does not: less than
+/// the commands wait for an answer.
 const WORD_MAX: Duration = Duration::from_secs(1);
-const READY: &str = "proxy:ready 1";
 
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
@@ -180,12 +180,8 @@ impl Operators {
 
     /// Whether the control plane of each pool does, and none is starting.
     async fn all_answer(&self) -> bool {
-        let ask = |pool: &Pool| {
-            let desk = pool.desk.clone();
-            async move { timeout(WORD_MAX, desk.command(Question::Stats("proxy".to_owned()))).await.ok().flatten() }
-        };
-        let said = join_all(self.pools.iter().map(ask)).await;
-        said.iter().all(|said| said.as_ref().is_some_and(|said| String::from_utf8_lossy(said).contains(READY)))
+        let said = join_all(self.pools.iter().map(|pool| timeout(WORD_MAX, pool.desk.state()))).await;
+        said.iter().all(|said| matches!(said, Ok(Some(_))))
     }
 
     async fn reload(&self) -> Bytes {

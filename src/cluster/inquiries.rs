@@ -106,6 +106,14 @@ impl Inquiry {
         }
     }
 
+    /// How long one server is waited for at most, however long its answers may take.
+    fn patience(&self) -> Duration {
+        match self {
+            Inquiry::General | Inquiry::Settings => OWN_PATIENCE,
+            _ => Duration::MAX,
+        }
+    }
+
     /// Whether those are asked too that lead nothing now.
     fn is_for_all(&self) -> bool {
         matches!(self, Inquiry::Switch(_) | Inquiry::Reset)
@@ -312,8 +320,7 @@ impl Cluster {
                 _ => {}
             }
         }
-        let own = matches!(answers.inquiry, Inquiry::General | Inquiry::Settings);
-        let most = if own { OWN_PATIENCE } else { Duration::MAX };
+        let most = answers.inquiry.patience();
         let by = Instant::now() + PATIENCE * self.node_timeout().min(most);
         self.spawn(async move {
             ask_all(asked, &leaders, &mut answers, (most, by)).await;

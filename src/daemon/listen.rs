@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::file_id::FileId;
 use super::handed::Handed;
 use crate::config::{Plan, Settings};
 
@@ -47,11 +48,42 @@ pub struct Listening<S> {
     pub kept: bool,
 }
 
-impl<S: AsFd> Listening<S> {
+impl<S> Listening<S> {
+    /// The same by another handle, or by one of its sockets.
+    pub(crate) fn by<T>(&self, socket: impl FnOnce(&S) -> io::Result<T>) -> io::Result<Listening<T>> {
+        Ok(Listening { socket: socket(&self.socket)?, kept: self.kept })
+    }
+}
+
+impl Listening<TcpListener> {
     /// Those who have connected and were not accepted yet: to them the system has said already that
     /// the proxy is there. Nobody can connect after that. (Where it is kept they wait for the next
-    /// start.)
-    pub(crate) fn end<C>(&self, accept: impl Fn(&S) -> io::Result<C>) -> Vec<C> {
+    /// start.) To be called inside a runtime.
+    pub(crate) fn end(&self) -> Vec<tokio::net::TcpStream> {
+        self.end_by(|socket| into_tokio(socket.accept()?.0))
+    }
+}
+
+impl Listening<UnixListener> {
+    /// The same.
+    pub(crate) fn end(&self) -> Vec<tokio::net::UnixStream> {
+        self.end_by(|socket| {
+            let stream = socket.accept()?.0;
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
+        })
+    }
+}
+
+/// A client's connection that was accepted without the runtime.
+pub(crate) fn into_tokio(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    tokio::net::TcpStream::from_std(stream)
+}
+
+impl<S: AsFd> Listening<S> {
+    fn end_by<C>(&self, accept: impl Fn(&S) -> io::Result<C>) -> Vec<C> {
         if self.kept {
             return Vec::new();
         }
@@ -337,8 +369,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode: another resilver may have put its own socket there meanwhile.
-    identity: (u64, u64),
+    /// Another resilver may have put its own socket there meanwhile.
+    identity: FileId,
 }
 
 impl SocketFile {
@@ -349,7 +381,7 @@ impl SocketFile {
     /// The file is not there any more.
     pub fn own(path: &Path) -> io::Result<SocketFile> {
         let found = std::fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_owned(), identity: (found.dev(), found.ino()) })
+        Ok(SocketFile { path: path.to_owned(), identity: FileId::of(&found) })
     }
 
     /// Where it is.
@@ -360,7 +392,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let same = std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        let same = self.identity.is_at(&self.path);
         // After dropping privileges the directory may forbid it; the next start finds the file
         // stale and removes it.
         if same && let Err(cause) = std::fs::remove_file(&self.path) {

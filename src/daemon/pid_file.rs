@@ -1,13 +1,15 @@
 //! The pid file: says where the daemon is, and that there is only one.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use thiserror::Error;
+
+use super::file_id::FileId;
 
 /// The file can be removed between opening and locking it, once for each process that ends just
 /// then.
@@ -74,7 +76,7 @@ impl PidFile {
             // Its owner may have removed it between our opening and our locking it; then the lock
             // is on nothing.
             let ours = file.metadata().map_err(system)?;
-            if !is_at(path, &ours) {
+            if !FileId::of(&ours).is_at(path) {
                 continue;
             }
             let pid = read_pid(&mut file);
@@ -96,17 +98,12 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // Somebody may have removed it, and started another proxy with a file of its own.
-        let same = self.file.metadata().is_ok_and(|ours| is_at(&self.path, &ours));
+        let same = self.file.metadata().is_ok_and(|ours| FileId::of(&ours).is_at(&self.path));
         if same && std::fs::remove_file(&self.path).is_err() {
             // The directory is root's, and the privileges are gone: an empty file names nobody.
             let _ = self.file.set_len(0);
         }
     }
-}
-
-/// Whether this file is the one at `path`.
-fn is_at(path: &Path, file: &Metadata) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (file.dev(), file.ino()))
 }
 
 fn read_pid(file: &mut File) -> String {

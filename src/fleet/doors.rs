@@ -33,17 +33,13 @@ impl Doors {
     /// What the system refused.
     pub(super) fn of(listeners: &Listeners) -> io::Result<Doors> {
         let mut tcp = Vec::new();
-        for Listening { socket: queues, kept } in &listeners.tcp {
-            for queue in queues {
-                tcp.push(Listening { socket: queue.try_clone()?, kept: *kept });
+        for listening in &listeners.tcp {
+            for queue in &listening.socket {
+                tcp.push(listening.by(|_| queue.try_clone())?);
             }
         }
-        let unix = listeners
-            .unix
-            .iter()
-            .map(|Listening { socket, kept }| io::Result::Ok(Listening { socket: socket.try_clone()?, kept: *kept }));
-        let unix = unix.collect::<Result<_, _>>()?;
-        Ok(Doors { tcp, unix })
+        let unix = listeners.unix.iter().map(|listening| listening.by(UnixListener::try_clone));
+        Ok(Doors { tcp, unix: unix.collect::<Result<_, _>>()? })
     }
 
     /// Takes clients, whose requests are passed on, until `over`. To be called inside the runtime
@@ -69,21 +65,8 @@ impl Doors {
     /// This proxy ends, and has never been active: those who have connected are served, and nobody
     /// can connect any more. To be called inside the same runtime.
     pub(super) fn end(&self, shared: &Arc<Shared>) {
-        let tcp = self.tcp.iter().flat_map(|listening| {
-            listening.end(|socket| {
-                let stream = socket.accept()?.0;
-                stream.set_nonblocking(true)?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(tokio::net::TcpStream::from_std(stream)?))
-            })
-        });
-        let unix = self.unix.iter().flat_map(|listening| {
-            listening.end(|socket| {
-                let stream = socket.accept()?.0;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Unix(tokio::net::UnixStream::from_std(stream)?))
-            })
-        });
+        let tcp = self.tcp.iter().flat_map(|listening| listening.end()).map(Stream::Tcp);
+        let unix = self.unix.iter().flat_map(|listening| listening.end()).map(Stream::Unix);
         for stream in tcp.chain(unix) {
             tokio::spawn(relay::serve(stream, shared.clone(), None));
         }

@@ -99,7 +99,8 @@ pub struct Client {
     pub occupant: Occupant,
     /// A request that has not arrived whole.
     pub partial: BytesMut,
-    /// How long the request in `partial` will be, once known, or may be.
+    /// How long the request in `partial` will be, once known, or may be. (No protocol has a longer
+    /// one.)
     pub need: u32,
     /// So much of `partial` is known to hold no end of a line.
     pub(super) searched: u32,

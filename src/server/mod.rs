@@ -427,12 +427,10 @@ impl Own {
     /// Those of the worker with this index.
     fn of(listeners: &mut Listeners, index: usize) -> std::io::Result<Own> {
         let mut own = Own { tcp: Vec::new(), unix: None, handed: listeners.handed.pop() };
-        for Listening { socket: queues, kept } in &listeners.tcp {
-            own.tcp.push(Listening { socket: queues[index % queues.len()].try_clone()?, kept: *kept });
+        for listening in &listeners.tcp {
+            own.tcp.push(listening.by(|queues| queues[index % queues.len()].try_clone())?);
         }
-        if let Some(Listening { socket, kept }) = &listeners.unix {
-            own.unix = Some(Listening { socket: socket.try_clone()?, kept: *kept });
-        }
+        own.unix = listeners.unix.as_ref().map(|listening| listening.by(|socket| socket.try_clone())).transpose()?;
         Ok(own)
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::daemon::Listening;
+use crate::daemon::{Listening, into_tokio};
 use crate::server::stream::ClientStream;
 
 /// Where clients come from.
@@ -27,7 +27,7 @@ impl Listener {
             }
             Listener::Unix(listener) => Ok(ClientStream::Unix(listener.socket.accept().await?.0)),
             Listener::Handed(streams) => match streams.recv().await {
-                Some(stream) => of_tcp(stream),
+                Some(stream) => Ok(ClientStream::Tcp(into_tokio(stream)?)),
                 None => std::future::pending().await,
             },
             #[cfg(test)]
@@ -41,23 +41,18 @@ impl Listener {
     /// Those who have connected and were not accepted yet; nobody can connect after that.
     pub(super) fn end(self) -> Vec<ClientStream> {
         match self {
-            Listener::Tcp(Listening { socket, kept }) => socket.into_std().map_or_else(
-                |_| Vec::new(),
-                |socket| Listening { socket, kept }.end(|socket| of_tcp(socket.accept()?.0)),
-            ),
-            Listener::Unix(Listening { socket, kept }) => socket.into_std().map_or_else(
-                |_| Vec::new(),
-                |socket| {
-                    Listening { socket, kept }.end(|socket| {
-                        let stream = socket.accept()?.0;
-                        stream.set_nonblocking(true)?;
-                        Ok(ClientStream::Unix(tokio::net::UnixStream::from_std(stream)?))
-                    })
-                },
-            ),
+            Listener::Tcp(Listening { socket, kept }) => {
+                let Ok(socket) = socket.into_std() else { return Vec::new() };
+                Listening { socket, kept }.end().into_iter().map(ClientStream::Tcp).collect()
+            }
+            Listener::Unix(Listening { socket, kept }) => {
+                let Ok(socket) = socket.into_std() else { return Vec::new() };
+                Listening { socket, kept }.end().into_iter().map(ClientStream::Unix).collect()
+            }
             Listener::Handed(mut streams) => {
                 streams.close();
-                std::iter::from_fn(|| streams.try_recv().ok()).filter_map(|stream| of_tcp(stream).ok()).collect()
+                let left = std::iter::from_fn(|| streams.try_recv().ok());
+                left.filter_map(|stream| into_tokio(stream).ok()).map(ClientStream::Tcp).collect()
             }
             #[cfg(test)]
             Listener::Memory(mut streams) => {
@@ -65,10 +60,4 @@ impl Listener {
             }
         }
     }
-}
-
-fn of_tcp(stream: std::net::TcpStream) -> io::Result<ClientStream> {
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    Ok(ClientStream::Tcp(tokio::net::TcpStream::from_std(stream)?))
 }
