@@ -31,7 +31,7 @@ pub(super) const AWAITED_REPORTS: u32 = 8;
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
 /// The same of one that refuses connections: to be refused costs next to nothing, and it may be
 /// started any moment.
-const REFUSED_PROBE_MAX: Duration = Duration::from_millis(50);
+const REFUSED_PROBE_MAX: Duration = Duration::from_millis(20);
 
 /// Awaits an answer, and tells every so often for how long already.
 pub(super) async fn told_while_awaited<T>(
