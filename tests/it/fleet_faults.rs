@@ -274,6 +274,8 @@ fn an_etcd_that_was_restored_or_emptied_costs_no_item() {
     fleet.mirrored();
     let former = fleet.active();
     let backup = etcd.backup();
+    // (Copying 64 MB may have taken longer than a lease: a suspended proxy ends otherwise.)
+    wait_until("its lease goes on", DEADLINE, || shown(&fleet.proxies[former], "role") == "active");
     assert_eq!(fleet.proxies[former].stop().code(), Some(0));
     let active = fleet.active_but(former);
     fleet.proxies[former].spawn();
