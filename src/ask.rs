@@ -252,7 +252,9 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
         if number > LINES_MAX && command != KEYS {
             return Err(format!("{}: an answer without end", at.proxy));
         }
-        if said.is_error() || said.is_strange() {
+        // (`handover` names behind its `OK` who may take over.)
+        let is_done = said.line().starts_with("OK ");
+        if said.is_error() || said.is_strange() && !is_done {
             let _ = out.flush();
             return Err(match said.line() {
                 line if line == "ERROR" && command.starts_with("stats ") => {

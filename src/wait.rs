@@ -157,7 +157,9 @@ fn look_ready(args: &WaitArgs) -> Look {
     };
     match (said.text("proxy:ready"), said.text("proxy:role")) {
         ("1", _) => Look::Missing(Vec::new()),
-        (_, "starting") => Look::Missing(vec![format!("proxy {proxy} is starting: its servers are looked at")]),
+        (_, "starting") | ("0", "active") => {
+            Look::Missing(vec![format!("proxy {proxy} is starting: its servers are looked at")])
+        }
         (_, "") => Look::Pointless(Pointless::NoProxy(proxy, "a word of another proxy's".to_owned())),
         (_, role) => {
             let active = match said.text("proxy:active") {

@@ -136,7 +136,7 @@ impl Cluster {
                 "resync status: unexpected word {word}; try resync status, or resync status all"
             )),
             (Some("handover"), None) => match self.losses.hand_over() {
-                Ok(()) => OK,
+                Ok(successors) => Bytes::from(format!("OK {}\r\n", successors.join(" "))),
                 Err(why) => client_error(format_args!("resync handover: {why}")),
             },
             _ if !self.topology.has_backups() => {
@@ -322,8 +322,8 @@ mod tests {
     use crate::cluster::alone::{alone, unanswered};
     use crate::config::Settings;
 
-    /// Its servers hang: what it is it says all the same, to clients and operators, and what else
-    /// it is asked waits.
+    /// Its servers hang: what it is it says all the same, to clients and operators, and within a
+    /// second what it knows; what else it is asked waits.
     #[tokio::test(start_paused = true)]
     async fn a_proxy_says_that_it_is_starting() {
         let mut cluster = unanswered("--timeout 1h -s 127.0.0.1:1 -b 127.0.0.1:2");
@@ -335,15 +335,34 @@ mod tests {
         let ask = |words: &str| Question::Stats(words.to_owned());
         let said = tokio::time::timeout(patience, desk.command(ask("proxy"))).await.expect("at once").unwrap();
         assert_eq!(said, "STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n");
-        assert_eq!(desk.command(ask("resync")).await, None, "there is nothing to tell");
-        for question in [ask("resync"), ask("proxy")] {
+        let list = Question::List(String::new());
+        for question in [list, ask("resync"), ask(""), Question::Resync("status".to_owned()), ask("proxy")] {
             let (worker, client, slot) = (WorkerId(0), NOBODY, SlotNumber(3));
             event.send(crate::proxy::Event::Ask { worker, client, slot, question }).unwrap();
         }
-        let Ok(Some(Command::Answer { outcome, .. })) = tokio::time::timeout(patience, told.recv()).await else {
-            panic!("no answer")
-        };
-        assert_eq!(outcome, Outcome::Raw(said));
+        let begun = tokio::time::Instant::now();
+        let at_the_desk = (desk.command(ask("servers")), desk.command(ask("")), desk.report());
+        let (servers, all, report) = futures::future::join3(at_the_desk.0, at_the_desk.1, at_the_desk.2).await;
+        let (servers, all) = (text(&servers.expect("an answer")), text(&all.expect("an answer")));
+        assert!(servers.starts_with("SERVER_ERROR this proxy is starting"), "{servers}");
+        assert!(all.starts_with("STAT pid ") && all.ends_with(&text(&said)), "{all}");
+        assert!(report.is_none(), "there is nothing to tell");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let mut answers = Vec::new();
+        while let Ok(Command::Answer { outcome, .. }) = told.try_recv() {
+            answers.push(match outcome {
+                Outcome::Raw(bytes) => text(&bytes),
+                Outcome::Refused(refusal) => refusal.words().to_owned(),
+                other => panic!("{other:?}"),
+            });
+        }
+        let [proxy, resync, all, status] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(*proxy, text(&said), "at once");
+        assert!(all.starts_with("STAT pid ") && resync.starts_with("this proxy is starting") && resync == status);
+    }
+
+    fn text(bytes: &Bytes) -> String {
+        String::from_utf8_lossy(bytes).into_owned()
     }
 
     /// Whoever was told that there is no answer finds everything as it was.

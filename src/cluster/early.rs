@@ -1,15 +1,19 @@
 //! What is heard while the start looks at the servers, some of which may hang: who asks what the
-//! proxy is hears that it is starting; all else waits for the start's end.
+//! proxy is hears that it is starting; all else waits for the start's end. Statistics do so for
+//! less than a second: whoever asks for them waits for no more than one, and hears then what there
+//! is to say.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, sleep_until};
 
-use crate::protocol::outcome::Outcome;
-use crate::proxy::{Command, Event, Question};
+use crate::protocol::outcome::{Outcome, Refusal};
+use crate::proxy::{Command, Event, Question, VERSION};
 
 use super::desk::Request;
 use super::{Heard, Losses};
@@ -17,10 +21,17 @@ use super::{Heard, Losses};
 /// What `stats proxy` says without `--coordinate`.
 const STARTING: &[u8] = b"STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n";
 
+/// So long statistics wait for the start's end.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// What is said of them then.
+const NOT_YET: &str = "this proxy is starting: its servers are looked at; stats proxy says what is known";
+
 /// What was heard early. No more waits here than would in the channels: clients wait for an answer,
 /// and so do those who ask at the desk.
 pub(super) struct Early {
-    waits: VecDeque<Heard>,
+    /// With the moment at which it came.
+    waits: VecDeque<(Instant, Heard)>,
     workers: Vec<UnboundedSender<Command>>,
     losses: Arc<dyn Losses>,
 }
@@ -44,11 +55,60 @@ impl Early {
                 let _ = reply.send(self.said());
             }
             other => {
-                self.waits.retain(|heard| !matches!(heard, Heard::Desk(request) if request.is_given_up()));
-                self.waits.push_back(other);
+                self.waits.retain(|(_, heard)| !matches!(heard, Heard::Desk(request) if request.is_given_up()));
+                self.waits.push_back((Instant::now(), other));
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Completes when something has waited for too long.
+    pub(super) fn waits_too_long(&self) -> impl Future<Output = ()> + use<> {
+        let first = self.waits.iter().find(|(_, heard)| is_about_figures(heard)).map(|(since, _)| *since);
+        async move {
+            match first {
+                Some(since) => sleep_until(since + PATIENCE).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Those that have are told what is known.
+    pub(super) fn answer_late(&mut self) {
+        let is_late = |(since, heard): &(Instant, Heard)| since.elapsed() >= PATIENCE && is_about_figures(heard);
+        let (late, waits) = std::mem::take(&mut self.waits).into_iter().partition(is_late);
+        self.waits = waits;
+        let late: VecDeque<(Instant, Heard)> = late;
+        for (_, heard) in late {
+            match heard {
+                Heard::Worker(Some(Event::Ask { worker, client, slot, question })) => {
+                    let outcome = match is_plain(&question) {
+                        true => Outcome::Raw(self.figures()),
+                        false => Outcome::Refused(Refusal::Server(NOT_YET)),
+                    };
+                    // The worker may have ended.
+                    let _ = self.workers[worker.index()].send(Command::Answer { client, slot, outcome });
+                }
+                Heard::Desk(Request::Command(question, reply)) => {
+                    let said = match is_plain(&question) {
+                        true => self.figures(),
+                        false => Bytes::from(format!("SERVER_ERROR {NOT_YET}\r\n")),
+                    };
+                    // Whoever asked may have left.
+                    let _ = reply.send(said);
+                }
+                // (There is no report: who waits for one hears so by the end of its channel.)
+                _ => {}
+            }
+        }
+    }
+
+    /// In the place of all statistics.
+    fn figures(&self) -> Bytes {
+        let mut out =
+            BytesMut::from(format!("STAT pid {}\r\nSTAT version {VERSION}\r\n", std::process::id()).as_bytes());
+        out.extend_from_slice(&self.said());
+        out.freeze()
     }
 
     /// What waits, in the order in which it came; then what comes.
@@ -58,7 +118,7 @@ impl Early {
         requests: &mut Receiver<Request>,
     ) -> Heard {
         match self.waits.pop_front() {
-            Some(heard) => heard,
+            Some((_, heard)) => heard,
             None => super::either(events, requests).await,
         }
     }
@@ -66,6 +126,24 @@ impl Early {
     fn said(&self) -> Bytes {
         self.losses.shown().unwrap_or(Bytes::from_static(STARTING))
     }
+}
+
+fn is_about_figures(heard: &Heard) -> bool {
+    match heard {
+        Heard::Worker(Some(Event::Ask { question, .. })) | Heard::Desk(Request::Command(question, _)) => match question
+        {
+            Question::Stats(_) => true,
+            Question::Resync(rest) => rest.split_ascii_whitespace().next() == Some("status"),
+            _ => false,
+        },
+        Heard::Desk(Request::Report(..)) => true,
+        _ => false,
+    }
+}
+
+/// `stats` without more words.
+fn is_plain(question: &Question) -> bool {
+    matches!(question, Question::Stats(part) if part.trim().is_empty())
 }
 
 fn is_about_the_proxy(question: &Question) -> bool {

@@ -75,12 +75,16 @@ pub trait Losses: Send + Sync + 'static {
         None
     }
 
-    /// The operator wants another proxy to take this one's place.
+    /// The start is over: whoever asks for something is answered from now on.
+    fn started(&self) {}
+
+    /// The operator wants another proxy to take this one's place. Returns where those are reached
+    /// that may do so.
     ///
     /// # Errors
     ///
     /// Why that is not begun, in words.
-    fn hand_over(&self) -> Result<(), String> {
+    fn hand_over(&self) -> Result<Vec<String>, String> {
         Err("no other proxy can take its place: it runs without --coordinate".to_owned())
     }
 }

@@ -405,9 +405,11 @@ impl Cluster {
                         tracing::warn!("stopped in the start: servers that are marked already make the next one careful");
                         return Ok(());
                     },
+                    () = early.waits_too_long() => early.answer_late(),
                 }
             }
         }
+        self.losses.started();
         self.settle();
         self.spawn_resolvers();
         for node in self.topology.nodes() {

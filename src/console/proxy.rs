@@ -205,7 +205,12 @@ impl<'a> Proxy<'a> {
         self.look_on(counters).map_err(|why| match said.text("proxy:role") {
             "standby" => {
                 let active = said.text("proxy:active");
-                format!("{at}: is a standby, and the active proxy, {active}, does not answer{}", trouble(&said))
+                // (It may be starting.)
+                let answer = match why.split_once("SERVER_ERROR ") {
+                    Some((_, words)) => format!("says: {}", words.trim_end_matches('"')),
+                    None => "does not answer".to_owned(),
+                };
+                format!("{at}: is a standby, and the active proxy, {active}, {answer}{}", trouble(&said))
             }
             _ => why,
         })
@@ -234,7 +239,7 @@ impl<'a> Proxy<'a> {
         let said = self.must_be_ours()?;
         let (at, why) = (self.at, trouble(&said));
         match (said.text("proxy:role"), said.text("proxy:ready"), said.text("proxy:active")) {
-            ("starting", ..) => {
+            ("starting", ..) | ("active", "0", _) => {
                 Err(format!("{at}: is starting: its servers are looked at; the log names one that hangs"))
             }
             ("suspended", ..) => Err(format!("{at}: is suspended: {}{why}", lease::OVER)),

@@ -15,7 +15,7 @@ use crate::coord::{self, Burden, Event};
 use crate::ids::{Epoch, PairId, Place};
 
 use super::keeper::Keeper;
-use super::peers::Peers;
+use super::standbys::Standbys;
 
 /// What this proxy has agreed on, and is about to.
 pub(super) struct Agreement {
@@ -34,8 +34,9 @@ pub(super) struct Shown {
     pub(super) former: Arc<AtomicBool>,
     /// What `stats proxy` says.
     pub(super) all: Box<dyn Fn() -> Bytes + Send + Sync>,
-    /// The standbys.
-    pub(super) peers: Arc<Peers>,
+    pub(super) standbys: Arc<Standbys>,
+    /// Its start over the servers is done.
+    pub(super) serves: Arc<AtomicBool>,
 }
 
 /// One after the other: were the keeper told of the next before the record is known to carry this
@@ -196,12 +197,12 @@ impl Losses for Agreement {
         self.keeper.known.borrow().trouble.clone()
     }
 
-    fn hand_over(&self) -> Result<(), String> {
-        if !self.shown.peers.all().iter().any(|peer| peer.candidate) {
-            return Err("no other candidate is connected to this proxy, which is the active one; start one, and wait \
-                        until its proxy:ready is 1"
-                .to_owned());
-        }
+    fn started(&self) {
+        self.shown.serves.store(true, Ordering::Relaxed);
+    }
+
+    fn hand_over(&self) -> Result<Vec<String>, String> {
+        let successors = self.shown.standbys.successors()?;
         // Nobody could take over before the lease is over, and clients would wait for that in vain
         // (an etcd that had just been restarted: 706 errors in two seconds).
         if let Some(trouble) = self.trouble() {
@@ -210,9 +211,9 @@ impl Losses for Agreement {
                                 says no proxy:trouble"
             ));
         }
-        tracing::info!("the operator wants another proxy to be active: this one hands over");
+        tracing::info!(to = successors.join(" "), "the operator wants another proxy to be active: this one hands over");
         self.hands_over.cancel();
-        Ok(())
+        Ok(successors)
     }
 }
 
@@ -223,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::keeper::{Known, Role, Told};
-    use crate::fleet::peers::Peer;
+    use crate::fleet::standbys::{Fitness, Peer};
     use crate::ids::{Generation, Term};
 
     /// An agreement, what its keeper is told, and how it hears of what is known.
@@ -232,7 +233,8 @@ mod tests {
         let (name, address, lease) = ("a".to_owned(), "b:1".to_owned(), Duration::ZERO);
         let mark = FleetMark { name, generation: Generation(3), address, lease };
         let turn = Turn { mark, term: Term(0), former: None, grace: Duration::ZERO };
-        let shown = Shown { former: Arc::default(), all: Box::new(Bytes::new), peers: Arc::default() };
+        let all = Box::new(Bytes::new);
+        let shown = Shown { former: Arc::default(), all, standbys: Arc::default(), serves: Arc::default() };
         let agreement = Agreement::new(keeper, turn, predecessor, (shown, CancellationToken::new()));
         let hears = agreement.hears();
         (agreement, told, hears)
@@ -326,20 +328,26 @@ mod tests {
     }
 
     #[test]
-    fn it_is_handed_over_to_a_candidate_alone() {
+    fn it_is_handed_over_to_a_candidate_alone_that_can_take_over() {
         let (mut agreement, _told, _) = agreement(Burden::default());
         assert!(agreement.hand_over().unwrap_err().contains("no other candidate"));
-        let peers = agreement.shown.peers.clone();
-        let witness = peers.enter(Peer::of(&["10.0.0.6:1", "no", "1.0.0"]));
+        let standbys = agreement.shown.standbys.clone();
+        let witness = standbys.enter(Peer::of(&["10.0.0.6:1", "no", "1.0.0"]), 2);
+        witness.asked(Fitness::Fit.byte());
         assert!(agreement.hand_over().is_err() && !agreement.hands_over.is_cancelled());
-        let candidate = peers.enter(Peer::of(&["10.0.0.7:1", "yes", "1.0.0", "what a later one says"]));
+        let candidate = standbys.enter(Peer::of(&["10.0.0.7:1", "yes", "1.0.0", "what a later one says"]), 2);
+        candidate.asked(Fitness::NoStore.byte());
+        let refused = agreement.hand_over().unwrap_err();
+        assert!(refused.contains("10.0.0.7:1") && !agreement.hands_over.is_cancelled(), "{refused}");
+        candidate.asked(Fitness::Fit.byte());
         let knows =
             tokio::sync::watch::Sender::new(Known { trouble: Some("it is away".to_owned()), ..Known::default() });
         agreement.keeper.known = knows.subscribe();
         let refused = agreement.hand_over().unwrap_err();
         assert!(refused.contains("it is away") && !agreement.hands_over.is_cancelled(), "{refused}");
         knows.send_modify(|known| known.trouble = None);
-        assert!(agreement.hand_over().is_ok() && agreement.hands_over.is_cancelled());
+        assert_eq!(agreement.hand_over(), Ok(vec!["10.0.0.7:1".to_owned()]));
+        assert!(agreement.hands_over.is_cancelled());
         drop((candidate, witness));
         assert!(agreement.hand_over().is_err());
     }

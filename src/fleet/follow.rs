@@ -15,6 +15,7 @@ use crate::ids::Generation;
 use super::keeper::{Known, Role};
 use super::peers::{self, Purpose, Serving, Unreached};
 use super::relay::{Shared, Target};
+use super::standbys::Fitness;
 use super::stream::Stream;
 
 /// So often in a lease the other end of a control connection is asked whether it is there.
@@ -34,8 +35,9 @@ pub(super) struct Follower {
     heard: Instant,
     leaving: Option<Leaving>,
     control: Option<Control>,
-    /// When the other end was last asked whether it is there.
+    /// When the other end was last asked whether it is there, and what was said of this one then.
     asked: Instant,
+    said: Option<Fitness>,
     /// Why the active one did not want this one when it was last dialled.
     refused: Option<String>,
 }
@@ -74,6 +76,7 @@ impl Follower {
             leaving: None,
             control: None,
             asked: now,
+            said: None,
             refused: None,
         }
     }
@@ -138,7 +141,7 @@ impl Follower {
             }
             _ if known.other_list => "the active one has another list of servers".to_owned(),
             (Some(why), _) | (None, Some(why)) => why.clone(),
-            (None, None) => String::new(),
+            (None, None) => self.shared.shown.no_server(known).unwrap_or_default(),
         };
         Target {
             leaving: active.is_some() && self.leaving.map(|leaving| leaving.generation) == generation,
@@ -160,7 +163,7 @@ impl Follower {
             Ok(stream) => {
                 self.heard = Instant::now();
                 self.control = Some(Control { generation, stream, line: Vec::new() });
-                self.refused = None;
+                (self.refused, self.said) = (None, None);
                 // It lives.
                 self.leaving = self.leaving.filter(|leaving| leaving.said);
             }
@@ -187,7 +190,9 @@ impl Follower {
             }
         };
         let mut byte = [0];
-        let ask = self.asked + self.shared.me.lease / PINGS;
+        let fitness = self.shared.shown.fitness(&self.known.borrow());
+        // (What is new is said at once: the operator may want the other end to hand over.)
+        let ask = if self.said == Some(fitness) { self.asked + self.shared.me.lease / PINGS } else { Instant::now() };
         tokio::select! {
             biased;
             changed = self.known.changed() => changed.ok()?,
@@ -196,12 +201,10 @@ impl Follower {
             read = read(&mut self.control, &mut byte) => self.hear(read.map(|n| &byte[..n])),
             () = tokio::time::sleep(PAUSE), if waits => (self.shared.hurry)(),
             () = tokio::time::sleep_until(ask), if self.control.is_some() && !waits => {
-                self.asked = Instant::now();
+                (self.asked, self.said) = (Instant::now(), Some(fitness));
                 if let Some(Control { stream, .. }) = &self.control {
                     // (Full: it will be found silent.)
-                    let reaches_all = self.shared.shown.reaches_all.load(Ordering::Relaxed);
-                    let ping = if reaches_all { peers::PING_REACHES_ALL } else { peers::PING };
-                    let _ = stream.try_write(&[ping]);
+                    let _ = stream.try_write(&[fitness.byte()]);
                 }
             }
         }

@@ -11,7 +11,7 @@
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
-//! - `reach`: what this proxy reaches of the servers.
+//! - `reach`: what this proxy reaches of the servers; `standbys`: what the others say of that.
 //! - `doors`: a standby's listening sockets; `relay`: its clients; `admin`: its HTTP listener.
 //! - `stream`: a connection that is passed on; `shown`: what `stats proxy` answers.
 
@@ -29,6 +29,7 @@ mod relay;
 mod shown;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod standbys;
 mod stream;
 mod survey;
 #[cfg(test)]
@@ -164,9 +165,7 @@ impl Fleet {
         let shared = share(&settings, &own, name.clone(), (&keeper, address.clone(), former), target);
         runtime.spawn(peers::listen(peers, Host { name, serves: served.clone(), lease: own.lease }));
         runtime.spawn(Follower::new(keeper.known.clone(), served, shows, shared.clone()).run());
-        if own.candidate {
-            runtime.spawn(Reach::new(&settings, keeper.known.clone(), shared.clone(), hands_over.clone()).run());
-        }
+        runtime.spawn(Reach::new(&settings, keeper.known.clone(), shared.clone(), hands_over.clone()).run());
         runtime.spawn(async move {
             shutdown.cancelled().await;
             let _ = send_order.send(Order::Stop);
@@ -240,8 +239,9 @@ impl Fleet {
         let turn = turn(mark, (&predecessor, before), self.own.former_grace);
         let agreement = {
             let shared = self.shared.clone();
-            let (former, peers) = (shared.shown.former.clone(), shared.shown.peers.clone());
-            let shown = agreement::Shown { former, all: Box::new(move || (shared.show)()), peers };
+            let Shown { former, standbys, serves, .. } = &*shared.shown;
+            let (former, standbys, serves) = (former.clone(), standbys.clone(), serves.clone());
+            let shown = agreement::Shown { former, all: Box::new(move || (shared.show)()), standbys, serves };
             Agreement::new(self.keeper.clone(), turn, predecessor, (shown, self.hands_over.clone()))
         };
         self.keeper.hear_commits(agreement.hears());
@@ -251,7 +251,7 @@ impl Fleet {
             hands_on: peers::to_workers(workers),
             leaving: leaving.clone(),
             others: TaskTracker::new(),
-            peers: self.shared.shown.peers.clone(),
+            standbys: self.shared.shown.standbys.clone(),
         };
         self.runtime.spawn(hand_over(
             (self.hands_over.clone().cancelled_owned(), stop.clone()),
@@ -401,7 +401,7 @@ mod tests {
             hands_on: peers::to_workers(Vec::new()),
             leaving: CancellationToken::new(),
             others: TaskTracker::new(),
-            peers: Arc::default(),
+            standbys: Arc::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! A connection begins with one line each way, and is an ordinary client's from then on:
 //!
 //! ```text
-//! proxy 1 GENERATION data NAME       ->   PROXY 1 GENERATION     or   REFUSED why
+//! proxy 2 GENERATION data NAME       ->   PROXY 2 GENERATION     or   REFUSED why
 //! ```
 //!
 //! The number counts what this line means. The answer names the later one that both know, and both
@@ -13,18 +13,16 @@
 //! With `control` in the place of `data` it carries no requests: it ends when the active proxy
 //! does, which the other one hears at once so, and `leaving` comes on it when the active one is
 //! about to hand over. Whatever the other one sends on it is answered with one byte: that the
-//! network between them is whole, and by the byte that it asks with it says whether it reaches all
-//! servers (see `reach`). (A line of the active one's that this release does not know is read
-//! over.) At `leaving` nothing new is sent to it, and the control connection is closed when all
-//! that was sent is answered. Behind the name the other one says where it is reached itself,
-//! whether it is a candidate (`yes` or `no`), and its release.
+//! network between them is whole. By the byte that it asks with it says what it reaches itself (see
+//! `standbys`; in version 1 only whether that is all servers). (A line of the active one's that
+//! this release does not know is read over.) At `leaving` nothing new is sent to it, and the
+//! control connection is closed when all that was sent is answered. Behind the name the other one
+//! says where it is reached itself, whether it is a candidate (`yes` or `no`), and its release.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -43,10 +41,11 @@ use crate::lease;
 use crate::ring::NodeAddr;
 use crate::stats::closings::Closing;
 
+use super::standbys::{Peer, Standbys};
 use super::stream::Stream;
 
 /// Of what is said here, and the earliest that is understood.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const OLDEST: u32 = 1;
 
 /// The latest that this proxy speaks.
@@ -54,11 +53,7 @@ fn latest() -> u32 {
     VERSION + u32::from(later::is_played())
 }
 
-/// What is sent on a control connection to hear of the other end, and its answer.
-pub(super) const PING: u8 = b'?';
-
-/// The same, by a standby that has just reached all servers.
-pub(super) const PING_REACHES_ALL: u8 = b'+';
+/// The answer to whatever is sent on a control connection to hear of the other end.
 pub(super) const PONG: u8 = b'!';
 
 /// What the active one says on it before it hands over.
@@ -88,7 +83,7 @@ pub(super) struct Serving {
     /// Control connections of other proxies.
     pub(super) others: TaskTracker,
     /// What is known of them.
-    pub(super) peers: Arc<Peers>,
+    pub(super) standbys: Arc<Standbys>,
 }
 
 /// Who calls: this proxy, as it tells others of itself.
@@ -101,88 +96,6 @@ pub(super) struct Caller {
     pub(super) candidate: bool,
     pub(super) lease: Duration,
     pub(super) connects: Connects,
-}
-
-/// Another proxy, as it tells of itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Peer {
-    pub(super) address: String,
-    pub(super) candidate: bool,
-    release: String,
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.candidate { "candidate" } else { "no candidate" };
-        write!(f, "standby, {what}, {}", self.release)
-    }
-}
-
-impl Peer {
-    /// By what stands behind the name. Whoever says less is not shown.
-    pub(super) fn of(words: &[&str]) -> Option<Peer> {
-        let [address, candidate, release, ..] = words else { return None };
-        let (address, release) = ((*address).to_owned(), (*release).to_owned());
-        Some(Peer { address, candidate: *candidate == "yes", release })
-    }
-}
-
-/// The other proxies that have a control connection to this one.
-#[derive(Default, Debug)]
-pub(super) struct Peers(Mutex<(u64, BTreeMap<u64, KnownPeer>)>);
-
-/// One of them, and whether it reached all servers when it last asked.
-#[derive(Debug)]
-struct KnownPeer {
-    peer: Peer,
-    reaches_all: bool,
-}
-
-impl Peers {
-    fn held(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, KnownPeer>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn all(&self) -> Vec<Peer> {
-        self.held().1.values().map(|known| known.peer.clone()).collect()
-    }
-
-    /// Whether a candidate among them reaches all servers.
-    pub(super) fn one_reaches_all(&self) -> bool {
-        self.held().1.values().any(|known| known.peer.candidate && known.reaches_all)
-    }
-
-    /// From now on it is one of them, until that is dropped.
-    pub(super) fn enter(self: &Arc<Self>, peer: Option<Peer>) -> Entry {
-        let mut held = self.held();
-        held.0 += 1;
-        let number = held.0;
-        if let Some(peer) = peer {
-            held.1.insert(number, KnownPeer { peer, reaches_all: false });
-        }
-        drop(held);
-        Entry { peers: self.clone(), number }
-    }
-}
-
-pub(super) struct Entry {
-    peers: Arc<Peers>,
-    number: u64,
-}
-
-impl Entry {
-    /// It has asked.
-    fn asked(&self, reaches_all: bool) {
-        if let Some(known) = self.peers.held().1.get_mut(&self.number) {
-            known.reaches_all = reaches_all;
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.peers.held().1.remove(&self.number);
-    }
 }
 
 /// Where this proxy is while it is active.
@@ -274,7 +187,7 @@ pub(super) struct Host {
 impl Host {
     /// One of them: until it is handed on, or ends.
     pub(super) async fn take(self, stream: Stream) {
-        let Guest { stream, serving, purpose, peer } = match welcome(stream, &self.name, &self.serves).await {
+        let Guest { stream, serving, purpose, version, peer } = match welcome(stream, &self.name, &self.serves).await {
             Ok(Ok(guest)) => guest,
             Ok(Err(closing)) => return closing.count(),
             Err(_) => return Closing::PeerBroken.count(),
@@ -283,7 +196,7 @@ impl Host {
         match purpose {
             Purpose::Data => (serving.hands_on)(stream),
             Purpose::Control => {
-                keep(stream, serving, peer).await;
+                keep(stream, serving, (peer, version)).await;
                 Closing::PeerLeft.count();
             }
         }
@@ -310,6 +223,8 @@ struct Guest {
     stream: Stream,
     serving: Serving,
     purpose: Purpose,
+    /// Of the line, by which both go.
+    version: u32,
     peer: Option<Peer>,
 }
 
@@ -335,7 +250,7 @@ async fn welcome(
             let answer = format!("PROXY {version} {}{}\r\n", serving.generation, later::word());
             stream.write_all(answer.as_bytes()).await?;
             let peer = words.get(5..).and_then(Peer::of);
-            Ok(Ok(Guest { stream, serving, purpose, peer }))
+            Ok(Ok(Guest { stream, serving, purpose, version, peer }))
         }
         Err(why) => {
             stream.write_all(format!("REFUSED {why}\r\n").as_bytes()).await?;
@@ -418,9 +333,9 @@ pub(super) fn over_tcp() -> Connects {
 }
 
 /// A control connection, until the other end closes it.
-async fn keep(mut stream: Stream, serving: Serving, peer: Option<Peer>) {
+async fn keep(mut stream: Stream, serving: Serving, (peer, version): (Option<Peer>, u32)) {
     let _counted = serving.others.token();
-    let entry = serving.peers.enter(peer);
+    let entry = serving.standbys.enter(peer, version);
     if later::is_played() && stream.write_all(later::LINE).await.is_err() {
         return;
     }
@@ -436,10 +351,7 @@ async fn keep(mut stream: Stream, serving: Serving, peer: Option<Peer>) {
             }
             read = stream.read_u8() => {
                 let Ok(byte) = read else { return };
-                // (Whatever else a later release says is answered all the same.)
-                if [PING, PING_REACHES_ALL].contains(&byte) {
-                    entry.asked(byte == PING_REACHES_ALL);
-                }
+                entry.asked(byte);
                 if stream.write_all(&[PONG]).await.is_err() {
                     return;
                 }

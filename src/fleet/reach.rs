@@ -1,12 +1,13 @@
 //! What a candidate reaches of the servers, by a look of its own once in a lease. A standby tells
 //! the active proxy; an active proxy that is cut off from many of them, while a standby reaches
-//! all, hands over to it.
+//! all, hands over to it. While no proxy is active, as far as is known, any other one looks too:
+//! its clients are to hear why.
 //!
 //! By connections that last as long as the look: one that stayed would be of unknown origin to
 //! whoever waits at a takeover for those of the former active proxy to close.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -56,15 +57,23 @@ impl Reach {
         let mut tenure = Tenure::default();
         loop {
             tokio::time::sleep(self.every).await;
-            let role = self.known.borrow().role;
+            let (role, waits) = {
+                let known = self.known.borrow();
+                (known.role, known.active.is_none() || known.silent)
+            };
             if role == Role::Suspended {
                 continue;
             }
+            if !waits && !self.shared.me.candidate {
+                self.shared.shown.reached_servers.send_replace(Reached::Unknown);
+                continue;
+            }
             let (primaries, backups) = tokio::join!(self.look(&self.primaries), self.look(&self.backups));
-            let all = primaries.iter().chain(&backups).all(|reached| *reached);
-            self.shared.shown.reaches_all.store(all, Ordering::Relaxed);
+            self.shared.shown.reached_servers.send_replace(Reached::of(primaries.iter().chain(&backups)));
+            let [primaries, backups] =
+                [primaries, backups].map(|ring| ring.iter().map(Result::is_ok).collect::<Vec<_>>());
             let is_cut_off = is_cut_off(&primaries, &backups);
-            if !tenure.is_over(role == Role::Active, is_cut_off, self.shared.shown.peers.one_reaches_all()) {
+            if !tenure.is_over(role == Role::Active, is_cut_off, self.shared.shown.standbys.one_reaches_all()) {
                 continue;
             }
             // (Nobody could take over before the lease is over.)
@@ -81,22 +90,48 @@ impl Reach {
         }
     }
 
-    /// Which of them answer.
-    async fn look(&self, ring: &[NodeAddr]) -> Vec<bool> {
+    /// Whether each of them answers; why not, with its name.
+    async fn look(&self, ring: &[NodeAddr]) -> Vec<Result<(), String>> {
         let patience = self.every / PART;
-        join_all(
-            ring.iter().map(|server| async move {
-                matches!(tokio::time::timeout(patience, answers(server)).await, Ok(Ok(true)))
-            }),
-        )
+        join_all(ring.iter().map(|server| async move {
+            match tokio::time::timeout(patience, answers(server)).await {
+                Ok(answered) => answered.map_err(|error| format!("{server}: {error}")),
+                Err(_) => Err(format!("{server}: no answer in time")),
+            }
+        }))
         .await
     }
 }
 
-async fn answers(server: &NodeAddr) -> std::io::Result<bool> {
+async fn answers(server: &NodeAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
     stream.write_all(b"mn\r\n").await?;
-    Ok(stream.read_u8().await? == b'M')
+    match stream.read_u8().await? {
+        b'M' => Ok(()),
+        _ => Err(io::Error::other("it is no memcached, or takes no more connections")),
+    }
+}
+
+/// By the last look.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) enum Reached {
+    /// There was none.
+    #[default]
+    Unknown,
+    /// And why not one of them.
+    None(String),
+    Some,
+    All,
+}
+
+impl Reached {
+    fn of<'a>(looks: impl Iterator<Item = &'a Result<(), String>> + Clone) -> Reached {
+        match (looks.clone().find_map(|look| look.as_ref().err()), looks.clone().any(Result::is_ok)) {
+            (None, _) => Reached::All,
+            (Some(_), true) => Reached::Some,
+            (Some(why), false) => Reached::None(why.clone()),
+        }
+    }
 }
 
 /// Half of all servers, or a whole ring.
@@ -142,6 +177,18 @@ mod tests {
             (&[false, false, false], &[], true),
         ] {
             assert_eq!(is_cut_off(primaries, backups), cut_off, "{primaries:?} {backups:?}");
+        }
+    }
+
+    #[test]
+    fn of_no_server_that_answers_it_is_known_why() {
+        let (there, away) = (Ok(()), |why: &str| Err(why.to_owned()));
+        for (looks, reached) in [
+            (vec![there.clone(), there.clone()], Reached::All),
+            (vec![away("a:1: refused"), there], Reached::Some),
+            (vec![away("a:1: refused"), away("b:1: no answer in time")], Reached::None("a:1: refused".to_owned())),
+        ] {
+            assert_eq!(Reached::of(looks.iter()), reached, "{looks:?}");
         }
     }
 

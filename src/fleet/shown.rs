@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::lease;
 use crate::stats::closings::{Closed, closed};
 
 use super::keeper::{Known, Role};
-use super::peers::Peers;
+use super::reach::Reached;
 use super::relay::Ends;
+use super::standbys::{Fitness, Standbys};
 
 /// What others may look at.
 #[derive(Default)]
@@ -21,19 +23,22 @@ pub(super) struct Shown {
     pub(super) ends: Ends,
     /// A control connection to the active proxy is open.
     pub(super) reached: AtomicBool,
-    /// This proxy's last look reached all servers.
-    pub(super) reaches_all: AtomicBool,
+    /// What of the servers this proxy reaches itself.
+    pub(super) reached_servers: watch::Sender<Reached>,
+    /// This is the active proxy, and its start over the servers is done.
+    pub(super) serves: Arc<AtomicBool>,
     /// The active proxy, where this is it, waits for the former one to be gone.
     pub(super) former: Arc<AtomicBool>,
     /// The standbys that have called the active proxy, where this is it.
-    pub(super) peers: Arc<Peers>,
+    pub(super) standbys: Arc<Standbys>,
 }
 
 impl Shown {
     /// For `stats proxy`.
     pub(super) fn lines(&self, known: &Known, own: &str) -> Bytes {
         let reached = self.reached.load(Ordering::Relaxed);
-        let ready = known.role == Role::Active || known.role == Role::Standby && reached;
+        let is_starting = known.role == Role::Active && !self.serves.load(Ordering::Relaxed);
+        let ready = known.role == Role::Active && !is_starting || known.role == Role::Standby && reached;
         let lease_ms = match known.role {
             Role::Active => lease::left().as_millis(),
             Role::Standby | Role::Suspended => 0,
@@ -51,12 +56,15 @@ impl Shown {
         put("lease_ms", &lease_ms);
         put("former", &if self.former.load(Ordering::Relaxed) { "awaited" } else { "none" });
         put("ready", &u8::from(ready));
+        if is_starting {
+            put("starting", &1);
+        }
         put("forwarded", &self.forwarded.load(Ordering::Relaxed));
         self.ends.all().for_each(|(why, count)| put(why, &count));
         for Closed { listener, reason, count } in closed() {
             put(&format!("{listener}_closed_{reason}"), &count);
         }
-        if let Some(trouble) = &known.trouble {
+        if let Some(trouble) = self.trouble(known) {
             put("trouble", &trouble.replace(char::is_control, " "));
         }
         for (address, what) in self.others(known) {
@@ -66,9 +74,32 @@ impl Shown {
         Bytes::from(out)
     }
 
+    /// What keeps this proxy, or all of them, from being active.
+    fn trouble(&self, known: &Known) -> Option<String> {
+        known.trouble.clone().or_else(|| self.no_server(known))
+    }
+
+    /// Where no proxy is active: that none can be, for no server answers.
+    pub(super) fn no_server(&self, known: &Known) -> Option<String> {
+        match &*self.reached_servers.borrow() {
+            Reached::None(why) if known.active.is_none() || known.silent => Some(format!("no server answers ({why})")),
+            _ => None,
+        }
+    }
+
+    /// What a standby tells the active proxy.
+    pub(super) fn fitness(&self, known: &Known) -> Fitness {
+        match &*self.reached_servers.borrow() {
+            _ if known.trouble.is_some() => Fitness::NoStore,
+            Reached::None(_) => Fitness::NoServer,
+            Reached::All => Fitness::ReachesAll,
+            Reached::Unknown | Reached::Some => Fitness::Fit,
+        }
+    }
+
     /// Of a standby, in words.
     pub(super) fn in_one_line(&self, known: &Known) -> String {
-        let trouble = known.trouble.as_ref().map_or(String::new(), |why| format!("; {why}"));
+        let trouble = self.trouble(known).map_or(String::new(), |why| format!("; {why}"));
         let reached = self.reached.load(Ordering::Relaxed);
         match &known.active {
             Some(active) if reached => format!("STANDBY: clients are served by the active proxy, {active}{trouble}"),
@@ -80,10 +111,7 @@ impl Shown {
     /// The other proxies, as this one knows them: standbys call the active one, and know it alone.
     fn others(&self, known: &Known) -> Vec<(String, String)> {
         let active = match (&known.active, known.role) {
-            (_, Role::Active | Role::Suspended) => {
-                let peers = self.peers.all().into_iter();
-                return peers.map(|peer| (peer.address.clone(), peer.to_string())).collect();
-            }
+            (_, Role::Active | Role::Suspended) => return self.standbys.all(),
             (Some(active), Role::Standby) => active,
             (None, Role::Standby) => return Vec::new(),
         };
@@ -99,12 +127,12 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::peers::Peer;
+    use crate::fleet::standbys::Peer;
 
     #[test]
     fn nothing_that_others_say_of_themselves_begins_a_line() {
         let shown = Shown::default();
-        let _entry = shown.peers.enter(Peer::of(&["10.0.0.6:1\r\nSTAT", "yes", "1.0\r\nEND\r\n"]));
+        let _entry = shown.standbys.enter(Peer::of(&["10.0.0.6:1\r\nSTAT", "yes", "1.0\r\nEND\r\n"]), 2);
         let active = Some("10.0.0.5:1\rEND".to_owned());
         let known = Known { role: Role::Active, active, trouble: Some("two\nlines".to_owned()), ..Known::default() };
         let lines = String::from_utf8(shown.lines(&known, "10.0.0.5:1").to_vec()).unwrap();

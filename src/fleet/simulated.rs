@@ -130,7 +130,8 @@ impl Kept {
                     let shown = Shown {
                         former: Arc::new(AtomicBool::new(false)),
                         all: Box::new(|| Bytes::from_static(b"END\r\n")),
-                        peers: Arc::default(),
+                        standbys: Arc::default(),
+                        serves: Arc::default(),
                     };
                     let hands_over = CancellationToken::new();
                     let agreement = Agreement::new(self.keeper.clone(), turn, predecessor, (shown, hands_over));

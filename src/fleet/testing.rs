@@ -29,7 +29,7 @@ impl Active {
         Active { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), generation: Generation(generation) }
     }
 
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         self.listener.local_addr().unwrap().to_string()
     }
 
@@ -56,9 +56,9 @@ impl Active {
     /// The next connection, which is welcome.
     pub(super) async fn welcome(&self, purpose: &str) -> TcpStream {
         let (mut stream, line) = self.called().await;
-        let wanted = format!("proxy 1 {} {purpose} fleet", self.generation);
+        let wanted = format!("proxy 2 {} {purpose} fleet", self.generation);
         assert!(line.starts_with(&wanted), "{line}");
-        stream.write_all(format!("PROXY 1 {}\r\n", self.generation).as_bytes()).await.unwrap();
+        stream.write_all(format!("PROXY 2 {}\r\n", self.generation).as_bytes()).await.unwrap();
         stream
     }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::fleet::{FENCED, LEASE, args, get, shown};
+use crate::support::fleet::{FENCED, LEASE, args, asked_for, get, said, shown};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Proxy, Rng, Stored, duration_or, seed, wait_until};
 
@@ -287,17 +287,6 @@ fn an_earlier_mark_on_a_server_is_written_over_and_a_later_one_ends_the_proxy() 
     assert!(fleet.proxies[0].log_so_far().contains("a server is marked by another one"));
 }
 
-/// The code and the body.
-fn asked_for(admin: &Port, path: &str) -> (String, String) {
-    let mut stream = std::net::TcpStream::connect(admin.addr()).expect("the admin listener");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).expect("sent");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-    (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
-}
-
 /// The role, whether it has the lease, and whether it is ready, by its metrics.
 fn standing(admin: &Port) -> (String, String, String) {
     let (code, text) = asked_for(admin, "/metrics");
@@ -305,12 +294,6 @@ fn standing(admin: &Port) -> (String, String, String) {
     let of = |begin: &str| text.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_default().to_owned();
     let role = of("resilver_role{role=\"").trim_end_matches("\"} 1").to_owned();
     (role, of("resilver_lease_held "), of("resilver_ready "))
-}
-
-/// What an operator's command says of that proxy, with its exit code.
-fn said(proxy: &Proxy, command: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(Proxy::binary()).args(command).args(["--proxy", &proxy.addr()]).output().expect("run");
-    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
 /// A client at each door that reads nothing, and one that has sent a part of its request.
@@ -383,7 +366,8 @@ fn the_operator_hands_over_and_no_slow_client_keeps_the_others_waiting() {
         std::thread::sleep(Duration::from_millis(50));
         std::mem::replace(&mut before, now) + 100_000 > now
     });
-    assert_eq!(said(&fleet.proxies[next], &["handover"]), (Some(0), "OK\n".to_owned()));
+    let to = format!("OK {}\n", shown(&fleet.proxies[next], "own"));
+    assert_eq!(said(&fleet.proxies[next], &["handover"]), (Some(0), to));
     let mut slowest = Duration::ZERO;
     let mut count = 0;
     wait_until("another one is active", DEADLINE, || {

@@ -20,6 +20,7 @@ mod expiry;
 mod failover;
 mod faults;
 mod fleet;
+mod fleet_answers;
 mod fleet_changes;
 mod fleet_cuts;
 mod fleet_faults;

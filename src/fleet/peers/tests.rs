@@ -1,4 +1,5 @@
 use super::*;
+use crate::fleet::standbys::Fitness;
 use crate::stats::closings::count_of;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -35,7 +36,7 @@ fn serving() -> Serving {
         hands_on: to_workers(vec![worker]),
         leaving: CancellationToken::new(),
         others: TaskTracker::new(),
-        peers: Arc::default(),
+        standbys: Arc::default(),
     }
 }
 
@@ -63,9 +64,10 @@ async fn who_is_not_welcome_is_told_why_and_a_later_version_is_answered_with_one
     let address = listening(Some(serving())).await;
     for (line, answer) in [
         ("proxy 1 7 data a\r\n", "PROXY 1 7"),
-        ("proxy 2 7 data a what a later one says\r\n", "PROXY 1 7"),
-        ("proxy 0 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 1 of this line, and not 0"),
-        ("proxy x 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 1 of this line, and not x"),
+        ("proxy 2 7 data a\r\n", "PROXY 2 7"),
+        ("proxy 3 7 data a what a later one says\r\n", "PROXY 2 7"),
+        ("proxy 0 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 2 of this line, and not 0"),
+        ("proxy x 7 data a\r\n", "REFUSED this proxy speaks versions 1 to 2 of this line, and not x"),
         ("proxy 1 7 data b\r\n", "REFUSED this proxy is of the fleet a"),
         ("proxy 1 6 data a\r\n", "REFUSED this is generation 7"),
         ("proxy 1 8 data a\r\n", "REFUSED this is generation 7"),
@@ -106,10 +108,10 @@ async fn who_says_too_much_or_nothing_is_told_what_is_to_be_said() {
 async fn an_active_proxy_of_a_version_that_nobody_here_knows_is_refused_with_a_sentence() {
     for (answer, wanted) in [
         ("PROXY 1 7", None),
-        ("PROXY 1 7 what a later one says", None),
+        ("PROXY 2 7 what a later one says", None),
         (
-            "PROXY 2 7",
-            Some("it refuses this proxy: it speaks version 2 of the line between proxies, and this one 1 to 1"),
+            "PROXY 3 7",
+            Some("it refuses this proxy: it speaks version 3 of the line between proxies, and this one 1 to 2"),
         ),
         ("REFUSED this proxy speaks versions 3 to 4 of this line, and not 1", Some("versions 3 to 4")),
         ("PROXY 1 8", Some("no active proxy")),
@@ -125,7 +127,7 @@ async fn an_active_proxy_of_a_version_that_nobody_here_knows_is_refused_with_a_s
         });
         let dialled = dial(&caller(), &address, Generation(7), Purpose::Control).await;
         let release = env!("CARGO_PKG_VERSION");
-        assert_eq!(answers.await.unwrap(), format!("proxy 1 7 control a 10.0.0.6:1 yes {release}"));
+        assert_eq!(answers.await.unwrap(), format!("proxy 2 7 control a 10.0.0.6:1 yes {release}"));
         match (dialled, wanted) {
             (Ok(_), None) => {}
             (Err(why), Some(wanted)) => assert!(why.to_string().contains(wanted), "{why}"),
@@ -137,17 +139,19 @@ async fn an_active_proxy_of_a_version_that_nobody_here_knows_is_refused_with_a_s
 #[tokio::test]
 async fn who_has_a_control_connection_is_known_as_long_as_that_lasts() {
     let serving = serving();
-    let peers = serving.peers.clone();
+    let standbys = serving.standbys.clone();
     let address = listening(Some(serving)).await;
     let mut stream = dial(&caller(), &address, Generation(7), Purpose::Control).await.unwrap();
     // (Answered once it is kept.)
-    stream.write_all(&[PING]).await.unwrap();
+    stream.write_all(&[Fitness::Fit.byte()]).await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), PONG);
-    let [peer] = &peers.all()[..] else { panic!("{peers:?}") };
-    assert_eq!((peer.address.as_str(), peer.candidate), ("10.0.0.6:1", true));
+    assert_eq!(standbys.successors(), Ok(vec!["10.0.0.6:1".to_owned()]));
+    stream.write_all(&[Fitness::NoStore.byte()]).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), PONG);
+    assert!(standbys.successors().is_err(), "it goes by the present version, and cannot");
     drop(stream);
     let gone = async {
-        while !peers.all().is_empty() {
+        while !standbys.all().is_empty() {
             tokio::task::yield_now().await;
         }
     };

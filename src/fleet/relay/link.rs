@@ -24,6 +24,9 @@ use super::{Over, Relay, Target};
 const IDLE: Duration = Duration::from_millis(100);
 const LEAVING: Duration = Duration::from_millis(120);
 
+/// So long who asks for statistics waits for an active proxy that is reached.
+pub(super) const FIGURES_WAIT: Duration = Duration::from_millis(700);
+
 /// Between two tries to reach the active proxy.
 pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -118,6 +121,9 @@ impl Relay {
             if waits.elapsed() >= self.shared.takeover_wait {
                 self.refuse(&format!("no proxy is active: {}", none(&target)))?;
             }
+        }
+        if self.waits.is_some_and(|waits| waits.elapsed() >= FIGURES_WAIT) {
+            self.tell_figures(&format!("no proxy is active: {}", none(&target)));
         }
         Ok(())
     }

@@ -36,10 +36,10 @@ use super::peers::Caller;
 use super::shown::Shown;
 use super::stream::{Stream, interest, is_ended_there, ready};
 use answers::{Answers, End};
-use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended, none};
+use link::{DIAL_PAUSE, Dialling, Ending, FIGURES_WAIT, Former, Link, dialled, ended, none};
 pub(super) use over::Ends;
 use over::Over;
-use requests::{Head, Owed, head};
+use requests::{Figures, Head, Owed, figures, head};
 
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
@@ -279,7 +279,9 @@ impl Relay {
         let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
-        soon.into_iter().chain(late).chain(self.given_up_at()).chain(finished).min()
+        // (While an active proxy is dialled that does not answer.)
+        let own = self.waits.filter(|_| self.asks_for_figures().is_some()).map(|waits| waits + FIGURES_WAIT);
+        soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).min()
     }
 
     /// The client sends nothing more: it is told what it is owed, and no more is waited for than
@@ -317,6 +319,31 @@ impl Relay {
             Err(Over::Unanswered)
         } else {
             Ok(())
+        }
+    }
+
+    /// Statistics, which this proxy can tell where the active one does not for long.
+    fn asks_for_figures(&self) -> Option<Figures> {
+        let is_next = self.link.is_none()
+            && self.former.is_none()
+            && self.left == 0
+            && self.dropped == 0
+            && self.is_owed_nothing();
+        figures(&self.input).filter(|_| is_next && !self.opaque && self.to_client.len() < HELD)
+    }
+
+    /// No active proxy is reached, and who asks for statistics has waited long enough: this one
+    /// says what it knows.
+    fn tell_figures(&mut self, why: &str) {
+        while let (Some(figures), Head::Request { bytes, .. }) = (self.asks_for_figures(), self.head()) {
+            self.input.advance(bytes);
+            match figures {
+                Figures::All => self.to_client.extend_from_slice(&(self.shared.show)()),
+                Figures::Part => self.to_client.extend_from_slice(format!("SERVER_ERROR {why}\r\n").as_bytes()),
+            }
+        }
+        if !self.has_work() {
+            self.waits = None;
         }
     }
 

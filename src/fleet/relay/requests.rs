@@ -63,6 +63,25 @@ pub(super) fn head(input: &[u8]) -> Head {
     }
 }
 
+/// How statistics are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Figures {
+    /// `stats`.
+    All,
+    /// A part of them, or `resync status`.
+    Part,
+}
+
+/// Whether that is what a client asks for next. Whoever does waits for no more than a second.
+pub(super) fn figures(input: &[u8]) -> Option<Figures> {
+    let line = std::str::from_utf8(&input[..memchr::memchr(b'\n', input)?]).ok()?;
+    match line.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+        ["stats"] => Some(Figures::All),
+        ["stats", ..] | ["resync", "status", ..] => Some(Figures::Part),
+        _ => None,
+    }
+}
+
 /// Of its commands.
 pub(super) mod opcode {
     pub(in crate::fleet::relay) const QUIT: u8 = 0x07;
@@ -187,6 +206,16 @@ mod tests {
         }
         assert_eq!(owed(b"mn\r\n"), Some(Owed::NoOp));
         assert_eq!(head(b"stats proxy\r\n"), Head::OfProxy { bytes: 13 });
+        for (line, asked) in [
+            ("stats\r\nget a\r\n", Some(Figures::All)),
+            ("stats servers\n", Some(Figures::Part)),
+            ("resync status all\r\n", Some(Figures::Part)),
+            ("resync 10.0.0.5:1\r\n", None),
+            ("get stats\r\n", None),
+            ("stats", None),
+        ] {
+            assert_eq!(figures(line.as_bytes()), asked, "{line}");
+        }
         assert_eq!(head(b"reload\r\n"), Head::Reload { bytes: 8 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
         assert_eq!((head(&vec![b'a'; LINE_MAX - 1]), head(&vec![b'a'; LINE_MAX])), (Head::Part, Head::Opaque));

@@ -105,6 +105,32 @@ async fn requests_wait_for_an_active_proxy_and_are_refused_in_the_end() {
     until(|| shared.clients.is_empty()).await;
 }
 
+/// Within a second, and in its place; also while one is dialled that does not answer.
+#[tokio::test]
+async fn who_asks_for_statistics_hears_from_this_proxy_where_none_is_active() {
+    let silent = Active::new(1).await;
+    let nobody = Target { why: "etcd is away".to_owned(), ..Target::default() };
+    for (first, why) in
+        [(nobody, "etcd is away".to_owned()), (silent.target(), format!("that on {}", silent.address()))]
+    {
+        let (mut client, shows, _shared) = client(first, LONG).await;
+        let begun = Instant::now();
+        client.write_all(b"stats\r\nstats servers\r\nresync status\r\nget a\r\n").await.unwrap();
+        hear(&mut client, "STAT proxy:role standby\r\nEND\r\n").await;
+        for _ in 0..2 {
+            hear(&mut client, &format!("SERVER_ERROR no proxy is active: {why}")).await;
+            while client.read_u8().await.unwrap() != b'\n' {}
+        }
+        assert!(begun.elapsed() < LONG, "it did not wait for an active one");
+        // What is no question of that kind waits, and one that comes behind it.
+        client.write_all(b"stats\r\n").await.unwrap();
+        let one = Active::new(2).await;
+        shows.send_replace(one.target());
+        let mut link = one.welcome("data").await;
+        hear(&mut link, "get a\r\nstats\r\n").await;
+    }
+}
+
 /// In the binary protocol's words, which a line of text is not.
 #[tokio::test]
 async fn a_binary_client_is_told_that_no_proxy_is_active() {

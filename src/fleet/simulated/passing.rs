@@ -146,7 +146,7 @@ impl Passing {
             hands_on: Arc::new(hands_on),
             leaving: CancellationToken::new(),
             others: TaskTracker::new(),
-            peers: Arc::default(),
+            standbys: Arc::default(),
         };
         *self.0.serving.borrow_mut() = Some(serving.clone());
         self.0.serves.send_replace(Some(serving));

@@ -9,6 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// What a proxy says of its statistics before its start is over.
+const STARTING: &str = "SERVER_ERROR this proxy is starting";
+
 thread_local! {
     /// What one read takes at most: filled with zeros once, not before each.
     static CHUNK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -420,6 +423,7 @@ impl Client {
         loop {
             match self.text()?.as_str() {
                 "END" => return Ok(lines),
+                line if line.starts_with(STARTING) => return Err(Failure::Server(line.to_owned())),
                 line => lines.push(line.to_string()),
             }
         }
@@ -430,10 +434,17 @@ impl Client {
         self.stat_lines(format!("stats {argument}").trim_end())
     }
 
-    /// Any command that answers with `STAT` lines and `END`.
+    /// Any command that answers with `STAT` lines and `END`; of a proxy that is starting once its
+    /// start is over.
     pub fn stat_lines(&mut self, command: &str) -> Outcome<Vec<(String, String)>> {
-        self.send(format!("{command}\r\n").as_bytes())?;
-        let lines = self.lines_to_end()?;
+        let lines = loop {
+            self.send(format!("{command}\r\n").as_bytes())?;
+            match self.lines_to_end() {
+                Err(Failure::Server(why)) if why.starts_with(STARTING) => {}
+                Ok(lines) if command == "stats" && lines.iter().any(|line| line.starts_with("STAT proxy:role")) => {}
+                lines => break lines?,
+            }
+        };
         lines
             .into_iter()
             .map(|line| {

@@ -1,9 +1,12 @@
 //! Several proxies over one pair of servers.
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::port::Port;
 use super::{Client, DEADLINE, Memcached, Proxy, Stored, compare_rings, read_ring, wait_until};
 
 /// Ends so whoever was replaced: to be started again.
@@ -194,4 +197,21 @@ pub fn shown(proxy: &Proxy, name: &str) -> String {
 
 pub fn get(client: &mut Client, key: &str) -> Option<String> {
     client.get(key).expect("get").map(|item| String::from_utf8(item.value).expect("a text"))
+}
+
+/// What an operator's command says of that proxy, with its exit code.
+pub fn said(proxy: &Proxy, command: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(Proxy::binary()).args(command).args(["--proxy", &proxy.addr()]).output().expect("run");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// What the admin listener answers: the code and the body.
+pub fn asked_for(admin: &Port, path: &str) -> (String, String) {
+    let mut stream = std::net::TcpStream::connect(admin.addr()).expect("the admin listener");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
 }
