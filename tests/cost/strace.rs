@@ -93,12 +93,25 @@ fn within(now: [f64; 2], measured: [f64; 2]) -> bool {
 
 #[test]
 fn system_calls_of_the_proxy_over_epoll() {
-    count("off", |(workload, over_epoll, _)| (workload, over_epoll));
+    count("off", &[], &CEILINGS.map(|(workload, over_epoll, _)| (workload, over_epoll)));
 }
 
 #[test]
 fn system_calls_of_the_proxy_over_io_uring() {
-    count("auto", |(workload, _, over_ring)| (workload, over_ring));
+    count("auto", &[], &CEILINGS.map(|(workload, _, over_ring)| (workload, over_ring)));
+}
+
+/// `--coordinate` costs the active proxy none.
+#[test]
+fn system_calls_of_an_active_proxy_are_those_of_one_by_itself() {
+    for (workload, over_epoll, over_ring) in [1, 4].map(|at| CEILINGS[at]) {
+        for (io_uring, measured) in [("off", over_epoll), ("auto", over_ring)] {
+            let dir = tempfile::tempdir().expect("temporary folder");
+            let fleet = format!("file:{}", dir.path().join("fleet").display());
+            // No heartbeat in between.
+            count(io_uring, &["--coordinate", &fleet, "--lease", "60s"], &[(workload, measured)]);
+        }
+    }
 }
 
 /// Whether a process (by its number, or `self`) has an io_uring.
@@ -107,15 +120,15 @@ pub fn has_ring(pid: &str) -> bool {
     files.flatten().any(|f| fs::read_link(f.path()).is_ok_and(|to| to.to_string_lossy().contains("io_uring")))
 }
 
-fn count(io_uring: &str, ceiling: impl Fn((Workload, [f64; 2], [f64; 2])) -> (Workload, [f64; 2])) {
+fn count(io_uring: &str, more: &[&str], ceilings: &[(Workload, [f64; 2])]) {
     let _alone = alone();
     let mut broken = Vec::new();
-    println!("system calls of a request that move bytes, of all kinds, with --io-uring {io_uring}:");
-    for (workload, measured) in CEILINGS.map(ceiling) {
+    println!("system calls of a request that move bytes, of all kinds, with --io-uring {io_uring} {more:?}:");
+    for &(workload, measured) in ceilings {
         let backups = if workload.mirrored { 2 } else { 0 };
         // No probe in between, and nobody is late, however slow tracing is.
         let args = ["--threads", "1", "--probe-interval", "60s", "--timeout", "10s", "--leader-timeout", "20s"];
-        let args = [&args[..], &["--io-uring", io_uring]].concat();
+        let args = [&args[..], &["--io-uring", io_uring], more].concat();
         let cluster = Cluster::start(&Shape::new(2, backups).proxy(&args));
         let on_ring = has_ring(&cluster.proxy.pid().to_string());
         if io_uring == "auto" && !on_ring {
