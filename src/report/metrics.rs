@@ -4,7 +4,7 @@
 //! Every name begins with `resilver_`, times are seconds, sizes bytes. Labels name servers,
 //! commands and reasons, never keys: how many series there are follows from the servers alone.
 
-use std::fmt::{Display, Write};
+use std::fmt::{self, Display, Formatter};
 
 use crate::ids::Place;
 use crate::stats::closings::Closed;
@@ -60,65 +60,57 @@ pub struct Process {
 }
 
 /// A label's name and value.
-type Label<'a> = (&'a str, &'a str);
+type Label<'a> = (&'static str, &'a str);
 
-/// A metric, with all its series.
-#[derive(Default)]
+/// A metric, with its series of all pools.
 struct Metric {
     name: &'static str,
-    head: String,
-    samples: String,
+    kind: &'static str,
+    help: &'static str,
+    series: Vec<Series>,
 }
 
-/// The text under construction.
+/// One line of a metric.
+struct Series {
+    /// What stands behind the metric's name: `_bucket`, `_sum` and `_count` of a histogram.
+    suffix: &'static str,
+    labels: Vec<(&'static str, String)>,
+    value: String,
+}
+
+/// What is shown, under construction. Prometheus refuses a metric whose series stand apart, so each
+/// is kept once, in the order in which they were begun.
 #[derive(Default)]
-struct Text {
-    metrics: Vec<Metric>,
-    /// In the labels of each series.
+struct Metrics {
+    all: Vec<Metric>,
+    /// The one that was begun last.
+    at: usize,
+    /// In the labels of each series that is put.
     pool: Option<String>,
 }
 
-impl Text {
-    fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
-        let head = format!("# HELP resilver_{name} {help}\n# TYPE resilver_{name} {kind}\n");
-        self.metrics.push(Metric { name, head, samples: String::new() });
+impl Metrics {
+    /// What is put from now on belongs to this metric: a new one, or another pool's.
+    fn begin(&mut self, name: &'static str, kind: &'static str, help: &'static str) {
+        self.at = self.all.iter().position(|known| known.name == name).unwrap_or(self.all.len());
+        if self.at == self.all.len() {
+            self.all.push(Metric { name, kind, help, series: Vec::new() });
+        }
     }
 
-    fn sample(&mut self, suffix: &str, labels: &[Label<'_>], value: impl Display) {
-        let Some(Metric { name, samples, .. }) = self.metrics.last_mut() else { return };
-        // Writing to a string cannot fail.
-        let _ = write!(samples, "resilver_{name}{suffix}");
+    fn sample(&mut self, suffix: &'static str, labels: &[Label<'_>], value: impl Display) {
+        let Some(metric) = self.all.get_mut(self.at) else { return };
         let pool = self.pool.as_deref().map(|pool| ("pool", pool));
-        let labels = || pool.iter().chain(labels);
-        for (at, (name, value)) in labels().enumerate() {
-            let _ = write!(samples, "{}{name}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(value));
-        }
-        if labels().next().is_some() {
-            samples.push('}');
-        }
-        let _ = writeln!(samples, " {value}");
+        let labels = pool.iter().chain(labels).map(|(name, value)| (*name, (*value).to_owned())).collect();
+        metric.series.push(Series { suffix, labels, value: value.to_string() });
     }
 
-    /// The same metrics of another pool.
-    fn merge(&mut self, other: Text) {
-        for metric in other.metrics {
-            match self.metrics.iter_mut().find(|known| known.name == metric.name) {
-                Some(known) => known.samples += &metric.samples,
-                None => self.metrics.push(metric),
-            }
-        }
-    }
-
-    fn text(&self) -> String {
-        self.metrics.iter().flat_map(|metric| [metric.head.as_str(), &metric.samples]).collect()
-    }
-
-    fn gauge(&mut self, name: &'static str, help: &str, value: impl Display) {
+    fn gauge(&mut self, name: &'static str, help: &'static str, value: impl Display) {
         self.begin(name, "gauge", help);
         self.sample("", &[], value);
     }
 
-    fn counter(&mut self, name: &'static str, help: &str, value: impl Display) {
+    fn counter(&mut self, name: &'static str, help: &'static str, value: impl Display) {
         self.begin(name, "counter", help);
         self.sample("", &[], value);
     }
@@ -136,6 +128,22 @@ impl Text {
     }
 }
 
+impl Display for Metrics {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for Metric { name, kind, help, series } in &self.all {
+            writeln!(f, "# HELP resilver_{name} {help}\n# TYPE resilver_{name} {kind}")?;
+            for Series { suffix, labels, value } in series {
+                write!(f, "resilver_{name}{suffix}")?;
+                for (at, (label, value)) in labels.iter().enumerate() {
+                    write!(f, "{}{label}=\"{}\"", if at == 0 { '{' } else { ',' }, escaped(value))?;
+                }
+                writeln!(f, "{} {value}", if labels.is_empty() { "" } else { "}" })?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
@@ -148,21 +156,21 @@ fn escaped(value: &str) -> String {
 /// What `/metrics` shows of a proxy of a fleet that does not serve by itself now. (Were it an
 /// error, it would look as if the process were down.) `ready`: its clients are served all the same.
 pub fn of_one_that_waits(role: &'static str, ready: bool, closed: &[Closed]) -> String {
-    let mut out = Text::default();
+    let mut out = Metrics::default();
     put_standing(&mut out, Standing { role, lease_held: false });
     put_ready(&mut out, ready);
     put_closed(&mut out, closed);
-    out.text()
+    out.to_string()
 }
 
-fn put_standing(out: &mut Text, standing: Standing) {
+fn put_standing(out: &mut Metrics, standing: Standing) {
     out.begin("role", "gauge", "1; what this proxy is among those over the same servers.");
     out.sample("", &[("role", standing.role)], 1);
     let help = "1 while it leads a fleet of proxies; a single one needs no lease.";
     out.gauge("lease_held", help, u8::from(standing.lease_held));
 }
 
-fn put_closed(out: &mut Text, closed: &[Closed]) {
+fn put_closed(out: &mut Metrics, closed: &[Closed]) {
     let help = "Connections closed at the admin listener, the admin socket, the peer listener, by reason.";
     out.begin("listener_closed_total", "counter", help);
     for Closed { listener, reason, count } in closed {
@@ -170,34 +178,34 @@ fn put_closed(out: &mut Text, closed: &[Closed]) {
     }
 }
 
-fn put_ready(out: &mut Text, ready: bool) {
+fn put_ready(out: &mut Metrics, ready: bool) {
     let help = "1 if it can serve: some pair has a server that leads; a standby: the active proxy is reached.";
     out.gauge("ready", help, u8::from(ready));
 }
 
 /// What `/metrics` shows of all pools: each metric once, with a series of each of them.
 pub fn metrics(pools: &[Shown<'_>], around: &Around) -> String {
-    let mut out = Text::default();
+    let mut out = Metrics::default();
     let first = pools.iter().find_map(|shown| shown.report);
     if let Some(report) = first {
         report.put_build(&mut out);
     }
     for shown in pools {
-        let mut of_pool = Text { pool: shown.pool.map(str::to_owned), ..Text::default() };
+        out.pool = shown.pool.map(str::to_owned);
         match shown.report {
-            Some(report) => report.put_pool(&mut of_pool, around.standing, shown.client_memory),
-            None => put_ready(&mut of_pool, false),
+            Some(report) => report.put_pool(&mut out, around.standing, shown.client_memory),
+            None => put_ready(&mut out, false),
         }
-        out.merge(of_pool);
     }
+    out.pool = None;
     if let Some(report) = first {
         report.put_process(&mut out, around);
     }
-    out.text()
+    out.to_string()
 }
 
 impl Report {
-    fn put_pool(&self, out: &mut Text, standing: Standing, client_memory: (u64, u64)) {
+    fn put_pool(&self, out: &mut Metrics, standing: Standing, client_memory: (u64, u64)) {
         self.put_proxy(out, standing);
         self.put_copies_and_pairs(out);
         self.put_clients(out, client_memory);
@@ -207,19 +215,19 @@ impl Report {
         self.put_repairs(out);
     }
 
-    fn put_build(&self, out: &mut Text) {
+    fn put_build(&self, out: &mut Metrics) {
         out.begin("build_info", "gauge", "1; the proxy's version, and the memcached whose protocols it speaks.");
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("memcached", self.process.version)];
         out.sample("", &labels, 1);
     }
 
-    fn put_proxy(&self, out: &mut Text, standing: Standing) {
+    fn put_proxy(&self, out: &mut Metrics, standing: Standing) {
         put_standing(out, standing);
         out.gauge("uptime_seconds", "Since it was started.", self.process.uptime_seconds);
         put_ready(out, self.serves());
     }
 
-    fn put_copies_and_pairs(&self, out: &mut Text) {
+    fn put_copies_and_pairs(&self, out: &mut Metrics) {
         out.gauge("mirrored", "1 if every item is known to have two copies.", u8::from(self.mirrored));
         out.gauge("obstacles", "What keeps it from being mirrored, see resync status.", self.obstacles.len());
         out.gauge("copies_missing", "Keys known to have one copy.", self.copies_missing);
@@ -253,7 +261,7 @@ impl Report {
         );
     }
 
-    fn put_clients(&self, out: &mut Text, client_memory: (u64, u64)) {
+    fn put_clients(&self, out: &mut Metrics, client_memory: (u64, u64)) {
         out.gauge("clients", "Client connections now.", self.total("curr_connections"));
         out.gauge("clients_max", "Client connections allowed, -n.", self.process.max_clients);
         out.counter("clients_accepted_total", "Client connections taken.", self.total("total_connections"));
@@ -271,7 +279,7 @@ impl Report {
         out.gauge("client_memory_max_bytes", "--client-memory.", there);
     }
 
-    fn put_requests(&self, out: &mut Text) {
+    fn put_requests(&self, out: &mut Metrics) {
         out.begin(
             "requests_total",
             "counter",
@@ -290,8 +298,8 @@ impl Report {
         }
     }
 
-    fn put_servers(&self, out: &mut Text) {
-        let mut each = |name, kind: &str, help: &str, put: &dyn Fn(&mut Text, &NodeReport)| {
+    fn put_servers(&self, out: &mut Metrics) {
+        let mut each = |name, kind, help, put: &dyn Fn(&mut Metrics, &NodeReport)| {
             out.begin(name, kind, help);
             self.nodes.iter().for_each(|node| put(out, node));
         };
@@ -329,7 +337,7 @@ impl Report {
         each("server_commands_total", "counter", "Commands, and keys of gets, sent to the server.", &|out, node| {
             out.sample("", &[("server", &node.addr)], node.sent);
         });
-        let mut held = |name, kind: &str, help: &str, value: &dyn Fn(&HeldReport) -> u64| {
+        let mut held = |name, kind, help, value: &dyn Fn(&HeldReport) -> u64| {
             each(name, kind, help, &|out, node| {
                 if let Some(held) = &node.held {
                     out.sample("", &[("server", &node.addr)], value(held));
@@ -353,8 +361,8 @@ impl Report {
         out.counter("servers_late_given_up_total", "Times that this was in vain.", self.late_given_up);
     }
 
-    fn put_resyncs(&self, out: &mut Text) {
-        let mut each = |name, help: &str, value: &dyn Fn(&NodeReport) -> f64| {
+    fn put_resyncs(&self, out: &mut Metrics) {
+        let mut each = |name, help, value: &dyn Fn(&NodeReport) -> f64| {
             out.begin(name, "gauge", help);
             for node in &self.nodes {
                 out.sample("", &[("server", &node.addr)], value(node));
@@ -388,7 +396,7 @@ impl Report {
         out.gauge("resync_work_ratio", "How hard resyncs may work for clients' sake; 1 is as hard as they can.", ratio);
     }
 
-    fn put_repairs(&self, out: &mut Text) {
+    fn put_repairs(&self, out: &mut Metrics) {
         out.counter("diverged_total", "Writes whose two copies answered differently.", self.total("diverged"));
         out.counter("repaired_total", "Keys made equal again after that.", self.total("repaired"));
         out.counter("repair_failed_total", "Times that they could not be.", self.total("repair_failed"));
@@ -410,7 +418,7 @@ impl Report {
         out.gauge("delayed_flushes", "flush_all commands that wait for their time.", self.delayed_flushes);
     }
 
-    fn put_process(&self, out: &mut Text, around: &Around) {
+    fn put_process(&self, out: &mut Metrics, around: &Around) {
         put_closed(out, &around.closed);
         let process = &around.process;
         let used = seconds(self.process.user_us + self.process.system_us);
@@ -437,11 +445,11 @@ mod tests {
 
     #[test]
     fn a_histogram_counts_what_came_within_each_bound() {
-        let mut out = Text::default();
+        let mut out = Metrics::default();
         out.begin("x_seconds", "histogram", "Help.");
         let latency = LatencyReport { buckets: vec![(10, 3), (64, 2), (1 << 20, 1), (1 << 23, 1)], sum_us: 2_500_000 };
         out.histogram(&[("server", "a\"b\\c")], &latency);
-        let text = out.text();
+        let text = out.to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..2], ["# HELP resilver_x_seconds Help.", "# TYPE resilver_x_seconds histogram"]);
         let with = |line: &str| lines.iter().filter(|l| l.starts_with(line)).count();
@@ -462,22 +470,19 @@ mod tests {
     /// Prometheus refuses a metric whose series stand apart, or that is explained twice.
     #[test]
     fn a_metric_of_several_pools_stands_in_one_place() {
-        let of = |pool: &str, value: u8| {
-            let mut out = Text { pool: Some(pool.to_owned()), ..Text::default() };
-            out.gauge("x", "Help.", value);
-            out.begin("y_total", "counter", "Help.");
-            out.sample("", &[("server", "s")], value);
-            out
-        };
-        let mut silent = Text { pool: Some("c".to_owned()), ..Text::default() };
-        silent.gauge("x", "Help.", 0);
-        let mut all = of("a", 1);
-        all.merge(of("b", 2));
-        all.merge(silent);
+        let mut all = Metrics::default();
+        for (pool, value) in [("a", 1), ("b", 2)] {
+            all.pool = Some(pool.to_owned());
+            all.gauge("x", "Help.", value);
+            all.begin("y_total", "counter", "Help.");
+            all.sample("", &[("server", "s")], value);
+        }
+        all.pool = Some("c".to_owned());
+        all.gauge("x", "Help.", 0);
         let x =
             "# HELP resilver_x Help.\n# TYPE resilver_x gauge\nresilver_x{pool=\"a\"} 1\nresilver_x{pool=\"b\"} 2\n";
         let y = "resilver_x{pool=\"c\"} 0\n# HELP resilver_y_total Help.\n# TYPE resilver_y_total counter\n";
         let rest = "resilver_y_total{pool=\"a\",server=\"s\"} 1\nresilver_y_total{pool=\"b\",server=\"s\"} 2\n";
-        assert_eq!(all.text(), format!("{x}{y}{rest}"));
+        assert_eq!(all.to_string(), format!("{x}{y}{rest}"));
     }
 }
