@@ -6,7 +6,6 @@
 //! dropped, then readiness is reported.
 
 mod background;
-mod file_id;
 mod handed;
 mod limits;
 mod listen;

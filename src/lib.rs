@@ -13,6 +13,7 @@ pub mod config;
 mod console;
 mod coord;
 pub mod daemon;
+mod file_id;
 pub mod fleet;
 mod health;
 mod ids;

@@ -16,12 +16,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock, fstatfs};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::file_id::FileId;
 
 use super::record::{Holder, Record};
 use super::register::{Register, Seen, Swapped, Unread, Value};
@@ -304,8 +306,7 @@ fn names_a_process(file: &mut File) -> bool {
 
 /// Whether this file is what that path leads to.
 fn is_at(file: &File, path: &Path) -> bool {
-    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    file.metadata().is_ok_and(|own| std::fs::metadata(path).is_ok_and(|there| same(own, there)))
+    file.metadata().is_ok_and(|own| FileId::of(&own).is_reached_by(path))
 }
 
 /// Which file system of a network that is, by `statfs`.

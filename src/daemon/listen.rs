@@ -13,9 +13,9 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::file_id::FileId;
 use super::handed::Handed;
 use crate::config::{Plan, Settings};
+use crate::file_id::FileId;
 
 /// Connections that may wait to be accepted. All of a web farm's workers connect at once after a
 /// deployment; the kernel cuts this down to its own limit (`net.core.somaxconn`).

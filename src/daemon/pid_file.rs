@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use thiserror::Error;
 
-use super::file_id::FileId;
+use crate::file_id::FileId;
 
 /// The file can be removed between opening and locking it, once for each process that ends just
 /// then.
