@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::daemon::{Listeners, Listening, cannot_accept};
 use crate::reload::Reload;
+use crate::server::Stream;
 
 use super::admin::{self, Standby};
 use super::keeper::{Known, Role};
 use super::relay::{self, Shared};
-use super::stream::Stream;
 
 /// Where clients come.
 pub(super) struct Doors {

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::Generation;
+use crate::server::Stream;
 
 use super::keeper::{Known, Role};
 use super::peers::{self, Purpose, Serving, Unreached};
 use super::relay::{Shared, Target};
 use super::standbys::Fitness;
-use super::stream::Stream;
 
 /// So often in a lease the other end of a control connection is asked whether it is there.
 const PINGS: u32 = 6;

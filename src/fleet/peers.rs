@@ -39,10 +39,10 @@ use crate::ids::Generation;
 use crate::later;
 use crate::lease;
 use crate::ring::NodeAddr;
+use crate::server::Stream;
 use crate::stats::closings::Closing;
 
 use super::standbys::{Peer, Standbys};
-use super::stream::Stream;
 
 /// Of what is said here, and the earliest that is understood.
 const VERSION: u32 = 2;

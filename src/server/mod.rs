@@ -28,7 +28,9 @@ use crate::reload::{Doors, Reload, Serving};
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
-pub use stream::ClientStream;
+#[cfg(test)]
+pub(crate) use stream::InMemory;
+pub(crate) use stream::Stream;
 use uring::Uring;
 pub(crate) use worker::Listener;
 use worker::{Beyond, Work, WorkerSetup};

@@ -40,7 +40,7 @@ use crate::pair::Reason;
 use crate::proxy::{ClientId, Command, ConnId, Core, DialNumber, Event, LiveSettings, Now, PeerMessage};
 use crate::stats::WorkerStats;
 
-use super::stream::ClientStream;
+use super::stream::Stream;
 use super::uring::Uring;
 pub(super) use admission::Beyond;
 use clock::Clock;
@@ -122,7 +122,7 @@ impl Work {
 enum ClientIo {
     /// With a task that reads.
     Stream {
-        stream: ClientStream,
+        stream: Stream,
         /// Woken when the client's input may go on.
         reader: Option<Waker>,
     },

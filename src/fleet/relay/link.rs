@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::fleet::peers::{self, Purpose, Unreached};
-use crate::fleet::stream::{self, Stream};
+use crate::fleet::stream;
 use crate::ids::Generation;
+use crate::server::Stream;
 
 use super::answers::Answers;
 use super::requests::Owed;

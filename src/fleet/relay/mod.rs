@@ -31,10 +31,11 @@ use crate::protocol::dialect::Dialect;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::reload::Reload;
+use crate::server::Stream;
 
 use super::peers::Caller;
 use super::shown::Shown;
-use super::stream::{Stream, interest, is_ended_there, ready};
+use super::stream::{interest, is_ended_there, ready};
 use answers::{Answers, End};
 use link::{DIAL_PAUSE, Dialling, Ending, FIGURES_WAIT, Former, Link, dialled, ended, none};
 pub(super) use over::Ends;

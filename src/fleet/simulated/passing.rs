@@ -20,8 +20,9 @@ use crate::fleet::keeper::Keeper;
 use crate::fleet::peers::{Caller, Host, Serves, Serving};
 use crate::fleet::relay::{self, Shared, Target};
 use crate::fleet::shown::Shown;
-use crate::fleet::stream::{Memory, Stream};
+
 use crate::ids::Generation;
+use crate::server::{InMemory, Stream};
 
 use super::Kept;
 
@@ -65,7 +66,7 @@ impl Kept {
             lease: self.own.lease,
             connects: Arc::new(move |address, _, _| {
                 let connecting = connects(address);
-                async move { Ok(Stream::Memory(Memory::new(connecting.await?))) }.boxed()
+                async move { Ok(Stream::Memory(InMemory::new(connecting.await?))) }.boxed()
             }),
         };
         let inner = Rc::new(Inner {
@@ -112,7 +113,7 @@ impl Inner {
         let follower = Follower::new(self.keeper.known.clone(), served, shows, self.shared(target.clone()));
         let mut work = FuturesUnordered::<LocalBoxFuture<'static, ()>>::new();
         work.push(follower.run().boxed_local());
-        let stream = |stream| Stream::Memory(Memory::new(stream));
+        let stream = |stream| Stream::Memory(InMemory::new(stream));
         loop {
             tokio::select! {
                 biased;

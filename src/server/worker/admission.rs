@@ -15,7 +15,7 @@ use crate::ids::WorkerId;
 use crate::lease;
 use crate::protocol::answer::TOO_MANY;
 use crate::proxy::{ClientKey, PeerMessage};
-use crate::server::stream::ClientStream;
+use crate::server::stream::Stream;
 use crate::server::uring::Owner;
 
 use super::listener::Listener;
@@ -72,7 +72,7 @@ impl Worker {
     }
 
     /// Returns whether it was one too many.
-    pub(super) fn admit(&self, stream: ClientStream) -> bool {
+    pub(super) fn admit(&self, stream: Stream) -> bool {
         let connected = self.count.fetch_add(1, Ordering::Relaxed);
         let most = self.shell.borrow().live.max_clients;
         let is_one_too_many = connected >= most;
@@ -167,7 +167,7 @@ impl Worker {
 }
 
 /// Tells a client too many of the limit.
-async fn refuse(stream: ClientStream) {
+async fn refuse(stream: Stream) {
     let mut stream = stream;
     let _ = poll_fn(|cx| stream.poll_write_slices(cx, &[IoSlice::new(TOO_MANY)])).await;
 }

@@ -3,7 +3,9 @@
 use std::io;
 
 use crate::daemon::{Listening, into_tokio};
-use crate::server::stream::ClientStream;
+#[cfg(test)]
+use crate::server::stream::InMemory;
+use crate::server::stream::Stream;
 
 /// Where clients come from.
 pub(crate) enum Listener {
@@ -18,45 +20,45 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    pub(super) async fn accept(&mut self) -> io::Result<ClientStream> {
+    pub(super) async fn accept(&mut self) -> io::Result<Stream> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.socket.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(ClientStream::Tcp(stream))
+                Ok(Stream::Tcp(stream))
             }
-            Listener::Unix(listener) => Ok(ClientStream::Unix(listener.socket.accept().await?.0)),
+            Listener::Unix(listener) => Ok(Stream::Unix(listener.socket.accept().await?.0)),
             Listener::Handed(streams) => match streams.recv().await {
-                Some(stream) => Ok(ClientStream::Tcp(into_tokio(stream)?)),
+                Some(stream) => Ok(Stream::Tcp(into_tokio(stream)?)),
                 None => std::future::pending().await,
             },
             #[cfg(test)]
             Listener::Memory(streams) => match streams.recv().await {
-                Some(stream) => Ok(ClientStream::Memory(stream)),
+                Some(stream) => Ok(Stream::Memory(InMemory::new(stream))),
                 None => std::future::pending().await,
             },
         }
     }
 
     /// Those who have connected and were not accepted yet; nobody can connect after that.
-    pub(super) fn end(self) -> Vec<ClientStream> {
+    pub(super) fn end(self) -> Vec<Stream> {
         match self {
             Listener::Tcp(Listening { socket, kept }) => {
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
-                Listening { socket, kept }.end().into_iter().map(ClientStream::Tcp).collect()
+                Listening { socket, kept }.end().into_iter().map(Stream::Tcp).collect()
             }
             Listener::Unix(Listening { socket, kept }) => {
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
-                Listening { socket, kept }.end().into_iter().map(ClientStream::Unix).collect()
+                Listening { socket, kept }.end().into_iter().map(Stream::Unix).collect()
             }
             Listener::Handed(mut streams) => {
                 streams.close();
                 let left = std::iter::from_fn(|| streams.try_recv().ok());
-                left.filter_map(|stream| into_tokio(stream).ok()).map(ClientStream::Tcp).collect()
+                left.filter_map(|stream| into_tokio(stream).ok()).map(Stream::Tcp).collect()
             }
             #[cfg(test)]
             Listener::Memory(mut streams) => {
-                std::iter::from_fn(|| streams.try_recv().ok()).map(ClientStream::Memory).collect()
+                std::iter::from_fn(|| streams.try_recv().ok()).map(InMemory::new).map(Stream::Memory).collect()
             }
         }
     }

@@ -364,7 +364,7 @@ fn the_clock_stands_while_a_worker_that_stops_takes_what_clients_have_sent() {
     let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
     let (accepted, _) = listener.accept().expect("accepted");
     accepted.set_nonblocking(true).expect("set");
-    worker.admit(ClientStream::Tcp(tokio::net::TcpStream::from_std(accepted).expect("registered")));
+    worker.admit(Stream::Tcp(tokio::net::TcpStream::from_std(accepted).expect("registered")));
     client.write_all(b"version\r\n").expect("sent");
     worker.work(|shell| {
         let before = shell.now();

@@ -15,7 +15,7 @@ use tokio_util::io::poll_read_buf;
 const FULL: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
-pub(in crate::fleet) struct Memory(Mutex<Inner>);
+pub(crate) struct InMemory(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -36,16 +36,17 @@ impl Inner {
     }
 }
 
-impl Memory {
-    pub(in crate::fleet) fn new(stream: DuplexStream) -> Memory {
-        Memory(Mutex::new(Inner { stream, input: BytesMut::new(), ended: false, full: false }))
+impl InMemory {
+    pub(crate) fn new(stream: DuplexStream) -> InMemory {
+        InMemory(Mutex::new(Inner { stream, input: BytesMut::new(), ended: false, full: false }))
     }
 
-    /// To be read from as a stream, from now on or before [`ready`](Memory::ready) was asked.
-    pub(in crate::fleet) fn into_inner(self) -> DuplexStream {
+    /// To be read from as a stream, from now on or before [`ready`](InMemory::ready) was asked.
+    pub(crate) fn into_inner(self) -> DuplexStream {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner).stream
     }
 
+    /// As a stream, where nobody asks whether it is [`ready`](InMemory::ready).
     pub(super) fn polled(&mut self) -> Pin<&mut DuplexStream> {
         Pin::new(&mut self.0.get_mut().unwrap_or_else(PoisonError::into_inner).stream)
     }
