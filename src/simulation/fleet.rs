@@ -29,10 +29,11 @@ use crate::lease::process::{Clock, Needs, Process};
 
 use super::history::History;
 use super::net::Way;
+use super::profile::Profile;
+use super::proxies::{Ground, Proxy};
 use super::register::{Faults, SimRegister};
 use super::trace::note;
 use super::wires::{self, Wires};
-use super::world::{Ground, Profile, Proxy};
 
 /// No pause between a look at the lease and a send outlasts this.
 const GRACE: Duration = Duration::from_secs(20);

@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep};
 
 use super::fleet::Fleet;
 use super::net::Way;
+use super::profile::Profile;
 use super::register::{Course, Faults, Lost};
-use super::world::{Profile, World};
+use super::world::World;
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
 /// noticed, also by whoever takes the place of another one.

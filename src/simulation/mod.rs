@@ -22,6 +22,8 @@ mod losses;
 mod nemesis;
 mod net;
 mod node;
+mod profile;
+mod proxies;
 mod register;
 mod tests;
 mod trace;

@@ -1,21 +1,25 @@
 //! What goes wrong, and when.
 
+mod faults;
+mod overload;
+
 use std::cell::Cell;
-use std::ops::Range;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::ids::{NodeId, Place};
 
 use super::fleet_nemesis;
 use super::judge::Call;
-use super::late::Scheduled;
-use super::net::{Lag, Unheard, Whither};
+use super::net::{Lag, Whither};
 use super::node::Refuses;
-use super::trace::{self, note};
-use super::world::{CutOff, Profile, World};
+use super::profile::{CutOff, Profile};
+use super::world::World;
+
+use faults::{FAULTS, Fault, fail, heal, heal_all, lost, pause, replace_proxy};
+use overload::overload;
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
 /// noticed.
@@ -26,28 +30,6 @@ const LOOKED: Duration = Duration::from_millis(800);
 
 /// A proxy that has begun so long ago has given its pairs their first states.
 const STARTED: Duration = Duration::from_millis(350);
-
-/// Something that fails, and heals.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fault {
-    /// Killed, and started again after so long.
-    Kill,
-    /// Stopped, and continued.
-    Hang,
-    /// Stopped, then killed.
-    HangAndKill,
-    /// Out of reach; then what was on its way arrives.
-    CutOff,
-    /// Out of reach; then the connections are reset.
-    CutOffAndReset,
-    /// Some of its connections break.
-    Resets,
-    /// Its answers are late.
-    Slow,
-}
-
-const FAULTS: [Fault; 7] =
-    [Fault::Kill, Fault::Hang, Fault::HangAndKill, Fault::CutOff, Fault::CutOffAndReset, Fault::Resets, Fault::Slow];
 
 /// What a profile has in store. Clients are at work meanwhile; `stop` sends them home.
 pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>) {
@@ -343,171 +325,6 @@ async fn both_down(world: &mut World) {
     heal_all(world).await;
 }
 
-/// Ways in which everything stands still together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Standstill {
-    /// The hosts, all at once.
-    Hosts,
-    /// One host after the other.
-    ByTurns,
-    /// The network between the proxy and all hosts, in one direction: they execute what comes, and
-    /// their answers do not arrive.
-    Answers,
-    /// One of the proxy's threads, or all of them: answers are there, and nobody takes them.
-    Worker,
-    Control,
-    Proxy,
-    /// The whole machine, with the proxy and all its timers.
-    Machine,
-}
-
-const STANDSTILLS: [Standstill; 7] = [
-    Standstill::Hosts,
-    Standstill::ByTurns,
-    Standstill::Answers,
-    Standstill::Worker,
-    Standstill::Control,
-    Standstill::Proxy,
-    Standstill::Machine,
-];
-
-/// A machine, or network, with too much to do, and perhaps one node that fails in the midst of it.
-async fn overload(world: &mut World) {
-    let nodes = world.topology.node_count();
-    let usual = world.net.lock().host(0).lag;
-    let slow = |world: &World, what: &str, lag: Lag| {
-        for node in 0..nodes {
-            world.net.change(node, what, |host| {
-                host.waking_ms = 10;
-                host.lag = lag;
-            });
-        }
-    };
-    for _ in 0..world.rng.random_range(1..4) {
-        let before = trace::losses();
-        slow(world, "slow", Lag { one_in: 1, most_ms: 2 });
-        pause(world, 0..300).await;
-        for _ in 0..world.rng.random_range(1..4) {
-            let kind = STANDSTILLS[world.rng.random_range(0..STANDSTILLS.len())];
-            stand_still(world, kind).await;
-            // Long enough for a probe to be answered: what never answers for longer than the last
-            // full copy is waited for is given up.
-            pause(world, 250..400).await;
-        }
-        if trace::losses() > before {
-            world.history.violation("a node was given up because all were slow".into());
-        }
-        if world.rng.random() {
-            fail_in_an_overload(world).await;
-        }
-        slow(world, "as usual", usual);
-        sleep(NOTICED).await;
-        world.mirrored("after an overload").await;
-    }
-}
-
-async fn stand_still(world: &mut World, kind: Standstill) {
-    let all = |world: &World, what: &str, hung: bool| {
-        (0..world.topology.node_count()).for_each(|node| world.net.change(node, what, |host| host.hung = hung));
-    };
-    match kind {
-        Standstill::Hosts => {
-            all(world, "stands still with all others", true);
-            pause(world, 50..650).await;
-            all(world, "goes on with all others", false);
-        }
-        Standstill::ByTurns => {
-            for node in 0..world.topology.node_count() {
-                stand_still_alone(world, node, 60).await;
-            }
-        }
-        Standstill::Answers => {
-            world.net.hear(Unheard::All);
-            pause(world, 50..650).await;
-            world.net.hear(Unheard::Nothing);
-        }
-        Standstill::Worker | Standstill::Control | Standstill::Proxy => {
-            let mut parts = world.parts();
-            let control = parts.len() - 1;
-            match kind {
-                Standstill::Worker => parts = vec![parts.swap_remove(world.rng.random_range(0..control))],
-                Standstill::Control => parts = vec![parts.swap_remove(control)],
-                _ => {}
-            }
-            note(|| format!("FAULT  late: {kind:?}"));
-            parts.iter().for_each(Scheduled::stop);
-            if kind != Standstill::Worker {
-                // Its probes are tasks of their own here.
-                world.net.hear(Unheard::Control);
-            }
-            pause(world, 50..650).await;
-            world.net.hear(Unheard::Nothing);
-            parts.iter().for_each(Scheduled::go_on);
-        }
-        Standstill::Machine => {
-            let ms = world.rng.random_range(50..650);
-            note(|| format!("FAULT  the machine stands still for {ms} ms"));
-            tokio::time::advance(Duration::from_millis(ms)).await;
-        }
-    }
-}
-
-async fn stand_still_alone(world: &mut World, node: usize, most_ms: u64) {
-    world.net.change(node, "stands still for a moment", |host| host.hung = true);
-    pause(world, 10..most_ms).await;
-    world.net.change(node, "goes on", |host| host.hung = false);
-}
-
-/// One node hangs or dies while the others are slow and stand still by turns. It is found within
-/// twice the time that an answer may take (and a tick of the worker's, which looks so often), and
-/// no other one is lost.
-async fn fail_in_an_overload(world: &mut World) {
-    let before = trace::losses();
-    let (failed, dies) = (world.rng.random_range(0..world.topology.node_count()), world.rng.random());
-    // What is more is the way of the last question, which may wait behind a probe: seven commands
-    // here, one after the other.
-    let twice = 2 * (world.settings.timeout + world.settings.timeout / 8) + Duration::from_millis(30);
-    if dies {
-        world.net.kill(failed);
-    } else {
-        world.net.change(failed, "hangs", |host| {
-            host.hung = true;
-            host.owes_since = None;
-        });
-    }
-    let (begun, lasts) = (Instant::now(), Duration::from_millis(world.rng.random_range(900..1_400)));
-    let mut found = None;
-    while begun.elapsed() < lasts {
-        if found.is_none() && trace::losses() > before {
-            // A node that nobody asks is found by a probe.
-            let owes_since = if dies { Some(begun) } else { world.net.lock().host(failed).owes_since };
-            found = Some(owes_since.map(|since| since.elapsed()));
-        }
-        if found.is_none() && world.rng.random_ratio(1, 40) {
-            let other = world.rng.random_range(0..world.topology.node_count());
-            if other != failed {
-                stand_still_alone(world, other, 30).await;
-            }
-        }
-        sleep(Duration::from_millis(1)).await;
-    }
-    match found {
-        None => world.history.violation(format!("node {failed} failed, and nobody noticed")),
-        Some(Some(took)) if took > twice => {
-            world.history.violation(format!("it took {took:?} to find that node {failed} failed, more than {twice:?}"));
-        }
-        Some(_) => {}
-    }
-    if trace::losses() > before + 1 {
-        world.history.violation(format!("with node {failed} another one was given up, which was slow"));
-    }
-    if dies {
-        world.net.start(failed);
-    } else {
-        world.net.change(failed, "goes on", |host| host.hung = false);
-    }
-}
-
 /// A backup leads alone, is restarted empty, and the proxy dies before it learns that. The primary,
 /// which missed writes, must not lead.
 async fn witness(world: &mut World) {
@@ -684,93 +501,4 @@ fn die(world: &mut World, node: usize) {
     lost(world);
     world.expect_the_backups_word();
     world.forget_orphans_on(node);
-}
-
-async fn heal_all(world: &mut World) {
-    for node in 0..world.topology.node_count() {
-        heal(world, node);
-        pause(world, 0..300).await;
-    }
-    sleep(NOTICED).await;
-    world.mirrored("after all failures").await;
-}
-
-async fn pause(world: &mut World, ms: Range<u64>) {
-    let ms = world.rng.random_range(ms);
-    sleep(Duration::from_millis(ms)).await;
-}
-
-/// A memory is gone: each key may be.
-fn lost(world: &World) {
-    world.history.call(99, None, Call::Flush);
-}
-
-fn heal(world: &mut World, node: usize) {
-    let up = world.net.lock().host(node).up;
-    if !up {
-        world.net.start(node);
-    }
-    if world.rng.random_ratio(1, 3) {
-        world.net.reset(node, 1);
-    }
-    world.net.change(node, "well again", |host| {
-        host.hung = false;
-        host.cut_off = false;
-    });
-}
-
-async fn replace_proxy(world: &mut World) {
-    if world.rng.random_ratio(1, 3) {
-        world.stop_proxy().await;
-    } else {
-        world.kill_proxy().await;
-    }
-    let gap = if world.rng.random() { 0 } else { world.rng.random_range(0..400) };
-    sleep(Duration::from_millis(gap)).await;
-    world.start_proxy();
-}
-
-async fn fail(world: &mut World, node: usize, fault: Fault) {
-    let long = world.rng.random_ratio(1, 4);
-    let lasts = Duration::from_millis(world.rng.random_range(0..if long { 2_000 } else { 400 }));
-    let net = world.net.clone();
-    match fault {
-        Fault::Kill => {
-            net.kill(node);
-            if world.rng.random() {
-                sleep(lasts).await;
-            }
-            net.start(node);
-        }
-        Fault::Hang | Fault::HangAndKill => {
-            net.change(node, "hangs", |host| host.hung = true);
-            sleep(lasts).await;
-            if fault == Fault::HangAndKill {
-                net.kill(node);
-                net.start(node);
-            } else {
-                net.change(node, "goes on", |host| host.hung = false);
-            }
-        }
-        Fault::CutOff | Fault::CutOffAndReset => {
-            net.change(node, "cut off", |host| host.cut_off = true);
-            sleep(lasts).await;
-            if fault == Fault::CutOffAndReset {
-                net.reset(node, 1);
-            }
-            net.change(node, "in reach again", |host| host.cut_off = false);
-        }
-        Fault::Resets => {
-            let one_in = world.rng.random_range(1..4);
-            net.reset(node, one_in);
-        }
-        Fault::Slow => {
-            let before = net.lock().host(node).lag;
-            let most_ms = world.rng.random_range(5..300);
-            let one_in = world.rng.random_range(1..5);
-            net.change(node, "slow", |host| host.lag = Lag { one_in, most_ms });
-            sleep(lasts).await;
-            net.change(node, "fast again", |host| host.lag = before);
-        }
-    }
 }

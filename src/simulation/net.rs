@@ -12,28 +12,26 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures::future::{BoxFuture, FutureExt};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::duplex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backend::marker;
 use crate::backend::{Addresses, Dial, NodeStream, Resolve, at_present_address};
-use crate::ids::{NodeId, PairId};
-use crate::rules::{Rule, holds};
+use crate::ids::NodeId;
 
 use super::late;
-use super::node::{Clock, Node, take_command};
-use super::trace::{note, show};
+use super::node::{Clock, Node};
+use super::trace::note;
+
+mod serving;
+
+use serving::Serving;
 
 /// What a stream holds each way before its writer must wait, bytes.
 const SOCKET: usize = 64 * 1024;
-/// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next
-/// one waits for it.
-const LATE_MS: u64 = 150;
 /// A connection that waits at a node that wakes may wait so much longer, in milliseconds, where the
 /// host is not told otherwise.
 const WAKING_MS: u64 = 600;
@@ -41,11 +39,6 @@ const WAKING_MS: u64 = 600;
 const NEWS_MS: u64 = 12;
 /// Commands that all hosts execute without any time going by.
 const AT_ONCE: u64 = 10_000;
-/// So late is what a proxy records that does not wait for its record.
-const RECORD_LATE: Duration = Duration::from_millis(300);
-/// Keys that a dump lists before others get their turn.
-const DUMP_KEYS: usize = 3;
-
 /// How a node's answers come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Lag {
@@ -572,11 +565,11 @@ impl Net {
             note(|| format!("net    connection {id} to host {host}"));
             let (near, far) = duplex(SOCKET);
             tokio::spawn(async move {
-                let mut far = Some(far);
-                serve(&net, id, host, &mut far).await;
+                let mut serving = Serving { net: net.clone(), id, host, far: Some(far) };
+                serving.run().await;
                 let lost = net.lock().conns[id].lost;
                 if lost {
-                    drop(far.take());
+                    serving.far = None;
                     // The host hears of it when it is reached again.
                     net.until(|inner| (!inner.is_closed(id, Way::There) || inner.is_over(id)).then_some(())).await;
                 }
@@ -587,212 +580,9 @@ impl Net {
                     if inner.rng.random() { inner.rng.random_range(0..NEWS_MS) } else { 0 }
                 };
                 sleep(Duration::from_millis(ms)).await;
-                drop(far);
+                drop(serving);
             });
             Ok(NodeStream::from(near))
         }
-    }
-}
-
-/// A record of who leads alone.
-fn is_record_of_one_alone(command: &[u8]) -> bool {
-    let alone = memchr::memmem::find(command, b" alone ").is_some();
-    alone && command.starts_with(format!("ms {}", marker::pair_key(PairId(0)).trim_end_matches('0')).as_bytes())
-}
-
-/// With which generation this marks a host.
-fn generation_in(command: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(command.strip_prefix(b"ms ")?).ok()?;
-    let (head, mark) = text.strip_prefix(marker::FLEET_KEY)?.split_once("\r\n")?;
-    head.starts_with(' ').then(|| mark.split(' ').next()?.parse().ok())?
-}
-
-impl Net {
-    /// For a proxy without [`Rule::RecordBeforeAck`]: what it takes for recorded is written a while
-    /// later, if it lives until then.
-    fn execute_late(self: &Arc<Net>, id: usize, host: usize, command: &[u8]) {
-        let (net, command) = (self.clone(), command.to_vec());
-        tokio::spawn(async move {
-            sleep(RECORD_LATE).await;
-            let inner = &mut *net.lock();
-            let alive =
-                !inner.dead_proxies.contains(&inner.conns[id].proxy) && inner.conns[id].life == inner.hosts[host].life;
-            if alive && inner.hosts[host].up {
-                let answer = inner.hosts[host].node.execute(&command);
-                note(|| format!("host {host} #{id:<3} {} late -> {}", show(&command), show(&answer)));
-            }
-        });
-    }
-}
-
-/// `far` = `None`: nobody is there any more to be answered.
-async fn serve(net: &Arc<Net>, id: usize, host: usize, far: &mut Option<DuplexStream>) {
-    let mut input = BytesMut::new();
-    loop {
-        while let Some(command) = take_command(&mut input) {
-            if !execute(net, id, host, &command, far).await {
-                return;
-            }
-        }
-        let Some(stream) = far else { return };
-        let broken = net
-            .until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then(|| inner.conns[id].broken));
-        tokio::select! {
-            biased;
-            broken = broken => {
-                if broken != Broken::ByProxy {
-                    return;
-                }
-                while let Some(Ok(1..)) = stream.read_buf(&mut input).now_or_never() {}
-                *far = None;
-                // A busy node comes to it when it does.
-                let ms = net.lock().rng.random_range(0..LATE_MS);
-                sleep(Duration::from_millis(ms)).await;
-            }
-            () = net.until(|inner| inner.has_backlog(id).then_some(())) => {
-                if matches!(reply(net, id, host, b"", far).await, Reply::Over) {
-                    return;
-                }
-            }
-            read = stream.read_buf(&mut input) => match read {
-                Ok(1..) => net.pause(host).await,
-                _ => *far = None,
-            }
-        }
-    }
-}
-
-/// `false` = the connection is over.
-async fn execute(net: &Arc<Net>, id: usize, host: usize, command: &[u8], far: &mut Option<DuplexStream>) -> bool {
-    net.pause(host).await;
-    net.take_time().await;
-    if is_record_of_one_alone(command) && !holds(Rule::RecordBeforeAck) {
-        net.execute_late(id, host, command);
-        return !matches!(reply(net, id, host, b"HD\r\n", far).await, Reply::Over);
-    }
-    let dump = command.starts_with(b"lru_crawler metadump hash");
-    let mut cursor = None;
-    loop {
-        let stopped = |inner: &Inner| inner.is_stopped(id);
-        if stopped(&net.lock()) {
-            // What waited for an address that is back comes at once: the proxy waits for it, but
-            // not for ever.
-            let blocked = {
-                let inner = net.lock();
-                inner.conns[id].way < inner.hosts[host].open_from
-            };
-            {
-                let inner = &mut *net.lock();
-                if inner.conns[id].of_worker {
-                    inner.hosts[host].owes_since.get_or_insert_with(Instant::now);
-                }
-            }
-            let gone_on =
-                net.until(|inner| (inner.is_over(id) || !stopped(inner) || inner.conns[id].lost).then_some(()));
-            let patience = {
-                let inner = net.lock();
-                inner.undelivered.filter(|_| inner.is_closed(id, Way::There))
-            };
-            match patience {
-                None => gone_on.await,
-                Some(patience) => {
-                    if timeout(patience, gone_on).await.is_err() {
-                        note(|| format!("net    connection {id} is given up by its proxy's kernel"));
-                        net.lock().conns[id].lost = true;
-                        return false;
-                    }
-                }
-            }
-            // A node that wakes does not come to all its connections at once.
-            let ms = {
-                let inner = &mut *net.lock();
-                let waking_ms = inner.hosts[host].waking_ms;
-                if !blocked && inner.rng.random_ratio(1, 3) { inner.rng.random_range(0..waking_ms) } else { 0 }
-            };
-            // What a dead proxy sent comes sooner than that: the next one waits for it, but not for
-            // ever.
-            let orphaned = net.until(|inner| (inner.conns[id].broken == Broken::ByProxy).then_some(()));
-            let _ = timeout(Duration::from_millis(ms), orphaned).await;
-        }
-        let done = net.until(|inner| {
-            if inner.is_over(id) || inner.conns[id].lost {
-                return Some(None);
-            }
-            if stopped(inner) {
-                return None;
-            }
-            if inner.undelivered.is_some() && command.starts_with(b"stats conns") {
-                return Some(Some((inner.list_conns(id), true)));
-            }
-            inner.marked = inner.marked.max(generation_in(command).unwrap_or(0));
-            let there = &mut inner.hosts[host];
-            let begun = cursor.is_some();
-            if !dump || (!begun && there.node.dumping) {
-                let answer = there.node.execute(command);
-                note(|| format!("host {host} #{id:<3} {} -> {}", show(command), show(&answer)));
-                return Some(Some((answer, true)));
-            }
-            there.node.dumping = true;
-            Some(Some(match there.node.dump(&mut cursor, DUMP_KEYS) {
-                Some(lines) => (lines, false),
-                None => {
-                    there.node.dumping = false;
-                    (b"END\r\n".to_vec(), true)
-                }
-            }))
-        });
-        let Some((answer, last)) = done.await else {
-            if cursor.is_some() {
-                net.lock().end_dump(id);
-            }
-            return false;
-        };
-        net.pause(host).await;
-        match reply(net, id, host, &answer, far).await {
-            // memcached's crawler notices that nobody listens.
-            heard @ (Reply::Over | Reply::Unheard) => {
-                if dump && !last {
-                    net.lock().end_dump(id);
-                }
-                return !matches!(heard, Reply::Over);
-            }
-            _ if last => return true,
-            _ => {}
-        }
-    }
-}
-
-enum Reply {
-    Heard,
-    /// The proxy has closed the connection; what it had sent before is executed to its end.
-    Unheard,
-    /// Nothing of the connection is executed any more.
-    Over,
-}
-
-async fn reply(net: &Net, id: usize, host: usize, answer: &[u8], far: &mut Option<DuplexStream>) -> Reply {
-    let over = net.until(|inner| {
-        if inner.is_over(id) {
-            return Some(true);
-        }
-        (!inner.is_cut_off(host, inner.conns[id].way) && !inner.is_unheard(id)).then_some(false)
-    });
-    if over.await {
-        return Reply::Over;
-    }
-    let Some(stream) = far else { return Reply::Unheard };
-    let answer = {
-        let inner = &mut *net.lock();
-        inner.conns[id].backlog.extend_from_slice(answer);
-        if inner.is_closed(id, Way::Back) {
-            return Reply::Heard;
-        }
-        std::mem::take(&mut inner.conns[id].backlog)
-    };
-    let broken = net.until(|inner| (inner.is_over(id) || inner.conns[id].broken != Broken::No).then_some(()));
-    tokio::select! {
-        biased;
-        written = stream.write_all(&answer) => if written.is_ok() { Reply::Heard } else { Reply::Unheard },
-        () = broken => Reply::Unheard,
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::rules::Rule;
 use crate::rules::off::without;
 
-use super::world::{Profile, Report, run};
+use super::profile::Profile;
+use super::world::{Report, run};
 
 /// Seeds of `make test`, where the environment names no other number; and those of the profiles
 /// whose histories take longest to judge, or are ten times as long as others'.

@@ -6,22 +6,16 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::{FutureExt, LocalBoxFuture};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::sync::mpsc::unbounded_channel;
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::backend::Addresses;
-use crate::cluster::{Losses, Names, NoStandby};
+use crate::cluster::{Losses, NoStandby};
 use crate::config::{IoUringMode, ResyncMode, Settings};
 use crate::ids::{NodeId, Place, is_reserved};
-use crate::lease::process::{Needs, Process};
 use crate::ring::{Distribution, ServerSpec, Topology};
-use crate::server::{Assembly, Listener};
 
 use super::clients::{Client, Doors, Habits, expires};
 use super::fleet::Fleet;
@@ -30,8 +24,10 @@ use super::judge::{Call, Outcome};
 use super::late::Scheduled;
 use super::losses::{Agreed, SimLosses};
 use super::nemesis;
-use super::net::{Lag, Net, SimDialer, SimResolver, host_at};
+use super::net::{Lag, Net, host_at};
 use super::node::Shown;
+use super::profile::{CutOff, Profile};
+use super::proxies::{Ground, Proxy};
 use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
@@ -46,152 +42,6 @@ const LIFE: Duration = Duration::from_secs(1_200);
 /// return, before its clock was measured.
 const ENDS_APART_MS: u64 = 2_000;
 
-/// What is promised.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Profile {
-    /// One node at a time fails, or the proxy: no error, nothing lost.
-    Single,
-    /// Any node fails at any time: errors and misses, but nothing old or wrong.
-    Anything,
-    /// Proxies come and go, and nodes are out of reach; no memory is lost, and each proxy finds all
-    /// nodes well.
-    Restarts,
-    /// Somebody else flushes a node; nothing probes it for long.
-    Stranger,
-    /// The follower evicts items: what is written later is repaired.
-    Evictions,
-    /// The leader loses its memory while the other node is being filled.
-    HalfFilled,
-    /// The follower misses writes, then the leader dies for good: nothing else is lost.
-    BothDown,
-    /// All nodes are slow or stand still together, and in the midst of that one fails: only that
-    /// one is lost.
-    Overload,
-    /// A node leads alone, loses its memory, and the proxy that knew dies. A third node knows.
-    Witness,
-    /// Each of two nodes led alone, under two proxies.
-    TwoLeaders,
-    /// Nodes refuse items for want of memory, as followers and while they are filled.
-    Refusals,
-    /// The first start finds full nodes; it is cut off by proxies that end, or by one node that
-    /// fails.
-    Adoption,
-    /// Names lead elsewhere, one node at a time.
-    Names,
-    /// One node at a time fails, again and again, and the proxy, while items expire; nodes turn to
-    /// their seconds at moments that wander.
-    Expiry,
-    /// A cut puts the proxy and one node on one side; then another proxy takes its place on the
-    /// other side.
-    Isolated,
-    /// As [`Profile::Single`], with clients of the meta protocol: what is stale, or is to be
-    /// recomputed, is what it was, or a miss.
-    Meta,
-    /// As [`Profile::Anything`], [`Profile::Restarts`] or [`Profile::BothDown`] with them.
-    MetaAnything,
-    /// Of several proxies one after the other dies or hands over, perhaps with a node.
-    FleetKills,
-    /// Proxies stand still, for shorter and longer than a lease, also between a look at the lease
-    /// and a send.
-    FleetPauses,
-    /// Cuts between proxies, nodes and where they agree.
-    FleetCuts,
-    /// Where they agree answers late or never, is away, is emptied, or is restored from a backup.
-    FleetRegister,
-    /// What they ask is answered at the worst moments.
-    FleetLate,
-    /// A machine stands still, and its clock with it.
-    FleetFrozen,
-    /// Clients use all proxies, which pass requests on; what fails is as before.
-    Doors,
-    /// ... and the lines between proxies are cut, late, or both.
-    DoorsCut,
-}
-
-impl Profile {
-    /// All of them.
-    pub(super) const ALL: [Profile; 25] = [
-        Profile::Single,
-        Profile::Anything,
-        Profile::Restarts,
-        Profile::Stranger,
-        Profile::Evictions,
-        Profile::HalfFilled,
-        Profile::BothDown,
-        Profile::Overload,
-        Profile::Witness,
-        Profile::TwoLeaders,
-        Profile::Refusals,
-        Profile::Adoption,
-        Profile::Names,
-        Profile::Expiry,
-        Profile::Isolated,
-        Profile::Meta,
-        Profile::MetaAnything,
-        Profile::FleetKills,
-        Profile::FleetPauses,
-        Profile::FleetCuts,
-        Profile::FleetRegister,
-        Profile::FleetLate,
-        Profile::FleetFrozen,
-        Profile::Doors,
-        Profile::DoorsCut,
-    ];
-
-    /// Whether clients speak the meta protocol.
-    pub(super) fn is_meta(self) -> bool {
-        matches!(self, Profile::Meta | Profile::MetaAnything)
-    }
-
-    /// Whether there are several proxies at once.
-    pub(super) fn has_fleet(self) -> bool {
-        use Profile::{FleetCuts, FleetFrozen, FleetKills, FleetLate, FleetPauses, FleetRegister};
-        self.passes_on()
-            || matches!(self, FleetKills | FleetPauses | FleetCuts | FleetRegister | FleetLate | FleetFrozen)
-    }
-
-    /// Whether clients use all of them.
-    pub(super) fn passes_on(self) -> bool {
-        matches!(self, Profile::Doors | Profile::DoorsCut)
-    }
-
-    /// Whether `SERVER_ERROR` is an answer that a client may get.
-    fn allows_errors(self) -> bool {
-        !matches!(
-            self,
-            Profile::Single
-                | Profile::Evictions
-                | Profile::Refusals
-                | Profile::Names
-                | Profile::Overload
-                | Profile::Expiry
-                | Profile::Meta
-        )
-    }
-}
-
-/// What cuts an adoption off.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum CutOff {
-    /// Proxies end, cleanly or not.
-    Proxies,
-    /// One node fails, and keeps its memory.
-    Node,
-    /// One node dies.
-    Death,
-    /// The proxy and a node at once, which keeps its memory.
-    Both,
-    /// The proxy and a node at once, which dies: what survives is not promised.
-    BothDeath,
-    /// Proxies and nodes, again and again: as before.
-    Anything,
-}
-
-impl CutOff {
-    const ALL: [CutOff; 6] =
-        [CutOff::Proxies, CutOff::Node, CutOff::Death, CutOff::Both, CutOff::BothDeath, CutOff::Anything];
-}
-
 /// What came of a world.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Report {
@@ -203,25 +53,6 @@ pub(super) struct Report {
     pub(super) unjudged: u64,
     /// Virtual time that it took.
     pub(super) lasted: Duration,
-}
-
-/// What proxies stand on.
-#[derive(Clone)]
-pub(super) struct Ground {
-    pub(super) net: Arc<Net>,
-    pub(super) settings: Settings,
-    pub(super) topology: Arc<Topology>,
-    pub(super) doors: Doors,
-}
-
-/// A proxy that runs.
-pub(super) struct Proxy {
-    id: u32,
-    tasks: Vec<JoinHandle<()>>,
-    /// The workers, and last the control plane.
-    parts: Vec<Scheduled>,
-    pub(super) shutdown: CancellationToken,
-    probes: CancellationToken,
 }
 
 /// A world in the making.
@@ -298,49 +129,14 @@ impl World {
         let history = History::new();
         let doors = Doors::default();
         let cut_off = (profile == Profile::Adoption).then(|| CutOff::ALL[rng.random_range(0..CutOff::ALL.len())]);
-        let hot = rng.random_range(1..5);
-        let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
-        keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
-        let crowded = matches!(profile, Profile::Evictions | Profile::HalfFilled);
-        if crowded {
-            // A repair or a copy is disturbed only where many write one key.
-            keys = vec!["n0".into()];
-        }
-        if profile == Profile::Expiry {
-            keys = (0..rng.random_range(8..16)).map(|i| format!("e{i}")).collect();
-            net.let_clocks_drift(&mut rng);
-        }
-        if profile.is_meta() {
-            keys = (0..rng.random_range(1..4)).map(|i| format!("m{i}")).collect();
-            keys.extend((0..rng.random_range(0..3)).map(|i| format!("a{i}")));
-        }
-        let habits = Habits {
-            keys,
-            think_ms: match profile {
-                _ if crowded => 8,
-                // Of each key there are more states than of others.
-                Profile::MetaAnything => rng.random_range(150..400),
-                _ => rng.random_range(20..150),
-            },
-            flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders | Profile::BothDown)
-                && !crowded
-                && profile != Profile::Expiry
-                && rng.random_ratio(1, 3),
-            errors_allowed: profile.allows_errors(),
-            gives_up: profile.has_fleet().then(|| Duration::from_millis(rng.random_range(200..1_500))),
-            is_passed_on: profile.passes_on(),
-        };
+        let habits = habits(&mut rng, profile, &net);
         let operator = Client::new(
             0,
             SmallRng::seed_from_u64(rng.random()),
-            Habits {
-                keys: habits.keys.iter().cloned().chain((0..12).map(|i| format!("cold{i}"))).collect(),
-                ..habits.clone()
-            },
+            Habits { keys: habits.keys.iter().cloned().chain(cold_keys()).collect(), ..habits.clone() },
             history.clone(),
             doors.clone(),
         );
-        let (orphans, twice) = (Vec::new(), Vec::new());
         let agreed = (profile == Profile::Isolated).then(|| Agreed::new(&mut rng));
         let ground =
             Ground { net: net.clone(), settings: settings.clone(), topology: topology.clone(), doors: doors.clone() };
@@ -359,15 +155,14 @@ impl World {
             operator,
             habits,
             cut_off,
-            orphans,
-            twice,
+            orphans: Vec::new(),
+            twice: Vec::new(),
         }
     }
 
     /// Both nodes of every pair hold items before any proxy has seen them.
     fn prefill(&mut self) {
-        let cold: Vec<String> = (0..12).map(|i| format!("cold{i}")).collect();
-        let keys: Vec<String> = self.habits.keys.iter().chain(&cold).cloned().collect();
+        let keys: Vec<String> = self.habits.keys.iter().cloned().chain(cold_keys()).collect();
         for (i, key) in keys.into_iter().enumerate() {
             let value = |place: Place| {
                 let number = 1_000_000_000 * (1 + place as u64) + 1_000 * i as u64;
@@ -637,65 +432,44 @@ impl World {
     }
 }
 
-impl Ground {
-    /// The very code of the daemon, on this thread: by its number, and on which machine.
-    pub(super) fn start(
-        &self,
-        (id, machine): (u32, usize),
-        losses: Arc<dyn Losses>,
-        process: Option<&Arc<Process>>,
-    ) -> Proxy {
-        let timeout = self.settings.timeout.max(self.settings.probe_timeout);
-        let addresses = Arc::new(Addresses::new(self.topology.nodes().map(|node| self.topology.addr(node))));
-        let names = Names { addresses: addresses.clone(), resolver: Arc::new(SimResolver(self.net.clone())) };
-        let dialer = Arc::new(SimDialer { net: self.net.clone(), proxy: id, machine, timeout, addresses });
-        let assembly = Assembly::new(self.settings.clone(), self.topology.clone(), (dialer, names, losses));
-        let shutdown = CancellationToken::new();
-        let (mut tasks, mut doors, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut run = |worker: bool, work: LocalBoxFuture<'static, ()>| {
-            parts.push(Scheduled::default());
-            let work = parts[parts.len() - 1].clone().run(worker, work);
-            tasks.push(match process {
-                Some(process) => spawn_local(process.clone().run(Needs::Lease, work)),
-                None => spawn_local(work),
-            });
-        };
-        for worker in assembly.workers {
-            let (door, streams) = unbounded_channel();
-            doors.push(door);
-            let shutdown = shutdown.clone();
-            let work = async move {
-                // As in the daemon, whatever a worker leaves behind ends with it.
-                let local = LocalSet::new();
-                local.run_until(worker.run(vec![Listener::Memory(streams)], shutdown)).await;
-            };
-            run(true, work.boxed_local());
-        }
-        let control =
-            async move { assembly.cluster.run(assembly.events).await.expect("it is of this fleet, or of none") };
-        run(false, control.boxed_local());
-        self.doors.borrow_mut().insert(id, doors);
-        Proxy { id, tasks, parts, shutdown, probes: assembly.probes }
-    }
+/// Keys that no client is busy with: the operator alone writes and reads them.
+fn cold_keys() -> impl Iterator<Item = String> {
+    (0..12).map(|i| format!("cold{i}"))
 }
 
-impl Proxy {
-    /// Its tasks have ended. Returns whether one has panicked.
-    pub(super) async fn have_stopped(&mut self) -> bool {
-        let mut panicked = false;
-        // (Whoever waits may be cut off, and wait again.)
-        while let Some(task) = self.tasks.last_mut() {
-            panicked |= task.await.is_err_and(|error| error.is_panic());
-            self.tasks.pop();
-        }
-        panicked
+/// What clients do, by what is to be found out.
+fn habits(rng: &mut SmallRng, profile: Profile, net: &Net) -> Habits {
+    let hot = rng.random_range(1..5);
+    let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();
+    keys.extend((0..rng.random_range(0..3)).map(|i| format!("n{i}")));
+    let crowded = matches!(profile, Profile::Evictions | Profile::HalfFilled);
+    if crowded {
+        // A repair or a copy is disturbed only where many write one key.
+        keys = vec!["n0".into()];
     }
-
-    /// All of it ends at once.
-    pub(super) async fn end(mut self) -> bool {
-        self.probes.cancel();
-        self.tasks.iter().for_each(JoinHandle::abort);
-        self.have_stopped().await
+    if profile == Profile::Expiry {
+        keys = (0..rng.random_range(8..16)).map(|i| format!("e{i}")).collect();
+        net.let_clocks_drift(rng);
+    }
+    if profile.is_meta() {
+        keys = (0..rng.random_range(1..4)).map(|i| format!("m{i}")).collect();
+        keys.extend((0..rng.random_range(0..3)).map(|i| format!("a{i}")));
+    }
+    Habits {
+        keys,
+        think_ms: match profile {
+            _ if crowded => 8,
+            // Of each key there are more states than of others.
+            Profile::MetaAnything => rng.random_range(150..400),
+            _ => rng.random_range(20..150),
+        },
+        flushes: !matches!(profile, Profile::Stranger | Profile::TwoLeaders | Profile::BothDown)
+            && !crowded
+            && profile != Profile::Expiry
+            && rng.random_ratio(1, 3),
+        errors_allowed: profile.allows_errors(),
+        gives_up: profile.has_fleet().then(|| Duration::from_millis(rng.random_range(200..1_500))),
+        is_passed_on: profile.passes_on(),
     }
 }
 
